@@ -1,0 +1,376 @@
+"""The configuration: every section typed and checked, read from YAML, changed by `key=value` overrides.
+
+Imports no torch, so that the command line can refuse a wrong config in a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from atlas.errors import InputError, did_you_mean
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "train_config.yaml"
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+def _default_name(name: str) -> BeforeValidator:
+    """In a section that comes in several kinds, the kind that is meant where `name` is left out."""
+    return BeforeValidator(lambda v: {"name": name, **v} if isinstance(v, dict) else v)
+
+
+# ---- data ------------------------------------------------------------------------------------------------
+
+
+class RecordConfig(Section):
+    """The demonstrations recorded when `data.path` is the default one and absent."""
+
+    env: Literal["cubes"] = "cubes"
+    episodes: Annotated[int, Field(ge=2, lt=10**5)] = 300
+    seed: Annotated[int, Field(ge=0, lt=10**6)] = 0
+    image_size: Annotated[int, Field(ge=16, le=1024)] = 64
+
+
+class AugmentConfig(Section):
+    """Random changes of training images; each is a pure function of (seed, epoch, sample)."""
+
+    shift: Annotated[float, Field(ge=0, lt=0.5)] = 0.05  # of the image's size, in both directions
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    saturation: Annotated[float, Field(ge=0, lt=1)] = 0.2
+
+
+class DataConfig(Section):
+    path: str = "data/cubes"
+    record: RecordConfig = RecordConfig()
+    batch_size: Positive = 64  # samples a process
+    num_workers: NotNegative = 1
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    cameras: list[str] | None = None  # null: all of the dataset's
+    image_size: Annotated[int, Field(ge=16, le=1024)] = 64
+    action_horizon: Positive = 8  # H: actions predicted at once
+    # Which way up the source stores its images; auto: as its format has it. See atlas/data/orientation.py.
+    orientation: Literal["auto", "upright", "upside_down", "rotated_180", "mirrored"] = "auto"
+    drop_noops: bool = False
+    augment: AugmentConfig = AugmentConfig()
+
+
+# ---- model -----------------------------------------------------------------------------------------------
+
+
+class KeypointVisionConfig(Section):
+    """A small convolutional net whose last maps become keypoints: positions, not only features."""
+
+    name: Literal["keypoints"] = "keypoints"
+    width: Positive = 32
+    keypoints: Positive = 64
+
+
+class VGGTVisionConfig(Section):
+    """VGGT's alternating-attention aggregator, trained from scratch in a small form."""
+
+    name: Literal["vggt"] = "vggt"
+    stem: Literal["conv", "patch", "keypoints"] = "conv"
+    embed_dim: Positive = 128
+    depth: Positive = 2
+    num_heads: Positive = 4
+    num_register_tokens: NotNegative = 4
+    patch_size: Positive = 16
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    rope_freq: Annotated[float, Field(gt=0)] = 100.0
+
+
+class BytesLanguageConfig(Section):
+    """A small transformer over the instruction's bytes, trained from scratch."""
+
+    name: Literal["bytes"] = "bytes"
+    dim: Positive = 64
+    layers: Positive = 2
+    heads: Positive = 4
+    max_length: Positive = 128
+
+
+class HuggingFaceLanguageConfig(Section):
+    """A pretrained text encoder from the Hugging Face hub, or from a folder."""
+
+    name: Literal["huggingface"] = "huggingface"
+    pretrained: str
+    freeze: bool = True
+    max_length: Positive = 128
+
+
+class FusionConfig(Section):
+    """Action queries that attend to the tokens of vision, language and proprio."""
+
+    name: Literal["queries"] = "queries"
+    dim: Positive = 256
+    layers: Positive = 2
+    heads: Positive = 4
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    dropout: Probability = 0.0
+    proprio_dropout: Probability = 0.0
+
+
+class RegressionHeadConfig(Section):
+    """The whole chunk at once: the pose by regression, the gripper as a logit."""
+
+    name: Literal["regression"] = "regression"
+    pose_loss: Literal["l1", "mse", "smooth_l1"] = "l1"
+    pose_weight: Weight = 1.0
+    gripper_weight: Weight = 0.1
+
+
+class ProcessorConfig(Section):
+    """How actions and proprio are scaled for the network, from the training episodes' statistics."""
+
+    action_normalization: Literal["quantiles", "mean_std", "min_max"] = "quantiles"
+    proprio_normalization: Literal["quantiles", "mean_std", "min_max"] = "mean_std"
+
+
+VisionConfig = Annotated[
+    KeypointVisionConfig | VGGTVisionConfig, Field(discriminator="name"), _default_name("keypoints")
+]
+LanguageConfig = Annotated[
+    BytesLanguageConfig | HuggingFaceLanguageConfig, Field(discriminator="name"), _default_name("bytes")
+]
+
+
+class ModelConfig(Section):
+    vision: VisionConfig = KeypointVisionConfig()
+    language: LanguageConfig = BytesLanguageConfig()
+    fusion: FusionConfig = FusionConfig()
+    head: RegressionHeadConfig = RegressionHeadConfig()
+    processor: ProcessorConfig = ProcessorConfig()
+
+
+# ---- training --------------------------------------------------------------------------------------------
+
+
+class TrainingConfig(Section):
+    max_steps: Positive | None = 3000  # optimizer steps; or num_epochs
+    num_epochs: Positive | None = None
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Weight = 0.01
+    warmup_steps: NotNegative = 100
+    gradient_accumulation_steps: Positive = 1
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on GPUs that have it, else fp32
+    log_interval: Positive = 20
+    val_interval: Positive = 500
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no averaging of the weights
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingConfig:
+        if (self.max_steps is None) == (self.num_epochs is None):
+            state = "neither is set" if self.max_steps is None else "both are set"
+            raise ValueError(f"max_steps and num_epochs: {state}; set one, and the other to null")
+        return self
+
+
+class CheckpointConfig(Section):
+    save_interval: Positive = 1000
+    keep_last_n: Positive = 3  # besides the best one
+
+
+class ModelManagementConfig(Section):
+    best_model_metric: str = "auto"  # auto: eval/success_rate when there are rollouts, else val/loss
+    best_model_mode: Literal["auto", "max", "min"] = "auto"
+
+
+class EvaluationConfig(Section):
+    """Closed-loop episodes in a simulator: during training (to choose the best checkpoint) and at the end."""
+
+    env: str = "auto"  # auto: the world that the data was recorded in, where there is an adapter for it; none
+    episodes: NotNegative = 20  # at each evaluation during training; 0: no rollouts
+    interval: Positive = 1000  # optimizer steps
+    final_episodes: NotNegative = 50  # of the best checkpoint, after training
+    video: NotNegative = 4  # episodes filmed in the final evaluation
+    execute: Positive = 4  # actions of each predicted chunk that are executed
+    workers: Positive | None = None  # environment processes a rank; null: one a core
+
+
+# ---- running ---------------------------------------------------------------------------------------------
+
+
+class LoggingConfig(Section):
+    exit_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0  # the longest that a tracker may hold the exit
+
+
+class WandbConfig(Section):
+    enabled: bool = False
+    project: str = "atlas-vla"
+    entity: str | None = None
+    name: str | None = None  # null: run_name
+    tags: list[str] = []
+    notes: str | None = None
+    save_code: bool = False
+    resume: Literal["allow", "must", "never", "auto"] = "allow"
+    mode: Literal["online", "offline", "disabled"] = "online"
+    group: str | None = None
+    system_stats: bool = True
+
+
+class DistributedConfig(Section):
+    mode: Literal["auto", "single", "multi"] = "auto"  # auto: all visible GPUs, or one CPU process
+    gpus: Positive | None = None  # processes; with cpu: true, CPU processes
+    gpu_ids: list[NotNegative] | None = None
+    cpu: bool = False
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> DistributedConfig:
+        if self.mode == "single" and (self.gpus or 1) > 1:
+            raise ValueError(f"mode is 'single' and gpus is {self.gpus}; use mode 'multi', or gpus 1")
+        if self.cpu and self.gpu_ids:
+            raise ValueError("cpu is true and gpu_ids are given; set one of them")
+        if self.gpu_ids is not None and self.gpus is not None and len(self.gpu_ids) != self.gpus:
+            raise ValueError(f"gpus is {self.gpus} and gpu_ids names {len(self.gpu_ids)}; give one, or make them agree")
+        return self
+
+
+class Config(Section):
+    run_name: str | None = None  # null: made of dataset, head, learning rate and time
+    output_dir: str = "outputs"
+    seed: Annotated[int, Field(ge=0, lt=10**6)] = 0
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    logging: LoggingConfig = LoggingConfig()
+    wandb: WandbConfig = WandbConfig()
+    model_management: ModelManagementConfig = ModelManagementConfig()
+    distributed: DistributedConfig = DistributedConfig()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Config:
+        if self.evaluation.execute > self.data.action_horizon:
+            raise ValueError(
+                f"evaluation.execute is {self.evaluation.execute} and data.action_horizon is "
+                f"{self.data.action_horizon}; at most the predicted actions can be executed"
+            )
+        if self.run_name is not None and (not self.run_name or "/" in self.run_name or self.run_name.startswith(".")):
+            raise ValueError(f"run_name '{self.run_name}' must be usable as a folder's name")
+        return self
+
+
+# ---- reading and writing ---------------------------------------------------------------------------------
+
+
+def load_config(source: str | Path | Config | dict[str, Any] | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a config from a YAML file (None: the default one), a mapping or a Config, with overrides on top.
+
+    overrides: 'key=value' with dotted keys, values as YAML: 'training.learning_rate=3e-4', 'data.cameras=[agentview]'.
+    Raises InputError that names the key, and the nearest valid one where it is unknown.
+    """
+    name = "the config"
+    if isinstance(source, Config):
+        values = source.model_dump()
+    elif isinstance(source, dict):
+        values = yaml.safe_load(yaml.safe_dump(source))
+    else:
+        path = Path(source) if source is not None else DEFAULT_CONFIG
+        name = str(path)
+        values = _read_yaml(path)
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_config(values, name)
+
+
+def parse_config(values: dict[str, Any], name: str = "the config") -> Config:
+    """A checked Config of plain values; `name` says in messages where they are from. Raises InputError."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(values, dict(problem)) for problem in error.errors()]
+        raise InputError(f"In {name}: " + "\n".join(problems)) from None
+
+
+def dump_yaml(config: Config) -> str:
+    """The whole config, defaults included, as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def config_schema() -> dict[str, Any]:
+    """The JSON schema of the config file, for editors."""
+    return Config.model_json_schema()
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"The config file {path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"The config file {path} is not a text file.") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"The config file {path} is not valid YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"The config file {path} must hold sections such as 'data:', it holds a {type(values)}.")
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"'{override}' is not an override; it should be key=value, such as training.max_steps=100.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"The value in '{override}' is not valid YAML: {error}") from None
+    *sections, last = key.split(".")
+    place = values
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise InputError(f"'{override}': '{section}' is a value and has no keys below it.")
+    place[last] = value
+
+
+def _explain(values: dict[str, Any], problem: dict[str, Any]) -> str:
+    """One line for one of pydantic's complaints, in the words of the file."""
+    # A union's location holds the chosen member's tag, which is no key of the file.
+    location = [part for i, part in enumerate(problem["loc"]) if not _is_tag(values, problem["loc"], i)]
+    key = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(problem["loc"][:-1])
+        return f"unknown key '{key}'.{did_you_mean(str(location[-1]), known)} Known here: {', '.join(sorted(known))}."
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    given = "" if isinstance(problem["input"], dict | BaseModel) else f" (given: {problem['input']!r})"
+    return f"'{key}': {message}{given}" if key else f"{message}{given}"
+
+
+def _is_tag(values: Any, location: Sequence[Any], position: int) -> bool:
+    for part in location[:position]:
+        if isinstance(values, dict) and part in values:
+            values = values[part]
+    return isinstance(values, dict) and location[position] not in values and values.get("name") == location[position]
+
+
+def _known_keys(location: Sequence[Any]) -> list[str]:
+    """The keys of the section at a location, found by walking the models."""
+    section: Any = Config
+    for part in location:
+        if isinstance(section, type) and issubclass(section, BaseModel) and part in section.model_fields:
+            annotation = section.model_fields[part].annotation
+            members = getattr(annotation, "__args__", None)
+            section = list(members) if members else annotation
+        elif isinstance(section, list):  # a union: the part is the tag of the chosen member
+            section = next((m for m in section if m.model_fields["name"].default == part), section[0])
+    return list(section.model_fields) if isinstance(section, type) and issubclass(section, BaseModel) else []

@@ -1,0 +1,72 @@
+"""The contract of every dataset format, and the form in which episodes are recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from atlas.types import ActionSpec
+
+
+class Episode(Protocol):
+    """One demonstration of T frames: the observation at t precedes the action at t."""
+
+    instruction: str
+    actions: np.ndarray  # float32 [T, A], in the ActionSpec's units
+    proprio: np.ndarray  # float32 [T, P]
+    rewards: np.ndarray | None  # float32 [T]
+    success: bool | None
+    sim_states: np.ndarray | None  # float64 [T, D]
+    init_state: np.ndarray | None  # float64 [D]
+    model_xml: str | None
+
+    def __len__(self) -> int: ...
+
+    def images(self, camera: str, frames: Sequence[int]) -> np.ndarray:
+        """uint8 [n, H, W, 3], upright, in the order of `frames`; no other frame is read."""
+        ...
+
+
+class EpisodeDataset(Protocol):
+    """A collection of episodes; the same for every format on disk."""
+
+    path: Path
+    format: str
+    tasks: list[str]  # the distinct instructions
+    cameras: list[str]
+    fps: float
+    action_spec: ActionSpec
+    proprio_dim: int
+    environment: str | None  # the name of the world it was recorded in, where Atlas has an adapter for it
+    lengths: np.ndarray  # int64 [episodes], frames
+    task_of: np.ndarray  # int64 [episodes], index into tasks
+
+    def __len__(self) -> int: ...
+
+    def episode(self, index: int) -> Episode: ...
+
+    def image_size(self, camera: str) -> tuple[int, int]:
+        """Height and width of a camera's stored images."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A short hash that changes when the data does."""
+        ...
+
+
+@dataclass
+class RecordedEpisode:
+    """One episode as a recorder delivers it. T frames; images upright."""
+
+    instruction: str
+    images: dict[str, np.ndarray]  # {camera: uint8 [T, H, W, 3]}
+    proprio: np.ndarray  # float32 [T, 8]: eef position 3, axis-angle 3, finger positions 2
+    joints: np.ndarray  # float64 [T, 7]
+    actions: np.ndarray  # float64 [T, 7]
+    rewards: np.ndarray  # float32 [T]
+    sim_states: np.ndarray  # float64 [T, D]
+    model_xml: str

@@ -1,0 +1,84 @@
+"""The contract between policies and worlds: simulators, real robots and sockets are adapters of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from atlas.errors import InputError, did_you_mean
+from atlas.types import ActionSpec, Observation
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """What an environment offers; the same for all its episodes."""
+
+    name: str
+    instructions: tuple[str, ...]
+    cameras: tuple[str, ...]
+    image_size: tuple[int, int]  # height, width
+    proprio_dim: int
+    horizon: int  # steps after which an episode is truncated
+    action_spec: ActionSpec = field(default_factory=ActionSpec)
+
+
+@dataclass
+class StepResult:
+    """What one step gives. `observation` is None where the caller said that it needs none."""
+
+    observation: Observation | None
+    reward: float
+    terminated: bool
+    truncated: bool
+    success: bool
+
+    @property
+    def done(self) -> bool:
+        return self.terminated or self.truncated
+
+
+class Environment(Protocol):
+    """A world with episodes. Images are upright; an adapter turns its source's orientation into that."""
+
+    spec: EnvironmentSpec
+
+    def reset(
+        self, *, seed: int | None = None, instruction: str | None = None, init_state: np.ndarray | None = None
+    ) -> Observation:
+        """Begin an episode. With `seed` the start is a pure function of (seed, instruction); with `init_state`
+        (what `get_state` gave at a start) it is that very state. Without `instruction` the seed picks one."""
+        ...
+
+    def step(self, action: np.ndarray, observe: bool = True) -> StepResult:
+        """Apply one action [A] in the ActionSpec's units. `observe=False` saves the rendering."""
+        ...
+
+    def get_state(self) -> np.ndarray:
+        """The simulator's state, float64 [D]."""
+        ...
+
+    def set_state(self, state: np.ndarray) -> Observation:
+        """Put the simulator into a state of `get_state` and observe it."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def environment_names() -> tuple[str, ...]:
+    """The names `make_environment` takes."""
+    return ("cubes",)
+
+
+def make_environment(name: str, image_size: int = 128) -> Environment:
+    """Build an environment by name, its cameras giving square images of `image_size` pixels.
+
+    Raises InputError for an unknown name or where the environment's packages are not installed.
+    """
+    if name == "cubes":
+        from atlas.rollout.cubes import CubesEnvironment
+
+        return CubesEnvironment(image_size=image_size)
+    known = environment_names()
+    raise InputError(f"Unknown environment '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
