@@ -82,7 +82,10 @@ class VGGTVisionConfig(Section):
     """VGGT's alternating-attention aggregator, trained from scratch in a small form."""
 
     name: Literal["vggt"] = "vggt"
-    stem: Literal["conv", "patch", "keypoints"] = "conv"
+    stem: Literal["keypoints", "conv", "patch"] = "keypoints"
+    stem_width: Positive = 16  # channels of the keypoint stem's first convolution
+    keypoints: Positive = 32  # of each view; keypoint stem only
+    keypoint_groups: Positive = 8  # tokens of each view; keypoint stem only
     embed_dim: Positive = 128
     depth: Positive = 2
     num_heads: Positive = 4
@@ -90,6 +93,14 @@ class VGGTVisionConfig(Section):
     patch_size: Positive = 16
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     rope_freq: Annotated[float, Field(gt=0)] = 100.0
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> VGGTVisionConfig:
+        if self.keypoints % self.keypoint_groups:
+            raise ValueError(f"keypoints is {self.keypoints}, not a multiple of keypoint_groups {self.keypoint_groups}")
+        if self.embed_dim % (4 * self.num_heads):
+            raise ValueError(f"embed_dim is {self.embed_dim}; it must be a multiple of 4 x num_heads ({self.num_heads})")
+        return self
 
 
 class BytesLanguageConfig(Section):
@@ -198,6 +209,7 @@ class EvaluationConfig(Section):
     final_episodes: NotNegative = 50  # of the best checkpoint, after training
     video: NotNegative = 4  # episodes filmed in the final evaluation
     execute: Positive = 4  # actions of each predicted chunk that are executed
+    ensemble: Annotated[float, Field(ge=0)] | None = None  # temporal ensembling's weight; null: off
     workers: Positive | None = None  # environment processes a rank; null: one a core
 
 
@@ -339,6 +351,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
             raise InputError(f"'{override}': '{section}' is a value and has no keys below it.")
+    if sections[:1] == ["model"] and last == "name" and place.get("name") != value:
+        place.clear()  # another kind of part: the settings of the old one are not its own
     place[last] = value
 
 

@@ -76,7 +76,7 @@ class Batch:
     actions: torch.Tensor | None = None  # float32 [B, H, A], in the ActionSpec's units
     action_is_pad: torch.Tensor | None = None  # bool [B, H], true past the end of the episode
     index: torch.Tensor | None = None  # int64 [B], the sample's place in its dataset
-    epoch: int = 0
+    epoch: torch.Tensor | None = None  # int64 [B], how often the data was gone through before
 
     def __len__(self) -> int:
         return len(self.instruction)

@@ -20,6 +20,7 @@ class CameraRenderer:
     def __init__(self, model: Any, data: Any, size: int, hidden_groups: tuple[int, ...] = (0,)) -> None:
         import mujoco
 
+        self.size = size
         model.vis.quality.offsamples = 0
         model.vis.global_.offwidth = model.vis.global_.offheight = size
         self._model, self._data = model, data

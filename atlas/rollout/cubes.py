@@ -26,6 +26,19 @@ SETTLE_STEPS = 2  # the cubes start a hair above the table
 ARM_NOISE_RAD = 0.02  # standard deviation of the arm's starting joint angles
 
 
+def cubes_spec(image_size: int) -> EnvironmentSpec:
+    """What this world offers, known without starting it."""
+    return EnvironmentSpec(
+        name="cubes",
+        instructions=INSTRUCTIONS,
+        cameras=tuple(CAMERAS),
+        image_size=(image_size, image_size),
+        proprio_dim=8,
+        horizon=HORIZON,
+        action_spec=ActionSpec(),
+    )
+
+
 class CubesEnvironment:
     """Two cubes at random places and yaws; success is the named cube lifted by 4 cm.
 
@@ -44,15 +57,7 @@ class CubesEnvironment:
                 f"The environment 'cubes' needs the simulator ({error.name} is missing): pip install 'atlas-vla[sim]'"
             ) from None
 
-        self.spec = EnvironmentSpec(
-            name="cubes",
-            instructions=INSTRUCTIONS,
-            cameras=tuple(CAMERAS),
-            image_size=(image_size, image_size),
-            proprio_dim=8,
-            horizon=HORIZON,
-            action_spec=ActionSpec(),
-        )
+        self.spec = cubes_spec(image_size)
         # robosuite is left with physics and control. Rendering is done here, only when an observation is asked for.
         self._env = robosuite.make(
             "Stack",
@@ -75,6 +80,7 @@ class CubesEnvironment:
         self._cubes = [(self._env.cubeA, self._env.cubeA_body_id), (self._env.cubeB, self._env.cubeB_body_id)]
 
         self._renderer = CameraRenderer(self._model, self._data, image_size)
+        self._picture: CameraRenderer | None = None
 
         self._instruction = INSTRUCTIONS[0]
         self._target = 0
@@ -135,8 +141,16 @@ class CubesEnvironment:
         self._restart_controller()
         return self._observe()
 
+    def picture(self, size: int) -> np.ndarray:
+        """The table as `agentview` sees it."""
+        if self._picture is None or self._picture.size != size:
+            self._picture = CameraRenderer(self._model, self._data, size)
+        return self._picture.render("agentview")
+
     def close(self) -> None:
         self._renderer.close()
+        if self._picture is not None:
+            self._picture.close()
         self._env.close()
 
     # ---- what the scripted expert and the recorder may know ----------------------------------------------

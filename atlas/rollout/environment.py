@@ -63,6 +63,10 @@ class Environment(Protocol):
         """Put the simulator into a state of `get_state` and observe it."""
         ...
 
+    def picture(self, size: int) -> np.ndarray:
+        """The present state as people look at it: uint8 [size, size, 3]."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -71,14 +75,22 @@ def environment_names() -> tuple[str, ...]:
     return ("cubes",)
 
 
+def environment_spec(name: str, image_size: int = 128) -> EnvironmentSpec:
+    """What an environment offers, without starting it. Raises InputError for an unknown name."""
+    if name == "cubes":
+        from atlas.rollout.cubes import cubes_spec
+
+        return cubes_spec(image_size)
+    known = environment_names()
+    raise InputError(f"Unknown environment '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+
+
 def make_environment(name: str, image_size: int = 128) -> Environment:
-    """Build an environment by name, its cameras giving square images of `image_size` pixels.
+    """Start an environment by name, its cameras giving square images of `image_size` pixels.
 
     Raises InputError for an unknown name or where the environment's packages are not installed.
     """
-    if name == "cubes":
-        from atlas.rollout.cubes import CubesEnvironment
+    environment_spec(name)  # the one place that knows the names
+    from atlas.rollout.cubes import CubesEnvironment
 
-        return CubesEnvironment(image_size=image_size)
-    known = environment_names()
-    raise InputError(f"Unknown environment '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+    return CubesEnvironment(image_size=image_size)

@@ -1,10 +1,24 @@
-"""Worker processes for simulation."""
+"""Environments in processes of their own, so that several episodes run at once."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import numpy as np
+
+from atlas.errors import InputError
+from atlas.rollout.environment import make_environment
+from atlas.types import Observation
+
+_FILM_SIZE = 256  # pixels of a filmed frame
 
 
 @contextmanager
@@ -24,3 +38,121 @@ def single_threaded() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@dataclass
+class Segment:
+    """What a worker reports after a reset or after some actions."""
+
+    observation: Observation | None  # None when the episode is over
+    reward: float  # of these steps, summed
+    steps: int
+    done: bool
+    success: bool
+    frames: list[np.ndarray]  # filmed pictures uint8 [size, size, 3], one a step
+
+
+class EnvironmentPool:
+    """`size` worker processes with an environment each; a worker is given to one episode at a time.
+
+    Use as a context manager or call `close`. Raises InputError when an environment cannot be made, RuntimeError with
+    the worker's own traceback when one fails.
+    """
+
+    def __init__(self, name: str, image_size: int, size: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connections: list[Connection] = []
+        self._processes: list[Any] = []
+        with single_threaded():
+            for _ in range(size):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs, name, image_size), daemon=True)
+                process.start()
+                theirs.close()
+                self._connections.append(ours)
+                self._processes.append(process)
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def __enter__(self) -> EnvironmentPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def reset(self, worker: int, seed: int, instruction: str, film: bool) -> None:
+        """Begin an episode on a worker; the answer comes through `ready`."""
+        self._connections[worker].send(("reset", seed, instruction, film))
+
+    def run(self, worker: int, actions: np.ndarray) -> None:
+        """Execute actions [n, A] on a worker, until the episode ends; the answer comes through `ready`."""
+        self._connections[worker].send(("run", actions))
+
+    def ready(self) -> dict[int, Segment]:
+        """Wait for at least one worker's answer; returns those that are there."""
+        done = wait(self._connections)
+        answers = {}
+        for worker, connection in enumerate(self._connections):
+            if connection in done:
+                try:
+                    kind, value = connection.recv()
+                except EOFError:
+                    code = self._processes[worker].exitcode
+                    raise RuntimeError(f"an environment process ended unexpectedly (exit code {code})") from None
+                if kind == "input error":
+                    raise InputError(value)
+                if kind == "error":
+                    raise RuntimeError(f"an environment process failed:\n{value}")
+                answers[worker] = value
+        return answers
+
+    def close(self) -> None:
+        """End the processes."""
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            process.join(timeout=10)
+            if process.is_alive():
+                process.terminate()
+        self._connections, self._processes = [], []
+
+
+def _serve(connection: Connection, name: str, image_size: int) -> None:
+    """A worker's life: make the environment, then answer until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    try:
+        env = make_environment(name, image_size)
+    except InputError as error:
+        connection.send(("input error", str(error)))
+        return
+    film = False
+    try:
+        while True:
+            kind, *arguments = connection.recv()
+            if kind == "reset":
+                seed, instruction, film = arguments
+                observation = env.reset(seed=seed, instruction=instruction)
+                frames = [env.picture(_FILM_SIZE)] if film else []
+                answer = Segment(observation, 0.0, 0, False, False, frames)
+            else:
+                answer = _run(env, arguments[0], film)
+            connection.send(("segment", answer))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the other end is closed: the work is done
+    except Exception:
+        connection.send(("error", traceback.format_exc()))
+    finally:
+        env.close()
+
+
+def _run(env: Any, actions: np.ndarray, film: bool) -> Segment:
+    reward, frames = 0.0, []
+    for number, action in enumerate(actions):
+        result = env.step(action, observe=number == len(actions) - 1)
+        reward += result.reward
+        if film:
+            frames.append(env.picture(_FILM_SIZE))
+        if result.done:
+            return Segment(None, reward, number + 1, True, result.success, frames)
+    return Segment(result.observation, reward, len(actions), False, False, frames)

@@ -1,0 +1,74 @@
+"""Random changes of training images on the whole batch, each a pure function of (seed, epoch, sample)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from atlas.config import AugmentConfig
+from atlas.data.randomness import uniform
+from atlas.types import Batch
+
+_STREAM = 1  # of random numbers; other uses of the same sample take others
+_NUMBERS_A_VIEW = 5  # two shifts, brightness, contrast, saturation
+
+
+class Augmenter:
+    """Shifts each view by some pixels (the border repeats) and changes its colours."""
+
+    def __init__(self, config: AugmentConfig, seed: int) -> None:
+        self._config, self._seed = config, seed
+
+    def __call__(self, images: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """images float [B, V, 3, H, W] in [0, 1] of `batch`; the same shape and range."""
+        assert batch.index is not None and batch.epoch is not None
+        b, v, _, height, width = images.shape
+        drawn = uniform(self._seed, batch.epoch.cpu().numpy(), batch.index.cpu().numpy(), _STREAM, v * _NUMBERS_A_VIEW)
+        numbers = torch.from_numpy(2 * drawn.reshape(b * v, _NUMBERS_A_VIEW) - 1).float().to(images.device)
+        views = images.flatten(0, 1)  # [B*V, 3, H, W]
+        views = self._shift(views, numbers[:, 0], numbers[:, 1])
+        views = self._colour(views, *numbers[:, 2:].unbind(1))
+        return views.view(b, v, 3, height, width)
+
+    def _shift(self, views: torch.Tensor, down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        n, _, height, width = views.shape
+        most = round(self._config.shift * max(height, width))
+        if most == 0:
+            return views
+        padded = F.pad(views, (most, most, most, most), mode="replicate")
+        top = ((down + 1) / 2 * (2 * most + 1)).long().clamp(0, 2 * most)
+        left = ((right + 1) / 2 * (2 * most + 1)).long().clamp(0, 2 * most)
+        if views.device.type == "cpu":  # slices copy whole rows, which is several times faster there
+            cuts = zip(padded, top.tolist(), left.tolist(), strict=True)
+            return torch.stack([view[:, y : y + height, x : x + width] for view, y, x in cuts])
+        rows = top[:, None] + torch.arange(height, device=views.device)  # [n, H]
+        columns = left[:, None] + torch.arange(width, device=views.device)  # [n, W]
+        picked = torch.arange(n, device=views.device)[:, None, None]
+        return padded.permute(0, 2, 3, 1)[picked, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+    def _colour(
+        self, views: torch.Tensor, brightness: torch.Tensor, contrast: torch.Tensor, saturation: torch.Tensor
+    ) -> torch.Tensor:
+        """Scales brightness, then moves each pixel from its grey value, then from the view's mean grey.
+
+        The three together are one affine map of the colours, x -> matrix @ x + offset, applied in one pass.
+        """
+        config = self._config
+        if not (config.brightness or config.contrast or config.saturation):
+            return views
+        n, _, height, width = views.shape
+        bright, sharp, vivid = (
+            (1 + strength * amount).view(n, 1, 1)
+            for strength, amount in (
+                (config.brightness, brightness),
+                (config.contrast, contrast),
+                (config.saturation, saturation),
+            )
+        )
+        luma = torch.tensor([0.299, 0.587, 0.114], device=views.device)  # ITU-R BT.601
+        grey = luma.expand(3, 3)  # each colour becomes the grey value
+        identity = torch.eye(3, device=views.device)
+        matrix = sharp * bright * (vivid * identity + (1 - vivid) * grey)  # [n, 3, 3]
+        mean = (views.mean((2, 3)) @ luma).view(n, 1, 1)
+        offset = (1 - sharp) * bright * mean
+        return torch.baddbmm(offset, matrix, views.flatten(2)).clamp_(0, 1).view(n, 3, height, width)

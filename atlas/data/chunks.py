@@ -1,0 +1,99 @@
+"""The chunk dataset: an observation at t, the actions t … t+H-1, and which of them lie past the episode's end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from atlas.data.episode import EpisodeDataset
+from atlas.data.geometry import fit_images
+from atlas.data.statistics import ColumnStatistics, DatasetStatistics
+from atlas.errors import InputError
+from atlas.types import Batch
+
+Sample = tuple[int, int]  # epoch, index
+
+
+class ChunkDataset:
+    """Samples of the chosen episodes, one a frame; reads the images of that frame only.
+
+    Asked for many samples at once it gives a whole Batch (`__getitems__`, which torch's loader calls). The numeric
+    columns are held in memory, since the chunk needs neighbours and the statistics need all.
+    """
+
+    def __init__(
+        self,
+        dataset: EpisodeDataset,
+        episodes: np.ndarray,
+        cameras: Sequence[str],
+        image_size: int,
+        horizon: int,
+        source: int = 0,
+    ) -> None:
+        lengths = dataset.lengths[episodes]
+        if horizon > lengths.max(initial=0):
+            raise InputError(
+                f"data.action_horizon is {horizon}, and the longest of the {len(episodes)} episodes of {dataset.path} "
+                f"has {lengths.max(initial=0)} frames; a chunk must fit into an episode."
+            )
+        self._dataset = dataset
+        self._cameras = list(cameras)
+        self._image_size = image_size
+        self._source = source
+        self.horizon = horizon
+        self.episodes = episodes
+        read = [dataset.episode(int(e)) for e in episodes]
+        self._actions = np.concatenate([e.actions for e in read])  # [frames, A]
+        self._proprio = np.concatenate([e.proprio for e in read])  # [frames, P]
+        self._place = np.repeat(np.arange(len(episodes)), lengths)  # which of `episodes` a frame is of
+        self._frame = np.concatenate([np.arange(n) for n in lengths])
+        # How many actions of a frame's chunk lie within the episode.
+        self.valid_steps = np.minimum(horizon, np.repeat(lengths, lengths) - self._frame)
+
+    def __len__(self) -> int:
+        return len(self._frame)
+
+    def __getitem__(self, sample: Sample) -> Batch:
+        return self.__getitems__([sample])
+
+    def __getitems__(self, samples: Sequence[Sample]) -> Batch:
+        index = np.array([i for _, i in samples], np.int64)
+        steps = np.arange(self.horizon)
+        is_pad = steps >= self.valid_steps[index][:, None]  # [B, H]
+        rows = index[:, None] + np.where(is_pad, self.valid_steps[index][:, None] - 1, steps)  # repeats the last one
+        return Batch(
+            images=torch.stack([self._images(int(i)) for i in index]),
+            proprio=torch.from_numpy(self._proprio[index]),
+            instruction=[self.instruction(int(i)) for i in index],
+            source=torch.full((len(index),), self._source),
+            actions=torch.from_numpy(self._actions[rows]),
+            action_is_pad=torch.from_numpy(is_pad),
+            index=torch.from_numpy(index),
+            epoch=torch.tensor([e for e, _ in samples]),
+        )
+
+    def statistics(self) -> DatasetStatistics:
+        """Exact statistics of these episodes' frames."""
+        return DatasetStatistics(
+            source=str(self._dataset.path.name),
+            frames=len(self),
+            episodes=len(self.episodes),
+            action=ColumnStatistics.of(self._actions),
+            proprio=ColumnStatistics.of(self._proprio),
+        )
+
+    def instruction(self, index: int) -> str:
+        """The instruction of a sample."""
+        return self._dataset.tasks[self._dataset.task_of[self.episodes[self._place[index]]]]
+
+    def instructions(self) -> list[str]:
+        """The distinct instructions of these episodes."""
+        return [self._dataset.tasks[task] for task in sorted(set(self._dataset.task_of[self.episodes].tolist()))]
+
+    def _images(self, index: int) -> torch.Tensor:
+        """uint8 [V, 3, size, size]."""
+        episode = self._dataset.episode(int(self.episodes[self._place[index]]))
+        frame = [int(self._frame[index])]
+        return torch.cat([fit_images(episode.images(camera, frame), self._image_size) for camera in self._cameras])

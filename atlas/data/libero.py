@@ -1,0 +1,270 @@
+"""Reads LIBERO's HDF5 demonstrations: a file, a folder of them, or a folder of suites."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from atlas.data.orientation import Orientation, turn_upright
+from atlas.errors import InputError
+from atlas.types import ActionSpec
+
+SOURCE_ORIENTATION: Orientation = "upside_down"  # as robosuite returns them, which is how LIBERO stores them
+_FPS = 20.0
+_ATLAS_WORLDS = ("cubes",)  # env_args names that Atlas has an adapter for
+
+
+@dataclass(frozen=True)
+class _Demo:
+    """Where one episode is: file, group name, and which of its frames are kept."""
+
+    file: int
+    name: str
+    task: int
+    kept: np.ndarray | None  # int64 frames, None for all
+
+
+class LiberoDataset:
+    """Episodes of LIBERO-layout HDF5 files, in the order of file names and then demo numbers.
+
+    Actions are LIBERO's own (the default ActionSpec), so nothing is converted. Proprio [8] is the end effector's
+    position and axis-angle and the two finger positions. Files are opened when they are first read, by each process
+    for itself, and are only scanned for lengths at the start.
+
+    Raises InputError that names the file and the key for a file that is truncated or lacks something.
+    """
+
+    format = "libero-hdf5"
+    fps = _FPS
+    proprio_dim = 8
+
+    def __init__(self, path: Path, orientation: Orientation | None = None, drop_noops: bool = False) -> None:
+        self.path = path
+        self.orientation: Orientation = orientation or SOURCE_ORIENTATION
+        self.action_spec = ActionSpec()
+        self.files = _find_files(path)
+        self.tasks: list[str] = []
+        self.cameras: list[str] = []
+        self.environment: str | None = None
+        self._demos: list[_Demo] = []
+        self._handles: dict[int, h5py.File] = {}
+        self._stored: dict[tuple[int, str], Any] = {}  # (episode, camera): its images, not read yet
+        self._pid = os.getpid()
+        lengths: list[int] = []
+        for number, file in enumerate(self.files):
+            lengths += self._scan(number, file, drop_noops)
+        if not self._demos:
+            raise InputError(f"{path} holds no episodes: its HDF5 files have no data/demo_… groups.")
+        self.lengths = np.array(lengths, np.int64)
+        self.task_of = np.array([demo.task for demo in self._demos], np.int64)
+        self.close()  # workers that are forked from here must not share open files
+
+    def __len__(self) -> int:
+        return len(self._demos)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_handles": {}, "_stored": {}}
+
+    def episode(self, index: int) -> LiberoEpisode:
+        demo = self._demos[index]
+        where = f"{self.files[demo.file]}: data/{demo.name}"
+        return LiberoEpisode(
+            group=lambda: self._group(demo),
+            where=where,
+            instruction=self.tasks[demo.task],
+            kept=demo.kept,
+            stored_images=lambda camera: self._stored_images(index, camera),
+            orientation=self.orientation,
+        )
+
+    def image_size(self, camera: str) -> tuple[int, int]:
+        images = _get(self._group(self._demos[0]), f"obs/{camera}_rgb", str(self.files[0]))
+        return int(images.shape[1]), int(images.shape[2])
+
+    def fingerprint(self) -> str:
+        """Changes with the files' names, sizes, times of change, and how they are read."""
+        digest = hashlib.sha256(repr((self.orientation, int(self.lengths.sum()), self.tasks)).encode())
+        for file in self.files:
+            stat = file.stat()
+            digest.update(repr((file.name, stat.st_size, stat.st_mtime_ns)).encode())
+        return digest.hexdigest()[:16]
+
+    def close(self) -> None:
+        """Close this process's file handles; they open again when needed."""
+        for handle in self._handles.values():
+            handle.close()
+        self._handles.clear()
+        self._stored.clear()
+
+    def _file(self, number: int) -> h5py.File:
+        if self._pid != os.getpid():  # a forked worker: HDF5 handles must not be shared with the parent
+            self._handles, self._stored, self._pid = {}, {}, os.getpid()
+        if number not in self._handles:
+            self._handles[number] = _open(self.files[number])
+        return self._handles[number]
+
+    def _group(self, demo: _Demo) -> h5py.Group:
+        return self._file(demo.file)[f"data/{demo.name}"]
+
+    def _stored_images(self, index: int, camera: str) -> Any:
+        """[T, H, W, 3] as stored: memory-mapped where the file keeps it in one piece, else HDF5's dataset."""
+        if (index, camera) not in self._stored:
+            demo = self._demos[index]
+            images = _get(self._group(demo), f"obs/{camera}_rgb", f"{self.files[demo.file]}: data/{demo.name}")
+            offset = images.id.get_offset()  # None where it is chunked or compressed
+            if offset is not None:
+                images = np.memmap(self.files[demo.file], np.uint8, "r", offset, images.shape)
+            self._stored[index, camera] = images
+        return self._stored[index, camera]
+
+    def _scan(self, number: int, path: Path, drop_noops: bool) -> list[int]:
+        """Register a file's episodes; returns their lengths."""
+        file = self._file(number)
+        data = _get(file, "data", str(path))
+        instruction = _instruction(data, path)
+        if instruction not in self.tasks:
+            self.tasks.append(instruction)
+        names = sorted((n for n in data if re.fullmatch(r"demo_\d+", n)), key=lambda n: int(n.split("_")[1]))
+        lengths = []
+        for name in names:
+            where = f"{path}: data/{name}"
+            actions = _get(data[name], "actions", where)
+            if len(actions.shape) != 2 or actions.shape[1] != self.action_spec.dim:
+                raise InputError(f"{where}/actions has shape {actions.shape}, expected [frames, 7].")
+            kept = _without_noops(np.asarray(actions)) if drop_noops else None
+            cameras = [key.removesuffix("_rgb") for key in _get(data[name], "obs", where) if key.endswith("_rgb")]
+            if not self._demos:
+                self.cameras = cameras
+            elif cameras != self.cameras:
+                raise InputError(f"{where}/obs has cameras {cameras}, while the first episode has {self.cameras}.")
+            length = int(actions.shape[0]) if kept is None else len(kept)
+            if length == 0:
+                raise InputError(f"{where}/actions has no frames.")
+            for key in ("obs/ee_pos", "obs/ee_ori", "obs/gripper_states", *(f"obs/{c}_rgb" for c in cameras)):
+                rows = _get(data[name], key, where).shape[0]
+                if rows != actions.shape[0]:
+                    raise InputError(f"{where}/{key} has {rows} frames, and actions has {actions.shape[0]}.")
+            self._demos.append(_Demo(number, name, self.tasks.index(instruction), kept))
+            lengths.append(length)
+        world = json.loads(data.attrs.get("env_args", "{}")).get("env_name")
+        if world in _ATLAS_WORLDS:
+            self.environment = world
+        return lengths
+
+
+class LiberoEpisode:
+    """One demo group; each part is read when it is first asked for."""
+
+    def __init__(
+        self,
+        group: Callable[[], h5py.Group],
+        where: str,
+        instruction: str,
+        kept: np.ndarray | None,
+        stored_images: Callable[[str], Any],
+        orientation: Orientation,
+    ) -> None:
+        self._open_group, self._where, self._kept = group, where, kept
+        self._stored_images, self._orientation = stored_images, orientation
+        self.instruction = instruction
+
+    @cached_property
+    def _group(self) -> h5py.Group:
+        return self._open_group()
+
+    @cached_property
+    def actions(self) -> np.ndarray:
+        return self._column("actions").astype(np.float32)
+
+    @cached_property
+    def proprio(self) -> np.ndarray:
+        parts = [self._column(f"obs/{key}") for key in ("ee_pos", "ee_ori", "gripper_states")]
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+    @cached_property
+    def rewards(self) -> np.ndarray | None:
+        return self._column("rewards").astype(np.float32) if "rewards" in self._group else None
+
+    @property
+    def success(self) -> bool | None:
+        return None if self.rewards is None else bool(self.rewards.any())
+
+    @cached_property
+    def sim_states(self) -> np.ndarray | None:
+        return self._column("states") if "states" in self._group else None
+
+    @property
+    def init_state(self) -> np.ndarray | None:
+        state = self._group.attrs.get("init_state")
+        return None if state is None else np.asarray(state, np.float64)
+
+    @property
+    def model_xml(self) -> str | None:
+        xml = self._group.attrs.get("model_file")
+        return None if xml is None else str(xml)
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def images(self, camera: str, frames: Sequence[int]) -> np.ndarray:
+        """uint8 [n, H, W, 3], upright."""
+        stored = self._stored_images(camera)
+        rows = [int(f) if self._kept is None else int(self._kept[f]) for f in frames]
+        return turn_upright(np.stack([stored[row] for row in rows]), self._orientation)
+
+    def _column(self, key: str) -> np.ndarray:
+        values = np.asarray(_get(self._group, key, self._where))
+        return values if self._kept is None else values[self._kept]
+
+
+def _find_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(f"There is no dataset at {path}. Give a LIBERO HDF5 file, or a folder of them, as data.path.")
+    files = sorted((*path.rglob("*.hdf5"), *path.rglob("*.h5")))
+    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    if not files:
+        raise InputError(f"The folder {path} holds no episodes: no .hdf5 file was found in it.")
+    return files
+
+
+def _open(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read as HDF5; it may be truncated or not HDF5 at all ({error}).") from None
+
+
+def _get(group: h5py.Group, key: str, where: str) -> Any:
+    if key not in group:
+        raise InputError(f"{where} lacks the key '{key}', which LIBERO's layout has.")
+    return group[key]
+
+
+def _instruction(data: h5py.Group, path: Path) -> str:
+    if "problem_info" not in data.attrs:
+        raise InputError(f"{path}: data lacks the attribute 'problem_info', where LIBERO keeps the instruction.")
+    try:
+        instruction = json.loads(data.attrs["problem_info"])["language_instruction"]
+    except (ValueError, KeyError):
+        raise InputError(f"{path}: the attribute 'problem_info' of data holds no 'language_instruction'.") from None
+    text = " ".join(instruction) if isinstance(instruction, list) else str(instruction)
+    return text.strip().strip('"')
+
+
+def _without_noops(actions: np.ndarray) -> np.ndarray:
+    """The frames whose action does something: moves (norm of the pose >= 1e-4) or changes the gripper."""
+    still = np.linalg.norm(actions[:, :6], axis=1) < 1e-4
+    same_gripper = np.concatenate([[True], actions[1:, 6] == actions[:-1, 6]])
+    return np.flatnonzero(~(still & same_gripper))

@@ -1,0 +1,38 @@
+"""Torch loaders over the chunk dataset: the order is decided beforehand, the workers only read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch.utils.data import DataLoader
+
+from atlas.data.chunks import ChunkDataset, Sample
+from atlas.types import Batch
+
+
+class _Batches:
+    """The batches to read, as torch's loader takes them (an object, so that each worker start reads them anew)."""
+
+    def __init__(self, batches: Iterable[list[Sample]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterable[list[Sample]]:  # type: ignore[override]
+        return iter(self._batches)
+
+
+def make_loader(
+    dataset: ChunkDataset, batches: Iterable[list[Sample]], num_workers: int, pin_memory: bool = False
+) -> DataLoader[Batch]:
+    """A loader that gives one Batch for each list of samples, in that order."""
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=_Batches(batches),  # type: ignore[arg-type]
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if num_workers else None,
+    )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

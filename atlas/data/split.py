@@ -1,0 +1,23 @@
+"""Training and validation episodes: whole episodes, every task on both sides."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def split_episodes(task_of: np.ndarray, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Episode numbers for training and for validation, each sorted; a pure function of the arguments.
+
+    task_of: int64 [episodes]. Of each task, `val_fraction` of its episodes (rounded) are for validation: at least
+    one where the task has two or more, and never all of them.
+    """
+    validation: list[int] = []
+    for task in np.unique(task_of):
+        episodes = np.flatnonzero(task_of == task)
+        if len(episodes) < 2:
+            continue
+        count = min(max(1, round(len(episodes) * val_fraction)), len(episodes) - 1)
+        rng = np.random.default_rng([seed, int(task)])
+        validation += rng.permutation(episodes)[:count].tolist()
+    val = np.array(sorted(validation), np.int64)
+    return np.setdiff1d(np.arange(len(task_of)), val), val

@@ -1,0 +1,129 @@
+"""What stands between raw observations and the network; saved, loaded and served with the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from atlas.config import ProcessorConfig
+from atlas.data.geometry import fit_images
+from atlas.data.statistics import ColumnStatistics, DatasetStatistics
+from atlas.errors import InputError
+from atlas.files import write_json
+from atlas.types import ActionSpec, Batch, Observation
+
+_SMALLEST_RANGE = 1e-3  # a dimension that hardly moves is not blown up
+
+
+@dataclass(frozen=True)
+class PolicyProcessor:
+    """Image geometry, camera order, statistics and the meaning of actions. It never rotates or flips images."""
+
+    cameras: tuple[str, ...]
+    image_size: int
+    action_horizon: int
+    proprio_dim: int
+    action_spec: ActionSpec
+    statistics: tuple[DatasetStatistics, ...]  # one a source; a batch's `source` says which
+    scaling: ProcessorConfig
+
+    def batch(self, observations: Sequence[Observation], source: int = 0) -> Batch:
+        """Observations of running episodes as a Batch without actions; the images go through `fit_images`, as in
+        training. Raises InputError where an observation lacks a camera or has another proprio."""
+        for observation in observations:
+            missing = [camera for camera in self.cameras if camera not in observation.images]
+            if missing:
+                raise InputError(
+                    f"The policy needs the cameras {list(self.cameras)}; the observation lacks {missing} "
+                    f"and has {list(observation.images)}."
+                )
+            if observation.proprio.shape != (self.proprio_dim,):
+                raise InputError(
+                    f"The policy needs a proprio of {self.proprio_dim} numbers, got {observation.proprio.shape}."
+                )
+        return Batch(
+            images=torch.stack(
+                [torch.cat([fit_images(o.images[c][None], self.image_size) for c in self.cameras]) for o in observations]
+            ),
+            proprio=torch.stack([torch.from_numpy(o.proprio).float() for o in observations]),
+            instruction=[o.instruction for o in observations],
+            source=torch.full((len(observations),), source),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write processor.json."""
+        values = {
+            "cameras": list(self.cameras),
+            "image_size": self.image_size,
+            "action_horizon": self.action_horizon,
+            "proprio_dim": self.proprio_dim,
+            "action_spec": self.action_spec.to_dict(),
+            "scaling": self.scaling.model_dump(),
+            "statistics": [s.to_dict() for s in self.statistics],
+        }
+        write_json(path, values)
+
+    @classmethod
+    def load(cls, path: Path) -> PolicyProcessor:
+        """Read processor.json. Raises InputError for one that is damaged or of another form."""
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                cameras=tuple(values["cameras"]),
+                image_size=values["image_size"],
+                action_horizon=values["action_horizon"],
+                proprio_dim=values["proprio_dim"],
+                action_spec=ActionSpec.from_dict(values["action_spec"]),
+                statistics=tuple(DatasetStatistics.from_dict(s) for s in values["statistics"]),
+                scaling=ProcessorConfig(**values["scaling"]),
+            )
+        except FileNotFoundError:
+            raise InputError(f"{path} is missing; a saved policy has one.") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is not a processor of Atlas: {error!r}") from None
+
+
+class Scaler(nn.Module):
+    """Scales each dimension by its source's statistics, to about [-1, 1] or to unit deviation.
+
+    Dimensions that `keep` names are left alone. The numbers come from the processor's statistics and are not
+    weights: they are not in the state dict.
+    """
+
+    offset: torch.Tensor  # [sources, D]
+    scale: torch.Tensor  # [sources, D]
+
+    def __init__(self, statistics: Sequence[ColumnStatistics], method: str, keep: Sequence[int] = ()) -> None:
+        super().__init__()
+        offsets, scales = [], []
+        for columns in statistics:
+            if method == "mean_std":
+                offset, scale = torch.tensor(columns.mean), torch.tensor(columns.std)
+            else:
+                names = ("q01", "q99") if method == "quantiles" else ("min", "max")
+                low, high = (torch.tensor(getattr(columns, name)) for name in names)
+                offset, scale = (low + high) / 2, (high - low) / 2
+            offset[list(keep)], scale[list(keep)] = 0.0, 1.0
+            offsets.append(offset)
+            scales.append(scale.clamp(min=_SMALLEST_RANGE))
+        self.register_buffer("offset", torch.stack(offsets), persistent=False)
+        self.register_buffer("scale", torch.stack(scales), persistent=False)
+
+    def normalize(self, values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        """values [B, ..., D], source int64 [B]."""
+        return (values - self._of(self.offset, source, values)) / self._of(self.scale, source, values)
+
+    def denormalize(self, values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        """The inverse of `normalize`."""
+        return values * self._of(self.scale, source, values) + self._of(self.offset, source, values)
+
+    @staticmethod
+    def _of(numbers: torch.Tensor, source: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        rows = numbers[source]  # [B, D]
+        return rows.view(rows.shape[0], *[1] * (values.ndim - 2), rows.shape[1])

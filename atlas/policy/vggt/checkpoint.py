@@ -1,0 +1,118 @@
+"""The published VGGT checkpoint's names and shapes, and strict reading of it.
+
+The aggregator's own modules are named as in the checkpoint. Only the DINOv2 inside, which is transformers'
+model, has names of its own and queries, keys and values apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from atlas.errors import InputError
+
+if TYPE_CHECKING:
+    from atlas.policy.vggt.aggregator import VGGTAggregator
+
+PREFIX = "aggregator."
+OTHER_HEADS = ("camera_head.", "depth_head.", "point_head.", "track_head.")  # published, and no part of this model
+
+_VIT = {
+    "cls_token": "embeddings.cls_token",
+    "mask_token": "embeddings.mask_token",
+    "register_tokens": "embeddings.register_tokens",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+    "norm.weight": "layernorm.weight",
+    "norm.bias": "layernorm.bias",
+}
+_VIT_BLOCK = {
+    "norm1": ("norm1",),
+    "attn.qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+    "attn.proj": ("attention.o_proj",),
+    "norm2": ("norm2",),
+    "mlp.fc1": ("mlp.fc1",),
+    "mlp.fc2": ("mlp.fc2",),
+}
+
+
+def published_names(model: VGGTAggregator) -> dict[str, tuple[str, ...]]:
+    """For each published name, this model's tensors that make it up, one under the other. Dinov2 stem only."""
+    if model.config.stem != "dinov2":
+        raise InputError(
+            f"This VGGT has the {model.config.stem} stem; only one with the dinov2 stem has the published weights."
+        )
+    names: dict[str, tuple[str, ...]] = {
+        PREFIX + name: (name,) for name in model.state_dict() if not name.startswith("stem.")
+    }
+    outer, inner = PREFIX + "patch_embed.", "stem.model."
+    names.update({outer + theirs: (inner + ours,) for theirs, ours in _VIT.items()})
+    for i in range(model.config.patch_embed_depth):
+        block, layer = f"{outer}blocks.{i}.", f"{inner}encoder.layer.{i}."
+        for theirs, parts in _VIT_BLOCK.items():
+            for kind in ("weight", "bias"):
+                names[f"{block}{theirs}.{kind}"] = tuple(f"{layer}{part}.{kind}" for part in parts)
+        for n in (1, 2):
+            names[f"{block}ls{n}.gamma"] = (f"{layer}layer_scale{n}.lambda1",)
+    return names
+
+
+def published_state_dict(model: VGGTAggregator) -> dict[str, Tensor]:
+    """The model's weights under the published names; those that are one tensor here share its memory."""
+    names, ours = published_names(model), model.state_dict()
+    return {
+        name: ours[parts[0]] if len(parts) == 1 else torch.cat([ours[part] for part in parts])
+        for name, parts in names.items()
+    }
+
+
+def load_published(
+    model: VGGTAggregator, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor], source: str
+) -> None:
+    """Copy published tensors into the model, after checking all names and shapes.
+
+    shapes: of everything the source holds; read: gives one tensor by name; source: what messages call it.
+    """
+    names, ours = published_names(model), model.state_dict()
+    if any(tensor.is_meta for tensor in ours.values()):
+        raise InputError("This VGGT is on the meta device, which holds no weights; call to_empty(device=...) first.")
+    found = {name: shape for name, shape in shapes.items() if not name.startswith(OTHER_HEADS)}
+    problems = []
+    for name in names.keys() - found.keys():
+        problems.append(f"{name} is missing")
+    for name in found.keys() - names.keys():
+        problems.append(f"{name} is not one of its tensors")
+    for name in names.keys() & found.keys():
+        first, *others = (ours[part].shape for part in names[name])
+        expected = (first[0] * (1 + len(others)), *first[1:])
+        if tuple(found[name]) != expected:
+            problems.append(f"{name} is {list(found[name])} and should be {list(expected)}")
+    if problems:
+        listed = "".join(f"\n  {problem}" for problem in sorted(problems)[:20])
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise InputError(f"{source} does not hold the weights of this VGGT aggregator:{listed}{more}")
+    with torch.no_grad():
+        for name, parts in names.items():
+            # One tensor at a time: the published weights are 3.6 GB.
+            for part, value in zip(parts, read(name).chunk(len(parts)), strict=True):
+                ours[part].copy_(value)
+
+
+def load_published_file(model: VGGTAggregator, path: Path) -> None:
+    """`load_published` from a safetensors file, of which only the wanted tensors are read."""
+    published_names(model)  # a model with another stem is refused before the file is looked at
+    if not path.is_file():
+        raise InputError(f"There is no file {path}; give the model.safetensors of a VGGT checkpoint.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            load_published(model, shapes, file.get_tensor, f"The file {path}")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"The file {path} cannot be read as safetensors: {error}") from None

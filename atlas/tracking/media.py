@@ -1,0 +1,69 @@
+"""Pictures in motion: frames to mp4, mp4 to the animated GIF that TensorBoard shows, figures to pixels."""
+
+from __future__ import annotations
+
+import io
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atlas.files import atomic_path
+
+_GIF_FPS = 10.0
+_GIF_FRAMES = 100  # a GIF sits whole within the event file, so it is kept small
+_GIF_SIDE = 256
+
+
+def write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
+    """Write uint8 [T, H, W, 3] frames as an H.264 mp4 that browsers play, atomically. An odd side gains a pixel."""
+    import av
+
+    _, height, width, _ = frames.shape
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    with atomic_path(path) as partial, av.open(str(partial), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.width, stream.height = frames.shape[2], frames.shape[1]
+        stream.pix_fmt = "yuv420p"
+        stream.thread_count = 1  # x264 takes every core otherwise, and the run needs them
+        for pixels in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def mp4_to_gif(path: Path) -> tuple[bytes, int, int]:
+    """An mp4 as an animated GIF of at most 100 frames and 256 pixels a side: (its bytes, height, width)."""
+    import av
+    from PIL import Image
+
+    pictures: list[Any] = []
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        fps = float(stream.average_rate or _GIF_FPS)
+        every = max(1, round(fps / _GIF_FPS), -(-stream.frames // _GIF_FRAMES))
+        for i, frame in enumerate(container.decode(stream)):
+            if i % every == 0 and len(pictures) < _GIF_FRAMES:
+                picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
+                picture.thumbnail((_GIF_SIDE, _GIF_SIDE))
+                pictures.append(picture)
+    if not pictures:
+        raise ValueError(f"{path} holds no frames")
+    encoded = io.BytesIO()
+    duration = max(20, round(1000 * every / fps))  # milliseconds; browsers slow anything shorter than 20 down
+    pictures[0].save(encoded, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
+    return encoded.getvalue(), pictures[0].height, pictures[0].width
+
+
+def figure_pixels(figure: Any) -> np.ndarray:
+    """A figure (anything with `savefig`, such as matplotlib's) or a PIL image as uint8 [H, W, 3]. Raises TypeError."""
+    from PIL import Image
+
+    if hasattr(figure, "savefig"):
+        encoded = io.BytesIO()
+        figure.savefig(encoded, format="png")
+        encoded.seek(0)
+        figure = Image.open(encoded)
+    if not isinstance(figure, Image.Image):
+        raise TypeError(f"a figure must have savefig or be a PIL image, not {type(figure).__name__}")
+    return np.array(figure.convert("RGB"))

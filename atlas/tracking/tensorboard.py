@@ -1,0 +1,78 @@
+"""The TensorBoard sink: event files in `<run_dir>/tensorboard`, always on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from atlas.tracking.media import mp4_to_gif
+from atlas.tracking.records import Histogram, Image, Record, RunConfig, Scalars, Table, Video
+
+FOLDER = "tensorboard"
+_FLUSH_SECONDS = 10  # the default of two minutes makes a short run look dead
+
+
+class TensorBoardSink:
+    name = "tensorboard"
+
+    def __init__(self, run_dir: Path, resume_step: int | None) -> None:
+        """Open an event file. After a resume from step N, what an earlier segment logged beyond N is void."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(
+            log_dir=str(run_dir / FOLDER),
+            purge_step=None if resume_step is None else resume_step + 1,
+            flush_secs=_FLUSH_SECONDS,
+        )
+
+    def write(self, record: Record) -> None:
+        match record:
+            case Scalars(values, step):
+                for name, value in values.items():
+                    self._writer.add_scalar(name, value, step)
+            case Image(name, pixels, step):
+                self._writer.add_image(name, pixels, step, dataformats="HWC")
+            case Video(name, path, step):
+                self._write_video(name, path, step)
+            case Histogram():
+                self._write_histogram(record)
+            case Table():
+                self._writer.add_text(record.name, _markdown(record), record.step)
+            case RunConfig(values):
+                import yaml
+
+                text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+                # Markdown shows an indented block as it is, whatever the text holds.
+                self._writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()))
+
+    def finish(self, exit_code: int) -> None:
+        self._writer.close()
+
+    def _write_video(self, name: str, path: Path, step: int) -> None:
+        # SummaryWriter.add_video shows nothing without moviepy; an image summary that holds a GIF plays by itself.
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        gif, height, width = mp4_to_gif(path)
+        picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
+        summary = Summary(value=[Summary.Value(tag=name, image=picture)])
+        self._writer._get_file_writer().add_summary(summary, step)
+
+    def _write_histogram(self, record: Histogram) -> None:
+        self._writer.add_histogram_raw(
+            record.name,
+            min=record.minimum,
+            max=record.maximum,
+            num=record.number,
+            sum=record.total,
+            sum_squares=record.total_squares,
+            bucket_limits=record.edges[1:].tolist(),
+            bucket_counts=record.counts.tolist(),
+            global_step=record.step,
+        )
+
+
+def _markdown(table: Table) -> str:
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    rows = [["" if cell is None else str(cell) for cell in row] for row in table.rows]
+    return "\n".join([line(list(table.columns)), line(["---"] * len(table.columns)), *map(line, rows)])

@@ -1,0 +1,375 @@
+"""The wandb sink. What it must never do: ask for a key, hold up training or the exit, or lose what it was given.
+
+Rows carry `train/step` as data and wandb counts its own steps, because an explicit `step=` below the last one is
+dropped: after a resume, whole stretches would be missing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import string
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from atlas.config import WandbConfig
+from atlas.tracking.records import Histogram, Image, Model, Record, RunConfig, Scalars, Table, Video
+from atlas.tracking.redact import cause
+
+logger = logging.getLogger(__name__)
+
+INIT_TIMEOUT_SECONDS = 20.0
+_FLUSH_SECONDS = 2.0
+_FINISH_SHARE = 0.7  # of the exit timeout: wandb's uploads may take this much, the rest is for the queue before it
+_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+_DATA_DIR = "WANDB_DATA_DIR"
+_AXES = {
+    "train/*": "train/step",
+    "val/*": "train/step",
+    "eval/*": "train/step",
+    "perf/*": "train/step",
+    "timer/*": "train/step",
+    "actor/*": "actor/total_steps",
+}
+
+
+class WandbUnavailable(Exception):
+    """wandb cannot be used here; the message says what would change that."""
+
+
+def effective_mode(config: WandbConfig) -> str:
+    """'online', 'offline' or 'disabled': $WANDB_MODE where it is set, else `wandb.mode`."""
+    asked = os.environ.get("WANDB_MODE", "").strip().lower()
+    if asked and asked not in _MODES:
+        logger.warning("WANDB_MODE is '%s', which is not online, offline or disabled; wandb.mode is used.", asked)
+    return _MODES.get(asked, config.mode)
+
+
+def import_wandb() -> ModuleType:
+    """The wandb package. Raises WandbUnavailable that names the extra to install.
+
+    For the training thread, before any worker process is forked: a process forked while another thread imports
+    inherits the import's locks, and hangs on them.
+    """
+    # Reports of wandb's own errors to its makers delay the exit by 12 s where there is no network.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        if error.name == "wandb":
+            raise WandbUnavailable("it is not installed; pip install 'atlas-vla[wandb]'") from None
+        raise
+    if not hasattr(wandb, "init"):  # a folder of runs named wandb, beside the script, imports as an empty package
+        raise WandbUnavailable("it is not installed; pip install 'atlas-vla[wandb]'")
+    return wandb
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Which wandb run this is. `given`: by a sweep's agent or by the run that is already active: never overridden."""
+
+    run_id: str
+    given: bool
+
+
+def choose_identity(wandb: ModuleType, config: WandbConfig, run_dir: Path, wandb_id: str | None) -> RunIdentity:
+    """The run to log to: the active one, a sweep's, the checkpoint's (`wandb_id`), $WANDB_RUN_ID, or a new one."""
+    if wandb.run is not None:
+        return RunIdentity(wandb.run.id, given=True)
+    from_environment = os.environ.get("WANDB_RUN_ID")
+    if os.environ.get("WANDB_SWEEP_ID") and from_environment:
+        return RunIdentity(from_environment, given=True)
+    unfinished = _unfinished_run(run_dir) if config.resume == "auto" else None
+    return RunIdentity(wandb_id or from_environment or unfinished or _new_id(), given=False)
+
+
+class WandbSink:
+    """A SlowSink (see queued.py): everything but `prepare` and `abandon` runs on a thread of its own."""
+
+    name = "wandb"
+
+    def __init__(
+        self,
+        wandb: ModuleType,
+        config: WandbConfig,
+        run_dir: Path,
+        run_name: str,
+        identity: RunIdentity,
+        mode: str,
+        exit_timeout_seconds: float,
+        request_stop: Callable[[], None],
+    ) -> None:
+        """mode: 'online' or 'offline'; request_stop: called, from any thread, when the stop button is pressed."""
+        self._wandb = wandb
+        self._config = config
+        self._run_dir = run_dir
+        self._run_name = run_name
+        self._identity = identity
+        self._mode = mode
+        self._finish_seconds = exit_timeout_seconds * _FINISH_SHARE
+        self._request_stop = request_stop
+        self._run: Any = None
+        self._owned = wandb.run is None  # a run that somebody else has started is theirs to finish
+        self._defined: set[str] = set()
+        self._artifacts: list[tuple[Any, Model]] = []
+        self._staged = 0
+        self._data_dir_set = False
+        self._core_is_gone = False
+
+    # ---- starting --------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Start the run; where it cannot be online, offline with one warning. Raises when that fails as well."""
+        (self._run_dir / "wandb").mkdir(parents=True, exist_ok=True)
+        self._keep_files_in_run_dir()
+        if not self._owned:
+            self._run = self._wandb.run
+        elif self._mode == "online":
+            self._run = self._open_online()
+        if self._run is None:
+            self._run = self._init("offline", resume="allow")
+        for glob, axis in _AXES.items():
+            for name in (axis, glob):
+                if name not in self._defined:
+                    self._run.define_metric(name, step_metric=None if name == axis else axis)
+                    self._defined.add(name)
+        if self._run.offline:
+            logger.info("wandb is offline, in %s", self._folder())
+        else:
+            logger.info("wandb: %s", self._run.url)
+
+    def _open_online(self) -> Any:
+        """The online run, or None after the one warning that says why there is none and what to do."""
+        try:
+            # wandb.init would ask for a missing key on a terminal, and wait for ever.
+            self._wandb.setup(self._wandb.Settings(silent=True))
+            if not self._wandb.login(prompt=False, verify=False):
+                logger.warning("wandb has no API key and goes offline. Run `wandb login`, or set WANDB_API_KEY.")
+            else:
+                return self._init("online", resume=self._config.resume)
+        except Exception as error:
+            logger.warning(
+                "wandb cannot start online and goes offline: %s. (Is the key right, see `wandb login`? The network?)",
+                cause(error).rstrip("."),
+            )
+        # Without it, a second init with the same id fails as the first did.
+        self._teardown()
+        return None
+
+    def _init(self, mode: str, resume: str) -> Any:
+        config = self._config
+        # Not promised by wandb, so given only where they exist. The first: how long rows stay in the memory of wandb's
+        # process, where they are lost when it has to be killed; its default is 15 s.
+        private: dict[str, Any] = {"x_transaction_log_flush_interval": _FLUSH_SECONDS}
+        if not config.system_stats:
+            private["x_disable_stats"] = True
+        settings = self._wandb.Settings(
+            silent=True,  # wandb's own lines would go around train.log
+            init_timeout=INIT_TIMEOUT_SECONDS,
+            finish_timeout=self._finish_seconds,
+            finish_timeout_raises=True,
+            stop_fn=self._request_stop,  # the default interrupts this rank alone, and the others wait for it for ever
+            **{key: value for key, value in private.items() if key in self._wandb.Settings.model_fields},
+        )
+        place: dict[str, Any] = {}
+        if not self._identity.given:  # a sweep's agent has said all of this
+            place = {
+                "id": self._identity.run_id,
+                "project": config.project,
+                "entity": config.entity,
+                "resume": resume,
+            }
+        return self._wandb.init(
+            **place,
+            name=config.name or self._run_name,
+            dir=str(self._run_dir),
+            mode=mode,
+            tags=config.tags or None,
+            notes=config.notes,
+            group=config.group,
+            save_code=config.save_code,
+            settings=settings,
+        )
+
+    def _keep_files_in_run_dir(self) -> None:
+        """Tables wait for their upload in the home folder otherwise, which may be full, read-only or elsewhere."""
+        if _DATA_DIR not in os.environ:
+            os.environ[_DATA_DIR] = str(self._run_dir / "wandb")
+            self._data_dir_set = True
+
+    # ---- writing ---------------------------------------------------------------------------------------------
+
+    def prepare(self, record: Record) -> Record:
+        """Keep a model's files from being pruned before they are uploaded: hard links cost no space."""
+        if not isinstance(record, Model):
+            return record
+        self._staged += 1
+        staged = self._staging() / f"{self._staged:04d}" / record.path.name
+        staged.parent.mkdir(parents=True)
+        if record.path.is_dir():
+            shutil.copytree(record.path, staged, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(str(record.path), str(staged))
+        return replace(record, path=staged)
+
+    def write(self, record: Record) -> None:
+        try:
+            self._write(record)
+        except ConnectionError:  # wandb's own process has died: see `finish`
+            self._core_is_gone = True
+            raise
+
+    def _write(self, record: Record) -> None:
+        wandb = self._wandb
+        match record:
+            case Scalars(values, step):
+                self._log(values, step)
+            case Image(name, pixels, step):
+                self._log({name: wandb.Image(pixels)}, step)
+            case Video(name, path, step):
+                self._log({name: wandb.Video(str(path), format="mp4")}, step)
+            case Histogram(name=name, counts=counts, edges=edges, step=step):
+                self._log({name: wandb.Histogram(np_histogram=(counts, edges))}, step)
+            case Table(name, columns, rows, step):
+                self._log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])}, step)
+            case RunConfig(values):
+                self._run.config.update(dict(values), allow_val_change=True)
+            case Model():
+                try:
+                    self._log_model(record)
+                except ConnectionError:
+                    raise
+                except Exception as error:  # asks the server questions: a refusal must not cost the metrics
+                    logger.warning(
+                        "wandb does not keep the model %s of step %d: %s", record.name, record.step, cause(error)
+                    )
+
+    def _log(self, row: Mapping[str, Any], step: int) -> None:
+        for name in row:
+            # Names outside of the known sections, a user's own among them, get the optimizer step for an axis too.
+            if f"{name.partition('/')[0]}/*" not in self._defined and name not in self._defined:
+                self._run.define_metric(name, step_metric="train/step")
+                self._defined.add(name)
+        self._run.log({"train/step": step, **row})
+
+    def _log_model(self, model: Model) -> None:
+        artifact = self._wandb.Artifact(model.name, type="model", metadata={**model.metadata, "step": model.step})
+        files = sorted(path for path in model.path.rglob("*") if path.is_file()) or [model.path]
+        for path in files:  # `add_dir` prints
+            inside = path.relative_to(model.path) if path != model.path else Path(path.name)
+            # Staged already, see `prepare`: without these two, wandb makes copies of its own.
+            artifact.add_file(str(path), name=inside.as_posix(), policy="immutable", skip_cache=True)
+        self._run.log_artifact(artifact, aliases=list(model.aliases))
+        self._artifacts.append((artifact, model))
+
+    # ---- ending ----------------------------------------------------------------------------------------------
+
+    def finish(self, exit_code: int) -> None:
+        """Close the run and wait for its uploads, for a bounded time; say where it is."""
+        if not self._owned:
+            return
+        if self._run is None:
+            self._teardown(exit_code)
+            return
+        folder = self._folder()
+        url = None if self._run.offline else self._run.url
+        deadline = time.monotonic() + self._finish_seconds
+        complete = self._wait_for_models(deadline) if url and not self._core_is_gone else False
+        try:
+            if not self._core_is_gone:  # it would wait in vain
+                self._run.finish(exit_code=exit_code)
+        except TimeoutError:
+            complete = False
+            logger.warning("wandb did not upload everything in time; `wandb sync %s` sends the rest.", folder)
+        finally:
+            # The run's file is complete only when wandb's own process has ended; where that has died, this takes
+            # back an exit hook that would end the program in a traceback.
+            self._teardown(exit_code)
+            if self._data_dir_set:
+                os.environ.pop(_DATA_DIR, None)
+        if url:
+            logger.info("wandb: %s", url)
+        else:
+            logger.info("To upload the offline run: wandb sync %s", folder)
+        if complete:
+            shutil.rmtree(self._staging(), ignore_errors=True)
+
+    def _teardown(self, exit_code: int | None = None) -> None:
+        try:
+            self._wandb.teardown(exit_code)
+        except SystemExit as error:  # how it hands on that its process did not end well
+            logger.debug("wandb's process ended with %s", error.code)
+
+    def _wait_for_models(self, deadline: float) -> bool:
+        """True when every model has arrived; `run.finish` would hide it when one has not."""
+        complete = True
+        for artifact, model in self._artifacts:
+            try:
+                artifact.wait(timeout=max(0.1, deadline - time.monotonic()))
+            except Exception as error:
+                complete = False
+                logger.warning(
+                    "wandb did not receive the model %s of step %d: %s", model.name, model.step, cause(error)
+                )
+        return complete
+
+    def abandon(self) -> None:
+        """End wandb's process: its exit hook would wait for it, for ever where it is frozen."""
+        if self._owned:
+            self._core_is_gone = True
+            for process in _children_named("wandb-core"):
+                os.kill(process, signal.SIGKILL)
+        if self._run is not None:
+            logger.warning("What wandb has on disk can be uploaded: wandb sync %s", self._folder())
+
+    def _folder(self) -> Path:
+        return Path(self._run.dir).parent
+
+    def _staging(self) -> Path:
+        return self._run_dir / "wandb" / "staged"
+
+
+def _new_id() -> str:
+    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+
+
+def _unfinished_run(run_dir: Path) -> str | None:
+    """The id of this folder's run that did not end well, which wandb notes down for `resume: auto`."""
+    try:
+        noted = json.loads((run_dir / "wandb" / "wandb-resume.json").read_text(encoding="utf-8"))
+        return str(noted["run_id"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("wandb's note of the run to resume cannot be read (%s); a new run is started.", cause(error))
+        return None
+
+
+def _link_or_copy(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+    return target
+
+
+def _children_named(name: str) -> list[int]:
+    """Process ids of this process's children of that name, from /proc; [] on systems without it."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            before, _, after = stat.read_text().rpartition(")")
+        except OSError:  # it has ended meanwhile
+            continue
+        command, parent = before.partition("(")[2], int(after.split()[1])
+        if parent == os.getpid() and command == name:
+            found.append(int(stat.parent.name))
+    return found

@@ -1,0 +1,5 @@
+"""Build with the settings of pyproject.toml."""
+
+from setuptools import setup
+
+setup()

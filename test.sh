@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Lint, type-check and test, in an environment that has the tools.
+set -euo pipefail
+
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+
+usage() {
+    cat <<'EOF'
+Lint, type-check and test atlas.
+
+Usage: ./test.sh [--slow] [pytest's arguments ...]
+
+  --slow   run the tests that take minutes, too
+  --help   this text
+
+The environment is made in .venv beside this script when there is none, and completed when the tools are missing.
+EOF
+}
+
+selection=(-m "not slow")
+arguments=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --help | -h)
+            usage
+            exit 0
+            ;;
+        --slow) selection=() ;;
+        *) arguments+=("$1") ;;
+    esac
+    shift
+done
+
+# shellcheck source=scripts/venv.sh
+source "$here/scripts/venv.sh"
+choose_python sim,wandb,dev pytest pytest_timeout hypothesis ruff mypy robosuite mujoco termcolor wandb
+cd "$here"
+
+if [ "$(uname -s)" = Linux ] && ! "$python" -c 'import ctypes; ctypes.CDLL("libEGL.so.1")' 2>/dev/null; then
+    say "libEGL.so.1 is missing, which the simulator renders with; on Debian: apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri"
+fi
+
+failed=()
+check() {
+    say ""
+    say "== $1"
+    "${@:2}" || failed+=("$1")
+}
+
+check "ruff check" "$python" -m ruff check .
+check "ruff format" "$python" -m ruff format --check .
+check "mypy" "$python" -m mypy atlas
+export PYTHONPATH="$here/scripts:$PYTHONPATH"
+check "pytest" "$python" -m pytest -rs -p deselected ${selection[@]+"${selection[@]}"} ${arguments[@]+"${arguments[@]}"}
+
+say ""
+if [ ${#failed[@]} -gt 0 ]; then
+    say "Failed:$(printf ' %s;' "${failed[@]}")"
+    exit 1
+fi
+say "All checks passed."

@@ -1,0 +1,231 @@
+"""The wandb sink against real runs: offline, without a key, without a server, with a small server, and dying."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from fake_wandb import FakeWandb
+from tracked_run import KEY, run_script
+
+from atlas.config import LoggingConfig, WandbConfig
+from atlas.tracking import RunTracker, read_scalars
+from atlas.tracking.wandb_sink import choose_identity, effective_mode
+
+pytest.importorskip("wandb")
+
+EVERYTHING = """
+tracker = make(tags=["a"], group="g", system_stats=False, mode="online")
+tracker.log_config({"data": {"path": Path("x"), "size": np.int64(3)}})
+for step in (20, 40):
+    tracker.step = step
+    tracker.log({"train/loss": 1 / step, "custom/metric": step, "train/nan": float("nan")})
+tracker.log({"val/loss": 0.5})
+tracker.log({"actor/reward": 1.0, "actor/total_steps": 100})
+tracker.log_image("eval/image", np.zeros((8, 9, 3), np.uint8))
+tracker.log_video("eval/video", np.zeros((6, 15, 17, 3), np.uint8), fps=10)
+tracker.log_histogram("train/values", [1.0, float("nan"), 2.0])
+tracker.log_table("eval/table", ["a", "b"], [[1, "x"], ["y", 2.0]])
+(run_dir / "policy").mkdir()
+(run_dir / "policy" / "weights").write_bytes(b"123")
+tracker.log_model(run_dir / "policy", "a model", ["best/one"], {"loss": 0.5})
+(run_dir / "policy" / "weights").unlink()
+print(tracker.wandb_id)
+tracker.finish(3)
+print(sorted(name for name in os.environ if name.startswith("WANDB_DATA")))
+"""
+
+
+def test_an_offline_run_holds_everything(tmp_path: Path) -> None:
+    run = run_script(tmp_path, EVERYTHING, WANDB_MODE="offline")  # and wandb.mode is online: the variable wins
+
+    assert (run.code, run.warnings) == (0, []), run.stderr
+    assert f"wandb sync {run.wandb_folder()}" in run.stderr
+    wandb_id, leaked = run.stdout.split()
+    assert run.wandb_folder().name.endswith(wandb_id)
+    assert leaked == "[]"
+
+    (record, *_) = run.wandb_records("run")
+    assert (record["project"], record["display_name"], record["run_id"]) == ("atlas-vla", "a-run", wandb_id)
+    assert (record["tags"], record["run_group"]) == (["a"], "g")
+    config: dict[str, object] = {}
+    for update in run.wandb_records("config"):
+        config |= update["update"]
+    assert config["data"] == {"path": "x", "size": 3}
+
+    rows = [row["item"] for row in run.wandb_records("history")]
+    assert [row["_step"] for row in rows] == list(range(len(rows)))
+    assert [row["train/step"] for row in rows] == [20] + [40] * (len(rows) - 1)
+    assert [row["custom/metric"] for row in rows[:2]] == [20, 40]
+    logged = {name for row in rows for name in row}
+    assert {"val/loss", "actor/reward", "train/nan"} <= logged
+    for media in ("eval/image", "eval/video", "train/values", "eval/table"):
+        assert any(name.startswith(media) for name in logged), media
+
+    axes = {m.get("glob_name") or m.get("name"): m.get("step_metric") for m in run.wandb_records("metric")}
+    assert all(axes[f"{section}/*"] == "train/step" for section in ("train", "val", "eval", "perf", "timer"))
+    assert axes["actor/*"] == "actor/total_steps"
+    assert axes["custom/metric"] == "train/step"
+
+    models = [artifact for artifact in run.wandb_records("artifact") if artifact["type"] == "model"]
+    assert [(model["name"], set(model["aliases"])) for model in models] == [("a-model", {"best-one", "latest"})]
+    assert [path.read_bytes() for path in (run.run_dir / "wandb" / "staged").rglob("weights")] == [b"123"]
+
+    assert run.wandb_records("stats") == []  # system_stats: false
+    assert [record["exit_code"] for record in run.wandb_records("exit")] == [3]
+    assert read_scalars(run.run_dir)["custom/metric"] == [(20, 20.0), (40, 40.0)]
+
+
+def test_without_a_key_it_goes_offline_and_says_how_to_log_in(tmp_path: Path) -> None:
+    run = run_script(tmp_path, "tracker = make()\ntracker.log({'train/loss': 1.0}, step=1)\ntracker.finish()")
+    assert run.code == 0
+    assert len(run.warnings) == 1 and "`wandb login`" in run.warnings[0], run.stderr
+    assert [row["item"]["train/loss"] for row in run.wandb_records("history")] == [1]
+
+
+def test_without_a_network_it_starts_at_once_goes_offline_and_keeps_the_key_to_itself(tmp_path: Path) -> None:
+    script = """
+    assert wandb_sink.INIT_TIMEOUT_SECONDS + 5 < 30  # the wait in earnest; shorter here, to save time
+    wandb_sink.INIT_TIMEOUT_SECONDS = 1.5
+    start = time.monotonic()
+    tracker = make(wandb_id="kept1234")
+    tracker.log_config({"secret": os.environ["WANDB_API_KEY"], "url": "s3://me:hunter22@host/x"})
+    tracker.log({"train/loss": 1.0}, step=1)
+    print(time.monotonic() - start)
+    import logging
+    logging.getLogger("atlas").info("the key is %s", os.environ["WANDB_API_KEY"])
+    tracker.finish()
+    """
+    run = run_script(tmp_path, script, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY=KEY)
+    assert run.code == 0
+    assert float(run.stdout) < 15  # imports, mostly: nothing waits for the server
+    assert len(run.warnings) == 1 and "goes offline" in run.warnings[0], run.stderr
+    assert run.wandb_folder().name.startswith("offline-run-") and run.wandb_folder().name.endswith("kept1234")
+    assert [row["item"]["train/loss"] for row in run.wandb_records("history")] == [1]
+    assert run.files_holding(KEY) == [] and KEY not in run.stderr
+    assert run.files_holding("hunter22") == []
+    assert "the key is ***" in (run.run_dir / "train.log").read_text()
+
+
+def test_an_online_run_reaches_the_server_and_hears_its_stop_button(tmp_path: Path) -> None:
+    script = """
+    tracker = make()
+    tracker.step = 7
+    tracker.log({"train/loss": 0.5})
+    (run_dir / "policy").mkdir()
+    tracker.log_model(run_dir / "policy", "refused")  # this server knows no artifacts
+    end = time.monotonic() + 40
+    while not tracker.stop_requested and time.monotonic() < end:
+        time.sleep(0.1)
+        tracker.log({"train/loss": 0.25}, step=8)
+    print(tracker.stop_requested)
+    tracker.finish()
+    """
+    with FakeWandb() as server:
+        server.stop = True
+        run = run_script(tmp_path, script, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+        assert run.code == 0 and run.stdout.strip() == "True", run.stderr
+        assert len(run.warnings) == 1 and "does not keep the model refused" in run.warnings[0]
+        assert run.stderr.count(f"wandb: {server.url}/somebody/atlas-vla/runs/") == 2  # at the start and at the end
+        losses = [(row["train/step"], row["train/loss"]) for row in server.history if "train/loss" in row]
+        assert losses[:2] == [(7, 0.5), (8, 0.25)]
+        assert server.exit_codes == [0]
+    assert run.files_holding(KEY) == []
+
+
+def test_a_frozen_wandb_holds_up_neither_training_nor_the_exit(tmp_path: Path) -> None:
+    script = """
+    import logging, signal
+    logging.getLogger("atlas.tracking.console").setLevel(logging.WARNING)
+    tracker = make(exit_timeout=2.0, mode="offline")
+    while not wandb_sink._children_named("wandb-core") or not list((run_dir / "wandb").glob("offline-run-*/*.wandb")):
+        time.sleep(0.05)
+    os.kill(wandb_sink._children_named("wandb-core")[0], signal.SIGSTOP)
+    start = time.monotonic()
+    for step in range(2000):
+        tracker.log({"train/loss": 1.0, "train/x": 2.0}, step=step)
+    middle = time.monotonic()
+    tracker.finish()
+    print(middle - start, time.monotonic() - middle)
+    """
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("finds wandb's process through /proc")
+    run = run_script(tmp_path, script)
+    logging_seconds, finish_seconds = map(float, run.stdout.split())
+    assert run.code == 0
+    assert logging_seconds < 10 and finish_seconds < 8
+    assert "falls behind" in run.stderr and "is abandoned" in run.stderr
+    assert "wandb dropped" in run.stderr and "Traceback" not in run.stderr, run.stderr
+    assert len(read_scalars(run.run_dir)["train/loss"]) == 2000
+
+
+def test_a_run_that_is_already_active_is_used_and_left_open(tmp_path: Path) -> None:
+    script = """
+    import wandb
+    mine = wandb.init(mode="offline", project="mine", dir=run_dir, settings=wandb.Settings(silent=True))
+    tracker = make(wandb_id="other123")
+    assert tracker.wandb_id == mine.id
+    tracker.log({"train/loss": 1.0}, step=1)
+    tracker.finish()
+    assert wandb.run is mine
+    mine.log({"after": 1})
+    mine.finish()
+    """
+    run = run_script(tmp_path, script, WANDB_MODE="offline", WANDB_ERROR_REPORTING="false")
+    assert (run.code, run.warnings) == (0, []), run.stderr
+    rows = [row["item"] for row in run.wandb_records("history")]
+    assert rows[0]["train/loss"] == 1 and rows[1]["after"] == 1
+
+
+def test_the_id_of_a_sweeps_agent_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wandb = SimpleNamespace(run=None)
+    monkeypatch.setenv("WANDB_RUN_ID", "agents")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    identity = choose_identity(wandb, WandbConfig(), tmp_path, "checkpoints")  # type: ignore[arg-type]
+    assert (identity.run_id, identity.given) == ("agents", True)
+    monkeypatch.delenv("WANDB_SWEEP_ID")
+    identity = choose_identity(wandb, WandbConfig(), tmp_path, "checkpoints")  # type: ignore[arg-type]
+    assert (identity.run_id, identity.given) == ("checkpoints", False)
+
+
+def test_resume_auto_finds_the_run_that_did_not_end_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    wandb = SimpleNamespace(run=None)
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "wandb-resume.json").write_text(json.dumps({"run_id": "crashed1"}))
+    assert choose_identity(wandb, WandbConfig(resume="auto"), tmp_path, None).run_id == "crashed1"  # type: ignore[arg-type]
+    assert choose_identity(wandb, WandbConfig(), tmp_path, None).run_id != "crashed1"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"), [(None, "offline"), ("online", "online"), ("dryrun", "offline"), ("DISABLED", "disabled")]
+)
+def test_the_mode_variable_wins(monkeypatch: pytest.MonkeyPatch, variable: str | None, expected: str) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("WANDB_MODE", variable)
+    assert effective_mode(WandbConfig(mode="offline")) == expected
+
+
+def test_a_missing_package_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    tracker = RunTracker(tmp_path, "run", WandbConfig(enabled=True), LoggingConfig())
+    tracker.log({"train/loss": 1.0}, step=1)
+    tracker.finish()
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1 and "pip install 'atlas-vla[wandb]'" in warnings[0]
+    assert read_scalars(tmp_path)["train/loss"] == [(1, 1.0)]
+
+
+def test_disabled_means_that_wandb_is_not_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    tracker = RunTracker(tmp_path, "run", WandbConfig(enabled=True), LoggingConfig())
+    tracker.finish()
+    assert tracker.wandb_id is None and not (tmp_path / "wandb").exists()

@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# Train a policy: finds or makes the Python environment, then hands over to `python -m atlas.cli train`.
+set -euo pipefail
+
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+
+usage() {
+    cat <<'EOF'
+Train a vision-language-action policy.
+
+Usage: ./train.sh [options] [key=value ...]
+
+  --config FILE       YAML config file (default: atlas/configs/train_config.yaml)
+  --mode single|multi one process, or several (default: all visible GPUs, or one CPU process)
+  --gpus N            number of processes, one a GPU; with --cpu: CPU processes
+  --gpu-ids 0,2       which of the visible GPUs
+  --cpu               use no GPU
+  --resume auto|DIR   continue from a checkpoint; auto: the latest of the run, or a fresh start
+  --wandb             log to Weights & Biases too
+  --wandb-project P   its project (default: atlas-vla)
+  --wandb-entity E    its user or team
+  --wandb-name N      the run's name there (default: run_name)
+  --log FILE          append everything that is printed to FILE as well
+  --background        run detached; prints the process id and the log's path, and returns
+  --debug             a few steps, to see that everything runs; Weights & Biases stays off
+  --help              this text
+
+  key=value           any key of the config, such as training.max_steps=100 data.path=my_data
+
+Examples:
+  ./train.sh
+  ./train.sh training.max_steps=1000 run_name=first
+  ./train.sh --cpu --mode multi --gpus 2
+  ./train.sh --background --log runs.log --resume auto run_name=first
+
+Relative paths start at the folder you are in. The environment is made in .venv beside this script when there is none;
+one that imports atlas is used as it is, and so is an active virtualenv or conda environment.
+
+Exit codes: 0 done; 2 the input is wrong; 130 or 143 stopped by SIGINT or SIGTERM, with a checkpoint written; 1 other.
+EOF
+}
+
+wrong() {
+    printf '%s\n' "$*" >&2
+    exit 2
+}
+
+log=
+background=false
+extras=sim
+arguments=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --help | -h)
+            usage
+            exit 0
+            ;;
+        --log)
+            [ $# -ge 2 ] && [ -n "$2" ] || wrong "--log needs a file, such as --log train.log."
+            log=$2
+            shift
+            ;;
+        --log=*)
+            log=${1#--log=}
+            [ -n "$log" ] || wrong "--log needs a file, such as --log train.log."
+            ;;
+        --background) background=true ;;
+        --wandb | wandb.enabled=true)
+            extras=sim,wandb
+            arguments+=("$1")
+            ;;
+        *) arguments+=("$1") ;;
+    esac
+    shift
+done
+
+if $background && [ -z "$log" ]; then
+    log=outputs/train_$(date +%Y%m%d_%H%M%S)_$$.log
+fi
+if [ -n "$log" ]; then
+    { mkdir -p -- "$(dirname -- "$log")" && : >>"$log"; } 2>/dev/null || wrong "--log: the file $log cannot be written."
+    export PYTHONUNBUFFERED=1
+fi
+
+if $background; then
+    set -m # a process group of its own, and SIGINT is not ignored there
+    # The process id stays the same when the script hands over to Python.
+    nohup bash "$here/train.sh" ${arguments[@]+"${arguments[@]}"} >>"$log" 2>&1 </dev/null &
+    echo "process id: $!"
+    echo "log: $log"
+    exit 0
+fi
+
+if [ -n "$log" ]; then
+    # tee outlives the signals that are meant for the training, so that the last words are kept.
+    exec > >(trap '' INT TERM HUP && exec tee -a -- "$log") 2>&1
+fi
+
+# shellcheck source=scripts/venv.sh
+source "$here/scripts/venv.sh"
+choose_python "$extras"
+if [ "$extras" = sim,wandb ]; then
+    add_to_own_venv "$extras" wandb
+fi
+
+# The source beside this script is what runs, though there may be another `atlas` in the folder the user is in.
+export PYTHONSAFEPATH=1
+exec "$python" -m atlas.cli train ${arguments[@]+"${arguments[@]}"}
