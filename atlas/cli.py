@@ -83,7 +83,7 @@ def _run() -> int:
 
             traceback.print_exc()
             return 1
-        if str(error):
+        if str(error) and os.environ.get("RANK", "0") == "0":  # every rank is stopped; one says so
             print(error, file=sys.stderr)
         return code
     return 0

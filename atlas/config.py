@@ -99,7 +99,9 @@ class VGGTVisionConfig(Section):
         if self.keypoints % self.keypoint_groups:
             raise ValueError(f"keypoints is {self.keypoints}, not a multiple of keypoint_groups {self.keypoint_groups}")
         if self.embed_dim % (4 * self.num_heads):
-            raise ValueError(f"embed_dim is {self.embed_dim}; it must be a multiple of 4 x num_heads ({self.num_heads})")
+            raise ValueError(
+                f"embed_dim is {self.embed_dim}; it must be a multiple of 4 x num_heads ({self.num_heads})"
+            )
         return self
 
 

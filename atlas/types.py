@@ -47,7 +47,8 @@ class ActionSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ActionSpec:
         """Build a spec from `to_dict`'s form, with lists (as JSON has them) made tuples again."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        read: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**read)
 
 
 @dataclass

@@ -15,16 +15,41 @@ from atlas.types import ActionSpec
 class Episode(Protocol):
     """One demonstration of T frames: the observation at t precedes the action at t."""
 
-    instruction: str
-    actions: np.ndarray  # float32 [T, A], in the ActionSpec's units
-    proprio: np.ndarray  # float32 [T, P]
-    rewards: np.ndarray | None  # float32 [T]
-    success: bool | None
-    sim_states: np.ndarray | None  # float64 [T, D]
-    init_state: np.ndarray | None  # float64 [D]
-    model_xml: str | None
-
     def __len__(self) -> int: ...
+
+    @property
+    def instruction(self) -> str: ...
+
+    @property
+    def actions(self) -> np.ndarray:
+        """float32 [T, A], in the ActionSpec's units."""
+        ...
+
+    @property
+    def proprio(self) -> np.ndarray:
+        """float32 [T, P]."""
+        ...
+
+    @property
+    def rewards(self) -> np.ndarray | None:
+        """float32 [T]; None where the source has none, as with all that follow."""
+        ...
+
+    @property
+    def success(self) -> bool | None: ...
+
+    @property
+    def sim_states(self) -> np.ndarray | None:
+        """float64 [T, D]."""
+        ...
+
+    @property
+    def init_state(self) -> np.ndarray | None:
+        """float64 [D]."""
+        ...
+
+    @property
+    def model_xml(self) -> str | None: ...
 
     def images(self, camera: str, frames: Sequence[int]) -> np.ndarray:
         """uint8 [n, H, W, 3], upright, in the order of `frames`; no other frame is read."""

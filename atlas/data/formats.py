@@ -9,9 +9,7 @@ from atlas.data.libero import LiberoDataset
 from atlas.data.orientation import Orientation
 
 
-def open_dataset(
-    path: str | Path, orientation: Orientation | None = None, drop_noops: bool = False
-) -> EpisodeDataset:
+def open_dataset(path: str | Path, orientation: Orientation | None = None, drop_noops: bool = False) -> EpisodeDataset:
     """Open the episodes at `path`; every format gives the same interface.
 
     orientation: which way up the source stores its images (None: as its format has it); images come out upright.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from torch.utils.data import DataLoader
@@ -28,10 +29,17 @@ def make_loader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=_Batches(batches),  # type: ignore[arg-type]
         num_workers=num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
+        worker_init_fn=_leave_process_group,
         pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None,
     )
+
+
+def _leave_process_group(_: int) -> None:
+    """A signal to the rank's whole group (Ctrl-C, a scheduler's SIGTERM) is for the rank, which still needs its data
+    to finish the step and save. Workers end with it: torch's watch over their parent sees to that."""
+    os.setpgrp()
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -66,7 +66,9 @@ class TrainOrder:
         return epoch, int(epoch_order(self._samples, self._seed, epoch)[place])
 
 
-def validation_batches(samples: int, batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[tuple[int, int]]]:
+def validation_batches(
+    samples: int, batch_size: int, rank: int = 0, world_size: int = 1
+) -> list[list[tuple[int, int]]]:
     """One process's share of the validation samples in batches; every sample is in exactly one share."""
     share = [(0, index) for index in range(rank, samples, world_size)]
     return [share[start : start + batch_size] for start in range(0, len(share), batch_size)]

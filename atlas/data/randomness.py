@@ -10,7 +10,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 def uniform(seed: int, epochs: np.ndarray, samples: np.ndarray, stream: int, count: int) -> np.ndarray:
     """float64 [n, count] in [0, 1): the same for the same (seed, epoch, sample, stream).
 
-    epochs, samples: int64 [n].     `stream` keeps different uses apart. SplitMix64 (Steele, Lea and Flood, 2014) mixes the key, which makes one
+    epochs, samples: int64 [n].
+    `stream` keeps different uses apart. SplitMix64 (Steele, Lea and Flood, 2014) mixes the key, which makes one
     number from each counter without any state to carry.
     """
     with np.errstate(over="ignore"):

@@ -57,9 +57,7 @@ class KeypointVisionEncoder(nn.Module):
     def __init__(self, config: KeypointVisionConfig, views: int, dim: int, language_dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.stems = nn.ModuleList(
-            [KeypointStem(config.width, config.keypoints, language_dim) for _ in range(views)]
-        )
+        self.stems = nn.ModuleList([KeypointStem(config.width, config.keypoints, language_dim) for _ in range(views)])
         self.positions = nn.ModuleList([SpatialSoftmax(config.keypoints) for _ in range(views)])
         self.project = nn.ModuleList([nn.Linear(2 * config.keypoints, dim) for _ in range(views)])
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on CPUs

@@ -69,12 +69,15 @@ class HuggingFaceLanguageEncoder(nn.Module):
 
         try:
             described = AutoConfig.from_pretrained(config.pretrained)
-            kind: Any = AutoModelForTextEncoding if type(described) in AutoModelForTextEncoding._model_mapping else AutoModel
+            kind: Any = (
+                AutoModelForTextEncoding if type(described) in AutoModelForTextEncoding._model_mapping else AutoModel
+            )
             self._tokenizer = AutoTokenizer.from_pretrained(config.pretrained)
             self.model = kind.from_pretrained(config.pretrained)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"model.language.pretrained: '{config.pretrained}' could not be loaded from a folder or the hub ({error})"
+                f"model.language.pretrained: '{config.pretrained}' could not be loaded, neither as a folder nor from "
+                f"the hub: {error}"
             ) from None
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
@@ -102,7 +105,9 @@ class HuggingFaceLanguageEncoder(nn.Module):
         return LanguageTokens(x[rows], encoded.attention_mask[rows] == 0)
 
 
-def make_language(config: BytesLanguageConfig | HuggingFaceLanguageConfig) -> nn.Module:
+def make_language(
+    config: BytesLanguageConfig | HuggingFaceLanguageConfig,
+) -> BytesLanguageEncoder | HuggingFaceLanguageEncoder:
     """The encoder that a config names."""
     if isinstance(config, BytesLanguageConfig):
         return BytesLanguageEncoder(config)

@@ -49,7 +49,10 @@ class PolicyProcessor:
                 )
         return Batch(
             images=torch.stack(
-                [torch.cat([fit_images(o.images[c][None], self.image_size) for c in self.cameras]) for o in observations]
+                [
+                    torch.cat([fit_images(o.images[c][None], self.image_size) for c in self.cameras])
+                    for o in observations
+                ]
             ),
             proprio=torch.stack([torch.from_numpy(o.proprio).float() for o in observations]),
             instruction=[o.instruction for o in observations],

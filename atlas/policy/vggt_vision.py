@@ -27,7 +27,8 @@ class VGGTVisionEncoder(nn.Module):
         keypoints = config.stem == "keypoints"
         if not keypoints and image_size % config.patch_size:
             raise InputError(
-                f"data.image_size is {image_size}; it must be a multiple of model.vision.patch_size, {config.patch_size}."
+                f"data.image_size is {image_size}; it must be a multiple of model.vision.patch_size "
+                f"({config.patch_size})."
             )
         self.dim = 2 * config.embed_dim
         self.aggregator = VGGTAggregator(

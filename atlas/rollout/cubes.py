@@ -19,7 +19,7 @@ from atlas.types import ActionSpec, Observation
 INSTRUCTIONS = ("pick up the red cube", "pick up the green cube")
 CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}  # our name: robosuite's
 AREA_HALF_SIZE_M = 0.10  # cube centres lie in a square of 20 x 20 cm around the table's centre
-MIN_DISTANCE_M = 0.06  # between the cubes' centres
+MIN_DISTANCE_M = 0.08  # between the cubes' centres
 LIFT_HEIGHT_M = 0.04  # above where the cube lay
 HORIZON = 200
 SETTLE_STEPS = 2  # the cubes start a hair above the table

@@ -163,7 +163,9 @@ def check_agreement(processor: PolicyProcessor, spec: EnvironmentSpec) -> None:
     if missing:
         differing.append(f"the policy needs the cameras {missing}, the environment has {list(spec.cameras)}")
     if processor.proprio_dim != spec.proprio_dim:
-        differing.append(f"the policy's proprio has {processor.proprio_dim} numbers, the environment's {spec.proprio_dim}")
+        differing.append(
+            f"the policy's proprio has {processor.proprio_dim} numbers, the environment's {spec.proprio_dim}"
+        )
     if processor.action_spec != spec.action_spec:
         differing.append(f"the policy's actions are {processor.action_spec}, the environment's {spec.action_spec}")
     if differing:

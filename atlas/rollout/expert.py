@@ -13,6 +13,7 @@ _HOVER_M = 0.07  # height above the cube while aligning
 _NEAR_M, _NEAR_RAD = 0.012, 0.12  # aligned well enough to go down
 _CLOSE_STEPS = 6
 _SLIPPED_M = 0.03  # the hand is this much above a cube it should hold
+_STALL_STEPS, _STALL_M = 5, 0.004  # going down for so many steps without sinking by so much: a finger is in the way
 
 Phase = Literal["align", "lower", "close", "lift"]
 
@@ -27,15 +28,19 @@ class CubesExpert:
         self._env = env
         self.phase: Phase = "align"
         self._closing = 0
+        self._quarter = 0.0  # added to the yaw: the other pair of the cube's sides is grasped after a stall
+        self._drops: list[float] = []  # since going down began
 
     def act(self) -> np.ndarray:
         """The next action, float64 [7] in the ActionSpec's units."""
         cube, cube_yaw = self._env.cube_pose(self._env.target)
         hand, hand_yaw = self._env.hand_pose()
         turn = (cube_yaw - hand_yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4
+        if self._quarter:  # now only half turns are alike
+            turn = (cube_yaw + self._quarter - hand_yaw + np.pi / 2) % np.pi - np.pi / 2
         offset = cube - hand
         distance = float(np.linalg.norm(offset[:2]))
-        self._advance(distance, abs(turn), float(offset[2]))
+        self._advance(distance, abs(turn), float(offset[2]), cube_yaw - hand_yaw)
 
         goal = offset.copy()
         if self.phase == "align":
@@ -51,20 +56,30 @@ class CubesExpert:
         action[6] = 1.0 if self.phase in ("close", "lift") else -1.0
         return np.clip(action, -1.0, 1.0)
 
-    def _advance(self, distance: float, turn: float, drop: float) -> None:
+    def _advance(self, distance: float, turn: float, drop: float, yaw: float) -> None:
         """Choose the phase. `drop` is the cube's height over the hand's, negative while the hand is above."""
         if self.phase == "align" and distance < _NEAR_M and turn < _NEAR_RAD:
-            self.phase = "lower"
-        elif self.phase == "lower" and distance > 2.5 * _NEAR_M:
-            self.phase = "align"
-        elif self.phase == "lower" and abs(drop) < 0.008:
-            self.phase, self._closing = "close", 0
+            self.phase, self._drops = "lower", []
+        elif self.phase == "lower":
+            self._drops.append(drop)
+            if abs(drop) < 0.008:
+                self.phase, self._closing = "close", 0
+            elif self._stalled():
+                self.phase = "align"
+                self._quarter = float(np.round(-yaw / (np.pi / 2)) + 1) * np.pi / 2
+            elif distance > 2.5 * _NEAR_M:
+                self.phase = "align"
         elif self.phase == "close":
             self._closing += 1
             if self._closing >= _CLOSE_STEPS:
                 self.phase = "lift"
         elif self.phase == "lift" and -drop > _SLIPPED_M:
             self.phase = "align"
+
+    def _stalled(self) -> bool:
+        """Whether the hand has stopped sinking although it is told to."""
+        drops = self._drops
+        return len(drops) > _STALL_STEPS and drops[-1] - drops[-1 - _STALL_STEPS] < _STALL_M
 
 
 class Disturbance:

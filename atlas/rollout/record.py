@@ -150,9 +150,10 @@ def _record_part(parts: Path, instruction: str, number: int) -> None:
     assert _worker is not None
     env, settings = _worker
     episode = record_episode(env, instruction, settings.seed, number)
-    values = {f.name: getattr(episode, f.name) for f in fields(episode) if f.name != "images"}
+    values: dict[str, Any] = {f.name: getattr(episode, f.name) for f in fields(episode) if f.name != "images"}
+    values |= {f"image/{camera}": images for camera, images in episode.images.items()}
     with atomic_path(_part(parts, number)) as partial, partial.open("wb") as file:
-        np.savez(file, **values, **{f"image/{c}": i for c, i in episode.images.items()})
+        np.savez(file, **values)
 
 
 def _part(parts: Path, number: int) -> Path:

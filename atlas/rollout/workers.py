@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,7 +119,7 @@ class EnvironmentPool:
 
 def _serve(connection: Connection, name: str, image_size: int) -> None:
     """A worker's life: make the environment, then answer until the other end closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.setpgrp()  # signals to the parent's group are the parent's to handle; a closed connection ends this process
     try:
         env = make_environment(name, image_size)
     except InputError as error:

@@ -25,7 +25,13 @@ class ClosedLoop:
         self._evaluator: Evaluator | None = None
 
     def run(
-        self, policy: AtlasPolicy, purpose: Purpose, episodes: int, name: str, videos: int = 0, video_dir: Path | None = None
+        self,
+        policy: AtlasPolicy,
+        purpose: Purpose,
+        episodes: int,
+        name: str,
+        videos: int = 0,
+        video_dir: Path | None = None,
     ) -> EvaluationReport:
         """Every rank runs its share and gets the whole report. `name` says in it which policy it was."""
         accelerator, processor = self._accelerator, policy.processor

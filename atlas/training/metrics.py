@@ -48,9 +48,7 @@ class ActionErrors:
         self._spec, self._tasks = spec, tasks
         self._sums = torch.zeros(len(tasks), len(self._NAMES) + 1, dtype=torch.float64, device=device)
 
-    def add(
-        self, predicted: torch.Tensor, target: torch.Tensor, is_pad: torch.Tensor, instructions: list[str]
-    ) -> None:
+    def add(self, predicted: torch.Tensor, target: torch.Tensor, is_pad: torch.Tensor, instructions: list[str]) -> None:
         """predicted, target float [B, H, A]; is_pad bool [B, H]."""
         spec = self._spec
         predicted, target = predicted.double(), target.double()

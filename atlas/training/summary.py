@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from atlas.rollout.report import EvaluationReport
 
@@ -19,8 +21,8 @@ def final_summary(
     run_dir: Path, best_checkpoint: Path, metrics: dict[str, float], report: EvaluationReport | None
 ) -> str:
     """A few lines for people."""
-    rows = [(label, f"{metrics[name]:.3f}") for name, label in _ERRORS.items() if name in metrics]
-    lines = ["Done.", "", "Validation (one action, last checkpoint)", *_table(rows)]
+    errors = [(label, f"{metrics[name]:.3f}") for name, label in _ERRORS.items() if name in metrics]
+    lines = ["Done.", "", "Validation (one action, last checkpoint)", *_table(errors)]
     if report is not None:
         found = report.to_dict()
         rows = [
@@ -36,11 +38,11 @@ def final_summary(
     return "\n".join(lines)
 
 
-def _percent(found: dict[str, object]) -> str:
-    low, high = found["ci95"]  # type: ignore[misc]
-    return f"{100 * found['success_rate']:.0f}%  (95% interval {100 * low:.0f} to {100 * high:.0f}%)"  # type: ignore[operator]
+def _percent(found: dict[str, Any]) -> str:
+    low, high = found["ci95"]
+    return f"{100 * found['success_rate']:.0f}%  (95% interval {100 * low:.0f} to {100 * high:.0f}%)"
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
     return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

@@ -21,7 +21,11 @@ FLAGS = """--config --mode --gpus --gpu-ids --cpu --resume --wandb --wandb-proje
 
 # A Python that finds every module when it is in an environment, makes environments with itself in them, and says how
 # it was asked to train.
-FAKE_PYTHON = f"""#!{sys.executable}
+# (A shebang cannot name an interpreter whose path has a space, so the shell hands over to it.)
+FAKE_PYTHON = f"""#!/bin/sh
+''':'
+exec "{sys.executable}" "$0" "$@"
+'''
 import json, os, shutil, signal, sys, time
 from pathlib import Path
 

@@ -1,0 +1,143 @@
+"""Chunks, statistics, image geometry and augmentation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from atlas.config import AugmentConfig
+from atlas.data import open_dataset
+from atlas.data.augment import Augmenter
+from atlas.data.chunks import ChunkDataset
+from atlas.data.geometry import fit_images
+from atlas.data.loader import make_loader
+from atlas.data.order import TrainOrder
+from atlas.data.orientation import ORIENTATIONS, turn_upright
+from atlas.errors import InputError
+from tests.conftest import MakeLibero
+
+CAMERAS = ["agentview", "eye_in_hand"]
+
+
+def make_chunks(make_libero: MakeLibero, horizon: int = 4, episodes: tuple[int, ...] = (0, 2, 3)) -> ChunkDataset:
+    return ChunkDataset(open_dataset(make_libero()), np.array(episodes), CAMERAS, image_size=32, horizon=horizon)
+
+
+def test_a_sample_is_the_observation_and_the_actions_from_there(make_libero: MakeLibero) -> None:
+    dataset = open_dataset(make_libero())
+    chunks = make_chunks(make_libero)
+    episode = dataset.episode(2)  # the second of the chosen ones; sample 12 is its first frame
+
+    batch = chunks.__getitems__([(5, 12 + 3), (5, 12 + 9)])
+
+    assert batch.images.shape == (2, 2, 3, 32, 32) and batch.images.dtype == torch.uint8
+    np.testing.assert_array_equal(batch.images[0, 1].permute(1, 2, 0), episode.images("eye_in_hand", [3])[0])
+    np.testing.assert_array_equal(batch.proprio[0], episode.proprio[3])
+    np.testing.assert_array_equal(batch.actions[0], episode.actions[3:7])
+    assert batch.instruction == ["open the drawer"] * 2
+    assert batch.action_is_pad.tolist() == [[False] * 4, [False, False, True, True]]  # 11 frames: 9 and 10 are left
+    np.testing.assert_array_equal(batch.actions[1, 1:], np.repeat(episode.actions[10:11], 3, axis=0))
+    assert batch.index.tolist() == [15, 21] and batch.epoch.tolist() == [5, 5]
+
+
+def test_valid_steps_count_what_is_not_padding(make_libero: MakeLibero) -> None:
+    chunks = make_chunks(make_libero)
+    batch = chunks.__getitems__([(0, i) for i in range(len(chunks))])
+
+    np.testing.assert_array_equal((~batch.action_is_pad).sum(1), chunks.valid_steps)
+
+
+def test_a_chunk_longer_than_every_episode_is_refused(make_libero: MakeLibero) -> None:
+    with pytest.raises(InputError, match=r"action_horizon is 13.*12 frames"):
+        make_chunks(make_libero, horizon=13)
+
+
+def test_statistics_are_those_of_the_chosen_episodes(make_libero: MakeLibero) -> None:
+    dataset = open_dataset(make_libero())
+    statistics = make_chunks(make_libero).statistics()
+    actions = np.concatenate([dataset.episode(i).actions for i in (0, 2, 3)]).astype(np.float64)
+
+    assert (statistics.episodes, statistics.frames) == (3, len(actions))
+    np.testing.assert_allclose(statistics.action.mean, actions.mean(0))
+    np.testing.assert_allclose(statistics.action.q99, np.quantile(actions, 0.99, axis=0))
+    np.testing.assert_allclose(statistics.action.min, actions.min(0))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loader_keeps_the_order(make_libero: MakeLibero, workers: int) -> None:
+    chunks = make_chunks(make_libero)
+    order = TrainOrder(len(chunks), seed=1, batch_size=5)
+
+    loaded = list(make_loader(chunks, order.batches(0, 0, 6), workers))
+
+    assert [list(zip(b.epoch.tolist(), b.index.tolist(), strict=True)) for b in loaded] == list(order.batches(0, 0, 6))
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_every_orientation_is_its_own_inverse(orientation: str) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (2, 4, 6, 3), dtype=np.uint8)
+
+    np.testing.assert_array_equal(turn_upright(turn_upright(images, orientation), orientation), images)  # type: ignore[arg-type]
+
+
+def test_images_of_the_right_size_pass_unchanged_and_others_are_cropped_and_resized() -> None:
+    images = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
+    wide = np.zeros((1, 20, 40, 3), np.uint8)
+    wide[:, :, 10:30] = 200  # the centred square
+
+    np.testing.assert_array_equal(fit_images(images, 32), images.transpose(0, 3, 1, 2))
+    assert (fit_images(wide, 16) == 200).all() and fit_images(wide, 16).shape == (1, 3, 16, 16)
+
+
+def augmented(config: AugmentConfig, make_libero: MakeLibero, samples: list[tuple[int, int]]) -> torch.Tensor:
+    batch = make_chunks(make_libero).__getitems__(samples)
+    return Augmenter(config, seed=0)(batch.images.float() / 255, batch)
+
+
+def test_augmentation_depends_on_the_sample_and_the_epoch_only(make_libero: MakeLibero) -> None:
+    config = AugmentConfig(shift=0.2)
+
+    together = augmented(config, make_libero, [(0, 3), (0, 9), (1, 3)])
+    alone = augmented(config, make_libero, [(0, 9)])
+
+    torch.testing.assert_close(together[1:2], alone)
+    assert not torch.equal(together[0], together[2])
+    assert together.min() >= 0 and together.max() <= 1
+
+
+def test_augmentation_switched_off_changes_nothing(make_libero: MakeLibero) -> None:
+    config = AugmentConfig(shift=0, brightness=0, contrast=0, saturation=0)
+    batch = make_chunks(make_libero).__getitems__([(0, 3)])
+
+    torch.testing.assert_close(augmented(config, make_libero, [(0, 3)]), batch.images.float() / 255)
+
+
+def test_a_shift_moves_the_picture_by_whole_pixels(make_libero: MakeLibero) -> None:
+    config = AugmentConfig(shift=0.2, brightness=0, contrast=0, saturation=0)
+    batch = make_chunks(make_libero).__getitems__([(0, 3)])
+    before, after = batch.images[0, 0].float() / 255, augmented(config, make_libero, [(0, 3)])[0, 0]
+
+    most = round(0.2 * 32)
+    shifts = [(y, x) for y in range(-most, most + 1) for x in range(-most, most + 1)]
+    inner = slice(most, -most)
+    found = [s for s in shifts if torch.allclose(before.roll(s, (1, 2))[:, inner, inner], after[:, inner, inner])]
+    assert len(found) == 1
+
+
+def test_colours_follow_brightness_saturation_and_contrast(make_libero: MakeLibero) -> None:
+    """One affine map gives what the three steps give one after the other."""
+    batch = make_chunks(make_libero).__getitems__([(0, 3)])
+    views = batch.images[0].float() / 255 * 0.5 + 0.2  # nothing is clipped
+    amounts = torch.tensor([0.3, -0.5]), torch.tensor([0.2, 0.4]), torch.tensor([-0.4, 0.1])
+    config = AugmentConfig(brightness=0.2, contrast=0.3, saturation=0.5)
+
+    got = Augmenter(config, 0)._colour(views, *amounts)
+
+    bright, sharp, vivid = ((1 + s * a).view(-1, 1, 1, 1) for s, a in zip((0.2, 0.3, 0.5), amounts, strict=True))
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    x = views * bright
+    grey = (x * luma).sum(1, keepdim=True)
+    x = grey + vivid * (x - grey)
+    mean = grey.mean((2, 3), keepdim=True)
+    torch.testing.assert_close(got, (mean + sharp * (x - mean)).clamp(0, 1))

@@ -1,0 +1,163 @@
+"""Reading LIBERO's HDF5 layout."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from atlas.data import open_dataset
+from atlas.data.libero_writer import write_libero_file
+from atlas.errors import InputError
+from tests.conftest import MakeLibero, made_up_episode
+
+
+def test_reads_back_what_was_written(tmp_path: Path) -> None:
+    written = made_up_episode(np.random.default_rng(0), "push the plate", 7)
+    write_libero_file(tmp_path / "push_demo.hdf5", "push the plate", [written], {"env_name": "elsewhere"})
+
+    dataset = open_dataset(tmp_path / "push_demo.hdf5")
+    episode = dataset.episode(0)
+
+    assert (len(dataset), dataset.tasks, dataset.cameras) == (1, ["push the plate"], ["agentview", "eye_in_hand"])
+    assert len(episode) == 7 and episode.instruction == "push the plate" and episode.success is True
+    np.testing.assert_array_equal(episode.actions, written.actions.astype(np.float32))
+    np.testing.assert_allclose(episode.proprio, written.proprio, atol=1e-6)
+    np.testing.assert_array_equal(episode.images("eye_in_hand", [5, 0]), written.images["eye_in_hand"][[5, 0]])
+    np.testing.assert_array_equal(episode.init_state, written.sim_states[0])
+    assert dataset.image_size("agentview") == (32, 32)
+
+
+def test_images_are_stored_upside_down_and_read_upright(make_libero: MakeLibero) -> None:
+    root = make_libero()
+    with h5py.File(root / "task_0_demo.hdf5") as file:
+        stored = file["data/demo_2/obs/agentview_rgb"][4]
+
+    upright = open_dataset(root).episode(2).images("agentview", [4])[0]
+    as_it_is = open_dataset(root, orientation="upright").episode(2).images("agentview", [4])[0]
+
+    assert tuple(stored[-1, 0]) == (2, 4, 0) and tuple(upright[0, 0]) == (2, 4, 0)
+    np.testing.assert_array_equal(as_it_is, stored)
+
+
+def test_episodes_come_by_file_and_then_by_number_not_by_text(make_libero: MakeLibero) -> None:
+    dataset = open_dataset(make_libero({"a task": [5 + i for i in range(12)]}))
+
+    assert dataset.lengths.tolist() == [5 + i for i in range(12)]
+
+
+def test_a_folder_of_suites_is_read_whole(make_libero: MakeLibero, tmp_path: Path) -> None:
+    make_libero({"one": [5, 5]}, folder="suites/first")
+    make_libero({"two": [6]}, folder="suites/second")
+
+    dataset = open_dataset(tmp_path / "suites")
+
+    assert dataset.tasks == ["one", "two"] and dataset.task_of.tolist() == [0, 0, 1]
+
+
+def test_compressed_files_give_the_same_images(make_libero: MakeLibero, tmp_path: Path) -> None:
+    plain = make_libero({"a task": [6]})
+    packed = tmp_path / "packed.hdf5"
+    with h5py.File(plain / "task_0_demo.hdf5") as source, h5py.File(packed, "w") as target:
+        source.copy("data", target)
+        images = target["data/demo_0/obs/agentview_rgb"][:]
+        del target["data/demo_0/obs/agentview_rgb"]
+        target["data/demo_0/obs"].create_dataset("agentview_rgb", data=images, compression="gzip")
+
+    for camera in ("agentview", "eye_in_hand"):
+        expected = open_dataset(plain).episode(0).images(camera, [3, 1])
+        np.testing.assert_array_equal(open_dataset(packed).episode(0).images(camera, [3, 1]), expected)
+
+
+def test_noops_are_dropped_when_asked(tmp_path: Path) -> None:
+    episode = made_up_episode(np.random.default_rng(0), "wait", 8)
+    episode.actions[[1, 2, 6], :6] = 0.0  # frame 4 is where the gripper changes
+    episode.actions[4, :6] = 0.0
+    write_libero_file(tmp_path / "wait_demo.hdf5", "wait", [episode], {"env_name": "elsewhere"})
+
+    kept = open_dataset(tmp_path, drop_noops=True)
+
+    assert kept.lengths.tolist() == [5] and open_dataset(tmp_path).lengths.tolist() == [8]
+    np.testing.assert_array_equal(kept.episode(0).actions, episode.actions[[0, 3, 4, 5, 7]].astype(np.float32))
+    assert kept.episode(0).images("agentview", [1])[0, 0, 0, 1] == 3  # the second kept frame is frame 3
+
+
+def test_a_dataset_travels_to_worker_processes(make_libero: MakeLibero) -> None:
+    dataset = open_dataset(make_libero())
+    before = dataset.episode(1).images("agentview", [2])
+
+    travelled = pickle.loads(pickle.dumps(dataset))
+
+    np.testing.assert_array_equal(travelled.episode(1).images("agentview", [2]), before)
+
+
+def test_the_fingerprint_changes_with_the_data(make_libero: MakeLibero) -> None:
+    root = make_libero()
+    before = open_dataset(root).fingerprint()
+
+    assert open_dataset(root).fingerprint() == before
+    assert open_dataset(root, orientation="upright").fingerprint() != before
+    make_libero({"one more": [5]}, folder="demos")
+    assert open_dataset(root).fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("key", "complaint"),
+    [
+        ("data/demo_1/actions", "'actions'"),
+        ("data/demo_0/obs/ee_pos", "'obs/ee_pos'"),
+        ("data/demo_1/obs", "'obs'"),
+        ("data", "'data'"),
+    ],
+)
+def test_a_missing_key_is_named_with_its_file(make_libero: MakeLibero, key: str, complaint: str) -> None:
+    root = make_libero({"a task": [5, 5]})
+    with h5py.File(root / "task_0_demo.hdf5", "a") as file:
+        del file[key]
+
+    with pytest.raises(InputError, match=r"task_0_demo\.hdf5") as error:
+        open_dataset(root)
+    assert complaint in str(error.value)
+
+
+def test_a_missing_instruction_is_an_error(make_libero: MakeLibero) -> None:
+    root = make_libero({"a task": [5]})
+    with h5py.File(root / "task_0_demo.hdf5", "a") as file:
+        del file["data"].attrs["problem_info"]
+
+    with pytest.raises(InputError, match="problem_info"):
+        open_dataset(root)
+
+
+def test_a_truncated_file_is_named(make_libero: MakeLibero) -> None:
+    root = make_libero()
+    file = root / "task_1_demo.hdf5"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+    with pytest.raises(InputError, match=r"task_1_demo\.hdf5.*truncated"):
+        open_dataset(root)
+
+
+def test_columns_of_different_lengths_are_an_error(make_libero: MakeLibero) -> None:
+    root = make_libero({"a task": [6]})
+    with h5py.File(root / "task_0_demo.hdf5", "a") as file:
+        positions = file["data/demo_0/obs/ee_pos"][:4]
+        del file["data/demo_0/obs/ee_pos"]
+        file["data/demo_0/obs/ee_pos"] = positions
+
+    with pytest.raises(InputError, match="obs/ee_pos has 4 frames, and actions has 6"):
+        open_dataset(root)
+
+
+def test_nothing_there_and_nothing_in_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no dataset at"):
+        open_dataset(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="holds no episodes"):
+        open_dataset(tmp_path)
+    with h5py.File(tmp_path / "empty.hdf5", "w") as file:
+        file.create_group("data").attrs["problem_info"] = '{"language_instruction": "x"}'
+    with pytest.raises(InputError, match="holds no episodes"):
+        open_dataset(tmp_path)

@@ -1,0 +1,144 @@
+"""From chunks to executed actions, and the statistics of a report."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atlas.errors import InputError
+from atlas.rollout.evaluate import Probe, plan_episodes
+from atlas.rollout.executor import ChunkExecutor
+from atlas.rollout.report import EpisodeOutcome, EvaluationReport, wilson_interval
+from atlas.rollout.seeds import episode_seed
+from atlas.types import Batch, Observation
+from tests.policy.test_policy import HORIZON, SIZE, make_processor
+
+STILL = Observation(
+    {c: np.full((SIZE, SIZE, 3), 7, np.uint8) for c in ("agentview", "eye_in_hand")}, np.zeros(8, np.float32), "go"
+)
+
+
+class CountingPolicy:
+    """Its n-th answer says in dimension 0 the number n and in dimension 1 the place in the chunk."""
+
+    def __init__(self) -> None:
+        self.processor = make_processor()
+        self.asked = 0
+
+    def parameters(self):  # type: ignore[no-untyped-def]
+        return iter([torch.zeros(1)])
+
+    def sample(self, batch: Batch, generator: torch.Generator | None = None) -> torch.Tensor:
+        chunk = torch.zeros(len(batch), HORIZON, 7)
+        chunk[..., 0] = self.asked
+        chunk[..., 1] = torch.arange(HORIZON)
+        self.asked += 1
+        return chunk
+
+
+def test_the_first_actions_are_executed_before_the_policy_is_asked_again() -> None:
+    executor = ChunkExecutor(CountingPolicy(), execute=3)
+
+    acted = [executor.act(STILL) for _ in range(7)]
+
+    assert [(int(a[0]), int(a[1])) for a in acted] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+
+
+def test_a_new_episode_does_not_finish_the_old_ones_chunk() -> None:
+    executor = ChunkExecutor(CountingPolicy(), execute=3)
+    executor.act(STILL)
+
+    executor.reset()
+
+    assert executor.act(STILL)[0] == 1
+
+
+def test_temporal_ensembling_averages_what_the_chunks_say_about_now() -> None:
+    executor = ChunkExecutor(CountingPolicy(), execute=2, ensemble=0.5)
+
+    acted = [executor.act(STILL) for _ in range(3)]
+
+    weights = np.exp(-0.5 * np.arange(3))  # the oldest first
+    assert acted[2][0] == pytest.approx((weights * [0, 1, 2]).sum() / weights.sum())
+    assert acted[2][1] == pytest.approx((weights * [2, 1, 0]).sum() / weights.sum())
+
+
+def test_old_chunks_that_do_not_reach_now_are_forgotten() -> None:
+    executor = ChunkExecutor(CountingPolicy(), execute=1, ensemble=0.0)
+
+    acted = [executor.act(STILL) for _ in range(HORIZON + 3)]
+
+    last = HORIZON + 2
+    assert acted[-1][0] == pytest.approx(np.mean(range(last - HORIZON + 1, last + 1)))
+
+
+def test_episodes_have_states_of_their_own() -> None:
+    executor = ChunkExecutor(CountingPolicy(), execute=1, ensemble=0.0)
+    executor.plan({4: STILL})
+
+    both = executor.plan({4: STILL, 9: STILL})
+
+    assert both[4][0, 0] == 0.5 and both[9][0, 0] == 1
+
+
+def test_more_actions_than_there_are_cannot_be_executed() -> None:
+    with pytest.raises(InputError, match=f"from 1 to {HORIZON}"):
+        ChunkExecutor(CountingPolicy(), execute=HORIZON + 1)
+    with pytest.raises(InputError, match="negative"):
+        ChunkExecutor(CountingPolicy(), execute=1, ensemble=-1.0)
+
+
+@given(st.integers(0, 60), st.integers(1, 60))
+def test_the_wilson_interval_holds_the_rate_and_shrinks_with_evidence(successes: int, more: int) -> None:
+    episodes = max(successes, 1)
+    low, high = wilson_interval(successes, episodes)
+    narrow = wilson_interval(successes * (more + 1), episodes * (more + 1))
+
+    assert 0 <= low <= successes / episodes <= high <= 1
+    assert narrow[1] - narrow[0] < high - low
+
+
+def test_the_wilson_interval_of_a_known_case() -> None:
+    assert wilson_interval(97, 100) == pytest.approx((0.9155, 0.9897), abs=1e-3)
+
+
+def test_a_report_counts_by_instruction() -> None:
+    outcomes = [
+        EpisodeOutcome(f"lift {i % 2}", i, success=i % 4 == 0, reward=float(i % 4 == 0), length=10 + i)
+        for i in range(8)
+    ]
+    report = EvaluationReport("cubes", "run/best", tuple(outcomes))
+
+    found, metrics = report.to_dict(), report.metrics()
+
+    assert (found["episodes"], found["successes"], found["success_rate"]) == (8, 2, 0.25)
+    assert found["per_instruction"]["lift 0"]["success_rate"] == 0.5
+    assert found["per_instruction"]["lift 1"]["successes"] == 0
+    assert metrics["eval/success_rate/lift_0"] == 0.5 and metrics["eval/mean_reward"] == 0.25
+    assert metrics["eval/episode_length"] == found["mean_episode_length"] == 13.5
+
+
+def test_no_two_purposes_share_an_episode() -> None:
+    purposes = ("record", "selection", "final", "report")
+    seeds = [episode_seed(p, s, i) for p in purposes for s in (0, 1, 999_999) for i in (0, 1, 999_999)]
+
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_planned_episodes_are_balanced_over_the_instructions() -> None:
+    planned = plan_episodes("cubes", 10, "report", seed=0)
+
+    counts = {text: sum(e.instruction == text for e in planned) for text in {e.instruction for e in planned}}
+    assert list(counts.values()) == [5, 5]
+
+
+def test_probes_change_what_is_told_and_not_what_is_true() -> None:
+    names = ("go", "stay")
+
+    told = Probe(shuffle_instructions=True, blind=True).apply(STILL, names)
+
+    assert told.instruction == "stay" and not any(image.any() for image in told.images.values())
+    assert STILL.instruction == "go" and STILL.images["agentview"].all()

@@ -1,0 +1,111 @@
+"""The configuration as users meet it: YAML, overrides, and what is said when something is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from atlas.config import DEFAULT_CONFIG, Config, config_schema, dump_yaml, load_config
+from atlas.errors import InputError
+
+
+def test_the_commented_file_holds_every_key_of_the_code() -> None:
+    """What is written in train_config.yaml and what the code assumes without it are the same."""
+    written = yaml.safe_load(DEFAULT_CONFIG.read_text())
+
+    assert set(_keys(written)) == set(_keys(load_config().model_dump()))
+    assert load_config({}) == load_config()
+
+
+def test_a_dumped_config_reads_back_equal(tmp_path: Path) -> None:
+    config = load_config(None, ["training.learning_rate=2e-4", "data.cameras=[agentview]", "model.vision.name=vggt"])
+    (tmp_path / "config.yaml").write_text(dump_yaml(config))
+
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_overrides_are_yaml_and_numbers_may_have_exponents() -> None:
+    config = load_config({}, ["training.learning_rate=1e-4", "wandb.tags=[a, 'b c']", "run_name=my run"])
+
+    assert config.training.learning_rate == 1e-4
+    assert config.wandb.tags == ["a", "b c"] and config.run_name == "my run"
+
+
+def test_another_kind_of_part_starts_with_its_own_settings() -> None:
+    config = load_config(None, ["model.vision.name=vggt", "model.vision.depth=3"])
+
+    assert config.model.vision.name == "vggt" and config.model.vision.depth == 3
+
+
+def test_a_part_without_a_name_is_the_default_kind() -> None:
+    assert load_config({"model": {"vision": {"width": 8}}}).model.vision.name == "keypoints"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trainig.max_steps=3", ["trainig", "Did you mean 'training'"]),
+        ("training.max_step=3", ["training.max_step", "Did you mean 'max_steps'"]),
+        ("model.vision.widht=3", ["widht", "Did you mean 'width'"]),
+        ("model.vision={name: vggt, dept: 3}", ["model.vision.dept'", "Did you mean 'depth'"]),
+        ("model.vision.name=resnet", ["model.vision", "resnet", "keypoints", "vggt"]),
+        ("data.batch_size=many", ["data.batch_size", "many"]),
+        ("training.learning_rate=-1", ["training.learning_rate", "greater than 0"]),
+        ("training.learning_rate=.nan", ["training.learning_rate", "finite"]),
+        ("training.num_epochs=3", ["training", "max_steps", "num_epochs", "both are set"]),
+        ("training.max_steps=null", ["neither is set"]),
+        ("evaluation.execute=9", ["evaluation.execute", "data.action_horizon"]),
+        ("distributed={mode: single, gpus: 2}", ["single", "gpus is 2"]),
+        ("distributed={cpu: true, gpu_ids: [0]}", ["cpu", "gpu_ids"]),
+        ("distributed={gpus: 3, gpu_ids: [0, 1]}", ["gpus is 3", "names 2"]),
+        ("data.orientation=sideways", ["data.orientation", "rotated_180"]),
+        ("run_name=a/b", ["run_name", "a/b"]),
+        ("seed.value=3", ["seed.value=3", "no keys below"]),
+        ("max_steps", ["max_steps", "key=value"]),
+        ("data.path=[", ["data.path=[", "YAML"]),
+    ],
+)
+def test_what_is_wrong_is_named(override: str, words: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        load_config(None, [override])
+
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("data: [", ["not valid YAML"]), ("- a\n- b", ["must hold sections"]), ("\xff", ["config.yaml"])],
+)
+def test_files_that_are_no_config(tmp_path: Path, text: str, words: list[str]) -> None:
+    (tmp_path / "config.yaml").write_bytes(text.encode("latin-1"))
+
+    with pytest.raises(InputError) as error:
+        load_config(tmp_path / "config.yaml")
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(InputError, match=r"nowhere\.yaml"):
+        load_config("nowhere.yaml")
+
+
+def test_the_schema_knows_the_sections() -> None:
+    assert set(config_schema()["properties"]) == set(Config.model_fields)
+
+
+def test_the_config_is_read_without_torch() -> None:
+    code = "import sys, atlas.config; atlas.config.load_config(); sys.exit('torch' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def _keys(values: dict[str, object], prefix: str = "") -> list[str]:
+    return [
+        key
+        for name, value in values.items()
+        for key in ([*_keys(value, f"{prefix}{name}.")] if isinstance(value, dict) else [f"{prefix}{name}"])
+    ]
