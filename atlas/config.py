@@ -38,7 +38,7 @@ class RecordConfig(Section):
     """The demonstrations recorded when `data.path` is the default one and absent."""
 
     env: Literal["cubes"] = "cubes"
-    episodes: Annotated[int, Field(ge=2, lt=10**5)] = 300
+    episodes: Annotated[int, Field(ge=2, lt=10**5)] = 240
     seed: Annotated[int, Field(ge=0, lt=10**6)] = 0
     image_size: Annotated[int, Field(ge=16, le=1024)] = 64
 
@@ -46,7 +46,7 @@ class RecordConfig(Section):
 class AugmentConfig(Section):
     """Random changes of training images; each is a pure function of (seed, epoch, sample)."""
 
-    shift: Annotated[float, Field(ge=0, lt=0.5)] = 0.05  # of the image's size, in both directions
+    shift: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # of the image's size, in both directions
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.2
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.2
     saturation: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -74,8 +74,8 @@ class KeypointVisionConfig(Section):
     """A small convolutional net whose last maps become keypoints: positions, not only features."""
 
     name: Literal["keypoints"] = "keypoints"
-    width: Positive = 32
-    keypoints: Positive = 64
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 16
+    keypoints: Positive = 32
 
 
 class VGGTVisionConfig(Section):
@@ -83,7 +83,7 @@ class VGGTVisionConfig(Section):
 
     name: Literal["vggt"] = "vggt"
     stem: Literal["keypoints", "conv", "patch"] = "keypoints"
-    stem_width: Positive = 16  # channels of the keypoint stem's first convolution
+    stem_width: Annotated[int, Field(ge=8, multiple_of=8)] = 16  # channels of the keypoint stem's first convolution
     keypoints: Positive = 32  # of each view; keypoint stem only
     keypoint_groups: Positive = 8  # tokens of each view; keypoint stem only
     embed_dim: Positive = 128
@@ -128,8 +128,8 @@ class FusionConfig(Section):
     """Action queries that attend to the tokens of vision, language and proprio."""
 
     name: Literal["queries"] = "queries"
-    dim: Positive = 256
-    layers: Positive = 2
+    dim: Positive = 128
+    layers: Positive = 1
     heads: Positive = 4
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     dropout: Probability = 0.0
@@ -172,7 +172,7 @@ class ModelConfig(Section):
 
 
 class TrainingConfig(Section):
-    max_steps: Positive | None = 3000  # optimizer steps; or num_epochs
+    max_steps: Positive | None = 3600  # optimizer steps; or num_epochs
     num_epochs: Positive | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Weight = 0.01
@@ -181,8 +181,8 @@ class TrainingConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on GPUs that have it, else fp32
     log_interval: Positive = 20
-    val_interval: Positive = 500
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0: no averaging of the weights
+    val_interval: Positive = 600
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995  # 0: no averaging of the weights
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingConfig:
@@ -193,7 +193,7 @@ class TrainingConfig(Section):
 
 
 class CheckpointConfig(Section):
-    save_interval: Positive = 1000
+    save_interval: Positive = 1200
     keep_last_n: Positive = 3  # besides the best one
 
 
@@ -207,8 +207,8 @@ class EvaluationConfig(Section):
 
     env: str = "auto"  # auto: the world that the data was recorded in, where there is an adapter for it; none
     episodes: NotNegative = 20  # at each evaluation during training; 0: no rollouts
-    interval: Positive = 1000  # optimizer steps
-    final_episodes: NotNegative = 50  # of the best checkpoint, after training
+    interval: Positive = 1200  # optimizer steps
+    final_episodes: NotNegative = 40  # of the best checkpoint, after training
     video: NotNegative = 4  # episodes filmed in the final evaluation
     execute: Positive = 4  # actions of each predicted chunk that are executed
     ensemble: Annotated[float, Field(ge=0)] | None = None  # temporal ensembling's weight; null: off
@@ -273,6 +273,16 @@ class Config(Section):
             raise ValueError(
                 f"evaluation.execute is {self.evaluation.execute} and data.action_horizon is "
                 f"{self.data.action_horizon}; at most the predicted actions can be executed"
+            )
+        vision = self.model.vision
+        if (
+            isinstance(vision, VGGTVisionConfig)
+            and vision.stem != "keypoints"
+            and self.data.image_size % vision.patch_size
+        ):
+            raise ValueError(
+                f"data.image_size is {self.data.image_size}; it must be a multiple of model.vision.patch_size "
+                f"({vision.patch_size}) for the stem '{vision.stem}'"
             )
         if self.run_name is not None and (not self.run_name or "/" in self.run_name or self.run_name.startswith(".")):
             raise ValueError(f"run_name '{self.run_name}' must be usable as a folder's name")

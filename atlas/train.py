@@ -175,7 +175,7 @@ def run(config: Config, checkpoint: Path | None = None) -> Result:
     """Train with a prepared config, as the only process or as one rank of several."""
     from atlas.tracking.console import setup_logging
 
-    accelerator = _make_accelerator(config)
+    accelerator = make_accelerator(config)
     run_dir = _run_dir(config)
     undo_logging = setup_logging(run_dir, accelerator.is_main_process, accelerator.process_index)
     exit_code = 1
@@ -267,7 +267,7 @@ def build_trainer(config: Config, accelerator: Accelerator, checkpoint: Path | N
     return trainer
 
 
-def _make_accelerator(config: Config) -> Accelerator:
+def make_accelerator(config: Config) -> Accelerator:
     import torch
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs

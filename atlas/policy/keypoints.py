@@ -13,14 +13,10 @@ from atlas.policy.language import LanguageTokens
 class SpatialSoftmax(nn.Module):
     """The expected position of each map's activation (Levine et al., 2016, section 5.1), in [-1, 1]."""
 
-    def __init__(self, maps: int) -> None:
-        super().__init__()
-        self.temperature = nn.Parameter(torch.ones(maps))
-
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """[n, K, h, w] to [n, K, 2] (x, y)."""
         n, k, h, w = maps.shape
-        weights = (maps.flatten(2) * self.temperature[:, None]).softmax(-1)  # [n, K, h*w]
+        weights = maps.flatten(2).softmax(-1)  # [n, K, h*w]
         y, x = torch.meshgrid(
             torch.linspace(-1, 1, h, device=maps.device), torch.linspace(-1, 1, w, device=maps.device), indexing="ij"
         )
@@ -43,10 +39,10 @@ class KeypointStem(nn.Module):
 
     def forward(self, images: torch.Tensor, language: torch.Tensor) -> torch.Tensor:
         """images [n, 3, H, W] in [0, 1], language [n, dim] to maps [n, K, H/4, W/4]."""
-        x = F.relu(self.norms[0](self.first(2 * images - 1)))
-        x = F.relu(self.norms[1](self.second(x)))
+        x = F.relu_(self.norms[0](self.first(2 * images - 1)))
+        x = F.relu_(self.norms[1](self.second(x)))
         scale, shift = self.film(language)[:, :, None, None].chunk(2, dim=1)
-        x = F.relu(self.norms[2](self.third(x)) * (1 + scale) + shift)
+        x = F.relu_(torch.addcmul(shift, self.norms[2](self.third(x)), 1 + scale))
         out: torch.Tensor = self.fourth(x)
         return out
 
@@ -58,7 +54,7 @@ class KeypointVisionEncoder(nn.Module):
         super().__init__()
         self.dim = dim
         self.stems = nn.ModuleList([KeypointStem(config.width, config.keypoints, language_dim) for _ in range(views)])
-        self.positions = nn.ModuleList([SpatialSoftmax(config.keypoints) for _ in range(views)])
+        self.positions = nn.ModuleList([SpatialSoftmax() for _ in range(views)])
         self.project = nn.ModuleList([nn.Linear(2 * config.keypoints, dim) for _ in range(views)])
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on CPUs
 

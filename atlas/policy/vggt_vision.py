@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from atlas.config import VGGTVisionConfig
-from atlas.errors import InputError
 from atlas.policy.keypoints import KeypointStem, SpatialSoftmax
 from atlas.policy.language import LanguageTokens
 from atlas.policy.vggt import VGGTAggregator, VGGTConfig
@@ -25,11 +24,6 @@ class VGGTVisionEncoder(nn.Module):
     def __init__(self, config: VGGTVisionConfig, views: int, image_size: int, language_dim: int) -> None:
         super().__init__()
         keypoints = config.stem == "keypoints"
-        if not keypoints and image_size % config.patch_size:
-            raise InputError(
-                f"data.image_size is {image_size}; it must be a multiple of model.vision.patch_size "
-                f"({config.patch_size})."
-            )
         self.dim = 2 * config.embed_dim
         self.aggregator = VGGTAggregator(
             VGGTConfig(
@@ -70,7 +64,7 @@ class _KeypointTokens(nn.Module):
         super().__init__()
         self._groups = config.keypoint_groups
         self.maps = KeypointStem(config.stem_width, config.keypoints, language_dim)
-        self.softmax = SpatialSoftmax(config.keypoints)
+        self.softmax = SpatialSoftmax()
         size = config.keypoints // config.keypoint_groups
         self.weight = nn.Parameter(torch.randn(self._groups, 2 * size, config.embed_dim) * (2 * size) ** -0.5)
         self.bias = nn.Parameter(torch.randn(self._groups, config.embed_dim) * 0.02)

@@ -10,7 +10,8 @@ from atlas.rollout.cubes import CubesEnvironment
 
 _GAIN = 0.9  # of the remaining error, corrected in one step
 _HOVER_M = 0.07  # height above the cube while aligning
-_NEAR_M, _NEAR_RAD = 0.012, 0.12  # aligned well enough to go down
+_NEAR_M, _NEAR_RAD = 0.010, 0.10  # aligned well enough to go down
+_LOST_M = 0.03  # so far off that the hand goes up again
 _CLOSE_STEPS = 6
 _SLIPPED_M = 0.03  # the hand is this much above a cube it should hold
 _STALL_STEPS, _STALL_M = 5, 0.004  # going down for so many steps without sinking by so much: a finger is in the way
@@ -46,6 +47,9 @@ class CubesExpert:
         if self.phase == "align":
             goal[2] += _HOVER_M
         elif self.phase == "lower":
+            # Slower the worse it is aligned, down to a halt, so that no finger comes down on the cube.
+            misaligned = max(distance / _NEAR_M, abs(turn) / _NEAR_RAD)
+            goal[2] *= float(np.clip(1.5 - misaligned / 2, 0.0, 1.0))
             goal[2] = max(goal[2], -0.04)  # two steps of full speed, so that the hand does not overshoot
         elif self.phase == "lift":
             goal = np.array([0.0, 0.0, 0.04])
@@ -67,7 +71,7 @@ class CubesExpert:
             elif self._stalled():
                 self.phase = "align"
                 self._quarter = float(np.round(-yaw / (np.pi / 2)) + 1) * np.pi / 2
-            elif distance > 2.5 * _NEAR_M:
+            elif distance > _LOST_M:
                 self.phase = "align"
         elif self.phase == "close":
             self._closing += 1

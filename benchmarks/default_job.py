@@ -1,0 +1,85 @@
+"""The default job from nothing: how long it takes, and how well its policy does on episodes nobody has seen.
+
+    python benchmarks/default_job.py [--vision vggt] [--episodes 100] [--out DIR] [key=value ...]
+
+Runs `atlas train` (with the demonstrations recorded anew), then `atlas eval` three times: as it is, with the
+instructions exchanged, and blind. Prints a table for docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from machine import describe
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vision", default=None, help="another vision encoder than the default config's")
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--out", type=Path, default=None, help="where to work (default: a temporary folder)")
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    out = (arguments.out or Path(tempfile.mkdtemp(prefix="atlas-benchmark-"))).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    overrides = list(arguments.overrides)
+    if arguments.vision:
+        overrides.append(f"model.vision.name={arguments.vision}")
+
+    start = time.monotonic()
+    run([*ATLAS, "train", "run_name=default", *overrides], cwd=out)
+    minutes = (time.monotonic() - start) / 60
+    checkpoint = out / "outputs" / "default"
+    rows = []
+    for name, flags in (
+        ("as it is", []),
+        ("instructions exchanged", ["--instruction-shuffle"]),
+        ("blind", ["--blind"]),
+    ):
+        command = [*ATLAS, "eval", "--checkpoint", str(checkpoint), "--env", "cubes", "--json"]
+        found = json.loads(run([*command, "--episodes", str(arguments.episodes), *flags], cwd=out, capture=True))
+        rows.append(row(name, found))
+
+    print(f"\n{describe()}\n")
+    print(f"Recording, training and evaluating: {minutes:.1f} minutes\n")
+    print("| episodes | success | 95% interval | by instruction | mean length |\n|---|---|---|---|---|")
+    print("\n".join(rows))
+
+
+ATLAS = [sys.executable, "-m", "atlas.cli"]
+
+
+def run(command: list[str], cwd: Path, capture: bool = False) -> str:
+    """Run a command with this checkout's atlas, its progress shown; returns what it printed when asked."""
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        check=True,
+        text=True,
+        stdout=subprocess.PIPE if capture else None,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    return done.stdout or ""
+
+
+def row(name: str, found: dict[str, Any]) -> str:
+    low, high = found["ci95"]
+    parts = ", ".join(f"{k}: {v['successes']}/{v['episodes']}" for k, v in found["per_instruction"].items())
+    return (
+        f"| {name} | {found['successes']}/{found['episodes']} | {100 * low:.0f} to {100 * high:.0f}% | {parts} "
+        f"| {found['mean_episode_length']:.0f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What the Trainer costs over a bare PyTorch loop with the same model, data and arithmetic.
+
+    python benchmarks/overhead.py [--data data/cubes] [--steps 40] [--rounds 7] [key=value ...]
+
+The two take turns in one process; each round gives a ratio of their step times. Both read the same batches through
+the same loader, augment them, and clip gradients; the Trainer also meters, logs to TensorBoard and the console, and
+watches for signals. Prints the median ratio for docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+
+import torch
+from machine import describe
+
+from atlas.config import load_config
+from atlas.data.loader import make_loader
+from atlas.train import build_trainer, make_accelerator, prepare
+from atlas.training import Trainer
+from atlas.training.optimizer import learning_rate, make_optimizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="data/cubes", help="recorded demonstrations (the default: made when absent)")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    ratios, bare_times = [], []
+    for number in range(arguments.rounds + 1):
+        trainer = make_trainer(arguments, f"round{number}")
+        bare = bare_step_seconds(trainer, arguments.steps)
+        ours = trainer_step_seconds(trainer)
+        trainer.tracker.finish()
+        if number:  # the first round warms up
+            ratios.append(ours / bare)
+            bare_times.append(bare)
+            print(
+                f"bare {1000 * bare:.1f} ms, Trainer {1000 * ours:.1f} ms a step, ratio {ours / bare:.3f}", flush=True
+            )
+    print(f"\n{describe()}\n")
+    print(
+        f"Trainer over a bare loop: {statistics.median(ratios):.3f} (median of {len(ratios)} rounds of "
+        f"{arguments.steps} steps, {min(ratios):.3f} to {max(ratios):.3f}); bare step "
+        f"{1000 * statistics.median(bare_times):.0f} ms"
+    )
+
+
+def make_trainer(arguments: argparse.Namespace, name: str) -> Trainer:
+    overrides = [
+        f"data.path={arguments.data}",
+        f"output_dir={tempfile.mkdtemp(prefix='atlas-overhead-')}",
+        f"run_name={name}",
+        f"training.max_steps={arguments.steps}",
+        "evaluation.episodes=0",
+        *arguments.overrides,
+    ]
+    config, _ = prepare(load_config(None, overrides))
+    return build_trainer(config, make_accelerator(config))
+
+
+def trainer_step_seconds(trainer: Trainer) -> float:
+    """The mean over all steps from the loader's start; the final validation and checkpoint are not steps."""
+    marks: list[float] = []
+    optimize = trainer._optimize
+
+    def timed(batches, step):  # type: ignore[no-untyped-def]
+        marks.append(time.perf_counter())
+        return optimize(batches, step)
+
+    trainer._optimize = timed  # type: ignore[method-assign]
+    trainer.train()
+    return (marks[-1] - marks[1]) / (len(marks) - 2)
+
+
+def bare_step_seconds(trainer: Trainer, steps: int) -> float:
+    """The same work in the plainest loop; the first step, which waits for the loader, is left out in both."""
+    config, policy = trainer.config, trainer.policy
+    start = {name: value.clone() for name, value in policy.state_dict().items()}
+    optimizer = make_optimizer(policy, config.training)
+    loader = iter(make_loader(trainer.train_data, trainer.order.batches(0, 0, steps), config.data.num_workers))
+    policy.train()
+    marks = []
+    for step in range(steps):
+        marks.append(time.perf_counter())
+        batch = next(loader)
+        batch.images = trainer.augment(batch.images.float() / 255, batch)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, steps // 10, config.training.learning_rate)
+        loss = policy(batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), config.training.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    policy.load_state_dict(start)
+    return (marks[-1] - marks[1]) / (len(marks) - 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What could be had without looking, or without listening: policies trained that way, as points of reference.
+
+    python benchmarks/twins.py [--data data/cubes] [--episodes 100] [key=value ...]
+
+Trains two twins of the default policy with the default job's settings: one whose images are black in training and in
+evaluation, and one that is always told the same words. Prints a table for docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from default_job import row
+from machine import describe
+
+from atlas.config import load_config
+from atlas.data.chunks import ChunkDataset, Sample
+from atlas.policy import AtlasPolicy, PolicyProcessor
+from atlas.rollout.evaluate import Evaluator, plan_episodes
+from atlas.rollout.executor import ChunkExecutor
+from atlas.rollout.report import EvaluationReport
+from atlas.train import build_trainer, make_accelerator, prepare
+from atlas.types import Batch
+
+SAME_WORDS = "pick up a cube"
+
+
+def blind(batch: Batch) -> Batch:
+    return replace(batch, images=torch.zeros_like(batch.images))
+
+
+def deaf(batch: Batch) -> Batch:
+    return replace(batch, instruction=[SAME_WORDS] * len(batch))
+
+
+TWINS = {"trained blind": blind, "trained without the instruction": deaf}
+
+
+class Impaired(ChunkDataset):
+    """The same samples, changed."""
+
+    def __init__(self, data: ChunkDataset, change) -> None:  # type: ignore[no-untyped-def]
+        self.__dict__.update(data.__dict__)
+        self._change = change
+
+    def __getitems__(self, samples: Sequence[Sample]) -> Batch:
+        return self._change(super().__getitems__(samples))
+
+
+class ImpairedPolicy:
+    """A policy whose inputs are changed as its training data were."""
+
+    def __init__(self, policy: AtlasPolicy, change) -> None:  # type: ignore[no-untyped-def]
+        self._policy, self._change = policy, change
+        self.processor: PolicyProcessor = policy.processor
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        return self._policy.parameters()
+
+    def sample(self, batch: Batch, generator: torch.Generator | None = None) -> torch.Tensor:
+        return self._policy.sample(self._change(batch), generator)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="data/cubes", help="recorded demonstrations (the default: made when absent)")
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    rows = [train_and_try(name, arguments) for name in TWINS]
+    print(f"\n{describe()}\n")
+    print("| twin | success | 95% interval | by instruction | mean length |\n|---|---|---|---|---|")
+    print("\n".join(rows))
+
+
+def train_and_try(name: str, arguments: argparse.Namespace) -> str:
+    change = TWINS[name]
+    overrides = [
+        f"data.path={arguments.data}",
+        f"output_dir={tempfile.mkdtemp(prefix='atlas-twin-')}",
+        "run_name=twin",
+        "evaluation.episodes=0",  # the last checkpoint is taken, without a choice
+        *arguments.overrides,
+    ]
+    config, _ = prepare(load_config(None, overrides))
+    trainer = build_trainer(config, make_accelerator(config))
+    trainer.train_data, trainer.val_data = Impaired(trainer.train_data, change), Impaired(trainer.val_data, change)
+    trainer.train()
+    trainer.tracker.finish()
+    policy = ImpairedPolicy(AtlasPolicy.from_pretrained(Path(trainer.run_dir) / "checkpoints" / "latest"), change)
+    evaluator = Evaluator("cubes", policy.processor.image_size)
+    outcomes = evaluator.run(
+        ChunkExecutor(policy, config.evaluation.execute), plan_episodes("cubes", arguments.episodes, "report", 0)
+    )
+    evaluator.close()
+    return row(name, EvaluationReport("cubes", name, tuple(outcomes)).to_dict())
+
+
+if __name__ == "__main__":
+    main()

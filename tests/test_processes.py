@@ -1,0 +1,135 @@
+"""Several processes give what one gives, and signals end a run in good order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from atlas.policy import AtlasPolicy
+from atlas.tracking import read_scalars
+from tests.conftest import MakeLibero
+from tests.test_vertical_slice import SMALL, run_atlas
+
+QUICK = [*SMALL, "training.log_interval=1", "training.val_interval=3", "evaluation.episodes=0"]
+
+
+def overrides(data: Path, out: Path, name: str, *more: str) -> list[str]:
+    return [*QUICK, f"data.path={data}", f"output_dir={out}", f"run_name={name}", *more]
+
+
+def test_two_processes_with_half_the_batch_give_the_same_numbers(make_libero: MakeLibero, tmp_path: Path) -> None:
+    """Losses and validation of every step, with chunks that are padded differently on the ranks, and augmentation."""
+    data = make_libero({"open the drawer": [12, 9, 11], "close the drawer": [10, 10, 7]})
+    steps = "training.max_steps=6"
+
+    run_atlas(["train", "--cpu", *overrides(data, tmp_path, "one", steps)])
+    run_atlas(
+        [
+            "train",
+            "--cpu",
+            *overrides(data, tmp_path, "parts", steps, "data.batch_size=4", "training.gradient_accumulation_steps=2"),
+        ]
+    )
+    run_atlas(
+        [
+            "train",
+            "--cpu",
+            "--mode",
+            "multi",
+            "--gpus",
+            "2",
+            *overrides(data, tmp_path, "two", steps, "data.batch_size=4"),
+        ]
+    )
+
+    one = read_scalars(tmp_path / "one")
+    for name in ("parts", "two"):
+        other = read_scalars(tmp_path / name)
+        compared = [tag for tag in one if tag.startswith(("train/", "val/"))]
+        assert {"train/loss", "train/grad_norm", "val/loss", "val/pose_l2_error"} <= set(compared)
+        for tag in compared:
+            np.testing.assert_allclose(other[tag], one[tag], atol=1e-5, rtol=1e-4, err_msg=f"{name}: {tag}")
+        for (key, a), b in zip(weights(tmp_path / "one").items(), weights(tmp_path / name).values(), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4, err_msg=key)
+
+
+def weights(run: Path) -> dict[str, np.ndarray]:
+    policy = AtlasPolicy.from_pretrained(run / "checkpoints" / "latest")
+    return {name: value.numpy() for name, value in policy.state_dict().items()}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_ends_the_run_with_a_checkpoint(
+    make_libero: MakeLibero, tmp_path: Path, number: int, code: int, processes: int
+) -> None:
+    data = make_libero()
+    flags = ["--cpu", *(["--mode", "multi", "--gpus", "2"] if processes == 2 else [])]
+    arguments = [*flags, *overrides(data, tmp_path, "run", "training.max_steps=100000", "data.num_workers=1")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "atlas.cli", "train", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "step 3/" in line.replace("  ", " "):
+            break
+
+    os.killpg(process.pid, number)  # as Ctrl-C in a terminal: every process gets it
+    rest = process.communicate(timeout=120)[1]
+
+    assert process.returncode == code, rest
+    assert "Traceback" not in rest
+    saved = (tmp_path / "run" / "checkpoints" / "latest").resolve()
+    assert int(saved.name.removeprefix("step_")) >= 3
+    done = run_atlas(
+        ["train", *flags, "--resume", "auto", *overrides(data, tmp_path, "run", "training.max_steps=1")], check=False
+    )
+    assert done.returncode in (0, 2)
+
+
+def test_resuming_where_there_is_nothing_yet_starts_fresh(make_libero: MakeLibero, tmp_path: Path) -> None:
+    done = run_atlas(
+        ["train", "--cpu", "--resume", "auto", *overrides(make_libero(), tmp_path, "new", "training.max_steps=2")]
+    )
+
+    assert (tmp_path / "new" / "checkpoints" / "latest").exists(), done.stderr
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(make_libero: MakeLibero, tmp_path: Path) -> None:
+    """Eight steps in one go, and five and three in two: the same curves and weights."""
+    data = make_libero()
+    schedule = ["training.max_steps=8", "training.warmup_steps=0"]
+    run_atlas(["train", "--cpu", *overrides(data, tmp_path, "whole", *schedule)])
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "atlas.cli",
+            "train",
+            "--cpu",
+            *overrides(data, tmp_path, "halves", *schedule, "checkpoint.save_interval=5"),
+        ],
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "halves" / "checkpoints" / "latest").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+
+    run_atlas(["train", "--cpu", "--resume", "auto", *overrides(data, tmp_path, "halves", *schedule)])
+
+    whole, halves = read_scalars(tmp_path / "whole"), read_scalars(tmp_path / "halves")
+    assert halves["train/loss"] == whole["train/loss"] and halves["val/loss"] == whole["val/loss"]
+    for a, b in zip(weights(tmp_path / "whole").values(), weights(tmp_path / "halves").values(), strict=True):
+        np.testing.assert_array_equal(a, b)
