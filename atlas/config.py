@@ -56,7 +56,7 @@ class DataConfig(Section):
     path: str = "data/cubes"
     record: RecordConfig = RecordConfig()
     batch_size: Positive = 64  # samples a process
-    num_workers: NotNegative = 1
+    num_workers: NotNegative | None = None  # null: 4 with a GPU, else none
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     cameras: list[str] | None = None  # null: all of the dataset's
     image_size: Annotated[int, Field(ge=16, le=1024)] = 64
@@ -172,7 +172,7 @@ class ModelConfig(Section):
 
 
 class TrainingConfig(Section):
-    max_steps: Positive | None = 3600  # optimizer steps; or num_epochs
+    max_steps: Positive | None = 4000  # optimizer steps; or num_epochs
     num_epochs: Positive | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Weight = 0.01
@@ -181,7 +181,7 @@ class TrainingConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on GPUs that have it, else fp32
     log_interval: Positive = 20
-    val_interval: Positive = 600
+    val_interval: Positive = 500
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995  # 0: no averaging of the weights
 
     @model_validator(mode="after")
@@ -193,7 +193,7 @@ class TrainingConfig(Section):
 
 
 class CheckpointConfig(Section):
-    save_interval: Positive = 1200
+    save_interval: Positive = 1300
     keep_last_n: Positive = 3  # besides the best one
 
 
@@ -207,7 +207,7 @@ class EvaluationConfig(Section):
 
     env: str = "auto"  # auto: the world that the data was recorded in, where there is an adapter for it; none
     episodes: NotNegative = 20  # at each evaluation during training; 0: no rollouts
-    interval: Positive = 1200  # optimizer steps
+    interval: Positive = 1300  # optimizer steps
     final_episodes: NotNegative = 40  # of the best checkpoint, after training
     video: NotNegative = 4  # episodes filmed in the final evaluation
     execute: Positive = 4  # actions of each predicted chunk that are executed

@@ -83,7 +83,7 @@ def bare_step_seconds(trainer: Trainer, steps: int) -> float:
     config, policy = trainer.config, trainer.policy
     start = {name: value.clone() for name, value in policy.state_dict().items()}
     optimizer = make_optimizer(policy, config.training)
-    loader = iter(make_loader(trainer.train_data, trainer.order.batches(0, 0, steps), config.data.num_workers))
+    loader = iter(make_loader(trainer.train_data, trainer.order.batches(0, 0, steps), config.data.num_workers or 0))
     policy.train()
     marks = []
     for step in range(steps):

@@ -251,8 +251,9 @@ class Trainer:
     def _train_batches(self) -> Iterator[Batch]:
         data = self.config.data
         dealt = self.order.batches(self.accelerator.process_index, self.state.step, self.schedule.max_steps)
-        pin = self.accelerator.device.type == "cuda"
-        return iter(make_loader(self.train_data, dealt, data.num_workers, pin))
+        gpu = self.accelerator.device.type == "cuda"
+        workers = data.num_workers if data.num_workers is not None else 4 * gpu
+        return iter(make_loader(self.train_data, dealt, workers, pin_memory=gpu))
 
     def _on_device(self, batch: Batch, augment: bool = False) -> Batch:
         batch = batch.to(self.accelerator.device)
