@@ -205,6 +205,9 @@ def evaluate(
     execute: Annotated[
         int | None, typer.Option(min=1, metavar="E", help="Actions executed of each predicted chunk.")
     ] = None,
+    ensemble: Annotated[
+        float | None, typer.Option(min=0, metavar="W", help="Average overlapping chunks with this weight (off).")
+    ] = None,
     instruction_shuffle: Annotated[
         bool, typer.Option("--instruction-shuffle", help="Tell the policy another task than the one that counts.")
     ] = False,
@@ -223,6 +226,7 @@ def evaluate(
             episodes=episodes,
             seed=seed,
             execute=execute,
+            ensemble=ensemble,
             instruction_shuffle=instruction_shuffle,
             blind=blind,
             video=video,

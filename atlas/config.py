@@ -180,7 +180,7 @@ class TrainingConfig(Section):
     gradient_accumulation_steps: Positive = 1
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on GPUs that have it, else fp32
-    log_interval: Positive = 20
+    log_interval: Positive = 50
     val_interval: Positive = 500
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995  # 0: no averaging of the weights
 

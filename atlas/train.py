@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+RESULTS = "results.json"  # in the run's folder once it is finished
+
 
 @dataclass(frozen=True)
 class Result:
@@ -74,7 +76,7 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
     Returns the config with the run's name settled, and the checkpoint to go on from. Raises InputError.
     """
     from atlas.data import open_dataset
-    from atlas.rollout.record import RecordSettings, is_recorded, record
+    from atlas.rollout.record import RecordSettings, record
 
     config, checkpoint = _settle_run(config, resume)
     if checkpoint is not None:
@@ -82,9 +84,7 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
     path = Path(config.data.path)
     if config.data.path == DataConfig().path:
         settings = RecordSettings(**config.data.record.model_dump())
-        if not is_recorded(settings, path):
-            logger.info("No demonstrations at %s yet: recording %d episodes", path, settings.episodes)
-            record(settings, path)
+        record(settings, path)  # does nothing where they are there
     dataset = open_dataset(path, _orientation(config), config.data.drop_noops)
     _check_data(config, dataset)
     run_dir = _run_dir(config)
@@ -102,6 +102,10 @@ def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path
         run_dir = checkpoint.parent.parent
         settled = {"run_name": run_dir.name, "output_dir": str(run_dir.parent)}
         return config.model_copy(update=settled), checkpoint
+    if config.run_name is None and resume is not None:
+        unfinished = _newest_unfinished_run(config)
+        if unfinished is not None:
+            return config.model_copy(update={"run_name": unfinished.name}), find_checkpoint(unfinished)
     if config.run_name is None:
         name = f"atlas-{Path(config.data.path).name}-{config.model.head.name}-lr{config.training.learning_rate:g}"
         return config.model_copy(update={"run_name": f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"}), None
@@ -114,6 +118,17 @@ def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path
             f"--resume auto, or choose another run_name."
         )
     return config, find_checkpoint(latest)
+
+
+def _newest_unfinished_run(config: Config) -> Path | None:
+    """What `--resume auto` means without a run_name: the last run of this data and model that did not end."""
+    saved = sorted(Path(config.output_dir).glob("*/checkpoints/latest"), key=lambda p: p.stat().st_mtime, reverse=True)
+    for run_dir in (link.parent.parent for link in saved):
+        if not (run_dir / RESULTS).exists():
+            was = load_config(run_dir / "config.yaml")
+            if (was.data, was.model) == (config.data, config.model):
+                return run_dir
+    return None
 
 
 def _check_fits(checkpoint: Path, config: Config) -> None:
@@ -215,8 +230,9 @@ def build_trainer(config: Config, accelerator: Accelerator, checkpoint: Path | N
     from atlas.training.schedule import make_schedule
 
     dataset = open_dataset(config.data.path, _orientation(config), config.data.drop_noops)
-    for warning in dataset_warnings(dataset):
-        logger.warning("%s: %s", dataset.path, warning)
+    if accelerator.is_main_process:
+        for warning in dataset_warnings(dataset):
+            logger.warning("%s: %s", dataset.path, warning)
     cameras = config.data.cameras or dataset.cameras
     chunks = [
         ChunkDataset(dataset, episodes, cameras, config.data.image_size, config.data.action_horizon)
@@ -289,6 +305,7 @@ def _make_policy(
 
     processor = PolicyProcessor(
         cameras=tuple(cameras),
+        camera_size=min(min(dataset.image_size(camera)) for camera in cameras),
         image_size=config.data.image_size,
         action_horizon=config.data.action_horizon,
         proprio_dim=dataset.proprio_dim,
@@ -367,7 +384,7 @@ def _finish(config: Config, trainer: Trainer, metrics: dict[str, float]) -> Resu
         )
     if trainer.accelerator.is_main_process:
         write_json(
-            trainer.run_dir / "results.json",
+            trainer.run_dir / RESULTS,
             {
                 "best_checkpoint": str(best_checkpoint),
                 "metrics": metrics,

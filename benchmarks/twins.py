@@ -93,7 +93,7 @@ def train_and_try(name: str, arguments: argparse.Namespace) -> str:
     trainer.train()
     trainer.tracker.finish()
     policy = ImpairedPolicy(AtlasPolicy.from_pretrained(Path(trainer.run_dir) / "checkpoints" / "latest"), change)
-    evaluator = Evaluator("cubes", policy.processor.image_size)
+    evaluator = Evaluator("cubes", policy.processor.camera_size)
     outcomes = evaluator.run(
         ChunkExecutor(policy, config.evaluation.execute), plan_episodes("cubes", arguments.episodes, "report", 0)
     )

@@ -26,7 +26,8 @@ class PolicyProcessor:
     """Image geometry, camera order, statistics and the meaning of actions. It never rotates or flips images."""
 
     cameras: tuple[str, ...]
-    image_size: int
+    camera_size: int  # pixels of the square camera images it was trained from; simulators render at it
+    image_size: int  # pixels the network sees
     action_horizon: int
     proprio_dim: int
     action_spec: ActionSpec
@@ -63,6 +64,7 @@ class PolicyProcessor:
         """Write processor.json."""
         values = {
             "cameras": list(self.cameras),
+            "camera_size": self.camera_size,
             "image_size": self.image_size,
             "action_horizon": self.action_horizon,
             "proprio_dim": self.proprio_dim,
@@ -79,6 +81,7 @@ class PolicyProcessor:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return cls(
                 cameras=tuple(values["cameras"]),
+                camera_size=values["camera_size"],
                 image_size=values["image_size"],
                 action_horizon=values["action_horizon"],
                 proprio_dim=values["proprio_dim"],

@@ -63,6 +63,7 @@ def _example_processor(config: Config, cameras: tuple[str, ...]) -> PolicyProces
     statistics = DatasetStatistics("example", 1, 1, flat(spec.dim), flat(_PROPRIO_DIM))
     return PolicyProcessor(
         cameras=cameras,
+        camera_size=config.data.image_size,
         image_size=config.data.image_size,
         action_horizon=config.data.action_horizon,
         proprio_dim=_PROPRIO_DIM,

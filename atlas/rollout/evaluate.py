@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from atlas.errors import InputError
 from atlas.policy.processor import PolicyProcessor
@@ -134,10 +135,11 @@ def evaluate_checkpoint(
     if episodes < 1:
         raise InputError(f"--episodes must be at least 1, got {episodes}.")
     planned = plan_episodes(env, episodes, "report", seed)
-    policy = AtlasPolicy.from_pretrained(checkpoint)
+    policy = AtlasPolicy.from_pretrained(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     check_agreement(policy.processor, environment_spec(env))
     executor = ChunkExecutor(policy, execute or max(1, policy.processor.action_horizon // 2), ensemble)
-    evaluator = Evaluator(env, policy.processor.image_size, workers)
+    workers = min(workers or len(os.sched_getaffinity(0)), episodes)
+    evaluator = Evaluator(env, policy.processor.camera_size, workers)
     try:
         outcomes = evaluator.run(
             executor,

@@ -21,7 +21,7 @@ from atlas.files import atomic_path, write_json
 from atlas.progress import progress_bar
 from atlas.rollout.environment import make_environment
 from atlas.rollout.seeds import episode_seed
-from atlas.rollout.workers import single_threaded
+from atlas.rollout.workers import worker_start
 
 _MAX_TRIES = 20  # starts tried for one episode before the expert is called broken
 _FORMAT = 1  # raised when the world, the expert or the files change, so that older recordings are not reused
@@ -59,8 +59,10 @@ def record(settings: RecordSettings, out: Path, workers: int | None = None) -> N
     missing = [(task, i) for task, i in wanted if not _part(parts, i).exists()]
     workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(missing)))
     with (
-        progress_bar("recording demonstrations", total=len(wanted), done=len(wanted) - len(missing)) as advance,
-        single_threaded(),
+        progress_bar(
+            f"recording demonstrations into {out}", total=len(wanted), done=len(wanted) - len(missing)
+        ) as advance,
+        worker_start(),
         ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (settings,)) as pool,
     ):
         jobs = [pool.submit(_record_part, parts, INSTRUCTIONS[task], i) for task, i in missing]

@@ -64,7 +64,6 @@ class EvaluationReport:
                     "episodes": len(outcomes),
                     "successes": sum(o.success for o in outcomes),
                     "success_rate": _rate(outcomes),
-                    "ci95": list(wilson_interval(sum(o.success for o in outcomes), len(outcomes))),
                 }
                 for instruction, outcomes in self.by_instruction().items()
             },

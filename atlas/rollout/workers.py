@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,22 +22,26 @@ _FILM_SIZE = 256  # pixels of a filmed frame
 
 
 @contextmanager
-def single_threaded() -> Iterator[None]:
-    """Processes started inside the block use one thread each for linear algebra and software rendering.
+def worker_start() -> Iterator[None]:
+    """Worker processes are started inside this block.
 
-    Set through the environment, since the libraries read it when they are loaded; restored afterwards.
+    They use one thread each for linear algebra and software rendering (set through the environment, since libraries
+    read it when they are loaded), and do not run the caller's script: multiprocessing would import it again in each,
+    so that a script that trains at its top level would start itself anew.
     """
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
-    os.environ.update({name: before[name] or "1" for name in names})
+    script = sys.modules["__main__"].__dict__
+    hidden: dict[str, object] = {name: script.pop(name) for name in ("__file__", "__spec__") if name in script}
+    script["__spec__"] = None
+    os.environ.update({name: value or "1" for name, value in before.items()})
     try:
         yield
     finally:
+        script.update(hidden)
         for name, value in before.items():
             if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+                del os.environ[name]
 
 
 @dataclass
@@ -62,7 +67,7 @@ class EnvironmentPool:
         context = multiprocessing.get_context("spawn")
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
-        with single_threaded():
+        with worker_start():
             for _ in range(size):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(theirs, name, image_size), daemon=True)

@@ -38,7 +38,7 @@ class ClosedLoop:
         if self._evaluator is None:
             cores = len(os.sched_getaffinity(0))
             workers = self._config.workers or max(1, cores // accelerator.num_processes)
-            self._evaluator = Evaluator(self.env, processor.image_size, workers)
+            self._evaluator = Evaluator(self.env, processor.camera_size, workers)
         planned = plan_episodes(self.env, episodes, purpose, self._seed)
         rank, world = accelerator.process_index, accelerator.num_processes
         outcomes = self._evaluator.run(

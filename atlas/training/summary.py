@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from atlas.rollout.report import EvaluationReport
+from atlas.rollout.report import EvaluationReport, wilson_interval
 
 _ERRORS = {
     "val/position_error_mm": "position error (mm)",
@@ -39,7 +39,7 @@ def final_summary(
 
 
 def _percent(found: dict[str, Any]) -> str:
-    low, high = found["ci95"]
+    low, high = wilson_interval(found["successes"], found["episodes"])
     return f"{100 * found['success_rate']:.0f}%  (95% interval {100 * low:.0f} to {100 * high:.0f}%)"
 
 

@@ -43,7 +43,7 @@ def make_processor(sources: int = 1) -> PolicyProcessor:
         for i in range(sources)
     )
     scaling = load_config({}).model.processor
-    return PolicyProcessor(("agentview", "eye_in_hand"), SIZE, HORIZON, 8, ActionSpec(), statistics, scaling)
+    return PolicyProcessor(("agentview", "eye_in_hand"), SIZE, SIZE, HORIZON, 8, ActionSpec(), statistics, scaling)
 
 
 def make_policy(vision: str = "keypoints", *overrides: str) -> AtlasPolicy:
