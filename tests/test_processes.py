@@ -133,3 +133,16 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(make_libero: Make
     assert halves["train/loss"] == whole["train/loss"] and halves["val/loss"] == whole["val/loss"]
     for a, b in zip(weights(tmp_path / "whole").values(), weights(tmp_path / "halves").values(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_resume_auto_without_a_name_goes_on_with_the_unfinished_run(make_libero: MakeLibero, tmp_path: Path) -> None:
+    data = make_libero()
+    run_atlas(["train", "--cpu", *overrides(data, tmp_path, "finished", "training.max_steps=2")])
+    run_atlas(["train", "--cpu", *overrides(data, tmp_path, "unfinished", "training.max_steps=2")])
+    (tmp_path / "unfinished" / "results.json").unlink()  # what a run writes last
+
+    nameless = [o for o in overrides(data, tmp_path, "", "training.max_steps=4") if not o.startswith("run_name")]
+    run_atlas(["train", "--cpu", "--resume", "auto", *nameless])
+
+    assert {p.name for p in tmp_path.iterdir()} == {"demos", "finished", "unfinished"}
+    assert (tmp_path / "unfinished" / "checkpoints" / "latest").resolve().name == "step_00000004"

@@ -22,7 +22,7 @@ def final_summary(
 ) -> str:
     """A few lines for people."""
     errors = [(label, f"{metrics[name]:.3f}") for name, label in _ERRORS.items() if name in metrics]
-    lines = ["Done.", "", "Validation (one action, last checkpoint)", *_table(errors)]
+    lines = ["Done.", "", "Validation, at the last step", *_table(errors)]
     if report is not None:
         found = report.to_dict()
         rows = [
