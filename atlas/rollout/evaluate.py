@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,7 +94,7 @@ class Evaluator:
                 executor.reset(worker)
                 self._pool.reset(worker, episode.seed, episode.instruction, episode.number in filmed)
 
-        with progress_bar(title, len(episodes)) as advance:
+        with one_thread(), progress_bar(title, len(episodes)) as advance:
             for worker in range(len(self._pool)):
                 begin(worker)
             while playing:
@@ -172,6 +173,17 @@ def check_agreement(processor: PolicyProcessor, spec: EnvironmentSpec) -> None:
         differing.append(f"the policy's actions are {processor.action_spec}, the environment's {spec.action_spec}")
     if differing:
         raise InputError(f"The policy does not fit the environment '{spec.name}': {'; '.join(differing)}.")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: a policy that waits for its simulators must not spin on the cores they need."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _outcome(

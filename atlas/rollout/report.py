@@ -77,7 +77,8 @@ def wilson_interval(successes: int, episodes: int, z: float = 1.959964) -> tuple
     p, n = successes / episodes, episodes
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At rates of 0 and 1 a bound is the rate itself, which rounding may just miss.
+    return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
 
 
 def _rate(outcomes: Sequence[EpisodeOutcome]) -> float:

@@ -63,7 +63,7 @@ def test_the_rotation_error_is_the_angle_between_the_rotations() -> None:
     assert errors_of(a, b)["val/rotation_error_deg"] == pytest.approx(120)
 
     a[..., 3], b[..., 3], b[..., 4] = 1.9 * np.pi / 0.5, -0.1 * np.pi / 0.5, 0
-    assert errors_of(a, b)["val/rotation_error_deg"] == pytest.approx(0, abs=1e-6)
+    assert errors_of(a, b)["val/rotation_error_deg"] == pytest.approx(0, abs=1e-4)  # inputs are float32
 
 
 def test_padded_steps_and_the_split_into_batches_do_not_change_the_errors() -> None:
