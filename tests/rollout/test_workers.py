@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,7 @@ def test_a_script_without_a_main_guard_is_not_run_again_by_its_workers(tmp_path:
     script = tmp_path / "mine.py"
     script.write_text(SCRIPT)
 
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    found = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # atlas may be this checkout, not installed
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, env=found)
 
     assert done.stdout.split("\n")[:2] == ["the script runs", "pick up the red cube"], done.stderr
