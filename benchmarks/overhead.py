@@ -1,10 +1,10 @@
 """What the Trainer costs over a bare PyTorch loop with the same model, data and arithmetic.
 
-    python benchmarks/overhead.py [--data data/cubes] [--steps 40] [--rounds 7] [key=value ...]
+    python benchmarks/overhead.py [--data data/cubes] [--steps 40] [--rounds 10] [key=value ...]
 
 The two take turns in one process; each round gives a ratio of their step times. Both read the same batches through
-the same loader, augment them, and clip gradients; the Trainer also meters, logs to TensorBoard and the console, and
-watches for signals. Prints the median ratio for docs/benchmarks.md.
+the same loader, augment them, clip gradients and average the weights; the Trainer also meters, logs to TensorBoard and
+the console, and watches for signals. Prints the median ratio for docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from itertools import pairwise
 
 import torch
 from machine import describe
@@ -21,6 +22,7 @@ from atlas.config import load_config
 from atlas.data.loader import make_loader
 from atlas.train import build_trainer, make_accelerator, prepare
 from atlas.training import Trainer
+from atlas.training.average import WeightAverage
 from atlas.training.optimizer import learning_rate, make_optimizer
 
 
@@ -28,14 +30,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/cubes", help="recorded demonstrations (the default: made when absent)")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     ratios, bare_times = [], []
     for number in range(arguments.rounds + 1):
         trainer = make_trainer(arguments, f"round{number}")
-        bare = bare_step_seconds(trainer, arguments.steps)
-        ours = trainer_step_seconds(trainer)
+        if number % 2:  # whoever comes second finds warm caches, so they take turns at that too
+            ours = trainer_step_seconds(trainer)
+            bare = bare_step_seconds(trainer, arguments.steps)
+        else:
+            bare = bare_step_seconds(trainer, arguments.steps)
+            ours = trainer_step_seconds(trainer)
         trainer.tracker.finish()
         if number:  # the first round warms up
             ratios.append(ours / bare)
@@ -65,7 +71,7 @@ def make_trainer(arguments: argparse.Namespace, name: str) -> Trainer:
 
 
 def trainer_step_seconds(trainer: Trainer) -> float:
-    """The mean over all steps from the loader's start; the final validation and checkpoint are not steps."""
+    """The median step; the final validation and checkpoint are not steps."""
     marks: list[float] = []
     optimize = trainer._optimize
 
@@ -75,15 +81,16 @@ def trainer_step_seconds(trainer: Trainer) -> float:
 
     trainer._optimize = timed  # type: ignore[method-assign]
     trainer.train()
-    return (marks[-1] - marks[1]) / (len(marks) - 2)
+    return statistics.median(b - a for a, b in pairwise(marks))
 
 
 def bare_step_seconds(trainer: Trainer, steps: int) -> float:
-    """The same work in the plainest loop; the first step, which waits for the loader, is left out in both."""
+    """The same work in the plainest loop: the median step."""
     config, policy = trainer.config, trainer.policy
     start = {name: value.clone() for name, value in policy.state_dict().items()}
     optimizer = make_optimizer(policy, config.training)
     loader = iter(make_loader(trainer.train_data, trainer.order.batches(0, 0, steps), config.data.num_workers or 0))
+    average = WeightAverage(policy, config.training.ema_decay) if config.training.ema_decay else None
     policy.train()
     marks = []
     for step in range(steps):
@@ -97,8 +104,10 @@ def bare_step_seconds(trainer: Trainer, steps: int) -> float:
         torch.nn.utils.clip_grad_norm_(policy.parameters(), config.training.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
+        if average is not None:
+            average.update(policy, step)
     policy.load_state_dict(start)
-    return (marks[-1] - marks[1]) / (len(marks) - 2)
+    return statistics.median(b - a for a, b in pairwise(marks))
 
 
 if __name__ == "__main__":

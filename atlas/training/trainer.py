@@ -111,6 +111,7 @@ class Trainer:
         """
         steps = self.schedule
         batches = self._train_batches()
+        self.model.train()
         with listening() as stop, self._bar() as show:
             for step in range(self.state.step, steps.max_steps):
                 rate = learning_rate(step, steps.max_steps, steps.warmup_steps, self.config.training.learning_rate)
@@ -135,6 +136,7 @@ class Trainer:
                     judged |= self.evaluate(self.closed_loop)
                 self._save_if_due(judged, last)
                 if judged:
+                    self.model.train()
                     self.timer.restart()
         return self.metrics
 
@@ -144,7 +146,6 @@ class Trainer:
         with self.timer.part("data"):
             parts = [next(batches) for _ in range(settings.gradient_accumulation_steps)]
         valid = int(self.train_data.valid_steps[[i for _, i in self.order.step_samples(step)]].sum())
-        self.model.train()
         for number, batch in enumerate(parts):
             if number == len(parts) - 1:
                 self._backward(batch, valid)
