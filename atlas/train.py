@@ -369,8 +369,9 @@ def _finish(config: Config, trainer: Trainer, metrics: dict[str, float]) -> Resu
     from atlas.policy import AtlasPolicy
     from atlas.training.summary import final_summary
 
-    best = trainer.checkpoints.root / "best"
-    best_checkpoint = (best if best.exists() else trainer.checkpoints.root / "latest").resolve()
+    root = trainer.checkpoints.root
+    link = root / "best" if (root / "best").exists() else root / "latest"
+    best_checkpoint = root / link.resolve().name
     report = None
     if trainer.closed_loop is not None and config.evaluation.final_episodes:
         policy = AtlasPolicy.from_pretrained(best_checkpoint).to(trainer.accelerator.device)

@@ -242,7 +242,18 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_eval_json_is_alone_on_stdout(
     atlas: Callable[..., int], evaluation: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--episodes", "10", "--seed", "5", "--execute", "2", "--blind", "--instruction-shuffle"]
+    flags = [
+        "--episodes",
+        "10",
+        "--seed",
+        "5",
+        "--execute",
+        "2",
+        "--ensemble",
+        "0.1",
+        "--blind",
+        "--instruction-shuffle",
+    ]
     assert atlas("eval", "--checkpoint", "runs/[a]", "--env", "cubes", *flags, "--video", "v", "--json") == 0
     out, err = capfd.readouterr()
     assert json.loads(out) == REPORT
@@ -253,6 +264,7 @@ def test_eval_json_is_alone_on_stdout(
         "episodes": 10,
         "seed": 5,
         "execute": 2,
+        "ensemble": 0.1,
         "instruction_shuffle": True,
         "blind": True,
         "video": Path("v"),
