@@ -112,6 +112,7 @@ class Trainer:
         steps = self.schedule
         batches = self._train_batches()
         self.model.train()
+        self.timer.restart()
         with listening() as stop, self._bar() as show:
             for step in range(self.state.step, steps.max_steps):
                 rate = learning_rate(step, steps.max_steps, steps.warmup_steps, self.config.training.learning_rate)
