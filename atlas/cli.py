@@ -273,6 +273,7 @@ def inspect(path: Annotated[str, typer.Argument(help="A dataset.")], as_json: Js
     """Say what a dataset holds."""
     with _stdout_kept_for_the_report(as_json):
         from atlas.checks.inspection import inspect_dataset
+        from atlas.config import DataConfig
 
         found = inspect_dataset(path)
     if as_json:
@@ -282,6 +283,9 @@ def inspect(path: Annotated[str, typer.Argument(help="A dataset.")], as_json: Js
         print(f"{key.replace('_', ' '):12} {found[key]}")
     sizes = [f"{name} {height}x{width}" for name, (height, width) in found["cameras"].items()]
     print(f"{'cameras':12} {', '.join(sizes)}")
+    horizon = DataConfig().action_horizon
+    padding = found["episodes"] * (horizon - 1) / 2 / found["frames"]  # the last chunks of each episode
+    print(f"{'padding':12} {padding:.1%} of the steps, in chunks of {horizon}")
     _print_table("tasks", ("instruction", "episodes"), [(name, str(n)) for name, n in found["tasks"].items()])
     ranges = zip(found["action_min"], found["action_max"], strict=True)
     rows = [(str(i), f"{low:.4g}", f"{high:.4g}") for i, (low, high) in enumerate(ranges)]
