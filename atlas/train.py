@@ -157,7 +157,7 @@ def _differences(key: str, was: Any, now: Any) -> list[str]:
 
 def _check_data(config: Config, dataset: EpisodeDataset) -> None:
     from atlas.data.split import split_episodes
-    from atlas.rollout.environment import environment_spec
+    from atlas.rollout.worlds import environment_spec
 
     unknown = [camera for camera in config.data.cameras or [] if camera not in dataset.cameras]
     if unknown:
@@ -318,8 +318,8 @@ def _make_policy(
 
 def _make_closed_loop(config: Config, dataset: EpisodeDataset, policy: AtlasPolicy, accelerator: Accelerator) -> Any:
     """The closed-loop evaluation, or None where there is no world for the data or no episodes are asked for."""
-    from atlas.rollout.environment import environment_spec
     from atlas.rollout.evaluate import check_agreement
+    from atlas.rollout.worlds import environment_spec
     from atlas.training.closed_loop import ClosedLoop
 
     env = dataset.environment if config.evaluation.env == "auto" else config.evaluation.env

@@ -51,6 +51,9 @@ class Impaired(ChunkDataset):
     def __getitems__(self, samples: Sequence[Sample]) -> Batch:
         return self._change(super().__getitems__(samples))
 
+    def instructions(self) -> list[str]:
+        return list(dict.fromkeys(self[0, i].instruction[0] for i in range(len(self))))
+
 
 class ImpairedPolicy:
     """A policy whose inputs are changed as its training data were."""
@@ -72,10 +75,10 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
-    rows = [train_and_try(name, arguments) for name in TWINS]
     print(f"\n{describe()}\n")
     print("| twin | success | 95% interval | by instruction | mean length |\n|---|---|---|---|---|")
-    print("\n".join(rows))
+    for name in TWINS:
+        print(train_and_try(name, arguments), flush=True)
 
 
 def train_and_try(name: str, arguments: argparse.Namespace) -> str:

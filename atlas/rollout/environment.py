@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 
-from atlas.errors import InputError, did_you_mean
 from atlas.types import ActionSpec, Observation
 
 
@@ -68,29 +67,3 @@ class Environment(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-def environment_names() -> tuple[str, ...]:
-    """The names `make_environment` takes."""
-    return ("cubes",)
-
-
-def environment_spec(name: str, image_size: int = 128) -> EnvironmentSpec:
-    """What an environment offers, without starting it. Raises InputError for an unknown name."""
-    if name == "cubes":
-        from atlas.rollout.cubes import cubes_spec
-
-        return cubes_spec(image_size)
-    known = environment_names()
-    raise InputError(f"Unknown environment '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}.")
-
-
-def make_environment(name: str, image_size: int = 128) -> Environment:
-    """Start an environment by name, its cameras giving square images of `image_size` pixels.
-
-    Raises InputError for an unknown name or where the environment's packages are not installed.
-    """
-    environment_spec(name)  # the one place that knows the names
-    from atlas.rollout.cubes import CubesEnvironment
-
-    return CubesEnvironment(image_size=image_size)

@@ -14,12 +14,13 @@ import torch
 from atlas.errors import InputError
 from atlas.policy.processor import PolicyProcessor
 from atlas.progress import progress_bar
-from atlas.rollout.environment import EnvironmentSpec, environment_spec
+from atlas.rollout.environment import EnvironmentSpec
 from atlas.rollout.executor import ChunkExecutor
 from atlas.rollout.report import EpisodeOutcome, EvaluationReport
 from atlas.rollout.seeds import Purpose, episode_seed
 from atlas.rollout.video import film, write_mp4
 from atlas.rollout.workers import EnvironmentPool, Segment
+from atlas.rollout.worlds import environment_spec
 from atlas.types import Observation
 
 

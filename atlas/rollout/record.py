@@ -19,9 +19,9 @@ from atlas.data.libero_writer import write_libero_file
 from atlas.errors import InputError
 from atlas.files import atomic_path, write_json
 from atlas.progress import progress_bar
-from atlas.rollout.environment import make_environment
 from atlas.rollout.seeds import episode_seed
 from atlas.rollout.workers import worker_start
+from atlas.rollout.worlds import make_environment
 
 _MAX_TRIES = 20  # starts tried for one episode before the expert is called broken
 _FORMAT = 1  # raised when the world, the expert or the files change, so that older recordings are not reused

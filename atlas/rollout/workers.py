@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from atlas.errors import InputError
-from atlas.rollout.environment import make_environment
+from atlas.rollout.worlds import make_environment
 from atlas.types import Observation
 
 _FILM_SIZE = 256  # pixels of a filmed frame
