@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from atlas.cores import available_cores
 from atlas.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Plan:
             names = visible.split(",") if visible else [str(i) for i in range(max(self.gpu_ids) + 1)]
             changes["CUDA_VISIBLE_DEVICES"] = ",".join(names[i].strip() for i in self.gpu_ids)
         if self.processes > 1 and "OMP_NUM_THREADS" not in current:
-            changes["OMP_NUM_THREADS"] = str(max(1, _cores() // self.processes))
+            changes["OMP_NUM_THREADS"] = str(max(1, available_cores() // self.processes))
         return changes
 
 
@@ -93,10 +94,6 @@ def _found(gpus: int) -> str:
 
 def _instead(gpus: int) -> str:
     return "Add --cpu to train on CPU processes." if gpus == 0 else f"Use --gpus {gpus}, or leave it out for all."
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def count_gpus(distributed: DistributedConfig) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from atlas.cores import available_cores
 from atlas.errors import InputError
 from atlas.policy.processor import PolicyProcessor
 from atlas.progress import progress_bar
@@ -18,9 +18,10 @@ from atlas.rollout.environment import EnvironmentSpec
 from atlas.rollout.executor import ChunkExecutor
 from atlas.rollout.report import EpisodeOutcome, EvaluationReport
 from atlas.rollout.seeds import Purpose, episode_seed
-from atlas.rollout.video import film, write_mp4
+from atlas.rollout.video import film
 from atlas.rollout.workers import EnvironmentPool, Segment
 from atlas.rollout.worlds import environment_spec
+from atlas.tracking.media import write_mp4
 from atlas.types import Observation
 
 
@@ -62,7 +63,7 @@ class Evaluator:
     def __init__(self, env: str, image_size: int, workers: int | None = None) -> None:
         self.env = env
         self._instructions = environment_spec(env).instructions
-        self._pool = EnvironmentPool(env, image_size, workers or len(os.sched_getaffinity(0)))
+        self._pool = EnvironmentPool(env, image_size, workers or available_cores())
 
     def close(self) -> None:
         self._pool.close()
@@ -140,7 +141,7 @@ def evaluate_checkpoint(
     policy = AtlasPolicy.from_pretrained(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     check_agreement(policy.processor, environment_spec(env))
     executor = ChunkExecutor(policy, execute or max(1, policy.processor.action_horizon // 2), ensemble)
-    workers = min(workers or len(os.sched_getaffinity(0)), episodes)
+    workers = min(workers or available_cores(), episodes)
     evaluator = Evaluator(env, policy.processor.camera_size, workers)
     try:
         outcomes = evaluator.run(
@@ -196,7 +197,7 @@ def _outcome(
     if frames and video_dir is not None:
         outcome = "success" if success else "failure"
         path = video_dir / f"episode_{episode.number:03d}_{episode.instruction.replace(' ', '_')}_{outcome}.mp4"
-        write_mp4(path, film(frames, episode.instruction, success, fps), fps)
+        write_mp4(path, np.stack(film(frames, episode.instruction, success, fps)), fps)
     return EpisodeOutcome(
         instruction=episode.instruction,
         seed=episode.seed,

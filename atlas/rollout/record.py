@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from atlas.cores import available_cores
 from atlas.data.episode import RecordedEpisode
 from atlas.data.libero_writer import write_libero_file
 from atlas.errors import InputError
@@ -57,7 +57,7 @@ def record(settings: RecordSettings, out: Path, workers: int | None = None) -> N
 
     wanted = [(task, i) for i in range(settings.episodes) for task in [i % len(INSTRUCTIONS)]]
     missing = [(task, i) for task, i in wanted if not _part(parts, i).exists()]
-    workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(missing)))
+    workers = min(workers or available_cores(), max(1, len(missing)))
     with (
         progress_bar(
             f"recording demonstrations into {out}", total=len(wanted), done=len(wanted) - len(missing)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from atlas.config import EvaluationConfig
+from atlas.cores import available_cores
 from atlas.policy import AtlasPolicy
 from atlas.rollout.evaluate import Evaluator, plan_episodes
 from atlas.rollout.executor import ChunkExecutor
@@ -36,8 +36,7 @@ class ClosedLoop:
         """Every rank runs its share and gets the whole report. `name` says in it which policy it was."""
         accelerator, processor = self._accelerator, policy.processor
         if self._evaluator is None:
-            cores = len(os.sched_getaffinity(0))
-            workers = self._config.workers or max(1, cores // accelerator.num_processes)
+            workers = self._config.workers or max(1, available_cores() // accelerator.num_processes)
             self._evaluator = Evaluator(self.env, processor.camera_size, workers)
         planned = plan_episodes(self.env, episodes, purpose, self._seed)
         rank, world = accelerator.process_index, accelerator.num_processes
