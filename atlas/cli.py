@@ -294,27 +294,133 @@ def inspect(path: Annotated[str, typer.Argument(help="A dataset.")], as_json: Js
         print(f"warning: {warning}")
 
 
+@data_app.command("cache-features")
+def cache_features(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder; default: data.feature_cache.")] = None,
+    variants: Annotated[
+        int, typer.Option(min=0, metavar="K", help="Augmented versions of each frame, beside the plain one.")
+    ] = 0,
+    gpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes; default: all visible GPUs.")] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
+) -> None:
+    """Compute a frozen backbone's features of every frame, once; goes on where it was stopped."""
+    from atlas.config import load_config
+    from atlas.launch import count_gpus, launch_ranks, plan_processes
+
+    flags = {"distributed.gpus": gpus, "distributed.cpu": cpu or None}
+    resolved = load_config(config, [*(overrides or []), *_as_overrides(flags)])
+    out = out or (Path(resolved.data.feature_cache) if resolved.data.feature_cache else None)
+    if out is None:
+        raise InputError("Name the folder for the features: --out DIR, or data.feature_cache=DIR.")
+    plan = plan_processes(resolved.distributed, count_gpus(resolved.distributed))
+    os.environ.update(plan.environment(os.environ))
+    from atlas.policy.features import begin_cache, describe
+
+    print(describe(begin_cache(resolved, out, variants)), flush=True)
+    if plan.processes == 1:
+        cache_rank(out)
+    elif code := launch_ranks(["cache-rank", str(out)], plan):
+        raise typer.Exit(code)
+    print(f"The features are in {out}; train with data.feature_cache={out}.")
+
+
+@app.command("cache-rank", hidden=True)
+def cache_rank(folder: Path) -> None:
+    """One of the processes that share the work of `atlas data cache-features`."""
+    from atlas.launch import die_with_launcher
+
+    if "RANK" in os.environ:
+        die_with_launcher()
+    from atlas.config import load_config
+    from atlas.policy.features import CONFIG, work_on_cache
+    from atlas.train import make_accelerator
+
+    accelerator = make_accelerator(load_config(folder / CONFIG))
+    work_on_cache(folder, accelerator)
+    accelerator.end_training()
+
+
 # ---- model and config ------------------------------------------------------------------------------------
 
 
 @model_app.command("summary")
-def model_summary(overrides: Overrides = None, config: ConfigFile = None, as_json: Json = False) -> None:
-    """Count a model's parameters, tokens and operations."""
+def model_summary(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    gpu: Annotated[str, typer.Option(metavar="NAME", help="For the roofline: a100, l40s, rtx4090, h100, …")] = "h100",
+    as_json: Json = False,
+) -> None:
+    """Count a model's parameters, tokens, operations and memory."""
     with _stdout_kept_for_the_report(as_json):
         from atlas.config import load_config
         from atlas.policy.summary import summarize
 
-        found = summarize(load_config(config, overrides or []))
+        resolved = load_config(config, overrides or [])
+        found = summarize(resolved, gpu)
     if as_json:
         _print_json(found)
         return
     rows = [
-        (part["name"], f"{part['parameters']:,}", f"{part['trainable']:,}", str(part["tokens"] or ""))
+        (
+            part["name"],
+            f"{part['parameters']:,}",
+            f"{part['trainable']:,}",
+            str(part["tokens"] or ""),
+            f"{part['flops'] / 1e9:.3g}",
+        )
         for part in found["parts"]
     ]
-    rows.append(("all", f"{found['parameters']:,}", f"{found['trainable_parameters']:,}", ""))
-    _print_table("model", ("part", "parameters", "trainable", "tokens"), rows)
-    print(f"{found['flops_per_sample'] / 1e9:.3g} GFLOPs a sample")
+    total = (f"{found['parameters']:,}", f"{found['trainable_parameters']:,}", "")
+    rows.append(("all", *total, f"{found['flops_per_sample'] / 1e9:.3g}"))
+    _print_table("model", ("part", "parameters", "trainable", "tokens", "GFLOPs a sample"), rows)
+    roofline, memory = found["roofline"], found["memory_gib"]
+    print(f"training: {found['training_flops_per_sample'] / 1e9:.4g} GFLOPs a sample, forward and backward")
+    print(
+        f"roofline: {roofline['samples_per_second']:,.0f} samples/s on one {gpu} at its peak of "
+        f"{roofline['peak_flops'] / 1e12:.0f} TFLOP/s (dense bf16); half of it is a good run"
+    )
+    print(
+        f"memory:   {memory['total']:.2f} GiB a GPU with batches of {resolved.data.batch_size}: "
+        f"{memory['weights_and_optimizer']:.2f} weights, gradients and optimizer, {memory['activations']:.2f} "
+        "activations in float32 (bf16: about half)"
+    )
+
+
+@model_app.command("geometry")
+def model_geometry(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for pictures, points and numbers.")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="IMAGE...", help="Pictures of one scene, or folders of them; the first is the reference."),
+    ] = None,
+    more: Annotated[list[Path] | None, typer.Argument(metavar="IMAGE", hidden=True)] = None,
+    checkpoint: Annotated[
+        str, typer.Option(metavar="REF", help="VGGT-1B's weights: a file, a folder or a name on the Hugging Face hub.")
+    ] = "facebook/VGGT-1B",
+    as_json: Json = False,
+) -> None:
+    """Show what VGGT sees in images: depth, cameras, points."""
+    with _stdout_kept_for_the_report(as_json):
+        from atlas.checks.geometry import geometry
+
+        # All after the first of `--images a.png b.png` are arguments, not the option's values.
+        report = geometry([*(images or []), *(more or [])], out, checkpoint)
+    if as_json:
+        _print_json(report)
+        return
+    rows = []
+    for entry in report["images"]:
+        fields, depths = entry["fov_degrees"], entry["depth_range"] or (math.nan, math.nan)
+        place = ", ".join(f"{value:.3g}" for value in entry["position"])
+        seen = f"{fields['horizontal']:.0f} x {fields['vertical']:.0f}"
+        confidence = "" if entry["mean_confidence"] is None else f"{entry['mean_confidence']:.3g}"
+        rows.append((entry["file"], place, seen, f"{depths[0]:.3g} to {depths[1]:.3g}", confidence))
+    _print_table("what VGGT sees", ("image", "camera at", "field of view (deg)", "depth", "mean confidence"), rows)
+    for warning in report["warnings"]:
+        print(f"warning: {warning}")
+    print(f"Pictures, {report['points']['count']:,} points and geometry.json are in {out}.")
 
 
 @config_app.command("schema")

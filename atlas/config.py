@@ -31,6 +31,12 @@ def _default_name(name: str) -> BeforeValidator:
     return BeforeValidator(lambda v: {"name": name, **v} if isinstance(v, dict) else v)
 
 
+def _check_heads(dim: int, heads: int) -> None:
+    if dim % heads:
+        near = max(1, round(dim / heads)) * heads
+        raise ValueError(f"dim is {dim}; it must be a multiple of heads ({heads}), such as {near}")
+
+
 # ---- data ------------------------------------------------------------------------------------------------
 
 
@@ -64,6 +70,7 @@ class DataConfig(Section):
     # Which way up the source stores its images; auto: as its format has it. See atlas/data/orientation.py.
     orientation: Literal["auto", "upright", "upside_down", "rotated_180", "mirrored"] = "auto"
     drop_noops: bool = False
+    feature_cache: str | None = None  # a folder made by `atlas data cache-features`, read in place of images
     augment: AugmentConfig = AugmentConfig()
 
 
@@ -105,6 +112,44 @@ class VGGTVisionConfig(Section):
         return self
 
 
+class LoRAConfig(Section):
+    """Low-rank adapters in the attention and MLP layers of a frozen backbone (Hu et al., 2021)."""
+
+    rank: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0  # the adapters' output is scaled by alpha / rank
+    dropout: Probability = 0.0
+
+
+class PretrainedVGGTConfig(Section):
+    """The published VGGT aggregator with its weights. The sizes are VGGT-1B's; another checkpoint needs its own."""
+
+    name: Literal["vggt_pretrained"] = "vggt_pretrained"
+    pretrained: str = "facebook/VGGT-1B"  # a .safetensors file, a folder with a model.safetensors, or a hub id
+    freeze: bool = True
+    lora: LoRAConfig | None = None
+    learning_rate_factor: Annotated[float, Field(gt=0)] = 0.1  # of training.learning_rate, for what is not frozen
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of frozen weights; auto: bf16 on GPUs, fp32 on CPUs
+    recompute: bool = False  # with lora or without freeze: blocks again on the way back, in place of keeping all
+    compile: bool = False  # torch.compile, with static shapes
+    pool: Positive = 2  # patch tokens are averaged over pool x pool of them before anything reads them
+    embed_dim: Positive = 1024
+    depth: Positive = 24
+    num_heads: Positive = 16
+    num_register_tokens: NotNegative = 4
+    img_size: Positive = 518  # of the position grid that the checkpoint holds
+    patch_size: Positive = 14
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    rope_freq: Annotated[float, Field(gt=0)] = 100.0
+    patch_embed_depth: Positive = 24
+    patch_embed_num_heads: Positive = 16
+
+    @model_validator(mode="after")
+    def _one_way_to_train(self) -> PretrainedVGGTConfig:
+        if self.lora is not None and not self.freeze:
+            raise ValueError("lora is set and freeze is false; adapters go with frozen weights, so set one of the two")
+        return self
+
+
 class BytesLanguageConfig(Section):
     """A small transformer over the instruction's bytes, trained from scratch."""
 
@@ -112,19 +157,25 @@ class BytesLanguageConfig(Section):
     dim: Positive = 64
     layers: Positive = 2
     heads: Positive = 4
-    max_length: Positive = 128
+    max_length: Positive = 128  # bytes and an end token; what is longer is cut, with a warning
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> BytesLanguageConfig:
+        _check_heads(self.dim, self.heads)
+        return self
 
 
 class HuggingFaceLanguageConfig(Section):
-    """A pretrained text encoder from the Hugging Face hub, or from a folder."""
+    """A pretrained text encoder (T5, CLIP, SigLIP, BERT, Qwen, Llama ...), whose width is read from its own config."""
 
     name: Literal["huggingface"] = "huggingface"
-    pretrained: str
-    freeze: bool = True
-    max_length: Positive = 128
+    pretrained: str  # a folder, or a name on the Hugging Face hub, such as google-t5/t5-small
+    freeze: bool = True  # each instruction is then encoded once
+    learning_rate_factor: Annotated[float, Field(gt=0)] = 0.1  # of training.learning_rate, where it is not frozen
+    max_length: Annotated[int, Field(ge=4)] = 128  # tokens; what is longer is cut, with a warning
 
 
-class FusionConfig(Section):
+class QueryFusionConfig(Section):
     """Action queries that attend to the tokens of vision, language and proprio."""
 
     name: Literal["queries"] = "queries"
@@ -133,7 +184,28 @@ class FusionConfig(Section):
     heads: Positive = 4
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     dropout: Probability = 0.0
-    proprio_dropout: Probability = 0.0
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> QueryFusionConfig:
+        _check_heads(self.dim, self.heads)
+        return self
+
+
+class BidirectionalFusionConfig(Section):
+    """As `queries`, after layers in which the tokens of vision and language attend to each other."""
+
+    name: Literal["bidirectional"] = "bidirectional"
+    dim: Positive = 128
+    exchange_layers: Positive = 1
+    layers: Positive = 1
+    heads: Positive = 4
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    dropout: Probability = 0.0
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> BidirectionalFusionConfig:
+        _check_heads(self.dim, self.heads)
+        return self
 
 
 class RegressionHeadConfig(Section):
@@ -145,6 +217,33 @@ class RegressionHeadConfig(Section):
     gripper_weight: Weight = 0.1
 
 
+class FlowMatchingHeadConfig(Section):
+    """A diffusion transformer over the chunk, trained to move noise to actions along straight lines."""
+
+    name: Literal["flow_matching"] = "flow_matching"
+    dim: Positive = 128
+    layers: Positive = 2
+    heads: Positive = 4
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    steps: Positive = 8  # of the solver, when actions are sampled
+    solver: Literal["euler", "midpoint", "rk4"] = "euler"
+    pose_weight: Weight = 1.0
+    gripper_weight: Weight = 0.2
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> FlowMatchingHeadConfig:
+        _check_heads(self.dim, self.heads)
+        return self
+
+
+class AlignmentConfig(Section):
+    """Draws the policy's own image tokens towards a frozen VGGT's (Spatial Forcing); costs nothing in a rollout."""
+
+    teacher: PretrainedVGGTConfig = PretrainedVGGTConfig()
+    image_size: Positive = 224  # what the teacher sees
+    weight: Annotated[float, Field(gt=0)] = 0.5
+
+
 class ProcessorConfig(Section):
     """How actions and proprio are scaled for the network, from the training episodes' statistics."""
 
@@ -153,18 +252,27 @@ class ProcessorConfig(Section):
 
 
 VisionConfig = Annotated[
-    KeypointVisionConfig | VGGTVisionConfig, Field(discriminator="name"), _default_name("keypoints")
+    KeypointVisionConfig | VGGTVisionConfig | PretrainedVGGTConfig,
+    Field(discriminator="name"),
+    _default_name("keypoints"),
 ]
 LanguageConfig = Annotated[
     BytesLanguageConfig | HuggingFaceLanguageConfig, Field(discriminator="name"), _default_name("bytes")
+]
+FusionConfig = Annotated[
+    QueryFusionConfig | BidirectionalFusionConfig, Field(discriminator="name"), _default_name("queries")
+]
+HeadConfig = Annotated[
+    RegressionHeadConfig | FlowMatchingHeadConfig, Field(discriminator="name"), _default_name("regression")
 ]
 
 
 class ModelConfig(Section):
     vision: VisionConfig = KeypointVisionConfig()
     language: LanguageConfig = BytesLanguageConfig()
-    fusion: FusionConfig = FusionConfig()
-    head: RegressionHeadConfig = RegressionHeadConfig()
+    fusion: FusionConfig = QueryFusionConfig()
+    head: HeadConfig = RegressionHeadConfig()
+    alignment: AlignmentConfig | None = None
     processor: ProcessorConfig = ProcessorConfig()
 
 
@@ -274,19 +382,35 @@ class Config(Section):
                 f"evaluation.execute is {self.evaluation.execute} and data.action_horizon is "
                 f"{self.data.action_horizon}; at most the predicted actions can be executed"
             )
-        vision = self.model.vision
-        if (
-            isinstance(vision, VGGTVisionConfig)
-            and vision.stem != "keypoints"
-            and self.data.image_size % vision.patch_size
+        vision, size = self.model.vision, self.data.image_size
+        own_patches = isinstance(vision, VGGTVisionConfig) and vision.stem != "keypoints"
+        if isinstance(vision, PretrainedVGGTConfig) or (isinstance(vision, VGGTVisionConfig) and own_patches):
+            _check_patches("data.image_size", size, "model.vision.patch_size", vision.patch_size)
+        alignment = self.model.alignment
+        if alignment is not None:
+            patch = alignment.teacher.patch_size
+            _check_patches("model.alignment.image_size", alignment.image_size, "its teacher's patch_size", patch)
+            if not own_patches:
+                raise ValueError(
+                    "model.alignment needs an encoder of its own that has patches to align: "
+                    "set model.vision to {name: vggt, stem: conv} or {name: vggt, stem: patch}"
+                )
+        if self.data.feature_cache is not None and not (
+            isinstance(vision, PretrainedVGGTConfig) and vision.freeze and vision.lora is None
         ):
             raise ValueError(
-                f"data.image_size is {self.data.image_size}; it must be a multiple of model.vision.patch_size "
-                f"({vision.patch_size}) for the stem '{vision.stem}'"
+                "data.feature_cache holds what a frozen backbone says; it needs model.vision.name vggt_pretrained, "
+                "frozen and without lora"
             )
         if self.run_name is not None and (not self.run_name or "/" in self.run_name or self.run_name.startswith(".")):
             raise ValueError(f"run_name '{self.run_name}' must be usable as a folder's name")
         return self
+
+
+def _check_patches(key: str, size: int, patch_key: str, patch: int) -> None:
+    if size % patch:
+        near = max(1, round(size / patch)) * patch
+        raise ValueError(f"{key} is {size}; it must be a multiple of {patch_key} ({patch}), such as {near}")
 
 
 # ---- reading and writing ---------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RESULTS = "results.json"  # in the run's folder once it is finished
+INSTRUCTIONS = "instructions.safetensors"  # in the run's folder: what a frozen language encoder says of them
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ def _differences(key: str, was: Any, now: Any) -> list[str]:
 
 
 def _check_data(config: Config, dataset: EpisodeDataset) -> None:
+    from atlas.data.feature_cache import FeatureCache
     from atlas.data.split import split_episodes
     from atlas.rollout.worlds import environment_spec
 
@@ -172,6 +174,8 @@ def _check_data(config: Config, dataset: EpisodeDataset) -> None:
         )
     if config.evaluation.env not in ("auto", "none"):
         environment_spec(config.evaluation.env)
+    if config.data.feature_cache is not None:
+        FeatureCache.read(Path(config.data.feature_cache)).check_complete()
 
 
 def _run_dir(config: Config) -> Path:
@@ -235,7 +239,7 @@ def build_trainer(config: Config, accelerator: Accelerator, checkpoint: Path | N
             logger.warning("%s: %s", dataset.path, warning)
     cameras = config.data.cameras or dataset.cameras
     chunks = [
-        ChunkDataset(dataset, episodes, cameras, config.data.image_size, config.data.action_horizon)
+        ChunkDataset(dataset, episodes, cameras, config.data.image_size, config.data.action_horizon, seed=config.seed)
         for episodes in split_episodes(dataset.task_of, config.data.val_fraction, config.seed)
     ]
     train_data, val_data = chunks
@@ -244,6 +248,12 @@ def build_trainer(config: Config, accelerator: Accelerator, checkpoint: Path | N
         policy = AtlasPolicy.from_pretrained(checkpoint)
     else:
         policy = _make_policy(config, dataset, train_data, cameras)
+    if policy.alignment is not None:
+        policy.alignment.hire()
+    if config.data.feature_cache is not None:
+        _use_features(config, dataset, cameras, policy, train_data, val_data)
+    if "language" in policy.frozen:
+        _share_embeddings(policy, dataset.tasks, _run_dir(config) / INSTRUCTIONS, accelerator, checkpoint is not None)
     torch.manual_seed(config.seed + 1 + accelerator.process_index)
 
     settings = config.training
@@ -281,6 +291,47 @@ def build_trainer(config: Config, accelerator: Accelerator, checkpoint: Path | N
     )
     _announce(config, trainer, dataset)
     return trainer
+
+
+def _share_embeddings(
+    policy: AtlasPolicy, instructions: Sequence[str], file: Path, accelerator: Accelerator, resumed: bool
+) -> None:
+    """Have a frozen language encoder read each instruction once in the life of a run, on one process."""
+    from atlas.policy.huggingface_language import HuggingFaceLanguageEncoder
+
+    encoder = policy.language
+    assert isinstance(encoder, HuggingFaceLanguageEncoder)
+    if accelerator.is_main_process:
+        if resumed and file.exists():
+            encoder.load_embeddings(file)
+        encoder.embed(instructions)
+        encoder.save_embeddings(file)
+    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        encoder.load_embeddings(file)
+
+
+def _use_features(
+    config: Config,
+    dataset: EpisodeDataset,
+    cameras: Sequence[str],
+    policy: AtlasPolicy,
+    train_data: ChunkDataset,
+    val_data: ChunkDataset,
+) -> None:
+    """Read a frozen encoder's features in place of images. Raises InputError where they are of something else."""
+    from atlas.data.feature_cache import FeatureCache
+    from atlas.policy.features import cache_source
+
+    assert config.data.feature_cache is not None
+    cache = FeatureCache.read(Path(config.data.feature_cache))
+    versions = cache.layout.versions
+    cache.check(cache_source(config, dataset, cameras, policy.frozen["vision"].sha256, versions))
+    cache.check_complete()
+    train_data.use_features(cache, augmented=True)
+    val_data.use_features(cache, augmented=False)
+    how = f"{versions - 1} augmented versions of each frame" if versions > 1 else "without augmentation"
+    logger.info("Features of %s in place of images, %s", cache.folder, how)
 
 
 def make_accelerator(config: Config) -> Accelerator:

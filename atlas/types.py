@@ -70,14 +70,15 @@ class Batch:
     `actions` and `action_is_pad` are absent (None) when a policy is only asked for actions.
     """
 
-    images: torch.Tensor  # uint8 [B, V, 3, H, W]; float in [0, 1] once on the device. V = cameras x frames
+    # uint8 [B, V, 3, H, W]; float in [0, 1] once on the device. V = cameras x frames. None where `features` are there.
+    images: torch.Tensor | None
     proprio: torch.Tensor  # float32 [B, P]
     instruction: list[str]
     source: torch.Tensor  # int64 [B], which dataset of a mixture: its statistics apply
     actions: torch.Tensor | None = None  # float32 [B, H, A], in the ActionSpec's units
     action_is_pad: torch.Tensor | None = None  # bool [B, H], true past the end of the episode
-    index: torch.Tensor | None = None  # int64 [B], the sample's place in its dataset
-    epoch: torch.Tensor | None = None  # int64 [B], how often the data was gone through before
+    key: torch.Tensor | None = None  # int64 [B], what each sample's random numbers follow from; see data/randomness.py
+    features: torch.Tensor | None = None  # bfloat16 [B, N, D], what a frozen encoder said of the images
 
     def __len__(self) -> int:
         return len(self.instruction)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -109,3 +110,36 @@ def _keys(values: dict[str, object], prefix: str = "") -> list[str]:
         for name, value in values.items()
         for key in ([*_keys(value, f"{prefix}{name}.")] if isinstance(value, dict) else [f"{prefix}{name}"])
     ]
+
+
+SHIPPED = sorted(DEFAULT_CONFIG.parent.glob("libero_*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_shipped_configs_are_valid_and_say_what_to_expect(path: Path) -> None:
+    config = load_config(path)
+    comment = "".join(line.lstrip("# ") for line in path.read_text().splitlines(True) if line.startswith("#"))
+
+    assert config.model.vision.name == "vggt_pretrained" and config.model.vision.freeze
+    assert config.data.image_size in (224, 518) and config.data.action_horizon == 8
+    assert f"atlas/configs/{path.name}" in comment
+    assert re.search(r"Expected, (measured|computed)", comment)
+    assert re.search(r"[\d,.]+ samples/s", comment) and re.search(r"[\d.]+ GiB", comment)
+
+
+def test_the_shipped_configs_are_the_documented_ones() -> None:
+    assert [path.stem for path in SHIPPED] == [
+        "libero_vggt_1gpu",
+        "libero_vggt_518px_cached",
+        "libero_vggt_8gpu",
+        "libero_vggt_flow",
+    ]
+    eight, flow, cached = (load_config(SHIPPED[i]) for i in (2, 3, 1))
+    assert eight.distributed.gpus == 8 and eight.training.precision == "bf16"
+    assert flow.model.head.name == "flow_matching"
+    assert cached.data.image_size == 518 and cached.data.feature_cache is not None
+
+
+def test_a_flow_head_needs_a_step() -> None:
+    with pytest.raises(InputError, match=r"'model\.head\.steps': .*greater than or equal to 1.*given: 0"):
+        load_config({}, ["model.head={name: flow_matching, steps: 0}"])

@@ -6,25 +6,24 @@ import torch
 import torch.nn.functional as F
 
 from atlas.config import AugmentConfig
-from atlas.data.randomness import uniform
+from atlas.data.randomness import Stream, uniform
 from atlas.types import Batch
 
-_STREAM = 1  # of random numbers; other uses of the same sample take others
 _NUMBERS_A_VIEW = 5  # two shifts, brightness, contrast, saturation
 
 
 class Augmenter:
     """Shifts each view by some pixels (the border repeats) and changes its colours."""
 
-    def __init__(self, config: AugmentConfig, seed: int) -> None:
-        self._config, self._seed = config, seed
+    def __init__(self, config: AugmentConfig) -> None:
+        self._config = config
 
     def __call__(self, images: torch.Tensor, batch: Batch) -> torch.Tensor:
         """images float [B, V, 3, H, W] in [0, 1] of `batch`; the same shape and range."""
-        assert batch.index is not None and batch.epoch is not None
+        assert batch.key is not None
         b, v, _, height, width = images.shape
-        drawn = uniform(self._seed, batch.epoch.cpu().numpy(), batch.index.cpu().numpy(), _STREAM, v * _NUMBERS_A_VIEW)
-        numbers = torch.from_numpy(2 * drawn.reshape(b * v, _NUMBERS_A_VIEW) - 1).float().to(images.device)
+        drawn = uniform(batch.key, Stream.AUGMENTATION, v * _NUMBERS_A_VIEW)
+        numbers = (2 * drawn.view(b * v, _NUMBERS_A_VIEW) - 1).float()
         views = images.flatten(0, 1)  # [B*V, 3, H, W]
         views = self._shift(views, numbers[:, 0], numbers[:, 1])
         views = self._colour(views, *numbers[:, 2:].unbind(1))

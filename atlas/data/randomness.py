@@ -1,29 +1,62 @@
-"""Random numbers that are a pure function of (seed, epoch, sample), whoever asks for them and in what order."""
+"""Random numbers that are a pure function of (seed, epoch, sample), whoever asks for them, where and in what order."""
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from enum import IntEnum
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+import torch
 
 
-def uniform(seed: int, epochs: np.ndarray, samples: np.ndarray, stream: int, count: int) -> np.ndarray:
-    """float64 [n, count] in [0, 1): the same for the same (seed, epoch, sample, stream).
+class Stream(IntEnum):
+    """Keeps the different uses of a key apart: each draws numbers of its own."""
 
-    epochs, samples: int64 [n].
-    `stream` keeps different uses apart. SplitMix64 (Steele, Lea and Flood, 2014) mixes the key, which makes one
-    number from each counter without any state to carry.
+    AUGMENTATION = 1
+    FLOW_NOISE = 2
+    FLOW_TIME = 3
+    FLOW_SAMPLING = 4
+    CACHED_VERSION = 5
+
+
+def _signed(value: int) -> int:
+    """The int64 with the bits of an unsigned 64-bit number; torch multiplies int64 modulo 2^64."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_FIRST = _signed(0xBF58476D1CE4E5B9)
+_SECOND = _signed(0x94D049BB133111EB)
+
+
+def sample_keys(seed: int, epochs: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
+    """What all random numbers of a sample in an epoch follow from: int64 [n]; epochs, samples: int64 [n]."""
+    return _mix(_mix(_mix(torch.full_like(samples, seed)) + epochs) + samples)
+
+
+def uniform(keys: torch.Tensor, stream: Stream, count: int) -> torch.Tensor:
+    """float64 [n, count] in [0, 1) of keys int64 [n], the same on every device.
+
+    SplitMix64 (Steele, Lea and Flood, 2014) mixes the key, which makes
+    one number from each counter without any state to carry.
     """
-    with np.errstate(over="ignore"):
-        key = _mix(_mix(np.array([seed], np.uint64)) + np.uint64(stream))
-        key = _mix(_mix(key + epochs.astype(np.uint64)) + samples.astype(np.uint64))
-        counters = key[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    return (_mix(counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    start = _mix(_mix(keys) + stream)
+    counters = start[:, None] + torch.arange(1, count + 1, device=keys.device) * _GOLDEN
+    return _shift(_mix(counters), 11).double() * 2.0**-53
 
 
-def _mix(z: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        z = z + _GOLDEN
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+def normal(keys: torch.Tensor, stream: Stream, count: int) -> torch.Tensor:
+    """float64 [n, count], standard normal (Box and Muller, 1958); keys and stream as in `uniform`."""
+    u, v = uniform(keys, stream, 2 * count).chunk(2, dim=-1)
+    return (-2 * torch.log1p(-u)).sqrt() * torch.cos(2 * math.pi * v)
+
+
+def _mix(z: torch.Tensor) -> torch.Tensor:
+    z = z + _GOLDEN
+    z = (z ^ _shift(z, 30)) * _FIRST
+    z = (z ^ _shift(z, 27)) * _SECOND
+    return z ^ _shift(z, 31)
+
+
+def _shift(z: torch.Tensor, by: int) -> torch.Tensor:
+    """A logical shift to the right; torch's own copies the sign."""
+    return (z >> by) & ((1 << (64 - by)) - 1)

@@ -2,81 +2,168 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import yaml
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from atlas.config import ModelConfig
+from atlas.config import HuggingFaceLanguageConfig, ModelConfig, PretrainedVGGTConfig
 from atlas.errors import InputError
 from atlas.files import atomic_path, write_text
+from atlas.policy.alignment import Alignment
 from atlas.policy.card import model_card
-from atlas.policy.fusion import QueryFusion
-from atlas.policy.language import make_language
+from atlas.policy.fusion import make_fusion
+from atlas.policy.head import make_head
+from atlas.policy.language import LanguageTokens, make_language
+from atlas.policy.pretrained import FrozenWeights
 from atlas.policy.processor import PolicyProcessor, Scaler
-from atlas.policy.regression import RegressionHead
+from atlas.policy.vggt_vision import VGGTVisionEncoder
 from atlas.policy.vision import make_vision
 from atlas.registry import resolve_policy
 from atlas.types import Batch, LossTerms
+
+_FROZEN = "frozen"  # the key of model.safetensors' metadata
+# Where a saved policy that includes its frozen parts has them.
+FROZEN_FILES = {"vision": "vision.safetensors", "language": "language"}
 
 
 class AtlasPolicy(nn.Module):
     """Images, an instruction and proprio to a chunk of H actions."""
 
-    def __init__(self, config: ModelConfig, processor: PolicyProcessor) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        processor: PolicyProcessor,
+        sources: Mapping[str, Path] | None = None,
+        read_weights: bool = True,
+    ) -> None:
+        """sources: where to read the pretrained weights of a part ("vision", "language") in place of where the config
+        says. Without `read_weights` nothing pretrained is read, for what needs shapes only. Raises InputError."""
         super().__init__()
         self.config, self.processor = config, processor
-        spec = processor.action_spec
-        self.language = make_language(config.language)
+        spec, horizon = processor.action_spec, processor.action_horizon
+        sources = sources or {}
+        self.language = make_language(config.language, sources.get("language"), read_weights)
         self.vision = make_vision(
-            config.vision, len(processor.cameras), processor.image_size, config.fusion.dim, self.language.dim
+            config.vision,
+            len(processor.cameras),
+            processor.image_size,
+            config.fusion.dim,
+            self.language.dim,
+            sources.get("vision"),
+            read_weights,
         )
-        self.fusion = QueryFusion(
-            config.fusion, processor.action_horizon, self.vision.dim, self.language.dim, processor.proprio_dim
-        )
-        self.head = RegressionHead(config.head, config.fusion.dim, spec)
+        self.fusion = make_fusion(config.fusion, horizon, self.vision.dim, self.language.dim, processor.proprio_dim)
+        self.head = make_head(config.head, config.fusion.dim, spec, horizon)
+        self.alignment = Alignment(config.alignment, self.vision.dim) if config.alignment is not None else None
         scaling, statistics = processor.scaling, processor.statistics
         self.action_scaler = Scaler([s.action for s in statistics], scaling.action_normalization, keep=[spec.gripper])
         self.proprio_scaler = Scaler([s.proprio for s in statistics], scaling.proprio_normalization)
+        self._trained = {name for name, p in self.named_parameters() if p.requires_grad}
+
+    # ---- acting and learning -----------------------------------------------------------------------------
 
     def forward(self, batch: Batch) -> LossTerms:
-        """The losses of a batch with actions; images float in [0, 1] or uint8."""
+        """The losses of a batch with actions; images float in [0, 1] or uint8, or a frozen encoder's features."""
         assert batch.actions is not None and batch.action_is_pad is not None
+        language = self.language(batch.instruction)
+        seen = self._see(batch, language)
         actions = self.action_scaler.normalize(batch.actions, batch.source)
-        loss: LossTerms = self.head(self._fuse(batch), actions, batch.action_is_pad)
-        return loss
+        fused = self._fuse(seen, language, batch)
+        terms: LossTerms = self.head(fused, actions, batch.action_is_pad, batch.key)
+        if self.alignment is not None and self.alignment.teacher is not None:
+            assert isinstance(self.vision, VGGTVisionEncoder)
+            aligned = self.alignment(self.vision.patch_grid(seen), _unit_range(batch.images))
+            terms.loss = terms.loss + self.alignment.weight * aligned
+            terms.extra["alignment_loss"] = aligned
+        return terms
 
     @torch.no_grad()
     def sample(self, batch: Batch, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Actions float32 [B, H, A] in the ActionSpec's units, gripper in [-1, 1]."""
-        actions = self.head.sample(self._fuse(batch), generator)
-        return self.action_scaler.denormalize(actions, batch.source)
+        """Actions float32 [B, H, A] in the ActionSpec's units, gripper in [-1, 1].
 
-    def _fuse(self, batch: Batch) -> torch.Tensor:
-        images = batch.images if batch.images.is_floating_point() else batch.images.float() / 255  # [B, V, 3, H, W]
+        A generative head draws its noise from `generator`, else from the batch's keys, else from torch's own generator.
+        """
         language = self.language(batch.instruction)
+        fused = self._fuse(self._see(batch, language), language, batch)
+        return self.action_scaler.denormalize(self.head.sample(fused, batch.key, generator), batch.source)
+
+    def _see(self, batch: Batch, language: LanguageTokens) -> torch.Tensor:
+        """Vision tokens [B, N, D]."""
+        if batch.features is not None:
+            return batch.features
+        tokens: torch.Tensor = self.vision(_unit_range(batch.images), language)
+        return tokens
+
+    def _fuse(self, seen: torch.Tensor, language: LanguageTokens, batch: Batch) -> torch.Tensor:
+        """One token an action, [B, H, dim]."""
         proprio = self.proprio_scaler.normalize(batch.proprio, batch.source)
-        fused: torch.Tensor = self.fusion(self.vision(images, language), language, proprio)
+        fused: torch.Tensor = self.fusion(seen, language, proprio)
         return fused
 
-    def save_pretrained(self, directory: Path) -> None:
-        """Write model.safetensors, config.yaml, processor.json and README.md, each file atomically."""
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Of the terms that `forward` returns."""
+        taught = self.alignment is not None and self.alignment.teacher is not None
+        return ("loss", "pose_loss", "gripper_loss", *(("alignment_loss",) if taught else ()))
+
+    def learning_rate_factor(self, name: str) -> float:
+        """Of the training's learning rate, for a parameter by its name: pretrained weights may learn more slowly."""
+        part = name.split(".", 1)[0]
+        section = {"vision": self.config.vision, "language": self.config.language}.get(part)
+        if isinstance(section, PretrainedVGGTConfig | HuggingFaceLanguageConfig) and not section.freeze:
+            return section.learning_rate_factor
+        return 1.0
+
+    # ---- saving and loading ------------------------------------------------------------------------------
+
+    @property
+    def frozen(self) -> dict[str, FrozenWeights]:
+        """The parts whose weights are pretrained and frozen: named in what is saved, and not part of it."""
+        parts = {"vision": getattr(self.vision, "frozen", None), "language": self.language.frozen}
+        return {name: weights for name, weights in parts.items() if weights is not None}
+
+    def own_state_dict(self) -> dict[str, torch.Tensor]:
+        """The state dict without frozen pretrained weights and without the alignment's teacher."""
+        left_out = (*(f"{part}." for part in self.frozen), "alignment.teacher.")
+        return {k: v for k, v in self.state_dict().items() if k in self._trained or not k.startswith(left_out)}
+
+    def load_own_state_dict(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take what `own_state_dict` gives; the names must be the same."""
+        assert weights.keys() == self.own_state_dict().keys()
+        self.load_state_dict(weights, strict=False)
+
+    def save_pretrained(self, directory: Path, full: bool = False) -> None:
+        """Write model.safetensors, config.yaml, processor.json and README.md, each file atomically.
+
+        Frozen pretrained parts are named with their hashes only, unless `full`: then copies of them lie beside.
+        """
         directory.mkdir(parents=True, exist_ok=True)
+        frozen = {part: asdict(weights) for part, weights in self.frozen.items()}
+        own = {k: v.detach().cpu().contiguous() for k, v in self.own_state_dict().items()}
         with atomic_path(directory / "model.safetensors") as partial:
-            save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, partial)
+            save_file(own, partial, metadata={"format": "pt", _FROZEN: json.dumps(frozen, sort_keys=True)})
         write_text(directory / "config.yaml", yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
         self.processor.save(directory / "processor.json")
         write_text(directory / "README.md", model_card(self))
+        if full:
+            for part in frozen:
+                getattr(self, part).save_source(directory / FROZEN_FILES[part])
 
     @classmethod
     def from_pretrained(cls, reference: str | Path) -> AtlasPolicy:
         """Load a saved policy, strictly, in eval mode on the CPU; `reference` as in `atlas.registry`.
 
-        Raises InputError that names the file for one that is missing, damaged or does not fit its config.
+        Frozen parts are read from the policy's folder where it has copies, else from where its config says; their
+        hashes must be those that it was saved with. Raises InputError that names the file for one that is missing,
+        damaged or does not fit its config.
         """
         directory = resolve_policy(reference)
         config_file = directory / "config.yaml"
@@ -84,17 +171,22 @@ class AtlasPolicy(nn.Module):
             config = ModelConfig.model_validate(yaml.safe_load(config_file.read_text(encoding="utf-8")))
         except (ValidationError, yaml.YAMLError) as error:
             raise InputError(f"{config_file} is not the config of a policy: {error}") from None
-        policy = cls(config, PolicyProcessor.load(directory / "processor.json"))
+        sources = {part: directory / name for part, name in FROZEN_FILES.items() if (directory / name).exists()}
+        policy = cls(config, PolicyProcessor.load(directory / "processor.json"), sources)
         policy.load_weights(directory / "model.safetensors")
         return policy.eval()
 
     def load_weights(self, path: Path) -> None:
-        """Load a safetensors file strictly. Raises InputError that names the first tensors that do not fit."""
+        """Load a safetensors file strictly. Raises InputError that names the first tensors that do not fit, or the
+        frozen part that is another one than the weights were trained with."""
         try:
+            with safe_open(path, framework="pt") as file:
+                frozen = json.loads((file.metadata() or {}).get(_FROZEN, "{}"))
             weights = load_file(path)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} cannot be read as safetensors; it may be truncated ({error}).") from None
-        own = self.state_dict()
+        self._check_frozen(path, {part: FrozenWeights(**values) for part, values in frozen.items()})
+        own = self.own_state_dict()
         problems = [f"'{k}' is missing" for k in own if k not in weights]
         problems += [f"'{k}' is not part of this policy" for k in weights if k not in own]
         problems += [
@@ -105,4 +197,21 @@ class AtlasPolicy(nn.Module):
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
             raise InputError(f"{path} does not fit the policy's config: {'; '.join(problems[:3])}{more}.")
-        self.load_state_dict(weights)
+        self.load_own_state_dict(weights)
+
+    def _check_frozen(self, path: Path, saved: Mapping[str, FrozenWeights]) -> None:
+        for part, now in self.frozen.items():
+            was = saved.get(part)
+            if was is None:
+                raise InputError(f"{path} was saved with a {part} part of its own, and its config names a frozen one.")
+            if was.sha256 != now.sha256:
+                raise InputError(
+                    f"{path} was trained with other frozen {part} weights: '{was.reference}' then had the hash "
+                    f"{was.sha256[:12]}, and '{now.reference}' has {now.sha256[:12]}. Give it the weights of then."
+                )
+
+
+def _unit_range(images: torch.Tensor | None) -> torch.Tensor:
+    """[B, V, 3, H, W] as float in [0, 1]."""
+    assert images is not None
+    return images if images.is_floating_point() else images.float() / 255

@@ -19,8 +19,13 @@ class RegressionHead(nn.Module):
         self.pose = nn.Linear(dim, spec.pose_dim)
         self.gripper = nn.Linear(dim, 1)
 
-    def forward(self, fused: torch.Tensor, actions: torch.Tensor, is_pad: torch.Tensor) -> LossTerms:
-        """fused [B, H, dim], actions [B, H, A], is_pad bool [B, H]; means over the steps that are there."""
+    def forward(
+        self, fused: torch.Tensor, actions: torch.Tensor, is_pad: torch.Tensor, key: torch.Tensor | None = None
+    ) -> LossTerms:
+        """fused [B, H, dim], actions [B, H, A], is_pad bool [B, H]; means over the steps that are there.
+
+        Nothing here is random: the key is not used, nor are `sample`'s key and generator.
+        """
         valid = (~is_pad).float()
         n_valid = valid.sum()
         pose = self._pose_errors(self.pose(fused).float(), actions[..., self._spec.pose]).mean(-1)
@@ -32,8 +37,10 @@ class RegressionHead(nn.Module):
         loss = self._config.pose_weight * pose_loss + self._config.gripper_weight * gripper_loss
         return LossTerms(loss, pose_loss, gripper_loss, n_valid)
 
-    def sample(self, fused: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Normalised actions [B, H, A]; the gripper is 2 P(close) - 1. Deterministic: the generator is not used."""
+    def sample(
+        self, fused: torch.Tensor, key: torch.Tensor | None = None, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Normalised actions float32 [B, H, A]; the gripper is 2 P(close) - 1."""
         actions = fused.new_zeros(*fused.shape[:2], self._spec.dim, dtype=torch.float32)
         actions[..., self._spec.pose] = self.pose(fused).float()
         actions[..., self._spec.gripper] = 2 * torch.sigmoid(self.gripper(fused).float().squeeze(-1)) - 1

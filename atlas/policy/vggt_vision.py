@@ -25,6 +25,9 @@ class VGGTVisionEncoder(nn.Module):
         super().__init__()
         keypoints = config.stem == "keypoints"
         self.dim = 2 * config.embed_dim
+        self._views = views
+        self._patches_a_side = image_size // config.patch_size
+        self._image_size, self._patch_size = image_size, config.patch_size
         self.aggregator = VGGTAggregator(
             VGGTConfig(
                 embed_dim=config.embed_dim,
@@ -43,7 +46,6 @@ class VGGTVisionEncoder(nn.Module):
         if keypoints:
             self.stems = nn.ModuleList([_KeypointTokens(config, language_dim) for _ in range(views)])
             self.stems.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self._patches_a_side = image_size / config.patch_size
 
     def forward(self, images: torch.Tensor, language: LanguageTokens) -> torch.Tensor:
         """images [B, V, 3, H, W] in [0, 1] to tokens [B, V * (1 + R + N), 2C]."""
@@ -53,8 +55,14 @@ class VGGTVisionEncoder(nn.Module):
         found = [stem(images[:, view], summary) for view, stem in enumerate(self.stems)]
         tokens = torch.stack([t for t, _ in found], dim=1)  # [B, V, groups, C]
         places = torch.stack([p for _, p in found], dim=1)  # [B, V, groups, 2] in [-1, 1]
-        positions = (places + 1) / 2 * (self._patches_a_side - 1)
+        positions = (places + 1) / 2 * (self._image_size / self._patch_size - 1)
         return self.aggregator.forward_tokens(tokens, positions=positions)[0].flatten(1, 2)
+
+    def patch_grid(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The patches among the tokens that `forward` gave: [B, V, rows, columns, 2C]. Not for the keypoint stem."""
+        assert self.stems is None
+        by_view = tokens.unflatten(1, (self._views, -1))[:, :, self.aggregator.config.num_special_tokens :]
+        return by_view.unflatten(2, (self._patches_a_side, self._patches_a_side))
 
 
 class _KeypointTokens(nn.Module):

@@ -93,7 +93,7 @@ class Evaluator:
             if waiting:
                 episode = waiting.pop()
                 playing[worker], segments[worker] = episode, []
-                executor.reset(worker)
+                executor.reset(worker, episode.seed)
                 self._pool.reset(worker, episode.seed, episode.instruction, episode.number in filmed)
 
         with one_thread(), progress_bar(title, len(episodes)) as advance:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from atlas.data.randomness import sample_keys
 from atlas.errors import InputError
 from atlas.policy.processor import PolicyProcessor
 from atlas.types import Batch, Observation
@@ -22,12 +24,23 @@ class Policy(Protocol):
     def parameters(self) -> object: ...
 
 
+@dataclass
+class _Episode:
+    """What is known of a running episode."""
+
+    seed: int = 0
+    asked: int = 0  # chunks so far
+    chunks: list[np.ndarray] = field(default_factory=list)  # those that reach the present, oldest first; to average
+
+
 class ChunkExecutor:
     """Executes the first `execute` of the H predicted actions before it looks again.
 
     With `ensemble` it looks at every step instead, and averages what all chunks that reach this step say about it,
     with weights exp(-ensemble * i) for i = 0 (the oldest), 1, … (temporal ensembling, Zhao et al., 2023, section IV-A).
-    One executor can drive several episodes at once; each has a key of the caller's choice and its own state.
+    One executor can drive several episodes at once; each has a number of the caller's choice and its own state. The
+    random numbers of a generative policy follow from (the episode's seed, how many chunks it was asked for), so that a
+    rollout does not depend on the episodes beside it.
     """
 
     def __init__(self, policy: Policy, execute: int, ensemble: float | None = None) -> None:
@@ -37,12 +50,12 @@ class ChunkExecutor:
         if ensemble is not None and ensemble < 0:
             raise InputError(f"The ensemble's weight must not be negative, got {ensemble}.")
         self._policy, self._execute, self._ensemble = policy, execute, ensemble
-        self._chunks: dict[int, deque[np.ndarray]] = defaultdict(lambda: deque(maxlen=horizon))
+        self._episodes: dict[int, _Episode] = defaultdict(_Episode)
         self._queue: deque[np.ndarray] = deque()
 
-    def reset(self, episode: int = 0) -> None:
-        """Forget an episode's state; call it when one begins."""
-        self._chunks.pop(episode, None)
+    def reset(self, episode: int = 0, seed: int = 0) -> None:
+        """Forget an episode's state; call it when one begins. seed: of its policy's random numbers."""
+        self._episodes[episode] = _Episode(seed)
         self._queue.clear()
 
     def act(self, observation: Observation) -> np.ndarray:
@@ -54,17 +67,27 @@ class ChunkExecutor:
     def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
         """Of each episode the actions [n, A] to execute before it must be observed again, in the ActionSpec's units."""
         device = next(iter(self._policy.parameters())).device  # type: ignore[call-overload]
-        batch = self._policy.processor.batch(list(observations.values())).to(device)
-        chunks = self._policy.sample(batch).float().cpu().numpy()  # [episodes, H, A]
+        batch = self._policy.processor.batch(list(observations.values()))
+        episodes = [self._episodes[number] for number in observations]
+        chunks = self._policy.sample(replace(batch, key=_keys(episodes)).to(device)).float().cpu().numpy()  # [n, H, A]
+        for episode in episodes:
+            episode.asked += 1
         if self._ensemble is None:
-            return {key: chunk[: self._execute] for key, chunk in zip(observations, chunks, strict=True)}
-        return {key: self._average(key, chunk) for key, chunk in zip(observations, chunks, strict=True)}
+            return {number: chunk[: self._execute] for number, chunk in zip(observations, chunks, strict=True)}
+        return {
+            number: self._average(episode, chunk)
+            for number, episode, chunk in zip(observations, episodes, chunks, strict=True)
+        }
 
-    def _average(self, key: int, chunk: np.ndarray) -> np.ndarray:
+    def _average(self, episode: _Episode, chunk: np.ndarray) -> np.ndarray:
         assert self._ensemble is not None
-        history = self._chunks[key]
-        history.append(chunk)
+        history = episode.chunks = [*episode.chunks, chunk][-len(chunk) :]
         # The chunk made `age` steps ago says with its entry `age` what to do now.
         opinions = np.stack([old[age] for age, old in zip(range(len(history) - 1, -1, -1), history, strict=True)])
         weights = np.exp(-self._ensemble * np.arange(len(opinions)))
         return np.asarray((opinions * weights[:, None]).sum(0) / weights.sum(), np.float32)[None]
+
+
+def _keys(episodes: Sequence[_Episode]) -> torch.Tensor:
+    """What the random numbers of each episode's next chunk follow from, int64 [n]."""
+    return sample_keys(0, torch.tensor([e.seed for e in episodes]), torch.tensor([e.asked for e in episodes]))

@@ -62,7 +62,7 @@ class Checkpoints:
         torch.save(optimizer.state_dict(), trainer / "optimizer.pt")
         torch.save(random_states, trainer / "random.pt")
         if trained is not policy:
-            torch.save(trained.state_dict(), trainer / "weights.pt")
+            torch.save(trained.own_state_dict(), trainer / "weights.pt")
         write_json(trainer / "state.json", asdict(state))
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
@@ -119,7 +119,7 @@ def load_tensors(
             raise InputError(
                 f"{checkpoint} was saved without training.ema_decay, and this config sets it; set it to 0."
             )
-        trained.load_state_dict(_load(weights))
+        trained.load_own_state_dict(_load(weights))
     elif weights.exists():
         raise InputError(f"{checkpoint} was saved with training.ema_decay, and this config has none; set it as it was.")
     optimizer.load_state_dict(_load(trainer / "optimizer.pt"))

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from accelerate import Accelerator
 
 from atlas.types import ActionSpec, LossTerms
 
-_LOSSES = ("loss", "pose_loss", "gripper_loss")
-
 
 class LossMeter:
-    """The mean losses since it was last read, weighted by valid action steps. Holds sums on the device."""
+    """The mean of each loss term since it was last read, weighted by valid action steps. Holds sums on the device."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._sums = torch.zeros(len(_LOSSES) + 1, dtype=torch.float64, device=device)
+    def __init__(self, names: Sequence[str], device: torch.device) -> None:
+        """names: of the terms, in `LossTerms` or its `extra`."""
+        self._names = tuple(names)
+        self._sums = torch.zeros(len(self._names) + 1, dtype=torch.float64, device=device)
 
     def add(self, terms: LossTerms) -> None:
         n = terms.n_valid.detach().double()
-        values = torch.stack([getattr(terms, name).detach().double() for name in _LOSSES])
-        self._sums += torch.cat([values * n, n[None]])
+        values = [terms.extra[name] if name in terms.extra else getattr(terms, name) for name in self._names]
+        self._sums += torch.cat([torch.stack([v.detach().double() for v in values]) * n, n[None]])
 
     def read(self, accelerator: Accelerator, prefix: str) -> dict[str, float]:
         """`prefix/loss` and so on, over all processes; starts anew. Every process must call it."""
         sums = accelerator.reduce(self._sums, "sum").tolist()
         self._sums = torch.zeros_like(self._sums)
-        return {f"{prefix}/{name}": sums[i] / max(sums[-1], 1) for i, name in enumerate(_LOSSES)}
+        return {f"{prefix}/{name}": sums[i] / max(sums[-1], 1) for i, name in enumerate(self._names)}
 
 
 class ActionErrors:

@@ -30,7 +30,7 @@ from atlas.training.checkpoints import (
 )
 from atlas.training.closed_loop import ClosedLoop
 from atlas.training.metrics import ActionErrors, LossMeter
-from atlas.training.optimizer import learning_rate, make_optimizer
+from atlas.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from atlas.training.schedule import Schedule
 from atlas.training.signals import Interrupted, StopRequest, listening
 from atlas.training.timing import StepTimer
@@ -99,8 +99,8 @@ class Trainer:
             accelerator.num_processes,
             start=(self.state.step, self.state.samples_seen),
         )
-        self.augment = Augmenter(config.data.augment, config.seed)
-        self.losses = LossMeter(accelerator.device)
+        self.augment = Augmenter(config.data.augment)
+        self.losses = LossMeter(self.policy.loss_names, accelerator.device)
 
     # ---- the loop ----------------------------------------------------------------------------------------
 
@@ -116,8 +116,7 @@ class Trainer:
         with listening() as stop, self._bar() as show:
             for step in range(self.state.step, steps.max_steps):
                 rate = learning_rate(step, steps.max_steps, steps.warmup_steps, self.config.training.learning_rate)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
+                set_learning_rate(self.optimizer, rate)
                 grad_norm = self._optimize(batches, step)
                 self.timer.step_done()
                 done = self.tracker.step = self.state.step = step + 1
@@ -184,7 +183,7 @@ class Trainer:
         """Losses and errors on the validation episodes; each rank takes a share of the samples."""
         policy = self.judged_policy.eval()
         accelerator, spec = self.accelerator, self.policy.processor.action_spec
-        losses = LossMeter(accelerator.device)
+        losses = LossMeter(self.policy.loss_names, accelerator.device)
         errors = ActionErrors(spec, sorted(set(self.val_data.instructions())), accelerator.device)
         share = validation_batches(
             len(self.val_data), self.config.data.batch_size, accelerator.process_index, accelerator.num_processes
@@ -259,9 +258,10 @@ class Trainer:
 
     def _on_device(self, batch: Batch, augment: bool = False) -> Batch:
         batch = batch.to(self.accelerator.device)
-        batch.images = batch.images.float() / 255
-        if augment:
-            batch.images = self.augment(batch.images, batch)
+        if batch.images is not None:
+            batch.images = batch.images.float() / 255
+            if augment:
+                batch.images = self.augment(batch.images, batch)
         return batch
 
     def _log_progress(self, rate: float, grad_norm: torch.Tensor) -> None:

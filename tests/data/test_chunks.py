@@ -14,6 +14,7 @@ from atlas.data.geometry import fit_images
 from atlas.data.loader import make_loader
 from atlas.data.order import TrainOrder
 from atlas.data.orientation import ORIENTATIONS, turn_upright
+from atlas.data.randomness import sample_keys
 from atlas.errors import InputError
 from tests.conftest import MakeLibero
 
@@ -38,7 +39,7 @@ def test_a_sample_is_the_observation_and_the_actions_from_there(make_libero: Mak
     assert batch.instruction == ["open the drawer"] * 2
     assert batch.action_is_pad.tolist() == [[False] * 4, [False, False, True, True]]  # 11 frames: 9 and 10 are left
     np.testing.assert_array_equal(batch.actions[1, 1:], np.repeat(episode.actions[10:11], 3, axis=0))
-    assert batch.index.tolist() == [15, 21] and batch.epoch.tolist() == [5, 5]
+    assert torch.equal(batch.key, sample_keys(0, torch.tensor([5, 5]), torch.tensor([15, 21])))
 
 
 def test_valid_steps_count_what_is_not_padding(make_libero: MakeLibero) -> None:
@@ -71,7 +72,10 @@ def test_the_loader_keeps_the_order(make_libero: MakeLibero, workers: int) -> No
 
     loaded = list(make_loader(chunks, order.batches(0, 0, 6), workers))
 
-    assert [list(zip(b.epoch.tolist(), b.index.tolist(), strict=True)) for b in loaded] == list(order.batches(0, 0, 6))
+    assert len(loaded) == 6
+    for batch, samples in zip(loaded, order.batches(0, 0, 6), strict=True):
+        epochs, indices = torch.tensor(samples).unbind(1)
+        assert torch.equal(batch.key, sample_keys(0, epochs, indices))
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -92,7 +96,7 @@ def test_images_of_the_right_size_pass_unchanged_and_others_are_cropped_and_resi
 
 def augmented(config: AugmentConfig, make_libero: MakeLibero, samples: list[tuple[int, int]]) -> torch.Tensor:
     batch = make_chunks(make_libero).__getitems__(samples)
-    return Augmenter(config, seed=0)(batch.images.float() / 255, batch)
+    return Augmenter(config)(batch.images.float() / 255, batch)
 
 
 def test_augmentation_depends_on_the_sample_and_the_epoch_only(make_libero: MakeLibero) -> None:
@@ -132,7 +136,7 @@ def test_colours_follow_brightness_saturation_and_contrast(make_libero: MakeLibe
     amounts = torch.tensor([0.3, -0.5]), torch.tensor([0.2, 0.4]), torch.tensor([-0.4, 0.1])
     config = AugmentConfig(brightness=0.2, contrast=0.3, saturation=0.5)
 
-    got = Augmenter(config, 0)._colour(views, *amounts)
+    got = Augmenter(config)._colour(views, *amounts)
 
     bright, sharp, vivid = ((1 + s * a).view(-1, 1, 1, 1) for s, a in zip((0.2, 0.3, 0.5), amounts, strict=True))
     luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas.data.order import TrainOrder, validation_batches
-from atlas.data.randomness import uniform
+from atlas.data.randomness import Stream, normal, sample_keys, uniform
 from atlas.data.split import split_episodes
 
 sizes = st.integers(1, 60)
@@ -76,21 +77,47 @@ def test_validation_counts_every_sample_once(samples: int, batch: int, world: in
     assert sorted(index for share in shares for part in share for _, index in part) == list(range(samples))
 
 
+def keys_of(seed: int, epochs: list[int], samples: list[int]) -> torch.Tensor:
+    return sample_keys(seed, torch.tensor(epochs), torch.tensor(samples))
+
+
 def test_random_numbers_depend_on_the_sample_and_not_on_its_company() -> None:
-    epochs, samples = np.array([0, 0, 1]), np.array([7, 8, 7])
+    keys = keys_of(3, [0, 0, 1], [7, 8, 7])
 
-    together = uniform(3, epochs, samples, stream=1, count=4)
-    alone = uniform(3, epochs[1:2], samples[1:2], stream=1, count=4)
+    together = uniform(keys, Stream.AUGMENTATION, count=4)
 
-    np.testing.assert_array_equal(together[1:2], alone)
-    assert len(np.unique(together)) == together.size
-    assert not np.array_equal(uniform(3, epochs, samples, stream=2, count=4), together)
+    assert torch.equal(together[1:2], uniform(keys_of(3, [0], [8]), Stream.AUGMENTATION, count=4))
+    assert len(together.unique()) == together.numel()
+    assert not torch.equal(uniform(keys, Stream.FLOW_NOISE, count=4), together)
+    assert not torch.equal(uniform(keys_of(4, [0, 0, 1], [7, 8, 7]), Stream.AUGMENTATION, count=4), together)
 
 
-def test_random_numbers_are_uniform() -> None:
-    numbers = uniform(0, np.zeros(20000, np.int64), np.arange(20000), stream=1, count=2)
+def test_random_numbers_are_those_of_the_published_generator() -> None:
+    """Counter k of key s is the number that SplitMix64 gives after k steps from the state that s was mixed to."""
+    mask, golden = (1 << 64) - 1, 0x9E3779B97F4A7C15
 
-    assert numbers.min() >= 0 and numbers.max() < 1
-    np.testing.assert_allclose(numbers.mean(0), 0.5, atol=0.01)
-    np.testing.assert_allclose(numbers.var(0), 1 / 12, atol=0.003)
-    assert abs(np.corrcoef(numbers.T)[0, 1]) < 0.03
+    def mix(z: int) -> int:
+        z = (z + golden) & mask
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & mask
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB & mask
+        return z ^ (z >> 31)
+
+    key = mix((mix((mix(3) + 5) & mask) + 8) & mask)
+    start = mix((mix(key) + Stream.FLOW_NOISE) & mask)
+    expected = [(mix((start + k * golden) & mask) >> 11) * 2.0**-53 for k in (1, 2, 3)]
+
+    assert uniform(keys_of(3, [5], [8]), Stream.FLOW_NOISE, count=3)[0].tolist() == expected
+
+
+def test_random_numbers_are_uniform_and_normal() -> None:
+    keys = keys_of(0, [0] * 20000, list(range(20000)))
+
+    flat, bell = uniform(keys, Stream.AUGMENTATION, count=2).numpy(), normal(keys, Stream.AUGMENTATION, count=2).numpy()
+
+    assert flat.min() >= 0 and flat.max() < 1
+    np.testing.assert_allclose(flat.mean(0), 0.5, atol=0.01)
+    np.testing.assert_allclose(flat.var(0), 1 / 12, atol=0.003)
+    np.testing.assert_allclose(bell.mean(0), 0, atol=0.03)
+    np.testing.assert_allclose(bell.var(0), 1, atol=0.03)
+    np.testing.assert_allclose((bell**4).mean(0), 3, atol=0.3)
+    assert abs(np.corrcoef(flat.T)[0, 1]) < 0.03 and abs(np.corrcoef(bell.T)[0, 1]) < 0.03

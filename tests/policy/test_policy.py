@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from atlas.config import load_config
+from atlas.config import HuggingFaceLanguageConfig, load_config
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
 from atlas.errors import InputError
 from atlas.policy import AtlasPolicy, PolicyProcessor
@@ -209,19 +210,34 @@ def test_a_folder_that_is_no_policy_is_refused(tmp_path: Path) -> None:
         AtlasPolicy.from_pretrained(tmp_path)
 
 
-def test_an_unknown_text_encoder_is_an_error_not_a_substitute(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"model\.language\.pretrained"):
-        make_policy("keypoints", f"model.language={{name: huggingface, pretrained: {tmp_path / 'nothing'}}}")
-
-
-def test_a_hugging_face_encoder_is_frozen_and_stays_in_eval_mode(tmp_path: Path) -> None:
-    make_tiny_encoder(tmp_path)
-    policy = make_policy("keypoints", f"model.language={{name: huggingface, pretrained: {tmp_path}}}").train()
-
+def test_a_frozen_text_encoder_is_named_and_a_full_copy_holds_it(tmp_path: Path) -> None:
+    make_tiny_encoder(tmp_path / "t5")
+    policy = make_policy("keypoints", f"model.language={{name: huggingface, pretrained: {tmp_path / 't5'}}}").train()
     policy(make_batch()).loss.backward()
+    policy.eval().save_pretrained(tmp_path / "named")
+    policy.save_pretrained(tmp_path / "full", full=True)
 
-    assert policy.language.dim == 24 and not policy.language.model.training
-    assert all(p.grad is None and not p.requires_grad for p in policy.language.parameters())
+    loaded = AtlasPolicy.from_pretrained(tmp_path / "named")
+
+    assert all(p.grad is None for p in policy.language.parameters())
+    assert not any(name.startswith("language.") for name in load_file(tmp_path / "named" / "model.safetensors"))
+    assert torch.equal(loaded.sample(make_batch()), policy.sample(make_batch()))
+
+    shutil.rmtree(tmp_path / "t5")
+    assert torch.equal(AtlasPolicy.from_pretrained(tmp_path / "full").sample(make_batch()), policy.sample(make_batch()))
+    with pytest.raises(InputError, match=r"model\.language\.pretrained: there is no folder"):
+        AtlasPolicy.from_pretrained(tmp_path / "named")
+
+
+def test_a_text_encoder_that_is_trained_learns_more_slowly() -> None:
+    policy = make_policy()
+    config = policy.config.model_copy(
+        update={"language": HuggingFaceLanguageConfig(pretrained="t5", freeze=False, learning_rate_factor=0.2)}
+    )
+    policy.config = config
+
+    assert policy.learning_rate_factor("language.model.shared.weight") == 0.2
+    assert policy.learning_rate_factor("fusion.queries") == 1.0
 
 
 def make_tiny_encoder(folder: Path) -> None:

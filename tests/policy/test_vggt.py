@@ -168,7 +168,7 @@ def test_load_checkpoint_is_strict(
 
 
 def test_load_checkpoint_refuses_what_is_no_checkpoint(tmp_path: Path, published: VGGTAggregator) -> None:
-    with pytest.raises(InputError, match="There is no file"):
+    with pytest.raises(InputError, match="there is no file or folder"):
         published.load_checkpoint(tmp_path / "absent.safetensors")
     (tmp_path / "text.safetensors").write_text("not tensors, whatever the name says")
     with pytest.raises(InputError, match="cannot be read as safetensors"):

@@ -93,7 +93,7 @@ def test_errors_per_task() -> None:
 
 
 def test_the_loss_meter_weights_by_valid_steps_and_starts_anew() -> None:
-    meter = LossMeter(CPU)
+    meter = LossMeter(("loss", "pose_loss", "gripper_loss"), CPU)
     for loss, n in ((1.0, 10.0), (4.0, 5.0)):
         meter.add(LossTerms(torch.tensor(loss), torch.tensor(loss / 2), torch.tensor(0.0), torch.tensor(n)))
     accelerator = Accelerator(cpu=True)

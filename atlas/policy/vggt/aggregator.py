@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from atlas.errors import InputError
@@ -13,6 +14,7 @@ from atlas.policy.vggt import checkpoint
 from atlas.policy.vggt.blocks import Block, Rotation, grid_rotation, rotation, token_positions
 from atlas.policy.vggt.config import VGGTConfig
 from atlas.policy.vggt.stems import ImageNormalization, build_stem
+from atlas.registry.hub import find_weights
 
 
 class VGGTAggregator(nn.Module):
@@ -26,6 +28,8 @@ class VGGTAggregator(nn.Module):
     def __init__(self, config: VGGTConfig) -> None:
         super().__init__()
         self.config = config
+        # Whether to run blocks again on the way back in place of keeping what they need for it.
+        self.recompute = False
         c = config.embed_dim
         self.normalize = ImageNormalization()
         self.stem = build_stem(config)
@@ -93,13 +97,20 @@ class VGGTAggregator(nn.Module):
         kept: dict[int, Tensor] = {}
         last = max(layers)
         for i, (frame_block, global_block) in enumerate(zip(self.frame_blocks, self.global_blocks, strict=True)):
-            within = frame_block(x, by, views=1)
-            x = global_block(within, by, views=views)
+            within = self._run(frame_block, x, by, 1)
+            x = self._run(global_block, within, by, views)
             if i in layers:
                 kept[i] = torch.cat((within, x), dim=-1).unflatten(0, (batch, views))
             if i == last:
                 break
         return [kept[i] for i in layers]
+
+    def _run(self, block: nn.Module, x: Tensor, by: Rotation, views: int) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            again: Tensor = torch.utils.checkpoint.checkpoint(block, x, by, views, use_reentrant=False)
+            return again
+        out: Tensor = block(x, by, views)
+        return out
 
     def _special_tokens(self, batch: int, views: int) -> Tensor:
         """Camera token and registers of every view: [B, S, 1 + R, C]."""
@@ -144,15 +155,16 @@ class VGGTAggregator(nn.Module):
         """All weights under the published checkpoint's names (`aggregator.*`) and in its shapes."""
         return checkpoint.published_state_dict(self)
 
-    def load_checkpoint_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_checkpoint_state_dict(self, tensors: Mapping[str, Tensor]) -> str:
         """Take the weights that `checkpoint_state_dict` gives. Strict, as `load_checkpoint`."""
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        checkpoint.load_published(self, shapes, tensors.__getitem__, "The mapping")
+        return checkpoint.load_published(self, shapes, tensors.__getitem__, "The mapping")
 
-    def load_checkpoint(self, path: str | Path) -> None:
-        """Take the aggregator's weights from a published VGGT checkpoint, a .safetensors file.
+    def load_checkpoint(self, reference: str | Path, key: str = "The VGGT checkpoint") -> str:
+        """Take the aggregator's weights from a published VGGT checkpoint; returns their hash (`WeightsHash`).
 
-        Reads the `aggregator.*` tensors alone; the published heads' may be there, nothing else may.
-        Raises InputError that names every missing, unknown or misshaped tensor, and then changes no weight.
+        reference: a .safetensors file, a folder with a model.safetensors, or a name on the Hugging Face hub. Reads the
+        `aggregator.*` tensors alone; the published heads' may be there, nothing else may. Raises InputError that names
+        every missing, unknown or misshaped tensor, and then changes no weight; `key` names the setting in it.
         """
-        checkpoint.load_published_file(self, Path(path))
+        return checkpoint.load_published_file(self, find_weights(reference, key))

@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from atlas.errors import InputError
+from atlas.files import atomic_path
+from atlas.policy.pretrained import WeightsHash
+from atlas.policy.vggt.loading import PARTS, check_names_and_shapes, open_checkpoint
 
 if TYPE_CHECKING:
     from atlas.policy.vggt.aggregator import VGGTAggregator
 
 PREFIX = "aggregator."
-OTHER_HEADS = ("camera_head.", "depth_head.", "point_head.", "track_head.")  # published, and no part of this model
+_OTHER_PARTS = tuple(part for part in PARTS if part != PREFIX)  # published, and no part of this model
 
 _VIT = {
     "cls_token": "embeddings.cls_token",
@@ -74,45 +77,50 @@ def published_state_dict(model: VGGTAggregator) -> dict[str, Tensor]:
 
 def load_published(
     model: VGGTAggregator, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor], source: str
-) -> None:
-    """Copy published tensors into the model, after checking all names and shapes.
+) -> str:
+    """Copy published tensors into the model, after checking all names and shapes; returns their hash.
 
     shapes: of everything the source holds; read: gives one tensor by name; source: what messages call it.
     """
     names, ours = published_names(model), model.state_dict()
     if any(tensor.is_meta for tensor in ours.values()):
         raise InputError("This VGGT is on the meta device, which holds no weights; call to_empty(device=...) first.")
-    found = {name: shape for name, shape in shapes.items() if not name.startswith(OTHER_HEADS)}
-    problems = []
-    for name in names.keys() - found.keys():
-        problems.append(f"{name} is missing")
-    for name in found.keys() - names.keys():
-        problems.append(f"{name} is not one of its tensors")
-    for name in names.keys() & found.keys():
-        first, *others = (ours[part].shape for part in names[name])
-        expected = (first[0] * (1 + len(others)), *first[1:])
-        if tuple(found[name]) != expected:
-            problems.append(f"{name} is {list(found[name])} and should be {list(expected)}")
-    if problems:
-        listed = "".join(f"\n  {problem}" for problem in sorted(problems)[:20])
-        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise InputError(f"{source} does not hold the weights of this VGGT aggregator:{listed}{more}")
+    expected = {}
+    for name, parts in names.items():
+        first, *others = (ours[part].shape for part in parts)
+        expected[name] = (first[0] * (1 + len(others)), *first[1:])
+    found = {name: shape for name, shape in shapes.items() if not name.startswith(_OTHER_PARTS)}
+    check_names_and_shapes(expected, found, source, "this VGGT aggregator")
     with torch.no_grad():
-        for name, parts in names.items():
-            # One tensor at a time: the published weights are 3.6 GB.
-            for part, value in zip(parts, read(name).chunk(len(parts)), strict=True):
+        total = WeightsHash()
+        for name, parts in sorted(names.items()):
+            tensor = read(name)  # one at a time: the published weights are 3.6 GB
+            total.add(name, tensor)
+            for part, value in zip(parts, tensor.chunk(len(parts)), strict=True):
                 ours[part].copy_(value)
+    return total.hexdigest()
 
 
-def load_published_file(model: VGGTAggregator, path: Path) -> None:
+def load_published_file(model: VGGTAggregator, path: Path) -> str:
     """`load_published` from a safetensors file, of which only the wanted tensors are read."""
     published_names(model)  # a model with another stem is refused before the file is looked at
-    if not path.is_file():
-        raise InputError(f"There is no file {path}; give the model.safetensors of a VGGT checkpoint.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            load_published(model, shapes, file.get_tensor, f"The file {path}")
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"The file {path} cannot be read as safetensors: {error}") from None
+    with open_checkpoint(path) as (shapes, read):
+        return load_published(model, shapes, read, f"The file {path}")
+
+
+def published_hash(path: Path) -> str:
+    """The hash of the aggregator's tensors in a published checkpoint, as `load_published_file` returns it."""
+    total = WeightsHash()
+    with open_checkpoint(path) as (shapes, read):
+        for name in sorted(shapes):
+            if name.startswith(PREFIX):
+                total.add(name, read(name))
+    return total.hexdigest()
+
+
+def copy_published_file(path: Path, to: Path) -> None:
+    """Write the aggregator's tensors of a published checkpoint, and those alone, into another file, unchanged."""
+    with open_checkpoint(path) as (shapes, read):
+        tensors = {name: read(name) for name in shapes if name.startswith(PREFIX)}
+    with atomic_path(to) as partial:
+        save_file(tensors, partial)

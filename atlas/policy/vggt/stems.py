@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atlas.policy.precision import without_autocast
 from atlas.policy.vggt.config import VGGTConfig
 
 _MEAN = (0.485, 0.456, 0.406)
@@ -65,7 +66,7 @@ def resize_positions(grid: Tensor, height: int, width: int) -> Tensor:
         return grid.float()
     rows = _resize_matrix(side, height, grid.device)
     columns = _resize_matrix(side, width, grid.device)
-    with torch.autocast(grid.device.type, enabled=False):
+    with without_autocast(grid.device):
         stretched = rows @ grid.float().view(side, -1)  # [height, n * C]
         return (columns @ stretched.view(height, side, -1)).flatten(0, 1)
 

@@ -1,0 +1,162 @@
+"""A frozen encoder's outputs on disk: one row of tokens for every frame of a dataset, read in place of its images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from atlas.errors import InputError
+from atlas.files import atomic_path, write_json
+
+INDEX = "cache.json"
+_SHARD_BYTES = 128 * 2**20
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """The shape of a cache. Frames are those of all episodes of the dataset, one after the other."""
+
+    frames: int
+    versions: int  # of each frame: the image as it is, then augmented ones
+    tokens: int
+    dim: int
+
+    @property
+    def bytes(self) -> int:
+        return self.frames * self._frame_bytes
+
+    @property
+    def frames_a_shard(self) -> int:
+        return max(1, _SHARD_BYTES // self._frame_bytes)
+
+    @property
+    def shards(self) -> int:
+        return -(-self.frames // self.frames_a_shard)
+
+    @property
+    def _frame_bytes(self) -> int:
+        return 2 * self.versions * self.tokens * self.dim  # bfloat16
+
+    def frames_of(self, shard: int) -> range:
+        """The frames that a shard holds."""
+        first = shard * self.frames_a_shard
+        return range(first, min(self.frames, first + self.frames_a_shard))
+
+
+class FeatureCache:
+    """A folder: `cache.json`, which says what was computed from what, and `shard_00000.npy` and so on.
+
+    A shard is [frames, versions, tokens, dim] in the bits of bfloat16 (numpy has no such type, so uint16). It is mapped
+    into memory when it is first read, and there or not there, never half written.
+    """
+
+    def __init__(self, folder: Path, layout: CacheLayout, source: Mapping[str, Any]) -> None:
+        """source: what the features depend on, as plain values; a cache of anything else is refused."""
+        self.folder, self.layout, self.source = folder, layout, dict(source)
+
+    @classmethod
+    def create(cls, folder: Path, layout: CacheLayout, source: Mapping[str, Any]) -> FeatureCache:
+        """Begin a cache, or go on with one of the same source. Raises InputError where another one is there."""
+        if (folder / INDEX).exists():
+            there = cls.read(folder)
+            there.check(source)
+            if there.layout != layout:
+                raise InputError(
+                    f"{folder} holds {there.layout.versions} versions of each frame; {layout.versions} are asked for. "
+                    "Choose another folder, or delete that one."
+                )
+            return there
+        write_json(folder / INDEX, {"format": _FORMAT, "layout": asdict(layout), "source": dict(source)})
+        return cls(folder, layout, source)
+
+    @classmethod
+    def read(cls, folder: Path) -> FeatureCache:
+        """Open a cache, complete or not. Raises InputError where there is none or its index is damaged."""
+        index = folder / INDEX
+        try:
+            values = json.loads(index.read_text(encoding="utf-8"))
+            if values["format"] != _FORMAT:
+                raise InputError(
+                    f"{index} is of format {values['format']}, this version reads {_FORMAT}; make it anew."
+                )
+            return cls(folder, CacheLayout(**values["layout"]), values["source"])
+        except OSError:
+            raise InputError(
+                f"data.feature_cache: {folder} holds no {INDEX}; make a cache with `atlas data cache-features`."
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{index} is damaged ({error!r}); delete the folder and make the cache anew.") from None
+
+    def check(self, source: Mapping[str, Any]) -> None:
+        """Raises InputError that names what differs, where the features are of something else than `source`."""
+        differing = [
+            f"{name} was {self.source.get(name)!r} and is {source.get(name)!r}"
+            for name in sorted({*self.source, *source})
+            if self.source.get(name) != source.get(name)
+        ]
+        if differing:
+            raise InputError(
+                f"The feature cache {self.folder} is of something else: {'; '.join(differing)}. "
+                "Make one for this with `atlas data cache-features --out ANOTHER`, or set the config as it was."
+            )
+
+    def check_complete(self) -> None:
+        """Raises InputError where shards are missing or have another size than they should."""
+        missing = [i for i in range(self.layout.shards) if not self.has(i)]
+        if missing:
+            raise InputError(
+                f"The feature cache {self.folder} lacks {len(missing)} of {self.layout.shards} shards; "
+                "run `atlas data cache-features` again, which goes on where it stopped."
+            )
+        for shard in range(self.layout.shards):
+            self._open(shard)
+
+    def has(self, shard: int) -> bool:
+        return self.shard_path(shard).exists()
+
+    def shard_path(self, shard: int) -> Path:
+        return self.folder / f"shard_{shard:05d}.npy"
+
+    def write(self, shard: int, features: torch.Tensor) -> None:
+        """Write a whole shard, bfloat16 [frames, versions, tokens, dim]."""
+        assert features.dtype == torch.bfloat16 and features.shape == self._shape(shard)
+        with atomic_path(self.shard_path(shard)) as partial, partial.open("wb") as file:
+            np.save(file, features.contiguous().view(torch.uint16).numpy())
+
+    def features(self, frames: np.ndarray, versions: np.ndarray) -> torch.Tensor:
+        """bfloat16 [n, tokens, dim] of the frames and versions int64 [n]; reads these alone."""
+        shards, rows = np.divmod(frames, self.layout.frames_a_shard)
+        places = zip(shards.tolist(), rows.tolist(), versions.tolist(), strict=True)
+        read = np.stack([self._shard(shard)[row, version] for shard, row, version in places])
+        return torch.from_numpy(read).view(torch.bfloat16)
+
+    def _shard(self, shard: int) -> np.ndarray:
+        if shard not in self._mapped:
+            self._mapped[shard] = self._open(shard)
+        return self._mapped[shard]
+
+    @cached_property
+    def _mapped(self) -> dict[int, np.ndarray]:
+        return {}
+
+    def _open(self, shard: int) -> np.ndarray:
+        path = self.shard_path(shard)
+        try:
+            mapped = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is damaged ({error}); delete it and run `atlas data cache-features`.") from None
+        if mapped.shape != self._shape(shard) or mapped.dtype != np.uint16:
+            raise InputError(f"{path} has another shape than its {INDEX} says; delete the folder and make it anew.")
+        return np.asarray(mapped)
+
+    def _shape(self, shard: int) -> tuple[int, ...]:
+        layout = self.layout
+        return len(layout.frames_of(shard)), layout.versions, layout.tokens, layout.dim

@@ -1,0 +1,148 @@
+"""The published VGGT as a policy's vision encoder: frozen, with adapters, or trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from atlas.config import LoRAConfig, PretrainedVGGTConfig
+from atlas.errors import InputError
+from atlas.policy.language import LanguageTokens
+from atlas.policy.precision import without_autocast
+from atlas.policy.pretrained import FrozenWeights
+from atlas.policy.vggt import VGGTAggregator, VGGTConfig
+from atlas.policy.vggt.checkpoint import copy_published_file
+from atlas.registry.hub import find_weights
+
+KEY = "model.vision.pretrained"
+# The linear layers of the blocks, and of the DINOv2 inside, by their last names.
+_ADAPTED = ("qkv", "proj", "q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
+
+
+class PretrainedVGGTEncoder(nn.Module):
+    """The aggregator's last layer as tokens [B, V * (1 + R + N'), 2C]; N' after pooling the patches.
+
+    Frozen weights leave no trace in training: no gradients, no optimizer state, no place in a checkpoint, which names
+    them and their hash. What they say is rounded to bfloat16, with or without a feature cache in between. The tokens
+    are not normalised.
+    """
+
+    frozen: FrozenWeights | None  # what is not trained and not saved; None where all of it is
+
+    def __init__(
+        self,
+        config: PretrainedVGGTConfig,
+        source: str | Path | None = None,
+        read_weights: bool = True,
+        key: str = KEY,
+    ) -> None:
+        """source: where to read the weights in place of `config.pretrained`. Without `read_weights` they stay as they
+        are made, for what needs shapes only. `key` names the setting in messages. Raises InputError."""
+        super().__init__()
+        self._source = source or config.pretrained
+        self._pool = config.pool
+        self._freeze = config.freeze
+        self._inference = config.freeze and config.lora is None
+        self.dim = 2 * config.embed_dim
+        self.frozen = None
+        if not read_weights:
+            self.aggregator = VGGTAggregator(aggregator_config(config))
+        else:
+            with torch.device("meta"):  # no time spent on numbers that are about to be replaced
+                self.aggregator = VGGTAggregator(aggregator_config(config))
+            self.aggregator.to_empty(device="cpu").to(frozen_dtype(config) if config.freeze else torch.float32)
+            sha256 = self.aggregator.load_checkpoint(self._source, key)
+            if config.freeze:
+                self.frozen = FrozenWeights(config.pretrained, sha256)
+        if config.freeze:
+            self.aggregator.requires_grad_(False)
+        if config.lora is not None:
+            _add_adapters(self.aggregator, config.lora)
+        self.aggregator.recompute = config.recompute
+        if config.compile:
+            _compile_blocks(self.aggregator)
+
+    def train(self, mode: bool = True) -> PretrainedVGGTEncoder:
+        """Frozen weights stay in eval mode."""
+        return super().train(mode and not self._inference)
+
+    def forward(self, images: torch.Tensor, language: LanguageTokens | None = None) -> torch.Tensor:
+        """images float [B, V, 3, H, W] in [0, 1], H and W multiples of the patch size; the words change nothing."""
+        if not self._inference:
+            return self._tokens(images)
+        with torch.inference_mode(), without_autocast(images.device):
+            tokens = self._tokens(images).bfloat16()
+        return tokens.clone()  # a normal tensor again, which training may keep for its backward
+
+    def save_source(self, path: Path) -> None:
+        """Write an unchanged copy of the pretrained weights, from which another encoder can read them."""
+        copy_published_file(find_weights(self._source, KEY), path)
+
+    def _tokens(self, images: torch.Tensor) -> torch.Tensor:
+        patch = self.aggregator.config.patch_size
+        grid = images.shape[-2] // patch, images.shape[-1] // patch
+        tokens = self.aggregator(images)[0]  # [B, V, 1 + R + N, 2C]
+        return pool_patches(tokens, grid, self.aggregator.config.num_special_tokens, self._pool).flatten(1, 2)
+
+
+def pool_patches(tokens: torch.Tensor, grid: tuple[int, int], specials: int, pool: int) -> torch.Tensor:
+    """Tokens [B, V, specials + rows * columns, D] with the patches averaged over pool x pool of them.
+
+    At the borders of a grid that does not divide, over those that there are. Returns [B, V, specials + N', D].
+    """
+    if pool == 1:
+        return tokens
+    b, v, _, d = tokens.shape
+    special, patches = tokens[:, :, :specials], tokens[:, :, specials:]
+    maps = patches.reshape(b * v, *grid, d).permute(0, 3, 1, 2)
+    pooled = F.avg_pool2d(maps, pool, ceil_mode=True, count_include_pad=False)
+    return torch.cat((special, pooled.flatten(2).transpose(1, 2).reshape(b, v, -1, d)), dim=2)
+
+
+def aggregator_config(config: PretrainedVGGTConfig) -> VGGTConfig:
+    """The sizes that a config names."""
+    return VGGTConfig(
+        embed_dim=config.embed_dim,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        num_register_tokens=config.num_register_tokens,
+        img_size=config.img_size,
+        patch_size=config.patch_size,
+        mlp_ratio=config.mlp_ratio,
+        rope_freq=config.rope_freq,
+        patch_embed_depth=config.patch_embed_depth,
+        patch_embed_num_heads=config.patch_embed_num_heads,
+    )
+
+
+def frozen_dtype(config: PretrainedVGGTConfig) -> torch.dtype:
+    """The precision of frozen weights; `auto`: bfloat16 with a GPU, and on CPUs float32, which is faster there."""
+    if config.precision == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+
+
+def _add_adapters(aggregator: VGGTAggregator, config: LoRAConfig) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise InputError("model.vision.lora needs the package peft: pip install 'atlas-vla[lora]'.") from None
+    settings = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # declared as a whole number, used as a factor
+        lora_dropout=config.dropout,
+        target_modules=list(_ADAPTED),
+    )
+    inject_adapter_in_model(settings, aggregator)
+
+
+def _compile_blocks(aggregator: VGGTAggregator) -> None:
+    """Block by block: all of a kind share one compiled form, so that compiling takes seconds and not minutes."""
+    stem: Any = aggregator.stem
+    block: Any
+    for block in (*aggregator.frame_blocks, *aggregator.global_blocks, *stem.model.encoder.layer):
+        block.compile(dynamic=False)

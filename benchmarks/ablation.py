@@ -1,0 +1,99 @@
+"""What VGGT's blocks add to the small VGGT encoder: the same policy with its frame and global blocks, and without.
+
+    python benchmarks/ablation.py [--data data/cubes] [--episodes 100] [key=value ...]
+
+Both see through the same stem (keypoint tokens of each view) and train with the default job's settings; without blocks
+the tokens go on as they are. The last weights are evaluated, without a choice among checkpoints. Prints a table for
+docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+
+from default_job import row
+from machine import describe
+from torch import Tensor, nn
+
+from atlas.config import load_config
+from atlas.policy.vggt_vision import VGGTVisionEncoder
+from atlas.rollout.evaluate import Evaluator, plan_episodes
+from atlas.rollout.executor import ChunkExecutor
+from atlas.rollout.report import EvaluationReport
+from atlas.train import build_trainer, make_accelerator, prepare
+
+
+class NoBlock(nn.Module):
+    """In a block's place: tokens as they come."""
+
+    def forward(self, x: Tensor, by: object, views: int) -> Tensor:
+        return x
+
+
+def without_blocks(vision: VGGTVisionEncoder) -> None:
+    aggregator = vision.aggregator
+    for blocks in (aggregator.frame_blocks, aggregator.global_blocks):
+        for i in range(len(blocks)):
+            blocks[i] = NoBlock()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="data/cubes", help="recorded demonstrations (the default: made when absent)")
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    print(f"\n{describe()}\n")
+    print("| small VGGT encoder | success | 95% interval | by instruction | mean length |\n|---|---|---|---|---|")
+    for name, blocks in (("with its blocks", True), ("without", False)):
+        print(train_and_try(name, blocks, arguments), flush=True)
+
+
+def train_and_try(name: str, blocks: bool, arguments: argparse.Namespace) -> str:
+    overrides = [
+        f"data.path={arguments.data}",
+        f"output_dir={tempfile.mkdtemp(prefix='atlas-ablation-')}",
+        "run_name=ablation",
+        "model.vision.name=vggt",
+        "evaluation.episodes=0",
+        *arguments.overrides,
+    ]
+    config, _ = prepare(load_config(None, overrides))
+    trainer = build_trainer(config, make_accelerator(config))
+    if not blocks:
+        trainer = rebuilt_without_blocks(trainer)
+    start = time.monotonic()
+    trainer.train()
+    print(
+        f"{name}: trained in {time.monotonic() - start:.0f} s, val loss {trainer.metrics['val/loss']:.4f}", flush=True
+    )
+    trainer.tracker.finish()
+    policy = trainer.judged_policy.eval()
+    evaluator = Evaluator("cubes", policy.processor.camera_size)
+    outcomes = evaluator.run(
+        ChunkExecutor(policy, config.evaluation.execute), plan_episodes("cubes", arguments.episodes, "report", 0)
+    )
+    evaluator.close()
+    return row(name, EvaluationReport("cubes", name, tuple(outcomes)).to_dict())
+
+
+def rebuilt_without_blocks(trainer):  # type: ignore[no-untyped-def]
+    """The same trainer around the changed policy: optimizer and averaged weights must not hold the removed blocks."""
+    assert isinstance(trainer.policy.vision, VGGTVisionEncoder)
+    without_blocks(trainer.policy.vision)
+    return type(trainer)(
+        trainer.config,
+        trainer.policy,
+        trainer.train_data,
+        trainer.val_data,
+        trainer.run_dir,
+        trainer.accelerator,
+        trainer.tracker,
+        trainer.schedule,
+    )
+
+
+if __name__ == "__main__":
+    main()
