@@ -64,7 +64,7 @@ class DataConfig(Section):
     batch_size: Positive = 64  # samples a process
     num_workers: NotNegative | None = None  # null: 4 with a GPU, else none
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    cameras: list[str] | None = None  # null: all of the dataset's
+    cameras: Annotated[list[str], Field(min_length=1)] | None = None  # null: all of the dataset's
     image_size: Annotated[int, Field(ge=16, le=1024)] = 64
     action_horizon: Positive = 8  # H: actions predicted at once
     # Which way up the source stores its images; auto: as its format has it. See atlas/data/orientation.py.
@@ -441,7 +441,7 @@ def parse_config(values: dict[str, Any], name: str = "the config") -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(values, dict(problem)) for problem in error.errors()]
+        problems = [_explain(dict(problem)) for problem in error.errors()]
         raise InputError(f"In {name}: " + "\n".join(problems)) from None
 
 
@@ -492,13 +492,14 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     place[last] = value
 
 
-def _explain(values: dict[str, Any], problem: dict[str, Any]) -> str:
+def _explain(problem: dict[str, Any]) -> str:
     """One line for one of pydantic's complaints, in the words of the file."""
-    # A union's location holds the chosen member's tag, which is no key of the file.
-    location = [part for i, part in enumerate(problem["loc"]) if not _is_tag(values, problem["loc"], i)]
-    key = ".".join(str(part) for part in location)
+    location = problem["loc"]
+    # Where a section comes in several kinds, the location holds the kind's name, which is no key of the file.
+    key = ".".join(str(part) for i, part in enumerate(location) if not isinstance(_section(location[:i]), list))
     if problem["type"] == "extra_forbidden":
-        known = _known_keys(problem["loc"][:-1])
+        section = _section(location[:-1])
+        known = [] if section is None or isinstance(section, list) else list(section.model_fields)
         return f"unknown key '{key}'.{did_you_mean(str(location[-1]), known)} Known here: {', '.join(sorted(known))}."
     message = str(problem["msg"]).removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
@@ -506,21 +507,20 @@ def _explain(values: dict[str, Any], problem: dict[str, Any]) -> str:
     return f"'{key}': {message}{given}" if key else f"{message}{given}"
 
 
-def _is_tag(values: Any, location: Sequence[Any], position: int) -> bool:
-    for part in location[:position]:
-        if isinstance(values, dict) and part in values:
-            values = values[part]
-    return isinstance(values, dict) and location[position] not in values and values.get("name") == location[position]
-
-
-def _known_keys(location: Sequence[Any]) -> list[str]:
-    """The keys of the section at a location, found by walking the models."""
-    section: Any = Config
+def _section(location: Sequence[Any]) -> type[BaseModel] | list[type[BaseModel]] | None:
+    """The section at a location of pydantic's; a list where it comes in kinds and none is chosen; None for a value."""
+    section: type[BaseModel] | list[type[BaseModel]] | None = Config
     for part in location:
-        if isinstance(section, type) and issubclass(section, BaseModel) and part in section.model_fields:
-            annotation = section.model_fields[part].annotation
-            members = getattr(annotation, "__args__", None)
-            section = list(members) if members else annotation
-        elif isinstance(section, list):  # a union: the part is the tag of the chosen member
-            section = next((m for m in section if m.model_fields["name"].default == part), section[0])
-    return list(section.model_fields) if isinstance(section, type) and issubclass(section, BaseModel) else []
+        if isinstance(section, list):
+            section = next((kind for kind in section if kind.model_fields["name"].default == part), None)
+        elif section is not None and part in section.model_fields:
+            section = _sections_in(section.model_fields[part].annotation)
+        else:
+            return None
+    return section
+
+
+def _sections_in(annotation: Any) -> type[BaseModel] | list[type[BaseModel]] | None:
+    members = getattr(annotation, "__args__", (annotation,))
+    sections = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
+    return sections if len(sections) > 1 else next(iter(sections), None)

@@ -77,6 +77,7 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
     Returns the config with the run's name settled, and the checkpoint to go on from. Raises InputError.
     """
     from atlas.data import open_dataset
+    from atlas.policy.pretrained import check_pretrained
     from atlas.rollout.record import RecordSettings, record
 
     config, checkpoint = _settle_run(config, resume)
@@ -88,6 +89,7 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
         record(settings, path)  # does nothing where they are there
     dataset = open_dataset(path, _orientation(config), config.data.drop_noops)
     _check_data(config, dataset)
+    check_pretrained(config.model)
     run_dir = _run_dir(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_text(run_dir / "config.yaml", dump_yaml(config))
@@ -392,7 +394,7 @@ def _announce(config: Config, trainer: Trainer, dataset: EpisodeDataset) -> None
         {
             "model/total_parameters": total,
             "model/trainable_parameters": trainable,
-            "model/file_size_mb": sum(v.numel() * v.element_size() for v in policy.state_dict().values()) / 1e6,
+            "model/file_size_mb": sum(v.numel() * v.element_size() for v in policy.own_state_dict().values()) / 1e6,
         }
     )
     device, world = trainer.accelerator.device, trainer.accelerator.num_processes

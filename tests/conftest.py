@@ -7,11 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from atlas.data.episode import RecordedEpisode
 from atlas.data.libero_writer import write_libero_file
 
 MakeLibero = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> None:
+    """Models here are small: threads that wait for each other cost more than they do, above all on busy cores."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -143,3 +144,22 @@ def test_the_shipped_configs_are_the_documented_ones() -> None:
 def test_a_flow_head_needs_a_step() -> None:
     with pytest.raises(InputError, match=r"'model\.head\.steps': .*greater than or equal to 1.*given: 0"):
         load_config({}, ["model.head={name: flow_matching, steps: 0}"])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": {"fusion": {"layers": 0}}}, "'model.fusion.layers': input should be greater than or equal to 1"),
+        ({"model": {"fusion": {"name": "queries", "layers": 0}}}, "'model.fusion.layers': input should be greater"),
+        ({"model": {"head": {"stepz": 1}}}, "unknown key 'model.head.stepz'"),
+        ({"model": {"head": {"name": "flow_matching", "stepz": 1}}}, "Did you mean 'steps'? Known here: dim, gripper"),
+        ({"model": {"alignment": {"wieght": 1}}}, "unknown key 'model.alignment.wieght'. Did you mean 'weight'?"),
+        ({"model": {"alignment": {"teacher": {"dept": 1}}}}, "'model.alignment.teacher.dept'. Did you mean 'depth'?"),
+        ({"model": {"head": {"name": "flow"}}}, "'model.head'"),
+    ],
+)
+def test_complaints_name_the_key_of_the_file(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        load_config(values)
+
+    assert message in str(refused.value)

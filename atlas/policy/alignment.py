@@ -7,9 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from atlas.config import AlignmentConfig
-from atlas.policy.vggt_backbone import PretrainedVGGTEncoder
-
-_KEY = "model.alignment.teacher.pretrained"
+from atlas.policy.vggt_backbone import TEACHER_KEY, PretrainedVGGTEncoder
 
 
 class Alignment(nn.Module):
@@ -32,7 +30,7 @@ class Alignment(nn.Module):
         """Read the teacher's weights. Raises InputError where they are not to be had."""
         frozen = self._config.teacher.model_copy(update={"freeze": True, "lora": None, "pool": 1})
         device = next(self.project.parameters()).device
-        self.teacher = PretrainedVGGTEncoder(frozen, key=_KEY).to(device).eval()
+        self.teacher = PretrainedVGGTEncoder(frozen, key=TEACHER_KEY).to(device).eval()
 
     def forward(self, tokens: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """tokens [B, V, rows, columns, dim] of images float [B, V, 3, H, W] in [0, 1]; a mean over all tokens, 0-d."""

@@ -15,6 +15,10 @@ def model_card(policy: AtlasPolicy) -> str:
     parameters = sum(p.numel() for p in policy.parameters())
     sources = "\n".join(f"- {s.source}: {s.episodes} episodes, {s.frames} frames" for s in processor.statistics)
     size = processor.image_size
+    frozen = "".join(
+        f"- frozen {part}: `{weights.reference}`, which is not in model.safetensors (sha256 {weights.sha256})\n"
+        for part, weights in policy.frozen.items()
+    )
     return f"""---
 library_name: atlas-vla
 pipeline_tag: robotics
@@ -23,7 +27,7 @@ pipeline_tag: robotics
 
 - vision `{config.vision.name}`, language `{config.language.name}`, fusion `{config.fusion.name}`, head
   `{config.head.name}`; {parameters:,} parameters
-- takes images of the cameras {", ".join(f"`{c}`" for c in processor.cameras)} (upright, used at {size} x {size}
+{frozen}- takes images of the cameras {", ".join(f"`{c}`" for c in processor.cameras)} (upright, used at {size} x {size}
   pixels), proprio [{processor.proprio_dim}] and an instruction
 - gives chunks of {processor.action_horizon} actions [{spec.dim}] ({", ".join(spec.names)}) at {spec.control_hz:g} Hz;
   position unit {spec.position_unit_m:g} m, rotation unit {spec.rotation_unit_rad:g} rad, gripper -1 open, +1 close

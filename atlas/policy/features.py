@@ -22,7 +22,7 @@ from atlas.data.randomness import sample_keys
 from atlas.errors import InputError
 from atlas.files import write_text
 from atlas.policy.vggt.checkpoint import published_hash
-from atlas.policy.vggt_backbone import KEY, PretrainedVGGTEncoder, aggregator_config, frozen_dtype
+from atlas.policy.vggt_backbone import KEY, PretrainedVGGTEncoder, aggregator_config, check_backbone, frozen_dtype
 from atlas.progress import progress_bar
 from atlas.registry.hub import find_weights
 
@@ -88,6 +88,7 @@ def begin_cache(config: Config, folder: Path, variants: int = 0) -> FeatureCache
     dataset, cameras = _open(config)
     layout = cache_layout(config, int(dataset.lengths.sum()), len(cameras), variants)
     check_space(folder, layout)
+    check_backbone(vision, KEY)
     backbone = published_hash(find_weights(vision.pretrained, KEY))
     cache = FeatureCache.create(folder, layout, cache_source(config, dataset, cameras, backbone, layout.versions))
     write_text(folder / CONFIG, dump_yaml(config))

@@ -13,7 +13,7 @@ from atlas.data.randomness import Stream, normal, uniform
 from atlas.policy.solvers import integrate
 from atlas.types import ActionSpec, LossTerms
 
-_LAST_TIME = 0.999  # in training; no step of a solver begins later
+_LAST_TIME = 0.999  # in training; what is left then is less than any step of a solver
 _TIME_FEATURES = 64
 _TIME_PERIODS = (4e-3, 4.0)  # shortest and longest of the features' waves, in units of the flow's time
 

@@ -12,7 +12,7 @@ Velocity = Callable[[torch.Tensor, float], torch.Tensor]  # of x at a time, in x
 
 
 def integrate(velocity: Velocity, x: torch.Tensor, solver: Solver, steps: int) -> torch.Tensor:
-    """Where x, at time 0, is carried by time 1. A step asks for the velocity once, twice (midpoint) or 4 times (rk4)."""
+    """Where x, at time 0, is carried by time 1; a step asks for the velocity 1, 2 (midpoint) or 4 times (rk4)."""
     step, dt = _STEPS[solver], 1 / steps
     for number in range(steps):
         x = x + dt * step(velocity, x, number * dt, dt)

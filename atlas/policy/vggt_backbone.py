@@ -15,10 +15,12 @@ from atlas.policy.language import LanguageTokens
 from atlas.policy.precision import without_autocast
 from atlas.policy.pretrained import FrozenWeights
 from atlas.policy.vggt import VGGTAggregator, VGGTConfig
-from atlas.policy.vggt.checkpoint import copy_published_file
+from atlas.policy.vggt.checkpoint import check_published_file, copy_published_file
 from atlas.registry.hub import find_weights
 
+# The settings that name weights, for messages.
 KEY = "model.vision.pretrained"
+TEACHER_KEY = "model.alignment.teacher.pretrained"
 # The linear layers of the blocks, and of the DINOv2 inside, by their last names.
 _ADAPTED = ("qkv", "proj", "q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
 
@@ -101,6 +103,14 @@ def pool_patches(tokens: torch.Tensor, grid: tuple[int, int], specials: int, poo
     maps = patches.reshape(b * v, *grid, d).permute(0, 3, 1, 2)
     pooled = F.avg_pool2d(maps, pool, ceil_mode=True, count_include_pad=False)
     return torch.cat((special, pooled.flatten(2).transpose(1, 2).reshape(b, v, -1, d)), dim=2)
+
+
+def check_backbone(config: PretrainedVGGTConfig, key: str) -> None:
+    """Raises InputError where the weights are not to be had, or are not those of a VGGT of the config's sizes."""
+    path = find_weights(config.pretrained, key)
+    with torch.device("meta"):
+        model = VGGTAggregator(aggregator_config(config))
+    check_published_file(model, path)
 
 
 def aggregator_config(config: PretrainedVGGTConfig) -> VGGTConfig:

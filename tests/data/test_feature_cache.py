@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import atlas
 from atlas.config import Config, load_config
@@ -21,7 +22,7 @@ from atlas.errors import InputError
 from atlas.policy.features import begin_cache, describe, fill_cache, frozen_backbone
 from atlas.policy.vggt_backbone import PretrainedVGGTEncoder
 from tests.conftest import MakeLibero
-from tests.policy.test_vggt_backbone import SIZE, SMALL, backbone_config
+from tests.policy.test_vggt_backbone import SIZE, SMALL, WEIGHTS, backbone_config
 
 CPU = torch.device("cpu")
 FRAMES = 52  # of the made-up files
@@ -180,6 +181,22 @@ def test_a_cache_of_another_dataset_is_refused(make_libero: MakeLibero, tmp_path
 
     with pytest.raises(InputError, match="dataset was"):
         train(other, tmp_path / "out", f"data.feature_cache={tmp_path / 'cache'}")
+
+
+def test_a_cache_of_another_backbone_is_refused(make_libero: MakeLibero, tmp_path: Path) -> None:
+    data, other = make_libero(), tmp_path / "other.safetensors"
+    fill(make_config(data), tmp_path / "cache")
+    tensors = load_file(WEIGHTS)
+    tensors["aggregator.camera_token"] += 1
+    save_file(tensors, other)
+
+    with pytest.raises(InputError, match="backbone was"):
+        train(
+            make_config(data),
+            tmp_path / "out",
+            f"data.feature_cache={tmp_path / 'cache'}",
+            f"model.vision.pretrained={other}",
+        )
 
 
 def test_a_folder_without_a_cache_is_refused_before_anything_is_made(make_libero: MakeLibero, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -25,10 +26,19 @@ SPECS = {"libero": ActionSpec(), "no rotation": FLAT, "absolute": ABSOLUTE}
 HEADS = {"regression": RegressionHeadConfig(), "flow_matching": FlowMatchingHeadConfig(dim=32, layers=2, steps=4)}
 
 
-def make(config: RegressionHeadConfig | FlowMatchingHeadConfig, spec: ActionSpec | None = None, horizon: int = HORIZON):  # type: ignore[no-untyped-def]
+@pytest.fixture(autouse=True)
+def single_thread() -> Iterator[None]:
+    """Threads that wait for each other take longer than sums as small as these."""
+    with one_thread():
+        yield
+
+
+def make(
+    config: RegressionHeadConfig | FlowMatchingHeadConfig, spec: ActionSpec | None = None
+) -> RegressionHead | FlowMatchingHead:
     """A head as training would have changed it: what starts at zero is not zero any more."""
     torch.manual_seed(0)
-    head = make_head(config, DIM, spec or ActionSpec(), horizon)
+    head = make_head(config, DIM, spec or ActionSpec(), HORIZON)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -128,6 +138,22 @@ def test_a_keyed_loss_is_the_mean_of_what_its_samples_have_alone() -> None:
     assert not torch.allclose(head(fused, actions, is_pad, keys(3, 4, 5)).loss, together)
 
 
+@pytest.mark.parametrize("config", HEADS.values(), ids=HEADS.keys())
+def test_mixed_precision_leaves_actions_and_losses_in_float32(
+    config: RegressionHeadConfig | FlowMatchingHeadConfig,
+) -> None:
+    head = make(config)
+    fused, actions, is_pad = chunks()
+    is_pad[0, 2:] = True
+
+    with torch.autocast("cpu", torch.bfloat16):
+        terms, sampled = head(fused, actions, is_pad, keys(0, 1, 2)), head.sample(fused, keys(0, 1, 2))
+
+    assert sampled.dtype == terms.loss.dtype == torch.float32
+    torch.testing.assert_close(sampled, head.sample(fused, keys(0, 1, 2)), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(terms.loss, head(fused, actions, is_pad, keys(0, 1, 2)).loss, rtol=0.05, atol=0.05)
+
+
 def test_a_generator_goes_before_the_key_and_the_key_before_the_global_one() -> None:
     head = make_flow()
     fused, _, _ = chunks(2)
@@ -157,8 +183,8 @@ def test_an_untrained_flow_loses_what_the_straight_velocity_is() -> None:
         torch.zeros(4000, HORIZON, DIM), actions, torch.zeros(4000, HORIZON, dtype=torch.bool), keys(*range(4000))
     )
 
-    assert float(terms.pose_loss) == pytest.approx(1 + 0.25, abs=0.02)
-    assert float(terms.gripper_loss) == pytest.approx(1 + 1, abs=0.05)
+    assert float(terms.pose_loss.detach()) == pytest.approx(1 + 0.25, abs=0.02)
+    assert float(terms.gripper_loss.detach()) == pytest.approx(1 + 1, abs=0.05)
 
 
 def test_training_looks_at_noisy_actions_more_often() -> None:
@@ -182,16 +208,15 @@ def test_solvers_have_the_order_they_are_known_by(solver: Solver, order: int) ->
     assert error(16) / error(32) == pytest.approx(2**order, rel=0.06)
 
 
-@pytest.mark.parametrize("solver", ["euler", "midpoint", "rk4"])
-def test_the_solver_and_its_steps_are_the_configs(solver: Solver) -> None:
-    """More steps bring every solver to the same actions."""
-    fused, _, _ = chunks()
+@pytest.mark.parametrize(("solver", "passes"), [("euler", 3), ("midpoint", 6), ("rk4", 12)])
+def test_sampling_takes_the_steps_of_the_config(solver: Solver, passes: int) -> None:
+    head = make_flow(solver=solver, steps=3)
+    seen = []
+    head.blocks[0].register_forward_hook(lambda *_: seen.append(1))
 
-    fine = make_flow(solver=solver, steps=64).sample(fused, keys(0, 1, 2))
-    coarse = make_flow(solver=solver, steps=1).sample(fused, keys(0, 1, 2))
-    exact = make_flow(solver="rk4", steps=100).sample(fused, keys(0, 1, 2))
+    head.sample(chunks()[0], keys(0, 1, 2))
 
-    assert (fine - exact).abs().mean() < 0.25 * (coarse - exact).abs().mean()
+    assert len(seen) == passes
 
 
 def test_regression_needs_no_random_numbers() -> None:
@@ -229,9 +254,8 @@ def test_the_flow_learns_both_ways_of_doing_it_where_regression_takes_the_middle
             sampled = head.sample(views.repeat_interleave(256, 0), keys(*range(512)))
         return sampled.unflatten(0, (2, 256))
 
-    with one_thread():  # threads that wait for each other would take longer than these small sums
-        flow = train(FlowMatchingHeadConfig(dim=32, layers=1, heads=2))
-        middle = train(RegressionHeadConfig(pose_loss="mse"))
+    flow = train(FlowMatchingHeadConfig(dim=32, layers=1, heads=2))
+    middle = train(RegressionHeadConfig(pose_loss="mse"))
 
     near = (flow[:, :, None] - table[:, None]).abs().amax((-1, -2)) < 0.3  # [seen, 256, way]: in all steps, all numbers
     assert near.any(-1).float().mean() > 0.9

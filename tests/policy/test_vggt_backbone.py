@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +15,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
+import atlas.cli
 from atlas.config import load_config
 from atlas.errors import InputError
 from atlas.policy import AtlasPolicy
 from atlas.policy.vggt_backbone import pool_patches
 from atlas.training.average import WeightAverage
 from atlas.training.optimizer import make_optimizer, set_learning_rate
+from tests.conftest import MakeLibero
 from tests.policy.test_policy import SMALL, make_batch, make_processor
 
 WEIGHTS = Path(__file__).parents[1] / "fixtures" / "vggt_parity" / "weights.safetensors"
@@ -276,3 +278,79 @@ def test_adapters_and_unfrozen_weights_contradict_each_other() -> None:
 def test_image_sizes_must_fit_the_patches() -> None:
     with pytest.raises(InputError, match=r"data\.image_size is 64; it must be a multiple of .*\(14\), such as 70"):
         load_config({}, [*backbone_config(), "data.image_size=64"])
+
+
+# ---- wrong input, from the command line --------------------------------------------------------------------
+
+
+def truncated(weights: Path) -> str:
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    return "cannot be read as safetensors; it may be truncated"
+
+
+def without_a_tensor(weights: Path) -> str:
+    tensors = load_file(weights)
+    del tensors["aggregator.camera_token"]
+    save_file(tensors, weights)
+    return "aggregator.camera_token is missing"
+
+
+def of_another_width(weights: Path) -> str:
+    tensors = load_file(weights)
+    tensors["aggregator.camera_token"] = torch.zeros(1, 2, 1, 64)
+    save_file(tensors, weights)
+    return "aggregator.camera_token is [1, 2, 1, 64] and should be [1, 2, 1, 48]"
+
+
+def of_another_network(weights: Path) -> str:
+    save_file({"layer.weight": torch.zeros(2)}, weights)
+    return "does not hold the weights of this VGGT aggregator"
+
+
+def gone(weights: Path) -> str:
+    weights.unlink()
+    return "model.vision.pretrained: there is no file or folder"
+
+
+@pytest.mark.parametrize("spoil", [truncated, without_a_tensor, of_another_width, of_another_network, gone])
+def test_weights_that_will_not_do_end_a_run_before_it_begins(
+    spoil: Callable[[Path], str],
+    make_libero: MakeLibero,
+    own_weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    complaint = spoil(own_weights)
+    arguments = [*backbone_config(weights=own_weights), f"data.path={make_libero()}", f"output_dir={tmp_path / 'out'}"]
+
+    code = call_atlas("train", "run_name=run", "--cpu", *arguments)
+
+    assert code == 2
+    assert complaint in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("data.cameras=[]", "'data.cameras': list should have at least 1 item"),
+        ("data.image_size=60", "data.image_size is 60; it must be a multiple of model.vision.patch_size (14)"),
+        ("model.head={name: flow_matching, steps: 0}", "'model.head.steps'"),
+        ("model.vision.pool=0", "'model.vision.pool'"),
+        ("model.vision.lora={rank: 0}", "'model.vision.lora.rank'"),
+    ],
+)
+def test_settings_that_will_not_do_are_refused(
+    override: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = call_atlas("train", "--cpu", *backbone_config(), f"output_dir={tmp_path / 'out'}", override)
+
+    assert code == 2 and complaint in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def call_atlas(*arguments: str) -> int:
+    """The command in this process; its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["atlas", *arguments])
+        return atlas.cli._run()

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from atlas.data.randomness import sample_keys
 from atlas.errors import InputError
-from atlas.rollout.evaluate import Probe, plan_episodes
+from atlas.policy import AtlasPolicy
+from atlas.rollout.evaluate import Evaluator, PlannedEpisode, Probe, one_thread, plan_episodes
 from atlas.rollout.executor import ChunkExecutor
 from atlas.rollout.report import EpisodeOutcome, EvaluationReport, wilson_interval
 from atlas.rollout.seeds import episode_seed
 from atlas.types import Batch, Observation
-from tests.policy.test_policy import HORIZON, SIZE, make_processor
+from tests.policy.test_policy import HORIZON, SIZE, make_policy, make_processor
 
 STILL = Observation(
     {c: np.full((SIZE, SIZE, 3), 7, np.uint8) for c in ("agentview", "eye_in_hand")}, np.zeros(8, np.float32), "go"
 )
+HEADS = {"regression": "model.head.name=regression", "flow": "model.head={name: flow_matching, dim: 16, layers: 1}"}
+WAYS = {"first actions": (2, None), "ensemble": (1, 0.5)}
+
+
+@pytest.fixture(autouse=True)
+def single_thread() -> Iterator[None]:
+    """Threads that wait for each other take longer than networks as small as these."""
+    with one_thread():
+        yield
 
 
 class CountingPolicy:
@@ -27,11 +40,14 @@ class CountingPolicy:
     def __init__(self) -> None:
         self.processor = make_processor()
         self.asked = 0
+        self.keys: list[int] = []
 
     def parameters(self):  # type: ignore[no-untyped-def]
         return iter([torch.zeros(1)])
 
     def sample(self, batch: Batch, generator: torch.Generator | None = None) -> torch.Tensor:
+        assert batch.key is not None
+        self.keys += batch.key.tolist()
         chunk = torch.zeros(len(batch), HORIZON, 7)
         chunk[..., 0] = self.asked
         chunk[..., 1] = torch.arange(HORIZON)
@@ -82,6 +98,84 @@ def test_episodes_have_states_of_their_own() -> None:
     both = executor.plan({4: STILL, 9: STILL})
 
     assert both[4][0, 0] == 0.5 and both[9][0, 0] == 1
+
+
+def acting(head: str) -> AtlasPolicy:
+    """A policy as training would have changed it: what starts at zero in a head is not zero any more."""
+    policy = make_policy("keypoints", HEADS[head]).eval()
+    with torch.no_grad():
+        for parameter in policy.head.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return policy
+
+
+def seen_by(number: int) -> Observation:
+    """What one of several episodes sees."""
+    images = {camera: (image * (number + 1)).astype(np.uint8) for camera, image in STILL.images.items()}
+    return Observation(images, np.full(8, number / 4, np.float32), f"do number {number}")
+
+
+def play(executor: ChunkExecutor, seeds: Mapping[int, int], rounds: int = HORIZON + 2) -> dict[int, np.ndarray]:
+    """What episodes (worker: seed) that run side by side execute, [steps, A] each."""
+    for worker, seed in seeds.items():
+        executor.reset(worker, seed)
+    planned = [executor.plan({worker: seen_by(seed) for worker, seed in seeds.items()}) for _ in range(rounds)]
+    return {seed: np.concatenate([plan[worker] for plan in planned]) for worker, seed in seeds.items()}
+
+
+@pytest.mark.parametrize(("execute", "ensemble"), WAYS.values(), ids=WAYS.keys())
+@pytest.mark.parametrize("head", HEADS)
+def test_a_rollout_does_not_depend_on_the_episodes_beside_it(head: str, execute: int, ensemble: float | None) -> None:
+    policy = acting(head)
+
+    together = play(ChunkExecutor(policy, execute, ensemble), {0: 1, 1: 2, 2: 3})
+    elsewhere = play(ChunkExecutor(policy, execute, ensemble), {5: 3, 1: 1})
+    executor = ChunkExecutor(policy, execute, ensemble)
+    one_by_one = play(executor, {0: 2}) | play(executor, {0: 1})
+
+    assert together[1].shape == (execute * (HORIZON + 2), 7)
+    for alone in (elsewhere, one_by_one):
+        for seed, actions in alone.items():
+            np.testing.assert_allclose(actions, together[seed], rtol=1e-4, atol=1e-4)
+
+
+def test_a_generative_policy_draws_anew_for_each_chunk_and_each_seed() -> None:
+    executor = ChunkExecutor(acting("flow"), execute=1)
+
+    def acted(seed: int) -> np.ndarray:
+        executor.reset(seed=seed)
+        return np.stack([executor.act(STILL) for _ in range(3)])
+
+    first = acted(seed=1)
+
+    assert not np.allclose(first[0], first[1]) and not np.allclose(acted(seed=2), first)
+    np.testing.assert_array_equal(acted(seed=1), first)
+
+
+def test_a_regression_policy_needs_no_seed() -> None:
+    executor = ChunkExecutor(acting("regression"), execute=1)
+    first = executor.act(STILL)
+
+    executor.reset(seed=8)
+
+    np.testing.assert_array_equal(executor.act(STILL), first)
+
+
+def test_an_evaluation_asks_with_its_episodes_seeds() -> None:
+    """One worker plays two episodes, and the second starts from its own seed."""
+    policy = CountingPolicy()
+    episodes = [PlannedEpisode(i, seed, "pick up the red cube") for i, seed in enumerate((11, 12))]
+    evaluator = Evaluator("cubes", SIZE, workers=1)
+
+    try:
+        outcomes = evaluator.run(ChunkExecutor(policy, execute=HORIZON), episodes, title=None)
+    finally:
+        evaluator.close()
+
+    chunks = -(-outcomes[0].length // HORIZON)
+    expected = [sample_keys(0, torch.full((chunks,), episode.seed), torch.arange(chunks)) for episode in episodes]
+    assert [outcome.length for outcome in outcomes] == [outcomes[0].length] * 2
+    assert sorted(policy.keys) == sorted(torch.cat(expected).tolist())
 
 
 def test_more_actions_than_there_are_cannot_be_executed() -> None:

@@ -55,6 +55,11 @@ class VGGTAggregator(nn.Module):
         p = self.config.patch_size
         if self.stem is None:
             raise InputError("This VGGT has no stem: give tokens to forward_tokens, or a config with another stem.")
+        if not isinstance(images, Tensor):
+            raise InputError(
+                f"VGGT takes one tensor of images of one size, not a {type(images).__name__}; resize or pad the views "
+                "to a common size and stack them."
+            )
         if images.ndim != 5 or images.shape[2] != 3:
             raise InputError(f"VGGT takes images [batch, views, 3, height, width], not {list(images.shape)}.")
         if not images.is_floating_point():

@@ -85,12 +85,7 @@ def load_published(
     names, ours = published_names(model), model.state_dict()
     if any(tensor.is_meta for tensor in ours.values()):
         raise InputError("This VGGT is on the meta device, which holds no weights; call to_empty(device=...) first.")
-    expected = {}
-    for name, parts in names.items():
-        first, *others = (ours[part].shape for part in parts)
-        expected[name] = (first[0] * (1 + len(others)), *first[1:])
-    found = {name: shape for name, shape in shapes.items() if not name.startswith(_OTHER_PARTS)}
-    check_names_and_shapes(expected, found, source, "this VGGT aggregator")
+    _check(model, shapes, source)
     with torch.no_grad():
         total = WeightsHash()
         for name, parts in sorted(names.items()):
@@ -99,6 +94,22 @@ def load_published(
             for part, value in zip(parts, tensor.chunk(len(parts)), strict=True):
                 ours[part].copy_(value)
     return total.hexdigest()
+
+
+def check_published_file(model: VGGTAggregator, path: Path) -> None:
+    """Raises InputError where `load_published_file` would; reads names and shapes only. The model may be on meta."""
+    with open_checkpoint(path) as (shapes, _):
+        _check(model, shapes, f"The file {path}")
+
+
+def _check(model: VGGTAggregator, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
+    ours = model.state_dict()
+    expected = {}
+    for name, parts in published_names(model).items():
+        first, *others = (ours[part].shape for part in parts)
+        expected[name] = (first[0] * (1 + len(others)), *first[1:])
+    found = {name: shape for name, shape in shapes.items() if not name.startswith(_OTHER_PARTS)}
+    check_names_and_shapes(expected, found, source, "this VGGT aggregator")
 
 
 def load_published_file(model: VGGTAggregator, path: Path) -> str:
