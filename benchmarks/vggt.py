@@ -2,12 +2,14 @@
 
     python benchmarks/vggt.py [--size 224] [--views 2] [--batch 1] [--rounds 5]
     python benchmarks/vggt.py --sweep [--size 224] [--gpu h100]
+    python benchmarks/vggt.py --parity
 
 The first times the pieces, and the whole against the plain form; the second, on a GPU, batch sizes against its peak,
-and a training step against the frozen forward. Full-size shapes with random weights (speed does not depend on them).
-The plain form takes the same weights, computes rotations in every block, resizes the position grid in every forward
-and keeps the outputs of all 24 layers, as code does that was written to be read. On CPUs the two take turns, and memory
-is that of a process of its own for each. Prints tables for docs/benchmarks.md.
+and a training step against the frozen forward; the third holds the small golden data of the published network against
+this one, eager and compiled. Full-size shapes with random weights (speed does not depend on them). The plain form takes
+the same weights, computes rotations in every block, resizes the position grid in every forward and keeps the outputs of
+all 24 layers, as code does that was written to be read. On CPUs the two take turns, and memory is that of a process of
+its own for each. Prints tables for docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from machine import describe
+from safetensors.torch import load_file
 
 from atlas.config import load_config
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
@@ -32,6 +36,9 @@ from atlas.policy import AtlasPolicy, PolicyProcessor
 from atlas.policy.summary import GPU_PEAKS
 from atlas.policy.vggt import VGGTAggregator, VGGTConfig
 from atlas.policy.vggt.blocks import Block
+from atlas.policy.vggt.camera_head import CameraHeadConfig, VGGTCameraHead
+from atlas.policy.vggt.depth_head import DepthHeadConfig, VGGTDepthHead
+from atlas.policy.vggt_backbone import compile_blocks
 from atlas.types import ActionSpec, Batch
 
 GIB = 2**30
@@ -47,13 +54,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--gpu", default="h100", choices=sorted(GPU_PEAKS), help="whose peak the sweep is held against")
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--parity", action="store_true")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # in a process of its own
     arguments = parser.parse_args()
     if arguments.memory_of:
         print(json.dumps(peak_memory(arguments)))
         return
     print(f"\n{describe()}\n")
-    if arguments.sweep:
+    if arguments.parity:
+        parity()
+    elif arguments.sweep:
         if not CUDA:
             raise SystemExit("--sweep measures GPUs, and there is none here.")
         sweep(arguments)
@@ -132,6 +142,53 @@ FORWARDS: dict[str, Callable[[VGGTAggregator, torch.Tensor], list[torch.Tensor]]
     "atlas": atlas_forward,
     "plain": plain_forward,
 }
+
+
+# ---- parity ------------------------------------------------------------------------------------------------
+
+
+def parity() -> None:
+    """Largest absolute differences from the golden data, float32 on the CPU."""
+    folder = Path(__file__).parents[1] / "tests" / "fixtures" / "vggt_parity"
+    kit = json.loads((folder / "config.json").read_text())
+    inputs, golden, heads = (load_file(folder / f"{n}.safetensors") for n in ("inputs", "golden", "heads_golden"))
+    camera = VGGTCameraHead(CameraHeadConfig(**kit["camera_head"]))
+    depth = VGGTDepthHead(DepthHeadConfig(**kit["depth_head"]))
+    for head in (camera, depth):
+        head.load_checkpoint(folder / "heads_weights.safetensors")
+    forms = {"eager": build_small(kit["config"], folder, False), "compiled": build_small(kit["config"], folder, True)}
+    print("| case | layers, eager | layers, compiled | pose | depth |\n|---|---|---|---|---|")
+    for case in kit["cases"]:
+        torch._dynamo.reset()  # each case has a shape of its own
+        images = inputs[f"{case}.images_u8"].float() / 255
+        layers = [i for i in range(4) if f"{case}.layer{i}" in golden]
+        errors = []
+        with torch.inference_mode():
+            for model in forms.values():
+                outputs = model(images, layers)
+                errors.append(
+                    max(
+                        float((o - golden[f"{case}.layer{i}"]).abs().max())
+                        for i, o in zip(layers, outputs, strict=True)
+                    )
+                )
+            everything = forms["eager"](images, [0, 1, 2, 3])
+            pose = camera(everything[-1]).activated
+            distances, _ = depth(everything, images.shape[-2:])
+        errors.append(float((pose - heads[f"{case}.pose_enc_iters"]).abs().max()))
+        expected = heads.get(f"{case}.depth")
+        shown = [f"{e:.1e}" for e in errors] + [
+            "" if expected is None else f"{float((distances - expected).abs().max()):.1e}"
+        ]
+        print(f"| {case} | {' | '.join(shown)} |", flush=True)
+
+
+def build_small(sizes: dict[str, Any], folder: Path, compiled: bool) -> VGGTAggregator:
+    model = VGGTAggregator(VGGTConfig(**sizes)).eval()
+    model.load_checkpoint(folder / "weights.safetensors")
+    if compiled:
+        compile_blocks(model)
+    return model
 
 
 # ---- the pieces, beside the plain form ---------------------------------------------------------------------

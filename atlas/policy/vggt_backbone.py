@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +65,13 @@ class PretrainedVGGTEncoder(nn.Module):
         if config.freeze:
             self.aggregator.requires_grad_(False)
         if config.lora is not None:
+            _check_adapters()
             _add_adapters(self.aggregator, config.lora)
         self.aggregator.recompute = config.recompute
+        self._compiled_for: torch.Size | None = None
+        self._compile = config.compile
         if config.compile:
-            _compile_blocks(self.aggregator)
+            compile_blocks(self.aggregator)
 
     def train(self, mode: bool = True) -> PretrainedVGGTEncoder:
         """Frozen weights stay in eval mode."""
@@ -75,10 +80,19 @@ class PretrainedVGGTEncoder(nn.Module):
     def forward(self, images: torch.Tensor, language: LanguageTokens | None = None) -> torch.Tensor:
         """images float [B, V, 3, H, W] in [0, 1], H and W multiples of the patch size; the words change nothing."""
         if not self._inference:
-            return self._tokens(images)
-        with torch.inference_mode(), without_autocast(images.device):
+            with self._compiled(images.shape):
+                return self._tokens(images)
+        with torch.inference_mode(), without_autocast(images.device), self._compiled(images.shape):
             tokens = self._tokens(images).bfloat16()
         return tokens.clone()  # a normal tensor again, which training may keep for its backward
+
+    def _compiled(self, shape: torch.Size) -> AbstractContextManager[object]:
+        """The first shape is compiled for. Others, such as a last batch's or a rollout's, would each take seconds to
+        compile for, and run as they are."""
+        if not self._compile:
+            return nullcontext()
+        self._compiled_for = self._compiled_for or shape
+        return nullcontext() if shape == self._compiled_for else torch.compiler.set_stance("force_eager")
 
     def save_source(self, path: Path) -> None:
         """Write an unchanged copy of the pretrained weights, from which another encoder can read them."""
@@ -107,6 +121,8 @@ def pool_patches(tokens: torch.Tensor, grid: tuple[int, int], specials: int, poo
 
 def check_backbone(config: PretrainedVGGTConfig, key: str) -> None:
     """Raises InputError where the weights are not to be had, or are not those of a VGGT of the config's sizes."""
+    if config.lora is not None:
+        _check_adapters()
     path = find_weights(config.pretrained, key)
     with torch.device("meta"):
         model = VGGTAggregator(aggregator_config(config))
@@ -137,10 +153,8 @@ def frozen_dtype(config: PretrainedVGGTConfig) -> torch.dtype:
 
 
 def _add_adapters(aggregator: VGGTAggregator, config: LoRAConfig) -> None:
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise InputError("model.vision.lora needs the package peft: pip install 'atlas-vla[lora]'.") from None
+    from peft import LoraConfig, inject_adapter_in_model
+
     settings = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # declared as a whole number, used as a factor
@@ -150,7 +164,14 @@ def _add_adapters(aggregator: VGGTAggregator, config: LoRAConfig) -> None:
     inject_adapter_in_model(settings, aggregator)
 
 
-def _compile_blocks(aggregator: VGGTAggregator) -> None:
+def _check_adapters() -> None:
+    if find_spec("peft") is None:
+        raise InputError(
+            "model.vision.lora needs the package peft: run `pip install peft`, or install the extra 'lora'."
+        )
+
+
+def compile_blocks(aggregator: VGGTAggregator) -> None:
     """Block by block: all of a kind share one compiled form, so that compiling takes seconds and not minutes."""
     stem: Any = aggregator.stem
     block: Any

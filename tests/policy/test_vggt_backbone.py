@@ -218,6 +218,22 @@ def test_compiled_blocks_match_the_published_network(case: str) -> None:
     torch.testing.assert_close(compiled, golden, atol=1e-4, rtol=0)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
+def test_only_the_first_shape_is_compiled_for() -> None:
+    torch._dynamo.reset()
+    encoder, eager = make_policy("compile: true").vision, make_policy().vision
+    first, other = make_images(batch=3), make_images(batch=2)
+
+    compiled = encoder(first)
+    after_first = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    encoder(other)
+
+    assert after_first > 0
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == after_first
+    torch.testing.assert_close(compiled.float(), eager(first).float(), atol=0.04, rtol=0)
+    assert torch.equal(encoder(other), eager(other))
+
+
 # ---- not frozen --------------------------------------------------------------------------------------------
 
 
