@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -78,7 +77,7 @@ def build(dtype: torch.dtype) -> VGGTAggregator:
     """VGGT-1B with random weights, as the frozen backbone holds it."""
     with torch.device("meta"):
         model = VGGTAggregator(VGGTConfig())
-    model = model.to_empty(device=DEVICE).to(dtype).eval().requires_grad_(False)
+    model = model.to(dtype).to_empty(device=DEVICE).eval().requires_grad_(False)
     generator = torch.Generator(DEVICE).manual_seed(0)
     for parameter in model.parameters():
         parameter.data.normal_(std=0.02, generator=generator)
@@ -212,9 +211,10 @@ def pieces(arguments: argparse.Namespace) -> None:
                 parts = time_parts(model, images, arguments.rounds)
         del model
     memory = {key: run_memory(arguments, key) for key in times}
-    print("\n| forward | seconds | peak memory, GiB |\n|---|---|---|")
+    print("\n| forward | seconds | weights, GiB | beyond them at the peak, MiB |\n|---|---|---|---|")
     for key, seconds in times.items():
-        print(f"| {key} | {seconds:.2f} | {memory[key]:.2f} |")
+        used = memory[key]
+        print(f"| {key} | {seconds:.2f} | {used['weights']:.2f} | {1024 * used['forward']:.0f} |")
     print("\n| piece (float32) | seconds | calls in a forward |\n|---|---|---|")
     for piece, (seconds, calls) in parts.items():
         print(f"| {piece} | {seconds:.3f} | {calls} |")
@@ -264,21 +264,39 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def run_memory(arguments: argparse.Namespace, key: str) -> float:
+def run_memory(arguments: argparse.Namespace, key: str) -> dict[str, float]:
     command = [sys.executable, __file__, "--memory-of", key]
     command += [f"--{n}={getattr(arguments, n)}" for n in ("size", "views", "batch")]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
-def peak_memory(arguments: argparse.Namespace) -> float:
-    """GiB at the peak of a process (on a GPU: of its tensors) that does nothing but build the model and run it."""
+def peak_memory(arguments: argparse.Namespace) -> dict[str, float]:
+    """GiB of the weights and, beyond them, at the peak of a forward; in a process that does nothing else."""
     form, name = arguments.memory_of.split()
-    model = build(getattr(torch, name))
+    model, images = build(getattr(torch, name)), make_images(arguments)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    start = reset_peak()
     with torch.inference_mode():
-        FORWARDS[form](model, make_images(arguments))
+        FORWARDS[form](model, images)
+    return {"weights": weights / GIB, "forward": (peak() - start) / GIB}
+
+
+def reset_peak() -> int:
+    """Bytes in use now, from where the peak is counted anew. On CPUs the process's memory, as Linux counts it."""
     if CUDA:
-        return torch.cuda.max_memory_allocated() / GIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return status_bytes("VmRSS")
+
+
+def peak() -> int:
+    return torch.cuda.max_memory_allocated() if CUDA else status_bytes("VmHWM")
+
+
+def status_bytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 # ---- GPUs --------------------------------------------------------------------------------------------------

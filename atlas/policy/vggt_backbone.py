@@ -49,7 +49,6 @@ class PretrainedVGGTEncoder(nn.Module):
         super().__init__()
         self._source = source or config.pretrained
         self._pool = config.pool
-        self._freeze = config.freeze
         self._inference = config.freeze and config.lora is None
         self.dim = 2 * config.embed_dim
         self.frozen = None
@@ -58,7 +57,7 @@ class PretrainedVGGTEncoder(nn.Module):
         else:
             with torch.device("meta"):  # no time spent on numbers that are about to be replaced
                 self.aggregator = VGGTAggregator(aggregator_config(config))
-            self.aggregator.to_empty(device="cpu").to(frozen_dtype(config) if config.freeze else torch.float32)
+            self.aggregator.to(frozen_dtype(config) if config.freeze else torch.float32).to_empty(device="cpu")
             sha256 = self.aggregator.load_checkpoint(self._source, key)
             if config.freeze:
                 self.frozen = FrozenWeights(config.pretrained, sha256)
