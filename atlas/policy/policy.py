@@ -21,7 +21,7 @@ from atlas.policy.alignment import Alignment
 from atlas.policy.card import model_card
 from atlas.policy.fusion import make_fusion
 from atlas.policy.head import make_head
-from atlas.policy.language import LanguageTokens, make_language
+from atlas.policy.language import make_language
 from atlas.policy.pretrained import FrozenWeights
 from atlas.policy.processor import PolicyProcessor, Scaler
 from atlas.policy.vggt_vision import VGGTVisionEncoder
@@ -72,11 +72,32 @@ class AtlasPolicy(nn.Module):
 
     def forward(self, batch: Batch) -> LossTerms:
         """The losses of a batch with actions; images float in [0, 1] or uint8, or a frozen encoder's features."""
-        assert batch.actions is not None and batch.action_is_pad is not None
+        return self._losses(batch, *self._look(batch))
+
+    @torch.no_grad()
+    def sample(self, batch: Batch, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Actions float32 [B, H, A] in the ActionSpec's units, gripper in [-1, 1].
+
+        A generative head draws its noise from `generator`, else from the batch's keys, else from torch's own generator.
+        """
+        return self._actions(batch, self._look(batch)[1], generator)
+
+    @torch.no_grad()
+    def losses_and_sample(self, batch: Batch) -> tuple[LossTerms, torch.Tensor]:
+        """What `forward` and `sample` give, for one look at the images."""
+        seen, fused = self._look(batch)
+        return self._losses(batch, seen, fused), self._actions(batch, fused, None)
+
+    def _look(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vision tokens [B, N, D], and one fused token an action, [B, H, dim]."""
         language = self.language(batch.instruction)
-        seen = self._see(batch, language)
+        seen = batch.features if batch.features is not None else self.vision(_unit_range(batch.images), language)
+        proprio = self.proprio_scaler.normalize(batch.proprio, batch.source)
+        return seen, self.fusion(seen, language, proprio)
+
+    def _losses(self, batch: Batch, seen: torch.Tensor, fused: torch.Tensor) -> LossTerms:
+        assert batch.actions is not None and batch.action_is_pad is not None
         actions = self.action_scaler.normalize(batch.actions, batch.source)
-        fused = self._fuse(seen, language, batch)
         terms: LossTerms = self.head(fused, actions, batch.action_is_pad, batch.key)
         if self.alignment is not None and self.alignment.teacher is not None:
             assert isinstance(self.vision, VGGTVisionEncoder)
@@ -85,28 +106,8 @@ class AtlasPolicy(nn.Module):
             terms.extra["alignment_loss"] = aligned
         return terms
 
-    @torch.no_grad()
-    def sample(self, batch: Batch, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Actions float32 [B, H, A] in the ActionSpec's units, gripper in [-1, 1].
-
-        A generative head draws its noise from `generator`, else from the batch's keys, else from torch's own generator.
-        """
-        language = self.language(batch.instruction)
-        fused = self._fuse(self._see(batch, language), language, batch)
+    def _actions(self, batch: Batch, fused: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         return self.action_scaler.denormalize(self.head.sample(fused, batch.key, generator), batch.source)
-
-    def _see(self, batch: Batch, language: LanguageTokens) -> torch.Tensor:
-        """Vision tokens [B, N, D]."""
-        if batch.features is not None:
-            return batch.features
-        tokens: torch.Tensor = self.vision(_unit_range(batch.images), language)
-        return tokens
-
-    def _fuse(self, seen: torch.Tensor, language: LanguageTokens, batch: Batch) -> torch.Tensor:
-        """One token an action, [B, H, dim]."""
-        proprio = self.proprio_scaler.normalize(batch.proprio, batch.source)
-        fused: torch.Tensor = self.fusion(seen, language, proprio)
-        return fused
 
     @property
     def loss_names(self) -> tuple[str, ...]:

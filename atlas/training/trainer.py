@@ -192,8 +192,8 @@ class Trainer:
             batch = self._on_device(loaded)
             assert batch.actions is not None and batch.action_is_pad is not None
             with accelerator.autocast():
-                losses.add(policy(batch))
-                sampled = policy.sample(batch)
+                terms, sampled = policy.losses_and_sample(batch)
+            losses.add(terms)
             errors.add(sampled, batch.actions, batch.action_is_pad, batch.instruction)
         metrics = losses.read(accelerator, "val") | errors.read(accelerator)
         self._log(metrics)

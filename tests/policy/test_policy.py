@@ -78,6 +78,17 @@ def test_every_part_learns(vision: str) -> None:
     assert not idle
 
 
+def test_losses_and_sample_take_one_look() -> None:
+    policy, batch = make_policy().eval(), make_batch()
+    looks: list[int] = []
+    policy.vision.register_forward_hook(lambda *_: looks.append(1))
+
+    terms, actions = policy.losses_and_sample(batch)
+
+    assert len(looks) == 1
+    assert torch.equal(terms.loss, policy(batch).loss) and torch.equal(actions, policy.sample(batch))
+
+
 @pytest.mark.parametrize("vision", VISIONS)
 def test_a_saved_policy_acts_the_same_when_loaded(vision: str, tmp_path: Path) -> None:
     policy = make_policy(vision).eval()
