@@ -368,12 +368,12 @@ def model_summary(
             f"{part['parameters']:,}",
             f"{part['trainable']:,}",
             str(part["tokens"] or ""),
-            f"{part['flops'] / 1e9:.3g}",
+            f"{part['flops'] / 1e9:.4g}",
         )
         for part in found["parts"]
     ]
     total = (f"{found['parameters']:,}", f"{found['trainable_parameters']:,}", "")
-    rows.append(("all", *total, f"{found['flops_per_sample'] / 1e9:.3g}"))
+    rows.append(("all", *total, f"{found['flops_per_sample'] / 1e9:.4g}"))
     _print_table("model", ("part", "parameters", "trainable", "tokens", "GFLOPs a sample"), rows)
     roofline, memory = found["roofline"], found["memory_gib"]
     print(f"training: {found['training_flops_per_sample'] / 1e9:.4g} GFLOPs a sample, forward and backward")
