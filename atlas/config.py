@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -31,10 +31,16 @@ def _default_name(name: str) -> BeforeValidator:
     return BeforeValidator(lambda v: {"name": name, **v} if isinstance(v, dict) else v)
 
 
-def _check_heads(dim: int, heads: int) -> None:
+SomeSection = TypeVar("SomeSection", bound=Section)
+
+
+def _check_heads(section: SomeSection) -> SomeSection:
+    """Validates any section with `dim` and `heads`."""
+    dim, heads = section.dim, section.heads  # type: ignore[attr-defined]
     if dim % heads:
         near = max(1, round(dim / heads)) * heads
         raise ValueError(f"dim is {dim}; it must be a multiple of heads ({heads}), such as {near}")
+    return section
 
 
 # ---- data ------------------------------------------------------------------------------------------------
@@ -159,10 +165,7 @@ class BytesLanguageConfig(Section):
     heads: Positive = 4
     max_length: Positive = 128  # bytes and an end token; what is longer is cut, with a warning
 
-    @model_validator(mode="after")
-    def _heads_fit(self) -> BytesLanguageConfig:
-        _check_heads(self.dim, self.heads)
-        return self
+    _heads_fit = model_validator(mode="after")(_check_heads)
 
 
 class HuggingFaceLanguageConfig(Section):
@@ -185,10 +188,7 @@ class QueryFusionConfig(Section):
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     dropout: Probability = 0.0
 
-    @model_validator(mode="after")
-    def _heads_fit(self) -> QueryFusionConfig:
-        _check_heads(self.dim, self.heads)
-        return self
+    _heads_fit = model_validator(mode="after")(_check_heads)
 
 
 class BidirectionalFusionConfig(Section):
@@ -202,10 +202,7 @@ class BidirectionalFusionConfig(Section):
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     dropout: Probability = 0.0
 
-    @model_validator(mode="after")
-    def _heads_fit(self) -> BidirectionalFusionConfig:
-        _check_heads(self.dim, self.heads)
-        return self
+    _heads_fit = model_validator(mode="after")(_check_heads)
 
 
 class RegressionHeadConfig(Section):
@@ -230,10 +227,7 @@ class FlowMatchingHeadConfig(Section):
     pose_weight: Weight = 1.0
     gripper_weight: Weight = 0.2
 
-    @model_validator(mode="after")
-    def _heads_fit(self) -> FlowMatchingHeadConfig:
-        _check_heads(self.dim, self.heads)
-        return self
+    _heads_fit = model_validator(mode="after")(_check_heads)
 
 
 class AlignmentConfig(Section):

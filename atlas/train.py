@@ -76,7 +76,7 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
 
     Returns the config with the run's name settled, and the checkpoint to go on from. Raises InputError.
     """
-    from atlas.data import open_dataset
+    from atlas.data import open_configured
     from atlas.policy.pretrained import check_pretrained
     from atlas.rollout.record import RecordSettings, record
 
@@ -87,7 +87,7 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
     if config.data.path == DataConfig().path:
         settings = RecordSettings(**config.data.record.model_dump())
         record(settings, path)  # does nothing where they are there
-    dataset = open_dataset(path, _orientation(config), config.data.drop_noops)
+    dataset, _ = open_configured(config.data)
     _check_data(config, dataset)
     check_pretrained(config.model)
     run_dir = _run_dir(config)
@@ -163,9 +163,6 @@ def _check_data(config: Config, dataset: EpisodeDataset) -> None:
     from atlas.data.split import split_episodes
     from atlas.rollout.worlds import environment_spec
 
-    unknown = [camera for camera in config.data.cameras or [] if camera not in dataset.cameras]
-    if unknown:
-        raise InputError(f"data.cameras names {unknown}, and {dataset.path} has the cameras {dataset.cameras}.")
     if not len(split_episodes(dataset.task_of, config.data.val_fraction, config.seed)[1]):
         raise InputError(f"{dataset.path} has one episode a task; validation needs a task with at least two.")
     longest = int(dataset.lengths.max())
@@ -183,10 +180,6 @@ def _check_data(config: Config, dataset: EpisodeDataset) -> None:
 def _run_dir(config: Config) -> Path:
     assert config.run_name is not None
     return Path(config.output_dir) / config.run_name
-
-
-def _orientation(config: Config) -> Any:
-    return None if config.data.orientation == "auto" else config.data.orientation
 
 
 # ---- on every rank ---------------------------------------------------------------------------------------
@@ -225,7 +218,7 @@ def build_trainer(config: Config, accelerator: Accelerator, checkpoint: Path | N
     import torch
 
     from atlas.checks.inspection import dataset_warnings
-    from atlas.data import open_dataset
+    from atlas.data import open_configured
     from atlas.data.chunks import ChunkDataset
     from atlas.data.order import TrainOrder
     from atlas.data.split import split_episodes
@@ -235,11 +228,10 @@ def build_trainer(config: Config, accelerator: Accelerator, checkpoint: Path | N
     from atlas.training.checkpoints import load_state
     from atlas.training.schedule import make_schedule
 
-    dataset = open_dataset(config.data.path, _orientation(config), config.data.drop_noops)
+    dataset, cameras = open_configured(config.data)
     if accelerator.is_main_process:
         for warning in dataset_warnings(dataset):
             logger.warning("%s: %s", dataset.path, warning)
-    cameras = config.data.cameras or dataset.cameras
     chunks = [
         ChunkDataset(dataset, episodes, cameras, config.data.image_size, config.data.action_horizon, seed=config.seed)
         for episodes in split_episodes(dataset.task_of, config.data.val_fraction, config.seed)

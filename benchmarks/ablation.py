@@ -13,15 +13,12 @@ import argparse
 import tempfile
 import time
 
-from default_job import row
+from default_job import tried
 from machine import describe
 from torch import Tensor, nn
 
 from atlas.config import load_config
 from atlas.policy.vggt_vision import VGGTVisionEncoder
-from atlas.rollout.evaluate import Evaluator, plan_episodes
-from atlas.rollout.executor import ChunkExecutor
-from atlas.rollout.report import EvaluationReport
 from atlas.train import build_trainer, make_accelerator, prepare
 
 
@@ -71,12 +68,7 @@ def train_and_try(name: str, blocks: bool, arguments: argparse.Namespace) -> str
     )
     trainer.tracker.finish()
     policy = trainer.judged_policy.eval()
-    evaluator = Evaluator("cubes", policy.processor.camera_size)
-    outcomes = evaluator.run(
-        ChunkExecutor(policy, config.evaluation.execute), plan_episodes("cubes", arguments.episodes, "report", 0)
-    )
-    evaluator.close()
-    return row(name, EvaluationReport("cubes", name, tuple(outcomes)).to_dict())
+    return tried(name, policy, config.evaluation.execute, arguments.episodes)
 
 
 def rebuilt_without_blocks(trainer):  # type: ignore[no-untyped-def]

@@ -72,6 +72,18 @@ def run(command: list[str], cwd: Path, capture: bool = False) -> str:
     return done.stdout or ""
 
 
+def tried(name: str, policy: Any, execute: int, episodes: int) -> str:
+    """The row of a policy that is at hand: episodes of the default world that nothing has used before."""
+    from atlas.rollout.evaluate import Evaluator, plan_episodes
+    from atlas.rollout.executor import ChunkExecutor
+    from atlas.rollout.report import EvaluationReport
+
+    evaluator = Evaluator("cubes", policy.processor.camera_size)
+    outcomes = evaluator.run(ChunkExecutor(policy, execute), plan_episodes("cubes", episodes, "report", 0))
+    evaluator.close()
+    return row(name, EvaluationReport("cubes", name, tuple(outcomes)).to_dict())
+
+
 def row(name: str, found: dict[str, Any]) -> str:
     low, high = found["ci95"]
     parts = ", ".join(f"{k}: {v['successes']}/{v['episodes']}" for k, v in found["per_instruction"].items())

@@ -15,15 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from default_job import row
+from default_job import tried
 from machine import describe
 
 from atlas.config import load_config
 from atlas.data.chunks import ChunkDataset, Sample
 from atlas.policy import AtlasPolicy, PolicyProcessor
-from atlas.rollout.evaluate import Evaluator, plan_episodes
-from atlas.rollout.executor import ChunkExecutor
-from atlas.rollout.report import EvaluationReport
 from atlas.train import build_trainer, make_accelerator, prepare
 from atlas.types import Batch
 
@@ -96,12 +93,7 @@ def train_and_try(name: str, arguments: argparse.Namespace) -> str:
     trainer.train()
     trainer.tracker.finish()
     policy = ImpairedPolicy(AtlasPolicy.from_pretrained(Path(trainer.run_dir) / "checkpoints" / "latest"), change)
-    evaluator = Evaluator("cubes", policy.processor.camera_size)
-    outcomes = evaluator.run(
-        ChunkExecutor(policy, config.evaluation.execute), plan_episodes("cubes", arguments.episodes, "report", 0)
-    )
-    evaluator.close()
-    return row(name, EvaluationReport("cubes", name, tuple(outcomes)).to_dict())
+    return tried(name, policy, config.evaluation.execute, arguments.episodes)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+import torch
 from torch.utils.data import DataLoader
 
 from atlas.data.chunks import ChunkDataset, Sample
@@ -19,6 +20,11 @@ class _Batches:
 
     def __iter__(self) -> Iterable[list[Sample]]:  # type: ignore[override]
         return iter(self._batches)
+
+
+def worker_count(asked: int | None, device: torch.device) -> int:
+    """What `data.num_workers` means. Left open: 4 for a GPU, else none, which leaves the CPUs to the model."""
+    return asked if asked is not None else 4 * (device.type == "cuda")
 
 
 def make_loader(

@@ -12,12 +12,12 @@ import torch
 from accelerate import Accelerator
 
 from atlas.config import Config, PretrainedVGGTConfig, dump_yaml, load_config
-from atlas.data import open_dataset
+from atlas.data import open_configured
 from atlas.data.augment import Augmenter
 from atlas.data.chunks import ChunkDataset
 from atlas.data.episode import EpisodeDataset
 from atlas.data.feature_cache import CacheLayout, FeatureCache
-from atlas.data.loader import make_loader
+from atlas.data.loader import make_loader, worker_count
 from atlas.data.randomness import sample_keys
 from atlas.errors import InputError
 from atlas.files import write_text
@@ -85,7 +85,7 @@ def begin_cache(config: Config, folder: Path, variants: int = 0) -> FeatureCache
     The folder also gets the config, from which every process that shares the work starts. Raises InputError.
     """
     vision = frozen_backbone(config)
-    dataset, cameras = _open(config)
+    dataset, cameras = open_configured(config.data)
     layout = cache_layout(config, int(dataset.lengths.sum()), len(cameras), variants)
     check_space(folder, layout)
     check_backbone(vision, KEY)
@@ -110,22 +110,13 @@ def work_on_cache(folder: Path, accelerator: Accelerator) -> None:
     """As one of the processes: compute a share of a cache that was begun."""
     config = load_config(folder / CONFIG)
     cache = FeatureCache.read(folder)
-    dataset, cameras = _open(config)
+    dataset, cameras = open_configured(config.data)
     encoder = PretrainedVGGTEncoder(frozen_backbone(config))
     assert encoder.frozen is not None
     cache.check(cache_source(config, dataset, cameras, encoder.frozen.sha256, cache.layout.versions))
     frames = ChunkDataset(dataset, np.arange(len(dataset)), cameras, config.data.image_size, horizon=1)
     device = accelerator.device
     fill_cache(cache, encoder.to(device), frames, config, device, accelerator.process_index, accelerator.num_processes)
-
-
-def _open(config: Config) -> tuple[EpisodeDataset, list[str]]:
-    orientation = None if config.data.orientation == "auto" else config.data.orientation
-    dataset = open_dataset(config.data.path, orientation, config.data.drop_noops)
-    unknown = [camera for camera in config.data.cameras or [] if camera not in dataset.cameras]
-    if unknown:
-        raise InputError(f"data.cameras names {unknown}, and {dataset.path} has the cameras {dataset.cameras}.")
-    return dataset, config.data.cameras or dataset.cameras
 
 
 @torch.no_grad()
@@ -145,7 +136,7 @@ def fill_cache(
     layout = cache.layout
     mine = [shard for shard in range(rank, layout.shards, world_size) if not cache.has(shard)]
     batches = [list(_split(layout.frames_of(shard), config.data.batch_size)) for shard in mine]
-    workers = config.data.num_workers if config.data.num_workers is not None else 4 * (device.type == "cuda")
+    workers = worker_count(config.data.num_workers, device)
     loader = iter(make_loader(frames, [[(0, i) for i in part] for shard in batches for part in shard], workers))
     augment = Augmenter(config.data.augment)
     share = "" if world_size == 1 else f" (one of {world_size} processes)"

@@ -21,6 +21,7 @@ from atlas.errors import InputError
 from atlas.files import atomic_path
 from atlas.policy.huggingface import KEY, TextTower, find_model, is_unread, quiet, read_tokenizer
 from atlas.policy.language_tokens import LanguageTokens, distinct, pad_rows
+from atlas.policy.precision import without_autocast
 from atlas.policy.pretrained import FrozenWeights, weights_hash
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class HuggingFaceLanguageEncoder(nn.Module):
         if device.type == "meta":  # where arithmetic is counted; what is done once costs nothing a sample
             return torch.empty(len(ids), self.dim, device=device)
         assert self.frozen is not None, "only a frozen encoder whose weights were read remembers"
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), without_autocast(device):
             return self._hidden(ids.unsqueeze(0), None)[0]
 
     def save_embeddings(self, path: Path) -> None:

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from atlas.config import Config
 from atlas.data.augment import Augmenter
 from atlas.data.chunks import ChunkDataset
-from atlas.data.loader import make_loader
+from atlas.data.loader import make_loader, worker_count
 from atlas.data.order import TrainOrder, validation_batches
 from atlas.policy import AtlasPolicy
 from atlas.progress import training_bar
@@ -252,9 +252,9 @@ class Trainer:
     def _train_batches(self) -> Iterator[Batch]:
         data = self.config.data
         dealt = self.order.batches(self.accelerator.process_index, self.state.step, self.schedule.max_steps)
-        gpu = self.accelerator.device.type == "cuda"
-        workers = data.num_workers if data.num_workers is not None else 4 * gpu
-        return iter(make_loader(self.train_data, dealt, workers, pin_memory=gpu))
+        device = self.accelerator.device
+        workers = worker_count(data.num_workers, device)
+        return iter(make_loader(self.train_data, dealt, workers, pin_memory=device.type == "cuda"))
 
     def _on_device(self, batch: Batch, augment: bool = False) -> Batch:
         batch = batch.to(self.accelerator.device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -11,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atlas.errors import InputError
+from atlas.policy.precision import without_autocast
 from atlas.policy.vggt.blocks import MLP, LayerScale
-from atlas.policy.vggt.loading import load_part
-from atlas.registry.hub import find_weights
+from atlas.policy.vggt.loading import PublishedHead
 
-PREFIX = "camera_head."
 POSE_SIZE = 9  # translation 3, quaternion 4 (x, y, z, w), vertical and horizontal field of view in radians
 
 
@@ -119,11 +117,14 @@ class Poses(NamedTuple):
     activated: Tensor  # with fields of view that are not negative: for `pose_to_cameras`
 
 
-class VGGTCameraHead(nn.Module):
+class VGGTCameraHead(PublishedHead):
     """Guesses the cameras of all views, then corrects the guess a few times, each time told the last one.
 
     The names of its parts are those of the published checkpoint. It runs in float32, under autocast too.
     """
+
+    prefix = "camera_head."
+    title = "this VGGT camera head"
 
     def __init__(self, config: CameraHeadConfig) -> None:
         super().__init__()
@@ -144,7 +145,7 @@ class VGGTCameraHead(nn.Module):
                 f"The camera head takes [batch, views, tokens, {self.config.dim}], not {list(tokens.shape)}."
             )
         assert self.embed_pose.weight.dtype == torch.float32, "the camera head runs in float32"
-        with torch.autocast(tokens.device.type, enabled=False):
+        with without_autocast(tokens.device):
             return self._iterate(self.token_norm(tokens[:, :, 0].float()))
 
     def _iterate(self, tokens: Tensor) -> Poses:
@@ -163,19 +164,6 @@ class VGGTCameraHead(nn.Module):
             poses.append(pose)
         raw = torch.stack(poses)
         return Poses(raw, torch.cat((raw[..., :7], F.relu(raw[..., 7:])), dim=-1))
-
-    def checkpoint_state_dict(self) -> dict[str, Tensor]:
-        """All weights under the published checkpoint's names (`camera_head.*`)."""
-        return {PREFIX + name: tensor for name, tensor in self.state_dict().items()}
-
-    def load_checkpoint(self, reference: str | Path, key: str = "The VGGT checkpoint") -> None:
-        """Take the head's weights from a published VGGT checkpoint, of which only the `camera_head.*` tensors are read.
-
-        reference: a .safetensors file, a folder with a model.safetensors, or a name on the Hugging Face hub. Raises
-        InputError that names every missing, unknown or misshaped tensor, and then changes no weight; `key` names the
-        setting that the reference comes from.
-        """
-        load_part(self, PREFIX, find_weights(reference, key), "this VGGT camera head")
 
 
 class _Attention(nn.Module):

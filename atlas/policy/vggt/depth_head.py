@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atlas.errors import InputError
-from atlas.policy.vggt.loading import load_part
-from atlas.registry.hub import find_weights
+from atlas.policy.precision import without_autocast
+from atlas.policy.vggt.loading import PublishedHead
 
-PREFIX = "depth_head."
 _POSITION_WEIGHT = 0.1
 _FRAMES_AT_ONCE = 8  # views are independent here, and one of 518 x 518 takes about 0.5 GB on its way
 
@@ -48,11 +46,14 @@ class DepthHeadConfig:
             )
 
 
-class VGGTDepthHead(nn.Module):
+class VGGTDepthHead(PublishedHead):
     """Depth and confidence of every pixel. The names of its parts are those of the published checkpoint.
 
     It runs in float32, under autocast too.
     """
+
+    prefix = "depth_head."
+    title = "this VGGT depth head"
 
     def __init__(self, config: DepthHeadConfig) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class VGGTDepthHead(nn.Module):
         batch = outputs[0].shape[:2]
         layers = [output[:, :, -patches:].flatten(0, 1) for output in outputs]  # without the special tokens
         found = []
-        with torch.autocast(outputs[0].device.type, enabled=False):
+        with without_autocast(outputs[0].device):
             for frames in zip(*(layer.split(_FRAMES_AT_ONCE) for layer in layers), strict=True):
                 found.append(self._predict([tokens.float() for tokens in frames], height, width))
         values = torch.cat(found).unflatten(0, batch)  # [B, S, 2, H, W]
@@ -114,19 +115,6 @@ class VGGTDepthHead(nn.Module):
                 f"The depth head takes four outputs [batch, views, tokens, {c.dim}] with at least {patches} tokens "
                 f"for an image {image_size}, not {[list(output.shape) for output in outputs]}."
             )
-
-    def checkpoint_state_dict(self) -> dict[str, Tensor]:
-        """All weights under the published checkpoint's names (`depth_head.*`)."""
-        return {PREFIX + name: tensor for name, tensor in self.state_dict().items()}
-
-    def load_checkpoint(self, reference: str | Path, key: str = "The VGGT checkpoint") -> None:
-        """Take the head's weights from a published VGGT checkpoint, of which only the `depth_head.*` tensors are read.
-
-        reference: a .safetensors file, a folder with a model.safetensors, or a name on the Hugging Face hub. Raises
-        InputError that names every missing, unknown or misshaped tensor, and then changes no weight; `key` names the
-        setting that the reference comes from.
-        """
-        load_part(self, PREFIX, find_weights(reference, key), "this VGGT depth head")
 
 
 class _Scratch(nn.Module):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from atlas.errors import InputError
+from atlas.registry.hub import find_weights
 
 PARTS = ("aggregator.", "camera_head.", "depth_head.", "point_head.", "track_head.")  # what the published file holds
 _LISTED = 20  # problems named in a message
@@ -60,3 +62,23 @@ def load_part(module: nn.Module, prefix: str, path: Path, what: str) -> None:
         with torch.no_grad():
             for name, tensor in ours.items():
                 tensor.copy_(read(name))
+
+
+class PublishedHead(nn.Module):
+    """A head that is named inside as the published checkpoint names it, under a prefix of its own."""
+
+    prefix: ClassVar[str]
+    title: ClassVar[str]  # for messages
+
+    def checkpoint_state_dict(self) -> dict[str, Tensor]:
+        """All weights under the published checkpoint's names (`prefix`*)."""
+        return {self.prefix + name: tensor for name, tensor in self.state_dict().items()}
+
+    def load_checkpoint(self, reference: str | Path, key: str = "The VGGT checkpoint") -> None:
+        """Take the head's weights from a published VGGT checkpoint, of which only the tensors of `prefix` are read.
+
+        reference: a .safetensors file, a folder with a model.safetensors, or a name on the Hugging Face hub. Raises
+        InputError that names every missing, unknown or misshaped tensor, and then changes no weight; `key` names the
+        setting that the reference comes from.
+        """
+        load_part(self, self.prefix, find_weights(reference, key), self.title)
