@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from atlas.config import Config, DataConfig, dump_yaml, load_config
-from atlas.errors import InputError
-from atlas.files import write_json, write_text
+from atlas.config import Config
+from atlas.files import write_json
+from atlas.prepare import RESULTS, load_run_config, prepare, run_dir_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RESULTS = "results.json"  # in the run's folder once it is finished
 INSTRUCTIONS = "instructions.safetensors"  # in the run's folder: what a frozen language encoder says of them
 
 
@@ -57,140 +53,12 @@ def train(
     return run(prepared, checkpoint)
 
 
-# ---- before the ranks start ------------------------------------------------------------------------------
-
-
-def load_run_config(
-    config: Config | dict[str, Any] | str | Path | None, overrides: Sequence[str], resume: str | Path | None
-) -> Config:
-    """The config of a run. Without one, a run that is resumed by its folder goes on with its own."""
-    if config is None and resume is not None and str(resume) != "auto":
-        from atlas.training.checkpoints import find_checkpoint
-
-        config = find_checkpoint(Path(resume)).parent.parent / "config.yaml"
-    return load_config(config, overrides)
-
-
-def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, Path | None]:
-    """Check all that can be checked, record missing demonstrations, and make the run's folder with its config.
-
-    Returns the config with the run's name settled, and the checkpoint to go on from. Raises InputError.
-    """
-    from atlas.data import open_configured
-    from atlas.policy.pretrained import check_pretrained
-    from atlas.rollout.record import RecordSettings, record
-
-    config, checkpoint = _settle_run(config, resume)
-    if checkpoint is not None:
-        _check_fits(checkpoint, config)
-    path = Path(config.data.path)
-    if config.data.path == DataConfig().path:
-        settings = RecordSettings(**config.data.record.model_dump())
-        record(settings, path)  # does nothing where they are there
-    dataset, _ = open_configured(config.data)
-    _check_data(config, dataset)
-    check_pretrained(config.model)
-    run_dir = _run_dir(config)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_text(run_dir / "config.yaml", dump_yaml(config))
-    return config, checkpoint
-
-
-def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path | None]:
-    """Name the run; refuse to write over one that is there; find the checkpoint to go on from."""
-    from atlas.training.checkpoints import find_checkpoint
-
-    if resume is not None and str(resume) != "auto":
-        checkpoint = find_checkpoint(Path(resume))
-        run_dir = checkpoint.parent.parent
-        settled = {"run_name": run_dir.name, "output_dir": str(run_dir.parent)}
-        return config.model_copy(update=settled), checkpoint
-    if config.run_name is None and resume is not None:
-        unfinished = _newest_unfinished_run(config)
-        if unfinished is not None:
-            return config.model_copy(update={"run_name": unfinished.name}), find_checkpoint(unfinished)
-    if config.run_name is None:
-        name = f"atlas-{Path(config.data.path).name}-{config.model.head.name}-lr{config.training.learning_rate:g}"
-        return config.model_copy(update={"run_name": f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"}), None
-    latest = _run_dir(config) / "checkpoints" / "latest"
-    if not latest.exists():
-        return config, None
-    if resume is None:
-        raise InputError(
-            f"The run '{config.run_name}' in {config.output_dir} has checkpoints already. Continue it with "
-            f"--resume auto, or choose another run_name."
-        )
-    return config, find_checkpoint(latest)
-
-
-def _newest_unfinished_run(config: Config) -> Path | None:
-    """What `--resume auto` means without a run_name: the last run of this data and model that did not end."""
-    saved = sorted(Path(config.output_dir).glob("*/checkpoints/latest"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for run_dir in (link.parent.parent for link in saved):
-        if not (run_dir / RESULTS).exists():
-            was = load_config(run_dir / "config.yaml")
-            if (was.data, was.model) == (config.data, config.model):
-                return run_dir
-    return None
-
-
-def _check_fits(checkpoint: Path, config: Config) -> None:
-    """Refuse to go on from a checkpoint whose policy is another one than the config describes."""
-    from atlas.policy import PolicyProcessor
-
-    file = checkpoint / "policy" / "config.yaml"
-    try:
-        saved = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{file} cannot be read ({error}); the checkpoint is damaged.") from None
-    differing = _differences("model", saved, config.model.model_dump(mode="json"))
-    processor = PolicyProcessor.load(checkpoint / "policy" / "processor.json")
-    for key, was in (("image_size", processor.image_size), ("action_horizon", processor.action_horizon)):
-        if getattr(config.data, key) != was:
-            differing.append(f"data.{key} was {was} and is {getattr(config.data, key)}")
-    if differing:
-        raise InputError(f"The checkpoint {checkpoint} does not fit the config: {'; '.join(differing)}.")
-
-
-def _differences(key: str, was: Any, now: Any) -> list[str]:
-    if isinstance(was, dict) and isinstance(now, dict):
-        return [d for k in sorted({*was, *now}) for d in _differences(f"{key}.{k}", was.get(k), now.get(k))]
-    return [] if was == now else [f"{key} was {was} and is {now}"]
-
-
-def _check_data(config: Config, dataset: EpisodeDataset) -> None:
-    from atlas.data.feature_cache import FeatureCache
-    from atlas.data.split import split_episodes
-    from atlas.rollout.worlds import environment_spec
-
-    if not len(split_episodes(dataset.task_of, config.data.val_fraction, config.seed)[1]):
-        raise InputError(f"{dataset.path} has one episode a task; validation needs a task with at least two.")
-    longest = int(dataset.lengths.max())
-    if config.data.action_horizon > longest:
-        raise InputError(
-            f"data.action_horizon is {config.data.action_horizon}, longer than every episode of {dataset.path} "
-            f"(the longest has {longest} frames)."
-        )
-    if config.evaluation.env not in ("auto", "none"):
-        environment_spec(config.evaluation.env)
-    if config.data.feature_cache is not None:
-        FeatureCache.read(Path(config.data.feature_cache)).check_complete()
-
-
-def _run_dir(config: Config) -> Path:
-    assert config.run_name is not None
-    return Path(config.output_dir) / config.run_name
-
-
-# ---- on every rank ---------------------------------------------------------------------------------------
-
-
 def run(config: Config, checkpoint: Path | None = None) -> Result:
     """Train with a prepared config, as the only process or as one rank of several."""
     from atlas.tracking.console import setup_logging
 
     accelerator = make_accelerator(config)
-    run_dir = _run_dir(config)
+    run_dir = run_dir_of(config)
     undo_logging = setup_logging(run_dir, accelerator.is_main_process, accelerator.process_index)
     exit_code = 1
     trainer, closed_loop = None, None
@@ -247,7 +115,7 @@ def build_trainer(config: Config, accelerator: Accelerator, checkpoint: Path | N
     if config.data.feature_cache is not None:
         _use_features(config, dataset, cameras, policy, train_data, val_data)
     if "language" in policy.frozen:
-        _share_embeddings(policy, dataset.tasks, _run_dir(config) / INSTRUCTIONS, accelerator, checkpoint is not None)
+        _share_embeddings(policy, dataset.tasks, run_dir_of(config) / INSTRUCTIONS, accelerator, checkpoint is not None)
     torch.manual_seed(config.seed + 1 + accelerator.process_index)
 
     settings = config.training
@@ -260,7 +128,7 @@ def build_trainer(config: Config, accelerator: Accelerator, checkpoint: Path | N
     )
     schedule = make_schedule(config, settings.max_steps or order.steps_for(settings.num_epochs or 1))
     state = load_state(checkpoint) if checkpoint is not None else None
-    run_dir = _run_dir(config)
+    run_dir = run_dir_of(config)
     tracker = RunTracker(
         run_dir,
         str(config.run_name),

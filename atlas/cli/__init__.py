@@ -1,0 +1,73 @@
+"""The `atlas` command. Each verb is thin, and imports what it needs when it runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from atlas import __version__
+from atlas.cli import config, data, evaluate, model, train
+from atlas.cli.options import PLAIN
+from atlas.errors import InputError
+
+app = typer.Typer(
+    help="Train and evaluate vision-language-action robot policies.",
+    context_settings={"help_option_names": ["--help", "-h"]},
+    pretty_exceptions_enable=False,
+    **PLAIN,
+)
+app.command()(train.train)
+app.command(hidden=True)(train.rank)
+app.command("eval")(evaluate.evaluate)
+app.command("cache-rank", hidden=True)(data.cache_rank)
+app.add_typer(data.data_app, name="data")
+app.add_typer(model.model_app, name="model")
+app.add_typer(config.config_app, name="config")
+
+
+def main() -> None:
+    """The entry point: run a verb and turn what it raises into a message and an exit code."""
+    from atlas.launch import leave_exit_code
+
+    code = _run()
+    leave_exit_code(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        app(prog_name="atlas")
+    except SystemExit as stop:  # how typer ends, usage errors (2) included
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BaseException as error:
+        code = getattr(error, "exit_code", None)
+        if not isinstance(code, int):
+            import traceback
+
+            traceback.print_exc()
+            return 1
+        if str(error) and os.environ.get("RANK", "0") == "0":  # every rank is stopped; one says so
+            print(error, file=sys.stderr)
+        return code
+    return 0
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"atlas {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _atlas(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass

@@ -1,0 +1,27 @@
+"""Options that several verbs share, and the way of every group of verbs."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+# Plain text instead of boxes: messages are not broken over lines, and rich is not imported for --help.
+PLAIN: dict[str, Any] = {"rich_markup_mode": None, "no_args_is_help": True, "add_completion": False}
+
+ConfigFile = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML file; default: atlas's own.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Config keys, such as training.max_steps=100.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Workers = Annotated[int | None, typer.Option(min=1, metavar="W", help="Simulator processes; default: one a core.")]
+Resume = Annotated[
+    str | None,
+    typer.Option(metavar="auto|DIR", help="Continue from a checkpoint; auto: the latest, or a fresh start."),
+]
+
+
+def as_overrides(values: dict[str, Any]) -> list[str]:
+    """Values as `key=value`; None means not given. JSON is YAML, so that any text survives."""
+    return [f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in values.items() if v is not None]

@@ -1,0 +1,103 @@
+"""`atlas train`, and what it starts on every rank."""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from atlas.cli.options import ConfigFile, Overrides, Resume, as_overrides
+
+if TYPE_CHECKING:
+    from atlas.config import Config
+
+
+class Mode(str, Enum):
+    """What `--mode` takes."""
+
+    single = "single"
+    multi = "multi"
+
+
+def train(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    mode: Annotated[Mode | None, typer.Option(help="One process, or several; default: all visible GPUs.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes; with --cpu, CPU processes.")] = None,
+    gpu_ids: Annotated[str | None, typer.Option(metavar="0,2", help="Which of the visible GPUs.")] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
+    resume: Resume = None,
+    wandb: Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases too.")] = False,
+    wandb_project: Annotated[str | None, typer.Option(metavar="P", help="Its project.")] = None,
+    wandb_entity: Annotated[str | None, typer.Option(metavar="E", help="Its user or team.")] = None,
+    wandb_name: Annotated[str | None, typer.Option(metavar="N", help="The run's name there.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="A few steps, to see that everything runs; no wandb.")] = False,
+) -> None:
+    """Train a policy."""
+    flags = {
+        "distributed.mode": mode.value if mode else None,
+        "distributed.gpus": gpus,
+        "distributed.gpu_ids": _gpu_ids(gpu_ids),
+        "distributed.cpu": cpu or None,
+        "wandb.enabled": wandb or None,
+        "wandb.project": wandb_project,
+        "wandb.entity": wandb_entity,
+        "wandb.name": wandb_name,
+    }
+    from atlas.config import load_config
+    from atlas.launch import count_gpus, launch_ranks, plan_processes
+    from atlas.train import load_run_config, prepare, run
+
+    resolved = load_run_config(config, [*(overrides or []), *as_overrides(flags)], resume)
+    if debug:
+        resolved = load_config(resolved, _debug_overrides(resolved))
+    plan = plan_processes(resolved.distributed, count_gpus(resolved.distributed))
+    # All that can be wrong is found here, once, before there are several processes.
+    resolved, checkpoint = prepare(resolved, resume)
+    if plan.processes == 1:
+        os.environ.update(plan.environment(os.environ))
+        run(resolved, checkpoint)
+        return
+    arguments = ["rank", str(Path(resolved.output_dir) / str(resolved.run_name))]
+    raise typer.Exit(launch_ranks([*arguments, *(["--resume", str(checkpoint)] if checkpoint else [])], plan))
+
+
+def rank(run_dir: Path, resume: Annotated[Path | None, typer.Option(metavar="CHECKPOINT")] = None) -> None:
+    """One process of a training of several; started by `atlas train`."""
+    from atlas.launch import die_with_launcher
+
+    die_with_launcher()
+    from atlas.config import load_config
+    from atlas.train import run
+
+    run(load_config(run_dir / "config.yaml"), resume)
+
+
+def _gpu_ids(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' should be numbers such as 0,2.", param_hint="'--gpu-ids'") from None
+
+
+def _debug_overrides(config: Config) -> list[str]:
+    """What `--debug` changes: what takes time becomes small, and nothing larger than it was."""
+    steps, episodes = 5, 2
+    smaller = {
+        "training.max_steps": (config.training.max_steps or steps, steps),
+        "training.warmup_steps": (config.training.warmup_steps, 1),
+        "training.log_interval": (config.training.log_interval, 1),
+        "training.val_interval": (config.training.val_interval, steps),
+        "checkpoint.save_interval": (config.checkpoint.save_interval, steps),
+        "evaluation.interval": (config.evaluation.interval, steps),
+        "evaluation.episodes": (config.evaluation.episodes, episodes),
+        "evaluation.final_episodes": (config.evaluation.final_episodes, episodes),
+        "evaluation.video": (config.evaluation.video, episodes),
+    }
+    numbers = [f"{key}={min(now, limit)}" for key, (now, limit) in smaller.items()]
+    return [*numbers, "training.num_epochs=null", "wandb.enabled=false"]

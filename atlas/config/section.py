@@ -1,0 +1,33 @@
+"""What every section is made of."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+def default_name(name: str) -> BeforeValidator:
+    """In a section that comes in several kinds, the kind that is meant where `name` is left out."""
+    return BeforeValidator(lambda v: {"name": name, **v} if isinstance(v, dict) else v)
+
+
+SomeSection = TypeVar("SomeSection", bound=Section)
+
+
+def check_heads(section: SomeSection) -> SomeSection:
+    """Validates any section with `dim` and `heads`."""
+    dim, heads = section.dim, section.heads  # type: ignore[attr-defined]
+    if dim % heads:
+        near = max(1, round(dim / heads)) * heads
+        raise ValueError(f"dim is {dim}; it must be a multiple of heads ({heads}), such as {near}")
+    return section

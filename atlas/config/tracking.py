@@ -1,0 +1,152 @@
+"""`logging`, `wandb` and `model_management`: what is kept of a run, and where."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from atlas.config.section import NotNegative, Positive, Section
+
+# ---- logging ---------------------------------------------------------------------------------------------
+
+
+class GradientLoggerConfig(Section):
+    """Histograms of gradients and weights, and gradient norms, of each module."""
+
+    interval: NotNegative = 1000  # optimizer steps; 0: off
+
+
+class PlotLoggerConfig(Section):
+    """Predicted and recorded action chunks in figures and camera views, and a table of the worst samples."""
+
+    interval: NotNegative = 1000  # optimizer steps, at the next validation; 0: off
+    samples: Positive = 4  # drawn, the same ones each time
+    worst: Positive = 8  # rows of the table
+
+
+class ActionLoggerConfig(Section):
+    """Distributions of predicted and recorded actions, and the gripper's probability along an episode."""
+
+    interval: NotNegative = 1000  # optimizer steps, at the next validation; 0: off
+
+
+class EpisodeLoggerConfig(Section):
+    """Distributions of returns and lengths of evaluation episodes, and films of the best, median and worst."""
+
+    interval: NotNegative = 1  # evaluations; 0: off
+
+
+class VisDatasetConfig(Section):
+    """A map of the dataset: the features that the policy's vision has of its frames, in two dimensions."""
+
+    interval: NotNegative = 1300  # optimizer steps, at the next validation; 0: off
+    frames: Annotated[int, Field(ge=10)] = 400
+    method: Literal["pca", "tsne"] = "pca"  # tsne: through scikit-learn, pip install 'atlas-vla[vis]'
+
+
+class MediaConfig(Section):
+    """Records beyond scalars, each in TensorBoard and in wandb."""
+
+    gradient_logger: GradientLoggerConfig = GradientLoggerConfig()
+    plot_logger: PlotLoggerConfig = PlotLoggerConfig()
+    action_logger: ActionLoggerConfig = ActionLoggerConfig()
+    episode_logger: EpisodeLoggerConfig = EpisodeLoggerConfig()
+    vis_dataset: VisDatasetConfig = VisDatasetConfig()
+
+
+class LoggingConfig(Section):
+    exit_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0  # the longest that a tracker may hold the exit
+    system_interval_seconds: Annotated[float, Field(ge=0)] = 15.0  # between samples of system/*; 0: off
+    media: MediaConfig = MediaConfig()
+
+
+# ---- wandb -----------------------------------------------------------------------------------------------
+
+
+class WandbConfig(Section):
+    enabled: bool = False
+    project: str = "atlas-vla"
+    entity: str | None = None
+    name: str | None = None  # null: run_name
+    tags: list[str] = []
+    notes: str | None = None
+    save_code: bool = False
+    resume: Literal["allow", "must", "never", "auto"] = "allow"
+    rewind: bool = False  # when training goes on from a checkpoint: cut off what wandb has beyond it
+    mode: Literal["online", "offline", "disabled"] = "online"
+    group: str | None = None
+    system_stats: bool = True
+    shared: bool = False  # several nodes: each adds its own system metrics to the one run
+
+
+# ---- models ----------------------------------------------------------------------------------------------
+
+
+class Bounds(Section):
+    """What a metric must be."""
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> Bounds:
+        if self.min is None and self.max is None:
+            raise ValueError("neither min nor max is set; write such as {max: 0.05}")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min is {self.min} and max is {self.max}; no value is both")
+        return self
+
+
+# The short forms of upload_conditions, and what they mean.
+_SHORT_CONDITIONS = {"min_success_rate": "eval/success_rate", "min_reward_threshold": "eval/mean_reward"}
+_ARTIFACT_ALIAS = re.compile(r"[^/:]+")
+_OWN_ALIASES = re.compile(r"latest|best|step-\d+|v\d+")
+
+
+class ModelManagementConfig(Section):
+    """Checkpoints as versioned artifacts in wandb, and which of them is the best."""
+
+    upload_frequency: NotNegative = 1  # every Nth checkpoint; 0: none but the best
+    save_best_models: bool = True  # each new best one, whatever upload_frequency says
+    best_model_metric: str = "auto"  # auto: eval/success_rate when there are rollouts, else val/loss
+    best_model_mode: Literal["auto", "max", "min"] = "auto"
+    # {metric: {min: …, max: …}}; only checkpoints that meet all of them are uploaded. min_success_rate: 0.8 and
+    # min_reward_threshold: 0.5 are short for a min of eval/success_rate and eval/mean_reward.
+    upload_conditions: dict[str, Bounds] = {}
+    keep_last_n: Positive = 3  # versions, besides the best one and those with an alias that somebody has set
+    aliases: list[str] = []  # of every uploaded model, besides latest, step-N and best
+    registry: str | None = None  # REGISTRY/COLLECTION that uploaded models are linked to
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out(cls, values: Any) -> Any:
+        conditions = values.get("upload_conditions") if isinstance(values, dict) else None
+        if not isinstance(conditions, dict):
+            return values
+        spelled: dict[str, Any] = {}
+        for name, bounds in conditions.items():
+            if name in _SHORT_CONDITIONS:
+                metric = _SHORT_CONDITIONS[name]
+                if metric in conditions:
+                    raise ValueError(f"upload_conditions has {name} and {metric}, which are the same; keep one")
+                spelled[metric] = {"min": bounds}
+            else:
+                spelled[name] = bounds
+        return {**values, "upload_conditions": spelled}
+
+    @model_validator(mode="after")
+    def _usable(self) -> ModelManagementConfig:
+        for name in self.upload_conditions:
+            if "/" not in name:
+                known = ", ".join(_SHORT_CONDITIONS)
+                raise ValueError(f"upload_conditions: '{name}' is no metric such as val/pose_l2_error, nor {known}")
+        for alias in self.aliases:
+            if not _ARTIFACT_ALIAS.fullmatch(alias):
+                raise ValueError(f"aliases: '{alias}' holds / or :, which an alias may not")
+            if _OWN_ALIASES.fullmatch(alias):
+                raise ValueError(f"aliases: '{alias}' is set where it belongs without being asked for")
+        if self.registry is not None and not re.fullmatch(r"[^/:]+/[^/:]+", self.registry):
+            raise ValueError(f"registry is '{self.registry}'; it should be REGISTRY/COLLECTION, such as models/cubes")
+        return self
