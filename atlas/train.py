@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from atlas.data.episode import EpisodeDataset
     from atlas.policy import AtlasPolicy
     from atlas.rollout.report import EvaluationReport
+    from atlas.tracking import RunTracker
     from atlas.training import Trainer
 
 logger = logging.getLogger(__name__)
@@ -55,28 +56,34 @@ def train(
 
 def run(config: Config, checkpoint: Path | None = None) -> Result:
     """Train with a prepared config, as the only process or as one rank of several."""
-    from atlas.tracking.console import setup_logging
+    from atlas.tracking.console import NOT_ON_TERMINAL, setup_logging
+    from atlas.tracking.nodes import join_as_node
 
     accelerator = make_accelerator(config)
     run_dir = run_dir_of(config)
     undo_logging = setup_logging(run_dir, accelerator.is_main_process, accelerator.process_index)
     exit_code = 1
-    trainer, closed_loop = None, None
+    trainer, closed_loop, node = None, None, None
     try:
         trainer = build_trainer(config, accelerator, checkpoint)
         closed_loop = trainer.closed_loop
+        node = join_as_node(config, run_dir, trainer.tracker, accelerator)
         metrics = trainer.train()
         result = _finish(config, trainer, metrics)
         exit_code = 0
         return result
     except BaseException as error:
         exit_code = getattr(error, "exit_code", 1)
+        if not hasattr(error, "exit_code") and not isinstance(error, KeyboardInterrupt):
+            logger.error("Training failed", exc_info=error, extra=NOT_ON_TERMINAL)  # whoever catches it shows it there
         raise
     finally:
         if closed_loop is not None:
             closed_loop.close()
         if trainer is not None:
             trainer.tracker.finish(exit_code)
+        if node is not None:
+            node.finish(exit_code)
         undo_logging()
         accelerator.end_training()
 
@@ -91,9 +98,11 @@ def build_trainer(config: Config, accelerator: Accelerator, checkpoint: Path | N
     from atlas.data.order import TrainOrder
     from atlas.data.split import split_episodes
     from atlas.policy import AtlasPolicy
-    from atlas.tracking import RunTracker
+    from atlas.tracking import Resumed, RunTracker
     from atlas.training import Trainer
     from atlas.training.checkpoints import load_state
+    from atlas.training.media.loggers import MediaLoggers
+    from atlas.training.publishing import Publisher, run_facts
     from atlas.training.schedule import make_schedule
 
     dataset, cameras = open_configured(config.data)
@@ -135,9 +144,9 @@ def build_trainer(config: Config, accelerator: Accelerator, checkpoint: Path | N
         config.wandb,
         config.logging,
         is_main=accelerator.is_main_process,
-        resume_step=state.step if state else None,
-        wandb_id=state.wandb_id if state else None,
+        resumed=Resumed(state.step, state.wandb_id, state.wandb_row) if state else None,
         total_steps=schedule.max_steps,
+        models=config.model_management,
     )
     trainer = Trainer(
         config,
@@ -148,8 +157,10 @@ def build_trainer(config: Config, accelerator: Accelerator, checkpoint: Path | N
         accelerator,
         tracker,
         schedule,
-        _make_closed_loop(config, dataset, policy, accelerator),
+        _make_closed_loop(config, dataset, policy, accelerator, tracker),
         checkpoint,
+        MediaLoggers(config, schedule, dataset, cameras, train_data, val_data, accelerator, tracker),
+        Publisher(config, tracker, run_facts(config, policy, dataset), accelerator.is_main_process),
     )
     _announce(config, trainer, dataset)
     return trainer
@@ -229,11 +240,14 @@ def _make_policy(
     return AtlasPolicy(config.model, processor)
 
 
-def _make_closed_loop(config: Config, dataset: EpisodeDataset, policy: AtlasPolicy, accelerator: Accelerator) -> Any:
+def _make_closed_loop(
+    config: Config, dataset: EpisodeDataset, policy: AtlasPolicy, accelerator: Accelerator, tracker: RunTracker
+) -> Any:
     """The closed-loop evaluation, or None where there is no world for the data or no episodes are asked for."""
     from atlas.rollout.evaluate import check_agreement
     from atlas.rollout.worlds import environment_spec
     from atlas.training.closed_loop import ClosedLoop
+    from atlas.training.media.episodes import EpisodeLogger
 
     env = dataset.environment if config.evaluation.env == "auto" else config.evaluation.env
     if env is None or env == "none" or config.evaluation.episodes == 0:
@@ -241,23 +255,33 @@ def _make_closed_loop(config: Config, dataset: EpisodeDataset, policy: AtlasPoli
         logger.info("No closed-loop evaluation: %s", reason)
         return None
     check_agreement(policy.processor, environment_spec(env))
-    return ClosedLoop(config.evaluation, env, config.seed, accelerator)
+    episode_logger = EpisodeLogger(config.logging.media.episode_logger, tracker)
+    return ClosedLoop(config.evaluation, env, config.seed, accelerator, run_dir_of(config), episode_logger)
 
 
 def _announce(config: Config, trainer: Trainer, dataset: EpisodeDataset) -> None:
     """Say at the start what will run, and log it as the run's config."""
+    from atlas.tracking.provenance import provenance
+
     policy = trainer.policy
     total = sum(p.numel() for p in policy.parameters())
     trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    trainer.tracker.log_config(config.model_dump(mode="json"))
+    device, world = trainer.accelerator.device, trainer.accelerator.num_processes
+    facts = {
+        **provenance(),
+        "world_size": world,
+        "device": device.type,
+        "parameters": {"total": total, "trainable": trainable},
+    }
+    trainer.tracker.log_config({**config.model_dump(mode="json"), "run": facts})
     trainer.tracker.log(
         {
+            "train/restart": trainer.state.restarts,
             "model/total_parameters": total,
             "model/trainable_parameters": trainable,
             "model/file_size_mb": sum(v.numel() * v.element_size() for v in policy.own_state_dict().values()) / 1e6,
         }
     )
-    device, world = trainer.accelerator.device, trainer.accelerator.num_processes
     logger.info("Run %s: %d process%s on %s", trainer.run_dir, world, "" if world == 1 else "es", device.type)
     logger.info(
         "%s: %d episodes of %d tasks; %d training and %d validation samples",
@@ -293,8 +317,8 @@ def _finish(config: Config, trainer: Trainer, metrics: dict[str, float]) -> Resu
             "final",
             config.evaluation.final_episodes,
             str(best_checkpoint),
+            int(best_checkpoint.name.removeprefix("step_")),
             config.evaluation.video,
-            trainer.run_dir / "videos",
         )
     if trainer.accelerator.is_main_process:
         write_json(

@@ -9,6 +9,7 @@ import typer
 
 from atlas.cli.options import Json, Workers
 from atlas.cli.output import print_json, print_table, stdout_kept_for_the_report
+from atlas.errors import InputError
 
 
 def evaluate(
@@ -27,14 +28,19 @@ def evaluate(
     ] = False,
     blind: Annotated[bool, typer.Option("--blind", help="Show the policy black images.")] = False,
     video: Annotated[Path | None, typer.Option(metavar="DIR", help="Film the episodes into this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write every episode's outcome there; `atlas runs compare`.")
+    ] = None,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Roll a trained policy out and count its successes."""
+    if out is not None:
+        _check_file(out)
     with stdout_kept_for_the_report(as_json):
         from atlas.rollout.evaluate import evaluate_checkpoint
 
-        report = evaluate_checkpoint(
+        evaluation = evaluate_checkpoint(
             checkpoint=checkpoint,
             env=env,
             episodes=episodes,
@@ -45,7 +51,10 @@ def evaluate(
             blind=blind,
             video=video,
             workers=workers,
-        ).to_dict()
+        )
+        if out is not None:
+            evaluation.save(out)
+    report = evaluation.to_dict()
     if as_json:
         print_json(report)
         return
@@ -53,6 +62,18 @@ def evaluate(
     title = f"{report['checkpoint']} in {report['env']}"
     print_table(title, ("instruction", "episodes", "successes", "success rate", "95% interval"), rows)
     print(f"mean episode length: {report['mean_episode_length']:.1f} steps")
+    if out is not None:
+        print(f"The outcomes are in {out}.")
+
+
+def _check_file(out: Path) -> None:
+    """Before the episodes run, which takes a while. Raises InputError."""
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder; name a file, such as {out / 'outcomes.json'}.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: its folder cannot be made: {error.strerror}.") from None
 
 
 def _counts(part: dict[str, Any]) -> tuple[str, ...]:

@@ -1,11 +1,29 @@
-"""The model card that is saved beside the weights."""
+"""The model card: beside the weights what the policy takes and gives; with a checkpoint, how it was trained too."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atlas.registry.files import card_of, describe_files
 
 if TYPE_CHECKING:
     from atlas.policy.policy import AtlasPolicy
+
+# What is said of the training, where it is known: {key of the metadata: how it is called}.
+_FACTS = {
+    "run_name": "run",
+    "step": "optimizer steps",
+    "epoch": "epochs",
+    "data": "dataset",
+    "dataset_fingerprint": "fingerprint of the dataset",
+    "parameters": "parameters",
+    "trainable_parameters": "of them trained",
+    "file_size_mb": "size in MB",
+    "config_hash": "hash of the config",
+    "git_commit": "git commit",
+}
 
 
 def model_card(policy: AtlasPolicy) -> str:
@@ -41,3 +59,35 @@ from atlas.policy import AtlasPolicy
 policy = AtlasPolicy.from_pretrained("this folder")
 ```
 """
+
+
+def checkpoint_card(folder: Path, facts: Mapping[str, Any] | None = None, reference: str | None = None) -> str | None:
+    """The card of a checkpoint or a saved policy in Markdown; None where the folder holds no policy's card.
+
+    facts: the metadata of an artifact (see `Publisher`), its `metrics` among it; None: what the files say. reference:
+    what `from_pretrained` loads it by, where that is not the folder itself.
+    """
+    folder = Path(folder)
+    card = card_of(folder) if folder.is_dir() else None
+    if card is None:
+        return None
+    facts = describe_files(folder) if facts is None else facts
+    rows = [(label, facts[key]) for key, label in _FACTS.items() if facts.get(key) is not None]
+    metrics = [(f"`{name}`", value) for name, value in sorted((facts.get("metrics") or {}).items())]
+    parts = [card if reference is None else card.replace('"this folder"', f'"{reference}"')]
+    if rows:
+        parts.append("## Training\n\n" + _table("", rows))
+    if metrics:
+        parts.append("## Metrics\n\nAs they were last measured before it was saved.\n\n" + _table("metric", metrics))
+    return "\n".join(parts)
+
+
+def _table(title: str, rows: list[tuple[str, Any]]) -> str:
+    body = "".join(f"| {label} | {_cell(value)} |\n" for label, value in rows)
+    return f"| {title} | |\n|---|---|\n{body}"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,5 +1,23 @@
-"""From a reference to a verified local directory."""
+"""Models and their versions: from a reference to a verified local directory, and back.
 
-from atlas.registry.local import resolve_policy
+A reference is a directory, `wandb:entity/project/name:alias`, or `hf:owner/name`.
+"""
 
-__all__ = ["resolve_policy"]
+from atlas.registry.local import fetch_checkpoint, resolve_policy
+from atlas.registry.pull import pull
+from atlas.registry.push import push
+from atlas.registry.scripts import download_model, save_and_upload_best, upload_model
+from atlas.registry.versions import list_models, promote, prune
+
+__all__ = [
+    "download_model",
+    "fetch_checkpoint",
+    "list_models",
+    "promote",
+    "prune",
+    "pull",
+    "push",
+    "resolve_policy",
+    "save_and_upload_best",
+    "upload_model",
+]

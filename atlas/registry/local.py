@@ -1,20 +1,36 @@
-"""References that are directories: a saved policy, a checkpoint, or a run."""
+"""References to policies and checkpoints: folders, and what is fetched into folders."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from atlas.errors import InputError
+from atlas.registry.files import CONFIG
+from atlas.registry.references import HUB, kind_of
 
 POLICY_FILES = ("model.safetensors", "config.yaml", "processor.json")
+_CARD = "README.md"
 
 
 def resolve_policy(reference: str | Path) -> Path:
-    """The directory of a saved policy: `reference` itself, its `policy/` (a checkpoint), or a run's best checkpoint.
+    """The verified local directory of a saved policy.
 
-    Raises InputError when there is none, or one with a file missing.
+    reference: a directory (the policy, a checkpoint, or a run, of which it is the best checkpoint's),
+    `wandb:entity/project/name:alias`, or `hf:owner/name`. Raises InputError when there is none, one with a file
+    missing, or one that cannot be fetched.
     """
-    root = Path(reference).expanduser()
+    kind = kind_of(reference)
+    if kind == "hf":
+        return fetch_hub_policy(str(reference))
+    if kind == "folder":
+        return find_policy(Path(reference).expanduser(), str(reference))
+    from atlas.registry.download import fetch_artifact
+
+    return find_policy(fetch_artifact(str(reference)).path, str(reference))
+
+
+def find_policy(root: Path, called: str) -> Path:
+    """The saved policy in a folder: itself, its `policy/`, or that of its best checkpoint. Raises InputError."""
     candidates = (root, root / "policy", root / "checkpoints" / "best" / "policy", root / "best" / "policy")
     for folder in candidates:
         if (folder / "processor.json").exists() or (folder / "model.safetensors").exists():
@@ -23,5 +39,36 @@ def resolve_policy(reference: str | Path) -> Path:
                 raise InputError(f"The saved policy {folder} lacks {', '.join(missing)}.")
             return folder
     if not root.exists():
-        raise InputError(f"There is no policy at {root}: no such folder.")
-    raise InputError(f"There is no policy at {root}: it holds none of {', '.join(POLICY_FILES)}.")
+        raise InputError(f"There is no policy at {called}: no such folder.")
+    raise InputError(f"There is no policy at {called}: it holds none of {', '.join(POLICY_FILES)}.")
+
+
+def fetch_checkpoint(reference: str) -> Path:
+    """The verified local directory of a whole checkpoint in wandb, to go on training from: see `--resume`.
+
+    It holds `policy/`, `trainer/` and the run's `config.yaml`, whose `run_name` is the run's. The directory belongs to
+    the cache: read it, and write elsewhere. Raises InputError where it cannot be had or is a policy alone.
+    """
+    from atlas.registry.download import fetch_artifact
+
+    folder = fetch_artifact(reference).path
+    missing = [name for name in ("trainer/state.json", "policy/processor.json", CONFIG) if not (folder / name).exists()]
+    if missing:
+        raise InputError(
+            f"{reference} is no checkpoint to go on training from: it lacks {', '.join(missing)}. "
+            "A policy alone can be loaded with from_pretrained, and evaluated."
+        )
+    return folder
+
+
+def fetch_hub_policy(reference: str) -> Path:
+    """The local directory of a policy on the Hugging Face hub, `hf:owner/name`. Raises InputError."""
+    from atlas.registry.hub import Alternative, fetch_folder
+    from atlas.registry.references import parse_hub
+
+    def complete(folder: Path) -> bool:
+        return all((folder / name).is_file() for name in POLICY_FILES)
+
+    name = parse_hub(reference)
+    files = Alternative((*POLICY_FILES, _CARD), complete)
+    return fetch_folder(name, HUB + name, [files], f"it lacks some of {', '.join(POLICY_FILES)}")

@@ -134,12 +134,12 @@ class CubesEnvironment:
         """Time, joint positions and joint velocities: float64 [D], robosuite's flattened form."""
         return np.array(self._env.sim.get_state().flatten())
 
-    def set_state(self, state: np.ndarray) -> Observation:
+    def set_state(self, state: np.ndarray, observe: bool = True) -> Observation | None:
         """Put the simulator into a recorded state; the controller starts anew from there."""
         self._env.sim.set_state_from_flattened(np.asarray(state, np.float64))
         self._env.sim.forward()
         self._restart_controller()
-        return self._observe()
+        return self._observe() if observe else None
 
     def picture(self, size: int) -> np.ndarray:
         """The table as `agentview` sees it."""

@@ -21,6 +21,9 @@ class EnvironmentSpec:
     proprio_dim: int
     horizon: int  # steps after which an episode is truncated
     action_spec: ActionSpec = field(default_factory=ActionSpec)
+    # Whether `set_state` can put it back into any state that it was in. A simulator can, and is filmed from its states
+    # when an episode is over; a real robot cannot, and is filmed while it acts.
+    restorable: bool = True
 
 
 @dataclass
@@ -55,11 +58,12 @@ class Environment(Protocol):
         ...
 
     def get_state(self) -> np.ndarray:
-        """The simulator's state, float64 [D]."""
+        """The simulator's state, float64 [D]. Not called where `spec.restorable` is False."""
         ...
 
-    def set_state(self, state: np.ndarray) -> Observation:
-        """Put the simulator into a state of `get_state` and observe it."""
+    def set_state(self, state: np.ndarray, observe: bool = True) -> Observation | None:
+        """Put the simulator into a state of `get_state` and observe it; it stays in the episode that it is in.
+        `observe=False` saves the rendering and returns None. Not called where `spec.restorable` is False."""
         ...
 
     def picture(self, size: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,11 +20,12 @@ from atlas.rollout.environment import EnvironmentSpec
 from atlas.rollout.executor import ChunkExecutor
 from atlas.rollout.report import EpisodeOutcome, EvaluationReport
 from atlas.rollout.seeds import Purpose, episode_seed
-from atlas.rollout.video import film
+from atlas.rollout.traces import FilmOrder, Trace
 from atlas.rollout.workers import EnvironmentPool, Segment
 from atlas.rollout.worlds import environment_spec
-from atlas.tracking.media import write_mp4
 from atlas.types import Observation
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,12 @@ class PlannedEpisode:
     number: int
     seed: int
     instruction: str
+
+
+@dataclass(frozen=True)
+class PlayedEpisode:
+    outcome: EpisodeOutcome
+    trace: Trace | None  # where it was recorded
 
 
 @dataclass(frozen=True)
@@ -75,26 +84,50 @@ class Evaluator:
         probe: Probe | None = None,
         videos: int = 0,
         video_dir: Path | None = None,
-        fps: float = 20.0,
         title: str | None = "evaluating",
     ) -> list[EpisodeOutcome]:
+        """Run the episodes and count; then film the first `videos` of them, every step, into `video_dir`.
+
+        Outcomes come in the order of `episodes`.
+        """
+        filmed = videos if video_dir is not None else 0
+        played = self.play(executor, episodes, probe, record=filmed > 0, title=title)
+        outcomes = [p.outcome for p in played]
+        if video_dir is not None and filmed:
+            orders = [
+                film_order(p, video_dir / film_name(f"episode_{e.number:03d}", p.outcome))
+                for e, p in zip(episodes[:filmed], played, strict=False)
+            ]
+            made = set(self.film(orders, "filming" if title else None))
+            for i, order in enumerate(orders):
+                if order.path in made:
+                    outcomes[i] = replace(outcomes[i], video=str(order.path))
+        return outcomes
+
+    def play(
+        self,
+        executor: ChunkExecutor,
+        episodes: Sequence[PlannedEpisode],
+        probe: Probe | None = None,
+        record: bool = False,
+        title: str | None = "evaluating",
+    ) -> list[PlayedEpisode]:
         """Run the episodes, as many at once as there are workers, the policy seeing those that wait together.
 
-        The first `videos` of them are filmed into `video_dir`. Outcomes come in the order of `episodes`.
+        record: keep what it takes to film them. They come back in the order of `episodes`.
         """
         probe = probe or Probe()
         waiting = list(reversed(episodes))
         playing: dict[int, PlannedEpisode] = {}
         segments: dict[int, list[Segment]] = {}
-        outcomes: dict[int, EpisodeOutcome] = {}
-        filmed = {e.number for e in episodes[:videos]} if video_dir is not None else set()
+        played: dict[int, PlayedEpisode] = {}
 
         def begin(worker: int) -> None:
             if waiting:
                 episode = waiting.pop()
                 playing[worker], segments[worker] = episode, []
                 executor.reset(worker, episode.seed)
-                self._pool.reset(worker, episode.seed, episode.instruction, episode.number in filmed)
+                self._pool.reset(worker, episode.seed, episode.instruction, record)
 
         with one_thread(), progress_bar(title, len(episodes)) as advance:
             for worker in range(len(self._pool)):
@@ -105,7 +138,7 @@ class Evaluator:
                     segments[worker].append(segment)
                     if segment.observation is None:
                         episode = playing.pop(worker)
-                        outcomes[episode.number] = _outcome(episode, segments[worker], video_dir, fps)
+                        played[episode.number] = _played(episode, segments[worker])
                         advance(1)
                         begin(worker)
                     else:
@@ -113,7 +146,35 @@ class Evaluator:
                 if seen:
                     for worker, actions in executor.plan(seen).items():
                         self._pool.run(worker, actions)
-        return [outcomes[e.number] for e in episodes]
+        return [played[e.number] for e in episodes]
+
+    def film(self, orders: Sequence[FilmOrder], title: str | None = None) -> list[Path]:
+        """Make films of episodes that are over, as many at once as there are workers; returns those that were made.
+
+        One that cannot be made, on a full disk for example, is warned of and left out.
+        """
+        waiting = sorted(orders, key=lambda order: len(order.trace))  # the longest is begun first
+        filming: dict[int, FilmOrder] = {}
+        made = []
+
+        def begin(worker: int) -> None:
+            if waiting:
+                filming[worker] = waiting.pop()
+                self._pool.film(worker, filming[worker])
+
+        with progress_bar(title, len(orders)) as advance:
+            for worker in range(len(self._pool)):
+                begin(worker)
+            while filming:
+                for worker, problem in self._pool.filmed().items():
+                    path = filming.pop(worker).path
+                    if problem is None:
+                        made.append(path)
+                    else:
+                        logger.warning("The film %s could not be made: %s", path, problem)
+                    advance(1)
+                    begin(worker)
+        return made
 
 
 def evaluate_checkpoint(
@@ -131,13 +192,19 @@ def evaluate_checkpoint(
     """Evaluate a saved policy on episodes that neither training nor its selection ever used.
 
     execute: actions of each chunk that are executed (None: half of it). video: a folder for films of all episodes.
-    Raises InputError for an unknown environment, a policy that does not fit it, or a checkpoint that is damaged.
+    Raises InputError for an unknown environment, a policy that does not fit it, a checkpoint that is damaged, or a
+    folder that cannot be made.
     """
     from atlas.policy import AtlasPolicy
 
     if episodes < 1:
         raise InputError(f"--episodes must be at least 1, got {episodes}.")
     planned = plan_episodes(env, episodes, "report", seed)
+    if video is not None:
+        try:
+            video.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"The folder for films {video} cannot be made: {error.strerror}.") from None
     policy = AtlasPolicy.from_pretrained(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     check_agreement(policy.processor, environment_spec(env))
     executor = ChunkExecutor(policy, execute or max(1, policy.processor.action_horizon // 2), ensemble)
@@ -150,12 +217,14 @@ def evaluate_checkpoint(
             Probe(instruction_shuffle, blind),
             videos=episodes if video is not None else 0,
             video_dir=video,
-            fps=policy.processor.action_spec.control_hz,
             title=f"evaluating in '{env}'",
         )
     finally:
         evaluator.close()
-    return EvaluationReport(env, str(checkpoint), tuple(outcomes))
+    probes = {"instruction_shuffle": instruction_shuffle, "blind": blind}
+    return EvaluationReport(
+        env, str(checkpoint), tuple(outcomes), "report", seed=seed, probes=tuple(k for k, on in probes.items() if on)
+    )
 
 
 def check_agreement(processor: PolicyProcessor, spec: EnvironmentSpec) -> None:
@@ -188,21 +257,24 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _outcome(
-    episode: PlannedEpisode, segments: Sequence[Segment], video_dir: Path | None, fps: float
-) -> EpisodeOutcome:
-    success = segments[-1].success
-    frames = [frame for segment in segments for frame in segment.frames]
-    path = None
-    if frames and video_dir is not None:
-        outcome = "success" if success else "failure"
-        path = video_dir / f"episode_{episode.number:03d}_{episode.instruction.replace(' ', '_')}_{outcome}.mp4"
-        write_mp4(path, np.stack(film(frames, episode.instruction, success, fps)), fps)
-    return EpisodeOutcome(
+def film_order(played: PlayedEpisode, path: Path, most_pictures: int | None = None) -> FilmOrder:
+    """The film of an episode whose trace was recorded; see FilmOrder."""
+    assert played.trace is not None
+    return FilmOrder(path, played.trace, played.outcome.instruction, played.outcome.success, most_pictures)
+
+
+def film_name(title: str, outcome: EpisodeOutcome) -> str:
+    """'episode_007' -> 'episode_007_pick_up_the_red_cube_success.mp4'"""
+    instruction = re.sub(r"\W+", "_", outcome.instruction)[:80].strip("_")
+    return f"{title}_{instruction}_{'success' if outcome.success else 'failure'}.mp4"
+
+
+def _played(episode: PlannedEpisode, segments: Sequence[Segment]) -> PlayedEpisode:
+    outcome = EpisodeOutcome(
         instruction=episode.instruction,
         seed=episode.seed,
-        success=success,
+        success=segments[-1].success,
         reward=sum(s.reward for s in segments),
         length=sum(s.steps for s in segments),
-        video=None if path is None else str(path),
     )
+    return PlayedEpisode(outcome, segments[-1].trace)

@@ -1,29 +1,145 @@
-"""Films of rollouts: pictures with the instruction and the outcome drawn in."""
+"""What a film of a rollout shows: the picture, the instruction, the step, and what the policy does at it."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_BAR = 24  # pixels under the picture for the text
-_HOLD_SECONDS = 0.7  # the last picture stays, so that the outcome can be read
+from atlas.types import ActionSpec
+
+_MARGIN = 8  # pixels
+_TITLE_LINE = 18
+_ROW = 12  # of an action's bar
+_LABEL = 24  # width of the names beside the bars
+
+_GROUND, _TRACK, _LINE = (22, 23, 28), (44, 46, 56), (92, 95, 110)
+_TEXT, _QUIET = (240, 240, 244), (160, 163, 176)
+_POSITION, _ROTATION, _GRIPPER = (82, 156, 255), (255, 178, 66), (96, 214, 150)
+_FUTURE = (62, 92, 80)  # of the gripper's curve
+_OUTCOMES = {True: ("success", (70, 200, 110)), False: ("failure", (244, 96, 88))}
 
 
-def caption(frame: np.ndarray, text: str, colour: tuple[int, int, int] = (235, 235, 235)) -> np.ndarray:
-    """The picture uint8 [H, W, 3] with a line of text below: uint8 [H + 24, W, 3]."""
-    height, width = frame.shape[:2]
-    image = Image.new("RGB", (width, height + _BAR), (20, 20, 24))
-    image.paste(Image.fromarray(frame))
-    font = ImageFont.load_default(size=13)
-    ImageDraw.Draw(image).text((6, height + 4), text, fill=colour, font=font)
-    return np.asarray(image)
+class FilmDrawing:
+    """Draws the frames of one episode's film around its pictures.
+
+    Above the picture the instruction and the step; below it a bar for each number of the action (full is 1, or the
+    episode's largest where that is more) and P(close) = (clip(gripper, -1, 1) + 1) / 2 over the whole episode.
+    """
+
+    def __init__(self, instruction: str, actions: np.ndarray, spec: ActionSpec, size: int) -> None:
+        """actions: float [T, A], in `spec`'s units. size: of the square pictures, in pixels."""
+        self._actions, self._spec, self._size = actions, spec, size
+        self._full = np.maximum(1.0, np.abs(actions).max(axis=0))  # [A]
+        self._closing = (np.clip(actions[:, spec.gripper], -1, 1) + 1) / 2  # [T]
+        self._small, self._large = ImageFont.load_default(size=10), ImageFont.load_default(size=13)
+        self._steps_width = _width(self._small, f"{len(actions)} / {len(actions)}")
+        lines = _wrap(instruction, self._large, size - 3 * _MARGIN - self._steps_width)
+        self._top = _TITLE_LINE * len(lines) + _MARGIN
+        self._bars_top = self._top + size + _MARGIN
+        height = self._bars_top + _ROW * max(spec.dim, 4) + _MARGIN // 2
+        self.shape = (height + height % 2, size, 3)  # H.264 wants even sides
+        self._points = self._curve()
+        self._background = self._draw_background(lines)
+
+    def frame(self, picture: np.ndarray, step: int) -> np.ndarray:
+        """uint8 [H, W, 3], `shape`: the picture uint8 [size, size, 3] before action `step`, and that action."""
+        return np.asarray(self._draw(picture, step))
+
+    def last_frame(self, picture: np.ndarray, success: bool) -> np.ndarray:
+        """The picture after the last action, with the outcome."""
+        image = self._draw(picture, len(self._actions) - 1)
+        draw = ImageDraw.Draw(image)
+        text, colour = _OUTCOMES[success]
+        bottom = self._top + self._size - 1
+        draw.rectangle((0, self._top, self._size - 1, bottom), outline=colour, width=3)
+        badge = (0, bottom - 22, _width(self._large, text) + 2 * _MARGIN, bottom)
+        draw.rectangle(badge, fill=colour)
+        draw.text((_MARGIN, bottom - 11), text, fill=_GROUND, font=self._large, anchor="lm")
+        return np.asarray(image)
+
+    # ---- inside ------------------------------------------------------------------------------------------
+
+    def _draw(self, picture: np.ndarray, step: int) -> Image.Image:
+        image = self._background.copy()
+        image.paste(Image.fromarray(picture), (0, self._top))
+        draw = ImageDraw.Draw(image)
+        place = (self._size - _MARGIN, _MARGIN // 2 + _TITLE_LINE // 2)
+        draw.text(place, f"{step + 1} / {len(self._actions)}", fill=_QUIET, font=self._small, anchor="rm")
+        left, right = self._tracks
+        middle, reach = (left + right) / 2, (right - left) / 2
+        for dimension, value in enumerate(self._actions[step] / self._full):
+            top = self._bars_top + _ROW * dimension
+            end = middle + reach * float(value)
+            bar = (min(middle, end), top + 2, max(middle, end), top + _ROW - 3)
+            draw.rectangle(bar, fill=self._colour(dimension))
+        left, top, right, bottom = self._chart
+        draw.text((right, top - 7), f"{self._closing[step]:.2f}", fill=_TEXT, font=self._small, anchor="rm")
+        draw.line(self._points[: step + 1], fill=_GRIPPER, width=2)
+        x, y = self._points[step]
+        draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=_GRIPPER)
+        return image
+
+    def _draw_background(self, lines: list[str]) -> Image.Image:
+        """What is the same in every frame."""
+        image = Image.new("RGB", (self.shape[1], self.shape[0]), _GROUND)
+        draw = ImageDraw.Draw(image)
+        for i, line in enumerate(lines):
+            middle = _MARGIN // 2 + _TITLE_LINE * i + _TITLE_LINE // 2
+            draw.text((_MARGIN, middle), line, fill=_TEXT, font=self._large, anchor="lm")
+        left, right = self._tracks
+        for dimension, name in enumerate(self._spec.names):
+            top = self._bars_top + _ROW * dimension
+            name = "grip" if dimension == self._spec.gripper else name
+            draw.text((_MARGIN, top + _ROW // 2 - 1), name, fill=_QUIET, font=self._small, anchor="lm")
+            draw.rectangle((left, top + 2, right, top + _ROW - 3), fill=_TRACK)
+            draw.line(((left + right) // 2, top, (left + right) // 2, top + _ROW - 1), fill=_LINE)
+        left, top, right, bottom = self._chart
+        draw.text((left, top - 7), "P(close)", fill=_QUIET, font=self._small, anchor="lm")
+        draw.rectangle((left, top, right, bottom), fill=_TRACK)
+        draw.line((left, (top + bottom) // 2, right, (top + bottom) // 2), fill=_LINE)
+        draw.line(self._points, fill=_FUTURE, width=2)
+        return image
+
+    @property
+    def _tracks(self) -> tuple[int, int]:
+        """Left and right ends of the bars at full."""
+        return _MARGIN + _LABEL, self._size // 2 - _MARGIN // 2
+
+    @property
+    def _chart(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of the gripper's chart."""
+        left, bottom = self._size // 2 + 2 * _MARGIN, self._bars_top + _ROW * max(self._spec.dim, 4) - 3
+        return left, self._bars_top + 14, self._size - _MARGIN, bottom
+
+    def _curve(self) -> list[tuple[float, float]]:
+        """The points of P(close) in the chart, one a step."""
+        left, top, right, bottom = self._chart
+        x = np.linspace(left + 3, right - 3, len(self._closing))
+        y = bottom - 3 - (bottom - top - 6) * self._closing
+        return list(zip(x.tolist(), y.tolist(), strict=True))
+
+    def _colour(self, dimension: int) -> tuple[int, int, int]:
+        if dimension == self._spec.gripper:
+            return _GRIPPER
+        return _ROTATION if self._spec.rotation[0] <= dimension < self._spec.rotation[1] else _POSITION
 
 
-def film(frames: Sequence[np.ndarray], instruction: str, success: bool, fps: float) -> list[np.ndarray]:
-    """The frames with the instruction, and at the end the outcome."""
-    outcome, colour = ("success", (90, 220, 120)) if success else ("failure", (255, 110, 100))
-    drawn = [caption(frame, instruction) for frame in frames[:-1]]
-    last = caption(frames[-1], f"{instruction}: {outcome}", colour)
-    return drawn + [last] * max(1, round(_HOLD_SECONDS * fps))
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def _width(font: _Font, text: str) -> int:
+    return int(font.getlength(text)) + 1
+
+
+def _wrap(text: str, font: _Font, width: int) -> list[str]:
+    """The text in at most three lines of `width` pixels; what is longer ends in dots."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    if len(lines) > 3:
+        lines = [*lines[:2], f"{lines[2]} …"]
+    return lines

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from atlas.errors import InputError
+from atlas.rollout.environment import Environment
+from atlas.rollout.traces import FilmOrder, Trace, TraceRecorder, make_film
 from atlas.rollout.worlds import make_environment
 from atlas.types import Observation
-
-_FILM_SIZE = 256  # pixels of a filmed frame
 
 
 @contextmanager
@@ -53,7 +53,7 @@ class Segment:
     steps: int
     done: bool
     success: bool
-    frames: list[np.ndarray]  # filmed pictures uint8 [size, size, 3], one a step
+    trace: Trace | None = None  # of the whole episode, when it is over and was to be recorded
 
 
 class EnvironmentPool:
@@ -85,16 +85,27 @@ class EnvironmentPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def reset(self, worker: int, seed: int, instruction: str, film: bool) -> None:
-        """Begin an episode on a worker; the answer comes through `ready`."""
-        self._connections[worker].send(("reset", seed, instruction, film))
+    def reset(self, worker: int, seed: int, instruction: str, record: bool = False) -> None:
+        """Begin an episode on a worker, which is to keep its trace or not; the answer comes through `ready`."""
+        self._connections[worker].send(("reset", seed, instruction, record))
 
     def run(self, worker: int, actions: np.ndarray) -> None:
         """Execute actions [n, A] on a worker, until the episode ends; the answer comes through `ready`."""
         self._connections[worker].send(("run", actions))
 
+    def film(self, worker: int, order: FilmOrder) -> None:
+        """Make a film on a worker, between its episodes; the answer comes through `filmed`."""
+        self._connections[worker].send(("film", order))
+
     def ready(self) -> dict[int, Segment]:
-        """Wait for at least one worker's answer; returns those that are there."""
+        """Wait for at least one worker's answer to `reset` or `run`; returns those that are there."""
+        return self._answers()
+
+    def filmed(self) -> dict[int, str | None]:
+        """Wait for at least one worker's answer to `film`: None, or why the film could not be made."""
+        return self._answers()
+
+    def _answers(self) -> dict[int, Any]:
         done = wait(self._connections)
         answers = {}
         for worker, connection in enumerate(self._connections):
@@ -130,18 +141,20 @@ def _serve(connection: Connection, name: str, image_size: int) -> None:
     except InputError as error:
         connection.send(("input error", str(error)))
         return
-    film = False
+    recorder = None
     try:
         while True:
             kind, *arguments = connection.recv()
             if kind == "reset":
-                seed, instruction, film = arguments
+                seed, instruction, record = arguments
                 observation = env.reset(seed=seed, instruction=instruction)
-                frames = [env.picture(_FILM_SIZE)] if film else []
-                answer = Segment(observation, 0.0, 0, False, False, frames)
+                recorder = TraceRecorder(env) if record else None
+                answer: Any = Segment(observation, 0.0, 0, False, False)
+            elif kind == "run":
+                answer = _run(env, arguments[0], recorder)
             else:
-                answer = _run(env, arguments[0], film)
-            connection.send(("segment", answer))
+                answer = _film(env, arguments[0])
+            connection.send(("answer", answer))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the other end is closed: the work is done
     except Exception:
@@ -150,13 +163,22 @@ def _serve(connection: Connection, name: str, image_size: int) -> None:
         env.close()
 
 
-def _run(env: Any, actions: np.ndarray, film: bool) -> Segment:
-    reward, frames = 0.0, []
+def _run(env: Environment, actions: np.ndarray, recorder: TraceRecorder | None) -> Segment:
+    reward = 0.0
     for number, action in enumerate(actions):
         result = env.step(action, observe=number == len(actions) - 1)
         reward += result.reward
-        if film:
-            frames.append(env.picture(_FILM_SIZE))
+        if recorder is not None:
+            recorder.stepped(action)
         if result.done:
-            return Segment(None, reward, number + 1, True, result.success, frames)
-    return Segment(result.observation, reward, len(actions), False, False, frames)
+            trace = recorder.trace() if recorder is not None else None
+            return Segment(None, reward, number + 1, True, result.success, trace)
+    return Segment(result.observation, reward, len(actions), False, False)
+
+
+def _film(env: Environment, order: FilmOrder) -> str | None:
+    try:
+        make_film(env, order)
+    except Exception as error:  # a full disk, a codec: no reason to end the work that the film is of
+        return f"{type(error).__name__}: {error}"
+    return None

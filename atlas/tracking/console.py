@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from atlas.tracking.records import Model, Record, Scalars
+from atlas.tracking.records import LogLine, Model, Record, Scalars, Sink
 from atlas.tracking.redact import redact
 
 logger = logging.getLogger(__name__)
@@ -32,11 +32,12 @@ _SHOWN: dict[str, tuple[str, str]] = {
     "perf/samples_per_second": ("", "{:.0f} samples/s"),
 }
 # Parts, variants and repetitions of the above: in the dashboards, not in the line.
-_HIDDEN = {"train/step", "val/pose_loss", "val/gripper_loss", "val/pose_l1_error", "val/gripper_error"}
+_HIDDEN = {"train/step", "train/restart", "val/pose_loss", "val/gripper_loss", "val/pose_l1_error", "val/gripper_error"}
 _SECTIONS = ("train", "val", "eval")
+NOT_ON_TERMINAL = {"not_on_terminal": True}  # as `extra` of a line that is for train.log and wandb alone
 
 
-class ConsoleSink:
+class ConsoleSink(Sink):
     """Logs one line for every call that holds train/*, val/* or eval/* metrics, through the `atlas` logger."""
 
     name = "console"
@@ -50,9 +51,6 @@ class ConsoleSink:
             line = format_line(record, self._total_steps)
             if line:
                 logger.info("%s", line)
-
-    def finish(self, exit_code: int) -> None:
-        """Nothing to close: the handlers belong to `setup_logging`."""
 
 
 def format_line(record: Scalars, total_steps: int | None = None) -> str:
@@ -101,6 +99,23 @@ class _Formatter(logging.Formatter):
         return redact(super().format(record) if record.levelno == logging.INFO else self._with_level.format(record))
 
 
+class LineHandler(logging.Handler):
+    """Hands the package's log lines on as records, from INFO up, until it is closed."""
+
+    def __init__(self, emit: Callable[[LogLine], object]) -> None:
+        super().__init__(logging.INFO)
+        self.setFormatter(_Formatter("", "%Y-%m-%d %H:%M:%S"))
+        self._hand_on = emit
+        logging.getLogger("atlas").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._hand_on(LogLine(self.format(record)))
+
+    def close(self) -> None:
+        logging.getLogger("atlas").removeHandler(self)
+        super().close()
+
+
 class _LogFile(logging.FileHandler):
     """A log file that is given up, with one line on stderr, when it cannot be written (a full disk)."""
 
@@ -121,6 +136,7 @@ def setup_logging(run_dir: Path, is_main: bool, rank: int | None = None) -> Call
     who = "" if is_main else f"[rank {os.environ.get('RANK', '?') if rank is None else rank}] "
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     handlers[0].setFormatter(_Formatter(who, "%H:%M:%S"))
+    handlers[0].addFilter(lambda record: not hasattr(record, "not_on_terminal"))
     if is_main:
         run_dir.mkdir(parents=True, exist_ok=True)
         handlers.append(_LogFile(run_dir / "train.log", encoding="utf-8"))

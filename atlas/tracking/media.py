@@ -13,7 +13,8 @@ from atlas.files import atomic_path
 
 _GIF_FPS = 10.0
 _GIF_FRAMES = 100  # a GIF sits whole within the event file, so it is kept small
-_GIF_SIDE = 256
+_GIF_SIDE = 384
+_PALETTE_PICTURES = 8  # of a film, from which the colours of its GIF are chosen
 
 
 def write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
@@ -23,7 +24,9 @@ def write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with atomic_path(path) as partial, av.open(str(partial), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        # As small as the default preset on films of robots, in less than half of the time.
+        options = {"preset": "veryfast"}
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=options)
         stream.width, stream.height = frames.shape[2], frames.shape[1]
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1  # x264 takes every core otherwise, and the run needs them
@@ -33,7 +36,7 @@ def write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
 
 
 def mp4_to_gif(path: Path) -> tuple[bytes, int, int]:
-    """An mp4 as an animated GIF of at most 100 frames and 256 pixels a side: (its bytes, height, width)."""
+    """An mp4 as an animated GIF of at most 100 frames and 384 pixels a side: (its bytes, height, width)."""
     import av
     from PIL import Image
 
@@ -51,8 +54,23 @@ def mp4_to_gif(path: Path) -> tuple[bytes, int, int]:
         raise ValueError(f"{path} holds no frames")
     encoded = io.BytesIO()
     duration = max(20, round(1000 * every / fps))  # milliseconds; browsers slow anything shorter than 20 down
-    pictures[0].save(encoded, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
-    return encoded.getvalue(), pictures[0].height, pictures[0].width
+    colours = _common_palette(pictures)
+    # No dithering: still parts would flicker, and the file would be larger.
+    first, *others = [picture.quantize(palette=colours, dither=Image.Dither.NONE) for picture in pictures]
+    first.save(encoded, "GIF", save_all=True, append_images=others, duration=duration, loop=0)
+    return encoded.getvalue(), first.height, first.width
+
+
+def _common_palette(pictures: list[Any]) -> Any:
+    """An image with 256 colours that suit all of the pictures, chosen from some of them at half their size.
+
+    One palette for the whole film takes a fifth of the time of one a picture, and still parts stay still.
+    """
+    from PIL import Image
+
+    chosen = [pictures[i] for i in np.linspace(0, len(pictures) - 1, _PALETTE_PICTURES).astype(int)]
+    strip = np.concatenate([np.asarray(picture)[::2, ::2] for picture in chosen], axis=1)
+    return Image.fromarray(strip).quantize(256, method=Image.Quantize.FASTOCTREE)
 
 
 def figure_pixels(figure: Any) -> np.ndarray:

@@ -7,30 +7,15 @@ import queue
 import threading
 import time
 from dataclasses import dataclass
-from typing import Protocol
 
-from atlas.tracking.records import Record, Sink
+from atlas.tracking.records import LogLine, Record, RunConfig, Scalars, Sink
 from atlas.tracking.redact import cause
 
 logger = logging.getLogger(__name__)
 
-_CAPACITY = 1000  # records that wait while a sink starts or stalls; then the newest are dropped
-_POLL_SECONDS = 0.1
+_ROOM = 50_000  # records that wait while a sink starts or stalls; then the newest are dropped
+_ROOM_FOR_MEDIA = 200  # of them those that hold pictures, tables or files
 _LAST_WORDS_SECONDS = 1.0
-
-
-class SlowSink(Sink, Protocol):
-    """A sink whose `open`, `write` and `finish` may take long, hang, or raise: they run on the sink's thread."""
-
-    def open(self) -> None: ...
-
-    def prepare(self, record: Record) -> Record:
-        """Called on the training thread, quickly: keep what may be gone when the record's turn comes."""
-        ...
-
-    def abandon(self) -> None:
-        """Called on the training thread when time is up: make sure that nothing holds the exit of the process."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -39,58 +24,68 @@ class _Finish:
 
 
 class QueuedSink:
-    """Feeds a SlowSink from a bounded queue on a daemon thread; full means the record is dropped and counted."""
+    """Feeds a sink from a bounded queue on a daemon thread; full means the record is dropped and counted."""
 
-    def __init__(self, sink: SlowSink, exit_timeout_seconds: float, capacity: int = _CAPACITY) -> None:
+    def __init__(self, sink: Sink, room: int = _ROOM) -> None:
         self.name = sink.name
+        self.sink = sink
         self.dropped = 0
-        self._sink = sink
-        self._exit_timeout = exit_timeout_seconds
+        self._room = room
+        self._media = threading.BoundedSemaphore(_ROOM_FOR_MEDIA)
         self._off = threading.Event()
-        self._queue: queue.Queue[Record | _Finish] = queue.Queue(maxsize=capacity)
+        # Written in C: `put` neither waits for a lock that the other side holds nor lets it run first.
+        self._queue: queue.SimpleQueue[Record | _Finish] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"atlas-{sink.name}", daemon=True)
         self._thread.start()
 
-    def write(self, record: Record) -> None:
+    @property
+    def is_off(self) -> bool:
+        """Whether the sink has failed."""
+        return self._off.is_set()
+
+    def write(self, record: Record) -> bool:
+        """Hand the record over, in microseconds; False where there was no room or the sink is off."""
         if self._off.is_set():
-            return
-        try:
-            self._queue.put_nowait(self._sink.prepare(record))
-        except queue.Full:
+            return False
+        if self._queue.qsize() >= self._room or (_is_media(record) and not self._media.acquire(blocking=False)):
             self.dropped += 1
             if self.dropped == 1:
                 logger.warning("%s falls behind: what it has no room for is dropped, and counted.", self.name)
+            return False
+        try:
+            prepared = self.sink.prepare(record)
+        except Exception as error:
+            self._switch_off(error)
+            return False
+        if prepared is not None:
+            self._queue.put(prepared)
+        elif _is_media(record):
+            self._media.release()
+        return prepared is not None
 
-    def finish(self, exit_code: int) -> None:
-        """Let the thread write what waits and close the sink, for at most the exit timeout."""
-        deadline = time.monotonic() + self._exit_timeout
+    def finish(self, exit_code: int, deadline: float) -> None:
+        """Let the thread write what waits and close the sink, until `deadline` (of time.monotonic)."""
+        start = time.monotonic()
         item = _Finish(exit_code)
-        self._put_finish(item, deadline)
-        self._thread.join(max(0.0, deadline - time.monotonic()))
+        self._queue.put(item)
+        self._thread.join(max(0.0, deadline - start))
         if self._thread.is_alive():
             waiting = self._empty()
             if not self._off.is_set():
                 logger.warning(
-                    "%s did not finish within %g s (logging.exit_timeout_seconds) and is abandoned; %d records waited.",
+                    "%s did not finish within %.3g s (logging.exit_timeout_seconds) and is abandoned; "
+                    "%d records waited.",
                     self.name,
-                    self._exit_timeout,
+                    deadline - start,
                     waiting,
                 )
             self._off.set()
-            self._sink.abandon()
+            self.sink.abandon()
             # What held the thread is gone now, as a rule: give it a moment to close what it can.
-            self._put_finish(item, time.monotonic() + _LAST_WORDS_SECONDS)
+            self._queue.put(item)
             self._thread.join(_LAST_WORDS_SECONDS)
         if self.dropped:
             logger.warning("%s dropped %d records because it fell behind.", self.name, self.dropped)
-
-    def _put_finish(self, item: _Finish, deadline: float) -> None:
-        while self._thread.is_alive() and time.monotonic() < deadline:
-            try:
-                self._queue.put(item, timeout=min(_POLL_SECONDS, self._exit_timeout))
-                return
-            except queue.Full:
-                continue
 
     def _empty(self) -> int:
         """Throw away what waits; returns the number of records."""
@@ -103,18 +98,20 @@ class QueuedSink:
 
     def _work(self) -> None:
         try:
-            self._sink.open()
+            self.sink.open()
         except Exception as error:
             self._switch_off(error)
         # A sink that is off is still fed from, so that the queue does not fill up, and still closes what it can.
         while not isinstance(item := self._queue.get(), _Finish):
+            if _is_media(item):
+                self._media.release()
             if not self._off.is_set():
                 try:
-                    self._sink.write(item)
+                    self.sink.write(item)
                 except Exception as error:
                     self._switch_off(error)
         try:
-            self._sink.finish(item.exit_code)
+            self.sink.finish(item.exit_code)
         except Exception as error:
             self._switch_off(error)
 
@@ -125,6 +122,10 @@ class QueuedSink:
             logger.debug("%s, switched off before: %s", self.name, cause(error))
         else:
             warn_switched_off(self.name, error)
+
+
+def _is_media(record: Record) -> bool:
+    return not isinstance(record, Scalars | LogLine | RunConfig)
 
 
 def warn_switched_off(name: str, error: Exception) -> None:

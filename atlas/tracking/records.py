@@ -1,4 +1,4 @@
-"""What a run can be told, and the one small interface of whoever listens.
+"""What a run can be told, and the small interface of whoever listens.
 
 The tracker checks every value once and makes a record of it; a sink takes records and leaves out the kinds it
 cannot show. Records own their data: nothing the caller changes afterwards changes them.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,6 +63,18 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Projection:
+    """Points to be looked at in a few dimensions, each with a row of labels and, where there are some, a thumbnail."""
+
+    name: str
+    points: np.ndarray  # float32 [N, D]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]  # N of them
+    thumbnails: np.ndarray | None  # uint8 [N, h, w, 3]
+    step: int
+
+
+@dataclass(frozen=True)
 class RunConfig:
     values: Mapping[str, Any]  # nested mappings, lists, str, numbers, bool and None
 
@@ -76,19 +88,41 @@ class Model:
     aliases: Sequence[str]
     metadata: Mapping[str, Any]
     step: int
+    description: str = ""  # the model card, Markdown
 
 
-Record = Scalars | Image | Video | Histogram | Table | RunConfig | Model
+@dataclass(frozen=True)
+class LogLine:
+    """A line of the package's log, formatted and without keys."""
+
+    text: str
 
 
-class Sink(Protocol):
-    """Takes records on the training thread, so every call returns quickly.
+Record = Scalars | Image | Video | Histogram | Table | Projection | RunConfig | Model | LogLine
 
-    Whatever it raises switches it off with one warning; training goes on.
+
+class Sink:
+    """Takes records, each sink on a daemon thread of its own (see queued.py), so that it may be slow or hang.
+
+    Only `prepare` and `abandon` run on the caller's thread and must return quickly. Whatever a sink raises switches
+    it off with one warning; training goes on. A sink of one's own needs a `name` and `write`.
     """
 
     name: str
 
-    def write(self, record: Record) -> None: ...
+    def open(self) -> None:
+        """Called once, before anything is written."""
 
-    def finish(self, exit_code: int) -> None: ...
+    def prepare(self, record: Record) -> Record | None:
+        """Keep what may be gone when the record's turn comes; None leaves it out. On the caller's thread."""
+        return record
+
+    def write(self, record: Record) -> None:
+        """Show the record, or leave it out where its kind cannot be shown."""
+        raise NotImplementedError
+
+    def finish(self, exit_code: int) -> None:
+        """Close, within the time that is left."""
+
+    def abandon(self) -> None:
+        """Time is up: make sure that nothing holds the exit of the process. On the caller's thread."""

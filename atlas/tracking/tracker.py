@@ -1,7 +1,8 @@
 """`RunTracker`: the one thing the trainer, rollouts and users talk to when there is something to show.
 
-It checks values once, makes records of them and hands these to every sink. Nothing that goes wrong here reaches the
-training loop: a wrong value is left out with one warning, a failing sink is switched off with one warning.
+It checks values once, makes records of them and puts these into the queue of every sink, each of which has a thread of
+its own. Nothing that goes wrong here reaches the training loop: a wrong value is left out with one warning, a failing
+sink is switched off with one warning, a stalled one loses what it has no room for, counted.
 """
 
 from __future__ import annotations
@@ -9,25 +10,42 @@ from __future__ import annotations
 import logging as py_logging
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atlas.config import LoggingConfig, WandbConfig
-from atlas.tracking.console import ConsoleSink, log_model_line
+import numpy as np
+
+from atlas.config import LoggingConfig, ModelManagementConfig, WandbConfig
+from atlas.tracking.console import ConsoleSink, LineHandler, log_model_line
 from atlas.tracking.media import figure_pixels, write_mp4
+from atlas.tracking.projector import to_projection
 from atlas.tracking.queued import QueuedSink, warn_switched_off
-from atlas.tracking.records import Model, Record, RunConfig, Scalars, Sink, Video
-from atlas.tracking.redact import plain
+from atlas.tracking.records import Histogram, Model, Record, RunConfig, Scalars, Sink, Video
+from atlas.tracking.redact import plain, redact
+from atlas.tracking.system import SystemMonitor
 from atlas.tracking.tensorboard import TensorBoardSink
 from atlas.tracking.values import to_float, to_frames, to_histogram, to_image, to_table
 from atlas.tracking.wandb_sink import WandbSink, choose_identity, effective_mode, import_wandb
 
 logger = py_logging.getLogger(__name__)
 
+_LOCAL_SHARE = 0.3  # of the exit timeout: for the console and TensorBoard, which rarely need any
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a run goes on from: what a checkpoint keeps for the tracker."""
+
+    step: int  # of the checkpoint; what was logged beyond it is void
+    wandb_id: str | None = None
+    wandb_row: int | None = None  # the last row that wandb had at the checkpoint
+
 
 class RunTracker:
-    """Logs a run to the console, TensorBoard and, when enabled, wandb. Safe to call on every rank.
+    """Logs a run to the console, TensorBoard and, when enabled, wandb. Safe to call on every rank and every thread.
 
     step: the optimizer step that calls without one are logged at; the trainer keeps it current.
     wandb_id: the id of the wandb run, to be kept in checkpoints so that a resumed run continues it; None without.
@@ -40,31 +58,44 @@ class RunTracker:
         wandb: WandbConfig,
         logging: LoggingConfig,
         is_main: bool = True,
-        resume_step: int | None = None,
+        resumed: Resumed | None = None,
         wandb_id: str | None = None,
         total_steps: int | None = None,
         extra_sinks: Sequence[Sink] = (),
+        models: ModelManagementConfig | None = None,
+        strict: bool = False,
     ) -> None:
         """Open the sinks; with is_main False there are none, and nothing is imported or written.
 
-        resume_step: the step of the checkpoint that training goes on from: what was logged beyond it is void.
-        wandb_id: the id kept in that checkpoint. total_steps: of the whole run, for the console.
-        extra_sinks: further listeners, fed after the built-in ones.
+        wandb_id: the wandb run to be, where somebody else has chosen it. total_steps: of the whole run, for the
+        console. extra_sinks: further listeners. models: how many versions wandb keeps, and where it links them.
+        strict: raise for a value that cannot be logged, for tests.
         """
-        self.step = resume_step or 0
-        self.wandb_id = wandb_id
+        self.step = resumed.step if resumed else 0
+        self.wandb_id = wandb_id or (resumed.wandb_id if resumed else None)
         self._run_dir = Path(run_dir)
+        self._strict = strict
         self._stop = threading.Event()
         self._warned: set[str] = set()
-        self._sinks: list[Sink] = []
+        self._exit_timeout = logging.exit_timeout_seconds
+        self._sinks: list[QueuedSink] = []
+        self._wandb: WandbSink | None = None
+        self._lines: LineHandler | None = None
+        self._system: SystemMonitor | None = None
         self._finished = not is_main
         if not is_main:
             return
         self._add("console", lambda: ConsoleSink(total_steps))
-        self._add("tensorboard", lambda: TensorBoardSink(self._run_dir, resume_step))
+        self._add("tensorboard", lambda: TensorBoardSink(self._run_dir, resumed.step if resumed else None))
         if wandb.enabled:
-            self._add("wandb", lambda: self._make_wandb(run_name, wandb, logging))
-        self._sinks.extend(extra_sinks)
+            models = models or ModelManagementConfig()
+            self._add("wandb", lambda: self._make_wandb(run_name, wandb, models, resumed))
+        for sink in extra_sinks:
+            self._sinks.append(QueuedSink(sink))
+        if self._wandb is not None:
+            self._lines = LineHandler(self._emit)
+        if logging.system_interval_seconds:
+            self._system = SystemMonitor(self.log, logging.system_interval_seconds)
 
     def _add(self, name: str, make: Callable[[], Sink | None]) -> None:
         try:
@@ -73,18 +104,35 @@ class RunTracker:
             warn_switched_off(name, error)
             return
         if sink is not None:
-            self._sinks.append(sink)
+            self._sinks.append(QueuedSink(sink))
 
-    def _make_wandb(self, run_name: str, config: WandbConfig, logging: LoggingConfig) -> Sink | None:
+    def _make_wandb(
+        self, run_name: str, config: WandbConfig, models: ModelManagementConfig, resumed: Resumed | None
+    ) -> Sink | None:
         mode = effective_mode(config)
         if mode == "disabled":
             return None
         wandb = import_wandb()
         identity = choose_identity(wandb, config, self._run_dir, self.wandb_id)
         self.wandb_id = identity.run_id
-        timeout = logging.exit_timeout_seconds
-        sink = WandbSink(wandb, config, self._run_dir, run_name, identity, mode, timeout, self._stop.set)
-        return QueuedSink(sink, timeout)
+        self._wandb = WandbSink(
+            wandb,
+            config,
+            models,
+            self._run_dir,
+            run_name,
+            identity,
+            mode,
+            self._exit_timeout,
+            self._stop.set,
+            rewind_to=resumed.wandb_row if resumed and config.rewind else None,
+        )
+        return self._wandb
+
+    @property
+    def wandb_row(self) -> int | None:
+        """The last row given to wandb, to be kept in checkpoints for `wandb.rewind`; None where it is not known."""
+        return None if self._wandb is None else self._wandb.last_row
 
     @property
     def stop_requested(self) -> bool:
@@ -96,7 +144,7 @@ class RunTracker:
     def log(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log numbers, numpy scalars or 0-d tensors as they are; nothing is averaged over steps or ranks.
 
-        A value that is not one number is left out, with one warning for its name.
+        A value that is not one number is left out, with one warning for its name; with `strict`, TypeError.
         """
         if self._finished:
             return
@@ -105,7 +153,7 @@ class RunTracker:
             try:
                 values[str(name)] = to_float(str(name), value)
             except TypeError as error:
-                self._warn_once(str(name), error)
+                self._complain(str(name), error)
         if values:
             self._emit(Scalars(values, self._at(step)))
 
@@ -135,6 +183,25 @@ class RunTracker:
         """Log the distribution of the finite ones of some numbers: an array or tensor of any shape."""
         self._log_checked(name, lambda: to_histogram(name, values, self._at(step)))
 
+    def log_counts(
+        self,
+        name: str,
+        counts: np.ndarray,
+        edges: np.ndarray,
+        minimum: float,
+        maximum: float,
+        total: float,
+        total_squares: float,
+        step: int | None = None,
+    ) -> None:
+        """Log a distribution that is counted already, on another device say: counts int64 [bins] between edges
+        float64 [bins + 1]; total and total_squares: the sums of the values and of their squares."""
+        number = int(counts.sum())
+        self._log_checked(
+            name,
+            lambda: Histogram(name, counts, edges, minimum, maximum, number, total, total_squares, self._at(step)),
+        )
+
     def log_table(
         self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int | None = None
     ) -> None:
@@ -144,6 +211,19 @@ class RunTracker:
     def log_figure(self, name: str, figure: Any, step: int | None = None) -> None:
         """Log a figure, as an image: anything with `savefig` (matplotlib's), or a PIL image."""
         self._log_checked(name, lambda: to_image(name, figure_pixels(figure), self._at(step)))
+
+    def log_projection(
+        self,
+        name: str,
+        points: Any,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        thumbnails: Any = None,
+        step: int | None = None,
+    ) -> None:
+        """Log points [N, D] for TensorBoard's projector, each with a row of labels and perhaps a thumbnail: uint8
+        [N, h, w, 3]. wandb has no such view and is given nothing."""
+        self._log_checked(name, lambda: to_projection(name, points, columns, rows, thumbnails, self._at(step)))
 
     def log_config(self, values: Mapping[str, Any]) -> None:
         """Log the run's configuration, a nested mapping."""
@@ -156,18 +236,20 @@ class RunTracker:
         aliases: Sequence[str] = (),
         metadata: Mapping[str, Any] | None = None,
         step: int | None = None,
+        description: str = "",
     ) -> None:
         """Keep a saved model, a folder or a file, as a wandb artifact; without wandb, log where it is.
 
         The files may be deleted afterwards, but not changed in place. Characters that names and aliases of
-        artifacts may not hold become '-'.
+        artifacts may not hold become '-'. description: a model card, in Markdown.
         """
 
         def make() -> Model:
             if not Path(path).exists():
                 raise ValueError(f"model '{name}': there is no {path}")
             allowed = [re.sub(r"[/:]", "-", alias) for alias in aliases]
-            return Model(Path(path), _file_name(name), allowed, plain(metadata or {}), self._at(step))
+            about = plain(metadata or {})
+            return Model(Path(path), _file_name(name), allowed, about, self._at(step), redact(description))
 
         self._log_checked(name, make)
 
@@ -175,12 +257,19 @@ class RunTracker:
         """Write what waits and close every sink, within `logging.exit_timeout_seconds`; later calls do nothing."""
         if self._finished:
             return
+        if self._system is not None:
+            self._system.stop()
         self._finished = True
+        start = time.monotonic()
         for sink in self._sinks:
-            try:
-                sink.finish(exit_code)
-            except Exception as error:
-                warn_switched_off(sink.name, error)
+            # wandb comes last: what the others still say belongs into its log.
+            if sink.sink is not self._wandb:
+                sink.finish(exit_code, start + _LOCAL_SHARE * self._exit_timeout)
+        if self._lines is not None:
+            self._lines.close()
+        for sink in self._sinks:
+            if sink.sink is self._wandb:
+                sink.finish(exit_code, start + self._exit_timeout)
         self._sinks.clear()
 
     # ---- handing out -----------------------------------------------------------------------------------------
@@ -192,24 +281,22 @@ class RunTracker:
         try:
             record = make()
         except Exception as error:  # of any kind: encoders and figures are other people's code
-            self._warn_once(name, error)
+            self._complain(name, error)
             return
         self._emit(record)
-        if isinstance(record, Model) and not any(sink.name == "wandb" for sink in self._sinks):
+        if isinstance(record, Model) and self._wandb is None:
             log_model_line(record)
 
     def _emit(self, record: Record) -> None:
-        for sink in list(self._sinks):
-            try:
-                sink.write(record)
-            except Exception as error:
-                self._sinks.remove(sink)
-                warn_switched_off(sink.name, error)
+        for sink in self._sinks:
+            sink.write(record)
 
     def _at(self, step: int | None) -> int:
         return self.step if step is None else int(step)
 
-    def _warn_once(self, name: str, error: Exception) -> None:
+    def _complain(self, name: str, error: Exception) -> None:
+        if self._strict:
+            raise error
         if name not in self._warned:
             self._warned.add(name)
             logger.warning("'%s' is not logged: %s", name, error)

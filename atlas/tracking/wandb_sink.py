@@ -6,23 +6,37 @@ dropped: after a resume, whole stretches would be missing.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
 import os
 import secrets
-import shutil
 import signal
 import string
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from atlas.config import WandbConfig
-from atlas.tracking.records import Histogram, Image, Model, Record, RunConfig, Scalars, Table, Video
+from atlas.config import ModelManagementConfig, WandbConfig
+from atlas.errors import InputError
+from atlas.tracking.records import (
+    Histogram,
+    Image,
+    LogLine,
+    Model,
+    Record,
+    RunConfig,
+    Scalars,
+    Sink,
+    Table,
+    Video,
+)
 from atlas.tracking.redact import cause
+from atlas.tracking.uploads import ModelUploads, stage_model
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +51,13 @@ _AXES = {
     "eval/*": "train/step",
     "perf/*": "train/step",
     "timer/*": "train/step",
+    "system/*": "train/step",
     "actor/*": "actor/total_steps",
 }
+
+
+_ROWS = (Scalars, Image, Video, Histogram, Table)  # the records that are each one row of the run
+_PACKAGE = Path(__file__).parents[1]
 
 
 class WandbUnavailable(Exception):
@@ -91,8 +110,8 @@ def choose_identity(wandb: ModuleType, config: WandbConfig, run_dir: Path, wandb
     return RunIdentity(wandb_id or from_environment or unfinished or _new_id(), given=False)
 
 
-class WandbSink:
-    """A SlowSink (see queued.py): everything but `prepare` and `abandon` runs on a thread of its own."""
+class WandbSink(Sink):
+    """See `Sink`: everything but `prepare` and `abandon` runs on a thread of its own."""
 
     name = "wandb"
 
@@ -100,29 +119,46 @@ class WandbSink:
         self,
         wandb: ModuleType,
         config: WandbConfig,
+        models: ModelManagementConfig,
         run_dir: Path,
         run_name: str,
         identity: RunIdentity,
         mode: str,
         exit_timeout_seconds: float,
         request_stop: Callable[[], None],
+        rewind_to: int | None = None,
+        node: int = 0,
     ) -> None:
-        """mode: 'online' or 'offline'; request_stop: called, from any thread, when the stop button is pressed."""
+        """mode: 'online' or 'offline'; request_stop: called, from any thread, when the stop button is pressed.
+
+        rewind_to: a row of the run, beyond which everything is cut off. node: above 0, another process is the run's
+        main one, and this one only adds its machine's system metrics.
+        """
         self._wandb = wandb
         self._config = config
+        self._models = models
         self._run_dir = run_dir
         self._run_name = run_name
         self._identity = identity
         self._mode = mode
         self._finish_seconds = exit_timeout_seconds * _FINISH_SHARE
         self._request_stop = request_stop
+        self._rewind_to = rewind_to
+        self._node = node
         self._run: Any = None
         self._owned = wandb.run is None  # a run that somebody else has started is theirs to finish
         self._defined: set[str] = set()
-        self._artifacts: list[tuple[Any, Model]] = []
-        self._staged = 0
+        self._rows = itertools.count()  # one a record that is a row; `next` of it needs no lock
+        self._rows_given = 0
+        self._uploads: ModelUploads | None = None
         self._data_dir_set = False
         self._core_is_gone = False
+        self._said_what_is_left = False
+
+    @property
+    def last_row(self) -> int | None:
+        """The run's row that the last record accepted so far is or will be; None before the run is open."""
+        return None if self._run is None else self._run.starting_step + self._rows_given - 1
 
     # ---- starting --------------------------------------------------------------------------------------------
 
@@ -134,8 +170,15 @@ class WandbSink:
             self._run = self._wandb.run
         elif self._mode == "online":
             self._run = self._open_online()
+        if self._run is None and self._node:
+            raise WandbUnavailable("this node's part in a shared run cannot be started")
         if self._run is None:
-            self._run = self._init("offline", resume="allow")
+            self._run = self._init("offline", {"id": self._identity.run_id, "resume": "allow"})
+        if self._node:
+            return
+        self._uploads = ModelUploads(
+            self._wandb, self._run, keep_last_n=self._models.keep_last_n, registry=self._models.registry
+        )
         for glob, axis in _AXES.items():
             for name in (axis, glob):
                 if name not in self._defined:
@@ -154,8 +197,10 @@ class WandbSink:
             if not self._wandb.login(prompt=False, verify=False):
                 logger.warning("wandb has no API key and goes offline. Run `wandb login`, or set WANDB_API_KEY.")
             else:
-                return self._init("online", resume=self._config.resume)
+                return self._init("shared" if self._config.shared else "online", self._resumption())
         except Exception as error:
+            if self._core_is_gone:  # abandoned meanwhile: it is too late for another start
+                raise
             logger.warning(
                 "wandb cannot start online and goes offline: %s. (Is the key right, see `wandb login`? The network?)",
                 cause(error).rstrip("."),
@@ -164,30 +209,40 @@ class WandbSink:
         self._teardown()
         return None
 
-    def _init(self, mode: str, resume: str) -> Any:
+    def _resumption(self) -> dict[str, Any]:
+        """What says to wandb which run this is, and how it goes on."""
+        if self._rewind_to is not None:
+            return {"resume_from": f"{self._identity.run_id}?_step={self._rewind_to}"}
+        return {"id": self._identity.run_id, "resume": None if self._config.shared else self._config.resume}
+
+    def _init(self, mode: str, resumption: Mapping[str, Any]) -> Any:
         config = self._config
         # Not promised by wandb, so given only where they exist. The first: how long rows stay in the memory of wandb's
         # process, where they are lost when it has to be killed; its default is 15 s.
         private: dict[str, Any] = {"x_transaction_log_flush_interval": _FLUSH_SECONDS}
         if not config.system_stats:
             private["x_disable_stats"] = True
+        if mode == "shared":
+            private |= {
+                "x_label": f"node-{self._node}",
+                "x_primary": self._node == 0,
+                "x_update_finish_state": self._node == 0,
+            }
         settings = self._wandb.Settings(
             silent=True,  # wandb's own lines would go around train.log
+            console="off",  # it would make every line that is printed wait for wandb's process; see LogLine
             init_timeout=INIT_TIMEOUT_SECONDS,
             finish_timeout=self._finish_seconds,
             finish_timeout_raises=True,
-            stop_fn=self._request_stop,  # the default interrupts this rank alone, and the others wait for it for ever
+            # The default interrupts this rank alone, and the others wait for it for ever. A function of its own: wandb
+            # copies its settings, and a bound method is copied with its object, whose locks cannot be.
+            stop_fn=lambda: self._request_stop(),
             **{key: value for key, value in private.items() if key in self._wandb.Settings.model_fields},
         )
         place: dict[str, Any] = {}
         if not self._identity.given:  # a sweep's agent has said all of this
-            place = {
-                "id": self._identity.run_id,
-                "project": config.project,
-                "entity": config.entity,
-                "resume": resume,
-            }
-        return self._wandb.init(
+            place = {"project": config.project, "entity": config.entity, **resumption}
+        run = self._wandb.init(
             **place,
             name=config.name or self._run_name,
             dir=str(self._run_dir),
@@ -198,6 +253,10 @@ class WandbSink:
             save_code=config.save_code,
             settings=settings,
         )
+        if config.save_code and self._node == 0:
+            # What wandb calls the code is the script that was started, which says nothing here.
+            run.log_code(str(_PACKAGE), include_fn=lambda path: path.endswith((".py", ".yaml")))
+        return run
 
     def _keep_files_in_run_dir(self) -> None:
         """Tables wait for their upload in the home folder otherwise, which may be full, read-only or elsewhere."""
@@ -207,18 +266,17 @@ class WandbSink:
 
     # ---- writing ---------------------------------------------------------------------------------------------
 
-    def prepare(self, record: Record) -> Record:
+    def prepare(self, record: Record) -> Record | None:
         """Keep a model's files from being pruned before they are uploaded: hard links cost no space."""
+        if isinstance(record, _ROWS):
+            self._rows_given = next(self._rows) + 1
         if not isinstance(record, Model):
             return record
-        self._staged += 1
-        staged = self._staging() / f"{self._staged:04d}" / record.path.name
-        staged.parent.mkdir(parents=True)
-        if record.path.is_dir():
-            shutil.copytree(record.path, staged, copy_function=_link_or_copy)
-        else:
-            _link_or_copy(str(record.path), str(staged))
-        return replace(record, path=staged)
+        try:
+            return stage_model(record, self._staging())
+        except (OSError, InputError) as error:  # a full disk, say: it costs this model, and not the metrics
+            logger.warning("wandb does not get the model %s of step %d: %s", record.name, record.step, cause(error))
+            return None
 
     def write(self, record: Record) -> None:
         try:
@@ -240,17 +298,13 @@ class WandbSink:
                 self._log({name: wandb.Histogram(np_histogram=(counts, edges))}, step)
             case Table(name, columns, rows, step):
                 self._log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])}, step)
+            case LogLine(text):
+                self._run.write_logs(text)
             case RunConfig(values):
                 self._run.config.update(dict(values), allow_val_change=True)
             case Model():
-                try:
-                    self._log_model(record)
-                except ConnectionError:
-                    raise
-                except Exception as error:  # asks the server questions: a refusal must not cost the metrics
-                    logger.warning(
-                        "wandb does not keep the model %s of step %d: %s", record.name, record.step, cause(error)
-                    )
+                assert self._uploads is not None
+                self._uploads.add(record)
 
     def _log(self, row: Mapping[str, Any], step: int) -> None:
         for name in row:
@@ -259,16 +313,6 @@ class WandbSink:
                 self._run.define_metric(name, step_metric="train/step")
                 self._defined.add(name)
         self._run.log({"train/step": step, **row})
-
-    def _log_model(self, model: Model) -> None:
-        artifact = self._wandb.Artifact(model.name, type="model", metadata={**model.metadata, "step": model.step})
-        files = sorted(path for path in model.path.rglob("*") if path.is_file()) or [model.path]
-        for path in files:  # `add_dir` prints
-            inside = path.relative_to(model.path) if path != model.path else Path(path.name)
-            # Staged already, see `prepare`: without these two, wandb makes copies of its own.
-            artifact.add_file(str(path), name=inside.as_posix(), policy="immutable", skip_cache=True)
-        self._run.log_artifact(artifact, aliases=list(model.aliases))
-        self._artifacts.append((artifact, model))
 
     # ---- ending ----------------------------------------------------------------------------------------------
 
@@ -282,52 +326,53 @@ class WandbSink:
         folder = self._folder()
         url = None if self._run.offline else self._run.url
         deadline = time.monotonic() + self._finish_seconds
-        complete = self._wait_for_models(deadline) if url and not self._core_is_gone else False
+        if self._uploads is not None:
+            if self._core_is_gone:
+                self._uploads.abandon()
+            self._uploads.finish(deadline)
         try:
             if not self._core_is_gone:  # it would wait in vain
                 self._run.finish(exit_code=exit_code)
         except TimeoutError:
-            complete = False
             logger.warning("wandb did not upload everything in time; `wandb sync %s` sends the rest.", folder)
+        except Exception:  # its process has died since the last record
+            self._core_is_gone = True
+            raise
         finally:
             # The run's file is complete only when wandb's own process has ended; where that has died, this takes
             # back an exit hook that would end the program in a traceback.
             self._teardown(exit_code)
             if self._data_dir_set:
                 os.environ.pop(_DATA_DIR, None)
+            if self._core_is_gone:
+                self._say_what_is_left()
         if url:
             logger.info("wandb: %s", url)
-        else:
+        elif not self._core_is_gone:
             logger.info("To upload the offline run: wandb sync %s", folder)
-        if complete:
-            shutil.rmtree(self._staging(), ignore_errors=True)
 
     def _teardown(self, exit_code: int | None = None) -> None:
         try:
             self._wandb.teardown(exit_code)
         except SystemExit as error:  # how it hands on that its process did not end well
             logger.debug("wandb's process ended with %s", error.code)
-
-    def _wait_for_models(self, deadline: float) -> bool:
-        """True when every model has arrived; `run.finish` would hide it when one has not."""
-        complete = True
-        for artifact, model in self._artifacts:
-            try:
-                artifact.wait(timeout=max(0.1, deadline - time.monotonic()))
-            except Exception as error:
-                complete = False
-                logger.warning(
-                    "wandb did not receive the model %s of step %d: %s", model.name, model.step, cause(error)
-                )
-        return complete
+        except Exception as error:  # nobody there to be told: its process has died
+            logger.debug("wandb's process is gone: %s", cause(error))
 
     def abandon(self) -> None:
         """End wandb's process: its exit hook would wait for it, for ever where it is frozen."""
         if self._owned:
             self._core_is_gone = True
+            if self._uploads is not None:
+                self._uploads.abandon()
             for process in _children_named("wandb-core"):
                 os.kill(process, signal.SIGKILL)
-        if self._run is not None:
+        self._say_what_is_left()
+
+    def _say_what_is_left(self) -> None:
+        """Say once where the rows of a run are whose process is gone."""
+        if self._run is not None and not self._said_what_is_left:
+            self._said_what_is_left = True
             logger.warning("What wandb has on disk can be uploaded: wandb sync %s", self._folder())
 
     def _folder(self) -> Path:
@@ -353,23 +398,13 @@ def _unfinished_run(run_dir: Path) -> str | None:
         return None
 
 
-def _link_or_copy(source: str, target: str) -> str:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copy2(source, target)
-    return target
-
-
 def _children_named(name: str) -> list[int]:
-    """Process ids of this process's children of that name, from /proc; [] on systems without it."""
+    """Process ids of this process's children of that name."""
+    import psutil
+
     found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            before, _, after = stat.read_text().rpartition(")")
-        except OSError:  # it has ended meanwhile
-            continue
-        command, parent = before.partition("(")[2], int(after.split()[1])
-        if parent == os.getpid() and command == name:
-            found.append(int(stat.parent.name))
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if child.name() == name:
+                found.append(child.pid)
     return found

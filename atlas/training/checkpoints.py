@@ -28,6 +28,8 @@ class TrainingState:
     best_step: int | None = None
     best_value: float | None = None
     wandb_id: str | None = None
+    wandb_row: int | None = None  # the last one that wandb had been given
+    restarts: int = 0  # how often training has gone on from a checkpoint
 
 
 class Checkpoints:

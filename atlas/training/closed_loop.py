@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -10,48 +12,98 @@ from accelerate.utils import gather_object
 from atlas.config import EvaluationConfig
 from atlas.cores import available_cores
 from atlas.policy import AtlasPolicy
-from atlas.rollout.evaluate import Evaluator, plan_episodes
+from atlas.rollout.evaluate import Evaluator, PlayedEpisode, film_name, film_order, plan_episodes
 from atlas.rollout.executor import ChunkExecutor
-from atlas.rollout.report import EvaluationReport
+from atlas.rollout.report import EvaluationReport, highlights
 from atlas.rollout.seeds import Purpose
+from atlas.training.media.episodes import EpisodeLogger
+
+OUTCOMES = "evaluations"  # in the run's folder: a file with the outcomes of each evaluation
+VIDEOS = "videos"  # likewise: a folder with the films of each evaluation, unless evaluation.record_path is another
+_HIGHLIGHT_PICTURES = 60  # a picture takes almost as long as a step, so the films of highlights leave out steps
 
 
 class ClosedLoop:
-    """Evaluates policies in one environment, whose processes start with the first evaluation and live on."""
+    """Evaluates policies in one environment, whose processes start with the first evaluation and live on.
 
-    def __init__(self, config: EvaluationConfig, env: str, seed: int, accelerator: Accelerator) -> None:
+    Every evaluation leaves the outcomes of its episodes in a file, and is shown by the logger where that is due.
+    """
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        env: str,
+        seed: int,
+        accelerator: Accelerator,
+        run_dir: Path,
+        logger: EpisodeLogger,
+    ) -> None:
         self.env = env
         self._config, self._seed, self._accelerator = config, seed, accelerator
+        self._outcomes, self._logger = run_dir / OUTCOMES, logger
+        self._films = Path(config.record_path) / run_dir.name if config.record_path else run_dir / VIDEOS
         self._evaluator: Evaluator | None = None
 
     def run(
-        self,
-        policy: AtlasPolicy,
-        purpose: Purpose,
-        episodes: int,
-        name: str,
-        videos: int = 0,
-        video_dir: Path | None = None,
+        self, policy: AtlasPolicy, purpose: Purpose, episodes: int, name: str, step: int, videos: int = 0
     ) -> EvaluationReport:
-        """Every rank runs its share and gets the whole report. `name` says in it which policy it was."""
-        accelerator, processor = self._accelerator, policy.processor
-        if self._evaluator is None:
-            workers = self._config.workers or max(1, available_cores() // accelerator.num_processes)
-            self._evaluator = Evaluator(self.env, processor.camera_size, workers)
+        """Every rank runs its share and gets the whole report; the main one writes it, makes the films, and logs.
+
+        name, step: say in the report which policy it was, and how many optimizer steps it had learned for.
+        videos: so many of the first episodes are filmed, every step of them, beside the highlights that are shown.
+        """
+        accelerator = self._accelerator
+        shown = self._logger.due(purpose)
         planned = plan_episodes(self.env, episodes, purpose, self._seed)
-        rank, world = accelerator.process_index, accelerator.num_processes
-        outcomes = self._evaluator.run(
+        evaluator = self._started(policy)
+        played = evaluator.play(
             ChunkExecutor(policy, self._config.execute, self._config.ensemble),
-            planned[rank::world],
-            videos=-(-videos // world),
-            video_dir=video_dir,
-            fps=processor.action_spec.control_hz,
+            planned[accelerator.process_index :: accelerator.num_processes],
+            record=shown or videos > 0,
             title="evaluating" if accelerator.is_main_process else None,
         )
-        gathered = gather_object(outcomes)
-        order = {episode.seed: episode.number for episode in planned}
-        return EvaluationReport(self.env, name, tuple(sorted(gathered, key=lambda o: order[o.seed])))
+        numbers = {episode.seed: episode.number for episode in planned}
+        outcomes = sorted(gather_object([p.outcome for p in played]), key=lambda o: numbers[o.seed])
+        report = EvaluationReport(self.env, name, tuple(outcomes), purpose, step, self._seed)
+
+        titles = {outcome.seed: f"episode_{i:03d}" for i, outcome in enumerate(outcomes[:videos])}
+        if shown:
+            titles |= {o.seed: f"{rank}_episode_{numbers[o.seed]:03d}" for rank, o in highlights(outcomes).items()}
+        # The traces of these few episodes are small: the main rank gets them, so that all films are on its disk.
+        traced = gather_object([p for p in played if p.outcome.seed in titles])
+        if accelerator.is_main_process:
+            report.save(self._outcomes / f"{purpose}_step_{step:08d}.json")
+            report = self._film(report, {p.outcome.seed: p for p in traced}, titles, videos)
+        if shown:
+            self._logger.log(report)
+        return report
 
     def close(self) -> None:
         if self._evaluator is not None:
             self._evaluator.close()
+
+    def _started(self, policy: AtlasPolicy) -> Evaluator:
+        if self._evaluator is None:
+            workers = self._config.workers or max(1, available_cores() // self._accelerator.num_processes)
+            self._evaluator = Evaluator(self.env, policy.processor.camera_size, workers)
+        return self._evaluator
+
+    def _film(
+        self, report: EvaluationReport, played: Mapping[int, PlayedEpisode], titles: Mapping[int, str], whole: int
+    ) -> EvaluationReport:
+        """Film the episodes that have a title (all by their seeds) into a folder of this evaluation's own.
+
+        Of the first `whole` episodes the film shows every step. The report that is returned knows where films are.
+        """
+        assert self._evaluator is not None and report.step is not None
+        folder = self._films / f"{'' if report.purpose == 'selection' else report.purpose + '_'}step_{report.step:08d}"
+        for old in folder.glob("*.mp4"):  # of the same evaluation, before training was taken up at an earlier step
+            old.unlink()
+        orders = {}
+        for number, outcome in enumerate(report.outcomes):
+            if title := titles.get(outcome.seed):
+                limit = None if number < whole else _HIGHLIGHT_PICTURES
+                orders[outcome.seed] = film_order(played[outcome.seed], folder / film_name(title, outcome), limit)
+        made = set(self._evaluator.film(list(orders.values())))
+        films = {seed: str(order.path) for seed, order in orders.items() if order.path in made}
+        return replace(report, outcomes=tuple(replace(o, video=films.get(o.seed)) for o in report.outcomes))

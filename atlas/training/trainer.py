@@ -29,8 +29,10 @@ from atlas.training.checkpoints import (
     set_random_state,
 )
 from atlas.training.closed_loop import ClosedLoop
+from atlas.training.media.loggers import MediaLoggers
 from atlas.training.metrics import ActionErrors, LossMeter
 from atlas.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from atlas.training.publishing import Publisher
 from atlas.training.schedule import Schedule
 from atlas.training.signals import Interrupted, StopRequest, listening
 from atlas.training.timing import StepTimer
@@ -70,12 +72,15 @@ class Trainer:
         schedule: Schedule,
         closed_loop: ClosedLoop | None = None,
         checkpoint: Path | None = None,
+        media: MediaLoggers | None = None,
+        publisher: Publisher | None = None,
     ) -> None:
         """checkpoint: one of this run to go on from. Raises InputError where it does not fit."""
         self.config, self.run_dir, self.tracker, self.schedule = config, run_dir, tracker, schedule
         self.accelerator = accelerator
         self.train_data, self.val_data = train_data, val_data
         self.closed_loop = closed_loop
+        self.media, self.publisher = media, publisher
         self.best_metric = choose_best_metric(config, closed_loop is not None)
         self.checkpoints = Checkpoints(run_dir, config.checkpoint.keep_last_n)
         self.timer = StepTimer()
@@ -127,6 +132,7 @@ class Trainer:
                     self._log_progress(rate, grad_norm)
                 if self._stopped(stop, done):
                     self.save()
+                    self._publish(best=False)
                     raise Interrupted(stop.signal or 15)
                 last = done == steps.max_steps
                 judged: dict[str, float] = {}
@@ -152,6 +158,8 @@ class Trainer:
             else:
                 with self.accelerator.no_sync(self.model):  # gradients are exchanged once, with the last part
                     self._backward(batch, valid)
+        if self.media is not None:
+            self.media.after_backward(self.policy, step + 1)
         with self.timer.part("optimizer"):
             grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
             self.optimizer.step()
@@ -188,21 +196,27 @@ class Trainer:
         share = validation_batches(
             len(self.val_data), self.config.data.batch_size, accelerator.process_index, accelerator.num_processes
         )
-        for loaded in make_loader(self.val_data, share, num_workers=0):
+        watch = self.media.watch(self.state.step) if self.media is not None else None
+        for samples, loaded in zip(share, make_loader(self.val_data, share, num_workers=0), strict=True):
             batch = self._on_device(loaded)
             assert batch.actions is not None and batch.action_is_pad is not None
             with accelerator.autocast():
                 terms, sampled = policy.losses_and_sample(batch)
             losses.add(terms)
             errors.add(sampled, batch.actions, batch.action_is_pad, batch.instruction)
+            if watch is not None:
+                watch.add(samples, sampled, batch)
         metrics = losses.read(accelerator, "val") | errors.read(accelerator)
         self._log(metrics)
+        if watch is not None:
+            watch.finish(policy)
         return metrics
 
     def evaluate(self, closed_loop: ClosedLoop) -> dict[str, float]:
         """Success in closed loop, on the episodes that serve to choose the best checkpoint."""
         policy = self.judged_policy.eval()
-        report = closed_loop.run(policy, "selection", self.config.evaluation.episodes, f"step {self.state.step}")
+        step = self.state.step
+        report = closed_loop.run(policy, "selection", self.config.evaluation.episodes, f"step {step}", step)
         metrics = report.metrics()
         self._log(metrics)
         return metrics
@@ -212,7 +226,7 @@ class Trainer:
     def save(self) -> Path:
         """Write a checkpoint of this step; every rank calls it, the main one writes."""
         states = gather_object([random_state()])
-        self.state.wandb_id = self.tracker.wandb_id
+        self.state.wandb_id, self.state.wandb_row = self.tracker.wandb_id, self.tracker.wandb_row
         if self.accelerator.is_main_process:
             self.checkpoints.save(self.judged_policy, self.policy, self.optimizer, self.state, states)
         self.accelerator.wait_for_everyone()
@@ -224,16 +238,24 @@ class Trainer:
         best = value is not None and self.best_metric.improves(value, self.state.best_value)
         if best:
             self.state.best_step, self.state.best_value = self.state.step, value
-        if best or last or self.state.step % self.schedule.save_interval == 0:
+        due = best or last or self.state.step % self.schedule.save_interval == 0
+        if due:
             self.save()
         if best:
             assert value is not None
             if self.accelerator.is_main_process:
                 self.checkpoints.mark_best(self.state.step)
             self._log({"best_model/step": float(self.state.step), "best_model/value": value})
+        if due:
+            self._publish(best)
+
+    def _publish(self, best: bool) -> None:
+        if self.publisher is not None:
+            self.publisher.after_save(self.checkpoints.path(self.state.step), self.state.step, self.metrics, best)
 
     def _resume(self, checkpoint: Path) -> None:
         self.state = load_state(checkpoint)
+        self.state.restarts += 1
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         states = load_tensors(checkpoint, self.judged_policy, self.policy, self.optimizer)
         if self.state.world_size == world:

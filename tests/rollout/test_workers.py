@@ -11,38 +11,73 @@ import numpy as np
 import pytest
 
 from atlas.errors import InputError
-from atlas.rollout.workers import EnvironmentPool
+from atlas.rollout.cubes import HORIZON
+from atlas.rollout.traces import FilmOrder
+from atlas.rollout.workers import EnvironmentPool, Segment
 
-STILL = np.zeros((3, 7))
+STILL = np.zeros((50, 7))
 SCRIPT = """
 from atlas.rollout.workers import EnvironmentPool
 
 print("the script runs", flush=True)
 with EnvironmentPool("cubes", 32, 1) as pool:
-    pool.reset(0, 5, "pick up the red cube", False)
+    pool.reset(0, 5, "pick up the red cube")
     print(pool.ready()[0].observation.instruction)
 """
 
 
+def start(pool: EnvironmentPool, record: bool = False) -> dict[int, Segment]:
+    """Begin an episode on every worker."""
+    for worker in range(len(pool)):
+        pool.reset(worker, 7 + worker, "pick up the green cube", record)
+    starts: dict[int, Segment] = {}
+    while len(starts) < len(pool):
+        starts |= pool.ready()
+    return starts
+
+
+def run_to_the_end(pool: EnvironmentPool, worker: int) -> Segment:
+    segment = Segment(None, 0.0, 0, False, False)
+    while not segment.done:
+        pool.run(worker, STILL)
+        segment = pool.ready()[worker]
+    return segment
+
+
 def test_workers_play_episodes_of_their_own() -> None:
     with EnvironmentPool("cubes", 32, 2) as pool:
-        for worker, seed in enumerate((7, 8)):
-            pool.reset(worker, seed, "pick up the green cube", film=worker == 1)
-        starts: dict[int, object] = {}
-        while len(starts) < 2:
-            starts |= pool.ready()
-        pool.run(1, STILL)
+        starts = start(pool)
+        pool.run(1, STILL[:3])
         segment = pool.ready()[1]
 
-    assert not np.array_equal(starts[0].observation.proprio, starts[1].observation.proprio)  # type: ignore[attr-defined]
+    first, second = (starts[worker].observation for worker in (0, 1))
+    assert first is not None and second is not None and not np.array_equal(first.proprio, second.proprio)
     assert (segment.steps, segment.done, segment.success) == (3, False, False)
-    assert len(segment.frames) == 3 and segment.frames[0].shape == (256, 256, 3)
-    assert segment.observation is not None
+    assert segment.observation is not None and segment.trace is None
+
+
+def test_a_worker_films_an_episode_that_is_over(tmp_path: Path) -> None:
+    """Whichever worker played it, and as often as asked for; what cannot be written is said and ends nothing."""
+    with EnvironmentPool("cubes", 32, 2) as pool:
+        start(pool, record=True)
+        trace = run_to_the_end(pool, 1).trace
+        assert trace is not None and len(trace) == HORIZON == len(trace.scenes) - 1
+
+        film = tmp_path / "film.mp4"
+        pool.film(0, FilmOrder(film, trace, "pick up the green cube", success=False, most_pictures=20))
+        made = pool.filmed()
+        pool.film(0, FilmOrder(film / "not a folder.mp4", trace, "pick up the green cube", False, most_pictures=20))
+        failed = pool.filmed()
+        again = start(pool)
+
+    assert made == {0: None} and film.stat().st_size > 1000
+    assert "FileExistsError" in str(failed[0]) and list(tmp_path.iterdir()) == [film]
+    assert again[0].observation is not None
 
 
 def test_what_goes_wrong_in_a_worker_is_told() -> None:
     with EnvironmentPool("cubes", 32, 1) as pool:
-        pool.reset(0, 1, "pick up the red cube", film=False)
+        pool.reset(0, 1, "pick up the red cube")
         pool.ready()
         pool.run(0, np.zeros((1, 3)))  # three numbers are no action
         with pytest.raises(RuntimeError, match="Traceback"):

@@ -7,11 +7,16 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from fake_artifacts import ArtifactStore, Refused
+
 ENTITY, PROJECT = "somebody", "atlas-vla"
 
 
 class FakeWandb(ThreadingHTTPServer):
-    """`url` goes into WANDB_BASE_URL; `stop` makes the server ask for the run to be stopped."""
+    """`url` goes into WANDB_BASE_URL; `stop` makes the server ask for the run to be stopped.
+
+    runs: by their id, what the server has been told; a run that is in it can be resumed. artifacts: see there.
+    """
 
     daemon_threads = True
 
@@ -20,44 +25,91 @@ class FakeWandb(ThreadingHTTPServer):
         self.stop = False
         self.operations: list[str] = []
         self.run_variables: list[dict[str, Any]] = []
+        self.runs: dict[str, dict[str, Any]] = {}
         self.history: list[dict[str, Any]] = []
         self.exit_codes: list[int] = []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        self.artifacts = ArtifactStore(lambda: self.url)
+        self.closing = threading.Event()
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
+    def server_close(self) -> None:
+        self.closing.set()
+        self.shutdown()
+        super().server_close()
+
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """The `data` of a GraphQL answer. Raises Refused."""
         self.operations.append(operation)
+        answer = self.artifacts.answer(operation, variables)
+        if answer is not None:
+            return answer
         if operation == "UpsertBucket":
             self.run_variables.append(variables)
-            project = {"name": PROJECT, "entity": {"name": ENTITY}}
-            name = variables.get("name", "run")
-            bucket = {
-                "id": name,
-                "name": name,
-                "displayName": variables.get("displayName") or name,
-                "description": None,
-                "config": None,
-                "sweepName": None,
-                "project": project,
-                "historyLineCount": 0,
-            }
-            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+            return {"upsertBucket": self._upsert_run(variables)}
+        if operation == "RunResumeStatus":
+            return {"model": self._resume_status(variables)}
         if operation == "CreateRunFiles":
             return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": []}}
-        if operation == "Viewer":
+        if operation in ("Viewer", "GetDefaultEntity"):
             return {"viewer": {"id": "1", "entity": ENTITY, "username": ENTITY, "flags": "{}", "teams": {"edges": []}}}
         if operation == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
-        if operation == "RunResumeStatus":
-            return {"model": None}
         return {}
 
-    def take_stream(self, body: dict[str, Any]) -> None:
+    def _upsert_run(self, variables: dict[str, Any]) -> dict[str, Any]:
+        id = variables.get("name") or "run"
+        inserted = id not in self.runs
+        run = self.runs.setdefault(id, {"rows": []})
+        run.update({key: value for key, value in variables.items() if value is not None})
+        bucket = {
+            "id": id,
+            "name": id,
+            "displayName": run.get("displayName") or id,
+            "description": None,
+            "config": None,
+            "sweepName": run.get("sweep"),
+            "project": {
+                "id": "1",
+                "name": variables.get("project") or PROJECT,
+                "entity": {"id": "1", "name": variables.get("entity") or ENTITY},
+            },
+            "historyLineCount": len(run["rows"]),
+        }
+        return {"bucket": bucket, "inserted": inserted}
+
+    def _resume_status(self, variables: dict[str, Any]) -> dict[str, Any] | None:
+        run = self.runs.get(variables["name"])
+        if run is None:
+            return None
+        rows = run["rows"]
+        bucket = {
+            "id": variables["name"],
+            "name": variables["name"],
+            "displayName": run.get("displayName"),
+            "summaryMetrics": json.dumps(rows[-1] if rows else {}),
+            "logLineCount": 0,
+            "historyLineCount": len(rows),
+            "eventsLineCount": 0,
+            "historyTail": json.dumps([json.dumps(row) for row in rows[-1:]]),
+            "eventsTail": "[]",
+            "config": run.get("config") or "{}",
+            "tags": run.get("tags") or [],
+            "notes": run.get("notes"),
+            "wandbConfig": json.dumps({"t": 1}),
+        }
+        project = variables.get("project") or PROJECT
+        return {"id": "1", "name": project, "entity": {"id": "1", "name": ENTITY}, "bucket": bucket}
+
+    def take_stream(self, run: str, body: dict[str, Any]) -> None:
+        """Keep what a run sends of its history, and how it ended."""
         lines = body.get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
-        self.history.extend(json.loads(line) for line in lines)
+        rows = [json.loads(line) for line in lines]
+        self.history.extend(rows)
+        self.runs.setdefault(run, {"rows": []})["rows"].extend(rows)
         if body.get("complete"):
             self.exit_codes.append(body["exitcode"])
 
@@ -66,18 +118,37 @@ class _Handler(BaseHTTPRequestHandler):
     server: FakeWandb
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
+        body = json.loads(self._body() or b"{}")
         if self.path.endswith("/graphql"):
             name = body.get("operationName") or body.get("query", "").split("(")[0].split("{")[0].split()[-1]
-            self._reply({"data": self.server.answer(name, body.get("variables") or {})})
+            try:
+                self._reply({"data": self.server.answer(name, body.get("variables") or {})})
+            except Refused as refusal:
+                self._reply({"data": None, "errors": [{"message": str(refusal)}]})
         else:
-            self.server.take_stream(body)
+            self.server.take_stream(self.path.split("/")[-2], body)
             self._reply({"stopped": self.server.stop})
 
+    def do_PUT(self) -> None:
+        data = self._body()
+        if self.server.artifacts.silent_files and "/files/" in self.path:
+            self.server.closing.wait()
+            return
+        self._send(self.server.artifacts.put(self.path.removeprefix("/storage/"), data), b"")
+
+    def do_GET(self) -> None:
+        data = self.server.artifacts.get(self.path.removeprefix("/storage/"))
+        self._send(404 if data is None else 200, data or b"")
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
     def _reply(self, value: Any) -> None:
-        data = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
+        self._send(200, json.dumps(value).encode(), "application/json")
+
+    def _send(self, status: int, data: bytes, kind: str = "application/octet-stream") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

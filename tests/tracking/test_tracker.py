@@ -7,6 +7,8 @@ import logging
 import math
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from PIL import Image as PILImage
 
 import atlas
 from atlas.config import LoggingConfig, WandbConfig
-from atlas.tracking import RunTracker, read_scalars
+from atlas.tracking import Resumed, RunTracker, read_scalars
 from atlas.tracking.console import format_line, setup_logging
 from atlas.tracking.media import write_mp4
 from atlas.tracking.queued import QueuedSink
@@ -25,7 +27,9 @@ from atlas.tracking.records import Record, Scalars, Sink
 
 
 def make(run_dir: Path, *sinks: Sink, is_main: bool = True, resume_step: int | None = None) -> RunTracker:
-    return RunTracker(run_dir, "run", WandbConfig(), LoggingConfig(), is_main, resume_step, extra_sinks=sinks)
+    resumed = None if resume_step is None else Resumed(resume_step)
+    quiet = LoggingConfig(system_interval_seconds=0)
+    return RunTracker(run_dir, "run", WandbConfig(), quiet, is_main, resumed, extra_sinks=sinks)
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -118,7 +122,9 @@ def test_media_reach_tensorboard(tmp_path: Path) -> None:
     histogram = events_of(tmp_path, "histograms")["train/values"][0].histogram_value
     assert (histogram.num, histogram.min, histogram.max) == (2, 1.0, 3.0)
     texts = {
-        tag: events[0].tensor_proto.string_val[0].decode() for tag, events in events_of(tmp_path, "tensors").items()
+        tag: events[0].tensor_proto.string_val[0].decode()
+        for tag, events in events_of(tmp_path, "tensors").items()
+        if tag.endswith("text_summary")
     }
     assert "path: x" in texts["config/text_summary"]
     assert "a\\|b" in texts["eval/table/text_summary"]
@@ -149,7 +155,7 @@ def test_without_wandb_the_place_of_a_model_is_logged(tmp_path: Path, caplog: py
     assert f"model policy (best) at step 7: {tmp_path}" in caplog.text
 
 
-class Broken:
+class Broken(Sink):
     name = "broken"
 
     def __init__(self) -> None:
@@ -163,7 +169,7 @@ class Broken:
         raise RuntimeError("not asked any more")
 
 
-class Collecting:
+class Collecting(Sink):
     name = "collecting"
 
     def __init__(self) -> None:
@@ -207,11 +213,6 @@ def test_a_slow_sink_that_raises_is_switched_off_and_closed(caplog: pytest.LogCa
         name = "slow"
         closed = False
 
-        def open(self) -> None: ...
-
-        def prepare(self, record: Record) -> Record:
-            return record
-
         def finish(self, exit_code: int) -> None:
             self.closed = True
 
@@ -219,13 +220,99 @@ def test_a_slow_sink_that_raises_is_switched_off_and_closed(caplog: pytest.LogCa
             raise AssertionError("it was not late")
 
     slow = Slow()
-    queued = QueuedSink(slow, exit_timeout_seconds=5)
+    queued = QueuedSink(slow)
     for step in range(50):
         queued.write(Scalars({"x": 1.0}, step))
-    queued.finish(0)
+    queued.finish(0, time.monotonic() + 5)
     assert slow.calls == 1 and slow.closed
     (warning,) = warnings_of(caplog)
     assert "slow is switched off: RuntimeError: no space left on device" in warning
+
+
+def test_a_stalled_sink_loses_what_it_has_no_room_for_and_says_how_much(caplog: pytest.LogCaptureFixture) -> None:
+    class Stalled(Collecting):
+        go_on = threading.Event()
+
+        def write(self, record: Record) -> None:
+            self.go_on.wait()
+            super().write(record)
+
+    stalled = Stalled()
+    queued = QueuedSink(stalled, room=10)
+    accepted = [queued.write(Scalars({"x": 1.0}, step)) for step in range(50)]
+    stalled.go_on.set()
+    queued.finish(0, time.monotonic() + 5)
+    assert 10 <= sum(accepted) <= 11  # one may be in its hands
+    assert len(stalled.records) == sum(accepted) and queued.dropped == 50 - sum(accepted)
+    first, last = warnings_of(caplog)
+    assert "collecting falls behind" in first and f"collecting dropped {queued.dropped} records" in last
+
+
+def test_a_sink_that_hangs_is_left_behind_when_time_is_up(caplog: pytest.LogCaptureFixture) -> None:
+    class Hanging(Collecting):
+        abandoned = False
+
+        def write(self, record: Record) -> None:
+            time.sleep(3600)
+
+        def abandon(self) -> None:
+            self.abandoned = True
+
+    hanging = Hanging()
+    queued = QueuedSink(hanging)
+    queued.write(Scalars({"x": 1.0}, 0))
+    start = time.monotonic()
+    queued.finish(0, start + 0.2)
+    assert time.monotonic() - start < 5 and hanging.abandoned
+    assert "is abandoned" in warnings_of(caplog)[0]
+
+
+def test_with_strict_a_wrong_value_is_an_error(tmp_path: Path) -> None:
+    tracker = RunTracker(tmp_path, "run", WandbConfig(), LoggingConfig(system_interval_seconds=0), strict=True)
+    with pytest.raises(TypeError, match="custom/words"):
+        tracker.log({"custom/words": "seven"})
+    with pytest.raises(TypeError, match="float"):
+        tracker.log_image("float", np.zeros((4, 4, 3)))
+    tracker.finish()
+
+
+def test_the_board_is_arranged_and_has_the_settings_as_hyperparameters(tmp_path: Path) -> None:
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    tracker = make(tmp_path)
+    tracker.log_config({"seed": 3, "training": {"learning_rate": 0.1, "num_epochs": None}, "wandb": {"project": "x"}})
+    tracker.finish(1)
+
+    layout = Layout()
+    (text,) = events_of(tmp_path, "tensors")["custom_scalars__config__"]
+    layout.ParseFromString(text.tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for group in layout.category for chart in group.chart}
+    assert charts["success rate"] == ["^eval/success_rate$"] and "position error (mm)" in charts
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    found = events.PluginTagToContent("hparams")
+    start = HParamsPluginData.FromString(found["_hparams_/session_start_info"]).session_start_info
+    assert {k: v.number_value or v.string_value for k, v in start.hparams.items()} == {
+        "seed": 3,
+        "training.learning_rate": 0.1,
+        "training.num_epochs": "None",
+    }
+    end = HParamsPluginData.FromString(found["_hparams_/session_end_info"]).session_end_info
+    assert end.status == 2  # failure
+
+
+def test_the_machine_is_sampled(tmp_path: Path) -> None:
+    tracker = RunTracker(tmp_path, "run", WandbConfig(), LoggingConfig(system_interval_seconds=0.05))
+    for step in range(5):
+        tracker.step = step
+        time.sleep(0.1)
+    tracker.finish()
+    scalars = read_scalars(tmp_path)
+    assert len(scalars["system/cpu_percent"]) >= 4
+    assert 0 < scalars["system/memory_percent"][-1][1] < 100 and scalars["system/process_memory_gib"][-1][1] > 0.01
 
 
 def test_other_ranks_import_and_write_nothing(tmp_path: Path) -> None:

@@ -116,7 +116,8 @@ def test_an_online_run_reaches_the_server_and_hears_its_stop_button(tmp_path: Pa
     tracker.step = 7
     tracker.log({"train/loss": 0.5})
     (run_dir / "policy").mkdir()
-    tracker.log_model(run_dir / "policy", "refused")  # this server knows no artifacts
+    (run_dir / "policy" / "weights").write_bytes(b"123")
+    tracker.log_model(run_dir / "policy", "kept")
     end = time.monotonic() + 40
     while not tracker.stop_requested and time.monotonic() < end:
         time.sleep(0.1)
@@ -128,7 +129,7 @@ def test_an_online_run_reaches_the_server_and_hears_its_stop_button(tmp_path: Pa
         server.stop = True
         run = run_script(tmp_path, script, WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
         assert run.code == 0 and run.stdout.strip() == "True", run.stderr
-        assert len(run.warnings) == 1 and "does not keep the model refused" in run.warnings[0]
+        assert run.warnings == [] and [version.name for version in server.artifacts.versions] == ["kept"]
         assert run.stderr.count(f"wandb: {server.url}/somebody/atlas-vla/runs/") == 2  # at the start and at the end
         losses = [(row["train/step"], row["train/loss"]) for row in server.history if "train/loss" in row]
         assert losses[:2] == [(7, 0.5), (8, 0.25)]
@@ -157,9 +158,8 @@ def test_a_frozen_wandb_holds_up_neither_training_nor_the_exit(tmp_path: Path) -
     logging_seconds, finish_seconds = map(float, run.stdout.split())
     assert run.code == 0
     assert logging_seconds < 10 and finish_seconds < 8
-    assert "falls behind" in run.stderr and "is abandoned" in run.stderr
-    assert "wandb dropped" in run.stderr and "Traceback" not in run.stderr, run.stderr
-    assert len(read_scalars(run.run_dir)["train/loss"]) == 2000
+    assert "is abandoned" in run.stderr and "Traceback" not in run.stderr, run.stderr
+    assert len(read_scalars(run.run_dir)["train/loss"]) == 2000  # TensorBoard does not wait
 
 
 def test_a_run_that_is_already_active_is_used_and_left_open(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ run_dir = Path(sys.argv[1])
 undo = setup_logging(run_dir, is_main=True)
 
 def make(exit_timeout=30.0, wandb_id=None, **wandb):
-    logging = LoggingConfig(exit_timeout_seconds=exit_timeout)
+    logging = LoggingConfig(exit_timeout_seconds=exit_timeout, system_interval_seconds=0)
     return RunTracker(run_dir, "a-run", WandbConfig(enabled=True, **wandb), logging, wandb_id=wandb_id)
 """
 
@@ -48,7 +48,9 @@ class Finished:
 
     def wandb_folder(self) -> Path:
         """The folder of the run, offline or online, that was written last."""
-        return sorted((self.run_dir / "wandb").glob("*run-*-*"), key=lambda path: path.name.split("run-")[1])[-1]
+        folders = (self.run_dir / "wandb").glob("*run-*-*")
+        # A run that goes offline has a folder of its first attempt too, perhaps of the same second.
+        return max(folders, key=lambda path: (path.name.split("run-")[1], path.name.startswith("offline")))
 
     def wandb_records(self, kind: str) -> list[dict[str, Any]]:
         """The records of one kind in the run's transaction log."""

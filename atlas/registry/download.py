@@ -1,0 +1,163 @@
+"""From wandb into the cache, with every file's digest checked against the artifact's manifest."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from atlas.errors import InputError
+from atlas.progress import progress_bar
+from atlas.registry.cache import ArtifactCache, Cached, Receipt
+from atlas.registry.client import base_url, connect, explained, import_wandb
+from atlas.registry.files import sendable
+from atlas.registry.references import ArtifactReference, parse_artifact
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 3  # for each file: a line may drop, and an address is good for a while only
+_CHUNK = 1 << 20
+_TIMEOUTS = (10, 60)  # seconds to connect, and between two pieces
+_WORTH_A_BAR = 20  # MiB
+
+
+class _Damaged(Exception):
+    """A file that came is not the one in the manifest."""
+
+
+def fetch_artifact(reference: str | ArtifactReference) -> Cached:
+    """The model that a reference means, from the cache or from wandb; verified.
+
+    A version (`:v3`) that is in the cache needs no network; what an alias points to, only the server knows. Raises
+    InputError where there is no such model, no key, no network, or where the files cannot be had as they should be.
+    """
+    if isinstance(reference, str):
+        reference = parse_artifact(reference)
+    wandb = import_wandb()
+    cache = ArtifactCache(base_url(wandb))
+    if reference.is_version and (found := cache.find(reference)) is not None:
+        return found
+    artifact = _look_up(reference, cache)
+    exact = reference.at(artifact.version)
+    found = cache.find(exact)
+    if found is not None and found.receipt.digest == artifact.digest:
+        return found
+    with explained(f"{exact} cannot be downloaded"):
+        return cache.add(exact, lambda folder: _download(artifact, exact, folder))
+
+
+def look_up(reference: ArtifactReference, api: Any) -> Any:
+    """wandb's Artifact of a reference. Raises InputError that says what there is, where it is not there."""
+    from wandb.errors import CommError
+
+    with explained(str(reference)):
+        try:
+            return api.artifact(reference.path)
+        except CommError as error:
+            if not isinstance(error.exc, ValueError):  # that is how it says that there is none
+                raise
+        raise InputError(f"There is no {reference}.{_what_there_is(reference, api)}")
+
+
+def _look_up(reference: ArtifactReference, cache: ArtifactCache) -> Any:
+    try:
+        api = connect()
+    except InputError as error:
+        if reference.is_version:
+            raise InputError(f"{reference} is not in the cache. {error}") from error
+        here = cache.versions(reference)
+        hint = f" The cache has {', '.join(here)}: name one, such as {reference.at(here[-1])}." if here else ""
+        raise InputError(
+            f"{reference}: only the server knows which version '{reference.alias}' is now. {error}{hint}"
+        ) from error
+    return look_up(reference, api)
+
+
+def _what_there_is(reference: ArtifactReference, api: Any) -> str:
+    from atlas.registry.versions import versions_of
+
+    versions = versions_of(reference, api)
+    if not versions:
+        return f" There is no model {reference.collection}, or this key may not see it."
+    known = [f"{version.version} ({', '.join(version.aliases)})" for version in versions[-8:]]
+    return f" {reference.collection} has {', '.join(known)}."
+
+
+def _download(artifact: Any, reference: ArtifactReference, folder: Path) -> Receipt:
+    import requests
+
+    entries = artifact.manifest.entries
+    outside = [name for name, entry in entries.items() if entry.ref is not None]
+    if outside:
+        raise InputError(f"{reference} only refers to files elsewhere ({entries[outside[0]].ref}); fetch them there.")
+    addresses = {file.name: file.direct_url for file in artifact.files(per_page=1000)}
+    size = sum(entry.size or 0 for entry in entries.values()) / 2**20
+    title = f"Downloading {reference.path} ({size:,.0f} MiB)" if size >= _WORTH_A_BAR else None
+    logger.info("Downloading %s (%d files, %.1f MiB)", reference, len(entries), size)
+    sha256 = {}
+    with progress_bar(title, max(1, round(size))) as advance, requests.Session() as session:
+        meter = _Meter(advance)
+        for name, entry in sorted(entries.items()):
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for attempt in range(1, _ATTEMPTS + 1):
+                try:
+                    sha256[name] = _fetch(session, addresses[name], target, entry, meter)
+                    break
+                except (_Damaged, requests.RequestException, KeyError) as error:
+                    if attempt == _ATTEMPTS:
+                        raise InputError(f"{reference}: the file {name} cannot be had: {_why(error)}.") from error
+                    logger.warning("%s: %s comes again: %s", reference, name, _why(error))
+                    addresses |= {file.name: file.direct_url for file in artifact.files(names=[name])}
+    metadata = sendable(dict(artifact.metadata))
+    return Receipt(str(reference), artifact.digest, sha256, metadata, artifact.description)
+
+
+class _Meter:
+    """Turns bytes into the whole MiB of a progress bar."""
+
+    def __init__(self, advance: Callable[[int], object]) -> None:
+        self._advance, self._left = advance, 0
+
+    def add(self, size: int) -> None:
+        whole, self._left = divmod(self._left + size, 2**20)
+        if whole:
+            self._advance(whole)
+
+
+def _fetch(session: Any, url: str, target: Path, entry: Any, meter: _Meter) -> str:
+    """Download one file; returns its SHA-256. Raises _Damaged where it is not what the manifest says."""
+    digest, sha256, size = _hasher(entry), hashlib.sha256(), 0
+    with session.get(url, stream=True, timeout=_TIMEOUTS) as response, open(target, "wb") as file:
+        response.raise_for_status()
+        for chunk in response.iter_content(_CHUNK):
+            file.write(chunk)
+            digest.update(chunk)
+            sha256.update(chunk)
+            size += len(chunk)
+            meter.add(len(chunk))
+    if base64.b64encode(digest.digest()).decode() != entry.digest:
+        raise _Damaged(f"{size:,} bytes came, and their digest is not the manifest's")
+    return sha256.hexdigest()
+
+
+def _hasher(entry: Any) -> Any:
+    """Of the kind that the manifest's digest of a file is."""
+    if "XXH128" in entry.digest_algorithm().name:
+        import xxhash
+
+        return xxhash.xxh128()
+    return hashlib.md5(usedforsecurity=False)
+
+
+def _why(error: Exception) -> str:
+    """A reason without the file's address, which lets whoever reads it fetch the file."""
+    if isinstance(error, _Damaged):
+        return str(error)
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"the server answers {response.status_code}"
+    return "the server does not list it" if isinstance(error, KeyError) else type(error).__name__

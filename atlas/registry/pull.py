@@ -1,0 +1,83 @@
+"""Fetching a model to look at or to use: from wandb, the Hugging Face hub, or a run on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from atlas.errors import InputError
+from atlas.registry.cache import place
+from atlas.registry.local import fetch_hub_policy, find_policy
+from atlas.registry.package import Package, read_package
+from atlas.registry.references import WANDB, kind_of
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What was fetched. reference: with the version an alias pointed to; path: the folder with its files.
+
+    description: the model card that it has in wandb, where it comes from there.
+    """
+
+    reference: str
+    path: Path
+    description: str | None = None
+
+    @property
+    def files(self) -> dict[str, int]:
+        """{name: bytes}."""
+        found = sorted(file for file in self.path.rglob("*") if file.is_file())
+        return {file.relative_to(self.path).as_posix(): file.stat().st_size for file in found}
+
+    @property
+    def policy(self) -> Path | None:
+        """The saved policy in it, for `from_pretrained`; None where there is none."""
+        try:
+            return find_policy(self.path, self.reference)
+        except InputError:
+            return None
+
+
+def pull(reference: str | Path, out: Path | None = None) -> Pulled:
+    """The model that a reference means; copied to `out` where that is given.
+
+    reference: `entity/project/name:alias`, with or without `wandb:`; `hf:owner/name`; or a folder: a saved policy, a
+    checkpoint, or a run, of which it is the best checkpoint's policy, or, where the checkpoints are gone, the last
+    model that is staged for wandb. Raises InputError.
+    """
+    found = _find(reference)
+    return found if out is None else replace(found, path=place(found.path, out))
+
+
+def _find(reference: str | Path) -> Pulled:
+    from atlas.registry.download import fetch_artifact
+
+    kind, text = kind_of(reference), str(reference)
+    if kind == "hf":
+        return Pulled(text, fetch_hub_policy(text))
+    folder = Path(reference).expanduser()
+    if kind == "folder" and folder.exists():
+        return Pulled(text, _policy_or_staged(folder))
+    if kind == "folder" and ":" not in text:
+        raise InputError(
+            f"There is no folder {text}; a model in wandb is such as {WANDB}entity/project/name:best, one on the "
+            "Hugging Face hub hf:owner/name."
+        )
+    cached = fetch_artifact(text)
+    return Pulled(cached.receipt.reference, cached.path, cached.receipt.description)
+
+
+def _policy_or_staged(folder: Path) -> Path:
+    try:
+        return find_policy(folder, str(folder))
+    except InputError:
+        packages = staged_models(folder)
+        if not packages:
+            raise
+        return packages[-1].files
+
+
+def staged_models(run_dir: Path) -> list[Package]:
+    """The models of a run's folder that wait to be sent, in the order in which they were staged."""
+    found = (read_package(folder) for folder in sorted((run_dir / "wandb" / "staged").glob("*")))
+    return [package for package in found if package is not None]

@@ -1,0 +1,118 @@
+"""Sending a saved model to wandb without a training run."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from atlas.errors import InputError
+from atlas.registry.client import TIMEOUT_SECONDS, connect, explained, import_wandb
+from atlas.registry.files import artifact_files, card_of, describe_files
+from atlas.registry.package import Package, log_package, read_package, stage
+from atlas.registry.references import ArtifactReference, check_alias, safe_name
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT_SECONDS = 3600
+_PROJECT = "atlas-vla"  # as in a run's config
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+def push(
+    path: str | Path,
+    name: str | None = None,
+    aliases: Sequence[str] = (),
+    project: str | None = None,
+    entity: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    description: str | None = None,
+    timeout_seconds: float = _TIMEOUT_SECONDS,
+) -> ArtifactReference:
+    """Upload a checkpoint, a saved policy, or a model that training could not send; returns the new version.
+
+    By default a checkpoint is called like its run and a folder by its own name, what is known of it from its files is
+    its metadata, and its model card the description. It returns when wandb has confirmed the upload. Raises InputError.
+    """
+    source = Path(path).expanduser().resolve()
+    for alias in aliases:
+        check_alias(alias)
+    wandb = import_wandb()
+    with tempfile.TemporaryDirectory(prefix="atlas-push-", ignore_cleanup_errors=True) as scratch:
+        package = _package(source, Path(scratch), name, aliases, metadata, description)
+        connect()  # says what is wrong in a few seconds, where `wandb.init` takes a minute and a half
+        files = artifact_files(package.files)
+        size = sum(file.stat().st_size for file in files.values()) / 1e6
+        title = f"Uploading {package.name} ({len(files)} files, {size:,.1f} MB)"
+        with explained(f"{source} cannot be uploaded"), _still_at_it(title):
+            return _upload(wandb, package, Path(scratch), project or _PROJECT, entity, timeout_seconds)
+
+
+def _package(
+    source: Path,
+    scratch: Path,
+    name: str | None,
+    aliases: Sequence[str],
+    metadata: Mapping[str, Any] | None,
+    description: str | None,
+) -> Package:
+    waiting = read_package(source)
+    if waiting is not None:  # what training has staged knows all of it
+        known = {**waiting.metadata, **(metadata or {})}
+        return Package(
+            source, name or waiting.name, [*waiting.aliases, *aliases], known, description or waiting.description
+        )
+    facts = {**describe_files(source), **(metadata or {})}
+    chosen = safe_name(name or str(facts.get("run_name") or source.name))
+    steps = [f"step-{facts['step']}"] if "step" in facts else []
+    card = description or (card_of(source) if source.is_dir() else None)
+    return stage(source, scratch, chosen, [*steps, *aliases], facts, card)
+
+
+def _upload(
+    wandb: Any, package: Package, scratch: Path, project: str, entity: str | None, timeout_seconds: float
+) -> ArtifactReference:
+    settings = wandb.Settings(silent=True, init_timeout=TIMEOUT_SECONDS, finish_timeout=TIMEOUT_SECONDS)
+    run = wandb.init(
+        project=project,
+        entity=entity,
+        job_type="upload-model",
+        name=f"upload {package.name}",
+        dir=str(scratch),
+        mode="online",
+        settings=settings,
+    )
+    exit_code = 1
+    try:
+        artifact = log_package(wandb, run, package)
+        try:
+            artifact.wait(timeout=timeout_seconds)
+        except ValueError as error:
+            raise InputError(f"{package.name} was not taken by wandb: {str(error).strip()}") from error
+        exit_code = 0
+    finally:
+        run.finish(exit_code=exit_code)
+    return ArtifactReference(artifact.entity, artifact.project, package.name, artifact.version)
+
+
+@contextmanager
+def _still_at_it(title: str) -> Iterator[None]:
+    """Say on stderr what begins, and now and then how long it has taken: wandb does not say how far it is."""
+    done, start = threading.Event(), time.monotonic()
+    print(title, file=sys.stderr, flush=True)
+
+    def tell() -> None:
+        while not done.wait(_SECONDS_BETWEEN_LINES):
+            print(f"{title}: {time.monotonic() - start:.0f} s so far", file=sys.stderr, flush=True)
+
+    threading.Thread(target=tell, name="atlas-push", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()

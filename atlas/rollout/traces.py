@@ -1,0 +1,111 @@
+"""What is kept of an episode so that it can be filmed when it is over.
+
+Which episodes are worth a film is known when all have been played, and a picture takes almost as long to render as a
+step to play. So an episode in a simulator leaves its states, a few hundred bytes a step, and is rendered afterwards.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from atlas.rollout.environment import Environment
+from atlas.rollout.video import FilmDrawing
+
+PICTURE_SIZE = 256  # pixels of the filmed picture's sides
+_HOLD_SECONDS = 0.8  # the last picture stays, so that the outcome can be read
+_SPARSE_HZ = 10.0  # pictures a second where a film is to be short of them
+_JPEG_QUALITY = 92
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The T actions that were executed, and T + 1 scenes: one before each of them and one at the end."""
+
+    actions: np.ndarray  # float32 [T, A], in the ActionSpec's units, as the policy gave them
+    scenes: np.ndarray | list[bytes]  # states float64 [T + 1, D]; JPEG pictures where states cannot be restored
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+@dataclass(frozen=True)
+class FilmOrder:
+    """A film to be made of an episode that is over, as an mp4 at `path`."""
+
+    path: Path
+    trace: Trace
+    instruction: str
+    success: bool
+    most_pictures: int | None = None  # at most so many, of steps at even distances; None: every step
+
+
+class TraceRecorder:
+    """Keeps the trace of the episode that an environment has just begun."""
+
+    def __init__(self, env: Environment) -> None:
+        self._env = env
+        self._actions: list[np.ndarray] = []
+        self._states: list[np.ndarray] = []
+        self._pictures: list[bytes] = []
+        self._keep_scene()
+
+    def stepped(self, action: np.ndarray) -> None:
+        """Call after each step, with its action [A]."""
+        self._actions.append(np.array(action, np.float32))
+        self._keep_scene()
+
+    def trace(self) -> Trace:
+        """What has happened so far, one step at least."""
+        scenes = np.stack(self._states) if self._env.spec.restorable else self._pictures
+        return Trace(np.stack(self._actions), scenes)
+
+    def _keep_scene(self) -> None:
+        if self._env.spec.restorable:
+            self._states.append(self._env.get_state())
+        else:
+            encoded = io.BytesIO()
+            Image.fromarray(self._env.picture(PICTURE_SIZE)).save(encoded, "JPEG", quality=_JPEG_QUALITY)
+            self._pictures.append(encoded.getvalue())
+
+
+def make_film(env: Environment, order: FilmOrder) -> None:
+    """Render the episode of `order` and write its film. The environment is left in another state; reset it."""
+    from atlas.tracking.media import write_mp4  # takes longer to import than a worker that films nothing should wait
+
+    spec, trace = env.spec.action_spec, order.trace
+    every = _every(len(trace), spec.control_hz, order.most_pictures)
+    drawing = FilmDrawing(order.instruction, trace.actions, spec, PICTURE_SIZE)
+    shown = [*range(0, len(trace), every), len(trace)]
+    fps = spec.control_hz / every
+    held = max(1, round(_HOLD_SECONDS * fps))
+    frames = np.empty((len(shown) - 1 + held, *drawing.shape), np.uint8)
+    for i, (step, picture) in enumerate(zip(shown, _pictures(env, trace, shown), strict=True)):
+        if step < len(trace):
+            frames[i] = drawing.frame(picture, step)
+        else:
+            frames[i:] = drawing.last_frame(picture, order.success)
+    write_mp4(order.path, frames, fps)
+
+
+def _every(steps: int, control_hz: float, most: int | None) -> int:
+    """How many steps lie between two pictures: with a limit at least those of a tenth of a second."""
+    if most is None:
+        return 1
+    return max(1, round(control_hz / _SPARSE_HZ), math.ceil(steps / most))
+
+
+def _pictures(env: Environment, trace: Trace, scenes: list[int]) -> Iterator[np.ndarray]:
+    """The scenes of these numbers as uint8 [size, size, 3]."""
+    for scene in scenes:
+        if isinstance(trace.scenes, np.ndarray):
+            env.set_state(trace.scenes[scene], observe=False)
+            yield env.picture(PICTURE_SIZE)
+        else:
+            yield np.asarray(Image.open(io.BytesIO(trace.scenes[scene])))

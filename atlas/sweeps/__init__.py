@@ -1,0 +1,12 @@
+"""Sweeps over config keys: a grid on this machine, or wandb's agents with the same file.
+
+From Python, `wandb.agent` calls a function of one's own, and the run that wandb has begun is the one that is logged to:
+
+    import atlas, wandb
+
+    def trial():
+        values = wandb.init().config  # the agent's choice
+        atlas.train(overrides=["wandb.enabled=true", *(f"{key}={value}" for key, value in values.items())])
+
+    wandb.agent("ENTITY/PROJECT/SWEEP", trial, count=10)
+"""

@@ -1,0 +1,76 @@
+"""`system/*`: what the machine does while it trains, sampled now and then on a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable
+
+from atlas.tracking.redact import cause
+
+logger = logging.getLogger(__name__)
+
+
+class SystemMonitor:
+    """Samples CPU, memory and GPUs at an interval and logs them at the trainer's step, until it is stopped."""
+
+    def __init__(self, log: Callable[[dict[str, float]], None], interval_seconds: float) -> None:
+        import psutil
+
+        self._log = log
+        self._interval = interval_seconds
+        self._stopped = threading.Event()
+        self._process = psutil.Process()
+        self._process.cpu_percent()  # the first call only starts the measurement
+        psutil.cpu_percent()
+        self._thread = threading.Thread(target=self._work, name="atlas-system", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Log a last sample, so that a short run has one, and end."""
+        self._stopped.set()
+        self._thread.join(1.0)
+
+    def _work(self) -> None:
+        try:
+            while not self._stopped.wait(self._interval):
+                self._log(self.sample())
+            self._log(self.sample())
+        except Exception as error:  # never a reason to end a run
+            logger.warning("system/* is switched off: %s", cause(error))
+
+    def sample(self) -> dict[str, float]:
+        """The machine's use since the last sample.
+
+        cpu_percent: of all cores. process_cpu_percent: of one core, this process. Memory in GiB of 2^30 bytes.
+        """
+        import psutil
+
+        memory = psutil.virtual_memory()
+        return {
+            "system/cpu_percent": psutil.cpu_percent(),
+            "system/memory_percent": memory.percent,
+            "system/memory_used_gib": (memory.total - memory.available) / 2**30,
+            "system/process_cpu_percent": self._process.cpu_percent(),
+            "system/process_memory_gib": self._process.memory_info().rss / 2**30,
+        } | gpu_sample()
+
+
+def gpu_sample() -> dict[str, float]:
+    """Use, memory, temperature (°C) and power (W) of every visible GPU; {} without one.
+
+    Through NVIDIA's management library, which takes no memory on the GPU, as torch's own calls for other devices would.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return {}
+    values: dict[str, float] = {}
+    for gpu in range(torch.cuda.device_count()):
+        values |= {
+            f"system/gpu{gpu}_percent": float(torch.cuda.utilization(gpu)),
+            f"system/gpu{gpu}_memory_gib": torch.cuda.device_memory_used(gpu) / 2**30,
+            f"system/gpu{gpu}_temperature": float(torch.cuda.temperature(gpu)),
+            f"system/gpu{gpu}_power": torch.cuda.power_draw(gpu) / 1000,
+        }
+    return values

@@ -1,0 +1,249 @@
+"""Models on their way to wandb, on a thread of their own, so that neither training nor scalars wait for them.
+
+`run.finish` hides it when an upload fails, and `wandb sync` does not send the models of an online run that did not
+arrive; so each one is waited for, sent again when it fails, and kept on disk until it is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import re
+import shutil
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from atlas.registry.package import Package, log_package, read_package, stage
+from atlas.registry.references import registry_path
+from atlas.registry.versions import remove_old
+from atlas.tracking.records import Model
+from atlas.tracking.redact import cause
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT_SECONDS = 1800.0  # of one upload: some GB over a slow line
+_MOST_WAITING = 3  # models that failed and are kept to be sent again, besides the best one: they take disk space
+_LAST_WORDS_SECONDS = 0.5  # of the exit, for what was asked of wandb before to come back
+_STEP_ALIAS = re.compile(r"step-\d+")
+_BEST, _LATEST = "best", "latest"
+
+
+def stage_model(model: Model, staging: Path) -> Model:
+    """The model with its files linked into a new folder of `staging`, so that they may be deleted where they are.
+
+    For the training thread: hard links take no time and no space. A checkpoint takes its run's config.yaml along.
+    Raises OSError, InputError.
+    """
+    package = stage(model.path, staging, model.name, model.aliases, model.metadata, model.description or None)
+    return replace(model, path=package.folder)
+
+
+@dataclass
+class _Waiting:
+    """A model that has not arrived yet."""
+
+    package: Package
+    step: int
+    failures: int = 0
+
+
+class ModelUploads:
+    """Sends staged models (see `stage_model`) as versions of an artifact, in the order in which they are added.
+
+    A model's staged folder is removed once wandb has confirmed it; in an offline run it stays, for `wandb sync`.
+    """
+
+    def __init__(
+        self,
+        wandb: ModuleType,
+        run: Any,
+        *,
+        keep_last_n: int | None = None,
+        registry: str | None = None,
+        timeout_seconds: float = _TIMEOUT_SECONDS,
+    ) -> None:
+        """keep_last_n: older versions that nobody wants are removed (see `remove_old`); None: none are.
+
+        registry: the registry/collection that each model is linked to. timeout_seconds: of one upload.
+        """
+        self._wandb, self._run = wandb, run
+        self._keep, self._registry = keep_last_n, registry
+        self._timeout = timeout_seconds
+        self._offline = bool(run.offline)
+        self._waiting: list[_Waiting] = []  # in order; of the thread alone, as is all that follows
+        self._arrived_step = -1
+        self._newest: dict[str, tuple[int, Any]] = {}  # moving alias: the newest model that carries it
+        self._given_up = 0
+        self._warned: set[str] = set()
+        self._deadline: float | None = None
+        self._off = threading.Event()
+        self._queue: queue.Queue[_Waiting | None] = queue.Queue()
+        if self._offline and registry is not None:
+            logger.info("wandb is offline: link a model to %s with `atlas model promote` after `wandb sync`.", registry)
+        self._thread = threading.Thread(target=self._work, name="atlas-uploads", daemon=True)
+        self._thread.start()
+
+    # ---- for the sink ----------------------------------------------------------------------------------------
+
+    def add(self, model: Model) -> None:
+        """Send a staged model, after those before it; returns at once."""
+        package = read_package(model.path)
+        assert package is not None, f"{model.path} is not staged"
+        self._queue.put(_Waiting(package, model.step))
+
+    def finish(self, deadline: float) -> bool:
+        """Send what waits, until `deadline` (of `time.monotonic()`); True when everything has arrived.
+
+        Offline, True when everything is staged and noted down. Says what has not arrived, and how to send it.
+        """
+        self._deadline = deadline
+        self._queue.put(None)
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        in_time = not self._thread.is_alive()
+        self._off.set()
+        left = list(self._waiting) + self._unsent()
+        for waiting in left:
+            self._say_lost(waiting)
+        if self._given_up:
+            logger.warning("wandb: %d older models that failed were given up, to save disk space.", self._given_up)
+        return in_time and not left and not self._given_up
+
+    def abandon(self) -> None:
+        """Send nothing more: wandb's process is gone, or time is up."""
+        self._off.set()
+
+    # ---- on the thread ---------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            self._waiting.append(item)
+            self._send_waiting()
+        if self._waiting:
+            self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        """Send all that waits, oldest first; stop at one that gets no answer, for the next would get none either."""
+        for waiting in list(self._waiting):
+            if self._off.is_set():
+                return
+            try:
+                artifact = self._send(waiting)
+            except Exception as error:
+                waiting.failures += 1
+                self._say_failed(waiting, error)
+                if isinstance(error, ConnectionError):  # wandb's own process has died
+                    self._off.set()
+                if not isinstance(error, ValueError):  # that is how wandb says that the server refuses
+                    break
+                continue
+            self._waiting.remove(waiting)
+            if artifact is not None:
+                self._settle(artifact, waiting)
+        self._limit_waiting()
+
+    def _send(self, waiting: _Waiting) -> Any:
+        """Log a model and wait until it is there; offline, log it and return None."""
+        package = waiting.package
+        if waiting.step < self._arrived_step:  # what moves stays with the newer model
+            taken = {alias for alias, (step, _) in self._newest.items() if step > waiting.step}
+            package = replace(package, aliases=[alias for alias in package.aliases if alias not in taken])
+        artifact = log_package(self._wandb, self._run, package)
+        if self._offline:
+            return None
+        # Once only: a wait that has timed out cannot be taken up again.
+        artifact.wait(timeout=self._patience())
+        return artifact
+
+    def _patience(self) -> float:
+        """Seconds to wait for an answer: no longer than the exit allows."""
+        if self._deadline is None:
+            return self._timeout
+        return max(0.1, min(self._timeout, self._deadline - time.monotonic()))
+
+    def _settle(self, artifact: Any, waiting: _Waiting) -> None:
+        """A model has arrived: see to the aliases, the registry, older versions, and its staged files."""
+        package = waiting.package
+        if waiting.failures:
+            logger.info("wandb has the model %s of step %d now.", package.name, waiting.step)
+        for alias in (_LATEST, *package.aliases):
+            if not _STEP_ALIAS.fullmatch(alias) and waiting.step >= self._newest.get(alias, (-1, None))[0]:
+                self._newest[alias] = (waiting.step, artifact)
+        if waiting.step < self._arrived_step:
+            self._try("its aliases", lambda: self._move_back(_LATEST))  # wandb gives it to whatever comes last
+        self._arrived_step = max(self._arrived_step, waiting.step)
+        if self._registry is not None:
+            aliases = [a for a in package.aliases if a != _LATEST and self._newest.get(a, (0, artifact))[1] is artifact]
+            self._try(f"its place in the registry {self._registry}", lambda: self._link(artifact, aliases))
+        if self._keep is not None:
+            keep = self._keep
+            self._try("older versions", lambda: remove_old(list(artifact.collection.artifacts()), keep))
+        shutil.rmtree(package.folder, ignore_errors=True)
+
+    def _move_back(self, alias: str) -> None:
+        _, newest = self._newest[alias]
+        for version in newest.collection.artifacts():  # asked anew: what `newest` knows of its aliases is old
+            if version.version == newest.version and alias not in version.aliases:
+                version.aliases.append(alias)
+                version.save()
+
+    def _link(self, artifact: Any, aliases: Sequence[str]) -> None:
+        assert self._registry is not None
+        self._run.link_artifact(artifact, registry_path(self._registry), list(aliases))
+
+    def _try(self, what: str, do: Any) -> None:
+        """Something that may fail without harm to the model; the first failure of a kind is said."""
+        try:
+            do()
+        except ConnectionError:
+            self._off.set()
+        except Exception as error:
+            level = logging.DEBUG if what in self._warned else logging.WARNING
+            self._warned.add(what)
+            logger.log(level, "wandb has the model, but %s could not be seen to: %s", what, cause(error))
+
+    def _limit_waiting(self) -> None:
+        """Give up the oldest of many that failed, but not the newest of the best ones."""
+        best = next((w for w in reversed(self._waiting) if _BEST in w.package.aliases), None)
+        others = [waiting for waiting in self._waiting if waiting is not best]
+        for waiting in others[:-_MOST_WAITING]:
+            self._waiting.remove(waiting)
+            self._given_up += 1
+            shutil.rmtree(waiting.package.folder, ignore_errors=True)
+
+    # ---- what is said ----------------------------------------------------------------------------------------
+
+    def _say_failed(self, waiting: _Waiting, error: Exception) -> None:
+        level = logging.WARNING if waiting.failures == 1 else logging.DEBUG
+        logger.log(
+            level,
+            "wandb did not take the model %s of step %d: %s. It is tried again with the next one, and at the end.",
+            waiting.package.name,
+            waiting.step,
+            cause(error).rstrip("."),
+        )
+
+    def _say_lost(self, waiting: _Waiting) -> None:
+        place = "" if self._offline else f" --project {self._run.project} --entity {self._run.entity}"
+        logger.warning(
+            "wandb has not confirmed the model %s of step %d. To send it: atlas model push %s%s",
+            waiting.package.name,
+            waiting.step,
+            waiting.package.folder,
+            place,
+        )
+
+    def _unsent(self) -> list[_Waiting]:
+        """What the thread has not come to."""
+        unsent: list[_Waiting] = []
+        while True:
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return unsent
+            if item is not None:
+                unsent.append(item)

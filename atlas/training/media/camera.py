@@ -1,0 +1,89 @@
+"""Where the hand's path lies in a fixed camera's picture, for episodes that carry their simulator's model."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from atlas.data.episode import Episode
+from atlas.types import ActionSpec
+
+_DEFAULT_FOVY_DEG = 45.0  # MuJoCo's
+_KNOWN_ATTRIBUTES = {"name", "mode", "pos", "quat", "fovy"}
+_LEAST_CORRELATION = 0.7
+_SENSIBLE_FOLLOWING = (0.02, 1.5)
+
+
+@dataclass(frozen=True)
+class FixedCamera:
+    """A camera that does not move: MuJoCo's, which looks along its own -z with x to the right and y up."""
+
+    position: np.ndarray  # float64 [3], m, in the world's frame
+    rotation: np.ndarray  # float64 [3, 3], its axes as columns
+    fovy_deg: float  # the vertical field of view
+
+    def project(self, points: np.ndarray, height: int, width: int) -> np.ndarray | None:
+        """Pixels (right, down) [n, 2] of points [n, 3] (m, world) in a picture; None where one lies behind."""
+        right, up, back = ((points - self.position) @ self.rotation).T
+        if (back > -1e-3).any():
+            return None
+        focal = height / 2 / np.tan(np.deg2rad(self.fovy_deg) / 2)
+        return np.stack([width / 2 - focal * right / back, height / 2 + focal * up / back], axis=1)
+
+
+def find_camera(model_xml: str | None, name: str) -> FixedCamera | None:
+    """A camera of a MuJoCo model by its name; None where there is none that is fixed in the world and described by
+    its position, quaternion and field of view alone."""
+    if model_xml is None:
+        return None
+    try:
+        root = ElementTree.fromstring(model_xml)
+    except ElementTree.ParseError:
+        return None
+    camera = root.find(f"worldbody/camera[@name='{name}']")
+    if camera is None or root.find("default//camera") is not None or set(camera.attrib) - _KNOWN_ATTRIBUTES:
+        return None
+    if camera.get("mode", "fixed") != "fixed":
+        return None
+    position = np.array(camera.get("pos", "0 0 0").split(), np.float64)
+    quaternion = np.array(camera.get("quat", "1 0 0 0").split(), np.float64)
+    return FixedCamera(position, _rotation(quaternion), float(camera.get("fovy", _DEFAULT_FOVY_DEG)))
+
+
+def _rotation(quaternion: np.ndarray) -> np.ndarray:
+    """A rotation matrix [3, 3] of a quaternion [4], scalar first."""
+    w, x, y, z = quaternion / np.linalg.norm(quaternion)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def following(episodes: Sequence[Episode], spec: ActionSpec, horizon: int) -> float | None:
+    """How much of a commanded path the hand moves: the least-squares factor over all chunks of `horizon` actions.
+
+    An arm is still on its way when the next command comes, so this is well below 1. None where the first three
+    numbers of proprio do not move with the commands, and hence are not the hand's position (m) in their frame.
+    """
+    if not spec.delta or spec.position[1] - spec.position[0] != 3:
+        return None
+    commanded, moved = [], []
+    for episode in episodes:
+        if len(episode) > horizon:
+            path = np.concatenate([np.zeros((1, 3)), episode.actions[:, slice(*spec.position)].cumsum(0)])
+            commanded.append((path[horizon:-1] - path[: -horizon - 1]) * spec.position_unit_m)
+            moved.append(episode.proprio[horizon:, :3] - episode.proprio[:-horizon, :3])
+    if not commanded or moved[0].shape[1] != 3:
+        return None
+    a, b = np.concatenate(commanded).astype(np.float64), np.concatenate(moved).astype(np.float64)
+    scale = (a * a).sum() * (b * b).sum()
+    if not scale or (a * b).sum() / np.sqrt(scale) < _LEAST_CORRELATION:
+        return None
+    factor = float((a * b).sum() / (a * a).sum())
+    return factor if _SENSIBLE_FOLLOWING[0] < factor < _SENSIBLE_FOLLOWING[1] else None

@@ -1,0 +1,154 @@
+"""When each kind of media is logged, what the ranks have to do with it, and what happens when one fails."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from atlas.config import Config, MediaConfig
+from atlas.data.chunks import ChunkDataset
+from atlas.data.episode import EpisodeDataset
+from atlas.policy import AtlasPolicy
+from atlas.tracking import RunTracker
+from atlas.tracking.redact import cause
+from atlas.training.checkpoints import random_state, set_random_state
+from atlas.training.media.actions import ActionLogger
+from atlas.training.media.gradients import GradientLogger
+from atlas.training.media.plots import PlotLogger
+from atlas.training.media.predictions import Predictions, Validated
+from atlas.training.media.projection import DatasetMap
+from atlas.training.schedule import Schedule
+from atlas.types import Batch
+
+logger = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
+
+
+class ValidationLogger(Protocol):
+    """Logs what a validation shows. Every rank gives a share, small enough to be sent; the main one shows them all."""
+
+    def share(self, seen: Validated) -> Any: ...
+
+    def show(self, parts: Sequence[Any], seen: Validated) -> None: ...
+
+
+class MediaLoggers:
+    """The kinds of `logging.media` that look at training and validation; those of evaluations are elsewhere.
+
+    They change nothing of training: neither weights nor random numbers. What fails is switched off with one warning.
+    seconds: what each has taken so far on this rank.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        schedule: Schedule,
+        dataset: EpisodeDataset,
+        cameras: Sequence[str],
+        train_data: ChunkDataset,
+        val_data: ChunkDataset,
+        accelerator: Accelerator,
+        tracker: RunTracker,
+    ) -> None:
+        media, batch_size = config.logging.media, config.data.batch_size
+        self._accelerator, self._val_interval = accelerator, schedule.val_interval
+        self._intervals = fit_intervals(media, schedule.max_steps)
+        self._nothing = Predictions.none(val_data.horizon, dataset.action_spec.dim)
+        self._off: set[str] = set()
+        self.seconds = dict.fromkeys(self._intervals, 0.0)
+        self._gradients = GradientLogger(tracker)
+        # Made when they are first needed.
+        self._at_validation: dict[str, Callable[[], ValidationLogger]] = {
+            "plot_logger": lambda: PlotLogger(media.plot_logger, dataset, cameras, val_data, tracker),
+            "action_logger": lambda: ActionLogger(dataset, val_data.episodes, tracker),
+            "vis_dataset": lambda: DatasetMap(media.vis_dataset, dataset, train_data, accelerator, batch_size, tracker),
+        }
+        self._made: dict[str, ValidationLogger] = {}
+
+    def after_backward(self, policy: AtlasPolicy, step: int) -> None:
+        """Every rank may call it when a step's gradients are complete, and not clipped yet. step: counted from 1."""
+        interval = self._intervals["gradient_logger"]
+        if self._accelerator.is_main_process and interval and step % interval == 0:
+            self._attempt("gradient_logger", lambda: self._gradients.log(policy, step))
+
+    def watch(self, step: int) -> ValidationWatch | None:
+        """What wants to see the validation after `step`; None where nothing is due. The same on every rank."""
+        due = [n for n in self._at_validation if due_at_validation(self._intervals[n], step, self._val_interval)]
+        return ValidationWatch(self._nothing, lambda seen: self._log(due, seen)) if due else None
+
+    def _log(self, due: Sequence[str], seen: Validated) -> None:
+        """Send the shares to the main rank and show them there. Every rank comes through here with the same `due`,
+        whatever has failed on it, so that none waits for another."""
+        for name in due:
+            part = self._attempt(name, partial(self._share, name, seen))
+            parts = gather_object([part])
+            if not self._accelerator.is_main_process:
+                continue
+            if any(part is None for part in parts):  # whoever failed has said so
+                self._off.add(name)
+            else:
+                self._attempt(name, partial(self._made[name].show, parts, seen))
+
+    def _share(self, name: str, seen: Validated) -> Any:
+        if name not in self._made:
+            self._made[name] = self._at_validation[name]()
+        return self._made[name].share(seen)
+
+    def _attempt(self, name: str, work: Callable[[], Found]) -> Found | None:
+        """What `work` gives; None where it fails, or this kind has failed before."""
+        if name in self._off:
+            return None
+        start, state = time.perf_counter(), random_state()
+        try:
+            return work()
+        except Exception as error:  # of any kind: datasets, drawing, a full disk or GPU memory
+            self._off.add(name)
+            logger.warning("logging.media.%s is switched off: %s. Training goes on.", name, cause(error).rstrip("."))
+            return None
+        finally:
+            set_random_state(state)
+            self.seconds[name] += time.perf_counter() - start
+
+
+class ValidationWatch:
+    """Keeps a rank's predictions while validation goes over its samples, and hands them over at its end."""
+
+    def __init__(self, nothing: Predictions, hand_over: Callable[[Validated], None]) -> None:
+        """nothing: what has the right shapes where a rank has no sample."""
+        self._parts, self._hand_over = [nothing], hand_over
+
+    def add(self, samples: Sequence[tuple[int, int]], predicted: torch.Tensor, batch: Batch) -> None:
+        """samples: (epoch, index) of the batch's rows; predicted: float [B, H, A], in the ActionSpec's units."""
+        self._parts.append(Predictions.of_batch(samples, predicted, batch))
+
+    def finish(self, policy: AtlasPolicy) -> None:
+        """Log. Every rank calls it; policy: the one that was validated, in eval mode."""
+        self._hand_over(Validated(policy, Predictions.merge(self._parts)))
+
+
+def due_at_validation(interval: int, step: int, val_interval: int) -> bool:
+    """Whether the validation after `step` is the first one at or after a multiple of the interval (0: never)."""
+    before = (step - 1) // val_interval * val_interval
+    return interval > 0 and step // interval > before // interval
+
+
+def fit_intervals(media: MediaConfig, max_steps: int) -> dict[str, int]:
+    """The interval of each kind in steps, for a run of `max_steps`; what is longer than the run is shortened, and
+    said."""
+    asked = {name: getattr(media, name).interval for name in _KINDS}
+    fitted = {name: min(interval, max_steps) for name, interval in asked.items()}
+    shortened = [f"{name}.interval {asked[name]} -> {fitted[name]}" for name in asked if fitted[name] < asked[name]]
+    if shortened:
+        logger.info("Shortened to the run's %d steps, in logging.media: %s", max_steps, ", ".join(shortened))
+    return fitted
+
+
+_KINDS = ("gradient_logger", "plot_logger", "action_logger", "vis_dataset")

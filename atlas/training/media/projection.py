@@ -1,0 +1,156 @@
+"""A map of the dataset: the features that the policy's vision has of its frames, in two dimensions."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from atlas.config import VisDatasetConfig
+from atlas.data.chunks import ChunkDataset
+from atlas.data.episode import EpisodeDataset
+from atlas.errors import InputError
+from atlas.policy import AtlasPolicy
+from atlas.tracking import RunTracker
+from atlas.tracking.figures import draw_map
+from atlas.training.media.predictions import Validated, frame_places, spread
+
+_KEPT_COMPONENTS = 50  # for TensorBoard's projector, and before t-SNE
+_THUMBNAIL = 32  # pixels
+_OUTCOMES = ("failure", "success", "not said")
+
+
+def check_method(config: VisDatasetConfig) -> None:
+    """Raises InputError where the method needs a package that is not installed."""
+    if config.interval and config.method == "tsne" and importlib.util.find_spec("sklearn") is None:
+        raise InputError(
+            "logging.media.vis_dataset.method is tsne, which needs scikit-learn: pip install 'atlas-vla[vis]', or set "
+            "it to pca."
+        )
+
+
+@dataclass(frozen=True)
+class FeatureShare:
+    """What one rank adds; n of the frames."""
+
+    index: np.ndarray  # int64 [n], training samples
+    features: np.ndarray  # float32 [n, D]
+    thumbnails: np.ndarray | None  # uint8 [n, 32, 32, 3], of the first camera; None where images are not read
+
+
+class DatasetMap:
+    """Logs `dataset/frames_by_task` and `dataset/frames_by_success` as figures, and `dataset/frames` for
+    TensorBoard's projector.
+
+    The features are the mean of a frame's vision tokens, as the policy's own encoder has them, unaugmented (from a
+    feature cache: of the version that the sample has in the first epoch).
+    """
+
+    def __init__(
+        self,
+        config: VisDatasetConfig,
+        dataset: EpisodeDataset,
+        train_data: ChunkDataset,
+        accelerator: Accelerator,
+        batch_size: int,
+        tracker: RunTracker,
+    ) -> None:
+        self._config, self._dataset, self._train_data, self._tracker = config, dataset, train_data, tracker
+        self._accelerator, self._batch_size = accelerator, batch_size
+        self._places = frame_places(dataset, train_data.episodes)
+        self._frames = spread(len(train_data), config.frames)
+
+    def share(self, seen: Validated) -> FeatureShare:
+        """Look at this rank's part of the frames."""
+        accelerator = self._accelerator
+        mine = self._frames[accelerator.process_index :: accelerator.num_processes]
+        parts = [self._look(seen.policy, mine[i : i + self._batch_size]) for i in range(0, len(mine), self._batch_size)]
+        thumbnails = [small for _, small in parts if small is not None]
+        nothing = np.empty((0, seen.policy.vision.dim), np.float32)  # of a rank without any
+        features = np.concatenate([nothing, *(features for features, _ in parts)])
+        return FeatureShare(mine, features, np.concatenate(thumbnails) if thumbnails else None)
+
+    @torch.no_grad()
+    def _look(self, policy: AtlasPolicy, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """float32 [n, D], and thumbnails where there are images."""
+        batch = self._train_data.__getitems__([(0, int(i)) for i in samples])
+        small = None if batch.images is None else _thumbnails(batch.images[:, 0])
+        batch = batch.to(self._accelerator.device)
+        if batch.features is not None:
+            tokens = batch.features
+        else:
+            assert batch.images is not None
+            with self._accelerator.autocast():
+                tokens = policy.vision(batch.images.float() / 255, policy.language(batch.instruction))
+        return tokens.float().mean(1).cpu().numpy(), small
+
+    def show(self, parts: Sequence[FeatureShare], seen: Validated) -> None:
+        """Project, draw and log, on the main rank."""
+        index = np.concatenate([part.index for part in parts])
+        order = np.argsort(index)
+        places = self._places[index[order]]  # [n, 2]
+        components, explained = principal_components(np.concatenate([p.features for p in parts])[order])
+        if self._config.method == "tsne":
+            points, axes = tsne(components), ("t-SNE 1", "t-SNE 2")
+        else:
+            points = components[:, :2]
+            axes = (f"component 1 ({explained[0]:.0%} of the variance)", f"component 2 ({explained[1]:.0%})")
+        tasks, task = self._dataset.tasks, self._dataset.task_of[places[:, 0]]
+        title = f"{len(places)} training frames as the policy's vision sees them"
+        self._tracker.log_image("dataset/frames_by_task", draw_map(points, task, tasks, axes, f"{title}, by task"))
+        success = self._outcomes(places[:, 0])
+        if (success < 2).any():
+            drawn = draw_map(points, success, _OUTCOMES, axes, f"{title}, by the episode's outcome")
+            self._tracker.log_image("dataset/frames_by_success", drawn)
+        thumbnails = [part.thumbnails for part in parts if part.thumbnails is not None]
+        self._tracker.log_projection(
+            "dataset/frames",
+            components,
+            columns=("task", "outcome", "episode", "frame"),
+            rows=[
+                (tasks[t], _OUTCOMES[s], episode, frame)
+                for t, s, (episode, frame) in zip(task, success, places.tolist(), strict=True)
+            ],
+            thumbnails=np.concatenate(thumbnails)[order] if thumbnails else None,
+        )
+
+    def _outcomes(self, episodes: np.ndarray) -> np.ndarray:
+        """Of each of the episodes int64 [n], an index into _OUTCOMES."""
+        found = {episode: self._dataset.episode(episode).success for episode in set(episodes.tolist())}
+        return np.array([2 if found[e] is None else int(bool(found[e])) for e in episodes.tolist()])
+
+
+def principal_components(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first (at most 50) principal components of features [n, D]: float32 [n, C], and each one's share of the
+    variance [C]. C is at least 2; a component that the features do not have is 0."""
+    centred = torch.from_numpy(features).double()
+    centred -= centred.mean(0)
+    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
+    scores = (u * s)[:, :_KEPT_COMPONENTS]
+    # A component's sign means nothing. The larger side is to the right, so that maps of different steps look alike.
+    scores *= torch.where((scores**3).sum(0) < 0, -1.0, 1.0)
+    share = s**2 / (s**2).sum().clamp(min=1e-30)
+    missing = max(0, 2 - scores.shape[1])
+    return F.pad(scores, (0, missing)).float().numpy(), F.pad(share[: scores.shape[1]], (0, missing)).numpy()
+
+
+def tsne(components: np.ndarray) -> np.ndarray:
+    """t-SNE (van der Maaten and Hinton, 2008) of components [n, C] to float32 [n, 2], the same for the same input."""
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    perplexity = min(30.0, (len(components) - 1) / 3)
+    model = TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1)
+    with threadpool_limits(1):  # on cores that others use too, its threads wait for each other: 30 s in place of 1.5
+        return np.asarray(model.fit_transform(components), np.float32)
+
+
+def _thumbnails(images: torch.Tensor) -> np.ndarray:
+    """uint8 [n, 3, H, W] to uint8 [n, 32, 32, 3]."""
+    small = F.interpolate(images, size=(_THUMBNAIL, _THUMBNAIL), mode="bilinear", antialias=True)
+    return small.permute(0, 2, 3, 1).numpy()

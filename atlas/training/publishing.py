@@ -1,0 +1,136 @@
+"""Which checkpoints go to wandb as versions of a model, and what is said of each.
+
+publisher = Publisher(config, tracker, run_facts(config, policy, dataset))
+publisher.after_save(checkpoint, step, metrics, best)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import atlas
+from atlas.config import Config
+from atlas.policy.card import checkpoint_card
+from atlas.registry.files import describe_files
+from atlas.registry.references import safe_name
+from atlas.tracking import RunTracker
+
+if TYPE_CHECKING:
+    from atlas.config import Bounds
+    from atlas.data.episode import EpisodeDataset
+    from atlas.policy import AtlasPolicy
+
+logger = logging.getLogger(__name__)
+
+_HASH_LENGTH = 16
+_KEPT_METRICS = ("val/", "eval/", "best_model/")
+_NOT_OF_THE_MODEL = {"run_name", "output_dir", "wandb", "logging", "distributed", "model_management"}
+
+
+class Publisher:
+    """Decides after every checkpoint, by `model_management`, whether wandb gets it. Safe to call on every rank."""
+
+    def __init__(self, config: Config, tracker: RunTracker, facts: Mapping[str, Any], is_main: bool = True) -> None:
+        """facts: what is true of the whole run, see `run_facts`. is_main: only this rank reads files and warns."""
+        self._settings = config.model_management
+        self._tracker = tracker
+        self._facts = dict(facts)
+        self._is_main = is_main
+        self.name = safe_name(str(config.run_name))
+        self._place = f"{config.wandb.entity or 'ENTITY'}/{config.wandb.project}"
+        self._checkpoints = 0
+        self._said: set[str] = set()
+
+    def after_save(self, checkpoint: Path, step: int, metrics: Mapping[str, float], best: bool) -> bool:
+        """Hand a checkpoint to wandb where it is due and good enough; True when it was handed over.
+
+        metrics: the latest value of each metric that the run has. best: it is the best one so far.
+        """
+        self._checkpoints += 1
+        every = self._settings.upload_frequency
+        due = every > 0 and self._checkpoints % every == 0
+        if not (due or (best and self._settings.save_best_models)) or not self._good_enough(metrics):
+            return False
+        if self._is_main:
+            metadata = self._metadata(checkpoint, step, metrics)
+            reference = f"wandb:{self._place}/{self.name}:step-{step}"
+            aliases = ["latest", f"step-{step}", *(["best"] if best else []), *self._settings.aliases]
+            card = checkpoint_card(checkpoint, metadata, reference)
+            self._tracker.log_model(checkpoint, self.name, aliases, metadata, step, description=card or "")
+        return True
+
+    def _good_enough(self, metrics: Mapping[str, float]) -> bool:
+        return all([self._meets(name, bounds, metrics) for name, bounds in self._settings.upload_conditions.items()])
+
+    def _meets(self, name: str, bounds: Bounds, metrics: Mapping[str, float]) -> bool:
+        value = metrics.get(name)
+        if value is None:
+            self._say_once(name, "has no value yet")
+            return False
+        if math.isnan(value):
+            self._say_once(name, "is not a number")
+            return False
+        low = -math.inf if bounds.min is None else bounds.min
+        high = math.inf if bounds.max is None else bounds.max
+        return low <= value <= high
+
+    def _say_once(self, name: str, what: str) -> None:
+        if self._is_main and name not in self._said:
+            self._said.add(name)
+            logger.warning(
+                "No model is uploaded while %s %s: model_management.upload_conditions asks for it.", name, what
+            )
+
+    def _metadata(self, checkpoint: Path, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+        kept = {name: float(value) for name, value in sorted(metrics.items()) if name.startswith(_KEPT_METRICS)}
+        epoch = {"epoch": metrics["train/epoch"]} if "train/epoch" in metrics else {}
+        size = {"file_size_mb": describe_files(checkpoint)["file_size_mb"]}
+        # The metrics in one entry: wandb takes no more than 100.
+        return {**self._facts, "step": step, **epoch, **size, "metrics": kept}
+
+
+def run_facts(config: Config, policy: AtlasPolicy, dataset: EpisodeDataset) -> dict[str, Any]:
+    """What is the same for all models of a run: parameter counts, hashes of config and data, the code's commit."""
+    parameters = list(policy.parameters())
+    return {
+        "run_name": config.run_name,
+        "parameters": sum(p.numel() for p in parameters),
+        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "data": str(dataset.path),
+        "dataset_fingerprint": dataset.fingerprint(),
+        "config_hash": config_hash(config),
+        "git_commit": git_commit(),
+        "atlas_version": atlas.__version__,
+    }
+
+
+def config_hash(config: Config) -> str:
+    """A hash of what makes the model: the config without names, folders, loggers and machines. 16 hex digits."""
+    values = {key: value for key, value in config.model_dump(mode="json").items() if key not in _NOT_OF_THE_MODEL}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:_HASH_LENGTH]
+
+
+def git_commit() -> str | None:
+    """The commit of Atlas's own code, with `+changes` where files differ from it; None where it is no checkout."""
+    root = Path(atlas.__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return f"{commit}+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
