@@ -15,7 +15,8 @@ Usage: ./train.sh [options] [key=value ...]
   --gpus N            number of processes, one a GPU; with --cpu: CPU processes
   --gpu-ids 0,2       which of the visible GPUs
   --cpu               use no GPU
-  --resume auto|DIR   continue from a checkpoint; auto: the latest of the run, or a fresh start
+  --resume auto|DIR|wandb:ENTITY/PROJECT/NAME:ALIAS
+                      continue from a checkpoint; auto: the latest of the run, or a fresh start
   --wandb             log to Weights & Biases too
   --wandb-project P   its project (default: atlas-vla)
   --wandb-entity E    its user or team

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +14,12 @@ import yaml
 
 from atlas.config import Config, DataConfig, dump_yaml, load_config
 from atlas.errors import InputError
-from atlas.files import write_text
+from atlas.files import replace_link, write_text
 
 if TYPE_CHECKING:
     from atlas.data.episode import EpisodeDataset
 
+CONFIG = "config.yaml"
 RESULTS = "results.json"  # in the run's folder once it is finished
 
 
@@ -23,10 +27,13 @@ def load_run_config(
     config: Config | dict[str, Any] | str | Path | None, overrides: Sequence[str], resume: str | Path | None
 ) -> Config:
     """The config of a run. Without one, a run that is resumed by its folder goes on with its own."""
-    if config is None and resume is not None and str(resume) != "auto":
+    if config is None and _is_artifact(resume):
+        # The folder for outputs is that of the machine it was saved on.
+        config = load_config(_fetched(str(resume)) / CONFIG).model_copy(update={"output_dir": Config().output_dir})
+    elif config is None and resume is not None and str(resume) != "auto":
         from atlas.training.checkpoints import find_checkpoint
 
-        config = find_checkpoint(Path(resume)).parent.parent / "config.yaml"
+        config = find_checkpoint(Path(resume)).parent.parent / CONFIG
     return load_config(config, overrides)
 
 
@@ -38,6 +45,7 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
     from atlas.data import open_configured
     from atlas.policy.pretrained import check_pretrained
     from atlas.rollout.record import RecordSettings, record
+    from atlas.training.media.projection import check_method
 
     config, checkpoint = _settle_run(config, resume)
     if checkpoint is not None:
@@ -49,9 +57,12 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
     dataset, _ = open_configured(config.data)
     _check_data(config, dataset)
     check_pretrained(config.model)
+    check_method(config.logging.media.vis_dataset)
     run_dir = run_dir_of(config)
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_text(run_dir / "config.yaml", dump_yaml(config))
+    write_text(run_dir / CONFIG, dump_yaml(config))
+    if checkpoint is not None and _is_artifact(resume):
+        checkpoint = _install(checkpoint, run_dir)
     return config, checkpoint
 
 
@@ -59,6 +70,12 @@ def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path
     """Name the run; refuse to write over one that is there; find the checkpoint to go on from."""
     from atlas.training.checkpoints import find_checkpoint
 
+    if _is_artifact(resume):
+        checkpoint = _fetched(str(resume))
+        name = config.run_name or load_config(checkpoint / CONFIG).run_name
+        config = config.model_copy(update={"run_name": name})
+        _check_same_run(checkpoint, run_dir_of(config), str(resume))
+        return config, checkpoint
     if resume is not None and str(resume) != "auto":
         checkpoint = find_checkpoint(Path(resume))
         run_dir = checkpoint.parent.parent
@@ -70,7 +87,10 @@ def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path
             return config.model_copy(update={"run_name": unfinished.name}), find_checkpoint(unfinished)
     if config.run_name is None:
         name = f"atlas-{Path(config.data.path).name}-{config.model.head.name}-lr{config.training.learning_rate:g}"
-        return config.model_copy(update={"run_name": f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"}), None
+        when = time.strftime("%Y%m%d-%H%M%S")
+        if "WANDB_SWEEP_ID" in os.environ:  # whose agents may start in the same second
+            when += f"-{os.environ.get('WANDB_RUN_ID', os.getpid())}"
+        return config.model_copy(update={"run_name": f"{name}-{when}"}), None
     latest = run_dir_of(config) / "checkpoints" / "latest"
     if not latest.exists():
         return config, None
@@ -87,10 +107,48 @@ def _newest_unfinished_run(config: Config) -> Path | None:
     saved = sorted(Path(config.output_dir).glob("*/checkpoints/latest"), key=lambda p: p.stat().st_mtime, reverse=True)
     for run_dir in (link.parent.parent for link in saved):
         if not (run_dir / RESULTS).exists():
-            was = load_config(run_dir / "config.yaml")
+            was = load_config(run_dir / CONFIG)
             if (was.data, was.model) == (config.data, config.model):
                 return run_dir
     return None
+
+
+def _is_artifact(resume: str | Path | None) -> bool:
+    from atlas.registry.references import WANDB
+
+    return str(resume).startswith(WANDB)
+
+
+@functools.cache
+def _fetched(reference: str) -> Path:
+    """The checkpoint in wandb's artifact, asked for once: an alias may move meanwhile."""
+    from atlas.registry import fetch_checkpoint
+
+    return fetch_checkpoint(reference)
+
+
+def _check_same_run(checkpoint: Path, run_dir: Path, reference: str) -> None:
+    """Refuse to go on in the folder of another run that has the same name."""
+    from atlas.training.checkpoints import load_state
+
+    latest = run_dir / "checkpoints" / "latest"
+    if latest.exists() and load_state(latest).wandb_id != load_state(checkpoint).wandb_id:
+        raise InputError(f"{run_dir} is another run than {reference}. Choose another run_name, or another output_dir.")
+
+
+def _install(checkpoint: Path, run_dir: Path) -> Path:
+    """Copy a fetched checkpoint to where the run keeps its own."""
+    from atlas.training.checkpoints import load_state
+
+    final = run_dir / "checkpoints" / f"step_{load_state(checkpoint).step:08d}"
+    if not final.exists():
+        partial = final.with_name(f".{final.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        for part in ("policy", "trainer"):
+            shutil.copytree(checkpoint / part, partial / part)
+        os.replace(partial, final)
+    replace_link(run_dir / "checkpoints" / "latest", final.name)
+    return final
 
 
 def _check_fits(checkpoint: Path, config: Config) -> None:

@@ -256,7 +256,7 @@ def _make_closed_loop(
         return None
     check_agreement(policy.processor, environment_spec(env))
     episode_logger = EpisodeLogger(config.logging.media.episode_logger, tracker)
-    return ClosedLoop(config.evaluation, env, config.seed, accelerator, run_dir_of(config), episode_logger)
+    return ClosedLoop(config.evaluation, env, config.evaluation.seed, accelerator, run_dir_of(config), episode_logger)
 
 
 def _announce(config: Config, trainer: Trainer, dataset: EpisodeDataset) -> None:

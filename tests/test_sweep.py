@@ -236,7 +236,7 @@ def test_every_point_is_trained_a_failing_one_is_reported_and_the_finished_are_r
 
     later.symlink_to(tmp_path / "demos")  # what was wrong is mended: what is finished stays, the rest is trained
     before = {name: (out / name / "results.json").stat().st_mtime_ns for name in finished}
-    second = sweep_local(file, "--json")
+    second = sweep_local(file, "--parallel", "2", "--json")
 
     assert second.returncode == 0, second.stderr
     told = json.loads(second.stdout)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from atlas import __version__
-from atlas.cli import config, data, evaluate, model, train
+from atlas.cli import config, data, evaluate, registry, runs, sweep, train
 from atlas.cli.options import PLAIN
 from atlas.errors import InputError
 
@@ -24,7 +24,9 @@ app.command(hidden=True)(train.rank)
 app.command("eval")(evaluate.evaluate)
 app.command("cache-rank", hidden=True)(data.cache_rank)
 app.add_typer(data.data_app, name="data")
-app.add_typer(model.model_app, name="model")
+app.add_typer(registry.model_app, name="model")  # with the verbs of model.py
+app.add_typer(runs.runs_app, name="runs")
+app.add_typer(sweep.sweep_app, name="sweep")
 app.add_typer(config.config_app, name="config")
 
 

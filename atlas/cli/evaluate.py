@@ -77,7 +77,7 @@ def _check_file(out: Path) -> None:
 
 
 def _counts(part: dict[str, Any]) -> tuple[str, ...]:
-    from atlas.rollout.report import wilson_interval
+    from atlas.tracking.proportions import wilson_interval
 
     low, high = wilson_interval(part["successes"], part["episodes"])
     return str(part["episodes"]), str(part["successes"]), f"{part['success_rate']:.1%}", f"{low:.1%} to {high:.1%}"

@@ -18,7 +18,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Workers = Annotated[int | None, typer.Option(min=1, metavar="W", help="Simulator processes; default: one a core.")]
 Resume = Annotated[
     str | None,
-    typer.Option(metavar="auto|DIR", help="Continue from a checkpoint; auto: the latest, or a fresh start."),
+    typer.Option(
+        metavar="auto|DIR|wandb:REFERENCE", help="Continue from a checkpoint; auto: the latest, or a fresh start."
+    ),
 ]
 
 

@@ -39,6 +39,7 @@ class EvaluationConfig(Section):
     """Closed-loop episodes in a simulator: during training (to choose the best checkpoint) and at the end."""
 
     env: str = "auto"  # auto: the world that the data was recorded in, where there is an adapter for it; none
+    seed: Annotated[int, Field(ge=0, lt=10**6)] = 0  # of the episodes: runs with the same one can be compared as pairs
     episodes: NotNegative = 20  # at each evaluation during training; 0: no rollouts
     interval: Positive = 1300  # optimizer steps
     final_episodes: NotNegative = 40  # of the best checkpoint, after training

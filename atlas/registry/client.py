@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from types import ModuleType
 from typing import Any
 
 from atlas.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 20  # of one question; wandb's own process asks again and again meanwhile
 MODEL = "model"  # the type of artifact
@@ -47,6 +50,7 @@ def connect() -> Any:
             return wandb.Api(timeout=TIMEOUT_SECONDS)
         except Exception as error:
             if unreachable(error):
+                end_service(wandb)
                 raise InputError(_no_answer(wandb)) from error
             refused = f"{base_url(wandb)} refuses the API key. Run `wandb login --relogin`, or check it."
             raise InputError(refused) from error
@@ -73,8 +77,29 @@ def explained(subject: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        why = _no_answer(import_wandb()) if unreachable(error) else first_line(error)
+        wandb, why = import_wandb(), first_line(error)
+        if unreachable(error):
+            why = _no_answer(wandb)
+            end_service(wandb)
         raise InputError(f"{subject}: {why}") from error
+
+
+def end_service(wandb: ModuleType) -> None:
+    """End wandb's own process, where no run needs it.
+
+    It goes on asking a server that does not answer, and the exit of this process would wait for it: for ever, as seen.
+    """
+    import psutil
+
+    if wandb.run is not None:
+        return
+    for child in psutil.Process().children():
+        if child.name() == "wandb-core":
+            child.kill()
+    try:
+        wandb.teardown()  # takes back the exit hook, which would end in a traceback now
+    except (Exception, SystemExit):
+        logger.debug("wandb's process has ended", exc_info=True)
 
 
 def unreachable(error: BaseException | None) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+import queue
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 _ATTEMPTS = 3  # for each file: a line may drop, and an address is good for a while only
 _CHUNK = 1 << 20
 _TIMEOUTS = (10, 60)  # seconds to connect, and between two pieces
+_LIST_SECONDS = 120.0  # wandb itself would try for 20 minutes
 _WORTH_A_BAR = 20  # MiB
 
 
@@ -89,7 +92,7 @@ def _what_there_is(reference: ArtifactReference, api: Any) -> str:
 def _download(artifact: Any, reference: ArtifactReference, folder: Path) -> Receipt:
     import requests
 
-    entries = artifact.manifest.entries
+    entries = _in_time(lambda: artifact.manifest.entries, f"{reference}: the list of its files")
     outside = [name for name, entry in entries.items() if entry.ref is not None]
     if outside:
         raise InputError(f"{reference} only refers to files elsewhere ({entries[outside[0]].ref}); fetch them there.")
@@ -114,6 +117,28 @@ def _download(artifact: Any, reference: ArtifactReference, folder: Path) -> Rece
                     addresses |= {file.name: file.direct_url for file in artifact.files(names=[name])}
     metadata = sendable(dict(artifact.metadata))
     return Receipt(str(reference), artifact.digest, sha256, metadata, artifact.description)
+
+
+def _in_time(fetch: Callable[[], Any], what: str) -> Any:
+    """The result of a call of wandb's that knows no time limit. Raises InputError when it takes too long."""
+    done: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
+
+    def work() -> None:
+        try:
+            done.put((fetch(), None))
+        except Exception as error:
+            done.put((None, error))
+
+    threading.Thread(target=work, name="atlas-fetch", daemon=True).start()
+    try:
+        result, error = done.get(timeout=_LIST_SECONDS)
+    except queue.Empty:
+        raise InputError(
+            f"{what} does not come: where the files are kept, nobody answers. (A firewall, a proxy?)"
+        ) from None
+    if error is not None:
+        raise error
+    return result
 
 
 class _Meter:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas.errors import InputError
-from atlas.registry.client import TIMEOUT_SECONDS, connect, explained, import_wandb
+from atlas.registry.client import TIMEOUT_SECONDS, connect, end_service, explained, import_wandb
 from atlas.registry.files import artifact_files, card_of, describe_files
 from atlas.registry.package import Package, log_package, read_package, stage
 from atlas.registry.references import ArtifactReference, check_alias, safe_name
@@ -98,6 +98,8 @@ def _upload(
         exit_code = 0
     finally:
         run.finish(exit_code=exit_code)
+        if exit_code:
+            end_service(wandb)
     return ArtifactReference(artifact.entity, artifact.project, package.name, artifact.version)
 
 

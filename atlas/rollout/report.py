@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from atlas.errors import InputError
 from atlas.files import write_json
 from atlas.rollout.seeds import Purpose
+from atlas.tracking.proportions import wilson_interval
 
 _OUTCOME_FIELDS = ("seed", "instruction", "success", "reward", "length")
 
@@ -125,17 +125,6 @@ def highlights(outcomes: Sequence[EpisodeOutcome]) -> dict[str, EpisodeOutcome]:
     for name, place in places.items():
         chosen.setdefault(place, name)
     return {name: ranked[place] for place, name in chosen.items()}
-
-
-def wilson_interval(successes: int, episodes: int, z: float = 1.959964) -> tuple[float, float]:
-    """The score interval of a proportion (Wilson, 1927); 95% with the default z."""
-    if episodes == 0:
-        return 0.0, 1.0
-    p, n = successes / episodes, episodes
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At rates of 0 and 1 a bound is the rate itself, which rounding may just miss.
-    return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
 
 
 def _rate(outcomes: Sequence[EpisodeOutcome]) -> float:

@@ -238,7 +238,7 @@ class _Process:
                 self._process.send_signal(stop.signal or signal.SIGTERM)
             else:
                 os.killpg(self._process.pid, signal.SIGKILL)
-            self._passed = stop.count
+            self._passed += 1
 
     def ended(self) -> bool:
         return self._process.poll() is not None

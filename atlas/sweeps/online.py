@@ -97,7 +97,7 @@ def _logged_in() -> ModuleType:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Have SIGTERM stop the agent as Ctrl-C does, and say afterwards that it was stopped: wandb keeps that to itself."""
+    """Have SIGTERM stop the agent as Ctrl-C does, and say afterwards that it was stopped, which wandb does not."""
     seen: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:

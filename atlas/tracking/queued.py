@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
-from dataclasses import dataclass
+from collections import deque
 
-from atlas.tracking.records import LogLine, Record, RunConfig, Scalars, Sink
+from atlas.tracking.records import Image, Model, Projection, Record, Sink, Table, Video
 from atlas.tracking.redact import cause
 
 logger = logging.getLogger(__name__)
 
 _ROOM = 50_000  # records that wait while a sink starts or stalls; then the newest are dropped
-_ROOM_FOR_MEDIA = 200  # of them those that hold pictures, tables or files
+_ROOM_FOR_MEDIA = 300  # of them those that hold pictures, tables or files
 _LAST_WORDS_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class _Finish:
-    exit_code: int
+# The thread looks for records instead of being woken by each: on busy cores the kernel lets a thread that is woken
+# run at once, in place of the one that trains, which `log` would then wait for.
+_LOOK_SECONDS = 0.05
 
 
 class QueuedSink:
@@ -33,8 +30,9 @@ class QueuedSink:
         self._room = room
         self._media = threading.BoundedSemaphore(_ROOM_FOR_MEDIA)
         self._off = threading.Event()
-        # Written in C: `put` neither waits for a lock that the other side holds nor lets it run first.
-        self._queue: queue.SimpleQueue[Record | _Finish] = queue.SimpleQueue()
+        self._ending = threading.Event()
+        self._exit_code = 0
+        self._waiting: deque[Record] = deque()  # its methods are atomic
         self._thread = threading.Thread(target=self._work, name=f"atlas-{sink.name}", daemon=True)
         self._thread.start()
 
@@ -47,7 +45,7 @@ class QueuedSink:
         """Hand the record over, in microseconds; False where there was no room or the sink is off."""
         if self._off.is_set():
             return False
-        if self._queue.qsize() >= self._room or (_is_media(record) and not self._media.acquire(blocking=False)):
+        if len(self._waiting) >= self._room or (_is_media(record) and not self._media.acquire(blocking=False)):
             self.dropped += 1
             if self.dropped == 1:
                 logger.warning("%s falls behind: what it has no room for is dropped, and counted.", self.name)
@@ -58,7 +56,7 @@ class QueuedSink:
             self._switch_off(error)
             return False
         if prepared is not None:
-            self._queue.put(prepared)
+            self._waiting.append(prepared)
         elif _is_media(record):
             self._media.release()
         return prepared is not None
@@ -66,11 +64,12 @@ class QueuedSink:
     def finish(self, exit_code: int, deadline: float) -> None:
         """Let the thread write what waits and close the sink, until `deadline` (of time.monotonic)."""
         start = time.monotonic()
-        item = _Finish(exit_code)
-        self._queue.put(item)
+        self._exit_code = exit_code
+        self._ending.set()
         self._thread.join(max(0.0, deadline - start))
         if self._thread.is_alive():
-            waiting = self._empty()
+            waiting = len(self._waiting)
+            self._waiting.clear()
             if not self._off.is_set():
                 logger.warning(
                     "%s did not finish within %.3g s (logging.exit_timeout_seconds) and is abandoned; "
@@ -82,38 +81,40 @@ class QueuedSink:
             self._off.set()
             self.sink.abandon()
             # What held the thread is gone now, as a rule: give it a moment to close what it can.
-            self._queue.put(item)
             self._thread.join(_LAST_WORDS_SECONDS)
         if self.dropped:
             logger.warning("%s dropped %d records because it fell behind.", self.name, self.dropped)
-
-    def _empty(self) -> int:
-        """Throw away what waits; returns the number of records."""
-        records = 0
-        while True:
-            try:
-                records += not isinstance(self._queue.get_nowait(), _Finish)
-            except queue.Empty:
-                return records
 
     def _work(self) -> None:
         try:
             self.sink.open()
         except Exception as error:
             self._switch_off(error)
-        # A sink that is off is still fed from, so that the queue does not fill up, and still closes what it can.
-        while not isinstance(item := self._queue.get(), _Finish):
-            if _is_media(item):
+        ending = False
+        while not ending:
+            ending = self._ending.wait(_LOOK_SECONDS)  # first, so that all that was given before it is written
+            self._write_what_waits()
+        try:
+            self.sink.finish(self._exit_code)
+        except Exception as error:
+            self._switch_off(error)
+
+    def _write_what_waits(self) -> None:
+        """A sink that is off is fed from as well, so that nothing piles up."""
+        while (record := self._next()) is not None:
+            if _is_media(record):
                 self._media.release()
             if not self._off.is_set():
                 try:
-                    self.sink.write(item)
+                    self.sink.write(record)
                 except Exception as error:
                     self._switch_off(error)
+
+    def _next(self) -> Record | None:
         try:
-            self.sink.finish(item.exit_code)
-        except Exception as error:
-            self._switch_off(error)
+            return self._waiting.popleft()
+        except IndexError:  # nothing waits, or `finish` has just thrown it away
+            return None
 
     def _switch_off(self, error: Exception) -> None:
         already = self._off.is_set()
@@ -125,7 +126,7 @@ class QueuedSink:
 
 
 def _is_media(record: Record) -> bool:
-    return not isinstance(record, Scalars | LogLine | RunConfig)
+    return isinstance(record, Image | Video | Table | Projection | Model)
 
 
 def warn_switched_off(name: str, error: Exception) -> None:

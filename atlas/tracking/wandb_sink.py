@@ -201,13 +201,16 @@ class WandbSink(Sink):
         except Exception as error:
             if self._core_is_gone:  # abandoned meanwhile: it is too late for another start
                 raise
-            logger.warning(
-                "wandb cannot start online and goes offline: %s. (Is the key right, see `wandb login`? The network?)",
-                cause(error).rstrip("."),
-            )
+            logger.warning("wandb cannot start online and goes offline: %s. %s", cause(error).rstrip("."), self._hint())
         # Without it, a second init with the same id fails as the first did.
         self._teardown()
         return None
+
+    def _hint(self) -> str:
+        """What may be behind it when wandb does not start online."""
+        if self._config.resume in ("must", "never"):
+            return f"(wandb.resume is {self._config.resume}; with `allow`, a run goes on if it is there.)"
+        return "(Is the key right, see `wandb login`? The network?)"
 
     def _resumption(self) -> dict[str, Any]:
         """What says to wandb which run this is, and how it goes on."""

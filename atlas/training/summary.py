@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from atlas.rollout.report import EvaluationReport, wilson_interval
+from atlas.rollout.report import EvaluationReport
+from atlas.tracking.proportions import wilson_interval
 
 _ERRORS = {
     "val/position_error_mm": "position error (mm)",

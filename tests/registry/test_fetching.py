@@ -15,7 +15,7 @@ from local_wandb import local_wandb
 from atlas import registry
 from atlas.errors import InputError
 from atlas.policy import AtlasPolicy
-from atlas.registry import client
+from atlas.registry import client, download
 
 
 @pytest.fixture
@@ -87,6 +87,16 @@ def test_a_file_that_was_changed_in_the_cache_is_noticed(
     again = registry.fetch_checkpoint(reference)
     assert (again / "trainer" / "optimizer.pt").read_bytes() == b"moments"
     assert any("is damaged" in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+
+
+def test_a_storage_that_does_not_answer_is_given_up(
+    reference: str, server: FakeWandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_LIST_SECONDS", 0.5)
+    server.artifacts.silent_files = True
+    with pytest.raises(InputError, match="nobody answers"):
+        registry.fetch_checkpoint(reference)
+    assert not any(path.is_file() for path in registry_cache().rglob("*"))
 
 
 def test_what_is_not_there_is_said_with_what_is(reference: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,11 @@ def test_a_model_says_where_it_comes_from(checkpoint: Path) -> None:
     assert "| optimizer steps | 40 |" in card and "| `val/loss` | 0.25 |" in card
 
 
-def test_the_facts_of_a_run(policy: AtlasPolicy, cubes_dataset: Path) -> None:
+def test_the_facts_of_a_run(policy: AtlasPolicy, make_libero: Callable[..., Path]) -> None:
     from atlas.data import open_dataset
 
     config = load_config({"run_name": "my run"})
-    dataset = open_dataset(cubes_dataset)
+    dataset = open_dataset(make_libero())
     facts = run_facts(config, policy, dataset)
     assert facts["parameters"] == facts["trainable_parameters"] == sum(p.numel() for p in policy.parameters())
     assert (facts["data"], facts["dataset_fingerprint"]) == (str(dataset.path), dataset.fingerprint())

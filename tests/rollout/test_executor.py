@@ -15,8 +15,9 @@ from atlas.errors import InputError
 from atlas.policy import AtlasPolicy
 from atlas.rollout.evaluate import Evaluator, PlannedEpisode, Probe, one_thread, plan_episodes
 from atlas.rollout.executor import ChunkExecutor
-from atlas.rollout.report import EpisodeOutcome, EvaluationReport, wilson_interval
+from atlas.rollout.report import EpisodeOutcome, EvaluationReport
 from atlas.rollout.seeds import episode_seed
+from atlas.tracking.proportions import wilson_interval
 from atlas.types import Batch, Observation
 from tests.policy.test_policy import HORIZON, SIZE, make_policy, make_processor
 

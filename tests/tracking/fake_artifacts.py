@@ -44,8 +44,8 @@ class Version:
 class ArtifactStore:
     """Answers the artifact operations; what it holds is for tests to look at, and the switches for them to throw.
 
-    refuse_commits: so many of the next commits are errors. refuse_files: so many of the next uploads of files.
-    silent_files: uploads of files get no answer. corrupt_files: so many of the next downloads have a wrong byte.
+    refuse_commits, refuse_files: so many of the next commits, and uploads of files, are errors. corrupt_files: so many
+    of the next downloads have a wrong byte. silent_files: uploads and downloads of files get no answer.
     """
 
     def __init__(self, url: Callable[[], str]) -> None:

@@ -137,6 +137,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(self.server.artifacts.put(self.path.removeprefix("/storage/"), data), b"")
 
     def do_GET(self) -> None:
+        if self.server.artifacts.silent_files:
+            self.server.closing.wait()
+            return
         data = self.server.artifacts.get(self.path.removeprefix("/storage/"))
         self._send(404 if data is None else 200, data or b"")
 

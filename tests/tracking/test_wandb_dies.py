@@ -78,7 +78,7 @@ def struck(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futur
                 server = mortal.pop()
                 lost = {"happen": lose(server, how), "steps": steps, "WANDB_BASE_URL": server.url}
                 cases[f"server {what} {when}"] = lost
-        with ThreadPoolExecutor(max_workers=5) as pool:
+        with ThreadPoolExecutor(max_workers=3) as pool:
             yield {
                 name: pool.submit(watch, folder / name.replace(" ", "_"), exit_seconds=EXIT, **arguments)
                 for name, arguments in cases.items()
@@ -218,13 +218,16 @@ def test_after_an_exception_wandb_knows_the_exit_code(make_libero: MakeLibero, t
 def test_random_faults_break_no_bound(cubes_dataset: Path) -> None:
     """The benchmark in short: trainings that fork, and one through ./train.sh."""
     script = ROOT / "benchmarks" / "tracking_faults.py"
-    options = ["--runs", "4", "--through-train-sh", "1", "--seed", "12", "--data", str(cubes_dataset)]
+    options = ["--runs", "3", "--through-train-sh", "1", "--seed", "424", "--parallel", "3"]
     process = subprocess.Popen(
-        [sys.executable, str(script), *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, str(script), *options, "--data", str(cubes_dataset)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         out, err = process.communicate(timeout=240)
     finally:
         process.terminate()  # it ends its trainings
         process.wait(timeout=60)
-    assert (process.returncode, out.splitlines()[-1]) == (0, "hangs: 0 of 4"), out + err
+    assert (process.returncode, out.splitlines()[-1]) == (0, "hangs: 0 of 3"), out + err

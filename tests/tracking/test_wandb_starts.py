@@ -64,7 +64,7 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futur
             "black hole for a proxy": {"WANDB_BASE_URL": nowhere, "https_proxy": hole.url},
         }
         assert list(variables) == FAULTS
-        with ThreadPoolExecutor(max_workers=5) as pool:
+        with ThreadPoolExecutor(max_workers=3) as pool:
             yield {
                 name: pool.submit(watch, folder / name.replace(" ", "_"), **values)  # type: ignore[arg-type]
                 for name, values in variables.items()

@@ -19,15 +19,15 @@ import os, sys, time
 from pathlib import Path
 import numpy as np
 from atlas.config import LoggingConfig, WandbConfig
-from atlas.tracking import RunTracker, wandb_sink
+from atlas.tracking import Resumed, RunTracker, wandb_sink
 from atlas.tracking.console import setup_logging
 
 run_dir = Path(sys.argv[1])
 undo = setup_logging(run_dir, is_main=True)
 
-def make(exit_timeout=30.0, wandb_id=None, **wandb):
+def make(exit_timeout=30.0, wandb_id=None, resumed=None, **wandb):
     logging = LoggingConfig(exit_timeout_seconds=exit_timeout, system_interval_seconds=0)
-    return RunTracker(run_dir, "a-run", WandbConfig(enabled=True, **wandb), logging, wandb_id=wandb_id)
+    return RunTracker(run_dir, "a-run", WandbConfig(enabled=True, **wandb), logging, resumed=resumed, wandb_id=wandb_id)
 """
 
 
@@ -70,8 +70,8 @@ class Finished:
 def run_script(folder: Path, script: str, **variables: str) -> Finished:
     """Run a script after the preamble above, with `variables` in its environment; its files stay in `folder`."""
     home, run_dir = folder / "home", folder / "run"
-    home.mkdir()
-    run_dir.mkdir()
+    home.mkdir(exist_ok=True)
+    run_dir.mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment |= {
         "HOME": str(home),

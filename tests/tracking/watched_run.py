@@ -63,13 +63,14 @@ class Watched:
 
     def assert_undisturbed(self, exit_seconds: float = EXIT_SECONDS) -> None:
         """Training started in time, was never held up, lost nothing in TensorBoard, and ended well and in time."""
-        assert self.run.code == 0 and "Traceback" not in self.run.stderr, self.run.stderr
-        assert self.first_step_seconds < START_SECONDS
-        assert self.longest_call < 0.5
-        assert self.finish_seconds < exit_seconds + 2, self.run.stderr
-        assert self.exit_seconds < exit_seconds + 10, self.run.stderr  # the interpreter's own end takes some of it
-        assert self.left == {}
-        assert [step for step, _ in read_scalars(self.run.run_dir)["train/loss"]] == list(range(1, self.steps + 1))
+        assert self.run.code == 0 and "Traceback" not in self.run.stderr, self
+        assert self.first_step_seconds < START_SECONDS, self
+        assert self.longest_call < 0.5, self
+        assert self.finish_seconds < exit_seconds + 2, self
+        assert self.exit_seconds < exit_seconds + 10, self  # the interpreter's own end takes some of it
+        assert self.left == {}, self
+        steps = [step for step, _ in read_scalars(self.run.run_dir)["train/loss"]]
+        assert steps == list(range(1, self.steps + 1)), self
 
     def rows(self) -> list[int]:
         """The steps that wandb has on disk."""

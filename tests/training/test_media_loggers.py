@@ -276,3 +276,16 @@ def test_a_kind_that_fails_is_switched_off_with_one_warning(
     assert "plots/chunks" not in board.tags["images"]
     assert list(board.images("actions/distributions")) == [2, 4, 6]
     assert (run_dir / "checkpoints" / "step_00000006").exists()
+
+
+def test_a_kind_that_fails_on_another_process_is_switched_off_here_too(
+    cubes_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That process still sends its part, which is nothing, so that nobody waits for it; and it has said why."""
+    monkeypatch.setattr("atlas.training.media.loggers.gather_object", lambda parts: [*parts, None])
+
+    run_dir = train(cubes_dataset, tmp_path, *all_media(2))
+
+    board = Board(run_dir)
+    assert not board.tags["images"] and board.histogram("gradients/head/pose")[0] == [2, 4, 6]
+    assert "switched off" not in (run_dir / "train.log").read_text()

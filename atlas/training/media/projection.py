@@ -142,7 +142,7 @@ def principal_components(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def tsne(components: np.ndarray) -> np.ndarray:
     """t-SNE (van der Maaten and Hinton, 2008) of components [n, C] to float32 [n, 2], the same for the same input."""
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     perplexity = min(30.0, (len(components) - 1) / 3)
     model = TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1)
