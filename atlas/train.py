@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,12 +82,27 @@ def run(config: Config, checkpoint: Path | None = None) -> Result:
     finally:
         if closed_loop is not None:
             closed_loop.close()
-        if trainer is not None:
-            trainer.tracker.finish(exit_code)
-        if node is not None:
-            node.finish(exit_code)
+        with _undisturbed(accelerator):
+            if trainer is not None:
+                trainer.tracker.finish(exit_code)
+            if node is not None:
+                node.finish(exit_code)
+            if exit_code not in (1, 2):  # all ranks come through here: none leaves while one still uploads
+                accelerator.wait_for_everyone()
         undo_logging()
         accelerator.end_training()
+
+
+@contextmanager
+def _undisturbed(accelerator: Accelerator) -> Iterator[None]:
+    """Let this rank end in good order when another has ended first: the launcher then sends a SIGTERM to the rest."""
+    from atlas.training.signals import listening
+
+    if accelerator.num_processes == 1:
+        yield
+        return
+    with listening([signal.SIGTERM]):
+        yield
 
 
 def build_trainer(config: Config, accelerator: Accelerator, checkpoint: Path | None = None) -> Trainer:
@@ -160,7 +177,13 @@ def build_trainer(config: Config, accelerator: Accelerator, checkpoint: Path | N
         _make_closed_loop(config, dataset, policy, accelerator, tracker),
         checkpoint,
         MediaLoggers(config, schedule, dataset, cameras, train_data, val_data, accelerator, tracker),
-        Publisher(config, tracker, run_facts(config, policy, dataset), accelerator.is_main_process),
+        Publisher(
+            config,
+            tracker,
+            run_facts(config, policy, dataset),
+            accelerator.is_main_process,
+            state.checkpoints if state else 0,
+        ),
     )
     _announce(config, trainer, dataset)
     return trainer

@@ -11,58 +11,39 @@ only: wandb's process is found through /proc.
 from __future__ import annotations
 
 import argparse
-import os
 import queue
 import random
-import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from machine import describe
-from preloaded import Preloaded
+from trainings import EXIT_TIMEOUT, ROOT, Preloaded, Training
 
-ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT), str(ROOT / "tests" / "tracking")]  # atlas; the faulty servers
 
-from faulty_servers import BlackHole, Closed, FullBacklog, MortalWandb, Refusing  # noqa: E402
-from marked_processes import core_of, end_all, kill, left_over, new_mark  # noqa: E402
+from faulty_servers import BlackHole, Closed, FullBacklog, MortalWandb, Refusing
+from marked_processes import core_of, kill, left_over
 
-from atlas.tracking import read_scalars  # noqa: E402
+from atlas.tracking import read_scalars
 
 KEY = "0123456789abcdef0123456789abcdefdeadbeef"  # of a real key's form, and nobody's
-EXIT_TIMEOUT = 10.0  # logging.exit_timeout_seconds
 START_BOUND = 30.0  # from the start of the process to the first step
 GAP_BOUND = 2.0  # between two steps
 EXIT_BOUND = EXIT_TIMEOUT + 5.0  # from the last value logged; the processes' own end, of several ranks, takes some
 PATIENCE = 120.0  # then a training is killed
 TRAINING_SECONDS = 6.0  # about; wandb takes two of them to start
 POLL = 0.02
-TRAINING = [
-    "model.vision={name: keypoints, width: 8, keypoints: 8}",
-    "model.fusion.dim=32",
-    "model.fusion.layers=1",
-    "model.language.dim=16",
-    "data.image_size=32",
-    "data.batch_size=4",
-    "data.num_workers=0",
-    "evaluation.episodes=0",
-    "training.log_interval=1",
-    "training.val_interval=1000000",
-    "checkpoint.save_interval=1000000",
-    f"logging.exit_timeout_seconds={EXIT_TIMEOUT}",
-]
 
 
 # ---- faults ----------------------------------------------------------------------------------------------
@@ -95,6 +76,8 @@ KINDS = {
     "folder not writable": ("offline", "good"),
     "disk full": ("offline", "good"),
 }
+NEEDS_CORE = ("wandb-core killed", "wandb-core stopped", "disk full")
+IN_MID_RUN = (*NEEDS_CORE, "server lost in mid-run", "server lost before the end", "SIGTERM")
 
 
 def draw_faults(runs: int, through_script: int, seed: int) -> list[Fault]:
@@ -106,13 +89,13 @@ def draw_faults(runs: int, through_script: int, seed: int) -> list[Fault]:
     scripted = chance.sample(range(runs), through_script)
     ranks = {number: 1 + place % 2 for place, number in enumerate(scripted)}
     return [
-        Fault(number, kind, chance.choice(KINDS[kind]), chance.uniform(0.0, 0.9), ranks.get(number, 0))
+        Fault(number, kind, chance.choice(KINDS[kind]), chance.uniform(0.0, 0.8), ranks.get(number, 0))
         for number, kind in enumerate(kinds[:runs])
     ]
 
 
 class Servers:
-    """What the trainings of one worker meet; all but the good one serve many."""
+    """What the trainings meet, all of them the same ones; a good server is a training's own."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.closed = stack.enter_context(Closed())
@@ -132,84 +115,10 @@ class Servers:
         return key | {"WANDB_BASE_URL": places.get(fault.variant, good.url)}
 
 
-# ---- trainings -------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Training:
-    """One training that is going on, forked or through the script."""
-
-    folder: Path
-    steps: int
-    fault: Fault
-    mark: dict[str, str] = field(default_factory=new_mark)
-    begin: float = 0.0
-    process: int = 0
-    code: int | None = None
-    end: float = 0.0
-    _ended: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def run_dir(self) -> Path:
-        return self.folder / "out" / "run"
-
-    def start(self, data: Path, variables: dict[str, str], preloaded: Preloaded) -> None:
-        home = self.folder / "home"
-        home.mkdir(parents=True)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-        kept |= {"HOME": str(home), "NETRC": str(home / ".netrc"), "OMP_NUM_THREADS": "1"}
-        kept |= {"WANDB_CACHE_DIR": str(home / "cache"), "WANDB_CONFIG_DIR": str(home / "config")}
-        environment = kept | variables | self.mark
-        places = [f"data.path={data}", f"output_dir={self.folder / 'out'}", "run_name=run"]
-        arguments = ["--cpu", "--wandb", *TRAINING, *places, f"training.max_steps={self.steps}"]
-        output = self.folder / "output"
-        self.begin = time.time()
-        if self.fault.ranks:
-            several = ["--mode", "multi", "--gpus", str(self.fault.ranks)] if self.fault.ranks > 1 else []
-            with output.open("w") as file:
-                script = subprocess.Popen(
-                    [str(ROOT / "train.sh"), *several, *arguments],
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=file,
-                    start_new_session=True,
-                )
-            self.process, wait = script.pid, script.wait
-        else:
-            self.process, wait = preloaded.fork(["train", *arguments], environment, output), preloaded.wait
-
-        def watch() -> None:
-            self.code = wait()
-            self.end = time.time()
-            self._ended.set()
-
-        threading.Thread(target=watch, daemon=True).start()
-
-    @property
-    def ended(self) -> bool:
-        return self._ended.is_set()
-
-    def wait(self, seconds: float) -> None:
-        self._ended.wait(seconds)
-
-    def done_steps(self) -> int:
-        """As its log has it, which each step adds a line to."""
-        log = self.run_dir / "train.log"
-        found = re.findall(r"step +(\d+)/", log.read_text()) if log.exists() else []
-        return int(found[-1]) if found else 0
-
-    def kill(self) -> None:
-        if self.process and not self.ended:
-            kill(self.process, signal.SIGKILL)
-        end_all(self.mark)
-
-
-def inject(training: Training, good: MortalWandb) -> bool:
+def inject(fault: Fault, training: Training, good: MortalWandb) -> bool:
     """Let the fault happen at its moment; False where the training had ended before."""
-    fault = training.fault
     moment = training.steps if fault.kind == "server lost before the end" else fault.moment * training.steps
-    needs_core = fault.kind in ("wandb-core killed", "wandb-core stopped", "disk full")
+    needs_core = fault.kind in NEEDS_CORE
     while training.done_steps() < max(1, moment) or (needs_core and core_of(training.mark) is None):
         if training.ended or time.time() > training.begin + PATIENCE:
             return False
@@ -229,9 +138,6 @@ def inject(training: Training, good: MortalWandb) -> bool:
     return not training.ended
 
 
-IN_MID_RUN = ("server lost", "SIGTERM", "wandb-core", "disk full")
-
-
 # ---- judging ---------------------------------------------------------------------------------------------
 
 
@@ -248,9 +154,8 @@ class Outcome:
     broken: tuple[str, ...]
 
 
-def judge(training: Training, struck: bool, left: dict[int, str]) -> Outcome:
+def judge(fault: Fault, training: Training, struck: bool, left: dict[int, str]) -> Outcome:
     """Times are those at which TensorBoard was given the values; it must have every step."""
-    fault = training.fault
     scalars = read_times(training.run_dir)
     steps, times = zip(*scalars.get("train/loss", [(0, training.begin)]), strict=True)
     last = max((time for tag in scalars.values() for _, time in tag), default=training.begin)
@@ -287,7 +192,7 @@ def read_times(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
 
 def run_one(fault: Fault, folder: Path, data: Path, steps: int, servers: Servers, preloaded: Preloaded) -> Outcome:
     """One training with its fault; nothing of it is left running. Its folder stays when it broke a bound."""
-    training = Training(folder / f"run{fault.number:03d}", steps, fault)
+    training = Training(folder / f"run{fault.number:03d}", steps, fault.ranks)
     struck = True
     with MortalWandb() as good:
         try:
@@ -295,11 +200,11 @@ def run_one(fault: Fault, folder: Path, data: Path, steps: int, servers: Servers
                 training.run_dir.mkdir(parents=True)
                 (training.run_dir / "wandb").symlink_to("/proc")  # where root cannot make files either
             training.start(data, servers.variables(fault, good), preloaded)
-            if fault.kind.startswith(IN_MID_RUN):
-                struck = inject(training, good)
+            if fault.kind in IN_MID_RUN:
+                struck = inject(fault, training, good)
             training.wait(training.begin + PATIENCE - time.time())
             left = left_over(training.mark) if training.ended else {}
-            outcome = judge(training, struck, left)
+            outcome = judge(fault, training, struck, left)
         finally:
             training.kill()
             training.wait(PATIENCE)
@@ -334,9 +239,9 @@ def run_all(faults: Sequence[Fault], data: Path, folder: Path, parallel: int) ->
     with ExitStack() as stack:
         servers = Servers(stack)
         idle: queue.Queue[Preloaded] = queue.Queue()
-        for _ in range(parallel):
-            preloaded = Preloaded()
+        for preloaded in [Preloaded() for _ in range(parallel)]:
             stack.callback(preloaded.close)
+            preloaded.wait_until_ready()
             idle.put(preloaded)
         steps = steps_of_a_training(folder, data, servers, idle.queue[0])
 

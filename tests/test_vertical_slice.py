@@ -26,6 +26,10 @@ SMALL = [
     "data.image_size=32",
     "data.batch_size=8",
     "data.num_workers=0",
+    *[
+        f"logging.media.{kind}.interval=0"
+        for kind in ("gradient_logger", "plot_logger", "action_logger", "vis_dataset")
+    ],
 ]
 SLICE = [
     *SMALL,

@@ -45,7 +45,9 @@ def _run() -> int:
     except SystemExit as stop:  # how typer ends, usage errors (2) included
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except InputError as error:
-        print(error, file=sys.stderr)
+        from atlas.tracking.redact import redact
+
+        print(redact(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -26,7 +26,7 @@ Aliases = Annotated[
 
 @model_app.command("push")
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint, a saved policy, or another folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run, a checkpoint or a saved policy.")],
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the run's name, or the folder's.")] = None,
     alias: Aliases = None,
     project: Project = None,
@@ -37,12 +37,14 @@ def push(
     with stdout_kept_for_the_report(as_json):
         from atlas.policy.card import checkpoint_card
         from atlas.registry import push as push_model
+        from atlas.registry.pushing import model_in
 
-        sent = push_model(folder, name, alias or [], project, entity, description=checkpoint_card(folder))
+        model = model_in(folder)
+        sent = push_model(model, name, alias or [], project, entity, description=checkpoint_card(model))
     if as_json:
         print_json({"reference": str(sent), "version": sent.alias})
         return
-    print(f"{folder} is {sent} now.")
+    print(f"{model} is {sent} now.")
 
 
 @model_app.command("pull")

@@ -4,8 +4,8 @@ A reference is a directory, `wandb:entity/project/name:alias`, or `hf:owner/name
 """
 
 from atlas.registry.local import fetch_checkpoint, resolve_policy
-from atlas.registry.pull import pull
-from atlas.registry.push import push
+from atlas.registry.pulling import pull
+from atlas.registry.pushing import push
 from atlas.registry.scripts import download_model, save_and_upload_best, upload_model
 from atlas.registry.versions import list_models, promote, prune
 

@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _FILES, _RECEIPT = "files", "receipt.json"
 _CHUNK = 1 << 20
+_ABANDONED_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -83,18 +85,20 @@ class ArtifactCache:
     def add(self, reference: ArtifactReference, fill: Callable[[Path], Receipt]) -> Cached:
         """Let `fill` put a model's files into a folder; it is kept only when that ends well."""
         folder = self._folder(reference)
+        _remove_old_partials(folder)
         partial = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
         try:
             (partial / _FILES).mkdir(parents=True)
             receipt = fill(partial / _FILES)
             write_json(partial / _RECEIPT, asdict(receipt))
-            shutil.rmtree(folder, ignore_errors=True)
             try:
                 partial.rename(folder)
-            except OSError:  # another process was first, with the same files
-                if (found := self.find(reference)) is None:
-                    raise
-                return found
+            except OSError:  # there is one: of another process that was first, or of a version that was replaced
+                found = self.find(reference)
+                if found is not None and found.receipt.digest == receipt.digest:
+                    return found
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return Cached(folder / _FILES, receipt)
@@ -102,6 +106,13 @@ class ArtifactCache:
     def _folder(self, reference: ArtifactReference) -> Path:
         parts = (reference.entity or "", reference.project, reference.name, reference.alias or "")
         return self._root.joinpath(*(quote(part, safe="") or "_" for part in parts))
+
+
+def _remove_old_partials(folder: Path) -> None:
+    """Remove what downloads left behind that were killed; those of the last day may still go on, on any machine."""
+    for partial in folder.parent.glob(f".{folder.name}.*.partial"):
+        if time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _intact(folder: Path, receipt: Receipt) -> bool:

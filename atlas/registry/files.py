@@ -43,6 +43,11 @@ def artifact_files(path: Path) -> dict[str, Path]:
     return files
 
 
+def total_bytes(files: Mapping[str, Path]) -> int:
+    """The size of an artifact's files."""
+    return sum(file.stat().st_size for file in files.values())
+
+
 def run_config(checkpoint: Path) -> Path | None:
     """The `config.yaml` of a checkpoint's run: in the run's folder, or beside policy/ in an artifact."""
     checkpoint = checkpoint.resolve()
@@ -58,7 +63,7 @@ def describe_files(path: Path) -> dict[str, Any]:
     weights = next((files[name] for name in _WEIGHTS if name in files), None)
     if weights is not None:
         found["parameters"] = _count_parameters(weights)
-    found["file_size_mb"] = round(sum(file.stat().st_size for file in files.values()) / 1e6, 3)
+    found["file_size_mb"] = round(total_bytes(files) / 1e6, 3)
     if _STATE.as_posix() in files:
         state = json.loads(files[_STATE.as_posix()].read_text(encoding="utf-8"))
         found |= {key: state[key] for key in ("step", "best_step", "best_value") if state.get(key) is not None}
@@ -93,7 +98,6 @@ def sendable(value: Any) -> Any:
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Another name for a file, which costs no space; a copy where the file system has no hard links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
     except OSError:

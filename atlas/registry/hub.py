@@ -45,6 +45,7 @@ class Alternative(NamedTuple):
 
     files: Sequence[str]  # patterns of what to fetch
     complete: Callable[[Path], bool]  # whether the folder then holds what is needed
+    subfolders: bool = False  # whether the patterns reach into them: the hub's `*` does not stop at a slash
 
 
 def fetch_folder(name: str, key: str, alternatives: Sequence[Alternative], lacking: str) -> Path:
@@ -62,12 +63,14 @@ def fetch_folder(name: str, key: str, alternatives: Sequence[Alternative], lacki
             logger.info("Looking for '%s' on the Hugging Face hub.", name)
         try:
             why = lacking
-            for files, complete in alternatives:
+            for form in alternatives:
+                ignored = None if form.subfolders else "*/*"
                 # Of the two ways to download, this one says at once when the hub cannot be reached.
-                folder = Path(
-                    snapshot_download(name, allow_patterns=list(files), ignore_patterns="*/*", local_files_only=cached)
+                found = snapshot_download(
+                    name, allow_patterns=list(form.files), ignore_patterns=ignored, local_files_only=cached
                 )
-                if complete(folder):
+                folder = Path(found)
+                if form.complete(folder):
                     return folder
         except LocalEntryNotFoundError:
             why = "it is neither a folder nor in the local cache, and the hub cannot be reached"

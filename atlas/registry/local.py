@@ -9,7 +9,7 @@ from atlas.registry.files import CONFIG
 from atlas.registry.references import HUB, kind_of
 
 POLICY_FILES = ("model.safetensors", "config.yaml", "processor.json")
-_CARD = "README.md"
+_BESIDE = ("README.md", "vision.safetensors", "language/*")  # the last two: frozen parts of one that is saved in full
 
 
 def resolve_policy(reference: str | Path) -> Path:
@@ -70,5 +70,5 @@ def fetch_hub_policy(reference: str) -> Path:
         return all((folder / name).is_file() for name in POLICY_FILES)
 
     name = parse_hub(reference)
-    files = Alternative((*POLICY_FILES, _CARD), complete)
+    files = Alternative((*POLICY_FILES, *_BESIDE), complete, subfolders=True)
     return fetch_folder(name, HUB + name, [files], f"it lacks some of {', '.join(POLICY_FILES)}")

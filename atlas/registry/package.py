@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from types import ModuleType
@@ -14,25 +15,23 @@ from typing import Any
 from atlas.files import write_json
 from atlas.registry.client import MODEL
 from atlas.registry.files import artifact_files, link_or_copy, sendable
+from atlas.registry.references import SOMEBODY, WANDB
 
 logger = logging.getLogger(__name__)
 
-_FILES, _RECORD = "files", "artifact.json"
+STAGED_FILES, _RECORD = "files", "artifact.json"
 
 
 @dataclass(frozen=True)
 class Package:
-    """folder: `artifact.json` and `files/`; the rest is what the artifact will be called and have."""
+    """files: {name in the artifact: file}; folder: where they are staged, or the model itself."""
 
-    folder: Path
     name: str
     aliases: Sequence[str]
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    description: str | None = None
-
-    @property
-    def files(self) -> Path:
-        return self.folder / _FILES
+    metadata: Mapping[str, Any]
+    description: str | None
+    files: Mapping[str, Path]
+    folder: Path
 
 
 def stage(
@@ -42,27 +41,37 @@ def stage(
     aliases: Sequence[str],
     metadata: Mapping[str, Any],
     description: str | None,
+    copy: bool = False,
 ) -> Package:
-    """Link a model's files (see `artifact_files`) into a new folder of `staging`; the source may be deleted then.
+    """Link a model's files (see `artifact_files`) into `files/` in a new folder of `staging`.
 
-    name and aliases: such as wandb takes. Raises InputError where there is no model at `source`, OSError.
+    The source may be deleted then, and with `copy`, which takes the time and the space, changed as well. name and
+    aliases: such as wandb takes. Raises InputError where there is no model at `source`, OSError.
     """
-    files = artifact_files(source)
-    package = Package(_new_folder(staging), name, tuple(aliases), sendable(metadata), description)
-    for inside, file in files.items():
-        link_or_copy(file, package.files / inside)
-    record = {"name": name, "aliases": list(aliases), "metadata": package.metadata, "description": description}
-    write_json(package.folder / _RECORD, record)  # last: with it the package is complete
+    found = artifact_files(source)
+    folder = _new_folder(staging)
+    for inside, file in found.items():
+        target = folder / STAGED_FILES / inside
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if copy:
+            shutil.copy2(file, target)
+        else:
+            link_or_copy(file, target)
+    record = {"name": name, "aliases": list(aliases), "metadata": sendable(metadata), "description": description}
+    write_json(folder / _RECORD, record)  # last: with it the package is complete
+    package = read_package(folder)
+    assert package is not None
     return package
 
 
 def read_package(folder: Path) -> Package | None:
-    """The package in a folder; None where it is none."""
+    """The package that is staged in a folder; None where it is none, or not complete."""
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-        return Package(folder, record["name"], record["aliases"], record["metadata"], record["description"])
+        known = (record["name"], record["aliases"], record["metadata"], record["description"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return Package(*known, artifact_files(folder / STAGED_FILES), folder)
 
 
 def log_package(wandb: ModuleType, run: Any, package: Package) -> Any:
@@ -70,11 +79,12 @@ def log_package(wandb: ModuleType, run: Any, package: Package) -> Any:
 
     The files are read in place, and later: they must stay. Raises what wandb raises.
     """
-    artifact = wandb.Artifact(
-        package.name, type=MODEL, metadata=dict(package.metadata), description=package.description
-    )
-    for inside, file in artifact_files(package.files).items():  # wandb's own `add_dir` prints
-        # Staged already: without these two, wandb makes copies of its own.
+    description = package.description
+    if description is not None and not run.offline:  # only the server says whose run it is where nothing is configured
+        description = description.replace(f"{WANDB}{SOMEBODY}/", f"{WANDB}{run.entity}/")
+    artifact = wandb.Artifact(package.name, type=MODEL, metadata=dict(package.metadata), description=description)
+    for inside, file in package.files.items():  # wandb's own `add_dir` prints
+        # Without these two, wandb makes copies of its own.
         artifact.add_file(str(file), name=inside, policy="immutable", skip_cache=True)
     return run.log_artifact(artifact, aliases=list(package.aliases))
 

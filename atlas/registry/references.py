@@ -10,6 +10,7 @@ from typing import Literal
 from atlas.errors import InputError
 
 WANDB, HUB = "wandb:", "hf:"
+SOMEBODY = "ENTITY"  # in a card that is written before the entity is known
 REGISTRY_PREFIX = "wandb-registry-"  # of the project in which wandb keeps a registry
 
 _PART = r"(?!\.\.?(?:[/:]|$))[^/:\s]+"  # no `.` and `..`: parts are folders of the cache

@@ -62,7 +62,7 @@ def upload_model(
     if isinstance(state_dict_or_dir, str | Path):
         source = Path(state_dict_or_dir)
         facts = {**describe_files(source), **facts}
-        package = stage(source, own_folder, artifact_name, aliases, facts, card_of(source))
+        package = stage(source, own_folder, artifact_name, aliases, facts, card_of(source), copy=True)
     else:
         saved = _save(state_dict_or_dir, own_folder / f".step-{int(step)}")
         try:
@@ -97,15 +97,17 @@ def save_and_upload_best(
         known = ", ".join(sorted(eval_metrics)) or "none"
         raise InputError(f"eval_metrics has no '{threshold_metric}'; it has {known}.")
     _active_run()
-    value = float(eval_metrics[threshold_metric])
+    numbers = {key: value for key, item in eval_metrics.items() if (value := _number(item)) is not None}
+    value = numbers.get(threshold_metric)
+    if value is None:
+        raise InputError(f"'{threshold_metric}' should be a number and is {eval_metrics[threshold_metric]!r}.")
     if value != value:  # NaN is not the best of anything
         return False
     rising = mode == "max" or (mode == "auto" and any(part in threshold_metric for part in _RISING))
     best = best_value_tracker.get(threshold_metric)
     if best is not None and not (value > best if rising else value < best):
         return False
-    metadata = {"metrics": {key: float(item) for key, item in eval_metrics.items()}}
-    sent = _upload(model, step, name, metadata, timeout_seconds)
+    sent = _upload(model, step, name, {"metrics": numbers}, timeout_seconds)
     best_value_tracker[threshold_metric] = value
     return sent
 
@@ -193,6 +195,14 @@ def _save(state: Mapping[str, Any], folder: Path) -> Path:
     else:
         torch.save(dict(state), folder / "model.pt")
     return folder
+
+
+def _number(value: Any) -> float | None:
+    """A number, or a tensor or array of one, as a float; None for anything else."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _own(value: torch.Tensor) -> torch.Tensor:

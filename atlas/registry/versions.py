@@ -11,10 +11,18 @@ from typing import Any
 from atlas.errors import InputError
 from atlas.registry.client import MODEL, connect, explained
 from atlas.registry.download import look_up
-from atlas.registry.references import ArtifactReference, check_alias, parse_artifact, parse_collection, registry_path
+from atlas.registry.references import (
+    ArtifactReference,
+    check_alias,
+    is_version,
+    parse_artifact,
+    parse_collection,
+    registry_path,
+)
 
 logger = logging.getLogger(__name__)
 
+_STEP = re.compile(r"step-\d+")
 _SET_BY_TRAINING = re.compile(r"latest|step-\d+")  # these keep no version from being removed; `best` does
 
 
@@ -102,22 +110,35 @@ def prune(reference: str, keep_last_n: int, dry_run: bool = False) -> Pruned:
     return Pruned(removed, [version.version for version in versions if version.version not in removed])
 
 
-def remove_old(versions: Sequence[Any], keep_last_n: int, dry_run: bool = False) -> list[str]:
+def remove_old(
+    versions: Sequence[Any], keep_last_n: int, dry_run: bool = False, linked_to: str | None = None
+) -> list[str]:
     """Delete all but the last `keep_last_n` and the wanted of these (Artifact objects); returns what was deleted.
 
-    Raises what wandb raises.
+    linked_to: `wandb-registry-REGISTRY/COLLECTION` that training itself links its models to: such a link keeps a
+    version only while an alias points to it there. Raises what wandb raises.
     """
     removed = []
     for artifact in sorted(versions, key=_number)[:-keep_last_n]:
         if artifact.is_link or not all(_SET_BY_TRAINING.fullmatch(alias) for alias in artifact.aliases):
             continue
-        if artifact.linked_artifacts:  # a registry has it: its files would be gone there too
+        links = list(artifact.linked_artifacts)  # a registry's files would be gone with it
+        if not all(_set_by_training(link, linked_to) for link in links):
             continue
         if not dry_run:
+            for link in links:
+                link.unlink()
             artifact.delete(delete_aliases=True)
             logger.info("Removed %s", artifact.name)
         removed.append(artifact.version)
     return removed
+
+
+def _set_by_training(link: Any, linked_to: str | None) -> bool:
+    """Whether a link is one that training has made, and nothing in the registry points to it."""
+    if linked_to is None or not link.qualified_name.partition(":")[0].endswith(f"/{linked_to}"):
+        return False
+    return all(is_version(alias) or _STEP.fullmatch(alias) for alias in link.aliases)
 
 
 def _number(artifact: Any) -> int:

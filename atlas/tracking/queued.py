@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 _ROOM = 50_000  # records that wait while a sink starts or stalls; then the newest are dropped
 _ROOM_FOR_MEDIA = 300  # of them those that hold pictures, tables or files
-_LAST_WORDS_SECONDS = 1.0
+_LAST_WORDS_SECONDS = 1.0  # of the exit timeout, for a sink that is abandoned to close what it can
 # The thread looks for records instead of being woken by each: on busy cores the kernel lets a thread that is woken
 # run at once, in place of the one that trains, which `log` would then wait for.
 _LOOK_SECONDS = 0.05
@@ -66,7 +66,8 @@ class QueuedSink:
         start = time.monotonic()
         self._exit_code = exit_code
         self._ending.set()
-        self._thread.join(max(0.0, deadline - start))
+        last_words = min(_LAST_WORDS_SECONDS, 0.2 * (deadline - start))
+        self._thread.join(max(0.0, deadline - last_words - start))
         if self._thread.is_alive():
             waiting = len(self._waiting)
             self._waiting.clear()
@@ -81,7 +82,7 @@ class QueuedSink:
             self._off.set()
             self.sink.abandon()
             # What held the thread is gone now, as a rule: give it a moment to close what it can.
-            self._thread.join(_LAST_WORDS_SECONDS)
+            self._thread.join(max(0.0, deadline - time.monotonic()))
         if self.dropped:
             logger.warning("%s dropped %d records because it fell behind.", self.name, self.dropped)
 

@@ -32,7 +32,7 @@ from atlas.tracking.wandb_sink import WandbSink, choose_identity, effective_mode
 
 logger = py_logging.getLogger(__name__)
 
-_LOCAL_SHARE = 0.3  # of the exit timeout: for the console and TensorBoard, which rarely need any
+_LOCAL_SHARE = 0.8  # of the exit timeout: the console and TensorBoard may take this much; as a rule they need none
 
 
 @dataclass(frozen=True)
@@ -261,15 +261,20 @@ class RunTracker:
             self._system.stop()
         self._finished = True
         start = time.monotonic()
-        for sink in self._sinks:
-            # wandb comes last: what the others still say belongs into its log.
-            if sink.sink is not self._wandb:
-                sink.finish(exit_code, start + _LOCAL_SHARE * self._exit_timeout)
-        if self._lines is not None:
-            self._lines.close()
-        for sink in self._sinks:
-            if sink.sink is self._wandb:
-                sink.finish(exit_code, start + self._exit_timeout)
+        try:
+            for sink in self._sinks:
+                # wandb comes last: what the others still say belongs into its log.
+                if sink.sink is not self._wandb:
+                    sink.finish(exit_code, start + _LOCAL_SHARE * self._exit_timeout)
+            if self._lines is not None:
+                self._lines.close()
+            for sink in self._sinks:
+                if sink.sink is self._wandb:
+                    sink.finish(exit_code, start + self._exit_timeout)
+        except KeyboardInterrupt:  # without this, the exit would wait for a frozen wandb for ever
+            for sink in self._sinks:
+                sink.sink.abandon()
+            raise
         self._sinks.clear()
 
     # ---- handing out -----------------------------------------------------------------------------------------

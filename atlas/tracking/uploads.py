@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import queue
 import re
+import shlex
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -50,6 +51,7 @@ class _Waiting:
     package: Package
     step: int
     failures: int = 0
+    why: str = "no answer yet"
 
 
 class ModelUploads:
@@ -72,7 +74,7 @@ class ModelUploads:
         registry: the registry/collection that each model is linked to. timeout_seconds: of one upload.
         """
         self._wandb, self._run = wandb, run
-        self._keep, self._registry = keep_last_n, registry
+        self._keep, self._registry = keep_last_n, registry_path(registry) if registry else None
         self._timeout = timeout_seconds
         self._offline = bool(run.offline)
         self._waiting: list[_Waiting] = []  # in order; of the thread alone, as is all that follows
@@ -93,7 +95,9 @@ class ModelUploads:
     def add(self, model: Model) -> None:
         """Send a staged model, after those before it; returns at once."""
         package = read_package(model.path)
-        assert package is not None, f"{model.path} is not staged"
+        if package is None:
+            logger.warning("wandb does not get the model of step %d: %s is gone.", model.step, model.path)
+            return
         self._queue.put(_Waiting(package, model.step))
 
     def finish(self, deadline: float) -> bool:
@@ -135,7 +139,8 @@ class ModelUploads:
                 artifact = self._send(waiting)
             except Exception as error:
                 waiting.failures += 1
-                self._say_failed(waiting, error)
+                waiting.why = cause(error).rstrip(".")
+                self._say_failed(waiting)
                 if isinstance(error, ConnectionError):  # wandb's own process has died
                     self._off.set()
                 if not isinstance(error, ValueError):  # that is how wandb says that the server refuses
@@ -180,8 +185,11 @@ class ModelUploads:
             aliases = [a for a in package.aliases if a != _LATEST and self._newest.get(a, (0, artifact))[1] is artifact]
             self._try(f"its place in the registry {self._registry}", lambda: self._link(artifact, aliases))
         if self._keep is not None:
-            keep = self._keep
-            self._try("older versions", lambda: remove_old(list(artifact.collection.artifacts()), keep))
+            keep, registry = self._keep, self._registry
+            self._try(
+                "older versions",
+                lambda: remove_old(list(artifact.collection.artifacts()), keep, linked_to=registry),
+            )
         shutil.rmtree(package.folder, ignore_errors=True)
 
     def _move_back(self, alias: str) -> None:
@@ -193,9 +201,9 @@ class ModelUploads:
 
     def _link(self, artifact: Any, aliases: Sequence[str]) -> None:
         assert self._registry is not None
-        self._run.link_artifact(artifact, registry_path(self._registry), list(aliases))
+        self._run.link_artifact(artifact, self._registry, list(aliases))
 
-    def _try(self, what: str, do: Any) -> None:
+    def _try(self, what: str, do: Callable[[], object]) -> None:
         """Something that may fail without harm to the model; the first failure of a kind is said."""
         try:
             do()
@@ -217,23 +225,24 @@ class ModelUploads:
 
     # ---- what is said ----------------------------------------------------------------------------------------
 
-    def _say_failed(self, waiting: _Waiting, error: Exception) -> None:
-        level = logging.WARNING if waiting.failures == 1 else logging.DEBUG
+    def _say_failed(self, waiting: _Waiting) -> None:
+        first = waiting.failures == 1 and self._deadline is None  # at the end, `_say_lost` says it
         logger.log(
-            level,
+            logging.WARNING if first else logging.DEBUG,
             "wandb did not take the model %s of step %d: %s. It is tried again with the next one, and at the end.",
             waiting.package.name,
             waiting.step,
-            cause(error).rstrip("."),
+            waiting.why,
         )
 
     def _say_lost(self, waiting: _Waiting) -> None:
         place = "" if self._offline else f" --project {self._run.project} --entity {self._run.entity}"
         logger.warning(
-            "wandb has not confirmed the model %s of step %d. To send it: atlas model push %s%s",
+            "wandb has not confirmed the model %s of step %d (%s). To send it: atlas model push %s%s",
             waiting.package.name,
             waiting.step,
-            waiting.package.folder,
+            waiting.why,
+            shlex.quote(str(waiting.package.folder)),
             place,
         )
 

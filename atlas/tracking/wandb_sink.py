@@ -235,7 +235,7 @@ class WandbSink(Sink):
             silent=True,  # wandb's own lines would go around train.log
             console="off",  # it would make every line that is printed wait for wandb's process; see LogLine
             init_timeout=INIT_TIMEOUT_SECONDS,
-            finish_timeout=self._finish_seconds,
+            finish_timeout=self._finish_seconds / 2,
             finish_timeout_raises=True,
             # The default interrupts this rank alone, and the others wait for it for ever. A function of its own: wandb
             # copies its settings, and a bound method is copied with its object, whose locks cannot be.
@@ -322,13 +322,16 @@ class WandbSink(Sink):
     def finish(self, exit_code: int) -> None:
         """Close the run and wait for its uploads, for a bounded time; say where it is."""
         if not self._owned:
+            if self._uploads is not None:
+                self._uploads.finish(time.monotonic() + self._finish_seconds)
             return
         if self._run is None:
             self._teardown(exit_code)
             return
         folder = self._folder()
         url = None if self._run.offline else self._run.url
-        deadline = time.monotonic() + self._finish_seconds
+        # Half of the time: an upload without an answer also holds `run.finish`.
+        deadline = time.monotonic() + self._finish_seconds / 2
         if self._uploads is not None:
             if self._core_is_gone:
                 self._uploads.abandon()

@@ -29,6 +29,7 @@ class TrainingState:
     best_value: float | None = None
     wandb_id: str | None = None
     wandb_row: int | None = None  # the last one that wandb had been given
+    checkpoints: int = 0  # written so far, this one included
     restarts: int = 0  # how often training has gone on from a checkpoint
 
 

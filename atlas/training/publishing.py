@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import math
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import atlas
 from atlas.config import Config
 from atlas.policy.card import checkpoint_card
-from atlas.registry.files import describe_files
-from atlas.registry.references import safe_name
+from atlas.registry.files import artifact_files, total_bytes
+from atlas.registry.references import SOMEBODY, WANDB, safe_name
 from atlas.tracking import RunTracker
+from atlas.tracking.provenance import git_state
 
 if TYPE_CHECKING:
     from atlas.config import Bounds
@@ -37,15 +37,25 @@ _NOT_OF_THE_MODEL = {"run_name", "output_dir", "wandb", "logging", "distributed"
 class Publisher:
     """Decides after every checkpoint, by `model_management`, whether wandb gets it. Safe to call on every rank."""
 
-    def __init__(self, config: Config, tracker: RunTracker, facts: Mapping[str, Any], is_main: bool = True) -> None:
-        """facts: what is true of the whole run, see `run_facts`. is_main: only this rank reads files and warns."""
+    def __init__(
+        self,
+        config: Config,
+        tracker: RunTracker,
+        facts: Mapping[str, Any],
+        is_main: bool = True,
+        checkpoints: int = 0,
+    ) -> None:
+        """facts: what is true of the whole run, see `run_facts`. is_main: only this rank reads files and warns.
+
+        checkpoints: that the run has written before, where it goes on.
+        """
         self._settings = config.model_management
         self._tracker = tracker
         self._facts = dict(facts)
         self._is_main = is_main
         self.name = safe_name(str(config.run_name))
-        self._place = f"{config.wandb.entity or 'ENTITY'}/{config.wandb.project}"
-        self._checkpoints = 0
+        self._place = f"{config.wandb.entity or SOMEBODY}/{config.wandb.project}"
+        self._checkpoints = checkpoints
         self._said: set[str] = set()
 
     def after_save(self, checkpoint: Path, step: int, metrics: Mapping[str, float], best: bool) -> bool:
@@ -60,7 +70,7 @@ class Publisher:
             return False
         if self._is_main:
             metadata = self._metadata(checkpoint, step, metrics)
-            reference = f"wandb:{self._place}/{self.name}:step-{step}"
+            reference = f"{WANDB}{self._place}/{self.name}:step-{step}"
             aliases = ["latest", f"step-{step}", *(["best"] if best else []), *self._settings.aliases]
             card = checkpoint_card(checkpoint, metadata, reference)
             self._tracker.log_model(checkpoint, self.name, aliases, metadata, step, description=card or "")
@@ -91,7 +101,7 @@ class Publisher:
     def _metadata(self, checkpoint: Path, step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
         kept = {name: float(value) for name, value in sorted(metrics.items()) if name.startswith(_KEPT_METRICS)}
         epoch = {"epoch": metrics["train/epoch"]} if "train/epoch" in metrics else {}
-        size = {"file_size_mb": describe_files(checkpoint)["file_size_mb"]}
+        size = {"file_size_mb": round(total_bytes(artifact_files(checkpoint)) / 1e6, 3)}
         # The metrics in one entry: wandb takes no more than 100.
         return {**self._facts, "step": step, **epoch, **size, "metrics": kept}
 
@@ -119,18 +129,5 @@ def config_hash(config: Config) -> str:
 
 def git_commit() -> str | None:
     """The commit of Atlas's own code, with `+changes` where files differ from it; None where it is no checkout."""
-    root = Path(atlas.__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-    commit = _git(root, "rev-parse", "HEAD")
-    if commit is None:
-        return None
-    return f"{commit}+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    state = git_state()
+    return None if state is None else state["commit"] + ("+changes" if state["dirty"] else "")

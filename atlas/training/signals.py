@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -27,7 +27,7 @@ class StopRequest:
 
 
 @contextmanager
-def listening() -> Iterator[StopRequest]:
+def listening(numbers: Sequence[signal.Signals] = _SIGNALS) -> Iterator[StopRequest]:
     """Inside the block the first SIGINT or SIGTERM is only noted; a second one acts as it would without.
 
     Outside of the main thread (inside a sweep's agent, say) Python allows no handlers, and none are set.
@@ -36,17 +36,17 @@ def listening() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    before = {number: signal.getsignal(number) for number in numbers}
 
     def note(number: int, _: FrameType | None) -> None:
         request.signal = number
-        for each in _SIGNALS:
+        for each in numbers:
             signal.signal(each, before[each])
 
-    for number in _SIGNALS:
+    for number in numbers:
         signal.signal(number, note)
     try:
         yield request
     finally:
-        for number in _SIGNALS:
+        for number in numbers:
             signal.signal(number, before[number])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,15 @@ def test_a_file_that_was_changed_in_the_cache_is_noticed(
     assert any("is damaged" in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
 
 
+def test_the_other_kind_of_digest_is_checked_as_well(reference: str, server: FakeWandb) -> None:
+    server.artifacts.digest_with_xxh128(server.artifacts.find("my-run", "v0"))
+    server.artifacts.corrupt_files = 1000
+    with pytest.raises(InputError, match="their digest is not the manifest's"):
+        registry.fetch_checkpoint(reference)
+    server.artifacts.corrupt_files = 0
+    assert registry.fetch_checkpoint(reference).is_dir()
+
+
 def test_a_storage_that_does_not_answer_is_given_up(
     reference: str, server: FakeWandb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +108,18 @@ def test_a_storage_that_does_not_answer_is_given_up(
     with pytest.raises(InputError, match="nobody answers"):
         registry.fetch_checkpoint(reference)
     assert not any(path.is_file() for path in registry_cache().rglob("*"))
+
+
+def test_what_a_killed_download_left_is_removed_in_time(reference: str) -> None:
+    place = registry.fetch_checkpoint(reference).parents[1]
+    old, new = place / ".v1.1-aa.partial", place / ".v0.2-bb.partial"
+    for folder in (old, new):
+        (folder / "files").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    os.utime(new, (0, 0))
+    shutil.rmtree(place / "v0")
+    registry.fetch_checkpoint(reference)
+    assert old.exists() and not new.exists()  # each version looks after its own
 
 
 def test_what_is_not_there_is_said_with_what_is(reference: str) -> None:

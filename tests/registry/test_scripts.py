@@ -90,9 +90,15 @@ def test_a_failed_upload_stops_nothing_and_is_sent_with_the_next(
 
 def test_an_offline_run_keeps_models_beside_its_records(server: FakeWandb, tmp_path: Path) -> None:
     run = start_run(tmp_path / "script", mode="offline")
-    assert registry.upload_model({"w": torch.zeros(1)}, 1)
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "weights").write_text("first")
+    assert registry.upload_model(tmp_path / "saved", 1)
+    (tmp_path / "saved" / "weights").write_text("second")  # in place, as scripts do
+    assert registry.upload_model({"w": torch.zeros(1)}, 2)
     run.finish()
-    assert len(list(Path(run.dir).parent.rglob("model.safetensors"))) == 1
+    models = Path(run.dir).parent / "models"
+    assert [file.read_text() for file in models.rglob("weights")] == ["first"]
+    assert len(list(models.rglob("model.safetensors"))) == 1
     assert server.operations == []
 
 
@@ -109,3 +115,5 @@ def test_without_a_run_it_says_what_to_do(server: FakeWandb) -> None:
 def test_a_metric_that_is_not_there_is_named(run: Any) -> None:
     with pytest.raises(InputError, match="has no 'val/los'; it has val/loss"):
         registry.save_and_upload_best({}, 1, {"val/loss": 1.0}, "val/los", {})
+    with pytest.raises(InputError, match="should be a number and is 'low'"):
+        registry.save_and_upload_best({}, 1, {"val/loss": "low"}, "val/loss", {})  # type: ignore[dict-item]

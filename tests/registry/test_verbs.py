@@ -47,6 +47,13 @@ def test_push_and_pull(pushed: Callable[..., Any], atlas: Atlas, server: FakeWan
     assert (tmp_path / "out" / "trainer" / "optimizer.pt").read_text() == "0"
 
 
+def test_of_a_run_the_best_checkpoint_is_pushed(run_dir: Path, atlas: Atlas, server: FakeWandb) -> None:
+    (run_dir / "train.log").write_text("not of the model")
+    assert atlas("model", "push", run_dir).code == 0
+    version = server.artifacts.find("my-run", "step-40")
+    assert "policy/model.safetensors" in version.files and "train.log" not in version.files
+
+
 def test_push_takes_a_name_a_project_and_an_entity(checkpoint: Path, atlas: Atlas, server: FakeWandb) -> None:
     policy = checkpoint / "policy"
     sent = atlas("model", "push", policy, "--name", "Grasp it!", "--project", "p", "--entity", "lab", "--json")

@@ -5,6 +5,7 @@ Names and shapes of questions and answers are those that wandb 0.31 was seen to 
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -79,6 +80,15 @@ class ArtifactStore:
             for v in self.versions
             if v.name == name and v.committed
         }
+
+    def digest_with_xxh128(self, version: Version) -> None:
+        """Make a version's manifest one of the other kind that servers have."""
+        import xxhash
+
+        for name, entry in version.manifest["contents"].items():
+            entry["digest"] = base64.b64encode(xxhash.xxh128(version.files[name]).digest()).decode()
+            entry["extra"] = {"alg": "XXH128"}
+        self._parts[f"{version.id}/manifest.json"] = json.dumps(version.manifest).encode()
 
     # ---- questions -------------------------------------------------------------------------------------------
 
@@ -246,6 +256,7 @@ class ArtifactStore:
     def _do_ArtifactTypeArtifactCollections(self, asked: dict[str, Any]) -> dict[str, Any]:
         place = (asked["entity"], asked["project"])
         found = [self._collection(c) for c in self._collections() if c[:2] == place]
+        found = [collection for collection in found if collection["type"]["name"] == asked["type"]]
         edges = [{"node": node} for node in found]
         connection = {"totalCount": len(edges), "pageInfo": _last_page(), "edges": edges}
         return {"project": {"artifactType": {"artifactCollections": connection}}}
@@ -289,6 +300,14 @@ class ArtifactStore:
         membership = self._membership(collection, version)
         return {"result": {"versionIndex": linked.index(version.id), "artifactMembership": membership}}
 
+    def _do_UnlinkArtifact(self, asked: dict[str, Any]) -> dict[str, Any]:
+        id, place = asked["input"]["artifactID"], asked["input"]["artifactPortfolioID"]
+        collection = next(known for known in self.links if "/".join(known) == place)
+        for alias in self._aliases_of(collection, id):
+            del self.aliases[collection][alias]
+        self.links[collection][self.links[collection].index(id)] = ""  # its number stays taken
+        return {"result": {"success": True}}
+
     def _do_DeleteArtifact(self, asked: dict[str, Any]) -> dict[str, Any]:
         version = self._by_id(asked["input"]["artifactID"])
         held = self._aliases_of(version.collection, version.id)
@@ -329,7 +348,7 @@ class ArtifactStore:
 
     def _members(self, collection: tuple[str, str, str]) -> Iterator[tuple[int, Version]]:
         if collection in self.links:
-            yield from ((index, self._by_id(id)) for index, id in enumerate(self.links[collection]))
+            yield from ((index, self._by_id(id)) for index, id in enumerate(self.links[collection]) if id)
         else:
             yield from ((v.index, v) for v in self.versions if v.collection == collection and v.committed)
 

@@ -106,7 +106,12 @@ class FakeWandb(ThreadingHTTPServer):
 
     def take_stream(self, run: str, body: dict[str, Any]) -> None:
         """Keep what a run sends of its history, and how it ended."""
-        lines = body.get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
+        files = body.get("files", {})
+        printed = files.get("output.log", {}).get("content", [])
+        self.runs.setdefault(run, {"rows": []}).setdefault("output", []).extend(printed)
+        events = files.get("wandb-events.jsonl", {}).get("content", [])
+        self.runs[run].setdefault("events", []).extend(json.loads(line) for line in events)
+        lines = files.get("wandb-history.jsonl", {}).get("content", [])
         rows = [json.loads(line) for line in lines]
         self.history.extend(rows)
         self.runs.setdefault(run, {"rows": []})["rows"].extend(rows)

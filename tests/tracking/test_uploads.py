@@ -23,6 +23,7 @@ import atlas
 from atlas.tracking.records import Model
 from atlas.tracking.uploads import ModelUploads, stage_model
 
+CARD = "# wandb:ENTITY/atlas-vla/run:step-1"  # whose run it is, only the server says
 SOON = 60.0  # seconds; far more than anything here takes
 MakeModel = Callable[..., Model]
 
@@ -49,7 +50,7 @@ def staged(tmp_path: Path) -> MakeModel:
             (checkpoint / name).write_text(content)
         (run_dir / "config.yaml").write_text("run_name: run\n")
         metadata = {"step": step, "metrics": {"val/loss": 1 / step, "val/worst": float("inf")}}
-        model = Model(checkpoint, "run", ["latest", f"step-{step}", *aliases], metadata, step, "# A card")
+        model = Model(checkpoint, "run", ["latest", f"step-{step}", *aliases], metadata, step, CARD)
         ready = stage_model(model, run_dir / "wandb" / "staged")
         for file in checkpoint.rglob("*.*"):
             file.unlink()
@@ -95,7 +96,7 @@ def test_checkpoints_arrive_whole_with_aliases_metadata_and_card(
         "trainer/state.json": b'{"step": 30}',
     }
     assert newest.kind == "model"
-    assert newest.description == "# A card"
+    assert newest.description == "# wandb:somebody/atlas-vla/run:step-1"
     assert newest.metadata == {"step": 30, "metrics": {"val/loss": 1 / 30, "val/worst": None}}
     assert not any(model.path.exists() for model in models)  # nobody needs them any more
 
@@ -112,19 +113,27 @@ def test_old_versions_go_but_not_the_best_nor_what_somebody_wants(
     assert server.artifacts.find("run", "best").metadata["step"] == 1
 
 
-def test_every_model_is_linked_to_the_registry_and_stays_while_it_is(
-    server: FakeWandb, staged: MakeModel, tmp_path: Path
+def test_every_model_is_linked_to_the_registry_and_stays_while_something_there_points_to_it(
+    server: FakeWandb, staged: MakeModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sending = uploads(start_run(tmp_path / "run"), keep_last_n=1, registry="models/cubes")
+    import wandb
+
+    run = start_run(tmp_path / "run")
+    sending = uploads(run, keep_last_n=1, registry="models/cubes")
     for model in (staged(1), staged(2, "best"), staged(3)):
+        sending.add(model)
+    wait_until(lambda: list(server.artifacts.names("run")) == ["v1", "v2"])
+    run.link_artifact(wandb.Api().artifact("somebody/atlas-vla/run:v2"), "wandb-registry-others/mine")
+    for model in (staged(4), staged(5)):
         sending.add(model)
 
     assert finish(sending)
-    (collection,) = server.artifacts.links
-    assert collection[1:] == ("wandb-registry-models", "cubes")
+    assert warnings(caplog) == []
+    assert list(server.artifacts.names("run")) == ["v1", "v2", "v4"]  # the best one, somebody's, the last one
+    (cubes, _) = server.artifacts.links
+    assert cubes[1:] == ("wandb-registry-models", "cubes")
     assert server.artifacts.find("cubes", "best").metadata["step"] == 2
-    assert server.artifacts.find("cubes", "latest").metadata["step"] == 3
-    assert len(server.artifacts.names("run")) == 3  # removing one would take its files from the registry too
+    assert server.artifacts.find("cubes", "latest").metadata["step"] == 5
 
 
 def test_a_refused_model_is_reported_once_and_sent_again_before_the_next(

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from faulty_servers import MortalWandb
 from marked_processes import end_all, kill, new_mark, processes_of, wait_until
-from tracked_run import KEY, Finished
+from tracked_run import KEY, Finished, run_script
 from watched_run import ROOT, STEPS, Running, Watched, hermetic, train_sh, watch
 
 from atlas.tracking import read_scalars
@@ -210,6 +210,28 @@ def test_after_an_exception_wandb_knows_the_exit_code(make_libero: MakeLibero, t
     assert [record["exit_code"] for record in run.wandb_records("exit")] == [1]
     assert f"wandb sync {run.wandb_folder()}" in done.stderr
     assert len(read_scalars(run.run_dir)["train/loss"]) == 20
+
+
+def test_ctrl_c_while_a_frozen_wandb_is_waited_for_ends_the_program(tmp_path: Path) -> None:
+    script = """
+    import signal, threading
+    tracker = make(exit_timeout=60.0, mode="offline")
+    while not (run_dir / "frozen").exists():
+        tracker.log({"train/loss": 1.0}, step=1)
+        time.sleep(0.05)
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    tracker.finish()
+    """
+    running = Running(new_mark(), tmp_path / "run")
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        try:
+            ending = pool.submit(run_script, tmp_path, script, **running.mark)
+            strike(signal.SIGSTOP)(running)
+            (tmp_path / "run" / "frozen").touch()
+            run = ending.result(timeout=30)
+        finally:
+            end_all(running.mark)
+    assert run.code == -signal.SIGINT and "KeyboardInterrupt" in run.stderr, run.stderr
 
 
 # ---- at random -------------------------------------------------------------------------------------------

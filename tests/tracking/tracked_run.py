@@ -42,6 +42,10 @@ class Finished:
     home: Path
     _records: list[dict[str, Any]] = field(default_factory=list)
 
+    def expect(self, code: int) -> None:
+        """Fail, with what was printed, where the run ended with another code or warned."""
+        assert (self.code, self.warnings) == (code, []), self.stderr
+
     @property
     def warnings(self) -> list[str]:
         return [line for line in self.stderr.splitlines() if "WARNING" in line]

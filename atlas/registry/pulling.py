@@ -8,7 +8,7 @@ from pathlib import Path
 from atlas.errors import InputError
 from atlas.registry.cache import place
 from atlas.registry.local import fetch_hub_policy, find_policy
-from atlas.registry.package import Package, read_package
+from atlas.registry.package import STAGED_FILES, read_package
 from atlas.registry.references import WANDB, kind_of
 
 
@@ -71,13 +71,13 @@ def _policy_or_staged(folder: Path) -> Path:
     try:
         return find_policy(folder, str(folder))
     except InputError:
-        packages = staged_models(folder)
-        if not packages:
+        staged = staged_models(folder)
+        if not staged:
             raise
-        return packages[-1].files
+        return staged[-1]
 
 
-def staged_models(run_dir: Path) -> list[Package]:
-    """The models of a run's folder that wait to be sent, in the order in which they were staged."""
-    found = (read_package(folder) for folder in sorted((run_dir / "wandb" / "staged").glob("*")))
-    return [package for package in found if package is not None]
+def staged_models(run_dir: Path) -> list[Path]:
+    """The files of the models in a run's folder that wait to be sent, in the order in which they were staged."""
+    folders = sorted((run_dir / "wandb" / "staged").glob("*"))
+    return [folder / STAGED_FILES for folder in folders if read_package(folder) is not None]

@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from atlas.errors import InputError
 from atlas.registry.client import TIMEOUT_SECONDS, connect, end_service, explained, import_wandb
-from atlas.registry.files import artifact_files, card_of, describe_files
-from atlas.registry.package import Package, log_package, read_package, stage
+from atlas.registry.files import artifact_files, card_of, describe_files, sendable, total_bytes
+from atlas.registry.package import Package, log_package, read_package
 from atlas.registry.references import ArtifactReference, check_alias, safe_name
 
 logger = logging.getLogger(__name__)
@@ -37,42 +38,54 @@ def push(
 ) -> ArtifactReference:
     """Upload a checkpoint, a saved policy, or a model that training could not send; returns the new version.
 
-    By default a checkpoint is called like its run and a folder by its own name, what is known of it from its files is
-    its metadata, and its model card the description. It returns when wandb has confirmed the upload. Raises InputError.
+    path: of a run, its best checkpoint. By default a checkpoint is called like its run and a folder by its own name,
+    what is known of it from its files is its metadata, and its model card the description. It returns when wandb has
+    confirmed the upload. Raises InputError.
     """
-    source = Path(path).expanduser().resolve()
+    source = model_in(path)
     for alias in aliases:
         check_alias(alias)
     wandb = import_wandb()
-    with tempfile.TemporaryDirectory(prefix="atlas-push-", ignore_cleanup_errors=True) as scratch:
-        package = _package(source, Path(scratch), name, aliases, metadata, description)
-        connect()  # says what is wrong in a few seconds, where `wandb.init` takes a minute and a half
-        files = artifact_files(package.files)
-        size = sum(file.stat().st_size for file in files.values()) / 1e6
-        title = f"Uploading {package.name} ({len(files)} files, {size:,.1f} MB)"
-        with explained(f"{source} cannot be uploaded"), _still_at_it(title):
-            return _upload(wandb, package, Path(scratch), project or _PROJECT, entity, timeout_seconds)
+    package = _package(source, name, aliases, metadata, description)
+    connect()  # says what is wrong in a few seconds, where `wandb.init` takes a minute and a half
+    size = total_bytes(package.files) / 1e6
+    title = f"Uploading {package.name} ({len(package.files)} files, {size:,.1f} MB)"
+    with (
+        tempfile.TemporaryDirectory(prefix="atlas-push-", ignore_cleanup_errors=True) as scratch,
+        explained(f"{source} cannot be uploaded"),
+        _still_at_it(title),
+    ):
+        return _upload(wandb, package, Path(scratch), project or _PROJECT, entity, timeout_seconds)
+
+
+def model_in(path: str | Path) -> Path:
+    """What of a path is pushed: of a run its best checkpoint, or else its latest; else the path itself."""
+    root = Path(path).expanduser().resolve()
+    links = (root / "checkpoints" / name for name in ("best", "latest"))
+    return next((link.resolve() for link in links if link.exists()), root)
 
 
 def _package(
     source: Path,
-    scratch: Path,
     name: str | None,
     aliases: Sequence[str],
     metadata: Mapping[str, Any] | None,
     description: str | None,
 ) -> Package:
-    waiting = read_package(source)
-    if waiting is not None:  # what training has staged knows all of it
-        known = {**waiting.metadata, **(metadata or {})}
-        return Package(
-            source, name or waiting.name, [*waiting.aliases, *aliases], known, description or waiting.description
+    staged = read_package(source)
+    if staged is not None:  # what training could not send knows all of it
+        return replace(
+            staged,
+            name=safe_name(name or staged.name),
+            aliases=[*staged.aliases, *aliases],
+            metadata={**staged.metadata, **sendable(metadata or {})},
+            description=description or staged.description,
         )
     facts = {**describe_files(source), **(metadata or {})}
     chosen = safe_name(name or str(facts.get("run_name") or source.name))
     steps = [f"step-{facts['step']}"] if "step" in facts else []
     card = description or (card_of(source) if source.is_dir() else None)
-    return stage(source, scratch, chosen, [*steps, *aliases], facts, card)
+    return Package(chosen, [*steps, *aliases], sendable(facts), card, artifact_files(source), source)
 
 
 def _upload(
