@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 _ROOM = 50_000  # records that wait while a sink starts or stalls; then the newest are dropped
 _ROOM_FOR_MEDIA = 300  # of them those that hold pictures, tables or files
+_MEDIA = (Image, Video, Table, Projection, Model)
 _LAST_WORDS_SECONDS = 1.0  # of the exit timeout, for a sink that is abandoned to close what it can
 # The thread looks for records instead of being woken by each: on busy cores the kernel lets a thread that is woken
 # run at once, in place of the one that trains, which `log` would then wait for.
@@ -45,7 +46,7 @@ class QueuedSink:
         """Hand the record over, in microseconds; False where there was no room or the sink is off."""
         if self._off.is_set():
             return False
-        if len(self._waiting) >= self._room or (_is_media(record) and not self._media.acquire(blocking=False)):
+        if len(self._waiting) >= self._room or (isinstance(record, _MEDIA) and not self._media.acquire(blocking=False)):
             self.dropped += 1
             if self.dropped == 1:
                 logger.warning("%s falls behind: what it has no room for is dropped, and counted.", self.name)
@@ -57,7 +58,7 @@ class QueuedSink:
             return False
         if prepared is not None:
             self._waiting.append(prepared)
-        elif _is_media(record):
+        elif isinstance(record, _MEDIA):
             self._media.release()
         return prepared is not None
 
@@ -103,7 +104,7 @@ class QueuedSink:
     def _write_what_waits(self) -> None:
         """A sink that is off is fed from as well, so that nothing piles up."""
         while (record := self._next()) is not None:
-            if _is_media(record):
+            if isinstance(record, _MEDIA):
                 self._media.release()
             if not self._off.is_set():
                 try:
@@ -124,10 +125,6 @@ class QueuedSink:
             logger.debug("%s, switched off before: %s", self.name, cause(error))
         else:
             warn_switched_off(self.name, error)
-
-
-def _is_media(record: Record) -> bool:
-    return isinstance(record, Image | Video | Table | Projection | Model)
 
 
 def warn_switched_off(name: str, error: Exception) -> None:

@@ -149,11 +149,12 @@ class RunTracker:
         if self._finished:
             return
         values: dict[str, float] = {}
-        for name, value in metrics.items():
+        for key, value in metrics.items():
+            name = str(key)
             try:
-                values[str(name)] = to_float(str(name), value)
+                values[name] = to_float(name, value)
             except TypeError as error:
-                self._complain(str(name), error)
+                self._complain(name, error)
         if values:
             self._emit(Scalars(values, self._at(step)))
 

@@ -23,9 +23,9 @@ def to_float(name: str, value: Any) -> float:
 
     Raises TypeError that names the metric for anything else: str, None, complex, several elements.
     """
-    if type(value) is float:  # what it nearly always is, and ten times as quick to say
-        return value
     try:
+        if type(value) is float or type(value) is int:  # what it nearly always is, and ten times as quick to say
+            return float(value)
         if isinstance(value, numbers.Real):
             return float(value)
         if _is_tensor(value):
