@@ -1,6 +1,6 @@
 """What logging scalars costs training: rows of 12 to all sinks, against none.
 
-    python benchmarks/tracking.py [--data data/cubes] [--pairs 12] [--steps 50] [--every 1] [--mode offline] [key=value ...]
+    python benchmarks/tracking.py [--data data/cubes] [--pairs 12] [--steps 50] [--every 1] [key=value ...]
 
 One training, in blocks of steps with logging on and off in turn (on, off, off, on, …), so that both see the same
 machine; the ratio of each pair of neighbouring blocks is one measurement. On: console, TensorBoard, wandb (offline by
@@ -88,8 +88,9 @@ def run(arguments: argparse.Namespace) -> tuple[list[tuple[bool, float]], list[f
         trainer.tracker = real if is_on(block) else silent
         real.step = step
         if is_on(block) and step % arguments.every == 0:
+            row = {f"custom/metric_{i}": float(step + i) for i in range(ROW)}
             start = time.perf_counter()
-            real.log({f"custom/metric_{i}": step + i for i in range(ROW)})
+            real.log(row)
             calls.append(time.perf_counter() - start)
         return optimize(batches, step)
 

@@ -1,8 +1,8 @@
 """`RunTracker`: the one thing the trainer, rollouts and users talk to when there is something to show.
 
-It checks values once, makes records of them and puts these into the queue of every sink, each of which has a thread of
-its own. Nothing that goes wrong here reaches the training loop: a wrong value is left out with one warning, a failing
-sink is switched off with one warning, a stalled one loses what it has no room for, counted.
+It checks values once and makes records of them; a thread puts these into the queue of every sink, each of which has a
+thread of its own. Nothing that goes wrong here reaches the training loop: a wrong value is left out with one warning,
+a failing sink is switched off with one warning, a stalled one loses what it has no room for, counted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging as py_logging
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from atlas.tracking.wandb_sink import WandbSink, choose_identity, effective_mode
 
 logger = py_logging.getLogger(__name__)
 
+_HAND_OUT_SECONDS = 0.05
 _LOCAL_SHARE = 0.8  # of the exit timeout: the console and TensorBoard may take this much; as a rule they need none
 
 
@@ -82,6 +84,9 @@ class RunTracker:
         self._wandb: WandbSink | None = None
         self._lines: LineHandler | None = None
         self._system: SystemMonitor | None = None
+        self._waiting: deque[Record] = deque()  # for the sinks' queues; its methods are atomic
+        self._handing_out = threading.Lock()
+        self._ended = threading.Event()
         self._finished = not is_main
         if not is_main:
             return
@@ -93,7 +98,8 @@ class RunTracker:
         for sink in extra_sinks:
             self._sinks.append(QueuedSink(sink))
         if self._wandb is not None:
-            self._lines = LineHandler(self._emit)
+            self._lines = LineHandler(self._waiting.append)
+        threading.Thread(target=self._hand_out_now_and_then, name="atlas-tracker", daemon=True).start()
         if logging.system_interval_seconds:
             self._system = SystemMonitor(self.log, logging.system_interval_seconds)
 
@@ -132,6 +138,7 @@ class RunTracker:
     @property
     def wandb_row(self) -> int | None:
         """The last row given to wandb, to be kept in checkpoints for `wandb.rewind`; None where it is not known."""
+        self._hand_out()
         return None if self._wandb is None else self._wandb.last_row
 
     @property
@@ -149,14 +156,16 @@ class RunTracker:
         if self._finished:
             return
         values: dict[str, float] = {}
-        for key, value in metrics.items():
-            name = str(key)
+        for name, value in metrics.items():
+            if type(value) is float and type(name) is str:  # as nearly always, and without the time of three calls
+                values[name] = value
+                continue
             try:
-                values[name] = to_float(name, value)
+                values[str(name)] = to_float(str(name), value)
             except TypeError as error:
-                self._complain(name, error)
+                self._complain(str(name), error)
         if values:
-            self._emit(Scalars(values, self._at(step)))
+            self._waiting.append(Scalars(values, self._at(step)))
 
     def log_image(self, name: str, image: Any, step: int | None = None) -> None:
         """Log a uint8 [H, W, 3] RGB image, array or tensor."""
@@ -262,6 +271,8 @@ class RunTracker:
             self._system.stop()
         self._finished = True
         start = time.monotonic()
+        self._ended.set()
+        self._hand_out()
         try:
             for sink in self._sinks:
                 # wandb comes last: what the others still say belongs into its log.
@@ -269,6 +280,7 @@ class RunTracker:
                     sink.finish(exit_code, start + _LOCAL_SHARE * self._exit_timeout)
             if self._lines is not None:
                 self._lines.close()
+            self._hand_out()
             for sink in self._sinks:
                 if sink.sink is self._wandb:
                     sink.finish(exit_code, start + self._exit_timeout)
@@ -289,13 +301,23 @@ class RunTracker:
         except Exception as error:  # of any kind: encoders and figures are other people's code
             self._complain(name, error)
             return
-        self._emit(record)
-        if isinstance(record, Model) and self._wandb is None:
-            log_model_line(record)
+        self._waiting.append(record)
+        if isinstance(record, Model):
+            self._hand_out()  # now, while its files are there
+            if self._wandb is None:
+                log_model_line(record)
 
-    def _emit(self, record: Record) -> None:
-        for sink in self._sinks:
-            sink.write(record)
+    def _hand_out_now_and_then(self) -> None:
+        while not self._ended.wait(_HAND_OUT_SECONDS):
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Put what waits into the queue of every sink; it takes little time, but more than `log` may."""
+        with self._handing_out:
+            while self._waiting:
+                record = self._waiting.popleft()
+                for sink in self._sinks:
+                    sink.write(record)
 
     def _at(self, step: int | None) -> int:
         return self.step if step is None else int(step)
