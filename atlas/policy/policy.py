@@ -141,11 +141,12 @@ class AtlasPolicy(nn.Module):
         assert weights.keys() == self.own_state_dict().keys()
         self.load_state_dict(weights, strict=False)
 
-    def save_pretrained(self, directory: Path, full: bool = False) -> None:
+    def save_pretrained(self, directory: str | Path, full: bool = False) -> None:
         """Write model.safetensors, config.yaml, processor.json and README.md, each file atomically.
 
         Frozen pretrained parts are named with their hashes only, unless `full`: then copies of them lie beside.
         """
+        directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         frozen = {part: asdict(weights) for part, weights in self.frozen.items()}
         own = {k: v.detach().cpu().contiguous() for k, v in self.own_state_dict().items()}

@@ -57,6 +57,7 @@ _AXES = {
 
 
 _ROWS = (Scalars, Image, Video, Histogram, Table)  # the records that are each one row of the run
+_NOT_INSTALLED = "it is not installed; pip install 'atlas-vla[wandb]' (./train.sh --wandb does it)"
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -84,10 +85,10 @@ def import_wandb() -> ModuleType:
         import wandb
     except ModuleNotFoundError as error:
         if error.name == "wandb":
-            raise WandbUnavailable("it is not installed; pip install 'atlas-vla[wandb]'") from None
+            raise WandbUnavailable(_NOT_INSTALLED) from None
         raise
     if not hasattr(wandb, "init"):  # a folder of runs named wandb, beside the script, imports as an empty package
-        raise WandbUnavailable("it is not installed; pip install 'atlas-vla[wandb]'")
+        raise WandbUnavailable(_NOT_INSTALLED)
     return wandb
 
 
