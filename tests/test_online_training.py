@@ -83,6 +83,14 @@ def test_wandb_gets_the_log_the_settings_the_code_and_where_all_comes_from(home:
     assert "atlas/train.py" in code.manifest["contents"] or "train.py" in code.manifest["contents"]
 
 
+def test_the_key_is_nowhere_but_where_it_was_given(home: Path, server: FakeWandb) -> None:
+    holding = [path for path in home.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+    assert holding == []
+    sent = [version.files for version in server.artifacts.versions]
+    assert not any(KEY.encode() in data for files in sent for data in files.values())
+    assert KEY not in json.dumps(server.runs, default=str) + json.dumps(server.run_variables, default=str)
+
+
 def test_checkpoints_become_versions_with_aliases_and_metadata(home: Path, server: FakeWandb) -> None:
     versions = [v for v in server.artifacts.versions if v.name == "first"]
 

@@ -24,6 +24,7 @@ from atlas.tracking.console import format_line, setup_logging
 from atlas.tracking.media import write_mp4
 from atlas.tracking.queued import QueuedSink
 from atlas.tracking.records import Record, Scalars, Sink
+from atlas.tracking.system import gpu_sample
 
 
 def make(run_dir: Path, *sinks: Sink, is_main: bool = True, resume_step: int | None = None) -> RunTracker:
@@ -313,6 +314,13 @@ def test_the_machine_is_sampled(tmp_path: Path) -> None:
     scalars = read_scalars(tmp_path)
     assert len(scalars["system/cpu_percent"]) >= 4
     assert 0 < scalars["system/memory_percent"][-1][1] < 100 and scalars["system/process_memory_gib"][-1][1] > 0.01
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_every_gpu_is_sampled() -> None:
+    sample = gpu_sample()
+    assert len(sample) == 4 * torch.cuda.device_count()
+    assert 0 <= sample["system/gpu0_percent"] <= 100 and sample["system/gpu0_memory_gib"] > 0
 
 
 def test_other_ranks_import_and_write_nothing(tmp_path: Path) -> None:
