@@ -21,6 +21,13 @@ _LAST_WORDS_SECONDS = 1.0  # of the exit timeout, for a sink that is abandoned t
 _LOOK_SECONDS = 0.05
 
 
+class _Flush:
+    """Waits in the queue with the records: whoever put it there is told when all before it is on disk."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+
+
 class QueuedSink:
     """Feeds a sink from a bounded queue on a daemon thread; full means the record is dropped and counted."""
 
@@ -33,7 +40,7 @@ class QueuedSink:
         self._off = threading.Event()
         self._ending = threading.Event()
         self._exit_code = 0
-        self._waiting: deque[Record] = deque()  # its methods are atomic
+        self._waiting: deque[Record | _Flush] = deque()  # its methods are atomic
         self._thread = threading.Thread(target=self._work, name=f"atlas-{sink.name}", daemon=True)
         self._thread.start()
 
@@ -61,6 +68,12 @@ class QueuedSink:
         elif isinstance(record, _MEDIA):
             self._media.release()
         return prepared is not None
+
+    def flush(self, seconds: float) -> bool:
+        """Wait, at most so long, until all that was handed over is on disk; True when it is."""
+        flush = _Flush()
+        self._waiting.append(flush)
+        return flush.done.wait(seconds)
 
     def finish(self, exit_code: int, deadline: float) -> None:
         """Let the thread write what waits and close the sink, until `deadline` (of time.monotonic)."""
@@ -108,11 +121,16 @@ class QueuedSink:
                 self._media.release()
             if not self._off.is_set():
                 try:
-                    self.sink.write(record)
+                    if isinstance(record, _Flush):
+                        self.sink.flush()
+                    else:
+                        self.sink.write(record)
                 except Exception as error:
                     self._switch_off(error)
+            if isinstance(record, _Flush):
+                record.done.set()
 
-    def _next(self) -> Record | None:
+    def _next(self) -> Record | _Flush | None:
         try:
             return self._waiting.popleft()
         except IndexError:  # nothing waits, or `finish` has just thrown it away

@@ -121,6 +121,9 @@ class Sink:
         """Show the record, or leave it out where its kind cannot be shown."""
         raise NotImplementedError
 
+    def flush(self) -> None:
+        """Have what was written on disk, so that it survives whatever happens to this process."""
+
     def finish(self, exit_code: int) -> None:
         """Close, within the time that is left."""
 

@@ -49,6 +49,9 @@ class TensorBoardSink(Sink):
             case RunConfig(values):
                 self._write_config(values)
 
+    def flush(self) -> None:
+        self._writer.flush()
+
     def finish(self, exit_code: int) -> None:
         if self._has_hparams:
             self._add(board.hparams_end(success=exit_code == 0))

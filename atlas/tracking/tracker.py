@@ -34,6 +34,7 @@ from atlas.tracking.wandb_sink import WandbSink, choose_identity, effective_mode
 logger = py_logging.getLogger(__name__)
 
 _HAND_OUT_SECONDS = 0.05
+_FLUSH_SECONDS = 2.0
 _LOCAL_SHARE = 0.8  # of the exit timeout: the console and TensorBoard may take this much; as a rule they need none
 
 
@@ -262,6 +263,16 @@ class RunTracker:
             return Model(Path(path), _file_name(name), allowed, about, self._at(step), redact(description))
 
         self._log_checked(name, make)
+
+    def flush(self) -> None:
+        """Have what was logged so far in TensorBoard's file, within two seconds.
+
+        Called before a checkpoint is written, so that a run that goes on from it has the whole curve.
+        """
+        self._hand_out()
+        for sink in self._sinks:
+            if isinstance(sink.sink, TensorBoardSink):
+                sink.flush(_FLUSH_SECONDS)
 
     def finish(self, exit_code: int = 0) -> None:
         """Write what waits and close every sink, within `logging.exit_timeout_seconds`; later calls do nothing."""

@@ -227,6 +227,7 @@ class Trainer:
         """Write a checkpoint of this step; every rank calls it, the main one writes."""
         states = gather_object([random_state()])
         self.state.checkpoints += 1
+        self.tracker.flush()
         self.state.wandb_id, self.state.wandb_row = self.tracker.wandb_id, self.tracker.wandb_row
         if self.accelerator.is_main_process:
             self.checkpoints.save(self.judged_policy, self.policy, self.optimizer, self.state, states)
