@@ -141,7 +141,7 @@ def test_a_frozen_wandb_holds_up_neither_training_nor_the_exit(tmp_path: Path) -
     script = """
     import logging, signal
     logging.getLogger("atlas.tracking.console").setLevel(logging.WARNING)
-    tracker = make(exit_timeout=2.0, mode="offline")
+    tracker = make(exit_timeout=5.0, mode="offline")
     while not wandb_sink._children_named("wandb-core") or not list((run_dir / "wandb").glob("offline-run-*/*.wandb")):
         time.sleep(0.05)
     os.kill(wandb_sink._children_named("wandb-core")[0], signal.SIGSTOP)
