@@ -17,3 +17,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' Did you mean ...?' with the nearest of `known`, or '' where nothing comes near."""
     near = get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, without the pages of advice that may follow and without a full stop; else its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")

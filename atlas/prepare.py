@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +13,11 @@ import yaml
 
 from atlas.config import Config, DataConfig, dump_yaml, load_config
 from atlas.errors import InputError
-from atlas.files import replace_link, write_text
+from atlas.files import write_text
+from atlas.tracking.runs import CONFIG, RESULTS
 
 if TYPE_CHECKING:
     from atlas.data.episode import EpisodeDataset
-
-CONFIG = "config.yaml"
-RESULTS = "results.json"  # in the run's folder once it is finished
 
 
 def load_run_config(
@@ -45,6 +42,7 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
     from atlas.data import open_configured
     from atlas.policy.pretrained import check_pretrained
     from atlas.rollout.record import RecordSettings, record
+    from atlas.training.checkpoints import Checkpoints
     from atlas.training.media.projection import check_method
 
     config, checkpoint = _settle_run(config, resume)
@@ -62,7 +60,7 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
     run_dir.mkdir(parents=True, exist_ok=True)
     write_text(run_dir / CONFIG, dump_yaml(config))
     if checkpoint is not None and _is_artifact(resume):
-        checkpoint = _install(checkpoint, run_dir)
+        checkpoint = Checkpoints(run_dir, config.checkpoint.keep_last_n).adopt(checkpoint)
     return config, checkpoint
 
 
@@ -134,21 +132,6 @@ def _check_same_run(checkpoint: Path, run_dir: Path, reference: str) -> None:
     latest = run_dir / "checkpoints" / "latest"
     if latest.exists() and load_state(latest).wandb_id != load_state(checkpoint).wandb_id:
         raise InputError(f"{run_dir} is another run than {reference}. Choose another run_name, or another output_dir.")
-
-
-def _install(checkpoint: Path, run_dir: Path) -> Path:
-    """Copy a fetched checkpoint to where the run keeps its own."""
-    from atlas.training.checkpoints import load_state
-
-    final = run_dir / "checkpoints" / f"step_{load_state(checkpoint).step:08d}"
-    if not final.exists():
-        partial = final.with_name(f".{final.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        for part in ("policy", "trainer"):
-            shutil.copytree(checkpoint / part, partial / part)
-        os.replace(partial, final)
-    replace_link(run_dir / "checkpoints" / "latest", final.name)
-    return final
 
 
 def _check_fits(checkpoint: Path, config: Config) -> None:

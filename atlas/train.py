@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from atlas.config import Config
 from atlas.files import write_json
-from atlas.prepare import RESULTS, load_run_config, prepare, run_dir_of
+from atlas.prepare import load_run_config, prepare, run_dir_of
+from atlas.tracking.runs import RESULTS
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -283,7 +284,9 @@ def _make_closed_loop(
 
 
 def _announce(config: Config, trainer: Trainer, dataset: EpisodeDataset) -> None:
-    """Say at the start what will run, and log it as the run's config."""
+    """Say at the start what will run, and log it as the run's config; on the main rank, which is heard."""
+    if not trainer.accelerator.is_main_process:
+        return
     from atlas.tracking.provenance import provenance
 
     policy = trainer.policy

@@ -15,9 +15,7 @@ from atlas.errors import InputError
 if TYPE_CHECKING:
     from atlas.registry.references import ArtifactReference
 
-_PROJECT = "atlas-vla"
-
-Project = Annotated[str | None, typer.Option(metavar="P", help=f"wandb's project; default: {_PROJECT}.")]
+Project = Annotated[str | None, typer.Option(metavar="P", help="wandb's project; default: the config's, atlas-vla.")]
 Entity = Annotated[str | None, typer.Option(metavar="E", help="wandb's user or team; default: the key's user.")]
 Aliases = Annotated[
     list[str] | None, typer.Option("--alias", metavar="ALIAS", help="Such as prod; may be given several times.")
@@ -182,22 +180,29 @@ def card(
 
 def _split(model: str | None, entity: str | None, project: str | None) -> tuple[str | None, str, str | None]:
     """Entity, project and name of `[[entity/]project/]name`, and of the options where it leaves them out."""
+    from atlas.config import WandbConfig
+
     parts = model.removeprefix("wandb:").split("/") if model else []
     if len(parts) > 3 or any(not part for part in parts) or (model and ":" in parts[-1]):
         raise InputError(f"'{model}' is not a model's name; it should be such as entity/project/name.")
     name = parts[-1] if parts else None
-    return (parts[-3] if len(parts) > 2 else entity), (parts[-2] if len(parts) > 1 else project or _PROJECT), name
+    return (
+        (parts[-3] if len(parts) > 2 else entity),
+        (parts[-2] if len(parts) > 1 else project or WandbConfig().project),
+        name,
+    )
 
 
 def _complete(model: str, entity: str | None, project: str | None) -> ArtifactReference:
     """A reference, with the project and the key's user where it leaves them out."""
+    from atlas.config import WandbConfig
     from atlas.registry.client import connect
     from atlas.registry.references import parse_collection
 
     text = model.removeprefix("wandb:")
     slashes = text.count("/")
     if slashes == 0:
-        text = f"{project or _PROJECT}/{text}"
+        text = f"{project or WandbConfig().project}/{text}"
     if slashes < 2 and not text.startswith("wandb-registry-"):
         text = f"{entity or connect().default_entity}/{text}"
     return parse_collection(text)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 
-from atlas.errors import InputError
+from atlas.errors import InputError, first_line
 from atlas.registry.hub import Alternative, fetch_folder
 
 KEY = "model.language.pretrained"
@@ -212,8 +212,3 @@ def quiet() -> Iterator[None]:
         chatter.set_verbosity(level)
         if bars:
             chatter.enable_progress_bar()
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first, without the pages of advice that may follow."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")

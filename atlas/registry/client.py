@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
-from atlas.errors import InputError
+from atlas.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +20,8 @@ MODEL = "model"  # the type of artifact
 _NO_KEY = "wandb has no API key here. Run `wandb login`, or set WANDB_API_KEY."
 
 
-def import_wandb() -> ModuleType:
-    """The wandb package. Raises InputError that names the extra to install."""
+def find_wandb() -> ModuleType | None:
+    """The wandb package; None where it is not installed."""
     # Reports of wandb's own errors to its makers delay the exit by 12 s where there is no network.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
@@ -28,8 +29,15 @@ def import_wandb() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "wandb":
             raise
-        raise InputError("Models in wandb need the wandb package: pip install 'atlas-vla[wandb]'") from None
-    if not hasattr(wandb, "init"):  # a folder named wandb, beside the script, imports as an empty package
+        return None
+    # A folder of runs named wandb, beside the script, imports as an empty package.
+    return wandb if hasattr(wandb, "init") else None
+
+
+def import_wandb() -> ModuleType:
+    """The wandb package. Raises InputError that names the extra to install."""
+    wandb = find_wandb()
+    if wandb is None:
         raise InputError("Models in wandb need the wandb package: pip install 'atlas-vla[wandb]'")
     return wandb
 
@@ -77,7 +85,7 @@ def explained(subject: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        wandb, why = import_wandb(), first_line(error)
+        wandb, why = import_wandb(), f"{first_line(error)}."
         if unreachable(error):
             why = _no_answer(wandb)
             end_service(wandb)
@@ -89,17 +97,32 @@ def end_service(wandb: ModuleType) -> None:
 
     It goes on asking a server that does not answer, and the exit of this process would wait for it: for ever, as seen.
     """
-    import psutil
-
     if wandb.run is not None:
         return
-    for child in psutil.Process().children():
-        if child.name() == "wandb-core":
-            child.kill()
+    kill_service()
     try:
         wandb.teardown()  # takes back the exit hook, which would end in a traceback now
     except (Exception, SystemExit):
         logger.debug("wandb's process has ended", exc_info=True)
+
+
+def service_processes() -> list[int]:
+    """The process ids of wandb's own processes that this one has started."""
+    import psutil
+
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if child.name() == "wandb-core":
+                found.append(child.pid)
+    return found
+
+
+def kill_service() -> None:
+    """End wandb's own processes at once."""
+    for process in service_processes():
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def unreachable(error: BaseException | None) -> bool:
@@ -113,12 +136,6 @@ def unreachable(error: BaseException | None) -> bool:
             return True
         error = getattr(error, "exc", None) or error.__cause__
     return False
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".: ") + "." if lines else f"{type(error).__name__}."
 
 
 def _no_answer(wandb: ModuleType) -> str:

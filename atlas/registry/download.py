@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from atlas.errors import InputError
+from atlas.files import finite
 from atlas.progress import progress_bar
 from atlas.registry.cache import ArtifactCache, Cached, Receipt
 from atlas.registry.client import base_url, connect, explained, import_wandb
-from atlas.registry.files import sendable
 from atlas.registry.references import ArtifactReference, parse_artifact
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def _download(artifact: Any, reference: ArtifactReference, folder: Path) -> Rece
                         raise InputError(f"{reference}: the file {name} cannot be had: {_why(error)}.") from error
                     logger.warning("%s: %s comes again: %s", reference, name, _why(error))
                     addresses |= {file.name: file.direct_url for file in artifact.files(names=[name])}
-    metadata = sendable(dict(artifact.metadata))
+    metadata = finite(dict(artifact.metadata))
     return Receipt(str(reference), artifact.digest, sha256, metadata, artifact.description)
 
 

@@ -87,15 +87,6 @@ def without_head(card: str) -> str:
     return re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL).lstrip()
 
 
-def sendable(value: Any) -> Any:
-    """A copy of metadata that wandb takes: null for numbers that are not finite, which it refuses."""
-    if isinstance(value, Mapping):
-        return {str(key): sendable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [sendable(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def link_or_copy(source: Path, target: Path) -> None:
     """Another name for a file, which costs no space; a copy where the file system has no hard links."""
     try:

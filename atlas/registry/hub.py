@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from atlas.errors import InputError
+from atlas.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -79,5 +79,5 @@ def fetch_folder(name: str, key: str, alternatives: Sequence[Alternative], lacki
         except RepositoryNotFoundError:
             why = "there is no folder and no model of that name; a private one needs `hf auth login`"
         except Exception as error:  # the client's errors have no base of their own, some are its HTTP library's
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")
+            why = first_line(error)
     raise InputError(f"{key}: '{name}' could not be had from the Hugging Face hub: {why}.")

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from atlas.files import write_json
+from atlas.files import finite, write_json
 from atlas.registry.client import MODEL
-from atlas.registry.files import artifact_files, link_or_copy, sendable
+from atlas.registry.files import artifact_files, link_or_copy
 from atlas.registry.references import SOMEBODY, WANDB
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def stage(
             shutil.copy2(file, target)
         else:
             link_or_copy(file, target)
-    record = {"name": name, "aliases": list(aliases), "metadata": sendable(metadata), "description": description}
+    record = {"name": name, "aliases": list(aliases), "metadata": finite(metadata), "description": description}
     write_json(folder / _RECORD, record)  # last: with it the package is complete
     package = read_package(folder)
     assert package is not None

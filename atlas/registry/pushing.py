@@ -13,16 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from atlas.config import WandbConfig
 from atlas.errors import InputError
+from atlas.files import finite
 from atlas.registry.client import TIMEOUT_SECONDS, connect, end_service, explained, import_wandb
-from atlas.registry.files import artifact_files, card_of, describe_files, sendable, total_bytes
+from atlas.registry.files import artifact_files, card_of, describe_files, total_bytes
 from atlas.registry.package import Package, log_package, read_package
 from atlas.registry.references import ArtifactReference, check_alias, safe_name
 
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 3600
-_PROJECT = "atlas-vla"  # as in a run's config
 _SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -55,7 +56,7 @@ def push(
         explained(f"{source} cannot be uploaded"),
         _still_at_it(title),
     ):
-        return _upload(wandb, package, Path(scratch), project or _PROJECT, entity, timeout_seconds)
+        return _upload(wandb, package, Path(scratch), project or WandbConfig().project, entity, timeout_seconds)
 
 
 def model_in(path: str | Path) -> Path:
@@ -78,14 +79,14 @@ def _package(
             staged,
             name=safe_name(name or staged.name),
             aliases=[*staged.aliases, *aliases],
-            metadata={**staged.metadata, **sendable(metadata or {})},
+            metadata={**staged.metadata, **finite(metadata or {})},
             description=description or staged.description,
         )
     facts = {**describe_files(source), **(metadata or {})}
     chosen = safe_name(name or str(facts.get("run_name") or source.name))
     steps = [f"step-{facts['step']}"] if "step" in facts else []
     card = description or (card_of(source) if source.is_dir() else None)
-    return Package(chosen, [*steps, *aliases], sendable(facts), card, artifact_files(source), source)
+    return Package(chosen, [*steps, *aliases], finite(facts), card, artifact_files(source), source)
 
 
 def _upload(

@@ -12,9 +12,9 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atlas.errors import InputError
+from atlas.errors import InputError, first_line
 from atlas.registry.cache import place
-from atlas.registry.client import first_line, import_wandb
+from atlas.registry.client import import_wandb
 from atlas.registry.download import fetch_artifact
 from atlas.registry.files import card_of, describe_files
 from atlas.registry.package import Package, log_package, stage
@@ -130,7 +130,7 @@ def download_model(reference: str, root: str | Path | None = None) -> Path:
         try:
             run.use_artifact(parsed.path)
         except Exception as error:  # a note for the graph of a project; the model is here
-            logger.warning("wandb did not note down that this run uses %s: %s", parsed, first_line(error))
+            logger.warning("wandb did not note down that this run uses %s: %s.", parsed, first_line(error))
     return found.path if root is None else place(found.path, Path(root))
 
 
@@ -172,7 +172,7 @@ def _send(run: Any, package: Package, timeout_seconds: float) -> bool:
             _failed.setdefault(run.id, []).append(waiting)
             arrived = False
             logger.warning(
-                "wandb did not take the model %s (%s): %s It is in %s, and is sent again with the next one.",
+                "wandb did not take the model %s (%s): %s. It is in %s, and is sent again with the next one.",
                 waiting.name,
                 ", ".join(waiting.aliases),
                 first_line(error),

@@ -33,6 +33,7 @@ _SHOWN: dict[str, tuple[str, str]] = {
 }
 # Parts, variants and repetitions of the above: in the dashboards, not in the line.
 _HIDDEN = {"train/step", "train/restart", "val/pose_loss", "val/gripper_loss", "val/pose_l1_error", "val/gripper_error"}
+LOG = "train.log"  # in the run's folder
 _SECTIONS = ("train", "val", "eval")
 NOT_ON_TERMINAL = {"not_on_terminal": True}  # as `extra` of a line that is for train.log and wandb alone
 
@@ -139,7 +140,7 @@ def setup_logging(run_dir: Path, is_main: bool, rank: int | None = None) -> Call
     handlers[0].addFilter(lambda record: not hasattr(record, "not_on_terminal"))
     if is_main:
         run_dir.mkdir(parents=True, exist_ok=True)
-        handlers.append(_LogFile(run_dir / "train.log", encoding="utf-8"))
+        handlers.append(_LogFile(run_dir / LOG, encoding="utf-8"))
         handlers[1].setFormatter(_Formatter(who, "%Y-%m-%d %H:%M:%S"))
     for handler in handlers:
         package.addHandler(handler)

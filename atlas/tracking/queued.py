@@ -44,11 +44,6 @@ class QueuedSink:
         self._thread = threading.Thread(target=self._work, name=f"atlas-{sink.name}", daemon=True)
         self._thread.start()
 
-    @property
-    def is_off(self) -> bool:
-        """Whether the sink has failed."""
-        return self._off.is_set()
-
     def write(self, record: Record) -> bool:
         """Hand the record over, in microseconds; False where there was no room or the sink is off."""
         if self._off.is_set():

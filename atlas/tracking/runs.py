@@ -14,13 +14,16 @@ from typing import Any, Literal
 import yaml
 
 from atlas.errors import InputError, did_you_mean
+from atlas.tracking.console import LOG
 from atlas.tracking.reading import event_files, read_scalars
 from atlas.tracking.tensorboard import FOLDER
 
 State = Literal["finished", "stopped", "running", "unfinished"]
 Points = Sequence[tuple[int, float]]  # (step, value), in the order logged
 
-CONFIG, LOG, RESULTS, EVALUATIONS = "config.yaml", "train.log", "results.json", "evaluations"
+CONFIG = "config.yaml"
+RESULTS = "results.json"  # once it is finished
+EVALUATIONS = "evaluations"  # a file with the outcomes of each
 _QUIET_SECONDS = 600  # a run of another machine that has written nothing for so long does not run any more
 _EVENT_FILE = re.compile(r"events\.out\.tfevents\.(?P<time>\d+)\.(?P<host>.+)\.(?P<process>\d+)\.\d+")
 

@@ -6,13 +6,10 @@ dropped: after a resume, whole stretches would be missing.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
 import logging
 import os
 import secrets
-import signal
 import string
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +20,7 @@ from typing import Any
 
 from atlas.config import ModelManagementConfig, WandbConfig
 from atlas.errors import InputError
+from atlas.registry.client import find_wandb, kill_service
 from atlas.tracking.records import (
     Histogram,
     Image,
@@ -79,15 +77,8 @@ def import_wandb() -> ModuleType:
     For the training thread, before any worker process is forked: a process forked while another thread imports
     inherits the import's locks, and hangs on them.
     """
-    # Reports of wandb's own errors to its makers delay the exit by 12 s where there is no network.
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    try:
-        import wandb
-    except ModuleNotFoundError as error:
-        if error.name == "wandb":
-            raise WandbUnavailable(_NOT_INSTALLED) from None
-        raise
-    if not hasattr(wandb, "init"):  # a folder of runs named wandb, beside the script, imports as an empty package
+    wandb = find_wandb()
+    if wandb is None:
         raise WandbUnavailable(_NOT_INSTALLED)
     return wandb
 
@@ -149,7 +140,6 @@ class WandbSink(Sink):
         self._run: Any = None
         self._owned = wandb.run is None  # a run that somebody else has started is theirs to finish
         self._defined: set[str] = set()
-        self._rows = itertools.count()  # one a record that is a row; `next` of it needs no lock
         self._rows_given = 0
         self._uploads: ModelUploads | None = None
         self._data_dir_set = False
@@ -273,7 +263,7 @@ class WandbSink(Sink):
     def prepare(self, record: Record) -> Record | None:
         """Keep a model's files from being pruned before they are uploaded: hard links cost no space."""
         if isinstance(record, _ROWS):
-            self._rows_given = next(self._rows) + 1
+            self._rows_given += 1
         if not isinstance(record, Model):
             return record
         try:
@@ -372,8 +362,7 @@ class WandbSink(Sink):
             self._core_is_gone = True
             if self._uploads is not None:
                 self._uploads.abandon()
-            for process in _children_named("wandb-core"):
-                os.kill(process, signal.SIGKILL)
+            kill_service()
         self._say_what_is_left()
 
     def _say_what_is_left(self) -> None:
@@ -403,15 +392,3 @@ def _unfinished_run(run_dir: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("wandb's note of the run to resume cannot be read (%s); a new run is started.", cause(error))
         return None
-
-
-def _children_named(name: str) -> list[int]:
-    """Process ids of this process's children of that name."""
-    import psutil
-
-    found = []
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
-            if child.name() == name:
-                found.append(child.pid)
-    return found

@@ -73,6 +73,18 @@ class Checkpoints:
         self._prune()
         return final
 
+    def adopt(self, checkpoint: Path) -> Path:
+        """Copy a checkpoint from elsewhere to where the run keeps its own, unless it is there; point `latest` at it."""
+        final = self.path(load_state(checkpoint).step)
+        if not final.exists():
+            partial = self.root / f".{final.name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            for part in ("policy", "trainer"):
+                shutil.copytree(checkpoint / part, partial / part)
+            os.replace(partial, final)
+        replace_link(self.root / "latest", final.name)
+        return final
+
     def mark_best(self, step: int) -> None:
         """Point `best` at a saved checkpoint."""
         replace_link(self.root / "best", self.path(step).name)

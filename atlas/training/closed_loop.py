@@ -16,10 +16,10 @@ from atlas.rollout.evaluate import Evaluator, PlayedEpisode, film_name, film_ord
 from atlas.rollout.executor import ChunkExecutor
 from atlas.rollout.report import EvaluationReport, highlights
 from atlas.rollout.seeds import Purpose
+from atlas.tracking.runs import EVALUATIONS
 from atlas.training.media.episodes import EpisodeLogger
 
-OUTCOMES = "evaluations"  # in the run's folder: a file with the outcomes of each evaluation
-VIDEOS = "videos"  # likewise: a folder with the films of each evaluation, unless evaluation.record_path is another
+VIDEOS = "videos"  # in the run's folder, with the films of each evaluation, unless evaluation.record_path is another
 _HIGHLIGHT_PICTURES = 60  # a picture takes almost as long as a step, so the films of highlights leave out steps
 
 
@@ -40,7 +40,7 @@ class ClosedLoop:
     ) -> None:
         self.env = env
         self._config, self._seed, self._accelerator = config, seed, accelerator
-        self._outcomes, self._logger = run_dir / OUTCOMES, logger
+        self._outcomes, self._logger = run_dir / EVALUATIONS, logger
         self._films = Path(config.record_path) / run_dir.name if config.record_path else run_dir / VIDEOS
         self._evaluator: Evaluator | None = None
 

@@ -140,11 +140,12 @@ def test_an_online_run_reaches_the_server_and_hears_its_stop_button(tmp_path: Pa
 def test_a_frozen_wandb_holds_up_neither_training_nor_the_exit(tmp_path: Path) -> None:
     script = """
     import logging, signal
+    from atlas.registry.client import service_processes
     logging.getLogger("atlas.tracking.console").setLevel(logging.WARNING)
     tracker = make(exit_timeout=5.0, mode="offline")
-    while not wandb_sink._children_named("wandb-core") or not list((run_dir / "wandb").glob("offline-run-*/*.wandb")):
+    while not service_processes() or not list((run_dir / "wandb").glob("offline-run-*/*.wandb")):
         time.sleep(0.05)
-    os.kill(wandb_sink._children_named("wandb-core")[0], signal.SIGSTOP)
+    os.kill(service_processes()[0], signal.SIGSTOP)
     start = time.monotonic()
     for step in range(2000):
         tracker.log({"train/loss": 1.0, "train/x": 2.0}, step=step)
@@ -218,7 +219,7 @@ def test_a_missing_package_is_named_with_its_extra(
     tracker = RunTracker(tmp_path, "run", WandbConfig(enabled=True), LoggingConfig())
     tracker.log({"train/loss": 1.0}, step=1)
     tracker.finish()
-    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    warnings = [r.getMessage() for r in caplog.records if r.name.startswith("atlas") and r.levelname == "WARNING"]
     assert len(warnings) == 1 and "pip install 'atlas-vla[wandb]'" in warnings[0]
     assert read_scalars(tmp_path)["train/loss"] == [(1, 1.0)]
 
