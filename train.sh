@@ -15,6 +15,10 @@ Usage: ./train.sh [options] [key=value ...]
   --gpus N            number of processes, one a GPU; with --cpu: CPU processes
   --gpu-ids 0,2       which of the visible GPUs
   --cpu               use no GPU
+  --num-nodes N       several machines: start the same command on each (default: SLURM's number, or 1)
+  --node-rank R       which of them this is, from 0 (default: SLURM's)
+  --master-addr HOST  the address of machine 0 (default: SLURM's first host)
+  --master-port PORT  a port that is free there, as is the next one (default: 29500)
   --resume auto|DIR|wandb:ENTITY/PROJECT/NAME:ALIAS
                       continue from a checkpoint; auto: the latest of the run, or a fresh start
   --wandb             log to Weights & Biases too
@@ -32,12 +36,15 @@ Examples:
   ./train.sh
   ./train.sh training.max_steps=1000 run_name=first
   ./train.sh --cpu --mode multi --gpus 2
+  ./train.sh --num-nodes 2 --node-rank 1 --master-addr first-host     # on the second of two machines
+  sbatch --nodes=4 scripts/slurm.sh run_name=large                    # on a cluster
   ./train.sh --background --log runs.log --resume auto run_name=first
 
 Relative paths start at the folder you are in. The environment is made in .venv beside this script when there is none;
 one that imports atlas is used as it is, and so is an active virtualenv or conda environment.
 
-Exit codes: 0 done; 2 the input is wrong; 130 or 143 stopped by SIGINT or SIGTERM, with a checkpoint written; 1 other.
+SIGINT, SIGTERM and SIGUSR1 finish the step and write a checkpoint; a second signal ends at once.
+Exit codes: 0 done; 2 the input is wrong; 130 stopped by SIGINT, 143 by SIGTERM or SIGUSR1, with a checkpoint; 1 other.
 EOF
 }
 

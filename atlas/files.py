@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -16,6 +17,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it when the block ends well and removed when it raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)  # of a process that had the same number, and was killed here
     try:
         yield partial
         os.replace(partial, path)
@@ -47,3 +49,24 @@ def replace_link(link: Path, target: str) -> None:
     """Point the symbolic link at `target` (relative to the link's folder) in one step."""
     with atomic_path(link) as partial:
         partial.symlink_to(target)
+
+
+def sync(path: Path) -> None:
+    """Return when the disk has a file's bytes, or a folder's names. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems keep folders on the server only, and refuse this for them.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync` for every file and folder in a folder, and itself. Raises OSError."""
+    for inside, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync(Path(inside, name))
+        sync(Path(inside))

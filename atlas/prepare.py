@@ -55,18 +55,20 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
     dataset, _ = open_configured(config.data)
     _check_data(config, dataset)
     check_pretrained(config.model)
+    _check_machine(config)
     check_method(config.logging.media.vis_dataset)
     run_dir = run_dir_of(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_text(run_dir / CONFIG, dump_yaml(config))
-    if checkpoint is not None and _is_artifact(resume):
-        checkpoint = Checkpoints(run_dir, config.checkpoint.keep_last_n).adopt(checkpoint)
+    checkpoints = Checkpoints(run_dir, config.checkpoint.keep_last_n)
+    if checkpoint is not None and (_is_artifact(resume) or checkpoint.parent == checkpoints.root.resolve()):
+        checkpoint = checkpoints.adopt(checkpoint)
     return config, checkpoint
 
 
 def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path | None]:
-    """Name the run; refuse to write over one that is there; find the checkpoint to go on from."""
-    from atlas.training.checkpoints import find_checkpoint
+    """Name the run; refuse to write over one that is there; find the checkpoint to go on from, undamaged."""
+    from atlas.training.checkpoints import find_checkpoint, find_undamaged, saved_steps, verify
 
     if _is_artifact(resume):
         checkpoint = _fetched(str(resume))
@@ -76,34 +78,38 @@ def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path
         return config, checkpoint
     if resume is not None and str(resume) != "auto":
         checkpoint = find_checkpoint(Path(resume))
+        verify(checkpoint)
         run_dir = checkpoint.parent.parent
         settled = {"run_name": run_dir.name, "output_dir": str(run_dir.parent)}
         return config.model_copy(update=settled), checkpoint
     if config.run_name is None and resume is not None:
         unfinished = _newest_unfinished_run(config)
         if unfinished is not None:
-            return config.model_copy(update={"run_name": unfinished.name}), find_checkpoint(unfinished)
+            return config.model_copy(update={"run_name": unfinished.name}), find_undamaged(unfinished)
     if config.run_name is None:
         name = f"atlas-{Path(config.data.path).name}-{config.model.head.name}-lr{config.training.learning_rate:g}"
         when = time.strftime("%Y%m%d-%H%M%S")
         if "WANDB_SWEEP_ID" in os.environ:  # whose agents may start in the same second
             when += f"-{os.environ.get('WANDB_RUN_ID', os.getpid())}"
         return config.model_copy(update={"run_name": f"{name}-{when}"}), None
-    latest = run_dir_of(config) / "checkpoints" / "latest"
-    if not latest.exists():
+    run_dir = run_dir_of(config)
+    if not saved_steps(run_dir / "checkpoints"):
         return config, None
     if resume is None:
         raise InputError(
             f"The run '{config.run_name}' in {config.output_dir} has checkpoints already. Continue it with "
             f"--resume auto, or choose another run_name."
         )
-    return config, find_checkpoint(latest)
+    return config, find_undamaged(run_dir)
 
 
 def _newest_unfinished_run(config: Config) -> Path | None:
     """What `--resume auto` means without a run_name: the last run of this data and model that did not end."""
-    saved = sorted(Path(config.output_dir).glob("*/checkpoints/latest"), key=lambda p: p.stat().st_mtime, reverse=True)
-    for run_dir in (link.parent.parent for link in saved):
+    from atlas.training.checkpoints import saved_steps
+
+    roots = [root for root in Path(config.output_dir).glob("*/checkpoints") if saved_steps(root)]
+    roots.sort(key=lambda root: root.stat().st_mtime, reverse=True)  # when the last one was put there
+    for run_dir in (root.parent for root in roots):
         if not (run_dir / RESULTS).exists():
             was = load_config(run_dir / CONFIG)
             if (was.data, was.model) == (config.data, config.model):
@@ -127,10 +133,11 @@ def _fetched(reference: str) -> Path:
 
 def _check_same_run(checkpoint: Path, run_dir: Path, reference: str) -> None:
     """Refuse to go on in the folder of another run that has the same name."""
-    from atlas.training.checkpoints import load_state
+    from atlas.training.checkpoints import find_checkpoint, load_state, saved_steps
 
-    latest = run_dir / "checkpoints" / "latest"
-    if latest.exists() and load_state(latest).wandb_id != load_state(checkpoint).wandb_id:
+    if not saved_steps(run_dir / "checkpoints"):
+        return
+    if load_state(find_checkpoint(run_dir)).wandb_id != load_state(checkpoint).wandb_id:
         raise InputError(f"{run_dir} is another run than {reference}. Choose another run_name, or another output_dir.")
 
 
@@ -162,6 +169,7 @@ def _check_data(config: Config, dataset: EpisodeDataset) -> None:
     from atlas.data.feature_cache import FeatureCache
     from atlas.data.split import split_episodes
     from atlas.rollout.worlds import environment_spec
+    from atlas.training.selection import check_metrics
 
     if not len(split_episodes(dataset.task_of, config.data.val_fraction, config.seed)[1]):
         raise InputError(f"{dataset.path} has one episode a task; validation needs a task with at least two.")
@@ -173,8 +181,26 @@ def _check_data(config: Config, dataset: EpisodeDataset) -> None:
         )
     if config.evaluation.env not in ("auto", "none"):
         environment_spec(config.evaluation.env)
+    check_metrics(config, dataset.tasks, environment_of(config, dataset) is not None)
     if config.data.feature_cache is not None:
         FeatureCache.read(Path(config.data.feature_cache)).check_complete()
+
+
+def _check_machine(config: Config) -> None:
+    import torch
+
+    from atlas.training.batch_size import check_batch_size
+    from atlas.training.blocks import check_blocks
+
+    gpu = not config.distributed.cpu and torch.cuda.is_available()
+    check_batch_size(config, gpu)
+    check_blocks(config, gpu)
+
+
+def environment_of(config: Config, dataset: EpisodeDataset) -> str | None:
+    """The world for closed-loop evaluation; None where there is none for the data or no episodes are asked for."""
+    env = dataset.environment if config.evaluation.env == "auto" else config.evaluation.env
+    return None if env in (None, "none") or config.evaluation.episodes == 0 else env
 
 
 def run_dir_of(config: Config) -> Path:

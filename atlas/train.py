@@ -6,15 +6,16 @@ import logging
 import signal
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas.config import Config
 from atlas.files import write_json
-from atlas.prepare import load_run_config, prepare, run_dir_of
+from atlas.prepare import environment_of, load_run_config, prepare, run_dir_of
 from atlas.tracking.runs import RESULTS
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from atlas.rollout.report import EvaluationReport
     from atlas.tracking import RunTracker
     from atlas.training import Trainer
+    from atlas.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +61,10 @@ def train(
 
 def run(config: Config, checkpoint: Path | None = None) -> Result:
     """Train with a prepared config, as the only process or as one rank of several."""
+    from atlas.launch import leave_error
     from atlas.tracking.console import NOT_ON_TERMINAL, setup_logging
     from atlas.tracking.nodes import join_as_node
+    from atlas.training.watchdog import Watchdog
 
     accelerator = make_accelerator(config)
     run_dir = run_dir_of(config)
@@ -68,14 +72,17 @@ def run(config: Config, checkpoint: Path | None = None) -> Result:
     exit_code = 1
     trainer, closed_loop, node = None, None, None
     try:
-        trainer = build_trainer(config, accelerator, checkpoint)
-        closed_loop = trainer.closed_loop
-        node = join_as_node(config, run_dir, trainer.tracker, accelerator)
-        metrics = trainer.train()
-        result = _finish(config, trainer, metrics)
+        with Watchdog(60 * config.distributed.timeout_minutes, accelerator.process_index, run_dir) as watchdog:
+            trainer = build_trainer(config, accelerator, checkpoint, watchdog.beat)
+            closed_loop = trainer.closed_loop
+            node = join_as_node(config, run_dir, trainer.tracker, accelerator)
+            metrics = trainer.train()
+            result = _finish(config, trainer, metrics)
+        trainer.keeper.check()
         exit_code = 0
         return result
     except BaseException as error:
+        leave_error(error)
         exit_code = getattr(error, "exit_code", 1)
         if not hasattr(error, "exit_code") and not isinstance(error, KeyboardInterrupt):
             logger.error("Training failed", exc_info=error, extra=NOT_ON_TERMINAL)  # whoever catches it shows it there
@@ -106,8 +113,16 @@ def _undisturbed(accelerator: Accelerator) -> Iterator[None]:
         yield
 
 
-def build_trainer(config: Config, accelerator: Accelerator, checkpoint: Path | None = None) -> Trainer:
-    """The dataset, the policy, the tracker and the trainer that a prepared config describes."""
+def build_trainer(
+    config: Config,
+    accelerator: Accelerator,
+    checkpoint: Path | None = None,
+    beat: Callable[[str], None] = lambda what: None,
+) -> Trainer:
+    """The dataset, the policy, the tracker and the trainer that a prepared config describes.
+
+    beat: is told what was done, again and again.
+    """
     import torch
 
     from atlas.checks.inspection import dataset_warnings
@@ -144,17 +159,18 @@ def build_trainer(config: Config, accelerator: Accelerator, checkpoint: Path | N
     if "language" in policy.frozen:
         _share_embeddings(policy, dataset.tasks, run_dir_of(config) / INSTRUCTIONS, accelerator, checkpoint is not None)
     torch.manual_seed(config.seed + 1 + accelerator.process_index)
+    state = load_state(checkpoint) if checkpoint is not None else None
+    config = _settle_batch_size(config, policy, train_data, accelerator, state)
 
     settings = config.training
     order = TrainOrder(
         len(train_data),
         config.seed,
-        config.data.batch_size,
+        config.data.batch_samples,
         settings.gradient_accumulation_steps,
         accelerator.num_processes,
     )
     schedule = make_schedule(config, settings.max_steps or order.steps_for(settings.num_epochs or 1))
-    state = load_state(checkpoint) if checkpoint is not None else None
     run_dir = run_dir_of(config)
     tracker = RunTracker(
         run_dir,
@@ -185,6 +201,7 @@ def build_trainer(config: Config, accelerator: Accelerator, checkpoint: Path | N
             accelerator.is_main_process,
             state.checkpoints if state else 0,
         ),
+        beat,
     )
     _announce(config, trainer, dataset)
     return trainer
@@ -231,18 +248,45 @@ def _use_features(
     logger.info("Features of %s in place of images, %s", cache.folder, how)
 
 
+def _settle_batch_size(
+    config: Config,
+    policy: AtlasPolicy,
+    train_data: ChunkDataset,
+    accelerator: Accelerator,
+    state: TrainingState | None,
+) -> Config:
+    """The config with a number for `data.batch_size`: that of a run that goes on, or the largest that fits."""
+    from atlas.training.batch_size import find_batch_size
+
+    if config.data.batch_size != "auto":
+        return config
+    found = state.batch_size if state is not None else None
+    if found is None:
+        found = find_batch_size(config, policy, train_data, accelerator)
+    return config.model_copy(update={"data": config.data.model_copy(update={"batch_size": found})})
+
+
 def make_accelerator(config: Config) -> Accelerator:
+    """This process's part of the run's processes and devices."""
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
+    from accelerate.utils import InitProcessGroupKwargs
 
+    from atlas.training.blocks import set_tf32
+    from atlas.training.strategy import ddp_settings
+
+    set_tf32(config.training.tf32)
     cpu = config.distributed.cpu or not torch.cuda.is_available()
     precision = config.training.precision
     bf16 = precision == "bf16" or (precision == "auto" and not cpu and torch.cuda.is_bf16_supported())
     return Accelerator(
         cpu=cpu,
         mixed_precision="bf16" if bf16 else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            ddp_settings(config.training),
+            # Longer than the watchdog's time, which shows where each process is.
+            InitProcessGroupKwargs(timeout=timedelta(minutes=config.distributed.timeout_minutes + 1)),
+        ],
     )
 
 
@@ -273,8 +317,8 @@ def _make_closed_loop(
     from atlas.training.closed_loop import ClosedLoop
     from atlas.training.media.episodes import EpisodeLogger
 
-    env = dataset.environment if config.evaluation.env == "auto" else config.evaluation.env
-    if env is None or env == "none" or config.evaluation.episodes == 0:
+    env = environment_of(config, dataset)
+    if env is None:
         reason = "evaluation.episodes is 0" if config.evaluation.episodes == 0 else "no simulator for this dataset"
         logger.info("No closed-loop evaluation: %s", reason)
         return None
@@ -332,8 +376,10 @@ def _finish(config: Config, trainer: Trainer, metrics: dict[str, float]) -> Resu
     from atlas.policy import AtlasPolicy
     from atlas.training.summary import final_summary
 
-    root = trainer.checkpoints.root
+    root = trainer.keeper.checkpoints.root
     link = root / "best" if (root / "best").exists() else root / "latest"
+    if not link.exists():
+        trainer.keeper.check()
     best_checkpoint = root / link.resolve().name
     report = None
     if trainer.closed_loop is not None and config.evaluation.final_episodes:

@@ -67,8 +67,8 @@ def train_and_try(name: str, blocks: bool, arguments: argparse.Namespace) -> str
         f"{name}: trained in {time.monotonic() - start:.0f} s, val loss {trainer.metrics['val/loss']:.4f}", flush=True
     )
     trainer.tracker.finish()
-    policy = trainer.judged_policy.eval()
-    return tried(name, policy, config.evaluation.execute, arguments.episodes)
+    with trainer.strategy.judged() as policy:
+        return tried(name, policy, config.evaluation.execute, arguments.episodes)
 
 
 def rebuilt_without_blocks(trainer):  # type: ignore[no-untyped-def]

@@ -4,7 +4,8 @@
 
 The two take turns in one process; each round gives a ratio of their step times. Both read the same batches through
 the same loader, augment them, clip gradients and average the weights; the Trainer also meters, logs to TensorBoard and
-the console, and watches for signals. Prints the median ratio for docs/benchmarks.md.
+the console, watches for signals, hangs and numbers that are not finite, and saves in the background. Prints the median
+ratio for docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from machine import describe
@@ -24,6 +27,7 @@ from atlas.train import build_trainer, make_accelerator, prepare
 from atlas.training import Trainer
 from atlas.training.average import WeightAverage
 from atlas.training.optimizer import learning_rate, make_optimizer
+from atlas.training.watchdog import Watchdog
 
 
 def main() -> None:
@@ -35,13 +39,14 @@ def main() -> None:
     arguments = parser.parse_args()
     ratios, bare_times = [], []
     for number in range(arguments.rounds + 1):
-        trainer = make_trainer(arguments, f"round{number}")
-        if number % 2:  # whoever comes second finds warm caches, so they take turns at that too
-            ours = trainer_step_seconds(trainer)
-            bare = bare_step_seconds(trainer, arguments.steps)
-        else:
-            bare = bare_step_seconds(trainer, arguments.steps)
-            ours = trainer_step_seconds(trainer)
+        with Watchdog(600, rank=0, run_dir=Path(tempfile.mkdtemp(prefix="atlas-overhead-"))) as watchdog:
+            trainer = make_trainer(arguments, f"round{number}", watchdog.beat)
+            if number % 2:  # whoever comes second finds warm caches, so they take turns at that too
+                ours = trainer_step_seconds(trainer)
+                bare = bare_step_seconds(trainer, arguments.steps)
+            else:
+                bare = bare_step_seconds(trainer, arguments.steps)
+                ours = trainer_step_seconds(trainer)
         trainer.tracker.finish()
         if number:  # the first round warms up
             ratios.append(ours / bare)
@@ -57,17 +62,18 @@ def main() -> None:
     )
 
 
-def make_trainer(arguments: argparse.Namespace, name: str) -> Trainer:
+def make_trainer(arguments: argparse.Namespace, name: str, beat: Callable[[str], None]) -> Trainer:
     overrides = [
         f"data.path={arguments.data}",
         f"output_dir={tempfile.mkdtemp(prefix='atlas-overhead-')}",
         f"run_name={name}",
         f"training.max_steps={arguments.steps}",
+        f"checkpoint.save_interval={max(1, arguments.steps // 4)}",
         "evaluation.episodes=0",
         *arguments.overrides,
     ]
     config, _ = prepare(load_config(None, overrides))
-    return build_trainer(config, make_accelerator(config))
+    return build_trainer(config, make_accelerator(config), beat=beat)
 
 
 def trainer_step_seconds(trainer: Trainer) -> float:
@@ -75,9 +81,9 @@ def trainer_step_seconds(trainer: Trainer) -> float:
     marks: list[float] = []
     optimize = trainer._optimize
 
-    def timed(batches, step):  # type: ignore[no-untyped-def]
+    def timed(*given):  # type: ignore[no-untyped-def]
         marks.append(time.perf_counter())
-        return optimize(batches, step)
+        return optimize(*given)
 
     trainer._optimize = timed  # type: ignore[method-assign]
     trainer.train()

@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> tuple[list[tuple[bool, float]], list[f
     calls: list[float] = []
     optimize = trainer._optimize
 
-    def step_of_a_block(batches, step):  # type: ignore[no-untyped-def]
+    def step_of_a_block(batches, step, stop):  # type: ignore[no-untyped-def]
         block, within = divmod(step, arguments.steps)
         if within == 0:
             marks.append(time.perf_counter())
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> tuple[list[tuple[bool, float]], list[f
             start = time.perf_counter()
             real.log(row)
             calls.append(time.perf_counter() - start)
-        return optimize(batches, step)
+        return optimize(batches, step, stop)
 
     trainer._optimize = step_of_a_block  # type: ignore[method-assign]
     validate = trainer.validate

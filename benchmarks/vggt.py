@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from atlas.config import load_config
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
 from atlas.policy import AtlasPolicy, PolicyProcessor
-from atlas.policy.summary import GPU_PEAKS
+from atlas.policy.gpus import GPU_PEAKS
 from atlas.policy.vggt import VGGTAggregator, VGGTConfig
 from atlas.policy.vggt.blocks import Block
 from atlas.policy.vggt.camera_head import CameraHeadConfig, VGGTCameraHead
@@ -304,7 +304,7 @@ def status_bytes(name: str) -> int:
 
 def sweep(arguments: argparse.Namespace) -> None:
     """The frozen forward and a whole training step by batch size, eager and compiled, against the GPU's peak."""
-    peak = GPU_PEAKS[arguments.gpu]
+    peak = GPU_PEAKS[arguments.gpu].bf16
     flops = flops_per_sample(arguments.size, arguments.views)
     print(
         f"{arguments.views} views of {arguments.size} px: {flops / 1e12:.3f} TFLOP a sample; peak {peak / 1e12:.0f}\n"

@@ -352,7 +352,8 @@ def _matches(tag: str, name: str) -> bool:
 
 
 _NOT_IN_A_SMALL_RUN = re.compile(
-    r"system/gpu.*|perf/gpu_memory_gib|.*/alignment_loss|.*/<term>|dataset/frames"  # the last is the projector's
+    r"system/gpu.*|perf/gpu_memory_gib|perf/mfu|.*/alignment_loss|.*/<term>"
+    r"|dataset/frames"  # the projector's
 )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from atlas import __version__
-from atlas.cli import config, data, evaluate, registry, runs, sweep, train
+from atlas.cli import config, data, doctor, evaluate, registry, runs, sweep, train
 from atlas.cli.options import PLAIN
 from atlas.errors import InputError
 
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command()(train.train)
 app.command(hidden=True)(train.rank)
 app.command("eval")(evaluate.evaluate)
+app.command()(doctor.doctor)
 app.command("cache-rank", hidden=True)(data.cache_rank)
 app.add_typer(data.data_app, name="data")
 app.add_typer(registry.model_app, name="model")  # with the verbs of model.py
@@ -45,9 +46,11 @@ def _run() -> int:
     except SystemExit as stop:  # how typer ends, usage errors (2) included
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except InputError as error:
+        from atlas.launch import leave_error
         from atlas.tracking.redact import redact
 
-        print(redact(str(error)), file=sys.stderr)
+        if not leave_error(error):
+            print(redact(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -56,7 +59,10 @@ def _run() -> int:
         if not isinstance(code, int):
             import traceback
 
-            traceback.print_exc()
+            from atlas.launch import leave_error
+
+            if not leave_error(error):  # of several ranks, the launcher tells the first error, once
+                traceback.print_exc()
             return 1
         if str(error) and os.environ.get("RANK", "0") == "0":  # every rank is stopped; one says so
             print(error, file=sys.stderr)

@@ -10,6 +10,7 @@ import typer
 
 from atlas.cli.options import PLAIN, ConfigFile, Json, Overrides, Workers, as_overrides
 from atlas.cli.output import print_json, print_table, stdout_kept_for_the_report
+from atlas.cli.paths import check_folder
 from atlas.errors import InputError
 
 data_app = typer.Typer(help="Record and inspect demonstrations.", **PLAIN)
@@ -27,6 +28,7 @@ def record(
     """Record demonstrations with a scripted expert."""
     from atlas.rollout import record as recording
 
+    check_folder("--out", out)
     settings = recording.RecordSettings(env=env, episodes=episodes, seed=seed, image_size=image_size)
     recording.record(settings, out, workers)
     print(f"{episodes} demonstrations are in {out}.")
@@ -78,6 +80,7 @@ def cache_features(
     out = out or (Path(resolved.data.feature_cache) if resolved.data.feature_cache else None)
     if out is None:
         raise InputError("Name the folder for the features: --out DIR, or data.feature_cache=DIR.")
+    check_folder("--out", out)
     plan = plan_processes(resolved.distributed, count_gpus(resolved.distributed))
     os.environ.update(plan.environment(os.environ))
     from atlas.policy.features import begin_cache, describe

@@ -9,7 +9,7 @@ import typer
 
 from atlas.cli.options import Json, Workers
 from atlas.cli.output import print_json, print_table, stdout_kept_for_the_report
-from atlas.errors import InputError
+from atlas.cli.paths import check_file, check_folder
 
 
 def evaluate(
@@ -36,7 +36,9 @@ def evaluate(
 ) -> None:
     """Roll a trained policy out and count its successes."""
     if out is not None:
-        _check_file(out)
+        check_file("--out", out, "outcomes.json")
+    if video is not None:
+        check_folder("--video", video)
     with stdout_kept_for_the_report(as_json):
         from atlas.rollout.evaluate import evaluate_checkpoint
 
@@ -64,16 +66,6 @@ def evaluate(
     print(f"mean episode length: {report['mean_episode_length']:.1f} steps")
     if out is not None:
         print(f"The outcomes are in {out}.")
-
-
-def _check_file(out: Path) -> None:
-    """Before the episodes run, which takes a while. Raises InputError."""
-    if out.is_dir():
-        raise InputError(f"--out {out} is a folder; name a file, such as {out / 'outcomes.json'}.")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out}: its folder cannot be made: {error.strerror}.") from None
 
 
 def _counts(part: dict[str, Any]) -> tuple[str, ...]:

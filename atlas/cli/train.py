@@ -13,6 +13,7 @@ from atlas.cli.options import ConfigFile, Overrides, Resume, as_overrides
 
 if TYPE_CHECKING:
     from atlas.config import Config
+    from atlas.launch import Nodes, Plan
 
 
 class Mode(str, Enum):
@@ -29,6 +30,12 @@ def train(
     gpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes; with --cpu, CPU processes.")] = None,
     gpu_ids: Annotated[str | None, typer.Option(metavar="0,2", help="Which of the visible GPUs.")] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
+    num_nodes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Machines; default: SLURM's, or 1.")] = None,
+    node_rank: Annotated[int | None, typer.Option(min=0, metavar="R", help="Which of them this is, from 0.")] = None,
+    master_addr: Annotated[str | None, typer.Option(metavar="HOST", help="The address of machine 0.")] = None,
+    master_port: Annotated[
+        int | None, typer.Option(min=1024, max=65534, metavar="PORT", help="A free port there; the next is used too.")
+    ] = None,
     resume: Resume = None,
     wandb: Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases too.")] = False,
     wandb_project: Annotated[str | None, typer.Option(metavar="P", help="Its project.")] = None,
@@ -37,32 +44,74 @@ def train(
     debug: Annotated[bool, typer.Option("--debug", help="A few steps, to see that everything runs; no wandb.")] = False,
 ) -> None:
     """Train a policy."""
+    # Where another process is gone, torch prints stacks of its C++ before it raises the error that says so.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     flags = {
         "distributed.mode": mode.value if mode else None,
         "distributed.gpus": gpus,
         "distributed.gpu_ids": _gpu_ids(gpu_ids),
         "distributed.cpu": cpu or None,
+        "distributed.num_nodes": num_nodes,
+        "distributed.node_rank": node_rank,
+        "distributed.master_addr": master_addr,
+        "distributed.master_port": master_port,
         "wandb.enabled": wandb or None,
         "wandb.project": wandb_project,
         "wandb.entity": wandb_entity,
         "wandb.name": wandb_name,
     }
-    from atlas.config import load_config
-    from atlas.launch import count_gpus, launch_ranks, plan_processes
-    from atlas.train import load_run_config, prepare, run
+    given = [*(overrides or []), *as_overrides(flags)]
+    from atlas.launch import count_gpus, on_first_rank, plan_nodes, plan_processes, started_by_torchrun
+    from atlas.train import prepare, run
 
-    resolved = load_run_config(config, [*(overrides or []), *as_overrides(flags)], resume)
-    if debug:
-        resolved = load_config(resolved, _debug_overrides(resolved))
+    if started_by_torchrun():
+        prepared = on_first_rank(lambda: prepare(_resolve(config, given, resume, debug), resume))
+        run(*prepared)
+        return
+    resolved = _resolve(config, given, resume, debug)
+    nodes = plan_nodes(resolved.distributed, os.environ)
     plan = plan_processes(resolved.distributed, count_gpus(resolved.distributed))
+    if nodes is not None:
+        raise typer.Exit(_launch_on_nodes(nodes, plan, resolved, resume))
     # All that can be wrong is found here, once, before there are several processes.
     resolved, checkpoint = prepare(resolved, resume)
     if plan.processes == 1:
         os.environ.update(plan.environment(os.environ))
         run(resolved, checkpoint)
         return
-    arguments = ["rank", str(Path(resolved.output_dir) / str(resolved.run_name))]
-    raise typer.Exit(launch_ranks([*arguments, *(["--resume", str(checkpoint)] if checkpoint else [])], plan))
+    from atlas.launch import launch_ranks
+    from atlas.prepare import run_dir_of
+
+    raise typer.Exit(launch_ranks(_rank_arguments(run_dir_of(resolved), checkpoint), plan))
+
+
+def _resolve(config: str | None, overrides: list[str], resume: str | None, debug: bool) -> Config:
+    from atlas.config import load_config
+    from atlas.train import load_run_config
+
+    resolved = load_run_config(config, overrides, resume)
+    return load_config(resolved, _debug_overrides(resolved)) if debug else resolved
+
+
+def _launch_on_nodes(nodes: Nodes, plan: Plan, config: Config, resume: str | None) -> int:
+    """This machine's part: the first one prepares the run, the others learn from it which one it is."""
+    from atlas.launch import NodeLink, launch_ranks
+    from atlas.prepare import run_dir_of
+    from atlas.train import prepare
+
+    with NodeLink(nodes, config.distributed.timeout_minutes * 60) as link:
+        if nodes.rank == 0:
+            with link.refusing():
+                config, checkpoint = prepare(config, resume)
+            run_dir = run_dir_of(config)
+            link.publish(run_dir, checkpoint)
+        else:
+            run_dir, checkpoint = link.receive()
+        return launch_ranks(_rank_arguments(run_dir, checkpoint), plan, link=link)
+
+
+def _rank_arguments(run_dir: Path, checkpoint: Path | None) -> list[str]:
+    return ["rank", str(run_dir), *(["--resume", str(checkpoint)] if checkpoint else [])]
 
 
 def rank(run_dir: Path, resume: Annotated[Path | None, typer.Option(metavar="CHECKPOINT")] = None) -> None:

@@ -37,7 +37,14 @@ from atlas.config.tracking import (
     VisDatasetConfig,
     WandbConfig,
 )
-from atlas.config.training import CheckpointConfig, DistributedConfig, EvaluationConfig, TrainingConfig
+from atlas.config.training import (
+    CheckpointConfig,
+    DistributedConfig,
+    EarlyStoppingConfig,
+    EvaluationConfig,
+    ProfileConfig,
+    TrainingConfig,
+)
 
 __all__ = [
     "DEFAULT_CONFIG",
@@ -51,6 +58,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "DistributedConfig",
+    "EarlyStoppingConfig",
     "EpisodeLoggerConfig",
     "EvaluationConfig",
     "FlowMatchingHeadConfig",
@@ -68,6 +76,7 @@ __all__ = [
     "PlotLoggerConfig",
     "PretrainedVGGTConfig",
     "ProcessorConfig",
+    "ProfileConfig",
     "QueryFusionConfig",
     "RecordConfig",
     "RegressionHeadConfig",

@@ -40,8 +40,7 @@ def parse_config(values: dict[str, Any], name: str = "the config") -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(dict(problem)) for problem in error.errors()]
-        raise InputError(f"In {name}: " + "\n".join(problems)) from None
+        raise InputError(f"In {name}: " + "\n".join(_explain_all([dict(p) for p in error.errors()], values))) from None
 
 
 def dump_yaml(config: Config) -> str:
@@ -54,6 +53,17 @@ def config_schema() -> dict[str, Any]:
     return Config.model_json_schema()
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML whose mappings have each key once: of two that are equal, PyYAML alone takes the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for i, key in enumerate(keys):
+            if key.value in (earlier.value for earlier in keys[:i]):
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is there twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
@@ -61,29 +71,35 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"The config file {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise InputError(f"The config file {path} is not a text file.") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"The config file {path} is not valid YAML: {error}") from None
+    values = _parse_yaml(text, f"The config file {path}")
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise InputError(f"The config file {path} must hold sections such as 'data:', it holds a {type(values)}.")
+        held = "a list" if isinstance(values, list) else f"'{values}'"
+        raise InputError(f"The config file {path} must hold sections such as 'data:', and holds {held}.")
     return values
+
+
+def _parse_yaml(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, _UniqueKeys)
+    except yaml.YAMLError as error:
+        raise InputError(f"{what} is not valid YAML: {error}") from None
+    except RecursionError:
+        raise InputError(f"{what} is not valid YAML: its values lie too deep in one another.") from None
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise InputError(f"'{override}' is not an override; it should be key=value, such as training.max_steps=100.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"The value in '{override}' is not valid YAML: {error}") from None
+    value = _parse_yaml(text, f"The value in '{override}'")
     *sections, last = key.split(".")
     place = values
     for section in sections:
-        place = place.setdefault(section, {})
+        if place.get(section) is None:  # a section that is off until one of its keys is set
+            place[section] = {}
+        place = place[section]
         if not isinstance(place, dict):
             raise InputError(f"'{override}': '{section}' is a value and has no keys below it.")
     if sections[:1] == ["model"] and last == "name" and place.get("name") != value:
@@ -91,17 +107,47 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     place[last] = value
 
 
-def _explain(problem: dict[str, Any]) -> str:
-    """One line for one of pydantic's complaints, in the words of the file."""
+_NO_SECTION = ("model_type", "model_attributes_type", "dict_type")
+
+
+def _explain_all(problems: Sequence[dict[str, Any]], values: dict[str, Any]) -> list[str]:
+    """A line for each key that pydantic complains of; of a value that may be of several kinds, it says all of them."""
+    by_key: dict[str, list[dict[str, Any]]] = {}
+    for problem in problems:
+        by_key.setdefault(_key(problem, values), []).append(problem)
+    return [_explain(key, found) for key, found in by_key.items()]
+
+
+def _key(problem: dict[str, Any], values: Any) -> str:
+    """The key of the file that a complaint is of: its location, without pydantic's names for kinds and alternatives."""
+    location, parts = problem["loc"], []
+    for i, part in enumerate(location):
+        if isinstance(_section(location[:i]), list):  # the name of the kind that is meant
+            continue
+        there = part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int)
+        values = values[part] if there else values
+        if there or problem["type"] == "missing":
+            parts.append(str(part))
+    return ".".join(parts)
+
+
+def _explain(key: str, problems: Sequence[dict[str, Any]]) -> str:
+    """One line for pydantic's complaints of one key, in the words of the file."""
+    problem = problems[0]
     location = problem["loc"]
-    # Where a section comes in several kinds, the location holds the kind's name, which is no key of the file.
-    key = ".".join(str(part) for i, part in enumerate(location) if not isinstance(_section(location[:i]), list))
     if problem["type"] == "extra_forbidden":
         section = _section(location[:-1])
         known = [] if section is None or isinstance(section, list) else list(section.model_fields)
         return f"unknown key '{key}'.{did_you_mean(str(location[-1]), known)} Known here: {', '.join(sorted(known))}."
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
+    if problem["type"] == "union_tag_invalid":
+        kinds = problem["ctx"]
+        return f"'{key}': {key}.name should be one of {kinds['expected_tags']} (given: {kinds['tag']!r})"
+    messages = [str(p["msg"]).removeprefix("Value error, ") for p in problems]
+    if problem["type"] in _NO_SECTION:
+        messages = ["should be a section with keys of its own"]
+    message = ", or ".join(
+        [messages[0][0].lower() + messages[0][1:], *(m.removeprefix("Input should ") for m in messages[1:])]
+    )
     given = "" if isinstance(problem["input"], dict | BaseModel) else f" (given: {problem['input']!r})"
     return f"'{key}': {message}{given}" if key else f"{message}{given}"
 

@@ -9,6 +9,22 @@ from pydantic import Field, model_validator
 from atlas.config.section import NotNegative, Positive, Section, Weight
 
 
+class EarlyStoppingConfig(Section):
+    """End before max_steps, when a metric has not improved for `patience` of its values."""
+
+    metric: Annotated[str, Field(pattern="^(val|eval)/")]
+    mode: Literal["auto", "max", "min"] = "auto"  # auto: by the metric's name
+    patience: Positive = 5
+    min_delta: Weight = 0.0  # an improvement by less counts as none
+
+
+class ProfileConfig(Section):
+    """Trace some steps: what ran when, on the CPU and the GPU."""
+
+    start: NotNegative = 20  # optimizer steps of this process before the first one traced
+    steps: Positive = 3
+
+
 class TrainingConfig(Section):
     max_steps: Positive | None = 4000  # optimizer steps; or num_epochs
     num_epochs: Positive | None = None
@@ -21,6 +37,13 @@ class TrainingConfig(Section):
     log_interval: Positive = 50
     val_interval: Positive = 500
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995  # 0: no averaging of the weights
+    max_skipped_steps: Positive = 10  # in a row, for a loss or gradient that is not finite; then training stops
+    early_stopping: EarlyStoppingConfig | None = None
+    activation_checkpointing: bool = False  # compute activations twice instead of keeping them: less memory
+    compile: bool = False  # the policy's blocks, by torch.compile
+    fused_optimizer: bool = True
+    tf32: bool = True  # for float32 matrix products on GPUs: faster, with 10 bits of mantissa
+    profile: ProfileConfig | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingConfig:
@@ -32,7 +55,9 @@ class TrainingConfig(Section):
 
 class CheckpointConfig(Section):
     save_interval: Positive = 1300
-    keep_last_n: Positive = 3  # besides the best one
+    keep_last_n: Positive = 3  # besides those of the next two
+    keep_best: Positive = 1  # the best ones by model_management.best_model_metric
+    keep_every_n_steps: Positive | None = None  # and each whose step is a multiple of it
 
 
 class EvaluationConfig(Section):
@@ -55,6 +80,13 @@ class DistributedConfig(Section):
     gpus: Positive | None = None  # processes; with cpu: true, CPU processes
     gpu_ids: list[NotNegative] | None = None
     cpu: bool = False
+    # ddp: every process has the whole policy; fsdp: weights, gradients and optimizer state are spread over them.
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    timeout_minutes: Annotated[float, Field(gt=0)] = 30.0  # without a step: training has hung, and ends
+    num_nodes: Positive | None = None  # machines; null: SLURM's number, else 1
+    node_rank: NotNegative | None = None  # which of them this is; null: SLURM's number, else 0
+    master_addr: str | None = None  # the first one's address; null: SLURM's first node
+    master_port: Annotated[int, Field(ge=1024, le=65534)] = 29500  # there; the next port is used too
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> DistributedConfig:

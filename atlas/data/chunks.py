@@ -104,6 +104,10 @@ class ChunkDataset:
         """The instruction of a sample."""
         return self._dataset.tasks[self._dataset.task_of[self.episodes[self._place[index]]]]
 
+    def place(self, index: int) -> tuple[int, int]:
+        """Where a sample is in the dataset: (episode, frame)."""
+        return int(self.episodes[self._place[index]]), int(self._frame[index])
+
     def instructions(self) -> list[str]:
         """The distinct instructions of these episodes."""
         return [self._dataset.tasks[task] for task in sorted(set(self._dataset.task_of[self.episodes].tolist()))]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from atlas.errors import InputError
+from atlas.errors import InputError, first_line
 from atlas.files import atomic_path, write_json
 
 INDEX = "cache.json"
@@ -28,6 +28,12 @@ class CacheLayout:
     versions: int  # of each frame: the image as it is, then augmented ones
     tokens: int
     dim: int
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is no number from 1 up."""
+        for name, value in asdict(self).items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}, expected a number from 1 up")
 
     @property
     def bytes(self) -> int:
@@ -150,11 +156,16 @@ class FeatureCache:
     def _open(self, shard: int) -> np.ndarray:
         path = self.shard_path(shard)
         try:
-            mapped = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} is damaged ({error}); delete it and run `atlas data cache-features`.") from None
-        if mapped.shape != self._shape(shard) or mapped.dtype != np.uint16:
-            raise InputError(f"{path} has another shape than its {INDEX} says; delete the folder and make it anew.")
+            mapped = np.lib.format.open_memmap(path, mode="r")
+        except (OSError, ValueError, TypeError, SyntaxError, OverflowError) as error:  # numpy parses the header
+            why = first_line(error)
+            raise InputError(f"{path} is damaged ({why}); delete it and run `atlas data cache-features`.") from None
+        wanted = self._shape(shard)
+        if mapped.shape != wanted or mapped.dtype != np.uint16 or not mapped.flags.c_contiguous:
+            raise InputError(
+                f"{path} is {mapped.dtype} of shape {mapped.shape}, and {INDEX} says uint16 of {wanted}; delete the "
+                "folder and make it anew."
+            )
         return np.asarray(mapped)
 
     def _shape(self, shard: int) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -15,6 +14,17 @@ from typing import Any
 import h5py
 import numpy as np
 
+from atlas.data.libero_layout import (
+    PROPRIO,
+    array_in,
+    environment_of,
+    group_in,
+    image_key,
+    instruction_of,
+    open_file,
+    read_demo,
+    readable,
+)
 from atlas.data.orientation import Orientation, turn_upright
 from atlas.errors import InputError
 from atlas.types import ActionSpec
@@ -39,9 +49,10 @@ class LiberoDataset:
 
     Actions are LIBERO's own (the default ActionSpec), so nothing is converted. Proprio [8] is the end effector's
     position and axis-angle and the two finger positions. Files are opened when they are first read, by each process
-    for itself, and are only scanned for lengths at the start.
+    for itself. At the start all is read but the images, of which type and size are looked at.
 
-    Raises InputError that names the file and the key for a file that is truncated or lacks something.
+    Raises InputError that names the file and the key for a file that is truncated or damaged, lacks something, or
+    holds another type, another shape or numbers that are not finite.
     """
 
     format = "libero-hdf5"
@@ -62,9 +73,8 @@ class LiberoDataset:
         self._pid = os.getpid()
         lengths: list[int] = []
         for number, file in enumerate(self.files):
-            lengths += self._scan(number, file, drop_noops)
-        if not self._demos:
-            raise InputError(f"{path} holds no episodes: its HDF5 files have no data/demo_… groups.")
+            with readable(str(file)):
+                lengths += self._scan(number, file, drop_noops)
         self.lengths = np.array(lengths, np.int64)
         self.task_of = np.array([demo.task for demo in self._demos], np.int64)
         self.close()  # workers that are forked from here must not share open files
@@ -88,7 +98,7 @@ class LiberoDataset:
         )
 
     def image_size(self, camera: str) -> tuple[int, int]:
-        images = _get(self._group(self._demos[0]), f"obs/{camera}_rgb", str(self.files[0]))
+        images = array_in(self._group(self._demos[0]), image_key(camera), str(self.files[0]))
         return int(images.shape[1]), int(images.shape[2])
 
     def fingerprint(self) -> str:
@@ -110,7 +120,7 @@ class LiberoDataset:
         if self._pid != os.getpid():  # a forked worker: HDF5 handles must not be shared with the parent
             self._handles, self._stored, self._pid = {}, {}, os.getpid()
         if number not in self._handles:
-            self._handles[number] = _open(self.files[number])
+            self._handles[number] = open_file(self.files[number])
         return self._handles[number]
 
     def _group(self, demo: _Demo) -> h5py.Group:
@@ -120,7 +130,7 @@ class LiberoDataset:
         """[T, H, W, 3] as stored: memory-mapped where the file keeps it in one piece, else HDF5's dataset."""
         if (index, camera) not in self._stored:
             demo = self._demos[index]
-            images = _get(self._group(demo), f"obs/{camera}_rgb", f"{self.files[demo.file]}: data/{demo.name}")
+            images = array_in(self._group(demo), image_key(camera), f"{self.files[demo.file]}: data/{demo.name}")
             offset = images.id.get_offset()  # None where it is chunked or compressed
             if offset is not None:
                 images = np.memmap(self.files[demo.file], np.uint8, "r", offset, images.shape)
@@ -129,34 +139,28 @@ class LiberoDataset:
 
     def _scan(self, number: int, path: Path, drop_noops: bool) -> list[int]:
         """Register a file's episodes; returns their lengths."""
-        file = self._file(number)
-        data = _get(file, "data", str(path))
-        instruction = _instruction(data, path)
+        data = group_in(self._file(number), "data", str(path))
+        instruction = instruction_of(data, path)
         if instruction not in self.tasks:
             self.tasks.append(instruction)
         names = sorted((n for n in data if re.fullmatch(r"demo_\d+", n)), key=lambda n: int(n.split("_")[1]))
+        if not names:
+            raise InputError(f"{path} holds no episodes: data has no groups demo_0, demo_1 and so on.")
         lengths = []
         for name in names:
             where = f"{path}: data/{name}"
-            actions = _get(data[name], "actions", where)
-            if len(actions.shape) != 2 or actions.shape[1] != self.action_spec.dim:
-                raise InputError(f"{where}/actions has shape {actions.shape}, expected [frames, 7].")
-            kept = _without_noops(np.asarray(actions)) if drop_noops else None
-            cameras = [key.removesuffix("_rgb") for key in _get(data[name], "obs", where) if key.endswith("_rgb")]
+            actions, cameras = read_demo(group_in(data, name, f"{path}: data"), where, self.action_spec.dim)
             if not self._demos:
                 self.cameras = cameras
             elif cameras != self.cameras:
                 raise InputError(f"{where}/obs has cameras {cameras}, while the first episode has {self.cameras}.")
-            length = int(actions.shape[0]) if kept is None else len(kept)
+            kept = _without_noops(actions) if drop_noops else None
+            length = len(actions) if kept is None else len(kept)
             if length == 0:
-                raise InputError(f"{where}/actions has no frames.")
-            for key in ("obs/ee_pos", "obs/ee_ori", "obs/gripper_states", *(f"obs/{c}_rgb" for c in cameras)):
-                rows = _get(data[name], key, where).shape[0]
-                if rows != actions.shape[0]:
-                    raise InputError(f"{where}/{key} has {rows} frames, and actions has {actions.shape[0]}.")
+                raise InputError(f"{where} has no frame whose action does something; leave it out, or drop_noops.")
             self._demos.append(_Demo(number, name, self.tasks.index(instruction), kept))
             lengths.append(length)
-        world = json.loads(data.attrs.get("env_args", "{}")).get("env_name")
+        world = environment_of(data, path)
         if world in _ATLAS_WORLDS:
             self.environment = world
         return lengths
@@ -188,8 +192,7 @@ class LiberoEpisode:
 
     @cached_property
     def proprio(self) -> np.ndarray:
-        parts = [self._column(f"obs/{key}") for key in ("ee_pos", "ee_ori", "gripper_states")]
-        return np.concatenate(parts, axis=1).astype(np.float32)
+        return np.concatenate([self._column(key) for key in PROPRIO], axis=1).astype(np.float32)
 
     @cached_property
     def rewards(self) -> np.ndarray | None:
@@ -205,13 +208,15 @@ class LiberoEpisode:
 
     @property
     def init_state(self) -> np.ndarray | None:
-        state = self._group.attrs.get("init_state")
-        return None if state is None else np.asarray(state, np.float64)
+        with readable(self._where):
+            state = self._group.attrs.get("init_state")
+            return None if state is None else np.asarray(state, np.float64)
 
     @property
     def model_xml(self) -> str | None:
-        xml = self._group.attrs.get("model_file")
-        return None if xml is None else str(xml)
+        with readable(self._where):
+            xml = self._group.attrs.get("model_file")
+            return None if xml is None else str(xml)
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -220,11 +225,14 @@ class LiberoEpisode:
         """uint8 [n, H, W, 3], upright."""
         stored = self._stored_images(camera)
         rows = [int(f) if self._kept is None else int(self._kept[f]) for f in frames]
-        return turn_upright(np.stack([stored[row] for row in rows]), self._orientation)
+        with readable(f"{self._where}/{image_key(camera)}"):
+            frames_as_stored = np.stack([stored[row] for row in rows])
+        return turn_upright(frames_as_stored, self._orientation)
 
     def _column(self, key: str) -> np.ndarray:
-        values = np.asarray(_get(self._group, key, self._where))
-        return values if self._kept is None else values[self._kept]
+        with readable(f"{self._where}/{key}"):
+            values = np.asarray(array_in(self._group, key, self._where))
+            return values if self._kept is None else values[self._kept]
 
 
 def _find_files(path: Path) -> list[Path]:
@@ -237,30 +245,6 @@ def _find_files(path: Path) -> list[Path]:
     if not files:
         raise InputError(f"The folder {path} holds no episodes: no .hdf5 file was found in it.")
     return files
-
-
-def _open(path: Path) -> h5py.File:
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read as HDF5; it may be truncated or not HDF5 at all ({error}).") from None
-
-
-def _get(group: h5py.Group, key: str, where: str) -> Any:
-    if key not in group:
-        raise InputError(f"{where} lacks the key '{key}', which LIBERO's layout has.")
-    return group[key]
-
-
-def _instruction(data: h5py.Group, path: Path) -> str:
-    if "problem_info" not in data.attrs:
-        raise InputError(f"{path}: data lacks the attribute 'problem_info', where LIBERO keeps the instruction.")
-    try:
-        instruction = json.loads(data.attrs["problem_info"])["language_instruction"]
-    except (ValueError, KeyError):
-        raise InputError(f"{path}: the attribute 'problem_info' of data holds no 'language_instruction'.") from None
-    text = " ".join(instruction) if isinstance(instruction, list) else str(instruction)
-    return text.strip().strip('"')
 
 
 def _without_noops(actions: np.ndarray) -> np.ndarray:

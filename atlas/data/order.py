@@ -61,6 +61,10 @@ class TrainOrder:
                 start = self.samples_seen(step) + (part * self._world + rank) * self._batch
                 yield [self._sample(position) for position in range(start, start + self._batch)]
 
+    def rank_samples(self, rank: int, step: int) -> list[int]:
+        """The indices of one process's samples at one optimizer step."""
+        return [index for batch in self.batches(rank, step, step + 1) for _, index in batch]
+
     def _sample(self, position: int) -> tuple[int, int]:
         epoch, place = divmod(position, self._samples)
         return epoch, int(epoch_order(self._samples, self._seed, epoch)[place])

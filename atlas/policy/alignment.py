@@ -26,11 +26,11 @@ class Alignment(nn.Module):
         )
         self.teacher: PretrainedVGGTEncoder | None = None
 
-    def hire(self) -> None:
+    def hire(self, read_weights: bool = True) -> None:
         """Read the teacher's weights. Raises InputError where they are not to be had."""
         frozen = self._config.teacher.model_copy(update={"freeze": True, "lora": None, "pool": 1})
         device = next(self.project.parameters()).device
-        self.teacher = PretrainedVGGTEncoder(frozen, key=TEACHER_KEY).to(device).eval()
+        self.teacher = PretrainedVGGTEncoder(frozen, read_weights=read_weights, key=TEACHER_KEY).to(device).eval()
 
     def forward(self, tokens: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """tokens [B, V, rows, columns, dim] of images float [B, V, 3, H, W] in [0, 1]; a mean over all tokens, 0-d."""

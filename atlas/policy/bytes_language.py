@@ -38,6 +38,10 @@ class BytesLanguageEncoder(nn.Module):
         )
         self.layers = nn.TransformerEncoder(layer, config.layers, nn.LayerNorm(config.dim), enable_nested_tensor=False)
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.layers.layers)
+
     def forward(self, instructions: Sequence[str]) -> LanguageTokens:
         """B instructions to tokens [B, L, dim]; each distinct instruction is encoded once."""
         texts, rows = distinct(instructions)

@@ -135,7 +135,7 @@ def fill_cache(
     """
     layout = cache.layout
     mine = [shard for shard in range(rank, layout.shards, world_size) if not cache.has(shard)]
-    batches = [list(_split(layout.frames_of(shard), config.data.batch_size)) for shard in mine]
+    batches = [list(_split(layout.frames_of(shard), config.data.batch_samples)) for shard in mine]
     workers = worker_count(config.data.num_workers, device)
     loader = iter(make_loader(frames, [[(0, i) for i in part] for shard in batches for part in shard], workers))
     augment = Augmenter(config.data.augment)

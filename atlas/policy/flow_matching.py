@@ -10,6 +10,7 @@ from torch import nn
 
 from atlas.config import FlowMatchingHeadConfig
 from atlas.data.randomness import Stream, normal, uniform
+from atlas.policy.idle_biases import hold_key_bias
 from atlas.policy.solvers import integrate
 from atlas.types import ActionSpec, LossTerms
 
@@ -148,6 +149,7 @@ class _Block(nn.Module):
         self._heads = heads
         self.modulation = _Modulation(dim, 6)
         self.qkv = nn.Linear(dim, 3 * dim)
+        hold_key_bias(self.qkv.bias)
         self.proj = nn.Linear(dim, dim)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -36,6 +38,10 @@ class QueryFusion(nn.Module):
             norm_first=True,
         )
         self.layers = nn.TransformerDecoder(layer, config.layers, nn.LayerNorm(dim))
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.layers.layers)
 
     def forward(self, vision: torch.Tensor, language: LanguageTokens, proprio: torch.Tensor) -> torch.Tensor:
         """vision [B, N, Dv], language [B, L, Dl], proprio [B, P] (scaled) to [B, H, dim].
@@ -73,6 +79,10 @@ class BidirectionalFusion(nn.Module):
         )
         reading = QueryFusionConfig(dim=dim, layers=config.layers, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout)
         self.read = QueryFusion(reading, horizon, dim, dim, proprio_dim)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return [*self.exchange, *self.read.blocks]
 
     def forward(self, vision: torch.Tensor, language: LanguageTokens, proprio: torch.Tensor) -> torch.Tensor:
         """As `QueryFusion.forward`."""

@@ -75,6 +75,10 @@ class HuggingFaceLanguageEncoder(nn.Module):
         super().train(mode and not self._config.freeze)
         return self
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return _repeated(self.model)
+
     def forward(self, instructions: Sequence[str]) -> LanguageTokens:
         """B instructions to tokens float32 [B, L, dim]; each distinct instruction is encoded once."""
         texts, rows = distinct(instructions)
@@ -234,6 +238,13 @@ class HuggingFaceLanguageEncoder(nn.Module):
         """What the embeddings depend on: all but parts that are not read, tensors that are tied once."""
         tied = _tied(self.model)
         return [(k, v) for k, v in self.model.state_dict().items() if k not in tied and not is_unread(k)]
+
+
+def _repeated(model: nn.Module) -> list[nn.Module]:
+    """The members of a model's outermost lists of modules: its layers, whatever the model calls them."""
+    if isinstance(model, nn.ModuleList):
+        return list(model)
+    return [block for child in model.children() for block in _repeated(child)]
 
 
 def _positions(model: nn.Module) -> int:

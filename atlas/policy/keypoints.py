@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from atlas.config import KeypointVisionConfig
+from atlas.policy.idle_biases import hold_bias
 from atlas.policy.language import LanguageTokens
 
 
@@ -32,13 +35,15 @@ class KeypointStem(nn.Module):
         self.second = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
         self.third = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
         self.fourth = nn.Conv2d(2 * width, keypoints, 3, padding=1)
+        assert self.fourth.bias is not None
+        hold_bias(self.fourth.bias)
         self.norms = nn.ModuleList([nn.GroupNorm(8, width), nn.GroupNorm(8, 2 * width), nn.GroupNorm(8, 2 * width)])
         self.film = nn.Linear(language_dim, 2 * 2 * width)
         nn.init.normal_(self.film.weight, std=0.01)
         nn.init.zeros_(self.film.bias)
 
     def forward(self, images: torch.Tensor, language: torch.Tensor) -> torch.Tensor:
-        """images [n, 3, H, W] in [0, 1], language [n, dim] to maps [n, K, H/4, W/4]."""
+        """images [n, 3, H, W] in [0, 1], language [n, dim] to maps [n, K, H/4, W/4], for `SpatialSoftmax`."""
         x = F.relu_(self.norms[0](self.first(2 * images - 1)))
         x = F.relu_(self.norms[1](self.second(x)))
         scale, shift = self.film(language)[:, :, None, None].chunk(2, dim=1)
@@ -57,6 +62,10 @@ class KeypointVisionEncoder(nn.Module):
         self.positions = nn.ModuleList([SpatialSoftmax() for _ in range(views)])
         self.project = nn.ModuleList([nn.Linear(2 * config.keypoints, dim) for _ in range(views)])
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on CPUs
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.stems)
 
     def forward(self, images: torch.Tensor, language: LanguageTokens) -> torch.Tensor:
         """images [B, V, 3, H, W] in [0, 1] to tokens [B, V, dim]."""

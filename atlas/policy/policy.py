@@ -11,7 +11,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from atlas.config import HuggingFaceLanguageConfig, ModelConfig, PretrainedVGGTConfig
@@ -21,12 +21,14 @@ from atlas.policy.alignment import Alignment
 from atlas.policy.card import model_card
 from atlas.policy.fusion import make_fusion
 from atlas.policy.head import make_head
+from atlas.policy.idle_biases import hold_key_biases
 from atlas.policy.language import make_language
 from atlas.policy.pretrained import FrozenWeights
 from atlas.policy.processor import PolicyProcessor, Scaler
 from atlas.policy.vggt_vision import VGGTVisionEncoder
 from atlas.policy.vision import make_vision
 from atlas.registry import resolve_policy
+from atlas.tensors import save_tensors
 from atlas.types import Batch, LossTerms
 
 _FROZEN = "frozen"  # the key of model.safetensors' metadata
@@ -67,6 +69,7 @@ class AtlasPolicy(nn.Module):
         self.action_scaler = Scaler([s.action for s in statistics], scaling.action_normalization, keep=[spec.gripper])
         self.proprio_scaler = Scaler([s.proprio for s in statistics], scaling.proprio_normalization)
         self._trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        hold_key_biases(self)
 
     # ---- acting and learning -----------------------------------------------------------------------------
 
@@ -109,6 +112,16 @@ class AtlasPolicy(nn.Module):
     def _actions(self, batch: Batch, fused: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         return self.action_scaler.denormalize(self.head.sample(fused, batch.key, generator), batch.source)
 
+    def blocks(self) -> list[nn.Module]:
+        """The repeated blocks that are trained, in the order in which `forward` first calls them.
+
+        Each is called as a module, takes and gives tensors, and is not part of another. Blocks without a trainable
+        parameter are left out: nothing goes back through them.
+        """
+        parts = (self.language, self.vision, self.fusion, self.head)
+        blocks = [block for part in parts for block in part.blocks]
+        return [block for block in blocks if any(p.requires_grad for p in block.parameters())]
+
     @property
     def loss_names(self) -> tuple[str, ...]:
         """Of the terms that `forward` returns."""
@@ -141,17 +154,20 @@ class AtlasPolicy(nn.Module):
         assert weights.keys() == self.own_state_dict().keys()
         self.load_state_dict(weights, strict=False)
 
-    def save_pretrained(self, directory: str | Path, full: bool = False) -> None:
+    def save_pretrained(
+        self, directory: str | Path, full: bool = False, weights: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
         """Write model.safetensors, config.yaml, processor.json and README.md, each file atomically.
 
         Frozen pretrained parts are named with their hashes only, unless `full`: then copies of them lie beside.
+        weights: what to write in place of `own_state_dict()`, such as a copy of what that once was.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         frozen = {part: asdict(weights) for part, weights in self.frozen.items()}
-        own = {k: v.detach().cpu().contiguous() for k, v in self.own_state_dict().items()}
+        own = self.own_state_dict() if weights is None else weights
         with atomic_path(directory / "model.safetensors") as partial:
-            save_file(own, partial, metadata={"format": "pt", _FROZEN: json.dumps(frozen, sort_keys=True)})
+            save_tensors(partial, own, {"format": "pt", _FROZEN: json.dumps(frozen, sort_keys=True)})
         write_text(directory / "config.yaml", yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
         self.processor.save(directory / "processor.json")
         write_text(directory / "README.md", model_card(self))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,6 +20,10 @@ class RegressionHead(nn.Module):
         self._config, self._spec = config, spec
         self.pose = nn.Linear(dim, spec.pose_dim)
         self.gripper = nn.Linear(dim, 1)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return ()
 
     def forward(
         self, fused: torch.Tensor, actions: torch.Tensor, is_pad: torch.Tensor, key: torch.Tensor | None = None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from atlas.config import Config
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
 from atlas.errors import InputError, did_you_mean
+from atlas.policy.gpus import GPU_PEAKS
 from atlas.policy.policy import AtlasPolicy
 from atlas.policy.processor import PolicyProcessor
 from atlas.types import ActionSpec, Batch
@@ -20,16 +22,6 @@ _PARTS = ("vision", "language", "fusion", "head")
 _PROPRIO_DIM = 8  # LIBERO's; a dataset with another one changes one small matrix
 _CAMERAS = ("agentview", "eye_in_hand")
 _GIB = 2**30
-
-# Dense bfloat16 matrix products, FLOP/s, from NVIDIA's data sheets (without sparsity).
-GPU_PEAKS: Mapping[str, float] = {
-    "a100": 312e12,
-    "l40s": 362e12,
-    "rtx4090": 165e12,
-    "h100": 989e12,  # SXM; the PCIe card has 756e12
-    "h200": 989e12,
-    "b200": 2250e12,
-}
 
 
 def summarize(config: Config, gpu: str = "h100") -> dict[str, Any]:
@@ -49,14 +41,17 @@ def summarize(config: Config, gpu: str = "h100") -> dict[str, Any]:
     batch = _example_batch(config, cameras).to("meta")
     for part, counted in zip(parts, _flops_and_tokens(policy.eval(), batch), strict=True):
         part |= counted
-    training = _training_flops(policy.train(), batch)
+    peak = GPU_PEAKS[gpu].bf16
+    if policy.alignment is not None:
+        policy.alignment.hire(read_weights=False)
+    training = training_flops(policy.train(), batch)
     return {
         "parts": parts,
         "parameters": sum(p["parameters"] for p in parts),
         "trainable_parameters": sum(p["trainable"] for p in parts),
         "flops_per_sample": sum(p["flops"] for p in parts),
         "training_flops_per_sample": training,
-        "roofline": {"gpu": gpu, "peak_flops": GPU_PEAKS[gpu], "samples_per_second": GPU_PEAKS[gpu] / training},
+        "roofline": {"gpu": gpu, "peak_flops": peak, "samples_per_second": peak / training},
         "memory_gib": _memory(config, policy, batch),
     }
 
@@ -85,8 +80,11 @@ def _flops_and_tokens(policy: AtlasPolicy, batch: Batch) -> list[dict[str, Any]]
     ]
 
 
-def _training_flops(policy: AtlasPolicy, batch: Batch) -> int:
-    """Forward and backward. Frozen weights take part in the former only, or need no gradient of their own."""
+def training_flops(policy: AtlasPolicy, batch: Batch) -> int:
+    """Of the whole batch, forward and backward; both on the meta device, where nothing is computed.
+
+    Frozen weights take part in the former only, or need no gradient of their own.
+    """
     with FlopCounterMode(display=False) as counter:
         policy(batch).loss.backward()
     policy.zero_grad(set_to_none=True)
@@ -103,7 +101,10 @@ def _memory(config: Config, policy: AtlasPolicy, batch: Batch) -> dict[str, floa
     of_frozen = sum(p.numel() for p in policy.parameters() if not p.requires_grad)
     copies = 4 + bool(config.training.ema_decay)
     weights = 4 * trainable * copies + 2 * of_frozen
-    activations = _kept_for_backward(policy.train(), batch) * config.data.batch_size
+    if config.training.activation_checkpointing:
+        for block in policy.blocks():
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    activations = _kept_for_backward(policy.train(), batch) * config.data.batch_samples
     return {
         "weights_and_optimizer": weights / _GIB,
         "activations": activations / _GIB,

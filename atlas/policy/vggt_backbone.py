@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +84,10 @@ class PretrainedVGGTEncoder(nn.Module):
         with torch.inference_mode(), without_autocast(images.device), self._compiled(images.shape):
             tokens = self._tokens(images).bfloat16()
         return tokens.clone()  # a normal tensor again, which training may keep for its backward
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.aggregator.blocks
 
     def _compiled(self, shape: torch.Size) -> AbstractContextManager[object]:
         """The first shape is compiled for. Others, such as a last batch's or a rollout's, would each take seconds to
@@ -172,7 +176,5 @@ def _check_adapters() -> None:
 
 def compile_blocks(aggregator: VGGTAggregator) -> None:
     """Block by block: all of a kind share one compiled form, so that compiling takes seconds and not minutes."""
-    stem: Any = aggregator.stem
-    block: Any
-    for block in (*aggregator.frame_blocks, *aggregator.global_blocks, *stem.model.encoder.layer):
+    for block in aggregator.blocks:
         block.compile(dynamic=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -46,6 +48,10 @@ class VGGTVisionEncoder(nn.Module):
         if keypoints:
             self.stems = nn.ModuleList([_KeypointTokens(config, language_dim) for _ in range(views)])
             self.stems.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return [*(self.stems or ()), *self.aggregator.blocks]
 
     def forward(self, images: torch.Tensor, language: LanguageTokens) -> torch.Tensor:
         """images [B, V, 3, H, W] in [0, 1] to tokens [B, V * (1 + R + N), 2C]."""

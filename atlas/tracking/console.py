@@ -32,7 +32,15 @@ _SHOWN: dict[str, tuple[str, str]] = {
     "perf/samples_per_second": ("", "{:.0f} samples/s"),
 }
 # Parts, variants and repetitions of the above: in the dashboards, not in the line.
-_HIDDEN = {"train/step", "train/restart", "val/pose_loss", "val/gripper_loss", "val/pose_l1_error", "val/gripper_error"}
+_HIDDEN = {
+    "train/step",
+    "train/restart",
+    "train/skipped_steps",  # a warning tells each
+    "val/pose_loss",
+    "val/gripper_loss",
+    "val/pose_l1_error",
+    "val/gripper_error",
+}
 LOG = "train.log"  # in the run's folder
 _SECTIONS = ("train", "val", "eval")
 NOT_ON_TERMINAL = {"not_on_terminal": True}  # as `extra` of a line that is for train.log and wandb alone

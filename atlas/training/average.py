@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 
@@ -16,15 +17,28 @@ class WeightAverage:
     """
 
     def __init__(self, policy: AtlasPolicy, decay: float) -> None:
-        self.policy = copy.deepcopy(policy, _shared(policy)).eval().requires_grad_(False)
+        self.policy = twin_of(policy)
         self._decay = decay
 
-    @torch.no_grad()
     def update(self, policy: AtlasPolicy, step: int) -> None:
         """After optimizer step `step` (from 0)."""
-        decay = min(self._decay, (1 + step) / (10 + step))
         pairs = [(a, p) for a, p in zip(self.policy.parameters(), policy.parameters(), strict=True) if p.requires_grad]
-        torch._foreach_lerp_([a for a, _ in pairs], [p.detach() for _, p in pairs], 1 - decay)
+        follow([a for a, _ in pairs], [p for _, p in pairs], self._decay, step)
+
+
+def twin_of(policy: AtlasPolicy) -> AtlasPolicy:
+    """A copy in eval mode, without gradients, that shares with the policy what no training changes.
+
+    Make it before the policy is wrapped: a copy of what a wrapper has put in its place would lead back to it.
+    """
+    return copy.deepcopy(policy, _shared(policy)).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(averages: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], decay: float, step: int) -> None:
+    """Move averages, in place, towards the weights of the same shapes, after optimizer step `step` (from 0)."""
+    decay = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(averages), [w.detach() for w in weights], 1 - decay)
 
 
 def _shared(policy: AtlasPolicy) -> dict[int, object]:

@@ -2,46 +2,124 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
-import random
+import re
 import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from atlas.errors import InputError
-from atlas.files import replace_link, write_json
+from atlas.files import replace_link, sync, sync_tree
 from atlas.policy import AtlasPolicy
+from atlas.registry.files import link_or_copy
+from atlas.training.manifest import MANIFEST, seal, verify
+from atlas.training.retention import Retention
+from atlas.training.snapshot import Snapshot, load_tensors
+from atlas.training.state import STATE, TrainingState, load_state, random_state, set_random_state
+
+__all__ = [
+    "Checkpoints",
+    "TrainingState",
+    "find_checkpoint",
+    "find_undamaged",
+    "load_state",
+    "load_tensors",
+    "random_state",
+    "saved_steps",
+    "set_random_state",
+    "verify",
+]
+
+logger = logging.getLogger(__name__)
+
+_NAME, _PARTIAL, _STANDIN = re.compile(r"\.?step_(\d{8,})(\.standin)?"), ".partial", ".standin"
+_LINKS = ("latest", "best")
 
 
-@dataclass
-class TrainingState:
-    """Where training stands; everything else of it is in tensors."""
+class Contents(Protocol):
+    """What a checkpoint is made of, such as a `Snapshot`."""
 
-    step: int  # optimizer steps done
-    samples_seen: int  # position in the endless stream of samples
-    world_size: int
-    best_step: int | None = None
-    best_value: float | None = None
-    wandb_id: str | None = None
-    wandb_row: int | None = None  # the last one that wandb had been given
-    checkpoints: int = 0  # written so far, this one included
-    restarts: int = 0  # how often training has gone on from a checkpoint
+    @property
+    def state(self) -> TrainingState: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def write(self, folder: Path) -> None:
+        """Write `policy/` and `trainer/` into a folder, without waiting for the disk. Raises OSError."""
 
 
 class Checkpoints:
-    """`<run_dir>/checkpoints/step_00001000/{policy/, trainer/}` and the links `latest` and `best`."""
+    """`<run_dir>/checkpoints/step_00001000/{policy/, trainer/}` and the links `latest` and `best`.
 
-    def __init__(self, run_dir: Path, keep_last_n: int) -> None:
+    A process or a machine may be stopped at any moment: a folder of this name, and what a link names, is a complete
+    checkpoint. Only one process writes, one checkpoint at a time.
+    """
+
+    def __init__(self, run_dir: Path, retention: Retention | int) -> None:
+        """retention: a number is the last_n of one."""
         self.root = run_dir / "checkpoints"
-        self._keep = keep_last_n
+        self._retention = Retention(retention) if isinstance(retention, int) else retention
 
     def path(self, step: int) -> Path:
-        return self.root / f"step_{step:08d}"
+        return _folder(self.root, step)
+
+    def steps(self) -> list[int]:
+        """The steps that are saved, ascending."""
+        return saved_steps(self.root)
+
+    def write(self, contents: Contents) -> Path:
+        """Write a checkpoint and point `latest` at it, and `best` at the one that its state calls the best.
+
+        One of the same step is replaced. Raises OSError, such as for a full disk; all is as it was before then.
+        """
+        self._make_root()
+        self._tidy()
+        final = self.path(contents.state.step)
+        partial = self._hidden(final, _PARTIAL)
+        try:
+            contents.write(partial)
+            seal(partial)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        self._put_in_place(partial, final)
+        self._link(contents.state)
+        return final
+
+    def prune(self) -> None:
+        """Remove the checkpoints that are not to be kept. Raises OSError."""
+        latest = self._linked("latest")
+        if latest is None:
+            return
+        values = {step: self._value(step) for step in self.steps()}
+        linked = [step for name in _LINKS if (step := self._linked(name)) is not None]
+        for step in values.keys() - self._retention.kept(values, latest, linked):
+            self._remove(self.path(step))
+
+    def adopt(self, checkpoint: Path) -> Path:
+        """Make a checkpoint the one that the run goes on from: `latest` names it, and `best` the best one up to it.
+
+        One from elsewhere is copied to where the run keeps its own, unless it is there undamaged. Returns where it is
+        then. Raises InputError for one that is damaged, OSError.
+        """
+        state = load_state(checkpoint)
+        final = self.path(state.step)
+        self._make_root()
+        self._settle()
+        if checkpoint.resolve() != final.resolve() and not _is_sound(final):
+            partial = self._hidden(final, _PARTIAL)
+            shutil.rmtree(partial, ignore_errors=True)
+            for part in ("policy", "trainer"):
+                shutil.copytree(checkpoint / part, partial / part)
+            sync_tree(partial)
+            verify(partial)
+            self._put_in_place(partial, final)
+        self._link(state)
+        return final
 
     def save(
         self,
@@ -51,126 +129,178 @@ class Checkpoints:
         state: TrainingState,
         random_states: list[dict[str, Any]],
     ) -> Path:
-        """Write a checkpoint under a temporary name, rename it, point `latest` at it, and remove old ones.
-
-        policy: what is saved as `policy/`; trained: the weights that training goes on with, saved apart where they
-        are other ones (an average is on). random_states: one a rank.
-        """
-        final = self.path(state.step)
-        partial = self.root / f".{final.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        policy.save_pretrained(partial / "policy")
-        trainer = partial / "trainer"
-        trainer.mkdir()
-        torch.save(optimizer.state_dict(), trainer / "optimizer.pt")
-        torch.save(random_states, trainer / "random.pt")
-        if trained is not policy:
-            torch.save(trained.own_state_dict(), trainer / "weights.pt")
-        write_json(trainer / "state.json", asdict(state))
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        replace_link(self.root / "latest", final.name)
-        self._prune()
-        return final
-
-    def adopt(self, checkpoint: Path) -> Path:
-        """Copy a checkpoint from elsewhere to where the run keeps its own, unless it is there; point `latest` at it."""
-        final = self.path(load_state(checkpoint).step)
-        if not final.exists():
-            partial = self.root / f".{final.name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            for part in ("policy", "trainer"):
-                shutil.copytree(checkpoint / part, partial / part)
-            os.replace(partial, final)
-        replace_link(self.root / "latest", final.name)
-        return final
+        """Write what there is now, see `Snapshot.of`, and remove old checkpoints; returns when that is done."""
+        path = self.write(Snapshot.of(policy, trained, optimizer, state, random_states))
+        self.prune()
+        return path
 
     def mark_best(self, step: int) -> None:
         """Point `best` at a saved checkpoint."""
-        replace_link(self.root / "best", self.path(step).name)
-        self._prune()
+        self._point("best", self.path(step))
+        self.prune()
 
-    def steps(self) -> list[int]:
-        """The steps that are saved, ascending."""
-        return sorted(int(p.name.removeprefix("step_")) for p in self.root.glob("step_*") if p.is_dir())
+    # ---- links -------------------------------------------------------------------------------------------
 
-    def _prune(self) -> None:
-        best = self.root / "best"
-        kept = {best.resolve().name} if best.exists() else set()
-        for step in self.steps()[: -self._keep]:
-            if self.path(step).name not in kept:
-                shutil.rmtree(self.path(step))
+    def _link(self, state: TrainingState) -> None:
+        self._point("latest", self.path(state.step))
+        if state.best_step is not None and self.path(state.best_step).exists():
+            self._point("best", self.path(state.best_step))
+
+    def _point(self, name: str, folder: Path) -> None:
+        if self._target(name) != folder.name:
+            replace_link(self.root / name, folder.name)
+            sync(self.root)
+
+    def _target(self, name: str) -> str | None:
+        """What a link holds, be it there or not."""
+        link = self.root / name
+        return os.readlink(link) if link.is_symlink() else None
+
+    def _linked(self, name: str) -> int | None:
+        """The step that a link names."""
+        target = self._target(name)
+        return _step_of(target) if target is not None else None
+
+    def _value(self, step: int) -> float | None:
+        """A checkpoint's value of the metric by which the best are kept; None for one without, or damaged."""
+        try:
+            state = load_state(self.path(step))
+        except InputError:
+            return None
+        return state.value if state.metric == self._retention.metric else None
+
+    # ---- folders -----------------------------------------------------------------------------------------
+
+    def _make_root(self) -> None:
+        if not self.root.exists():
+            self.root.mkdir(parents=True)
+            sync(self.root.parent)
+
+    def _hidden(self, final: Path, suffix: str) -> Path:
+        return self.root / f".{final.name}{suffix}"
+
+    def _put_in_place(self, complete: Path, final: Path) -> None:
+        """Give a complete folder its name. Where another has it, links never name half of one or none.
+
+        Meanwhile they name a stand-in: another folder with the same files.
+        """
+        if final.exists():
+            standin = self._hidden(final, _STANDIN)
+            _link_tree(complete, standin)
+            for name in _LINKS:
+                if self._target(name) == final.name:
+                    self._point(name, standin)
+            self._remove(final)
+        os.replace(complete, final)
+        sync(self.root)
+        self._settle()
+
+    def _settle(self) -> None:
+        """End with stand-ins: the links that name one name the folder it stands for, which is made from it if lost."""
+        for standin in self.root.glob(f".step_*{_STANDIN}"):
+            final = self.root / standin.name.removeprefix(".").removesuffix(_STANDIN)
+            naming = [name for name in _LINKS if self._target(name) == standin.name]
+            if naming and not _is_twin(final, standin):
+                partial = self._hidden(final, _PARTIAL)
+                shutil.rmtree(partial, ignore_errors=True)
+                _link_tree(standin, partial)
+                if final.exists():
+                    self._remove(final)
+                os.replace(partial, final)
+                sync(self.root)
+            for name in naming:
+                self._point(name, final)
+            shutil.rmtree(standin)
+
+    def _remove(self, folder: Path) -> None:
+        """Renamed first, so that what has a checkpoint's name is a whole one."""
+        gone = self._hidden(folder, f".removed{_PARTIAL}")
+        shutil.rmtree(gone, ignore_errors=True)
+        os.replace(folder, gone)
+        shutil.rmtree(gone)
+
+    def _tidy(self) -> None:
+        """Remove what a process left that was killed."""
+        self._settle()
+        for folder in self.root.glob(f".step_*{_PARTIAL}"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for name in _LINKS:
+            for link in self.root.glob(f".{name}.*{_PARTIAL}"):
+                link.unlink(missing_ok=True)
+
+
+# ---- finding one -----------------------------------------------------------------------------------------
+
+
+def saved_steps(root: Path) -> list[int]:
+    """The steps of the checkpoints in a folder `checkpoints`, ascending."""
+    found = [_step_of(folder.name) for folder in root.glob("step_*") if folder.is_dir()]
+    return sorted(step for step in found if step is not None)
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that `path` means: itself, or the latest of the run it is. Raises InputError for neither."""
-    for candidate in (path, path / "checkpoints" / "latest", path / "latest"):
-        if (candidate / "trainer" / "state.json").exists():
-            return candidate.resolve()
-    raise InputError(f"There is no checkpoint to resume from at {path}: no trainer/state.json was found there.")
+    """The checkpoint that `path` means: itself, or the latest of the run it is. It may be damaged: see `verify`.
 
-
-def load_state(checkpoint: Path) -> TrainingState:
-    """Read where training stood. Raises InputError for a damaged file."""
-    path = checkpoint / "trainer" / "state.json"
-    try:
-        return TrainingState(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is damaged or missing ({error}).") from None
-
-
-def load_tensors(
-    checkpoint: Path, policy: AtlasPolicy, trained: AtlasPolicy, optimizer: torch.optim.Optimizer
-) -> list[dict[str, Any]]:
-    """Put a checkpoint's weights into `policy` (what is saved) and `trained`, and its optimizer's state.
-
-    Returns the random states of the ranks. Raises InputError where something does not fit.
+    Where a run's `latest` leads nowhere, it is the one of the largest step. Raises InputError where there is none.
     """
-    policy.load_weights(checkpoint / "policy" / "model.safetensors")
-    trainer = checkpoint / "trainer"
-    weights = trainer / "weights.pt"
-    if trained is not policy:
-        if not weights.exists():
-            raise InputError(
-                f"{checkpoint} was saved without training.ema_decay, and this config sets it; set it to 0."
-            )
-        trained.load_own_state_dict(_load(weights))
-    elif weights.exists():
-        raise InputError(f"{checkpoint} was saved with training.ema_decay, and this config has none; set it as it was.")
-    optimizer.load_state_dict(_load(trainer / "optimizer.pt"))
-    states: list[dict[str, Any]] = _load(trainer / "random.pt")
-    return states
+    for candidate in (path, path / "checkpoints" / "latest", path / "latest"):
+        found = candidate.resolve()
+        if (found / STATE).exists() or (found.is_dir() and _step_of(found.name) is not None):
+            return found
+    for root in (path / "checkpoints", path, *([path.parent] if path.is_symlink() else [])):
+        if steps := saved_steps(root):
+            return _folder(root, steps[-1]).resolve()
+    raise InputError(f"There is no checkpoint to resume from at {path}: no {STATE} was found there.")
 
 
-def _load(path: Path) -> Any:
+def find_undamaged(run_dir: Path) -> Path:
+    """A run's latest checkpoint, or, where that is damaged, the one before it, with a warning that says so.
+
+    Raises InputError where there is none, and where all are damaged.
+    """
+    latest = find_checkpoint(run_dir)
+    root, now = latest.parent, _step_of(latest.name)
+    others = [step for step in reversed(saved_steps(root)) if step != now]
+    # Those after the latest are from before training went back to an earlier one.
+    others.sort(key=lambda step: now is not None and step > now)
+    problems = []
+    for checkpoint in (latest, *(_folder(root, step) for step in others)):
+        try:
+            verify(checkpoint)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            logger.warning("%s Training goes on from %s.", " ".join(problems), checkpoint)
+        return checkpoint
+    raise InputError(f"Every checkpoint in {root} is damaged. {' '.join(problems)}")
+
+
+def _folder(root: Path, step: int) -> Path:
+    return root / f"step_{step:08d}"
+
+
+def _step_of(name: str) -> int | None:
+    """The step that the name of a checkpoint's folder, or of a stand-in, tells; None for other names."""
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def _is_sound(checkpoint: Path) -> bool:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing from the checkpoint.") from None
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise InputError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
+        verify(checkpoint)
+    except InputError:
+        return False
+    return True
 
 
-def random_state() -> dict[str, Any]:
-    """The state of this process's random generators, in a form that loads without pickled code."""
-    kind, keys, position, has_gauss, cached = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state())
-    version, internal, gauss = random.getstate()
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-        "python": [version, list(internal), gauss],
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+def _is_twin(checkpoint: Path, other: Path) -> bool:
+    """Whether both were written with the same contents."""
+    files = (checkpoint / MANIFEST, other / MANIFEST)
+    return all(file.exists() for file in files) and files[0].read_bytes() == files[1].read_bytes()
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Go on from a `random_state`."""
-    torch.set_rng_state(state["torch"])
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+def _link_tree(source: Path, target: Path) -> None:
+    """The same files in another folder, which takes no space where the file system has hard links."""
+    shutil.copytree(source, target, copy_function=lambda file, name: link_or_copy(Path(file), Path(name)))
+    sync_tree(target)

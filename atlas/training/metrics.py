@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
 
 from atlas.types import ActionSpec, LossTerms
+
+ERROR_NAMES = (
+    "pose_l2_error",
+    "pose_l1_error",
+    "gripper_error",
+    "gripper_accuracy",
+    "position_error_mm",
+    "rotation_error_deg",
+)
 
 
 class LossMeter:
@@ -23,6 +32,16 @@ class LossMeter:
         values = [terms.extra[name] if name in terms.extra else getattr(terms, name) for name in self._names]
         self._sums += torch.cat([torch.stack([v.detach().double() for v in values]) * n, n[None]])
 
+    @property
+    def sums(self) -> dict[str, torch.Tensor]:
+        """What was added since it was last read, on this process."""
+        return {"losses": self._sums}
+
+    def set_sums(self, sums: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what `sums` gave; with nothing in it, from zero."""
+        if "losses" in sums:
+            self._sums = sums["losses"].to(self._sums)
+
     def read(self, accelerator: Accelerator, prefix: str) -> dict[str, float]:
         """`prefix/loss` and so on, over all processes; starts anew. Every process must call it."""
         sums = accelerator.reduce(self._sums, "sum").tolist()
@@ -36,18 +55,9 @@ class ActionErrors:
     Sums per task, so that the means per task come from the same numbers as the means over all.
     """
 
-    _NAMES = (
-        "pose_l2_error",
-        "pose_l1_error",
-        "gripper_error",
-        "gripper_accuracy",
-        "position_error_mm",
-        "rotation_error_deg",
-    )
-
     def __init__(self, spec: ActionSpec, tasks: list[str], device: torch.device) -> None:
         self._spec, self._tasks = spec, tasks
-        self._sums = torch.zeros(len(tasks), len(self._NAMES) + 1, dtype=torch.float64, device=device)
+        self._sums = torch.zeros(len(tasks), len(ERROR_NAMES) + 1, dtype=torch.float64, device=device)
 
     def add(self, predicted: torch.Tensor, target: torch.Tensor, is_pad: torch.Tensor, instructions: list[str]) -> None:
         """predicted, target float [B, H, A]; is_pad bool [B, H]."""
@@ -78,11 +88,11 @@ class ActionErrors:
     def read(self, accelerator: Accelerator) -> dict[str, float]:
         """`val/…` over all tasks and `val/<task>/…`, over all processes. Every process must call it."""
         sums = accelerator.reduce(self._sums, "sum").cpu()
-        metrics = _means("val", sums.sum(0), self._NAMES)
+        metrics = _means("val", sums.sum(0), ERROR_NAMES)
         if len(self._tasks) > 1:
             for task, row in zip(self._tasks, sums, strict=True):
                 if row[-1] > 0:
-                    metrics |= _means(f"val/{task.replace(' ', '_')}", row, self._NAMES)
+                    metrics |= _means(f"val/{task.replace(' ', '_')}", row, ERROR_NAMES)
         return metrics
 
 

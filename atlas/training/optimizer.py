@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -13,19 +14,41 @@ from atlas.policy import AtlasPolicy
 def make_optimizer(policy: AtlasPolicy, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; weight decay for matrices and kernels only, not for norms and biases.
 
-    Each group has a `factor` of the learning rate, as the policy says.
+    Each group has a `factor` of the learning rate, as the policy says. With `fused_optimizer` one kernel updates many
+    weights at once; without it torch chooses (on GPUs a few kernels for all of them), and rounds a little otherwise.
+    State that is loaded keeps its moments and takes on this config's settings.
     """
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
             decay = config.weight_decay if parameter.ndim >= 2 else 0.0
             groups.setdefault((decay, policy.learning_rate_factor(name)), []).append(parameter)
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [{"params": p, "weight_decay": decay, "factor": factor} for (decay, factor), p in groups.items()],
         lr=config.learning_rate,
         betas=(0.9, 0.95),
-        fused=True,
+        fused=config.fused_optimizer,
     )
+    optimizer.register_load_state_dict_pre_hook(_with_own_settings)
+    optimizer.register_load_state_dict_post_hook(_in_the_weights_formats)
+    return optimizer
+
+
+def _with_own_settings(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A state dict with the optimizer's own settings: torch would take over those that it was saved with."""
+    own, saved = optimizer.state_dict()["param_groups"], state["param_groups"]
+    if len(own) != len(saved):
+        return state  # which torch refuses
+    return {**state, "param_groups": [{**o, "params": s["params"]} for o, s in zip(own, saved, strict=True)]}
+
+
+def _in_the_weights_formats(optimizer: torch.optim.Optimizer) -> None:
+    """Have each moment in its weight's memory format: files know of none, and the fused kernel, which goes through both
+    as they lie in memory, would pair a channels-last weight with the moments of others."""
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value).detach()
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

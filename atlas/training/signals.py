@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from atlas.launch import launcher_folder
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last one is SLURM's warning
+# A scheduler may signal every process of a job, and the launcher passes on what it gets: within this time, what a rank
+# gets is one signal.
+_ECHO_SECONDS = 1.0
 
 
 class Interrupted(Exception):
-    """Training was stopped by a signal; its checkpoint is written. `exit_code` is 130 or 143, as shells expect."""
+    """Training was stopped by a signal; its checkpoint is written. `exit_code` is 130 after SIGINT, else 143."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.exit_code = 128 + signal_number
+        # A warning asks for what SIGTERM asks for, only earlier.
+        self.exit_code = 128 + (signal.SIGTERM if signal_number == signal.SIGUSR1 else signal_number)
 
 
 class StopRequest:
@@ -28,7 +35,7 @@ class StopRequest:
 
 @contextmanager
 def listening(numbers: Sequence[signal.Signals] = _SIGNALS) -> Iterator[StopRequest]:
-    """Inside the block the first SIGINT or SIGTERM is only noted; a second one acts as it would without.
+    """Inside the block the first of the signals is only noted; a second one acts as it would without.
 
     Outside of the main thread (inside a sweep's agent, say) Python allows no handlers, and none are set.
     """
@@ -37,11 +44,17 @@ def listening(numbers: Sequence[signal.Signals] = _SIGNALS) -> Iterator[StopRequ
         yield request
         return
     before = {number: signal.getsignal(number) for number in numbers}
+    echo_until = 0.0
 
     def note(number: int, _: FrameType | None) -> None:
-        request.signal = number
-        for each in numbers:
-            signal.signal(each, before[each])
+        nonlocal echo_until
+        if request.signal is None:
+            request.signal = number
+            echo_until = time.monotonic() + (_ECHO_SECONDS if launcher_folder() is not None else 0.0)
+        elif time.monotonic() > echo_until:
+            for each in numbers:
+                signal.signal(each, before[each])
+            signal.raise_signal(number)
 
     for number in numbers:
         signal.signal(number, note)

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch.profiler import record_function
+
 
 class StepTimer:
     """Seconds spent in the parts of a step, averaged since they were last read.
@@ -14,6 +16,7 @@ class StepTimer:
     """
 
     def __init__(self) -> None:
+        self.traced = False  # whether torch's profiler looks on, and is shown the parts
         self._seconds: dict[str, float] = {}
         self._steps = 0
         self._start = time.perf_counter()
@@ -21,7 +24,11 @@ class StepTimer:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
-        yield
+        if self.traced:
+            with record_function(f"atlas.{name}"):
+                yield
+        else:
+            yield
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
     def step_done(self) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
+from signal import SIGTERM
 
 import torch
 from accelerate import Accelerator
@@ -19,38 +20,28 @@ from atlas.data.order import TrainOrder, validation_batches
 from atlas.policy import AtlasPolicy
 from atlas.progress import training_bar
 from atlas.tracking import RunTracker
-from atlas.training.average import WeightAverage
-from atlas.training.checkpoints import (
-    Checkpoints,
-    TrainingState,
-    load_state,
-    load_tensors,
-    random_state,
-    set_random_state,
-)
+from atlas.training.agreement import Agreement
+from atlas.training.blocks import set_up_blocks
 from atlas.training.closed_loop import ClosedLoop
+from atlas.training.cost import Utilisation, sample_cost
+from atlas.training.early_stopping import EarlyStopping
+from atlas.training.keeping import Keeper
 from atlas.training.media.loggers import MediaLoggers
+from atlas.training.memory import out_of_memory_explained
 from atlas.training.metrics import ActionErrors, LossMeter
-from atlas.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from atlas.training.optimizer import learning_rate, set_learning_rate
+from atlas.training.profiling import StepProfiler
 from atlas.training.publishing import Publisher
 from atlas.training.schedule import Schedule
+from atlas.training.selection import choose_best_metric
 from atlas.training.signals import Interrupted, StopRequest, listening
+from atlas.training.skipping import SkippedSteps, not_finite, places
+from atlas.training.state import TrainingState
+from atlas.training.strategy import make_strategy
 from atlas.training.timing import StepTimer
 from atlas.types import Batch, LossTerms
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BestMetric:
-    """By which metric the best checkpoint is chosen."""
-
-    name: str
-    larger_is_better: bool
-
-    def improves(self, value: float, best: float | None) -> bool:
-        """Equal values count as better: of two checkpoints that do alike, the later has learned longer."""
-        return best is None or (value >= best if self.larger_is_better else value <= best)
 
 
 class Trainer:
@@ -74,202 +65,251 @@ class Trainer:
         checkpoint: Path | None = None,
         media: MediaLoggers | None = None,
         publisher: Publisher | None = None,
+        beat: Callable[[str], None] = lambda what: None,
     ) -> None:
-        """checkpoint: one of this run to go on from. Raises InputError where it does not fit."""
+        """policy: is spread over the ranks, in place. checkpoint: one of this run to go on from. beat: is told what was
+        done, so that somebody notices when nothing is done any more. Raises InputError where the checkpoint does not
+        fit."""
+        settings = config.training
         self.config, self.run_dir, self.tracker, self.schedule = config, run_dir, tracker, schedule
         self.accelerator = accelerator
         self.train_data, self.val_data = train_data, val_data
         self.closed_loop = closed_loop
-        self.media, self.publisher = media, publisher
-        self.best_metric = choose_best_metric(config, closed_loop is not None)
-        self.checkpoints = Checkpoints(run_dir, config.checkpoint.keep_last_n)
+        self.media = media
         self.timer = StepTimer()
         self.metrics: dict[str, float] = {}  # the latest value of everything logged
 
-        self.policy = policy.to(accelerator.device)
-        self.optimizer = make_optimizer(self.policy, config.training)
-        decay = config.training.ema_decay
-        self.average = WeightAverage(self.policy, decay) if decay else None
-        self.state = TrainingState(step=0, samples_seen=0, world_size=accelerator.num_processes)
+        device = accelerator.device
+        self.cost = sample_cost(policy, train_data, config.data.batch_samples) if device.type == "cuda" else None
+        self.utilisation = self._utilisation(policy)
+        with self._memory_explained(policy):
+            policy = policy.to(device)
+            set_up_blocks(policy, settings.activation_checkpointing, settings.compile)
+            self.strategy = make_strategy(policy, config, accelerator)
+        self.policy, self.model = self.strategy.policy, self.strategy.model
+        self.optimizer = self.strategy.optimizer
+        self.losses = LossMeter(self.policy.loss_names, device)
+        self.keeper = Keeper(
+            config.checkpoint,
+            choose_best_metric(config, closed_loop is not None),
+            self.strategy,
+            accelerator,
+            tracker,
+            run_dir,
+            publisher,
+        )
         if checkpoint is not None:
-            self._resume(checkpoint)
-        self.model = accelerator.prepare_model(self.policy)  # DDP where there are several ranks
+            self.losses.set_sums(self.keeper.resume(checkpoint))
+        self.state.batch_size = config.data.batch_samples
 
-        settings = config.training
         self.order = TrainOrder(
             len(train_data),
             config.seed,
-            config.data.batch_size,
+            config.data.batch_samples,
             settings.gradient_accumulation_steps,
             accelerator.num_processes,
             start=(self.state.step, self.state.samples_seen),
         )
         self.augment = Augmenter(config.data.augment)
-        self.losses = LossMeter(self.policy.loss_names, accelerator.device)
+        self.agreement = Agreement(accelerator)
+        self.skipped = SkippedSteps(settings.max_skipped_steps, self.state.skipped_steps, self.state.step)
+        stopping, best, since = settings.early_stopping, self.state.stopping_best, self.state.stopping_since
+        self.early_stopping = EarlyStopping(stopping, best, since) if stopping is not None else None
+        self._beat = beat
+
+    @property
+    def state(self) -> TrainingState:
+        """Where training stands."""
+        return self.keeper.state
 
     # ---- the loop ----------------------------------------------------------------------------------------
 
     def train(self) -> dict[str, float]:
         """Train to the last step, validate, evaluate and save; returns the latest value of every metric.
 
-        Raises Interrupted, after a checkpoint, when a signal asked to stop.
+        Raises Interrupted, after a checkpoint, when a signal asked to stop; NotFinite; OutOfMemory.
         """
         steps = self.schedule
         batches = self._train_batches()
         self.model.train()
+        profiler = StepProfiler(
+            self.config.training.profile, self.run_dir, self.timer, self.accelerator.process_index, self.state.step
+        )
         self.timer.restart()
-        with listening() as stop, self._bar() as show:
+        with listening() as stop, self._bar() as show, closing(profiler), self._memory_explained(self.policy):
             for step in range(self.state.step, steps.max_steps):
                 rate = learning_rate(step, steps.max_steps, steps.warmup_steps, self.config.training.learning_rate)
                 set_learning_rate(self.optimizer, rate)
-                grad_norm = self._optimize(batches, step)
+                stopped_by, grad_norm = self._optimize(batches, step, stop)
                 self.timer.step_done()
+                profiler.step()
                 done = self.tracker.step = self.state.step = step + 1
                 self.state.samples_seen = self.order.samples_seen(done)
+                self._beat(f"step {done}")
                 show(self.metrics_to_show)
 
                 if done % steps.log_interval == 0 or done == steps.max_steps:
                     self._log_progress(rate, grad_norm)
-                if self._stopped(stop, done):
+                if stopped_by:
                     self.save()
-                    self._publish(best=False)
-                    raise Interrupted(stop.signal or 15)
-                last = done == steps.max_steps
-                judged: dict[str, float] = {}
-                if done % steps.val_interval == 0 or last:
-                    judged |= self.validate()
-                if self.closed_loop is not None and (done % steps.eval_interval == 0 or last):
-                    judged |= self.evaluate(self.closed_loop)
+                    self.keeper.finish()
+                    raise Interrupted(stopped_by)
+                judged = self._judge(done % steps.val_interval == 0, done % steps.eval_interval == 0)
+                last = self._enough(judged) or done == steps.max_steps
+                if last:
+                    judged |= self._judge("val/loss" not in judged, "eval/success_rate" not in judged)
                 self._save_if_due(judged, last)
+                if last:
+                    break
                 if judged:
-                    self.model.train()
                     self.timer.restart()
+        self.keeper.finish()
         return self.metrics
 
-    def _optimize(self, batches: Iterator[Batch], step: int) -> torch.Tensor:
-        """One optimizer step; returns the gradient's norm before clipping (0-d)."""
+    def _optimize(self, batches: Iterator[Batch], step: int, stop: StopRequest) -> tuple[int, torch.Tensor]:
+        """One optimizer step; returns the signal that asks some rank to stop (or 0) and the gradient's norm (0-d).
+
+        A step whose loss or gradient is not finite is left out, on all ranks alike.
+        """
         settings = self.config.training
         with self.timer.part("data"):
             parts = [next(batches) for _ in range(settings.gradient_accumulation_steps)]
-        valid = int(self.train_data.valid_steps[[i for _, i in self.order.step_samples(step)]].sum())
-        for number, batch in enumerate(parts):
-            if number == len(parts) - 1:
-                self._backward(batch, valid)
-            else:
-                with self.accelerator.no_sync(self.model):  # gradients are exchanged once, with the last part
-                    self._backward(batch, valid)
-        if self.media is not None:
-            self.media.after_backward(self.policy, step + 1)
+        samples = [index for _, index in self.order.step_samples(step)]
+        valid = int(self.train_data.valid_steps[samples].sum())
+        # Gradients are exchanged once, with the last part.
+        terms = [self._backward(batch, valid, self.strategy.accumulating()) for batch in parts[:-1]]
+        terms.append(self._backward(parts[-1], valid, nullcontext()))
+        if self.media is not None and self.media.gradients_due(step + 1):
+            with self.strategy.inspected() as policy:
+                if policy is not None:
+                    self.media.log_gradients(policy, step + 1)
         with self.timer.part("optimizer"):
-            grad_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
-            self.optimizer.step()
+            grad_norm = self.strategy.clip(settings.max_grad_norm)
+            stopped_by, broken = self._agree(stop, terms, grad_norm)
+            if broken:
+                self._leave_out(step, terms, grad_norm)
+            else:
+                self.optimizer.step()
+                self.strategy.stepped(step)
+                self.skipped.taken(step + 1)
+                for each in terms:
+                    self.losses.add(each)
             self.optimizer.zero_grad(set_to_none=True)
-            if self.average is not None:
-                self.average.update(self.policy, step)
-        return grad_norm
+        return stopped_by, grad_norm
 
-    def _backward(self, batch: Batch, valid: int) -> None:
+    def _backward(self, batch: Batch, valid: int, exchange: AbstractContextManager[None]) -> LossTerms:
         """Add this batch's share of the step's gradient. `valid`: the action steps of the whole step, on all ranks."""
-        with self.timer.part("forward"):
-            batch = self._on_device(batch, augment=True)
-            terms: LossTerms = self.model(batch)
-        with self.timer.part("backward"):
-            # The mean over all valid elements of the step. DDP averages over ranks, hence the factor.
-            share = terms.loss * terms.n_valid * self.accelerator.num_processes / valid
-            self.accelerator.backward(share)
-        self.losses.add(terms)
+        with exchange:
+            with self.timer.part("forward"):
+                batch = self._on_device(batch, augment=True)
+                terms: LossTerms = self.model(batch)
+            with self.timer.part("backward"):
+                # The mean over all valid elements of the step. Gradients are means over ranks, hence the factor.
+                share = terms.loss * terms.n_valid * self.accelerator.num_processes / valid
+                self.accelerator.backward(share)
+        return terms
+
+    def _agree(self, stop: StopRequest, terms: Sequence[LossTerms], grad_norm: torch.Tensor) -> tuple[int, bool]:
+        """What one rank knows and all must: (the signal that asks to stop, or 0; whether the step is to be left out).
+
+        This waits for the device, once a step.
+        """
+        wanted = stop.signal or (SIGTERM if self.tracker.stop_requested else 0)
+        broken = not_finite(terms) | (~grad_norm.isfinite()).long()
+        found = self.agreement.largest(torch.stack([self.agreement.tensor(wanted), broken]))
+        return found[0], bool(found[1])
+
+    def _leave_out(self, step: int, terms: Sequence[LossTerms], grad_norm: torch.Tensor) -> None:
+        """Note a step that is not taken. Raises NotFinite, with a checkpoint from before, where there are too many."""
+        rank = self.accelerator.process_index
+        losses = ", ".join(f"{float(t.loss.detach()):g}" for t in terms)
+        samples = places(self.train_data, self.order.rank_samples(rank, step))
+        described = gather_object([f"rank {rank} had the loss {losses} with {samples}"])
+        if self.accelerator.is_main_process:
+            logger.warning(
+                "Step %d is left out, as its loss or gradient is not finite (gradient norm %g): %s.",
+                step + 1,
+                float(grad_norm),
+                ". ".join(described),
+            )
+        if self.skipped.left_out():
+            self.state.step = self.tracker.step = self.skipped.last_taken
+            self.state.samples_seen = self.order.samples_seen(self.state.step)
+            self.save()
+            self.keeper.finish()
+            raise self.skipped.too_many()
 
     # ---- judging -----------------------------------------------------------------------------------------
 
-    @property
-    def judged_policy(self) -> AtlasPolicy:
-        """What is validated, evaluated and saved: the averaged weights where there are some."""
-        return self.average.policy if self.average is not None else self.policy
+    def _judge(self, validate: bool, evaluate: bool) -> dict[str, float]:
+        """Validate and evaluate where it is due; the metrics that gives."""
+        judged: dict[str, float] = {}
+        if validate:
+            judged |= self.validate()
+        if evaluate and self.closed_loop is not None:
+            judged |= self.evaluate(self.closed_loop)
+        return judged
+
+    def _enough(self, judged: dict[str, float]) -> bool:
+        """Whether early stopping ends the run here."""
+        if self.early_stopping is None or not self.early_stopping.enough(judged):
+            return False
+        logger.info("Step %d is the last: %s.", self.state.step, self.early_stopping.reason())
+        return True
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Losses and errors on the validation episodes; each rank takes a share of the samples."""
-        policy = self.judged_policy.eval()
         accelerator, spec = self.accelerator, self.policy.processor.action_spec
         losses = LossMeter(self.policy.loss_names, accelerator.device)
         errors = ActionErrors(spec, sorted(set(self.val_data.instructions())), accelerator.device)
         share = validation_batches(
-            len(self.val_data), self.config.data.batch_size, accelerator.process_index, accelerator.num_processes
+            len(self.val_data), self.config.data.batch_samples, accelerator.process_index, accelerator.num_processes
         )
         watch = self.media.watch(self.state.step) if self.media is not None else None
-        for samples, loaded in zip(share, make_loader(self.val_data, share, num_workers=0), strict=True):
-            batch = self._on_device(loaded)
-            assert batch.actions is not None and batch.action_is_pad is not None
-            with accelerator.autocast():
-                terms, sampled = policy.losses_and_sample(batch)
-            losses.add(terms)
-            errors.add(sampled, batch.actions, batch.action_is_pad, batch.instruction)
+        with self.strategy.judged() as policy:
+            for samples, loaded in zip(share, make_loader(self.val_data, share, num_workers=0), strict=True):
+                batch = self._on_device(loaded)
+                assert batch.actions is not None and batch.action_is_pad is not None
+                with accelerator.autocast():
+                    terms, sampled = policy.losses_and_sample(batch)
+                losses.add(terms)
+                errors.add(sampled, batch.actions, batch.action_is_pad, batch.instruction)
+                if watch is not None:
+                    watch.add(samples, sampled, batch)
+                self._beat("a batch of validation")
+            metrics = losses.read(accelerator, "val") | errors.read(accelerator)
+            self._log(metrics)
             if watch is not None:
-                watch.add(samples, sampled, batch)
-        metrics = losses.read(accelerator, "val") | errors.read(accelerator)
-        self._log(metrics)
-        if watch is not None:
-            watch.finish(policy)
+                watch.finish(policy)
         return metrics
 
     def evaluate(self, closed_loop: ClosedLoop) -> dict[str, float]:
         """Success in closed loop, on the episodes that serve to choose the best checkpoint."""
-        policy = self.judged_policy.eval()
-        step = self.state.step
-        report = closed_loop.run(policy, "selection", self.config.evaluation.episodes, f"step {step}", step)
+        step, episodes = self.state.step, self.config.evaluation.episodes
+        with self.strategy.judged() as policy:
+            report = closed_loop.run(policy, "selection", episodes, f"step {step}", step)
         metrics = report.metrics()
         self._log(metrics)
         return metrics
 
     # ---- saving ------------------------------------------------------------------------------------------
 
-    def save(self) -> Path:
-        """Write a checkpoint of this step; every rank calls it, the main one writes."""
-        states = gather_object([random_state()])
-        self.state.checkpoints += 1
-        self.tracker.flush()
-        self.state.wandb_id, self.state.wandb_row = self.tracker.wandb_id, self.tracker.wandb_row
-        if self.accelerator.is_main_process:
-            self.checkpoints.save(self.judged_policy, self.policy, self.optimizer, self.state, states)
-        self.accelerator.wait_for_everyone()
-        return self.checkpoints.path(self.state.step)
+    def save(self, best: bool = False) -> None:
+        """Begin to write a checkpoint of this step, which goes on in the background; every rank calls it."""
+        self.state.skipped_steps = self.skipped.total
+        if self.early_stopping is not None:
+            self.state.stopping_best, self.state.stopping_since = self.early_stopping.best, self.early_stopping.since
+        self.keeper.save(self.losses.sums, self.metrics, best)
 
     def _save_if_due(self, judged: dict[str, float], last: bool) -> None:
         """Save at the interval, at the end, and when this step is the best so far."""
-        value = judged.get(self.best_metric.name)
-        best = value is not None and self.best_metric.improves(value, self.state.best_value)
+        best = self.keeper.judge(judged)
+        if best or last or self.state.step % self.schedule.save_interval == 0:
+            self.save(best)
         if best:
-            self.state.best_step, self.state.best_value = self.state.step, value
-        due = best or last or self.state.step % self.schedule.save_interval == 0
-        if due:
-            self.save()
-        if best:
-            assert value is not None
-            if self.accelerator.is_main_process:
-                self.checkpoints.mark_best(self.state.step)
-            self._log({"best_model/step": float(self.state.step), "best_model/value": value})
-        if due:
-            self._publish(best)
-
-    def _publish(self, best: bool) -> None:
-        if self.publisher is not None:
-            self.publisher.after_save(self.checkpoints.path(self.state.step), self.state.step, self.metrics, best)
-
-    def _resume(self, checkpoint: Path) -> None:
-        self.state = load_state(checkpoint)
-        self.state.restarts += 1
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        states = load_tensors(checkpoint, self.judged_policy, self.policy, self.optimizer)
-        if self.state.world_size == world:
-            set_random_state(states[rank])
-        elif self.accelerator.is_main_process:
-            logger.warning(
-                "The checkpoint is of %d processes and this run has %d: it goes on at the same sample, but its random "
-                "numbers are other ones, so it is not the same run bit for bit.",
-                self.state.world_size,
-                world,
-            )
-        self.state.world_size = world
+            assert self.state.best_value is not None
+            self._log({"best_model/step": float(self.state.step), "best_model/value": self.state.best_value})
 
     # ---- small parts -------------------------------------------------------------------------------------
 
@@ -288,14 +328,29 @@ class Trainer:
                 batch.images = self.augment(batch.images, batch)
         return batch
 
+    def _memory_explained(self, policy: AtlasPolicy) -> AbstractContextManager[None]:
+        """Within it, OutOfMemory is raised where memory runs out."""
+        return out_of_memory_explained(self.config, len(policy.processor.cameras), self.accelerator.device, self.cost)
+
+    def _utilisation(self, policy: AtlasPolicy) -> Utilisation | None:
+        if self.cost is None:
+            return None
+        # A frozen backbone in bfloat16 computes in it whatever the rest does.
+        low = self.accelerator.mixed_precision == "bf16" or any(p.dtype == torch.bfloat16 for p in policy.parameters())
+        processes, tf32 = self.accelerator.num_processes, self.config.training.tf32
+        return Utilisation.on(self.accelerator.device, processes, self.cost, low, tf32)
+
     def _log_progress(self, rate: float, grad_norm: torch.Tensor) -> None:
         metrics = self.losses.read(self.accelerator, "train") | {
             "train/lr": rate,
             "train/epoch": self.order.epoch_at(self.state.step),
             "train/step": float(self.state.step),
             "train/grad_norm": float(grad_norm),
+            "train/skipped_steps": float(self.skipped.total),
         }
         metrics |= self.timer.read(self.order.samples_a_step)
+        if self.utilisation is not None:
+            metrics |= self.utilisation.metrics(metrics["perf/samples_per_second"])
         if self.accelerator.device.type == "cuda":
             metrics["perf/gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self._log(metrics)
@@ -309,29 +364,5 @@ class Trainer:
         names = {"loss": "train/loss", "samples/s": "perf/samples_per_second", "success": "eval/success_rate"}
         return {short: self.metrics[name] for short, name in names.items() if name in self.metrics}
 
-    def _stopped(self, request: StopRequest, step: int) -> bool:
-        """Whether to stop now. Several ranks must agree, which they do at the steps that are logged."""
-        wanted = request.signal is not None or self.tracker.stop_requested
-        if self.accelerator.num_processes == 1:
-            return wanted
-        if step % self.schedule.log_interval:
-            return False
-        signals = torch.tensor([request.signal or 15 if wanted else 0], device=self.accelerator.device)
-        agreed = int(self.accelerator.gather(signals).max())
-        if agreed:
-            request.signal = agreed
-        return bool(agreed)
-
     def _bar(self):  # type: ignore[no-untyped-def]  # a context manager, as training_bar says
         return training_bar(self.schedule.max_steps, self.state.step, self.accelerator.is_main_process)
-
-
-def choose_best_metric(config: Config, rollouts: bool) -> BestMetric:
-    """The metric that the config names; 'auto' is success where there are rollouts, else the validation loss."""
-    name, mode = config.model_management.best_model_metric, config.model_management.best_model_mode
-    if name == "auto":
-        name = "eval/success_rate" if rollouts else "val/loss"
-    if mode == "auto":
-        rising = any(part in name for part in ("success", "accuracy", "reward"))
-        return BestMetric(name, rising)
-    return BestMetric(name, mode == "max")

@@ -115,6 +115,9 @@ def test_version(atlas: Callable[..., int], capsys: pytest.CaptureFixture[str]) 
         (["train", "--config", "CONFIG", "training.max_steps=many"], ["training.max_steps", "many"]),
         (["train", "--config", "CONFIG", "--gpus", "8"], ["8 GPUs", "no GPU was found"]),
         (["train", "--config", "CONFIG", "--mode", "single", "--gpus", "2", "--cpu"], ["mode", "single", "gpus"]),
+        (["train", "--config", "CONFIG", "--cpu", "--node-rank", "2"], ["--node-rank 2", "--num-nodes"]),
+        (["train", "--config", "CONFIG", "--cpu", "--num-nodes", "2"], ["--num-nodes 2", "--master-addr"]),
+        (["train", "--config", "CONFIG", "--master-port", "80"], ["--master-port", "1024"]),
         (["config", "show", "--config", "CONFIG", "dato.path=x"], ["dato", "data"]),
         (["eval", "--env", "cubes"], ["--checkpoint"]),
         (["data", "record", "--env", "cube", "--episodes", "2", "--out", "x"], ["cubes", "cube"]),
@@ -181,6 +184,16 @@ def test_several_processes_are_prepared_then_launched(
     assert atlas("train", "--config", str(config_file), *flags) == 143
     assert training.calls == ["prepare"]
     assert launched == [(["rank", "my runs/prepared", "--resume", "found/auto"], Plan(2, cpu=True))]
+
+
+def test_under_torchrun_nothing_is_launched_and_the_first_rank_prepares(
+    atlas: Callable[..., int], training: FakeTrain, config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+    assert atlas("train", "--config", str(config_file), "--cpu", "--gpus", "8", "--mode", "multi") == 0
+    assert training.calls == ["prepare", "run"]
 
 
 def test_a_rank_reads_the_prepared_config(atlas: Callable[..., int], training: FakeTrain, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_wrong_requests_say_what_there_is(asked: dict[str, Any], found: int, wor
 
 
 def test_environment_of_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atlas.launch.available_cores", lambda: 12)
+    monkeypatch.setattr("atlas.launch.plan.available_cores", lambda: 12)
     assert Plan(4, cpu=True).environment({}) == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "3"}
     assert Plan(32, cpu=True).environment({})["OMP_NUM_THREADS"] == "1"
     assert Plan(4, cpu=False).environment({"OMP_NUM_THREADS": "7"}) == {}

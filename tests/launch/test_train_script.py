@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FLAGS = """--config --mode --gpus --gpu-ids --cpu --resume --wandb --wandb-project --wandb-entity --wandb-name
+FLAGS = """--config --mode --gpus --gpu-ids --cpu --num-nodes --node-rank --master-addr --master-port --resume --wandb
+    --wandb-project --wandb-entity --wandb-name
     --log --background --debug --help""".split()
 
 # A Python that finds every module when it is in an environment, makes environments with itself in them, and says how

@@ -8,6 +8,7 @@ import torch
 from atlas.config import load_config
 from atlas.errors import InputError
 from atlas.policy.summary import summarize
+from tests.policy.test_alignment import alignment
 from tests.policy.test_policy import SMALL, VISIONS, make_batch, make_policy
 
 BACKBONE = ["model.vision.name=vggt_pretrained", "data.image_size=224"]
@@ -57,6 +58,28 @@ def test_activations_grow_with_the_batch_and_weights_do_not() -> None:
     assert large["weights_and_optimizer"] == small["weights_and_optimizer"]
     assert large["activations"] == pytest.approx(4 * small["activations"])
     assert large["total"] == pytest.approx(large["weights_and_optimizer"] + large["activations"])
+
+
+def test_recomputing_lowers_the_activations_and_leaves_the_models_operations() -> None:
+    plain, recomputed = (
+        summarize(load_config({}, [f"training.activation_checkpointing={on}"])) for on in ("false", "true")
+    )
+
+    assert recomputed["memory_gib"]["activations"] < 0.5 * plain["memory_gib"]["activations"]
+    assert recomputed["training_flops_per_sample"] == plain["training_flops_per_sample"]
+
+
+def test_a_teacher_takes_part_in_training_alone() -> None:
+    student = ["model.vision={name: vggt, stem: conv, embed_dim: 32, depth: 1}", *SMALL]
+    plain, taught = (summarize(load_config({}, [*student, *more])) for more in ([], alignment()))
+
+    assert taught["training_flops_per_sample"] > 1.5 * plain["training_flops_per_sample"]
+    assert taught["parts"] == plain["parts"]
+
+
+def test_memory_is_for_a_batch_of_a_known_size() -> None:
+    with pytest.raises(InputError, match=r"data.batch_size is 'auto'.*give a number"):
+        summarize(load_config({}, ["data.batch_size=auto"]))
 
 
 def test_what_is_kept_for_the_way_back_is_what_autograd_keeps() -> None:

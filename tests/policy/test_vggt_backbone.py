@@ -26,16 +26,14 @@ from tests.conftest import MakeLibero
 from tests.policy.test_policy import SMALL, make_batch, make_processor
 
 WEIGHTS = Path(__file__).parents[1] / "fixtures" / "vggt_parity" / "weights.safetensors"
-SIZES = (
-    "embed_dim: 48, depth: 4, num_heads: 3, img_size: 56, patch_embed_depth: 2, patch_embed_num_heads: 3, "
-    "precision: fp32"
-)
+SIZES = "embed_dim: 48, depth: 4, num_heads: 3, img_size: 56, patch_embed_depth: 2, patch_embed_num_heads: 3"
 SIZE = 56
 
 
 def backbone_config(*changes: str, weights: Path = WEIGHTS) -> list[str]:
     """Overrides for the small published form; `changes` are further keys of model.vision."""
-    keys = ", ".join((f"name: vggt_pretrained, pretrained: {weights}, {SIZES}", *changes))
+    precision = () if any(change.startswith("precision") for change in changes) else ("precision: fp32",)
+    keys = ", ".join((f"name: vggt_pretrained, pretrained: {weights}, {SIZES}", *precision, *changes))
     return [f"model.vision={{{keys}}}", f"data.image_size={SIZE}"]
 
 

@@ -1,9 +1,6 @@
-"""Metrics, schedule, optimizer, averages and checkpoints."""
+"""Metrics, schedule, optimizer and averages."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,24 +8,14 @@ import torch
 from accelerate import Accelerator
 
 from atlas.config import load_config
-from atlas.errors import InputError
 from atlas.training.average import WeightAverage
-from atlas.training.checkpoints import (
-    Checkpoints,
-    TrainingState,
-    find_checkpoint,
-    load_state,
-    load_tensors,
-    random_state,
-    set_random_state,
-)
 from atlas.training.metrics import ActionErrors, LossMeter
 from atlas.training.optimizer import learning_rate, make_optimizer
 from atlas.training.schedule import make_schedule
+from atlas.training.selection import choose_best_metric
 from atlas.training.timing import StepTimer
-from atlas.training.trainer import choose_best_metric
 from atlas.types import ActionSpec, LossTerms
-from tests.policy.test_policy import make_batch, make_policy
+from tests.policy.test_policy import make_policy
 
 SPEC = ActionSpec()
 CPU = torch.device("cpu")
@@ -172,69 +159,3 @@ def test_times_add_up() -> None:
     assert found["timer/data"] <= found["timer/total"] == found["perf/step_seconds"]
     assert found["perf/samples_per_second"] == pytest.approx(10 / found["timer/total"])
     assert found["perf/data_wait_seconds"] == found["timer/data"]
-
-
-# ---- checkpoints -----------------------------------------------------------------------------------------
-
-
-def save(checkpoints: Checkpoints, step: int, value: float = 0.0) -> Path:
-    policy = make_policy()
-    optimizer = make_optimizer(policy, load_config({}).training)
-    policy(make_batch()).loss.backward()
-    optimizer.step()
-    with torch.no_grad():
-        policy.head.pose.bias.fill_(value)
-    return checkpoints.save(policy, policy, optimizer, TrainingState(step, step * 8, 1), [random_state()])
-
-
-def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep_last_n=2)
-    save(checkpoints, 10)
-    checkpoints.mark_best(10)
-    for step in (20, 30, 40):
-        save(checkpoints, step)
-
-    assert checkpoints.steps() == [10, 30, 40]
-    links = {name: (tmp_path / "checkpoints" / name).resolve().name for name in ("latest", "best")}
-    assert links == {"latest": "step_00000040", "best": "step_00000010"}
-    assert not list((tmp_path / "checkpoints").glob(".*"))
-
-
-def test_a_checkpoint_gives_back_weights_optimizer_and_random_numbers(tmp_path: Path) -> None:
-    checkpoint = save(Checkpoints(tmp_path, 2), 10, value=3.5)
-    expected = torch.rand(3), np.random.rand(2)
-    policy = make_policy()
-    optimizer = make_optimizer(policy, load_config({}).training)
-
-    states = load_tensors(checkpoint, policy, policy, optimizer)
-    set_random_state(states[0])
-
-    assert (policy.head.pose.bias == 3.5).all() and load_state(checkpoint).samples_seen == 80
-    assert optimizer.state_dict()["state"][0]["step"] == 1
-    torch.testing.assert_close(torch.rand(3), expected[0])
-    np.testing.assert_array_equal(np.random.rand(2), expected[1])
-
-
-def test_a_checkpoint_is_found_by_its_folder_or_its_run(tmp_path: Path) -> None:
-    checkpoint = save(Checkpoints(tmp_path / "run", 2), 10)
-
-    for path in (checkpoint, tmp_path / "run", tmp_path / "run" / "checkpoints" / "latest"):
-        assert find_checkpoint(path) == checkpoint.resolve()
-    with pytest.raises(InputError, match="no checkpoint to resume from"):
-        find_checkpoint(tmp_path)
-
-
-def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
-    checkpoint = save(Checkpoints(tmp_path, 2), 10)
-    policy = make_policy()
-    optimizer = make_optimizer(policy, load_config({}).training)
-    state = checkpoint / "trainer" / "state.json"
-    state.write_text(json.dumps({"step": 1}))
-    with pytest.raises(InputError, match=r"state\.json is damaged"):
-        load_state(checkpoint)
-
-    (checkpoint / "trainer" / "optimizer.pt").write_bytes(b"half")
-    with pytest.raises(InputError, match=r"optimizer\.pt is damaged"):
-        load_tensors(checkpoint, policy, policy, optimizer)
-    with pytest.raises(InputError, match=r"ema_decay"):
-        load_tensors(checkpoint, WeightAverage(policy, 0.9).policy, policy, optimizer)

@@ -13,7 +13,7 @@ from atlas.errors import InputError
 from atlas.policy.vggt import checkpoint
 from atlas.policy.vggt.blocks import Block, Rotation, grid_rotation, rotation, token_positions
 from atlas.policy.vggt.config import VGGTConfig
-from atlas.policy.vggt.stems import ImageNormalization, build_stem
+from atlas.policy.vggt.stems import Dinov2Stem, ImageNormalization, build_stem
 from atlas.registry.hub import find_weights
 
 
@@ -44,6 +44,13 @@ class VGGTAggregator(nn.Module):
     def _block(self) -> Block:
         c = self.config
         return Block(c.embed_dim, c.num_heads, c.mlp_ratio, c.layer_scale)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks, DINOv2's included, in the order in which they are called."""
+        within = list(self.stem.blocks) if isinstance(self.stem, Dinov2Stem) else []
+        pairs = zip(self.frame_blocks, self.global_blocks, strict=True)
+        return [*within, *(block for pair in pairs for block in pair)]
 
     def forward(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
         """Images [B, S, 3, H, W], float in [0, 1], through the stem and the blocks.

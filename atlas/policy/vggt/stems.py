@@ -95,6 +95,11 @@ class Dinov2Stem(nn.Module):
         # In the checkpoint but never used: with a gradient expected of it, data-parallel training would wait.
         self.model.embeddings.mask_token.requires_grad_(False)
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        layers: nn.ModuleList = self.model.encoder.layer
+        return layers
+
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [M, 3, H, W] -> [M, N, C], row by row."""
         embeddings = self.model.embeddings

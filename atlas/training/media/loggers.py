@@ -58,7 +58,7 @@ class MediaLoggers:
         accelerator: Accelerator,
         tracker: RunTracker,
     ) -> None:
-        media, batch_size = config.logging.media, config.data.batch_size
+        media, batch_size = config.logging.media, config.data.batch_samples
         self._accelerator, self._val_interval = accelerator, schedule.val_interval
         self._intervals = fit_intervals(media, schedule.max_steps)
         self._nothing = Predictions.none(val_data.horizon, dataset.action_spec.dim)
@@ -73,11 +73,14 @@ class MediaLoggers:
         }
         self._made: dict[str, ValidationLogger] = {}
 
-    def after_backward(self, policy: AtlasPolicy, step: int) -> None:
-        """Every rank may call it when a step's gradients are complete, and not clipped yet. step: counted from 1."""
+    def gradients_due(self, step: int) -> bool:
+        """Whether `log_gradients` is due after this step, counted from 1. The same on every rank."""
         interval = self._intervals["gradient_logger"]
-        if self._accelerator.is_main_process and interval and step % interval == 0:
-            self._attempt("gradient_logger", lambda: self._gradients.log(policy, step))
+        return interval > 0 and step % interval == 0
+
+    def log_gradients(self, policy: AtlasPolicy, step: int) -> None:
+        """For the main rank, when a step's gradients are complete, and not clipped yet."""
+        self._attempt("gradient_logger", lambda: self._gradients.log(policy, step))
 
     def watch(self, step: int) -> ValidationWatch | None:
         """What wants to see the validation after `step`; None where nothing is due. The same on every rank."""

@@ -1,0 +1,247 @@
+"""A LeRobot dataset's numbers, turned into Atlas's once and mapped into memory from then on.
+
+They are kept in the cache, in a folder of .npy files that is named after what they were made of. A row of them is a
+frame; episodes follow one another in the dataset's order.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from atlas.data.lerobot.actions import convert, gripper_fits, never_opens
+from atlas.data.lerobot.episodes import Episodes
+from atlas.data.lerobot.features import Features
+from atlas.data.lerobot.info import Info
+from atlas.errors import InputError, first_line
+from atlas.files import write_json
+from atlas.progress import progress_bar
+
+FORMAT = 1  # of the folder; part of its name
+_NOTES = "notes.json"  # written last: what was noticed when the numbers were read
+_SHOWN_FROM_FILES = 50  # below, reading takes no time worth a progress bar
+_OWN = ("timestamp", "episode_index", "frame_index", "task_index")
+_REWARD, _SUCCESS = "next.reward", "next.success"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """All frames of a dataset, mapped into memory: float32, one row a frame."""
+
+    action: np.ndarray  # [frames, A], in the ActionSpec's units
+    proprio: np.ndarray  # [frames, P]
+    timestamp: np.ndarray  # [frames], seconds into the episode
+    reward: np.ndarray | None  # [frames]; None where the dataset has none
+    success: np.ndarray | None  # [frames], 0 or 1, likewise
+    notes: list[str]  # what a user should know of how they were read
+
+
+def open_columns(folder: Path, root: Path, info: Info, features: Features, episodes: Episodes) -> Columns:
+    """The columns in the cache's `folder`, made first where it is not there.
+
+    Raises InputError that names file and column for data files that are missing, damaged, or not what meta says.
+    """
+    if not (folder / _NOTES).is_file():
+        _make(folder, root, info, features, episodes)
+    arrays = {path.stem: np.asarray(np.load(path, mmap_mode="r")) for path in folder.glob("*.npy")}
+    return Columns(
+        action=arrays["action"],
+        proprio=arrays["proprio"],
+        timestamp=arrays["timestamp"],
+        reward=arrays.get("reward"),
+        success=arrays.get("success"),
+        notes=json.loads((folder / _NOTES).read_text(encoding="utf-8")),
+    )
+
+
+def _make(folder: Path, root: Path, info: Info, features: Features, episodes: Episodes) -> None:
+    """Fill the folder under another name and rename it: it is there whole or not at all."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    try:
+        try:
+            partial.mkdir(parents=True)
+            notes = _write(partial, root, info, features, episodes)
+            write_json(partial / _NOTES, notes)
+            partial.rename(folder)
+        except OSError as error:
+            if (folder / _NOTES).is_file():  # of another process, which was first
+                return
+            raise InputError(
+                f"The numbers of {root} cannot be kept in {folder.parent} ({error.strerror}); set ATLAS_CACHE_DIR to a "
+                "folder with room."
+            ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(folder: Path, root: Path, info: Info, features: Features, episodes: Episodes) -> list[str]:
+    """Read all data files, check them against the metadata, and write the columns; returns notes."""
+    frames = int(episodes.length.sum())
+    parts = {"proprio": [f.key for f in features.proprio], "timestamp": ["timestamp"]}
+    parts |= {name: [key] for name, key in (("reward", _REWARD), ("success", _SUCCESS)) if _is_scalar(info, key)}
+    widths = {"proprio": features.proprio_dim}
+    out = {name: _create(folder, name, (frames, widths[name]) if name in widths else (frames,)) for name in parts}
+    source_actions = np.empty((frames, features.action.shape[0]), np.float32)
+    first = np.cumsum(episodes.length) - episodes.length
+    by_file = np.lexsort((episodes.row, episodes.file))
+    bounds = np.searchsorted(episodes.file[by_file], np.arange(len(episodes.files) + 1))
+    title = f"Reading {root.name}" if len(episodes.files) >= _SHOWN_FROM_FILES else None
+    with progress_bar(title, len(episodes.files)) as advance:
+        for number, name in enumerate(episodes.files):
+            here = by_file[bounds[number] : bounds[number + 1]]
+            file = _DataFile(
+                root / name, info, [features.action.key, *(key for keys in parts.values() for key in keys)]
+            )
+            file.check(episodes, here)
+            rows = _runs(first[here], episodes.length[here])
+            source_actions[rows] = file.numbers([features.action.key])
+            for column, keys in parts.items():
+                values = file.numbers(keys)
+                out[column][rows] = values if out[column].ndim == 2 else values[:, 0]
+            advance(1)
+    actions, notes = _convert(source_actions, features, info)
+    _create(folder, "action", actions.shape)[:] = actions
+    for array in out.values():
+        array.flush()
+    return notes
+
+
+def _create(folder: Path, name: str, shape: tuple[int, ...]) -> np.memmap:
+    path = folder / f"{name}.npy"
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and would be the end of the process later
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def _is_scalar(info: Info, key: str) -> bool:
+    return key in info.features and info.features[key].is_vector and info.features[key].shape == (1,)
+
+
+def _runs(starts: np.ndarray, lengths: np.ndarray) -> slice | np.ndarray:
+    """The rows of episodes that begin at `starts`: a slice where they follow one another."""
+    if (starts[1:] == starts[:-1] + lengths[:-1]).all():
+        return slice(int(starts[0]), int(starts[-1] + lengths[-1]))
+    return np.concatenate([np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)])
+
+
+def _convert(values: np.ndarray, features: Features, info: Info) -> tuple[np.ndarray, list[str]]:
+    """Actions in Atlas's units, and what was noticed. Raises InputError where the gripper is not as it should be."""
+    source, notes = features.source, []
+    where = f"{info.path.parents[1]}: the gripper, dimension {source.gripper} of '{features.action.key}',"
+    gripper = values[:, source.gripper]
+    span = f"{where} lies within [{gripper.min():g}, {gripper.max():g}]"
+    if not features.stated and never_opens(values, source):
+        if features.libero is None:
+            raise InputError(
+                f"{span}, and LIBERO's is -1 (open) to 1 (closed). Say what it is: "
+                "data.features.action_spec={gripper_open: 1, gripper_closed: 0}, or the other way round."
+            )
+        source = source.model_copy(update={"gripper_open": 1.0, "gripper_closed": 0.0})
+        notes.append(f"{span}: read as OpenVLA's loader has it, 1 open and 0 closed, and mapped to -1 open, 1 closed.")
+    converted = convert(values, source)
+    if not gripper_fits(converted, features.action_spec):
+        raise InputError(
+            f"{span}, and is taken to be {source.gripper_open:g} (open) to {source.gripper_closed:g} (closed). Say "
+            "what it is in data.features.action_spec: gripper_open and gripper_closed."
+        )
+    return converted, notes
+
+
+class _DataFile:
+    """The numbers of one data file; its images are not read."""
+
+    def __init__(self, path: Path, info: Info, keys: Sequence[str]) -> None:
+        self._path, self._info = path, info
+        try:
+            file = pq.ParquetFile(path)
+            columns = list(dict.fromkeys([*_OWN, *keys]))
+            lacking = [key for key in columns if key not in file.schema_arrow.names]
+            if lacking:
+                raise InputError(f"{path} lacks the column '{lacking[0]}', which {info.path} has.")
+            self._table = file.read(columns=columns)
+        except FileNotFoundError:
+            raise InputError(f"The data file {path} is missing; fetch it again.") from None
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{path} cannot be read as Parquet ({first_line(error)}); fetch it again.") from None
+
+    def check(self, episodes: Episodes, here: np.ndarray) -> None:
+        """Whether the file has the rows of the episodes `here`, by their order in it, and nothing else."""
+        lengths = episodes.length[here]
+        if self._table.num_rows != lengths.sum() or (episodes.row[here] != np.cumsum(lengths) - lengths).any():
+            raise InputError(
+                f"{self._path} has {self._table.num_rows} rows, and the episodes that are in it by the metadata have "
+                f"{lengths.sum()}. Fetch the dataset again."
+            )
+        tasks = episodes.source_task
+        numbers, which = np.unique(self._own("task_index"), return_inverse=True)
+        task = np.array([tasks.get(int(number), -1) for number in numbers])[which]
+        for key, found, expected in (
+            ("episode_index", self._own("episode_index"), np.repeat(episodes.number[here], lengths)),
+            ("frame_index", self._own("frame_index"), np.concatenate([np.arange(n) for n in lengths])),
+            ("task_index", task, np.repeat(episodes.task[here], lengths)),
+        ):
+            wrong = np.flatnonzero(found != expected)
+            if len(wrong):
+                episode = np.repeat(episodes.number[here], lengths)[wrong[0]]
+                raise InputError(
+                    f"{self._path}: '{key}' of row {wrong[0]} is {self._own(key)[wrong[0]]}, which disagrees with what "
+                    f"the metadata says of episode {episode}. Fetch the dataset again."
+                )
+
+    def numbers(self, keys: Sequence[str]) -> np.ndarray:
+        """float32 [rows, D]: columns beside one another, all finite."""
+        return np.concatenate([self._column(key) for key in keys], axis=1)
+
+    def _column(self, key: str) -> np.ndarray:
+        """float32 [rows, D], of numbers or of lists of D numbers."""
+        width = math.prod(self._info.features[key].shape) if key in self._info.features else 1
+        values, found = _flat(self._table.column(key)), f"of type {self._table.column(key).type}"
+        if values is None or len(values) != self._table.num_rows * width:
+            raise InputError(
+                f"{self._path}: '{key}' is {found}, and by {self._info.path} it has {width} numbers a row and no nulls."
+            )
+        with np.errstate(over="ignore"):
+            numbers = values.astype(np.float32).reshape(-1, width)
+        bad = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
+        if len(bad):
+            raise InputError(
+                f"{self._path}: '{key}' holds values that are not finite, in {len(bad)} rows; the first is row "
+                f"{bad[0]}. Mend the dataset, or leave the episode out."
+            )
+        return numbers
+
+    def _own(self, key: str) -> np.ndarray:
+        values = _flat(self._table.column(key))
+        if values is None or len(values) != self._table.num_rows:
+            raise InputError(
+                f"{self._path}: '{key}' is of type {self._table.column(key).type}, expected a number a row."
+            )
+        return values
+
+
+def _flat(column: pa.ChunkedArray) -> np.ndarray | None:
+    """All numbers of a column of numbers or of lists of as many each; None where there are nulls, or other things."""
+    parts = []
+    for chunk in column.chunks:
+        uneven = False
+        if pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type):
+            uneven = len(np.unique(np.diff(chunk.offsets.to_numpy()))) > 1
+        values = chunk.flatten() if pa.types.is_nested(chunk.type) and not pa.types.is_struct(chunk.type) else chunk
+        kind = values.type
+        number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+        if uneven or not number or chunk.null_count or values.null_count:
+            return None
+        parts.append(values.to_numpy(zero_copy_only=False))
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)

@@ -1,0 +1,222 @@
+"""Reads LeRobot datasets of the versions 3.0, 2.1 and 2.0, with images in videos or in Parquet files."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atlas.config.data import FeaturesConfig
+from atlas.data.lerobot.columns import FORMAT, Columns, open_columns
+from atlas.data.lerobot.episodes import missing_files, read_episodes
+from atlas.data.lerobot.features import find_features, report
+from atlas.data.lerobot.images import ParquetImages
+from atlas.data.lerobot.info import INFO, read_info
+from atlas.data.lerobot.whole import check_whole
+from atlas.data.noops import without_noops
+from atlas.data.orientation import Orientation, turn_upright
+from atlas.data.video import video_reader
+from atlas.errors import InputError
+from atlas.files import write_text
+from atlas.registry.cache import cache_root
+
+logger = logging.getLogger(__name__)
+
+_CHECKED = "checked"  # a file in the cache: the dataset's files were found whole
+
+
+def is_lerobot(path: Path) -> bool:
+    """Whether a folder holds, or should hold, a LeRobot dataset."""
+    return (path / INFO).is_file() or (path / "meta").is_dir() or any((path / "data").glob("chunk-*"))
+
+
+class LeRobotDataset:
+    """Episodes of a LeRobot dataset, in the order of their numbers.
+
+    At the start only metadata is read, and it is seen to that all files are there. Actions, proprio and times are
+    turned into Atlas's once, when they are first needed, and mapped into memory from the cache. A camera's images are
+    read when they are asked for, and no others.
+
+    Raises InputError that names file and key for a dataset that is incomplete, damaged, or not what it says.
+    """
+
+    environment: str | None = None  # its worlds have no adapter
+
+    def __init__(
+        self,
+        path: Path,
+        orientation: Orientation | None = None,
+        drop_noops: bool = False,
+        features: FeaturesConfig | None = None,
+        cameras: Sequence[str] | None = None,
+    ) -> None:
+        """features, cameras: as `find_features` takes them; of other cameras, no file needs to be there."""
+        self.path = path
+        self._info = read_info(path)
+        self._features = find_features(self._info, features, orientation, cameras)
+        report(self._info, self._features, orientation)
+        self._source = read_episodes(path, self._info, self._features.video_keys)
+        self.format = f"lerobot-{self._info.version}"
+        self.fps = self._info.fps
+        self.tasks = self._source.tasks
+        self.task_of = self._source.task
+        self.cameras = list(self._features.cameras)
+        self.action_spec = self._features.action_spec
+        self.orientation = self._features.orientation
+        self.proprio_dim = self._features.proprio_dim
+        self._images = ParquetImages()
+        self._copied = False
+        missing = missing_files(path, self._source.all_files())
+        if missing:
+            raise InputError(
+                f"{path} lacks {len(missing)} of its files, such as {missing[0]}. Fetch the dataset again."
+            )
+        self.lengths = self._source.length
+        self._first = np.cumsum(self._source.length) - self._source.length  # row in the columns
+        self._kept = [self._moving(i) for i in range(len(self))] if drop_noops else None
+        if self._kept is not None:
+            self.lengths = np.array([len(kept) for kept in self._kept], np.int64)
+
+    def __len__(self) -> int:
+        return len(self._source.length)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {key: value for key, value in self.__dict__.items() if key != "columns"}
+        return state | {"_copied": True}
+
+    @cached_property
+    def columns(self) -> Columns:
+        """The numbers of all frames, mapped into memory, episode after episode; no-ops are among them.
+
+        Raises InputError where the data files are damaged, or not what the metadata says.
+        """
+        columns = open_columns(self._cache / "columns", self.path, self._info, self._features, self._source)
+        if not self._copied:  # a data worker's copy has nothing new to say
+            for note in columns.notes:
+                logger.warning("%s", note)
+        return columns
+
+    def episode(self, index: int) -> LeRobotEpisode:
+        return LeRobotEpisode(self, index)
+
+    def image_size(self, camera: str) -> tuple[int, int]:
+        return self._features.cameras[camera].image_size
+
+    def fingerprint(self) -> str:
+        """Changes with the files' names, sizes, times of change, and how they are read."""
+        kept = int(self.lengths.sum())
+        return _digest(self._files_digest, self.orientation, kept, self.tasks, self._reading, self.cameras)
+
+    def check_files(self) -> None:
+        """See whether every file is whole, without reading what is in it; once for a state of the dataset.
+
+        Raises InputError that names those that are not.
+        """
+        marker = self._cache / _CHECKED
+        if not marker.is_file():
+            check_whole(self.path, self._source.all_files())
+            write_text(marker, "")
+
+    def rows(self, index: int) -> slice | np.ndarray:
+        """An episode's rows in `columns`."""
+        first = int(self._first[index])
+        if self._kept is None:
+            return slice(first, first + int(self.lengths[index]))
+        return first + self._kept[index]
+
+    def images(self, index: int, camera: str, frames: Sequence[int]) -> np.ndarray:
+        """uint8 [n, H, W, 3], upright: some frames of an episode."""
+        feature = self._features.cameras[camera]
+        # The frames as the dataset counts them, no-ops included.
+        stored = np.asarray(frames, np.int64) if self._kept is None else self._kept[index][np.asarray(frames, np.int64)]
+        assert len(stored) and stored.min() >= 0 and stored.max() < self._source.length[index]
+        if feature.dtype == "video":
+            places = self._source.videos[feature.key]
+            path = self.path / places.files[places.file[index]]
+            times = self.columns.timestamp[self._first[index] + stored].astype(np.float64)
+            images = video_reader().frames(path, places.start[index] + times)
+        else:
+            path = self.path / self._source.files[self._source.file[index]]
+            images = self._images.read(path, feature.key, (self._source.row[index] + stored).tolist())
+        if images.shape[1:] != (*feature.image_size, 3):
+            raise InputError(
+                f"{path}: the images '{feature.key}' are {images.shape[1]} x {images.shape[2]} pixels high and wide, "
+                f"and by {self._info.path} they are {feature.image_size[0]} x {feature.image_size[1]}."
+            )
+        return turn_upright(images, self.orientation)
+
+    def _moving(self, index: int) -> np.ndarray:
+        """An episode's frames without the no-ops."""
+        first = int(self._first[index])
+        kept = without_noops(self.columns.action[first : first + self._source.length[index]], self.action_spec)
+        if not len(kept):
+            raise InputError(
+                f"{self.path}: episode {self._source.number[index]} has no frame whose action does something; leave it "
+                "out, or drop_noops."
+            )
+        return kept
+
+    @property
+    def _reading(self) -> str:
+        """How the numbers are read, as text: what else the columns depend on."""
+        features = self._features
+        keys = [feature.key for feature in features.proprio]
+        return repr((FORMAT, features.source, features.action.key, keys, features.libero, features.stated))
+
+    @cached_property
+    def _files_digest(self) -> str:
+        digest = hashlib.sha256()
+        meta = sorted(str(file.relative_to(self.path)) for file in (self.path / "meta").rglob("*") if file.is_file())
+        for name in [*meta, *self._source.all_files()]:
+            stat = (self.path / name).stat()
+            digest.update(repr((name, stat.st_size, stat.st_mtime_ns)).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def _cache(self) -> Path:
+        """The folder for what is made of this state of the dataset."""
+        return cache_root() / "lerobot" / _digest(self._files_digest, self._reading)
+
+
+class LeRobotEpisode:
+    """One episode; each part is read when it is first asked for."""
+
+    sim_states = init_state = model_xml = None  # the format has none
+
+    def __init__(self, dataset: LeRobotDataset, index: int) -> None:
+        self._dataset, self._index = dataset, index
+        self.instruction = dataset.tasks[dataset.task_of[index]]
+
+    def __len__(self) -> int:
+        return int(self._dataset.lengths[self._index])
+
+    @property
+    def actions(self) -> np.ndarray:
+        return self._dataset.columns.action[self._dataset.rows(self._index)]
+
+    @property
+    def proprio(self) -> np.ndarray:
+        return self._dataset.columns.proprio[self._dataset.rows(self._index)]
+
+    @property
+    def rewards(self) -> np.ndarray | None:
+        rewards = self._dataset.columns.reward
+        return None if rewards is None else rewards[self._dataset.rows(self._index)]
+
+    @property
+    def success(self) -> bool | None:
+        success = self._dataset.columns.success
+        return None if success is None else bool(success[self._dataset.rows(self._index)].any())
+
+    def images(self, camera: str, frames: Sequence[int]) -> np.ndarray:
+        """uint8 [n, H, W, 3], upright."""
+        return self._dataset.images(self._index, camera, frames)
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,218 @@
+"""Which of a LeRobot dataset's features are Atlas's cameras, proprio and actions, and what their numbers mean."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from atlas.config.data import FeaturesConfig, SourceActionsConfig
+from atlas.data.lerobot.actions import action_spec, describe
+from atlas.data.lerobot.info import Feature, Info
+from atlas.data.orientation import Orientation
+from atlas.errors import InputError, did_you_mean
+from atlas.types import ActionSpec
+
+logger = logging.getLogger(__name__)
+
+_CAMERA_PREFIX = "observation.images."
+_LIBERO_HZ = 20.0  # one row is one step of LIBERO's world, whatever fps a conversion is labelled with
+_JOINTS = re.compile(r"joint|motor_|waist|shoulder|elbow|forearm|wrist|qpos", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Libero:
+    """The names in a published conversion of LIBERO."""
+
+    sets: str
+    cameras: Mapping[str, str]
+    proprio: str = "observation.state"
+    action: str = "action"
+    # They came through RLDS, for which the raw, upside-down images were rotated by 180 degrees.
+    orientation: Orientation = "mirrored"
+
+
+_WORLD, _WRIST = "agentview", "eye_in_hand"
+_IMAGES = _CAMERA_PREFIX + "image"
+LIBERO_SETS = (
+    Libero("lerobot/libero and HuggingFaceVLA/libero", {_WORLD: _IMAGES, _WRIST: _IMAGES + "2"}),
+    Libero("lerobot/libero_…_image", {_WORLD: _IMAGES, _WRIST: _CAMERA_PREFIX + "wrist_image"}),
+    Libero("physical-intelligence/libero", {_WORLD: "image", _WRIST: "wrist_image"}, "state", "actions"),
+)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is read of a dataset, and how."""
+
+    cameras: Mapping[str, Feature]  # by Atlas's names, in order
+    proprio: tuple[Feature, ...]
+    action: Feature
+    source: SourceActionsConfig
+    action_spec: ActionSpec
+    orientation: Orientation
+    libero: str | None  # which conversion of LIBERO it is
+    stated: bool  # whether the config says what the actions mean
+
+    @property
+    def proprio_dim(self) -> int:
+        return sum(feature.shape[0] for feature in self.proprio)
+
+    @property
+    def video_keys(self) -> list[str]:
+        return [feature.key for feature in self.cameras.values() if feature.dtype == "video"]
+
+
+def find_features(
+    info: Info,
+    config: FeaturesConfig | None = None,
+    orientation: Orientation | None = None,
+    cameras: Sequence[str] | None = None,
+) -> Features:
+    """Settle what is read: by the config, else by the names of a known conversion of LIBERO, else by LeRobot's names.
+
+    cameras: those that are wanted, None for all. Raises InputError that names the key and the feature.
+    """
+    config = config or FeaturesConfig()
+    libero = _known(info)
+    keys = config.cameras or (libero.cameras if libero else _cameras_by_name(info))
+    found = {name: _camera(info, name, key) for name, key in keys.items()}
+    unknown = [name for name in cameras or [] if name not in found]
+    if unknown:
+        raise InputError(f"data.cameras names {unknown}, and {info.path.parents[1]} has the cameras {list(found)}.")
+    default_proprio = libero.proprio if libero else _first(info, ("observation.state", "state"), "proprio")
+    proprio = config.proprio or default_proprio
+    action = _vector(
+        info, config.action or (libero.action if libero else _first(info, ("action", "actions"), "action")), "action"
+    )
+    source = config.action_spec or SourceActionsConfig(control_hz=_LIBERO_HZ if libero else None)
+    if config.action_spec is not None:
+        _check_fits(info, action, source)
+    elif libero is None:
+        _check_assumed(info, action)
+    return Features(
+        cameras={name: feature for name, feature in found.items() if cameras is None or name in cameras},
+        proprio=tuple(_vector(info, key, "proprio") for key in ([proprio] if isinstance(proprio, str) else proprio)),
+        action=action,
+        source=source,
+        action_spec=action_spec(source, info.fps),
+        orientation=orientation or (libero.orientation if libero else "upright"),
+        libero=libero.sets if libero else None,
+        stated=config.action_spec is not None,
+    )
+
+
+def _known(info: Info) -> Libero | None:
+    """The conversion of LIBERO whose cameras, state and actions the dataset has, and no other camera."""
+    cameras = {key for key, feature in info.features.items() if feature.is_camera}
+    for libero in LIBERO_SETS:
+        widths = [info.features[key].shape for key in (libero.proprio, libero.action) if key in info.features]
+        if cameras == set(libero.cameras.values()) and widths == [(8,), (7,)]:
+            return libero
+    return None
+
+
+def _cameras_by_name(info: Info) -> dict[str, str]:
+    """All cameras, called by what follows `observation.images.` in their keys."""
+    keys = [key for key, feature in info.features.items() if feature.is_camera]
+    if not keys:
+        raise InputError(f"{info.path}: none of the features is a video or image with 3 channels.")
+    return {key.removeprefix(_CAMERA_PREFIX): key for key in keys}
+
+
+def _camera(info: Info, name: str, key: str) -> Feature:
+    setting = f"data.features.cameras.{name}"
+    feature = _feature(info, key, setting, [k for k, f in info.features.items() if f.is_camera])
+    if not feature.is_camera:
+        raise InputError(
+            f"{setting}: '{key}' is a {feature.dtype} of shape {list(feature.shape)} in {info.path}, expected a video "
+            "or image with 3 channels."
+        )
+    return feature
+
+
+def _vector(info: Info, key: str, setting: str) -> Feature:
+    setting = f"data.features.{setting}"
+    feature = _feature(info, key, setting, _vectors(info))
+    if not feature.is_vector:
+        raise InputError(
+            f"{setting}: '{key}' is a {feature.dtype} of shape {list(feature.shape)} in {info.path}, expected numbers "
+            "of one dimension."
+        )
+    return feature
+
+
+def _feature(info: Info, key: str, setting: str, candidates: Sequence[str]) -> Feature:
+    if key not in info.features:
+        raise InputError(
+            f"{setting}: {info.path} has no feature '{key}'.{did_you_mean(key, candidates)} It has {list(candidates)}."
+        )
+    return info.features[key]
+
+
+def _first(info: Info, names: Sequence[str], setting: str) -> str:
+    found = next((name for name in names if name in info.features), None)
+    if found is None:
+        raise InputError(
+            f"{info.path} has no feature '{names[0]}'. Name the one that is meant in data.features.{setting}; it has "
+            f"{_vectors(info)}."
+        )
+    return found
+
+
+def _vectors(info: Info) -> list[str]:
+    always = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+    return [key for key, feature in info.features.items() if feature.is_vector and key not in always]
+
+
+def _check_fits(info: Info, action: Feature, source: SourceActionsConfig) -> None:
+    needed = max(source.position[1], source.rotation[1], source.gripper + 1)
+    if needed > action.shape[0]:
+        raise InputError(
+            f"data.features.action_spec uses {needed} dimensions, and '{action.key}' in {info.path} has "
+            f"{action.shape[0]}{_named(action)}."
+        )
+
+
+def _check_assumed(info: Info, action: Feature) -> None:
+    """Where nothing says what the actions are, they may be LIBERO's; refuse those that cannot."""
+    width, libero = action.shape[0], ActionSpec().dim
+    if width != libero:
+        why = f"'{action.key}' has {width} numbers{_named(action)}, and LIBERO's actions have {libero}"
+    elif any(_JOINTS.search(name) for name in action.names):
+        why = f"'{action.key}' seems to be of joints{_named(action)}, and not of an end effector"
+    else:
+        return
+    raise InputError(
+        f"{info.path}: {why}. Say which numbers are what in data.features.action_spec, such as "
+        "{position: [0, 3], rotation: [3, 6], gripper: 6, delta: true, position_unit_m: 1.0}."
+    )
+
+
+def _named(action: Feature) -> str:
+    return f" ({', '.join(action.names)})" if action.names else ""
+
+
+def report(info: Info, features: Features, orientation: Orientation | None) -> None:
+    """Say in the log what was settled, and warn of what was assumed. orientation: the one that was asked for."""
+    cameras = ", ".join(f"{name} = {feature.key}" for name, feature in features.cameras.items())
+    proprio = ", ".join(feature.key for feature in features.proprio)
+    logger.info(
+        "%s: LeRobot %s%s; cameras %s, stored %s; proprio = %s; actions = %s: %s.",
+        info.path.parents[1],
+        info.version,
+        f", names of {features.libero}" if features.libero else "",
+        cameras,
+        features.orientation,
+        proprio,
+        features.action.key,
+        describe(features.source, info.fps),
+    )
+    assumed = []
+    if not features.stated and features.libero is None:
+        assumed.append("its actions are taken for LIBERO's; data.features.action_spec says what they are")
+    if orientation is None and features.libero is None:
+        assumed.append("its images are taken to be stored upright; data.orientation says how they are")
+    if assumed:
+        logger.warning("%s is not a dataset that Atlas knows: %s.", info.path.parents[1], "; ".join(assumed))

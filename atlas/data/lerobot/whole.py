@@ -1,0 +1,65 @@
+"""Whether files are whole, by their ends and lengths: what a download that was cut off leaves is found early."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from atlas.errors import InputError
+
+_PARQUET = b"PAR1"
+_NAMED = 3  # of the damaged files, in the message
+
+
+def check_whole(root: Path, files: Sequence[str]) -> None:
+    """Look at the outline of Parquet files and MP4 videos. Raises InputError that names those that are damaged."""
+    damaged = [f"{name} ({why})" for name in files if (why := _fault(root / name)) is not None]
+    if damaged:
+        more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
+        raise InputError(
+            f"{root}: {', '.join(damaged[:_NAMED])}{more} of its {len(files)} files cannot be used. Fetch them again, "
+            "or leave their episodes out."
+        )
+
+
+def _fault(path: Path) -> str | None:
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            look = _LOOKS.get(path.suffix)
+            return look(file.fileno(), size) if look is not None else None
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _parquet_fault(descriptor: int, size: int) -> str | None:
+    if size < 12 or os.pread(descriptor, 4, 0) != _PARQUET:
+        return "is no Parquet file"
+    end = os.pread(descriptor, 8, size - 8)
+    if end[4:] != _PARQUET or int.from_bytes(end[:4], "little") > size - 12:
+        return "is truncated"
+    return None
+
+
+def _mp4_fault(descriptor: int, size: int) -> str | None:
+    """An MP4 file is a row of boxes, each with its length before it; `moov` says where the frames are."""
+    kinds: set[bytes] = set()
+    position = 0
+    while position < size:
+        head = os.pread(descriptor, 16, position)
+        length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        elif length == 0:  # the last one: to the end
+            length = size - position
+        if length < 8 or not kind.isalnum():
+            return "is no MP4 file" if not kinds else "is damaged"
+        kinds.add(kind)
+        position += length
+    if position > size:
+        return "is truncated"
+    return None if b"moov" in kinds and b"mdat" in kinds else "is truncated" if kinds else "is empty"
+
+
+_LOOKS = {".parquet": _parquet_fault, ".mp4": _mp4_fault}

@@ -1,0 +1,247 @@
+"""Frames of video files by their exact time: torchcodec where it loads, else PyAV."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from atlas.errors import InputError, first_line
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE_S = 1e-4  # how far a frame's time may lie from the one asked for
+OPEN_DECODERS = 32  # a process
+
+
+class _Decoder(Protocol):
+    """An open video file."""
+
+    def read(self, times: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [n, H, W, 3] and float64 [n], the frames nearest to ascending times in seconds, and their times."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class VideoReader:
+    """Decodes the frames that are asked for and no others; the last used decoders stay open, in each process its own.
+
+    A process that was forked never touches the decoders it inherits, whose threads it does not have.
+    """
+
+    def __init__(self, bound: int = OPEN_DECODERS, open_decoder: Callable[[Path], _Decoder] | None = None) -> None:
+        """bound: how many decoders stay open. open_decoder: of this library, None for the one that is chosen."""
+        self._bound, self._open = bound, open_decoder
+        self._inherited: list[OrderedDict[Path, _Decoder]] = []  # kept, since taking them down may wait for threads
+        self._start()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_bound": self._bound, "_open": self._open, "_inherited": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def frames(self, path: Path, times: Sequence[float] | np.ndarray, tolerance: float = TOLERANCE_S) -> np.ndarray:
+        """uint8 [n, H, W, 3], RGB: the frames of a file at some times in seconds, in that order, in one pass.
+
+        Raises InputError where the file is missing or damaged, or has no frame within `tolerance` of a time.
+        """
+        if self._process != os.getpid():
+            self._inherited.append(self._decoders)
+            self._start()
+        wanted, place = np.unique(np.asarray(times, np.float64), return_inverse=True)
+        with self._lock:  # decoders are not for several threads at once
+            images, found = self._decoder(path).read(wanted.tolist())
+        late = np.abs(found - wanted) - _rounding(wanted)
+        if (late > tolerance).any():
+            worst = int(late.argmax())
+            raise InputError(
+                f"{path} has no frame at {wanted[worst]:.4f} s: the nearest is at {found[worst]:.4f} s, and at most "
+                f"{tolerance:g} s are allowed. Frames are missing, or its frame rate is another one than the dataset's."
+            )
+        return images[place.reshape(-1)]
+
+    @property
+    def open_files(self) -> list[Path]:
+        """The files whose decoders are open in this process, the last used one at the end."""
+        return list(self._decoders) if self._process == os.getpid() else []
+
+    def close(self) -> None:
+        """Close this process's decoders; they open again when needed."""
+        if self._process == os.getpid():
+            with self._lock:
+                while self._decoders:
+                    self._decoders.popitem()[1].close()
+
+    def _start(self) -> None:
+        self._decoders: OrderedDict[Path, _Decoder] = OrderedDict()
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def _decoder(self, path: Path) -> _Decoder:
+        if path not in self._decoders:
+            if not path.is_file():
+                raise InputError(f"The video {path} is missing; fetch it again.")
+            self._decoders[path] = (self._open or chosen_decoder())(path)
+            if len(self._decoders) > self._bound:
+                self._decoders.popitem(last=False)[1].close()
+        self._decoders.move_to_end(path)
+        return self._decoders[path]
+
+
+@functools.cache
+def video_reader() -> VideoReader:
+    """The reader that all datasets of a process share."""
+    return VideoReader()
+
+
+@functools.cache
+def chosen_decoder() -> Callable[[Path], _Decoder]:
+    """The library that decodes, chosen once in a process, and said in the log."""
+    try:
+        import torchcodec.decoders  # noqa: F401
+    except Exception as error:  # it loads FFmpeg's libraries, and fails in as many ways as they can be missing
+        why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"does not load ({first_line(error)})"
+        logger.info("Videos are decoded by PyAV; torchcodec %s.", why)
+        return PyAVDecoder
+    logger.info("Videos are decoded by torchcodec.")
+    return TorchcodecDecoder
+
+
+class TorchcodecDecoder:
+    """A video file, by torchcodec."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # Approximate: a frame is found by the rate and its number, without reading the whole file at first.
+        self._exact = False
+        self._decoder = self._opened("approximate")
+
+    def read(self, times: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        """As of `_Decoder`."""
+        with _readable(self._path):
+            if not self._exact:
+                indices = [min(max(0, round(time * self._fps)), self._count - 1) for time in times]
+                batch = self._decoder.get_frames_at(indices)
+                found = batch.pts_seconds.numpy()
+                if (np.abs(found - times) < 0.5 / self._fps).all():
+                    return batch.data.numpy(), found
+                logger.debug("%s: the frames are not evenly spaced; its index is read.", self._path)
+                self._exact, self._decoder = True, self._opened("exact")
+            first, end = self._decoder.metadata.begin_stream_seconds, self._decoder.metadata.end_stream_seconds
+            # A frame is shown from its time on: a little later it is that one, whatever the rounding.
+            shown = np.asarray(times) + TOLERANCE_S + _rounding(np.asarray(times))
+            shown = np.clip(shown, first, np.nextafter(end, first))
+            batch = self._decoder.get_frames_played_at(shown.tolist())
+            return batch.data.numpy(), batch.pts_seconds.numpy()
+
+    def close(self) -> None:
+        """Drop the decoder, which closes the file."""
+        del self._decoder
+
+    def _opened(self, seek_mode: str) -> Any:
+        from torchcodec.decoders import VideoDecoder
+
+        with _readable(self._path):
+            decoder = VideoDecoder(
+                str(self._path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode=seek_mode
+            )  # data workers are the parallelism
+            self._fps, self._count = decoder.metadata.average_fps, decoder.metadata.num_frames
+            if not self._fps or not self._count:
+                raise InputError(
+                    f"{self._path} does not say its frame rate and number of frames; it is no usable video."
+                )
+            return decoder
+
+
+class PyAVDecoder:
+    """A video file, by PyAV."""
+
+    def __init__(self, path: Path) -> None:
+        import av
+
+        self._path = path
+        with _readable(path):
+            self._container = av.open(str(path))
+            if not self._container.streams.video:
+                raise InputError(f"{path} holds no video.")
+            self._stream: Any = self._container.streams.video[0]
+            self._stream.codec_context.thread_count = 1  # data workers are the parallelism
+            # From the file's own index, without reading its frames.
+            self._keys = sorted(entry.timestamp for entry in self._stream.index_entries if entry.is_keyframe)
+        self._frames: Iterator[Any] | None = None
+        self._last: Any = None  # the frame decoded last
+
+    def read(self, times: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        """As of `_Decoder`."""
+        with _readable(self._path):
+            frames = [self._nearest(time) for time in times]
+            images = [frame.to_ndarray(format="rgb24") for frame in frames]
+            return np.stack(images), np.array([self._time(frame) for frame in frames])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._frames = self._last = None
+        self._container.close()
+
+    def _nearest(self, time: float) -> Any:
+        """The frame nearest to a time: decoded from the last keyframe before it, or from where decoding is."""
+        target = round(time / self._stream.time_base)
+        if self._last is None or target < self._last.pts or self._key_between(self._last.pts, target):
+            self._seek(target)
+        before = self._last
+        while self._last is None or self._last.pts < target:
+            frame = next(self._frames, None) if self._frames is not None else None
+            if frame is None:
+                break
+            before, self._last = self._last, frame
+        found = [frame for frame in (before, self._last) if frame is not None]
+        if not found:
+            raise InputError(f"{self._path} has no frame at {time:.4f} s.")
+        return min(found, key=lambda frame: abs(frame.pts - target))
+
+    def _seek(self, target: int) -> None:
+        for start in (max(target, 0), 0):  # some files' keyframes are shown later than their place says
+            self._container.seek(start, stream=self._stream, backward=True)
+            self._frames = self._container.decode(self._stream)
+            self._last = next(self._frames, None)
+            if self._last is not None and self._last.pts <= target:
+                return
+
+    def _key_between(self, position: int, target: int) -> bool:
+        """Whether a keyframe lies beyond `position` and not beyond `target`: then it is shorter to start there."""
+        return not self._keys or bisect_right(self._keys, target) > bisect_right(self._keys, position)
+
+    def _time(self, frame: Any) -> float:
+        return float(frame.pts * self._stream.time_base)
+
+
+def _rounding(times: np.ndarray) -> np.ndarray:
+    """How far times may be off because datasets keep them as float32, whose steps grow with the time."""
+    return np.spacing(np.abs(times).astype(np.float32)).astype(np.float64)
+
+
+class _readable:
+    """Turns what a decoder raises for a damaged file into an InputError that names the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, InputError):
+            raise InputError(
+                f"{self._path} cannot be decoded ({first_line(error)}); it may be truncated. Fetch it again."
+            ) from error

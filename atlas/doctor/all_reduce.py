@@ -1,0 +1,57 @@
+"""One of several processes that add up their numbers: `torchrun … -m atlas.doctor.all_reduce FILE BACKEND`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from atlas.doctor.child import answer
+
+_BYTES = {"gloo": 4 * 2**20, "nccl": 256 * 2**20}
+_REPETITIONS = 5
+_TIMEOUT = timedelta(seconds=60)
+
+
+def measure(backend: str) -> dict[str, float]:
+    """Sum numbers over the processes, see that the sum is right, and time it.
+
+    bus_bandwidth: bytes a second over each link, size / time * 2 (n - 1) / n, which does not depend on the number n
+    of processes (as NCCL's own tests have it: https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md).
+    """
+    device = torch.device("cpu")
+    if backend == "nccl":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group(backend, timeout=_TIMEOUT)
+    world = dist.get_world_size()
+    own = torch.full((_BYTES[backend] // 4,), float(dist.get_rank() + 1), device=device)
+    total = own.clone()
+    dist.all_reduce(total)
+    expected = world * (world + 1) / 2
+    if not bool((total == expected).all()):
+        raise RuntimeError(f"the sum is wrong: {total.min().item()} to {total.max().item()} in place of {expected}")
+    times = [_time(own, device) for _ in range(_REPETITIONS)]
+    dist.destroy_process_group()
+    seconds = min(times)
+    size = own.numel() * own.element_size()
+    return {"bytes": size, "seconds": seconds, "bus_bandwidth": size / seconds * 2 * (world - 1) / world}
+
+
+def _time(values: torch.Tensor, device: torch.device) -> float:
+    summed = values.clone()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    dist.all_reduce(summed)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    answer(sys.argv[1], lambda: measure(sys.argv[2]))

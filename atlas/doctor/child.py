@@ -1,0 +1,136 @@
+"""Trying things out in processes of their own: what hangs, crashes or takes its process with it harms nobody else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atlas.errors import InputError
+from atlas.files import write_json
+
+_PACKAGE_ROOT = Path(__file__).parents[2]
+_LONGEST_QUOTE = 400
+_NOISE = ("warn", "deprecat")
+
+
+@dataclass(frozen=True)
+class Tried:
+    """How a process ended. code: None where it took too long; negative where a signal ended it."""
+
+    code: int | None
+    seconds: float  # its limit
+    stderr: str
+    answer: Any = None  # what it has found
+    error: str | None = None  # what it says has gone wrong
+
+    @property
+    def worked(self) -> bool:
+        return self.code == 0 and self.answer is not None
+
+    @property
+    def why(self) -> str:
+        """What went wrong, as the end of a sentence."""
+        if self.code is None:
+            return f"it did not end within {self.seconds:.0f} s"
+        words = self.error or last_words(self.stderr)
+        if self.code < 0:
+            name = signal.Signals(-self.code).name
+            return f"it was killed by {name}" + (f"; its last words: {words}" if words else "")
+        return words or f"it ended with exit code {self.code} and said nothing"
+
+
+def last_words(stderr: str) -> str:
+    """The last line that says something, where errors are, without keys."""
+    from atlas.tracking.redact import redact
+
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    lines = [line for line in lines if any(character.isalnum() for character in line)]  # no rulers
+    telling = [line for line in lines if not any(word in line.lower() for word in _NOISE)] or lines
+    return redact(telling[-1])[:_LONGEST_QUOTE].rstrip(".") if telling else ""
+
+
+def try_module(
+    module: str,
+    arguments: Sequence[str],
+    seconds: float,
+    environment: Mapping[str, str | None] | None = None,
+    launcher: Sequence[str] = (),
+) -> Tried:
+    """Run `python -m [launcher…] module FILE arguments…`, whose main part is `answer(FILE, …)`.
+
+    environment: variables to set, or to remove (None). After `seconds` it is killed, with all that it has started.
+    """
+    with tempfile.TemporaryDirectory(prefix="atlas-doctor-") as folder:
+        answered, stderr = Path(folder) / "answer.json", Path(folder) / "stderr"
+        command = [sys.executable, "-m", *launcher, *(["-m"] if launcher else []), module, str(answered), *arguments]
+        # Into files: a process that outlives its parent would keep pipes open, and reading them would wait for it.
+        with stderr.open("wb") as sink:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                env=_environment(environment or {}),
+                start_new_session=True,
+            )
+            code: int | None = None
+            try:
+                with suppress(subprocess.TimeoutExpired):
+                    code = process.wait(seconds)
+            finally:
+                _end(process)
+        text = stderr.read_text(encoding="utf-8", errors="replace")
+        return Tried(code, seconds, text, **(json.loads(answered.read_text()) if answered.exists() else {}))
+
+
+def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:
+    paths = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    changed = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **changes}
+    return {name: value for name, value in changed.items() if value is not None}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of a process and of those that it has started, in sessions of their own too."""
+    import psutil
+
+    children: Iterable[Any] = []
+    with suppress(psutil.NoSuchProcess):
+        children = psutil.Process(process.pid).children(recursive=True)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    process.wait()
+
+
+def answer(path: str | Path, work: Callable[[], Any]) -> None:
+    """In such a process: do the work and write what it gives, as JSON, or how it fails; then end with 0, or 1.
+
+    Where several processes do the same, the first failure is kept: the others follow from it.
+    """
+    try:
+        found = {"answer": work()}
+    except Exception as error:
+        traceback.print_exc()
+        if not Path(path).exists():
+            write_json(Path(path), {"error": str(error) if isinstance(error, InputError) else _cause(error)})
+        raise SystemExit(1) from None
+    if os.environ.get("RANK", "0") == "0":
+        write_json(Path(path), found)
+
+
+def _cause(error: Exception) -> str:
+    from atlas.tracking.redact import cause
+
+    return cause(error)[:_LONGEST_QUOTE].rstrip(".")

@@ -1,0 +1,72 @@
+"""All checks in turn."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from atlas.doctor.finding import Finding
+from atlas.doctor.gpus import check_gpus, check_torch
+from atlas.doctor.machine import (
+    check_cache,
+    check_cores,
+    check_memory,
+    check_outputs,
+    check_packages,
+    check_platform,
+    check_shared_memory,
+)
+from atlas.doctor.online import check_wandb
+from atlas.doctor.processes import check_nccl, check_processes
+from atlas.doctor.training import check_training
+from atlas.doctor.world import check_rendering
+
+
+@dataclass(frozen=True)
+class Check:
+    """name: as in its findings; does: what is announced for one that takes seconds."""
+
+    name: str
+    look: Callable[[], Finding]
+    does: str | None = None
+
+
+CHECKS = (
+    Check("platform", check_platform),
+    Check("packages", check_packages),
+    Check("gpus", check_gpus),
+    Check("torch", check_torch, "importing torch"),
+    Check("cores", check_cores),
+    Check("memory", check_memory),
+    Check("shared_memory", check_shared_memory),
+    Check("outputs", check_outputs),
+    Check("cache", check_cache),
+    Check("rendering", check_rendering, "drawing a picture of the simulated world"),
+    Check("wandb", check_wandb, "asking wandb"),
+    Check("processes", check_processes, "summing over two processes"),
+    Check("nccl", check_nccl, "summing over the GPUs, where there are several"),
+    Check("training", check_training, "training a tiny job"),
+)
+
+
+def examine(checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
+    """The findings, each as soon as it is there; says on stderr what takes long."""
+    for check in checks:
+        if check.does is not None:
+            print(f"{check.name}: {check.does} ...", file=sys.stderr, flush=True)
+        yield _look(check)
+
+
+def _look(check: Check) -> Finding:
+    try:
+        return check.look()
+    except Exception as error:  # what is broken here may be what the check itself needs
+        said = str(error) if isinstance(error, ImportError) else type(error).__name__
+        seen = f"could not be looked at ({said})"
+        return Finding(check.name, "warning", seen, "Mend what is wrong with the packages first.")
+
+
+def can_train(findings: Sequence[Finding]) -> bool:
+    """Whether nothing is broken that training needs."""
+    return all(finding.status != "problem" for finding in findings)

@@ -1,0 +1,144 @@
+"""The GPUs: what the driver says of them, and whether torch can use them."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from atlas.doctor.child import Tried, try_module
+from atlas.doctor.finding import Finding, gib
+
+_TORCH_SECONDS = 120.0
+_BUSY = 0.2  # of a GPU's memory in use by others
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU as its driver sees it; memory in bytes."""
+
+    name: str
+    memory: int
+    used: int
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What NVIDIA's management library says, without CUDA. error: where it is there and does not work."""
+
+    gpus: Sequence[Gpu] = ()
+    driver: str | None = None
+    cuda: str | None = None  # the newest that the driver can run
+    error: str | None = None
+    files: Sequence[str] = field(default_factory=list)  # /dev/nvidia0, …
+
+
+@functools.cache
+def read_gpus() -> Driver:
+    """Ask the driver; all GPUs of the machine, whether CUDA_VISIBLE_DEVICES shows them or not."""
+    files = sorted(str(path) for path in Path("/dev").glob("nvidia[0-9]*"))
+    try:
+        import pynvml  # type: ignore[import-untyped]
+
+        pynvml.nvmlInit()
+    except Exception as error:  # of a kind of its own, made at run time; or the package is missing
+        return Driver(error=str(error) if files else None, files=files)
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        memory = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
+        gpus = [
+            Gpu(str(pynvml.nvmlDeviceGetName(handle)), int(m.total), int(m.used))
+            for handle, m in zip(handles, memory, strict=True)
+        ]
+        version = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
+        cuda = f"{version // 1000}.{version % 1000 // 10}"
+        return Driver(gpus, str(pynvml.nvmlSystemGetDriverVersion()), cuda, files=files)
+    except pynvml.NVMLError as error:
+        return Driver(error=str(error), files=files)
+    finally:
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+def check_gpus() -> Finding:
+    """Which GPUs there are, their memory and their driver."""
+    return judge_gpus(read_gpus())
+
+
+def judge_gpus(driver: Driver) -> Finding:
+    details = asdict(driver)
+    if driver.error is not None:
+        seen = f"{len(driver.files)} GPUs are there ({', '.join(driver.files)}) and their driver fails: {driver.error}"
+        fix = "Run nvidia-smi; a driver that was updated needs a restart, and a container the NVIDIA container toolkit."
+        return Finding("gpus", "problem", seen, fix, details)
+    if not driver.gpus:
+        return Finding("gpus", "ok", "no NVIDIA GPU; training runs on CPUs", None, details)
+    kinds = [f"{gpu.name}, {gib(gpu.memory)}" for gpu in driver.gpus]
+    counted = "; ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+    seen = f"{counted}; driver {driver.driver}, up to CUDA {driver.cuda}"
+    busy = [i for i, gpu in enumerate(driver.gpus) if gpu.used > _BUSY * gpu.memory]
+    if busy:
+        used = ", ".join(f"GPU {i}: {gib(driver.gpus[i].used)}" for i in busy)
+        fix = "Others may be using them (see nvidia-smi): choose free ones with --gpu-ids."
+        return Finding("gpus", "warning", f"{seen}; memory in use on {used}", fix, details)
+    return Finding("gpus", "ok", seen, None, details)
+
+
+@functools.cache
+def read_torch() -> Tried:
+    """What torch says of itself and of the GPUs that it sees; asked in a process of its own."""
+    return try_module("atlas.doctor.probes", ["torch"], _TORCH_SECONDS)
+
+
+def visible_gpus() -> int:
+    """How many GPUs torch can use here."""
+    tried = read_torch()
+    return len(tried.answer["gpus"]) if tried.worked else 0
+
+
+def check_torch() -> Finding:
+    """torch can be imported, and uses the GPUs that there are."""
+    return judge_torch(read_torch(), read_gpus(), os.environ.get(_VISIBLE))
+
+
+def judge_torch(tried: Tried, driver: Driver, visible: str | None) -> Finding:
+    """visible: the variable CUDA_VISIBLE_DEVICES."""
+    if not tried.worked:
+        fix = "Install torch again, as https://pytorch.org/get-started/locally/ says for this system."
+        return Finding("torch", "problem", f"torch does not work: {tried.why}", fix, {"error": tried.why})
+    found: dict[str, Any] = tried.answer
+    there, seen_by_torch = len(driver.gpus), found["gpus"]
+    build = f"CUDA {found['cuda']}, cuDNN {found['cudnn']}, NCCL {found['nccl']}" if found["cuda"] else "without CUDA"
+    seen = f"{found['torch']}, {build}"
+    if there and not seen_by_torch:
+        if visible is not None:
+            fix = f"{_VISIBLE}='{visible}' hides them; unset it to train on them."
+            return Finding("torch", "warning", f"{seen}; sees none of the {there} GPUs", fix, found)
+        fix = "Install a torch that is built for GPUs: see https://pytorch.org/get-started/locally/."
+        if found["cuda"]:
+            fix = f"The driver runs up to CUDA {driver.cuda}: update it, or install a torch for that CUDA."
+        said = f" ({found['error']})" if found["error"] else ""
+        return Finding("torch", "problem", f"{seen}; sees none of the {there} GPUs{said}", fix, found)
+    unfit = [gpu["name"] for gpu in seen_by_torch if not gpu["supported"]]
+    if unfit:
+        fix = "Install another torch, whose build has code for them."
+        return Finding("torch", "problem", f"{seen}; has no code for {', '.join(unfit)}", fix, found)
+    if seen_by_torch:
+        seen += f"; sees {len(seen_by_torch)} of {there} GPUs" + _peers(found["peers"])
+    return Finding("torch", "ok", seen, None, found)
+
+
+def _peers(peers: Sequence[Sequence[bool]]) -> str:
+    """Which GPUs reach each other's memory directly; '' for one GPU."""
+    pairs = [(i, j) for i in range(len(peers)) for j in range(i + 1, len(peers))]
+    apart = [f"{i} and {j}" for i, j in pairs if not peers[i][j]]
+    if not pairs:
+        return ""
+    if not apart:
+        return ", all of which reach each other's memory directly"
+    return f"; GPUs {', '.join(apart)} do not reach each other's memory directly, which is slower"

@@ -1,0 +1,33 @@
+"""Starting the ranks of a run on one or several machines, and how they end. Imports torch only where it is used."""
+
+from atlas.launch.link import NodeLink, NodeLost
+from atlas.launch.nodes import Nodes, plan_nodes
+from atlas.launch.plan import Plan, count_gpus, plan_processes
+from atlas.launch.rank import (
+    die_with_launcher,
+    launcher_folder,
+    leave_error,
+    leave_exit_code,
+    on_first_rank,
+    started_by_torchrun,
+)
+from atlas.launch.ranks import launch_ranks
+from atlas.launch.story import common_exit_code
+
+__all__ = [
+    "NodeLink",
+    "NodeLost",
+    "Nodes",
+    "Plan",
+    "common_exit_code",
+    "count_gpus",
+    "die_with_launcher",
+    "launch_ranks",
+    "launcher_folder",
+    "leave_error",
+    "leave_exit_code",
+    "on_first_rank",
+    "plan_nodes",
+    "plan_processes",
+    "started_by_torchrun",
+]

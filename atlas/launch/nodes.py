@@ -1,0 +1,130 @@
+"""Which of several machines this is, and where the first one is: by flags or config, else by SLURM's variables."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from atlas.errors import InputError
+
+if TYPE_CHECKING:
+    from atlas.config import DistributedConfig
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The machines of one run. The first one's address takes part in every connection: `master_port` is torch's, the
+    next one the launchers'.
+    """
+
+    number: int  # >= 2
+    rank: int  # of this machine
+    master_addr: str
+    master_port: int
+
+    @property
+    def link_port(self) -> int:
+        return self.master_port + 1
+
+
+def plan_nodes(distributed: DistributedConfig, environment: Mapping[str, str]) -> Nodes | None:
+    """The machines that are to take part, or None where it is this one alone.
+
+    Flags and config win over SLURM's variables. Raises InputError where they cannot work, and where the address or
+    the ports cannot be used.
+    """
+    number = distributed.num_nodes or _slurm_number(environment, "SLURM_STEP_NUM_NODES", "SLURM_NNODES") or 1
+    rank = distributed.node_rank
+    if rank is None and number > 1:
+        rank = _slurm_number(environment, "SLURM_NODEID")
+    rank = rank or 0
+    if rank >= number:
+        right = "0, as there is one machine" if number == 1 else f"0 to {number - 1}, as there are {number} machines"
+        raise InputError(f"--node-rank {rank} (distributed.node_rank) should be {right} (--num-nodes).")
+    if number == 1:
+        if distributed.master_addr is not None:
+            raise InputError(
+                f"--master-addr {distributed.master_addr} (distributed.master_addr) is for several machines, and there "
+                f"is one: add --num-nodes N, or leave it out."
+            )
+        return None
+    if distributed.num_nodes is None:
+        _check_tasks(environment, number)
+    address = distributed.master_addr or _slurm_first_host(environment)
+    if address is None:
+        raise InputError(
+            f"--num-nodes {number} needs the first machine's address: add --master-addr HOST "
+            f"(distributed.master_addr), the same on every machine."
+        )
+    nodes = Nodes(number, rank, address, distributed.master_port)
+    _check_address(nodes)
+    if rank == 0:
+        _check_ports(nodes)
+    return nodes
+
+
+# ---- SLURM -----------------------------------------------------------------------------------------------
+
+
+def _slurm_number(environment: Mapping[str, str], *names: str) -> int | None:
+    """The first of the variables that is there. A step's own come first: it may have fewer machines than the job."""
+    for name in (*names, *(["SLURM_JOB_NUM_NODES"] if "SLURM_NNODES" in names else [])):
+        text = environment.get(name, "")
+        if text.isdigit():
+            return int(text)
+    return None
+
+
+def _slurm_first_host(environment: Mapping[str, str]) -> str | None:
+    hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
+    if not hosts:
+        return None
+    try:
+        done = subprocess.run(
+            ["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise InputError(
+            f"SLURM's scontrol does not say which hosts {hosts} are ({error}); add --master-addr HOST, the first one."
+        ) from None
+    return next(iter(done.stdout.split()), None)
+
+
+def _check_tasks(environment: Mapping[str, str], number: int) -> None:
+    tasks = _slurm_number(environment, "SLURM_STEP_NUM_TASKS")
+    if tasks is not None and tasks > number:
+        raise InputError(
+            f"SLURM has started {tasks} tasks on {number} machines. One on each is enough (srun --ntasks-per-node=1): "
+            f"it starts a process for every GPU itself."
+        )
+
+
+# ---- the address and the ports -----------------------------------------------------------------------------
+
+
+def _check_address(nodes: Nodes) -> None:
+    try:
+        socket.getaddrinfo(nodes.master_addr, nodes.master_port)
+    except OSError as error:
+        raise InputError(
+            f"--master-addr {nodes.master_addr} (distributed.master_addr) cannot be found by this machine "
+            f"({error.strerror or error}); give the first machine's name or address."
+        ) from None
+
+
+def _check_ports(nodes: Nodes) -> None:
+    for port in (nodes.master_port, nodes.link_port):
+        with socket.socket() as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was closed a moment ago is free
+            try:
+                tried.bind(("", port))
+                tried.listen(1)
+            except OSError as error:
+                raise InputError(
+                    f"--master-port {nodes.master_port} (distributed.master_port): port {port} of this machine cannot "
+                    f"be used ({error.strerror}), and it and the one before or after it are needed. Choose another, "
+                    f"the same on every machine."
+                ) from None

@@ -1,0 +1,216 @@
+"""Watches the ranks of one launcher: where one fails, the others end soon; a second signal ends all at once.
+
+torchrun tells the ranks to stop when one has failed, and waits. But they may sit in a collective that never returns, be
+stopped, or take long to close what they log to. This thread gives them a time that depends on what they do, and then
+kills them with everything they have started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import psutil
+
+from atlas.launch.rank import ASK_FOR_STACK
+from atlas.launch.reports import HANG, now, read_codes, read_reports
+from atlas.launch.story import Ending, exit_code, summary
+
+if TYPE_CHECKING:
+    from atlas.launch.link import NodeLink
+
+_LOOK_SECONDS = 0.1
+# After a failure. Together with the time to see it, these stay below the 30 s that torchrun waits.
+_STUCK_SECONDS = 10  # for ranks that have not said that they end: most sit in a collective
+_ENDING_SECONDS = 20  # for those that have: they close their trackers
+_ECHO_SECONDS = 0.3  # a wrapper may pass on a signal that has reached the launcher already
+_SECOND_SECONDS = 1.0  # from the second signal to SIGKILL
+_STACK_SECONDS = 1.0  # from asking for a stack to SIGKILL
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_IN_GOOD_ORDER = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+
+class Overseer:
+    """Runs beside torchrun, from `with` to its end. Must be made in the main thread, as signals are Python's there.
+
+    deaths, ended, stacks: what `Ending` says of them.
+    """
+
+    def __init__(self, folder: Path, processes: int, link: NodeLink | None = None) -> None:
+        """folder: where the ranks leave what they have to say; processes: how many there will be."""
+        self._folder, self._processes, self._link = folder, processes, link
+        self.deaths: dict[int, float] = {}
+        self.ended: dict[int, str] = {}
+        self.stacks: dict[int, str] = {}
+        self.signals = 0  # that asked to stop
+        self._ranks: dict[int, psutil.Process] = {}
+        self._failed_at: float | None = None
+        self._second_at: float | None = None
+        self._last_signal = float("-inf")
+        self._asked_at: float | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="atlas-overseer", daemon=True)
+
+    def __enter__(self) -> Overseer:
+        # The numbers of the signals that arrive, whoever handles them.
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._wakeup_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._over.set()
+        self._thread.join()
+        os.close(self._reading)
+        os.close(self._writing)
+        self._look()  # at how the last ones ended
+        self.stacks |= self._read_stacks()
+
+    def ending(self, codes: dict[int, int], stopped_by: int | None) -> Ending:
+        """How the ranks ended, given the exit codes that torchrun knows and the signal that stopped it."""
+        told, reports = read_codes(self._folder), read_reports(self._folder)
+        # A rank that failed after it had said that all is well is one that failed, and one that was killed while it
+        # ended had failed before.
+        failed = {rank: 2 if report.kind == "input" else 1 for rank, report in reports.items()}
+        codes = {**told, **codes, **failed, **{rank: code for rank, code in told.items() if code}}
+        return Ending(
+            codes,
+            told,
+            reports,
+            self.deaths,
+            self.ended,
+            self.stacks,
+            self._link.cause if self._link is not None else None,
+            stopped_by,
+            self.signals > 1,
+        )
+
+    # ---- the thread --------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while not self._over.is_set():
+            ready, _, _ = select.select([self._reading], [], [], _LOOK_SECONDS)
+            if ready:
+                self._count_signals(os.read(self._reading, 64))
+            self._look()
+            self._end_those_that_are_due()
+
+    def _count_signals(self, numbers: bytes) -> None:
+        for number in numbers:
+            at = time.monotonic()
+            if number in _STOPPING and at - self._last_signal > _ECHO_SECONDS:
+                self._last_signal = at
+                self.signals += 1
+                if self.signals == 2:
+                    self._second_at = at
+
+    def _look(self) -> None:
+        if len(self._ranks) < self._processes:
+            self._find_ranks()
+        for rank, process in self._ranks.items():
+            if rank not in self.deaths and not _is_alive(process):
+                self.deaths[rank] = now()
+        here = self._fails_here()
+        if self._link is not None:
+            self._listen(self._link)
+            if (here or self.signals > 1) and not self._link.told and self._link.cause is None:
+                self._tell(self._link)
+        elsewhere = self._link is not None and bool(self._link.failures)
+        if self._failed_at is None and (here or elsewhere):
+            self._failed_at = time.monotonic()
+
+    def _find_ranks(self) -> None:
+        """torchrun starts them and keeps their numbers to itself; they are the children that have a rank."""
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process().children():
+                with contextlib.suppress(psutil.Error, KeyError):
+                    self._ranks.setdefault(int(child.environ()["RANK"]), child)
+
+    def _fails_here(self) -> bool:
+        failed = any(code not in _IN_GOOD_ORDER for code in read_codes(self._folder).values())
+        return failed or bool(self._lost()) or bool(read_reports(self._folder))
+
+    def _lost(self) -> list[int]:
+        """The ranks that are gone and said nothing. Once this thread has killed some, the others may follow so."""
+        known = {*read_codes(self._folder), *read_reports(self._folder)}
+        return [] if self.ended else sorted(set(self.deaths) - known)
+
+    def _end_those_that_are_due(self) -> None:
+        at = time.monotonic()
+        living = {rank: process for rank, process in self._ranks.items() if rank not in self.deaths}
+        if self._second_at is not None and at - self._second_at > _SECOND_SECONDS:
+            for rank, process in living.items():
+                self._kill(rank, process)
+        if self._failed_at is None:
+            return
+        said = {*read_reports(self._folder), *read_codes(self._folder)}
+        for rank, process in living.items():
+            if at - self._failed_at > (_ENDING_SECONDS if rank in said else _STUCK_SECONDS):
+                if rank not in said and self._asks_for_stack(process):
+                    continue
+                self._kill(rank, process)
+
+    def _asks_for_stack(self, process: psutil.Process) -> bool:
+        """Where nothing moves, each rank's stack is what the user needs; True while it is being waited for."""
+        if not (self._folder / HANG).exists() or _status(process) == psutil.STATUS_STOPPED:
+            return False
+        if self._asked_at is None:
+            for rank, each in self._ranks.items():
+                if rank not in self.deaths and _status(each) != psutil.STATUS_STOPPED:
+                    with contextlib.suppress(psutil.Error):
+                        each.send_signal(ASK_FOR_STACK)
+            self._asked_at = time.monotonic()
+        return time.monotonic() - self._asked_at < _STACK_SECONDS
+
+    def _kill(self, rank: int, process: psutil.Process) -> None:
+        stopped = _status(process) == psutil.STATUS_STOPPED
+        self.ended.setdefault(rank, "was stopped (SIGSTOP)" if stopped else "was running")
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if process.is_running():
+                os.killpg(process.pid, signal.SIGKILL)  # torchrun gives each a group of its own
+
+    def _listen(self, link: NodeLink) -> None:
+        for failure in list(link.failures.values()):
+            if failure.hang:
+                (self._folder / HANG).touch()  # the ranks here show their stacks as well
+            if failure.at_once and self._second_at is None:
+                self._second_at = time.monotonic()
+
+    def _tell(self, link: NodeLink) -> None:
+        """Tell the other machines what has failed here first, as far as it is known: they cannot wait for more."""
+        ending = self.ending({}, None)
+        if ending.at_once:
+            link.tell_failure("it was stopped at once, by a second signal", at_once=True, code=128 + signal.SIGTERM)
+        elif lost := self._lost():
+            link.tell_failure(f"rank {lost[0]} was killed, or crashed")
+        elif (said := summary(ending)) is not None:
+            text, consequence = said
+            hang = (self._folder / HANG).exists()
+            link.tell_failure(text, consequence=consequence, hang=hang, code=exit_code(ending, 0))
+        else:
+            link.tell_failure(f"a rank ended with code {exit_code(ending, 0)}", code=exit_code(ending, 0))
+
+    def _read_stacks(self) -> dict[int, str]:
+        texts = {path: path.read_text(errors="replace").rstrip() for path in self._folder.glob("stack_*")}
+        return {int(path.name.removeprefix("stack_")): text for path, text in texts.items() if text}
+
+
+def _status(process: psutil.Process) -> str | None:
+    try:
+        status: str = process.status()
+    except psutil.Error:
+        return None
+    return status
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and _status(process) not in (None, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)

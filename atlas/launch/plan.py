@@ -1,0 +1,88 @@
+"""How many processes train on this machine, and on which GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from atlas.cores import available_cores
+from atlas.errors import InputError
+
+if TYPE_CHECKING:
+    from atlas.config import DistributedConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The processes of one run on this machine."""
+
+    processes: int
+    cpu: bool
+    gpu_ids: tuple[int, ...] = ()  # among the visible GPUs; empty: the first ones, one a process
+
+    def environment(self, current: Mapping[str, str]) -> dict[str, str]:
+        """The variables that the processes need, given those there are."""
+        changes = {}
+        if self.cpu:
+            changes["CUDA_VISIBLE_DEVICES"] = ""
+        elif self.gpu_ids:
+            visible = current.get("CUDA_VISIBLE_DEVICES")
+            names = visible.split(",") if visible else [str(i) for i in range(max(self.gpu_ids) + 1)]
+            changes["CUDA_VISIBLE_DEVICES"] = ",".join(names[i].strip() for i in self.gpu_ids)
+        if self.processes > 1 and "OMP_NUM_THREADS" not in current:
+            changes["OMP_NUM_THREADS"] = str(max(1, available_cores() // self.processes))
+        return changes
+
+
+def plan_processes(distributed: DistributedConfig, gpus_found: int) -> Plan:
+    """How many processes to start, and on what. Raises InputError when there are fewer GPUs than are asked for."""
+    if distributed.cpu:
+        if distributed.mode == "multi" and distributed.gpus is None:
+            raise InputError("--mode multi with --cpu needs the number of CPU processes: add --gpus N.")
+        return Plan(distributed.gpus or 1, cpu=True)
+    if distributed.gpu_ids is not None:
+        return _chosen_gpus(distributed, gpus_found)
+    if distributed.gpus is not None:
+        if distributed.gpus > gpus_found:
+            raise InputError(f"{distributed.gpus} GPUs are asked for and {_found(gpus_found)}. {_instead(gpus_found)}")
+        return Plan(distributed.gpus, cpu=False)
+    if distributed.mode == "multi":
+        if gpus_found == 0:
+            raise InputError(f"--mode multi asks for all GPUs and {_found(0)}. {_instead(0)}")
+        return Plan(gpus_found, cpu=False)
+    if distributed.mode == "single" or gpus_found == 0:
+        return Plan(1, cpu=gpus_found == 0)
+    return Plan(gpus_found, cpu=False)
+
+
+def _chosen_gpus(distributed: DistributedConfig, gpus_found: int) -> Plan:
+    ids = tuple(distributed.gpu_ids or ())
+    shown = ",".join(map(str, ids))
+    if not ids:
+        raise InputError("--gpu-ids (distributed.gpu_ids) is empty; name GPUs, such as 0,2, or leave it out.")
+    if len(set(ids)) < len(ids):
+        raise InputError(f"--gpu-ids {shown} names a GPU twice.")
+    if max(ids) >= gpus_found:
+        have = f" (ids 0 to {gpus_found - 1})" if gpus_found > 1 else " (id 0)" if gpus_found else ""
+        raise InputError(f"--gpu-ids {shown}: GPU {max(ids)} is asked for and {_found(gpus_found)}{have}.")
+    if distributed.mode == "single" and len(ids) > 1:
+        raise InputError(f"--mode single uses one GPU and --gpu-ids names {len(ids)}; use --mode multi, or one id.")
+    return Plan(len(ids), cpu=False, gpu_ids=ids)
+
+
+def _found(gpus: int) -> str:
+    return "no GPU was found" if gpus == 0 else f"{gpus} GPU{' was' if gpus == 1 else 's were'} found"
+
+
+def _instead(gpus: int) -> str:
+    return "Add --cpu to train on CPU processes." if gpus == 0 else f"Use --gpus {gpus}, or leave it out for all."
+
+
+def count_gpus(distributed: DistributedConfig) -> int:
+    """The GPUs that are visible; not looked for where only CPUs are wanted. Does not initialise CUDA."""
+    if distributed.cpu:
+        return 0
+    import torch
+
+    return torch.cuda.device_count()

@@ -1,0 +1,130 @@
+"""In a rank: end with the launcher, and tell it how and why this rank ends."""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import faulthandler
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from atlas.errors import InputError, first_line
+from atlas.launch.reports import Report, is_consequence, now, own_frames, write_code
+
+LAUNCHER_PID = "ATLAS_LAUNCHER_PID"
+FOLDER = "ATLAS_LAUNCHER_FOLDER"  # in which ranks leave what the launcher needs to know
+ASK_FOR_STACK = signal.SIGUSR2  # the launcher's, to a rank that has said nothing
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_LOOK_SECONDS = 0.2
+_kept: list[Any] = []  # what must live as long as the process
+
+T = TypeVar("T")
+
+
+def launcher_folder() -> Path | None:
+    """The folder of the launcher that has started this rank; None in any other process."""
+    folder = os.environ.get(FOLDER)
+    return Path(folder) if folder and "RANK" in os.environ and Path(folder).is_dir() else None
+
+
+def die_with_launcher() -> None:
+    """Have the kernel kill this rank when its launcher ends, however it ends (Linux only), and let the launcher ask
+    for the stack of a rank that hangs.
+    """
+    folder = launcher_folder()
+    if folder is not None:
+        file = (folder / f"stack_{os.environ['RANK']}").open("w")
+        _kept.append(file)
+        faulthandler.enable(file)  # a crash in C says where it was, too
+        faulthandler.register(ASK_FOR_STACK, file)
+    launcher = os.environ.get(LAUNCHER_PID)
+    if launcher is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        os.kill(int(launcher), 0)
+    except ProcessLookupError:  # it was gone before the kernel was told
+        os._exit(128 + signal.SIGKILL)
+
+
+def leave_exit_code(code: int) -> None:
+    """Tell the launcher how this rank ended: torchrun keeps only that it failed. Does nothing elsewhere."""
+    folder = launcher_folder()
+    if folder is not None:
+        write_code(folder, int(os.environ["RANK"]), code)
+
+
+def leave_error(error: BaseException) -> bool:
+    """Give the launcher an error to tell; False where there is none, and whoever asks has to tell it.
+
+    Best called before anything else is done about the error: from then on the launcher waits for this rank to end, and
+    no longer for the others, and the SIGTERM that torchrun sends when another rank has failed does not disturb this
+    one. Errors that ask for an exit code of their own are no failures, and are not kept.
+    """
+    folder = launcher_folder()
+    if folder is None:
+        return False
+    if isinstance(getattr(error, "exit_code", None), int) or isinstance(error, KeyboardInterrupt | SystemExit):
+        return False
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    from atlas.tracking.redact import redact
+
+    wrong_input = isinstance(error, InputError)
+    text = str(error) if wrong_input else _traceback(error)
+    Report(
+        int(os.environ["RANK"]),
+        "input" if wrong_input else "error",
+        redact(text.rstrip()),
+        redact(f"{type(error).__name__}: {first_line(error)}"),
+        not wrong_input and is_consequence(error),
+        now(),
+    ).write(folder)
+    return True
+
+
+def _traceback(error: BaseException) -> str:
+    formatted = traceback.TracebackException.from_exception(error)
+    formatted.stack[:] = own_frames(formatted.stack)
+    return "".join(formatted.format())
+
+
+# ---- under a plain torchrun ------------------------------------------------------------------------------
+
+
+def started_by_torchrun() -> bool:
+    """Whether this is a rank that something else than Atlas's launcher has started, such as torchrun."""
+    ours = LAUNCHER_PID in os.environ
+    return not ours and all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+
+
+def on_first_rank(work: Callable[[], T]) -> T:
+    """What `work` gives, which rank 0 alone does where torchrun has started several; elsewhere simply `work()`.
+
+    It goes to the others through the store at which the ranks meet, pickled. Where it raises, rank 0 raises, and
+    torchrun ends the others.
+    """
+    if not started_by_torchrun() or int(os.environ["WORLD_SIZE"]) == 1:
+        return work()
+    from torch.distributed import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, _ = next(rendezvous("env://"))
+    _kept.append(store)  # without torchrun's own, rank 0 holds it, and the others read from it later
+    shared = PrefixStore("atlas", store)
+    if rank == 0:
+        result = work()
+        shared.set("result", base64.b64encode(pickle.dumps(result)).decode())
+        return result
+    while not shared.check(["result"]):
+        time.sleep(_LOOK_SECONDS)
+    handed: T = pickle.loads(base64.b64decode(shared.get("result")))
+    return handed

@@ -1,0 +1,138 @@
+"""Starting the ranks of this machine with `torch.distributed.run`, one process a rank, and ending with them.
+
+The launcher passes SIGINT, SIGTERM and SIGUSR1 on, tells once what went wrong, ends with the exit code of its ranks,
+and takes them with it when it is killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from atlas.cores import available_cores
+from atlas.errors import first_line
+from atlas.launch.link import NodeLink, NodeLost
+from atlas.launch.overseer import Overseer
+from atlas.launch.plan import Plan
+from atlas.launch.rank import FOLDER, LAUNCHER_PID
+from atlas.launch.story import Ending, exit_code, tell
+
+# How long ranks that a user told to stop may take to write a checkpoint and to finish their trackers.
+_STOP_SECONDS = 300
+_MEET_SECONDS = 120  # for the machines to meet; they have heard of each other then
+_HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
+
+
+def launch_ranks(arguments: Sequence[str], plan: Plan, module: str = "atlas.cli", link: NodeLink | None = None) -> int:
+    """Run `python -m module arguments…` in every rank, wait for all of them and return their common exit code.
+
+    link: to the launchers of the other machines, where there are several; `plan` is this machine's share. What failed
+    is told on stderr. Must be called in the main thread: it handles signals while the ranks run.
+    """
+    with tempfile.TemporaryDirectory(prefix="atlas-ranks-") as name:
+        folder = Path(name)
+        variables = {
+            **plan.environment(os.environ),
+            LAUNCHER_PID: str(os.getpid()),
+            FOLDER: name,
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_STOP_SECONDS)),
+        }
+        if link is not None:
+            # A single process has its machine for itself, and yet is one of several: accelerate would say so.
+            variables.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(available_cores())))
+            link.watch()
+        with _variables(variables), _signals(), Overseer(folder, plan.processes, link) as overseer:
+            options = [*_where(plan, link), "--log-dir", str(folder / "torchrun"), "-m", module, *arguments]
+            codes, stopped_by = _run(options, link)
+        ending = overseer.ending(codes, stopped_by)
+        if link is not None and link.cause is None and _only_consequences(ending):
+            link.wait_for_cause()
+            ending.elsewhere = link.cause
+    for line in tell(ending):
+        print(line, file=sys.stderr)
+    return exit_code(ending, plan.processes)
+
+
+def _where(plan: Plan, link: NodeLink | None) -> list[str]:
+    """torchrun's options: how many processes, and where they meet."""
+    processes = ["--nproc-per-node", str(plan.processes)]
+    if link is None:
+        # The launcher and its ranks are on one machine; its own name may not resolve.
+        return ["--standalone", "--local-addr", "127.0.0.1", *processes]
+    nodes = link.nodes
+    link.wait_for_master_port()
+    return [
+        *("--nnodes", str(nodes.number), "--node-rank", str(nodes.rank)),
+        *("--master-addr", nodes.master_addr, "--master-port", str(nodes.master_port)),
+        *("--rdzv-conf", f"timeout={_MEET_SECONDS}"),
+        *processes,
+    ]
+
+
+def _run(options: Sequence[str], link: NodeLink | None) -> tuple[dict[int, int], int | None]:
+    """torchrun: the exit codes of the ranks that failed, and the signal that stopped it."""
+    from torch.distributed import DistError
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    parsed = torchrun.parse_args(options)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and hasattr(parsed, "signals_to_handle"):
+        parsed.signals_to_handle = "SIGTERM,SIGINT,SIGQUIT"  # under nohup, a closed terminal is to change nothing
+    # torchrun reports each failure at length; what the rank itself has said says it better.
+    logging.disable(logging.ERROR)
+    try:
+        torchrun.run(parsed)
+    except ChildFailedError as error:
+        return {rank: failure.exitcode for rank, failure in error.failures.items()}, None
+    except SignalException as error:
+        return {}, int(error.sigval)
+    except DistError as error:
+        if link is None:
+            raise
+        where = f"{link.nodes.master_addr}:{link.nodes.master_port}"
+        raise NodeLost(f"The machines did not meet at {where}: {first_line(error)}.") from None
+    finally:
+        logging.disable(logging.NOTSET)
+    return {}, None
+
+
+def _only_consequences(ending: Ending) -> bool:
+    return bool(ending.reports) and all(report.consequence for report in ending.reports.values())
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SLURM's warning becomes the SIGTERM that torchrun passes on; afterwards the handlers are what they were."""
+    before = {number: signal.getsignal(number) for number in _HANDLED}
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGUSR1, pass_on)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

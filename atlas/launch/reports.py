@@ -1,0 +1,94 @@
+"""What ranks leave in their launcher's folder: how each ended, and why, for the launcher to tell it once.
+
+`code_3` holds the exit code of rank 3, `report_3.json` its error, `stack_3` what it did when it was asked or crashed;
+`hang` is there once some rank has found that nothing moves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from atlas.files import write_json
+
+HANG = "hang"
+# How gloo and NCCL say that another process is gone; both raise plain RuntimeErrors, too.
+_CONNECTION = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused|was aborted)|broken pipe|socket (timeout|error)|failed to recv"
+    r"|process group|watchdog",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Why a rank ended."""
+
+    rank: int
+    kind: Literal["error", "input", "hang"]
+    text: str  # the traceback; of wrong input its message; of a hang what the rank did last
+    summary: str  # in one line
+    consequence: bool  # whether it says no more than that another rank is gone
+    time: float  # seconds since 1970
+
+    def write(self, folder: Path) -> None:
+        """Leave it for the launcher. The first one stays: what follows while a rank ends is a consequence."""
+        path = folder / f"report_{self.rank}.json"
+        if not path.exists():
+            write_json(path, asdict(self))
+
+
+def read_reports(folder: Path) -> dict[int, Report]:
+    """The reports there are, by rank."""
+    reports = [Report(**json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("report_*.json")]
+    return {report.rank: report for report in reports}
+
+
+def write_code(folder: Path, rank: int, code: int) -> None:
+    """Leave a rank's exit code, which torchrun does not keep."""
+    (folder / f"code_{rank}").write_text(str(code))
+
+
+def read_codes(folder: Path) -> dict[int, int]:
+    """The exit codes there are, by rank."""
+    texts = {path: path.read_text() for path in folder.glob("code_*")}
+    return {int(path.name.removeprefix("code_")): int(text) for path, text in texts.items() if text}
+
+
+def is_consequence(error: BaseException) -> bool:
+    """Whether an error only says that another process is gone. What started the chain of errors decides: while one
+    unwinds, its rank's connections may break as well.
+    """
+    first = list(_chain(error))[-1]
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch.distributed, "DistError") and isinstance(first, torch.distributed.DistError):
+        return True
+    return isinstance(first, RuntimeError | ConnectionError) and bool(_CONNECTION.search(str(first)))
+
+
+def own_frames(stack: list[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    """A stack, outermost frame first, without how the command line came to call the package."""
+    inner = [i for i, frame in enumerate(stack) if f"{os.sep}typer{os.sep}" in frame.filename]
+    return stack[inner[-1] + 1 :] if inner else stack
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    now: BaseException | None = error
+    while now is not None and id(now) not in seen:
+        yield now
+        seen.add(id(now))
+        now = now.__cause__ or (None if now.__suppress_context__ else now.__context__)
+
+
+def now() -> float:
+    """Seconds since 1970: all ranks of a machine share this clock."""
+    return time.time()

@@ -1,0 +1,189 @@
+"""What is said of ranks that failed, once: the first cause, and a line about the others; and their exit code."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from atlas.launch.link import Failure
+from atlas.launch.reports import Report
+
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
+
+
+@dataclass
+class Ending:
+    """How the ranks of one launcher ended."""
+
+    codes: dict[int, int]  # by rank; negative where a signal killed one
+    told: dict[int, int]  # of them those that the ranks left themselves
+    reports: dict[int, Report]
+    deaths: dict[int, float] = field(default_factory=dict)  # when the launcher saw each gone, in seconds since 1970
+    ended: dict[int, str] = field(default_factory=dict)  # those that the launcher had to kill, and what they did
+    stacks: dict[int, str] = field(default_factory=dict)  # of ranks that crashed or were asked
+    elsewhere: Failure | None = None  # what failed first on another machine
+    stopped_by: int | None = None  # the signal that asked the launcher to stop
+    at_once: bool = False  # and whether a second one came
+
+    def silent(self) -> dict[int, int]:
+        """The codes of ranks that ended without a word, and not by the launcher's hand."""
+        known = {*self.told, *self.reports, *self.ended}
+        return {rank: code for rank, code in self.codes.items() if code and rank not in known}
+
+    def lost(self) -> set[int]:
+        """The ranks that are gone, said nothing, and were not killed by the launcher."""
+        return set(self.deaths) - {*self.told, *self.reports, *self.ended}
+
+    def consequences(self) -> set[int]:
+        """The ranks that ended because of another one."""
+        waited = {rank for rank in self.ended if rank not in self.reports}
+        return {rank for rank, report in self.reports.items() if report.consequence} | waited
+
+
+@dataclass(frozen=True)
+class _Cause:
+    rank: int
+    time: float
+    lines: list[str]
+    summary: str
+
+
+def tell(ending: Ending) -> list[str]:
+    """The lines to print; none where all ended well, or as they were told to."""
+    at_once = {*ending.ended, *ending.lost()} if ending.at_once else set()
+    if at_once:
+        return [f"{_ranks(at_once)} ended at once, by the second signal."]
+    hung = [report for report in ending.reports.values() if report.kind == "hang"]
+    if hung:
+        return _tell_hang(ending, hung[0])
+    cause = _first_cause(ending)
+    lines: list[str] = []
+    if ending.elsewhere is not None and (cause is None or cause.rank in ending.consequences()):
+        lines = [f"Node {ending.elsewhere.node} failed first: {ending.elsewhere.text}"]
+        cause = None
+    elif cause is not None:
+        lines = cause.lines
+    elif ending.stopped_by is None:
+        return []
+    return [*lines, *_tell_others(ending, cause)]
+
+
+def summary(ending: Ending) -> tuple[str, bool] | None:
+    """The first cause in one line, and whether it is only a consequence of another machine's; None without one."""
+    hung = [report for report in ending.reports.values() if report.kind == "hang"]
+    cause = _first_cause(ending)
+    if hung:
+        return hung[0].summary, False
+    return None if cause is None else (cause.summary, cause.rank in ending.consequences())
+
+
+def _first_cause(ending: Ending) -> _Cause | None:
+    """The earliest failure that is no consequence, else the earliest one."""
+    causes = [_of_report(report) for report in ending.reports.values()]
+    terminated: list[_Cause] = []  # torchrun's SIGTERM follows a failure, and is one only where it comes first
+    if ending.stopped_by is None:
+        for rank, code in ending.silent().items():
+            found = _Cause(rank, ending.deaths.get(rank, 0.0), _of_death(ending, rank, code), _death(code))
+            (terminated if code == -signal.SIGTERM else causes).append(found)
+    consequences = ending.consequences()
+    first = min(causes, key=lambda c: (c.rank in consequences, c.time), default=None)
+    before = min(terminated, key=lambda c: c.time, default=None)
+    if before is not None and (first is None or (first.rank in consequences and before.time < first.time)):
+        return before
+    return first
+
+
+def _of_report(report: Report) -> _Cause:
+    lines = [report.text] if report.kind == "input" else [f"Rank {report.rank}:", report.text]
+    return _Cause(report.rank, report.time, lines, f"rank {report.rank}: {report.summary}")
+
+
+def _of_death(ending: Ending, rank: int, code: int) -> list[str]:
+    if code >= 0:
+        return [f"Rank {rank} ended with code {code} and said nothing."]
+    hint = "; the machine may be out of memory" if code == -signal.SIGKILL else ""
+    lines = [f"Rank {rank} was killed by {_name(-code)}{hint}."]
+    if -code in _CRASHES and ending.stacks.get(rank):
+        lines.append(ending.stacks[rank])
+    return lines
+
+
+def _death(code: int) -> str:
+    return f"a rank was killed by {_name(-code)}" if code < 0 else f"a rank ended with code {code}"
+
+
+def _tell_hang(ending: Ending, first: Report) -> list[str]:
+    """Each rank has shown its stack already; those that could not are named."""
+    lines = [first.summary]
+    for rank in sorted(ending.ended):
+        lines.append(f"Rank {rank} said nothing and was killed; it {ending.ended[rank]}.")
+        if ending.stacks.get(rank):
+            lines.append(f"Its stack:\n{ending.stacks[rank]}")
+    return lines
+
+
+def _tell_others(ending: Ending, cause: _Cause | None) -> list[str]:
+    """A line about those that ended with the cause, and one for each that has an error of its own."""
+    lines = []
+    with_it = ending.consequences()
+    same = ending.reports.get(cause.rank) if cause is not None else None
+    for rank, report in sorted(ending.reports.items()):
+        if same is not None and report.summary == same.summary:
+            with_it.add(rank)
+        elif rank not in with_it:
+            lines.append(f"Rank {rank} failed, too: {report.summary}")
+    if ending.stopped_by is None:  # those that torchrun has told to stop had nothing to say
+        with_it |= {rank for rank, code in ending.silent().items() if code == -signal.SIGTERM}
+    if cause is not None:
+        with_it.discard(cause.rank)
+    lost = ending.lost() if ending.stopped_by is not None else set()
+    if lost:
+        lines.append(f"{_ranks(lost)} ended at the signal, before the step was finished.")
+    if with_it:
+        known = cause is not None or ending.elsewhere is not None
+        lines.append(f"{_ranks(with_it)} {'ended with it' if known else 'waited in vain and had to be killed'}.")
+    return lines
+
+
+def _ranks(ranks: Collection[int]) -> str:
+    names = [str(rank) for rank in sorted(ranks)]
+    if len(names) == 1:
+        return f"Rank {names[0]}"
+    return f"Ranks {', '.join(names[:-1])} and {names[-1]}"
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+# ---- the exit code ---------------------------------------------------------------------------------------
+
+
+def exit_code(ending: Ending, processes: int) -> int:
+    """The launcher's exit code: that of the ranks which failed by themselves, if any did."""
+    codes: Mapping[int, int] = ending.codes
+    if ending.stopped_by is not None and (ending.at_once or len(codes) < processes):
+        codes = {**codes, -1: -ending.stopped_by}  # some ranks were stopped before they could say how they ended
+    consequences = ending.consequences()
+    of_themselves = [code for rank, code in codes.items() if rank not in consequences]
+    if ending.elsewhere is not None:
+        of_themselves.append(ending.elsewhere.code)
+    return common_exit_code(of_themselves) or common_exit_code(codes.values())
+
+
+def common_exit_code(codes: Iterable[int]) -> int:
+    """One exit code for the codes of several ranks, negative where a signal killed one.
+
+    Wrong input is first, because the other ranks then fail as a consequence; then any failure; then having been
+    stopped (130, 143), because the launcher stops the others when one rank fails; 0 when all ended well.
+    """
+    shell = [128 - code if code < 0 else code for code in codes]
+    stopped = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+    failed = [code for code in shell if code and code not in stopped]
+    if 2 in failed:
+        return 2
+    return next(iter([*failed, *(code for code in shell if code)]), 0)

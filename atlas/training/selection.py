@@ -1,0 +1,60 @@
+"""Which metric chooses the best checkpoint, and which one ends a run early."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from atlas.config import Config
+from atlas.errors import InputError, did_you_mean
+from atlas.training.metrics import ERROR_NAMES
+
+
+@dataclass(frozen=True)
+class BestMetric:
+    """By which metric the best checkpoint is chosen."""
+
+    name: str
+    larger_is_better: bool
+
+    def improves(self, value: float, best: float | None) -> bool:
+        """Equal values count as better: of two checkpoints that do alike, the later has learned longer."""
+        return best is None or (value >= best if self.larger_is_better else value <= best)
+
+
+def choose_best_metric(config: Config, rollouts: bool) -> BestMetric:
+    """The metric that the config names; 'auto' is success where there are rollouts, else the validation loss."""
+    name, mode = config.model_management.best_model_metric, config.model_management.best_model_mode
+    if name == "auto":
+        name = "eval/success_rate" if rollouts else "val/loss"
+    return BestMetric(name, rises(name) if mode == "auto" else mode == "max")
+
+
+def rises(metric: str) -> bool:
+    """Whether larger values of a metric are better, by its name."""
+    return any(part in metric for part in ("success", "accuracy", "reward"))
+
+
+def check_metrics(config: Config, tasks: Sequence[str], rollouts: bool) -> None:
+    """Raises InputError where the config names a metric that no training with these tasks would ever have.
+
+    rollouts: whether there is closed-loop evaluation during training.
+    """
+    measured = [f"val/{name}" for name in ("loss", "pose_loss", "gripper_loss", *ERROR_NAMES)]
+    if config.model.alignment is not None:
+        measured.append("val/alignment_loss")
+    measured += [f"val/{task.replace(' ', '_')}/{name}" for task in tasks for name in ERROR_NAMES]
+    in_closed_loop = ["eval/success_rate", "eval/mean_reward", "eval/episode_length"]
+    in_closed_loop += [f"eval/success_rate/{task.replace(' ', '_')}" for task in tasks]
+    named = {"model_management.best_model_metric": config.model_management.best_model_metric}
+    if config.training.early_stopping is not None:
+        named["training.early_stopping.metric"] = config.training.early_stopping.metric
+    for key, metric in named.items():
+        if metric in in_closed_loop and not rollouts:
+            raise InputError(
+                f"{key} is {metric}, and there are no rollouts during training: evaluation.episodes is 0, or the data "
+                f"has no simulator. Choose a metric such as val/loss."
+            )
+        if metric not in ("auto", *measured, *in_closed_loop):
+            near = did_you_mean(metric, [*measured, *in_closed_loop])
+            raise InputError(f"{key} is '{metric}', which training does not measure.{near}")

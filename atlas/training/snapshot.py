@@ -1,0 +1,154 @@
+"""What a checkpoint holds, as it was at one moment: copied quickly, written at leisure, read back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atlas.errors import InputError
+from atlas.files import finite, write_json
+from atlas.policy import AtlasPolicy
+from atlas.tensors import load_nested, save_nested
+from atlas.training.host_memory import HostMemory
+from atlas.training.state import STATE, RankState, TrainingState
+
+_WEIGHTS, _OPTIMIZER, _RANKS = "weights", "optimizer", "ranks"  # files of trainer/
+_OLDER = {_WEIGHTS: "weights.pt", _OPTIMIZER: "optimizer.pt", _RANKS: "random.pt"}  # what they were called once
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The contents of a checkpoint.
+
+    policy: gives its config, processor and card; none of its weights. weights: what is saved as `policy/`, without
+    frozen pretrained parts. trained: the weights that training goes on with, where they are other ones (an average is
+    on). optimizer: its state dict. rank_states: one a rank.
+    """
+
+    policy: AtlasPolicy
+    weights: Mapping[str, torch.Tensor]
+    trained: Mapping[str, torch.Tensor] | None
+    optimizer: Mapping[str, Any]
+    rank_states: Sequence[RankState]
+    state: TrainingState
+
+    @classmethod
+    def of(
+        cls,
+        policy: AtlasPolicy,
+        trained: AtlasPolicy,
+        optimizer: torch.optim.Optimizer,
+        state: TrainingState,
+        rank_states: Sequence[RankState],
+    ) -> Snapshot:
+        """A view of what there is now, which costs nothing and is true until the next step; see `copied`.
+
+        policy: what is saved as `policy/`; trained: what training goes on with, often the same.
+        """
+        others = None if trained is policy else trained.own_state_dict()
+        return cls(policy, policy.own_state_dict(), others, optimizer.state_dict(), rank_states, replace(state))
+
+    def copied(self, memory: HostMemory) -> Snapshot:
+        """The same in memory of its own, where the next steps do not change it."""
+        copies = iter(memory.copy(_find_tensors(self._parts, [])))
+        weights, trained, optimizer, rank_states = _replaced(self._parts, copies)
+        return Snapshot(self.policy, weights, trained, optimizer, rank_states, self.state)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all tensors: about what the checkpoint takes on the disk."""
+        return sum(tensor.nbytes for tensor in _find_tensors(self._parts, []))
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return self.weights, self.trained, self.optimizer, self.rank_states
+
+    def write(self, folder: Path) -> None:
+        """Write `policy/` and `trainer/` into a folder. Raises OSError."""
+        self.policy.save_pretrained(folder / "policy", weights=self.weights)
+        trainer = folder / "trainer"
+        trainer.mkdir()
+        save_nested(trainer / f"{_OPTIMIZER}.safetensors", self.optimizer)
+        save_nested(trainer / f"{_RANKS}.safetensors", self.rank_states)
+        if self.trained is not None:
+            save_nested(trainer / f"{_WEIGHTS}.safetensors", self.trained)
+        write_json(folder / STATE, finite(asdict(self.state)))
+
+
+def load_tensors(
+    checkpoint: Path, policy: AtlasPolicy, trained: AtlasPolicy, optimizer: torch.optim.Optimizer
+) -> list[RankState]:
+    """Put a checkpoint's weights into `policy` (what is saved) and `trained`, and its optimizer's state.
+
+    Returns the states of the ranks, see `state_of_rank`. Raises InputError where something does not fit.
+    """
+    policy.load_weights(checkpoint / "policy" / "model.safetensors")
+    weights = load_trained_weights(checkpoint)
+    if trained is not policy:
+        if weights is None:
+            raise InputError(
+                f"{checkpoint} was saved without training.ema_decay, and this config sets it; set it to 0."
+            )
+        trained.load_own_state_dict(weights)
+    elif weights is not None:
+        raise InputError(f"{checkpoint} was saved with training.ema_decay, and this config has none; set it as it was.")
+    optimizer.load_state_dict(load_optimizer_state(checkpoint))
+    return load_rank_states(checkpoint)
+
+
+def load_trained_weights(checkpoint: Path) -> dict[str, torch.Tensor] | None:
+    """The weights that training goes on with, where they are others than those in `policy/`. Raises InputError."""
+    if not any((checkpoint / "trainer" / name).exists() for name in (f"{_WEIGHTS}.safetensors", _OLDER[_WEIGHTS])):
+        return None
+    weights: dict[str, torch.Tensor] = _load(checkpoint, _WEIGHTS)
+    return weights
+
+
+def load_optimizer_state(checkpoint: Path) -> dict[str, Any]:
+    """The state dict of the optimizer. Raises InputError."""
+    state: dict[str, Any] = _load(checkpoint, _OPTIMIZER)
+    return state
+
+
+def load_rank_states(checkpoint: Path) -> list[RankState]:
+    """The states of the ranks. Raises InputError."""
+    states: list[RankState] = _load(checkpoint, _RANKS)
+    return states
+
+
+def _load(checkpoint: Path, name: str) -> Any:
+    older = checkpoint / "trainer" / _OLDER[name]
+    if not older.exists():
+        return load_nested(checkpoint / "trainer" / f"{name}.safetensors")
+    try:
+        return torch.load(older, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise InputError(f"{older} is damaged ({type(error).__name__}: {error}).") from None
+
+
+def _find_tensors(value: Any, found: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Add those in nested dicts, lists and tuples, in a fixed order; torch's own functions take three times as long."""
+    if isinstance(value, torch.Tensor):
+        found.append(value)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            _find_tensors(item, found)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _find_tensors(item, found)
+    return found
+
+
+def _replaced(value: Any, tensors: Iterator[torch.Tensor]) -> Any:
+    """The same nested value with other tensors, in the order of `_find_tensors`."""
+    if isinstance(value, torch.Tensor):
+        return next(tensors)
+    if isinstance(value, Mapping):
+        return {key: _replaced(item, tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_replaced(item, tensors) for item in value])
+    return value

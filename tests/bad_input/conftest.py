@@ -1,0 +1,80 @@
+"""The good things that are spoilt: made once, and copied for each row."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import atlas
+from atlas.data.libero_writer import write_libero_file
+from tests.bad_input.table import SMALL, run_here
+from tests.conftest import made_up_episode
+from tests.policy.test_vggt_backbone import backbone_config
+
+TASKS = {"open the drawer": [12, 9, 11], "close the drawer": [10, 10]}
+BACKBONE = [option for option in SMALL if not option.startswith(("model.vision", "data.image_size"))] + [
+    *backbone_config()
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """An empty folder, in which a command is run."""
+    folder = tmp_path / "place"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def good_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two LIBERO files of made-up episodes; to read."""
+    root = tmp_path_factory.mktemp("good") / "demos"
+    for number, (instruction, lengths) in enumerate(TASKS.items()):
+        rng = np.random.default_rng(number)
+        episodes = [made_up_episode(rng, instruction, length, i) for i, length in enumerate(lengths)]
+        write_libero_file(root / f"task_{number}_demo.hdf5", instruction, episodes, {"env_name": "elsewhere"})
+    return root
+
+
+@pytest.fixture(scope="session")
+def good_run(good_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps with an average of the weights, and checkpoints of both; to read."""
+    out = tmp_path_factory.mktemp("good_run")
+    settings = [*SMALL, "checkpoint.save_interval=1", f"data.path={good_data}", f"output_dir={out}", "run_name=run"]
+    run_dir: Path = atlas.train(None, settings).run_dir
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def good_cache(good_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features of all frames by a small backbone; to read."""
+    place = tmp_path_factory.mktemp("good_cache")
+    code, said = run_here(
+        place, ["data", "cache-features", "--cpu", "--out", "cache", f"data.path={good_data}", *BACKBONE]
+    )
+    assert code == 0, said
+    return place / "cache"
+
+
+@pytest.fixture
+def copied(place: Path) -> Callable[[Path], Path]:
+    """Copies a good thing to where it can be spoilt."""
+
+    def copy(good: Path) -> Path:
+        return Path(shutil.copytree(good, place / good.name, symlinks=True))
+
+    return copy
+
+
+@pytest.fixture
+def train_on(place: Path) -> Callable[..., Sequence[str]]:
+    """The arguments of a training on a dataset that would be over soon."""
+
+    def arguments(data: Path, *more: str) -> Sequence[str]:
+        return ["train", "--cpu", *SMALL, f"data.path={data}", *more]
+
+    return arguments

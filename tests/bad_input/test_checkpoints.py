@@ -1,0 +1,208 @@
+"""Checkpoints that are cut off, flipped, emptied, of another version or of another policy."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from atlas.errors import InputError
+from atlas.policy import AtlasPolicy
+from tests.bad_input.table import Row, contents, cut, each, flip, refused
+
+LATEST = "checkpoints/step_00000002"
+WEIGHTS, CONFIG, PROCESSOR = (f"policy/{name}" for name in ("model.safetensors", "config.yaml", "processor.json"))
+STATE, MANIFEST = "trainer/state.json", "trainer/manifest.json"
+
+
+def file(name: str, which: str, change: Callable[[Path], Any], *words: str) -> Row:
+    """A change of one of the files of the latest checkpoint, which is the best one too."""
+    return Row(name, lambda checkpoint: change(checkpoint / which), (Path(which).name, *words))
+
+
+def text(content: str) -> Callable[[Path], Any]:
+    return lambda path: path.write_text(content)
+
+
+def in_json(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def rewrite(path: Path) -> None:
+        values = json.loads(path.read_text())
+        change(values)
+        path.write_text(json.dumps(values))
+
+    return rewrite
+
+
+def in_yaml(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def rewrite(path: Path) -> None:
+        values = yaml.safe_load(path.read_text())
+        change(values)
+        path.write_text(yaml.safe_dump(values))
+
+    return rewrite
+
+
+def in_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def rewrite(path: Path) -> None:
+        tensors = load_file(path)
+        change(tensors)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt", "frozen": "{}"}
+        )
+
+    return rewrite
+
+
+def first(tensors: dict[str, torch.Tensor]) -> str:
+    return next(name for name, tensor in sorted(tensors.items()) if tensor.ndim == 2)
+
+
+def statistics(values: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = values["statistics"][0]["action"]
+    return found
+
+
+# ---- the policy --------------------------------------------------------------------------------------------
+
+POLICY = [
+    file("no weights", WEIGHTS, Path.unlink),
+    file("weights of no bytes", WEIGHTS, lambda path: path.write_bytes(b"")),
+    file("weights that are cut off", WEIGHTS, lambda path: cut(path, 0.6)),
+    file("weights that are cut off in the header", WEIGHTS, lambda path: cut(path, 0.002)),
+    file("weights with more bytes", WEIGHTS, lambda path: path.write_bytes(path.read_bytes() + b"\0" * 64)),
+    file("a flipped length of the header", WEIGHTS, lambda path: flip(path, 3)),
+    file("a flipped header", WEIGHTS, lambda path: flip(path, *range(100, 120))),
+    file("weights in pickle", WEIGHTS, lambda path: path.write_bytes(pickle.dumps({"weight": [1.0, 2.0]}))),
+    file("weights that are text", WEIGHTS, text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")),
+    file("a tensor fewer", WEIGHTS, in_weights(lambda t: t.pop(first(t)))),
+    file("a tensor more", WEIGHTS, in_weights(lambda t: t.update(extra=torch.zeros(2)))),
+    file("a tensor of another shape", WEIGHTS, in_weights(lambda t: t.update({first(t): t[first(t)][:-1]}))),
+    file("a tensor of words", WEIGHTS, in_weights(lambda t: t.update({first(t): t[first(t)].to(torch.int32)}))),
+    file("weights that are not numbers", WEIGHTS, in_weights(lambda t: t[first(t)].fill_(torch.nan))),
+    file("no config", CONFIG, Path.unlink),
+    file("a config of no bytes", CONFIG, text("")),
+    file("a config that is not YAML", CONFIG, text("vision: {name: keypoints")),
+    file("a config that is no text", CONFIG, lambda path: path.write_bytes(b"\xff\xfe\x00")),
+    file("a config with an unknown key", CONFIG, in_yaml(lambda c: c["vision"].update(stride=2)), "stride"),
+    file("a config of a later version", CONFIG, in_yaml(lambda c: c.update(head={"name": "diffusion"})), "diffusion"),
+    Row(
+        "a config of a larger policy",
+        lambda checkpoint: in_yaml(lambda c: c["fusion"].update(dim=64))(checkpoint / CONFIG),
+        ("policy", "config"),
+    ),
+    file("no processor", PROCESSOR, Path.unlink),
+    file("a processor that is cut off", PROCESSOR, lambda path: cut(path, 0.5)),
+    file("a processor that is a list", PROCESSOR, text("[]")),
+    file("a processor without statistics", PROCESSOR, in_json(lambda p: p.update(statistics=[])), "statistics"),
+    file("a processor without a horizon", PROCESSOR, in_json(lambda p: p.pop("action_horizon")), "action_horizon"),
+    file("a horizon in words", PROCESSOR, in_json(lambda p: p.update(action_horizon="eight")), "action_horizon"),
+    file("no cameras", PROCESSOR, in_json(lambda p: p.update(cameras=[])), "cameras"),
+    file("an image of no size", PROCESSOR, in_json(lambda p: p.update(image_size=0)), "image_size"),
+    file("statistics of six actions", PROCESSOR, in_json(lambda p: statistics(p)["mean"].pop()), "mean"),
+    file("statistics that are no numbers", PROCESSOR, in_json(lambda p: statistics(p).update(q01=["a"] * 7)), "q01"),
+    file("statistics that are NaN", PROCESSOR, in_json(lambda p: statistics(p).update(q99=[float("nan")] * 7)), "q99"),
+    file("an unknown scaling", PROCESSOR, in_json(lambda p: p["scaling"].update(action_normalization="rank"))),
+]
+
+
+@pytest.fixture
+def run_dir(place: Path, good_run: Path, copied: Callable[[Path], Path]) -> Path:
+    (place / "outputs").mkdir()
+    return Path(shutil.move(copied(good_run), place / "outputs" / "run"))
+
+
+@each(POLICY)
+def test_a_damaged_policy_is_refused_by_evaluation_and_from_python(bad: Row, place: Path, run_dir: Path) -> None:
+    bad.spoil(run_dir / LATEST)
+    before = contents(place)
+
+    refused(place, ["eval", "--checkpoint", str(run_dir), "--env", "cubes"], *bad.words)
+    with pytest.raises(InputError) as error:
+        AtlasPolicy.from_pretrained(run_dir / LATEST)
+
+    assert all(word in str(error.value) for word in bad.words), error.value
+    assert contents(place) == before
+
+
+# ---- the trainer's part, and the checkpoint as a whole -----------------------------------------------------
+
+TRAINER = [
+    file("no state", STATE, Path.unlink),
+    file("a state that is cut off", STATE, lambda path: cut(path, 0.5)),
+    file("a state of a later version", STATE, in_json(lambda s: s.update(quantum=1))),
+    file("a state of words", STATE, in_json(lambda s: s.update(step="two"))),
+    file("no manifest", MANIFEST, Path.unlink),
+    file("a manifest that is cut off", MANIFEST, lambda path: cut(path, 0.5)),
+    file("a manifest that names one file less", MANIFEST, in_json(lambda m: m["files"].pop(WEIGHTS))),
+    file("a flipped byte among the weights", WEIGHTS, lambda path: flip(path, -1000)),
+    file("a flipped byte in the model card", "policy/README.md", lambda path: flip(path, 10)),
+]
+
+
+def resume(run_dir: Path) -> list[str]:
+    return ["train", "--cpu", "--resume", str(run_dir), "training.max_steps=4"]
+
+
+@each([*POLICY, *TRAINER])
+def test_a_damaged_checkpoint_is_not_gone_on_from(bad: Row, place: Path, run_dir: Path) -> None:
+    bad.spoil(run_dir / LATEST)
+
+    refused(place, resume(run_dir / LATEST), bad.words[0], LATEST.rpartition("/")[2])
+
+
+@pytest.mark.parametrize("damage", ["cut off", "flipped in the middle", "missing"])
+def test_each_file_of_the_trainer_is_named_where_it_is_damaged(damage: str, place: Path, good_run: Path) -> None:
+    names = [path.name for path in (good_run / LATEST / "trainer").iterdir()]
+    assert len(names) >= 3
+    for name in names:
+        copy = place / "outputs" / "run"
+        shutil.copytree(good_run, copy, symlinks=True)
+        path = copy / LATEST / "trainer" / name
+        if damage == "cut off":
+            cut(path, 0.7)
+        elif damage == "missing":
+            path.unlink()
+        else:
+            flip(path, path.stat().st_size // 2)
+        refused(place, resume(copy / LATEST), name)
+        shutil.rmtree(copy)
+
+
+def test_runs_without_a_checkpoint_and_links_to_nowhere_are_named(place: Path, run_dir: Path) -> None:
+    shutil.rmtree(run_dir / "checkpoints")
+    (run_dir / "checkpoints").mkdir()
+    (run_dir / "checkpoints" / "latest").symlink_to("step_00000009")
+
+    refused(place, resume(run_dir), "no checkpoint", str(run_dir))
+    refused(place, ["eval", "--checkpoint", str(run_dir), "--env", "cubes"], "no policy", str(run_dir))
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [("missing", "No such file"), ("run_name: [", "not valid YAML"), ("trainig: {}", "'trainig'"), ("- a", "a list")],
+)
+def test_a_run_whose_config_is_damaged_is_not_gone_on_with(damage: str, word: str, place: Path, run_dir: Path) -> None:
+    path = run_dir / "config.yaml"
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_text(damage)
+
+    refused(place, resume(run_dir), str(path), word)
+
+
+def test_a_checkpoint_of_another_policy_is_not_gone_on_from(place: Path, run_dir: Path) -> None:
+    for override, words in (
+        ("model.fusion.dim=64", "model.fusion.dim was 32 and is 64"),
+        ("data.image_size=64", "data.image_size was 32 and is 64"),
+        ("data.action_horizon=4", "data.action_horizon was 8 and is 4"),
+    ):
+        refused(place, [*resume(run_dir), override], words, LATEST)

@@ -1,0 +1,123 @@
+"""Flags and arguments of the commands that cannot be meant, alone or together."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.bad_input.table import SMALL, refused
+
+
+@dataclass(frozen=True)
+class Line:
+    """A command line, and the words that its refusal must hold. DATA and HERE stand for folders."""
+
+    arguments: str
+    words: tuple[str, ...]
+
+
+def line(arguments: str, *words: str) -> Line:
+    return Line(arguments, words)
+
+
+TRAIN = [
+    line("--learning-rate 3", "--learning-rate"),
+    line("--gpu 1", "--gpu", "--gpus"),
+    line("--gpus two --cpu", "--gpus", "valid integer"),
+    line("--gpus 0 --cpu", "--gpus", "greater than or equal to 1"),
+    line("--gpus -1 --cpu", "--gpus", "greater than or equal to 1"),
+    line("--gpus", "--gpus", "requires an argument"),
+    line("--gpus 4096", "4096 GPUs", "found"),
+    line("--mode both --cpu", "--mode", "both", "single", "multi"),
+    line("--mode single --gpus 2 --cpu", "single", "gpus is 2"),
+    line("--mode multi --cpu", "--mode multi", "--gpus N"),
+    line("--cpu --gpu-ids 0", "cpu", "gpu_ids"),
+    line("--gpu-ids 0,two", "--gpu-ids", "0,two"),
+    line("--gpu-ids 0,0", "--gpu-ids 0,0", "twice"),
+    line("--gpu-ids 0,4096", "--gpu-ids", "4096", "found"),
+    line("--gpu-ids 0,1 --gpus 3", "gpus is 3", "names 2"),
+    line("--num-nodes 0 --cpu", "--num-nodes", "equal to 1"),
+    line("--num-nodes 2 --cpu", "--num-nodes 2", "--master-addr HOST"),
+    line("--num-nodes 2 --node-rank 2 --master-addr 127.0.0.1 --cpu", "--node-rank 2", "0 to 1"),
+    line("--node-rank 1 --cpu", "--node-rank 1", "one machine"),
+    line("--master-addr 127.0.0.1 --cpu", "--master-addr 127.0.0.1", "add --num-nodes N"),
+    line("--num-nodes 2 --master-addr no..host --cpu", "--master-addr no..host", "cannot be found"),
+    line("--master-port 80 --cpu", "--master-port", "equal to 1024"),
+    line("--config nowhere.yaml --cpu", "nowhere.yaml", "No such file"),
+    line("--config HERE --cpu", "HERE", "Is a directory"),
+    line("--resume nowhere --cpu", "nowhere", "no checkpoint"),
+    line("--resume HERE --cpu", "HERE", "no checkpoint"),
+    line("--resume wandb:broken --cpu", "wandb:broken", "entity/project/name"),
+    line("max_steps --cpu", "max_steps", "key=value"),
+    line("=5 --cpu", "=5", "key=value"),
+    line("training.max_steps=[5 --cpu", "training.max_steps=[5", "not valid YAML"),
+    line("seed.value=3 --cpu", "seed.value=3", "no keys below"),
+    line("evaluation.env=cube --cpu", "'cube'", "Did you mean 'cubes'"),
+    line("evaluation.execute=9 --cpu", "evaluation.execute is 9", "data.action_horizon is 8"),
+    line("data.action_horizon=13 --cpu", "data.action_horizon is 13", "12 frames"),
+    line("data.cameras=[side] --cpu", "data.cameras", "side", "agentview"),
+    line("data.path=HERE/nowhere --cpu", "HERE/nowhere", "no dataset"),
+    line("data.path=HERE --cpu", "HERE", "no episodes"),
+    line("model.fusion.dim=30 --cpu", "dim is 30", "heads"),
+    line("'model.vision={name: vggt, embed_dim: 6}' --cpu", "embed_dim is 6", "num_heads"),
+]
+
+OTHERS = [
+    line("trian", "trian"),
+    line("eval --env cubes", "--checkpoint"),
+    line("eval --checkpoint HERE --env cubes", "no policy at HERE"),
+    line("eval --checkpoint HERE/none --env cubes", "no policy at HERE/none"),
+    line("eval --checkpoint HERE --env cubez", "cubez", "Did you mean 'cubes'"),
+    line("eval --checkpoint HERE --env cubes --episodes 0", "--episodes", "equal to 1"),
+    line("eval --checkpoint HERE --env cubes --seed -1", "--seed", "equal to 0"),
+    line("eval --checkpoint HERE --env cubes --execute 0", "--execute", "equal to 1"),
+    line("eval --checkpoint HERE --env cubes --ensemble -0.5", "--ensemble", "equal to 0"),
+    line("eval --checkpoint HERE --env cubes --out HERE", "--out HERE", "is a folder"),
+    line("eval --checkpoint HERE --env cubes --out HERE/note.txt/x.json", "--out", "HERE/note.txt is a file"),
+    line("eval --checkpoint HERE --env cubes --video HERE/note.txt", "--video HERE/note.txt", "is a file"),
+    line("eval --checkpoint HERE --env cubes --out HERE/new/outcomes.json", "no policy at HERE"),
+    line("eval --checkpoint HERE --env cubes --video HERE/films", "no policy at HERE"),
+    line("eval --checkpoint wandb:broken --env cubes", "wandb:broken", "entity/project/name"),
+    line("eval --checkpoint hf:broken --env cubes", "hf:broken", "owner/name"),
+    line("data inspect HERE/nowhere", "HERE/nowhere", "no dataset"),
+    line("data inspect HERE --json", "HERE", "no episodes"),
+    line("data record --env cubes --episodes 1 --out HERE/new", "--episodes", "1"),
+    line("data record --env kitchen --episodes 4 --out HERE/new", "kitchen", "cubes"),
+    line("data record --env cubes --episodes 4 --out HERE/new --image-size 8", "--image-size", "equal to 16"),
+    line("data record --env cubes --episodes 4 --out HERE/note.txt", "--out", "HERE/note.txt"),
+    line("data cache-features --cpu data.path=DATA --out HERE/note.txt", "--out HERE/note.txt", "is a file"),
+    line("data cache-features --cpu data.path=DATA", "--out DIR", "data.feature_cache"),
+    line("data cache-features --cpu data.path=DATA --out HERE/new", "vggt_pretrained"),
+    line("config show training.max_step=3", "training.max_step", "Did you mean 'max_steps'"),
+    line("model summary --gpu H9000", "--gpu", "H9000"),
+    line("model pull HERE --out HERE/new", "no policy at HERE"),
+    line("runs compare HERE", "two runs"),
+    line("sweep local HERE/none.yaml", "HERE/none.yaml"),
+]
+
+
+def named(lines: Sequence[Line]) -> pytest.MarkDecorator:
+    assert len({row.arguments for row in lines}) == len(lines), "two rows are the same"
+    return pytest.mark.parametrize("bad", lines, ids=lambda row: row.arguments.replace(" ", "_").replace("/", "|"))
+
+
+@named(TRAIN)
+def test_a_training_with_a_flag_that_cannot_be_meant_is_refused(bad: Line, place: Path, good_data: Path) -> None:
+    check(bad, place, good_data, ["train", *SMALL, f"data.path={good_data}"])
+
+
+@named(OTHERS)
+def test_another_command_with_a_flag_that_cannot_be_meant_is_refused(bad: Line, place: Path, good_data: Path) -> None:
+    check(bad, place, good_data, [])
+
+
+def check(bad: Line, place: Path, good_data: Path, before: Sequence[str]) -> None:
+    (place / "note.txt").write_text("a file that is there\n")
+    known = {"HERE": str(place), "DATA": str(good_data)}
+    for name, value in known.items():
+        bad = Line(bad.arguments.replace(name, value), tuple(word.replace(name, value) for word in bad.words))
+    refused(place, [*before, *shlex.split(bad.arguments)], *bad.words)

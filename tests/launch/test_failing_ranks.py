@@ -1,0 +1,238 @@
+"""A rank that fails, dies, freezes or hangs takes the others down soon, and what was first is said once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.launch.test_launch_ranks import is_alive, wait_until
+
+END_OF_CASE = "-- end of case --"  # as rank_probe.py has it
+BOUND = 30.0  # seconds in which all is over, wherever the others are
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def start_launcher(folder: Path, *cases: str, **variables: str) -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "RANK")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.launch.rank_probe", str(folder), *cases],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment | variables,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def pids(folder: Path) -> list[int]:
+    return [int(file.read_text()) for file in sorted(folder.glob("*/ready_*"))]
+
+
+# ---- what is said ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Outcome:
+    """What came of one set of ranks."""
+
+    code: int
+    seconds: float  # from when all ranks were at work
+    said: list[str]  # lines on stderr
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """One launcher has started all these ranks, one set after the other; its times of grace were shortened."""
+    cases = [
+        "reduce,kill,reduce",
+        "reduce,raise,reduce",
+        "raise,raise",
+        "reduce,input",
+        "sleep,exit",
+        "reduce,crash",
+        "sleep,linger",
+        "reduce,hang",
+        "reduce,hang,freeze",
+        "hang,hold",
+    ]
+    folder = tmp_path_factory.mktemp("ranks")
+    out, err = start_launcher(folder, *cases, PROBE_SHORT="1").communicate(timeout=280)
+    found = [json.loads(line) for line in out.splitlines()]
+    said = err.split(f"{END_OF_CASE}\n")
+    assert len(found) == len(cases), err
+    assert not any(is_alive(pid) for pid in pids(folder))
+    return {
+        case: Outcome(**end, said=text.splitlines(), folder=folder / str(number))
+        for number, (case, end, text) in enumerate(zip(cases, found, said, strict=False))
+    }
+
+
+def test_a_killed_rank_is_named(outcomes: dict[str, Outcome]) -> None:
+    end = outcomes["reduce,kill,reduce"]
+
+    assert end.code == 137
+    assert end.said == [
+        "Rank 1 was killed by SIGKILL; the machine may be out of memory.",
+        "Ranks 0 and 2 ended with it.",
+    ]
+
+
+def test_the_first_error_is_shown_once(outcomes: dict[str, Outcome]) -> None:
+    end = outcomes["reduce,raise,reduce"]
+
+    assert end.code == 1
+    assert end.said[:2] == ["Rank 1:", "Traceback (most recent call last):"]
+    assert "rank_probe.py" in end.said[2]  # how the command line came to call it is of no interest
+    assert end.said[-2:] == ["ValueError: a defect", "Ranks 0 and 2 ended with it."]
+    assert len(end.said) < 8
+
+
+def test_the_same_error_on_all_ranks_is_shown_once(outcomes: dict[str, Outcome]) -> None:
+    end = outcomes["raise,raise"]
+
+    assert end.code == 1
+    assert end.said.count("ValueError: a defect") == 1
+    assert end.said[-1] in ("Rank 0 ended with it.", "Rank 1 ended with it.")
+
+
+def test_wrong_input_that_a_rank_finds_is_its_message(outcomes: dict[str, Outcome]) -> None:
+    end = outcomes["reduce,input"]
+
+    assert (end.code, end.said) == (2, ["data.path is on another machine.", "Rank 0 ended with it."])
+
+
+def test_a_rank_that_leaves_without_a_word_is_named(outcomes: dict[str, Outcome]) -> None:
+    end = outcomes["sleep,exit"]
+
+    assert (end.code, end.said) == (7, ["Rank 1 ended with code 7 and said nothing.", "Rank 0 ended with it."])
+
+
+def test_a_crash_in_c_shows_where_it_was(outcomes: dict[str, Outcome]) -> None:
+    end = outcomes["reduce,crash"]
+
+    assert end.code == 139
+    assert end.said[0] == "Rank 1 was killed by SIGSEGV."
+    assert any("rank_probe.py" in line for line in end.said)
+
+
+def test_a_failed_rank_that_takes_long_to_end_is_not_waited_for(outcomes: dict[str, Outcome]) -> None:
+    end = outcomes["sleep,linger"]
+
+    assert end.code == 1
+    assert end.said[-2:] == ["ValueError: a defect", "Rank 0 ended with it."]
+    assert end.seconds < 20
+
+
+def test_a_hang_ends_with_the_stack_of_each_rank(outcomes: dict[str, Outcome]) -> None:
+    end = outcomes["reduce,hang"]
+
+    assert end.code == 1
+    for rank, where in ((0, "all_reduce"), (1, "time.sleep")):
+        stack = (end.folder / f"hang_rank_{rank}.txt").read_text()
+        assert stack in "\n".join(end.said)
+        assert re.match(rf"\d{{4}}-\S+ \S+ Rank {rank}: .* after step 3\. Its threads:\n\nThread MainThread:\n", stack)
+        assert where in stack
+    assert end.said[-1].startswith("Training has hung: 3 seconds without a step")
+
+
+def test_a_frozen_rank_is_named_and_killed(outcomes: dict[str, Outcome]) -> None:
+    end = outcomes["reduce,hang,freeze"]
+
+    assert end.code == 1
+    assert end.said[-1] == "Rank 2 said nothing and was killed; it was stopped (SIGSTOP)."
+    assert {file.name for file in end.folder.glob("hang_*")} == {"hang_rank_0.txt", "hang_rank_1.txt"}
+
+
+def test_a_rank_that_keeps_the_lock_of_python_is_asked_for_its_stack(outcomes: dict[str, Outcome]) -> None:
+    end = outcomes["hang,hold"]
+
+    assert end.code == 1
+    assert "Rank 1 said nothing and was killed; it was running." in end.said
+    assert any("in hold_forever" in line for line in end.said)
+
+
+# ---- when ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start the launcher with one rank a role and wait until all ranks are at work."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*roles: str) -> subprocess.Popen[str]:
+        started.append(start_launcher(tmp_path, ",".join(roles)))
+        ready = [tmp_path / "0" / f"ready_{rank}" for rank in range(len(roles))]
+        wait_until(lambda: all(file.exists() for file in ready), seconds=120)
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def finish(process: subprocess.Popen[str], folder: Path, within: float) -> tuple[int, list[str]]:
+    """The exit code and what was said, once launcher and ranks are gone, in at most these seconds from now."""
+    now = time.monotonic()
+    _, said = process.communicate(timeout=120)
+    assert time.monotonic() - now < within, said
+    assert not any(is_alive(pid) for pid in pids(folder))
+    return process.returncode, said.splitlines()[:-1]
+
+
+@pytest.mark.parametrize("other", ["reduce", "sleep"])
+def test_a_killed_rank_ends_those_in_a_collective_and_those_elsewhere(start: Start, tmp_path: Path, other: str) -> None:
+    process = start(other, "reduce")
+    os.kill(pids(tmp_path)[1], signal.SIGKILL)
+
+    code, said = finish(process, tmp_path, within=BOUND)
+
+    assert (code, said) == (
+        137,
+        ["Rank 1 was killed by SIGKILL; the machine may be out of memory.", "Rank 0 ended with it."],
+    )
+
+
+# ---- signals ---------------------------------------------------------------------------------------------
+
+
+def test_the_warning_of_a_scheduler_lets_all_ranks_save(start: Start, tmp_path: Path) -> None:
+    process = start("save", "save")
+    process.send_signal(signal.SIGUSR1)
+
+    assert finish(process, tmp_path, within=60) == (143, ["stopped by SIGTERM"])
+    assert len(list(tmp_path.glob("0/saved_*"))) == 2
+
+
+def test_a_signal_to_every_process_is_one_signal(start: Start, tmp_path: Path) -> None:
+    """As schedulers send it: the launcher passes on what the ranks have got already."""
+    process = start("save", "save")
+    for pid in [*pids(tmp_path), process.pid]:
+        os.kill(pid, signal.SIGTERM)
+
+    assert finish(process, tmp_path, within=60)[0] == 143
+    assert len(list(tmp_path.glob("0/saved_*"))) == 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_ends_all_at_once(start: Start, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    process = start("reduce", "sleep")  # neither looks for signals, so that the first one changes nothing
+    process.send_signal(number)
+    time.sleep(1.5)
+    assert process.poll() is None and all(is_alive(pid) for pid in pids(tmp_path))
+
+    process.send_signal(number)
+
+    assert finish(process, tmp_path, within=5) == (code, ["Ranks 0 and 1 ended at once, by the second signal."])

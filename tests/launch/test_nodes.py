@@ -1,0 +1,322 @@
+"""Several machines: which one this is, what they tell each other before the start, and how they end together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from atlas.config import DistributedConfig
+from atlas.errors import InputError
+from atlas.launch import NodeLink, NodeLost, Nodes, plan_nodes
+from atlas.tracking import read_scalars
+from tests.conftest import MakeLibero
+from tests.launch.test_launch_ranks import is_alive, wait_until
+from tests.test_vertical_slice import SMALL, run_atlas
+
+ROOT = Path(__file__).parents[2]
+BOUND = 30.0  # seconds in which all is over, wherever it began
+HERE = {"master_addr": "127.0.0.1"}
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that is free, as is the next one."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("", 0))
+            found = first.getsockname()[1]
+            try:
+                second.bind(("", found + 1))
+            except (OSError, OverflowError):
+                continue
+            return int(found)
+
+
+# ---- which machine this is -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM's tool, which knows that localhost and node[2-4] are four machines."""
+    tool = tmp_path / "scontrol"
+    tool.write_text('#!/bin/sh\n[ "$*" = "show hostnames localhost,node[2-4]" ] && echo localhost && echo node2\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+
+SLURM = {"SLURM_NNODES": "4", "SLURM_NODEID": "2", "SLURM_JOB_NODELIST": "localhost,node[2-4]"}
+
+
+def test_one_machine_is_no_matter() -> None:
+    assert plan_nodes(DistributedConfig(), {}) is None
+    assert plan_nodes(DistributedConfig(), {"SLURM_NNODES": "1", "SLURM_NODEID": "0"}) is None
+    assert plan_nodes(DistributedConfig(num_nodes=1), SLURM) is None
+
+
+def test_flags_say_which_machine_this_is(port: int) -> None:
+    asked = DistributedConfig(num_nodes=3, node_rank=1, master_addr="127.0.0.1", master_port=port)
+
+    assert plan_nodes(asked, {}) == Nodes(3, 1, "127.0.0.1", port)
+
+
+def test_slurm_says_which_machine_this_is(scontrol: None, port: int) -> None:
+    assert plan_nodes(DistributedConfig(master_port=port), SLURM) == Nodes(4, 2, "localhost", port)
+    by_job = {name: value for name, value in SLURM.items() if name != "SLURM_NNODES"} | {"SLURM_JOB_NUM_NODES": "3"}
+    assert plan_nodes(DistributedConfig(master_port=port), by_job) == Nodes(3, 2, "localhost", port)
+
+
+def test_a_step_of_slurm_may_be_smaller_than_its_job(scontrol: None, port: int) -> None:
+    step = {**SLURM, "SLURM_NODEID": "1", "SLURM_STEP_NUM_NODES": "2"}
+
+    assert plan_nodes(DistributedConfig(master_port=port), step) == Nodes(2, 1, "localhost", port)
+
+
+def test_flags_win_over_slurm(scontrol: None, port: int) -> None:
+    asked = DistributedConfig(num_nodes=2, node_rank=1, master_addr="127.0.0.1", master_port=port)
+
+    assert plan_nodes(asked, SLURM) == Nodes(2, 1, "127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("asked", "variables", "words"),
+    [
+        ({"node_rank": 1}, {}, ["--node-rank 1", "should be 0", "--num-nodes"]),
+        ({"num_nodes": 2, "node_rank": 2, **HERE}, {}, ["--node-rank 2", "0 to 1", "2 machines"]),
+        ({"num_nodes": 2}, {}, ["--num-nodes 2", "--master-addr"]),
+        ({"master_addr": "127.0.0.1"}, {}, ["--master-addr 127.0.0.1", "--num-nodes"]),
+        ({"num_nodes": 2, "master_addr": "no such host"}, {}, ["--master-addr no such host", "cannot be found"]),
+        ({}, {**SLURM, "PATH": ""}, ["scontrol", "node[2-4]", "--master-addr"]),
+        (HERE, {**SLURM, "SLURM_STEP_NUM_TASKS": "32"}, ["32 tasks on 4 machines", "--ntasks-per-node=1"]),
+    ],
+)
+def test_what_cannot_work_is_refused(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], variables: dict[str, str], words: list[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(InputError) as error:
+        plan_nodes(DistributedConfig(**asked), variables)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_port_that_is_taken_is_refused_on_the_first_machine(port: int, which: int) -> None:
+    with socket.socket() as other:
+        other.bind(("", port + which))
+        other.listen()
+        asked = {"num_nodes": 2, "master_addr": "127.0.0.1", "master_port": port}
+        with pytest.raises(InputError, match=rf"--master-port {port} .*port {port + which} .*cannot be used"):
+            plan_nodes(DistributedConfig(**asked), {})
+        assert plan_nodes(DistributedConfig(**asked, node_rank=1), {}) is not None
+
+
+# ---- before the start ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Machine:
+    """A launcher that takes part as one of two machines."""
+
+    process: subprocess.Popen[str]
+    began: float
+
+    def end(self, within: float = 120) -> tuple[int, str]:
+        _, said = self.process.communicate(timeout=120)
+        assert time.monotonic() - self.began < within, said
+        return self.process.returncode, said
+
+
+Start = Callable[..., Machine]
+
+
+@pytest.fixture
+def start_machine() -> Iterator[Start]:
+    machines: list[Machine] = []
+
+    def start(*arguments: str, **variables: str) -> Machine:
+        kept = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "RANK")}
+        environment = kept | {"TORCH_CPP_LOG_LEVEL": "ERROR"} | variables
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments], stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
+        )
+        machines.append(Machine(process, time.monotonic()))
+        return machines[-1]
+
+    yield start
+    for machine in machines:
+        machine.process.kill()
+        machine.process.communicate()
+
+
+def train(rank: int, port: int, *more: str) -> list[str]:
+    flags = ["--cpu", "--gpus", "1", "--num-nodes", "2", "--node-rank", str(rank), "--master-addr", "127.0.0.1"]
+    return ["atlas.cli", "train", *flags, "--master-port", str(port), *more]
+
+
+def test_two_machines_give_the_numbers_of_one_with_two_processes(
+    start_machine: Start, make_libero: MakeLibero, tmp_path: Path, port: int
+) -> None:
+    data = make_libero({"open the drawer": [12, 9, 11], "close the drawer": [10, 10, 7]})
+    job = [*SMALL, "data.batch_size=4", "training.log_interval=1", "training.val_interval=3", "evaluation.episodes=0"]
+    job += ["training.max_steps=4", f"data.path={data}", f"output_dir={tmp_path}"]
+    machines = [start_machine(*train(rank, port, *job, "run_name=machines")) for rank in (0, 1)]
+    ends = [machine.end() for machine in machines]
+    run_atlas(["train", "--cpu", "--mode", "multi", "--gpus", "2", *job, "run_name=processes"])
+
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert "2 processes on cpu" in ends[0][1] and ends[1][1] == ""
+    found, expected = read_scalars(tmp_path / "machines"), read_scalars(tmp_path / "processes")
+    compared = [tag for tag in expected if tag.startswith(("train/", "val/"))]
+    assert {"train/loss", "val/loss"} <= set(compared)
+    for tag in compared:
+        np.testing.assert_allclose(found[tag], expected[tag], atol=1e-6, err_msg=tag)
+
+
+def test_what_the_first_machine_refuses_all_refuse(start_machine: Start, tmp_path: Path, port: int) -> None:
+    where = [f"data.path={tmp_path / 'absent'}", f"output_dir={tmp_path / 'runs'}"]
+    ends = [machine.end() for machine in [start_machine(*train(rank, port, *where)) for rank in (0, 1)]]
+
+    assert [code for code, _ in ends] == [2, 2]
+    assert ends[0][1] == ends[1][1] and str(tmp_path / "absent") in ends[0][1]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def link(port: int) -> Iterator[NodeLink]:
+    """Node 0's, of two."""
+    with NodeLink(Nodes(2, 0, "127.0.0.1", port), timeout_seconds=3) as link:
+        yield link
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("seed: 3")
+    return tmp_path / "run"
+
+
+def second(link: NodeLink, rank: int = 1) -> NodeLink:
+    return NodeLink(replace(link.nodes, rank=rank), timeout_seconds=3)
+
+
+def test_the_others_learn_which_run_it_is(link: NodeLink, run_dir: Path) -> None:
+    with second(link) as other:
+        link.publish(run_dir, run_dir / "checkpoints" / "step_00000004")
+
+        assert other.receive() == (run_dir, run_dir / "checkpoints" / "step_00000004")
+
+
+def test_a_machine_that_does_not_see_the_run_says_so(
+    link: NodeLink, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atlas.launch.link._SHARED_SECONDS", 0.5)
+    with second(link) as other:
+        link.publish(run_dir, None)
+        (run_dir / "config.yaml").write_text("seed: 4")  # as a run of the same name on another disk
+
+        with pytest.raises(InputError, match=rf"{run_dir} is not the run's folder .* file system that they share"):
+            other.receive()
+
+
+def test_two_machines_with_one_number_are_refused(link: NodeLink) -> None:
+    with (
+        second(link),
+        pytest.raises(InputError, match=r"--node-rank 1 .*another machine has this number"),
+        second(link),
+    ):
+        pass
+
+
+def test_a_machine_that_does_not_come_is_named(link: NodeLink, run_dir: Path) -> None:
+    with pytest.raises(NodeLost, match=r"Node 1 of 2 did not come within 0\.05 minutes .*timeout_minutes"):
+        link.publish(run_dir, None)
+
+
+def test_a_first_machine_that_is_not_there_is_named(port: int) -> None:
+    with (
+        pytest.raises(InputError, match=rf"--master-addr 127.0.0.1, --master-port {port}: node 0 did not answer"),
+        NodeLink(Nodes(2, 1, "127.0.0.1", port), timeout_seconds=0.5),
+    ):
+        pass
+
+
+def test_a_first_machine_that_ends_while_it_prepares_is_named(port: int) -> None:
+    holds = NodeLink(Nodes(2, 0, "127.0.0.1", port), timeout_seconds=3)
+    holds.__enter__()
+    with NodeLink(Nodes(2, 1, "127.0.0.1", port), timeout_seconds=30) as other:
+        threading.Timer(0.5, setattr, (holds, "_store", None)).start()  # what the death of its process does
+
+        with pytest.raises(NodeLost, match="Node 0 has ended"):
+            other.receive()
+
+
+# ---- how they end ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start_pair(start_machine: Start, tmp_path: Path, port: int) -> Callable[[str], list[Machine]]:
+    """Start one rank (of rank_probe.py) on each of two machines, and wait until both are at work."""
+
+    def start(roles: str) -> list[Machine]:
+        pair = [
+            start_machine("tests.launch.rank_probe", str(tmp_path), roles, PROBE_NODE=f"{rank}:{port}")
+            for rank in (0, 1)
+        ]
+        ready = [tmp_path / "0" / f"ready_{rank}" for rank in (0, 1)]
+        wait_until(lambda: all(file.exists() for file in ready), seconds=120)
+        for machine in pair:
+            machine.began = time.monotonic()
+        return pair
+
+    return start
+
+
+@pytest.mark.parametrize("other", ["sleep", "reduce"])
+def test_a_rank_that_fails_ends_those_on_the_other_machine(
+    start_pair: Callable[[str], list[Machine]], other: str
+) -> None:
+    first, failing = start_pair(f"{other},raise")
+    code, said = failing.end(within=BOUND)
+
+    assert code == 1 and said.endswith("ValueError: a defect\n")
+    assert first.end(within=BOUND) == (
+        1,
+        "Node 1 failed first: rank 1: ValueError: a defect\nRank 0 ended with it.\n",
+    )
+
+
+@pytest.mark.parametrize(("killed", "word"), [(0, "its launcher has ended"), (1, "nothing was heard of it for 15 s")])
+def test_a_machine_that_is_gone_ends_the_others(
+    start_pair: Callable[[str], list[Machine]], tmp_path: Path, killed: int, word: str
+) -> None:
+    pair = start_pair("reduce,reduce")
+    pair[killed].process.kill()
+
+    code, said = pair[1 - killed].end(within=BOUND)
+
+    assert code == 1
+    assert said.startswith(f"Node {killed} failed first: {word}")
+    wait_until(lambda: not any(is_alive(int(file.read_text())) for file in tmp_path.glob("0/ready_*")), seconds=10)
+
+
+def test_the_warning_of_a_scheduler_stops_all_in_good_order(
+    start_pair: Callable[[str], list[Machine]], tmp_path: Path
+) -> None:
+    pair = start_pair("save,save")
+    for machine in pair:
+        machine.process.send_signal(signal.SIGUSR1)
+
+    assert [machine.end(within=60)[0] for machine in pair] == [143, 143]
+    assert len(list(tmp_path.glob("0/saved_*"))) == 2
