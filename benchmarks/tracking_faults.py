@@ -11,24 +11,21 @@ only: wandb's process is found through /proc.
 from __future__ import annotations
 
 import argparse
-import queue
 import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from machine import describe
-from trainings import EXIT_TIMEOUT, ROOT, Preloaded, Training
+from trainings import EXIT_TIMEOUT, ROOT, Preloaded, Training, record_data, several_preloaded, side_by_side
 
 sys.path += [str(ROOT), str(ROOT / "tests" / "tracking")]  # atlas; the faulty servers
 
@@ -216,14 +213,6 @@ def run_one(fault: Fault, folder: Path, data: Path, steps: int, servers: Servers
 # ---- the whole -------------------------------------------------------------------------------------------
 
 
-def record_data(folder: Path) -> Path:
-    data = folder / "data"
-    command = [sys.executable, "-m", "atlas.cli", "data", "record", "--env", "cubes", "--episodes", "4"]
-    command += ["--image-size", "32", "--out", str(data)]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
-    return data
-
-
 def steps_of_a_training(folder: Path, data: Path, servers: Servers, preloaded: Preloaded) -> int:
     """How many steps take about TRAINING_SECONDS on this machine, from a training without a fault."""
     steps = 60
@@ -238,28 +227,16 @@ def run_all(faults: Sequence[Fault], data: Path, folder: Path, parallel: int) ->
     """Every fault in a training of its own, so many at a time."""
     with ExitStack() as stack:
         servers = Servers(stack)
-        idle: queue.Queue[Preloaded] = queue.Queue()
-        for preloaded in [Preloaded() for _ in range(parallel)]:
-            stack.callback(preloaded.close)
-            preloaded.wait_until_ready()
-            idle.put(preloaded)
-        steps = steps_of_a_training(folder, data, servers, idle.queue[0])
+        preloaded = stack.enter_context(several_preloaded(parallel))
+        steps = steps_of_a_training(folder, data, servers, preloaded[0])
 
-        def run(fault: Fault) -> Outcome:
-            preloaded = idle.get()
-            try:
-                # Two ranks on the same cores take about twice as long.
-                outcome = run_one(fault, folder, data, steps // max(1, fault.ranks), servers, preloaded)
-            finally:
-                idle.put(preloaded)
+        def run(fault: Fault, mine: Preloaded) -> Outcome:
+            # Two ranks on the same cores take about twice as long.
+            outcome = run_one(fault, folder, data, steps // max(1, fault.ranks), servers, mine)
             show(outcome, folder)
             return outcome
 
-        pool = ThreadPoolExecutor(parallel)
-        try:
-            return list(pool.map(run, faults))
-        finally:
-            pool.shutdown(cancel_futures=True)  # when interrupted, those that run are waited for and cleaned up
+        return side_by_side(run, faults, preloaded)
 
 
 def show(outcome: Outcome, folder: Path) -> None:

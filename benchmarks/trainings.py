@@ -6,20 +6,26 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 ROOT = Path(__file__).parents[1]
 sys.path += [str(ROOT), str(ROOT / "tests" / "tracking")]
 
-from marked_processes import end_all, kill, new_mark  # noqa: E402
+from marked_processes import end_all, kill, new_mark, processes_of  # noqa: E402
+
+Item, Found = TypeVar("Item"), TypeVar("Found")
 
 EXIT_TIMEOUT = 10.0  # logging.exit_timeout_seconds
 TRAINING = [
@@ -36,7 +42,11 @@ TRAINING = [
     "checkpoint.save_interval=1000000",
     f"logging.exit_timeout_seconds={EXIT_TIMEOUT}",
 ]
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a fork would not have the others
+_ONE_THREAD = {  # a fork would not have the others
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow's
+}
 
 
 class Preloaded:
@@ -75,41 +85,95 @@ class Preloaded:
         return int(self._from.readline())
 
 
+@contextmanager
+def several_preloaded(number: int) -> Iterator[list[Preloaded]]:
+    """So many, all of them ready."""
+    with ExitStack() as stack:
+        made = []
+        for _ in range(number):
+            made.append(Preloaded())
+            stack.callback(made[-1].close)
+        for each in made:
+            each.wait_until_ready()
+        yield made
+
+
+def side_by_side(
+    work: Callable[[Item, Preloaded], Found], items: Sequence[Item], preloaded: Sequence[Preloaded]
+) -> list[Found]:
+    """`work` for each item, as many at a time as there are preloaded processes, each with one for itself."""
+    idle: queue.Queue[Preloaded] = queue.Queue()
+    for each in preloaded:
+        idle.put(each)
+
+    def with_one(item: Item) -> Found:
+        mine = idle.get()
+        try:
+            return work(item, mine)
+        finally:
+            idle.put(mine)
+
+    pool = ThreadPoolExecutor(len(preloaded))
+    try:
+        return list(pool.map(with_one, items))
+    finally:
+        pool.shutdown(cancel_futures=True)  # when interrupted, those that run are waited for and cleaned up
+
+
+def record_data(folder: Path) -> Path:
+    """A few demonstrations of 32 pixels, recorded in the simulator."""
+    data = folder / "data"
+    command = [sys.executable, "-m", "atlas.cli", "data", "record", "--env", "cubes", "--episodes", "4"]
+    command += ["--image-size", "32", "--out", str(data)]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    return data
+
+
 @dataclass
 class Training:
-    """One training with wandb: forked, or through the script with so many ranks. `kill` leaves nothing of it running.
+    """One training: forked, or through the script with so many ranks. `kill` leaves nothing of it running.
 
+    Several may follow each other in one folder, as those that go on from a checkpoint do.
     begin, end: when it was started and when it had ended, in seconds since the epoch. code: its exit code.
     """
 
     folder: Path
     steps: int
     ranks: int  # 0: forked
+    wandb: bool = True
+    options: Sequence[str] = ()  # flags and overrides on top of TRAINING
     mark: dict[str, str] = field(default_factory=new_mark)
     begin: float = 0.0
     process: int = 0
     code: int | None = None
     end: float = 0.0
     _ended: threading.Event = field(default_factory=threading.Event)
+    _log_before: int = 0  # bytes of train.log that others have written
 
     @property
     def run_dir(self) -> Path:
         return self.folder / "out" / "run"
 
+    @property
+    def _log(self) -> Path:
+        return self.run_dir / "train.log"
+
     def start(self, data: Path, variables: dict[str, str], preloaded: Preloaded) -> None:
         home = self.folder / "home"
-        home.mkdir(parents=True)
+        home.mkdir(parents=True, exist_ok=True)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
         kept |= {"HOME": str(home), "NETRC": str(home / ".netrc"), "OMP_NUM_THREADS": "1"}
         kept |= {"WANDB_CACHE_DIR": str(home / "cache"), "WANDB_CONFIG_DIR": str(home / "config")}
         environment = kept | variables | self.mark
         places = [f"data.path={data}", f"output_dir={self.folder / 'out'}", "run_name=run"]
-        arguments = ["--cpu", "--wandb", *TRAINING, *places, f"training.max_steps={self.steps}"]
+        flags = ["--cpu", *(["--wandb"] if self.wandb else [])]
+        arguments = [*flags, *TRAINING, *places, f"training.max_steps={self.steps}", *self.options]
         output = self.folder / "output"
+        self._log_before = self._log.stat().st_size if self._log.exists() else 0
         self.begin = time.time()
         if self.ranks:
             several = ["--mode", "multi", "--gpus", str(self.ranks)] if self.ranks > 1 else []
-            with output.open("w") as file:
+            with output.open("a") as file:
                 script = subprocess.Popen(
                     [str(ROOT / "train.sh"), *several, *arguments],
                     env=environment,
@@ -137,15 +201,36 @@ class Training:
         self._ended.wait(seconds)
 
     def done_steps(self) -> int:
-        """As its log has it, which each step adds a line to."""
-        log = self.run_dir / "train.log"
-        found = re.findall(r"step +(\d+)/", log.read_text()) if log.exists() else []
+        """As its log has it, which each step adds a line to; 0 before its first one."""
+        if not self._log.exists():
+            return 0
+        with self._log.open("rb") as log:
+            log.seek(self._log_before)
+            found = re.findall(rb"step +(\d+)/", log.read())
         return int(found[-1]) if found else 0
+
+    def living(self) -> dict[int, str]:
+        """{process id: name} of what runs of it now."""
+        return processes_of(self.mark) | (_processes_of_session(self.process) if self.process else {})
 
     def kill(self) -> None:
         if self.process and not self.ended:
             kill(self.process, signal.SIGKILL)
         end_all(self.mark)
+
+
+def _processes_of_session(session: int) -> dict[int, str]:
+    """A process that was forked shows the environment of the one it was forked from, and so not its mark."""
+    found = {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = file.read_text().partition("(")[2].rpartition(")")
+        except OSError:  # it has ended meanwhile
+            continue
+        state, _, _, its_session = rest.split()[:4]
+        if state != "Z" and int(its_session) == session:
+            found[int(file.parent.name)] = name
+    return found
 
 
 # ---- the preloaded process -------------------------------------------------------------------------------
@@ -179,7 +264,7 @@ def main() -> None:
 
 def _become(arguments: list[str], environment: dict[str, str], output: str) -> None:
     os.setsid()
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for descriptor, number in ((nothing, 0), (file, 1), (file, 2)):
         os.dup2(descriptor, number)

@@ -7,7 +7,7 @@
 # of them, .venv is made, or completed where an earlier installation was interrupted.
 
 # What atlas imports, besides the standard library.
-atlas_modules="torch accelerate transformers yaml pydantic typer rich tensorboard h5py safetensors PIL av numpy"
+atlas_modules="torch accelerate transformers yaml pydantic typer rich tensorboard h5py safetensors PIL av pyarrow huggingface_hub numpy"
 
 say() { printf '%s\n' "$*" >&2; }
 

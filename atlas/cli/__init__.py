@@ -56,17 +56,18 @@ def _run() -> int:
         return 130
     except BaseException as error:
         code = getattr(error, "exit_code", None)
-        if not isinstance(code, int):
-            import traceback
-
+        if code in (None, 1):
             from atlas.launch import leave_error
 
-            if not leave_error(error):  # of several ranks, the launcher tells the first error, once
-                traceback.print_exc()
-            return 1
-        if str(error) and os.environ.get("RANK", "0") == "0":  # every rank is stopped; one says so
+            if leave_error(error):  # of several ranks, the launcher tells the first error, once
+                return 1
+        if code is None:
+            import traceback
+
+            traceback.print_exc()
+        elif str(error) and os.environ.get("RANK", "0") == "0":  # every rank is stopped; one says so
             print(error, file=sys.stderr)
-        return code
+        return 1 if code is None else code
     return 0
 
 

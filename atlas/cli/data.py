@@ -10,8 +10,8 @@ import typer
 
 from atlas.cli.options import PLAIN, ConfigFile, Json, Overrides, Workers, as_overrides
 from atlas.cli.output import print_json, print_table, stdout_kept_for_the_report
-from atlas.cli.paths import check_folder
 from atlas.errors import InputError
+from atlas.paths import check_folder
 
 data_app = typer.Typer(help="Record and inspect demonstrations.", **PLAIN)
 

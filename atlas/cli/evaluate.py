@@ -9,7 +9,7 @@ import typer
 
 from atlas.cli.options import Json, Workers
 from atlas.cli.output import print_json, print_table, stdout_kept_for_the_report
-from atlas.cli.paths import check_file, check_folder
+from atlas.paths import check_file, check_folder
 
 
 def evaluate(

@@ -12,6 +12,7 @@ from atlas.data.lerobot import LeRobotDataset, is_lerobot
 from atlas.data.lerobot.hub import PREFIX, fetch_dataset, parse_reference
 from atlas.data.libero import LiberoDataset
 from atlas.data.orientation import Orientation
+from atlas.data.video import chosen_decoder
 from atlas.errors import InputError
 
 
@@ -28,6 +29,8 @@ def open_configured(config: DataConfig) -> tuple[EpisodeDataset, list[str]]:
         raise InputError(f"data.cameras names {unknown}, and {dataset.path} has the cameras {dataset.cameras}.")
     if isinstance(dataset, LeRobotDataset):
         dataset.check_files()
+        if dataset.has_videos:
+            chosen_decoder()  # said here once, and not by each data worker
     return dataset, config.cameras or dataset.cameras
 
 

@@ -25,6 +25,7 @@ from atlas.data.libero_layout import (
     read_demo,
     readable,
 )
+from atlas.data.noops import without_noops
 from atlas.data.orientation import Orientation, turn_upright
 from atlas.errors import InputError
 from atlas.types import ActionSpec
@@ -72,12 +73,14 @@ class LiberoDataset:
         self._stored: dict[tuple[int, str], Any] = {}  # (episode, camera): its images, not read yet
         self._pid = os.getpid()
         lengths: list[int] = []
-        for number, file in enumerate(self.files):
-            with readable(str(file)):
-                lengths += self._scan(number, file, drop_noops)
+        try:
+            for number, file in enumerate(self.files):
+                with readable(str(file)):
+                    lengths += self._scan(number, file, drop_noops)
+        finally:
+            self.close()  # workers that are forked from here must not share open files
         self.lengths = np.array(lengths, np.int64)
         self.task_of = np.array([demo.task for demo in self._demos], np.int64)
-        self.close()  # workers that are forked from here must not share open files
 
     def __len__(self) -> int:
         return len(self._demos)
@@ -154,7 +157,7 @@ class LiberoDataset:
                 self.cameras = cameras
             elif cameras != self.cameras:
                 raise InputError(f"{where}/obs has cameras {cameras}, while the first episode has {self.cameras}.")
-            kept = _without_noops(actions) if drop_noops else None
+            kept = without_noops(actions, self.action_spec) if drop_noops else None
             length = len(actions) if kept is None else len(kept)
             if length == 0:
                 raise InputError(f"{where} has no frame whose action does something; leave it out, or drop_noops.")
@@ -196,7 +199,8 @@ class LiberoEpisode:
 
     @cached_property
     def rewards(self) -> np.ndarray | None:
-        return self._column("rewards").astype(np.float32) if "rewards" in self._group else None
+        rewards = self._optional("rewards")
+        return None if rewards is None else rewards.astype(np.float32)
 
     @property
     def success(self) -> bool | None:
@@ -204,7 +208,7 @@ class LiberoEpisode:
 
     @cached_property
     def sim_states(self) -> np.ndarray | None:
-        return self._column("states") if "states" in self._group else None
+        return self._optional("states")
 
     @property
     def init_state(self) -> np.ndarray | None:
@@ -229,6 +233,10 @@ class LiberoEpisode:
             frames_as_stored = np.stack([stored[row] for row in rows])
         return turn_upright(frames_as_stored, self._orientation)
 
+    def _optional(self, key: str) -> np.ndarray | None:
+        with readable(self._where):
+            return self._column(key) if key in self._group else None
+
     def _column(self, key: str) -> np.ndarray:
         with readable(f"{self._where}/{key}"):
             values = np.asarray(array_in(self._group, key, self._where))
@@ -245,10 +253,3 @@ def _find_files(path: Path) -> list[Path]:
     if not files:
         raise InputError(f"The folder {path} holds no episodes: no .hdf5 file was found in it.")
     return files
-
-
-def _without_noops(actions: np.ndarray) -> np.ndarray:
-    """The frames whose action does something: moves (norm of the pose >= 1e-4) or changes the gripper."""
-    still = np.linalg.norm(actions[:, :6], axis=1) < 1e-4
-    same_gripper = np.concatenate([[True], actions[1:, 6] == actions[:-1, 6]])
-    return np.flatnonzero(~(still & same_gripper))

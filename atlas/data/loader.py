@@ -39,6 +39,7 @@ def make_loader(
         worker_init_fn=_leave_process_group,
         pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None,
+        generator=torch.Generator(),  # each pass draws a number, which is not to be one of the training's
     )
 
 

@@ -7,13 +7,13 @@ import logging
 import os
 import threading
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from atlas.data.latest import Latest
 from atlas.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class VideoReader:
     def __init__(self, bound: int = OPEN_DECODERS, open_decoder: Callable[[Path], _Decoder] | None = None) -> None:
         """bound: how many decoders stay open. open_decoder: of this library, None for the one that is chosen."""
         self._bound, self._open = bound, open_decoder
-        self._inherited: list[OrderedDict[Path, _Decoder]] = []  # kept, since taking them down may wait for threads
+        self._inherited: list[Latest[Path, _Decoder]] = []  # kept, since taking them down may wait for threads
         self._start()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -61,7 +61,12 @@ class VideoReader:
             self._start()
         wanted, place = np.unique(np.asarray(times, np.float64), return_inverse=True)
         with self._lock:  # decoders are not for several threads at once
-            images, found = self._decoder(path).read(wanted.tolist())
+            decoder = self._decoders.get(path, lambda: self._opened(path))
+            try:
+                images, found = decoder.read(wanted.tolist())
+            except InputError:
+                self._decoders.drop(path)  # who knows where in the file it stopped
+                raise
         late = np.abs(found - wanted) - _rounding(wanted)
         if (late > tolerance).any():
             worst = int(late.argmax())
@@ -74,29 +79,23 @@ class VideoReader:
     @property
     def open_files(self) -> list[Path]:
         """The files whose decoders are open in this process, the last used one at the end."""
-        return list(self._decoders) if self._process == os.getpid() else []
+        return self._decoders.keys if self._process == os.getpid() else []
 
     def close(self) -> None:
         """Close this process's decoders; they open again when needed."""
         if self._process == os.getpid():
             with self._lock:
-                while self._decoders:
-                    self._decoders.popitem()[1].close()
+                self._decoders.clear()
 
     def _start(self) -> None:
-        self._decoders: OrderedDict[Path, _Decoder] = OrderedDict()
+        self._decoders: Latest[Path, _Decoder] = Latest(self._bound, lambda decoder: decoder.close())
         self._lock = threading.Lock()
         self._process = os.getpid()
 
-    def _decoder(self, path: Path) -> _Decoder:
-        if path not in self._decoders:
-            if not path.is_file():
-                raise InputError(f"The video {path} is missing; fetch it again.")
-            self._decoders[path] = (self._open or chosen_decoder())(path)
-            if len(self._decoders) > self._bound:
-                self._decoders.popitem(last=False)[1].close()
-        self._decoders.move_to_end(path)
-        return self._decoders[path]
+    def _opened(self, path: Path) -> _Decoder:
+        if not path.is_file():
+            raise InputError(f"The video {path} is missing; fetch it again.")
+        return (self._open or chosen_decoder())(path)
 
 
 @functools.cache
@@ -169,8 +168,10 @@ class PyAVDecoder:
 
     def __init__(self, path: Path) -> None:
         import av
+        from av.video.reformatter import VideoReformatter
 
         self._path = path
+        self._to_rgb = VideoReformatter()
         with _readable(path):
             self._container = av.open(str(path))
             if not self._container.streams.video:
@@ -179,6 +180,8 @@ class PyAVDecoder:
             self._stream.codec_context.thread_count = 1  # data workers are the parallelism
             # From the file's own index, without reading its frames.
             self._keys = sorted(entry.timestamp for entry in self._stream.index_entries if entry.is_keyframe)
+            assert self._stream.time_base is not None  # FFmpeg gives every stream of a file one
+            self._tick = float(self._stream.time_base)  # seconds
         self._frames: Iterator[Any] | None = None
         self._last: Any = None  # the frame decoded last
 
@@ -186,8 +189,9 @@ class PyAVDecoder:
         """As of `_Decoder`."""
         with _readable(self._path):
             frames = [self._nearest(time) for time in times]
-            images = [frame.to_ndarray(format="rgb24") for frame in frames]
-            return np.stack(images), np.array([self._time(frame) for frame in frames])
+            # One thread: left alone, it starts one for each core and each open file.
+            images = [self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray() for frame in frames]
+            return np.stack(images), np.array([frame.pts * self._tick for frame in frames])
 
     def close(self) -> None:
         """Close the file."""
@@ -196,7 +200,7 @@ class PyAVDecoder:
 
     def _nearest(self, time: float) -> Any:
         """The frame nearest to a time: decoded from the last keyframe before it, or from where decoding is."""
-        target = round(time / self._stream.time_base)
+        target = round(time / self._tick)
         if self._last is None or target < self._last.pts or self._key_between(self._last.pts, target):
             self._seek(target)
         before = self._last
@@ -221,9 +225,6 @@ class PyAVDecoder:
     def _key_between(self, position: int, target: int) -> bool:
         """Whether a keyframe lies beyond `position` and not beyond `target`: then it is shorter to start there."""
         return not self._keys or bisect_right(self._keys, target) > bisect_right(self._keys, position)
-
-    def _time(self, frame: Any) -> float:
-        return float(frame.pts * self._stream.time_base)
 
 
 def _rounding(times: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -35,6 +36,7 @@ _ANSWER_SECONDS = 10.0  # for the store to answer
 _SAY_SECONDS = 10.0  # of waiting, after which it says for what
 _SHARED_SECONDS = 30.0  # for a shared file system to show what another machine has written
 _LINGER_SECONDS = 10.0  # of node 0, for the others to read what it has left
+IN_GOOD_ORDER = (0, 130, 143)  # the exit codes of ranks that are done, or were told to stop
 
 
 class NodeLost(Exception):
@@ -60,15 +62,18 @@ class NodeLink:
 
     Before the ranks: node 0 prepares the run inside `refusing` and calls `publish`, the others `receive`. Then all call
     `watch`.
-    failures: what is known of other nodes, by node.
     """
 
     def __init__(self, nodes: Nodes, timeout_seconds: float) -> None:
         """timeout_seconds: how long the machines wait for each other before the ranks start."""
         self.nodes = nodes
-        self.failures: dict[int, Failure] = {}
         self.told = False  # whether this node has told a failure
-        self._silent: set[int] = set()
+        self.code = 0  # the exit code of this node's ranks, once they have ended
+        self._others = [node for node in range(nodes.number) if node != nodes.rank]
+        self._failures: dict[int, Failure] = {}
+        self._heard: dict[int, float] = {}  # when, by node; written by the thread
+        self._missing_for_good: list[int] = []
+        self._to_send: deque[Failure] = deque()
         self._timeout = timeout_seconds
         self._store: TCPStore | None = None
         self._over = threading.Event()
@@ -88,10 +93,12 @@ class NodeLink:
         self._over.set()
         if self._thread is not None:
             self._thread.join(_ANSWER_SECONDS)
-        with contextlib.suppress(NodeLost):
-            self._ask("set", f"ended/{self.nodes.rank}", "")
-            if self.nodes.rank == 0:
-                self._linger()
+        if self._thread is None or not self._thread.is_alive():  # else it waits for a store that does not answer
+            with contextlib.suppress(NodeLost):
+                self._send()
+                self._ask("set", f"ended/{self.nodes.rank}", str(self.code))
+                if self.nodes.rank == 0:
+                    self._linger()
         self._store = None
 
     def _hold(self) -> TCPStore:
@@ -119,7 +126,7 @@ class NodeLink:
         """Node 0: wait for the others, then tell them which run it is. Raises NodeLost where one does not come."""
         if not self._wait(lambda: not self._missing(), lambda: _nodes(self._missing())):
             missing = self._missing()
-            self._silent.update(missing)
+            self._missing_for_good = missing
             raise NodeLost(
                 f"{_nodes(missing)} of {self.nodes.number} did not come within {self._timeout / 60:g} minutes "
                 f"(distributed.timeout_minutes). Start the same command on each machine, with its --node-rank."
@@ -192,22 +199,28 @@ class NodeLink:
 
     def watch(self) -> None:
         """Begin to tell the others that this node is there, and to look whether they are."""
+        self._heard = dict.fromkeys(self._others, time.monotonic())
         self._thread = threading.Thread(target=self._watch, name="atlas-nodes", daemon=True)
         self._thread.start()
+
+    def failures(self) -> list[Failure]:
+        """What is known to have failed on other nodes. Never waits."""
+        for node in self._silent():
+            text = f"nothing was heard of it for {_SILENCE_SECONDS:g} s; its launcher or the machine is gone"
+            self._failures.setdefault(node, Failure(node, text, consequence=False))
+        return list(self._failures.values())
 
     @property
     def cause(self) -> Failure | None:
         """What failed first on another machine, by itself."""
-        return next((failure for failure in self.failures.values() if not failure.consequence), None)
+        return next((failure for failure in self.failures() if not failure.consequence), None)
 
     def tell_failure(
         self, text: str, *, consequence: bool = False, hang: bool = False, at_once: bool = False, code: int = 1
     ) -> None:
-        """Tell the others that ranks of this node have failed; as `Failure` has it."""
+        """Have the others told, soon, that ranks of this node have failed; as `Failure` has it. Never waits."""
         self.told = True
-        failure = Failure(self.nodes.rank, text, consequence, hang, at_once, code or 1)
-        with contextlib.suppress(NodeLost):
-            self._ask("set", f"failed/{self.nodes.rank}", json.dumps(asdict(failure)))
+        self._to_send.append(Failure(self.nodes.rank, text, consequence, hang, at_once, code or 1))
 
     def wait_for_cause(self) -> None:
         """Where ranks here ended because of others: wait until it is known why, as long as noticing can take."""
@@ -216,40 +229,49 @@ class NodeLink:
             time.sleep(_LOOK_SECONDS)
 
     def _watch(self) -> None:
-        others = [node for node in range(self.nodes.number) if node != self.nodes.rank]
-        beats = dict.fromkeys(others, -1)
-        heard = dict.fromkeys(others, time.monotonic())
+        beats = dict.fromkeys(self._others, -1)
         count = 0
         while not self._over.wait(_BEAT_SECONDS):
             count += 1
             try:
+                self._send()
                 self._ask("set", f"beat/{self.nodes.rank}", str(count))
-                for node in others:
-                    self._hear(node, beats, heard)
+                for node in self._others:
+                    self._hear(node, beats)
             except NodeLost:
-                self.failures.setdefault(0, Failure(0, "its launcher has ended", consequence=False))
+                self._failures.setdefault(0, Failure(0, "its launcher has ended", consequence=False))
                 return
 
-    def _hear(self, node: int, beats: dict[int, int], heard: dict[int, float]) -> None:
+    def _silent(self) -> set[int]:
+        return {node for node, at in self._heard.items() if time.monotonic() - at > _SILENCE_SECONDS}
+
+    def _send(self) -> None:
+        while self._to_send:
+            self._ask("set", f"failed/{self.nodes.rank}", json.dumps(asdict(self._to_send[0])))
+            self._to_send.popleft()
+
+    def _hear(self, node: int, beats: dict[int, int]) -> None:
         if self._has(f"failed/{node}"):
-            self.failures[node] = Failure(**json.loads(self._ask("get", f"failed/{node}")))
+            self._failures[node] = Failure(**json.loads(self._ask("get", f"failed/{node}")))
+        if self._has(f"ended/{node}"):
+            self._heard[node] = time.monotonic()
+            code = int(self._ask("get", f"ended/{node}"))
+            if code not in IN_GOOD_ORDER:
+                self._failures.setdefault(node, Failure(node, f"it ended with code {code}", True, code=code))
+            return
         beat = int(self._ask("get", f"beat/{node}")) if self._has(f"beat/{node}") else -1
         if beat != beats[node]:
-            beats[node], heard[node] = beat, time.monotonic()
-        elif time.monotonic() - heard[node] > _SILENCE_SECONDS and not self._has(f"ended/{node}"):
-            self._silent.add(node)
-            text = (
-                f"nothing was heard of it for {_SILENCE_SECONDS:g} s; its launcher was killed, or the machine is gone"
-            )
-            self.failures.setdefault(node, Failure(node, text, consequence=False))
+            beats[node], self._heard[node] = beat, time.monotonic()
 
     # ---- the store ---------------------------------------------------------------------------------------
 
     def _linger(self) -> None:
         """Keep the store until the others have read and ended, within limits."""
         end = time.monotonic() + _LINGER_SECONDS
-        others = set(range(self.nodes.number)) - self._silent
-        while time.monotonic() < end and not all(self._has(f"ended/{node}") for node in others):
+        while time.monotonic() < end:
+            others = set(self._others) - self._silent() - set(self._missing_for_good)
+            if all(self._has(f"ended/{node}") for node in others):
+                return
             time.sleep(_LOOK_SECONDS)
 
     def _has(self, key: str) -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from atlas.launch.link import IN_GOOD_ORDER
 from atlas.launch.rank import ASK_FOR_STACK
 from atlas.launch.reports import HANG, now, read_codes, read_reports
 from atlas.launch.story import Ending, exit_code, summary
@@ -34,7 +35,6 @@ _ECHO_SECONDS = 0.3  # a wrapper may pass on a signal that has reached the launc
 _SECOND_SECONDS = 1.0  # from the second signal to SIGKILL
 _STACK_SECONDS = 1.0  # from asking for a stack to SIGKILL
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_IN_GOOD_ORDER = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 class Overseer:
@@ -124,7 +124,7 @@ class Overseer:
             self._listen(self._link)
             if (here or self.signals > 1) and not self._link.told and self._link.cause is None:
                 self._tell(self._link)
-        elsewhere = self._link is not None and bool(self._link.failures)
+        elsewhere = self._link is not None and bool(self._link.failures())
         if self._failed_at is None and (here or elsewhere):
             self._failed_at = time.monotonic()
 
@@ -136,7 +136,7 @@ class Overseer:
                     self._ranks.setdefault(int(child.environ()["RANK"]), child)
 
     def _fails_here(self) -> bool:
-        failed = any(code not in _IN_GOOD_ORDER for code in read_codes(self._folder).values())
+        failed = any(code not in IN_GOOD_ORDER for code in read_codes(self._folder).values())
         return failed or bool(self._lost()) or bool(read_reports(self._folder))
 
     def _lost(self) -> list[int]:
@@ -179,7 +179,7 @@ class Overseer:
                 os.killpg(process.pid, signal.SIGKILL)  # torchrun gives each a group of its own
 
     def _listen(self, link: NodeLink) -> None:
-        for failure in list(link.failures.values()):
+        for failure in link.failures():
             if failure.hang:
                 (self._folder / HANG).touch()  # the ranks here show their stacks as well
             if failure.at_once and self._second_at is None:

@@ -72,14 +72,15 @@ def leave_error(error: BaseException) -> bool:
     folder = launcher_folder()
     if folder is None:
         return False
-    if isinstance(getattr(error, "exit_code", None), int) or isinstance(error, KeyboardInterrupt | SystemExit):
+    code = getattr(error, "exit_code", None)
+    if code not in (None, 1) or isinstance(error, KeyboardInterrupt | SystemExit):
         return False
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     from atlas.tracking.redact import redact
 
     wrong_input = isinstance(error, InputError)
-    text = str(error) if wrong_input else _traceback(error)
+    text = str(error) if wrong_input or code == 1 else _traceback(error)
     Report(
         int(os.environ["RANK"]),
         "input" if wrong_input else "error",

@@ -57,7 +57,10 @@ def launch_ranks(arguments: Sequence[str], plan: Plan, module: str = "atlas.cli"
             ending.elsewhere = link.cause
     for line in tell(ending):
         print(line, file=sys.stderr)
-    return exit_code(ending, plan.processes)
+    code = exit_code(ending, plan.processes)
+    if link is not None:
+        link.code = code
+    return code
 
 
 def _where(plan: Plan, link: NodeLink | None) -> list[str]:

@@ -75,9 +75,12 @@ def is_consequence(error: BaseException) -> bool:
 
 
 def own_frames(stack: list[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
-    """A stack, outermost frame first, without how the command line came to call the package."""
-    inner = [i for i, frame in enumerate(stack) if f"{os.sep}typer{os.sep}" in frame.filename]
-    return stack[inner[-1] + 1 :] if inner else stack
+    """A stack, outermost frame first, without how the command line or a thread came to call the package."""
+    outer = [i for i, frame in enumerate(stack) if f"{os.sep}typer{os.sep}" in frame.filename]
+    start = outer[-1] + 1 if outer else 0
+    while start < len(stack) - 1 and stack[start].name in ("_bootstrap", "_bootstrap_inner", "run"):
+        start += 1
+    return stack[start:]
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -51,9 +51,8 @@ class _Cause:
 
 def tell(ending: Ending) -> list[str]:
     """The lines to print; none where all ended well, or as they were told to."""
-    at_once = {*ending.ended, *ending.lost()} if ending.at_once else set()
-    if at_once:
-        return [f"{_ranks(at_once)} ended at once, by the second signal."]
+    if ending.at_once and (ending.ended or ending.lost()):
+        return ["Ended at once, by the second signal."]
     hung = [report for report in ending.reports.values() if report.kind == "hang"]
     if hung:
         return _tell_hang(ending, hung[0])
@@ -79,19 +78,19 @@ def summary(ending: Ending) -> tuple[str, bool] | None:
 
 
 def _first_cause(ending: Ending) -> _Cause | None:
-    """The earliest failure that is no consequence, else the earliest one."""
+    """The earliest failure that is no consequence of another one, else the earliest."""
     causes = [_of_report(report) for report in ending.reports.values()]
-    terminated: list[_Cause] = []  # torchrun's SIGTERM follows a failure, and is one only where it comes first
-    if ending.stopped_by is None:
-        for rank, code in ending.silent().items():
-            found = _Cause(rank, ending.deaths.get(rank, 0.0), _of_death(ending, rank, code), _death(code))
-            (terminated if code == -signal.SIGTERM else causes).append(found)
+    deaths = {} if ending.stopped_by is not None else ending.silent()
+    # A SIGTERM is torchrun's, and follows a failure, unless there was none before.
+    terminated = [_of_death(ending, rank) for rank, code in deaths.items() if code == -signal.SIGTERM]
+    causes += [_of_death(ending, rank) for rank, code in deaths.items() if code != -signal.SIGTERM]
     consequences = ending.consequences()
-    first = min(causes, key=lambda c: (c.rank in consequences, c.time), default=None)
-    before = min(terminated, key=lambda c: c.time, default=None)
-    if before is not None and (first is None or (first.rank in consequences and before.time < first.time)):
-        return before
-    return first
+    by_themselves = [cause for cause in causes if cause.rank not in consequences]
+    if by_themselves:
+        return min(by_themselves, key=lambda cause: cause.time)
+    if any(code for rank, code in ending.told.items() if rank not in ending.reports):
+        return None  # such a rank has printed itself why it ended
+    return min([*causes, *terminated], key=lambda cause: cause.time, default=None)
 
 
 def _of_report(report: Report) -> _Cause:
@@ -99,18 +98,14 @@ def _of_report(report: Report) -> _Cause:
     return _Cause(report.rank, report.time, lines, f"rank {report.rank}: {report.summary}")
 
 
-def _of_death(ending: Ending, rank: int, code: int) -> list[str]:
-    if code >= 0:
-        return [f"Rank {rank} ended with code {code} and said nothing."]
+def _of_death(ending: Ending, rank: int) -> _Cause:
+    code = ending.codes[rank]
+    what = f"was killed by {_name(-code)}" if code < 0 else f"ended with code {code} and said nothing"
     hint = "; the machine may be out of memory" if code == -signal.SIGKILL else ""
-    lines = [f"Rank {rank} was killed by {_name(-code)}{hint}."]
+    lines = [f"Rank {rank} {what}{hint}."]
     if -code in _CRASHES and ending.stacks.get(rank):
         lines.append(ending.stacks[rank])
-    return lines
-
-
-def _death(code: int) -> str:
-    return f"a rank was killed by {_name(-code)}" if code < 0 else f"a rank ended with code {code}"
+    return _Cause(rank, ending.deaths.get(rank, 0.0), lines, f"rank {rank} {what}")
 
 
 def _tell_hang(ending: Ending, first: Report) -> list[str]:

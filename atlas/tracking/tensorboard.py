@@ -19,13 +19,14 @@ class TensorBoardSink(Sink):
     name = "tensorboard"
 
     def __init__(self, run_dir: Path, resume_step: int | None) -> None:
-        """Open an event file. After a resume from step N, what an earlier segment logged beyond N is void."""
+        """Open an event file. After a resume from step N, what an earlier segment logged beyond N is void; without one,
+        as where that was killed before its first checkpoint, all of it is."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._folder = run_dir / FOLDER
         self._writer = SummaryWriter(
             log_dir=str(self._folder),
-            purge_step=None if resume_step is None else resume_step + 1,
+            purge_step=0 if resume_step is None else resume_step + 1,
             flush_secs=_FLUSH_SECONDS,
         )
         self._writer.add_custom_scalars(board.layout())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,9 @@ class HostMemory:
     def copy(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Copies that are valid until the next call. Those from a GPU go through pinned memory, all at once."""
         self._fit(tensors)
-        others = self._others
-        torch._foreach_copy_([self._kept[i] for i in others], [tensors[i] for i in others], non_blocking=True)
-        _copy([(kept, _bytes(tensors[i])) for i, kept in self._large])
+        with _copying([(kept, _bytes(tensors[i])) for i, kept in self._large]):
+            others = self._others
+            torch._foreach_copy_([self._kept[i] for i in others], [tensors[i] for i in others], non_blocking=True)
         for device in {t.device for t in tensors if t.is_cuda}:
             torch.cuda.synchronize(device)
         return list(self._kept)
@@ -50,15 +51,17 @@ class HostMemory:
                 self._others.append(i)
 
 
-def _copy(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Copy each second array into the first, on several threads.
+@contextmanager
+def _copying(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterator[None]:
+    """Copy each second array into the first; begun by other threads within the block, and done after it.
 
-    Those of torch wait for one another after each tensor, which takes seconds in all where cores are shared.
+    The threads of torch wait for one another after each tensor, which takes seconds in all where cores are shared.
     """
     rest = iter(pairs)
     helpers = [threading.Thread(target=_work, args=(rest,)) for _ in range(min(_THREADS, available_cores()) - 1)]
     for helper in helpers:
         helper.start()
+    yield
     _work(rest)
     for helper in helpers:
         helper.join()

@@ -54,6 +54,7 @@ class Keeper:
         self.state = TrainingState(step=0, samples_seen=0, world_size=accelerator.num_processes)
         self._strategy, self._accelerator, self._tracker = strategy, accelerator, tracker
         self._publisher = publisher
+        self._failed: list[str] = []
         # What was logged before a checkpoint is on the disk before it, so that a run that goes on has the whole curve.
         self._saver = Saver(self.checkpoints, before=tracker.flush)
 
@@ -111,9 +112,9 @@ class Keeper:
     def finish(self) -> None:
         """Wait until everything is written; every rank calls it, and none returns before the others' part is."""
         self._saver.wait()
-        self._accelerator.wait_for_everyone()
+        self._failed = gather_object(self._saver.failed)
 
     def check(self) -> None:
-        """Raises NotSaved where a checkpoint could not be written."""
-        if self._saver.failed:
-            raise NotSaved(" ".join(["Not everything could be saved.", *self._saver.failed]))
+        """Raises NotSaved, on every rank, where a checkpoint could not be written; after `finish`."""
+        if self._failed:
+            raise NotSaved(" ".join(["Not everything could be saved.", *self._failed]))

@@ -204,5 +204,6 @@ def test_a_checkpoint_of_another_policy_is_not_gone_on_from(place: Path, run_dir
         ("model.fusion.dim=64", "model.fusion.dim was 32 and is 64"),
         ("data.image_size=64", "data.image_size was 32 and is 64"),
         ("data.action_horizon=4", "data.action_horizon was 8 and is 4"),
+        ("training.ema_decay=0", "was saved with training.ema_decay"),
     ):
         refused(place, [*resume(run_dir), override], words, LATEST)

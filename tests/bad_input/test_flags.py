@@ -60,6 +60,15 @@ TRAIN = [
     line("evaluation.execute=9 --cpu", "evaluation.execute is 9", "data.action_horizon is 8"),
     line("data.action_horizon=13 --cpu", "data.action_horizon is 13", "12 frames"),
     line("data.cameras=[side] --cpu", "data.cameras", "side", "agentview"),
+    line("data.batch_size=auto --cpu", "data.batch_size is 'auto'", "CPUs"),
+    line(
+        "training.early_stopping.metric=val/los --cpu", "early_stopping.metric", "'val/los'", "Did you mean 'val/loss'"
+    ),
+    line("training.early_stopping.metric=eval/success_rate --cpu", "eval/success_rate", "no rollouts"),
+    line("model_management.best_model_metric=val/nothing --cpu", "best_model_metric", "val/nothing"),
+    line("output_dir=HERE/note.txt --cpu", "output_dir", "HERE/note.txt is a file"),
+    line("output_dir=HERE/note.txt/deeper --cpu", "output_dir", "HERE/note.txt is a file"),
+    line(f"run_name={'long' * 99} --cpu", "run_name", "longlonglong", "File name too long"),
     line("data.path=HERE/nowhere --cpu", "HERE/nowhere", "no dataset"),
     line("data.path=HERE --cpu", "HERE", "no episodes"),
     line("model.fusion.dim=30 --cpu", "dim is 30", "heads"),
@@ -102,7 +111,7 @@ OTHERS = [
 
 def named(lines: Sequence[Line]) -> pytest.MarkDecorator:
     assert len({row.arguments for row in lines}) == len(lines), "two rows are the same"
-    return pytest.mark.parametrize("bad", lines, ids=lambda row: row.arguments.replace(" ", "_").replace("/", "|"))
+    return pytest.mark.parametrize("bad", lines, ids=lambda row: row.arguments.replace(" ", "_").replace("/", "|")[:90])
 
 
 @named(TRAIN)

@@ -170,6 +170,22 @@ def test_the_last_used_decoders_stay_open_and_no_more(tmp_path: Path) -> None:
     np.testing.assert_array_equal(reader.frames(paths[1], [0.2]), all_frames(paths[1])[[2]])
 
 
+def test_a_file_that_could_not_be_decoded_is_opened_anew(tmp_path: Path) -> None:
+    """A decoder that stopped in the middle of something is not asked again."""
+    path = write_video(tmp_path / "film.mp4", moving_picture(20))
+    whole = path.read_bytes()
+    reader = VideoReader(open_decoder=PyAVDecoder)
+    damaged = bytearray(whole)
+    first = whole.index(b"mdat") + 4
+    damaged[first : first + 2000] = bytes(2000)
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"film\.mp4"):
+        reader.frames(path, [0.3])
+    path.write_bytes(whole)
+
+    np.testing.assert_array_equal(reader.frames(path, [0.3]), all_frames(path)[[3]])
+
+
 def read_in_worker(reader: VideoReader) -> tuple[list[Path], np.ndarray, list[Path]]:
     """Which decoders the process starts with, a frame, and which are open then."""
     before = reader.open_files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import shutil
 import time
@@ -126,6 +127,32 @@ def test_sums_go_to_the_first_rank_when_the_number_of_ranks_changes() -> None:
     assert [state["random"]["rank"] for state in same] == [0, 1, 2] and same[1]["sums"]["loss"].tolist() == [2.0, 10.0]
     assert [state["sums"]["loss"].tolist() for state in fewer] == [[6.0, 30.0], [0.0, 0.0]]
     assert all("random" not in state for state in fewer)
+
+
+def test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    fsync, rename = os.fsync, os.replace
+    renamed = []
+
+    def note_fsync(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def note_rename(source: Path, target: Path) -> None:
+        if target == checkpoints.path(1):
+            renamed.append({path.stat().st_ino for path in (source, *source.rglob("*"))} - synced)
+            synced.clear()
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_rename)
+    checkpoints = Checkpoints(tmp_path, Retention(2))
+    checkpoints.write(Training().at(1))
+
+    assert renamed == [set()]
+    assert checkpoints.root.stat().st_ino in synced  # and the name itself, before anything else is done
 
 
 # ---- damage ----------------------------------------------------------------------------------------------
@@ -409,6 +436,8 @@ def test_kill_9_before_each_operation_on_files_leaves_a_latest_that_loads(tmp_pa
 
         ended = write_until(run, operations, 2)
 
+        for step in checkpoints.steps():
+            verify(checkpoints.path(step))
         for name in ("latest", "best"):
             assert (root / name).exists() or not saved, name
             if (root / name).exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -21,7 +22,9 @@ from atlas.prepare import prepare
 from atlas.tracking import read_scalars
 from atlas.train import build_trainer, make_accelerator, run
 from atlas.training import Trainer
+from atlas.training.checkpoints import Contents
 from atlas.training.early_stopping import EarlyStopping
+from atlas.training.keeping import NotSaved
 from atlas.training.selection import check_metrics
 from atlas.training.skipping import NotFinite
 from atlas.types import Batch, LossTerms
@@ -194,3 +197,39 @@ def test_a_metric_that_is_never_measured_is_refused(overrides: list[str], rollou
     config: Config = load_config({}, overrides)
     with pytest.raises(InputError, match=message):
         check_metrics(config, ["open the drawer"], rollouts)
+
+
+def test_a_full_disk_costs_checkpoints_and_not_the_training(
+    trainer_of: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of("training.max_steps=6", "checkpoint.save_interval=2", "run_name=full")
+    write = trainer.keeper.checkpoints.write
+
+    def full(contents: Contents) -> Path:
+        if contents.state.step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(contents)
+
+    monkeypatch.setattr(trainer.keeper.checkpoints, "write", full)
+    trainer.train()
+    trainer.tracker.finish(0)
+
+    assert {2, 6} <= set(trainer.keeper.checkpoints.steps())
+    with pytest.raises(NotSaved, match=r"step 4 could not be written.*No space left"):
+        trainer.keeper.check()
+
+
+def test_the_end_after_a_full_disk_is_exit_code_1(make_libero: MakeLibero, tmp_path: Path) -> None:
+    """Files may have no more than a few bytes: of the run, only small ones can be written."""
+    limit = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); "
+    start = "from atlas.cli import main; sys.argv[0] = 'atlas'; main()"
+    settings = [*QUICK, f"data.path={make_libero()}", f"output_dir={tmp_path}", "run_name=full", "training.max_steps=3"]
+
+    done = subprocess.run(
+        [sys.executable, "-c", limit + start, "train", "--cpu", *settings], capture_output=True, text=True, timeout=200
+    )
+
+    assert done.returncode == 1
+    assert "could not be written" in done.stderr and "Traceback" not in done.stderr
+    assert not list((tmp_path / "full" / "checkpoints").glob(".step_*"))

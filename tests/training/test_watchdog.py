@@ -58,7 +58,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def test_a_hang_ends_with_the_stack_of_every_thread(start: Start, tmp_path: Path) -> None:
     process = start("""
 def wait_for_a_lock():
-    threading.Lock().__enter__() or time.sleep(1000)
+    lock = threading.Lock()
+    while True:
+        lock.acquire()
 
 def reader():
     time.sleep(1000)

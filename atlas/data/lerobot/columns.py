@@ -68,18 +68,21 @@ def _make(folder: Path, root: Path, info: Info, features: Features, episodes: Ep
     """Fill the folder under another name and rename it: it is there whole or not at all."""
     partial = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
+        partial.mkdir(parents=True)
+        notes = _write(partial, root, info, features, episodes)
+        write_json(partial / _NOTES, notes)
+        if folder.exists() and not (folder / _NOTES).is_file():
+            shutil.rmtree(folder)  # somebody has removed a part of it
         try:
-            partial.mkdir(parents=True)
-            notes = _write(partial, root, info, features, episodes)
-            write_json(partial / _NOTES, notes)
             partial.rename(folder)
-        except OSError as error:
-            if (folder / _NOTES).is_file():  # of another process, which was first
-                return
-            raise InputError(
-                f"The numbers of {root} cannot be kept in {folder.parent} ({error.strerror}); set ATLAS_CACHE_DIR to a "
-                "folder with room."
-            ) from None
+        except OSError:
+            if not (folder / _NOTES).is_file():  # else another process was first
+                raise
+    except OSError as error:
+        raise InputError(
+            f"The numbers of {root} cannot be kept in {folder.parent} ({error.strerror}); set ATLAS_CACHE_DIR to a "
+            "folder that can be written to and has room."
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -139,13 +142,16 @@ def _runs(starts: np.ndarray, lengths: np.ndarray) -> slice | np.ndarray:
 def _convert(values: np.ndarray, features: Features, info: Info) -> tuple[np.ndarray, list[str]]:
     """Actions in Atlas's units, and what was noticed. Raises InputError where the gripper is not as it should be."""
     source, notes = features.source, []
-    where = f"{info.path.parents[1]}: the gripper, dimension {source.gripper} of '{features.action.key}',"
+    root = info.path.parents[1]
     gripper = values[:, source.gripper]
-    span = f"{where} lies within [{gripper.min():g}, {gripper.max():g}]"
+    span = (
+        f"the gripper, dimension {source.gripper} of '{features.action.key}', lies within "
+        f"[{gripper.min():g}, {gripper.max():g}]"
+    )
     if not features.stated and never_opens(values, source):
         if features.libero is None:
             raise InputError(
-                f"{span}, and LIBERO's is -1 (open) to 1 (closed). Say what it is: "
+                f"{root}: {span}, and LIBERO's is -1 (open) to 1 (closed). Say what it is: "
                 "data.features.action_spec={gripper_open: 1, gripper_closed: 0}, or the other way round."
             )
         source = source.model_copy(update={"gripper_open": 1.0, "gripper_closed": 0.0})
@@ -153,8 +159,8 @@ def _convert(values: np.ndarray, features: Features, info: Info) -> tuple[np.nda
     converted = convert(values, source)
     if not gripper_fits(converted, features.action_spec):
         raise InputError(
-            f"{span}, and is taken to be {source.gripper_open:g} (open) to {source.gripper_closed:g} (closed). Say "
-            "what it is in data.features.action_spec: gripper_open and gripper_closed."
+            f"{root}: {span}, and is taken to be {source.gripper_open:g} (open) to {source.gripper_closed:g} (closed). "
+            "Say what it is in data.features.action_spec: gripper_open and gripper_closed."
         )
     return converted, notes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,7 @@ from atlas.registry.cache import cache_root
 
 logger = logging.getLogger(__name__)
 
-_CHECKED = "checked"  # a file in the cache: the dataset's files were found whole
+_CHECKED = "whole"  # a folder in the cache, with a file for each state of a dataset whose files were found whole
 
 
 def is_lerobot(path: Path) -> bool:
@@ -95,11 +96,16 @@ class LeRobotDataset:
 
         Raises InputError where the data files are damaged, or not what the metadata says.
         """
-        columns = open_columns(self._cache / "columns", self.path, self._info, self._features, self._source)
+        folder = cache_root() / "lerobot" / _digest(self._digest_of(self._source.files), self._reading)
+        columns = open_columns(folder, self.path, self._info, self._features, self._source)
         if not self._copied:  # a data worker's copy has nothing new to say
             for note in columns.notes:
-                logger.warning("%s", note)
+                logger.warning("%s: %s", self.path, note)
         return columns
+
+    @property
+    def has_videos(self) -> bool:
+        return bool(self._features.video_keys)
 
     def episode(self, index: int) -> LeRobotEpisode:
         return LeRobotEpisode(self, index)
@@ -110,17 +116,27 @@ class LeRobotDataset:
     def fingerprint(self) -> str:
         """Changes with the files' names, sizes, times of change, and how they are read."""
         kept = int(self.lengths.sum())
-        return _digest(self._files_digest, self.orientation, kept, self.tasks, self._reading, self.cameras)
+        return _digest(
+            self._digest_of(self._source.all_files()), self.orientation, kept, self.tasks, self._reading, self.cameras
+        )
 
     def check_files(self) -> None:
-        """See whether every file is whole, without reading what is in it; once for a state of the dataset.
+        """See whether every file is whole, by its outline, and each camera's first image as it is said to be.
 
-        Raises InputError that names those that are not.
+        Done once for a state of the dataset, and noted in the cache. Raises InputError that names what is wrong.
         """
-        marker = self._cache / _CHECKED
+        keys = [feature.key for feature in self._features.cameras.values()]
+        marker = cache_root() / "lerobot" / _CHECKED / _digest(self._digest_of(self._source.all_files()), keys)
         if not marker.is_file():
             check_whole(self.path, self._source.all_files())
-            write_text(marker, "")
+            for camera in self.cameras:
+                self.images(0, camera, [0])
+            try:
+                write_text(marker, "")
+            except OSError as error:
+                raise InputError(
+                    f"{marker.parent} cannot be written to ({error.strerror}); set ATLAS_CACHE_DIR to another folder."
+                ) from None
 
     def rows(self, index: int) -> slice | np.ndarray:
         """An episode's rows in `columns`."""
@@ -146,7 +162,8 @@ class LeRobotDataset:
         if images.shape[1:] != (*feature.image_size, 3):
             raise InputError(
                 f"{path}: the images '{feature.key}' are {images.shape[1]} x {images.shape[2]} pixels high and wide, "
-                f"and by {self._info.path} they are {feature.image_size[0]} x {feature.image_size[1]}."
+                f"and by {self._info.path} they are {feature.image_size[0]} x {feature.image_size[1]}. Correct the "
+                "shape there, or fetch the dataset again."
             )
         return turn_upright(images, self.orientation)
 
@@ -168,19 +185,17 @@ class LeRobotDataset:
         keys = [feature.key for feature in features.proprio]
         return repr((FORMAT, features.source, features.action.key, keys, features.libero, features.stated))
 
-    @cached_property
-    def _files_digest(self) -> str:
+    def _digest_of(self, files: Sequence[str]) -> str:
+        """Changes with the metadata, and with the names, sizes and times of change of some files."""
         digest = hashlib.sha256()
         meta = sorted(str(file.relative_to(self.path)) for file in (self.path / "meta").rglob("*") if file.is_file())
-        for name in [*meta, *self._source.all_files()]:
-            stat = (self.path / name).stat()
+        for name in [*meta, *files]:
+            try:
+                stat = os.stat(self.path / name)
+            except OSError as error:
+                raise InputError(f"{self.path / name} cannot be read: {error.strerror}.") from None
             digest.update(repr((name, stat.st_size, stat.st_mtime_ns)).encode())
         return digest.hexdigest()
-
-    @cached_property
-    def _cache(self) -> Path:
-        """The folder for what is made of this state of the dataset."""
-        return cache_root() / "lerobot" / _digest(self._files_digest, self._reading)
 
 
 class LeRobotEpisode:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,109 +13,95 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from atlas.data.latest import Latest
 from atlas.data.lerobot.pages import BinaryColumn, UnreadablePage
 from atlas.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
 
-_OPEN_FILES = 32
-_COLUMNS_A_FILE = 256  # row groups whose pages are known; finding them anew costs less than a millisecond
+_OPEN_FILES = 64
+_KNOWN_GROUPS = 8192  # row groups whose pages are known, some kilobytes each; to look through one takes milliseconds
+
+_Part = tuple[Path, int, str]  # a file, a row group of it, and a column
 
 
 class ParquetImages:
-    """Decodes single images out of Parquet files, of which the last used ones stay open.
+    """Decodes single images out of Parquet files. The last used files stay open, and what is known of their pages.
 
     Files are read at given places and never from where another reader stopped, so that forked processes may share them.
     """
 
     def __init__(self) -> None:
-        self._files: OrderedDict[Path, _File] = OrderedDict()
+        self._files: Latest[Path, int] = Latest(_OPEN_FILES, os.close)
+        self._group_ends: Latest[Path, np.ndarray] = Latest(_KNOWN_GROUPS)  # the row after each row group
+        self._columns: Latest[_Part, BinaryColumn] = Latest(_KNOWN_GROUPS)
+        self._whole: Latest[_Part, list[bytes | None]] = Latest(1)  # of pages that cannot be read in part
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"_files": OrderedDict()}
+    def __reduce__(self) -> tuple[type[ParquetImages], tuple[()]]:
+        return ParquetImages, ()  # another process opens its own
 
     def read(self, path: Path, key: str, rows: Sequence[int]) -> np.ndarray:
         """uint8 [n, H, W, 3]: the images of some rows of a file. Raises InputError that names file, key and row."""
-        if path not in self._files:
-            self._files[path] = _File(path)
-            if len(self._files) > _OPEN_FILES:
-                self._files.popitem(last=False)[1].close()
-        self._files.move_to_end(path)
-        encoded = self._files[path].read(key, rows)
-        images = [_decode(data, path, key, row) for data, row in zip(encoded, rows, strict=True)]
-        if len({image.shape for image in images}) > 1:
-            raise InputError(f"{path}: the images '{key}' of rows {list(rows)} are not of one size.")
-        return np.stack(images)
-
-    def close(self) -> None:
-        """Close this process's files; they open again when needed."""
-        while self._files:
-            self._files.popitem()[1].close()
-
-
-class _File:
-    """A Parquet file that is open: where its row groups begin, and what is known of their pages."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._metadata = pq.read_metadata(path)
-            self._descriptor = os.open(path, os.O_RDONLY)
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{path} cannot be read as Parquet ({first_line(error)}); fetch it again.") from None
-        groups = [self._metadata.row_group(i).num_rows for i in range(self._metadata.num_row_groups)]
-        self._ends = np.cumsum(groups)
-        self._places = {self._metadata.schema.column(i).path: i for i in range(self._metadata.num_columns)}
-        self._columns: OrderedDict[tuple[int, str], BinaryColumn] = OrderedDict()
-        self._whole: tuple[tuple[int, str], list[bytes | None]] | None = None  # the last row group read as a whole
-
-    def read(self, key: str, rows: Sequence[int]) -> list[bytes | None]:
-        """The column's values in some rows."""
-        if max(rows) >= self._metadata.num_rows:
-            raise InputError(f"{self._path} has {self._metadata.num_rows} rows, and row {max(rows)} is needed.")
-        group_of = np.searchsorted(self._ends, rows, side="right")
+        ends = self._group_ends.get(path, lambda: _group_ends(_metadata(path)))
+        if max(rows) >= ends[-1]:
+            raise InputError(f"{path} has {ends[-1]} rows, and row {max(rows)} is needed.")
+        group_of = np.searchsorted(ends, rows, side="right")
         found: dict[int, bytes | None] = {}
         for group in np.unique(group_of).tolist():
             here = [row for row, g in zip(rows, group_of, strict=True) if g == group]
-            first = int(self._ends[group]) - self._metadata.row_group(group).num_rows
-            found.update(zip(here, self._read_group(group, key, [row - first for row in here]), strict=True))
-        return [found[row] for row in rows]
+            first = int(ends[group - 1]) if group else 0
+            found.update(zip(here, self._values((path, group, key), [row - first for row in here]), strict=True))
+        images = {row: _decode(data, path, key, row) for row, data in found.items()}
+        if len({image.shape for image in images.values()}) > 1:
+            raise InputError(f"{path}: the images '{key}' of rows {list(rows)} are not of one size.")
+        return np.stack([images[row] for row in rows])
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        """Close this process's files; they open again when needed."""
+        self._files.clear()
 
-    def _read_group(self, group: int, key: str, rows: Sequence[int]) -> list[bytes | None]:
-        if self._whole is not None and self._whole[0] == (group, key):
-            return [self._whole[1][row] for row in rows]
+    def _values(self, part: _Part, rows: Sequence[int]) -> list[bytes | None]:
+        """Some rows of a column of a row group."""
+        path, group, key = part
         try:
-            return self._column(group, key).read(rows)
+            file = self._files.get(path, lambda: os.open(path, os.O_RDONLY))
+            return self._columns.get(part, lambda: _column(file, part)).read(file, rows)
         except UnreadablePage as error:
-            logger.info("%s: '%s' is read by whole row groups, which is slow: %s.", self._path, key, error)
+            logger.info("%s: '%s' is read by whole row groups, which is slow: %s.", path, key, error)
         except OSError as error:
-            raise InputError(f"{self._path} cannot be read: {error.strerror}.") from None
-        self._whole = (group, key), self._read_whole(group, key)
-        return [self._whole[1][row] for row in rows]
+            raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+        whole = self._whole.get(part, lambda: _whole_column(part))
+        return [whole[row] for row in rows]
 
-    def _column(self, group: int, key: str) -> BinaryColumn:
-        if (group, key) not in self._columns:
-            place = self._places.get(f"{key}.bytes", self._places.get(key))
-            if place is None:
-                raise InputError(f"{self._path} has no column of images '{key}', which meta/info.json has.")
-            self._columns[group, key] = BinaryColumn(self._descriptor, self._metadata, group, place)
-            if len(self._columns) > _COLUMNS_A_FILE:
-                self._columns.popitem(last=False)
-        self._columns.move_to_end((group, key))
-        return self._columns[group, key]
 
-    def _read_whole(self, group: int, key: str) -> list[bytes | None]:
-        try:
-            column = pq.ParquetFile(self._path).read_row_group(group, columns=[key]).column(key)
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(
-                f"{self._path}: '{key}' cannot be read ({first_line(error)}); fetch the file again."
-            ) from None
-        values = column.to_pylist()
-        return [value.get("bytes") if isinstance(value, dict) else value for value in values]
+def _metadata(path: Path) -> pq.FileMetaData:
+    try:
+        return pq.read_metadata(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path} cannot be read as Parquet ({first_line(error)}); fetch it again.") from None
+
+
+def _group_ends(metadata: pq.FileMetaData) -> np.ndarray:
+    return np.cumsum([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
+
+
+def _column(file: int, part: _Part) -> BinaryColumn:
+    path, group, key = part
+    metadata = _metadata(path)
+    places = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)}
+    place = places.get(f"{key}.bytes", places.get(key))
+    if place is None:
+        raise InputError(f"{path} has no column of images '{key}', which meta/info.json has.")
+    return BinaryColumn(file, metadata, group, place)
+
+
+def _whole_column(part: _Part) -> list[bytes | None]:
+    path, group, key = part
+    try:
+        values = pq.ParquetFile(path).read_row_group(group, columns=[key]).column(key).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: '{key}' cannot be read ({first_line(error)}); fetch the file again.") from None
+    return [value.get("bytes") if isinstance(value, dict) else value for value in values]
 
 
 def _decode(data: bytes | None, path: Path, key: str, row: int) -> np.ndarray:

@@ -83,18 +83,17 @@ class BinaryColumn:
     """A column's part in one row group. Its pages are looked through when they are first needed."""
 
     def __init__(self, descriptor: int, metadata: pq.FileMetaData, group: int, column: int) -> None:
-        """descriptor: of the open file. Raises UnreadablePage, OSError."""
+        """descriptor: of the open file; it is not kept. Raises UnreadablePage, OSError."""
         chunk = metadata.row_group(group).column(column)
         schema = metadata.schema.column(column)
         if schema.max_repetition_level:
             raise UnreadablePage("it holds lists")
-        self._descriptor = descriptor
         self._codec = _CODECS.get(chunk.compression, chunk.compression.lower())
         self._most_defined = schema.max_definition_level
         start = chunk.data_page_offset
         if chunk.dictionary_page_offset:
             start = min(start, chunk.dictionary_page_offset)
-        pages = self._headers(start, start + chunk.total_compressed_size)
+        pages = _headers(descriptor, start, start + chunk.total_compressed_size)
         self._dictionary_page = next((page for page in pages if page.kind == _DICTIONARY), None)
         self._pages = [page for page in pages if page.kind != _DICTIONARY]
         self._ends = np.cumsum([page.values for page in self._pages])
@@ -103,14 +102,17 @@ class BinaryColumn:
         if not len(self._ends) or self._ends[-1] != metadata.row_group(group).num_rows:
             raise UnreadablePage("its pages do not add up to its rows")
 
-    def read(self, rows: Sequence[int]) -> list[bytes | None]:
-        """The values of some rows of the row group, None where there is none. Raises UnreadablePage, OSError."""
-        return [self._read(row) for row in rows]
+    def read(self, descriptor: int, rows: Sequence[int]) -> list[bytes | None]:
+        """The values of some rows of the row group, None where there is none. Raises UnreadablePage, OSError.
 
-    def _read(self, row: int) -> bytes | None:
+        descriptor: of the open file.
+        """
+        return [self._read(descriptor, row) for row in rows]
+
+    def _read(self, descriptor: int, row: int) -> bytes | None:
         number = int(np.searchsorted(self._ends, row, side="right"))
         if number not in self._seen:
-            self._seen[number] = self._look_through(self._pages[number])
+            self._seen[number] = self._look_through(descriptor, self._pages[number])
         page = self._seen[number]
         place = row - (int(self._ends[number]) - self._pages[number].values)
         if page.defined is not None:
@@ -118,31 +120,31 @@ class BinaryColumn:
                 return None
             place = int(page.defined[:place].sum())
         if page.section is None:
-            page, place = self._entries(), int(page.starts[place])
+            page, place = self._entries(descriptor), int(page.starts[place])
         assert page.section is not None
         start = int(page.starts[place])
-        return page.section.read(self._descriptor, start, start + int(page.sizes[place]))
+        return page.section.read(descriptor, start, start + int(page.sizes[place]))
 
-    def _entries(self) -> _Values:
+    def _entries(self, descriptor: int) -> _Values:
         """The values of the dictionary."""
         if self._dictionary is None:
             page = self._dictionary_page
             if page is None:
                 raise UnreadablePage("its dictionary is missing")
-            section, content = self._section(page.body, page.compressed, page.uncompressed, self._codec)
+            section, content = _section(descriptor, page.body, page.compressed, page.uncompressed, self._codec)
             self._dictionary = _Values(section, *_plain(content, 0, page.values), defined=None)
         return self._dictionary
 
-    def _look_through(self, page: _Page) -> _Values:
+    def _look_through(self, descriptor: int, page: _Page) -> _Values:
         """Where a data page's values are. It is read as a whole, once."""
         if page.kind == _DATA_V2:
             codec = self._codec if page.values_compressed else None
-            levels: bytes | memoryview = _pread(self._descriptor, page.body, page.levels)
+            levels: bytes | memoryview = _pread(descriptor, page.body, page.levels)
             sizes = page.compressed - page.levels, page.uncompressed - page.levels
-            section, content = self._section(page.body + page.levels, *sizes, codec)
+            section, content = _section(descriptor, page.body + page.levels, *sizes, codec)
             at = 0
         else:
-            section, content = self._section(page.body, page.compressed, page.uncompressed, self._codec)
+            section, content = _section(descriptor, page.body, page.compressed, page.uncompressed, self._codec)
             levels, at = content[:0], 0
             if self._most_defined:
                 at = 4 + int.from_bytes(content[:4], "little")
@@ -157,44 +159,49 @@ class BinaryColumn:
             return _Values(None, numbers, np.zeros(0, np.int64), defined)
         return _Values(section, *_plain(content, at, count), defined)
 
-    def _section(self, position: int, compressed: int, size: int, codec: str | None) -> tuple[_Section, memoryview]:
-        """A part of the file, and what it holds."""
-        raw = memoryview(_pread(self._descriptor, position, compressed))
-        blocks = block_starts(raw) if codec == "snappy" else None
-        section = _Section(position, compressed, size, codec, blocks)
-        return section, raw if codec is None else _decompress(raw, size, codec)
 
-    def _headers(self, position: int, end: int) -> list[_Page]:
-        pages = []
-        while position < end:
-            page = self._header(position)
-            position = page.body + page.compressed
-            if page.kind in (_DATA, _DATA_V2, _DICTIONARY):
-                pages.append(page)
-        return pages
+def _section(
+    descriptor: int, position: int, compressed: int, size: int, codec: str | None
+) -> tuple[_Section, memoryview]:
+    """A part of the file, and what it holds."""
+    raw = memoryview(_pread(descriptor, position, compressed))
+    blocks = block_starts(raw) if codec == "snappy" else None
+    section = _Section(position, compressed, size, codec, blocks)
+    return section, raw if codec is None else _decompress(raw, size, codec)
 
-    def _header(self, position: int) -> _Page:
-        size = _HEADER_BYTES
-        while True:
-            data = os.pread(self._descriptor, size, position)
-            try:
-                fields, length = _Compact(data).struct()
-                break
-            except IndexError:  # it goes on: statistics may hold whole values
-                if len(data) < size or size > _LARGEST_HEADER:
-                    raise UnreadablePage("a page's header is cut off") from None
-                size *= 8
+
+def _headers(descriptor: int, position: int, end: int) -> list[_Page]:
+    pages = []
+    while position < end:
+        page = _header(descriptor, position)
+        position = page.body + page.compressed
+        if page.kind in (_DATA, _DATA_V2, _DICTIONARY):
+            pages.append(page)
+    return pages
+
+
+def _header(descriptor: int, position: int) -> _Page:
+    size = _HEADER_BYTES
+    while True:
+        data = os.pread(descriptor, size, position)
         try:
-            kind, uncompressed, compressed = fields[1], fields[2], fields[3]
-            common = (kind, position + length, compressed, uncompressed)
-            if kind == _DATA_V2:
-                v2 = fields[8]
-                return _Page(*common, v2[1], _known(v2[4]), v2[5] + v2[6], v2.get(7, True))
-            if kind == _DATA:
-                return _Page(*common, fields[5][1], _known(fields[5][2]))
-            return _Page(*common, fields[7][1] if kind == _DICTIONARY else 0, _PLAIN)
-        except (KeyError, TypeError):
-            raise UnreadablePage("a page's header is damaged") from None
+            fields, length = _Compact(data).struct()
+            break
+        except IndexError:  # it goes on: statistics may hold whole values
+            if len(data) < size or size > _LARGEST_HEADER:
+                raise UnreadablePage("a page's header is cut off") from None
+            size *= 8
+    try:
+        kind, uncompressed, compressed = fields[1], fields[2], fields[3]
+        common = (kind, position + length, compressed, uncompressed)
+        if kind == _DATA_V2:
+            v2 = fields[8]
+            return _Page(*common, v2[1], _known(v2[4]), v2[5] + v2[6], v2.get(7, True))
+        if kind == _DATA:
+            return _Page(*common, fields[5][1], _known(fields[5][2]))
+        return _Page(*common, fields[7][1] if kind == _DICTIONARY else 0, _PLAIN)
+    except (KeyError, TypeError):
+        raise UnreadablePage("a page's header is damaged") from None
 
 
 def _known(encoding: int) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from atlas.errors import InputError
 
 _PARQUET = b"PAR1"
+_FIRST = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # what an MP4 file may begin with
 _NAMED = 3  # of the damaged files, in the message
 
 
@@ -53,13 +54,15 @@ def _mp4_fault(descriptor: int, size: int) -> str | None:
             length = int.from_bytes(head[8:16], "big")
         elif length == 0:  # the last one: to the end
             length = size - position
-        if length < 8 or not kind.isalnum():
-            return "is no MP4 file" if not kinds else "is damaged"
+        if not kinds and kind not in _FIRST:
+            return "is no MP4 file"
+        if length < 8:
+            return "is damaged"
         kinds.add(kind)
         position += length
     if position > size:
         return "is truncated"
-    return None if b"moov" in kinds and b"mdat" in kinds else "is truncated" if kinds else "is empty"
+    return None if {b"moov", b"mdat"} <= kinds else "is truncated" if kinds else "is empty"
 
 
 _LOOKS = {".parquet": _parquet_fault, ".mp4": _mp4_fault}

@@ -1,0 +1,459 @@
+"""Whether a training survives being killed at any moment: random strikes at short ones, which then go on to their end.
+
+    python benchmarks/faults.py [--runs 100] [--through-train-sh 20] [--seed 0]
+
+The seed draws who is struck, with which signal and when: while it starts, at some step, or in the middle of a save.
+Every training saves each third step, in the background. After a strike nothing of the training may be left running, and
+every checkpoint has to be whole; then it goes on with `--resume auto` (some are struck once more), and what it ends
+with is compared with a training that nothing happened to: weights, averaged weights, optimizer and random numbers bit
+for bit, and the loss of every step. Most trainings fork from a process that has imported everything; the others go
+through `./train.sh`, half of them with two ranks.
+
+Prints a table by kind of strike for docs/benchmarks.md and, last, the number of trainings in which something was
+broken; the exit code is 1 when there is one, and its folder stays. Linux only: processes are found through /proc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import cycle, zip_longest
+from pathlib import Path
+
+import psutil
+from machine import describe
+from trainings import ROOT, Preloaded, Training, record_data, several_preloaded, side_by_side
+
+sys.path += [str(ROOT), str(ROOT / "tests" / "tracking")]  # atlas; the marked processes
+
+from marked_processes import kill
+
+from atlas.errors import InputError
+from atlas.tracking import read_scalars
+from atlas.tracking.runs import RESULTS
+from atlas.training.checkpoints import saved_steps, verify
+from atlas.training.snapshot import load_rank_states
+from atlas.training.state import RankState
+
+STEPS = 40
+HANG_SECONDS = 15.0  # distributed.timeout_minutes
+OPTIONS = [
+    "checkpoint.save_interval=3",
+    "training.val_interval=5",
+    "model.fusion.dropout=0.1",  # so that random numbers matter
+    f"distributed.timeout_minutes={HANG_SECONDS / 60}",
+]
+DOWN_BOUND = 30.0  # from the strike until nothing is left
+STOPPED_SECONDS = 3.0  # then a training whose processes are all stopped, and cannot end themselves, is killed
+PATIENCE = 180.0  # for a training to come to its strike, or to its end
+COMPARED = ("policy/model.safetensors", "trainer/weights.safetensors", "trainer/optimizer.safetensors")
+CURVES = ("train/loss", "val/loss")
+AGAIN, WHILE_STARTING, IN_A_SAVE = 0.3, 0.15, 0.4  # shares of the trainings, and of the strikes
+POLL = 0.002
+
+
+# ---- strikes ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Which signal, and who gets it: the only process, one rank of two, both ranks, or their launcher."""
+
+    signal: signal.Signals
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.signal.name} to {self.target}"
+
+    @property
+    def stops_all(self) -> bool:
+        return self.signal == signal.SIGSTOP and self.target != "one rank"
+
+    @property
+    def bound(self) -> float:
+        """Seconds until nothing is left."""
+        return DOWN_BOUND + (HANG_SECONDS if self.signal == signal.SIGSTOP else 0.0)
+
+
+_KILL, _TERM, _STOP = signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP
+ALONE = [Kind(number, "the process") for number in (_KILL, _TERM, _STOP)]
+TOGETHER = [
+    *(Kind(number, target) for number in (_KILL, _TERM) for target in ("one rank", "both ranks", "the launcher")),
+    *(Kind(_STOP, target) for target in ("one rank", "both ranks")),
+]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a strike happens.
+
+    share: of the steps that are left then; below zero: while the training starts, -1 being its first moment. pause: the
+    share of a step that it waits then. saved: in the first save that follows, as soon as this share of its files is
+    there; None: at once.
+    """
+
+    share: float
+    pause: float
+    saved: float | None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One training, and what happens to it."""
+
+    number: int
+    kind: Kind
+    rank: int  # which one, where it is one of two
+    moments: tuple[Moment, ...]
+    ranks: int  # 0: forked; else that many, through ./train.sh
+
+    def __str__(self) -> str:
+        how = f"./train.sh, {self.ranks} rank{'s' if self.ranks > 1 else ''}" if self.ranks else "forked"
+        return f"{self.number:3d} {self.kind} ({how})"
+
+
+def draw_faults(runs: int, through_script: int, seed: int) -> list[Fault]:
+    """Every kind about as often as the others, in a random order."""
+    chance = random.Random(seed)
+    scripted = chance.sample(range(runs), through_script)
+    ranks = {number: 2 - place % 2 for place, number in enumerate(scripted)}
+    kinds = {several: cycle(chance.sample(of, len(of))) for several, of in ((False, ALONE), (True, TOGETHER))}
+    faults = []
+    for number in range(runs):
+        several = ranks.get(number, 0)
+        moments = tuple(_draw_moment(chance) for _ in range(1 + (chance.random() < AGAIN)))
+        faults.append(Fault(number, next(kinds[several > 1]), chance.randrange(2), moments, several))
+    return faults
+
+
+def _draw_moment(chance: random.Random) -> Moment:
+    pause = chance.random()
+    if chance.random() < WHILE_STARTING:
+        return Moment(chance.uniform(-1, 0), pause, None)
+    return Moment(chance.uniform(0, 0.95), pause, chance.random() if chance.random() < IN_A_SAVE else None)
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A training that nothing happens to."""
+
+    run_dir: Path
+    start: float  # seconds to its first step
+    step: float  # seconds
+    files: int  # of a checkpoint
+
+
+def strike(fault: Fault, moment: Moment, training: Training, undisturbed: Undisturbed) -> bool:
+    """Send the signal at its moment; False where the training had ended before, or never came there."""
+    begun_at = newest(training.run_dir) or 0
+    due = begun_at + moment.share * (STEPS - begun_at)
+    if moment.share < 0:
+        starting = (1 + moment.share) * undisturbed.start
+        come = _wait(training, lambda: time.time() - training.begin >= starting)
+    else:
+        come = _wait(training, lambda: training.done_steps() >= max(1, due))
+    come = come and _wait(training, lambda: len(targets(fault, training)) > 0)
+    time.sleep(moment.pause * undisturbed.step)
+    if come and moment.saved is not None:
+        needed = moment.saved * undisturbed.files
+        come = _wait(training, lambda: any(count >= needed for count in half_written(training.run_dir)))
+    if not come or training.ended:
+        return False
+    for process in targets(fault, training):
+        kill(process, fault.kind.signal)
+    return True
+
+
+def _wait(training: Training, condition: Callable[[], bool]) -> bool:
+    """Whether it came while the training ran."""
+    while not condition():
+        if training.ended or time.time() > training.begin + PATIENCE:
+            return False
+        time.sleep(POLL)
+    return True
+
+
+def targets(fault: Fault, training: Training) -> list[int]:
+    """The processes to strike; none where ranks are meant that are not there yet."""
+    if fault.kind.target in ("the process", "the launcher"):
+        return [training.process]
+    ranks = {}
+    try:
+        for child in psutil.Process(training.process).children():
+            ranks[child.environ().get("RANK")] = child.pid
+    except psutil.Error:
+        return []
+    if not {"0", "1"} <= ranks.keys():
+        return []
+    wanted = ("0", "1") if fault.kind.target == "both ranks" else (str(fault.rank),)
+    return [ranks[rank] for rank in wanted]
+
+
+# ---- a run's folder --------------------------------------------------------------------------------------
+
+
+def newest(run_dir: Path) -> int | None:
+    """The step that `latest` names."""
+    link = run_dir / "checkpoints" / "latest"
+    return int(os.readlink(link).lstrip(".")[len("step_") :].split(".")[0]) if link.is_symlink() else None
+
+
+def half_written(run_dir: Path) -> Iterator[int]:
+    """Of every save that has begun and not ended, how many files there are."""
+    for folder in (run_dir / "checkpoints").glob(".step_*.partial"):
+        yield sum(len(names) for _, _, names in os.walk(folder))
+
+
+def damage(run_dir: Path) -> list[str]:
+    """What is wrong with the checkpoints of a training that was struck."""
+    root, found = run_dir / "checkpoints", []
+    folders = [root / f"step_{step:08d}" for step in saved_steps(root)]
+    links = [link for name in ("latest", "best") if (link := root / name).is_symlink()]
+    for checkpoint in (*folders, *links):
+        try:
+            verify(checkpoint)
+        except InputError as error:
+            found.append(f"{checkpoint.name}: {error}")
+    return found
+
+
+def differences(run_dir: Path, undisturbed: Path) -> list[str]:
+    """What a finished training has other than the one that nothing happened to."""
+    mine, other = (folder / "checkpoints" / "latest" for folder in (run_dir, undisturbed))
+    if mine.resolve().name != other.resolve().name:
+        return [f"latest is {mine.resolve().name}"]
+    found = [
+        f"{name} is not the same" for name in COMPARED if (mine / name).read_bytes() != (other / name).read_bytes()
+    ]
+    states = [[_of_rank(state) for state in load_rank_states(checkpoint)] for checkpoint in (mine, other)]
+    found += [
+        f"the random numbers or sums of rank {i} are not the same"
+        for i, (a, b) in enumerate(zip(*states, strict=True))
+        if a != b
+    ]
+    curves, expected = read_scalars(run_dir), read_scalars(undisturbed)
+    for tag in CURVES:
+        if curves.get(tag) != expected[tag]:
+            steps = [step for step, _ in curves.get(tag, [])]
+            first = next((e for e, m in zip_longest(expected[tag], curves.get(tag, [])) if e != m), None)
+            found.append(f"{tag} is not the same: logged at the steps {steps}, other than expected from {first} on")
+    return found
+
+
+def _of_rank(state: RankState) -> tuple[list[int], dict[str, list[float]]]:
+    """What of a rank's state training depends on: nothing draws from the generators of Python and numpy."""
+    return state["random"]["torch"].tolist(), {name: value.tolist() for name, value in state["sums"].items()}
+
+
+# ---- a training ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Outcome:
+    """What became of one training. `broken` is what must not be."""
+
+    fault: Fault
+    strikes: int = 0
+    in_a_save: int = 0  # strikes that left a half-written checkpoint
+    unsaved: int = 0  # and those before the first checkpoint
+    killed: int = 0  # those after which it had to be killed, as all of it was stopped
+    down: float = 0.0  # the longest time until nothing was left, in seconds
+    lost: list[str] = field(default_factory=list)
+    differing: list[str] | None = None  # None: it did not finish
+    wrong: list[str] = field(default_factory=list)
+
+    @property
+    def broken(self) -> list[str]:
+        return [*self.lost, *self.wrong, *(self.differing or [])]
+
+
+def run_one(fault: Fault, folder: Path, data: Path, undisturbed: Undisturbed, preloaded: Preloaded) -> Outcome:
+    """One training with its strikes; nothing of it is left running. Its folder stays when something is broken."""
+    mine = folder / f"run{fault.number:03d}"
+    outcome = Outcome(fault)
+    for moment in (*fault.moments, None):
+        training = start(mine, fault.ranks, data, preloaded)
+        try:
+            if moment is None:
+                end(training, outcome, undisturbed)
+            elif strike(fault, moment, training, undisturbed):
+                outcome.strikes += 1
+                outcome.in_a_save += any(True for _ in half_written(training.run_dir))
+                go_down(training, outcome)
+                outcome.unsaved += newest(training.run_dir) is None
+                outcome.lost += damage(training.run_dir)
+            elif not training.ended:
+                outcome.wrong.append(f"it did not come to its strike within {PATIENCE:g} s")
+            elif training.code != 0:
+                outcome.wrong.append(f"it ended before its strike, with exit code {training.code}")
+        finally:
+            training.kill()
+            training.wait(PATIENCE)
+        if outcome.broken:
+            break
+    if not outcome.strikes and not outcome.broken:  # it was over sooner than was thought
+        shutil.rmtree(mine)
+        earlier = tuple(replace(moment, share=0.7 * moment.share) for moment in fault.moments)
+        return run_one(replace(fault, moments=earlier), folder, data, undisturbed, preloaded)
+    if not outcome.broken:
+        shutil.rmtree(mine)
+    return outcome
+
+
+def start(folder: Path, ranks: int, data: Path, preloaded: Preloaded) -> Training:
+    """Begin a training, or go on with the one in this folder."""
+    training = Training(folder, STEPS, ranks, wandb=False, options=["--resume", "auto", *OPTIONS])
+    temporary = folder / "tmp"  # a launcher that is killed leaves something there
+    temporary.mkdir(parents=True, exist_ok=True)
+    training.start(data, {"TMPDIR": str(temporary)}, preloaded)
+    return training
+
+
+def go_down(training: Training, outcome: Outcome) -> None:
+    """Wait until nothing of a struck training is left, and note how long that took."""
+    kind, begin = outcome.fault.kind, time.monotonic()
+    saved = newest(training.run_dir)
+    if kind.stops_all:
+        time.sleep(STOPPED_SECONDS)
+        if training.ended:
+            outcome.wrong.append("it ended while it was stopped")
+        kill(training.process, signal.SIGKILL)
+        outcome.killed += 1
+        begin = time.monotonic()
+    left = training.living()
+    while (left or not training.ended) and time.monotonic() - begin < kind.bound:
+        time.sleep(0.02)
+        left = training.living()
+    outcome.down = max(outcome.down, time.monotonic() - begin)
+    if left or not training.ended:
+        outcome.wrong.append(f"{kind.bound:g} s after the strike there were left: {sorted(left.values())}")
+    if training.code == 0 and not (training.run_dir / RESULTS).exists():
+        outcome.wrong.append("its exit code is 0, and it is not done")
+    if (newest(training.run_dir) or 0) < (saved or 0):
+        outcome.lost.append(f"latest was the checkpoint of step {saved}, and is that of {newest(training.run_dir)}")
+    said = (training.folder / "output").read_text().rstrip()
+    if said.endswith("stopped by SIGTERM") and newest(training.run_dir) != training.done_steps():
+        outcome.lost.append(f"stopped at step {training.done_steps()}, it saved that of {newest(training.run_dir)}")
+
+
+def end(training: Training, outcome: Outcome, undisturbed: Undisturbed) -> None:
+    """Wait until a training has finished, and compare it."""
+    training.wait(PATIENCE)
+    if not training.ended:
+        outcome.wrong.append(f"it did not finish within {PATIENCE:g} s")
+    elif training.code != 0:
+        outcome.wrong.append(f"it ended with exit code {training.code} when it went on")
+    else:
+        outcome.lost += damage(training.run_dir)
+        outcome.differing = differences(training.run_dir, undisturbed.run_dir)
+
+
+def run_undisturbed(ranks: int, folder: Path, data: Path, preloaded: Preloaded) -> Undisturbed:
+    training = start(folder / f"undisturbed{ranks}", ranks, data, preloaded)
+    try:
+        _wait(training, lambda: training.done_steps() >= 1)
+        first = time.time() - training.begin
+        training.wait(PATIENCE)
+    finally:
+        training.kill()
+        training.wait(PATIENCE)
+    if training.code != 0:
+        sys.exit(f"A training that nothing happens to is not well: see {training.folder}.")
+    step = (training.end - training.begin - first) / STEPS
+    latest = training.run_dir / "checkpoints" / "latest"
+    files = sum(len(names) for _, _, names in os.walk(latest))
+    print(f"undisturbed: {first:.1f} s to the first step, {step * 1000:.0f} ms a step", file=sys.stderr, flush=True)
+    return Undisturbed(training.run_dir, first, step, files)
+
+
+# ---- the whole -------------------------------------------------------------------------------------------
+
+
+def run_all(faults: Sequence[Fault], data: Path, folder: Path, parallel: int) -> list[Outcome]:
+    """Every fault in a training of its own, so many at a time."""
+    with several_preloaded(parallel) as preloaded:
+        wanted = sorted({fault.ranks for fault in faults})
+        made = side_by_side(lambda ranks, mine: run_undisturbed(ranks, folder, data, mine), wanted, preloaded)
+        undisturbed = dict(zip(wanted, made, strict=True))
+        if {0, 1} <= undisturbed.keys() and (other := differences(*(undisturbed[i].run_dir for i in (0, 1)))):
+            sys.exit(f"Forked and through ./train.sh, a training is not the same: {'; '.join(other)}.")
+
+        def run(fault: Fault, mine: Preloaded) -> Outcome:
+            outcome = run_one(fault, folder, data, undisturbed[fault.ranks], mine)
+            show(outcome, folder)
+            return outcome
+
+        return side_by_side(run, faults, preloaded)
+
+
+def show(outcome: Outcome, folder: Path) -> None:
+    """One line on stderr, while the others run."""
+    line = f"{outcome.fault}: {outcome.strikes} strikes, {outcome.in_a_save} in a save, down in {outcome.down:.1f} s"
+    if outcome.broken:
+        line += f"\n    BROKEN: {'; '.join(outcome.broken)}; see {folder / f'run{outcome.fault.number:03d}'}"
+    print(line, file=sys.stderr, flush=True)
+
+
+def print_table(outcomes: Sequence[Outcome]) -> None:
+    heads = "strike", "n", "struck twice", "in the middle of a save", "before the first checkpoint"
+    heads = (*heads, "checkpoints lost or damaged", "finished with the exact weights", "down, at most")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for kind in (*ALONE, *TOGETHER, None):
+        of_kind = [outcome for outcome in outcomes if kind in (outcome.fault.kind, None)]
+        if of_kind:
+            cells = (
+                kind or "all",
+                len(of_kind),
+                sum(outcome.strikes > 1 for outcome in of_kind),
+                sum(outcome.in_a_save for outcome in of_kind),
+                sum(outcome.unsaved for outcome in of_kind),
+                sum(len(outcome.lost) for outcome in of_kind),
+                sum(outcome.differing == [] for outcome in of_kind),
+                f"{max(outcome.down for outcome in of_kind):.1f} s{' (killed)' if kind and kind.stops_all else ''}",
+            )
+            print(f"| {' | '.join(map(str, cells))} |")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--through-train-sh", type=int, default=20, metavar="N", help="so many of them")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", type=Path, help="recorded demonstrations of 32 pixels (default: made)")
+    parser.add_argument("--parallel", type=int, default=2, help="trainings at a time")
+    arguments = parser.parse_args()
+    faults = draw_faults(arguments.runs, min(arguments.runs, arguments.through_train_sh), arguments.seed)
+    folder = Path(tempfile.mkdtemp(prefix="atlas-faults-"))
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # in good order: nothing is left running
+    begin = time.monotonic()
+    outcomes: list[Outcome] = []
+    try:
+        data = arguments.data.resolve() if arguments.data else record_data(folder)
+        outcomes = run_all(faults, data, folder, arguments.parallel)
+    finally:
+        if outcomes and not any(outcome.broken for outcome in outcomes):
+            shutil.rmtree(folder)
+    broken = sum(bool(outcome.broken) for outcome in outcomes)
+    print(f"{describe()}\n")
+    print_table(outcomes)
+    scripted = sum(outcome.fault.ranks > 0 for outcome in outcomes)
+    print(
+        f"\nseed {arguments.seed}; {STEPS} steps, saved each third; {sum(outcome.strikes for outcome in outcomes)} "
+        f"strikes at {len(outcomes)} trainings, {scripted} of them through ./train.sh; {arguments.parallel} at a time, "
+        f"{(time.monotonic() - begin) / 60:.1f} minutes. killed: a training that is stopped altogether cannot end "
+        f"itself; after {STOPPED_SECONDS:g} s its first process was killed, and the time is from there."
+    )
+    print(f"broken: {broken} of {len(outcomes)}")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""A Hugging Face hub on this machine that has one dataset: what the hub's own client asks for, and no more."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+NAME, COMMIT = "someone/some-set", "0123456789abcdef" * 2 + "01234567"
+
+
+@dataclass
+class LocalHub:
+    """What is served, and what was fetched."""
+
+    folder: Path
+    fetched: list[tuple[str, int]] = field(default_factory=list)  # files whose content was asked for, and from where on
+    cut_off: str | None = None  # a file whose content ends too early, once
+    url: str = ""
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[LocalHub]:
+    """Serve a folder as the dataset NAME with the one commit COMMIT, the branch main and the tag v3.0."""
+    hub = LocalHub(folder)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            path = self.path.split("?")[0]
+            if re.fullmatch(rf"/api/datasets/{NAME}(/revision/(main|v3\.0|{COMMIT}))?", path):
+                names = sorted(str(f.relative_to(hub.folder)) for f in hub.folder.rglob("*") if f.is_file())
+                self._json(200, {"id": NAME, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]})
+            elif path == f"/api/datasets/{NAME}/tree/{COMMIT}":
+                files = [f for f in sorted(hub.folder.rglob("*")) if f.is_file()]
+                self._json(
+                    200,
+                    [
+                        {"type": "file", "path": str(f.relative_to(hub.folder)), "size": f.stat().st_size, "oid": "0"}
+                        for f in files
+                    ],
+                )
+            elif match := re.fullmatch(rf"/datasets/{NAME}/resolve/(?:main|v3\.0|{COMMIT})/(.+)", path):
+                self._file(match[1])
+            else:
+                revision = f"/api/datasets/{NAME}/revision/" in path
+                self._json(404, {"error": "not here"}, "RevisionNotFound" if revision else "RepoNotFound")
+
+        do_HEAD = do_GET
+
+        def _json(self, status: int, values: object, code: str | None = None) -> None:
+            body = json.dumps(values).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Type", "application/json")
+            if code is not None:
+                self.send_header("X-Error-Code", code)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def _file(self, name: str) -> None:
+            file = hub.folder / name
+            if not file.is_file():
+                self._json(404, {"error": "not here"}, "EntryNotFound")
+                return
+            body = file.read_bytes()
+            begin = int(match[1]) if (match := re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")) else 0
+            self.send_response(206 if begin else 200)
+            self.send_header("Content-Length", str(len(body) - begin))
+            if begin:
+                self.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
+            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Accept-Ranges", "bytes")
+            self.end_headers()
+            if self.command == "GET":
+                hub.fetched.append((name, begin))
+                if hub.cut_off == name:
+                    hub.cut_off = None
+                    self.wfile.write(body[begin : (begin + len(body)) // 2])
+                    self.close_connection = True
+                else:
+                    self.wfile.write(body[begin:])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
