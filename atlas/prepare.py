@@ -14,6 +14,7 @@ import yaml
 from atlas.config import Config, DataConfig, dump_yaml, load_config
 from atlas.errors import InputError
 from atlas.files import write_text
+from atlas.paths import check_folder
 from atlas.tracking.runs import CONFIG, RESULTS
 
 if TYPE_CHECKING:
@@ -40,21 +41,25 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
     Returns the config with the run's name settled, and the checkpoint to go on from. Raises InputError.
     """
     from atlas.data import open_configured
+    from atlas.policy.features import check_cache
     from atlas.policy.pretrained import check_pretrained
     from atlas.rollout.record import RecordSettings, record
     from atlas.training.checkpoints import Checkpoints
     from atlas.training.media.projection import check_method
 
     config, checkpoint = _settle_run(config, resume)
+    check_folder("The run's folder (output_dir and run_name)", run_dir_of(config))
     if checkpoint is not None:
         _check_fits(checkpoint, config)
     path = Path(config.data.path)
     if config.data.path == DataConfig().path:
         settings = RecordSettings(**config.data.record.model_dump())
         record(settings, path)  # does nothing where they are there
-    dataset, _ = open_configured(config.data)
+    dataset, cameras = open_configured(config.data)
     _check_data(config, dataset)
     check_pretrained(config.model)
+    if config.data.feature_cache is not None:
+        check_cache(config, dataset, cameras)
     _check_machine(config)
     check_method(config.logging.media.vis_dataset)
     run_dir = run_dir_of(config)
@@ -144,7 +149,10 @@ def _check_same_run(checkpoint: Path, run_dir: Path, reference: str) -> None:
 def _check_fits(checkpoint: Path, config: Config) -> None:
     """Refuse to go on from a checkpoint whose policy is another one than the config describes."""
     from atlas.policy import PolicyProcessor
+    from atlas.training.shards import has_trained_weights
+    from atlas.training.strategy import check_average
 
+    check_average(checkpoint, has_trained_weights(checkpoint), config.training.ema_decay > 0)
     file = checkpoint / "policy" / "config.yaml"
     try:
         saved = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -166,7 +174,6 @@ def _differences(key: str, was: Any, now: Any) -> list[str]:
 
 
 def _check_data(config: Config, dataset: EpisodeDataset) -> None:
-    from atlas.data.feature_cache import FeatureCache
     from atlas.data.split import split_episodes
     from atlas.rollout.worlds import environment_spec
     from atlas.training.selection import check_metrics
@@ -182,8 +189,6 @@ def _check_data(config: Config, dataset: EpisodeDataset) -> None:
     if config.evaluation.env not in ("auto", "none"):
         environment_spec(config.evaluation.env)
     check_metrics(config, dataset.tasks, environment_of(config, dataset) is not None)
-    if config.data.feature_cache is not None:
-        FeatureCache.read(Path(config.data.feature_cache)).check_complete()
 
 
 def _check_machine(config: Config) -> None:

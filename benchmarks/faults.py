@@ -44,13 +44,16 @@ from atlas.training.snapshot import load_rank_states
 from atlas.training.state import RankState
 
 STEPS = 40
-HANG_SECONDS = 15.0  # distributed.timeout_minutes
+HANG_SECONDS = 40.0  # distributed.timeout_minutes: on a busy machine the imports of the start may take half of it
+MEDIA = ("gradient_logger", "plot_logger", "action_logger", "vis_dataset")
 OPTIONS = [
     "checkpoint.save_interval=3",
     "training.val_interval=5",
     "model.fusion.dropout=0.1",  # so that random numbers matter
     f"distributed.timeout_minutes={HANG_SECONDS / 60}",
+    *(f"logging.media.{kind}.interval=0" for kind in MEDIA),
 ]
+MEETING_SECONDS = 60.0  # and so much longer ranks wait for each other before they have met
 DOWN_BOUND = 30.0  # from the strike until nothing is left
 STOPPED_SECONDS = 3.0  # then a training whose processes are all stopped, and cannot end themselves, is killed
 PATIENCE = 180.0  # for a training to come to its strike, or to its end
@@ -77,10 +80,10 @@ class Kind:
     def stops_all(self) -> bool:
         return self.signal == signal.SIGSTOP and self.target != "one rank"
 
-    @property
-    def bound(self) -> float:
-        """Seconds until nothing is left."""
-        return DOWN_BOUND + (HANG_SECONDS if self.signal == signal.SIGSTOP else 0.0)
+    def bound(self, started: bool) -> float:
+        """Seconds until nothing is left; started: whether the training had done a step."""
+        hang = HANG_SECONDS + (0.0 if started else MEETING_SECONDS)
+        return DOWN_BOUND + (hang if self.signal == signal.SIGSTOP else 0.0)
 
 
 _KILL, _TERM, _STOP = signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP
@@ -320,7 +323,7 @@ def start(folder: Path, ranks: int, data: Path, preloaded: Preloaded) -> Trainin
 def go_down(training: Training, outcome: Outcome) -> None:
     """Wait until nothing of a struck training is left, and note how long that took."""
     kind, begin = outcome.fault.kind, time.monotonic()
-    saved = newest(training.run_dir)
+    bound, saved = kind.bound(training.done_steps() > 0), newest(training.run_dir)
     if kind.stops_all:
         time.sleep(STOPPED_SECONDS)
         if training.ended:
@@ -329,12 +332,12 @@ def go_down(training: Training, outcome: Outcome) -> None:
         outcome.killed += 1
         begin = time.monotonic()
     left = training.living()
-    while (left or not training.ended) and time.monotonic() - begin < kind.bound:
+    while (left or not training.ended) and time.monotonic() - begin < bound:
         time.sleep(0.02)
         left = training.living()
     outcome.down = max(outcome.down, time.monotonic() - begin)
     if left or not training.ended:
-        outcome.wrong.append(f"{kind.bound:g} s after the strike there were left: {sorted(left.values())}")
+        outcome.wrong.append(f"{bound:g} s after the strike there were left: {sorted(left.values())}")
     if training.code == 0 and not (training.run_dir / RESULTS).exists():
         outcome.wrong.append("its exit code is 0, and it is not done")
     if (newest(training.run_dir) or 0) < (saved or 0):
@@ -366,7 +369,7 @@ def run_undisturbed(ranks: int, folder: Path, data: Path, preloaded: Preloaded) 
         training.kill()
         training.wait(PATIENCE)
     if training.code != 0:
-        sys.exit(f"A training that nothing happens to is not well: see {training.folder}.")
+        sys.exit(f"A training that nothing happens to is not well:\n{(training.folder / 'output').read_text()}")
     step = (training.end - training.begin - first) / STEPS
     latest = training.run_dir / "checkpoints" / "latest"
     files = sum(len(names) for _, _, names in os.walk(latest))
@@ -431,15 +434,14 @@ def main() -> int:
     parser.add_argument("--parallel", type=int, default=2, help="trainings at a time")
     arguments = parser.parse_args()
     faults = draw_faults(arguments.runs, min(arguments.runs, arguments.through_train_sh), arguments.seed)
-    folder = Path(tempfile.mkdtemp(prefix="atlas-faults-"))
+    folder = Path(tempfile.mkdtemp(prefix="atlas-killed-"))
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # in good order: nothing is left running
     begin = time.monotonic()
-    outcomes: list[Outcome] = []
     try:
         data = arguments.data.resolve() if arguments.data else record_data(folder)
         outcomes = run_all(faults, data, folder, arguments.parallel)
     finally:
-        if outcomes and not any(outcome.broken for outcome in outcomes):
+        if not any(folder.glob("run*")):  # of those in which something is broken
             shutil.rmtree(folder)
     broken = sum(bool(outcome.broken) for outcome in outcomes)
     print(f"{describe()}\n")
@@ -449,7 +451,9 @@ def main() -> int:
         f"\nseed {arguments.seed}; {STEPS} steps, saved each third; {sum(outcome.strikes for outcome in outcomes)} "
         f"strikes at {len(outcomes)} trainings, {scripted} of them through ./train.sh; {arguments.parallel} at a time, "
         f"{(time.monotonic() - begin) / 60:.1f} minutes. killed: a training that is stopped altogether cannot end "
-        f"itself; after {STOPPED_SECONDS:g} s its first process was killed, and the time is from there."
+        f"itself; after {STOPPED_SECONDS:g} s its first process was killed, and the time is from there. Where one rank "
+        f"is stopped, the others wait for distributed.timeout_minutes ({HANG_SECONDS:g} s), and by "
+        f"{MEETING_SECONDS:g} s longer before they have met."
     )
     print(f"broken: {broken} of {len(outcomes)}")
     return 1 if broken else 0

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from atlas.files import write_json
 
 _PACKAGE_ROOT = Path(__file__).parents[2]
 _LONGEST_QUOTE = 400
+_KILLED_SECONDS = 10.0
 _NOISE = ("warn", "deprecat")
 
 
@@ -103,7 +104,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill what is left of a process and of those that it has started, in sessions of their own too."""
     import psutil
 
-    children: Iterable[Any] = []
+    children: list[Any] = []
     with suppress(psutil.NoSuchProcess):
         children = psutil.Process(process.pid).children(recursive=True)
     with suppress(ProcessLookupError, PermissionError):
@@ -112,6 +113,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with suppress(psutil.NoSuchProcess):
             child.kill()
     process.wait()
+    psutil.wait_procs(children, _KILLED_SECONDS)
 
 
 def answer(path: str | Path, work: Callable[[], Any]) -> None:

@@ -129,7 +129,8 @@ class NodeLink:
             self._missing_for_good = missing
             raise NodeLost(
                 f"{_nodes(missing)} of {self.nodes.number} did not come within {self._timeout / 60:g} minutes "
-                f"(distributed.timeout_minutes). Start the same command on each machine, with its --node-rank."
+                f"(distributed.timeout_minutes). Start the same command on each machine, with its --node-rank (in a job "
+                f"of SLURM: with srun), or add --num-nodes 1."
             )
         told = {
             "run_dir": str(run_dir),
@@ -214,6 +215,11 @@ class NodeLink:
     def cause(self) -> Failure | None:
         """What failed first on another machine, by itself."""
         return next((failure for failure in self.failures() if not failure.consequence), None)
+
+    @property
+    def first_failure(self) -> Failure | None:
+        """The cause, or where none is known, a consequence on another machine."""
+        return self.cause or next(iter(self.failures()), None)
 
     def tell_failure(
         self, text: str, *, consequence: bool = False, hang: bool = False, at_once: bool = False, code: int = 1

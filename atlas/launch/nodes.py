@@ -108,10 +108,11 @@ def _check_tasks(environment: Mapping[str, str], number: int) -> None:
 def _check_address(nodes: Nodes) -> None:
     try:
         socket.getaddrinfo(nodes.master_addr, nodes.master_port)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for what cannot be a name, such as a..b
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
             f"--master-addr {nodes.master_addr} (distributed.master_addr) cannot be found by this machine "
-            f"({error.strerror or error}); give the first machine's name or address."
+            f"({reason}); give the first machine's name or address."
         ) from None
 
 

@@ -89,7 +89,7 @@ class Overseer:
             self.deaths,
             self.ended,
             self.stacks,
-            self._link.cause if self._link is not None else None,
+            self._link.first_failure if self._link is not None else None,
             stopped_by,
             self.signals > 1,
         )
@@ -132,8 +132,10 @@ class Overseer:
         """torchrun starts them and keeps their numbers to itself; they are the children that have a rank."""
         with contextlib.suppress(psutil.Error):
             for child in psutil.Process().children():
-                with contextlib.suppress(psutil.Error, KeyError):
-                    self._ranks.setdefault(int(child.environ()["RANK"]), child)
+                with contextlib.suppress(psutil.Error):
+                    variables = child.environ()
+                    if "TORCHELASTIC_RUN_ID" in variables:  # else it is between fork and exec, or something else
+                        self._ranks.setdefault(int(variables["RANK"]), child)
 
     def _fails_here(self) -> bool:
         failed = any(code not in IN_GOOD_ORDER for code in read_codes(self._folder).values())

@@ -22,7 +22,7 @@ from atlas.launch.link import NodeLink, NodeLost
 from atlas.launch.overseer import Overseer
 from atlas.launch.plan import Plan
 from atlas.launch.rank import FOLDER, LAUNCHER_PID
-from atlas.launch.story import Ending, exit_code, tell
+from atlas.launch.story import exit_code, summary, tell
 
 # How long ranks that a user told to stop may take to write a checkpoint and to finish their trackers.
 _STOP_SECONDS = 300
@@ -52,9 +52,10 @@ def launch_ranks(arguments: Sequence[str], plan: Plan, module: str = "atlas.cli"
             options = [*_where(plan, link), "--log-dir", str(folder / "torchrun"), "-m", module, *arguments]
             codes, stopped_by = _run(options, link)
         ending = overseer.ending(codes, stopped_by)
-        if link is not None and link.cause is None and _only_consequences(ending):
-            link.wait_for_cause()
-            ending.elsewhere = link.cause
+        said = summary(ending)
+        if link is not None and said is not None and said[1]:
+            link.wait_for_cause()  # that of the ranks here is on another machine
+            ending.elsewhere = link.first_failure
     for line in tell(ending):
         print(line, file=sys.stderr)
     code = exit_code(ending, plan.processes)
@@ -105,10 +106,6 @@ def _run(options: Sequence[str], link: NodeLink | None) -> tuple[dict[int, int],
     finally:
         logging.disable(logging.NOTSET)
     return {}, None
-
-
-def _only_consequences(ending: Ending) -> bool:
-    return bool(ending.reports) and all(report.consequence for report in ending.reports.values())
 
 
 @contextmanager

@@ -58,8 +58,9 @@ def tell(ending: Ending) -> list[str]:
         return _tell_hang(ending, hung[0])
     cause = _first_cause(ending)
     lines: list[str] = []
-    if ending.elsewhere is not None and (cause is None or cause.rank in ending.consequences()):
-        lines = [f"Node {ending.elsewhere.node} failed first: {ending.elsewhere.text}"]
+    elsewhere = ending.elsewhere
+    if elsewhere is not None and (cause is None or (cause.rank in ending.consequences() and not elsewhere.consequence)):
+        lines = [f"Node {elsewhere.node} failed first: {elsewhere.text}."]
         cause = None
     elif cause is not None:
         lines = cause.lines
@@ -165,8 +166,8 @@ def exit_code(ending: Ending, processes: int) -> int:
         codes = {**codes, -1: -ending.stopped_by}  # some ranks were stopped before they could say how they ended
     consequences = ending.consequences()
     of_themselves = [code for rank, code in codes.items() if rank not in consequences]
-    if ending.elsewhere is not None:
-        of_themselves.append(ending.elsewhere.code)
+    if not any(of_themselves) and ending.elsewhere is not None and any(codes.values()):
+        return ending.elsewhere.code
     return common_exit_code(of_themselves) or common_exit_code(codes.values())
 
 

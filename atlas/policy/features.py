@@ -68,6 +68,15 @@ def cache_source(
     return source
 
 
+def check_cache(config: Config, dataset: EpisodeDataset, cameras: Sequence[str]) -> None:
+    """Raises InputError where the config's feature cache is incomplete, or of something else than the config."""
+    assert config.data.feature_cache is not None
+    cache = FeatureCache.read(Path(config.data.feature_cache))
+    cache.check_complete()
+    backbone = published_hash(find_weights(frozen_backbone(config).pretrained, KEY))
+    cache.check(cache_source(config, dataset, cameras, backbone, cache.layout.versions))
+
+
 def check_space(folder: Path, layout: CacheLayout) -> None:
     """Raises InputError where the disk has less room than the whole cache takes."""
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())

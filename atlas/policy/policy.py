@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -187,7 +186,7 @@ class AtlasPolicy(nn.Module):
         config_file = directory / "config.yaml"
         try:
             config = ModelConfig.model_validate(yaml.safe_load(config_file.read_text(encoding="utf-8")))
-        except (ValidationError, yaml.YAMLError) as error:
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise InputError(f"{config_file} is not the config of a policy: {error}") from None
         sources = {part: directory / name for part, name in FROZEN_FILES.items() if (directory / name).exists()}
         policy = cls(config, PolicyProcessor.load(directory / "processor.json"), sources)
@@ -199,11 +198,12 @@ class AtlasPolicy(nn.Module):
         frozen part that is another one than the weights were trained with."""
         try:
             with safe_open(path, framework="pt") as file:
-                frozen = json.loads((file.metadata() or {}).get(_FROZEN, "{}"))
+                named = json.loads((file.metadata() or {}).get(_FROZEN, "{}"))
+            frozen = {part: FrozenWeights(**values) for part, values in named.items()}
             weights = load_file(path)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{path} cannot be read as safetensors; it may be truncated ({error}).") from None
-        self._check_frozen(path, {part: FrozenWeights(**values) for part, values in frozen.items()})
+        self._check_frozen(path, frozen)
         own = self.own_state_dict()
         problems = [f"'{k}' is missing" for k in own if k not in weights]
         problems += [f"'{k}' is not part of this policy" for k in weights if k not in own]
@@ -212,6 +212,12 @@ class AtlasPolicy(nn.Module):
             for k, v in weights.items()
             if k in own and own[k].shape != v.shape
         ]
+        problems += [
+            f"'{k}' is {v.dtype}, expected {own[k].dtype}"
+            for k, v in weights.items()
+            if k in own and own[k].is_floating_point() != v.is_floating_point()
+        ]
+        problems += [f"'{k}' holds values that are not finite" for k, v in weights.items() if not v.isfinite().all()]
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
             raise InputError(f"{path} does not fit the policy's config: {'; '.join(problems[:3])}{more}.")

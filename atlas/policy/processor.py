@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class PolicyProcessor:
         """Read processor.json. Raises InputError for one that is damaged or of another form."""
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return cls(
+            processor = cls(
                 cameras=tuple(values["cameras"]),
                 camera_size=values["camera_size"],
                 image_size=values["image_size"],
@@ -89,10 +90,32 @@ class PolicyProcessor:
                 statistics=tuple(DatasetStatistics.from_dict(s) for s in values["statistics"]),
                 scaling=ProcessorConfig(**values["scaling"]),
             )
+            _check(processor)
         except FileNotFoundError:
             raise InputError(f"{path} is missing; a saved policy has one.") from None
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is not a processor of Atlas: {error!r}") from None
+        return processor
+
+
+def _check(processor: PolicyProcessor) -> None:
+    """Raises ValueError that names what a policy cannot be served with."""
+    for name in ("camera_size", "image_size", "action_horizon", "proprio_dim"):
+        value = getattr(processor, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}, expected a number from 1 up")
+    for name in ("cameras", "statistics"):
+        if not getattr(processor, name):
+            raise ValueError(f"{name} is empty")
+    for source in processor.statistics:
+        _check_columns("action", source.action, processor.action_spec.dim)
+        _check_columns("proprio", source.proprio, processor.proprio_dim)
+
+
+def _check_columns(what: str, columns: ColumnStatistics, width: int) -> None:
+    for name, row in asdict(columns).items():
+        if len(row) != width or not all(isinstance(v, int | float) and math.isfinite(v) for v in row):
+            raise ValueError(f"{name} of {what} in statistics is {list(row)}, expected {width} finite numbers")
 
 
 class Scaler(nn.Module):

@@ -14,6 +14,7 @@ import torch
 
 from atlas.cores import available_cores
 from atlas.errors import InputError
+from atlas.paths import check_folder
 from atlas.policy.processor import PolicyProcessor
 from atlas.progress import progress_bar
 from atlas.rollout.environment import EnvironmentSpec
@@ -201,13 +202,12 @@ def evaluate_checkpoint(
         raise InputError(f"--episodes must be at least 1, got {episodes}.")
     planned = plan_episodes(env, episodes, "report", seed)
     if video is not None:
-        try:
-            video.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"The folder for films {video} cannot be made: {error.strerror}.") from None
+        check_folder("The folder for films", video)
     policy = AtlasPolicy.from_pretrained(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     check_agreement(policy.processor, environment_spec(env))
     executor = ChunkExecutor(policy, execute or max(1, policy.processor.action_horizon // 2), ensemble)
+    if video is not None:
+        video.mkdir(parents=True, exist_ok=True)
     workers = min(workers or available_cores(), episodes)
     evaluator = Evaluator(env, policy.processor.camera_size, workers)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,35 +20,50 @@ class HostMemory:
     """Memory for one set of copies, kept for the next one: new pages cost more than the copying."""
 
     def __init__(self) -> None:
-        self._kept: list[torch.Tensor] = []
-        self._forms: list[tuple[Any, ...]] = []  # of the tensors that it was made for
-        self._large: list[tuple[int, np.ndarray]] = []  # numbers and bytes of those that are copied on several threads
-        self._others: list[int] = []
+        self._kept: list[_Place] = []
 
     @torch.no_grad()
-    def copy(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Copies that are valid until the next call. Those from a GPU go through pinned memory, all at once."""
-        self._fit(tensors)
-        with _copying([(kept, _bytes(tensors[i])) for i, kept in self._large]):
-            others = self._others
-            torch._foreach_copy_([self._kept[i] for i in others], [tensors[i] for i in others], non_blocking=True)
-        for device in {t.device for t in tensors if t.is_cuda}:
-            torch.cuda.synchronize(device)
-        return list(self._kept)
+    def copy(self, value: Any) -> Any:
+        """The same nested dicts, lists and tuples, with copies of the tensors, on the CPU, in place of them.
 
-    def _fit(self, tensors: Sequence[torch.Tensor]) -> None:
-        forms = [(t.shape, t.dtype, t.device, t.is_contiguous()) for t in tensors]
-        if self._forms == forms:
-            return
-        self._forms, self._large, self._others = forms, [], []
-        self._kept.clear()  # first, so that there are never two sets
-        for i, tensor in enumerate(tensors):
-            kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._kept.append(kept)
-            if tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.nbytes >= _LARGE:
-                self._large.append((i, _bytes(kept)))
-            else:
-                self._others.append(i)
+        The copies are valid until the next call. Those from a GPU go through pinned memory, all at once.
+        """
+        tensors: list[torch.Tensor] = []
+        copies = self._place(value, tensors)
+        del self._kept[len(tensors) :]
+        pairs = list(zip(self._kept, tensors, strict=True))
+        large = [(place.bytes, _bytes(t)) for place, t in pairs if place.bytes is not None and t.is_contiguous()]
+        others = [(place.tensor, t) for place, t in pairs if place.bytes is None or not t.is_contiguous()]
+        with _copying(large):
+            torch._foreach_copy_([kept for kept, _ in others], [t for _, t in others], non_blocking=True)
+        for device in {t.device for _, t in others if t.is_cuda}:
+            torch.cuda.synchronize(device)
+        return copies
+
+    def _place(self, value: Any, tensors: list[torch.Tensor]) -> Any:
+        """The nested value with memory in place of its tensors, which are added to `tensors`."""
+        if isinstance(value, torch.Tensor):
+            number, form = len(tensors), (value.shape, value.dtype, value.is_cuda)
+            tensors.append(value)
+            if number >= len(self._kept) or self._kept[number].form != form:
+                del self._kept[number:]  # first, so that there are never two sets
+                self._kept.append(_Place(*form))
+            return self._kept[number].tensor
+        if isinstance(value, Mapping):
+            return {key: self._place(item, tensors) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)([self._place(item, tensors) for item in value])
+        return value
+
+
+class _Place:
+    """Room for a copy of one tensor."""
+
+    def __init__(self, shape: torch.Size, dtype: torch.dtype, from_gpu: bool) -> None:
+        self.form = (shape, dtype, from_gpu)
+        self.tensor = torch.empty(shape, dtype=dtype, pin_memory=from_gpu)
+        # Where other threads should copy it.
+        self.bytes = _bytes(self.tensor) if self.tensor.nbytes >= _LARGE and not from_gpu else None
 
 
 @contextmanager
@@ -58,7 +73,8 @@ def _copying(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Iterator[None]:
     The threads of torch wait for one another after each tensor, which takes seconds in all where cores are shared.
     """
     rest = iter(pairs)
-    helpers = [threading.Thread(target=_work, args=(rest,)) for _ in range(min(_THREADS, available_cores()) - 1)]
+    threads = min(_THREADS, available_cores(), 1 + len(pairs))
+    helpers = [threading.Thread(target=_work, args=(rest,)) for _ in range(threads - 1)]
     for helper in helpers:
         helper.start()
     yield

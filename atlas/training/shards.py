@@ -99,6 +99,13 @@ class Shards:
         return torch.cat(parts) if parts else torch.empty(0, *shape[1:])
 
 
+def has_trained_weights(checkpoint: Path) -> bool:
+    """Whether a checkpoint has weights that training goes on with, beside those in `policy/`. Raises InputError."""
+    if (checkpoint / SHARDS).exists():
+        return Shards(checkpoint).has_weights
+    return any((checkpoint / "trainer").glob(f"{_WEIGHTS}.*"))
+
+
 class Whole:
     """The same of a checkpoint that one rank wrote, read as `Shards` are."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -174,6 +175,17 @@ def test_each_file_of_the_trainer_is_named_where_it_is_damaged(damage: str, plac
             flip(path, path.stat().st_size // 2)
         refused(place, resume(copy / LATEST), name)
         shutil.rmtree(copy)
+
+
+def test_a_byte_flipped_anywhere_is_found_before_going_on(place: Path, run_dir: Path) -> None:
+    rng = random.Random(7)
+    files = sorted(path for path in (run_dir / LATEST).rglob("*") if path.is_file())
+    for _ in range(24):
+        path = rng.choice(files)
+        byte = rng.randrange(path.stat().st_size)
+        flip(path, byte)
+        refused(place, resume(run_dir / LATEST), path.name)
+        flip(path, byte)  # as it was
 
 
 def test_runs_without_a_checkpoint_and_links_to_nowhere_are_named(place: Path, run_dir: Path) -> None:

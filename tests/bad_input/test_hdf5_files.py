@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -206,3 +207,13 @@ def test_a_damaged_file_is_refused_by_training_and_by_inspection(
 
     refused(place, train_on(data), *bad.words)
     refused(place, ["data", "inspect", str(data)], *bad.words)
+
+
+def test_a_file_that_is_cut_off_anywhere_is_refused(
+    place: Path, good_data: Path, copied: Callable[[Path], Path], train_on: Callable[..., Sequence[str]]
+) -> None:
+    data = copied(good_data)
+    whole = (data / FILE).read_bytes()
+    for length in random.Random(5).sample(range(len(whole)), 16):
+        (data / FILE).write_bytes(whole[:length])
+        refused(place, train_on(data), FILE, "cannot be read as HDF5")

@@ -27,7 +27,7 @@ sys.modules["atlas.training"].__path__ = [str(Path(atlas.__file__).parent / "tra
 from atlas.training.signals import Interrupted, listening  # noqa: E402
 from atlas.training.watchdog import Watchdog  # noqa: E402
 
-HANG_SECONDS = 3.0
+HANG_SECONDS = 2.0
 END_OF_CASE = "-- end of case --"
 
 
@@ -120,7 +120,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "probe":
         cli.main()
     if os.environ.get("PROBE_SHORT"):  # what is tested is what is said, and not the times
-        overseer._STUCK_SECONDS, overseer._ENDING_SECONDS = 3, 5
+        overseer._STUCK_SECONDS, overseer._ENDING_SECONDS = 2, 4
     if "PROBE_NODE" in os.environ:
         number, port = map(int, os.environ["PROBE_NODE"].split(":"))
         sys.exit(

@@ -56,15 +56,15 @@ class Outcome:
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """One launcher has started all these ranks, one set after the other; its times of grace were shortened."""
     cases = [
-        "reduce,kill,reduce",
+        "sleep,kill",
         "reduce,raise,reduce",
         "raise,raise",
-        "reduce,input",
+        "sleep,input",
         "sleep,exit",
-        "reduce,crash",
+        "sleep,crash",
         "sleep,linger",
         "reduce,hang",
-        "reduce,hang,freeze",
+        "hang,freeze",
         "hang,hold",
     ]
     folder = tmp_path_factory.mktemp("ranks")
@@ -80,13 +80,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
 
 
 def test_a_killed_rank_is_named(outcomes: dict[str, Outcome]) -> None:
-    end = outcomes["reduce,kill,reduce"]
+    end = outcomes["sleep,kill"]
 
     assert end.code == 137
-    assert end.said == [
-        "Rank 1 was killed by SIGKILL; the machine may be out of memory.",
-        "Ranks 0 and 2 ended with it.",
-    ]
+    assert end.said == ["Rank 1 was killed by SIGKILL; the machine may be out of memory.", "Rank 0 ended with it."]
 
 
 def test_the_first_error_is_shown_once(outcomes: dict[str, Outcome]) -> None:
@@ -108,7 +105,7 @@ def test_the_same_error_on_all_ranks_is_shown_once(outcomes: dict[str, Outcome])
 
 
 def test_wrong_input_that_a_rank_finds_is_its_message(outcomes: dict[str, Outcome]) -> None:
-    end = outcomes["reduce,input"]
+    end = outcomes["sleep,input"]
 
     assert (end.code, end.said) == (2, ["data.path is on another machine.", "Rank 0 ended with it."])
 
@@ -120,7 +117,7 @@ def test_a_rank_that_leaves_without_a_word_is_named(outcomes: dict[str, Outcome]
 
 
 def test_a_crash_in_c_shows_where_it_was(outcomes: dict[str, Outcome]) -> None:
-    end = outcomes["reduce,crash"]
+    end = outcomes["sleep,crash"]
 
     assert end.code == 139
     assert end.said[0] == "Rank 1 was killed by SIGSEGV."
@@ -132,7 +129,7 @@ def test_a_failed_rank_that_takes_long_to_end_is_not_waited_for(outcomes: dict[s
 
     assert end.code == 1
     assert end.said[-2:] == ["ValueError: a defect", "Rank 0 ended with it."]
-    assert end.seconds < 20
+    assert end.seconds < 15
 
 
 def test_a_hang_ends_with_the_stack_of_each_rank(outcomes: dict[str, Outcome]) -> None:
@@ -144,15 +141,15 @@ def test_a_hang_ends_with_the_stack_of_each_rank(outcomes: dict[str, Outcome]) -
         assert stack in "\n".join(end.said)
         assert re.match(rf"\d{{4}}-\S+ \S+ Rank {rank}: .* after step 3\. Its threads:\n\nThread MainThread:\n", stack)
         assert where in stack
-    assert end.said[-1].startswith("Training has hung: 3 seconds without a step")
+    assert end.said[-1].startswith("Training has hung: 2 seconds without a step")
 
 
 def test_a_frozen_rank_is_named_and_killed(outcomes: dict[str, Outcome]) -> None:
-    end = outcomes["reduce,hang,freeze"]
+    end = outcomes["hang,freeze"]
 
     assert end.code == 1
-    assert end.said[-1] == "Rank 2 said nothing and was killed; it was stopped (SIGSTOP)."
-    assert {file.name for file in end.folder.glob("hang_*")} == {"hang_rank_0.txt", "hang_rank_1.txt"}
+    assert end.said[-1] == "Rank 1 said nothing and was killed; it was stopped (SIGSTOP)."
+    assert {file.name for file in end.folder.glob("hang_*")} == {"hang_rank_0.txt"}
 
 
 def test_a_rank_that_keeps_the_lock_of_python_is_asked_for_its_stack(outcomes: dict[str, Outcome]) -> None:
@@ -226,13 +223,12 @@ def test_a_signal_to_every_process_is_one_signal(start: Start, tmp_path: Path) -
     assert len(list(tmp_path.glob("0/saved_*"))) == 2
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_second_signal_ends_all_at_once(start: Start, tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_a_second_signal_ends_all_at_once(start: Start, tmp_path: Path) -> None:
     process = start("reduce", "sleep")  # neither looks for signals, so that the first one changes nothing
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     time.sleep(1.5)
     assert process.poll() is None and all(is_alive(pid) for pid in pids(tmp_path))
 
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
 
-    assert finish(process, tmp_path, within=5) == (code, ["Ended at once, by the second signal."])
+    assert finish(process, tmp_path, within=5) == (130, ["Ended at once, by the second signal."])

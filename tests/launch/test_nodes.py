@@ -293,7 +293,7 @@ def test_a_rank_that_fails_ends_those_on_the_other_machine(
     assert code == 1 and said.endswith("ValueError: a defect\n")
     assert first.end(within=BOUND) == (
         1,
-        "Node 1 failed first: rank 1: ValueError: a defect\nRank 0 ended with it.\n",
+        "Node 1 failed first: rank 1: ValueError: a defect.\nRank 0 ended with it.\n",
     )
 
 

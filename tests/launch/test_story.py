@@ -71,7 +71,7 @@ def test_what_failed_on_another_machine_is_the_cause_of_consequences_only() -> N
     of_it = ending({0: 1}, error(0, 1.0, consequence=True), elsewhere=elsewhere)
     own = ending({0: 1}, error(0, 1.0), elsewhere=elsewhere)
 
-    assert tell(of_it) == ["Node 1 failed first: rank 3: ValueError: a defect", "Rank 0 ended with it."]
+    assert tell(of_it) == ["Node 1 failed first: rank 3: ValueError: a defect.", "Rank 0 ended with it."]
     assert tell(own) == ["Rank 0:", "Traceback of 0"]
 
 
