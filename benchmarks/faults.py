@@ -22,11 +22,14 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import cycle, zip_longest
 from pathlib import Path
+from types import FrameType
 
 import psutil
 from machine import describe
@@ -61,6 +64,9 @@ COMPARED = ("policy/model.safetensors", "trainer/weights.safetensors", "trainer/
 CURVES = ("train/loss", "val/loss")
 AGAIN, WHILE_STARTING, IN_A_SAVE = 0.3, 0.15, 0.4  # shares of the trainings, and of the strikes
 POLL = 0.002
+
+running: list[Training] = []  # those that were started
+over = threading.Event()  # no more are to be started
 
 
 # ---- strikes ---------------------------------------------------------------------------------------------
@@ -131,9 +137,9 @@ def draw_faults(runs: int, through_script: int, seed: int) -> list[Fault]:
     kinds = {several: cycle(chance.sample(of, len(of))) for several, of in ((False, ALONE), (True, TOGETHER))}
     faults = []
     for number in range(runs):
-        several = ranks.get(number, 0)
+        kind = next(kinds[ranks.get(number, 0) > 1])
         moments = tuple(_draw_moment(chance) for _ in range(1 + (chance.random() < AGAIN)))
-        faults.append(Fault(number, next(kinds[several > 1]), chance.randrange(2), moments, several))
+        faults.append(Fault(number, kind, chance.randrange(2), moments, ranks.get(number, 0)))
     return faults
 
 
@@ -167,12 +173,13 @@ def strike(fault: Fault, moment: Moment, training: Training, undisturbed: Undist
     time.sleep(moment.pause * undisturbed.step)
     if come and moment.saved is not None:
         needed = moment.saved * undisturbed.files
-        come = _wait(training, lambda: any(count >= needed for count in half_written(training.run_dir)))
+        come = _wait(training, lambda: (count := half_written(training)) is not None and count >= needed)
+    struck = targets(fault, training)
     if not come or training.ended:
         return False
-    for process in targets(fault, training):
+    for process in struck:
         kill(process, fault.kind.signal)
-    return True
+    return bool(struck)
 
 
 def _wait(training: Training, condition: Callable[[], bool]) -> bool:
@@ -209,10 +216,13 @@ def newest(run_dir: Path) -> int | None:
     return int(os.readlink(link).lstrip(".")[len("step_") :].split(".")[0]) if link.is_symlink() else None
 
 
-def half_written(run_dir: Path) -> Iterator[int]:
-    """Of every save that has begun and not ended, how many files there are."""
-    for folder in (run_dir / "checkpoints").glob(".step_*.partial"):
-        yield sum(len(names) for _, _, names in os.walk(folder))
+def half_written(training: Training) -> int | None:
+    """How many files there are of the save that is going on; None where there is none."""
+    for folder in (training.run_dir / "checkpoints").glob(".step_*.partial"):
+        with suppress(FileNotFoundError):  # it has ended meanwhile
+            if folder.stat().st_mtime >= training.begin:  # else it is from before an earlier strike
+                return sum(len(names) for _, _, names in os.walk(folder))
+    return None
 
 
 def damage(run_dir: Path) -> list[str]:
@@ -265,7 +275,7 @@ class Outcome:
 
     fault: Fault
     strikes: int = 0
-    in_a_save: int = 0  # strikes that left a half-written checkpoint
+    in_a_save: int = 0  # strikes while a checkpoint was half written
     unsaved: int = 0  # and those before the first checkpoint
     killed: int = 0  # those after which it had to be killed, as all of it was stopped
     down: float = 0.0  # the longest time until nothing was left, in seconds
@@ -289,7 +299,7 @@ def run_one(fault: Fault, folder: Path, data: Path, undisturbed: Undisturbed, pr
                 end(training, outcome, undisturbed)
             elif strike(fault, moment, training, undisturbed):
                 outcome.strikes += 1
-                outcome.in_a_save += any(True for _ in half_written(training.run_dir))
+                outcome.in_a_save += half_written(training) is not None
                 go_down(training, outcome)
                 outcome.unsaved += newest(training.run_dir) is None
                 outcome.lost += damage(training.run_dir)
@@ -316,6 +326,9 @@ def start(folder: Path, ranks: int, data: Path, preloaded: Preloaded) -> Trainin
     training = Training(folder, STEPS, ranks, wandb=False, options=["--resume", "auto", *OPTIONS])
     temporary = folder / "tmp"  # a launcher that is killed leaves something there
     temporary.mkdir(parents=True, exist_ok=True)
+    if over.is_set():
+        raise SystemExit
+    running.append(training)
     training.start(data, {"TMPDIR": str(temporary)}, preloaded)
     return training
 
@@ -377,6 +390,14 @@ def run_undisturbed(ranks: int, folder: Path, data: Path, preloaded: Preloaded) 
     return Undisturbed(training.run_dir, first, step, files)
 
 
+def stop(number: int, _: FrameType | None) -> None:
+    """A signal to this script: in good order, so that nothing is left running."""
+    over.set()
+    for training in running:
+        training.kill()
+    sys.exit(128 + number)
+
+
 # ---- the whole -------------------------------------------------------------------------------------------
 
 
@@ -406,7 +427,7 @@ def show(outcome: Outcome, folder: Path) -> None:
 
 
 def print_table(outcomes: Sequence[Outcome]) -> None:
-    heads = "strike", "n", "struck twice", "in the middle of a save", "before the first checkpoint"
+    heads = "strike", "n", "struck twice", "strikes in the middle of a save", "before the first checkpoint"
     heads = (*heads, "checkpoints lost or damaged", "finished with the exact weights", "down, at most")
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for kind in (*ALONE, *TOGETHER, None):
@@ -435,13 +456,14 @@ def main() -> int:
     arguments = parser.parse_args()
     faults = draw_faults(arguments.runs, min(arguments.runs, arguments.through_train_sh), arguments.seed)
     folder = Path(tempfile.mkdtemp(prefix="atlas-killed-"))
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # in good order: nothing is left running
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
     begin = time.monotonic()
     try:
         data = arguments.data.resolve() if arguments.data else record_data(folder)
         outcomes = run_all(faults, data, folder, arguments.parallel)
     finally:
-        if not any(folder.glob("run*")):  # of those in which something is broken
+        if over.is_set() or not any(folder.glob("run*")):  # of those in which something is broken
             shutil.rmtree(folder)
     broken = sum(bool(outcome.broken) for outcome in outcomes)
     print(f"{describe()}\n")

@@ -129,8 +129,8 @@ class NodeLink:
             self._missing_for_good = missing
             raise NodeLost(
                 f"{_nodes(missing)} of {self.nodes.number} did not come within {self._timeout / 60:g} minutes "
-                f"(distributed.timeout_minutes). Start the same command on each machine, with its --node-rank (in a job "
-                f"of SLURM: with srun), or add --num-nodes 1."
+                f"(distributed.timeout_minutes). Start the same command on each machine, with its --node-rank (in a "
+                f"job of SLURM: with srun), or add --num-nodes 1."
             )
         told = {
             "run_dir": str(run_dir),

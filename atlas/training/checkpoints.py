@@ -7,17 +7,13 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
+from typing import Protocol
 
 from atlas.errors import InputError
 from atlas.files import replace_link, sync, sync_tree
-from atlas.policy import AtlasPolicy
 from atlas.registry.files import link_or_copy
 from atlas.training.manifest import MANIFEST, seal, verify
 from atlas.training.retention import Retention
-from atlas.training.snapshot import Snapshot, load_tensors
 from atlas.training.state import STATE, TrainingState, load_state, random_state, set_random_state
 
 __all__ = [
@@ -26,7 +22,6 @@ __all__ = [
     "find_checkpoint",
     "find_undamaged",
     "load_state",
-    "load_tensors",
     "random_state",
     "saved_steps",
     "set_random_state",
@@ -120,24 +115,6 @@ class Checkpoints:
             self._put_in_place(partial, final)
         self._link(state)
         return final
-
-    def save(
-        self,
-        policy: AtlasPolicy,
-        trained: AtlasPolicy,
-        optimizer: torch.optim.Optimizer,
-        state: TrainingState,
-        random_states: list[dict[str, Any]],
-    ) -> Path:
-        """Write what there is now, see `Snapshot.of`, and remove old checkpoints; returns when that is done."""
-        path = self.write(Snapshot.of(policy, trained, optimizer, state, random_states))
-        self.prune()
-        return path
-
-    def mark_best(self, step: int) -> None:
-        """Point `best` at a saved checkpoint."""
-        self._point("best", self.path(step))
-        self.prune()
 
     # ---- links -------------------------------------------------------------------------------------------
 

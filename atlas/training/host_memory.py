@@ -35,7 +35,8 @@ class HostMemory:
         large = [(place.bytes, _bytes(t)) for place, t in pairs if place.bytes is not None and t.is_contiguous()]
         others = [(place.tensor, t) for place, t in pairs if place.bytes is None or not t.is_contiguous()]
         with _copying(large):
-            torch._foreach_copy_([kept for kept, _ in others], [t for _, t in others], non_blocking=True)
+            if others:
+                torch._foreach_copy_([kept for kept, _ in others], [t for _, t in others], non_blocking=True)
         for device in {t.device for _, t in others if t.is_cuda}:
             torch.cuda.synchronize(device)
         return copies

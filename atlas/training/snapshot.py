@@ -79,27 +79,6 @@ class Snapshot:
         write_json(folder / STATE, finite(asdict(self.state)))
 
 
-def load_tensors(
-    checkpoint: Path, policy: AtlasPolicy, trained: AtlasPolicy, optimizer: torch.optim.Optimizer
-) -> list[RankState]:
-    """Put a checkpoint's weights into `policy` (what is saved) and `trained`, and its optimizer's state.
-
-    Returns the states of the ranks, see `state_of_rank`. Raises InputError where something does not fit.
-    """
-    policy.load_weights(checkpoint / "policy" / "model.safetensors")
-    weights = load_trained_weights(checkpoint)
-    if trained is not policy:
-        if weights is None:
-            raise InputError(
-                f"{checkpoint} was saved without training.ema_decay, and this config sets it; set it to 0."
-            )
-        trained.load_own_state_dict(weights)
-    elif weights is not None:
-        raise InputError(f"{checkpoint} was saved with training.ema_decay, and this config has none; set it as it was.")
-    optimizer.load_state_dict(load_optimizer_state(checkpoint))
-    return load_rank_states(checkpoint)
-
-
 def load_trained_weights(checkpoint: Path) -> dict[str, torch.Tensor] | None:
     """The weights that training goes on with, where they are others than those in `policy/`. Raises InputError."""
     if not any((checkpoint / "trainer" / name).exists() for name in (f"{_WEIGHTS}.safetensors", _OLDER[_WEIGHTS])):

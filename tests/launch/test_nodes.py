@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -135,7 +136,8 @@ class Machine:
     def end(self, within: float = 120) -> tuple[int, str]:
         _, said = self.process.communicate(timeout=120)
         assert time.monotonic() - self.began < within, said
-        return self.process.returncode, said
+        waiting = re.compile(r"^Waiting for .*\n", re.MULTILINE)  # where the machine is busy
+        return self.process.returncode, waiting.sub("", said)
 
 
 Start = Callable[..., Machine]

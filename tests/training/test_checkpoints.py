@@ -20,16 +20,15 @@ import atlas
 from atlas.config import load_config
 from atlas.errors import InputError
 from atlas.prepare import load_run_config, prepare
-from atlas.training.average import WeightAverage
 from atlas.training.checkpoints import Checkpoints, find_checkpoint, find_undamaged, verify
-from atlas.training.optimizer import make_optimizer
 from atlas.training.retention import Retention
-from atlas.training.snapshot import load_tensors
-from atlas.training.state import load_state, random_state, set_random_state, state_of_rank
+from atlas.training.state import RankState, load_state, random_state, set_random_state, state_of_rank
+from atlas.training.strategy import Replicated
 from tests.conftest import MakeLibero
 from tests.policy.test_policy import make_policy
 from tests.test_vertical_slice import SMALL
-from tests.training.written import Training, forked, save_on_and_on, small, step_in, write_until
+from tests.training.ranks import make_accelerator
+from tests.training.written import Training, forked, learn, save_on_and_on, small, step_in, write_until
 
 
 def links(run_dir: Path) -> dict[str, str]:
@@ -44,50 +43,53 @@ def hidden(run_dir: Path) -> list[str]:
 # ---- writing and reading ---------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_gives_back_weights_optimizer_sums_and_random_numbers(tmp_path: Path) -> None:
+def resumed(checkpoint: Path, averaged: bool = False) -> tuple[Replicated, list[RankState]]:
+    """A training that goes on from a checkpoint, and the states of the ranks in it."""
+    config = load_config({}, [f"training.ema_decay={0.9 if averaged else 0}"])
+    strategy = Replicated(make_policy(), config, make_accelerator(config))
+    for weight in strategy.policy.parameters():
+        weight.data.zero_()
+    return strategy, strategy.load(checkpoint)
+
+
+def test_a_checkpoint_gives_back_weights_sums_and_random_numbers(tmp_path: Path) -> None:
     checkpoint = Checkpoints(tmp_path, Retention(2)).write(Training().at(3))
     expected = torch.rand(3), np.random.rand(2), random.random()
-    policy = make_policy()
-    optimizer = make_optimizer(policy, load_config({}).training)
 
-    states = load_tensors(checkpoint, policy, policy, optimizer)
+    strategy, states = resumed(checkpoint)
     set_random_state(states[0]["random"])
 
-    assert (policy.head.pose.bias == 3).all() and load_state(checkpoint).samples_seen == 24
-    assert optimizer.state_dict()["state"][0]["step"] == 1
+    assert (strategy.policy.head.pose.bias == 3).all() and load_state(checkpoint).samples_seen == 24
     assert states[0]["sums"]["loss"].tolist() == [3.0, 2.0]
     torch.testing.assert_close(torch.rand(3), expected[0], rtol=0, atol=0)
     np.testing.assert_array_equal(np.random.rand(2), expected[1])
     assert random.random() == expected[2]
 
 
-def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    training = Training(averaged=True)
+@pytest.mark.parametrize("averaged", [False, True])
+def test_training_goes_on_bit_for_bit(tmp_path: Path, averaged: bool) -> None:
+    training = Training(averaged)
     checkpoint = Checkpoints(tmp_path, Retention(2)).write(training.at(1))
-    other = Training(averaged=True)
-    for weight in other.policy.parameters():
-        weight.data.zero_()
+    other, _ = resumed(checkpoint, averaged)
 
-    load_tensors(checkpoint, other.judged, other.policy, other.optimizer)
-
-    assert other.optimizer.state_dict()["param_groups"] == training.optimizer.state_dict()["param_groups"]
-    for each in (training, other):
+    for policy, optimizer in ((training.policy, training.optimizer), (other.policy, other.optimizer)):
         for _ in range(2):
-            each.learn()
+            learn(policy, optimizer)
+
     ours, theirs = other.policy.state_dict(), training.policy.state_dict()
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    with other.judged() as judged:
+        assert not averaged or (judged.head.pose.bias == 1).all()
 
 
 def test_a_checkpoint_with_and_one_without_an_average_do_not_mix(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, Retention(2))
     plain, averaged = checkpoints.write(Training().at(1)), checkpoints.write(Training(averaged=True).at(2))
-    policy = make_policy()
-    optimizer = make_optimizer(policy, load_config({}).training)
 
     with pytest.raises(InputError, match=r"without training\.ema_decay"):
-        load_tensors(plain, WeightAverage(policy, 0.9).policy, policy, optimizer)
+        resumed(plain, averaged=True)
     with pytest.raises(InputError, match=r"with training\.ema_decay"):
-        load_tensors(averaged, policy, policy, optimizer)
+        resumed(averaged)
 
 
 def test_a_checkpoint_of_an_older_atlas_is_read(tmp_path: Path) -> None:
@@ -100,22 +102,20 @@ def test_a_checkpoint_of_an_older_atlas_is_read(tmp_path: Path) -> None:
     torch.save(training.optimizer.state_dict(), trainer / "optimizer.pt")
     torch.save([random_state()], trainer / "random.pt")
     expected = torch.rand(3)
-    policy = make_policy()
-    optimizer = make_optimizer(policy, load_config({}).training)
 
     verify(checkpoint)
-    states = load_tensors(checkpoint, policy, policy, optimizer)
+    strategy, states = resumed(checkpoint)
     mine = state_of_rank(states, rank=0, world_size=1)
     set_random_state(mine["random"])
 
-    assert optimizer.state_dict()["state"][0]["step"] == 1 and not mine["sums"]
+    assert strategy.optimizer.state_dict()["state"][0]["step"] == 1 and not mine["sums"]
     torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
     (trainer / "random.pt").unlink()
     with pytest.raises(InputError, match=r"random\.pt is missing"):
         verify(checkpoint)
     (trainer / "optimizer.pt").write_bytes(b"half")
     with pytest.raises(InputError, match=r"optimizer\.pt is damaged"):
-        load_tensors(checkpoint, policy, policy, optimizer)
+        resumed(checkpoint)
 
 
 def test_sums_go_to_the_first_rank_when_the_number_of_ranks_changes() -> None:

@@ -92,16 +92,31 @@ def test_a_copy_from_the_gpu_is_complete_when_it_is_there() -> None:
 
 def test_a_copy_has_memory_of_its_own_that_serves_the_next_one_too() -> None:
     memory = HostMemory()
-    tensors = [torch.arange(6.0).view(2, 3).t(), torch.tensor(7), torch.tensor([], dtype=torch.bool)]
+    large = torch.rand(300, 300)
+    value = {"a": [torch.arange(6.0).view(2, 3).t(), (torch.tensor(7), 3)], 5: large, "turned": large.t(), "none": None}
 
-    first = memory.copy(tensors)
-    places = [copy.data_ptr() for copy in first]
-    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(first, tensors, strict=True))
-    tensors[0].zero_()
-    assert first[0].any()
-    assert [copy.data_ptr() for copy in memory.copy(tensors)] == places
-    grown = memory.copy([torch.ones(5, dtype=torch.bfloat16), *tensors])
-    assert grown[0].sum() == 5 and len(grown) == 4
+    copy = memory.copy(value)
+    (turned, (number, three)), places = copy["a"], [copy[5].data_ptr(), copy["turned"].data_ptr()]
+    assert torch.equal(turned, value["a"][0]) and (number, three) == (7, 3) and copy["none"] is None
+    assert torch.equal(copy[5], large) and torch.equal(copy["turned"], large.t())
+    large.zero_()
+    assert copy[5].any() and copy["turned"].any()
+    again = memory.copy(value)
+    assert [again[5].data_ptr(), again["turned"].data_ptr()] == places and not again[5].any()
+
+
+def test_memory_fits_itself_to_what_is_to_be_copied() -> None:
+    memory = HostMemory()
+    for value in (
+        [torch.ones(5, dtype=torch.bfloat16), torch.ones(1 << 16)],
+        [torch.zeros(1 << 16)],
+        [],
+        [torch.ones(4)],
+    ):
+        copies = memory.copy(value)
+        assert len(copies) == len(value)
+        for copy, tensor in zip(copies, value, strict=True):
+            assert torch.equal(copy, tensor) and copy.dtype == tensor.dtype and copy.data_ptr() != tensor.data_ptr()
 
 
 # ---- when it is written ----------------------------------------------------------------------------------

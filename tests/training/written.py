@@ -34,12 +34,7 @@ class Training:
         self.policy = make_policy()
         self.optimizer = make_optimizer(self.policy, load_config({}).training)
         self.judged = WeightAverage(self.policy, 0.9).policy if averaged else self.policy
-        self.learn()
-
-    def learn(self) -> None:
-        self.optimizer.zero_grad()
-        self.policy(make_batch()).loss.backward()
-        self.optimizer.step()
+        learn(self.policy, self.optimizer)
 
     def at(self, step: int, **state: Any) -> Snapshot:
         """A view of it at a step; `state` as in TrainingState."""
@@ -49,6 +44,13 @@ class Training:
         ranks = [{"random": random_state(), "sums": {"loss": torch.tensor([float(step), 2.0])}}]
         now = TrainingState(**{"step": step, "samples_seen": 8 * step, "world_size": 1, **state})
         return Snapshot.of(self.judged, self.policy, self.optimizer, now, ranks)
+
+
+def learn(policy: AtlasPolicy, optimizer: torch.optim.Optimizer) -> None:
+    """One step on a batch that is always the same."""
+    optimizer.zero_grad()
+    policy(make_batch()).loss.backward()
+    optimizer.step()
 
 
 def step_in(checkpoint: Path) -> int:
