@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_FAILED_RANK_SECONDS = 15.0  # for what it has logged; its launcher ends it soon after
 INSTRUCTIONS = "instructions.safetensors"  # in the run's folder: what a frozen language encoder says of them
 
 
@@ -55,13 +56,14 @@ def train(
     resume: a run or a checkpoint to go on from; 'auto': this run's latest checkpoint, if it has one.
     Raises InputError, before anything is touched, where the input is wrong; Interrupted after a signal.
     """
-    prepared, checkpoint = prepare(load_run_config(config, overrides, resume), resume)
-    return run(prepared, checkpoint)
+    from atlas.launch import on_first_rank
+
+    return run(*on_first_rank(lambda: prepare(load_run_config(config, overrides, resume), resume)))
 
 
 def run(config: Config, checkpoint: Path | None = None) -> Result:
     """Train with a prepared config, as the only process or as one rank of several."""
-    from atlas.launch import leave_error
+    from atlas.launch import launcher_folder, leave_error
     from atlas.tracking.console import NOT_ON_TERMINAL, setup_logging
     from atlas.tracking.nodes import join_as_node
     from atlas.training.watchdog import Watchdog
@@ -92,7 +94,8 @@ def run(config: Config, checkpoint: Path | None = None) -> Result:
             closed_loop.close()
         with _undisturbed(accelerator):
             if trainer is not None:
-                trainer.tracker.finish(exit_code)
+                failed_rank = exit_code in (1, 2) and launcher_folder() is not None
+                trainer.tracker.finish(exit_code, _FAILED_RANK_SECONDS if failed_rank else None)
             if node is not None:
                 node.finish(exit_code)
             if exit_code not in (1, 2):  # all ranks come through here: none leaves while one still uploads

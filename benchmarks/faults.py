@@ -47,19 +47,18 @@ from atlas.training.snapshot import load_rank_states
 from atlas.training.state import RankState
 
 STEPS = 40
-HANG_SECONDS = 40.0  # distributed.timeout_minutes: on a busy machine the imports of the start may take half of it
+HANG_SECONDS = 40.0  # distributed.timeout_minutes where one rank is to be stopped; the start may take half of it
 MEDIA = ("gradient_logger", "plot_logger", "action_logger", "vis_dataset")
 OPTIONS = [
     "checkpoint.save_interval=3",
     "training.val_interval=5",
     "model.fusion.dropout=0.1",  # so that random numbers matter
-    f"distributed.timeout_minutes={HANG_SECONDS / 60}",
     *(f"logging.media.{kind}.interval=0" for kind in MEDIA),
 ]
 MEETING_SECONDS = 60.0  # and so much longer ranks wait for each other before they have met
 DOWN_BOUND = 30.0  # from the strike until nothing is left
 STOPPED_SECONDS = 3.0  # then a training whose processes are all stopped, and cannot end themselves, is killed
-PATIENCE = 180.0  # for a training to come to its strike, or to its end
+PATIENCE = 300.0  # for a training to come to its strike, or to its end
 COMPARED = ("policy/model.safetensors", "trainer/weights.safetensors", "trainer/optimizer.safetensors")
 CURVES = ("train/loss", "val/loss")
 AGAIN, WHILE_STARTING, IN_A_SAVE = 0.3, 0.15, 0.4  # shares of the trainings, and of the strikes
@@ -84,12 +83,18 @@ class Kind:
 
     @property
     def stops_all(self) -> bool:
+        """Whether nobody is left who could end it."""
         return self.signal == signal.SIGSTOP and self.target != "one rank"
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a rank waits in vain for another."""
+        return self.signal == signal.SIGSTOP and not self.stops_all
 
     def bound(self, started: bool) -> float:
         """Seconds until nothing is left; started: whether the training had done a step."""
         hang = HANG_SECONDS + (0.0 if started else MEETING_SECONDS)
-        return DOWN_BOUND + (hang if self.signal == signal.SIGSTOP else 0.0)
+        return DOWN_BOUND + (hang if self.hangs else 0.0)
 
 
 _KILL, _TERM, _STOP = signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP
@@ -293,7 +298,7 @@ def run_one(fault: Fault, folder: Path, data: Path, undisturbed: Undisturbed, pr
     mine = folder / f"run{fault.number:03d}"
     outcome = Outcome(fault)
     for moment in (*fault.moments, None):
-        training = start(mine, fault.ranks, data, preloaded)
+        training = start(mine, fault.ranks, data, preloaded, hangs=fault.kind.hangs and moment is not None)
         try:
             if moment is None:
                 end(training, outcome, undisturbed)
@@ -321,9 +326,10 @@ def run_one(fault: Fault, folder: Path, data: Path, undisturbed: Undisturbed, pr
     return outcome
 
 
-def start(folder: Path, ranks: int, data: Path, preloaded: Preloaded) -> Training:
-    """Begin a training, or go on with the one in this folder."""
-    training = Training(folder, STEPS, ranks, wandb=False, options=["--resume", "auto", *OPTIONS])
+def start(folder: Path, ranks: int, data: Path, preloaded: Preloaded, hangs: bool = False) -> Training:
+    """Begin a training, or go on with the one in this folder. hangs: a rank of it is to be stopped."""
+    options = ["--resume", "auto", *OPTIONS, *([f"distributed.timeout_minutes={HANG_SECONDS / 60}"] if hangs else [])]
+    training = Training(folder, STEPS, ranks, wandb=False, options=options)
     temporary = folder / "tmp"  # a launcher that is killed leaves something there
     temporary.mkdir(parents=True, exist_ok=True)
     if over.is_set():

@@ -82,7 +82,7 @@ class DistributedConfig(Section):
     cpu: bool = False
     # ddp: every process has the whole policy; fsdp: weights, gradients and optimizer state are spread over them.
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    timeout_minutes: Annotated[float, Field(gt=0)] = 30.0  # without a step: training has hung, and ends
+    timeout_minutes: Annotated[float, Field(gt=0)] = 30.0  # in which one process does nothing: it has hung
     num_nodes: Positive | None = None  # machines; null: SLURM's number, else 1
     node_rank: NotNegative | None = None  # which of them this is; null: SLURM's number, else 0
     master_addr: str | None = None  # the first one's address; null: SLURM's first node

@@ -274,14 +274,21 @@ class RunTracker:
             if isinstance(sink.sink, TensorBoardSink):
                 sink.flush(_FLUSH_SECONDS)
 
-    def finish(self, exit_code: int = 0) -> None:
-        """Write what waits and close every sink, within `logging.exit_timeout_seconds`; later calls do nothing."""
+    def finish(self, exit_code: int = 0, within: float | None = None) -> None:
+        """Write what waits and close every sink, within `logging.exit_timeout_seconds`; later calls do nothing.
+
+        within: seconds, where there is less time than that.
+        """
         if self._finished:
             return
         if self._system is not None:
             self._system.stop()
         self._finished = True
         start = time.monotonic()
+        if within is not None:
+            self._exit_timeout = min(within, self._exit_timeout)
+            if self._wandb is not None:
+                self._wandb.finish_within(self._exit_timeout)
         self._ended.set()
         self._hand_out()
         try:

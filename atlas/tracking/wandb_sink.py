@@ -133,7 +133,7 @@ class WandbSink(Sink):
         self._run_name = run_name
         self._identity = identity
         self._mode = mode
-        self._finish_seconds = exit_timeout_seconds * _FINISH_SHARE
+        self.finish_within(exit_timeout_seconds)
         self._request_stop = request_stop
         self._rewind_to = rewind_to
         self._node = node
@@ -259,6 +259,10 @@ class WandbSink(Sink):
             self._data_dir_set = True
 
     # ---- writing ---------------------------------------------------------------------------------------------
+
+    def finish_within(self, seconds: float) -> None:
+        """How long the end may take, before `finish` begins."""
+        self._finish_seconds = seconds * _FINISH_SHARE
 
     def prepare(self, record: Record) -> Record | None:
         """Keep a model's files from being pruned before they are uploaded: hard links cost no space."""
