@@ -30,6 +30,7 @@ from dataclasses import dataclass, field, replace
 from itertools import cycle, zip_longest
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 from machine import describe
@@ -43,14 +44,13 @@ from atlas.errors import InputError
 from atlas.tracking import read_scalars
 from atlas.tracking.runs import RESULTS
 from atlas.training.checkpoints import saved_steps, verify
-from atlas.training.snapshot import load_rank_states
-from atlas.training.state import RankState
+from atlas.training.snapshot import load_optimizer_state, load_rank_states
 
-STEPS = 40
+STEPS, SAVE_INTERVAL = 40, 3
 HANG_SECONDS = 40.0  # distributed.timeout_minutes where one rank is to be stopped; the start may take half of it
 MEDIA = ("gradient_logger", "plot_logger", "action_logger", "vis_dataset")
 OPTIONS = [
-    "checkpoint.save_interval=3",
+    f"checkpoint.save_interval={SAVE_INTERVAL}",
     "training.val_interval=5",
     "model.fusion.dropout=0.1",  # so that random numbers matter
     *(f"logging.media.{kind}.interval=0" for kind in MEDIA),
@@ -59,7 +59,7 @@ MEETING_SECONDS = 60.0  # and so much longer ranks wait for each other before th
 DOWN_BOUND = 30.0  # from the strike until nothing is left
 STOPPED_SECONDS = 3.0  # then a training whose processes are all stopped, and cannot end themselves, is killed
 PATIENCE = 300.0  # for a training to come to its strike, or to its end
-COMPARED = ("policy/model.safetensors", "trainer/weights.safetensors", "trainer/optimizer.safetensors")
+COMPARED = ("policy/model.safetensors", "trainer/weights.safetensors")
 CURVES = ("train/loss", "val/loss")
 AGAIN, WHILE_STARTING, IN_A_SAVE = 0.3, 0.15, 0.4  # shares of the trainings, and of the strikes
 POLL = 0.002
@@ -248,27 +248,27 @@ def differences(run_dir: Path, undisturbed: Path) -> list[str]:
     mine, other = (folder / "checkpoints" / "latest" for folder in (run_dir, undisturbed))
     if mine.resolve().name != other.resolve().name:
         return [f"latest is {mine.resolve().name}"]
-    found = [
-        f"{name} is not the same" for name in COMPARED if (mine / name).read_bytes() != (other / name).read_bytes()
-    ]
-    states = [[_of_rank(state) for state in load_rank_states(checkpoint)] for checkpoint in (mine, other)]
-    found += [
-        f"the random numbers or sums of rank {i} are not the same"
-        for i, (a, b) in enumerate(zip(*states, strict=True))
-        if a != b
-    ]
+    ours, theirs = _parts(mine), _parts(other)
+    found = [f"{what}: not the same" for what in theirs if ours.get(what) != theirs[what]]
     curves, expected = read_scalars(run_dir), read_scalars(undisturbed)
     for tag in CURVES:
         if curves.get(tag) != expected[tag]:
             steps = [step for step, _ in curves.get(tag, [])]
             first = next((e for e, m in zip_longest(expected[tag], curves.get(tag, [])) if e != m), None)
-            found.append(f"{tag} is not the same: logged at the steps {steps}, other than expected from {first} on")
+            found.append(f"{tag}: not the same, logged at the steps {steps}, other than expected from {first} on")
     return found
 
 
-def _of_rank(state: RankState) -> tuple[list[int], dict[str, list[float]]]:
-    """What of a rank's state training depends on: nothing draws from the generators of Python and numpy."""
-    return state["random"]["torch"].tolist(), {name: value.tolist() for name, value in state["sums"].items()}
+def _parts(checkpoint: Path) -> dict[str, Any]:
+    """What of a checkpoint training depends on. Learning rates are set before each step; nothing draws from the
+    generators of Python and numpy."""
+    moments = load_optimizer_state(checkpoint)["state"]
+    parts: dict[str, Any] = {name: (checkpoint / name).read_bytes() for name in COMPARED}
+    parts["the optimizer"] = [value.numpy().tobytes() for each in moments.values() for value in each.values()]
+    for rank, state in enumerate(load_rank_states(checkpoint)):
+        parts[f"random numbers of rank {rank}"] = state["random"]["torch"].tolist()
+        parts[f"sums of rank {rank}"] = {name: value.tolist() for name, value in state["sums"].items()}
+    return parts
 
 
 # ---- a training ------------------------------------------------------------------------------------------
@@ -282,7 +282,6 @@ class Outcome:
     strikes: int = 0
     in_a_save: int = 0  # strikes while a checkpoint was half written
     unsaved: int = 0  # and those before the first checkpoint
-    killed: int = 0  # those after which it had to be killed, as all of it was stopped
     down: float = 0.0  # the longest time until nothing was left, in seconds
     lost: list[str] = field(default_factory=list)
     differing: list[str] | None = None  # None: it did not finish
@@ -342,13 +341,12 @@ def start(folder: Path, ranks: int, data: Path, preloaded: Preloaded, hangs: boo
 def go_down(training: Training, outcome: Outcome) -> None:
     """Wait until nothing of a struck training is left, and note how long that took."""
     kind, begin = outcome.fault.kind, time.monotonic()
-    bound, saved = kind.bound(training.done_steps() > 0), newest(training.run_dir)
+    bound, saved = kind.bound(training.done_steps() > 0), newest(training.run_dir) or 0
     if kind.stops_all:
         time.sleep(STOPPED_SECONDS)
         if training.ended:
             outcome.wrong.append("it ended while it was stopped")
         kill(training.process, signal.SIGKILL)
-        outcome.killed += 1
         begin = time.monotonic()
     left = training.living()
     while (left or not training.ended) and time.monotonic() - begin < bound:
@@ -359,11 +357,12 @@ def go_down(training: Training, outcome: Outcome) -> None:
         outcome.wrong.append(f"{bound:g} s after the strike there were left: {sorted(left.values())}")
     if training.code == 0 and not (training.run_dir / RESULTS).exists():
         outcome.wrong.append("its exit code is 0, and it is not done")
-    if (newest(training.run_dir) or 0) < (saved or 0):
-        outcome.lost.append(f"latest was the checkpoint of step {saved}, and is that of {newest(training.run_dir)}")
-    said = (training.folder / "output").read_text().rstrip()
-    if said.endswith("stopped by SIGTERM") and newest(training.run_dir) != training.done_steps():
-        outcome.lost.append(f"stopped at step {training.done_steps()}, it saved that of {newest(training.run_dir)}")
+    # The last save that must have begun waited for the one before it.
+    begun = (training.done_steps() - 1) // SAVE_INTERVAL * SAVE_INTERVAL
+    due = training.done_steps() if "stopped by SIGTERM" in training.said() else begun - SAVE_INTERVAL
+    found = newest(training.run_dir) or 0
+    if found < max(due, saved):
+        outcome.lost.append(f"latest is the checkpoint of step {found}, and that of step {max(due, saved)} was written")
 
 
 def end(training: Training, outcome: Outcome, undisturbed: Undisturbed) -> None:
@@ -388,7 +387,7 @@ def run_undisturbed(ranks: int, folder: Path, data: Path, preloaded: Preloaded) 
         training.kill()
         training.wait(PATIENCE)
     if training.code != 0:
-        sys.exit(f"A training that nothing happens to is not well:\n{(training.folder / 'output').read_text()}")
+        sys.exit(f"A training that nothing happens to is not well:\n{training.said()}")
     step = (training.end - training.begin - first) / STEPS
     latest = training.run_dir / "checkpoints" / "latest"
     files = sum(len(names) for _, _, names in os.walk(latest))

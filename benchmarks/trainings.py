@@ -148,7 +148,8 @@ class Training:
     code: int | None = None
     end: float = 0.0
     _ended: threading.Event = field(default_factory=threading.Event)
-    _log_before: int = 0  # bytes of train.log that others have written
+    _log_before: int = 0  # bytes that earlier ones have written: of train.log
+    _output_before: int = 0  # and of what was printed
 
     @property
     def run_dir(self) -> Path:
@@ -157,6 +158,10 @@ class Training:
     @property
     def _log(self) -> Path:
         return self.run_dir / "train.log"
+
+    @property
+    def _output(self) -> Path:
+        return self.folder / "output"
 
     def start(self, data: Path, variables: dict[str, str], preloaded: Preloaded) -> None:
         home = self.folder / "home"
@@ -168,8 +173,9 @@ class Training:
         places = [f"data.path={data}", f"output_dir={self.folder / 'out'}", "run_name=run"]
         flags = ["--cpu", *(["--wandb"] if self.wandb else [])]
         arguments = [*flags, *TRAINING, *places, f"training.max_steps={self.steps}", *self.options]
-        output = self.folder / "output"
+        output = self._output
         self._log_before = self._log.stat().st_size if self._log.exists() else 0
+        self._output_before = output.stat().st_size if output.exists() else 0
         self.begin = time.time()
         if self.ranks:
             several = ["--mode", "multi", "--gpus", str(self.ranks)] if self.ranks > 1 else []
@@ -202,12 +208,12 @@ class Training:
 
     def done_steps(self) -> int:
         """As its log has it, which each step adds a line to; 0 before its first one."""
-        if not self._log.exists():
-            return 0
-        with self._log.open("rb") as log:
-            log.seek(self._log_before)
-            found = re.findall(rb"step +(\d+)/", log.read())
+        found = re.findall(r"step +(\d+)/", _text_after(self._log, self._log_before))
         return int(found[-1]) if found else 0
+
+    def said(self) -> str:
+        """What it has printed."""
+        return _text_after(self._output, self._output_before)
 
     def living(self) -> dict[int, str]:
         """{process id: name} of what runs of it now."""
@@ -217,6 +223,11 @@ class Training:
         if self.process and not self.ended:
             kill(self.process, signal.SIGKILL)
         end_all(self.mark)
+
+
+def _text_after(file: Path, start: int) -> str:
+    """What a file holds from there on; '' where there is none."""
+    return file.read_bytes()[start:].decode(errors="replace") if file.exists() else ""
 
 
 def _processes_of_session(session: int) -> dict[int, str]:

@@ -105,7 +105,10 @@ def test_exit_codes_of_ranks_pass_through(launch: Callable[..., subprocess.Popen
     assert [int(line.split()[-1]) for line in out.splitlines()] == list(cases.values())
     assert process.returncode == 137
     # The only thing that a rank could not say itself.
-    assert err.strip() == "Rank 1 was killed by SIGKILL; the machine may be out of memory."
+    told = err.strip().splitlines()
+    assert told[0] == "Rank 1 was killed by SIGKILL; the machine may be out of memory."
+    # Rank 0 had ended well, or was still at it when the other one was gone.
+    assert told[1:] in ([], ["Rank 0 ended with it."])
 
 
 @pytest.mark.parametrize(

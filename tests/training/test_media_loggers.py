@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import atlas
 from atlas.config import load_config
 from atlas.training.media.loggers import due_at_validation, fit_intervals
+from atlas.training.snapshot import load_rank_states
 from tests.conftest import MakeLibero
 from tests.data.test_feature_cache import fill, make_config
 from tests.test_vertical_slice import SMALL
@@ -253,10 +254,10 @@ def test_media_change_no_weight_and_no_random_number(cubes_dataset: Path, tmp_pa
     assert "plots/chunks" in Board(on).tags["images"] and not Board(off).tags["images"]
     ours, theirs = (load_file(run / "checkpoints" / "latest" / "policy" / "model.safetensors") for run in (on, off))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and ours.keys() == theirs.keys()
-    random = [torch.load(run / "checkpoints" / "latest" / "trainer" / "random.pt") for run in (on, off)]
-    assert torch.equal(random[0][0]["torch"], random[1][0]["torch"])
-    assert random[0][0]["python"] == random[1][0]["python"]
-    assert torch.equal(random[0][0]["numpy"][1], random[1][0]["numpy"][1])
+    random = [load_rank_states(run / "checkpoints" / "latest")[0]["random"] for run in (on, off)]
+    assert torch.equal(random[0]["torch"], random[1]["torch"])
+    assert random[0]["python"] == random[1]["python"]
+    assert torch.equal(random[0]["numpy"][1], random[1]["numpy"][1])
 
 
 def test_a_kind_that_fails_is_switched_off_with_one_warning(
