@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,14 @@ MakeLibero = Callable[..., Path]
 def one_torch_thread() -> None:
     """Models here are small: threads that wait for each other cost more than they do, above all on busy cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def stays_out_of_real_time() -> Iterator[None]:
+    """No test makes this process real-time, as an encoder may: all that is started later would be so, too."""
+    yield
+    if hasattr(os, "sched_getscheduler"):
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 @pytest.fixture(scope="session")

@@ -128,7 +128,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(make_libero: Make
     while not (tmp_path / "halves" / "checkpoints" / "latest").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.wait(timeout=60)
 
     run_atlas(["train", "--cpu", "--resume", "auto", *overrides(data, tmp_path, "halves", *schedule)])
 

@@ -300,7 +300,7 @@ def test_a_grid_that_is_stopped_or_killed_goes_on_where_it_was(grid_file: Callab
         wait_until(lambda: f"step {stopped_at + 3:3d}/100" in log.read_text())
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
-        process.communicate()
+        process.communicate(timeout=60)
         assert psutil.wait_procs(children, timeout=60)[1] == []  # nothing is left, and its last step is saved
         assert latest_step(first) >= stopped_at + 3
     finally:

@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from atlas.real_time import no_real_time
+
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 VIDEO, IMAGE = "lerobot_v30_video", "lerobot_v30_image"
 DATA_V2 = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
@@ -113,7 +115,7 @@ def write_video(
 ) -> Path:
     """Encode uint8 [n, H, W, 3] at 10 frames a second. numbers: each frame's place in time; None: one after another."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    with no_real_time(), av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10)
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         stream.options = options

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch.test_launch_ranks import is_alive, wait_until
+from tests.processes import end_tree
 
 END_OF_CASE = "-- end of case --"  # as rank_probe.py has it
 BOUND = 30.0  # seconds in which all is over, wherever the others are
@@ -176,8 +177,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     yield run
     for process in started:
-        process.kill()
-        process.communicate()
+        end_tree(process)
 
 
 def finish(process: subprocess.Popen[str], folder: Path, within: float) -> tuple[int, list[str]]:

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.processes import end_tree
 
 PROBE = '''
 """A rank without a trainer: ends as its arguments say."""
@@ -57,23 +59,29 @@ sys.exit(code)
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+def launch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start the launcher with these arguments for its ranks; several lists are run one after the other."""
     (tmp_path / "rank_probe.py").write_text(PROBE)
     root = Path(__file__).parents[2]
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "RANK")}
     environment["PYTHONPATH"] = os.pathsep.join([str(root), str(tmp_path)])
 
+    started: list[subprocess.Popen[str]] = []
+
     def start(*arguments: list[str]) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-c", LAUNCHER, json.dumps(arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
         )
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        end_tree(process)
 
 
 def wait_for_ranks(folder: Path) -> list[int]:
@@ -134,6 +142,6 @@ def test_killing_the_launcher_leaves_no_rank(launch: Callable[..., subprocess.Po
     process = launch(["good", str(tmp_path)])
     ranks = wait_for_ranks(tmp_path)
     process.kill()
-    process.wait()
+    process.wait(timeout=60)
     wait_until(lambda: not any(is_alive(pid) for pid in ranks), seconds=10)
-    process.communicate()
+    process.communicate(timeout=60)

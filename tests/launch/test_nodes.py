@@ -24,6 +24,7 @@ from atlas.launch import NodeLink, NodeLost, Nodes, plan_nodes
 from atlas.tracking import read_scalars
 from tests.conftest import MakeLibero
 from tests.launch.test_launch_ranks import is_alive, wait_until
+from tests.processes import end_tree
 from tests.test_vertical_slice import SMALL, run_atlas
 
 ROOT = Path(__file__).parents[2]
@@ -158,8 +159,7 @@ def start_machine() -> Iterator[Start]:
 
     yield start
     for machine in machines:
-        machine.process.kill()
-        machine.process.communicate()
+        end_tree(machine.process)
 
 
 def train(rank: int, port: int, *more: str) -> list[str]:

@@ -18,6 +18,7 @@ from atlas.errors import InputError
 from atlas.tracking import read_scalars
 from atlas.tracking.reading import event_files
 from atlas.tracking.runs import find_runs, read_evaluation, read_named, read_run, summarize
+from tests.processes import end_tree
 from tests.test_vertical_slice import run_atlas
 
 # ---- reading ---------------------------------------------------------------------------------------------
@@ -140,8 +141,7 @@ def test_a_run_runs_as_long_as_its_process_logs(tmp_path: Path) -> None:
         writer.stdout.readline()
         assert summarize(run, "a").state == "running"
     finally:
-        writer.kill()
-        writer.communicate()
+        end_tree(writer)
     assert summarize(run, "a").state == "unfinished"
 
 

@@ -18,6 +18,7 @@ from fake_sweeps import ROOT, FakeSweeps, environment_for
 from fake_wandb import ENTITY, PROJECT
 
 from tests.conftest import MakeLibero
+from tests.processes import end_tree
 from tests.test_processes import QUICK
 
 pytest.importorskip("wandb")
@@ -116,7 +117,7 @@ def test_an_agent_that_is_stopped_stops_its_run_with_a_checkpoint(
         agent.send_signal(signal.SIGTERM)
         said = agent.communicate(timeout=120)[0]
     finally:
-        agent.kill()
+        end_tree(agent)
 
     (run,) = (tmp_path / "out").iterdir()
     saved = (run / "checkpoints" / "latest").resolve()

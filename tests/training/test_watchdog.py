@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import end_tree
+
 ROOT = Path(__file__).parents[2]
 # The package's own __init__ imports the trainer, which takes seconds and is not needed here.
 START = """
@@ -51,8 +53,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     yield run
     for process in started:
-        process.kill()
-        process.communicate()
+        end_tree(process)
 
 
 def test_a_hang_ends_with_the_stack_of_every_thread(start: Start, tmp_path: Path) -> None:

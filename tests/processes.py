@@ -1,0 +1,26 @@
+"""How tests end the processes that they have started: all of them, and in bounded time."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from typing import Any
+
+import psutil
+
+_SECONDS = 30.0
+
+
+def end_tree(process: subprocess.Popen[Any]) -> tuple[Any, Any]:
+    """Kill a process and all that it has started; returns what it had still to say.
+
+    Raises subprocess.TimeoutExpired where one that has lost its parent holds a pipe open.
+    """
+    tree: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        tree = [parent, *parent.children(recursive=True)]
+    for each in tree:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    return process.communicate(timeout=_SECONDS)
