@@ -9,7 +9,6 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,7 +193,7 @@ def build_trainer(
         accelerator,
         tracker,
         schedule,
-        _make_closed_loop(config, dataset, policy, accelerator, tracker),
+        _make_closed_loop(config, dataset, policy, accelerator, tracker, beat),
         checkpoint,
         MediaLoggers(config, schedule, dataset, cameras, train_data, val_data, accelerator, tracker),
         Publisher(
@@ -287,8 +286,7 @@ def make_accelerator(config: Config) -> Accelerator:
         mixed_precision="bf16" if bf16 else "no",
         kwargs_handlers=[
             ddp_settings(config.training),
-            # Longer than the watchdog's time, which shows where each process is.
-            InitProcessGroupKwargs(timeout=timedelta(minutes=config.distributed.timeout_minutes + 1)),
+            InitProcessGroupKwargs(timeout=config.distributed.group_timeout),
         ],
     )
 
@@ -312,7 +310,12 @@ def _make_policy(
 
 
 def _make_closed_loop(
-    config: Config, dataset: EpisodeDataset, policy: AtlasPolicy, accelerator: Accelerator, tracker: RunTracker
+    config: Config,
+    dataset: EpisodeDataset,
+    policy: AtlasPolicy,
+    accelerator: Accelerator,
+    tracker: RunTracker,
+    beat: Callable[[str], None],
 ) -> Any:
     """The closed-loop evaluation, or None where there is no world for the data or no episodes are asked for."""
     from atlas.rollout.evaluate import check_agreement
@@ -327,7 +330,8 @@ def _make_closed_loop(
         return None
     check_agreement(policy.processor, environment_spec(env))
     episode_logger = EpisodeLogger(config.logging.media.episode_logger, tracker)
-    return ClosedLoop(config.evaluation, env, config.evaluation.seed, accelerator, run_dir_of(config), episode_logger)
+    seed, run_dir = config.evaluation.seed, run_dir_of(config)
+    return ClosedLoop(config.evaluation, env, seed, accelerator, run_dir, episode_logger, beat)
 
 
 def _announce(config: Config, trainer: Trainer, dataset: EpisodeDataset) -> None:

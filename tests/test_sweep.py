@@ -195,7 +195,8 @@ def test_gpus_are_shared_out_among_the_runs_at_a_time() -> None:
 
 @pytest.fixture
 def grid_file(make_libero: MakeLibero, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Writes a sweep file for tiny trainings on the CPU, in which these parameters vary."""
+    """Writes a sweep file for tiny trainings on the CPU, in which these vary; as in a job of two machines."""
+    monkeypatch.setenv("SLURM_NNODES", "2")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for each other cost more than they do
     data = make_libero()
 

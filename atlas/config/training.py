@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -87,6 +88,12 @@ class DistributedConfig(Section):
     node_rank: NotNegative | None = None  # which of them this is; null: SLURM's number, else 0
     master_addr: str | None = None  # the first one's address; null: SLURM's first node
     master_port: Annotated[int, Field(ge=1024, le=65534)] = 29500  # there; the next port is used too
+
+    @property
+    def group_timeout(self) -> timedelta:
+        """How long processes wait for one that does not come: longer than the watch over hangs, which first shows where
+        each of them is."""
+        return timedelta(minutes=self.timeout_minutes + 1)
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> DistributedConfig:

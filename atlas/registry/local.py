@@ -6,6 +6,7 @@ from pathlib import Path
 
 from atlas.errors import InputError
 from atlas.registry.files import CONFIG
+from atlas.registry.manifest import verify_policy
 from atlas.registry.references import HUB, kind_of
 
 POLICY_FILES = ("model.safetensors", "config.yaml", "processor.json")
@@ -30,13 +31,17 @@ def resolve_policy(reference: str | Path) -> Path:
 
 
 def find_policy(root: Path, called: str) -> Path:
-    """The saved policy in a folder: itself, its `policy/`, or that of its best checkpoint. Raises InputError."""
+    """The saved policy in a folder: itself, its `policy/`, or that of its best checkpoint, undamaged.
+
+    Raises InputError.
+    """
     candidates = (root, root / "policy", root / "checkpoints" / "best" / "policy", root / "best" / "policy")
     for folder in candidates:
         if (folder / "processor.json").exists() or (folder / "model.safetensors").exists():
             missing = [name for name in POLICY_FILES if not (folder / name).exists()]
             if missing:
                 raise InputError(f"The saved policy {folder} lacks {', '.join(missing)}.")
+            verify_policy(folder, POLICY_FILES)
             return folder
     if not root.exists():
         raise InputError(f"There is no policy at {called}: no such folder.")

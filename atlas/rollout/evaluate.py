@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,8 +70,16 @@ def plan_episodes(env: str, episodes: int, purpose: Purpose, seed: int) -> list[
 class Evaluator:
     """Runs episodes of one environment in worker processes, which live until `close`."""
 
-    def __init__(self, env: str, image_size: int, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        env: str,
+        image_size: int,
+        workers: int | None = None,
+        beat: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        """beat: is told what was done, after every piece of an episode and every film."""
         self.env = env
+        self._beat = beat
         self._instructions = environment_spec(env).instructions
         self._pool = EnvironmentPool(env, image_size, workers or available_cores())
 
@@ -137,6 +145,7 @@ class Evaluator:
                 seen = {}
                 for worker, segment in self._pool.ready().items():
                     segments[worker].append(segment)
+                    self._beat("a piece of an episode")
                     if segment.observation is None:
                         episode = playing.pop(worker)
                         played[episode.number] = _played(episode, segments[worker])
@@ -169,6 +178,7 @@ class Evaluator:
             while filming:
                 for worker, problem in self._pool.filmed().items():
                     path = filming.pop(worker).path
+                    self._beat("a film")
                     if problem is None:
                         made.append(path)
                     else:

@@ -164,6 +164,8 @@ def _environments(parallel: int, start: Start) -> list[dict[str, str]]:
     """The environment of each of the runs at a time, each with its share of the GPUs, or of the cores."""
     roots = [str(Path(atlas.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     common = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, roots)), "PYTHONUNBUFFERED": "1"}
+    if "SLURM_NNODES" in common:
+        common["SLURM_STEP_NUM_NODES"] = "1"  # a run is of this machine, however many the allocation has
     if parallel == 1:
         return [common]
     environments = []

@@ -12,7 +12,8 @@ from typing import Protocol
 from atlas.errors import InputError
 from atlas.files import replace_link, sync, sync_tree
 from atlas.registry.files import link_or_copy
-from atlas.training.manifest import MANIFEST, seal, verify
+from atlas.registry.local import POLICY_FILES
+from atlas.registry.manifest import MANIFEST, compare_files, read_manifest, require, seal
 from atlas.training.retention import Retention
 from atlas.training.state import STATE, TrainingState, load_state, random_state, set_random_state
 
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 _NAME, _PARTIAL, _STANDIN = re.compile(r"\.?step_(\d{8,})(\.standin)?"), ".partial", ".standin"
 _LINKS = ("latest", "best")
+_NEEDED = (STATE, *(f"policy/{name}" for name in POLICY_FILES))
+_OLDER = "trainer/optimizer.pt"  # only versions of Atlas that wrote no manifest wrote this
 
 
 class Contents(Protocol):
@@ -251,6 +254,20 @@ def find_undamaged(run_dir: Path) -> Path:
             logger.warning("%s Training goes on from %s.", " ".join(problems), checkpoint)
         return checkpoint
     raise InputError(f"Every checkpoint in {root} is damaged. {' '.join(problems)}")
+
+
+def verify(checkpoint: Path) -> None:
+    """Compare every file of a checkpoint with its manifest. Raises InputError that names the file that is damaged.
+
+    Files that the manifest does not name are no damage. A checkpoint from before there were manifests has none: of it
+    only the names of its files are looked at.
+    """
+    if (checkpoint / MANIFEST).exists() or not (checkpoint / _OLDER).exists():
+        compare_files(checkpoint, read_manifest(checkpoint, _NEEDED))
+        return
+    for name in (*_NEEDED, "trainer/random.pt"):
+        require(checkpoint / name)
+    load_state(checkpoint)
 
 
 def _folder(root: Path, step: int) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,12 +37,15 @@ class ClosedLoop:
         accelerator: Accelerator,
         run_dir: Path,
         logger: EpisodeLogger,
+        beat: Callable[[str], None],
     ) -> None:
+        """beat: is told what was done, again and again."""
         self.env = env
         self._config, self._seed, self._accelerator = config, seed, accelerator
         self._outcomes, self._logger = run_dir / EVALUATIONS, logger
         self._films = Path(config.record_path) / run_dir.name if config.record_path else run_dir / VIDEOS
         self._evaluator: Evaluator | None = None
+        self._beat = beat
 
     def run(
         self, policy: AtlasPolicy, purpose: Purpose, episodes: int, name: str, step: int, videos: int = 0
@@ -85,7 +88,7 @@ class ClosedLoop:
     def _started(self, policy: AtlasPolicy) -> Evaluator:
         if self._evaluator is None:
             workers = self._config.workers or max(1, available_cores() // self._accelerator.num_processes)
-            self._evaluator = Evaluator(self.env, policy.processor.camera_size, workers)
+            self._evaluator = Evaluator(self.env, policy.processor.camera_size, workers, self._beat)
         return self._evaluator
 
     def _film(

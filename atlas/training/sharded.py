@@ -54,7 +54,8 @@ class Sharded:
         self._averages: dict[str, DTensor] | None = None
         if self._decay:
             self._averages = {name: _spread_like(w, w.to_local().detach().clone()) for name, w in self._weights.items()}
-        self._saving = dist.new_group(backend="gloo")  # of its own: checkpoints are written while training goes on
+        # A group of its own: checkpoints are written while training goes on.
+        self._saving = dist.new_group(backend="gloo", timeout=config.distributed.group_timeout)
         self._rank, self._ranks = accelerator.process_index, accelerator.num_processes
         self._memory = HostMemory()
         self._host: dict[str, torch.Tensor] = {}

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import atlas
 from atlas.config import load_config
 from atlas.errors import InputError
+from atlas.policy import AtlasPolicy
 from atlas.prepare import load_run_config, prepare
 from atlas.training.checkpoints import Checkpoints, find_checkpoint, find_undamaged, verify
 from atlas.training.retention import Retention
@@ -181,6 +182,19 @@ def test_any_damage_to_any_file_is_found_and_named(tmp_path: Path, damage: Calla
         with pytest.raises(InputError, match=rf"{name.name}.*(damaged|missing)"):
             verify(copy)
         shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "processor.json"])
+def test_a_policy_with_a_bit_flipped_is_not_loaded(name: str, tmp_path: Path) -> None:
+    checkpoint = Checkpoints(tmp_path / "run", Retention(2)).write(Training().at(1))
+    (checkpoint / "policy" / "README.md").write_text("what this policy is good at")  # which anybody may write
+    AtlasPolicy.from_pretrained(checkpoint)
+
+    flip_a_bit(checkpoint / "policy" / name)
+
+    for reference in (checkpoint, checkpoint / "policy", tmp_path / "run" / "checkpoints" / "latest"):
+        with pytest.raises(InputError, match=rf"policy/{name} is damaged: .*SHA-256"):
+            AtlasPolicy.from_pretrained(reference)
 
 
 def test_a_manifest_that_lists_less_than_a_checkpoint_has_is_damaged(tmp_path: Path) -> None:

@@ -139,7 +139,8 @@ def test_films_go_where_the_config_says_and_one_that_fails_costs_a_warning(
     tracker = tracker_of(run_dir)
     config = EvaluationConfig(record_path=str(films), workers=1, execute=4)
     logger = EpisodeLogger(EpisodeLoggerConfig(), tracker)
-    loop = ClosedLoop(config, "cubes", 0, Accelerator(cpu=True), run_dir, logger)
+    beats: list[str] = []
+    loop = ClosedLoop(config, "cubes", 0, Accelerator(cpu=True), run_dir, logger, beats.append)
     (films / "a run").mkdir(parents=True)
     (films / "a run" / "final_step_00000005").write_text("in the way")
 
@@ -155,6 +156,8 @@ def test_films_go_where_the_config_says_and_one_that_fails_costs_a_warning(
     assert film.parent == films / "a run" / "step_00000005" and film.name.startswith("best_episode_000")
     assert [report.outcomes[0].video for report in (selection, final)] == [str(film), None]
     assert final.metrics()["eval/episode_length"] == 200
+    assert beats.count("a piece of an episode") >= 2 * 200 / 4  # what a watch over hangs is to know
+    assert beats.count("a film") == 2
     warnings = [r.getMessage() for r in caplog.records if r.name.startswith("atlas") and r.levelname == "WARNING"]
     assert len(warnings) == 1 and "final_step_00000005" in warnings[0]
     assert {"eval/length_distribution", "eval/final/length_distribution"} <= {*board_of(run_dir).Tags()["histograms"]}

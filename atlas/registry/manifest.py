@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from atlas.errors import InputError
 from atlas.files import sync_tree, write_json
-from atlas.registry.local import POLICY_FILES
-from atlas.training.state import STATE, load_state
 
 MANIFEST = "trainer/manifest.json"
-_OLDER = "trainer/optimizer.pt"  # only versions of Atlas that wrote no manifest wrote this
-_NEEDED = (STATE, *(f"policy/{name}" for name in POLICY_FILES))
 _CHUNK = 1 << 20
+
+Listed = dict[str, dict[str, Any]]  # {name: {"size", "sha256"}}
 
 
 def seal(folder: Path) -> None:
@@ -31,30 +30,26 @@ def seal(folder: Path) -> None:
     sync_tree(folder)
 
 
-def verify(checkpoint: Path) -> None:
-    """Compare every file of a checkpoint with its manifest. Raises InputError that names the file that is damaged.
-
-    Files that the manifest does not name are no damage. A checkpoint from before there were manifests has none: of it
-    only the names of its files are looked at.
-    """
+def read_manifest(checkpoint: Path, needed: Iterable[str]) -> Listed:
+    """What the manifest says of each file. Raises InputError where it is damaged or lacks one that is needed."""
     path = checkpoint / MANIFEST
-    if not path.exists() and (checkpoint / _OLDER).exists():
-        for name in (*_NEEDED, "trainer/random.pt"):
-            _require(checkpoint / name)
-        load_state(checkpoint)
-        return
-    _require(path)
+    require(path)
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        listed: dict[str, dict[str, Any]] = manifest["files"]
-        whole = manifest["sha256"] == _digest(listed) and all(name in listed for name in _NEEDED)
+        listed: Listed = manifest["files"]
+        whole = manifest["sha256"] == _digest(listed) and all(name in listed for name in needed)
     except (OSError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
         raise InputError(f"{path} is damaged.")
+    return listed
+
+
+def compare_files(checkpoint: Path, listed: Listed) -> None:
+    """Compare files with what the manifest says of them. Raises InputError that names the file that is damaged."""
     for name, was in listed.items():
         file = checkpoint / name
-        _require(file)
+        require(file)
         found = file.stat().st_size
         if found != was["size"]:
             raise InputError(f"{file} is damaged: it has {found} bytes, and was written with {was['size']}.")
@@ -62,14 +57,29 @@ def verify(checkpoint: Path) -> None:
             raise InputError(f"{file} is damaged: its bytes are not those that were written (SHA-256 differs).")
 
 
-def _digest(files: dict[str, dict[str, Any]]) -> str:
-    """Of the manifest's own contents: damage to it is not to be taken for damage to others."""
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+def verify_policy(folder: Path, needed: Iterable[str]) -> None:
+    """Compare the files of a policy that lies in a checkpoint with the checkpoint's manifest, but for its README.
+
+    A policy elsewhere, and one of a checkpoint from before there were manifests, has nothing to be compared with.
+    Raises InputError that names the file that is damaged.
+    """
+    checkpoint = folder.parent
+    if not (checkpoint / MANIFEST).exists():
+        return
+    listed = read_manifest(checkpoint, [f"{folder.name}/{name}" for name in needed])
+    own = {k: v for k, v in listed.items() if k.startswith(f"{folder.name}/") and not k.endswith("/README.md")}
+    compare_files(checkpoint, own)
 
 
-def _require(file: Path) -> None:
+def require(file: Path) -> None:
+    """Raises InputError where a checkpoint lacks a file."""
     if not file.is_file():
         raise InputError(f"{file} is missing; the checkpoint is damaged.")
+
+
+def _digest(files: Listed) -> str:
+    """Of the manifest's own contents: damage to it is not to be taken for damage to others."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(file: Path) -> str:
