@@ -149,7 +149,7 @@ def _check_same_run(checkpoint: Path, run_dir: Path, reference: str) -> None:
 def _check_fits(checkpoint: Path, config: Config) -> None:
     """Refuse to go on from a checkpoint whose policy is another one than the config describes."""
     from atlas.policy import PolicyProcessor
-    from atlas.training.shards import has_trained_weights
+    from atlas.training.checkpoints.shards import has_trained_weights
     from atlas.training.strategy import check_average
 
     check_average(checkpoint, has_trained_weights(checkpoint), config.training.ema_decay > 0)

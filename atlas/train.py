@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from atlas.rollout.report import EvaluationReport
     from atlas.tracking import RunTracker
     from atlas.training import Trainer
-    from atlas.training.state import TrainingState
+    from atlas.training.checkpoints.state import TrainingState
 
 logger = logging.getLogger(__name__)
 

@@ -26,12 +26,12 @@ from atlas.data.statistics import ColumnStatistics, DatasetStatistics
 from atlas.policy import AtlasPolicy, PolicyProcessor
 from atlas.training.average import WeightAverage
 from atlas.training.checkpoints import Checkpoints
-from atlas.training.host_memory import HostMemory
+from atlas.training.checkpoints.host_memory import HostMemory
+from atlas.training.checkpoints.retention import Retention
+from atlas.training.checkpoints.saving import Saver
+from atlas.training.checkpoints.snapshot import Snapshot
+from atlas.training.checkpoints.state import TrainingState, random_state
 from atlas.training.optimizer import make_optimizer
-from atlas.training.retention import Retention
-from atlas.training.saving import Saver
-from atlas.training.snapshot import Snapshot
-from atlas.training.state import TrainingState, random_state
 from atlas.types import ActionSpec, Batch
 
 LAYERS, HORIZON, SIZE, BATCH = 8, 8, 64, 4

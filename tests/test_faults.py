@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from atlas.training.checkpoints import Checkpoints
-from atlas.training.retention import Retention
+from atlas.training.checkpoints.retention import Retention
 from tests.training.written import small
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))

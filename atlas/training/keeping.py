@@ -13,11 +13,11 @@ from accelerate.utils import gather_object
 
 from atlas.config import CheckpointConfig
 from atlas.tracking import RunTracker
+from atlas.training.checkpoints.retention import Retention
+from atlas.training.checkpoints.saving import Saver
+from atlas.training.checkpoints.state import TrainingState, load_state, random_state, set_random_state, state_of_rank
 from atlas.training.publishing import Publisher
-from atlas.training.retention import Retention
-from atlas.training.saving import Saver
 from atlas.training.selection import BestMetric
-from atlas.training.state import TrainingState, load_state, random_state, set_random_state, state_of_rank
 from atlas.training.strategy import Strategy
 
 logger = logging.getLogger(__name__)

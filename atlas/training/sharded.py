@@ -20,12 +20,12 @@ from atlas.files import finite, write_json
 from atlas.policy import AtlasPolicy
 from atlas.tensors import save_nested
 from atlas.training.average import follow, twin_of
-from atlas.training.joint_checkpoints import JointCheckpoints
+from atlas.training.checkpoints.joint import JointCheckpoints
+from atlas.training.checkpoints.retention import Retention
+from atlas.training.checkpoints.shards import name_training, open_training, restore_moments, write_shard
+from atlas.training.checkpoints.snapshot import HostMemory, load_rank_states
+from atlas.training.checkpoints.state import STATE, RankState, TrainingState
 from atlas.training.optimizer import make_optimizer
-from atlas.training.retention import Retention
-from atlas.training.shards import name_training, open_training, restore_moments, write_shard
-from atlas.training.snapshot import HostMemory, load_rank_states
-from atlas.training.state import STATE, RankState, TrainingState
 from atlas.training.strategy import check_average
 
 Hook = Callable[[torch.Tensor], torch.Tensor | None]

@@ -20,11 +20,11 @@ from atlas.errors import InputError
 from atlas.policy import AtlasPolicy
 from atlas.training.average import WeightAverage
 from atlas.training.checkpoints import Checkpoints, Contents
+from atlas.training.checkpoints.retention import Retention
+from atlas.training.checkpoints.shards import open_training, restore_moments
+from atlas.training.checkpoints.snapshot import HostMemory, Snapshot, load_rank_states
+from atlas.training.checkpoints.state import RankState, TrainingState
 from atlas.training.optimizer import make_optimizer
-from atlas.training.retention import Retention
-from atlas.training.shards import open_training, restore_moments
-from atlas.training.snapshot import HostMemory, Snapshot, load_rank_states
-from atlas.training.state import RankState, TrainingState
 from atlas.types import LossTerms
 
 logger = logging.getLogger(__name__)

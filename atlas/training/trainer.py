@@ -22,6 +22,7 @@ from atlas.progress import training_bar
 from atlas.tracking import RunTracker
 from atlas.training.agreement import Agreement
 from atlas.training.blocks import set_up_blocks
+from atlas.training.checkpoints.state import TrainingState
 from atlas.training.closed_loop import ClosedLoop
 from atlas.training.cost import Utilisation, sample_cost
 from atlas.training.early_stopping import EarlyStopping
@@ -36,7 +37,6 @@ from atlas.training.schedule import Schedule
 from atlas.training.selection import choose_best_metric
 from atlas.training.signals import Interrupted, StopRequest, listening
 from atlas.training.skipping import SkippedSteps, not_finite, places
-from atlas.training.state import TrainingState
 from atlas.training.strategy import make_strategy
 from atlas.training.timing import StepTimer
 from atlas.types import Batch, LossTerms

@@ -11,8 +11,8 @@ from torch.distributed.tensor import DTensor
 from atlas.config import Config, load_config
 from atlas.policy import AtlasPolicy
 from atlas.training.blocks import set_up_blocks
-from atlas.training.checkpoints import Contents, random_state
-from atlas.training.state import TrainingState
+from atlas.training.checkpoints import Contents
+from atlas.training.checkpoints.state import TrainingState, random_state
 from atlas.training.strategy import make_strategy
 from atlas.types import Batch
 from tests.policy.test_policy import HORIZON, SIZE, SMALL, make_processor

@@ -21,7 +21,7 @@ from atlas.data.chunks import ChunkDataset
 from atlas.errors import InputError
 from atlas.training import batch_size
 from atlas.training.batch_size import Trial, check_batch_size, find_batch_size, largest_batch
-from atlas.training.checkpoints import random_state
+from atlas.training.checkpoints.state import random_state
 from atlas.training.memory import OutOfMemory
 from tests.conftest import MakeLibero
 from tests.policy.test_policy import HORIZON, SIZE, make_policy

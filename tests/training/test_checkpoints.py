@@ -22,8 +22,8 @@ from atlas.errors import InputError
 from atlas.policy import AtlasPolicy
 from atlas.prepare import load_run_config, prepare
 from atlas.training.checkpoints import Checkpoints, find_checkpoint, find_undamaged, verify
-from atlas.training.retention import Retention
-from atlas.training.state import RankState, load_state, random_state, set_random_state, state_of_rank
+from atlas.training.checkpoints.retention import Retention
+from atlas.training.checkpoints.state import RankState, load_state, random_state, set_random_state, state_of_rank
 from atlas.training.strategy import Replicated
 from tests.conftest import MakeLibero
 from tests.policy.test_policy import make_policy

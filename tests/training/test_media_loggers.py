@@ -18,8 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import atlas
 from atlas.config import load_config
+from atlas.training.checkpoints.snapshot import load_rank_states
 from atlas.training.media.loggers import due_at_validation, fit_intervals
-from atlas.training.snapshot import load_rank_states
 from tests.conftest import MakeLibero
 from tests.data.test_feature_cache import fill, make_config
 from tests.test_vertical_slice import SMALL

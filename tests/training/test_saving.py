@@ -19,10 +19,10 @@ import torch
 
 from atlas.policy import AtlasPolicy
 from atlas.training.checkpoints import Checkpoints, verify
-from atlas.training.host_memory import HostMemory
-from atlas.training.retention import Retention
-from atlas.training.saving import Saver
-from atlas.training.state import TrainingState
+from atlas.training.checkpoints.host_memory import HostMemory
+from atlas.training.checkpoints.retention import Retention
+from atlas.training.checkpoints.saving import Saver
+from atlas.training.checkpoints.state import TrainingState
 from tests.training.written import Files, Training, small, step_in
 
 
@@ -241,9 +241,9 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 _DYING = """
 import sys, threading, time
 from pathlib import Path
-from atlas.training import saving
+from atlas.training.checkpoints import saving
 from atlas.training.checkpoints import Checkpoints
-from atlas.training.retention import Retention
+from atlas.training.checkpoints.retention import Retention
 from tests.training.written import small
 
 saving._SECONDS_AT_EXIT = float(sys.argv[2])

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from atlas.policy import AtlasPolicy
-from atlas.training.saving import Saver
+from atlas.training.checkpoints.saving import Saver
 from atlas.training.sharded import Sharded
 from tests.policy.test_policy import make_tiny_encoder
 from tests.training.joint import Shown, Training, furthest, make_step, rows, train, whole

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atlas.errors import InputError
-from atlas.training.shards import Shards, write_shard
+from atlas.training.checkpoints.shards import Shards, write_shard
 from atlas.training.strategy import Replicated, ddp_settings
 from tests.policy.test_policy import make_tiny_encoder
 from tests.training.joint import Shown, Training, furthest, train

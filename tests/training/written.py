@@ -18,12 +18,12 @@ from atlas.config import load_config
 from atlas.policy import AtlasPolicy
 from atlas.training.average import WeightAverage
 from atlas.training.checkpoints import Checkpoints
-from atlas.training.host_memory import HostMemory
+from atlas.training.checkpoints.host_memory import HostMemory
+from atlas.training.checkpoints.retention import Retention
+from atlas.training.checkpoints.saving import Saver
+from atlas.training.checkpoints.snapshot import Snapshot
+from atlas.training.checkpoints.state import TrainingState, random_state
 from atlas.training.optimizer import make_optimizer
-from atlas.training.retention import Retention
-from atlas.training.saving import Saver
-from atlas.training.snapshot import Snapshot
-from atlas.training.state import TrainingState, random_state
 from tests.policy.test_policy import make_batch, make_policy
 
 

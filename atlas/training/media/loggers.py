@@ -18,7 +18,7 @@ from atlas.data.episode import EpisodeDataset
 from atlas.policy import AtlasPolicy
 from atlas.tracking import RunTracker
 from atlas.tracking.redact import cause
-from atlas.training.checkpoints import random_state, set_random_state
+from atlas.training.checkpoints.state import random_state, set_random_state
 from atlas.training.media.actions import ActionLogger
 from atlas.training.media.gradients import GradientLogger
 from atlas.training.media.plots import PlotLogger

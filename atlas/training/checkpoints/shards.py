@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from atlas.errors import InputError
 from atlas.tensors import save_tensors
-from atlas.training.snapshot import load_optimizer_state, load_trained_weights
+from atlas.training.checkpoints.snapshot import load_optimizer_state, load_trained_weights
 
 SHARDS = "trainer/shards"  # in a checkpoint
 _WEIGHTS = "weights"  # the kind of trained weights; the others are AdamW's

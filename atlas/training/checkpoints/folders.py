@@ -14,20 +14,8 @@ from atlas.files import replace_link, sync, sync_tree
 from atlas.registry.files import link_or_copy
 from atlas.registry.local import POLICY_FILES
 from atlas.registry.manifest import MANIFEST, compare_files, read_manifest, require, seal
-from atlas.training.retention import Retention
-from atlas.training.state import STATE, TrainingState, load_state, random_state, set_random_state
-
-__all__ = [
-    "Checkpoints",
-    "TrainingState",
-    "find_checkpoint",
-    "find_undamaged",
-    "load_state",
-    "random_state",
-    "saved_steps",
-    "set_random_state",
-    "verify",
-]
+from atlas.training.checkpoints.retention import Retention
+from atlas.training.checkpoints.state import STATE, TrainingState, load_state
 
 logger = logging.getLogger(__name__)
 

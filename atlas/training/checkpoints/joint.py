@@ -7,10 +7,10 @@ from pathlib import Path
 import torch.distributed as dist
 
 from atlas.errors import InputError
-from atlas.training.checkpoints import Checkpoints, Contents
-from atlas.training.retention import Retention
-from atlas.training.shards import Shards
-from atlas.training.state import TrainingState
+from atlas.training.checkpoints.folders import Checkpoints, Contents
+from atlas.training.checkpoints.retention import Retention
+from atlas.training.checkpoints.shards import Shards
+from atlas.training.checkpoints.state import TrainingState
 
 
 class JointCheckpoints(Checkpoints):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from atlas.training.checkpoints import Checkpoints, Contents
+from atlas.training.checkpoints.folders import Checkpoints, Contents
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from atlas.errors import InputError
 from atlas.files import finite, write_json
 from atlas.policy import AtlasPolicy
 from atlas.tensors import load_nested, save_nested
-from atlas.training.host_memory import HostMemory
-from atlas.training.state import STATE, RankState, TrainingState
+from atlas.training.checkpoints.host_memory import HostMemory
+from atlas.training.checkpoints.state import STATE, RankState, TrainingState
 
 _WEIGHTS, _OPTIMIZER, _RANKS = "weights", "optimizer", "ranks"  # files of trainer/
 _OLDER = {_WEIGHTS: "weights.pt", _OPTIMIZER: "optimizer.pt", _RANKS: "random.pt"}  # what they were called once
