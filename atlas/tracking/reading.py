@@ -24,20 +24,26 @@ _POLYNOMIAL = 0x82F63B78  # CRC-32C's, reflected
 def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     """Every scalar of a run: {tag: [(step, value), ...]} in the order logged; {} where nothing was logged.
 
-    The segments of a resumed run are joined, without the steps a later segment made void. Values are float32, as
+    The segments of a resumed run are joined, without the steps a later segment made void: those after the step that it
+    goes on from, and of that step what it has logged anew. Values are float32, as
     the files hold them. What is half written at the end of a file is left out. Raises InputError for a damaged file.
     """
     from tensorboard.compat.proto.event_pb2 import SessionLog
 
     scalars: dict[str, list[tuple[int, float]]] = {}
+    before: dict[str, int] = {}  # points of earlier segments
     for file in event_files(run_dir):
         for event in _events(file):
             if event.HasField("session_log") and event.session_log.status == SessionLog.START:
                 for points in scalars.values():
                     points[:] = [point for point in points if point[0] < event.step]
+                before = {tag: len(points) for tag, points in scalars.items()}
             for value in event.summary.value:
                 if value.HasField("simple_value"):
-                    scalars.setdefault(value.tag, []).append((event.step, value.simple_value))
+                    points = scalars.setdefault(value.tag, [])
+                    if points and points[-1][0] == event.step and len(points) == before.get(value.tag):
+                        points.pop()
+                    points.append((event.step, value.simple_value))
     return {tag: points for tag, points in scalars.items() if points}
 
 

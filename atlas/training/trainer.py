@@ -137,7 +137,8 @@ class Trainer:
         )
         self.timer.restart()
         with listening() as stop, self._bar() as show, closing(profiler), self._memory_explained(self.policy):
-            for step in range(self.state.step, steps.max_steps):
+            over = self.state.stopped_short and self._look(again=True)
+            for step in range(self.state.step, self.state.step if over else steps.max_steps):
                 rate = learning_rate(step, steps.max_steps, steps.warmup_steps, self.config.training.learning_rate)
                 set_learning_rate(self.optimizer, rate)
                 stopped_by, grad_norm = self._optimize(batches, step, stop)
@@ -151,18 +152,12 @@ class Trainer:
                 if done % steps.log_interval == 0 or done == steps.max_steps:
                     self._log_progress(rate, grad_norm)
                 if stopped_by:
+                    self.state.stopped_short = True
                     self.save()
                     self.keeper.finish()
                     raise Interrupted(stopped_by)
-                judged = self._judge(done % steps.val_interval == 0, done % steps.eval_interval == 0)
-                last = self._enough(judged) or done == steps.max_steps
-                if last:
-                    judged |= self._judge("val/loss" not in judged, "eval/success_rate" not in judged)
-                self._save_if_due(judged, last)
-                if last:
+                if self._look():
                     break
-                if judged:
-                    self.timer.restart()
         self.keeper.finish()
         return self.metrics
 
@@ -241,6 +236,22 @@ class Trainer:
 
     # ---- judging -----------------------------------------------------------------------------------------
 
+    def _look(self, again: bool = False) -> bool:
+        """Validate, evaluate and save where it is due at this step; returns whether it is the last one.
+
+        again: the step has been saved, without that, as a signal came.
+        """
+        steps, done = self.schedule, self.state.step
+        self.state.stopped_short = False
+        judged = self._judge(done % steps.val_interval == 0, done % steps.eval_interval == 0)
+        last = self._enough(judged) or done == steps.max_steps
+        if last:
+            judged |= self._judge("val/loss" not in judged, "eval/success_rate" not in judged)
+        self._save_if_due(judged, last or again)
+        if judged:
+            self.timer.restart()
+        return last
+
     def _judge(self, validate: bool, evaluate: bool) -> dict[str, float]:
         """Validate and evaluate where it is due; the metrics that gives."""
         judged: dict[str, float] = {}
@@ -302,10 +313,10 @@ class Trainer:
             self.state.stopping_best, self.state.stopping_since = self.early_stopping.best, self.early_stopping.since
         self.keeper.save(self.losses.sums, self.metrics, best)
 
-    def _save_if_due(self, judged: dict[str, float], last: bool) -> None:
-        """Save at the interval, at the end, and when this step is the best so far."""
+    def _save_if_due(self, judged: dict[str, float], anyway: bool) -> None:
+        """Save at the interval, when this step is the best so far, and when it is asked for."""
         best = self.keeper.judge(judged)
-        if best or last or self.state.step % self.schedule.save_interval == 0:
+        if best or anyway or self.state.step % self.schedule.save_interval == 0:
             self.save(best)
         if best:
             assert self.state.best_value is not None

@@ -34,6 +34,7 @@ class TrainingState:
     skipped_steps: int = 0  # left out, since their loss or gradient was not finite
     stopping_best: float | None = None  # the best value that early stopping has seen
     stopping_since: int = 0  # its values since
+    stopped_short: bool = False  # a signal came before what is due at this step: validating, evaluating, saving
     batch_size: int | None = None  # samples a process, where data.batch_size is auto
     metric: str | None = None  # by which the best checkpoint is chosen
     value: float | None = None  # of that metric for these weights; None where it was not measured at this step
