@@ -41,6 +41,7 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
     Returns the config with the run's name settled, and the checkpoint to go on from. Raises InputError.
     """
     from atlas.data import open_configured
+    from atlas.data.frame_cache import fill_caches
     from atlas.policy.features import check_cache
     from atlas.policy.pretrained import check_pretrained
     from atlas.rollout.record import RecordSettings, record
@@ -51,17 +52,18 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
     check_folder("The run's folder (output_dir and run_name)", run_dir_of(config))
     if checkpoint is not None:
         _check_fits(checkpoint, config)
-    path = Path(config.data.path)
-    if config.data.path == DataConfig().path:
+    if config.data.reads_default:
         settings = RecordSettings(**config.data.record.model_dump())
-        record(settings, path)  # does nothing where they are there
+        record(settings, Path(DataConfig().path))  # does nothing where they are there
     dataset, cameras = open_configured(config.data)
-    _check_data(config, dataset)
+    _check_data(config, dataset, cameras)
     check_pretrained(config.model)
     if config.data.feature_cache is not None:
         check_cache(config, dataset, cameras)
     _check_machine(config)
     check_method(config.logging.media.vis_dataset)
+    if config.data.frame_cache is not None:
+        fill_caches(Path(config.data.frame_cache), dataset, cameras, config.data.image_size)
     run_dir = run_dir_of(config)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_text(run_dir / CONFIG, dump_yaml(config))
@@ -92,7 +94,7 @@ def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path
         if unfinished is not None:
             return config.model_copy(update={"run_name": unfinished.name}), find_undamaged(unfinished)
     if config.run_name is None:
-        name = f"atlas-{Path(config.data.path).name}-{config.model.head.name}-lr{config.training.learning_rate:g}"
+        name = f"atlas-{config.data.label}-{config.model.head.name}-lr{config.training.learning_rate:g}"
         when = time.strftime("%Y%m%d-%H%M%S")
         if "WANDB_SWEEP_ID" in os.environ:  # whose agents may start in the same second
             when += f"-{os.environ.get('WANDB_RUN_ID', os.getpid())}"
@@ -173,12 +175,13 @@ def _differences(key: str, was: Any, now: Any) -> list[str]:
     return [] if was == now else [f"{key} was {was} and is {now}"]
 
 
-def _check_data(config: Config, dataset: EpisodeDataset) -> None:
-    from atlas.data.split import split_episodes
+def _check_data(config: Config, dataset: EpisodeDataset, cameras: list[str]) -> None:
+    from atlas.data.split import split_dataset
+    from atlas.data.training_data import split_data
     from atlas.rollout.worlds import environment_spec
     from atlas.training.selection import check_metrics
 
-    if not len(split_episodes(dataset.task_of, config.data.val_fraction, config.seed)[1]):
+    if not len(split_dataset(dataset, config.data.val_fraction, config.seed)[1]):
         raise InputError(f"{dataset.path} has one episode a task; validation needs a task with at least two.")
     longest = int(dataset.lengths.max())
     if config.data.action_horizon > longest:
@@ -186,6 +189,7 @@ def _check_data(config: Config, dataset: EpisodeDataset) -> None:
             f"data.action_horizon is {config.data.action_horizon}, longer than every episode of {dataset.path} "
             f"(the longest has {longest} frames)."
         )
+    split_data(config, dataset, cameras)
     if config.evaluation.env not in ("auto", "none"):
         environment_spec(config.evaluation.env)
     check_metrics(config, dataset.tasks, environment_of(config, dataset) is not None)

@@ -128,10 +128,9 @@ def build_trainer(
     import torch
 
     from atlas.checks.inspection import dataset_warnings
-    from atlas.data import open_configured
-    from atlas.data.chunks import ChunkDataset
+    from atlas.data.mixture import sources_of
     from atlas.data.order import TrainOrder
-    from atlas.data.split import split_episodes
+    from atlas.data.training_data import open_training_data
     from atlas.policy import AtlasPolicy
     from atlas.tracking import Resumed, RunTracker
     from atlas.training import Trainer
@@ -140,15 +139,12 @@ def build_trainer(
     from atlas.training.publishing import Publisher, run_facts
     from atlas.training.schedule import make_schedule
 
-    dataset, cameras = open_configured(config.data)
+    data = open_training_data(config)
+    dataset, cameras, train_data, val_data = data.dataset, data.cameras, data.train, data.val
     if accelerator.is_main_process:
-        for warning in dataset_warnings(dataset):
-            logger.warning("%s: %s", dataset.path, warning)
-    chunks = [
-        ChunkDataset(dataset, episodes, cameras, config.data.image_size, config.data.action_horizon, seed=config.seed)
-        for episodes in split_episodes(dataset.task_of, config.data.val_fraction, config.seed)
-    ]
-    train_data, val_data = chunks
+        for source in sources_of(dataset):
+            for warning in dataset_warnings(source.dataset):
+                logger.warning("%s: %s", source.dataset.path, warning)
     torch.manual_seed(config.seed)  # the same weights on every rank
     if checkpoint is not None:
         policy = AtlasPolicy.from_pretrained(checkpoint)
@@ -166,7 +162,7 @@ def build_trainer(
 
     settings = config.training
     order = TrainOrder(
-        len(train_data),
+        data.draws,
         config.seed,
         config.data.batch_samples,
         settings.gradient_accumulation_steps,
@@ -204,6 +200,14 @@ def build_trainer(
             state.checkpoints if state else 0,
         ),
         beat,
+    )
+    trainer.order = TrainOrder(
+        data.draws,
+        config.seed,
+        config.data.batch_samples,
+        settings.gradient_accumulation_steps,
+        accelerator.num_processes,
+        start=(trainer.state.step, trainer.state.samples_seen),
     )
     _announce(config, trainer, dataset)
     return trainer
@@ -303,7 +307,7 @@ def _make_policy(
         action_horizon=config.data.action_horizon,
         proprio_dim=dataset.proprio_dim,
         action_spec=dataset.action_spec,
-        statistics=(train_data.statistics(),),
+        statistics=train_data.statistics(),
         scaling=config.model.processor,
     )
     return AtlasPolicy(config.model, processor)

@@ -1,4 +1,4 @@
-"""A first look at a dataset: what is in it, and what looks wrong."""
+"""A first look at a dataset: what is in it, and what looks wrong; and what training refuses."""
 
 from __future__ import annotations
 
@@ -7,16 +7,33 @@ from typing import Any
 
 import numpy as np
 
+from atlas.checks.agreement import check_gripper, check_lag, check_scale
+from atlas.checks.context import CheckContext
+from atlas.checks.data_check import Check, run_checks
+from atlas.checks.finding import CheckId, Finding
+from atlas.checks.language import check_instructions
+from atlas.checks.numbers import check_actions
+from atlas.checks.split import check_split
+from atlas.checks.stats import check_stats
 from atlas.data import open_dataset
 from atlas.data.episode import EpisodeDataset
+from atlas.errors import InputError
 
-_STILL = 1e-6
+# Those that read no pictures and need no simulator.
+_NUMBERS: tuple[tuple[CheckId, Check], ...] = (
+    ("language", check_instructions),
+    ("actions", check_actions),
+    ("gripper", check_gripper),
+    ("lag", check_lag),
+    ("scale", check_scale),
+)
+_BEFORE_TRAINING: tuple[tuple[CheckId, Check], ...] = (*_NUMBERS, ("split", check_split), ("stats", check_stats))
 
 
 def inspect_dataset(path: str | Path) -> dict[str, Any]:
     """What `atlas data inspect --json` prints."""
     dataset = open_dataset(path)
-    actions = _all_actions(dataset)
+    actions = dataset.numbers().actions
     return {
         "format": dataset.format,
         "episodes": len(dataset),
@@ -28,39 +45,30 @@ def inspect_dataset(path: str | Path) -> dict[str, Any]:
         "proprio_dim": dataset.proprio_dim,
         "action_min": actions.min(0).tolist(),
         "action_max": actions.max(0).tolist(),
-        "warnings": _warnings(dataset, actions),
+        "warnings": dataset_warnings(dataset),
     }
 
 
 def dataset_warnings(dataset: EpisodeDataset) -> list[str]:
-    """What looks wrong in a dataset, in sentences; empty when nothing does."""
-    return _warnings(dataset, _all_actions(dataset))
+    """What looks wrong in a dataset's numbers and instructions, in sentences; empty when nothing does."""
+    everything = np.arange(len(dataset))
+    context = CheckContext(dataset, list(dataset.cameras), everything, everything[:0])
+    return [_sentence(finding) for finding in run_checks(context, _NUMBERS) if finding.severity != "info"]
 
 
-def _all_actions(dataset: EpisodeDataset) -> np.ndarray:
-    return np.concatenate([dataset.episode(i).actions for i in range(len(dataset))])
+def check_before_training(dataset: EpisodeDataset, train: np.ndarray, val: np.ndarray) -> list[str]:
+    """The checks that read no pictures: what looks wrong, in sentences.
+
+    train, val: int64, the episodes of both sides of the split. Raises InputError for what cannot be trained on: numbers
+    that are not finite, actions that never change, an episode on both sides.
+    """
+    context = CheckContext(dataset, list(dataset.cameras), train, val)
+    findings = [finding for finding in run_checks(context, _BEFORE_TRAINING) if finding.severity != "info"]
+    for finding in findings:
+        if finding.fatal:
+            raise InputError(f"{dataset.path} cannot be trained on: {_sentence(finding)} {finding.fix}")
+    return [_sentence(finding) for finding in findings]
 
 
-def _warnings(dataset: EpisodeDataset, actions: np.ndarray) -> list[str]:
-    spec = dataset.action_spec
-    found = []
-    if len(dataset.tasks) == 1:
-        found.append(f"there is one instruction only ('{dataset.tasks[0]}'): a policy cannot learn to listen to it")
-    if any(not task.strip() for task in dataset.tasks):
-        found.append("an instruction is empty")
-    if not np.isfinite(actions).all():
-        found.append("actions hold values that are not finite")
-        return found
-    constant = [name for i, name in enumerate(spec.names) if np.ptp(actions[:, i]) < _STILL]
-    if constant:
-        found.append(f"the action dimensions {constant} never change")
-    gripper = actions[:, spec.gripper]
-    if not np.isin(np.round(gripper, 6), (-1.0, 1.0)).all():
-        found.append(
-            f"the gripper action is not -1 (open) or +1 (close) everywhere: it is within "
-            f"[{gripper.min():g}, {gripper.max():g}]"
-        )
-    outside = float((np.abs(actions[:, spec.pose]) > 1 + 1e-3).mean())
-    if outside:
-        found.append(f"{outside:.1%} of the pose actions lie outside of [-1, 1], where the controller clips them")
-    return found
+def _sentence(finding: Finding) -> str:
+    return f"{finding.message}." if finding.fatal else finding.message

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from atlas.cli.options import PLAIN, ConfigFile, Json, Overrides, Workers, as_overrides
 from atlas.cli.output import print_json, print_table, stdout_kept_for_the_report
-from atlas.errors import InputError
+from atlas.errors import InputError, did_you_mean
 from atlas.paths import check_folder
 
-data_app = typer.Typer(help="Record and inspect demonstrations.", **PLAIN)
+data_app = typer.Typer(help="Record, inspect, convert and look at demonstrations.", **PLAIN)
+
+Codec = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of a LeRobot dataset's images: av1 (default), h264, hevc or png.")
+]
 
 
 @data_app.command("record")
@@ -24,14 +28,80 @@ def record(
     seed: Annotated[int, typer.Option(min=0, metavar="S", help="Of the episodes' starts.")] = 0,
     workers: Workers = None,
     image_size: Annotated[int, typer.Option(min=16, max=1024, metavar="PIXELS", help="Height and width.")] = 64,
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="libero-hdf5 or lerobot.")] = "libero-hdf5",
+    codec: Codec = None,
 ) -> None:
     """Record demonstrations with a scripted expert."""
     from atlas.rollout import record as recording
 
     check_folder("--out", out)
+    form = as_format(to)
     settings = recording.RecordSettings(env=env, episodes=episodes, seed=seed, image_size=image_size)
-    recording.record(settings, out, workers)
+    recording.record(settings, out, workers, form, codec)
     print(f"{episodes} demonstrations are in {out}.")
+
+
+@data_app.command("convert")
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A dataset of any format, or hf:owner/name.")],
+    out: Annotated[Path, typer.Argument(metavar="DST", help="The folder for the copy, new or empty.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="lerobot or libero-hdf5.")],
+    overrides: Overrides = None,
+    codec: Codec = None,
+    fps: Annotated[
+        float | None, typer.Option(min=0.1, max=1000, help="Frames a second that the copy says it has.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, metavar="W", help="Processes; default: one a core.")] = None,
+) -> None:
+    """Copy a dataset into another format; goes on where it was stopped."""
+    from atlas.data import convert as converting
+
+    check_folder("DST", out)
+    asked = converting.Conversion(as_format(to), codec, fps)
+    converting.check_target(out)
+    dataset = open_source(source, overrides)
+    new = converting.convert(dataset, out, asked, workers)
+    print(f"{len(dataset)} episodes {'are' if new else 'were already'} in {out}.")
+
+
+@data_app.command("view")
+def view(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A dataset of any format, or hf:owner/name.")],
+    overrides: Overrides = None,
+    episode: Annotated[int, typer.Option(min=0, metavar="N", help="Its number.")] = 0,
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Show beside it what this policy would do.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A page (.html), a film (.mp4), or for Rerun (.rrd).")
+    ] = None,
+) -> None:
+    """Look at an episode: a page for the browser that needs nothing else, or a film."""
+    from atlas import viewer
+
+    out = out or Path(f"{path.rstrip('/').split('/')[-1].split(':')[-1]}-episode-{episode}.html")
+    viewer.check_out(out)
+    viewer.look(open_source(path, overrides), episode, out, checkpoint)
+    print(f"Episode {episode} is in {out}." + (" Open it in a browser." if out.suffix == ".html" else ""))
+
+
+def as_format(name: str) -> Any:
+    """What --to names. Raises InputError."""
+    from atlas.data.convert import FORMATS
+
+    if name not in FORMATS:
+        raise InputError(f"--to is '{name}', expected {' or '.join(FORMATS)}.{did_you_mean(name, FORMATS)}")
+    return name
+
+
+def open_source(path: str, overrides: list[str] | None) -> Any:
+    """The dataset at a path, read as the `data` section of the overrides says. Raises InputError."""
+    from atlas.config import load_config
+    from atlas.data import open_dataset
+
+    config = load_config(None, [*(overrides or []), *as_overrides({"data.path": path})]).data
+    orientation = None if config.orientation == "auto" else config.orientation
+    return open_dataset(path, orientation, config.drop_noops, config.features, config.cameras)
 
 
 @data_app.command("inspect")
@@ -58,6 +128,42 @@ def inspect(path: Annotated[str, typer.Argument(help="A dataset.")], as_json: Js
     print_table("actions", ("dimension", "min", "max"), rows)
     for warning in found["warnings"]:
         print(f"warning: {warning}")
+
+
+@data_app.command("check")
+def check(
+    path: Annotated[str, typer.Argument(help="A dataset of any format, or hf:owner/name.")],
+    overrides: Overrides = None,
+    env: Annotated[
+        str | None,
+        typer.Option(metavar="cubes|none", help="Replay in this world; default: the one it was recorded in."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Put the pictures there.")] = None,
+    replay: Annotated[int, typer.Option(min=1, metavar="N", help="Episodes that are replayed.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Look for what would make a policy fail; exit code 1 where an error is found."""
+    if out is not None:
+        check_folder("--out", out)
+    with stdout_kept_for_the_report(as_json):
+        from atlas.checks.data_check import check_data
+        from atlas.config import load_config
+
+        config = load_config(None, [*(overrides or []), *as_overrides({"data.path": path})])
+        findings = check_data(config, env, out, replay, title=f"checking {path}")
+    if as_json:
+        print_json({"findings": [finding.to_dict() for finding in findings]})
+    else:
+        for severity in ("info", "warning", "error"):
+            for finding in findings:
+                if finding.severity == severity:
+                    print(f"{severity:8} {finding.check:9} {finding.message}")
+                    if finding.fix is not None:
+                        print(f"{'':18} {finding.fix}")
+        count = {severity: sum(f.severity == severity for f in findings) for severity in ("error", "warning")}
+        print(", ".join(f"{n} {severity}{'' if n == 1 else 's'}" for severity, n in count.items()))
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(1)
 
 
 @data_app.command("cache-features")

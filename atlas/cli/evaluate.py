@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from atlas.cli.options import Json, Workers
 from atlas.cli.output import print_json, print_table, stdout_kept_for_the_report
+from atlas.errors import InputError
 from atlas.paths import check_file, check_folder
+
+if TYPE_CHECKING:
+    from atlas.checks.finding import Finding
+    from atlas.rollout.watching import InputWatcher
 
 
 def evaluate(
-    checkpoint: Annotated[str, typer.Option(metavar="DIR", help="A checkpoint, or the policy folder in it.")],
     env: Annotated[str, typer.Option(help="The environment, such as cubes.")],
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="DIR", help="A checkpoint, or the policy folder in it.")
+    ] = None,
     episodes: Annotated[int, typer.Option(min=1, metavar="N", help="Episodes in all.")] = 100,
     seed: Annotated[int, typer.Option(min=0, metavar="S", help="Of the episodes' starts.")] = 0,
     execute: Annotated[
@@ -27,6 +34,13 @@ def evaluate(
         bool, typer.Option("--instruction-shuffle", help="Tell the policy another task than the one that counts.")
     ] = False,
     blind: Annotated[bool, typer.Option("--blind", help="Show the policy black images.")] = False,
+    open_loop: Annotated[
+        str | None,
+        typer.Option("--open-loop", metavar="DATASET", help="Play its recorded actions in place of a policy's."),
+    ] = None,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Compare what the policy is shown with what it was trained on.")
+    ] = False,
     video: Annotated[Path | None, typer.Option(metavar="DIR", help="Film the episodes into this folder.")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write every episode's outcome there; `atlas runs compare`.")
@@ -35,28 +49,43 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Roll a trained policy out and count its successes."""
+    _check_flags(checkpoint, open_loop, probed=instruction_shuffle or blind or diagnose, video=video)
     if out is not None:
         check_file("--out", out, "outcomes.json")
     if video is not None:
         check_folder("--video", video)
     with stdout_kept_for_the_report(as_json):
-        from atlas.rollout.evaluate import evaluate_checkpoint
+        findings = None
+        if open_loop is not None:
+            from atlas.data import open_dataset
+            from atlas.rollout.open_loop import evaluate_recorded
 
-        evaluation = evaluate_checkpoint(
-            checkpoint=checkpoint,
-            env=env,
-            episodes=episodes,
-            seed=seed,
-            execute=execute,
-            ensemble=ensemble,
-            instruction_shuffle=instruction_shuffle,
-            blind=blind,
-            video=video,
-            workers=workers,
-        )
+            evaluation = evaluate_recorded(open_dataset(open_loop), env, episodes)
+        else:
+            from atlas.rollout.evaluate import evaluate_checkpoint
+            from atlas.rollout.watching import InputWatcher
+
+            watcher = InputWatcher() if diagnose else None
+            evaluation = evaluate_checkpoint(
+                checkpoint=str(checkpoint),
+                env=env,
+                episodes=episodes,
+                seed=seed,
+                execute=execute,
+                ensemble=ensemble,
+                instruction_shuffle=instruction_shuffle,
+                blind=blind,
+                video=video,
+                workers=workers,
+                watcher=watcher,
+            )
+            if watcher is not None:
+                findings = _diagnosed(str(checkpoint), watcher, env)
         if out is not None:
             evaluation.save(out)
     report = evaluation.to_dict()
+    if findings is not None:
+        report["findings"] = [finding.to_dict() for finding in findings]
     if as_json:
         print_json(report)
         return
@@ -64,8 +93,30 @@ def evaluate(
     title = f"{report['checkpoint']} in {report['env']}"
     print_table(title, ("instruction", "episodes", "successes", "success rate", "95% interval"), rows)
     print(f"mean episode length: {report['mean_episode_length']:.1f} steps")
+    for finding in findings or []:
+        print(f"{finding.severity:8} {finding.check:9} {finding.message}")
+        if finding.fix is not None:
+            print(f"{'':18} {finding.fix}")
     if out is not None:
         print(f"The outcomes are in {out}.")
+
+
+def _check_flags(checkpoint: str | None, open_loop: str | None, probed: bool, video: Path | None) -> None:
+    if (checkpoint is None) == (open_loop is None):
+        raise InputError("Give --checkpoint, or --open-loop to play recorded actions; one of them.")
+    if open_loop is not None and (probed or video is not None):
+        raise InputError(
+            "--open-loop plays recorded actions without a policy: leave out --instruction-shuffle, --blind, --diagnose "
+            "and --video."
+        )
+
+
+def _diagnosed(checkpoint: str, watcher: InputWatcher, env: str) -> list[Finding]:
+    from atlas.checks.diagnosis import diagnose
+    from atlas.policy.processor import PolicyProcessor
+    from atlas.registry import resolve_policy
+
+    return diagnose(watcher, PolicyProcessor.load(resolve_policy(checkpoint) / "processor.json"), env)
 
 
 def _counts(part: dict[str, Any]) -> tuple[str, ...]:

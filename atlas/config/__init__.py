@@ -4,7 +4,7 @@ Imports no torch, so that the command line can refuse a wrong config in a moment
 """
 
 from atlas.config.config import Config
-from atlas.config.data import AugmentConfig, DataConfig, RecordConfig
+from atlas.config.data import AugmentConfig, DataConfig, RecordConfig, SourceConfig
 from atlas.config.loading import DEFAULT_CONFIG, config_schema, dump_yaml, load_config, parse_config
 from atlas.config.model import (
     AlignmentConfig,
@@ -80,6 +80,7 @@ __all__ = [
     "QueryFusionConfig",
     "RecordConfig",
     "RegressionHeadConfig",
+    "SourceConfig",
     "TrainingConfig",
     "VGGTVisionConfig",
     "VisDatasetConfig",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -79,8 +80,35 @@ class FeaturesConfig(Section):
     action_spec: SourceActionsConfig | None = None  # null: LIBERO's seven numbers
 
 
+# Which way up a source stores its images; auto: as its format has it. See atlas/data/orientation.py.
+StoredOrientation = Literal["auto", "upright", "upside_down", "rotated_180", "mirrored"]
+
+
+class SourceConfig(Section):
+    """One source of a mixture, and how it is read."""
+
+    path: str
+    name: str | None = None  # in messages and in the saved statistics; null: made of the path
+    weight: Annotated[float, Field(gt=0)] = 1.0  # its share of the samples, where data.balance is weights
+    # Those that are used, by its own names; or {the mixture's name: its own}. null: all
+    cameras: Annotated[list[str], Field(min_length=1)] | Annotated[dict[str, str], Field(min_length=1)] | None = None
+    orientation: StoredOrientation = "auto"
+    features: FeaturesConfig | None = None  # for LeRobot datasets whose names Atlas does not know
+    instruction: str | None = None  # for datasets that have none
+    drop_noops: bool = False
+
+    @property
+    def label(self) -> str:
+        """Its name, or one made of its path."""
+        return self.name or PurePath(self.path).name or self.path
+
+
 class DataConfig(Section):
     path: str = "data/cubes"
+    datasets: Annotated[list[SourceConfig], Field(min_length=1)] | None = None  # in place of path: a mixture
+    # What an epoch draws. weights: of each source its weight's share; dataset: of each as many; task: of each
+    # instruction as many; samples: each sample once.
+    balance: Literal["weights", "dataset", "task", "samples"] = "weights"
     record: RecordConfig = RecordConfig()
     batch_size: Positive | Literal["auto"] = 64  # samples a process; auto: the largest that fits
     num_workers: NotNegative | None = None  # null: 4 with a GPU, else none
@@ -88,12 +116,60 @@ class DataConfig(Section):
     cameras: Annotated[list[str], Field(min_length=1)] | None = None  # null: all of the dataset's
     image_size: Annotated[int, Field(ge=16, le=1024)] = 64
     action_horizon: Positive = 8  # H: actions predicted at once
-    # Which way up the source stores its images; auto: as its format has it. See atlas/data/orientation.py.
-    orientation: Literal["auto", "upright", "upside_down", "rotated_180", "mirrored"] = "auto"
+    orientation: StoredOrientation = "auto"
     features: FeaturesConfig | None = None  # for LeRobot datasets whose names Atlas does not know
+    instruction: str | None = None  # for datasets that have none
     drop_noops: bool = False
+    skip_damaged: bool = False  # leave out files and episodes that are damaged, and say which
+    frame_cache: str | None = None  # a folder for decoded frames of image_size, filled before training
     feature_cache: str | None = None  # a folder made by `atlas data cache-features`, read in place of images
     augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="after")
+    def _agree(self) -> DataConfig:
+        if self.frame_cache is not None and self.feature_cache is not None:
+            raise ValueError("frame_cache and feature_cache are both set; features are read in place of images")
+        if self.datasets is None:
+            return self
+        for key in ("path", "orientation", "features", "instruction", "drop_noops"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"datasets and {key} are both set; say {key} of each of the datasets, such as "
+                    f"datasets=[{{path: …{'' if key == 'path' else f', {key}: …'}}}]"
+                )
+        names = [source.label for source in self.datasets]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise ValueError(
+                    f"datasets.{i} and datasets.{names.index(name)} are both called '{name}'; give one of them a name "
+                    f"of its own: {{path: {self.datasets[i].path}, name: …}}"
+                )
+        weighted = next((i for i, source in enumerate(self.datasets) if source.weight != 1), None)
+        if weighted is not None and self.balance != "weights":
+            raise ValueError(
+                f"datasets.{weighted}.weight is {self.datasets[weighted].weight:g} and balance is '{self.balance}', "
+                "which takes no weights; leave the weights out, or set balance to weights"
+            )
+        return self
+
+    @property
+    def sources(self) -> list[SourceConfig]:
+        """What is read: the datasets of the mixture, or the one at `path`."""
+        if self.datasets is not None:
+            return self.datasets
+        same = ("path", "orientation", "features", "instruction", "drop_noops")
+        return [SourceConfig(**{key: getattr(self, key) for key in same})]
+
+    @property
+    def reads_default(self) -> bool:
+        """Whether the default dataset is among the sources: it is recorded when absent."""
+        return any(source.path == type(self).model_fields["path"].default for source in self.sources)
+
+    @property
+    def label(self) -> str:
+        """A short name for what is trained on, which can be part of a folder's."""
+        names = [source.label.replace("/", "-") for source in self.sources]
+        return "+".join(names) if len(names) <= 3 else f"{names[0]}+{len(names) - 1}"
 
     @property
     def batch_samples(self) -> int:

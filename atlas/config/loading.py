@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,8 @@ def _section(location: Sequence[Any]) -> type[BaseModel] | list[type[BaseModel]]
     for part in location:
         if isinstance(section, list):
             section = next((kind for kind in section if kind.model_fields["name"].default == part), None)
+        elif isinstance(part, int):  # a place in a list of sections, all of one kind
+            continue
         elif section is not None and part in section.model_fields:
             section = _sections_in(section.model_fields[part].annotation)
         else:
@@ -166,6 +168,14 @@ def _section(location: Sequence[Any]) -> type[BaseModel] | list[type[BaseModel]]
 
 
 def _sections_in(annotation: Any) -> type[BaseModel] | list[type[BaseModel]] | None:
-    members = getattr(annotation, "__args__", (annotation,))
-    sections = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
+    sections = list(_classes_in(annotation))
     return sections if len(sections) > 1 else next(iter(sections), None)
+
+
+def _classes_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a value may be, or a list of it may hold."""
+    inside = getattr(annotation, "__args__", ())
+    for part in inside:
+        yield from _classes_in(part)
+    if not inside and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation

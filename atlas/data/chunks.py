@@ -9,9 +9,11 @@ import torch
 
 from atlas.data.episode import EpisodeDataset
 from atlas.data.feature_cache import FeatureCache
+from atlas.data.frame_cache import FrameCache
 from atlas.data.geometry import fit_images
+from atlas.data.mixture import sources_of
 from atlas.data.randomness import Stream, sample_keys, uniform
-from atlas.data.statistics import ColumnStatistics, DatasetStatistics
+from atlas.data.statistics import DatasetStatistics, kept_statistics
 from atlas.errors import InputError
 from atlas.types import Batch
 
@@ -21,8 +23,8 @@ Sample = tuple[int, int]  # epoch, index
 class ChunkDataset:
     """Samples of the chosen episodes, one a frame; reads the images of that frame only.
 
-    Asked for many samples at once it gives a whole Batch (`__getitems__`, which torch's loader calls). The numeric
-    columns are held in memory, since the chunk needs neighbours and the statistics need all.
+    Asked for many samples at once it gives a whole Batch (`__getitems__`, which torch's loader calls). Actions and
+    proprio are the datasets' own arrays, which are mapped into memory where the format permits it.
     """
 
     def __init__(
@@ -32,7 +34,6 @@ class ChunkDataset:
         cameras: Sequence[str],
         image_size: int,
         horizon: int,
-        source: int = 0,
         seed: int = 0,
     ) -> None:
         """seed: of the samples' random numbers. Raises InputError where no episode is as long as a chunk."""
@@ -42,21 +43,24 @@ class ChunkDataset:
                 f"data.action_horizon is {horizon}, and the longest of the {len(episodes)} episodes of {dataset.path} "
                 f"has {lengths.max(initial=0)} frames; a chunk must fit into an episode."
             )
+        self.sources = sources_of(dataset)
         self._dataset = dataset
         self._cameras = list(cameras)
-        self._image_size = image_size
-        self._source, self._seed = source, seed
+        self._image_size, self._seed = image_size, seed
         self.horizon = horizon
         self.episodes = episodes
-        read = [dataset.episode(int(e)) for e in episodes]
-        self._actions = np.concatenate([e.actions for e in read])  # [frames, A]
-        self._proprio = np.concatenate([e.proprio for e in read])  # [frames, P]
-        self._place = np.repeat(np.arange(len(episodes)), lengths)  # which of `episodes` a frame is of
-        self._frame = np.concatenate([np.arange(n) for n in lengths])
+        self._place = np.repeat(np.arange(len(episodes), dtype=np.int32), lengths)  # which of `episodes` a frame is of
+        starts = np.cumsum(lengths) - lengths
+        self._frame = (np.arange(lengths.sum()) - np.repeat(starts, lengths)).astype(np.int32)
         first = np.cumsum(dataset.lengths) - dataset.lengths
         self._frame_in_dataset = first[episodes][self._place] + self._frame
+        firsts = [source.first for source in self.sources]
+        self._source_of_episode = np.searchsorted(firsts, episodes, side="right") - 1
+        self._first_frame = first[firsts]  # of each source
+        self._row = np.concatenate([self._rows_of(i) for i in range(len(episodes))])  # in its source's numbers
         self._features: FeatureCache | None = None
         self._augmented = False
+        self._decoded: tuple[FrameCache, ...] | None = None
         # How many actions of a frame's chunk lie within the episode.
         self.valid_steps = np.minimum(horizon, np.repeat(lengths, lengths) - self._frame)
 
@@ -70,15 +74,22 @@ class ChunkDataset:
         index = np.array([i for _, i in samples], np.int64)
         steps = np.arange(self.horizon)
         is_pad = steps >= self.valid_steps[index][:, None]  # [B, H]
-        rows = index[:, None] + np.where(is_pad, self.valid_steps[index][:, None] - 1, steps)  # repeats the last one
+        chunk = index[:, None] + np.where(is_pad, self.valid_steps[index][:, None] - 1, steps)  # repeats the last one
         key = sample_keys(self._seed, torch.tensor([e for e, _ in samples]), torch.from_numpy(index))
         cached = self._features is not None
+        source = self._source_of_episode[self._place[index]]
+        proprio = np.empty((len(index), self._dataset.proprio_dim), np.float32)
+        actions = np.empty((*chunk.shape, self._dataset.action_spec.dim), np.float32)
+        for number in np.unique(source).tolist():
+            here = source == number
+            actions[here] = self.sources[number].actions(self._row[chunk[here]])
+            proprio[here] = self.sources[number].dataset.numbers().proprio[self._row[index[here]]]
         return Batch(
-            images=None if cached else torch.stack([self._images(int(i)) for i in index]),
-            proprio=torch.from_numpy(self._proprio[index]),
+            images=None if cached else self._images(index, source),
+            proprio=torch.from_numpy(proprio),
             instruction=[self.instruction(int(i)) for i in index],
-            source=torch.full((len(index),), self._source),
-            actions=torch.from_numpy(self._actions[rows]),
+            source=torch.from_numpy(source),
+            actions=torch.from_numpy(actions),
             action_is_pad=torch.from_numpy(is_pad),
             key=key,
             features=self._cached_features(index, key) if cached else None,
@@ -90,15 +101,29 @@ class ChunkDataset:
         assert cache.layout.frames == self._dataset.lengths.sum()
         self._features, self._augmented = cache, augmented
 
-    def statistics(self) -> DatasetStatistics:
-        """Exact statistics of these episodes' frames."""
-        return DatasetStatistics(
-            source=str(self._dataset.path.name),
-            frames=len(self),
-            episodes=len(self.episodes),
-            action=ColumnStatistics.of(self._actions),
-            proprio=ColumnStatistics.of(self._proprio),
-        )
+    def use_frames(self, caches: Sequence[FrameCache]) -> None:
+        """Read images from caches of decoded frames from now on, one for each source."""
+        assert len(caches) == len(self.sources)
+        self._decoded = tuple(caches)
+
+    def statistics(self) -> tuple[DatasetStatistics, ...]:
+        """Exact statistics of these episodes' frames, for each source."""
+        return tuple(self._statistics_of(number) for number in range(len(self.sources)))
+
+    @property
+    def source_of(self) -> np.ndarray:
+        """int64 [samples]: which source a sample is of."""
+        return self._source_of_episode[self._place]
+
+    @property
+    def task_of(self) -> np.ndarray:
+        """int64 [samples]: which of `tasks` a sample is of."""
+        return self._dataset.task_of[self.episodes][self._place]
+
+    @property
+    def tasks(self) -> list[str]:
+        """The instructions of the whole dataset."""
+        return self._dataset.tasks
 
     def instruction(self, index: int) -> str:
         """The instruction of a sample."""
@@ -112,11 +137,44 @@ class ChunkDataset:
         """The distinct instructions of these episodes."""
         return [self._dataset.tasks[task] for task in sorted(set(self._dataset.task_of[self.episodes].tolist()))]
 
-    def _images(self, index: int) -> torch.Tensor:
-        """uint8 [V, 3, size, size]."""
+    def _rows_of(self, place: int) -> np.ndarray:
+        """int64 [frames]: the rows of one of `episodes` in its source's numbers."""
+        source = self.sources[self._source_of_episode[place]]
+        rows = source.dataset.rows(int(self.episodes[place]) - source.first)
+        return np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+
+    def _statistics_of(self, number: int) -> DatasetStatistics:
+        source = self.sources[number]
+        rows = self._row[self.source_of == number]
+        title = f"statistics of {source.name}"
+        return DatasetStatistics(
+            source=source.name,
+            frames=len(rows),
+            episodes=int((self._source_of_episode == number).sum()),
+            action=kept_statistics(source.actions(rows), title),
+            proprio=kept_statistics(source.dataset.numbers().proprio[rows], title),
+            environment=source.dataset.environment,
+        )
+
+    def _images(self, index: np.ndarray, source: np.ndarray) -> torch.Tensor:
+        """uint8 [B, V, 3, size, size] of the samples int64 [B], which are of the sources int64 [B]."""
+        size = self._image_size
+        images = torch.empty((len(index), len(self._cameras), 3, size, size), dtype=torch.uint8)
+        if self._decoded is None:
+            for i, views in zip(index.tolist(), images, strict=True):
+                self._fit_into(views, i)
+            return images
+        frames = self._frame_in_dataset[index] - self._first_frame[source]
+        for views, number, frame in zip(images.numpy(), source.tolist(), frames.tolist(), strict=True):
+            views[:] = self._decoded[number].frame(frame)
+        return images
+
+    def _fit_into(self, views: torch.Tensor, index: int) -> None:
+        """Fill uint8 [V, 3, size, size] from the source; each image is copied once, to where the batch has it."""
         episode = self._dataset.episode(int(self.episodes[self._place[index]]))
         frame = [int(self._frame[index])]
-        return torch.cat([fit_images(episode.images(camera, frame), self._image_size) for camera in self._cameras])
+        for view, camera in zip(views, self._cameras, strict=True):
+            view.copy_(fit_images(episode.images(camera, frame), self._image_size)[0])
 
     def _cached_features(self, index: np.ndarray, key: torch.Tensor) -> torch.Tensor:
         """bfloat16 [B, tokens, dim]."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -56,6 +56,13 @@ class Episode(Protocol):
         ...
 
 
+class Numbers(NamedTuple):
+    """The numbers of frames, one row a frame; mapped into memory where the format permits it."""
+
+    actions: np.ndarray  # float32 [rows, A], in the ActionSpec's units
+    proprio: np.ndarray  # float32 [rows, P]
+
+
 class EpisodeDataset(Protocol):
     """A collection of episodes; the same for every format on disk."""
 
@@ -74,6 +81,14 @@ class EpisodeDataset(Protocol):
 
     def episode(self, index: int) -> Episode: ...
 
+    def numbers(self) -> Numbers:
+        """Of all episodes."""
+        ...
+
+    def rows(self, index: int) -> slice | np.ndarray:
+        """An episode's rows in `numbers`, in the order of its frames."""
+        ...
+
     def image_size(self, camera: str) -> tuple[int, int]:
         """Height and width of a camera's stored images."""
         ...
@@ -90,8 +105,9 @@ class RecordedEpisode:
     instruction: str
     images: dict[str, np.ndarray]  # {camera: uint8 [T, H, W, 3]}
     proprio: np.ndarray  # float32 [T, 8]: eef position 3, axis-angle 3, finger positions 2
-    joints: np.ndarray  # float64 [T, 7]
     actions: np.ndarray  # float64 [T, 7]
-    rewards: np.ndarray  # float32 [T]
-    sim_states: np.ndarray  # float64 [T, D]
-    model_xml: str
+    joints: np.ndarray | None = None  # float64 [T, 7]; None where they are not known, as all that follow
+    rewards: np.ndarray | None = None  # float32 [T]
+    sim_states: np.ndarray | None = None  # float64 [T, D]
+    init_state: np.ndarray | None = None  # float64 [D]; None: the first of sim_states
+    model_xml: str | None = None

@@ -5,33 +5,64 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from atlas.config import DataConfig
+from atlas.config import DataConfig, SourceConfig
 from atlas.config.data import FeaturesConfig
 from atlas.data.episode import EpisodeDataset
 from atlas.data.lerobot import LeRobotDataset, is_lerobot
 from atlas.data.lerobot.hub import PREFIX, fetch_dataset, parse_reference
 from atlas.data.libero import LiberoDataset
+from atlas.data.mixture import Mixture, common_cameras
 from atlas.data.orientation import Orientation
 from atlas.data.video import chosen_decoder
 from atlas.errors import InputError
 
 
 def open_configured(config: DataConfig) -> tuple[EpisodeDataset, list[str]]:
-    """The dataset that a config names, and which of its cameras are used, in order.
+    """The dataset that a config names, or the mixture of several, and which of its cameras are used, in order.
 
-    Raises InputError as `open_dataset`, and where the config names a camera that the dataset does not have, or a file
-    of it is truncated.
+    Raises InputError as `open_dataset` and `Mixture`, and where the config names a camera that the dataset does not
+    have, or a file of it is truncated.
     """
-    orientation = None if config.orientation == "auto" else config.orientation
-    dataset = open_dataset(config.path, orientation, config.drop_noops, config.features, config.cameras)
-    unknown = [camera for camera in config.cameras or [] if camera not in dataset.cameras]
-    if unknown:
-        raise InputError(f"data.cameras names {unknown}, and {dataset.path} has the cameras {dataset.cameras}.")
+    if config.datasets is None:
+        dataset = _open_source(config.sources[0], config, config.cameras)
+        unknown = [camera for camera in config.cameras or [] if camera not in dataset.cameras]
+        if unknown:
+            raise InputError(f"data.cameras names {unknown}, and {dataset.path} has the cameras {dataset.cameras}.")
+        return dataset, config.cameras or dataset.cameras
+    datasets = []
+    for number, source in enumerate(config.datasets):
+        try:
+            datasets.append(_open_source(source, config, _used(source, config.cameras)))
+        except InputError as error:
+            raise InputError(f"data.datasets.{number} ('{source.label}'): {error}") from error
+    cameras = common_cameras(config.datasets, datasets, config.cameras)
+    return Mixture(config.datasets, datasets, cameras), cameras
+
+
+def _used(source: SourceConfig, cameras: Sequence[str] | None) -> list[str] | None:
+    """Which of a source's cameras are used, by its own names; None for all. Those that it lacks are left to others."""
+    wanted = source.cameras if source.cameras is not None else cameras
+    if isinstance(wanted, dict):
+        return [own for name, own in wanted.items() if cameras is None or name in cameras] or None
+    return None if wanted is None else [name for name in wanted if cameras is None or name in cameras] or None
+
+
+def _open_source(source: SourceConfig, config: DataConfig, cameras: Sequence[str] | None) -> EpisodeDataset:
+    orientation = None if source.orientation == "auto" else source.orientation
+    dataset = open_dataset(
+        source.path,
+        orientation,
+        source.drop_noops,
+        source.features,
+        cameras,
+        source.instruction,
+        config.skip_damaged,
+    )
     if isinstance(dataset, LeRobotDataset):
         dataset.check_files()
         if dataset.has_videos:
             chosen_decoder()  # said here once, and not by each data worker
-    return dataset, config.cameras or dataset.cameras
+    return dataset
 
 
 def open_dataset(
@@ -40,20 +71,24 @@ def open_dataset(
     drop_noops: bool = False,
     features: FeaturesConfig | None = None,
     cameras: Sequence[str] | None = None,
+    instruction: str | None = None,
+    skip_damaged: bool = False,
 ) -> EpisodeDataset:
     """Open the episodes at `path`; every format gives the same interface.
 
-    path: a LIBERO HDF5 file or a folder of them, a LeRobot folder, or `hf:owner/name[@revision]`, a LeRobot dataset of
-    the Hugging Face hub.
+    path: a LIBERO or robomimic HDF5 file or a folder of them, a LeRobot folder, or `hf:owner/name[@revision]`, a
+    LeRobot dataset of the Hugging Face hub.
     orientation: which way up the source stores its images (None: as its format has it); images come out upright.
     drop_noops: leave out frames whose action does nothing.
     features: which of a LeRobot dataset's features are what (None: as its names say).
     cameras: those that will be used (None: all); of a LeRobot dataset, the files of others need not be there.
+    instruction: of all episodes, for HDF5 files that have none.
+    skip_damaged: leave out files and episodes that are damaged, each with a warning.
     Raises InputError that names what is missing or damaged.
     """
     if str(path).startswith(PREFIX):
         folder = fetch_dataset(parse_reference(str(path)), features, cameras)
-        return LeRobotDataset(folder, orientation, drop_noops, features, cameras)
+        return LeRobotDataset(folder, orientation, drop_noops, features, cameras, skip_damaged)
     folder = Path(path).expanduser()
     if not folder.exists():
         raise InputError(
@@ -61,7 +96,11 @@ def open_dataset(
             "hf:owner/name for one of the Hugging Face hub, as data.path."
         )
     if is_lerobot(folder):
-        return LeRobotDataset(folder, orientation, drop_noops, features, cameras)
+        if instruction is not None:
+            raise InputError(
+                f"data.instruction is '{instruction}', and {folder} has instructions of its own. Leave it out."
+            )
+        return LeRobotDataset(folder, orientation, drop_noops, features, cameras, skip_damaged)
     if features is not None:
         raise InputError(f"data.features is for LeRobot datasets, and {folder} is none: it has no meta/info.json.")
-    return LiberoDataset(folder, orientation, drop_noops)
+    return LiberoDataset(folder, orientation, drop_noops, instruction, skip_damaged)

@@ -11,7 +11,7 @@ def fit_images(images: np.ndarray, size: int) -> torch.Tensor:
     """Upright images uint8 [n, H, W, 3] to uint8 [n, 3, size, size].
 
     The larger side is cropped to a centred square, which is then resized (bilinear, antialiased). Images that have
-    the size already are passed through unchanged.
+    the size already are passed through unchanged, as a view of the same memory.
     """
     height, width = images.shape[1:3]
     side = min(height, width)
@@ -19,5 +19,5 @@ def fit_images(images: np.ndarray, size: int) -> torch.Tensor:
     square = torch.from_numpy(np.ascontiguousarray(images[:, top : top + side, left : left + side]))
     square = square.permute(0, 3, 1, 2)  # [n, 3, side, side]
     if side == size:
-        return square.contiguous()
+        return square
     return F.interpolate(square, size=(size, size), mode="bilinear", antialias=True)

@@ -1,12 +1,12 @@
-"""Reads LIBERO's HDF5 demonstrations: a file, a folder of them, or a folder of suites."""
+"""Reads HDF5 demonstrations in LIBERO's layout and in robomimic's: a file, a folder of them, or a folder of suites."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,18 @@ from typing import Any
 import h5py
 import numpy as np
 
+from atlas.data.episode import Numbers
+from atlas.data.kept_demos import Demo, demo_names, keep_demos, keep_many, kept_demos, read_whole_demo
+from atlas.data.latest import Latest
 from atlas.data.libero_layout import (
-    PROPRIO,
+    ROBOMIMIC,
+    Layout,
     array_in,
-    environment_of,
+    control_of,
     group_in,
-    image_key,
     instruction_of,
     open_file,
-    read_demo,
+    read_env_args,
     readable,
 )
 from atlas.data.noops import without_noops
@@ -30,9 +33,10 @@ from atlas.data.orientation import Orientation, turn_upright
 from atlas.errors import InputError
 from atlas.types import ActionSpec
 
-SOURCE_ORIENTATION: Orientation = "upside_down"  # as robosuite returns them, which is how LIBERO stores them
-_FPS = 20.0
+logger = logging.getLogger(__name__)
+
 _ATLAS_WORLDS = ("cubes",)  # env_args names that Atlas has an adapter for
+_OPEN_IMAGES = 64  # compressed images of an episode's camera: HDF5 keeps up to a megabyte of each
 
 
 @dataclass(frozen=True)
@@ -46,62 +50,81 @@ class _Demo:
 
 
 class LiberoDataset:
-    """Episodes of LIBERO-layout HDF5 files, in the order of file names and then demo numbers.
+    """Episodes of HDF5 files in LIBERO's or robomimic's layout, in the order of file names and then demo numbers.
 
     Actions are LIBERO's own (the default ActionSpec), so nothing is converted. Proprio [8] is the end effector's
     position and axis-angle and the two finger positions. Files are opened when they are first read, by each process
     for itself. At the start all is read but the images, of which type and size are looked at.
 
     Raises InputError that names the file and the key for a file that is truncated or damaged, lacks something, or
-    holds another type, another shape or numbers that are not finite.
+    holds another type, another shape or numbers that are not finite; with `skip_damaged` such files and episodes are
+    left out, each with a warning.
     """
 
-    format = "libero-hdf5"
-    fps = _FPS
     proprio_dim = 8
 
-    def __init__(self, path: Path, orientation: Orientation | None = None, drop_noops: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        orientation: Orientation | None = None,
+        drop_noops: bool = False,
+        instruction: str | None = None,
+        skip_damaged: bool = False,
+    ) -> None:
+        """instruction: of all episodes, for files that have none."""
         self.path = path
-        self.orientation: Orientation = orientation or SOURCE_ORIENTATION
         self.action_spec = ActionSpec()
         self.files = _find_files(path)
         self.tasks: list[str] = []
         self.cameras: list[str] = []
         self.environment: str | None = None
+        self._instruction, self._drop_noops, self._skip_damaged = instruction, drop_noops, skip_damaged
+        self._layout: Layout | None = None
         self._demos: list[_Demo] = []
-        self._handles: dict[int, h5py.File] = {}
-        self._stored: dict[tuple[int, str], Any] = {}  # (episode, camera): its images, not read yet
-        self._pid = os.getpid()
-        lengths: list[int] = []
+        self._read: list[Numbers] = []
+        self._start()
+        keep_many(self.files, self.action_spec.dim)
         try:
             for number, file in enumerate(self.files):
-                with readable(str(file)):
-                    lengths += self._scan(number, file, drop_noops)
+                self._read_file(number, file)
         finally:
             self.close()  # workers that are forked from here must not share open files
-        self.lengths = np.array(lengths, np.int64)
-        self.task_of = np.array([demo.task for demo in self._demos], np.int64)
+        if not self._demos:
+            raise InputError(f"{path} holds no episode that is not damaged; the warnings say what is wrong.")
+        assert self._layout is not None
+        self.format = self._layout.format
+        self.orientation: Orientation = orientation or self._layout.orientation
+        self.fps = self.action_spec.control_hz
+        self.lengths: np.ndarray = np.array([len(read.actions) for read in self._read], np.int64)
+        self.task_of: np.ndarray = np.array([demo.task for demo in self._demos], np.int64)
+        self._first: np.ndarray = np.cumsum(self.lengths) - self.lengths
+        self._numbers: Numbers = Numbers(*(np.concatenate(parts) for parts in zip(*self._read, strict=True)))
+        self._read.clear()
 
     def __len__(self) -> int:
         return len(self._demos)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_handles": {}, "_stored": {}}
+        own = ("_handles", "_mapped", "_compressed", "_pid")
+        return {key: value for key, value in self.__dict__.items() if key not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
 
     def episode(self, index: int) -> LiberoEpisode:
-        demo = self._demos[index]
-        where = f"{self.files[demo.file]}: data/{demo.name}"
-        return LiberoEpisode(
-            group=lambda: self._group(demo),
-            where=where,
-            instruction=self.tasks[demo.task],
-            kept=demo.kept,
-            stored_images=lambda camera: self._stored_images(index, camera),
-            orientation=self.orientation,
-        )
+        return LiberoEpisode(self, index, self._demos[index].kept)
+
+    def numbers(self) -> Numbers:
+        return self._numbers
+
+    def rows(self, index: int) -> slice:
+        """An episode's rows in `numbers`."""
+        first = int(self._first[index])
+        return slice(first, first + int(self.lengths[index]))
 
     def image_size(self, camera: str) -> tuple[int, int]:
-        images = array_in(self._group(self._demos[0]), image_key(camera), str(self.files[0]))
+        images = self._array(0, camera)
         return int(images.shape[1]), int(images.shape[2])
 
     def fingerprint(self) -> str:
@@ -114,88 +137,135 @@ class LiberoDataset:
 
     def close(self) -> None:
         """Close this process's file handles; they open again when needed."""
+        self._compressed.clear()
         for handle in self._handles.values():
             handle.close()
         self._handles.clear()
-        self._stored.clear()
+        self._mapped.clear()
+
+    def where(self, index: int) -> str:
+        """An episode's place, for people."""
+        demo = self._demos[index]
+        return f"{self.files[demo.file]}: data/{demo.name}"
+
+    def group(self, index: int) -> h5py.Group:
+        """An episode's group, in this process's own handle of the file."""
+        demo = self._demos[index]
+        return self._file(demo.file)[f"data/{demo.name}"]
+
+    def images(self, index: int, camera: str, frames: Sequence[int]) -> np.ndarray:
+        """uint8 [n, H, W, 3], upright: some frames of an episode."""
+        kept = self._demos[index].kept
+        stored = self._stored_images(index, camera)
+        rows = [int(f) if kept is None else int(kept[f]) for f in frames]
+        with readable(f"{self.where(index)}, {camera}"):
+            return turn_upright(np.stack([stored[row] for row in rows]), self.orientation)
+
+    def _start(self) -> None:
+        self._handles: dict[int, h5py.File] = {}
+        self._mapped: dict[int, np.memmap] = {}  # whole files: each takes a file descriptor
+        self._compressed: Latest[tuple[int, str], h5py.Dataset] = Latest(_OPEN_IMAGES)
+        self._pid = os.getpid()
 
     def _file(self, number: int) -> h5py.File:
         if self._pid != os.getpid():  # a forked worker: HDF5 handles must not be shared with the parent
-            self._handles, self._stored, self._pid = {}, {}, os.getpid()
+            self._start()
         if number not in self._handles:
             self._handles[number] = open_file(self.files[number])
         return self._handles[number]
 
-    def _group(self, demo: _Demo) -> h5py.Group:
-        return self._file(demo.file)[f"data/{demo.name}"]
+    def _array(self, index: int, camera: str) -> h5py.Dataset:
+        """A camera's images of an episode, not read yet."""
+        assert self._layout is not None
+        group = self.group(index)
+        return array_in(group, self._layout.image_key(camera, group), self.where(index), self._layout)
 
     def _stored_images(self, index: int, camera: str) -> Any:
         """[T, H, W, 3] as stored: memory-mapped where the file keeps it in one piece, else HDF5's dataset."""
-        if (index, camera) not in self._stored:
-            demo = self._demos[index]
-            images = array_in(self._group(demo), image_key(camera), f"{self.files[demo.file]}: data/{demo.name}")
-            offset = images.id.get_offset()  # None where it is chunked or compressed
-            if offset is not None:
-                images = np.memmap(self.files[demo.file], np.uint8, "r", offset, images.shape)
-            self._stored[index, camera] = images
-        return self._stored[index, camera]
+        number = self._demos[index].file
+        self._file(number)  # first, so that nothing of another process is used
+        images = self._compressed.get((index, camera), lambda: self._array(index, camera))
+        offset = images.id.get_offset()  # None where it is chunked or compressed
+        if offset is None:
+            return images
+        if number not in self._mapped:
+            self._mapped[number] = np.memmap(self.files[number], np.uint8, "r")
+        return np.asarray(self._mapped[number])[offset : offset + images.size].reshape(images.shape)
 
-    def _scan(self, number: int, path: Path, drop_noops: bool) -> list[int]:
-        """Register a file's episodes; returns their lengths."""
-        data = group_in(self._file(number), "data", str(path))
-        instruction = instruction_of(data, path)
+    def _read_file(self, number: int, path: Path) -> None:
+        """Register a file's episodes and read their numbers."""
+        try:
+            with readable(str(path)):
+                data = group_in(self._file(number), "data", str(path))
+                instruction = instruction_of(data, path, self._instruction)
+                env_args = read_env_args(data, path)
+                names = demo_names(data)
+                if not names:
+                    raise InputError(f"{path} holds no episodes: data has no groups demo_0, demo_1 and so on.")
+        except InputError as error:
+            self._leave_out(error)
+            return
+        kept = kept_demos(path)
+        read: dict[str, Demo] = {}
+        before = len(self._demos)
+        for name in names:
+            try:
+                with readable(f"{path}: data/{name}"):
+                    demo = kept.get(name) or read_whole_demo(data, name, path, self._layout, self.action_spec.dim)
+                    self._add(number, name, demo, instruction, env_args)
+                    read[name] = demo
+            except InputError as error:
+                self._leave_out(error)
+        if len(self._demos) > before and env_args.get("env_name") in _ATLAS_WORLDS:
+            self.environment = env_args["env_name"]
+        if not kept and len(read) == len(names):
+            keep_demos(path, read)
+
+    def _add(self, number: int, name: str, demo: Demo, instruction: str, env_args: dict[str, Any]) -> None:
+        """Register an episode. Raises InputError where it does not go with those before it."""
+        path, spec = self.files[number], self.action_spec
+        where = f"{path}: data/{name}"
+        rate = control_of(env_args, path) if demo.layout is ROBOMIMIC else ActionSpec().control_hz
+        if not self._demos:
+            self._layout, self.cameras = demo.layout, demo.cameras
+            self.action_spec = spec = replace(spec, control_hz=rate)
+        elif demo.layout is not self._layout:
+            raise InputError(f"{where} has {demo.layout.project}'s layout, and the first episode another one.")
+        elif demo.cameras != self.cameras:
+            raise InputError(f"{where}/obs has cameras {demo.cameras}, while the first episode has {self.cameras}.")
+        elif rate != spec.control_hz:
+            raise InputError(f"{path} was recorded at {rate:g} Hz, and the first file at {spec.control_hz:g} Hz.")
+        kept = without_noops(demo.actions, spec) if self._drop_noops else None
+        if kept is not None and not len(kept):
+            raise InputError(f"{where} has no frame whose action does something; leave it out, or drop_noops.")
         if instruction not in self.tasks:
             self.tasks.append(instruction)
-        names = sorted((n for n in data if re.fullmatch(r"demo_\d+", n)), key=lambda n: int(n.split("_")[1]))
-        if not names:
-            raise InputError(f"{path} holds no episodes: data has no groups demo_0, demo_1 and so on.")
-        lengths = []
-        for name in names:
-            where = f"{path}: data/{name}"
-            actions, cameras = read_demo(group_in(data, name, f"{path}: data"), where, self.action_spec.dim)
-            if not self._demos:
-                self.cameras = cameras
-            elif cameras != self.cameras:
-                raise InputError(f"{where}/obs has cameras {cameras}, while the first episode has {self.cameras}.")
-            kept = without_noops(actions, self.action_spec) if drop_noops else None
-            length = len(actions) if kept is None else len(kept)
-            if length == 0:
-                raise InputError(f"{where} has no frame whose action does something; leave it out, or drop_noops.")
-            self._demos.append(_Demo(number, name, self.tasks.index(instruction), kept))
-            lengths.append(length)
-        world = environment_of(data, path)
-        if world in _ATLAS_WORLDS:
-            self.environment = world
-        return lengths
+        self._demos.append(_Demo(number, name, self.tasks.index(instruction), kept))
+        numbers = Numbers(demo.actions.astype(np.float32), demo.proprio)
+        self._read.append(numbers if kept is None else Numbers(*(values[kept] for values in numbers)))
+
+    def _leave_out(self, error: InputError) -> None:
+        """Say that a file or an episode is left out. Raises the error where nothing is to be left out."""
+        if not self._skip_damaged:
+            raise error
+        logger.warning("Left out: %s", error)
 
 
 class LiberoEpisode:
     """One demo group; each part is read when it is first asked for."""
 
-    def __init__(
-        self,
-        group: Callable[[], h5py.Group],
-        where: str,
-        instruction: str,
-        kept: np.ndarray | None,
-        stored_images: Callable[[str], Any],
-        orientation: Orientation,
-    ) -> None:
-        self._open_group, self._where, self._kept = group, where, kept
-        self._stored_images, self._orientation = stored_images, orientation
-        self.instruction = instruction
+    def __init__(self, dataset: LiberoDataset, index: int, kept: np.ndarray | None) -> None:
+        """kept: those of the stored frames that the episode has; None for all."""
+        self._dataset, self._index, self._kept = dataset, index, kept
+        self.instruction = dataset.tasks[dataset.task_of[index]]
 
-    @cached_property
-    def _group(self) -> h5py.Group:
-        return self._open_group()
-
-    @cached_property
+    @property
     def actions(self) -> np.ndarray:
-        return self._column("actions").astype(np.float32)
+        return self._dataset.numbers().actions[self._dataset.rows(self._index)]
 
-    @cached_property
+    @property
     def proprio(self) -> np.ndarray:
-        return np.concatenate([self._column(key) for key in PROPRIO], axis=1).astype(np.float32)
+        return self._dataset.numbers().proprio[self._dataset.rows(self._index)]
 
     @cached_property
     def rewards(self) -> np.ndarray | None:
@@ -214,6 +284,8 @@ class LiberoEpisode:
     def init_state(self) -> np.ndarray | None:
         with readable(self._where):
             state = self._group.attrs.get("init_state")
+            if state is None and "states" in self._group:  # robomimic's: the first of all, whatever frames are kept
+                state = array_in(self._group, "states", self._where)[0]
             return None if state is None else np.asarray(state, np.float64)
 
     @property
@@ -223,22 +295,24 @@ class LiberoEpisode:
             return None if xml is None else str(xml)
 
     def __len__(self) -> int:
-        return len(self.actions)
+        return int(self._dataset.lengths[self._index])
 
     def images(self, camera: str, frames: Sequence[int]) -> np.ndarray:
         """uint8 [n, H, W, 3], upright."""
-        stored = self._stored_images(camera)
-        rows = [int(f) if self._kept is None else int(self._kept[f]) for f in frames]
-        with readable(f"{self._where}/{image_key(camera)}"):
-            frames_as_stored = np.stack([stored[row] for row in rows])
-        return turn_upright(frames_as_stored, self._orientation)
+        return self._dataset.images(self._index, camera, frames)
+
+    @property
+    def _where(self) -> str:
+        return self._dataset.where(self._index)
+
+    @property
+    def _group(self) -> h5py.Group:
+        return self._dataset.group(self._index)
 
     def _optional(self, key: str) -> np.ndarray | None:
-        with readable(self._where):
-            return self._column(key) if key in self._group else None
-
-    def _column(self, key: str) -> np.ndarray:
         with readable(f"{self._where}/{key}"):
+            if key not in self._group:
+                return None
             values = np.asarray(array_in(self._group, key, self._where))
             return values if self._kept is None else values[self._kept]
 

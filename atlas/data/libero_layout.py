@@ -1,21 +1,69 @@
-"""What LIBERO's HDF5 layout promises, seen to when a file is opened: a reader that guesses would train on garbage."""
+"""What HDF5 layouts promise, LIBERO's and robomimic's, seen to when a file is opened: a reader that guesses would
+train on garbage."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from atlas.data.orientation import Orientation
 from atlas.errors import InputError, first_line
+from atlas.types import ActionSpec
 
-# The parts of proprio, in order, and how many numbers each has.
-PROPRIO = {"obs/ee_pos": 3, "obs/ee_ori": 3, "obs/gripper_states": 2}
-_IMAGES = "_rgb"  # the end of a camera's name among the observations
+_LIBERO_SPEC = ActionSpec()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a project's HDF5 files name the parts of an episode."""
+
+    project: str
+    format: str
+    proprio: Mapping[str, int]  # the parts, in order, and how many numbers each has; 4 are a quaternion
+    images: str  # the end of a camera's name among the observations
+    robot: str  # what the names of cameras on the robot begin with
+    orientation: Orientation  # of the stored images
+
+    def image_key(self, camera: str, demo: h5py.Group) -> str:
+        """Where a demo has a camera's images."""
+        key = f"obs/{camera}{self.images}"
+        on_robot = f"obs/{self.robot}{camera}{self.images}"
+        return on_robot if self.robot and key not in demo and on_robot in demo else key
+
+    def cameras(self, observations: h5py.Group) -> list[str]:
+        """The names of a demo's cameras, the same in both layouts."""
+        keys = [key for key in observations if key.endswith(self.images)]
+        return sorted(key.removesuffix(self.images).removeprefix(self.robot) for key in keys)
+
+
+LIBERO = Layout(
+    project="LIBERO",
+    format="libero-hdf5",
+    proprio={"obs/ee_pos": 3, "obs/ee_ori": 3, "obs/gripper_states": 2},
+    images="_rgb",
+    robot="",
+    orientation="upside_down",  # as robosuite returns them
+)
+ROBOMIMIC = Layout(
+    project="robomimic",
+    format="robomimic-hdf5",
+    proprio={"obs/robot0_eef_pos": 3, "obs/robot0_eef_quat": 4, "obs/robot0_gripper_qpos": 2},
+    images="_image",
+    robot="robot0_",
+    orientation="upright",  # robomimic turns what robosuite returns before it stores it
+)
+
+
+def layout_of(observations: h5py.Group) -> Layout:
+    """Whose layout a demo's observations have: robomimic's where they are called as there, else LIBERO's."""
+    return ROBOMIMIC if any(key.startswith("robot0_") for key in observations) else LIBERO
 
 
 @contextmanager
@@ -37,56 +85,71 @@ def open_file(path: Path) -> h5py.File:
         raise InputError(f"{path} cannot be read as HDF5; it may be truncated or not HDF5 at all ({error}).") from None
 
 
-def group_in(parent: h5py.Group, key: str, where: str) -> h5py.Group:
+def group_in(parent: h5py.Group, key: str, where: str, layout: Layout = LIBERO) -> h5py.Group:
     """A group of the layout. Raises InputError where it is missing, or is something else."""
-    found = _member(parent, key, where)
+    found = _member(parent, key, where, layout)
     if not isinstance(found, h5py.Group):
-        raise InputError(f"{where}/{key} is a dataset, where LIBERO's layout has a group.")
+        raise InputError(f"{where}/{key} is a dataset, where {layout.project}'s layout has a group.")
     return found
 
 
-def array_in(parent: h5py.Group, key: str, where: str) -> h5py.Dataset:
+def array_in(parent: h5py.Group, key: str, where: str, layout: Layout = LIBERO) -> h5py.Dataset:
     """A dataset of the layout. Raises InputError where it is missing, or is something else."""
-    found = _member(parent, key, where)
+    found = _member(parent, key, where, layout)
     if not isinstance(found, h5py.Dataset):
-        raise InputError(f"{where}/{key} is a group, where LIBERO's layout has a dataset.")
+        raise InputError(f"{where}/{key} is a group, where {layout.project}'s layout has a dataset.")
     return found
 
 
-def _member(parent: h5py.Group, key: str, where: str) -> Any:
-    if key not in parent:
-        raise InputError(f"{where} lacks the key '{key}', which LIBERO's layout has.")
+def _member(parent: h5py.Group, key: str, where: str, layout: Layout) -> Any:
     with readable(f"{where}/{key}"):  # it may be a link to nowhere
-        return parent[key]
+        try:
+            return parent[key]
+        except KeyError:
+            if key not in parent:  # looked up once more only now, since a lookup takes longer than a read
+                raise InputError(f"{where} lacks the key '{key}', which {layout.project}'s layout has.") from None
+            raise
 
 
-def read_demo(demo: h5py.Group, where: str, action_dim: int) -> tuple[np.ndarray, list[str]]:
-    """A demo's actions [T, action_dim] and the names of its cameras, once its parts are seen to fit together.
+def read_demo(
+    demo: h5py.Group, where: str, layout: Layout, action_dim: int
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """A demo's actions [T, action_dim], proprio float32 [T, 8] and the names of its cameras, once its parts are seen
+    to fit together.
 
     Images are looked at from outside only: their type, size and place in the file. Raises InputError.
     """
-    cameras = [key.removesuffix(_IMAGES) for key in group_in(demo, "obs", where) if key.endswith(_IMAGES)]
-    actions = _numbers(demo, "actions", action_dim, where)
+    cameras = layout.cameras(group_in(demo, "obs", where, layout))
+    actions = _numbers(demo, "actions", action_dim, where, layout)
     if not len(actions):
         raise InputError(f"{where}/actions has no frames.")
-    frames = {key: len(_numbers(demo, key, width, where)) for key, width in PROPRIO.items()}
+    proprio = {key: _numbers(demo, key, width, where, layout) for key, width in layout.proprio.items()}
     if not cameras:
-        raise InputError(f"{where}/obs has no images: none of its keys ends in {_IMAGES}.")
-    frames |= {image_key(camera): _count_images(demo, image_key(camera), where) for camera in cameras}
+        raise InputError(
+            f"{where}/obs has no images: none of its keys ends in {layout.images}."
+            + (" robomimic's script dataset_states_to_obs.py renders them." if layout is ROBOMIMIC else "")
+        )
+    frames = {key: len(values) for key, values in proprio.items()}
+    keys = [layout.image_key(camera, demo) for camera in cameras]
+    frames |= {key: _count_images(demo, key, where, layout) for key in keys}
     for key, count in frames.items():
         if count != len(actions):
             raise InputError(f"{where}/{key} has {count} frames, and actions has {len(actions)}.")
-    return actions, cameras
+    parts = [_axis_angle(values) if values.shape[1] == 4 else values for values in proprio.values()]
+    return actions, np.concatenate(parts, axis=1).astype(np.float32), cameras
 
 
-def image_key(camera: str) -> str:
-    """Where a demo has a camera's images."""
-    return f"obs/{camera}{_IMAGES}"
+def _axis_angle(quaternions: np.ndarray) -> np.ndarray:
+    """Unit quaternions [T, 4], scalar last, as axis times angle [T, 3], the angle in [0, 2 pi], as robosuite has it."""
+    quaternions = quaternions.astype(np.float64)
+    w = quaternions[:, 3:].clip(-1, 1)
+    sine = np.sqrt(1 - w**2)
+    return np.where(sine < 1e-9, 0.0, quaternions[:, :3] * 2 * np.arccos(w) / np.maximum(sine, 1e-9))
 
 
-def _numbers(demo: h5py.Group, key: str, width: int, where: str) -> np.ndarray:
+def _numbers(demo: h5py.Group, key: str, width: int, where: str, layout: Layout) -> np.ndarray:
     """A column [T, width] of numbers that are finite as float32."""
-    stored = array_in(demo, key, where)
+    stored = array_in(demo, key, where, layout)
     if stored.dtype.kind not in "fiu":
         raise InputError(f"{where}/{key} is of type {stored.dtype}, expected numbers.")
     if stored.ndim != 2 or stored.shape[1] != width:
@@ -102,8 +165,8 @@ def _numbers(demo: h5py.Group, key: str, width: int, where: str) -> np.ndarray:
     return values
 
 
-def _count_images(demo: h5py.Group, key: str, where: str) -> int:
-    images = array_in(demo, key, where)
+def _count_images(demo: h5py.Group, key: str, where: str, layout: Layout) -> int:
+    images = array_in(demo, key, where, layout)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not min(images.shape[1:]):
         raise InputError(
             f"{where}/{key} is {images.dtype} of shape {images.shape}, expected uint8 [frames, height, width, 3]."
@@ -114,10 +177,15 @@ def _count_images(demo: h5py.Group, key: str, where: str) -> int:
     return int(images.shape[0])
 
 
-def instruction_of(data: h5py.Group, path: Path) -> str:
-    """What the file's demos do. Raises InputError."""
+def instruction_of(data: h5py.Group, path: Path, given: str | None) -> str:
+    """What the file's demos do. given: by the config, for files that do not say it. Raises InputError."""
     if "problem_info" not in data.attrs:
-        raise InputError(f"{path}: data lacks the attribute 'problem_info', where LIBERO keeps the instruction.")
+        if given is not None:
+            return given
+        raise InputError(
+            f"{path}: data lacks the attribute 'problem_info', where LIBERO keeps the instruction. Say what its "
+            "episodes do: data.instruction='lift the cube' (of a mixture, data.datasets' instruction)."
+        )
     try:
         instruction = json.loads(data.attrs["problem_info"])["language_instruction"]
     except (ValueError, LookupError, TypeError):
@@ -125,14 +193,45 @@ def instruction_of(data: h5py.Group, path: Path) -> str:
     words = instruction if isinstance(instruction, list) else [instruction]
     if not all(isinstance(word, str) for word in words):
         raise InputError(f"{path}: 'language_instruction' in 'problem_info' is {instruction!r}, expected text.")
-    return " ".join(words).strip().strip('"')
+    text = " ".join(words).strip().strip('"')
+    if given is not None:
+        raise InputError(f"data.instruction is '{given}', and {path} has one of its own: '{text}'. Leave the key out.")
+    return text
 
 
-def environment_of(data: h5py.Group, path: Path) -> str | None:
-    """The name of the world that the demos were recorded in, where the file says it. Raises InputError."""
+def read_env_args(data: h5py.Group, path: Path) -> dict[str, Any]:
+    """What the file says of the world that it was recorded in; empty where it says nothing. Raises InputError."""
     if "env_args" not in data.attrs:
-        return None
+        return {}
     try:
-        return json.loads(data.attrs["env_args"]).get("env_name")
+        values = json.loads(data.attrs["env_args"])
+        values.get("env_name")
     except (ValueError, TypeError, AttributeError):
         raise InputError(f"{path}: the attribute 'env_args' of data is not a JSON object with 'env_name'.") from None
+    return dict(values)
+
+
+def control_of(env_args: Mapping[str, Any], path: Path) -> float:
+    """Actions a second, where `env_args` says how the robot was controlled; else LIBERO's.
+
+    Raises InputError where the actions are other ones than LIBERO's, as far as it is said.
+    """
+    settings = env_args.get("env_kwargs")
+    settings = settings if isinstance(settings, Mapping) else {}
+    control = settings.get("controller_configs")
+    control = control if isinstance(control, Mapping) else {}
+    parts = control.get("body_parts")  # robosuite 1.5 says it of each part of the robot
+    control = parts.get("right", {}) if isinstance(parts, Mapping) else control
+    spec = _LIBERO_SPEC
+    largest = [spec.position_unit_m] * 3 + [spec.rotation_unit_rad] * 3
+    wants = {"type": "OSC_POSE", "control_delta": True, "input_type": "delta", "output_max": largest}
+    for key, wanted in wants.items():
+        if control.get(key, wanted) != wanted:
+            raise InputError(
+                f"{path}: its actions are not LIBERO's: {key} in controller_configs of 'env_args' is {control[key]!r}, "
+                f"and Atlas reads {wanted!r}. Convert the file with its own project's scripts."
+            )
+    rate = settings.get("control_freq", spec.control_hz)
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 10_000:
+        raise InputError(f"{path}: control_freq in 'env_args' is {rate!r}, expected actions a second.")
+    return float(rate)

@@ -41,13 +41,20 @@ def write_libero_file(
 def _write_demo(group: h5py.Group, episode: RecordedEpisode) -> None:
     length = len(episode.actions)
     group.attrs["num_samples"] = length
-    group.attrs["init_state"] = episode.sim_states[0]
-    group.attrs["model_file"] = episode.model_xml
     position, rotation, fingers = np.split(episode.proprio.astype(np.float64), [3, 6], axis=1)
     group["actions"] = episode.actions
-    group["states"] = episode.sim_states
     group["robot_states"] = np.concatenate([fingers, position, _quaternions(rotation)], axis=1)
-    group["rewards"] = episode.rewards.astype(np.uint8)
+    init_state = episode.init_state
+    if episode.sim_states is not None:
+        group["states"] = episode.sim_states
+        init_state = episode.sim_states[0] if init_state is None else init_state
+    if init_state is not None:
+        group.attrs["init_state"] = init_state
+    if episode.model_xml is not None:
+        group.attrs["model_file"] = episode.model_xml
+    if episode.rewards is not None:
+        whole = episode.rewards.astype(np.uint8)  # as LIBERO has them; rewards between 0 and 1 stay what they are
+        group["rewards"] = whole if np.array_equal(whole, episode.rewards) else episode.rewards
     dones = np.zeros(length, np.uint8)
     dones[-1] = 1
     group["dones"] = dones
@@ -58,7 +65,8 @@ def _write_demo(group: h5py.Group, episode: RecordedEpisode) -> None:
     observations["ee_ori"] = rotation
     observations["ee_states"] = np.concatenate([position, rotation], axis=1)
     observations["gripper_states"] = fingers
-    observations["joint_states"] = episode.joints
+    if episode.joints is not None:
+        observations["joint_states"] = episode.joints
 
 
 def _quaternions(axis_angles: np.ndarray) -> np.ndarray:

@@ -2,42 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
 
+from atlas.errors import InputError
 
-@lru_cache(maxsize=4)
-def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
+_WHICH_GROUP = 1  # keeps the order of groups apart from the orders within them
+
+
+@lru_cache(maxsize=16)
+def epoch_order(samples: int, seed: int, epoch: int, group: int = 0) -> np.ndarray:
     """A permutation of 0 … samples-1, int64."""
-    return np.random.default_rng([seed, epoch]).permutation(samples)
+    return np.random.default_rng([seed, epoch, group]).permutation(samples)
+
+
+class Draws:
+    """What an epoch draws of which samples: of each group of samples a number of its own.
+
+    A group is gone through again and again, each time in another order, and from where the last epoch left it: none of
+    its samples comes again before all others have come. Which group is next is shuffled over the epoch.
+    """
+
+    def __init__(self, groups: Sequence[np.ndarray], counts: Sequence[int]) -> None:
+        """groups: the samples int64 [n] of each. counts: how many samples an epoch draws of each."""
+        assert len(groups) == len(counts) >= 1 and all(len(g) for g in groups) and min(counts) >= 1
+        self.groups, self.counts = tuple(groups), tuple(counts)
+
+    @classmethod
+    def each_once(cls, samples: int) -> Draws:
+        """Every one of 0 … samples-1 once an epoch."""
+        return cls([np.arange(samples)], [samples])
+
+    @classmethod
+    def by_shares(cls, groups: Sequence[np.ndarray], shares: Sequence[float], names: Sequence[str]) -> Draws:
+        """Of each group its share of an epoch, which draws as many samples as all groups have.
+
+        names: of the groups, for messages. Raises InputError where a share is less than one sample.
+        """
+        total = sum(len(group) for group in groups)
+        exact = np.asarray(shares, np.float64) / sum(shares) * total
+        counts = np.floor(exact).astype(np.int64)
+        # What rounding leaves goes to those that lost most by it.
+        counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
+        for name, count, share in zip(names, counts, shares, strict=True):
+            if not count:
+                raise InputError(
+                    f"{name} has {share / sum(shares):.2g} of the samples, less than one of the {total} of an epoch; "
+                    "give it a larger weight, or leave it out."
+                )
+        return cls(groups, counts.tolist())
+
+    def __len__(self) -> int:
+        """Samples an epoch."""
+        return sum(self.counts)
+
+    def epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The samples of an epoch in order, int64 [len], and for the how-manieth time each comes, from 0, likewise."""
+        if len(self.groups) == 1 and len(self.groups[0]) == len(self):
+            return self.groups[0][epoch_order(len(self), seed, epoch)], np.full(len(self), epoch)
+        group_of = np.repeat(np.arange(len(self.groups)), self.counts)
+        group_of = group_of[np.random.default_rng([seed, epoch, 0, _WHICH_GROUP]).permutation(len(self))]
+        samples, passes = np.empty(len(self), np.int64), np.empty(len(self), np.int64)
+        for number, (group, count) in enumerate(zip(self.groups, self.counts, strict=True)):
+            passed, place = np.divmod(epoch * count + np.arange(count), len(group))
+            orders = {p: epoch_order(len(group), seed, p, number) for p in np.unique(passed).tolist()}
+            here = np.flatnonzero(group_of == number)
+            passes[here] = passed
+            for p, order in orders.items():
+                samples[here[passed == p]] = group[order[place[passed == p]]]
+        return samples, passes
 
 
 class TrainOrder:
     """An endless stream of samples, epoch after epoch, dealt to the processes in batches.
 
-    Each sample comes exactly once an epoch; a batch may cross the border between two epochs, so that none is short.
-    One process with batch 32 and two with batch 16 see the same samples at the same step.
+    Without groups each sample comes exactly once an epoch; a batch may cross the border between two epochs, so that
+    none is short. One process with batch 32 and two with batch 16 see the same samples at the same step.
+    A sample is (for the how-manieth time it comes, its index): no such pair comes twice.
     """
 
     def __init__(
         self,
-        samples: int,
+        samples: int | Draws,
         seed: int,
         batch_size: int,
         accumulation: int = 1,
         world_size: int = 1,
         start: tuple[int, int] = (0, 0),
     ) -> None:
-        """start: a step and the samples seen by then, where a resumed run with other batches goes on."""
-        assert samples > 0
-        self._samples, self._seed, self._start = samples, seed, start
+        """samples: how many there are, of which an epoch draws each once, or what else it draws.
+        start: a step and the samples seen by then, where a resumed run with other batches goes on."""
+        self._draws = samples if isinstance(samples, Draws) else Draws.each_once(samples)
+        self._samples, self._seed, self._start = len(self._draws), seed, start
         self._batch, self._accumulation, self._world = batch_size, accumulation, world_size
         self.samples_a_step = batch_size * accumulation * world_size
+        self._epoch = lru_cache(maxsize=2)(self._draws.epoch)
 
     def steps_for(self, epochs: int) -> int:
-        """Optimizer steps until every sample was seen `epochs` times."""
+        """Optimizer steps until so many epochs are gone through."""
         return -(-self._samples * epochs // self.samples_a_step)
 
     def epoch_at(self, step: int) -> float:
@@ -50,7 +114,7 @@ class TrainOrder:
         return seen + (step - first_step) * self.samples_a_step
 
     def step_samples(self, step: int) -> list[tuple[int, int]]:
-        """(epoch, index) of all samples of all processes at one optimizer step (counted from 0)."""
+        """(time, index) of all samples of all processes at one optimizer step (counted from 0)."""
         first = self.samples_seen(step)
         return [self._sample(position) for position in range(first, first + self.samples_a_step)]
 
@@ -67,7 +131,8 @@ class TrainOrder:
 
     def _sample(self, position: int) -> tuple[int, int]:
         epoch, place = divmod(position, self._samples)
-        return epoch, int(epoch_order(self._samples, self._seed, epoch)[place])
+        samples, passes = self._epoch(self._seed, epoch)
+        return int(passes[place]), int(samples[place])
 
 
 def validation_batches(

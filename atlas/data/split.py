@@ -4,6 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from atlas.data.episode import EpisodeDataset
+from atlas.data.mixture import sources_of
+
+
+def split_dataset(dataset: EpisodeDataset, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Episode numbers for training and for validation, each sorted: every source of a mixture is split as it would be
+    alone."""
+    train, val = [], []
+    for source in sources_of(dataset):
+        mine = split_episodes(source.dataset.task_of, val_fraction, seed)
+        train.append(source.first + mine[0])
+        val.append(source.first + mine[1])
+    return np.concatenate(train), np.concatenate(val)
+
 
 def split_episodes(task_of: np.ndarray, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Episode numbers for training and for validation, each sorted; a pure function of the arguments.

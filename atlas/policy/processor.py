@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,10 +15,13 @@ from torch import nn
 
 from atlas.config import ProcessorConfig
 from atlas.data.geometry import fit_images
+from atlas.data.inputs import TrainingInputs
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
 from atlas.errors import InputError
 from atlas.files import write_json
 from atlas.types import ActionSpec, Batch, Observation
+
+logger = logging.getLogger(__name__)
 
 _SMALLEST_RANGE = 1e-3  # a dimension that hardly moves is not blown up
 
@@ -34,6 +38,7 @@ class PolicyProcessor:
     action_spec: ActionSpec
     statistics: tuple[DatasetStatistics, ...]  # one a source; a batch's `source` says which
     scaling: ProcessorConfig
+    inputs: TrainingInputs | None = None  # what it was shown in training; None where nobody kept it
 
     def batch(self, observations: Sequence[Observation], source: int = 0) -> Batch:
         """Observations of running episodes as a Batch without actions; the images go through `fit_images`, as in
@@ -61,6 +66,25 @@ class PolicyProcessor:
             source=torch.full((len(observations),), source),
         )
 
+    def source_for(self, environment: str | None = None) -> int:
+        """The source whose statistics apply in a rollout: the first that was recorded in that world (None: in any).
+
+        Where none was, the first of all; of several sources the log says which it is.
+        """
+        recorded = [i for i, s in enumerate(self.statistics) if s.environment is not None]
+        fitting = [i for i in recorded if environment in (None, self.statistics[i].environment)]
+        source = next(iter(fitting or recorded), 0)
+        if len(self.statistics) > 1:
+            why = "the first of all: none was" if not fitting else "the only one"
+            why = f"the first of {len(fitting)}" if len(fitting) > 1 else why
+            logger.info(
+                "Rollouts are by the statistics of '%s', %s recorded in %s.",
+                self.statistics[source].source,
+                why,
+                environment or "a simulator",
+            )
+        return source
+
     def save(self, path: Path) -> None:
         """Write processor.json."""
         values = {
@@ -72,6 +96,7 @@ class PolicyProcessor:
             "action_spec": self.action_spec.to_dict(),
             "scaling": self.scaling.model_dump(),
             "statistics": [s.to_dict() for s in self.statistics],
+            "inputs": None if self.inputs is None else self.inputs.to_dict(),
         }
         write_json(path, values)
 
@@ -89,6 +114,7 @@ class PolicyProcessor:
                 action_spec=ActionSpec.from_dict(values["action_spec"]),
                 statistics=tuple(DatasetStatistics.from_dict(s) for s in values["statistics"]),
                 scaling=ProcessorConfig(**values["scaling"]),
+                inputs=TrainingInputs.from_dict(values["inputs"]) if values.get("inputs") else None,
             )
             _check(processor)
         except FileNotFoundError:

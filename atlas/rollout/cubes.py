@@ -141,6 +141,18 @@ class CubesEnvironment:
         self._restart_controller()
         return self._observe() if observe else None
 
+    def positions(self) -> dict[str, np.ndarray]:
+        """See `Environment.positions`."""
+        pads = self._robot.gripper.important_geoms
+        fingers = {
+            f"{side} finger": np.array(self._data.geom(pads[f"{side}_fingerpad"][0]).xpos) for side in ("left", "right")
+        }
+        return {
+            "hand": self.hand_pose()[0],
+            "red cube": self.cube_pose(0)[0],
+            "green cube": self.cube_pose(1)[0],
+        } | fingers
+
     def picture(self, size: int) -> np.ndarray:
         """The table as `agentview` sees it."""
         if self._picture is None or self._picture.size != size:

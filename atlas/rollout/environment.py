@@ -66,6 +66,11 @@ class Environment(Protocol):
         `observe=False` saves the rendering and returns None. Not called where `spec.restorable` is False."""
         ...
 
+    def positions(self) -> dict[str, np.ndarray]:
+        """Where the hand, its fingers and the objects are: {name: float64 [3]}, in metres, in the world's frame; the
+        hand's is called `hand`. Not called where `spec.restorable` is False."""
+        ...
+
     def picture(self, size: int) -> np.ndarray:
         """The present state as people look at it: uint8 [size, size, 3]."""
         ...

@@ -22,6 +22,7 @@ from atlas.rollout.executor import ChunkExecutor
 from atlas.rollout.report import EpisodeOutcome, EvaluationReport
 from atlas.rollout.seeds import Purpose, episode_seed
 from atlas.rollout.traces import FilmOrder, Trace
+from atlas.rollout.watching import InputWatcher
 from atlas.rollout.workers import EnvironmentPool, Segment
 from atlas.rollout.worlds import environment_spec
 from atlas.types import Observation
@@ -94,13 +95,14 @@ class Evaluator:
         videos: int = 0,
         video_dir: Path | None = None,
         title: str | None = "evaluating",
+        watcher: InputWatcher | None = None,
     ) -> list[EpisodeOutcome]:
         """Run the episodes and count; then film the first `videos` of them, every step, into `video_dir`.
 
         Outcomes come in the order of `episodes`.
         """
         filmed = videos if video_dir is not None else 0
-        played = self.play(executor, episodes, probe, record=filmed > 0, title=title)
+        played = self.play(executor, episodes, probe, record=filmed > 0, title=title, watcher=watcher)
         outcomes = [p.outcome for p in played]
         if video_dir is not None and filmed:
             orders = [
@@ -120,10 +122,12 @@ class Evaluator:
         probe: Probe | None = None,
         record: bool = False,
         title: str | None = "evaluating",
+        watcher: InputWatcher | None = None,
     ) -> list[PlayedEpisode]:
         """Run the episodes, as many at once as there are workers, the policy seeing those that wait together.
 
-        record: keep what it takes to film them. They come back in the order of `episodes`.
+        record: keep what it takes to film them. watcher: is told what the policy is shown and says.
+        They come back in the order of `episodes`.
         """
         probe = probe or Probe()
         waiting = list(reversed(episodes))
@@ -153,8 +157,14 @@ class Evaluator:
                         begin(worker)
                     else:
                         seen[worker] = probe.apply(segment.observation, self._instructions)
+                        if watcher is not None:
+                            processor = executor.processor
+                            start = len(segments[worker]) == 1
+                            watcher.saw(seen[worker], start, processor.cameras, processor.image_size)
                 if seen:
                     for worker, actions in executor.plan(seen).items():
+                        if watcher is not None:
+                            watcher.said(actions)
                         self._pool.run(worker, actions)
         return [played[e.number] for e in episodes]
 
@@ -199,10 +209,12 @@ def evaluate_checkpoint(
     blind: bool = False,
     video: Path | None = None,
     workers: int | None = None,
+    watcher: InputWatcher | None = None,
 ) -> EvaluationReport:
     """Evaluate a saved policy on episodes that neither training nor its selection ever used.
 
     execute: actions of each chunk that are executed (None: half of it). video: a folder for films of all episodes.
+    watcher: is told what the policy is shown and says.
     Raises InputError for an unknown environment, a policy that does not fit it, a checkpoint that is damaged, or a
     folder that cannot be made.
     """
@@ -215,7 +227,7 @@ def evaluate_checkpoint(
         check_folder("The folder for films", video)
     policy = AtlasPolicy.from_pretrained(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     check_agreement(policy.processor, environment_spec(env))
-    executor = ChunkExecutor(policy, execute or max(1, policy.processor.action_horizon // 2), ensemble)
+    executor = ChunkExecutor(policy, execute or max(1, policy.processor.action_horizon // 2), ensemble, env)
     if video is not None:
         video.mkdir(parents=True, exist_ok=True)
     workers = min(workers or available_cores(), episodes)
@@ -228,6 +240,7 @@ def evaluate_checkpoint(
             videos=episodes if video is not None else 0,
             video_dir=video,
             title=f"evaluating in '{env}'",
+            watcher=watcher,
         )
     finally:
         evaluator.close()

@@ -43,15 +43,24 @@ class ChunkExecutor:
     rollout does not depend on the episodes beside it.
     """
 
-    def __init__(self, policy: Policy, execute: int, ensemble: float | None = None) -> None:
+    def __init__(
+        self, policy: Policy, execute: int, ensemble: float | None = None, environment: str | None = None
+    ) -> None:
+        """environment: the world's name, by which a policy of several datasets knows whose statistics apply."""
         horizon = policy.processor.action_horizon
         if not 1 <= execute <= horizon:
             raise InputError(f"The number of executed actions must be from 1 to {horizon} (the chunk), got {execute}.")
         if ensemble is not None and ensemble < 0:
             raise InputError(f"The ensemble's weight must not be negative, got {ensemble}.")
         self._policy, self._execute, self._ensemble = policy, execute, ensemble
+        self._source = policy.processor.source_for(environment)
         self._episodes: dict[int, _Episode] = defaultdict(_Episode)
         self._queue: deque[np.ndarray] = deque()
+
+    @property
+    def processor(self) -> PolicyProcessor:
+        """The policy's."""
+        return self._policy.processor
 
     def reset(self, episode: int = 0, seed: int = 0) -> None:
         """Forget an episode's state; call it when one begins. seed: of its policy's random numbers."""
@@ -67,7 +76,7 @@ class ChunkExecutor:
     def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
         """Of each episode the actions [n, A] to execute before it must be observed again, in the ActionSpec's units."""
         device = next(iter(self._policy.parameters())).device  # type: ignore[call-overload]
-        batch = self._policy.processor.batch(list(observations.values()))
+        batch = self._policy.processor.batch(list(observations.values()), self._source)
         episodes = [self._episodes[number] for number in observations]
         chunks = self._policy.sample(replace(batch, key=_keys(episodes)).to(device)).float().cpu().numpy()  # [n, H, A]
         for episode in episodes:

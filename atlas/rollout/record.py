@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from atlas.cores import available_cores
+from atlas.data.convert import DEFAULT_CODEC, Conversion, Format, check_form, convert
 from atlas.data.episode import RecordedEpisode
+from atlas.data.libero import LiberoDataset
 from atlas.data.libero_writer import write_libero_file
 from atlas.errors import InputError
 from atlas.files import atomic_path, write_json
-from atlas.progress import progress_bar
+from atlas.pool import run_jobs
 from atlas.rollout.seeds import episode_seed
-from atlas.rollout.workers import worker_start
-from atlas.rollout.worlds import make_environment
+from atlas.rollout.worlds import environment_spec, make_environment
 
 _MAX_TRIES = 20  # starts tried for one episode before the expert is called broken
 _FORMAT = 1  # raised when the world, the expert or the files change, so that older recordings are not reused
+
+
+_AS_LIBERO = Conversion("libero-hdf5")
 
 
 @dataclass(frozen=True)
@@ -37,52 +38,65 @@ class RecordSettings:
     image_size: int = 64
 
 
-def record(settings: RecordSettings, out: Path, workers: int | None = None) -> None:
-    """Record demonstrations into `out`, one LIBERO-layout HDF5 file an instruction.
+def record(
+    settings: RecordSettings,
+    out: Path,
+    workers: int | None = None,
+    to: Format = "libero-hdf5",
+    codec: str | None = None,
+) -> None:
+    """Record demonstrations into `out`: LIBERO-layout HDF5 files, one an instruction, or a LeRobot dataset.
 
     Continues an interrupted recording of the same settings; each file is complete or absent. Only successful
-    episodes are kept. Raises InputError when `out` holds something else.
+    episodes are kept. codec: of a LeRobot dataset's images. Raises InputError when `out` holds something else.
     """
     if settings.env != "cubes":
         raise InputError(f"There is a scripted expert for the environment 'cubes' only, not for '{settings.env}'.")
     if not 2 <= settings.episodes < 10**5:
         raise InputError(f"--episodes must be from 2 to 99999 (one an instruction at least), got {settings.episodes}.")
-    if is_recorded(settings, out):
+    form = Conversion(to, codec)
+    size = settings.image_size
+    check_form(form, {camera: (size, size) for camera in environment_spec(settings.env, size).cameras})
+    if is_recorded(settings, out, form):
         return
     parts = out / ".parts"
     parts.mkdir(parents=True, exist_ok=True)
-    write_json(out / "recording.json", _fingerprint(settings))
+    write_json(out / "recording.json", _fingerprint(settings, form))
 
     from atlas.rollout.cubes import INSTRUCTIONS
 
-    wanted = [(task, i) for i in range(settings.episodes) for task in [i % len(INSTRUCTIONS)]]
-    missing = [(task, i) for task, i in wanted if not _part(parts, i).exists()]
-    workers = min(workers or available_cores(), max(1, len(missing)))
-    with (
-        progress_bar(
-            f"recording demonstrations into {out}", total=len(wanted), done=len(wanted) - len(missing)
-        ) as advance,
-        worker_start(),
-        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (settings,)) as pool,
-    ):
-        jobs = [pool.submit(_record_part, parts, INSTRUCTIONS[task], i) for task, i in missing]
-        try:
-            for job in as_completed(jobs):
-                job.result()
-                advance(1)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-    env_args = {"env_name": settings.env, "type": 1, "env_kwargs": {"control_freq": 20, **asdict(settings)}}
-    for task, instruction in enumerate(INSTRUCTIONS):
-        numbers = [i for t, i in wanted if t == task]
-        file = out / f"{instruction.replace(' ', '_')}_demo.hdf5"
-        write_libero_file(file, instruction, _read_parts(parts, numbers), env_args)
+    wanted = [(INSTRUCTIONS[i % len(INSTRUCTIONS)], i) for i in range(settings.episodes)]
+    missing = [job for job in wanted if not _part(parts, job[1]).exists()]
+    title = f"recording demonstrations into {out}"
+    run_jobs(title, len(wanted), missing, _record_part, _start_worker, (settings, parts), workers)
+    if to == "lerobot":
+        _write_files(settings, wanted, parts, parts / "demonstrations")
+        _move_as_lerobot(parts / "demonstrations", out, form, workers)
+    else:
+        _write_files(settings, wanted, parts, out)
     shutil.rmtree(parts)
 
 
-def is_recorded(settings: RecordSettings, out: Path) -> bool:
+def _write_files(settings: RecordSettings, wanted: list[tuple[str, int]], parts: Path, folder: Path) -> None:
+    """Put the parts together in LIBERO's layout, a file an instruction; those that are there already are left alone."""
+    env_args = {"env_name": settings.env, "type": 1, "env_kwargs": {"control_freq": 20, **asdict(settings)}}
+    for instruction in dict(wanted):
+        file = folder / f"{instruction.replace(' ', '_')}_demo.hdf5"
+        if not file.exists():
+            numbers = [number for task, number in wanted if task == instruction]
+            write_libero_file(file, instruction, _read_parts(parts, numbers), env_args)
+
+
+def _move_as_lerobot(files: Path, out: Path, form: Conversion, workers: int | None) -> None:
+    """Convert LIBERO's files, beside them, and move the copy's folders into `out`."""
+    copy = files.with_name("lerobot")
+    convert(LiberoDataset(files), copy, form, workers)
+    for folder in sorted(copy.iterdir(), key=lambda path: path.name == "meta"):  # what says that all is there, last
+        if folder.is_dir():
+            folder.rename(out / folder.name)
+
+
+def is_recorded(settings: RecordSettings, out: Path, form: Conversion = _AS_LIBERO) -> bool:
     """Whether `out` holds a complete recording of these settings; False where it is absent or unfinished.
 
     Raises InputError when the folder holds something else.
@@ -92,15 +106,21 @@ def is_recorded(settings: RecordSettings, out: Path) -> bool:
         if out.exists() and any(out.iterdir()):
             raise InputError(f"{out} is not empty and holds no recording of Atlas; give another folder.")
         return False
-    found, asked = json.loads(marker.read_text()), _fingerprint(settings)
+    found, asked = json.loads(marker.read_text()), _fingerprint(settings, form)
     if found != asked:
-        differing = ", ".join(f"{k}: {found.get(k)} there, {v} asked" for k, v in asked.items() if found.get(k) != v)
+        differing = ", ".join(
+            f"{key}: {found.get(key)} there, {asked.get(key)} asked"
+            for key in {**asked, **found}
+            if found.get(key) != asked.get(key)
+        )
         raise InputError(f"{out} holds another recording ({differing}). Remove it, or give another folder.")
-    return not (out / ".parts").exists() and any(out.glob("*_demo.hdf5"))
+    whole = (out / "meta").is_dir() if form.to == "lerobot" else any(out.glob("*_demo.hdf5"))
+    return whole and not (out / ".parts").exists()
 
 
-def _fingerprint(settings: RecordSettings) -> dict[str, Any]:
-    return {"format": _FORMAT, **asdict(settings)}
+def _fingerprint(settings: RecordSettings, form: Conversion) -> dict[str, Any]:
+    as_lerobot = {"to": form.to, "codec": form.codec or DEFAULT_CODEC} if form.to == "lerobot" else {}
+    return {"format": _FORMAT, **asdict(settings), **as_lerobot}
 
 
 def record_episode(env: Any, instruction: str, seed: int, number: int) -> RecordedEpisode:
@@ -140,22 +160,23 @@ def record_episode(env: Any, instruction: str, seed: int, number: int) -> Record
 
 # ---- in the worker processes -----------------------------------------------------------------------------
 
-_worker: tuple[Any, RecordSettings] | None = None  # each process has one environment
+_worker: tuple[Any, RecordSettings, Path] | None = None  # each process has one environment
 
 
-def _start_worker(settings: RecordSettings) -> None:
+def _start_worker(settings: RecordSettings, parts: Path) -> None:
     global _worker
-    _worker = make_environment(settings.env, settings.image_size), settings
+    _worker = make_environment(settings.env, settings.image_size), settings, parts
 
 
-def _record_part(parts: Path, instruction: str, number: int) -> None:
+def _record_part(job: tuple[str, int]) -> None:
     assert _worker is not None
-    env, settings = _worker
+    env, settings, parts = _worker
+    instruction, number = job
     episode = record_episode(env, instruction, settings.seed, number)
     values: dict[str, Any] = {f.name: getattr(episode, f.name) for f in fields(episode) if f.name != "images"}
     values |= {f"image/{camera}": images for camera, images in episode.images.items()}
     with atomic_path(_part(parts, number)) as partial, partial.open("wb") as file:
-        np.savez(file, **values)
+        np.savez(file, **{name: value for name, value in values.items() if value is not None})
 
 
 def _part(parts: Path, number: int) -> Path:

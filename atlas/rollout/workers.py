@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -15,33 +12,11 @@ from typing import Any
 import numpy as np
 
 from atlas.errors import InputError
+from atlas.pool import worker_start
 from atlas.rollout.environment import Environment
 from atlas.rollout.traces import FilmOrder, Trace, TraceRecorder, make_film
 from atlas.rollout.worlds import make_environment
 from atlas.types import Observation
-
-
-@contextmanager
-def worker_start() -> Iterator[None]:
-    """Worker processes are started inside this block.
-
-    They use one thread each for linear algebra and software rendering (set through the environment, since libraries
-    read it when they are loaded), and do not run the caller's script: multiprocessing would import it again in each,
-    so that a script that trains at its top level would start itself anew.
-    """
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    script = sys.modules["__main__"].__dict__
-    hidden: dict[str, object] = {name: script.pop(name) for name in ("__file__", "__spec__") if name in script}
-    script["__spec__"] = None
-    os.environ.update({name: value or "1" for name, value in before.items()})
-    try:
-        yield
-    finally:
-        script.update(hidden)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
 
 
 @dataclass

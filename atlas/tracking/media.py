@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +19,27 @@ _GIF_SIDE = 384
 _PALETTE_PICTURES = 8  # of a film, from which the colours of its GIF are chosen
 
 
-def write_mp4(path: Path, frames: np.ndarray, fps: float) -> None:
-    """Write uint8 [T, H, W, 3] frames as an H.264 mp4 that browsers play, atomically. An odd side gains a pixel."""
+def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Write frames uint8 [H, W, 3], one at least, as an H.264 mp4 that browsers play, atomically.
+
+    An odd side gains a pixel. An array [T, H, W, 3] will do, and so will frames that are made one after the other.
+    """
     import av
 
-    _, height, width, _ = frames.shape
-    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    frames = iter(frames)
+    first = next(frames)
+    height, width, _ = first.shape
+    odd = ((0, height % 2), (0, width % 2), (0, 0))
     with atomic_path(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         # As small as the default preset on films of robots, in less than half of the time.
         options = {"preset": "veryfast"}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=options)
-        stream.width, stream.height = frames.shape[2], frames.shape[1]
+        stream.width, stream.height = width + width % 2, height + height % 2
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1  # x264 takes every core otherwise, and the run needs them
-        for pixels in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
+        for pixels in chain([first], frames):
+            even = np.ascontiguousarray(np.pad(pixels, odd, mode="edge"))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         container.mux(stream.encode())
 
 

@@ -80,7 +80,8 @@ def run_here(place: Path, arguments: Sequence[str]) -> tuple[int, str]:
     """The exit code of `atlas ARGUMENTS`, and what it has written on stderr."""
     stderr, home = io.StringIO(), Path.cwd()
     with (
-        mock.patch.dict(os.environ, {"ATLAS_CACHE_DIR": str(place / "cache")}),
+        # What is learned of data may be kept there, beside what must not be touched.
+        mock.patch.dict(os.environ, {"ATLAS_CACHE_DIR": str(place.with_name(place.name + "-cache"))}),
         mock.patch.object(sys, "argv", ["atlas", *arguments]),
         redirect_stdout(io.StringIO()),
         redirect_stderr(stderr),

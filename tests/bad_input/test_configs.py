@@ -83,11 +83,11 @@ def keys_of(section: dict[str, Any], prefix: str = "") -> Iterator[str]:
 def test_any_key_misspelt_or_with_a_value_of_another_kind_is_named(seed: int, place: Path, good_data: Path) -> None:
     """Twelve keys a seed, out of all there are."""
     rng = random.Random(seed)
-    keys = list(keys_of(yaml.safe_load(GOOD)))
+    keys = [key for key in keys_of(yaml.safe_load(GOOD)) if key != "distributed.cpu"]  # which --cpu sets
     assert len(keys) > 100
     for key in rng.sample(keys, 6):
-        refused(place, ["train", "--cpu", f"{key}={{not: {{such: thing}}}}", f"data.path={good_data}"], key)
+        refused(place, ["train", "--cpu", f"data.path={good_data}", f"{key}={{not: {{such: thing}}}}"], key)
     for key in rng.sample(keys, 6):
         letter = rng.randrange(len(key) - len(key.rpartition(".")[2]), len(key))
         misspelt = f"{key[:letter]}x{key[letter:]}"
-        refused(place, ["train", "--cpu", f"{misspelt}=1", f"data.path={good_data}"], misspelt)
+        refused(place, ["train", "--cpu", f"data.path={good_data}", f"{misspelt}=1"], misspelt)

@@ -138,7 +138,7 @@ ROWS = [
     ),
     inside("one camera fewer in one episode", remove(IMAGES), "data/demo_1/obs", "['eye_in_hand']"),
     inside("no demos", rename_demos, "no groups demo_0"),
-    inside("the layout of robomimic", like_robomimic, "data/demo_0", "'obs/ee_pos'"),
+    inside("robomimic's names with LIBERO's numbers", like_robomimic, "data/demo_0/obs/robot0_eef_quat", "(12, 3)"),
     inside("no instruction", lambda file: file["data"].attrs.pop("problem_info"), "'problem_info'"),
     inside("an instruction that is not JSON", set_attribute("problem_info", "open the drawer"), "'problem_info'"),
     inside("an instruction in a list", set_attribute("problem_info", "[1, 2]"), "'problem_info'"),

@@ -56,7 +56,7 @@ def test_a_chunk_longer_than_every_episode_is_refused(make_libero: MakeLibero) -
 
 def test_statistics_are_those_of_the_chosen_episodes(make_libero: MakeLibero) -> None:
     dataset = open_dataset(make_libero())
-    statistics = make_chunks(make_libero).statistics()
+    (statistics,) = make_chunks(make_libero).statistics()
     actions = np.concatenate([dataset.episode(i).actions for i in (0, 2, 3)]).astype(np.float64)
 
     assert (statistics.episodes, statistics.frames) == (3, len(actions))

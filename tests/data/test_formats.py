@@ -7,16 +7,18 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from atlas.data import open_dataset
+from atlas.data import open_dataset as open_with
 from atlas.data.chunks import ChunkDataset
 from atlas.data.episode import EpisodeDataset
 from atlas.data.orientation import ORIENTATIONS, turn_upright
 from atlas.errors import InputError
 from tests.conftest import MakeLibero
+from tests.data.hdf5_files import as_robomimic
 from tests.data.lerobot_folders import FIXTURES, IMAGE, VIDEO, as_version_2, copy_fixture
 
 Write = Callable[[Path, MakeLibero], Path]
@@ -26,8 +28,15 @@ FORMATS: dict[str, Write] = {
     "lerobot-v3.0 with images": lambda tmp_path, _: copy_fixture(IMAGE, tmp_path / "set"),
     "lerobot-v2.1 with videos": lambda tmp_path, _: as_version_2(FIXTURES / VIDEO, tmp_path / "set"),
     "lerobot-v2.1 with images": lambda tmp_path, _: as_version_2(FIXTURES / IMAGE, tmp_path / "set"),
+    "robomimic-hdf5": lambda tmp_path, make_libero: as_robomimic(make_libero(folder="robomimic")),
     "lerobot-v2.0 with images": lambda tmp_path, _: as_version_2(FIXTURES / IMAGE, tmp_path / "set", "v2.0"),
 }
+
+
+def open_dataset(path: Path, **options: Any) -> EpisodeDataset:
+    """What each format needs is said: robomimic's has no instruction."""
+    robomimic = any(file.name.endswith("_robomimic.hdf5") for file in path.glob("*"))
+    return open_with(path, instruction="lift the cube" if robomimic else None, **options)
 
 
 @pytest.fixture(params=FORMATS)

@@ -251,7 +251,7 @@ def test_numbers_statistics_and_chunks_are_read_without_any_video(tmp_path: Path
 
     chunks = ChunkDataset(dataset, np.arange(4), dataset.cameras, image_size=64, horizon=4)
 
-    assert chunks.statistics().frames == 40 and dataset.episode(3).rewards is None
+    assert chunks.statistics()[0].frames == 40 and dataset.episode(3).rewards is None
     with pytest.raises(InputError, match=r"The video .*file-000\.mp4 is missing"):
         dataset.episode(0).images("agentview", [0])
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atlas.data.order import TrainOrder, validation_batches
+from atlas.data.order import Draws, TrainOrder, validation_batches
 from atlas.data.randomness import Stream, normal, sample_keys, uniform
 from atlas.data.split import split_episodes
+from atlas.errors import InputError
 
 sizes = st.integers(1, 60)
 
@@ -68,6 +70,89 @@ def test_a_resumed_run_with_other_batches_goes_on_at_the_same_sample() -> None:
 
     whole = TrainOrder(50, 0, batch_size=1)
     assert seen == [s for step in range(len(seen)) for s in whole.step_samples(step)]
+
+
+def test_without_groups_an_epoch_is_numpys_permutation_of_seed_and_epoch() -> None:
+    """What runs of earlier versions saw: they can be resumed."""
+    order = TrainOrder(50, 3, batch_size=10)
+
+    for epoch in range(3):
+        seen = [s for step in range(5 * epoch, 5 * epoch + 5) for s in order.step_samples(step)]
+        assert seen == [(epoch, i) for i in np.random.default_rng([3, epoch]).permutation(50).tolist()]
+    assert seen == [
+        s for step in range(10, 15) for s in TrainOrder(Draws([np.arange(50)], [50]), 3, 10).step_samples(step)
+    ]
+
+
+groups_and_counts = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 30)), min_size=1, max_size=4)
+
+
+def grouped(sizes_and_counts: list[tuple[int, int]]) -> Draws:
+    ends = np.cumsum([size for size, _ in sizes_and_counts])
+    groups = [np.arange(end - size, end) for end, (size, _) in zip(ends, sizes_and_counts, strict=True)]
+    return Draws(groups, [count for _, count in sizes_and_counts])
+
+
+@given(groups_and_counts, st.integers(0, 3))
+def test_each_group_gives_its_number_and_none_of_it_comes_again_before_all_came(
+    sizes_and_counts: list[tuple[int, int]], seed: int
+) -> None:
+    draws = grouped(sizes_and_counts)
+    order = TrainOrder(draws, seed, batch_size=len(draws))  # a step is an epoch
+
+    epochs = [order.step_samples(epoch) for epoch in range(4)]
+
+    for group, count in zip(draws.groups, draws.counts, strict=True):
+        mine = [[(time, i) for time, i in epoch if i in group] for epoch in epochs]
+        assert [len(epoch) for epoch in mine] == [count] * 4
+        drawn = [sample for epoch in mine for sample in epoch]
+        for first in range(0, len(drawn) - len(group) + 1, len(group)):
+            once = drawn[first : first + len(group)]
+            assert sorted(i for _, i in once) == group.tolist() and {time for time, _ in once} == {first // len(group)}
+    assert len({sample for epoch in epochs for sample in epoch}) == 4 * len(draws)  # each has its own random numbers
+
+
+@given(groups_and_counts, st.integers(0, 6), st.integers(0, 3))
+def test_ranks_and_resumed_runs_share_one_mixed_order(
+    sizes_and_counts: list[tuple[int, int]], step: int, seed: int
+) -> None:
+    draws = grouped(sizes_and_counts)
+    one = TrainOrder(draws, seed, batch_size=6)
+    two = TrainOrder(draws, seed, batch_size=3, world_size=2)
+    resumed = TrainOrder(draws, seed, batch_size=2, start=(step, one.samples_seen(step)))
+
+    dealt = [next(two.batches(rank, step, step + 1)) for rank in range(2)]
+
+    assert dealt[0] + dealt[1] == one.step_samples(step)
+    assert [s for part in range(3) for s in resumed.step_samples(step + part)] == one.step_samples(step)
+
+
+def test_groups_are_mixed_all_over_an_epoch() -> None:
+    draws = grouped([(1000, 300), (50, 700)])
+
+    samples, _ = draws.epoch(seed=0, epoch=0)
+
+    for part in np.split(samples >= 1000, 5):
+        assert 0.6 < part.mean() < 0.8
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.floats(0.1, 10)), min_size=1, max_size=4))
+def test_shares_are_met_as_nearly_as_whole_samples_can(sizes_and_weights: list[tuple[int, float]]) -> None:
+    ends = np.cumsum([size for size, _ in sizes_and_weights])
+    groups = [np.arange(end - size, end) for end, (size, _) in zip(ends, sizes_and_weights, strict=True)]
+    weights = np.array([weight for _, weight in sizes_and_weights])
+    exact = weights / weights.sum() * ends[-1]
+
+    if exact.min() < 1:  # may be rounded up to one, or is refused
+        return
+    draws = Draws.by_shares(groups, weights.tolist(), ["a group"] * len(groups))
+
+    assert len(draws) == ends[-1] and (np.abs(np.array(draws.counts) - exact) < 1).all()
+
+
+def test_a_share_of_less_than_a_sample_is_refused() -> None:
+    with pytest.raises(InputError, match=r"The dataset 'b' has 0.001 of the samples.*larger weight"):
+        Draws.by_shares([np.arange(10), np.arange(10, 20)], [999, 1], ["The dataset 'a'", "The dataset 'b'"])
 
 
 @given(samples=st.integers(0, 40), batch=st.integers(1, 7), world=st.integers(1, 5))

@@ -198,9 +198,9 @@ def _interrupt_after(episodes: int, settings: RecordSettings, out: Path) -> None
     """Record, and press Ctrl-C when some episodes are there."""
     from unittest.mock import patch
 
-    from atlas.rollout import record as recording
+    from atlas import pool
 
-    finished = recording.as_completed
+    finished = pool.as_completed
 
     def interrupted(jobs):  # type: ignore[no-untyped-def]
         for number, job in enumerate(finished(jobs)):
@@ -208,5 +208,5 @@ def _interrupt_after(episodes: int, settings: RecordSettings, out: Path) -> None
             if number + 1 == episodes:
                 raise KeyboardInterrupt
 
-    with patch.object(recording, "as_completed", interrupted):
+    with patch.object(pool, "as_completed", interrupted):
         record(settings, out, workers=1)

@@ -38,7 +38,9 @@ def convert(values: np.ndarray, source: SourceActionsConfig) -> np.ndarray:
     """
     position = values[:, slice(*source.position)] * _scale(source, source.position_unit_m, _LIBERO.position_unit_m)
     rotation = values[:, slice(*source.rotation)] * _scale(source, source.rotation_unit_rad, _LIBERO.rotation_unit_rad)
-    grip = 2 * (values[:, [source.gripper]] - source.gripper_open) / (source.gripper_closed - source.gripper_open) - 1
+    grip = values[:, [source.gripper]]
+    if (source.gripper_open, source.gripper_closed) != (-1.0, 1.0):  # else to the bit what is stored
+        grip = 2 * (grip - source.gripper_open) / (source.gripper_closed - source.gripper_open) - 1
     return np.concatenate([position, rotation, grip], axis=1).astype(np.float32)
 
 

@@ -102,9 +102,8 @@ def _write(folder: Path, root: Path, info: Info, features: Features, episodes: E
     with progress_bar(title, len(episodes.files)) as advance:
         for number, name in enumerate(episodes.files):
             here = by_file[bounds[number] : bounds[number + 1]]
-            file = _DataFile(
-                root / name, info, [features.action.key, *(key for keys in parts.values() for key in keys)]
-            )
+            keys_read = [features.action.key, *(key for keys in parts.values() for key in keys)]
+            file = DataFile(root / name, info, keys_read, episodes.rows_in_file(here))
             file.check(episodes, here)
             rows = _runs(first[here], episodes.length[here])
             source_actions[rows] = file.numbers([features.action.key])
@@ -165,10 +164,11 @@ def _convert(values: np.ndarray, features: Features, info: Info) -> tuple[np.nda
     return converted, notes
 
 
-class _DataFile:
+class DataFile:
     """The numbers of one data file; its images are not read."""
 
-    def __init__(self, path: Path, info: Info, keys: Sequence[str]) -> None:
+    def __init__(self, path: Path, info: Info, keys: Sequence[str], rows: np.ndarray | None = None) -> None:
+        """rows: those that are read, int64 [n]; None for all."""
         self._path, self._info = path, info
         try:
             file = pq.ParquetFile(path)
@@ -177,6 +177,8 @@ class _DataFile:
             if lacking:
                 raise InputError(f"{path} lacks the column '{lacking[0]}', which {info.path} has.")
             self._table = file.read(columns=columns)
+            if rows is not None:
+                self._table = self._table.take(rows)
         except FileNotFoundError:
             raise InputError(f"The data file {path} is missing; fetch it again.") from None
         except (OSError, pa.ArrowException) as error:
@@ -185,7 +187,8 @@ class _DataFile:
     def check(self, episodes: Episodes, here: np.ndarray) -> None:
         """Whether the file has the rows of the episodes `here`, by their order in it, and nothing else."""
         lengths = episodes.length[here]
-        if self._table.num_rows != lengths.sum() or (episodes.row[here] != np.cumsum(lengths) - lengths).any():
+        moved = not episodes.partial and (episodes.row[here] != np.cumsum(lengths) - lengths).any()
+        if self._table.num_rows != lengths.sum() or moved:
             raise InputError(
                 f"{self._path} has {self._table.num_rows} rows, and the episodes that are in it by the metadata have "
                 f"{lengths.sum()}. Fetch the dataset again."

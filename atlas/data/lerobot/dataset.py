@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 
 from atlas.config.data import FeaturesConfig
+from atlas.data.episode import Numbers
 from atlas.data.lerobot.columns import FORMAT, Columns, open_columns
-from atlas.data.lerobot.episodes import missing_files, read_episodes
+from atlas.data.lerobot.damage import leave_out_damaged
+from atlas.data.lerobot.episodes import Episodes, missing_files, read_episodes
+from atlas.data.lerobot.extras import EpisodeExtras, read_extras, read_sim_states
 from atlas.data.lerobot.features import find_features, report
 from atlas.data.lerobot.images import ParquetImages
 from atlas.data.lerobot.info import INFO, read_info
@@ -28,6 +31,7 @@ from atlas.registry.cache import cache_root
 
 logger = logging.getLogger(__name__)
 
+_LOOKED_INTO = 32  # of a camera's files, to see whether they are as they should be
 _CHECKED = "whole"  # a folder in the cache, with a file for each state of a dataset whose files were found whole
 
 
@@ -46,8 +50,6 @@ class LeRobotDataset:
     Raises InputError that names file and key for a dataset that is incomplete, damaged, or not what it says.
     """
 
-    environment: str | None = None  # its worlds have no adapter
-
     def __init__(
         self,
         path: Path,
@@ -55,13 +57,21 @@ class LeRobotDataset:
         drop_noops: bool = False,
         features: FeaturesConfig | None = None,
         cameras: Sequence[str] | None = None,
+        skip_damaged: bool = False,
     ) -> None:
-        """features, cameras: as `find_features` takes them; of other cameras, no file needs to be there."""
+        """features, cameras: as `find_features` takes them; of other cameras, no file needs to be there.
+        skip_damaged: leave out the episodes that cannot be read, each with a warning."""
         self.path = path
         self._info = read_info(path)
-        self._features = find_features(self._info, features, orientation, cameras)
-        report(self._info, self._features, orientation)
+        self._extras = read_extras(path)
+        self._features = find_features(self._info, features, orientation, cameras, self._extras)
+        report(self._info, self._features, orientation or (self._extras.orientation if self._extras else None))
+        self.environment = self._extras.environment if self._extras else None
+        self._images = ParquetImages()
+        self._copied = False
         self._source = read_episodes(path, self._info, self._features.video_keys)
+        if skip_damaged:
+            self._source = self._undamaged()
         self.format = f"lerobot-{self._info.version}"
         self.fps = self._info.fps
         self.tasks = self._source.tasks
@@ -70,8 +80,6 @@ class LeRobotDataset:
         self.action_spec = self._features.action_spec
         self.orientation = self._features.orientation
         self.proprio_dim = self._features.proprio_dim
-        self._images = ParquetImages()
-        self._copied = False
         missing = missing_files(path, self._source.all_files())
         if missing:
             raise InputError(
@@ -107,6 +115,16 @@ class LeRobotDataset:
     def has_videos(self) -> bool:
         return bool(self._features.video_keys)
 
+    @property
+    def has_libero_proprio(self) -> bool:
+        """Whether the proprio is known to be LIBERO's eight numbers."""
+        return self._features.libero is not None or (self._extras is not None and self._extras.libero_proprio)
+
+    @property
+    def proprio_names(self) -> list[str]:
+        """What the dataset calls the numbers of the proprio; fewer where it does not say."""
+        return [name for feature in self._features.proprio for name in feature.names]
+
     def episode(self, index: int) -> LeRobotEpisode:
         return LeRobotEpisode(self, index)
 
@@ -121,7 +139,7 @@ class LeRobotDataset:
         )
 
     def check_files(self) -> None:
-        """See whether every file is whole, by its outline, and each camera's first image as it is said to be.
+        """See whether every file is whole, by its outline, and the last frame of some files as it is said to be.
 
         Done once for a state of the dataset, and noted in the cache. Raises InputError that names what is wrong.
         """
@@ -129,8 +147,9 @@ class LeRobotDataset:
         marker = cache_root() / "lerobot" / _CHECKED / _digest(self._digest_of(self._source.all_files()), keys)
         if not marker.is_file():
             check_whole(self.path, self._source.all_files())
-            for camera in self.cameras:
-                self.images(0, camera, [0])
+            for index in self._last_in_files():
+                for camera in self.cameras:
+                    self.images(index, camera, [int(self.lengths[index]) - 1])
             try:
                 write_text(marker, "")
             except OSError as error:
@@ -138,8 +157,11 @@ class LeRobotDataset:
                     f"{marker.parent} cannot be written to ({error.strerror}); set ATLAS_CACHE_DIR to another folder."
                 ) from None
 
+    def numbers(self) -> Numbers:
+        return Numbers(self.columns.action, self.columns.proprio)
+
     def rows(self, index: int) -> slice | np.ndarray:
-        """An episode's rows in `columns`."""
+        """An episode's rows in `columns` and `numbers`."""
         first = int(self._first[index])
         if self._kept is None:
             return slice(first, first + int(self.lengths[index]))
@@ -147,25 +169,67 @@ class LeRobotDataset:
 
     def images(self, index: int, camera: str, frames: Sequence[int]) -> np.ndarray:
         """uint8 [n, H, W, 3], upright: some frames of an episode."""
-        feature = self._features.cameras[camera]
         # The frames as the dataset counts them, no-ops included.
         stored = np.asarray(frames, np.int64) if self._kept is None else self._kept[index][np.asarray(frames, np.int64)]
         assert len(stored) and stored.min() >= 0 and stored.max() < self._source.length[index]
+        video = self._features.cameras[camera].dtype == "video"
+        times = self.columns.timestamp[self._first[index] + stored].astype(np.float64) if video else None
+        return turn_upright(self._stored_images(self._source, index, camera, stored, times), self.orientation)
+
+    def _stored_images(
+        self, episodes: Episodes, index: int, camera: str, frames: Sequence[int] | np.ndarray, times: np.ndarray | None
+    ) -> np.ndarray:
+        """uint8 [n, H, W, 3] as they are stored. times: of the frames, in seconds into the episode, for videos."""
+        feature = self._features.cameras[camera]
         if feature.dtype == "video":
-            places = self._source.videos[feature.key]
+            assert times is not None
+            places = episodes.videos[feature.key]
             path = self.path / places.files[places.file[index]]
-            times = self.columns.timestamp[self._first[index] + stored].astype(np.float64)
             images = video_reader().frames(path, places.start[index] + times)
         else:
-            path = self.path / self._source.files[self._source.file[index]]
-            images = self._images.read(path, feature.key, (self._source.row[index] + stored).tolist())
+            path = self.path / episodes.files[episodes.file[index]]
+            images = self._images.read(path, feature.key, (episodes.row[index] + np.asarray(frames)).tolist())
         if images.shape[1:] != (*feature.image_size, 3):
             raise InputError(
                 f"{path}: the images '{feature.key}' are {images.shape[1]} x {images.shape[2]} pixels high and wide, "
                 f"and by {self._info.path} they are {feature.image_size[0]} x {feature.image_size[1]}. Correct the "
                 "shape there, or fetch the dataset again."
             )
-        return turn_upright(images, self.orientation)
+        return images
+
+    def _undamaged(self) -> Episodes:
+        """The episodes that can be read."""
+        there = [file for file in self._source.all_files() if (self.path / file).is_file()]
+        keys = [feature.key for feature in self._features.cameras.values()]
+        known = cache_root() / "lerobot" / "damaged" / f"{_digest(self._digest_of(there), keys, self._reading)}.json"
+        return leave_out_damaged(self.path, self._info, self._features, self._source, self._stored_images, known)
+
+    def extras(self, index: int) -> EpisodeExtras:
+        """What Atlas kept of an episode when it wrote the dataset; nothing where it was written by others."""
+        if self._extras is None:
+            return EpisodeExtras()
+        return self._extras.episode(int(self._source.number[index]))
+
+    def sim_states(self, index: int) -> np.ndarray | None:
+        """float64 [T, D]: the simulator's states of an episode, where Atlas kept them."""
+        width = self.extras(index).sim_dim
+        if width is None:
+            return None
+        path = self.path / self._source.files[self._source.file[index]]
+        states = read_sim_states(path, int(self._source.row[index]), int(self._source.length[index]), width)
+        return states if self._kept is None else states[self._kept[index]]
+
+    def _last_in_files(self) -> list[int]:
+        """The last episodes of the files, of some evenly spread ones where there are many: their ends are where a
+        frame rate or a number of frames that is not what it should be shows."""
+        places = [(self._source.file, self._source.row)]
+        places += [(videos.file, videos.start) for videos in self._source.videos.values()]
+        chosen: set[int] = set()
+        for file, start in places:
+            order = np.lexsort((start, file))
+            last = order[np.flatnonzero(np.diff(file[order], append=-1))]
+            chosen.update(last[np.linspace(0, len(last) - 1, min(len(last), _LOOKED_INTO)).astype(int)].tolist())
+        return sorted(chosen)
 
     def _moving(self, index: int) -> np.ndarray:
         """An episode's frames without the no-ops."""
@@ -183,7 +247,8 @@ class LeRobotDataset:
         """How the numbers are read, as text: what else the columns depend on."""
         features = self._features
         keys = [feature.key for feature in features.proprio]
-        return repr((FORMAT, features.source, features.action.key, keys, features.libero, features.stated))
+        only = (self._source.number.tolist(),) if self._source.partial else ()
+        return repr((FORMAT, features.source, features.action.key, keys, features.libero, features.stated, *only))
 
     def _digest_of(self, files: Sequence[str]) -> str:
         """Changes with the metadata, and with the names, sizes and times of change of some files."""
@@ -200,8 +265,6 @@ class LeRobotDataset:
 
 class LeRobotEpisode:
     """One episode; each part is read when it is first asked for."""
-
-    sim_states = init_state = model_xml = None  # the format has none
 
     def __init__(self, dataset: LeRobotDataset, index: int) -> None:
         self._dataset, self._index = dataset, index
@@ -227,6 +290,18 @@ class LeRobotEpisode:
     def success(self) -> bool | None:
         success = self._dataset.columns.success
         return None if success is None else bool(success[self._dataset.rows(self._index)].any())
+
+    @property
+    def sim_states(self) -> np.ndarray | None:
+        return self._dataset.sim_states(self._index)
+
+    @property
+    def init_state(self) -> np.ndarray | None:
+        return self._dataset.extras(self._index).init_state
+
+    @property
+    def model_xml(self) -> str | None:
+        return self._dataset.extras(self._index).model_xml
 
     def images(self, camera: str, frames: Sequence[int]) -> np.ndarray:
         """uint8 [n, H, W, 3], upright."""

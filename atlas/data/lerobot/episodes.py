@@ -41,10 +41,39 @@ class Episodes:
     file: np.ndarray  # index into files
     row: np.ndarray  # the first row in the file
     videos: Mapping[str, VideoPlaces]  # by key
+    partial: bool = False  # whether some of the dataset's episodes are left out
 
     def all_files(self) -> list[str]:
         """Every data file and video, relative to the dataset's folder."""
         return [*self.files, *(file for places in self.videos.values() for file in places.files)]
+
+    def rows_in_file(self, here: np.ndarray) -> np.ndarray | None:
+        """The rows int64 [n] of the episodes `here`, which are in one data file; None where these are all it has."""
+        if not self.partial:
+            return None
+        return np.concatenate([np.arange(self.row[i], self.row[i] + self.length[i]) for i in here])
+
+    def only(self, kept: np.ndarray) -> Episodes:
+        """Some of the episodes, int64 [n] in order, and of tasks and files those that they have."""
+        tasks, task = np.unique(self.task[kept], return_inverse=True)
+        files, file = np.unique(self.file[kept], return_inverse=True)
+        place = {int(task): i for i, task in enumerate(tasks)}
+        videos = {}
+        for key, places in self.videos.items():
+            used, which = np.unique(places.file[kept], return_inverse=True)
+            videos[key] = VideoPlaces([places.files[i] for i in used], which, places.start[kept])
+        return Episodes(
+            tasks=[self.tasks[i] for i in tasks],
+            task=task,
+            source_task={number: place[i] for number, i in self.source_task.items() if i in place},
+            number=self.number[kept],
+            length=self.length[kept],
+            files=[self.files[i] for i in files],
+            file=file,
+            row=self.row[kept],
+            videos=videos,
+            partial=True,
+        )
 
 
 def read_episodes(root: Path, info: Info, video_keys: Sequence[str]) -> Episodes:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from atlas.config.data import FeaturesConfig, SourceActionsConfig
 from atlas.data.lerobot.actions import action_spec, describe
+from atlas.data.lerobot.extras import Extras
 from atlas.data.lerobot.info import Feature, Info
 from atlas.data.orientation import Orientation
 from atlas.errors import InputError, did_you_mean
@@ -53,7 +54,7 @@ class Features:
     action_spec: ActionSpec
     orientation: Orientation
     libero: str | None  # which conversion of LIBERO it is
-    stated: bool  # whether the config says what the actions mean
+    stated: bool  # whether the config, or Atlas when it wrote them, says what the actions mean
 
     @property
     def proprio_dim(self) -> int:
@@ -69,13 +70,15 @@ def find_features(
     config: FeaturesConfig | None = None,
     orientation: Orientation | None = None,
     cameras: Sequence[str] | None = None,
+    extras: Extras | None = None,
 ) -> Features:
-    """Settle what is read: by the config, else by the names of a known conversion of LIBERO, else by LeRobot's names.
+    """Settle what is read: by the config, else by what Atlas noted when it wrote the dataset, else by the names of a
+    known conversion of LIBERO, else by LeRobot's names.
 
     cameras: those that are wanted, None for all. Raises InputError that names the key and the feature.
     """
     config = config or FeaturesConfig()
-    libero = _known(info)
+    libero = None if extras is not None else _known(info)
     keys = config.cameras or (libero.cameras if libero else _cameras_by_name(info))
     found = {name: _camera(info, name, key) for name, key in keys.items()}
     unknown = [name for name in cameras or [] if name not in found]
@@ -86,8 +89,9 @@ def find_features(
     action = _vector(
         info, config.action or (libero.action if libero else _first(info, ("action", "actions"), "action")), "action"
     )
-    source = config.action_spec or SourceActionsConfig(control_hz=_LIBERO_HZ if libero else None)
-    if config.action_spec is not None:
+    stated = config.action_spec or (extras.source_actions if extras is not None else None)
+    source = stated or SourceActionsConfig(control_hz=_LIBERO_HZ if libero else None)
+    if stated is not None:
         _check_fits(info, action, source)
     elif libero is None:
         _check_assumed(info, action)
@@ -97,9 +101,9 @@ def find_features(
         action=action,
         source=source,
         action_spec=action_spec(source, info.fps),
-        orientation=orientation or (libero.orientation if libero else "upright"),
+        orientation=orientation or (libero.orientation if libero else extras.orientation if extras else "upright"),
         libero=libero.sets if libero else None,
-        stated=config.action_spec is not None,
+        stated=stated is not None,
     )
 
 

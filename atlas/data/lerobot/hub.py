@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from atlas.config.data import FeaturesConfig
 from atlas.data.lerobot.episodes import missing_files, read_episodes
+from atlas.data.lerobot.extras import read_extras
 from atlas.data.lerobot.features import find_features
 from atlas.data.lerobot.info import INFO, read_info
 from atlas.errors import InputError, first_line
@@ -57,7 +58,7 @@ def fetch_dataset(
     if not (root / INFO).is_file():
         raise InputError(f"data.path: '{reference}' is no LeRobot dataset: it has no {INFO}.")
     info = read_info(root)
-    keys = find_features(info, features, cameras=cameras).video_keys
+    keys = find_features(info, features, cameras=cameras, extras=read_extras(root)).video_keys
     if _metadata_is_partial(root):
         _fetch(reference, root.name, _META)
     missing = missing_files(root, read_episodes(root, info, keys).all_files())

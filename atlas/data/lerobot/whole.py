@@ -15,7 +15,7 @@ _NAMED = 3  # of the damaged files, in the message
 
 def check_whole(root: Path, files: Sequence[str]) -> None:
     """Look at the outline of Parquet files and MP4 videos. Raises InputError that names those that are damaged."""
-    damaged = [f"{name} ({why})" for name in files if (why := _fault(root / name)) is not None]
+    damaged = [f"{name} ({why})" for name in files if (why := fault(root / name)) is not None]
     if damaged:
         more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
         raise InputError(
@@ -24,7 +24,8 @@ def check_whole(root: Path, files: Sequence[str]) -> None:
         )
 
 
-def _fault(path: Path) -> str | None:
+def fault(path: Path) -> str | None:
+    """What is wrong with the outline of a file; None for nothing."""
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:

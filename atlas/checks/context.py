@@ -1,0 +1,126 @@
+"""What the checks look at: an opened dataset, its split, and the world that it will be evaluated in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from atlas.checks.finding import Finding
+from atlas.checks.motion import MotionFit, explained_by_pose, fit_motion
+from atlas.data.episode import Episode, EpisodeDataset
+from atlas.rollout.environment import Environment
+
+_SAMPLED_EPISODES = 200  # for what needs no more of them; evenly over the dataset
+# The worlds' controller is robosuite's OSC_POSE at 20 Hz, whose answer to a command is known. See checks/motion.py.
+_POSES = 0.9  # R^2 from which on actions are taken for poses
+_LIBERO_FORMATS = ("libero-hdf5",)
+
+
+@dataclass
+class CheckContext:
+    """dataset: as training reads it. train, val: the episodes of both sides of its split."""
+
+    dataset: EpisodeDataset
+    cameras: list[str]
+    train: np.ndarray  # int64
+    val: np.ndarray  # int64
+    environment: Environment | None = None
+    pictures: Path | None = None  # a folder for them, which is there; None: none are drawn
+    replayed: int = 10  # episodes that are replayed at most
+    found: list[Finding] = field(default_factory=list)  # by the checks before
+
+    @property
+    def episodes(self) -> int:
+        return len(self.dataset)
+
+    def sample(self, most: int) -> list[int]:
+        """At most so many episode numbers, evenly over the dataset."""
+        return np.unique(np.linspace(0, self.episodes - 1, min(most, self.episodes)).round().astype(int)).tolist()
+
+    @cached_property
+    def sampled(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(actions float64 [T, A], proprio float64 [T, P]) of some episodes."""
+        episodes = [self.dataset.episode(i) for i in self.sample(_SAMPLED_EPISODES)]
+        return [(e.actions.astype(np.float64), e.proprio.astype(np.float64)) for e in episodes]
+
+    @cached_property
+    def not_finite(self) -> list[int]:
+        """The episodes whose actions or proprio hold numbers that are not finite."""
+        return [i for i in range(self.episodes) if not _finite(self.dataset.episode(i))]
+
+    @cached_property
+    def motion(self) -> MotionFit | None:
+        """How the hand follows the actions; None where proprio does not begin with its position, or too little moves.
+
+        Actions and proprio must be finite.
+        """
+        return fit_motion(self.sampled, self.dataset.action_spec)
+
+    @cached_property
+    def poses_r2(self) -> float:
+        """How much of the actions' position the hand's next position explains; 0 where there is nothing to compare."""
+        spec = self.dataset.action_spec
+        if not spec.delta or not self.dataset.proprio_dim >= spec.position[1] - spec.position[0] > 0:
+            return 0.0
+        return explained_by_pose(self.sampled, spec)
+
+    @property
+    def takes_poses(self) -> bool:
+        """Whether actions that are said to be deltas are poses to go to."""
+        return self.poses_r2 > _POSES and (self.motion is None or self.motion.axes_r2 < self.poses_r2)
+
+    @cached_property
+    def seconds_a_frame(self) -> float | None:
+        """By the simulator's clock, which is the first number of its recorded states; None where there are none."""
+        steps = []
+        for index in self.sample(10):
+            states = self.dataset.episode(index).sim_states
+            if states is not None and len(states) > 1:
+                steps.append(np.diff(states[:, 0]))
+        if not steps:
+            return None
+        step = float(np.median(np.concatenate(steps)))
+        return step if step > 0 else None
+
+    @property
+    def known_controller(self) -> bool:
+        """Whether actions go to LIBERO's controller."""
+        return self.dataset.environment is not None or self.dataset.format in _LIBERO_FORMATS
+
+    @cached_property
+    def no_replay(self) -> str | None:
+        """Why recorded states cannot be shown to the environment; None where they can."""
+        assert self.environment is not None
+        if not self.environment.spec.restorable:
+            return "its state cannot be set"
+        if any(self.dataset.episode(i).sim_states is None for i in self.sample(self.replayed)):
+            return "the dataset has no recorded states of a simulator"
+        return None
+
+    @cached_property
+    def states_fit(self) -> bool:
+        """Whether recorded states are as long as the environment's."""
+        assert self.environment is not None
+        self.environment.reset(seed=0)
+        states = self.dataset.episode(0).sim_states
+        return states is not None and states.shape[1] == len(self.environment.get_state())
+
+    def where_to_change(self, keys: str) -> str:
+        """Where the meaning of actions is corrected; `keys` of data.features.action_spec, for formats that have it."""
+        converted = "where the data is converted"
+        return f"{converted}, or by {keys} of data.features.action_spec" if self._has_features else converted
+
+    @property
+    def _has_features(self) -> bool:
+        return self.dataset.format.startswith("lerobot")
+
+    def has_errors(self, *checks: str) -> bool:
+        """Whether an error was found before, by one of these checks."""
+        return any(f.severity == "error" and f.check in checks for f in self.found)
+
+
+def _finite(episode: Episode) -> bool:
+    return bool(np.isfinite(episode.actions).all() and np.isfinite(episode.proprio).all())

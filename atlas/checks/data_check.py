@@ -1,0 +1,165 @@
+"""`atlas data check`: all checks of a dataset in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+from atlas.checks.agreement import check_gripper, check_lag, check_scale
+from atlas.checks.context import CheckContext
+from atlas.checks.finding import CheckId, Finding
+from atlas.checks.language import check_language
+from atlas.checks.numbers import check_actions
+from atlas.checks.replay import check_replay
+from atlas.checks.split import check_split
+from atlas.checks.stats import check_stats
+from atlas.checks.video import check_video
+from atlas.checks.view import check_view
+from atlas.config import Config, DataConfig
+from atlas.data import open_dataset
+from atlas.data.episode import EpisodeDataset
+from atlas.data.split import split_dataset
+from atlas.errors import InputError
+from atlas.progress import progress_bar
+from atlas.rollout.worlds import make_environment
+
+Check = Callable[[CheckContext], Iterator[Finding]]
+
+# Each is told what those before it found. The last two need the world.
+CHECKS: tuple[tuple[CheckId, Check], ...] = (
+    ("video", check_video),
+    ("language", check_language),
+    ("actions", check_actions),
+    ("gripper", check_gripper),
+    ("lag", check_lag),
+    ("scale", check_scale),
+    ("split", check_split),
+    ("stats", check_stats),
+    ("replay", check_replay),
+    ("view", check_view),
+)
+
+
+def run_checks(
+    context: CheckContext, checks: Sequence[tuple[CheckId, Check]] = CHECKS, title: str | None = None
+) -> list[Finding]:
+    """The findings, in the order of the checks; they are also in `context.found`."""
+    with progress_bar(title, len(checks)) as advance:
+        for name, check in checks:
+            try:
+                for finding in check(context):
+                    context.found.append(finding)
+            except InputError as error:  # of a file that is read only now
+                if context.has_errors("video"):
+                    context.found.append(Finding(name, "info", f"not looked at to the end: {error}"))
+                else:
+                    context.found.append(Finding("video", "error", str(error), "Mend what is named, or leave it out."))
+            advance(1)
+            if name == "actions" and context.not_finite:
+                break  # nothing can be computed of such numbers
+    return context.found
+
+
+def check_data(
+    config: Config, env: str | None = None, pictures: Path | None = None, replayed: int = 10, title: str | None = None
+) -> list[Finding]:
+    """All checks of the dataset that a config's `data` section names, read and split as training does it.
+
+    env: the world in which recordings are replayed and rendered; None: the one that the dataset was recorded in, where
+    Atlas has it; `none`: none. pictures: a folder for evidence. title: of a progress bar. Raises InputError where there
+    is no dataset that could be looked at, or the world cannot be started.
+    """
+    dataset, damaged = open_what_can_be(config.data)
+    if dataset is None:
+        return damaged
+    cameras = _cameras(config.data, dataset)
+    train, val = split_dataset(dataset, config.data.val_fraction, config.seed)
+    context = CheckContext(dataset, cameras, train, val, None, pictures, replayed, damaged)
+    if pictures is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        name = env or dataset.environment
+        if name not in (None, "none"):
+            try:
+                context.environment = stack.enter_context(closing(make_environment(name, _camera_size(context))))
+            except InputError as error:
+                if env is not None:
+                    raise
+                said = f"nothing was replayed or rendered: {error}"
+                context.found.append(Finding("replay", "info", said, None, {"environment": name}))
+        return run_checks(context, title=title)
+
+
+def open_what_can_be(config: DataConfig) -> tuple[EpisodeDataset | None, list[Finding]]:
+    """The dataset without what is damaged in it, and what that is; None where nothing of it can be read.
+
+    Raises InputError where there is no dataset, or what describes it is damaged.
+    """
+    try:
+        return _opened(config), []
+    except InputError as error:
+        damaged = [_damage(fault) for fault in _faults(config, error)]
+        try:
+            dataset = _opened(config.model_copy(update={"skip_damaged": True}))
+        except InputError:
+            if not isinstance(error, _Unreadable):
+                raise error from None
+            return None, damaged
+        return dataset, damaged
+
+
+class _Unreadable(InputError):
+    """A dataset can be opened, and its numbers cannot be read."""
+
+
+def _opened(config: DataConfig) -> EpisodeDataset:
+    """Without looking through its files, which the checks do."""
+    source = config.sources[0]
+    orientation = None if source.orientation == "auto" else source.orientation
+    dataset = open_dataset(
+        source.path,
+        orientation,
+        source.drop_noops,
+        source.features,
+        config.cameras,
+        source.instruction,
+        config.skip_damaged,
+    )
+    try:
+        dataset.numbers()
+    except InputError as error:
+        raise _Unreadable(str(error)) from error
+    return dataset
+
+
+def _faults(config: DataConfig, error: InputError) -> list[str]:
+    """What is wrong with each file of a folder of files that are datasets of their own; else the one error."""
+    folder = Path(config.sources[0].path).expanduser()
+    files = sorted((*folder.rglob("*.hdf5"), *folder.rglob("*.h5"))) if folder.is_dir() else []
+    found = []
+    for file in files:
+        source = config.sources[0].model_copy(update={"path": str(file)})
+        try:
+            _opened(config.model_copy(update={"path": source.path, "datasets": None}))
+        except InputError as fault:
+            found.append(str(fault))
+    return found or [str(error)]
+
+
+def _damage(fault: str) -> Finding:
+    check: CheckId = "actions" if "not finite" in fault else "video"
+    fix = "Mend it or fetch it again, or train with data.skip_damaged=true, which leaves it out."
+    return Finding(check, "error", fault, fix, {"damaged": fault})
+
+
+def _cameras(config: DataConfig, dataset: EpisodeDataset) -> list[str]:
+    unknown = [camera for camera in config.cameras or [] if camera not in dataset.cameras]
+    if unknown:
+        raise InputError(f"data.cameras names {unknown}, and {dataset.path} has the cameras {dataset.cameras}.")
+    return list(config.cameras or dataset.cameras)
+
+
+def _camera_size(context: CheckContext) -> int:
+    """What evaluation renders at: the size of the recorded pictures."""
+    return min(min(context.dataset.image_size(camera)) for camera in context.cameras)

@@ -1,0 +1,226 @@
+"""`atlas eval --diagnose`: is what the policy was shown in an evaluation like what it was shown in training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from atlas.checks.finding import Finding
+from atlas.checks.view import TURNS, Match, colours_reversed, compare
+from atlas.data.inputs import CameraSummary, TrainingInputs, frame_numbers, thumbnail_of
+from atlas.data.statistics import ColumnStatistics
+from atlas.errors import did_you_mean
+from atlas.policy.processor import PolicyProcessor
+from atlas.rollout.watching import InputWatcher
+
+_MOST, _SOME = 0.5, 0.1  # of what was seen lies outside of what was trained on
+_SEVERAL = 0.25  # likewise, of pictures
+_WIDER = 0.5  # of the range of training, on both sides: a few frames do not show all of it
+_LEVELS = 12.0  # of 255, likewise
+_PROPRIO = 0.1  # of the range, likewise
+_SMALLEST_RANGE = 1e-3
+_CLEARLY, _ALIKE = 0.15, 0.7  # correlations of mean images, by which another way of turning them fits
+_STILL = 0.1  # of training's deviation
+_COLOURS = ("red", "green", "blue", "contrast")
+
+
+def diagnose(watcher: InputWatcher, processor: PolicyProcessor, env: str) -> list[Finding]:
+    """Compare pictures, proprio and instructions of an evaluation with those of training, and what was answered with
+    the actions of training."""
+    statistics = processor.statistics[processor.source_for(env)]
+    found = list(_pictures(watcher, processor.inputs))
+    found += _proprio(watcher, statistics.proprio)
+    found += _language(watcher, processor.inputs)
+    found += _actions(watcher, statistics.action, processor)
+    return found
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------
+
+
+def _pictures(watcher: InputWatcher, inputs: TrainingInputs | None) -> Iterator[Finding]:
+    if inputs is None:
+        yield Finding("view", "info", "the policy keeps no summary of the pictures it was trained on")
+        return
+    thumbnails = {camera: summary.thumbnail[None] for camera, summary in inputs.cameras.items()}
+    for camera, summary in inputs.cameras.items():
+        seen = thumbnail_of(watcher.starts_seen(camera))[None]
+        yield _turned(camera, seen, thumbnails) or _light(camera, watcher, summary)
+
+
+def _turned(camera: str, seen: np.ndarray, trained: dict[str, np.ndarray]) -> Finding | None:
+    """Whether the mean first picture is training's, turned in some way, of another camera, or with other colours."""
+    matches = compare(seen, trained)
+    best = matches[0]
+    own = next(m for m in matches if m.camera == camera and m.turn is TURNS[0])
+    evidence = {
+        "camera": camera,
+        "correlation": round(own.correlation, 3),
+        "best": {"camera": best.camera, "transform": best.turn.name, "correlation": round(best.correlation, 3)},
+    }
+    if best.correlation > max(_ALIKE, own.correlation + _CLEARLY):
+        return _other_view(camera, best, evidence)
+    if colours_reversed(seen, trained[camera]):
+        return Finding(
+            "view",
+            "error",
+            f"camera '{camera}' has red and blue swapped, compared with training",
+            "Make the environment deliver RGB, as the training data is.",
+            evidence,
+        )
+    return None
+
+
+def _other_view(camera: str, best: Match, evidence: dict[str, object]) -> Finding:
+    ways = [f"what '{best.camera}' showed"] if best.camera != camera else ["what it showed"]
+    if best.turn is not TURNS[0]:
+        ways.append(f"but {best.turn.name}")
+    fix = "Correct data.orientation and train anew, or the environment's; `atlas data check` says which it is."
+    if best.camera != camera:
+        fix = "Give both cameras the names that they had in training."
+    return Finding("view", "error", f"camera '{camera}' shows {', '.join(ways)} in training", fix, evidence)
+
+
+def _light(camera: str, watcher: InputWatcher, summary: CameraSummary) -> Finding:
+    """Whether brightness, colours and contrast are within those of training: at the starts, which the policy cannot
+    change, and after them."""
+    low, high = np.array(summary.low), np.array(summary.high)
+    slack = _WIDER * (high - low) + _LEVELS
+    parts = {"starts": frame_numbers(watcher.starts_seen(camera)), "later": frame_numbers(watcher.later_seen(camera))}
+    outside = {
+        name: ((numbers < low - slack) | (numbers > high + slack)).mean(0) if len(numbers) else np.zeros(4)
+        for name, numbers in parts.items()
+    }
+    evidence = {
+        "camera": camera,
+        "share_outside": {name: np.round(shares, 3).tolist() for name, shares in outside.items()},
+        "trained": {name: [float(a), float(b)] for name, a, b in zip(_COLOURS, low, high, strict=True)},
+    }
+    when = "starts" if outside["starts"].max() > _SEVERAL else "later"
+    worst, share = int(outside[when].argmax()), float(outside[when].max())
+    if share <= _SEVERAL:
+        count = sum(map(len, parts.values()))
+        return Finding("view", "info", f"camera '{camera}' looks as in training ({count} pictures)", None, evidence)
+    return Finding(
+        "view",
+        "error" if when == "starts" and share > _MOST else "warning",
+        f"camera '{camera}' has another light than in training: in {share:.0%} of the pictures "
+        f"{'at the start' if when == 'starts' else 'after the start'} {_COLOURS[worst]} is "
+        f"{parts[when][:, worst].mean():.0f} of 255 on average, and was {low[worst]:.0f} to {high[worst]:.0f}",
+        "Compare how images are made and scaled (8 bits, 0 to 255), and whether a camera is black, or looks elsewhere.",
+        evidence,
+    )
+
+
+# ---- numbers and words -----------------------------------------------------------------------------------------
+
+
+def _proprio(watcher: InputWatcher, trained: ColumnStatistics) -> Iterator[Finding]:
+    """Of the starts, which the policy cannot change, and of all that follows, which it can."""
+    low, high = np.array(trained.min), np.array(trained.max)
+    slack = _PROPRIO * np.maximum(high - low, _SMALLEST_RANGE)
+    outside = (watcher.proprio < low - slack) | (watcher.proprio > high + slack)  # [observations, P]
+    starts, later = outside[watcher.starts], outside[~watcher.starts]
+    of_starts = starts.mean(0)
+    of_later = later.mean(0) if len(later) else np.zeros_like(of_starts)
+    evidence = {
+        "share_outside_at_starts": np.round(of_starts, 3).tolist(),
+        "share_outside_later": np.round(of_later, 3).tolist(),
+    }
+    if of_starts.max() > _SOME:
+        worst = int(of_starts.argmax())
+        values = watcher.proprio[watcher.starts, worst]
+        yield Finding(
+            "stats",
+            "error" if of_starts.max() > _MOST else "warning",
+            f"{of_starts.max():.0%} of the episodes start outside of training's proprio: number {worst} is "
+            f"{values.mean():.4g} on average, and was {low[worst]:.4g} to {high[worst]:.4g}",
+            "Compare what proprio is made of, its units and order, in the dataset and in the environment.",
+            evidence,
+        )
+    elif of_later.max() > _SOME:
+        worst = int(of_later.argmax())
+        yield Finding(
+            "stats",
+            "warning",
+            f"the policy leaves what it was trained on: number {worst} of proprio is outside of training's range in "
+            f"{of_later.max():.0%} of what it sees after the start",
+            "Look at the films: it may need demonstrations that recover, or its actions mean something else here.",
+            evidence,
+        )
+    else:
+        yield Finding("stats", "info", "proprio lies within what was trained on", None, evidence)
+
+
+def _language(watcher: InputWatcher, inputs: TrainingInputs | None) -> Iterator[Finding]:
+    if inputs is None:
+        return
+    unknown = sorted(watcher.instructions - set(inputs.instructions))
+    if not unknown:
+        said = f"the policy was trained on all {len(watcher.instructions)} instructions"
+        yield Finding("language", "info", said, None, {"instructions": sorted(watcher.instructions)})
+        return
+    known = {word for text in inputs.instructions for word in _words(text)}
+    strange = sorted({word for text in unknown for word in _words(text)} - known)
+    words = f", with words that it never read: {', '.join(strange[:8])}" if strange else ", of words that it knows"
+    yield Finding(
+        "language",
+        "error" if len(unknown) == len(watcher.instructions) else "warning",
+        f"the policy was not trained on {len(unknown)} of {len(watcher.instructions)} instructions, such as "
+        f"'{unknown[0]}'{words}.{did_you_mean(unknown[0], inputs.instructions)}",
+        "Say tasks in the words of the training data, or look at how its instructions were loaded.",
+        {"unknown": unknown, "unknown_words": strange, "trained": list(inputs.instructions[:50])},
+    )
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _actions(watcher: InputWatcher, trained: ColumnStatistics, processor: PolicyProcessor) -> Iterator[Finding]:
+    """What the policy answers, in the range of training's actions (-1 to 1)."""
+    names, gripper = processor.action_spec.names, processor.action_spec.gripper
+    low, high = np.array(trained.min), np.array(trained.max)
+    centre, half = (low + high) / 2, np.maximum((high - low) / 2, _SMALLEST_RANGE)
+    scaled = (watcher.actions - centre) / half  # [steps, A]
+    outside = (np.abs(scaled) > 1 + 2 * _PROPRIO).mean(0)
+    deviation = scaled.std(0) / np.maximum(np.array(trained.std) / half, 1e-6)
+    evidence = {
+        "share_outside": {n: round(float(v), 3) for n, v in zip(names, outside, strict=True)},
+        "deviation_of_training": {n: round(float(v), 3) for n, v in zip(names, deviation, strict=True)},
+    }
+    still = [n for n, d, s in zip(names, deviation, trained.std, strict=True) if d < _STILL and s > _SMALLEST_RANGE]
+    closed = watcher.actions[:, gripper] > 0
+    well = True
+    if outside.max() > _SOME:
+        well = False
+        yield Finding(
+            "actions",
+            "warning",
+            f"{outside.max():.0%} of the actions in {names[int(outside.argmax())]} lie outside of training's range",
+            "Compare the statistics in the policy's processor.json with those of the data.",
+            evidence,
+        )
+    if still:
+        well = False
+        yield Finding(
+            "actions",
+            "warning",
+            f"the policy hardly varies its actions in {still}: by less than a tenth of training's deviation",
+            "It has learned an average; train for longer, or look whether it sees anything (--blind as the reference).",
+            evidence,
+        )
+    if (closed.all() or not closed.any()) and low[gripper] < 0 < high[gripper] and names[gripper] not in still:
+        well = False
+        what = "open" if not closed.any() else "closed"
+        yield Finding(
+            "gripper",
+            "warning",
+            f"the policy keeps the gripper {what} all the time, and in training it was both",
+            "Look at the gripper's error in validation, and at its sign in the data: `atlas data check`.",
+            {"share_closed": float(closed.mean())},
+        )
+    if well:
+        yield Finding("actions", "info", "actions vary within training's range", None, evidence)

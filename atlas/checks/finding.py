@@ -1,0 +1,36 @@
+"""What a check of data says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+CheckId = Literal["view", "gripper", "lag", "scale", "language", "actions", "split", "video", "replay", "stats"]
+# error: a policy trained on this cannot work as it is evaluated; warning: it may not; info: what was seen.
+Severity = Literal["error", "warning", "info"]
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a check has seen. evidence: plain numbers, lists and paths of pictures, by names."""
+
+    check: CheckId
+    severity: Severity
+    message: str
+    fix: str | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    fatal: bool = False  # of an error: training refuses such data
+
+    def __post_init__(self) -> None:
+        assert (self.fix is None) == (self.severity == "info"), "what is not well comes with what to do"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "check": self.check,
+            "severity": self.severity,
+            "message": self.message,
+            "evidence": dict(self.evidence),
+            "fix": self.fix,
+        }

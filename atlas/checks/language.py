@@ -1,0 +1,178 @@
+"""`language`: are there instructions, does each task have its own, and do they say anything about the actions."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from atlas.checks.context import CheckContext
+from atlas.checks.finding import Finding
+
+# What loaders and converters write where they have no instruction; compared without case, digits and punctuation.
+_PLACEHOLDERS = frozenset(
+    "no instruction|no instructions|no language|no task|no description|none|null|nan|na|n a|not available|unknown|"
+    "undefined|missing|empty|todo|tbd|fixme|placeholder|placeholder instruction|dummy|dummy task|dummy instruction|"
+    "default|default task|default instruction|instruction|language instruction|task|task name|task description|"
+    "description|prompt|text|string|example|example task|sample|test|test task|untitled|episode|demo|lorem ipsum|"
+    "do something|do the task|perform the task|your task here|task instruction|complete the task".split("|")
+)
+_FEWEST_EPISODES = 24  # to say how much an instruction tells about the actions
+_MOST_EPISODES = 300
+_PIXELS = 6  # of the sides of the first images that stand for the scene where no simulator states are there
+_RIDGES = (1e-2, 1e-1, 1.0, 10.0)
+
+
+def check_language(context: CheckContext) -> Iterator[Finding]:
+    yield from check_instructions(context)
+    if len(context.dataset.tasks) > 1 and not context.has_errors("language"):
+        yield _bits(context)
+
+
+def check_instructions(context: CheckContext) -> Iterator[Finding]:
+    """What the words alone show."""
+    tasks = context.dataset.tasks
+    placeholders = [task for task in tasks if is_placeholder(task)]
+    if placeholders:
+        episodes = int(np.isin(context.dataset.task_of, [tasks.index(task) for task in placeholders]).sum())
+        shown = ", ".join(repr(task) for task in placeholders[:3])
+        yield Finding(
+            "language",
+            "error",
+            f"{episodes} of {context.episodes} episodes have no instruction but a placeholder: {shown}",
+            "Load the instructions where the data was converted; a policy cannot know which task is meant.",
+            {"placeholders": placeholders, "episodes": episodes},
+        )
+        return
+    if len(tasks) == 1:
+        yield _only_one(context)
+    yield from _alike(tasks)
+
+
+def is_placeholder(text: str) -> bool:
+    """Whether an instruction is empty, or one of the words that stand for none."""
+    words = " ".join(re.sub(r"[\W\d_]+", " ", text.lower()).split())
+    return not words or words in _PLACEHOLDERS
+
+
+def _only_one(context: CheckContext) -> Finding:
+    """One instruction for all: a fault where something else says that there are several tasks."""
+    task = context.dataset.tasks[0]
+    files = [Path(file).stem.removesuffix("_demo") for file in getattr(context.dataset, "files", [])]
+    if len(files) > 1:  # LIBERO's layout has a file for each task
+        return Finding(
+            "language",
+            "error",
+            f"all {len(files)} files have the same instruction '{task}', and each file is a task of its own: "
+            f"{', '.join(files[:3])}",
+            "Give each file its own instruction (language_instruction in the attribute problem_info of data).",
+            {"instructions": 1, "files": len(files)},
+        )
+    return Finding(
+        "language",
+        "warning",
+        f"there is one instruction only ('{task}'): a policy cannot learn to listen to it",
+        "Nothing needs to be done for a policy of a single task; else look at how instructions were loaded.",
+        {"instructions": 1},
+    )
+
+
+def _alike(tasks: list[str]) -> Iterator[Finding]:
+    """Instructions that differ in form only, and names in place of sentences."""
+    forms = Counter(" ".join(re.findall(r"\w+", task.lower().replace("_", " "))) for task in tasks)
+    repeated = [form for form, count in forms.items() if count > 1]
+    if repeated:
+        yield Finding(
+            "language",
+            "warning",
+            f"instructions differ only in case, spaces or punctuation: '{repeated[0]}'",
+            "Write each task's instruction in one way.",
+            {"alike": repeated},
+        )
+    names = [task for task in tasks if "_" in task and " " not in task.strip()]
+    if names:
+        yield Finding(
+            "language",
+            "warning",
+            f"{len(names)} instructions are names and not sentences, such as '{names[0]}'",
+            "Write them as they will be said at evaluation.",
+            {"names": names[:10]},
+        )
+
+
+def _bits(context: CheckContext) -> Finding:
+    tasks, task_of = context.dataset.tasks, context.dataset.task_of
+    shares = np.bincount(task_of, minlength=len(tasks)) / len(task_of)
+    entropy = float(-(shares[shares > 0] * np.log2(shares[shares > 0])).sum())
+    evidence = {"instructions": len(tasks), "entropy_bits": round(entropy, 3)}
+    said = f"{len(tasks)} instructions, {entropy:.2f} bits an episode"
+    bits = instruction_bits(context)
+    if bits is None:
+        return Finding(
+            "language", "info", f"{said}; too few episodes to say what they tell about actions", None, evidence
+        )
+    evidence["bits_about_actions"] = round(bits, 3)
+    return Finding(
+        "language",
+        "info",
+        f"{said}; beside what can be seen at the start they tell {bits:.2f} bits about where the hand goes",
+        None,
+        evidence,
+    )
+
+
+def instruction_bits(context: CheckContext) -> float | None:
+    """How many bits the instruction carries about an episode's actions, beside the scene at its start.
+
+    The mean action of each third of an episode is predicted from the scene by kernel ridge regression, once with and
+    once without the instruction; the bits are those of Gaussian errors, sum over numbers of log2(error without / error
+    with), by leave-one-out. A lower bound, up to chance: what such a regression does not find is not counted. None for
+    too few episodes.
+    """
+    numbers = context.sample(_MOST_EPISODES)
+    if len(numbers) < _FEWEST_EPISODES:
+        return None
+    episodes = [context.dataset.episode(i) for i in numbers]
+    scenes, moves = [], []
+    pose = context.dataset.action_spec.pose
+    for episode in episodes:
+        state = episode.init_state
+        if state is None:
+            first = episode.images(context.cameras[0], [0])[0].astype(np.float64).mean(-1)
+            rows, columns = (np.array_split(np.arange(n), _PIXELS) for n in first.shape)
+            state = np.array([first[np.ix_(r, c)].mean() for r in rows for c in columns])
+        scenes.append(np.concatenate([state, episode.proprio[0]]))
+        moves.append(np.concatenate([part.mean(0) for part in np.array_split(episode.actions[:, pose], 3)]))
+    if len({len(scene) for scene in scenes}) > 1:
+        return None  # the states of several worlds
+    task = context.dataset.task_of[numbers]
+    scene = _standardised(np.stack(scenes))
+    same = (task[:, None] == task[None, :]).astype(np.float64)
+    targets = _standardised(np.stack(moves))
+    kernel = 1.0 + scene @ scene.T / max(1, scene.shape[1])
+    without = _left_out_errors(kernel, targets)
+    told = _left_out_errors(kernel + kernel * same, targets)  # each task may have an answer of its own
+    return max(0.0, float(0.5 * np.log2(without / np.minimum(told, without)).sum()))
+
+
+def _standardised(values: np.ndarray) -> np.ndarray:
+    """[n, D] with the columns that vary, each of mean 0 and deviation 1."""
+    deviation = values.std(0)
+    varying = deviation > 1e-9 * np.maximum(1.0, np.abs(values).max(0))
+    return (values[:, varying] - values[:, varying].mean(0)) / deviation[varying]
+
+
+def _left_out_errors(kernel: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Mean squared leave-one-out errors [D] of kernel ridge regression, with the ridge that is best over all."""
+    best = None
+    for ridge in _RIDGES:
+        inverse = np.linalg.inv(kernel + ridge * np.eye(len(kernel)))
+        left_out = (inverse @ targets) / np.diag(inverse)[:, None]
+        errors = (left_out**2).mean(0)
+        if best is None or errors.sum() < best.sum():
+            best = errors
+    assert best is not None
+    return np.maximum(best, 1e-6)

@@ -1,0 +1,138 @@
+"""What else the numbers of recorded actions may mean: each is a change that turns them into the world's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from atlas.checks.finding import CheckId
+from atlas.data.episode import Episode
+from atlas.types import ActionSpec
+
+_SHIFTS = (1, -1, 2, -2, 3, -3)
+_SCALES = (2.0, 0.5, 4.0, 0.25, 10.0, 0.1, 20.0, 0.05)
+
+Change = Callable[[np.ndarray, "Recorded"], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An episode with what was where in its frames."""
+
+    number: int
+    episode: Episode
+    positions: list[dict[str, np.ndarray]]  # of each frame, see Environment.positions
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the numbers of the actions may mean. change: turns them into the world's own."""
+
+    check: CheckId
+    name: str
+    fix: str
+    change: Change
+    steps_a_frame: int = 1
+    first: int = 0  # the frame from which on the actions are known
+    value: float | None = None
+
+
+AS_RECORDED = Meaning("replay", "as recorded", "", lambda actions, _: actions)
+
+
+def meanings(spec: ActionSpec, ratio: float) -> Iterator[Meaning]:
+    """What else actions may mean, in a world of this spec.
+
+    ratio: how far the hand went in the recording, by how far it goes when the actions are taken as they are.
+    """
+    pose, gripper = spec.pose, spec.gripper
+    where = "where the data is converted"
+
+    def negated(actions: np.ndarray, _: Recorded) -> np.ndarray:
+        changed = actions.copy()
+        changed[:, gripper] *= -1
+        return changed
+
+    def stretched(actions: np.ndarray, _: Recorded) -> np.ndarray:
+        changed = actions.copy()
+        changed[:, gripper] = 2 * changed[:, gripper] - 1
+        return changed
+
+    def stretched_and_negated(actions: np.ndarray, _: Recorded) -> np.ndarray:
+        changed = actions.copy()
+        changed[:, gripper] = 1 - 2 * changed[:, gripper]
+        return changed
+
+    yield Meaning("gripper", "with the gripper negated", f"Negate the gripper's action {where}.", negated)
+    for name, change in (
+        ("0 to 1 for open to closed", stretched),
+        ("1 to 0 for open to closed", stretched_and_negated),
+    ):
+        yield Meaning(
+            "gripper", f"with the gripper read as {name}", f"Map the gripper to -1 open, +1 closed {where}.", change
+        )
+
+    for frames in _SHIFTS:
+        late, way = ("late", "start") if frames > 0 else ("early", "end")
+        count = f"{abs(frames)} frame{'s' if abs(frames) > 1 else ''}"
+
+        def moved(actions: np.ndarray, _: Recorded, frames: int = frames) -> np.ndarray:
+            return np.asarray(actions[np.clip(np.arange(len(actions)) + frames, 0, len(actions) - 1)])
+
+        yield Meaning(
+            "lag",
+            f"with the actions moved {count} towards the {way}",
+            f"They are {count} too {late}: move them {where}, and record each observation before its action.",
+            moved,
+            first=max(0, -frames),
+            value=frames,
+        )
+
+    def scaled(part: slice, factor: float) -> Change:
+        def change(actions: np.ndarray, _: Recorded) -> np.ndarray:
+            changed = actions.copy()
+            changed[:, part] *= factor
+            return changed
+
+        return change
+
+    for factor in (round(float(ratio), 3), *_SCALES):
+        for what, part in (
+            ("the pose", pose),
+            ("the position", slice(*spec.position)),
+            ("the rotation", slice(*spec.rotation)),
+        ):
+            if factor > 0 and part.stop > part.start:
+                yield Meaning(
+                    "scale",
+                    f"with {what} multiplied by {factor:g}",
+                    f"Give the unit of the actions in data.features.action_spec, or scale them {where}.",
+                    scaled(part, factor),
+                    value=factor,
+                )
+    if spec.delta:
+        yield Meaning(
+            "scale",
+            "with the position read as the place to go to",
+            "Set delta: false in data.features.action_spec, or convert the actions to deltas.",
+            lambda actions, recorded: _as_deltas(actions, recorded, spec),
+        )
+    for steps in (2, 3, 4):
+        yield Meaning(
+            "video",
+            f"with each action held for {steps} steps",
+            "The recording is slower than the world: record and evaluate at one rate.",
+            lambda actions, _: actions,
+            steps_a_frame=steps,
+            value=spec.control_hz / steps,
+        )
+
+
+def _as_deltas(actions: np.ndarray, recorded: Recorded, spec: ActionSpec) -> np.ndarray:
+    """Poses to go to, as deltas from where the hand was."""
+    hand = np.stack([positions["hand"] for positions in recorded.positions])[: len(actions)]
+    changed = actions.astype(np.float64)
+    changed[:, slice(*spec.position)] = (changed[:, slice(*spec.position)] - hand) / spec.position_unit_m
+    return changed

@@ -1,0 +1,119 @@
+"""How the hand follows the actions, learned from recordings: with what delay, by how much, and along which axes.
+
+The hand's motion from t to t + 1 is regressed on the actions around t (a finite impulse response, the same for all
+axes). Where actions and observations belong together the answer begins with the action at t: no weight lies on later
+actions, and the first one lies on that at t. robosuite's OSC_POSE controller at 20 Hz, which is LIBERO's, answers
+within two steps (weights of about 0.10, 0.08, 0.02 of the commanded metres) and so by about a fifth in all: each
+command is relative to where the hand is, and gets only one step of time.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from atlas.types import ActionSpec
+
+LAGS = np.arange(-4, 6)  # frames between an action and the motion that it may explain; before 0 it comes too late
+_ANSWER = 4  # lags from the first one on whose weights make up the gain
+_FEWEST_ROWS = 90  # for 10 weights
+_MOST_ROWS = 5000
+_SMALLEST_R2 = 0.3
+_STARTS = 0.4  # of the largest weight: where the answer begins
+_RIDGE = 1e-3
+_STILL_ACTION, _STILL_M = 1e-3, 1e-5
+
+Recorded = Sequence[tuple[np.ndarray, np.ndarray]]  # actions [T, A] and proprio [T, P] of episodes
+
+
+@dataclass(frozen=True)
+class MotionFit:
+    """The answer of the hand's position to the actions' position."""
+
+    weights: np.ndarray  # [lags], metres a frame for an action of 1
+    r2: float  # of the motion's variance, so much is explained
+    delay: int  # frames from an action to the first motion that it explains
+    gain: float  # of the commanded metres, so many are moved
+    axes: tuple[tuple[int, int], ...]  # for each axis of the hand, which one of the actions moves it, and its sign
+    axes_r2: float  # with these axes
+
+    @property
+    def straight(self) -> bool:
+        """Whether each action moves the axis that it is named after, in its direction."""
+        return all(source == axis and sign == 1 for axis, (source, sign) in enumerate(self.axes))
+
+
+def fit_motion(recorded: Recorded, spec: ActionSpec) -> MotionFit | None:
+    """Fit the answer; None where actions are no deltas of a 3-D position or proprio does not begin with its position,
+    as far as that can be told: nothing explains what moves."""
+    if not spec.delta or spec.position[1] - spec.position[0] != 3 or not recorded or recorded[0][1].shape[1] < 3:
+        return None
+    actions = [a[:, slice(*spec.position)] for a, _ in recorded]
+    motions = [np.diff(p[:, :3], axis=0) for _, p in recorded]
+    history = [_around(a) for a in actions]  # [T - 1, lags, 3] each
+    x = np.concatenate([h[: len(m)] for h, m in zip(history, motions, strict=True)])
+    y = np.concatenate(motions)
+    usable = np.isfinite(x).all(axis=(1, 2))  # not so near to the ends that some actions are unknown
+    x, y = x[usable], y[usable]
+    every = max(1, len(y) // _MOST_ROWS)
+    x, y = x[::every], y[::every]
+    if len(y) * 3 < _FEWEST_ROWS or not np.isfinite(y).all():
+        return None
+    straight = tuple((axis, 1) for axis in range(3))
+    weights, r2 = _fit(x, y, straight)
+    axes, axes_r2 = straight, r2
+    if r2 < 0.7:
+        for places in itertools.permutations(range(3)):
+            for signs in itertools.product((1, -1), repeat=3):
+                candidate = tuple(zip(places, signs, strict=True))
+                other, other_r2 = _fit(x, y, candidate)
+                if other_r2 > axes_r2 + 0.05 and other.max() > -other.min():
+                    weights, axes, axes_r2 = other, candidate, other_r2
+    if axes_r2 < _SMALLEST_R2 or weights.max() <= 0:
+        return None
+    start = int(np.flatnonzero(weights >= _STARTS * weights.max())[0])
+    gain = float(weights[start : start + _ANSWER].sum()) / spec.position_unit_m
+    return MotionFit(weights, r2, int(LAGS[start]), gain, axes, axes_r2)
+
+
+def explained_by_pose(recorded: Recorded, spec: ActionSpec) -> float:
+    """How much of the actions' position the hand's next position explains (R^2): near 1 where actions say where to go
+    and not how far."""
+    a = np.concatenate([a[:-1, slice(*spec.position)] for a, _ in recorded])
+    p = np.concatenate([p[1:, : a.shape[1]] for _, p in recorded])
+    a, p = a - a.mean(0), p - p.mean(0)
+    moving = (a.std(0) > _STILL_ACTION) & (p.std(0) > _STILL_M)
+    if not moving.any():
+        return 0.0
+    r = (a * p).mean(0)[moving] / (a.std(0) * p.std(0))[moving]
+    return float((r**2).min())
+
+
+def _around(actions: np.ndarray) -> np.ndarray:
+    """[T, lags, 3]: the actions around each frame; not a number where they lie outside of the episode."""
+    length = len(actions)
+    place = np.arange(length)[:, None] - LAGS[None, :]
+    around = actions[np.clip(place, 0, length - 1)].copy()
+    around[(place < 0) | (place >= length)] = np.nan
+    return around
+
+
+def _fit(x: np.ndarray, y: np.ndarray, axes: Sequence[tuple[int, int]]) -> tuple[np.ndarray, float]:
+    """Weights [lags] that explain y [N, 3] by x [N, lags, 3], all axes together, and the adjusted R^2."""
+    columns, targets = [], []
+    for axis, (source, sign) in enumerate(axes):
+        column, target = sign * x[:, :, source], y[:, axis]
+        if column.std() > _STILL_ACTION and target.std() > _STILL_M:
+            columns.append(column - column.mean(0))
+            targets.append(target - target.mean())
+    if not columns:
+        return np.zeros(len(LAGS)), 0.0
+    a, b = np.concatenate(columns), np.concatenate(targets)
+    scale = float((a**2).mean())
+    weights = np.linalg.solve(a.T @ a + _RIDGE * scale * len(a) * np.eye(len(LAGS)), a.T @ b)
+    left = b - a @ weights
+    r2 = 1 - float((left**2).sum() / (b**2).sum())
+    return weights, 1 - (1 - r2) * (len(b) - 1) / max(1, len(b) - len(LAGS) - 1)

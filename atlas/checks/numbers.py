@@ -1,0 +1,165 @@
+"""`actions`: the numbers of actions and state are finite, within their ranges, and not the same again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from atlas.checks.context import CheckContext
+from atlas.checks.finding import Finding
+from atlas.checks.pictures import draw_histograms
+from atlas.data.noops import without_noops
+
+_STILL = 1e-6
+_MOVED_M = 0.005  # a hand that moves so far along an axis did so for a reason
+_SATURATED = 0.5  # of the frames lie at the same end of the range
+_OUTLIER = 20.0  # times the range of 90% of the values
+_NOOPS = 0.3
+_REPEATED = 0.1
+_SHOWN = 3
+_MOST_EPISODES = 5000  # evenly over the dataset
+
+
+def check_actions(context: CheckContext) -> Iterator[Finding]:
+    dataset = context.dataset
+    if bad := context.not_finite:
+        yield Finding(
+            "actions",
+            "error",
+            f"{len(bad)} of {len(dataset)} episodes hold actions or proprio that are not finite: {bad[:_SHOWN]}",
+            "Mend these episodes or leave them out.",
+            {"episodes": bad},
+            fatal=True,
+        )
+        return
+    actions = np.concatenate([dataset.episode(i).actions for i in context.sample(_MOST_EPISODES)])
+    yield from _stuck(context, actions)
+    yield from _ranges(context, actions)
+    yield from _repeats(context)
+    yield _overview(context, actions)
+
+
+def _stuck(context: CheckContext, actions: np.ndarray) -> Iterator[Finding]:
+    """Dimensions that never change. It is an error where they hold something, or the hand moves all the same."""
+    spec = context.dataset.action_spec
+    lost: list[str] = []
+    unused: list[str] = []
+    for dimension, name in enumerate(spec.names):
+        if np.ptp(actions[:, dimension]) >= _STILL or dimension == spec.gripper:  # of the gripper, `gripper` says so
+            continue
+        held = abs(float(actions[0, dimension])) > _STILL
+        (lost if held or _hand_moves_along(context, dimension) else unused).append(name)
+    if lost:
+        yield Finding(
+            "actions",
+            "error",
+            f"the action dimensions {lost} never change, and the hand moves as if they did",
+            "Look at the column that they were read from (data.features.action_spec says which).",
+            {"constant": lost},
+        )
+    if unused:
+        yield Finding(
+            "actions",
+            "warning",
+            f"the action dimensions {unused} never change",
+            "Leave them out of the action space, or look whether they were read from the right column.",
+            {"constant": unused},
+        )
+
+
+def _hand_moves_along(context: CheckContext, dimension: int) -> bool:
+    """Whether the hand moves along a position axis, as far as proprio is known to begin with its position."""
+    first, end = context.dataset.action_spec.position
+    if not first <= dimension < end or context.motion is None or context.dataset.proprio_dim < end - first:
+        return False
+    return any(np.ptp(proprio[:, dimension - first]) > _MOVED_M for _, proprio in context.sampled)
+
+
+def _ranges(context: CheckContext, actions: np.ndarray) -> Iterator[Finding]:
+    spec = context.dataset.action_spec
+    low, q05, q95, high = np.quantile(actions.astype(np.float64), [0, 0.05, 0.95, 1], axis=0)
+    reach = np.maximum(np.maximum(np.abs(q05), np.abs(q95)), 1e-3)
+    wild = [d for d in range(spec.dim) if max(-low[d], high[d]) > _OUTLIER * reach[d] and max(-low[d], high[d]) > 2]
+    if wild:
+        frames = int((np.abs(actions[:, wild]) > _OUTLIER * reach[wild]).any(1).sum())
+        yield Finding(
+            "actions",
+            "error",
+            f"{frames} frames have actions far from all others in {[spec.names[d] for d in wild]}: up to "
+            f"{max(max(-low[d], high[d]) for d in wild):.4g}, where 90% lie within {max(reach[d] for d in wild):.4g}",
+            "Leave these episodes out, or mend the jumps.",
+            {"frames": frames, "dimensions": [spec.names[d] for d in wild]},
+        )
+    outside = float((np.abs(actions[:, spec.pose]) > 1 + 1e-3).mean())
+    if spec.delta and outside and not wild:
+        yield Finding(
+            "actions",
+            "warning",
+            f"{outside:.1%} of the pose actions lie outside of [-1, 1], where the controller clips them",
+            "Give the unit of the actions in data.features.action_spec, or clip them when they are recorded.",
+            {"share_outside": round(outside, 4)},
+        )
+    for dimension in range(spec.pose.start, spec.pose.stop):
+        values = actions[:, dimension]
+        at_end = max(
+            float((values <= low[dimension] + _STILL).mean()), float((values >= high[dimension] - _STILL).mean())
+        )
+        if at_end > _SATURATED and np.ptp(values) >= _STILL and (np.abs(values).max() > _STILL):
+            yield Finding(
+                "actions",
+                "warning",
+                f"{at_end:.0%} of the actions in {spec.names[dimension]} lie at one end of their range",
+                "Look whether the demonstrations were clipped when they were recorded.",
+                {"dimension": spec.names[dimension], "share": round(at_end, 3)},
+            )
+
+
+def _repeats(context: CheckContext) -> Iterator[Finding]:
+    """Frames that are there twice, and frames whose action does nothing."""
+    spec = context.dataset.action_spec
+    frames = repeated = idle = 0
+    for actions, proprio in context.sampled:
+        frames += len(actions)
+        same = (actions[1:] == actions[:-1]).all(1) & (proprio[1:] == proprio[:-1]).all(1)
+        repeated += int(same.sum())
+        if spec.delta:
+            idle += len(actions) - len(without_noops(actions, spec))
+    if repeated > _REPEATED * frames:
+        yield Finding(
+            "actions",
+            "warning",
+            f"{repeated / frames:.0%} of the frames are the one before once more, action and proprio alike",
+            "Look whether frames were repeated to reach another rate; leave the copies out.",
+            {"share_repeated": round(repeated / frames, 3)},
+        )
+    if idle > _NOOPS * frames:
+        yield Finding(
+            "actions",
+            "warning",
+            f"the actions of {idle / frames:.0%} of the frames do nothing",
+            "Train with data.drop_noops=true, so that the policy does not learn to stand still.",
+            {"share_noops": round(idle / frames, 3)},
+        )
+
+
+def _overview(context: CheckContext, actions: np.ndarray) -> Finding:
+    spec = context.dataset.action_spec
+    numbers = {
+        name: dict(zip(("min", "q01", "mean", "q99", "max"), map(float, np.round(row, 4)), strict=True))
+        for name, row in zip(spec.names, _summary(actions).T, strict=True)
+    }
+    evidence: dict[str, object] = {"frames": len(actions), "dimensions": numbers}
+    if context.pictures is not None:
+        path = context.pictures / "actions.png"
+        draw_histograms(path, actions, spec.names)
+        evidence["picture"] = str(path)
+    return Finding("actions", "info", f"{len(actions)} actions of {spec.dim} numbers looked at", None, evidence)
+
+
+def _summary(actions: np.ndarray) -> np.ndarray:
+    """[5, A]"""
+    values = actions.astype(np.float64)
+    return np.stack(
+        [values.min(0), np.quantile(values, 0.01, 0), values.mean(0), np.quantile(values, 0.99, 0), values.max(0)]
+    )

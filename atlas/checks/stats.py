@@ -1,0 +1,123 @@
+"""`stats`: the statistics that a policy would be scaled by, and those that the dataset brings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atlas.checks.context import CheckContext
+from atlas.checks.finding import Finding
+from atlas.data.lerobot import LeRobotDataset
+from atlas.data.statistics import ColumnStatistics
+
+_SMALLEST_STD = 1e-6
+_TAIL = 8.0  # standard deviations from the mean, beyond which the largest value sets the scale alone
+_AGREE = 0.05  # of a standard deviation
+_SOURCES = "meta/stats.json"
+
+
+def check_stats(context: CheckContext) -> Iterator[Finding]:
+    dataset = context.dataset
+    train = [int(i) for i in context.train]
+    columns = {
+        "action": (np.concatenate([dataset.episode(i).actions for i in train]), dataset.action_spec.names),
+        "proprio": (np.concatenate([dataset.episode(i).proprio for i in train]), None),
+    }
+    well = True
+    for what, (values, names) in columns.items():
+        names = names or tuple(str(i) for i in range(values.shape[1]))
+        if not np.isfinite(values).all():
+            return  # `actions` says so
+        found = list(_of_column(what, ColumnStatistics.of(values), names))
+        well = well and not found
+        yield from found
+    if isinstance(dataset, LeRobotDataset):
+        yield from _brought(context, dataset)
+    if well:
+        yield Finding(
+            "stats",
+            "info",
+            f"statistics of {len(train)} training episodes are finite, and each dimension varies",
+            None,
+            {"frames": len(columns["action"][0]), "episodes": len(train)},
+        )
+
+
+def _of_column(what: str, statistics: ColumnStatistics, names: tuple[str, ...]) -> Iterator[Finding]:
+    mean, std, low, high = (np.array(getattr(statistics, key)) for key in ("mean", "std", "min", "max"))
+    still = [name for name, deviation in zip(names, std, strict=True) if deviation < _SMALLEST_STD]
+    if len(still) == len(names):
+        yield Finding(
+            "stats",
+            "error",
+            f"no dimension of {what} varies over the training episodes",
+            "Look at the columns that were read; there is nothing to learn from.",
+            {"column": what},
+            fatal=True,
+        )
+        return
+    if still and what == "proprio":
+        yield Finding(
+            "stats",
+            "warning",
+            f"the dimensions {still} of {what} do not vary in training: elsewhere, scaled, they may be far off",
+            "Leave them out with data.features.proprio, unless they never vary in the world either.",
+            {"column": what, "dimensions": still},
+        )
+    reach = np.maximum(high - mean, mean - low) / np.maximum(std, _SMALLEST_STD)
+    tails = [(name, float(r)) for name, r in zip(names, reach, strict=True) if r > _TAIL and name not in still]
+    if tails:
+        name, r = max(tails, key=lambda tail: tail[1])
+        yield Finding(
+            "stats",
+            "warning",
+            f"{what} {name} reaches {r:.0f} standard deviations from its mean: scaling by the smallest and largest "
+            "value would leave little room for all others",
+            "Scale by quantiles or by mean and deviation (model.processor), or look at these values.",
+            {"column": what, "deviations": {n: round(v, 1) for n, v in tails}},
+        )
+
+
+def _brought(context: CheckContext, dataset: LeRobotDataset) -> Iterator[Finding]:
+    """What the dataset says of itself. Atlas never uses it; others do."""
+    path = dataset.path / _SOURCES
+    said = _read(path)
+    if said is None:
+        return
+    everything = ColumnStatistics.of(np.concatenate([dataset.episode(i).proprio for i in range(len(dataset))]))
+    wrong: dict[str, float] = {}
+    for key in ("mean", "std"):
+        values = _vector(said, "observation.state", key)
+        if values is not None and len(values) == len(everything.mean):
+            off = np.abs(values - np.array(getattr(everything, key))) / np.maximum(everything.std, _SMALLEST_STD)
+            if off.max() > _AGREE:
+                wrong[key] = round(float(off.max()), 3)
+    if wrong:
+        yield Finding(
+            "stats",
+            "warning",
+            f"{path} disagrees with the data: {', '.join(wrong)} of observation.state by up to "
+            f"{max(wrong.values()):.2g} standard deviations",
+            "Atlas computes its own; compute them anew for other programs.",
+            {"file": str(path), "deviations": wrong},
+        )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _vector(said: dict[str, Any], feature: str, key: str) -> np.ndarray | None:
+    try:
+        values = np.asarray(said[feature][key], np.float64)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return values if values.ndim == 1 else None

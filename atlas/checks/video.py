@@ -1,0 +1,205 @@
+"""`video`: images are there for every frame, at the times that they should have, in files that can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+
+from atlas.checks.context import CheckContext
+from atlas.checks.finding import Finding
+from atlas.data.lerobot import LeRobotDataset
+from atlas.data.lerobot.whole import fault
+from atlas.data.video import TOLERANCE_S
+from atlas.errors import InputError, first_line
+
+_CLOCK = 0.02  # relative difference of two rates that are the same
+_DECODED_EPISODES = 12
+_MOST_VIDEOS = 400  # whose frames are counted
+_ONE_COLOUR = 1.0  # standard deviation of the pixels of a picture that shows nothing
+_SHOWN = 3
+_FETCH = "Fetch these files again, or train with data.skip_damaged=true, which leaves their episodes out."
+
+
+def check_video(context: CheckContext) -> Iterator[Finding]:
+    yield from _rate(context)
+    damaged: set[Path] = set()
+    if isinstance(context.dataset, LeRobotDataset):
+        yield from _files(context.dataset, damaged)
+        yield from _timestamps(context.dataset)
+    yield from _pictures(context, damaged)
+
+
+def _rate(context: CheckContext) -> Iterator[Finding]:
+    """The rate that the dataset says, against the simulator's clock and the world that it will be evaluated in."""
+    said, spec = context.dataset.fps, context.dataset.action_spec
+    step = context.seconds_a_frame
+    if step is not None and abs(step * spec.control_hz - 1) > _CLOCK:
+        yield Finding(
+            "video",
+            "error",
+            f"the dataset says {spec.control_hz:g} actions a second, and by the simulator's clock a frame takes "
+            f"{step:.4g} s: {1 / step:.4g} a second",
+            "Record and train at one rate: frames may have been left out, or the rate (fps) is written wrongly.",
+            {"control_hz": spec.control_hz, "fps": said, "hz_by_clock": round(1 / step, 4)},
+        )
+    elif context.environment is not None and spec.control_hz != context.environment.spec.action_spec.control_hz:
+        world, hz = context.environment.spec.name, context.environment.spec.action_spec.control_hz
+        yield Finding(
+            "video",
+            "error",
+            f"the dataset says {spec.control_hz:g} actions a second, and the world '{world}' takes {hz:g}",
+            "If each row is one step of that world, set control_hz of data.features.action_spec.",
+            {"control_hz": spec.control_hz, "environment_hz": hz},
+        )
+
+
+def _files(dataset: LeRobotDataset, damaged: set[Path]) -> Iterator[Finding]:
+    """Every file by its outline, and the frames of the videos, counted without decoding them."""
+    faults: dict[str, str] = {}
+    for name in _files_of(dataset):
+        if (why := fault(dataset.path / name)) is not None:
+            faults[name] = why
+    damaged.update(dataset.path / name for name in faults)
+    if faults:
+        named = ", ".join(f"{name} {why}" for name, why in list(faults.items())[:_SHOWN])
+        yield Finding(
+            "video",
+            "error",
+            f"{len(faults)} of the files cannot be read: {named}",
+            _FETCH,
+            {"files": list(faults)},
+        )
+    for camera in dataset.cameras:
+        wrong = []
+        spans = _spans_of(dataset, camera)
+        for path in list(spans)[:: max(1, len(spans) // _MOST_VIDEOS)]:
+            if path not in damaged:
+                why = _frames_fault(path, spans[path], dataset.fps)
+                if why is not None:
+                    damaged.add(path)
+                    wrong.append((path, why))
+        if wrong:
+            path, why = wrong[0]
+            yield Finding(
+                "video",
+                "error",
+                f"{len(wrong)} videos of '{camera}' do not have the frames that they should: {path} {why}",
+                "Make the videos anew at the dataset's rate, or train with data.skip_damaged=true.",
+                {"files": [str(p) for p, _ in wrong], "why": why},
+            )
+
+
+def _files_of(dataset: LeRobotDataset) -> list[str]:
+    return list(dict.fromkeys(dataset._source.all_files()))
+
+
+def _spans_of(dataset: LeRobotDataset, camera: str) -> dict[Path, list[tuple[float, int]]]:
+    """Of each video of a camera, where its episodes begin, in seconds, and how many frames they have."""
+    places = dataset._source.videos.get(dataset._features.cameras[camera].key)
+    spans: dict[Path, list[tuple[float, int]]] = {}
+    if places is not None:
+        for file, start, length in zip(places.file, places.start, dataset._source.length, strict=True):
+            spans.setdefault(dataset.path / places.files[file], []).append((float(start), int(length)))
+    return spans
+
+
+def _frames_fault(path: Path, spans: list[tuple[float, int]], fps: float) -> str | None:
+    """What is wrong with a video whose episodes begin at some times, in seconds, and have so many frames."""
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            times = [float(p.pts * stream.time_base) for p in container.demux(stream) if p.pts is not None and p.size]
+    except (OSError, av.FFmpegError, IndexError) as error:
+        return f"cannot be read ({first_line(error)})"
+    there = np.sort(np.array(times))
+    if len(there) > 1:
+        rate = 1 / float(np.median(np.diff(there)))
+        if abs(rate / fps - 1) > _CLOCK:
+            return f"has {rate:.4g} frames a second, and the dataset {fps:g}"
+    wanted = np.concatenate([start + np.arange(length) / fps for start, length in spans])
+    missing = _unmatched(wanted, there)
+    if missing:
+        return f"lacks {missing} of {len(wanted)} frames"
+    extra = len(there) - len(wanted)
+    return f"has {extra} frames more than its episodes" if extra > 0 else None
+
+
+def _unmatched(wanted: np.ndarray, there: np.ndarray) -> int:
+    """How many of the wanted times have no frame near them."""
+    if not len(there):
+        return len(wanted)
+    place = np.clip(np.searchsorted(there, wanted), 1, max(1, len(there) - 1))
+    nearest = np.minimum(np.abs(there[place - 1] - wanted), np.abs(there[np.minimum(place, len(there) - 1)] - wanted))
+    return int((nearest > TOLERANCE_S + np.spacing(np.abs(wanted).astype(np.float32))).sum())
+
+
+def _timestamps(dataset: LeRobotDataset) -> Iterator[Finding]:
+    """The times of the rows against the rate: frame k of an episode is at k / fps."""
+    stamps = dataset.columns.timestamp
+    wrong = []
+    for index in range(len(dataset)):
+        times = stamps[dataset.rows(index)].astype(np.float64)
+        if len(times) > 1 and np.abs(np.diff(times) * dataset.fps - 1).max() > _CLOCK + np.spacing(times[-1]):
+            wrong.append(index)
+    if wrong:
+        times = stamps[dataset.rows(wrong[0])].astype(np.float64)
+        rate = 1 / float(np.median(np.diff(times)))
+        yield Finding(
+            "video",
+            "error",
+            f"the timestamps of {len(wrong)} of {len(dataset)} episodes are not those of {dataset.fps:g} frames a "
+            f"second; in episode {wrong[0]} they are of {rate:.4g}, or have gaps",
+            "Correct fps in meta/info.json, or convert the dataset anew.",
+            {"episodes": wrong[:100], "fps": dataset.fps, "fps_by_timestamps": round(rate, 4)},
+        )
+
+
+def _pictures(context: CheckContext, damaged: set[Path]) -> Iterator[Finding]:
+    """Decode a few pictures of some episodes: can they be, do they show something, and does it change."""
+    unreadable: list[str] = []
+    flat: dict[str, list[int]] = {}
+    frozen: dict[str, list[int]] = {}
+    looked = context.sample(_DECODED_EPISODES)
+    for index in looked:
+        episode = context.dataset.episode(index)
+        frames = sorted({0, len(episode) // 2, len(episode) - 1})
+        for camera in context.cameras:
+            try:
+                images = episode.images(camera, frames)
+            except InputError as error:
+                if not any(str(path) in str(error) for path in damaged):
+                    unreadable.append(str(error))
+                continue
+            if max(float(image.std()) for image in images) < _ONE_COLOUR:
+                flat.setdefault(camera, []).append(index)
+            elif len(frames) > 2 and (images[0] == images).all():
+                frozen.setdefault(camera, []).append(index)
+    if unreadable:
+        yield Finding("video", "error", unreadable[0], _FETCH, {"messages": unreadable[:20], "count": len(unreadable)})
+    for camera, episodes in flat.items():
+        yield Finding(
+            "video",
+            "error",
+            f"camera '{camera}' shows one colour only in {len(episodes)} of {len(looked)} episodes",
+            "Look whether its images were recorded; leave the camera out with data.cameras.",
+            {"camera": camera, "episodes": episodes},
+        )
+    for camera, episodes in frozen.items():
+        yield Finding(
+            "video",
+            "warning",
+            f"camera '{camera}' shows the same picture all the time in {len(episodes)} of {len(looked)} episodes",
+            "Look whether its images were recorded anew at each step.",
+            {"camera": camera, "episodes": episodes},
+        )
+    if not (unreadable or flat or damaged):
+        yield Finding(
+            "video",
+            "info",
+            f"pictures of {len(looked)} episodes and {len(context.cameras)} cameras can be read",
+            None,
+            {"episodes": len(looked), "fps": context.dataset.fps},
+        )

@@ -1,0 +1,193 @@
+"""Decoded frames on disk: every frame of a dataset as the network sees it, mapped into memory by all who read it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atlas.data.episode import EpisodeDataset
+from atlas.data.geometry import fit_images
+from atlas.data.mixture import Source, sources_of
+from atlas.errors import InputError, first_line
+from atlas.files import atomic_path, write_json
+from atlas.paths import check_folder
+from atlas.pool import run_jobs
+
+_FORMAT = 1
+_ABOUT = "about.json"  # what the frames are of; for people, since the folder's name is a hash of it
+_SHARD_BYTES = 128 * 2**20
+_AT_ONCE = 64  # frames that are decoded together
+_WORTH_PROCESSES = 2000  # images
+
+
+class FrameCache:
+    """The frames of one dataset: a folder of `frames_00000.npy` and so on, uint8 [n, V, 3, size, size] each.
+
+    The folder is named after what the frames depend on, so that other data has another one. A file is there whole or
+    not at all; filling the cache goes on where it was stopped.
+    """
+
+    def __init__(self, root: Path, source: Source, cameras: Sequence[str], size: int):
+        """root: the folder of all caches. cameras: by the mixture's names, in order."""
+        self.cameras = [source.camera(camera) for camera in cameras]
+        self.about: dict[str, Any] = {
+            "format": _FORMAT,
+            "dataset": str(source.dataset.path),
+            "fingerprint": source.dataset.fingerprint(),
+            "cameras": self.cameras,
+            "image_size": size,
+            "frames": int(source.dataset.lengths.sum()),
+            "frames_a_file": max(1, _SHARD_BYTES // (len(cameras) * 3 * size**2)),
+        }
+        content = {key: value for key, value in self.about.items() if key != "dataset"}
+        self.folder = root / hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+        self.name, self._size = source.name, size
+        self._mapped: dict[int, np.ndarray] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_mapped": {}}
+
+    @property
+    def shards(self) -> int:
+        return -(-self.about["frames"] // self.about["frames_a_file"])
+
+    @property
+    def missing(self) -> list[int]:
+        """The numbers of the files that are not there yet."""
+        return [shard for shard in range(self.shards) if not self.path(shard).exists()]
+
+    def bytes(self, shards: Sequence[int]) -> int:
+        """What these files take on disk."""
+        return sum(int(np.prod(self.shape(shard))) for shard in shards)
+
+    def path(self, shard: int) -> Path:
+        return self.folder / f"frames_{shard:05d}.npy"
+
+    def span(self, shard: int) -> tuple[int, int]:
+        """The first and one past the last frame of a file."""
+        first = shard * self.about["frames_a_file"]
+        return first, min(first + self.about["frames_a_file"], self.about["frames"])
+
+    def shape(self, shard: int) -> tuple[int, ...]:
+        first, end = self.span(shard)
+        return end - first, len(self.cameras), 3, self._size, self._size
+
+    def frame(self, number: int) -> np.ndarray:
+        """uint8 [V, 3, size, size]: a frame, counted over all episodes, where it is mapped into memory."""
+        shard, row = divmod(number, self.about["frames_a_file"])
+        return self._shard(shard)[row]
+
+    def check(self) -> None:
+        """Raises InputError where files are missing, or not what they should be."""
+        missing = self.missing
+        if missing:
+            raise InputError(
+                f"data.frame_cache: {self.folder} lacks {len(missing)} of {self.shards} files of '{self.name}', which "
+                "are made before training, on the machine that starts it; the folder must be one that all machines see."
+            )
+        for shard in range(self.shards):
+            self._shard(shard)
+
+    def _shard(self, shard: int) -> np.ndarray:
+        if shard not in self._mapped:
+            path = self.path(shard)
+            try:
+                mapped = np.lib.format.open_memmap(path, mode="r")
+            except (OSError, ValueError, TypeError, SyntaxError, OverflowError) as error:  # numpy parses the header
+                raise InputError(
+                    f"{path} is damaged ({first_line(error)}); delete it, and training makes it anew."
+                ) from None
+            if mapped.shape != self.shape(shard) or mapped.dtype != np.uint8 or not mapped.flags.c_contiguous:
+                raise InputError(
+                    f"{path} is {mapped.dtype} of shape {mapped.shape}, expected uint8 of {self.shape(shard)}; delete "
+                    "it, and training makes it anew."
+                )
+            self._mapped[shard] = np.asarray(mapped)
+        return self._mapped[shard]
+
+
+def frame_caches(root: Path, dataset: EpisodeDataset, cameras: Sequence[str], size: int) -> list[FrameCache]:
+    """The caches of a dataset's sources, filled or not."""
+    return [FrameCache(root, source, cameras, size) for source in sources_of(dataset)]
+
+
+def fill_caches(root: Path, dataset: EpisodeDataset, cameras: Sequence[str], size: int) -> None:
+    """Decode every frame that is not in the caches yet, on all cores, and show the progress.
+
+    Says first what it takes on disk. Raises InputError where there is no room, or a frame cannot be read.
+    """
+    check_folder("data.frame_cache", root)
+    caches = frame_caches(root, dataset, cameras, size)
+    wanted = [(cache, source, cache.missing) for cache, source in zip(caches, sources_of(dataset), strict=True)]
+    wanted = [(cache, source, missing) for cache, source, missing in wanted if missing]
+    if not wanted:
+        return
+    needed = sum(cache.bytes(missing) for cache, _, missing in wanted)
+    check_room(root, needed)
+    names = ", ".join(f"'{cache.name}'" for cache, *_ in wanted)
+    # As a progress bar does: this is before a run has a log.
+    print(f"data.frame_cache: the decoded frames of {names} take {_size_of(needed)} in {root}.", file=sys.stderr)
+    for cache, source, missing in wanted:
+        write_json(cache.folder / _ABOUT, cache.about)
+        # Few frames are decoded sooner than processes start.
+        few = sum(cache.shape(shard)[0] for shard in missing) * len(cache.cameras) < _WORTH_PROCESSES
+        workers, start_with = 1 if few else None, (cache, source.dataset)
+        run_jobs(f"decoding {cache.name}", cache.shards, missing, _write, _start, start_with, workers, may_stay=True)
+
+
+def check_room(root: Path, needed: int) -> None:
+    """Raises InputError where the folder's disk has less room than so many bytes."""
+    there = next(parent for parent in (root, *root.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise InputError(
+            f"data.frame_cache: the frames take {_size_of(needed)}, and {there} has {_size_of(free)} free. Choose "
+            "another folder, a smaller data.image_size, or leave it out."
+        )
+
+
+def _size_of(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.1f} MiB"
+
+
+_at_work: list[tuple[FrameCache, EpisodeDataset]] = []  # in a process that decodes: what it works on
+
+
+def _start(cache: FrameCache, dataset: EpisodeDataset) -> None:
+    _at_work[:] = [(cache, dataset)]
+
+
+def _write(shard: int) -> None:
+    """Decode the frames of one file. Raises InputError where one cannot be read, or there is no room."""
+    cache, dataset = _at_work[0]
+    first, end = cache.span(shard)
+    starts = np.concatenate([[0], np.cumsum(dataset.lengths)])
+    episodes = range(int(np.searchsorted(starts, first, side="right")) - 1, int(np.searchsorted(starts, end)))
+    try:
+        with atomic_path(cache.path(shard)) as partial:
+            out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=cache.shape(shard))
+            for number in episodes:
+                begin, stop = max(first, int(starts[number])), min(end, int(starts[number + 1]))
+                for some in range(begin, stop, _AT_ONCE):
+                    frames = range(some, min(some + _AT_ONCE, stop))
+                    _decode(dataset, number, cache.cameras, frames, int(starts[number]), out[some - first :])
+            out.flush()
+            del out
+    except OSError as error:
+        raise InputError(f"{cache.path(shard)} cannot be written ({error.strerror}).") from None
+
+
+def _decode(
+    dataset: EpisodeDataset, number: int, cameras: Sequence[str], frames: range, start: int, out: np.ndarray
+) -> None:
+    """Decode frames of an episode that begins at frame `start` into the first rows of out [n, V, 3, size, size]."""
+    episode = dataset.episode(number)
+    for view, camera in enumerate(cameras):
+        images = episode.images(camera, [frame - start for frame in frames])
+        out[: len(frames), view] = fit_images(images, out.shape[-1]).numpy()

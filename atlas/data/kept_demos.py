@@ -1,0 +1,129 @@
+"""What was read of HDF5 files with many demos, kept in the cache: to look through thousands takes a minute."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from atlas.data.libero_layout import LIBERO, ROBOMIMIC, Layout, group_in, layout_of, open_file, read_demo, readable
+from atlas.errors import InputError
+from atlas.files import atomic_path
+from atlas.pool import run_jobs
+from atlas.registry.cache import cache_root
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+_FEW = 20  # demos of a file: sooner read than kept
+_MANY = 400  # demos: worth processes of their own
+
+
+class Demo(NamedTuple):
+    """The numbers of a demo, as `read_demo` gives them."""
+
+    layout: Layout
+    actions: np.ndarray  # [T, A] as stored
+    proprio: np.ndarray  # float32 [T, P]
+    cameras: list[str]
+
+
+def demo_names(data: h5py.Group) -> list[str]:
+    """The demos of a file, by their numbers."""
+    return sorted((n for n in data if re.fullmatch(r"demo_\d+", n)), key=lambda n: int(n.split("_")[1]))
+
+
+def read_whole_demo(data: h5py.Group, name: str, path: Path, layout: Layout | None, action_dim: int) -> Demo:
+    """Read and check a demo. layout: of the file, None for what its names say. Raises InputError."""
+    where = f"{path}: data/{name}"
+    demo = group_in(data, name, f"{path}: data")
+    layout = layout or layout_of(group_in(demo, "obs", where))
+    return Demo(layout, *read_demo(demo, where, layout, action_dim))
+
+
+def kept_demos(path: Path) -> dict[str, Demo]:
+    """The demos of a file by name, where they are kept; else none."""
+    try:
+        with np.load(_place(path)) as kept:
+            about = json.loads(str(kept["about"]))
+            layout = ROBOMIMIC if about["format"] == ROBOMIMIC.format else LIBERO
+            ends = np.cumsum(about["lengths"])[:-1]
+            parts = zip(np.split(kept["actions"], ends), np.split(kept["proprio"], ends), strict=True)
+            each = zip(about["names"], parts, strict=True)
+            return {name: Demo(layout, actions, proprio, about["cameras"]) for name, (actions, proprio) in each}
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):  # not there, or not whole
+        return {}
+
+
+def keep_demos(path: Path, demos: dict[str, Demo]) -> None:
+    """Keep all demos of a file, where they are many and of one kind."""
+    kinds = {(demo.layout.format, tuple(demo.cameras)) for demo in demos.values()}
+    if len(demos) < _FEW or len(kinds) > 1:
+        return
+    (format, cameras) = kinds.pop()
+    about = {
+        "format": format,
+        "cameras": cameras,
+        "names": list(demos),
+        "lengths": [len(demo.actions) for demo in demos.values()],
+    }
+    place = _place(path)
+    try:
+        with atomic_path(place) as partial, partial.open("wb") as file:
+            np.savez(
+                file,
+                about=json.dumps(about),
+                actions=np.concatenate([demo.actions for demo in demos.values()]),
+                proprio=np.concatenate([demo.proprio for demo in demos.values()]),
+            )
+    except OSError as error:
+        logger.info("The numbers of %s are not kept: %s cannot be written (%s).", path, place, error.strerror)
+
+
+def keep_many(files: Sequence[Path], action_dim: int) -> None:
+    """Read files that are not kept yet in processes of their own, where they have many demos. What is wrong with one
+    is left to whoever reads it next."""
+    if multiprocessing.current_process().daemon:  # may not have any
+        return
+    missing = [file for file in files if not _place(file).is_file()]
+    if len(missing) > 1 and sum(map(_count, missing)) >= _MANY:
+        jobs = [(file, action_dim) for file in missing]
+        run_jobs(f"Reading {files[0].parent.name}", len(jobs), jobs, _read_and_keep, _nothing, ())
+
+
+def _read_and_keep(job: tuple[Path, int]) -> None:
+    path, action_dim = job
+    try:
+        with readable(str(path)), open_file(path) as file:
+            data = group_in(file, "data", str(path))
+            keep_demos(path, {name: read_whole_demo(data, name, path, None, action_dim) for name in demo_names(data)})
+    except InputError:
+        return
+
+
+def _nothing() -> None:
+    """There is nothing to start with."""
+
+
+def _count(path: Path) -> int:
+    try:
+        with readable(str(path)), open_file(path) as file:
+            return len(group_in(file, "data", str(path)))
+    except InputError:
+        return 0
+
+
+def _place(path: Path) -> Path:
+    """Where a file's numbers are kept; named after the file, its size and its time of change."""
+    stat = path.stat()
+    key = repr((_FORMAT, str(path.resolve()), stat.st_size, stat.st_mtime_ns))
+    return cache_root() / "hdf5" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"

@@ -1,0 +1,155 @@
+"""What Atlas knows of a dataset and LeRobot's format has no place for: the folder meta/atlas of a dataset.
+
+LeRobot's reader leaves the folder alone, and the hub keeps it with the rest. The states of a simulator are a feature
+of the dataset like any other, `sim_state`, and here is how many of its numbers each episode uses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from atlas.config.data import SourceActionsConfig
+from atlas.data.orientation import ORIENTATIONS, Orientation
+from atlas.errors import InputError, first_line
+from atlas.files import atomic_path, write_json
+from atlas.types import ActionSpec
+
+SIM_STATE = "sim_state"  # float64 [D], where the source has it
+_FOLDER = "meta/atlas"
+_DATASET, _EPISODES, _MODELS = "dataset.json", "episodes.parquet", "models.parquet"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class About:
+    """Of all episodes."""
+
+    environment: str | None  # the world they were recorded in
+    spec: ActionSpec
+    libero_proprio: bool  # whether the proprio is LIBERO's eight numbers
+
+
+@dataclass(frozen=True)
+class EpisodeExtras:
+    """Of one episode; None where its source has none."""
+
+    sim_dim: int | None = None  # how many numbers of `sim_state` are its own; the rest is zero
+    init_state: np.ndarray | None = None  # float64 [D]
+    model_xml: str | None = None
+
+
+class Extras:
+    """meta/atlas of a dataset. What is kept of each episode is read when it is first asked for."""
+
+    def __init__(self, root: Path, about: About, orientation: Orientation) -> None:
+        self.environment, self.action_spec, self.libero_proprio = about.environment, about.spec, about.libero_proprio
+        self.orientation = orientation
+        self._root = root
+
+    @property
+    def source_actions(self) -> SourceActionsConfig:
+        """The ActionSpec as a source's numbers are described."""
+        spec = self.action_spec
+        return SourceActionsConfig(
+            position=spec.position,
+            rotation=spec.rotation,
+            gripper=spec.gripper,
+            delta=spec.delta,
+            position_unit_m=spec.position_unit_m,
+            rotation_unit_rad=spec.rotation_unit_rad,
+            control_hz=spec.control_hz,
+        )
+
+    def episode(self, number: int) -> EpisodeExtras:
+        """number: the dataset's own. Raises InputError where the folder is damaged, or of another dataset."""
+        table, models = self._tables
+        if number not in table:
+            raise InputError(
+                f"{self._root / _FOLDER}/{_EPISODES} does not know episode {number}: the dataset was changed after "
+                "Atlas wrote it. Delete that folder; what it holds is lost then."
+            )
+        row = table[number]
+        state, model = row["init_state"], row["model"]
+        return EpisodeExtras(
+            sim_dim=row["sim_dim"],
+            init_state=None if state is None else np.array(state, np.float64),
+            model_xml=None if model is None else models[model],
+        )
+
+    @cached_property
+    def _tables(self) -> tuple[dict[int, dict[str, Any]], list[str]]:
+        episodes = _read(self._root / _FOLDER / _EPISODES)
+        models = _read(self._root / _FOLDER / _MODELS)
+        return {row["episode_index"]: row for row in episodes}, [row["model_xml"] for row in models]
+
+
+def read_extras(root: Path) -> Extras | None:
+    """What Atlas noted of a dataset; None where it is not Atlas's. Raises InputError that names the key."""
+    path = root / _FOLDER / _DATASET
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["format"] != _FORMAT:
+            raise InputError(f"{path}: format is {values['format']}, and this Atlas reads {_FORMAT}; update Atlas.")
+        about = About(values["environment"], ActionSpec.from_dict(values["action_spec"]), values["libero_proprio"])
+        orientation = values["orientation"]
+        if orientation not in ORIENTATIONS or not isinstance(about.environment, str | None):
+            raise ValueError(f"orientation is {orientation!r} and environment {about.environment!r}")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise InputError(f"{path} cannot be used ({first_line(error)}); fetch the dataset again.") from None
+    return Extras(root, about, orientation)
+
+
+def write_extras(root: Path, about: About, episodes: Sequence[EpisodeExtras]) -> None:
+    """Write the folder, of a dataset whose images are stored upright."""
+    models = list(dict.fromkeys(e.model_xml for e in episodes if e.model_xml is not None))
+    number = {xml: i for i, xml in enumerate(models)}
+    states = [None if e.init_state is None else e.init_state.tolist() for e in episodes]
+    table = {
+        "episode_index": pa.array(range(len(episodes)), pa.int64()),
+        "sim_dim": pa.array([e.sim_dim for e in episodes], pa.int64()),
+        "init_state": pa.array(states, pa.list_(pa.float64())),
+        "model": pa.array([None if e.model_xml is None else number[e.model_xml] for e in episodes], pa.int64()),
+    }
+    for name, columns in ((_EPISODES, table), (_MODELS, {"model_xml": pa.array(models, pa.string())})):
+        with atomic_path(root / _FOLDER / name) as partial:
+            pq.write_table(pa.table(columns), partial, compression="zstd", use_dictionary=False)
+    values = {
+        "format": _FORMAT,
+        "environment": about.environment,
+        "orientation": "upright",
+        "libero_proprio": about.libero_proprio,
+        "action_spec": about.spec.to_dict(),
+    }
+    write_json(root / _FOLDER / _DATASET, values)
+
+
+def read_sim_states(path: Path, first: int, count: int, width: int) -> np.ndarray:
+    """Rows of a data file's `sim_state`, float64 [count, width]; only their row groups are read. Raises InputError."""
+    try:
+        file = pq.ParquetFile(path)
+        ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
+        groups = range(int(np.searchsorted(ends, first, "right")), int(np.searchsorted(ends, first + count)) + 1)
+        skipped = int(ends[groups[0] - 1]) if groups[0] else 0
+        column = file.read_row_groups(list(groups), [SIM_STATE]).column(SIM_STATE).combine_chunks()
+        values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    except (OSError, pa.ArrowException, ValueError, LookupError) as error:
+        raise InputError(f"{path}: '{SIM_STATE}' cannot be read ({first_line(error)}); fetch it again.") from None
+    return values[first - skipped : first - skipped + count, :width].astype(np.float64)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        return pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path} cannot be read ({first_line(error)}); fetch the dataset again.") from None

@@ -1,0 +1,261 @@
+"""Several datasets as one: their episodes one after the other, with cameras and actions brought to the same form."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from atlas.config import SourceConfig
+from atlas.data.episode import Episode, EpisodeDataset, Numbers
+from atlas.errors import InputError
+from atlas.types import ActionSpec
+
+logger = logging.getLogger(__name__)
+
+_UNITS = ("position_unit_m", "rotation_unit_rad")  # what of an ActionSpec can be converted
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset, and how it is brought to the form that all sources of a mixture have."""
+
+    name: str
+    dataset: EpisodeDataset
+    first: int  # the number of its first episode in the mixture
+    cameras: Mapping[str, str] | None = None  # {the mixture's name: its own}; None: the same
+    scale: np.ndarray | None = None  # float32 [A], to the mixture's units; None: the same
+    weight: float = 1.0
+
+    def camera(self, name: str) -> str:
+        """Its own name of a camera."""
+        return name if self.cameras is None else self.cameras[name]
+
+    def actions(self, rows: slice | np.ndarray) -> np.ndarray:
+        """float32 [..., A] of rows of its dataset's numbers, in the mixture's units."""
+        actions = self.dataset.numbers().actions[rows]
+        return actions if self.scale is None else actions * self.scale
+
+
+def sources_of(dataset: EpisodeDataset) -> tuple[Source, ...]:
+    """The sources of a mixture; of any other dataset, itself as the only one."""
+    if isinstance(dataset, Mixture):
+        return dataset.sources
+    return (Source(dataset.path.name, dataset, 0),)
+
+
+class Mixture:
+    """Episodes of several datasets as one dataset. Episodes keep their order: the first dataset's come first.
+
+    Equal instructions of two datasets are one task. Where several were recorded in a simulator, evaluation is in the
+    first one's.
+    """
+
+    format = "mixture"
+
+    def __init__(self, configs: Sequence[SourceConfig], datasets: Sequence[EpisodeDataset], cameras: Sequence[str]):
+        """configs: of the datasets. cameras: the names that all sources' cameras are brought to.
+
+        Raises InputError that names the source and what of it differs, where the datasets cannot be brought together.
+        """
+        names = [config.label for config in configs]
+        spec = _common_spec(names, datasets)
+        _check_proprio(names, datasets)
+        firsts = np.cumsum([0, *map(len, datasets)])
+        self.sources = tuple(
+            Source(
+                config.label,
+                dataset,
+                int(first),
+                {camera: own for camera, own in camera_names(config, dataset).items() if camera in cameras},
+                _scale(dataset.action_spec, spec),
+                config.weight,
+            )
+            for config, dataset, first in zip(configs, datasets, firsts, strict=False)
+        )
+        self.path = Path(" + ".join(names))  # what people call it
+        self.cameras = list(cameras)
+        self.action_spec = spec
+        self.fps, self.proprio_dim = datasets[0].fps, datasets[0].proprio_dim
+        self.tasks = list(dict.fromkeys(task for dataset in datasets for task in dataset.tasks))
+        place = {task: i for i, task in enumerate(self.tasks)}
+        of_source = [np.array([place[task] for task in dataset.tasks])[dataset.task_of] for dataset in datasets]
+        self.task_of = np.concatenate(of_source)
+        self.lengths = np.concatenate([dataset.lengths for dataset in datasets])
+        self._source_of = np.repeat(np.arange(len(datasets)), [len(dataset) for dataset in datasets])
+        self._first_row = np.cumsum(self.lengths) - self.lengths
+        self._simulated = _simulated(self.sources)
+        self.environment = None if self._simulated is None else self._simulated.dataset.environment
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def episode(self, index: int) -> Episode:
+        source = self.sources[self._source_of[index]]
+        return MixedEpisode(source, index - source.first)
+
+    def numbers(self) -> Numbers:
+        """Copies of all episodes' numbers, in memory: `ChunkDataset` reads those of the sources instead."""
+        episodes = [self.episode(i) for i in range(len(self))]
+        return Numbers(np.concatenate([e.actions for e in episodes]), np.concatenate([e.proprio for e in episodes]))
+
+    def rows(self, index: int) -> slice:
+        """An episode's rows in `numbers`."""
+        return slice(int(self._first_row[index]), int(self._first_row[index] + self.lengths[index]))
+
+    def image_size(self, camera: str) -> tuple[int, int]:
+        """Of the source that the evaluation's simulator is that of, else of the first."""
+        source = self._simulated or self.sources[0]
+        return source.dataset.image_size(source.camera(camera))
+
+    def fingerprint(self) -> str:
+        parts = [
+            (
+                source.name,
+                source.dataset.fingerprint(),
+                [source.camera(camera) for camera in self.cameras],
+                None if source.scale is None else source.scale.tolist(),
+            )
+            for source in self.sources
+        ]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+class MixedEpisode:
+    """An episode of a source, with the mixture's names of cameras and units of actions."""
+
+    def __init__(self, source: Source, index: int) -> None:
+        self._source, self._index = source, index
+        self._episode = source.dataset.episode(index)
+        self.instruction = self._episode.instruction
+
+    def __len__(self) -> int:
+        return len(self._episode)
+
+    @property
+    def actions(self) -> np.ndarray:
+        return self._source.actions(self._source.dataset.rows(self._index))
+
+    @property
+    def proprio(self) -> np.ndarray:
+        return self._episode.proprio
+
+    @property
+    def rewards(self) -> np.ndarray | None:
+        return self._episode.rewards
+
+    @property
+    def success(self) -> bool | None:
+        return self._episode.success
+
+    @property
+    def sim_states(self) -> np.ndarray | None:
+        return self._episode.sim_states
+
+    @property
+    def init_state(self) -> np.ndarray | None:
+        return self._episode.init_state
+
+    @property
+    def model_xml(self) -> str | None:
+        return self._episode.model_xml
+
+    def images(self, camera: str, frames: Sequence[int]) -> np.ndarray:
+        """uint8 [n, H, W, 3], upright."""
+        return self._episode.images(self._source.camera(camera), frames)
+
+
+def camera_names(config: SourceConfig, dataset: EpisodeDataset) -> dict[str, str]:
+    """{the mixture's name: the dataset's own} of the cameras that a source has for a mixture. Raises InputError."""
+    names = config.cameras
+    if names is None:
+        return {camera: camera for camera in dataset.cameras}
+    names = names if isinstance(names, dict) else {camera: camera for camera in names}
+    unknown = [own for own in names.values() if own not in dataset.cameras]
+    if unknown:
+        raise InputError(
+            f"the cameras of the dataset '{config.label}' (data.datasets) name {unknown}, and {dataset.path} has the "
+            f"cameras {dataset.cameras}."
+        )
+    return names
+
+
+def common_cameras(
+    configs: Sequence[SourceConfig], datasets: Sequence[EpisodeDataset], wanted: Sequence[str] | None
+) -> list[str]:
+    """The cameras of a mixture: those that are wanted, which all sources must have, else all, if these are the same.
+
+    In the order that is asked for, or the first source's. Raises InputError that says which source lacks what.
+    """
+    has = {config.label: list(camera_names(config, dataset)) for config, dataset in zip(configs, datasets, strict=True)}
+    lists = list(has.values())
+    cameras = list(wanted) if wanted is not None else list(dict.fromkeys(camera for names in lists for camera in names))
+    lacking = [
+        f"'{name}' lacks {missing} (it has {names})"
+        for name, names in has.items()
+        if (missing := [camera for camera in cameras if camera not in names])
+    ]
+    if lacking:
+        common = [camera for camera in lists[0] if all(camera in names for names in lists)]
+        others = f"use those that all have, data.cameras=[{', '.join(common)}], or " if common else ""
+        raise InputError(
+            f"The datasets of the mixture have different cameras: {'; '.join(lacking)}. {others.capitalize()}"
+            f"{'say' if others else 'Say'} which camera is which in data.datasets, such as "
+            f"{{path: …, cameras: {{{cameras[0]}: its own name}}}}."
+        )
+    return cameras
+
+
+def _common_spec(names: Sequence[str], datasets: Sequence[EpisodeDataset]) -> ActionSpec:
+    """The first source's spec, once all others are seen to differ from it in units at most. Raises InputError."""
+    spec = datasets[0].action_spec
+    for name, dataset in zip(names[1:], datasets[1:], strict=True):
+        other = dataset.action_spec
+        differing = [
+            f"{f.name} is {getattr(spec, f.name)!r} in '{names[0]}' and {getattr(other, f.name)!r} in '{name}'"
+            for f in fields(ActionSpec)
+            if f.name not in _UNITS and getattr(spec, f.name) != getattr(other, f.name)
+        ]
+        if differing:
+            raise InputError(
+                f"The actions of the datasets '{names[0]}' and '{name}' mean different things: {'; '.join(differing)}. "
+                f"Say what is right for '{name}' in data.datasets, features.action_spec, or leave it out."
+            )
+    return spec
+
+
+def _scale(own: ActionSpec, common: ActionSpec) -> np.ndarray | None:
+    """What actions in a source's units are multiplied by: float32 [A]; None where nothing is to be done."""
+    if own == common:
+        return None
+    scale = np.ones(own.dim, np.float32)
+    scale[slice(*own.position)] = own.position_unit_m / common.position_unit_m
+    scale[slice(*own.rotation)] = own.rotation_unit_rad / common.rotation_unit_rad
+    assert replace(own, position_unit_m=common.position_unit_m, rotation_unit_rad=common.rotation_unit_rad) == common
+    return scale
+
+
+def _check_proprio(names: Sequence[str], datasets: Sequence[EpisodeDataset]) -> None:
+    dims = {name: dataset.proprio_dim for name, dataset in zip(names, datasets, strict=True)}
+    if len(set(dims.values())) > 1:
+        said = ", ".join(f"{dim} in '{name}'" for name, dim in dims.items())
+        raise InputError(
+            f"The datasets of the mixture have different numbers of proprio: {said}. Say which of a LeRobot dataset's "
+            "features they are in data.datasets, features.proprio."
+        )
+
+
+def _simulated(sources: Sequence[Source]) -> Source | None:
+    """The first source that was recorded in a simulator."""
+    found = [source for source in sources if source.dataset.environment is not None]
+    if len(found) > 1:
+        logger.info(
+            "Several datasets were recorded in simulators (%s); evaluation is in that of '%s', by its statistics.",
+            ", ".join(f"'{source.name}': {source.dataset.environment}" for source in found),
+            found[0].name,
+        )
+    return found[0] if found else None

@@ -1,0 +1,28 @@
+"""What the numbers of a dataset's proprio are called."""
+
+from __future__ import annotations
+
+from atlas.data.episode import EpisodeDataset
+from atlas.data.lerobot.dataset import LeRobotDataset
+
+# The end effector's position and axis-angle, and two fingers: name and unit.
+LIBERO_PROPRIO = (
+    *((name, "m") for name in ("x", "y", "z")),
+    *((name, "rad") for name in ("rx", "ry", "rz")),
+    *((name, "m") for name in ("finger 1", "finger 2")),
+)
+
+
+def has_libero_proprio(dataset: EpisodeDataset) -> bool:
+    """Whether the proprio is LIBERO's: by the format, and of a LeRobot dataset where it is known."""
+    if dataset.proprio_dim != len(LIBERO_PROPRIO):
+        return False
+    return not isinstance(dataset, LeRobotDataset) or dataset.has_libero_proprio
+
+
+def proprio_names(dataset: EpisodeDataset) -> list[tuple[str, str]]:
+    """Name and unit of each number: LIBERO's where it is LIBERO's, else as the dataset says; '' where it says none."""
+    if has_libero_proprio(dataset):
+        return list(LIBERO_PROPRIO)
+    names = dataset.proprio_names if isinstance(dataset, LeRobotDataset) else []
+    return [(names[i] if i < len(names) else f"state {i}", "") for i in range(dataset.proprio_dim)]

@@ -1,0 +1,53 @@
+"""What a config trains on: the episodes for training and for validation, and what an epoch draws of them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from atlas.config import Config
+from atlas.data.balance import balanced_draws, describe_draws
+from atlas.data.chunks import ChunkDataset
+from atlas.data.episode import EpisodeDataset
+from atlas.data.formats import open_configured
+from atlas.data.frame_cache import frame_caches
+from atlas.data.order import Draws
+from atlas.data.split import split_dataset
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The data of a run; the same on all ranks."""
+
+    dataset: EpisodeDataset
+    cameras: list[str]
+    train: ChunkDataset
+    val: ChunkDataset
+    draws: Draws  # of the training samples
+
+
+def open_training_data(config: Config) -> TrainingData:
+    """Open and split what a prepared config trains on. Raises InputError."""
+    data = split_data(config, *open_configured(config.data))
+    if config.data.frame_cache is not None:
+        caches = frame_caches(Path(config.data.frame_cache), data.dataset, data.cameras, config.data.image_size)
+        for cache in caches:
+            cache.check()
+        data.train.use_frames(caches)
+        data.val.use_frames(caches)
+        logger.info("Frames are read from data.frame_cache, %s.", config.data.frame_cache)
+    if len(data.draws.groups) > 1:
+        logger.info("An epoch of %d samples has %s.", len(data.draws), describe_draws(data.train, data.draws))
+    return data
+
+
+def split_data(config: Config, dataset: EpisodeDataset, cameras: list[str]) -> TrainingData:
+    """Split an open dataset, and balance it. Raises InputError where a chunk is too long, or a share too small."""
+    train, val = (
+        ChunkDataset(dataset, episodes, cameras, config.data.image_size, config.data.action_horizon, seed=config.seed)
+        for episodes in split_dataset(dataset, config.data.val_fraction, config.seed)
+    )
+    return TrainingData(dataset, cameras, train, val, balanced_draws(train, config.data))

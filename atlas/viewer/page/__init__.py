@@ -1,0 +1,136 @@
+"""One HTML file that holds all of an episode, and needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from atlas.files import write_text
+from atlas.progress import progress_bar
+from atlas.viewer.curves import Curve
+from atlas.viewer.story import Story
+
+_PARTS = Path(__file__).parent
+_QUALITY = 86  # of WebP
+_SIDES = (512, 384, 256, 192, 128)  # pixels that a picture's longer side may have
+_MOST_PIXELS = 100e6  # of all pictures: some fifteen megabytes
+_DIGITS = 5
+
+
+def write_page(path: Path, story: Story) -> None:
+    """Write the page, atomically."""
+    data = json.dumps(_data(story), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    page = (_PARTS / "page.html").read_text(encoding="utf-8")
+    for mark, part in (
+        ("@TITLE@", html.escape(f"{story.episode.instruction} · episode {story.number}")),
+        ("@STYLE@", (_PARTS / "page.css").read_text(encoding="utf-8")),
+        ("@SCRIPT@", (_PARTS / "page.js").read_text(encoding="utf-8")),
+        ("@DATA@", data.replace("<", "\\u003c")),  # nothing in it can end the script; put in last, and not looked at
+    ):
+        page = page.replace(mark, part)
+    write_text(path, page)
+
+
+def _data(story: Story) -> dict[str, Any]:
+    prediction = story.prediction
+    groups = [
+        ("Actions", "as recorded" if story.spec.delta else "poses to go to, as recorded", story.actions),
+        ("Proprio", "as the robot measured it", story.proprio),
+    ]
+    return {
+        "dataset": story.dataset,
+        "number": story.number,
+        "episodes": story.episodes,
+        "instruction": story.episode.instruction,
+        "length": len(story),
+        "hz": story.hz,
+        "chips": _chips(story),
+        "cameras": _cameras(story),
+        "groups": [
+            {"title": title, "note": note, "curves": [_curve(curve, i, story, title) for i, curve in enumerate(curves)]}
+            for title, note, curves in groups
+        ],
+        "path": {
+            "title": "path of the hand" if story.path_is_measured else "path that the actions command",
+            "points": _rounded(story.path),
+        },
+        "closed": story.closed.tolist(),
+        "chunks": None if prediction is None else _rounded(prediction.chunks),
+        "error": None if prediction is None else _rounded(prediction.position_mm),
+        "error_unit": "mm",
+    }
+
+
+def _chips(story: Story) -> list[tuple[str, str]]:
+    """Short facts, each with how it is coloured."""
+    outcome = {True: ("success", "good"), False: ("failure", "bad"), None: ("outcome not recorded", "")}
+    facts = [
+        outcome[story.episode.success],
+        (f"{len(story)} frames, {len(story) / story.hz:.1f} s at {story.hz:g} Hz", ""),
+        (story.format, ""),
+    ]
+    if story.fps != story.hz:
+        facts.append((f"labelled {story.fps:g} fps", ""))
+    if story.prediction is not None:
+        facts.append((f"{story.prediction.name}: {story.prediction.summary()}", "predicted"))
+    return facts
+
+
+def _curve(curve: Curve, dimension: int, story: Story, group: str) -> dict[str, Any]:
+    predicted = story.prediction.chunks[:, 0, dimension] if story.prediction and group == "Actions" else None
+    return {
+        "name": curve.name,
+        "unit": curve.unit,
+        "colour": curve.kind,
+        "dimension": dimension,
+        "low": curve.limits[0],
+        "high": curve.limits[1],
+        "least": curve.ends[0],
+        "most": curve.ends[1],
+        "values": _rounded(curve.values),
+        "predicted": None if predicted is None else _rounded(predicted),
+    }
+
+
+def _cameras(story: Story) -> list[dict[str, Any]]:
+    found = []
+    with progress_bar("pictures", len(story.cameras) * len(story)) as advance:
+        for camera, (height, width) in story.cameras.items():
+            size = shown_size(height, width, len(story.cameras) * len(story))
+            frames = []
+            for picture in story.pictures(camera):
+                frames.append(_encoded(picture, size))
+                advance(1)
+            found.append({"name": camera, "height": size[0], "width": size[1], "frames": frames})
+    return found
+
+
+def shown_size(height: int, width: int, pictures: int) -> tuple[int, int]:
+    """Height and width of pictures on the page: as they are, or smaller where all of them would be too much."""
+    fitting = (side for side in _SIDES if pictures * height * width * (side / max(height, width)) ** 2 <= _MOST_PIXELS)
+    scale = min(1.0, next(fitting, _SIDES[-1]) / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _encoded(picture: np.ndarray, size: tuple[int, int]) -> str:
+    image, file = Image.fromarray(picture), io.BytesIO()
+    if picture.shape[:2] != size:
+        image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    image.save(file, "WEBP", quality=_QUALITY, method=2)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def _rounded(values: np.ndarray) -> Sequence[Any]:
+    """Nested lists of numbers with as many digits as a curve can show."""
+    most = float(np.abs(values).max(initial=0.0))
+    digits = _DIGITS - 1 - math.floor(math.log10(most)) if most > 0 else 0
+    return np.round(values, digits).tolist()

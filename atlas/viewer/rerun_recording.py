@@ -1,0 +1,41 @@
+"""An episode as a recording for Rerun's viewer (https://rerun.io), which is installed apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from atlas.files import atomic_path
+from atlas.viewer.story import Story
+
+_JPEG_QUALITY = 90
+
+
+def write_recording(path: Path, story: Story) -> None:
+    """Write an .rrd file, atomically: pictures, curves and the path of the hand, by frame and by time."""
+    import rerun as rr
+
+    with atomic_path(path) as partial:
+        recording = rr.RecordingStream("atlas", recording_id=f"{story.dataset}-{story.number}")
+        recording.save(str(partial))
+        about = f"# {story.episode.instruction}\n\n{story.dataset}, episode {story.number} of {story.episodes}"
+        if story.prediction is not None:
+            about += f"\n\n{story.prediction.name}: {story.prediction.summary()}"
+        recording.log("instruction", rr.TextDocument(about, media_type="text/markdown"), static=True)
+        recording.log("hand/path", rr.LineStrips3D([story.path.astype(np.float32)]), static=True)
+        pictures = zip(*(story.pictures(camera) for camera in story.cameras), strict=True)
+        for frame, shown in enumerate(pictures):
+            recording.set_time("frame", sequence=frame)
+            recording.set_time("time", duration=frame / story.hz)
+            for camera, picture in zip(story.cameras, shown, strict=True):
+                recording.log(["cameras", camera], rr.Image(picture).compress(jpeg_quality=_JPEG_QUALITY))
+            for group, curves in (("action", story.actions), ("proprio", story.proprio)):
+                for number, curve in enumerate(curves):
+                    recording.log([group, curve.name, "recorded"], rr.Scalars(float(curve.values[frame])))
+                    if story.prediction is not None and group == "action":
+                        said = float(story.prediction.chunks[frame, 0, number])
+                        recording.log([group, curve.name, "predicted"], rr.Scalars(said))
+            recording.log("hand/here", rr.Points3D([story.path[frame].astype(np.float32)], radii=[0.008]))
+        recording.flush()
+        recording.disconnect()
