@@ -176,6 +176,7 @@ def _differences(key: str, was: Any, now: Any) -> list[str]:
 
 
 def _check_data(config: Config, dataset: EpisodeDataset, cameras: list[str]) -> None:
+    from atlas.checks.inspection import check_before_training
     from atlas.data.split import split_dataset
     from atlas.data.training_data import split_data
     from atlas.rollout.worlds import environment_spec
@@ -189,7 +190,8 @@ def _check_data(config: Config, dataset: EpisodeDataset, cameras: list[str]) -> 
             f"data.action_horizon is {config.data.action_horizon}, longer than every episode of {dataset.path} "
             f"(the longest has {longest} frames)."
         )
-    split_data(config, dataset, cameras)
+    data = split_data(config, dataset, cameras)
+    check_before_training(dataset, data.train.episodes, data.val.episodes)
     if config.evaluation.env not in ("auto", "none"):
         environment_spec(config.evaluation.env)
     check_metrics(config, dataset.tasks, environment_of(config, dataset) is not None)

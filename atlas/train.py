@@ -127,8 +127,7 @@ def build_trainer(
     """
     import torch
 
-    from atlas.checks.inspection import dataset_warnings
-    from atlas.data.mixture import sources_of
+    from atlas.checks.inspection import check_before_training
     from atlas.data.order import TrainOrder
     from atlas.data.training_data import open_training_data
     from atlas.policy import AtlasPolicy
@@ -142,9 +141,8 @@ def build_trainer(
     data = open_training_data(config)
     dataset, cameras, train_data, val_data = data.dataset, data.cameras, data.train, data.val
     if accelerator.is_main_process:
-        for source in sources_of(dataset):
-            for warning in dataset_warnings(source.dataset):
-                logger.warning("%s: %s", source.dataset.path, warning)
+        for warning in check_before_training(dataset, train_data.episodes, val_data.episodes):
+            logger.warning("%s", warning)
     torch.manual_seed(config.seed)  # the same weights on every rank
     if checkpoint is not None:
         policy = AtlasPolicy.from_pretrained(checkpoint)
@@ -183,8 +181,7 @@ def build_trainer(
     trainer = Trainer(
         config,
         policy,
-        train_data,
-        val_data,
+        data,
         run_dir,
         accelerator,
         tracker,
@@ -200,14 +197,6 @@ def build_trainer(
             state.checkpoints if state else 0,
         ),
         beat,
-    )
-    trainer.order = TrainOrder(
-        data.draws,
-        config.seed,
-        config.data.batch_samples,
-        settings.gradient_accumulation_steps,
-        accelerator.num_processes,
-        start=(trainer.state.step, trainer.state.samples_seen),
     )
     _announce(config, trainer, dataset)
     return trainer
@@ -298,6 +287,7 @@ def make_accelerator(config: Config) -> Accelerator:
 def _make_policy(
     config: Config, dataset: EpisodeDataset, train_data: ChunkDataset, cameras: Sequence[str]
 ) -> AtlasPolicy:
+    from atlas.data.inputs import summarise_inputs
     from atlas.policy import AtlasPolicy, PolicyProcessor
 
     processor = PolicyProcessor(
@@ -309,6 +299,7 @@ def _make_policy(
         action_spec=dataset.action_spec,
         statistics=train_data.statistics(),
         scaling=config.model.processor,
+        inputs=summarise_inputs(dataset, train_data.episodes, cameras, config.data.image_size),
     )
     return AtlasPolicy(config.model, processor)
 

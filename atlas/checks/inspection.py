@@ -17,6 +17,7 @@ from atlas.checks.split import check_split
 from atlas.checks.stats import check_stats
 from atlas.data import open_dataset
 from atlas.data.episode import EpisodeDataset
+from atlas.data.mixture import Source, sources_of
 from atlas.errors import InputError
 
 # Those that read no pictures and need no simulator.
@@ -57,17 +58,25 @@ def dataset_warnings(dataset: EpisodeDataset) -> list[str]:
 
 
 def check_before_training(dataset: EpisodeDataset, train: np.ndarray, val: np.ndarray) -> list[str]:
-    """The checks that read no pictures: what looks wrong, in sentences.
+    """The checks that read no pictures, of each source of a mixture: what looks wrong, in sentences.
 
     train, val: int64, the episodes of both sides of the split. Raises InputError for what cannot be trained on: numbers
     that are not finite, actions that never change, an episode on both sides.
     """
-    context = CheckContext(dataset, list(dataset.cameras), train, val)
+    return [sentence for source in sources_of(dataset) for sentence in _check_source(source, train, val)]
+
+
+def _check_source(source: Source, train: np.ndarray, val: np.ndarray) -> list[str]:
+    dataset = source.dataset
+    sides = [
+        side[(side >= source.first) & (side < source.first + len(dataset))] - source.first for side in (train, val)
+    ]
+    context = CheckContext(dataset, list(dataset.cameras), sides[0], sides[1])
     findings = [finding for finding in run_checks(context, _BEFORE_TRAINING) if finding.severity != "info"]
     for finding in findings:
         if finding.fatal:
             raise InputError(f"{dataset.path} cannot be trained on: {_sentence(finding)} {finding.fix}")
-    return [_sentence(finding) for finding in findings]
+    return [f"{dataset.path}: {_sentence(finding)}" for finding in findings]
 
 
 def _sentence(finding: Finding) -> str:

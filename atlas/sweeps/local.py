@@ -152,12 +152,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _record_missing_data(configs: Sequence[Config]) -> None:
     """The default demonstrations, once, before several runs would record them at the same time."""
-    if any(config.data.path == DataConfig().path for config in configs):
+    if any(config.data.reads_default for config in configs):
         from atlas.rollout.record import RecordSettings, record
 
         for config in configs:
-            if config.data.path == DataConfig().path:
-                record(RecordSettings(**config.data.record.model_dump()), Path(config.data.path))
+            if config.data.reads_default:
+                record(RecordSettings(**config.data.record.model_dump()), Path(DataConfig().path))
 
 
 def _environments(parallel: int, start: Start) -> list[dict[str, str]]:

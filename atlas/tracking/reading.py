@@ -48,8 +48,13 @@ def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def event_files(run_dir: Path) -> list[Path]:
-    """A run's event files, in the order in which they were begun; the name holds the time, the host and the process."""
-    return sorted((Path(run_dir) / FOLDER).glob("events.out.tfevents.*"))
+    """A run's event files, in the order in which they were begun."""
+    return sorted((Path(run_dir) / FOLDER).glob("events.out.tfevents.*"), key=_begun)
+
+
+def _begun(file: Path) -> tuple[int, ...]:
+    """The numbers in the name of an event file: the second, the process, and how many that had begun before."""
+    return tuple(int(part) for part in file.name.split(".") if part.isdecimal())
 
 
 def _events(file: Path) -> Iterator[Event]:

@@ -60,7 +60,7 @@ class ClosedLoop:
         planned = plan_episodes(self.env, episodes, purpose, self._seed)
         evaluator = self._started(policy)
         played = evaluator.play(
-            ChunkExecutor(policy, self._config.execute, self._config.ensemble),
+            ChunkExecutor(policy, self._config.execute, self._config.ensemble, self.env),
             planned[accelerator.process_index :: accelerator.num_processes],
             record=shown or videos > 0,
             title="evaluating" if accelerator.is_main_process else None,

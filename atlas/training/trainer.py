@@ -14,9 +14,9 @@ from accelerate.utils import gather_object
 
 from atlas.config import Config
 from atlas.data.augment import Augmenter
-from atlas.data.chunks import ChunkDataset
 from atlas.data.loader import make_loader, worker_count
 from atlas.data.order import TrainOrder, validation_batches
+from atlas.data.training_data import TrainingData
 from atlas.policy import AtlasPolicy
 from atlas.progress import training_bar
 from atlas.tracking import RunTracker
@@ -55,8 +55,7 @@ class Trainer:
         self,
         config: Config,
         policy: AtlasPolicy,
-        train_data: ChunkDataset,
-        val_data: ChunkDataset,
+        data: TrainingData,
         run_dir: Path,
         accelerator: Accelerator,
         tracker: RunTracker,
@@ -73,14 +72,14 @@ class Trainer:
         settings = config.training
         self.config, self.run_dir, self.tracker, self.schedule = config, run_dir, tracker, schedule
         self.accelerator = accelerator
-        self.train_data, self.val_data = train_data, val_data
+        self.train_data, self.val_data = data.train, data.val
         self.closed_loop = closed_loop
         self.media = media
         self.timer = StepTimer()
         self.metrics: dict[str, float] = {}  # the latest value of everything logged
 
         device = accelerator.device
-        self.cost = sample_cost(policy, train_data, config.data.batch_samples) if device.type == "cuda" else None
+        self.cost = sample_cost(policy, data.train, config.data.batch_samples) if device.type == "cuda" else None
         self.utilisation = self._utilisation(policy)
         with self._memory_explained(policy):
             policy = policy.to(device)
@@ -103,7 +102,7 @@ class Trainer:
         self.state.batch_size = config.data.batch_samples
 
         self.order = TrainOrder(
-            len(train_data),
+            data.draws,
             config.seed,
             config.data.batch_samples,
             settings.gradient_accumulation_steps,

@@ -41,6 +41,15 @@ def test_scalars_are_those_that_tensorboard_reads(tmp_path: Path) -> None:
     assert read_scalars(tmp_path)["train/loss"][-2:] == [(15, pytest.approx(1 / 15)), (16, 9.0)]
 
 
+def test_segments_come_in_the_order_in_which_they_were_begun(tmp_path: Path) -> None:
+    begun = ["1700000001.a-host.41.9", "1700000001.a-host.41.10", "1700000001.a-host.130.0", "1700000002.a-host.7.0"]
+    (tmp_path / "tensorboard").mkdir()
+    for name in reversed(begun):
+        (tmp_path / "tensorboard" / f"events.out.tfevents.{name}").touch()
+
+    assert [file.name.removeprefix("events.out.tfevents.") for file in event_files(tmp_path)] == begun
+
+
 def test_a_run_is_read_while_it_is_being_written(tmp_path: Path) -> None:
     log_curves(tmp_path, {"train/loss": [(1, 1.0), (2, 0.5)]})
     (file,) = event_files(tmp_path)
