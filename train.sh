@@ -21,6 +21,7 @@ Usage: ./train.sh [options] [key=value ...]
   --master-port PORT  a port that is free there, as is the next one (default: 29500)
   --resume auto|DIR|wandb:ENTITY/PROJECT/NAME:ALIAS
                       continue from a checkpoint; auto: the latest of the run, or a fresh start
+  --skip-damaged      leave out damaged files and episodes of the data; each is named
   --wandb             log to Weights & Biases too
   --wandb-project P   its project (default: atlas-vla)
   --wandb-entity E    its user or team

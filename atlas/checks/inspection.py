@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from atlas.checks.language import check_instructions
 from atlas.checks.numbers import check_actions
 from atlas.checks.split import check_split
 from atlas.checks.stats import check_stats
-from atlas.data import open_dataset
 from atlas.data.episode import EpisodeDataset
 from atlas.data.mixture import Source, sources_of
 from atlas.errors import InputError
@@ -31,9 +29,8 @@ _NUMBERS: tuple[tuple[CheckId, Check], ...] = (
 _BEFORE_TRAINING: tuple[tuple[CheckId, Check], ...] = (*_NUMBERS, ("split", check_split), ("stats", check_stats))
 
 
-def inspect_dataset(path: str | Path) -> dict[str, Any]:
+def inspect_dataset(dataset: EpisodeDataset) -> dict[str, Any]:
     """What `atlas data inspect --json` prints."""
-    dataset = open_dataset(path)
     actions = dataset.numbers().actions
     return {
         "format": dataset.format,

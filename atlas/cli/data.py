@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from atlas.cli.options import PLAIN, ConfigFile, Json, Overrides, Workers, as_overrides
+from atlas.cli.options import PLAIN, ConfigFile, Json, Overrides, SkipDamaged, Workers, as_overrides
 from atlas.cli.output import print_json, print_table, stdout_kept_for_the_report
 from atlas.errors import InputError, did_you_mean
 from atlas.paths import check_folder
@@ -52,6 +52,7 @@ def convert(
         float | None, typer.Option(min=0.1, max=1000, help="Frames a second that the copy says it has.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, metavar="W", help="Processes; default: one a core.")] = None,
+    skip_damaged: SkipDamaged = False,
 ) -> None:
     """Copy a dataset into another format; goes on where it was stopped."""
     from atlas.data import convert as converting
@@ -59,7 +60,7 @@ def convert(
     check_folder("DST", out)
     asked = converting.Conversion(as_format(to), codec, fps)
     converting.check_target(out)
-    dataset = open_source(source, overrides)
+    dataset = open_source(source, overrides, skip_damaged)
     new = converting.convert(dataset, out, asked, workers)
     print(f"{len(dataset)} episodes {'are' if new else 'were already'} in {out}.")
 
@@ -75,13 +76,14 @@ def view(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A page (.html), a film (.mp4), or for Rerun (.rrd).")
     ] = None,
+    skip_damaged: SkipDamaged = False,
 ) -> None:
     """Look at an episode: a page for the browser that needs nothing else, or a film."""
     from atlas import viewer
 
     out = out or Path(f"{path.rstrip('/').split('/')[-1].split(':')[-1]}-episode-{episode}.html")
     viewer.check_out(out)
-    viewer.look(open_source(path, overrides), episode, out, checkpoint)
+    viewer.look(open_source(path, overrides, skip_damaged), episode, out, checkpoint)
     print(f"Episode {episode} is in {out}." + (" Open it in a browser." if out.suffix == ".html" else ""))
 
 
@@ -94,24 +96,38 @@ def as_format(name: str) -> Any:
     return name
 
 
-def open_source(path: str, overrides: list[str] | None) -> Any:
+def open_source(path: str, overrides: list[str] | None, skip_damaged: bool = False) -> Any:
     """The dataset at a path, read as the `data` section of the overrides says. Raises InputError."""
     from atlas.config import load_config
     from atlas.data import open_dataset
 
-    config = load_config(None, [*(overrides or []), *as_overrides({"data.path": path})]).data
+    flags = {"data.path": path, "data.skip_damaged": skip_damaged or None}
+    config = load_config(None, [*(overrides or []), *as_overrides(flags)]).data
     orientation = None if config.orientation == "auto" else config.orientation
-    return open_dataset(path, orientation, config.drop_noops, config.features, config.cameras)
+    return open_dataset(
+        path,
+        orientation,
+        config.drop_noops,
+        config.features,
+        config.cameras,
+        config.instruction,
+        config.skip_damaged,
+    )
 
 
 @data_app.command("inspect")
-def inspect(path: Annotated[str, typer.Argument(help="A dataset.")], as_json: Json = False) -> None:
+def inspect(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A dataset of any format, or hf:owner/name.")],
+    overrides: Overrides = None,
+    skip_damaged: SkipDamaged = False,
+    as_json: Json = False,
+) -> None:
     """Say what a dataset holds."""
     with stdout_kept_for_the_report(as_json):
         from atlas.checks.inspection import inspect_dataset
         from atlas.config import DataConfig
 
-        found = inspect_dataset(path)
+        found = inspect_dataset(open_source(path, overrides, skip_damaged))
     if as_json:
         print_json(found)
         return

@@ -15,6 +15,9 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Config keys, such as training.max_steps=100.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+SkipDamaged = Annotated[
+    bool, typer.Option("--skip-damaged", help="Leave out damaged files and episodes of the data; each is named.")
+]
 Workers = Annotated[int | None, typer.Option(min=1, metavar="W", help="Simulator processes; default: one a core.")]
 Resume = Annotated[
     str | None,

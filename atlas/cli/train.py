@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlas.cli.options import ConfigFile, Overrides, Resume, as_overrides
+from atlas.cli.options import ConfigFile, Overrides, Resume, SkipDamaged, as_overrides
 
 if TYPE_CHECKING:
     from atlas.config import Config
@@ -37,6 +37,7 @@ def train(
         int | None, typer.Option(min=1024, max=65534, metavar="PORT", help="A free port there; the next is used too.")
     ] = None,
     resume: Resume = None,
+    skip_damaged: SkipDamaged = False,
     wandb: Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases too.")] = False,
     wandb_project: Annotated[str | None, typer.Option(metavar="P", help="Its project.")] = None,
     wandb_entity: Annotated[str | None, typer.Option(metavar="E", help="Its user or team.")] = None,
@@ -55,6 +56,7 @@ def train(
         "distributed.node_rank": node_rank,
         "distributed.master_addr": master_addr,
         "distributed.master_port": master_port,
+        "data.skip_damaged": skip_damaged or None,
         "wandb.enabled": wandb or None,
         "wandb.project": wandb_project,
         "wandb.entity": wandb_entity,

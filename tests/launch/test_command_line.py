@@ -282,6 +282,7 @@ def test_eval_json_is_alone_on_stdout(
         "blind": True,
         "video": Path("v"),
         "workers": None,
+        "watcher": None,
     }
 
 
@@ -309,7 +310,8 @@ def test_inspect(
         "warnings": ["an action is not a number"],
     }
     module = types.ModuleType("atlas.checks.inspection")
-    module.inspect_dataset = lambda path: found  # type: ignore[attr-defined]
+    module.inspect_dataset = lambda dataset: found  # type: ignore[attr-defined]
+    monkeypatch.setattr("atlas.cli.data.open_source", lambda *arguments: None)
     monkeypatch.setitem(sys.modules, "atlas.checks.inspection", module)
     assert atlas("data", "inspect", "somewhere", "--json") == 0
     assert json.loads(capsys.readouterr().out) == found | {"action_min": [-1.0, None]}  # JSON has no NaN
