@@ -23,6 +23,7 @@ def local_wandb(home: Path, base_url: str | None = None, key: str | None = KEY) 
         del os.environ[name]
     os.environ |= {"HOME": str(home), "NETRC": str(home / ".netrc"), "WANDB_ERROR_REPORTING": "false"}
     os.environ |= {"XDG_CACHE_HOME": str(home / "caches"), "XDG_CONFIG_HOME": str(home / "settings")}
+    os.environ["ATLAS_CACHE_DIR"] = str(home / "caches" / "atlas")
     for part in ("DIR", "CACHE_DIR", "DATA_DIR", "CONFIG_DIR"):
         folder = home / f"wandb-{part.lower()}"
         folder.mkdir(parents=True, exist_ok=True)
