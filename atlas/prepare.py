@@ -191,7 +191,7 @@ def _check_data(config: Config, dataset: EpisodeDataset, cameras: list[str]) -> 
             f"(the longest has {longest} frames)."
         )
     data = split_data(config, dataset, cameras)
-    check_before_training(dataset, data.train.episodes, data.val.episodes)
+    check_before_training(dataset, data.train.episodes, data.val.episodes, config.model.processor)
     if config.evaluation.env not in ("auto", "none"):
         environment_spec(config.evaluation.env)
     check_metrics(config, dataset.tasks, environment_of(config, dataset) is not None)

@@ -141,7 +141,8 @@ def build_trainer(
     data = open_training_data(config)
     dataset, cameras, train_data, val_data = data.dataset, data.cameras, data.train, data.val
     if accelerator.is_main_process:
-        for warning in check_before_training(dataset, train_data.episodes, val_data.episodes):
+        sides = train_data.episodes, val_data.episodes
+        for warning in check_before_training(dataset, *sides, config.model.processor):
             logger.warning("%s", warning)
     torch.manual_seed(config.seed)  # the same weights on every rank
     if checkpoint is not None:

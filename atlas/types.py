@@ -83,6 +83,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.instruction)
 
+    def unit_images(self) -> torch.Tensor:
+        """The images as float32 [B, V, 3, H, W] in [0, 1], with a channel's pixels next to each other in memory,
+        whatever order they have come in."""
+        assert self.images is not None and not self.images.is_floating_point()
+        return self.images.contiguous().float().div_(255)
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""
         moved = {

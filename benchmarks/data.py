@@ -58,10 +58,12 @@ def report(codec: str, dataset: Path, cache: Path, arguments: argparse.Namespace
     """
     names = [name for name in MEASURES if "LeRobot" not in name or importlib.util.find_spec("lerobot")]
     rates: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(arguments.rounds):
+    for number in range(arguments.rounds):
         for name in names:
+            print(f"{codec}, round {number + 1} of {arguments.rounds}: {name}", file=sys.stderr, flush=True)
+            read_all(dataset)
             rates[name].append(measure(name, dataset, cache, arguments.seconds))
-    megabytes = sum(path.stat().st_size for path in dataset.rglob("*") if path.is_file()) / 2**20
+    megabytes = read_all(dataset) / 2**20
     shape = f"{arguments.episodes} x {arguments.frames} x 2 of {arguments.size} px, {megabytes:.0f} MiB"
     print(f"\n{codec}: {shape}; chunk {CHUNK}, batch {BATCH}, {WORKERS} workers")
     columns = [name for name in COMPARED if name in rates]
@@ -71,6 +73,11 @@ def report(codec: str, dataset: Path, cache: Path, arguments: argparse.Namespace
         shown = "  ".join(f"{ratio:{len(other) + 3}.0%}" for ratio, other in zip(ratios, columns, strict=True))
         rounds = ", ".join(f"{value:.0f}" for value in values)
         print(f"{name:26} {float(np.median(values)):9.0f}  {shown}  {rounds}", flush=True)
+
+
+def read_all(dataset: Path) -> int:
+    """Read every file once, so that all find them in memory, whatever the disk does; returns their bytes."""
+    return sum(len(path.read_bytes()) for path in dataset.rglob("*") if path.is_file())
 
 
 def measure(what: str, dataset: Path, cache: Path, seconds: float) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 
 from atlas.checks.finding import Finding
 from atlas.checks.motion import MotionFit, explained_by_pose, fit_motion
+from atlas.config.model import ProcessorConfig
 from atlas.data.episode import Episode, EpisodeDataset
 from atlas.rollout.environment import Environment
 
@@ -31,6 +32,7 @@ class CheckContext:
     pictures: Path | None = None  # a folder for them, which is there; None: none are drawn
     replayed: int = 10  # episodes that are replayed at most
     found: list[Finding] = field(default_factory=list)  # by the checks before
+    processor: ProcessorConfig = field(default_factory=ProcessorConfig)  # how training scales numbers
 
     @property
     def episodes(self) -> int:

@@ -75,7 +75,7 @@ def check_data(
         return damaged
     cameras = _cameras(config.data, dataset)
     train, val = split_dataset(dataset, config.data.val_fraction, config.seed)
-    context = CheckContext(dataset, cameras, train, val, None, pictures, replayed, damaged)
+    context = CheckContext(dataset, cameras, train, val, None, pictures, replayed, damaged, config.model.processor)
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:

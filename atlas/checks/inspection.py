@@ -14,6 +14,7 @@ from atlas.checks.language import check_instructions
 from atlas.checks.numbers import check_actions
 from atlas.checks.split import check_split
 from atlas.checks.stats import check_stats
+from atlas.config.model import ProcessorConfig
 from atlas.data.episode import EpisodeDataset
 from atlas.data.mixture import Source, sources_of
 from atlas.errors import InputError
@@ -54,21 +55,24 @@ def dataset_warnings(dataset: EpisodeDataset) -> list[str]:
     return [_sentence(finding) for finding in run_checks(context, _NUMBERS) if finding.severity != "info"]
 
 
-def check_before_training(dataset: EpisodeDataset, train: np.ndarray, val: np.ndarray) -> list[str]:
+def check_before_training(
+    dataset: EpisodeDataset, train: np.ndarray, val: np.ndarray, processor: ProcessorConfig
+) -> list[str]:
     """The checks that read no pictures, of each source of a mixture: what looks wrong, in sentences.
 
-    train, val: int64, the episodes of both sides of the split. Raises InputError for what cannot be trained on: numbers
-    that are not finite, actions that never change, an episode on both sides.
+    train, val: int64, the episodes of both sides of the split; processor: how training scales numbers. Raises
+    InputError for what cannot be trained on: numbers that are not finite, actions that never change, an episode on both
+    sides.
     """
-    return [sentence for source in sources_of(dataset) for sentence in _check_source(source, train, val)]
+    return [sentence for source in sources_of(dataset) for sentence in _check_source(source, train, val, processor)]
 
 
-def _check_source(source: Source, train: np.ndarray, val: np.ndarray) -> list[str]:
+def _check_source(source: Source, train: np.ndarray, val: np.ndarray, processor: ProcessorConfig) -> list[str]:
     dataset = source.dataset
     sides = [
         side[(side >= source.first) & (side < source.first + len(dataset))] - source.first for side in (train, val)
     ]
-    context = CheckContext(dataset, list(dataset.cameras), sides[0], sides[1])
+    context = CheckContext(dataset, list(dataset.cameras), sides[0], sides[1], processor=processor)
     findings = [finding for finding in run_checks(context, _BEFORE_TRAINING) if finding.severity != "info"]
     for finding in findings:
         if finding.fatal:

@@ -15,7 +15,7 @@ from atlas.data.lerobot import LeRobotDataset
 from atlas.data.statistics import ColumnStatistics
 
 _SMALLEST_STD = 1e-6
-_TAIL = 8.0  # standard deviations from the mean, beyond which the largest value sets the scale alone
+_TAIL = 8.0  # standard deviations from the mean: beyond, where the largest value sets the scale, it leaves little
 _AGREE = 0.05  # of a standard deviation
 _SOURCES = "meta/stats.json"
 
@@ -32,7 +32,8 @@ def check_stats(context: CheckContext) -> Iterator[Finding]:
         names = names or tuple(str(i) for i in range(values.shape[1]))
         if not np.isfinite(values).all():
             return  # `actions` says so
-        found = list(_of_column(what, ColumnStatistics.of(values), names))
+        scaling = getattr(context.processor, f"{what}_normalization")
+        found = list(_of_column(what, ColumnStatistics.of(values), names, scaling))
         well = well and not found
         yield from found
     if isinstance(dataset, LeRobotDataset):
@@ -47,7 +48,7 @@ def check_stats(context: CheckContext) -> Iterator[Finding]:
         )
 
 
-def _of_column(what: str, statistics: ColumnStatistics, names: tuple[str, ...]) -> Iterator[Finding]:
+def _of_column(what: str, statistics: ColumnStatistics, names: tuple[str, ...], scaling: str) -> Iterator[Finding]:
     mean, std, low, high = (np.array(getattr(statistics, key)) for key in ("mean", "std", "min", "max"))
     still = [name for name, deviation in zip(names, std, strict=True) if deviation < _SMALLEST_STD]
     if len(still) == len(names):
@@ -70,14 +71,14 @@ def _of_column(what: str, statistics: ColumnStatistics, names: tuple[str, ...]) 
         )
     reach = np.maximum(high - mean, mean - low) / np.maximum(std, _SMALLEST_STD)
     tails = [(name, float(r)) for name, r in zip(names, reach, strict=True) if r > _TAIL and name not in still]
-    if tails:
+    if tails and scaling == "min_max":
         name, r = max(tails, key=lambda tail: tail[1])
         yield Finding(
             "stats",
             "warning",
             f"{what} {name} reaches {r:.0f} standard deviations from its mean: scaling by the smallest and largest "
-            "value would leave little room for all others",
-            "Scale by quantiles or by mean and deviation (model.processor), or look at these values.",
+            "value leaves little room for all others",
+            f"Set model.processor.{what}_normalization to quantiles or mean_std, or look at these values.",
             {"column": what, "deviations": {n: round(v, 1) for n, v in tails}},
         )
 

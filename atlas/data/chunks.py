@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
 from atlas.data.episode import EpisodeDataset
 from atlas.data.feature_cache import FeatureCache
 from atlas.data.frame_cache import FrameCache
 from atlas.data.geometry import fit_images
-from atlas.data.mixture import sources_of
+from atlas.data.mixture import Source, sources_of
 from atlas.data.randomness import Stream, sample_keys, uniform
 from atlas.data.statistics import DatasetStatistics, kept_statistics
 from atlas.errors import InputError
 from atlas.types import Batch
 
 Sample = tuple[int, int]  # epoch, index
+
+_AT_ONCE = 16  # images that are held as the dataset has them, which may be larger than what is trained on
 
 
 class ChunkDataset:
@@ -159,22 +163,31 @@ class ChunkDataset:
     def _images(self, index: np.ndarray, source: np.ndarray) -> torch.Tensor:
         """uint8 [B, V, 3, size, size] of the samples int64 [B], which are of the sources int64 [B]."""
         size = self._image_size
-        images = torch.empty((len(index), len(self._cameras), 3, size, size), dtype=torch.uint8)
         if self._decoded is None:
-            for i, views in zip(index.tolist(), images, strict=True):
-                self._fit_into(views, i)
-            return images
+            # In memory the channels of a pixel are next to each other, as decoders give them: turning that costs a
+            # worker more than all else it does after decoding, and a GPU nothing.
+            pixels = _room(len(index), len(self._cameras), size, size, 3)
+            for number in np.unique(source).tolist():
+                here = np.flatnonzero(source == number)
+                here = here[np.argsort(index[here])]  # in the files' order
+                for first in range(0, len(here), _AT_ONCE):
+                    some = here[first : first + _AT_ONCE]
+                    self._decode(self.sources[number], index[some], some.tolist(), pixels.numpy())
+            return pixels.permute(0, 1, 4, 2, 3)
+        images = _room(len(index), len(self._cameras), 3, size, size)
         frames = self._frame_in_dataset[index] - self._first_frame[source]
         for views, number, frame in zip(images.numpy(), source.tolist(), frames.tolist(), strict=True):
             views[:] = self._decoded[number].frame(frame)
         return images
 
-    def _fit_into(self, views: torch.Tensor, index: int) -> None:
-        """Fill uint8 [V, 3, size, size] from the source; each image is copied once, to where the batch has it."""
-        episode = self._dataset.episode(int(self.episodes[self._place[index]]))
-        frame = [int(self._frame[index])]
-        for view, camera in zip(views, self._cameras, strict=True):
-            view.copy_(fit_images(episode.images(camera, frame), self._image_size)[0])
+    def _decode(self, source: Source, index: np.ndarray, places: Sequence[int], out: np.ndarray) -> None:
+        """Read the images of samples int64 [n] of a source into these places of uint8 [B, V, size, size, 3]."""
+        episodes, frames = self.episodes[self._place[index]] - source.first, self._frame[index].astype(np.int64)
+        for view, camera in enumerate(self._cameras):
+            images = source.dataset.images(source.camera(camera), episodes, frames)
+            fitted = fit_images(images, self._image_size).permute(0, 2, 3, 1).numpy()
+            for place, image in zip(places, fitted, strict=True):
+                out[place, view] = image
 
     def _cached_features(self, index: np.ndarray, key: torch.Tensor) -> torch.Tensor:
         """bfloat16 [B, tokens, dim]."""
@@ -183,3 +196,11 @@ class ChunkDataset:
         if self._augmented:
             versions = (uniform(key, Stream.CACHED_VERSION, 1)[:, 0] * self._features.layout.versions).long().numpy()
         return self._features.features(self._frame_in_dataset[index], versions)
+
+
+def _room(*shape: int) -> torch.Tensor:
+    """Memory for uint8 `shape`; in a data worker it is shared, so that the batch is not copied on its way out."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own collation has it
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)

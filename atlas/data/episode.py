@@ -81,6 +81,13 @@ class EpisodeDataset(Protocol):
 
     def episode(self, index: int) -> Episode: ...
 
+    def images(self, camera: str, episodes: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """uint8 [n, H, W, 3], upright: frame `frames[i]` of episode `episodes[i]` (int64 [n]), at places i in order.
+
+        No other frame is read, and what is in one file in one pass: ascending numbers are fastest.
+        """
+        ...
+
     def numbers(self) -> Numbers:
         """Of all episodes."""
         ...
@@ -96,6 +103,16 @@ class EpisodeDataset(Protocol):
     def fingerprint(self) -> str:
         """A short hash that changes when the data does."""
         ...
+
+
+def images_by_episode(dataset: EpisodeDataset, camera: str, episodes: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """What `EpisodeDataset.images` gives, for formats that gain nothing by knowing of several episodes at once."""
+    images: list[np.ndarray | None] = [None] * len(frames)
+    for number in np.unique(episodes).tolist():
+        here = np.flatnonzero(episodes == number)
+        for place, image in zip(here, dataset.episode(number).images(camera, frames[here].tolist()), strict=True):
+            images[place] = image
+    return np.stack([image for image in images if image is not None])
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from atlas.data.episode import Numbers
+from atlas.data.episode import Numbers, images_by_episode
 from atlas.data.kept_demos import Demo, demo_names, keep_demos, keep_many, kept_demos, read_whole_demo
 from atlas.data.latest import Latest
 from atlas.data.libero_layout import (
@@ -153,7 +153,11 @@ class LiberoDataset:
         demo = self._demos[index]
         return self._file(demo.file)[f"data/{demo.name}"]
 
-    def images(self, index: int, camera: str, frames: Sequence[int]) -> np.ndarray:
+    def images(self, camera: str, episodes: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """uint8 [n, H, W, 3], upright."""
+        return images_by_episode(self, camera, episodes, frames)
+
+    def episode_images(self, index: int, camera: str, frames: Sequence[int]) -> np.ndarray:
         """uint8 [n, H, W, 3], upright: some frames of an episode."""
         kept = self._demos[index].kept
         stored = self._stored_images(index, camera)
@@ -299,7 +303,7 @@ class LiberoEpisode:
 
     def images(self, camera: str, frames: Sequence[int]) -> np.ndarray:
         """uint8 [n, H, W, 3], upright."""
-        return self._dataset.images(self._index, camera, frames)
+        return self._dataset.episode_images(self._index, camera, frames)
 
     @property
     def _where(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from atlas.config import SourceConfig
-from atlas.data.episode import Episode, EpisodeDataset, Numbers
+from atlas.data.episode import Episode, EpisodeDataset, Numbers, images_by_episode
 from atlas.errors import InputError
 from atlas.types import ActionSpec
 
@@ -97,6 +97,10 @@ class Mixture:
     def episode(self, index: int) -> Episode:
         source = self.sources[self._source_of[index]]
         return MixedEpisode(source, index - source.first)
+
+    def images(self, camera: str, episodes: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """uint8 [n, H, W, 3], upright, of episodes whose images are of one size."""
+        return images_by_episode(self, camera, episodes, frames)
 
     def numbers(self) -> Numbers:
         """Copies of all episodes' numbers, in memory: `ChunkDataset` reads those of the sources instead."""

@@ -74,7 +74,8 @@ class VideoReader:
                 f"{path} has no frame at {wanted[worst]:.4f} s: the nearest is at {found[worst]:.4f} s, and at most "
                 f"{tolerance:g} s are allowed. Frames are missing, or its frame rate is another one than the dataset's."
             )
-        return images[place.reshape(-1)]
+        place = place.reshape(-1)
+        return images if len(place) == len(images) and (np.diff(place) > 0).all() else images[place]
 
     @property
     def open_files(self) -> list[Path]:

@@ -31,7 +31,7 @@ _LOOK_SECONDS = 0.1
 # After a failure. Together with the time to see it, these stay below the 30 s that torchrun waits.
 _STUCK_SECONDS = 10  # for ranks that have not said that they end: most sit in a collective
 _ENDING_SECONDS = 20  # for those that have: they close their trackers
-_ECHO_SECONDS = 0.3  # a wrapper may pass on a signal that has reached the launcher already
+_ECHO_SECONDS = 1.0  # a wrapper may pass on a signal that has reached the launcher already
 _SECOND_SECONDS = 1.0  # from the second signal to SIGKILL
 _STACK_SECONDS = 1.0  # from asking for a stack to SIGKILL
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)

@@ -156,7 +156,7 @@ def fill_cache(
             for part in parts:
                 batch = next(loader).to(device)
                 assert batch.images is not None
-                images = batch.images.float() / 255
+                images = batch.unit_images()
                 versions = [encoder(images)]
                 for variant in range(1, layout.versions):
                     index = torch.tensor(part, device=device)

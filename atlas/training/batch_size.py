@@ -137,7 +137,7 @@ class Trial:
             for _ in range(self._parts):
                 batch = example_batch(self._data, size, self._accelerator.device)
                 if batch.images is not None:
-                    batch.images = self._augment(batch.images.float() / 255, batch)
+                    batch.images = self._augment(batch.unit_images(), batch)
                 with self._accelerator.autocast():
                     loss = self._policy(batch).loss
                 loss.backward()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -12,9 +11,6 @@ from types import FrameType
 from atlas.launch import launcher_folder
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last one is SLURM's warning
-# A scheduler may signal every process of a job, and the launcher passes on what it gets: within this time, what a rank
-# gets is one signal.
-_ECHO_SECONDS = 1.0
 
 
 class Interrupted(Exception):
@@ -37,6 +33,9 @@ class StopRequest:
 def listening(numbers: Sequence[signal.Signals] = _SIGNALS) -> Iterator[StopRequest]:
     """Inside the block the first of the signals is only noted; a second one acts as it would without.
 
+    In a rank of Atlas's launcher a second one changes nothing: a scheduler may signal every process of a job, and the
+    launcher passes on what it gets, however late. It is the launcher that ends all ranks at its own second signal.
+
     Outside of the main thread (inside a sweep's agent, say) Python allows no handlers, and none are set.
     """
     request = StopRequest()
@@ -44,14 +43,12 @@ def listening(numbers: Sequence[signal.Signals] = _SIGNALS) -> Iterator[StopRequ
         yield request
         return
     before = {number: signal.getsignal(number) for number in numbers}
-    echo_until = 0.0
+    launched = launcher_folder() is not None
 
     def note(number: int, _: FrameType | None) -> None:
-        nonlocal echo_until
         if request.signal is None:
             request.signal = number
-            echo_until = time.monotonic() + (_ECHO_SECONDS if launcher_folder() is not None else 0.0)
-        elif time.monotonic() > echo_until:
+        elif not launched:
             for each in numbers:
                 signal.signal(each, before[each])
             signal.raise_signal(number)

@@ -333,7 +333,7 @@ class Trainer:
     def _on_device(self, batch: Batch, augment: bool = False) -> Batch:
         batch = batch.to(self.accelerator.device)
         if batch.images is not None:
-            batch.images = batch.images.float() / 255
+            batch.images = batch.unit_images()
             if augment:
                 batch.images = self.augment(batch.images, batch)
         return batch

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from atlas.data.episode import Episode, EpisodeDataset, Numbers
+from atlas.data.episode import Episode, EpisodeDataset, Numbers, images_by_episode
 
 Change = Callable[[np.ndarray], np.ndarray]
 
@@ -51,6 +51,9 @@ class Changed:
     def numbers(self) -> Numbers:
         episodes = [self.episode(i) for i in range(len(self))]
         return Numbers(np.concatenate([e.actions for e in episodes]), np.concatenate([e.proprio for e in episodes]))
+
+    def images(self, camera: str, episodes: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        return images_by_episode(self, camera, episodes, frames)
 
     def episode(self, index: int) -> ChangedEpisode:
         number = self._order[index]

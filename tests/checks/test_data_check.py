@@ -19,8 +19,10 @@ from atlas.checks.data_check import CHECKS, Check, check_data, open_what_can_be,
 from atlas.checks.finding import CheckId, Finding
 from atlas.checks.inspection import check_before_training, dataset_warnings
 from atlas.checks.language import instruction_bits, is_placeholder
+from atlas.checks.stats import check_stats
 from atlas.cli.data import data_app
 from atlas.config import Config, DataConfig
+from atlas.config.model import ProcessorConfig
 from atlas.data import open_dataset
 from atlas.data.episode import Episode, EpisodeDataset
 from atlas.data.split import split_episodes
@@ -455,18 +457,30 @@ def test_statistics_that_disagree_with_the_data_are_said(tmp_path: Path) -> None
 # ---- before training -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("scaling", "warnings"), [("min_max", 1), ("quantiles", 0)])
+def test_far_values_matter_where_they_set_the_scale(good: EpisodeDataset, scaling: str, warnings: int) -> None:
+    def wild(number: int, episode: Episode) -> np.ndarray:
+        return episode.actions * np.where(np.arange(len(episode)) == 5, 1000 ** (number == 3), 1)[:, None]
+
+    far, processor = Changed(good, remade=wild), ProcessorConfig(action_normalization=scaling)
+
+    found = check_stats(CheckContext(far, good.cameras, np.arange(7), np.arange(7, 8), processor=processor))
+
+    assert sum("standard deviations from its mean" in f.message for f in found) == warnings
+
+
 def test_training_refuses_what_cannot_be_trained_on_and_warns_of_the_rest(good: EpisodeDataset) -> None:
     train, val = split_episodes(good.task_of, 0.05, 0)
 
-    assert check_before_training(good, train, val) == dataset_warnings(good) == []
-    warned = check_before_training(Changed(good, actions=column(6, lambda g: -g)), train, val)
+    assert check_before_training(good, train, val, ProcessorConfig()) == dataset_warnings(good) == []
+    warned = check_before_training(Changed(good, actions=column(6, lambda g: -g)), train, val, ProcessorConfig())
     assert len(warned) == 1 and "sign is flipped" in warned[0]
     with pytest.raises(InputError, match=r"cannot be trained on: 8 of 8 episodes .* not finite"):
-        check_before_training(Changed(good, actions=column(0, lambda a: a * np.nan)), train, val)
+        check_before_training(Changed(good, actions=column(0, lambda a: a * np.nan)), train, val, ProcessorConfig())
     with pytest.raises(InputError, match="no dimension of action varies"):
-        check_before_training(Changed(good, actions=lambda actions: actions * 0), train, val)
+        check_before_training(Changed(good, actions=lambda actions: actions * 0), train, val, ProcessorConfig())
     with pytest.raises(InputError, match="both in training and in validation"):
-        check_before_training(good, np.arange(8), val)
+        check_before_training(good, np.arange(8), val, ProcessorConfig())
 
 
 # ---- the verb --------------------------------------------------------------------------------------------------

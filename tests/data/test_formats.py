@@ -75,6 +75,17 @@ def test_images_come_in_the_order_asked_for(path: Path) -> None:
         assert not np.array_equal(images[0], images[1])
 
 
+def test_images_of_several_episodes_come_at_once(path: Path) -> None:
+    dataset = open_dataset(path)
+    episodes, frames = np.array([1, 0, 1, 0, 1]), np.array([4, 2, 0, 3, 4])
+
+    for camera in dataset.cameras:
+        images = dataset.images(camera, episodes, frames)
+        assert images.shape == (5, *dataset.image_size(camera), 3)
+        for image, number, frame in zip(images, episodes.tolist(), frames.tolist(), strict=True):
+            np.testing.assert_array_equal(image, dataset.episode(number).images(camera, [frame])[0])
+
+
 def test_cameras_and_episodes_are_not_mixed_up(path: Path) -> None:
     dataset = open_dataset(path)
 

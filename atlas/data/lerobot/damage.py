@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from atlas.progress import progress_bar
 logger = logging.getLogger(__name__)
 
 _SHOWN_FROM = 50  # episodes; fewer are looked at in no time
-Look = Callable[[Episodes, int, str, Sequence[int], np.ndarray], object]
+Look = Callable[[Episodes, str, np.ndarray, np.ndarray, np.ndarray], object]
 
 
 def leave_out_damaged(
@@ -29,7 +29,8 @@ def leave_out_damaged(
 ) -> Episodes:
     """The episodes whose numbers can be read, and whose first and last images; each other one is named in a warning.
 
-    look: reads images: (episodes, index, camera, frames, their times in seconds in the episode); raises InputError.
+    look: reads images: (all episodes, camera, episodes, frames, times in seconds in the episodes, the last three [n]);
+    raises InputError.
     known: a file of the cache for what is found, which is looked for once for a state of the dataset.
     Raises InputError where no episode is left.
     """
@@ -64,10 +65,10 @@ def _damaged(root: Path, info: Info, features: Features, episodes: Episodes, loo
             times, bad = _read_numbers(root, info, features, episodes, whole)
             found |= bad
             for index, its_times in times.items():
-                frames = sorted({0, int(episodes.length[index]) - 1})
+                frames = np.unique([0, int(episodes.length[index]) - 1])
                 try:
                     for camera in features.cameras:
-                        look(episodes, index, camera, frames, its_times[frames])
+                        look(episodes, camera, np.full(len(frames), index), frames, its_times[frames])
                 except InputError as error:
                     found[index] = str(error)
             advance(len(here))

@@ -149,7 +149,7 @@ class LeRobotDataset:
             check_whole(self.path, self._source.all_files())
             for index in self._last_in_files():
                 for camera in self.cameras:
-                    self.images(index, camera, [int(self.lengths[index]) - 1])
+                    self.images(camera, np.array([index]), self.lengths[[index]] - 1)
             try:
                 write_text(marker, "")
             except OSError as error:
@@ -167,31 +167,52 @@ class LeRobotDataset:
             return slice(first, first + int(self.lengths[index]))
         return first + self._kept[index]
 
-    def images(self, index: int, camera: str, frames: Sequence[int]) -> np.ndarray:
-        """uint8 [n, H, W, 3], upright: some frames of an episode."""
+    def images(self, camera: str, episodes: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """uint8 [n, H, W, 3], upright."""
         # The frames as the dataset counts them, no-ops included.
-        stored = np.asarray(frames, np.int64) if self._kept is None else self._kept[index][np.asarray(frames, np.int64)]
-        assert len(stored) and stored.min() >= 0 and stored.max() < self._source.length[index]
+        stored = frames
+        if self._kept is not None:
+            stored = np.array([self._kept[episode][frame] for episode, frame in zip(episodes, frames, strict=True)])
+        assert len(stored) and stored.min() >= 0 and (stored < self._source.length[episodes]).all()
         video = self._features.cameras[camera].dtype == "video"
-        times = self.columns.timestamp[self._first[index] + stored].astype(np.float64) if video else None
-        return turn_upright(self._stored_images(self._source, index, camera, stored, times), self.orientation)
+        times = self.columns.timestamp[self._first[episodes] + stored].astype(np.float64) if video else None
+        return turn_upright(self._stored_images(self._source, camera, episodes, stored, times), self.orientation)
 
     def _stored_images(
-        self, episodes: Episodes, index: int, camera: str, frames: Sequence[int] | np.ndarray, times: np.ndarray | None
+        self, of: Episodes, camera: str, episodes: np.ndarray, frames: np.ndarray, times: np.ndarray | None
     ) -> np.ndarray:
-        """uint8 [n, H, W, 3] as they are stored. times: of the frames, in seconds into the episode, for videos."""
+        """uint8 [n, H, W, 3] as they are stored. times: of the frames, in seconds into their episodes, for videos."""
         feature = self._features.cameras[camera]
+        file = (of.videos[feature.key] if feature.dtype == "video" else of).file[episodes]
+        if (file == file[0]).all():
+            return np.asarray(self._images_of_file(of, camera, episodes, frames, times))
+        images = np.empty((len(frames), *feature.image_size, 3), np.uint8)
+        for number in np.unique(file):
+            here = np.flatnonzero(file == number)
+            its_times = None if times is None else times[here]
+            found = self._images_of_file(of, camera, episodes[here], frames[here], its_times)
+            for place, image in zip(here, found, strict=True):
+                images[place] = image
+        return images
+
+    def _images_of_file(
+        self, of: Episodes, camera: str, episodes: np.ndarray, frames: np.ndarray, times: np.ndarray | None
+    ) -> np.ndarray | list[np.ndarray]:
+        """As `_stored_images`, of episodes that are in one file."""
+        feature = self._features.cameras[camera]
+        images: np.ndarray | list[np.ndarray]
         if feature.dtype == "video":
             assert times is not None
-            places = episodes.videos[feature.key]
-            path = self.path / places.files[places.file[index]]
-            images = video_reader().frames(path, places.start[index] + times)
+            places = of.videos[feature.key]
+            path = self.path / places.files[places.file[episodes[0]]]
+            images = video_reader().frames(path, places.start[episodes] + times)
         else:
-            path = self.path / episodes.files[episodes.file[index]]
-            images = self._images.read(path, feature.key, (episodes.row[index] + np.asarray(frames)).tolist())
-        if images.shape[1:] != (*feature.image_size, 3):
+            path = self.path / of.files[of.file[episodes[0]]]
+            images = self._images.read(path, feature.key, (of.row[episodes] + frames).tolist())
+        height, width = images[0].shape[:2]
+        if (height, width) != feature.image_size:
             raise InputError(
-                f"{path}: the images '{feature.key}' are {images.shape[1]} x {images.shape[2]} pixels high and wide, "
+                f"{path}: the images '{feature.key}' are {height} x {width} pixels high and wide, "
                 f"and by {self._info.path} they are {feature.image_size[0]} x {feature.image_size[1]}. Correct the "
                 "shape there, or fetch the dataset again."
             )
@@ -305,7 +326,8 @@ class LeRobotEpisode:
 
     def images(self, camera: str, frames: Sequence[int]) -> np.ndarray:
         """uint8 [n, H, W, 3], upright."""
-        return self._dataset.images(self._index, camera, frames)
+        stored = np.asarray(frames, np.int64)
+        return self._dataset.images(camera, np.full(len(stored), self._index), stored)
 
 
 def _digest(*parts: object) -> str:

@@ -40,8 +40,9 @@ class ParquetImages:
     def __reduce__(self) -> tuple[type[ParquetImages], tuple[()]]:
         return ParquetImages, ()  # another process opens its own
 
-    def read(self, path: Path, key: str, rows: Sequence[int]) -> np.ndarray:
-        """uint8 [n, H, W, 3]: the images of some rows of a file. Raises InputError that names file, key and row."""
+    def read(self, path: Path, key: str, rows: Sequence[int]) -> list[np.ndarray]:
+        """The images of some rows of a file, uint8 [H, W, 3], all of one size. Raises InputError that names file, key
+        and row."""
         ends = self._group_ends.get(path, lambda: _group_ends(_metadata(path)))
         if max(rows) >= ends[-1]:
             raise InputError(f"{path} has {ends[-1]} rows, and row {max(rows)} is needed.")
@@ -54,7 +55,7 @@ class ParquetImages:
         images = {row: _decode(data, path, key, row) for row, data in found.items()}
         if len({image.shape for image in images.values()}) > 1:
             raise InputError(f"{path}: the images '{key}' of rows {list(rows)} are not of one size.")
-        return np.stack([images[row] for row in rows])
+        return [images[row] for row in rows]
 
     def close(self) -> None:
         """Close this process's files; they open again when needed."""

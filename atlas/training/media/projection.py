@@ -86,7 +86,7 @@ class DatasetMap:
         else:
             assert batch.images is not None
             with self._accelerator.autocast():
-                tokens = policy.vision(batch.images.float() / 255, policy.language(batch.instruction))
+                tokens = policy.vision(batch.unit_images(), policy.language(batch.instruction))
         return tokens.float().mean(1).cpu().numpy(), small
 
     def show(self, parts: Sequence[FeatureShare], seen: Validated) -> None:
