@@ -15,6 +15,8 @@ from typing import Any
 from atlas.cores import available_cores
 from atlas.progress import progress_bar
 
+_not_started: list[Exception] = []  # in a worker process: what its start has raised
+
 
 @contextmanager
 def worker_start() -> Iterator[None]:
@@ -52,7 +54,7 @@ def run_jobs(
     """Do the jobs that are left of `total` in processes of their own, with a progress bar; in any order.
 
     start: called in each process with `start_with` before its first job. workers: None for one a core. may_stay: do
-    them in this process where one would do them all. What a job raises ends all.
+    them in this process where one would do them all. What `start` or a job raises ends all, and is raised here.
     """
     workers = min(workers or available_cores(), max(1, len(jobs)))
     with progress_bar(title, total=total, done=total - len(jobs)) as advance:
@@ -64,7 +66,7 @@ def run_jobs(
             return
         context = multiprocessing.get_context("spawn")
         with worker_start(), ProcessPoolExecutor(workers, context, _begin, (start, start_with)) as pool:
-            futures = [pool.submit(work, job) for job in jobs]
+            futures = [pool.submit(_do, work, job) for job in jobs]
             try:
                 for future in as_completed(futures):
                     future.result()
@@ -77,7 +79,16 @@ def run_jobs(
 def _begin(start: Callable[..., None], start_with: tuple[Any, ...]) -> None:
     """The beginning of a worker process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    start(*start_with)
+    try:
+        start(*start_with)
+    except Exception as error:  # raised here it would be lost: the executor only says that the process is gone
+        _not_started.append(error)
+
+
+def _do(work: Callable[[Any], object], job: Any) -> object:
+    if _not_started:
+        raise _not_started[0]
+    return work(job)
 
 
 def _end_with_parent() -> None:

@@ -43,6 +43,15 @@ def test_what_a_job_raises_is_raised(tmp_path: Path) -> None:
         run_jobs("jobs", 2, [0, -1], work, begin, (tmp_path,), workers=2)
 
 
+def fail_to_begin(package: str) -> None:
+    raise InputError(f"{package} is missing")
+
+
+def test_what_the_start_of_a_process_raises_is_raised() -> None:
+    with pytest.raises(InputError, match="the simulator is missing"):
+        run_jobs("jobs", 2, [0, 1], work, fail_to_begin, ("the simulator",), workers=2)
+
+
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     script = """
         import sys, time

@@ -104,10 +104,11 @@ class CheckContext:
 
     @cached_property
     def states_fit(self) -> bool:
-        """Whether recorded states are as long as the environment's."""
+        """Whether recorded states are as long as the environment's, in the task that they are of."""
         assert self.environment is not None
-        self.environment.reset(seed=0)
-        states = self.dataset.episode(0).sim_states
+        episode, known = self.dataset.episode(0), self.environment.spec.instructions
+        self.environment.reset(seed=0, instruction=episode.instruction if episode.instruction in known else known[0])
+        states = episode.sim_states
         return states is not None and states.shape[1] == len(self.environment.get_state())
 
     def where_to_change(self, keys: str) -> str:

@@ -104,11 +104,9 @@ def _alike(tasks: list[str]) -> Iterator[Finding]:
 
 
 def _bits(context: CheckContext) -> Finding:
-    tasks, task_of = context.dataset.tasks, context.dataset.task_of
-    shares = np.bincount(task_of, minlength=len(tasks)) / len(task_of)
-    entropy = float(-(shares[shares > 0] * np.log2(shares[shares > 0])).sum())
-    evidence = {"instructions": len(tasks), "entropy_bits": round(entropy, 3)}
-    said = f"{len(tasks)} instructions, {entropy:.2f} bits an episode"
+    tasks, among = len(context.dataset.tasks), entropy(context)
+    evidence = {"instructions": tasks, "entropy_bits": round(among, 3)}
+    said = f"{tasks} instructions, {among:.2f} bits an episode"
     bits = instruction_bits(context)
     if bits is None:
         return Finding(
@@ -124,13 +122,19 @@ def _bits(context: CheckContext) -> Finding:
     )
 
 
+def entropy(context: CheckContext) -> float:
+    """Of an episode's instruction, in bits."""
+    shares = np.bincount(context.dataset.task_of) / len(context.dataset.task_of)
+    return float(-(shares[shares > 0] * np.log2(shares[shares > 0])).sum())
+
+
 def instruction_bits(context: CheckContext) -> float | None:
     """How many bits the instruction carries about an episode's actions, beside the scene at its start.
 
     The mean action of each third of an episode is predicted from the scene by kernel ridge regression, once with and
     once without the instruction; the bits are those of Gaussian errors, sum over numbers of log2(error without / error
-    with), by leave-one-out. A lower bound, up to chance: what such a regression does not find is not counted. None for
-    too few episodes.
+    with), by leave-one-out, and no more than the instruction has. What such a regression does not find is not counted.
+    None for too few episodes.
     """
     numbers = context.sample(_MOST_EPISODES)
     if len(numbers) < _FEWEST_EPISODES:
@@ -155,7 +159,8 @@ def instruction_bits(context: CheckContext) -> float | None:
     kernel = 1.0 + scene @ scene.T / max(1, scene.shape[1])
     without = _left_out_errors(kernel, targets)
     told = _left_out_errors(kernel + kernel * same, targets)  # each task may have an answer of its own
-    return max(0.0, float(0.5 * np.log2(without / np.minimum(told, without)).sum()))
+    bits = max(0.0, float(0.5 * np.log2(without / np.minimum(told, without)).sum()))
+    return min(bits, entropy(context))  # numbers that go together were counted each
 
 
 def _standardised(values: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
 from atlas.checks.meanings import AS_RECORDED, Meaning, Recorded, meanings
 from atlas.data.episode import Episode
+from atlas.errors import InputError
 from atlas.rollout.environment import Environment
 
 _CLOSE_M = 0.005  # drift of a replay that is as recorded: below a millimetre in the world it was recorded in
@@ -127,8 +128,8 @@ def _replay(
         if frame + 1 < len(recorded.positions):
             should = recorded.positions[frame + 1]
             was += np.abs(should["hand"] - recorded.positions[frame]["hand"])
-            for name, place in now.items():
-                away = float(np.linalg.norm(place - should[name]))
+            for name in now.keys() & should.keys():  # another task's scene may have other objects
+                away = float(np.linalg.norm(now[name] - should[name]))
                 if _of_the_hand(name):
                     hand = max(hand, away)
                 else:
@@ -181,12 +182,19 @@ def _other_tasks(env: Environment, recorded: list[Recorded], plain: list[Replaye
         if result.hand_m < _CLOSE_M:
             own = _instruction(env, episode.episode)
             for instruction in env.spec.instructions:
-                if instruction != own and _replay(env, episode, AS_RECORDED, instruction).success:
+                if instruction != own and _succeeds_as(env, episode, instruction):
                     other[place] = instruction
                     break
         if place not in other:
             unlike.append(place)
     return other, unlike
+
+
+def _succeeds_as(env: Environment, recorded: Recorded, instruction: str) -> bool:
+    try:
+        return _replay(env, recorded, AS_RECORDED, instruction).success
+    except InputError:
+        return False  # the scene of that task cannot be in the recorded state
 
 
 def _wrong_instructions(recorded: list[Recorded], other: dict[int, str]) -> Finding:

@@ -80,6 +80,8 @@ def make_film(env: Environment, order: FilmOrder) -> None:
     from atlas.tracking.media import write_mp4  # takes longer to import than a worker that films nothing should wait
 
     spec, trace = env.spec.action_spec, order.trace
+    if isinstance(trace.scenes, np.ndarray):  # states of the task's scene, and this environment may be in another one
+        env.reset(init_state=trace.scenes[0], instruction=order.instruction)
     every = _every(len(trace), spec.control_hz, order.most_pictures)
     drawing = FilmDrawing(order.instruction, trace.actions, spec, PICTURE_SIZE)
     shown = [*range(0, len(trace), every), len(trace)]

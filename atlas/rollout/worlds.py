@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from atlas.errors import InputError, did_you_mean
 from atlas.rollout.cubes import CubesEnvironment, cubes_spec
 from atlas.rollout.environment import Environment, EnvironmentSpec
+from atlas.rollout.libero import LiberoEnvironment, libero_spec
+from atlas.rollout.libero_package import HORIZONS
 
 # What a world offers, and how it is started; both take the size of the square images.
 _WORLDS: dict[str, tuple[Callable[[int], EnvironmentSpec], Callable[[int], Environment]]] = {
     "cubes": (cubes_spec, CubesEnvironment),
+    **{name: (partial(libero_spec, name), partial(LiberoEnvironment, name)) for name in HORIZONS},
 }
 
 
 def environment_spec(name: str, image_size: int = 128) -> EnvironmentSpec:
-    """What an environment offers, without starting it. Raises InputError for an unknown name."""
+    """What an environment offers, without starting it.
+
+    Raises InputError for an unknown name, or where that is known only once its packages are installed.
+    """
     if name not in _WORLDS:
         raise InputError(f"Unknown environment '{name}'.{did_you_mean(name, _WORLDS)} Known: {', '.join(_WORLDS)}.")
     return _WORLDS[name][0](image_size)

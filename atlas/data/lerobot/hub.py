@@ -106,7 +106,10 @@ def _fetch(reference: HubReference, revision: str | None, patterns: Sequence[str
         found = snapshot_download(reference.name, repo_type="dataset", revision=revision, allow_patterns=list(patterns))
         return Path(found)
     except LocalEntryNotFoundError:
-        why = "it is not, or not whole, in the local cache, and the hub cannot be reached"
+        why = (
+            "it is not, or not whole, in the local cache, and the hub cannot be reached; fetch it where there is a "
+            "network, or give the folder of a copy"
+        )
     except GatedRepoError:
         why = "it asks for consent; accept its terms there, then run `hf auth login`"
     except RepositoryNotFoundError:
