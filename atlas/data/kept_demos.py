@@ -15,7 +15,17 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from atlas.data.libero_layout import LIBERO, ROBOMIMIC, Layout, group_in, layout_of, open_file, read_demo, readable
+from atlas.data.libero_layout import (
+    LIBERO,
+    ROBOMIMIC,
+    Layout,
+    group_in,
+    layout_of,
+    open_file,
+    read_demo,
+    readable,
+    stored_late,
+)
 from atlas.errors import InputError
 from atlas.files import atomic_path
 from atlas.pool import run_jobs
@@ -23,7 +33,7 @@ from atlas.registry.cache import cache_root
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _FEW = 20  # demos of a file: sooner read than kept
 _MANY = 400  # demos: worth processes of their own
 
@@ -35,6 +45,7 @@ class Demo(NamedTuple):
     actions: np.ndarray  # [T, A] as stored
     proprio: np.ndarray  # float32 [T, P]
     cameras: list[str]
+    late: bool  # see `stored_late`
 
 
 def demo_names(data: h5py.Group) -> list[str]:
@@ -47,7 +58,7 @@ def read_whole_demo(data: h5py.Group, name: str, path: Path, layout: Layout | No
     where = f"{path}: data/{name}"
     demo = group_in(data, name, f"{path}: data")
     layout = layout or layout_of(group_in(demo, "obs", where))
-    return Demo(layout, *read_demo(demo, where, layout, action_dim))
+    return Demo(layout, *read_demo(demo, where, layout, action_dim), late=layout is LIBERO and stored_late(demo))
 
 
 def kept_demos(path: Path) -> dict[str, Demo]:
@@ -58,8 +69,8 @@ def kept_demos(path: Path) -> dict[str, Demo]:
             layout = ROBOMIMIC if about["format"] == ROBOMIMIC.format else LIBERO
             ends = np.cumsum(about["lengths"])[:-1]
             parts = zip(np.split(kept["actions"], ends), np.split(kept["proprio"], ends), strict=True)
-            each = zip(about["names"], parts, strict=True)
-            return {name: Demo(layout, actions, proprio, about["cameras"]) for name, (actions, proprio) in each}
+            each = zip(about["names"], parts, about["late"], strict=True)
+            return {name: Demo(layout, *numbers, about["cameras"], late) for name, numbers, late in each}
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):  # not there, or not whole
         return {}
 
@@ -75,6 +86,7 @@ def keep_demos(path: Path, demos: dict[str, Demo]) -> None:
         "cameras": cameras,
         "names": list(demos),
         "lengths": [len(demo.actions) for demo in demos.values()],
+        "late": [demo.late for demo in demos.values()],
     }
     place = _place(path)
     try:

@@ -46,14 +46,22 @@ class _Demo:
     file: int
     name: str
     task: int
-    kept: np.ndarray | None  # int64 frames, None for all
+    kept: np.ndarray | None  # int64 rows of its actions and states, None for all
+    late: bool  # whether the observation before an action is in the row before it
+
+    @property
+    def seen(self) -> np.ndarray | None:
+        """int64: the rows of its observations, None for all."""
+        return self.kept if self.kept is None or not self.late else self.kept - 1
 
 
 class LiberoDataset:
     """Episodes of HDF5 files in LIBERO's or robomimic's layout, in the order of file names and then demo numbers.
 
     Actions are LIBERO's own (the default ActionSpec), so nothing is converted. Proprio [8] is the end effector's
-    position and axis-angle and the two finger positions. Files are opened when they are first read, by each process
+    position and axis-angle and the two finger positions. Where a file's rows hold the observation after their action
+    (`stored_late`), each action is given the one before it, and the first row's action, which has none, is left out.
+    Files are opened when they are first read, by each process
     for itself. At the start all is read but the images, of which type and size are looked at.
 
     Raises InputError that names the file and the key for a file that is truncated or damaged, lacks something, or
@@ -92,6 +100,14 @@ class LiberoDataset:
         if not self._demos:
             raise InputError(f"{path} holds no episode that is not damaged; the warnings say what is wrong.")
         assert self._layout is not None
+        if late := sum(demo.late for demo in self._demos):
+            logger.info(
+                "%s: in %d of %d episodes the observation in a row is the one after its action, as LIBERO's own script "
+                "stores them; each action is given the one before it, and the first action is left out.",
+                path,
+                late,
+                len(self._demos),
+            )
         self.format = self._layout.format
         self.orientation: Orientation = orientation or self._layout.orientation
         self.fps = self.action_spec.control_hz
@@ -113,7 +129,8 @@ class LiberoDataset:
         self._start()
 
     def episode(self, index: int) -> LiberoEpisode:
-        return LiberoEpisode(self, index, self._demos[index].kept)
+        demo = self._demos[index]
+        return LiberoEpisode(self, index, demo.kept, demo.late)
 
     def numbers(self) -> Numbers:
         return self._numbers
@@ -159,9 +176,9 @@ class LiberoDataset:
 
     def episode_images(self, index: int, camera: str, frames: Sequence[int]) -> np.ndarray:
         """uint8 [n, H, W, 3], upright: some frames of an episode."""
-        kept = self._demos[index].kept
+        seen = self._demos[index].seen
         stored = self._stored_images(index, camera)
-        rows = [int(f) if kept is None else int(kept[f]) for f in frames]
+        rows = [int(f) if seen is None else int(seen[f]) for f in frames]
         with readable(f"{self.where(index)}, {camera}"):
             return turn_upright(np.stack([stored[row] for row in rows]), self.orientation)
 
@@ -240,13 +257,16 @@ class LiberoDataset:
         elif rate != spec.control_hz:
             raise InputError(f"{path} was recorded at {rate:g} Hz, and the first file at {spec.control_hz:g} Hz.")
         kept = without_noops(demo.actions, spec) if self._drop_noops else None
+        if demo.late:
+            kept = np.arange(1, len(demo.actions)) if kept is None else kept[kept > 0]
         if kept is not None and not len(kept):
             raise InputError(f"{where} has no frame whose action does something; leave it out, or drop_noops.")
         if instruction not in self.tasks:
             self.tasks.append(instruction)
-        self._demos.append(_Demo(number, name, self.tasks.index(instruction), kept))
-        numbers = Numbers(demo.actions.astype(np.float32), demo.proprio)
-        self._read.append(numbers if kept is None else Numbers(*(values[kept] for values in numbers)))
+        place = _Demo(number, name, self.tasks.index(instruction), kept, demo.late)
+        self._demos.append(place)
+        actions, proprio = demo.actions.astype(np.float32), demo.proprio
+        self._read.append(Numbers(actions, proprio) if kept is None else Numbers(actions[kept], proprio[place.seen]))
 
     def _leave_out(self, error: InputError) -> None:
         """Say that a file or an episode is left out. Raises the error where nothing is to be left out."""
@@ -258,9 +278,9 @@ class LiberoDataset:
 class LiberoEpisode:
     """One demo group; each part is read when it is first asked for."""
 
-    def __init__(self, dataset: LiberoDataset, index: int, kept: np.ndarray | None) -> None:
-        """kept: those of the stored frames that the episode has; None for all."""
-        self._dataset, self._index, self._kept = dataset, index, kept
+    def __init__(self, dataset: LiberoDataset, index: int, kept: np.ndarray | None, late: bool) -> None:
+        """kept: those of the stored rows that the episode has; None for all. late: see `stored_late`."""
+        self._dataset, self._index, self._kept, self._late = dataset, index, kept, late
         self.instruction = dataset.tasks[dataset.task_of[index]]
 
     @property
@@ -286,6 +306,9 @@ class LiberoEpisode:
 
     @property
     def init_state(self) -> np.ndarray | None:
+        if self._late:  # what is stored is from before the action that is left out
+            assert self.sim_states is not None
+            return np.asarray(self.sim_states[0], np.float64)
         with readable(self._where):
             state = self._group.attrs.get("init_state")
             if state is None and "states" in self._group:  # robomimic's: the first of all, whatever frames are kept

@@ -18,6 +18,7 @@ from atlas.errors import InputError, first_line
 from atlas.types import ActionSpec
 
 _LIBERO_SPEC = ActionSpec()
+_MUCH_CLOSER = 0.2  # observations may be a step of the physics older than the state beside them, a 25th of a row
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,25 @@ def read_demo(
             raise InputError(f"{where}/{key} has {count} frames, and actions has {len(actions)}.")
     parts = [_axis_angle(values) if values.shape[1] == 4 else values for values in proprio.values()]
     return actions, np.concatenate(parts, axis=1).astype(np.float32), cameras
+
+
+def stored_late(demo: h5py.Group) -> bool:
+    """Whether the observation in a row is the one that its action led to, and not the one before it.
+
+    LIBERO's own files are so: the script that made them (scripts/create_dataset.py of its repository) first steps and
+    then stores, while the state in a row is always that before its action. The robot's joints are in both, among the
+    states as the first of MuJoCo's positions, after the time. False where they are not there, or do not tell.
+    """
+    found = [demo.get(key) for key in ("obs/joint_states", "states")]
+    if not all(isinstance(each, h5py.Dataset) and each.dtype.kind == "f" and each.ndim == 2 for each in found):
+        return False
+    joints, states = (np.asarray(each, np.float64) for each in found)
+    width = joints.shape[1]
+    if len(joints) != len(states) or len(joints) < 3 or states.shape[1] <= width:
+        return False
+    positions = states[:, 1 : 1 + width]
+    here, ahead = np.abs(joints - positions).mean(), np.abs(joints[:-1] - positions[1:]).mean()
+    return bool(ahead < _MUCH_CLOSER * here)
 
 
 def _axis_angle(quaternions: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ from atlas.rollout.record import RecordSettings, record
 from atlas.types import ActionSpec
 from tests.checks.planted import Changed
 from tests.conftest import MakeLibero
+from tests.data.hdf5_files import store_late
 from tests.data.lerobot_folders import IMAGE, VIDEO, as_version_2, copy_fixture, edit_info, truncate
 from tests.test_vertical_slice import run_atlas
 
@@ -455,6 +456,17 @@ def test_statistics_that_disagree_with_the_data_are_said(tmp_path: Path) -> None
 
 
 # ---- before training -------------------------------------------------------------------------------------------
+
+
+def test_rows_in_the_order_of_libero_s_own_files_are_no_fault(
+    cubes_dataset: Path, env: CubesEnvironment, tmp_path: Path
+) -> None:
+    dataset = open_dataset(store_late(Path(shutil.copytree(cubes_dataset, tmp_path / "late"))))
+
+    found = findings_in(dataset, env)
+
+    assert error_ids(found) == set()
+    assert any("2 of 2 episodes succeed" in finding.message for finding in found if finding.check == "replay")
 
 
 @pytest.mark.parametrize(("scaling", "warnings"), [("min_max", 1), ("quantiles", 0)])

@@ -36,6 +36,17 @@ def as_robomimic(root: Path, env_args: dict[str, Any] | None = None) -> Path:
     return root
 
 
+def store_late(root: Path) -> Path:
+    """Move the observations of a folder of LIBERO files up by a row, as LIBERO's own script stores them: each row has
+    the one that its action led to. The last row keeps its own in place of it."""
+    for path in sorted(root.glob("*.hdf5")):
+        with h5py.File(path, "a") as file:
+            for demo in file["data"].values():
+                for values in demo["obs"].values():
+                    values[:-1] = values[1:]
+    return root
+
+
 def _turn(demo: h5py.Group) -> None:
     obs = demo["obs"]
     for camera, name in (("agentview", "agentview"), ("eye_in_hand", "robot0_eye_in_hand")):

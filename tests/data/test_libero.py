@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from atlas.data import open_dataset
+from atlas.data.episode import RecordedEpisode
 from atlas.data.libero_writer import write_libero_file
 from atlas.errors import InputError
 from tests.conftest import MakeLibero, made_up_episode
+from tests.data.hdf5_files import store_late
 
 
 def test_reads_back_what_was_written(tmp_path: Path) -> None:
@@ -82,6 +84,43 @@ def test_noops_are_dropped_when_asked(tmp_path: Path) -> None:
     assert kept.lengths.tolist() == [5] and open_dataset(tmp_path).lengths.tolist() == [8]
     np.testing.assert_array_equal(kept.episode(0).actions, episode.actions[[0, 3, 4, 5, 7]].astype(np.float32))
     assert kept.episode(0).images("agentview", [1])[0, 0, 0, 1] == 3  # the second kept frame is frame 3
+
+
+def moving_episode(length: int) -> RecordedEpisode:
+    """Its states hold the time, the robot's seven joints and four numbers more, as MuJoCo has them."""
+    rng = np.random.default_rng(0)
+    episode = made_up_episode(rng, "push", length)
+    episode.joints = rng.normal(0, 0.02, (length, 7)).cumsum(0)
+    others = rng.normal(size=(length, 4))
+    episode.sim_states = np.concatenate([np.arange(length)[:, None] / 20, episode.joints, others], axis=1)
+    return episode
+
+
+@pytest.mark.parametrize("drop_noops", [False, True])
+def test_observations_that_are_stored_after_their_action_are_given_to_the_next_one(
+    tmp_path: Path, drop_noops: bool
+) -> None:
+    whole = moving_episode(9)
+    whole.actions[[3, 4], :6] = 0.0  # frame 4 is where the gripper changes
+    write_libero_file(tmp_path / "push_demo.hdf5", "push", [whole], {"env_name": "elsewhere"})
+    store_late(tmp_path)
+
+    episode = open_dataset(tmp_path, drop_noops=drop_noops).episode(0)
+
+    there = [1, 2, 4, 5, 6, 7, 8] if drop_noops else [1, 2, 3, 4, 5, 6, 7, 8]
+    assert len(episode) == len(there) and episode.images("agentview", range(len(there)))[:, 0, 0, 1].tolist() == there
+    np.testing.assert_array_equal(episode.actions, whole.actions[there].astype(np.float32))
+    np.testing.assert_allclose(episode.proprio, whole.proprio[there], atol=1e-6)
+    np.testing.assert_array_equal(episode.sim_states, whole.sim_states[there])
+    np.testing.assert_array_equal(episode.init_state, whole.sim_states[1])
+
+
+def test_observations_that_are_stored_before_their_action_stay_there(tmp_path: Path) -> None:
+    still = moving_episode(5)
+    still.joints, still.sim_states = np.zeros((5, 7)), np.zeros((5, 12))  # nothing tells
+    write_libero_file(tmp_path / "push_demo.hdf5", "push", [moving_episode(9), still], {"env_name": "elsewhere"})
+
+    assert open_dataset(tmp_path).lengths.tolist() == [9, 5]
 
 
 def test_the_fingerprint_changes_with_the_data(make_libero: MakeLibero) -> None:
