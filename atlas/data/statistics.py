@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.ma  # quantiles need it, and numpy 2.4 fails where several threads import it at once
 
 from atlas.cores import available_cores
 from atlas.files import write_json
