@@ -33,7 +33,7 @@ done
 
 # shellcheck source=scripts/venv.sh
 source "$here/scripts/venv.sh"
-choose_python sim,wandb,dev pytest pytest_timeout hypothesis ruff mypy robosuite mujoco termcolor wandb
+choose_test_python
 cd "$here"
 
 if [ "$(uname -s)" = Linux ] && ! "$python" -c 'import ctypes; ctypes.CDLL("libEGL.so.1")' 2>/dev/null; then

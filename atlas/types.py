@@ -86,7 +86,9 @@ class Batch:
     def unit_images(self) -> torch.Tensor:
         """The images as float32 [B, V, 3, H, W] in [0, 1], with a channel's pixels next to each other in memory,
         whatever order they have come in."""
-        assert self.images is not None and not self.images.is_floating_point()
+        assert self.images is not None
+        if self.images.is_floating_point():  # they are already
+            return self.images
         return self.images.contiguous().float().div_(255)
 
     def to(self, device: torch.device | str) -> Batch:

@@ -61,9 +61,9 @@ def report(codec: str, dataset: Path, cache: Path, arguments: argparse.Namespace
     for number in range(arguments.rounds):
         for name in names:
             print(f"{codec}, round {number + 1} of {arguments.rounds}: {name}", file=sys.stderr, flush=True)
-            read_all(dataset)
+            size = read_all(dataset)
             rates[name].append(measure(name, dataset, cache, arguments.seconds))
-    megabytes = read_all(dataset) / 2**20
+    megabytes = size / 2**20
     shape = f"{arguments.episodes} x {arguments.frames} x 2 of {arguments.size} px, {megabytes:.0f} MiB"
     print(f"\n{codec}: {shape}; chunk {CHUNK}, batch {BATCH}, {WORKERS} workers")
     columns = [name for name in COMPARED if name in rates]

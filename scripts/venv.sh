@@ -1,6 +1,7 @@
 # Finding or making the Python environment; sourced by train.sh and test.sh, which set `here` to the project's folder.
 #
 #   choose_python EXTRAS [MODULE...]    sets `python` to an interpreter that imports atlas and has these modules
+#   choose_test_python                  the same, with all that the tests need
 #   add_to_own_venv EXTRAS [MODULE...]  adds modules that are missing, where `python` is of a .venv that was made here
 #
 # The choice, in this order: the active environment; .venv; a python on the PATH that atlas is installed for. With none
@@ -50,6 +51,10 @@ choose_python() {
         make_venv
         install_into_venv "$extras"
     fi
+}
+
+choose_test_python() {
+    choose_python sim,wandb,dev pytest pytest_timeout hypothesis ruff mypy robosuite mujoco termcolor wandb
 }
 
 add_to_own_venv() {

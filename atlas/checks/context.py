@@ -106,8 +106,8 @@ class CheckContext:
     def states_fit(self) -> bool:
         """Whether recorded states are as long as the environment's, in the task that they are of."""
         assert self.environment is not None
-        episode, known = self.dataset.episode(0), self.environment.spec.instructions
-        self.environment.reset(seed=0, instruction=episode.instruction if episode.instruction in known else known[0])
+        episode = self.dataset.episode(0)
+        self.environment.reset(seed=0, instruction=self.environment.spec.known(episode.instruction))
         states = episode.sim_states
         return states is not None and states.shape[1] == len(self.environment.get_state())
 

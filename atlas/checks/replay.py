@@ -75,7 +75,7 @@ def check_replay(context: CheckContext) -> Iterator[Finding]:
 def _recorded(env: Environment, context: CheckContext, number: int) -> Recorded:
     episode = context.dataset.episode(number)
     assert episode.sim_states is not None
-    env.reset(init_state=_start(episode, 0), instruction=_instruction(env, episode))
+    env.reset(init_state=_start(episode, 0), instruction=env.spec.known(episode.instruction))
     positions = []
     for state in episode.sim_states:
         env.set_state(state, observe=False)
@@ -88,12 +88,6 @@ def _start(episode: Episode, frame: int) -> np.ndarray:
         return episode.init_state
     assert episode.sim_states is not None
     return np.asarray(episode.sim_states[frame])
-
-
-def _instruction(env: Environment, episode: Episode) -> str:
-    """The episode's, where the world knows it, else one that it knows."""
-    known = episode.instruction in env.spec.instructions
-    return episode.instruction if known else env.spec.instructions[0]
 
 
 def _replay(
@@ -110,7 +104,7 @@ def _replay(
     limit: a drift of the hand, in metres, from which on it is of no use to go on.
     """
     episode = recorded.episode
-    env.reset(init_state=_start(episode, first), instruction=instruction or _instruction(env, episode))
+    env.reset(init_state=_start(episode, first), instruction=instruction or env.spec.known(episode.instruction))
     end = len(episode) if frames is None else min(len(episode), first + frames)
     actions = meaning.change(episode.actions, recorded)
     hand = objects = 0.0
@@ -180,7 +174,7 @@ def _other_tasks(env: Environment, recorded: list[Recorded], plain: list[Replaye
         if result.success:
             continue
         if result.hand_m < _CLOSE_M:
-            own = _instruction(env, episode.episode)
+            own = env.spec.known(episode.episode.instruction)
             for instruction in env.spec.instructions:
                 if instruction != own and _succeeds_as(env, episode, instruction):
                     other[place] = instruction

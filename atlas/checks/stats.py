@@ -15,7 +15,7 @@ from atlas.data.lerobot import LeRobotDataset
 from atlas.data.statistics import ColumnStatistics
 
 _SMALLEST_STD = 1e-6
-_TAIL = 8.0  # standard deviations from the mean: beyond, where the largest value sets the scale, it leaves little
+_TAIL = 8.0  # standard deviations from the mean, beyond which the largest value sets the scale alone
 _AGREE = 0.05  # of a standard deviation
 _SOURCES = "meta/stats.json"
 

@@ -101,11 +101,7 @@ def _pictures(context: CheckContext, size: int) -> tuple[dict[str, np.ndarray], 
     for index in context.sample(_EPISODES):
         episode = context.dataset.episode(index)
         assert episode.sim_states is not None
-        known = episode.instruction in env.spec.instructions
-        env.reset(
-            init_state=episode.sim_states[0],
-            instruction=episode.instruction if known else env.spec.instructions[0],
-        )
+        env.reset(init_state=episode.sim_states[0], instruction=env.spec.known(episode.instruction))
         frames = np.unique(np.linspace(0, len(episode) - 1, _FRAMES).round().astype(int)).tolist()
         for camera in context.cameras:
             recorded[camera].append(_as_policies_see(episode.images(camera, frames), size))

@@ -152,7 +152,7 @@ def check(
     overrides: Overrides = None,
     env: Annotated[
         str | None,
-        typer.Option(metavar="cubes|none", help="Replay in this world; default: the one it was recorded in."),
+        typer.Option(metavar="cubes|libero…|none", help="Replay in this world; default: the one it was recorded in."),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Put the pictures there.")] = None,
     replay: Annotated[int, typer.Option(min=1, metavar="N", help="Episodes that are replayed.")] = 10,

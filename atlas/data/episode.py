@@ -107,12 +107,11 @@ class EpisodeDataset(Protocol):
 
 def images_by_episode(dataset: EpisodeDataset, camera: str, episodes: np.ndarray, frames: np.ndarray) -> np.ndarray:
     """What `EpisodeDataset.images` gives, for formats that gain nothing by knowing of several episodes at once."""
-    images: list[np.ndarray | None] = [None] * len(frames)
+    images: dict[int, np.ndarray] = {}
     for number in np.unique(episodes).tolist():
         here = np.flatnonzero(episodes == number)
-        for place, image in zip(here, dataset.episode(number).images(camera, frames[here].tolist()), strict=True):
-            images[place] = image
-    return np.stack([image for image in images if image is not None])
+        images.update(zip(here.tolist(), dataset.episode(number).images(camera, frames[here].tolist()), strict=True))
+    return np.stack([images[place] for place in range(len(frames))])
 
 
 @dataclass

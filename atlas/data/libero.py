@@ -61,8 +61,8 @@ class LiberoDataset:
     Actions are LIBERO's own (the default ActionSpec), so nothing is converted. Proprio [8] is the end effector's
     position and axis-angle and the two finger positions. Where a file's rows hold the observation after their action
     (`stored_late`), each action is given the one before it, and the first row's action, which has none, is left out.
-    Files are opened when they are first read, by each process
-    for itself. At the start all is read but the images, of which type and size are looked at.
+    Files are opened when they are first read, by each process for itself. At the start all is read but the images, of
+    which type and size are looked at.
 
     Raises InputError that names the file and the key for a file that is truncated or damaged, lacks something, or
     holds another type, another shape or numbers that are not finite; with `skip_damaged` such files and episodes are
@@ -129,8 +129,7 @@ class LiberoDataset:
         self._start()
 
     def episode(self, index: int) -> LiberoEpisode:
-        demo = self._demos[index]
-        return LiberoEpisode(self, index, demo.kept, demo.late)
+        return LiberoEpisode(self, index, self._demos[index])
 
     def numbers(self) -> Numbers:
         return self._numbers
@@ -278,9 +277,8 @@ class LiberoDataset:
 class LiberoEpisode:
     """One demo group; each part is read when it is first asked for."""
 
-    def __init__(self, dataset: LiberoDataset, index: int, kept: np.ndarray | None, late: bool) -> None:
-        """kept: those of the stored rows that the episode has; None for all. late: see `stored_late`."""
-        self._dataset, self._index, self._kept, self._late = dataset, index, kept, late
+    def __init__(self, dataset: LiberoDataset, index: int, demo: _Demo) -> None:
+        self._dataset, self._index, self._demo = dataset, index, demo
         self.instruction = dataset.tasks[dataset.task_of[index]]
 
     @property
@@ -306,7 +304,7 @@ class LiberoEpisode:
 
     @property
     def init_state(self) -> np.ndarray | None:
-        if self._late:  # what is stored is from before the action that is left out
+        if self._demo.late:  # what is stored is from before the action that is left out
             assert self.sim_states is not None
             return np.asarray(self.sim_states[0], np.float64)
         with readable(self._where):
@@ -341,7 +339,7 @@ class LiberoEpisode:
             if key not in self._group:
                 return None
             values = np.asarray(array_in(self._group, key, self._where))
-            return values if self._kept is None else values[self._kept]
+            return values if self._demo.kept is None else values[self._demo.kept]
 
 
 def _find_files(path: Path) -> list[Path]:

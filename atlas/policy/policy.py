@@ -93,7 +93,7 @@ class AtlasPolicy(nn.Module):
     def _look(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Vision tokens [B, N, D], and one fused token an action, [B, H, dim]."""
         language = self.language(batch.instruction)
-        seen = batch.features if batch.features is not None else self.vision(_unit_range(batch.images), language)
+        seen = batch.features if batch.features is not None else self.vision(batch.unit_images(), language)
         proprio = self.proprio_scaler.normalize(batch.proprio, batch.source)
         return seen, self.fusion(seen, language, proprio)
 
@@ -103,7 +103,7 @@ class AtlasPolicy(nn.Module):
         terms: LossTerms = self.head(fused, actions, batch.action_is_pad, batch.key)
         if self.alignment is not None and self.alignment.teacher is not None:
             assert isinstance(self.vision, VGGTVisionEncoder)
-            aligned = self.alignment(self.vision.patch_grid(seen), _unit_range(batch.images))
+            aligned = self.alignment(self.vision.patch_grid(seen), batch.unit_images())
             terms.loss = terms.loss + self.alignment.weight * aligned
             terms.extra["alignment_loss"] = aligned
         return terms
@@ -233,9 +233,3 @@ class AtlasPolicy(nn.Module):
                     f"{path} was trained with other frozen {part} weights: '{was.reference}' then had the hash "
                     f"{was.sha256[:12]}, and '{now.reference}' has {now.sha256[:12]}. Give it the weights of then."
                 )
-
-
-def _unit_range(images: torch.Tensor | None) -> torch.Tensor:
-    """[B, V, 3, H, W] as float in [0, 1]."""
-    assert images is not None
-    return images if images.is_floating_point() else images.float() / 255

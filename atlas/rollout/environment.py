@@ -25,6 +25,10 @@ class EnvironmentSpec:
     # when an episode is over; a real robot cannot, and is filmed while it acts.
     restorable: bool = True
 
+    def known(self, instruction: str) -> str:
+        """The instruction, where the environment has it, else the first of those that it has."""
+        return instruction if instruction in self.instructions else self.instructions[0]
+
 
 @dataclass
 class StepResult:
