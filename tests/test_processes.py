@@ -7,12 +7,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import atlas
 from atlas.policy import AtlasPolicy
 from atlas.tracking import read_scalars
 from tests.conftest import MakeLibero
@@ -105,36 +105,54 @@ def test_resuming_where_there_is_nothing_yet_starts_fresh(make_libero: MakeLiber
     assert (tmp_path / "new" / "checkpoints" / "latest").exists(), done.stderr
 
 
+KILLED = """
+import os, signal, sys
+import atlas
+from atlas.training.checkpoints.saving import Saver
+
+save = Saver.save
+
+def save_and_die(self, contents, then=None):
+    save(self, contents, then)
+    if contents.state.step == 5:
+        self.wait()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Saver.save = save_and_die
+atlas.train(None, sys.argv[1:])
+"""
+
+
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(make_libero: MakeLibero, tmp_path: Path) -> None:
     """Eight steps in one go, and five and three in two: the same curves and weights.
 
-    The fifth step is in the middle of what is logged together.
+    The fifth step is in the middle of what is logged together: the fourth to the sixth.
     """
     data = make_libero()
-    schedule = ["training.max_steps=8", "training.warmup_steps=0", "training.log_interval=3"]
-    run_atlas(["train", "--cpu", *overrides(data, tmp_path, "whole", *schedule)])
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "atlas.cli",
-            "train",
-            "--cpu",
-            *overrides(data, tmp_path, "halves", *schedule, "checkpoint.save_interval=5"),
-        ],
-        stderr=subprocess.DEVNULL,
+    schedule = ["training.max_steps=8", "training.warmup_steps=0", "training.log_interval=3", "distributed.cpu=true"]
+    settings = [*schedule, "checkpoint.save_interval=5"]
+    halves, latest = tmp_path / "halves", tmp_path / "halves" / "checkpoints" / "latest"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many threads as the tests have
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *overrides(data, tmp_path, "halves", *settings)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "halves" / "checkpoints" / "latest").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    process.wait(timeout=60)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert latest.resolve().name == "step_00000005" and not (halves / "results.json").exists()
+    assert [step for step, _ in read_scalars(halves)["train/loss"]] == [3]
 
-    run_atlas(["train", "--cpu", "--resume", "auto", *overrides(data, tmp_path, "halves", *schedule)])
+    atlas.train(None, overrides(data, tmp_path, "halves", *settings), resume="auto")
+    atlas.train(None, overrides(data, tmp_path, "whole", *settings))
 
-    whole, halves = read_scalars(tmp_path / "whole"), read_scalars(tmp_path / "halves")
-    assert halves["train/loss"] == whole["train/loss"] and halves["val/loss"] == whole["val/loss"]
-    for a, b in zip(weights(tmp_path / "whole").values(), weights(tmp_path / "halves").values(), strict=True):
+    one, other = read_scalars(tmp_path / "whole"), read_scalars(halves)
+    assert other["train/restart"] == [(0, 0), (5, 1)]
+    for curve in ("train/loss", "train/grad_norm", "train/lr", "train/epoch", "val/loss"):
+        assert other[curve] == one[curve], curve
+    assert [step for step, _ in other["train/loss"]] == [3, 6, 8]
+    for a, b in zip(weights(tmp_path / "whole").values(), weights(halves).values(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 

@@ -228,6 +228,24 @@ def test_regression_needs_no_random_numbers() -> None:
     torch.testing.assert_close(head(fused, actions, is_pad, keys(0, 1, 2)).loss, head(fused, actions, is_pad).loss)
 
 
+@pytest.mark.parametrize("says", [-1.0, 1.0], ids=["open", "close"])
+def test_a_head_that_is_sure_of_the_gripper_loses_only_where_it_is_wrong(says: float) -> None:
+    head = make(RegressionHeadConfig())
+    assert isinstance(head, RegressionHead)
+    with torch.no_grad():
+        head.gripper.weight.zero_()
+        head.gripper.bias.fill_(9.0 * says)  # a logit: its sign says whether to close
+    fused, actions, is_pad = chunks()
+
+    losses = {}
+    for recorded in (-1.0, 1.0):
+        actions[..., 6] = recorded
+        losses[recorded] = float(head(fused, actions, is_pad).gripper_loss.detach())
+
+    assert losses[says] < 0.001 and losses[-says] == pytest.approx(9, abs=0.001)
+    torch.testing.assert_close(head.sample(fused)[..., 6], torch.full((3, HORIZON), says), rtol=0, atol=0.001)
+
+
 def test_the_flow_learns_both_ways_of_doing_it_where_regression_takes_the_middle() -> None:
     """Two ways to act, far apart, each right half of the time; what they are depends on what was seen."""
     generator = torch.Generator().manual_seed(0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from atlas.data.randomness import sample_keys
 from atlas.errors import InputError
 from atlas.policy import AtlasPolicy
-from atlas.rollout.evaluate import Evaluator, PlannedEpisode, Probe, one_thread, plan_episodes
+from atlas.rollout.evaluate import Evaluator, PlannedEpisode, Probe, evaluate_checkpoint, one_thread, plan_episodes
 from atlas.rollout.executor import ChunkExecutor
 from atlas.rollout.report import EpisodeOutcome, EvaluationReport
 from atlas.rollout.seeds import episode_seed
@@ -177,6 +179,42 @@ def test_an_evaluation_asks_with_its_episodes_seeds() -> None:
     expected = [sample_keys(0, torch.full((chunks,), episode.seed), torch.arange(chunks)) for episode in episodes]
     assert [outcome.length for outcome in outcomes] == [outcomes[0].length] * 2
     assert sorted(policy.keys) == sorted(torch.cat(expected).tolist())
+
+
+class Asked:
+    """In place of the simulators: keeps what they would have been asked to play, and for how many actions at once."""
+
+    episodes: Sequence[PlannedEpisode]
+    actions: int
+
+    def __init__(self, env: str, image_size: int, workers: int | None = None) -> None:
+        pass
+
+    def run(
+        self, executor: ChunkExecutor, episodes: Sequence[PlannedEpisode], *_: Any, **__: Any
+    ) -> list[EpisodeOutcome]:
+        Asked.episodes, Asked.actions = episodes, len(executor.plan({0: STILL})[0])
+        return [EpisodeOutcome(e.instruction, e.seed, True, 1.0, 10) for e in episodes]
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_saved_policy_is_evaluated_on_episodes_of_nobody_else_half_a_chunk_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acting("regression").save_pretrained(tmp_path)
+    monkeypatch.setattr("atlas.rollout.evaluate.Evaluator", Asked)
+    used = {episode_seed(purpose, 3, i) for purpose in ("record", "selection", "final") for i in range(4)}
+
+    report = evaluate_checkpoint(tmp_path, "cubes", episodes=4, seed=3)
+
+    seeds = [outcome.seed for outcome in report.outcomes]
+    assert seeds == [episode.seed for episode in Asked.episodes] == [episode_seed("report", 3, i) for i in range(4)]
+    assert report.purpose == "report" and not used & set(seeds)
+    assert Asked.actions == HORIZON // 2
+    evaluate_checkpoint(tmp_path, "cubes", episodes=1, execute=HORIZON)
+    assert Asked.actions == HORIZON
 
 
 def test_more_actions_than_there_are_cannot_be_executed() -> None:
