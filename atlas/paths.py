@@ -1,9 +1,10 @@
-"""Whether what is to be written can be written, seen before work begins, and without leaving anything."""
+"""Paths that others give: whether one can be written to, seen before work begins; names that stay in a folder."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath
 
 from atlas.errors import InputError
 
@@ -35,3 +36,50 @@ def check_file(setting: str, file: Path, example: str) -> None:
     if file.is_dir():
         raise InputError(f"{setting} {file} is a folder; name a file, such as {file / example}.")
     check_folder(setting, file.absolute().parent)
+
+
+def inside(folder: Path, name: str, *, where: str = "", follow_links: bool = False) -> Path:
+    """The path in `folder` that a name from outside means: from a manifest, a template, a server's answer.
+
+    where: begins the message, and says who gave the name. Links that leave the folder are refused too; with
+    `follow_links` they are the user's own business, as those of the hub's cache are, whose files all lie elsewhere.
+    That is for reading only. Raises InputError for a name that is absolute, leads out of the folder, or is none.
+    """
+    start = f"{where}: " if where else ""
+    if reason := _unfit(name):
+        raise InputError(f"{start}{_shown(name)} cannot name a file in {folder}: {reason}.")
+    path = folder / PurePosixPath(name)
+    if not follow_links:
+        try:
+            there = path.resolve().is_relative_to(folder.resolve())
+        except (OSError, RuntimeError):  # of links in a circle
+            there = False
+        if not there:
+            raise InputError(f"{start}{_shown(name)} leaves {folder} through a link.")
+    return path
+
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, of Linux
+
+
+def _unfit(name: str) -> str | None:
+    """Why a name is not one of a file below a folder, on any system; None where it is."""
+    try:
+        parts = [os.fsencode(part) for part in name.split("/")]
+    except UnicodeEncodeError:
+        return "it holds half a character"
+    if any(ord(character) < 32 or ord(character) == 127 for character in name):
+        return "it holds a control character"
+    if name.startswith("/") or re.match("[A-Za-z]:", name):
+        return "it is absolute"
+    if "\\" in name:
+        return "it holds a backslash"
+    if b".." in parts:
+        return "it leads out of it by '..'"
+    if max(map(len, parts)) > _LONGEST_NAME or len(name) > _LONGEST_PATH:
+        return "it is too long"
+    return None if PurePosixPath(name).parts else "it is empty"
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= 80 else f"{name[:77]}...")
