@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -63,6 +64,14 @@ class Numbers(NamedTuple):
     proprio: np.ndarray  # float32 [rows, P]
 
 
+class Side(IntEnum):
+    """What a dataset itself says an episode is for."""
+
+    UNSAID = -1
+    TRAINING = 0
+    VALIDATION = 1
+
+
 class EpisodeDataset(Protocol):
     """A collection of episodes; the same for every format on disk."""
 
@@ -76,6 +85,7 @@ class EpisodeDataset(Protocol):
     environment: str | None  # the name of the world it was recorded in, where Atlas has an adapter for it
     lengths: np.ndarray  # int64 [episodes], frames
     task_of: np.ndarray  # int64 [episodes], index into tasks
+    sides: np.ndarray | None  # int8 [episodes], a `Side` each; None where the dataset says nothing of them
 
     def __len__(self) -> int: ...
 

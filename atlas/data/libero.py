@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from atlas.data.episode import Numbers, images_by_episode
+from atlas.data.episode import Numbers, Side, images_by_episode
 from atlas.data.kept_demos import Demo, demo_names, keep_demos, keep_many, kept_demos, read_whole_demo
 from atlas.data.latest import Latest
 from atlas.data.libero_layout import (
@@ -28,6 +28,7 @@ from atlas.data.libero_layout import (
     read_env_args,
     readable,
 )
+from atlas.data.libero_masks import sides_of
 from atlas.data.noops import without_noops
 from atlas.data.orientation import Orientation, turn_upright
 from atlas.errors import InputError
@@ -48,6 +49,7 @@ class _Demo:
     task: int
     kept: np.ndarray | None  # int64 rows of its actions and states, None for all
     late: bool  # whether the observation before an action is in the row before it
+    side: Side  # of the split, as the file itself has it
 
     @property
     def seen(self) -> np.ndarray | None:
@@ -113,6 +115,8 @@ class LiberoDataset:
         self.fps = self.action_spec.control_hz
         self.lengths: np.ndarray = np.array([len(read.actions) for read in self._read], np.int64)
         self.task_of: np.ndarray = np.array([demo.task for demo in self._demos], np.int64)
+        sides = np.array([demo.side for demo in self._demos], np.int8)
+        self.sides: np.ndarray | None = sides if (sides != Side.UNSAID).any() else None
         self._first: np.ndarray = np.cumsum(self.lengths) - self.lengths
         self._numbers: Numbers = Numbers(*(np.concatenate(parts) for parts in zip(*self._read, strict=True)))
         self._read.clear()
@@ -222,17 +226,18 @@ class LiberoDataset:
                 names = demo_names(data)
                 if not names:
                     raise InputError(f"{path} holds no episodes: data has no groups demo_0, demo_1 and so on.")
+                sides = sides_of(self._file(number), names, path)
         except InputError as error:
             self._leave_out(error)
             return
         kept = kept_demos(path)
         read: dict[str, Demo] = {}
         before = len(self._demos)
-        for name in names:
+        for name, side in sides.items():
             try:
                 with readable(f"{path}: data/{name}"):
                     demo = kept.get(name) or read_whole_demo(data, name, path, self._layout, self.action_spec.dim)
-                    self._add(number, name, demo, instruction, env_args)
+                    self._add(number, name, demo, side, instruction, env_args)
                     read[name] = demo
             except InputError as error:
                 self._leave_out(error)
@@ -241,7 +246,7 @@ class LiberoDataset:
         if not kept and len(read) == len(names):
             keep_demos(path, read)
 
-    def _add(self, number: int, name: str, demo: Demo, instruction: str, env_args: dict[str, Any]) -> None:
+    def _add(self, number: int, name: str, demo: Demo, side: Side, instruction: str, env_args: dict[str, Any]) -> None:
         """Register an episode. Raises InputError where it does not go with those before it."""
         path, spec = self.files[number], self.action_spec
         where = f"{path}: data/{name}"
@@ -262,7 +267,7 @@ class LiberoDataset:
             raise InputError(f"{where} has no frame whose action does something; leave it out, or drop_noops.")
         if instruction not in self.tasks:
             self.tasks.append(instruction)
-        place = _Demo(number, name, self.tasks.index(instruction), kept, demo.late)
+        place = _Demo(number, name, self.tasks.index(instruction), kept, demo.late, side)
         self._demos.append(place)
         actions, proprio = demo.actions.astype(np.float32), demo.proprio
         self._read.append(Numbers(actions, proprio) if kept is None else Numbers(actions[kept], proprio[place.seen]))

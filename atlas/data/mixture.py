@@ -56,6 +56,7 @@ class Mixture:
     """
 
     format = "mixture"
+    sides: np.ndarray | None = None  # each source is split as it says itself
 
     def __init__(self, configs: Sequence[SourceConfig], datasets: Sequence[EpisodeDataset], cameras: Sequence[str]):
         """configs: of the datasets. cameras: the names that all sources' cameras are brought to.

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import numpy as np
 
-from atlas.data.episode import EpisodeDataset
+from atlas.data.episode import EpisodeDataset, Side
 from atlas.data.mixture import sources_of
 
 
 def split_dataset(dataset: EpisodeDataset, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Episode numbers for training and for validation, each sorted: every source of a mixture is split as it would be
-    alone."""
+    alone, and as it says itself where it does."""
     train, val = [], []
     for source in sources_of(dataset):
-        mine = split_episodes(source.dataset.task_of, val_fraction, seed)
+        mine = split_episodes(source.dataset.task_of, val_fraction, seed, source.dataset.sides)
         train.append(source.first + mine[0])
         val.append(source.first + mine[1])
     return np.concatenate(train), np.concatenate(val)
 
 
-def split_episodes(task_of: np.ndarray, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_episodes(
+    task_of: np.ndarray, val_fraction: float, seed: int, sides: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Episode numbers for training and for validation, each sorted; a pure function of the arguments.
 
-    task_of: int64 [episodes]. Of each task, `val_fraction` of its episodes (rounded) are for validation: at least
-    one where the task has two or more, and never all of them.
+    task_of: int64 [episodes]. sides: as `EpisodeDataset.sides`. Of the episodes of each task of which the dataset says
+    nothing, `val_fraction` (rounded) are for validation: at least one where there are two or more, and never all.
     """
-    validation: list[int] = []
+    sides = np.full(len(task_of), Side.UNSAID) if sides is None else sides
+    validation: list[int] = np.flatnonzero(sides == Side.VALIDATION).tolist()
     for task in np.unique(task_of):
-        episodes = np.flatnonzero(task_of == task)
+        episodes = np.flatnonzero((task_of == task) & (sides == Side.UNSAID))
         if len(episodes) < 2:
             continue
         count = min(max(1, round(len(episodes) * val_fraction)), len(episodes) - 1)

@@ -13,6 +13,7 @@ import pytest
 
 from atlas.config import DataConfig
 from atlas.data import open_configured, open_dataset
+from atlas.data.split import split_dataset
 from atlas.errors import InputError
 from tests.conftest import MakeLibero
 from tests.data.hdf5_files import ENV_ARGS, as_robomimic
@@ -118,3 +119,48 @@ def test_actions_of_another_kind_are_refused(make_libero: MakeLibero, change: di
 def test_an_instruction_beside_those_of_the_files_is_refused(make_libero: MakeLibero) -> None:
     with pytest.raises(InputError, match=r"data\.instruction is 'lift the cube'.*'open the drawer'"):
         open_dataset(make_libero(), instruction=LIFT)
+
+
+def masked(make_libero: MakeLibero, **lists: list[int]) -> Path:
+    """A file of ten demos with robomimic's lists of some of them."""
+    root = as_robomimic(make_libero({"lift": [5] * 10}))
+    with h5py.File(next(root.iterdir()), "a") as file:
+        for name, demos in lists.items():
+            file[f"mask/{name}"] = np.array([f"demo_{number}".encode() for number in demos])
+    return root
+
+
+@pytest.mark.parametrize(
+    ("lists", "train", "val"),
+    [
+        ({"train": [0, 1, 2, 3, 4, 5, 6], "valid": [7, 8, 9]}, [0, 1, 2, 3, 4, 5, 6], [7, 8, 9]),
+        ({"valid": [0, 4], "20_percent": [1, 2]}, [1, 2, 3, 5, 6, 7, 8, 9], [0, 4]),
+        ({"train": [0, 4, 5]}, [0, 4, 5], [1, 2, 3, 6, 7, 8, 9]),
+    ],
+)
+def test_its_own_split_is_used(
+    make_libero: MakeLibero, lists: dict[str, list[int]], train: list[int], val: list[int]
+) -> None:
+    dataset = open_dataset(masked(make_libero, **lists), instruction=LIFT)
+
+    assert [side.tolist() for side in split_dataset(dataset, 0.2, seed=0)] == [train, val]
+
+
+def test_demos_that_its_split_does_not_name_are_left_out_and_said(
+    make_libero: MakeLibero, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = open_dataset(masked(make_libero, train=[0, 2, 4, 6], valid=[9, 11]), instruction=LIFT)
+
+    assert [side.tolist() for side in split_dataset(dataset, 0.2, seed=0)] == [[0, 1, 2, 3], [4]]
+    assert "5 of 10 demos are neither in mask/train nor in mask/valid, and are left out" in caplog.text
+
+
+def test_a_split_without_validation_is_none_and_said(make_libero: MakeLibero, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = open_dataset(masked(make_libero, train=list(range(10))), instruction=LIFT)
+
+    assert dataset.sides is None and "mask/train names 10 of 10 demos, which is no split" in caplog.text
+
+
+def test_a_demo_on_both_sides_is_refused(make_libero: MakeLibero) -> None:
+    with pytest.raises(InputError, match=r"1 demos are both in mask/train and in mask/valid, such as demo_4"):
+        open_dataset(masked(make_libero, train=[1, 2, 4], valid=[4, 5]), instruction=LIFT)

@@ -50,6 +50,8 @@ class LeRobotDataset:
     Raises InputError that names file and key for a dataset that is incomplete, damaged, or not what it says.
     """
 
+    sides: np.ndarray | None = None
+
     def __init__(
         self,
         path: Path,
