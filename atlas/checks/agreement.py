@@ -9,19 +9,19 @@ import numpy as np
 from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
 from atlas.checks.motion import MotionFit
+from atlas.data.gripper import CLEAR, fingers_follow, is_zero_to_one
 
-_CLEAR = 0.2  # a correlation between the gripper's action and the fingers' motion that is no chance
 _GAIN, _USUAL_GAIN = (0.12, 0.40), 0.22  # of robosuite's OSC_POSE at 20 Hz: 0.18 to 0.26 in recordings
 _ANY_GAIN = (0.02, 1.5)  # of any controller: the hand moves, and not further than it is told to
-_FINGERS = (6, 8)  # of LIBERO's proprio
 
 
 def check_gripper(context: CheckContext) -> Iterator[Finding]:
     """The gripper's values, and whether the fingers do what they say."""
-    values = np.concatenate([actions[:, context.dataset.action_spec.gripper] for actions, _ in context.sampled])
+    grippers = [actions[:, context.dataset.action_spec.gripper] for actions, _ in context.sampled]
+    values = np.concatenate(grippers)
     low, high = float(values.min()), float(values.max())
     evidence = {"min": low, "max": high}
-    if low >= -1e-3 and high <= 1 + 1e-3 and high - low > 0.5:
+    if is_zero_to_one(values):
         yield Finding(
             "gripper",
             "error",
@@ -50,14 +50,14 @@ def check_gripper(context: CheckContext) -> Iterator[Finding]:
             evidence,
         )
         return
-    agreement = fingers_follow(context)
+    agreement = fingers_follow(grippers, [proprio for _, proprio in context.sampled])
     if agreement is not None:
         yield from _sign(context, agreement)
 
 
 def _sign(context: CheckContext, agreement: float) -> Iterator[Finding]:
     evidence = {"correlation": round(agreement, 3)}
-    if agreement > _CLEAR:
+    if agreement > CLEAR:
         yield Finding(
             "gripper",
             "error",
@@ -66,29 +66,9 @@ def _sign(context: CheckContext, agreement: float) -> Iterator[Finding]:
             f"Negate the gripper's action {context.where_to_change('gripper_open: 1, gripper_closed: -1')}.",
             evidence,
         )
-    elif agreement < -_CLEAR:
+    elif agreement < -CLEAR:
         said = f"the fingers close where the action is +1 (correlation {agreement:.2f})"
         yield Finding("gripper", "info", said, None, evidence)
-
-
-def fingers_follow(context: CheckContext) -> float | None:
-    """Correlation of the gripper's action with the opening of the fingers that follows; below 0 as it should be.
-
-    None where proprio has no pair of fingers that move against each other, as LIBERO's has in its last two numbers.
-    """
-    first, end = _FINGERS
-    if context.dataset.proprio_dim != end or not context.sampled:
-        return None
-    fingers = [proprio[:, first:end] for _, proprio in context.sampled]
-    both = np.concatenate(fingers)
-    if both.std(0).min() < 1e-5 or np.corrcoef(both.T)[0, 1] > -0.9:
-        return None
-    opening_is = np.sign(both[:, 0].mean() - both[:, 1].mean())
-    told = np.concatenate([actions[:-1, context.dataset.action_spec.gripper] for actions, _ in context.sampled])
-    opened = np.concatenate([np.diff((pair[:, 0] - pair[:, 1]) * opening_is) for pair in fingers])
-    if told.std() < 1e-6 or opened.std() < 1e-9:
-        return None
-    return float(np.corrcoef(told, opened)[0, 1])
 
 
 def check_lag(context: CheckContext) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from atlas.data.episode import Numbers, Side, images_by_episode
+from atlas.data.gripper import map_gripper, open_and_closed
 from atlas.data.kept_demos import Demo, demo_names, keep_demos, keep_many, kept_demos, read_whole_demo
 from atlas.data.latest import Latest
 from atlas.data.libero_layout import (
@@ -118,6 +119,7 @@ class LiberoDataset:
         sides = np.array([demo.side for demo in self._demos], np.int8)
         self.sides: np.ndarray | None = sides if (sides != Side.UNSAID).any() else None
         self._first: np.ndarray = np.cumsum(self.lengths) - self.lengths
+        self._map_grippers()
         self._numbers: Numbers = Numbers(*(np.concatenate(parts) for parts in zip(*self._read, strict=True)))
         self._read.clear()
 
@@ -271,6 +273,32 @@ class LiberoDataset:
         self._demos.append(place)
         actions, proprio = demo.actions.astype(np.float32), demo.proprio
         self._read.append(Numbers(actions, proprio) if kept is None else Numbers(actions[kept], proprio[place.seen]))
+
+    def _map_grippers(self) -> None:
+        """Bring the grippers of files where they go from 0 to 1 to -1 (open) and +1 (closed), and say so.
+
+        Raises InputError where nothing tells which end is which.
+        """
+        gripper = self.action_spec.gripper
+        of_file = np.array([demo.file for demo in self._demos])
+        for number in np.unique(of_file).tolist():
+            read = [self._read[episode] for episode in np.flatnonzero(of_file == number)]
+            ends = open_and_closed([each.actions[:, gripper] for each in read], [each.proprio for each in read])
+            if ends is None:
+                raise InputError(
+                    f"{self.files[number]}: the gripper's actions lie within [0, 1], and LIBERO's are -1 (open) to 1 "
+                    "(closed). The fingers do not tell which end is which; map the actions where the file is made."
+                )
+            if ends == (-1.0, 1.0):
+                continue
+            logger.warning(
+                "%s: the gripper's actions lie within [0, 1]; by what the fingers do, %g is open and %g closed, and "
+                "they are mapped to -1 open, 1 closed.",
+                self.files[number],
+                *ends,
+            )
+            for each in read:
+                each.actions[:, gripper] = map_gripper(each.actions[:, gripper], *ends)
 
     def _leave_out(self, error: InputError) -> None:
         """Say that a file or an episode is left out. Raises the error where nothing is to be left out."""

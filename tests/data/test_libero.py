@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
+from atlas.checks.inspection import dataset_warnings
 from atlas.data import open_dataset
 from atlas.data.episode import RecordedEpisode
 from atlas.data.libero_writer import write_libero_file
@@ -121,6 +122,40 @@ def test_observations_that_are_stored_before_their_action_stay_there(tmp_path: P
     write_libero_file(tmp_path / "push_demo.hdf5", "push", [moving_episode(9), still], {"env_name": "elsewhere"})
 
     assert open_dataset(tmp_path).lengths.tolist() == [9, 5]
+
+
+@pytest.mark.parametrize("ends", [(1.0, 0.0), (0.0, 1.0)])
+def test_a_gripper_from_0_to_1_is_turned_by_what_the_fingers_do(
+    tmp_path: Path, ends: tuple[float, float], caplog: pytest.LogCaptureFixture
+) -> None:
+    episodes = [gripping_episode(length, ends) for length in (200, 9)]
+    write_libero_file(tmp_path / "push_demo.hdf5", "push", episodes, {"env_name": "elsewhere"})
+
+    dataset = open_dataset(tmp_path)
+
+    for episode, length in zip((dataset.episode(0), dataset.episode(1)), (200, 9), strict=True):
+        np.testing.assert_array_equal(episode.actions[:, 6], np.where(np.arange(length) < length // 2, -1, 1))
+    assert f"{ends[0]:g} is open and {ends[1]:g} closed" in caplog.text
+    assert not [said for said in dataset_warnings(dataset) if "gripper" in said]
+
+
+def test_a_gripper_from_0_to_1_is_refused_where_the_fingers_do_not_tell(tmp_path: Path) -> None:
+    still = gripping_episode(9, (0.0, 1.0))
+    still.proprio[:, 6:] = (0.04, -0.04)
+    write_libero_file(tmp_path / "push_demo.hdf5", "push", [still], {"env_name": "elsewhere"})
+
+    with pytest.raises(InputError, match=r"push_demo\.hdf5: the gripper's actions lie within \[0, 1\]"):
+        open_dataset(tmp_path)
+
+
+def gripping_episode(length: int, ends: tuple[float, float]) -> RecordedEpisode:
+    """Its gripper closes in the middle, and the fingers a frame later. ends: the action that opens, and closes."""
+    episode = made_up_episode(np.random.default_rng(0), "push", length)
+    closing = np.arange(length) >= length // 2
+    episode.actions[:, 6] = np.where(closing, ends[1], ends[0])
+    finger = np.where(np.roll(closing, 1) & closing, 0.01, 0.04)
+    episode.proprio[:, 6:] = np.stack([finger, -finger], axis=1)
+    return episode
 
 
 def test_the_fingerprint_changes_with_the_data(make_libero: MakeLibero) -> None:

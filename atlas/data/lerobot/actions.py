@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from atlas.config.data import SourceActionsConfig
+from atlas.data.gripper import map_gripper
 from atlas.types import ActionSpec
 
 _LIBERO = ActionSpec()
@@ -39,20 +40,13 @@ def convert(values: np.ndarray, source: SourceActionsConfig) -> np.ndarray:
     position = values[:, slice(*source.position)] * _scale(source, source.position_unit_m, _LIBERO.position_unit_m)
     rotation = values[:, slice(*source.rotation)] * _scale(source, source.rotation_unit_rad, _LIBERO.rotation_unit_rad)
     grip = values[:, [source.gripper]]
-    if (source.gripper_open, source.gripper_closed) != (-1.0, 1.0):  # else to the bit what is stored
-        grip = 2 * (grip - source.gripper_open) / (source.gripper_closed - source.gripper_open) - 1
+    grip = map_gripper(grip, source.gripper_open, source.gripper_closed)
     return np.concatenate([position, rotation, grip], axis=1).astype(np.float32)
 
 
 def gripper_fits(converted: np.ndarray, spec: ActionSpec) -> bool:
     """Whether the gripper's values lie between open and closed, or near."""
     return bool((np.abs(converted[:, spec.gripper]) <= 1 + 2 * _SLACK).all())
-
-
-def never_opens(values: np.ndarray, source: SourceActionsConfig) -> bool:
-    """Whether gripper values that should be -1 to 1 are 0 to 1, as OpenVLA's loader and many robots have them."""
-    gripper = values[:, source.gripper]
-    return bool((gripper >= 0).all() and (gripper <= 1).all() and (gripper < 0.5).any())
 
 
 def describe(source: SourceActionsConfig, fps: float) -> str:

@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from atlas.data.lerobot.actions import convert, gripper_fits, never_opens
+from atlas.data.gripper import is_zero_to_one, open_and_closed
+from atlas.data.lerobot.actions import convert, gripper_fits
 from atlas.data.lerobot.episodes import Episodes
 from atlas.data.lerobot.features import Features
 from atlas.data.lerobot.info import Info
@@ -111,7 +112,9 @@ def _write(folder: Path, root: Path, info: Info, features: Features, episodes: E
                 values = file.numbers(keys)
                 out[column][rows] = values if out[column].ndim == 2 else values[:, 0]
             advance(1)
-    actions, notes = _convert(source_actions, features, info)
+    rows_of = [slice(start, start + n) for start, n in zip(first, episodes.length, strict=True)]
+    proprio = [np.asarray(out["proprio"][rows]) for rows in rows_of]
+    actions, notes = _convert(source_actions, rows_of, proprio, features, info)
     _create(folder, "action", actions.shape)[:] = actions
     for array in out.values():
         array.flush()
@@ -138,8 +141,13 @@ def _runs(starts: np.ndarray, lengths: np.ndarray) -> slice | np.ndarray:
     return np.concatenate([np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)])
 
 
-def _convert(values: np.ndarray, features: Features, info: Info) -> tuple[np.ndarray, list[str]]:
-    """Actions in Atlas's units, and what was noticed. Raises InputError where the gripper is not as it should be."""
+def _convert(
+    values: np.ndarray, rows_of: Sequence[slice], proprio: Sequence[np.ndarray], features: Features, info: Info
+) -> tuple[np.ndarray, list[str]]:
+    """Actions in Atlas's units, and what was noticed. rows_of, proprio: of each episode.
+
+    Raises InputError where the gripper is not as it should be.
+    """
     source, notes = features.source, []
     root = info.path.parents[1]
     gripper = values[:, source.gripper]
@@ -147,14 +155,17 @@ def _convert(values: np.ndarray, features: Features, info: Info) -> tuple[np.nda
         f"the gripper, dimension {source.gripper} of '{features.action.key}', lies within "
         f"[{gripper.min():g}, {gripper.max():g}]"
     )
-    if not features.stated and never_opens(values, source):
-        if features.libero is None:
+    if not features.stated and is_zero_to_one(gripper):
+        ends, why = open_and_closed([gripper[rows] for rows in rows_of], proprio), "by what the fingers do"
+        if ends is None and features.libero is not None:
+            ends, why = (1.0, 0.0), "as OpenVLA's loader has it"
+        if ends is None:
             raise InputError(
                 f"{root}: {span}, and LIBERO's is -1 (open) to 1 (closed). Say what it is: "
                 "data.features.action_spec={gripper_open: 1, gripper_closed: 0}, or the other way round."
             )
-        source = source.model_copy(update={"gripper_open": 1.0, "gripper_closed": 0.0})
-        notes.append(f"{span}: read as OpenVLA's loader has it, 1 open and 0 closed, and mapped to -1 open, 1 closed.")
+        source = source.model_copy(update={"gripper_open": ends[0], "gripper_closed": ends[1]})
+        notes.append(f"{span}: read {why}, {ends[0]:g} open and {ends[1]:g} closed, and mapped to -1 open, 1 closed.")
     converted = convert(values, source)
     if not gripper_fits(converted, features.action_spec):
         raise InputError(

@@ -1,0 +1,65 @@
+"""What a gripper's numbers mean where a source does not say: one answer for all formats and for the checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+CLEAR = 0.2  # a correlation between the gripper's action and the fingers' motion that is no chance
+_CLEARLY_THERE = 0.5  # likewise with where the fingers are, which other things sway as well
+_FINGERS = (6, 8)  # of LIBERO's proprio
+_SLACK = 1e-3
+_BOTH_ENDS = 0.5  # values that differ less are of one end, or in another unit
+
+
+def is_zero_to_one(values: np.ndarray) -> bool:
+    """Whether a gripper's values go from 0 to 1, as OpenVLA's loader and many robots have them, and not -1 to 1."""
+    low, high = float(values.min()), float(values.max())
+    return low >= -_SLACK and high <= 1 + _SLACK and high - low > _BOTH_ENDS
+
+
+def open_and_closed(grippers: Sequence[np.ndarray], proprio: Sequence[np.ndarray]) -> tuple[float, float] | None:
+    """The values for open and for closed of a gripper that is -1 to 1 or `is_zero_to_one`: of the latter what the
+    fingers do tells which end is which. None where they do not tell.
+
+    grippers: [T] each, of some episodes; proprio: [T, P] each, of the same.
+    """
+    if not is_zero_to_one(np.concatenate(grippers)):
+        return -1.0, 1.0
+    agreement = fingers_follow(grippers, proprio)
+    if agreement is None or abs(agreement) <= CLEAR:
+        return None
+    return (1.0, 0.0) if agreement > 0 else (0.0, 1.0)
+
+
+def map_gripper(values: np.ndarray, opened: float, closed: float) -> np.ndarray:
+    """Values mapped linearly, so that open is -1 and closed is +1; to the bit what they are where they are so."""
+    return values if (opened, closed) == (-1.0, 1.0) else 2 * (values - opened) / (closed - opened) - 1
+
+
+def fingers_follow(grippers: Sequence[np.ndarray], proprio: Sequence[np.ndarray]) -> float | None:
+    """Correlation of the gripper's action with the opening of the fingers that follows; below 0 where +1 closes them.
+
+    None where proprio has no pair of fingers that move against each other, as LIBERO's has in its last two numbers.
+    """
+    first, end = _FINGERS
+    if not len(proprio) or proprio[0].shape[1] != end:
+        return None
+    fingers = [each[:, first:end].astype(np.float64) for each in proprio]
+    both = np.concatenate(fingers)
+    if both.std(0).min() < 1e-5 or np.corrcoef(both.T)[0, 1] > -0.9:
+        return None
+    opening_is = np.sign(both[:, 0].mean() - both[:, 1].mean())
+    told = np.concatenate([gripper[:-1] for gripper in grippers]).astype(np.float64)
+    apart = [(pair[:, 0] - pair[:, 1]) * opening_is for pair in fingers]
+    opens = _correlation(told, np.concatenate([np.diff(each) for each in apart]))
+    if opens is not None and abs(opens) > CLEAR:
+        return opens
+    # In a long episode in which they close once, the moment hardly counts; where they are from then on does.
+    is_open = _correlation(told, np.concatenate([each[1:] for each in apart]))
+    return is_open if is_open is not None and abs(is_open) > _CLEARLY_THERE else opens
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    return None if a.std() < 1e-6 or b.std() < 1e-9 else float(np.corrcoef(a, b)[0, 1])
