@@ -1,0 +1,52 @@
+"""Lines of the checks of data: gripper, lag, scale, split, pictures."""
+
+from broken_lines.row import of_part
+
+CHECK = "tests/checks/test_data_check.py"
+
+ROWS = of_part(
+    "checks",
+    (
+        "atlas/checks/agreement.py",
+        "    if agreement > _CLEAR:\n",
+        "    if agreement < -_CLEAR:\n",
+        "a right gripper is called flipped, and a flipped one right",
+        f"{CHECK}::test_wrong_actions_are_named_by_what_the_recordings_show",
+    ),
+    (
+        "atlas/checks/motion.py",
+        "start = int(np.flatnonzero(weights >= _STARTS * weights.max())[0])",
+        "start = int(np.flatnonzero(LAGS == 0)[0])",
+        "actions that come too late or too early are not seen",
+        f"{CHECK}::test_wrong_actions_are_named_by_what_the_recordings_show",
+    ),
+    (
+        "atlas/checks/motion.py",
+        "/ spec.position_unit_m\n    return MotionFit",
+        "\n    return MotionFit",
+        "the check of scale does not know the unit",
+        f"{CHECK}::test_wrong_actions_are_named_by_what_the_recordings_show "
+        f"{CHECK}::test_a_good_recording_has_no_error_and_replays_as_it_was",
+    ),
+    (
+        "atlas/checks/agreement.py",
+        "if context.takes_poses:\n        yield Finding(",
+        "if False:\n        yield Finding(",
+        "poses that are taken for deltas are not named",
+        f"{CHECK}::test_poses_that_are_taken_for_deltas_are_named",
+    ),
+    (
+        "atlas/checks/split.py",
+        "    shared = sorted(train & val)\n",
+        "    shared: list[int] = []\n",
+        "an episode on both sides of the split is not seen",
+        f"{CHECK}::test_an_episode_on_both_sides_is_named",
+    ),
+    (
+        "atlas/checks/split.py",
+        "near = squared < _CANDIDATE**2 * summaries.shape[1]",
+        "near = squared < 0 * summaries.shape[1]",
+        "episodes that are nearly another are not seen",
+        f"{CHECK}::test_episodes_that_are_nearly_another_are_named",
+    ),
+)

@@ -1,0 +1,168 @@
+"""Lines of rollouts: seeds, chunks, probes, what a world is, reports and films."""
+
+from broken_lines.row import of_part
+
+EXECUTOR = "tests/rollout/test_executor.py"
+REPORT = "tests/rollout/test_report.py"
+FILMS = "tests/rollout/test_films.py"
+CUBES = "tests/rollout/test_cubes.py"
+EVALUATED = f"{EXECUTOR}::test_a_saved_policy_is_evaluated_on_episodes_of_nobody_else_half_a_chunk_at_a_time"
+
+ROWS = of_part(
+    "rollout",
+    (
+        "atlas/rollout/evaluate.py",
+        'planned = plan_episodes(env, episodes, "report", seed)',
+        'planned = plan_episodes(env, episodes, "selection", seed)',
+        "`atlas eval` plays the episodes that chose the checkpoint",
+        EVALUATED,
+    ),
+    (
+        "atlas/rollout/evaluate.py",
+        "execute or max(1, policy.processor.action_horizon // 2)",
+        "execute or policy.processor.action_horizon",
+        "by default the whole chunk is executed before the policy looks again",
+        EVALUATED,
+    ),
+    (
+        "atlas/rollout/evaluate.py",
+        "instructions[i % len(instructions)]",
+        "instructions[0]",
+        "one instruction alone is evaluated",
+        f"{EXECUTOR}::test_planned_episodes_are_balanced_over_the_instructions",
+    ),
+    (
+        "atlas/rollout/evaluate.py",
+        "black = {camera: np.zeros_like(image) for camera, image in observation.images.items()}",
+        "black = dict(observation.images)",
+        "the blind policy sees",
+        f"{EXECUTOR}::test_probes_change_what_is_told_and_not_what_is_true",
+    ),
+    (
+        "atlas/rollout/evaluate.py",
+        "executor.reset(worker, episode.seed)",
+        "executor.reset(worker, 0)",
+        "all episodes of a generative policy draw the same noise",
+        f"{EXECUTOR}::test_an_evaluation_asks_with_its_episodes_seeds",
+    ),
+    (
+        "atlas/rollout/evaluate.py",
+        "return [played[e.number] for e in episodes]",
+        "return list(played.values())",
+        "outcomes are those of other episodes, where several run at once",
+        "tests/rollout/test_evaluator.py",
+    ),
+    (
+        "atlas/rollout/evaluate.py",
+        "if processor.action_spec != spec.action_spec:",
+        "if processor.action_spec.dim != spec.action_spec.dim:",
+        "a policy acts in a world whose actions mean something else",
+        "tests/rollout/test_evaluator.py",
+    ),
+    (
+        "atlas/rollout/seeds.py",
+        "return (_PURPOSES.index(purpose) * _LIMIT + seed) * _LIMIT + episode",
+        "return seed * _LIMIT + episode",
+        "recording, selection and evaluation share episodes",
+        f"{EXECUTOR}::test_no_two_purposes_share_an_episode",
+    ),
+    (
+        "atlas/rollout/executor.py",
+        "chunk[: self._execute]",
+        "chunk",
+        "the number of executed actions is not looked at",
+        f"{EXECUTOR}::test_the_first_actions_are_executed_before_the_policy_is_asked_again",
+    ),
+    (
+        "atlas/rollout/executor.py",
+        "self._queue.clear()\n",
+        "pass\n",
+        "an episode begins with what is left of the last one's chunk",
+        f"{EXECUTOR}::test_a_new_episode_does_not_finish_the_old_ones_chunk",
+    ),
+    (
+        "atlas/rollout/executor.py",
+        "np.stack([old[age] for age, old in",
+        "np.stack([old[0] for age, old in",
+        "ensembling averages what chunks say of different moments",
+        f"{EXECUTOR}::test_temporal_ensembling_averages_what_the_chunks_say_about_now",
+    ),
+    (
+        "atlas/rollout/executor.py",
+        "weights = np.exp(-self._ensemble * np.arange(len(opinions)))",
+        "weights = np.exp(self._ensemble * np.arange(len(opinions)))",
+        "ensembling weighs the newest chunk most",
+        f"{EXECUTOR}::test_temporal_ensembling_averages_what_the_chunks_say_about_now",
+    ),
+    (
+        "atlas/rollout/executor.py",
+        "            episode.asked += 1\n",
+        "            pass\n",
+        "every chunk of an episode grows from the same noise",
+        f"{EXECUTOR}::test_a_generative_policy_draws_anew_for_each_chunk_and_each_seed",
+    ),
+    (
+        "atlas/rollout/cubes.py",
+        "success = bool(lifted[self._target])",
+        "success = any(lifted)",
+        "lifting the other cube is a success",
+        f"{CUBES}::test_lifting_the_other_cube_ends_the_episode_as_a_failure",
+    ),
+    (
+        "atlas/rollout/cubes.py",
+        "if np.linalg.norm(centres[0] - centres[1]) >= MIN_DISTANCE_M:",
+        "if True:",
+        "cubes may lie in one another",
+        f"{CUBES}::test_starts_cover_the_area_and_keep_the_distance",
+    ),
+    (
+        "atlas/rollout/cubes.py",
+        "rng = np.random.default_rng(seed if seed is not None else 0)",
+        "rng = np.random.default_rng()",
+        "an episode's start does not follow its seed",
+        f"{CUBES}::test_the_same_seed_gives_the_same_start_whatever_came_before",
+    ),
+    (
+        "atlas/rollout/report.py",
+        "ranked = sorted(outcomes, key=lambda o: (not o.success, -o.reward, o.length))",
+        "ranked = sorted(outcomes, key=lambda o: (o.success, -o.reward, o.length))",
+        "the film of the best episode is of a failure",
+        f"{REPORT}::test_the_best_the_median_and_the_worst_episode",
+    ),
+    (
+        "atlas/rollout/report.py",
+        '"median": (len(ranked) - 1) // 2}',
+        '"median": len(ranked) // 2 - 1}',
+        "the film of the median episode is of another one",
+        f"{REPORT}::test_no_episode_is_better_than_the_best_and_as_many_on_either_side_of_the_median "
+        f"{REPORT}::test_the_best_the_median_and_the_worst_episode",
+    ),
+    (
+        "atlas/rollout/traces.py",
+        "fps = spec.control_hz / every",
+        "fps = spec.control_hz",
+        "a film of every second step runs at twice the speed",
+        f"{FILMS}::test_a_film_that_is_to_be_short_leaves_out_steps_at_even_distances",
+    ),
+    (
+        "atlas/rollout/traces.py",
+        "shown = [*range(0, len(trace), every), len(trace)]",
+        "shown = [*range(0, len(trace), every), len(trace) - 1]",
+        "a film ends before the last scene",
+        f"{FILMS}::test_a_film_shows_every_step_and_then_the_outcome",
+    ),
+    (
+        "atlas/rollout/workers.py",
+        "return Segment(None, reward, number + 1, True, result.success, trace)",
+        "return Segment(None, result.reward, len(actions), True, result.success, trace)",
+        "lengths of episodes count actions that were not executed",
+        "tests/rollout/test_evaluator.py",
+    ),
+    (
+        "atlas/training/media/episodes.py",
+        "return (self._seen - 1) % self._interval == 0",
+        "return self._seen % self._interval == 0",
+        "the first evaluation is not shown",
+        "tests/training/test_episode_media.py::test_the_interval_counts_evaluations_and_begins_with_the_first",
+    ),
+)

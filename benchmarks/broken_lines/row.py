@@ -1,0 +1,26 @@
+"""What a row of the list is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A line and how it is broken.
+
+    file: from the root. old: text that is in it exactly once. new: what takes its place. meaning: what is then wrong,
+    in words. tests: files, or tests of files (`tests/x.py::test_y`), at least one of which must fail.
+    """
+
+    file: str
+    old: str
+    new: str
+    meaning: str
+    tests: tuple[str, ...]
+    part: str = ""
+
+
+def of_part(part: str, *rows: tuple[str, str, str, str, str]) -> tuple[Broken, ...]:
+    """Rows of (file, old, new, meaning, tests separated by spaces)."""
+    return tuple(Broken(file, old, new, meaning, tuple(tests.split()), part) for file, old, new, meaning, tests in rows)

@@ -1,0 +1,187 @@
+"""Lines of saving and going on: checkpoints, their order on the disk, verification, retention."""
+
+from broken_lines.row import of_part
+
+CHECKPOINTS = "tests/training/test_checkpoints.py"
+SAVING = "tests/training/test_saving.py"
+ON_DISK = f"{CHECKPOINTS}::test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name"
+
+ROWS = of_part(
+    "saving",
+    (
+        "atlas/training/checkpoints/folders.py",
+        "            contents.write(partial)\n            seal(partial)\n",
+        "            contents.write(partial)\n",
+        "a checkpoint has no manifest, and no damage to it is found",
+        f"{CHECKPOINTS}::test_any_damage_to_any_file_is_found_and_named",
+    ),
+    (
+        "atlas/training/checkpoints/folders.py",
+        "        os.replace(complete, final)\n        sync(self.root)\n",
+        "        os.replace(complete, final)\n",
+        "the folder is not synced after the rename: a power cut takes the checkpoint's name",
+        ON_DISK,
+    ),
+    (
+        "atlas/training/checkpoints/folders.py",
+        "            verify(partial)\n            self._put_in_place(partial, final)",
+        "            self._put_in_place(partial, final)",
+        "a damaged checkpoint from elsewhere is taken in",
+        f"{CHECKPOINTS}::test_a_checkpoint_from_elsewhere_is_taken_in_and_mends_a_damaged_one",
+    ),
+    (
+        "atlas/training/checkpoints/folders.py",
+        'self._point("latest", self.path(state.step))',
+        'self._point("latest", self.path(self.steps()[-1]))',
+        "training that went back to an earlier checkpoint is resumed from the one ahead",
+        f"{CHECKPOINTS}::test_the_best_and_the_latest_are_put_right_when_training_goes_on",
+    ),
+    (
+        "atlas/training/checkpoints/folders.py",
+        "linked = [step for name in _LINKS if (step := self._linked(name)) is not None]",
+        "linked: list[int] = []",
+        "the checkpoint that `best` names may be removed",
+        f"{CHECKPOINTS}::test_what_a_link_names_is_never_removed",
+    ),
+    (
+        "atlas/training/checkpoints/folders.py",
+        "others.sort(key=lambda step: now is not None and step > now)",
+        "others.sort()",
+        "in place of a damaged checkpoint the oldest one is gone on from",
+        f"{CHECKPOINTS}::test_a_damaged_latest_is_named_and_the_one_before_it_is_used",
+    ),
+    (
+        "atlas/training/checkpoints/folders.py",
+        "        compare_files(checkpoint, read_manifest(checkpoint, _NEEDED))\n        return\n",
+        "        return\n",
+        "checkpoints are not compared with their manifests",
+        f"{CHECKPOINTS}::test_any_damage_to_any_file_is_found_and_named",
+    ),
+    (
+        "atlas/training/checkpoints/retention.py",
+        "sign = 1 if self.larger_is_better else -1",
+        "sign = 1",
+        "the worst checkpoints by their loss are kept in place of the best",
+        f"{CHECKPOINTS}::test_the_best_few_and_every_so_many_steps_are_kept",
+    ),
+    (
+        "atlas/training/checkpoints/retention.py",
+        "reached = sorted(step for step in values if step <= now)",
+        "reached = sorted(values)",
+        "checkpoints ahead count as the newest, and those that training makes are removed",
+        f"{CHECKPOINTS}::test_what_lies_ahead_is_left_alone_until_training_has_passed_it",
+    ),
+    (
+        "atlas/training/checkpoints/retention.py",
+        "kept.update(step for step in reached if step % self.every_n_steps == 0)",
+        "pass",
+        "keep_every_n_steps does nothing",
+        f"{CHECKPOINTS}::test_the_best_few_and_every_so_many_steps_are_kept",
+    ),
+    (
+        "atlas/training/checkpoints/folders.py",
+        "return state.value if state.metric == self._retention.metric else None",
+        "return state.value",
+        "values of different metrics are compared",
+        f"{CHECKPOINTS}::test_values_of_another_metric_say_nothing",
+    ),
+    (
+        "atlas/registry/manifest.py",
+        'if _sha256(file) != was["sha256"]:',
+        "if False:",
+        "a flipped bit in a checkpoint is not found",
+        f"{CHECKPOINTS}::test_a_policy_with_a_bit_flipped_is_not_loaded "
+        f"{CHECKPOINTS}::test_any_damage_to_any_file_is_found_and_named",
+    ),
+    (
+        "atlas/registry/manifest.py",
+        'whole = manifest["sha256"] == _digest(listed) and all(name in listed for name in needed)',
+        'whole = manifest["sha256"] == _digest(listed)',
+        "a manifest that lists less than a checkpoint has is taken for whole",
+        f"{CHECKPOINTS}::test_a_manifest_that_lists_less_than_a_checkpoint_has_is_damaged",
+    ),
+    (
+        "atlas/registry/manifest.py",
+        '"sha256": _digest(digests)})\n    sync_tree(folder)\n',
+        '"sha256": _digest(digests)})\n',
+        "a checkpoint has its name before its bytes are on the disk",
+        ON_DISK,
+    ),
+    (
+        "atlas/training/checkpoints/state.py",
+        'torch.set_rng_state(state["torch"])',
+        "pass",
+        "torch's random numbers begin anew on resume",
+        f"{CHECKPOINTS}::test_a_checkpoint_gives_back_weights_sums_and_random_numbers",
+    ),
+    (
+        "atlas/training/checkpoints/state.py",
+        "np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))",
+        "pass",
+        "numpy's random numbers begin anew on resume",
+        f"{CHECKPOINTS}::test_a_checkpoint_gives_back_weights_sums_and_random_numbers",
+    ),
+    (
+        "atlas/training/checkpoints/state.py",
+        'return {"sums": sums if rank == 0 else {name: torch.zeros_like(value) for name, value in sums.items()}}',
+        'return {"sums": sums}',
+        "with another number of ranks what was summed up counts once for each",
+        f"{CHECKPOINTS}::test_sums_go_to_the_first_rank_when_the_number_of_ranks_changes",
+    ),
+    (
+        "atlas/training/checkpoints/snapshot.py",
+        "weights, trained, optimizer, rank_states = memory.copy(self._parts)",
+        "weights, trained, optimizer, rank_states = self._parts",
+        "the next steps change a checkpoint while it is written",
+        f"{SAVING}::test_in_the_background_the_same_bytes_are_written",
+    ),
+    (
+        "atlas/training/checkpoints/snapshot.py",
+        "others = None if trained is policy else trained.own_state_dict()",
+        "others = None",
+        "training goes on from the averaged weights",
+        f"{CHECKPOINTS}::test_training_goes_on_bit_for_bit",
+    ),
+    (
+        "atlas/training/checkpoints/saving.py",
+        "            if self._before is not None:\n                self._before()\n",
+        "",
+        "a run that goes on lacks the curve before its checkpoint",
+        f"{SAVING}",
+    ),
+    (
+        "atlas/training/checkpoints/saving.py",
+        "            self._error = error\n",
+        "            pass\n",
+        "an error that is not the disk's is lost on the thread that saves",
+        f"{SAVING}::test_an_error_that_is_not_the_disks_is_raised_where_training_sees_it",
+    ),
+    (
+        "atlas/training/keeping.py",
+        "self.state.restarts += 1\n",
+        "",
+        "nobody can see that a run was taken up again",
+        "tests/test_processes.py::test_an_interrupted_run_goes_on_as_if_nothing_had_happened",
+    ),
+    (
+        "atlas/training/keeping.py",
+        "self.state.best_step, self.state.best_value = self.state.step, value",
+        "self.state.best_step = self.state.step",
+        "every checkpoint is better than none, and so the best",
+        "tests/training/test_loop.py::test_the_best_checkpoint_is_chosen_on_other_episodes_than_it_is_reported_on",
+    ),
+    (
+        "atlas/tensors.py",
+        "rest = rest[file.write(rest) :]",
+        "file.write(rest)\n        rest = rest[len(rest) :]",
+        "of a write that the disk takes in parts the rest is lost",
+        "tests/test_tensors.py tests/training/test_saving.py",
+    ),
+    (
+        "atlas/training/checkpoints/shards.py",
+        "if (rank, ranks) != (number, len(paths)):",
+        "if rank != number:",
+        "a checkpoint that lacks the last rank's part is read",
+        "tests/training/test_strategy.py::test_parts_that_are_missing_damaged_or_of_another_policy_are_named",
+    ),
+)

@@ -1,0 +1,100 @@
+"""Episodes that run side by side: whose outcome is whose, and in which worlds a policy may act."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from atlas.errors import InputError
+from atlas.rollout.cubes import cubes_spec
+from atlas.rollout.environment import StepResult
+from atlas.rollout.evaluate import Evaluator, PlannedEpisode, check_agreement
+from atlas.rollout.executor import ChunkExecutor
+from atlas.rollout.workers import Segment, _run
+from atlas.types import ActionSpec
+from tests.policy.test_policy import make_processor
+from tests.rollout.test_executor import STILL, CountingPolicy
+
+
+class Pool:
+    """Workers without a simulator. An episode takes as many chunks as its seed says; one of an even seed is solved."""
+
+    def __init__(self, env: str, image_size: int, size: int) -> None:
+        self._left: dict[int, tuple[int, int]] = {}  # worker: its episode's seed, and the chunks that are left
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def reset(self, worker: int, seed: int, instruction: str, record: bool = False) -> None:
+        self._left[worker] = seed, seed
+        self._answers = {**getattr(self, "_answers", {}), worker: Segment(STILL, 0.0, 0, False, False)}
+
+    def run(self, worker: int, actions: np.ndarray) -> None:
+        seed, left = self._left[worker]
+        self._left[worker] = seed, left - 1
+        over, solved = left == 1, left == 1 and seed % 2 == 0
+        self._answers[worker] = Segment(None if over else STILL, float(solved), len(actions), over, solved)
+
+    def ready(self) -> dict[int, Segment]:
+        answers, self._answers = self._answers, {}
+        return answers
+
+    def close(self) -> None:
+        pass
+
+
+def test_outcomes_are_those_of_their_episodes_whichever_ends_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atlas.rollout.evaluate.EnvironmentPool", Pool)
+    episodes = [PlannedEpisode(i, seed, f"lift {seed}") for i, seed in enumerate((5, 2, 1, 4, 3))]
+
+    outcomes = Evaluator("cubes", 32, workers=2).run(ChunkExecutor(CountingPolicy(), execute=2), episodes, title=None)
+
+    assert [(o.seed, o.instruction) for o in outcomes] == [(e.seed, e.instruction) for e in episodes]
+    assert [(o.length, o.success, o.reward) for o in outcomes] == [
+        (10, False, 0.0),
+        (4, True, 1.0),
+        (2, False, 0.0),
+        (8, True, 1.0),
+        (6, False, 0.0),
+    ]
+
+
+class Short:
+    """A world whose episodes are solved at their third step."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def step(self, action: np.ndarray, observe: bool = True) -> StepResult:
+        self.steps += 1
+        solved = self.steps == 3
+        return StepResult(STILL if observe else None, float(solved), solved, False, solved)
+
+
+def test_actions_after_the_end_are_neither_executed_nor_counted() -> None:
+    world: Any = Short()
+
+    segment = _run(world, np.zeros((8, 7)), None)
+
+    assert world.steps == segment.steps == 3
+    assert segment.done and segment.success and segment.reward == 1.0 and segment.observation is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"action_spec": ActionSpec(position_unit_m=1.0)}, "the policy's actions are"),
+        ({"action_spec": ActionSpec(delta=False)}, "the policy's actions are"),
+        ({"proprio_dim": 7}, "the policy's proprio has 7"),
+        ({"cameras": ("agentview", "left")}, r"needs the cameras \['left'\]"),
+    ],
+)
+def test_a_policy_of_another_world_is_refused(changed: dict[str, Any], named: str) -> None:
+    check_agreement(make_processor(), cubes_spec(32))
+
+    with pytest.raises(InputError, match=named):
+        check_agreement(replace(make_processor(), **changed), cubes_spec(32))
