@@ -5,6 +5,7 @@ One module for each part of Atlas. A row is kept with the code it breaks: when t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from broken_lines import checks, command, data, policy, rollout, saving, tracking, training
@@ -14,7 +15,7 @@ PARTS = (policy, training, saving, data, checks, rollout, tracking, command)
 ALL = tuple(row for part in PARTS for row in part.ROWS)
 
 
-def out_of_date(rows: tuple[Broken, ...], root: Path) -> list[str]:
+def out_of_date(rows: Sequence[Broken], root: Path) -> list[str]:
     """What is wrong with the list itself, a line for each row: its text is not in the file just once, or its tests are
     not there."""
     texts: dict[str, str] = {}

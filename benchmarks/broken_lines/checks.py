@@ -8,9 +8,9 @@ ROWS = of_part(
     "checks",
     (
         "atlas/checks/agreement.py",
-        "    if agreement > _CLEAR:\n",
-        "    if agreement < -_CLEAR:\n",
-        "a right gripper is called flipped, and a flipped one right",
+        "    if agreement > CLEAR:\n",
+        "    if agreement < -2:\n",
+        "a flipped gripper is not named",
         f"{CHECK}::test_wrong_actions_are_named_by_what_the_recordings_show",
     ),
     (

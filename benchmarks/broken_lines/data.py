@@ -201,11 +201,18 @@ ROWS = of_part(
         f"{VIDEO}::test_a_forked_worker_leaves_inherited_decoders_alone",
     ),
     (
-        "atlas/data/lerobot/actions.py",
-        "grip = 2 * (grip - source.gripper_open) / (source.gripper_closed - source.gripper_open) - 1",
-        "grip = 2 * (grip - source.gripper_closed) / (source.gripper_open - source.gripper_closed) - 1",
+        "atlas/data/gripper.py",
+        "else 2 * (values - opened) / (closed - opened) - 1",
+        "else 2 * (values - closed) / (opened - closed) - 1",
         "a mapped gripper closes where it should open",
         f"{LEROBOT}::test_a_mapping_says_what_is_what",
+    ),
+    (
+        "atlas/data/gripper.py",
+        "return (1.0, 0.0) if agreement > 0 else (0.0, 1.0)",
+        "return (0.0, 1.0) if agreement > 0 else (1.0, 0.0)",
+        "a gripper from 0 to 1 is turned against what the fingers do",
+        f"{LIBERO}::test_a_gripper_from_0_to_1_is_turned_by_what_the_fingers_do",
     ),
     (
         "atlas/data/lerobot/actions.py",
