@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from atlas.config import Config
 from atlas.files import write_json
 from atlas.prepare import environment_of, load_run_config, prepare, run_dir_of
+from atlas.threads import yield_cores
 from atlas.tracking.runs import RESULTS
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def train(
     """
     from atlas.launch import on_first_rank
 
+    yield_cores()
     return run(*on_first_rank(lambda: prepare(load_run_config(config, overrides, resume), resume)))
 
 

@@ -12,6 +12,7 @@ from atlas import __version__
 from atlas.cli import config, data, doctor, evaluate, registry, runs, sweep, train
 from atlas.cli.options import PLAIN
 from atlas.errors import InputError
+from atlas.threads import yield_cores
 
 app = typer.Typer(
     help="Train and evaluate vision-language-action robot policies.",
@@ -35,6 +36,7 @@ def main() -> None:
     """The entry point: run a verb and turn what it raises into a message and an exit code."""
     from atlas.launch import leave_exit_code
 
+    yield_cores()
     code = _run()
     leave_exit_code(code)
     sys.exit(code)
