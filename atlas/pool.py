@@ -22,16 +22,16 @@ _not_started: list[Exception] = []  # in a worker process: what its start has ra
 def worker_start() -> Iterator[None]:
     """Worker processes are started inside this block.
 
-    They use one thread each for linear algebra and software rendering (set through the environment, since libraries
-    read it when they are loaded), and do not run the caller's script: multiprocessing would import it again in each,
+    They use one thread each for linear algebra, and render in it (set through the environment, since libraries read it
+    when they are loaded), and do not run the caller's script: multiprocessing would import it again in each,
     so that a script that trains at its top level would start itself anew.
     """
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LP_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
+    before = {name: os.environ.get(name) for name in threads}
     script = sys.modules["__main__"].__dict__
     hidden: dict[str, object] = {name: script.pop(name) for name in ("__file__", "__spec__") if name in script}
     script["__spec__"] = None
-    os.environ.update({name: value or "1" for name, value in before.items()})
+    os.environ.update({name: before[name] or value for name, value in threads.items()})
     try:
         yield
     finally:
