@@ -20,7 +20,7 @@ _DECODED_EPISODES = 12
 _MOST_VIDEOS = 400  # whose frames are counted
 _ONE_COLOUR = 1.0  # standard deviation of the pixels of a picture that shows nothing
 _SHOWN = 3
-_FETCH = "Fetch these files again, or train with data.skip_damaged=true, which leaves their episodes out."
+_FETCH = "Fetch or copy these files again, or train with data.skip_damaged=true, which leaves their episodes out."
 
 
 def check_video(context: CheckContext) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from atlas.data.latest import Latest
+from atlas.data.origin import mend
 from atlas.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ class VideoReader:
 
     def _opened(self, path: Path) -> _Decoder:
         if not path.is_file():
-            raise InputError(f"The video {path} is missing; fetch it again.")
+            raise InputError(f"The video {path} is missing. {mend(path)}")
         return (self._open or chosen_decoder())(path)
 
 
@@ -245,5 +246,5 @@ class _readable:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, InputError):
             raise InputError(
-                f"{self._path} cannot be decoded ({first_line(error)}); it may be truncated. Fetch it again."
+                f"{self._path} cannot be decoded ({first_line(error)}); it may be truncated. {mend(self._path)}"
             ) from error

@@ -391,7 +391,30 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "no info": (lambda root: (root / "meta/info.json").unlink(), ["meta/info.json cannot be read"]),
     "info that is cut off": (lambda root: truncate(root / "meta/info.json"), ["info.json is not valid JSON"]),
     "no rate": (lambda root: edit_info(root, fps=0), ["info.json", "'fps' is 0"]),
-    "a path out of the folder": (lambda root: edit_info(root, data_path="../../x.parquet"), ["'data_path'", "within"]),
+    "a path out of the folder": (
+        lambda root: edit_info(root, data_path="../../x.parquet"),
+        ["info.json: data_path", "leads out"],
+    ),
+    "a path that asks for a width without end": (
+        lambda root: edit_info(root, data_path="data/{chunk_index:099999999999d}/{file_index}.parquet"),
+        ["info.json", "data_path", "small width"],
+    ),
+    "a path that cuts its parts": (
+        lambda root: edit_info(root, data_path="{chunk_index!s:.>2.0}/{file_index:03d}.parquet"),
+        ["info.json", "data_path", "{chunk_index!s:.>2.0}"],
+    ),
+    "a video's path that looks into its parts": (
+        lambda root: edit_info(root, video_path="{video_key.__class__}/{chunk_index}/{file_index}.mp4"),
+        ["info.json", "video_path"],
+    ),
+    "info that is nested without end": (
+        lambda root: (root / "meta/info.json").write_text("[" * 100_000),
+        ["info.json is not valid JSON"],
+    ),
+    "episodes that say that they are long": (
+        lambda root: replace_column(root / EPISODES, "length", [2**40] * 4),
+        ["meta/episodes"],
+    ),
     "a path of other parts": (
         lambda root: edit_info(root, data_path="data/{episode}.parquet"),
         ["info.json", "data_path", "data/{episode}.parquet", "chunk_index, file_index"],
@@ -466,6 +489,10 @@ def test_a_fault_is_named_with_its_file_before_training_begins(fault: str, tmp_p
 
 
 OLD_FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "a line that is nested without end": (
+        lambda root: (root / "meta/episodes.jsonl").write_text('{"tasks": ' + "[" * 100_000),
+        ["episodes.jsonl", "lines of JSON"],
+    ),
     "a line that is cut off": (
         lambda root: truncate(root / "meta/episodes.jsonl"),
         ["episodes.jsonl", "lines of JSON"],

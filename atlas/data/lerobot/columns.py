@@ -17,14 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from atlas.data.gripper import is_zero_to_one, open_and_closed
 from atlas.data.lerobot.actions import convert, gripper_fits
 from atlas.data.lerobot.episodes import Episodes
 from atlas.data.lerobot.features import Features
 from atlas.data.lerobot.info import Info
-from atlas.errors import InputError, first_line
+from atlas.data.lerobot.tables import is_list, most_rows, open_parquet, readable_parquet
+from atlas.data.origin import mend
+from atlas.errors import InputError
 from atlas.files import write_json
 from atlas.progress import progress_bar
 
@@ -90,7 +91,11 @@ def _make(folder: Path, root: Path, info: Info, features: Features, episodes: Ep
 
 def _write(folder: Path, root: Path, info: Info, features: Features, episodes: Episodes) -> list[str]:
     """Read all data files, check them against the metadata, and write the columns; returns notes."""
-    frames = int(episodes.length.sum())
+    frames, most = int(episodes.length.sum()), sum(most_rows(root / name) for name in episodes.files)
+    if frames > most:  # before room is taken for them
+        raise InputError(
+            f"{root}: by the metadata its {len(episodes.files)} data files hold {frames} rows. {mend(root)}"
+        )
     parts = {"proprio": [f.key for f in features.proprio], "timestamp": ["timestamp"]}
     parts |= {name: [key] for name, key in (("reward", _REWARD), ("success", _SUCCESS)) if _is_scalar(info, key)}
     widths = {"proprio": features.proprio_dim}
@@ -149,13 +154,12 @@ def _convert(
     Raises InputError where the gripper is not as it should be.
     """
     source, notes = features.source, []
-    root = info.path.parents[1]
-    gripper = values[:, source.gripper]
+    root, gripper = info.root, values[:, source.gripper]
     span = (
         f"the gripper, dimension {source.gripper} of '{features.action.key}', lies within "
         f"[{gripper.min():g}, {gripper.max():g}]"
     )
-    if not features.stated and is_zero_to_one(gripper):
+    if not features.gripper_stated and is_zero_to_one(gripper):
         ends, why = open_and_closed([gripper[rows] for rows in rows_of], proprio), "by what the fingers do"
         if ends is None and features.libero is not None:
             ends, why = (1.0, 0.0), "as OpenVLA's loader has it"
@@ -181,44 +185,63 @@ class DataFile:
     def __init__(self, path: Path, info: Info, keys: Sequence[str], rows: np.ndarray | None = None) -> None:
         """rows: those that are read, int64 [n]; None for all."""
         self._path, self._info = path, info
-        try:
-            file = pq.ParquetFile(path)
-            columns = list(dict.fromkeys([*_OWN, *keys]))
+        columns = list(dict.fromkeys([*_OWN, *keys]))
+        with readable_parquet(path):
+            file = open_parquet(path)
             lacking = [key for key in columns if key not in file.schema_arrow.names]
             if lacking:
                 raise InputError(f"{path} lacks the column '{lacking[0]}', which {info.path} has.")
             self._table = file.read(columns=columns)
+            self.all_rows = self._table.num_rows
+            self._all_episodes = self._own("episode_index")
             if rows is not None:
+                if len(rows) and rows.max() >= self.all_rows:
+                    raise InputError(
+                        f"{path} has {self.all_rows} rows, and by the metadata a row {rows.max()}. {mend(path)}"
+                    )
                 self._table = self._table.take(rows)
-        except FileNotFoundError:
-            raise InputError(f"The data file {path} is missing; fetch it again.") from None
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{path} cannot be read as Parquet ({first_line(error)}); fetch it again.") from None
 
     def check(self, episodes: Episodes, here: np.ndarray) -> None:
-        """Whether the file has the rows of the episodes `here`, by their order in it, and nothing else."""
-        lengths = episodes.length[here]
+        """Whether the file has the rows of the episodes `here`, by their order in it, and no others of theirs.
+
+        Unless some are left out, also whether it has nothing else: where it has, two takes of an episode may be in it,
+        and nothing says which one was to be kept.
+        """
+        lengths, numbers = episodes.length[here], episodes.number[here]
+        of_file = int(episodes.file_rows[episodes.file[here[0]]])
         moved = not episodes.partial and (episodes.row[here] != np.cumsum(lengths) - lengths).any()
-        if self._table.num_rows != lengths.sum() or moved:
+        if not episodes.partial and (self.all_rows != of_file or moved):
             raise InputError(
-                f"{self._path} has {self._table.num_rows} rows, and the episodes that are in it by the metadata have "
-                f"{lengths.sum()}. Fetch the dataset again."
+                f"{self._path} has {self.all_rows} rows, and the episodes that are in it by the metadata have "
+                f"{of_file}. {self._mend}"
+            )
+        ordered = np.sort(self._all_episodes)
+        counts = np.searchsorted(ordered, numbers, "right") - np.searchsorted(ordered, numbers, "left")
+        if (counts != lengths).any():
+            wrong = int(np.flatnonzero(counts != lengths)[0])
+            raise InputError(
+                f"{self._path} has {counts[wrong]} rows of episode {numbers[wrong]}, and by the metadata the episode "
+                f"has {lengths[wrong]} frames. {self._mend}"
             )
         tasks = episodes.source_task
-        numbers, which = np.unique(self._own("task_index"), return_inverse=True)
-        task = np.array([tasks.get(int(number), -1) for number in numbers])[which]
+        found_tasks, which = np.unique(self._own("task_index"), return_inverse=True)
+        task = np.array([tasks.get(int(number), -1) for number in found_tasks])[which]
         for key, found, expected in (
-            ("episode_index", self._own("episode_index"), np.repeat(episodes.number[here], lengths)),
+            ("episode_index", self._own("episode_index"), np.repeat(numbers, lengths)),
             ("frame_index", self._own("frame_index"), np.concatenate([np.arange(n) for n in lengths])),
             ("task_index", task, np.repeat(episodes.task[here], lengths)),
         ):
-            wrong = np.flatnonzero(found != expected)
-            if len(wrong):
-                episode = np.repeat(episodes.number[here], lengths)[wrong[0]]
+            wrong_rows = np.flatnonzero(found != expected)
+            if len(wrong_rows):
+                episode = np.repeat(numbers, lengths)[wrong_rows[0]]
                 raise InputError(
-                    f"{self._path}: '{key}' of row {wrong[0]} is {self._own(key)[wrong[0]]}, which disagrees with what "
-                    f"the metadata says of episode {episode}. Fetch the dataset again."
+                    f"{self._path}: '{key}' of row {wrong_rows[0]} is {self._own(key)[wrong_rows[0]]:g}, which "
+                    f"disagrees with what the metadata says of episode {episode}. {self._mend}"
                 )
+
+    @property
+    def _mend(self) -> str:
+        return mend(self._path)
 
     def numbers(self, keys: Sequence[str]) -> np.ndarray:
         """float32 [rows, D]: columns beside one another, all finite."""
@@ -258,7 +281,11 @@ def _flat(column: pa.ChunkedArray) -> np.ndarray | None:
         uneven = False
         if pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type):
             uneven = len(np.unique(np.diff(chunk.offsets.to_numpy()))) > 1
-        values = chunk.flatten() if pa.types.is_nested(chunk.type) and not pa.types.is_struct(chunk.type) else chunk
+        values = chunk
+        while is_list(values.type) and not values.null_count:  # an array of several dimensions is lists of lists
+            values = values.flatten()
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
         kind = values.type
         number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
         if uneven or not number or chunk.null_count or values.null_count:

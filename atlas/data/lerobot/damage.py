@@ -35,9 +35,12 @@ def leave_out_damaged(
     Raises InputError where no episode is left.
     """
     if not known.is_file():
-        found = _damaged(root, info, features, episodes, look)
-        write_json(known, {str(index): why for index, why in found.items()})
-    damaged = {int(index): why for index, why in json.loads(known.read_text(encoding="utf-8")).items()}
+        found, strays = _damaged(root, info, features, episodes, look)
+        write_json(known, {"damaged": {str(index): why for index, why in found.items()}, "strays": strays})
+    noted = json.loads(known.read_text(encoding="utf-8"))
+    damaged = {int(index): why for index, why in noted["damaged"].items()}
+    for name, rows in noted["strays"].items():
+        logger.warning("Left out: %d rows of %s that are of no episode.", rows, root / name)
     for why in dict.fromkeys(damaged.values()):
         numbers = [int(episodes.number[index]) for index, its in damaged.items() if its == why]
         named = f"episode {numbers[0]}" if len(numbers) == 1 else f"episodes {', '.join(map(str, numbers))}"
@@ -45,14 +48,23 @@ def leave_out_damaged(
     kept = np.setdiff1d(np.arange(len(episodes.length)), list(damaged))
     if not len(kept):
         raise InputError(f"{root} has no episode that is not damaged; the warnings say what is wrong.")
-    return episodes.only(kept) if damaged else episodes
+    return episodes.only(kept) if damaged or noted["strays"] else episodes
 
 
-def _damaged(root: Path, info: Info, features: Features, episodes: Episodes, look: Look) -> dict[int, str]:
-    """What is wrong with which episodes."""
+def _damaged(
+    root: Path, info: Info, features: Features, episodes: Episodes, look: Look
+) -> tuple[dict[int, str], dict[str, int]]:
+    """What is wrong with which episodes; and how many rows of which files are of no episode, where all others are
+    sound."""
+    strays: dict[str, int] = {}
     faults = {name: why for name in dict.fromkeys(episodes.all_files()) if (why := fault(root / name)) is not None}
-    found: dict[int, str] = {}
+    found = {
+        index: f"{root}/meta/episodes does not say where it is in the videos of '{key}'"
+        for index, key in episodes.without_place().items()
+    }
     for index in range(len(episodes.length)):
+        if index in found:
+            continue
         files = [episodes.files[episodes.file[index]]]
         files += [places.files[places.file[index]] for places in episodes.videos.values()]
         if broken := [name for name in files if name in faults]:
@@ -62,8 +74,10 @@ def _damaged(root: Path, info: Info, features: Features, episodes: Episodes, loo
         for number in range(len(episodes.files)):
             here = np.flatnonzero(episodes.file == number)
             whole = np.array([index for index in here if index not in found], np.int64)
-            times, bad = _read_numbers(root, info, features, episodes, whole)
+            times, bad, more = _read_numbers(root, info, features, episodes, whole)
             found |= bad
+            if more > 0 and not bad:
+                strays[episodes.files[number]] = more
             for index, its_times in times.items():
                 frames = np.unique([0, int(episodes.length[index]) - 1])
                 try:
@@ -72,16 +86,16 @@ def _damaged(root: Path, info: Info, features: Features, episodes: Episodes, loo
                 except InputError as error:
                     found[index] = str(error)
             advance(len(here))
-    return found
+    return found, strays
 
 
 def _read_numbers(
     root: Path, info: Info, features: Features, episodes: Episodes, here: np.ndarray
-) -> tuple[dict[int, np.ndarray], dict[int, str]]:
+) -> tuple[dict[int, np.ndarray], dict[int, str], int]:
     """Read the numbers of episodes of one data file: the frames' times of those that can be read, what is wrong with
-    the others."""
+    the others, and how many rows the file has beside those of its episodes."""
     if not len(here):
-        return {}, {}
+        return {}, {}, 0
     keys = [features.action.key, *(feature.key for feature in features.proprio), "timestamp"]
     mine = episodes.only(here)
     each = np.argsort(mine.row)
@@ -91,11 +105,13 @@ def _read_numbers(
         columns = {key: file.numbers([key]) for key in keys}
     except InputError as error:
         if len(here) == 1:
-            return {}, {int(here[0]): str(error)}
-        parts = [_read_numbers(root, info, features, episodes, here[i : i + 1]) for i in range(len(here))]
-        return {i: t for part, _ in parts for i, t in part.items()}, {
-            i: w for _, part in parts for i, w in part.items()
-        }
+            return {}, {int(here[0]): str(error)}, 0
+        halves = (here[: len(here) // 2], here[len(here) // 2 :])
+        (times, bad, more), (other_times, other_bad, _) = (
+            _read_numbers(root, info, features, episodes, half) for half in halves
+        )
+        return times | other_times, bad | other_bad, more
     ends = np.cumsum(mine.length[each])[:-1]
-    times = np.split(columns["timestamp"][:, 0].astype(np.float64), ends)
-    return dict(zip(here[each].tolist(), times, strict=True)), {}
+    stamps = np.split(columns["timestamp"][:, 0].astype(np.float64), ends)
+    more = file.all_rows - int(mine.file_rows[0])
+    return dict(zip(here[each].tolist(), stamps, strict=True)), {}, more

@@ -16,7 +16,7 @@ from atlas.config.data import FeaturesConfig
 from atlas.data.episode import Numbers
 from atlas.data.lerobot.columns import FORMAT, Columns, open_columns
 from atlas.data.lerobot.damage import leave_out_damaged
-from atlas.data.lerobot.episodes import Episodes, missing_files, read_episodes
+from atlas.data.lerobot.episodes import Episodes, missing_files, read_episodes, task_texts
 from atlas.data.lerobot.extras import EpisodeExtras, read_extras, read_sim_states
 from atlas.data.lerobot.features import find_features, report
 from atlas.data.lerobot.images import ParquetImages
@@ -24,6 +24,7 @@ from atlas.data.lerobot.info import INFO, read_info
 from atlas.data.lerobot.whole import check_whole
 from atlas.data.noops import without_noops
 from atlas.data.orientation import Orientation, turn_upright
+from atlas.data.origin import mend
 from atlas.data.video import video_reader
 from atlas.errors import InputError
 from atlas.files import write_text
@@ -66,7 +67,8 @@ class LeRobotDataset:
         self.path = path
         self._info = read_info(path)
         self._extras = read_extras(path)
-        self._features = find_features(self._info, features, orientation, cameras, self._extras)
+        tasks = task_texts(path, self._info)
+        self._features = find_features(self._info, features, orientation, cameras, self._extras, tasks)
         report(self._info, self._features, orientation or (self._extras.orientation if self._extras else None))
         self.environment = self._extras.environment if self._extras else None
         self._images = ParquetImages()
@@ -74,6 +76,13 @@ class LeRobotDataset:
         self._source = read_episodes(path, self._info, self._features.video_keys)
         if skip_damaged:
             self._source = self._undamaged()
+        elif nowhere := self._source.without_place():
+            first, key = next(iter(nowhere.items()))
+            raise InputError(
+                f"{path}/meta/episodes does not say where {len(nowhere)} of {len(self._source.length)} episodes are in "
+                f"the videos of '{key}', such as episode {self._source.number[first]}. Leave these episodes out "
+                "(--skip-damaged), or the camera (data.cameras)."
+            )
         self.format = f"lerobot-{self._info.version}"
         self.fps = self._info.fps
         self.tasks = self._source.tasks
@@ -84,9 +93,7 @@ class LeRobotDataset:
         self.proprio_dim = self._features.proprio_dim
         missing = missing_files(path, self._source.all_files())
         if missing:
-            raise InputError(
-                f"{path} lacks {len(missing)} of its files, such as {missing[0]}. Fetch the dataset again."
-            )
+            raise InputError(f"{path} lacks {len(missing)} of its files, such as {missing[0]}. {mend(path)}")
         self.lengths = self._source.length
         self._first = np.cumsum(self._source.length) - self._source.length  # row in the columns
         self._kept = [self._moving(i) for i in range(len(self))] if drop_noops else None
@@ -216,7 +223,7 @@ class LeRobotDataset:
             raise InputError(
                 f"{path}: the images '{feature.key}' are {height} x {width} pixels high and wide, "
                 f"and by {self._info.path} they are {feature.image_size[0]} x {feature.image_size[1]}. Correct the "
-                "shape there, or fetch the dataset again."
+                f"shape there, or make all images of one size. {mend(path)}"
             )
         return images
 

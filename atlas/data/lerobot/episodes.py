@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.json as pa_json
-import pyarrow.parquet as pq
 
 from atlas.data.lerobot.info import Info
-from atlas.errors import InputError, first_line
+from atlas.data.lerobot.tables import is_text, json_lines, lists_of_texts, numbers_of, parquet_table, texts_of
+from atlas.data.origin import mend
+from atlas.errors import InputError
+
+_VALID = "valid"  # what GR00T's datasets have beside an episode's instruction: a mark, and no instruction
+_MOST_FRAMES = 10**8  # of an episode: more is a number that was damaged
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class VideoPlaces:
     """Where each episode is in a camera's videos."""
 
     files: list[str]  # relative to the dataset's folder
-    file: np.ndarray  # int64 [episodes], index into files
-    start: np.ndarray  # float64 [episodes], seconds into the file
+    file: np.ndarray  # int64 [episodes], index into files; -1 where the metadata does not say
+    start: np.ndarray  # float64 [episodes], seconds into the file; NaN likewise
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,10 @@ class Episodes:
     length: np.ndarray  # frames
     files: list[str]  # data files, relative to the dataset's folder
     file: np.ndarray  # index into files
+    file_rows: np.ndarray  # int64 [files]: how many rows of a file are of episodes, those left out included
     row: np.ndarray  # the first row in the file
     videos: Mapping[str, VideoPlaces]  # by key
-    partial: bool = False  # whether some of the dataset's episodes are left out
+    partial: bool = False  # whether some of the dataset's episodes, or rows of its files, are left out
 
     def all_files(self) -> list[str]:
         """Every data file and video, relative to the dataset's folder."""
@@ -53,6 +56,10 @@ class Episodes:
             return None
         return np.concatenate([np.arange(self.row[i], self.row[i] + self.length[i]) for i in here])
 
+    def without_place(self) -> dict[int, str]:
+        """Episodes for which the metadata does not say where they are in a video, and that video's key."""
+        return {int(index): key for key, places in self.videos.items() for index in np.flatnonzero(places.file < 0)}
+
     def only(self, kept: np.ndarray) -> Episodes:
         """Some of the episodes, int64 [n] in order, and of tasks and files those that they have."""
         tasks, task = np.unique(self.task[kept], return_inverse=True)
@@ -60,8 +67,7 @@ class Episodes:
         place = {int(task): i for i, task in enumerate(tasks)}
         videos = {}
         for key, places in self.videos.items():
-            used, which = np.unique(places.file[kept], return_inverse=True)
-            videos[key] = VideoPlaces([places.files[i] for i in used], which, places.start[kept])
+            videos[key] = _used_places(places, kept)
         return Episodes(
             tasks=[self.tasks[i] for i in tasks],
             task=task,
@@ -70,10 +76,17 @@ class Episodes:
             length=self.length[kept],
             files=[self.files[i] for i in files],
             file=file,
+            file_rows=self.file_rows[files],
             row=self.row[kept],
             videos=videos,
             partial=True,
         )
+
+
+def _used_places(places: VideoPlaces, kept: np.ndarray) -> VideoPlaces:
+    used, which = np.unique(places.file[kept], return_inverse=True)
+    unknown = int(len(used) > 0 and used[0] < 0)  # -1 comes first, and stays what it is
+    return VideoPlaces([places.files[i] for i in used[unknown:]], which.reshape(-1) - unknown, places.start[kept])
 
 
 def read_episodes(root: Path, info: Info, video_keys: Sequence[str]) -> Episodes:
@@ -87,7 +100,7 @@ def read_episodes(root: Path, info: Info, video_keys: Sequence[str]) -> Episodes
         if said != found:
             raise InputError(
                 f"{info.path}: {what} is {said}, and the episodes' metadata has {found}; the dataset is incomplete or "
-                "was being written. Fetch it again."
+                f"was being written. {mend(root)}"
             )
     return episodes
 
@@ -110,13 +123,14 @@ def _read_version_3(root: Path, info: Info, video_keys: Sequence[str]) -> Episod
     meta = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
     if not meta:
         raise InputError(
-            f"{root}/meta/episodes holds no Parquet file, which would say where the episodes are. Fetch it again."
+            f"{root}/meta/episodes holds no Parquet file, which would say where the episodes are. {mend(root)}"
         )
     places = {key: [f"videos/{key}/{part}" for part in ("chunk_index", "file_index")] for key in video_keys}
     starts = {key: f"videos/{key}/from_timestamp" for key in video_keys}
     integers = ["episode_index", "length", "data/chunk_index", "data/file_index", "dataset_from_index"]
     integers += ["dataset_to_index", *(name for names in places.values() for name in names)]
-    rows = _Rows(meta, _parquet, integers, list(starts.values()))
+    nulls = {name: -1.0 for names in places.values() for name in names} | dict.fromkeys(starts.values(), np.nan)
+    rows = _Rows(meta, parquet_table, integers, list(starts.values()), nulls)
     first, length = rows.numbers["dataset_from_index"], rows.numbers["length"]
     wrong = np.flatnonzero(rows.numbers["dataset_to_index"] - first != length)
     if len(wrong):
@@ -128,32 +142,44 @@ def _read_version_3(root: Path, info: Info, video_keys: Sequence[str]) -> Episod
     first_of_file = np.full(len(files), np.iinfo(np.int64).max)
     np.minimum.at(first_of_file, file, first)
     return Episodes(
-        **_tasks(root / "meta" / "tasks.parquet", _parquet, rows.tasks),
+        **_tasks(root, info, rows.tasks),
         number=rows.numbers["episode_index"],
         length=length,
         files=files,
         file=file,
+        file_rows=np.bincount(file, length, len(files)).astype(np.int64),
         row=first - first_of_file[file],
         videos={
-            key: VideoPlaces(
-                *_numbered(rows.numbers[chunk], rows.numbers[index], functools.partial(info.video_file, key)),
-                start=rows.numbers[starts[key]],
+            key: _places(
+                rows.numbers[chunk],
+                rows.numbers[index],
+                rows.numbers[starts[key]],
+                functools.partial(info.video_file, key),
             )
             for key, (chunk, index) in places.items()
         },
     )
 
 
+def _places(chunk: np.ndarray, index: np.ndarray, start: np.ndarray, name: Callable[..., str]) -> VideoPlaces:
+    """Where the episodes are in the videos of a camera; of some nothing may be said."""
+    said = (chunk >= 0) & (index >= 0) & np.isfinite(start)
+    file = np.full(len(chunk), -1, np.int64)
+    files: list[str] = []
+    if said.any():
+        files, file[said] = _numbered(chunk[said], index[said], name)
+    return VideoPlaces(files, file, np.where(said, start, np.nan))
+
+
 def _numbered(chunk: np.ndarray, index: np.ndarray, name: Callable[..., str]) -> tuple[list[str], np.ndarray]:
     """The distinct files among [episodes] pairs of numbers, and which of them each episode is in."""
-    width = int(index.max()) + 1
-    pairs, which = np.unique(chunk * width + index, return_inverse=True)
-    return [name(chunk_index=int(p) // width, file_index=int(p) % width) for p in pairs], which.reshape(-1)
+    pairs, which = np.unique(np.stack([chunk, index]), axis=1, return_inverse=True)
+    return [name(chunk_index=int(c), file_index=int(f)) for c, f in pairs.T], which.reshape(-1)
 
 
 def _read_version_2(root: Path, info: Info, video_keys: Sequence[str]) -> Episodes:
     """One file an episode, whose time starts at 0; the metadata in JSON lines."""
-    rows = _Rows([root / "meta" / "episodes.jsonl"], _json_lines, ["episode_index", "length"], [])
+    rows = _Rows([root / "meta" / "episodes.jsonl"], json_lines, ["episode_index", "length"], [], {})
     numbers = rows.numbers["episode_index"].tolist()
     each, zeros = np.arange(len(numbers)), np.zeros(len(numbers), np.int64)
 
@@ -161,11 +187,12 @@ def _read_version_2(root: Path, info: Info, video_keys: Sequence[str]) -> Episod
         return [name(episode_chunk=number // info.chunk, episode_index=number) for number in numbers]
 
     return Episodes(
-        **_tasks(root / "meta" / "tasks.jsonl", _json_lines, rows.tasks),
+        **_tasks(root, info, rows.tasks),
         number=rows.numbers["episode_index"],
         length=rows.numbers["length"],
         files=files(info.data_file),
         file=each,
+        file_rows=rows.numbers["length"],
         row=zeros,
         videos={
             key: VideoPlaces(files(functools.partial(info.video_file, key)), each, zeros.astype(np.float64))
@@ -174,14 +201,25 @@ def _read_version_2(root: Path, info: Info, video_keys: Sequence[str]) -> Episod
     )
 
 
+_Read = Callable[[Path, Sequence[str]], pa.Table]
+
+
 class _Rows:
     """What the metadata says of the episodes, by their numbers. Raises InputError that names file and column."""
 
-    def __init__(self, paths: Sequence[Path], read: _Read, integers: Sequence[str], floats: Sequence[str]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        read: _Read,
+        integers: Sequence[str],
+        floats: Sequence[str],
+        nulls: Mapping[str, float],
+    ) -> None:
+        """nulls: what stands for missing numbers, of the columns that may have some."""
         tables = [read(path, [*integers, *floats, "tasks"]) for path in paths]
         each = list(zip(tables, paths, strict=True))
         numbers = {
-            key: np.concatenate([_numbers(table, key, dtype, path) for table, path in each])
+            key: np.concatenate([numbers_of(table, key, dtype, path, nulls.get(key)) for table, path in each])
             for keys, dtype in ((integers, np.int64), (floats, np.float64))
             for key in keys
         }
@@ -189,20 +227,42 @@ class _Rows:
         self.numbers = {key: values[order] for key, values in numbers.items()}
         tasks = [task for table, path in each for task in _only_tasks(table, path)]
         self.tasks = [tasks[i] for i in order]
-        index = self.numbers["episode_index"]
-        if not len(index) or index[0] < 0 or (np.diff(index) == 0).any() or self.numbers["length"].min() < 1:
+        index, length = self.numbers["episode_index"], self.numbers["length"]
+        if not len(index) or index[0] < 0 or (np.diff(index) == 0).any() or length.min() < 1:
             raise InputError(f"{paths[0].parent}: episodes must have numbers of their own and a length above 0.")
+        if length.max() > _MOST_FRAMES:
+            raise InputError(f"{paths[0].parent}: an episode cannot have {length.max()} frames. {mend(paths[0])}")
+        negative = [key for key in integers if key not in nulls and self.numbers[key].min() < 0]
+        if negative:
+            raise InputError(f"{paths[0].parent}: '{negative[0]}' holds numbers below 0.")
 
 
-def _tasks(path: Path, read: _Read, texts: Sequence[str]) -> dict[str, Any]:
-    """What `Episodes` says of tasks. path: where the dataset numbers them; texts: those of the episodes."""
-    table = read(path, ["task_index"])
-    columns = [name for name in table.column_names if pa.types.is_string(table.column(name).type)]
+def task_texts(root: Path, info: Info) -> list[str]:
+    """The instructions that a dataset numbers, by their numbers; some may be of no episode. Raises InputError."""
+    return list(_known_tasks(root, info)[1].values())
+
+
+def _known_tasks(root: Path, info: Info) -> tuple[Path, dict[int, str]]:
+    """Where a dataset numbers its tasks, and {number: text}."""
+    if info.one_file_an_episode:
+        path = root / "meta" / "tasks.jsonl"
+        table = json_lines(path, ["task_index"], texts=True)
+    else:
+        path = root / "meta" / "tasks.parquet"
+        table = parquet_table(path, ["task_index"], texts=True)
+    columns = [name for name in table.column_names if is_text(table.column(name).type)]
     if not columns:
         raise InputError(f"{path} has no column of text, which would be the tasks.")
     column = "task" if "task" in columns else columns[0]  # older writers leave the index unnamed
-    numbers = _numbers(table, "task_index", np.int64, path).tolist()
-    known = dict(sorted(zip(numbers, table.column(column).to_pylist(), strict=True)))
+    numbers = numbers_of(table, "task_index", np.int64, path).tolist()
+    texts = texts_of(table, column, path)
+    known = {number: text for number, text in zip(numbers, texts, strict=True) if text is not None}
+    return path, dict(sorted(known.items()))
+
+
+def _tasks(root: Path, info: Info, texts: Sequence[str]) -> dict[str, Any]:
+    """What `Episodes` says of tasks. texts: those of the episodes."""
+    path, known = _known_tasks(root, info)
     used = set(texts)
     tasks = list(dict.fromkeys(text for text in known.values() if text in used))
     place = {text: i for i, text in enumerate(tasks)}
@@ -212,65 +272,19 @@ def _tasks(path: Path, read: _Read, texts: Sequence[str]) -> dict[str, Any]:
     return {"tasks": tasks, "task": np.array([place[text] for text in texts], np.int64), "source_task": source}
 
 
-def _only_tasks(table: pa.Table, path: Path) -> Sequence[str]:
+def _only_tasks(table: pa.Table, path: Path) -> list[str]:
     """The one task of each episode, from a column of lists."""
-    column = table.column("tasks")
-    kind = column.type
-    if not pa.types.is_list(kind) or not pa.types.is_string(kind.value_type):
-        raise InputError(f"{path}: 'tasks' is of type {kind}, expected lists of text.")
-    counts = pc.list_value_length(column).to_numpy()
-    if not (counts == 1).all():  # none, or two, or the same one twice
-        return [_only_task(tasks, path, row) for row, tasks in enumerate(column.to_pylist())]
-    return pc.list_flatten(column).to_pylist()
+    return [_only_task(tasks, path, row) for row, tasks in enumerate(lists_of_texts(table, "tasks", path))]
 
 
-def _only_task(tasks: Sequence[str] | None, path: Path, row: int) -> str:
-    if tasks is None or len(set(tasks)) != 1:
+def _only_task(tasks: Sequence[str], path: Path, row: int) -> str:
+    """The episode's instruction. That it is the right one is seen when the rows are read, which have its number."""
+    found = set(tasks)
+    if len(found) > 1:
+        found.discard(_VALID)
+    if len(found) != 1:
         raise InputError(
-            f"{path}: the episode in row {row} has {len(tasks or [])} tasks, and Atlas trains on one instruction an "
+            f"{path}: the episode in row {row} has {len(tasks)} tasks, and Atlas trains on one instruction an "
             "episode. Split the episode where the task changes, or leave it out."
         )
-    return tasks[0]
-
-
-_Read = Callable[[Path, Sequence[str]], pa.Table]
-
-
-def _json_lines(path: Path, columns: Sequence[str]) -> pa.Table:
-    """A table of the objects in a file's lines. Raises InputError."""
-    try:
-        return _with_columns(pa_json.read_json(path), columns, path)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; fetch it again.") from None
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as lines of JSON ({first_line(error)}); fetch it again.") from None
-
-
-def _parquet(path: Path, columns: Sequence[str]) -> pa.Table:
-    """These columns of a file, and those of text where they are in its index. Raises InputError."""
-    try:
-        # LeRobot's recorder leaves thousands of row groups a file, which take a third longer to read ahead.
-        file = pq.ParquetFile(path, pre_buffer=False)
-        texts = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
-        there = [name for name in (*columns, *texts) if name in file.schema_arrow.names]
-        return _with_columns(file.read(columns=there), columns, path)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; fetch it again.") from None
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as Parquet ({first_line(error)}); fetch it again.") from None
-
-
-def _with_columns(table: pa.Table, columns: Sequence[str], path: Path) -> pa.Table:
-    lacking = [name for name in columns if name not in table.column_names]
-    if lacking:
-        raise InputError(f"{path} lacks the column '{lacking[0]}'.")
-    return table
-
-
-def _numbers(table: pa.Table, key: str, dtype: Any, path: Path) -> np.ndarray:
-    """A column of numbers [rows]. Raises InputError."""
-    column = table.column(key)
-    whole = pa.types.is_integer(column.type)
-    if column.null_count or not (whole or (dtype is np.float64 and pa.types.is_floating(column.type))):
-        raise InputError(f"{path}: '{key}' is of type {column.type} with {column.null_count} nulls, expected numbers.")
-    return column.to_numpy().astype(dtype)
+    return next(iter(found))

@@ -18,7 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atlas.config.data import SourceActionsConfig
+from atlas.data.lerobot.tables import open_parquet, parquet_table, readable_parquet
 from atlas.data.orientation import ORIENTATIONS, Orientation
+from atlas.data.origin import mend
 from atlas.errors import InputError, first_line
 from atlas.files import atomic_path, write_json
 from atlas.types import ActionSpec
@@ -87,8 +89,8 @@ class Extras:
 
     @cached_property
     def _tables(self) -> tuple[dict[int, dict[str, Any]], list[str]]:
-        episodes = _read(self._root / _FOLDER / _EPISODES)
-        models = _read(self._root / _FOLDER / _MODELS)
+        episodes = _read(self._root / _FOLDER / _EPISODES, ("episode_index", "sim_dim", "init_state", "model"))
+        models = _read(self._root / _FOLDER / _MODELS, ("model_xml",))
         return {row["episode_index"]: row for row in episodes}, [row["model_xml"] for row in models]
 
 
@@ -105,8 +107,8 @@ def read_extras(root: Path) -> Extras | None:
             raise ValueError(f"orientation is {orientation!r} and environment {about.environment!r}")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise InputError(f"{path} cannot be used ({first_line(error)}); fetch the dataset again.") from None
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} cannot be used ({first_line(error)}). {mend(path)}") from None
     return Extras(root, about, orientation)
 
 
@@ -136,20 +138,18 @@ def write_extras(root: Path, about: About, episodes: Sequence[EpisodeExtras]) ->
 
 def read_sim_states(path: Path, first: int, count: int, width: int) -> np.ndarray:
     """Rows of a data file's `sim_state`, float64 [count, width]; only their row groups are read. Raises InputError."""
-    try:
-        file = pq.ParquetFile(path)
+    with readable_parquet(path):
+        file = open_parquet(path)
         ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
         groups = range(int(np.searchsorted(ends, first, "right")), int(np.searchsorted(ends, first + count)) + 1)
         skipped = int(ends[groups[0] - 1]) if groups[0] else 0
         column = file.read_row_groups(list(groups), [SIM_STATE]).column(SIM_STATE).combine_chunks()
         values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-    except (OSError, pa.ArrowException, ValueError, LookupError) as error:
-        raise InputError(f"{path}: '{SIM_STATE}' cannot be read ({first_line(error)}); fetch it again.") from None
-    return values[first - skipped : first - skipped + count, :width].astype(np.float64)
+        found = values[first - skipped : first - skipped + count, :width].astype(np.float64)
+    if found.shape != (count, width):
+        raise InputError(f"{path}: '{SIM_STATE}' lacks rows or numbers. {mend(path)}")
+    return found
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        return pq.read_table(path).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read ({first_line(error)}); fetch the dataset again.") from None
+def _read(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    return list(parquet_table(path, columns).to_pylist())

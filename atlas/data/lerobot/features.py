@@ -11,6 +11,7 @@ from atlas.config.data import FeaturesConfig, SourceActionsConfig
 from atlas.data.lerobot.actions import action_spec, describe
 from atlas.data.lerobot.extras import Extras
 from atlas.data.lerobot.info import Feature, Info
+from atlas.data.lerobot.libero_tasks import is_libero_task
 from atlas.data.orientation import Orientation
 from atlas.errors import InputError, did_you_mean
 from atlas.types import ActionSpec
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 _CAMERA_PREFIX = "observation.images."
 _LIBERO_HZ = 20.0  # one row is one step of LIBERO's world, whatever fps a conversion is labelled with
+_LIBERO_LABELS = (10.0, 20.0)  # the fps that its conversions are labelled with
+_LIBERO_ROBOTS = ("panda", "franka", "libero", "unknown")  # what a conversion may call the robot, if anything
 _JOINTS = re.compile(r"joint|motor_|waist|shoulder|elbow|forearm|wrist|qpos", re.IGNORECASE)
 
 
@@ -55,6 +58,9 @@ class Features:
     orientation: Orientation
     libero: str | None  # which conversion of LIBERO it is
     stated: bool  # whether the config, or Atlas when it wrote them, says what the actions mean
+    gripper_stated: bool = False  # whether the config says what of the gripper is open and closed
+    unlike: str | None = None  # why it is not taken for LIBERO although its features are called as a conversion's
+    depth: tuple[str, ...] = ()  # images of distances, which are left out
 
     @property
     def proprio_dim(self) -> int:
@@ -71,14 +77,19 @@ def find_features(
     orientation: Orientation | None = None,
     cameras: Sequence[str] | None = None,
     extras: Extras | None = None,
+    tasks: Sequence[str] = (),
 ) -> Features:
     """Settle what is read: by the config, else by what Atlas noted when it wrote the dataset, else by the names of a
-    known conversion of LIBERO, else by LeRobot's names.
+    known conversion of LIBERO where robot, rate and tasks are LIBERO's too, else by LeRobot's names.
 
-    cameras: those that are wanted, None for all. Raises InputError that names the key and the feature.
+    cameras: those that are wanted, None for all. tasks: the dataset's instructions. Raises InputError that names the
+    key and the feature.
     """
     config = config or FeaturesConfig()
-    libero = None if extras is not None else _known(info)
+    libero = None if extras is not None else _named_as(info)
+    unlike = None if libero is None else _unlike_libero(info, tasks)
+    if unlike is not None:
+        libero = None
     keys = config.cameras or (libero.cameras if libero else _cameras_by_name(info))
     found = {name: _camera(info, name, key) for name, key in keys.items()}
     unknown = [name for name in cameras or [] if name not in found]
@@ -104,10 +115,15 @@ def find_features(
         orientation=orientation or (libero.orientation if libero else extras.orientation if extras else "upright"),
         libero=libero.sets if libero else None,
         stated=stated is not None,
+        gripper_stated=bool(
+            config.action_spec and {"gripper_open", "gripper_closed"} & config.action_spec.model_fields_set
+        ),
+        unlike=unlike,
+        depth=tuple(key for key, feature in info.features.items() if feature.is_depth_camera),
     )
 
 
-def _known(info: Info) -> Libero | None:
+def _named_as(info: Info) -> Libero | None:
     """The conversion of LIBERO whose cameras, state and actions the dataset has, and no other camera."""
     cameras = {key for key, feature in info.features.items() if feature.is_camera}
     for libero in LIBERO_SETS:
@@ -117,11 +133,29 @@ def _known(info: Info) -> Libero | None:
     return None
 
 
+def _unlike_libero(info: Info, tasks: Sequence[str]) -> str | None:
+    """What shows that a dataset is not LIBERO, although its features are called so; None for nothing.
+
+    The names alone prove little: people record their own robots with the script that converted LIBERO.
+    """
+    if info.robot is not None and not any(name in info.robot.lower() for name in _LIBERO_ROBOTS):
+        return f"its robot_type is '{info.robot}'"
+    if info.fps not in _LIBERO_LABELS:
+        return f"its fps is {info.fps:g}"
+    other = next((text for text in tasks if not is_libero_task(text)), None)
+    if other is not None:
+        return f"'{other}' is no task of LIBERO's"
+    return None if tasks else "it has no tasks"
+
+
 def _cameras_by_name(info: Info) -> dict[str, str]:
     """All cameras, called by what follows `observation.images.` in their keys."""
     keys = [key for key, feature in info.features.items() if feature.is_camera]
     if not keys:
-        raise InputError(f"{info.path}: none of the features is a video or image with 3 channels.")
+        raise InputError(
+            f"{info.path}: none of the features is a video or image with 3 channels"
+            + (" that is not of distances." if any(f.is_depth_camera for f in info.features.values()) else ".")
+        )
     return {key.removeprefix(_CAMERA_PREFIX): key for key in keys}
 
 
@@ -130,8 +164,9 @@ def _camera(info: Info, name: str, key: str) -> Feature:
     feature = _feature(info, key, setting, [k for k, f in info.features.items() if f.is_camera])
     if not feature.is_camera:
         raise InputError(
-            f"{setting}: '{key}' is a {feature.dtype} of shape {list(feature.shape)} in {info.path}, expected a video "
-            "or image with 3 channels."
+            f"{setting}: '{key}' is a {feature.dtype} of shape {list(feature.shape)}"
+            f"{', of distances,' if feature.is_depth else ''} in {info.path}, expected a video or image with 3 "
+            "channels."
         )
     return feature
 
@@ -213,7 +248,11 @@ def report(info: Info, features: Features, orientation: Orientation | None) -> N
         features.action.key,
         describe(features.source, info.fps),
     )
+    if features.depth:
+        logger.warning("%s: left out as images of distances: %s.", info.path.parents[1], ", ".join(features.depth))
     assumed = []
+    if features.unlike is not None:
+        assumed.append(f"its features are called as LIBERO's are, and {features.unlike}")
     if not features.stated and features.libero is None:
         assumed.append("its actions are taken for LIBERO's; data.features.action_spec says what they are")
     if orientation is None and features.libero is None:

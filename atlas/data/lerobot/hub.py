@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atlas.config.data import FeaturesConfig
-from atlas.data.lerobot.episodes import missing_files, read_episodes
+from atlas.data.lerobot.episodes import missing_files, read_episodes, task_texts
 from atlas.data.lerobot.extras import read_extras
 from atlas.data.lerobot.features import find_features
 from atlas.data.lerobot.info import INFO, read_info
@@ -57,10 +57,11 @@ def fetch_dataset(
         root = _fetch(reference, reference.revision, _META)
     if not (root / INFO).is_file():
         raise InputError(f"data.path: '{reference}' is no LeRobot dataset: it has no {INFO}.")
-    info = read_info(root)
-    keys = find_features(info, features, cameras=cameras, extras=read_extras(root)).video_keys
     if _metadata_is_partial(root):
         _fetch(reference, root.name, _META)
+    info = read_info(root)
+    found = find_features(info, features, cameras=cameras, extras=read_extras(root), tasks=task_texts(root, info))
+    keys = found.video_keys
     missing = missing_files(root, read_episodes(root, info, keys).all_files())
     if missing:
         # Folders rather than names, which are many; a key is a folder of its own in every version.

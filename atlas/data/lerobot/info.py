@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
+import re
+import string
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from atlas.errors import InputError
+from atlas.data.origin import mend
+from atlas.errors import InputError, first_line
+from atlas.paths import inside
 
 INFO = "meta/info.json"
 VERSIONS = ("v3.0", "v2.1", "v2.0")
 _CHANNEL = ("channel", "channels", "c", "rgb")
+_DEPTH = ("is_depth_map", "video.is_depth_map")  # how the versions say that a video is of distances
+_PLAIN_NUMBER = re.compile(r"0?[1-9]?d?")  # how a template may write a number: 03d, 6d, or as it is
+_DEEPEST = 8  # names within names
+_MOST_FILES = 10**9  # a number beyond is none of a file
+_FPS, _COUNT = (1e-3, 1e5), (1, 2**53)  # what can be
 
 
 @dataclass(frozen=True)
@@ -24,15 +32,24 @@ class Feature:
     dtype: str  # a numpy name, `image`, `video` or `string`
     shape: tuple[int, ...]
     names: tuple[str, ...]  # of its numbers, or of an image's dimensions; empty where they are not said
+    is_depth: bool = False  # whether the images are of distances, whatever number of channels they are stored in
 
     @property
     def is_camera(self) -> bool:
-        return self.dtype in ("image", "video") and len(self.shape) == 3 and self.channels == 3
+        return self._is_picture and self.channels == 3 and not self.is_depth
+
+    @property
+    def is_depth_camera(self) -> bool:
+        return self._is_picture and self.is_depth
 
     @property
     def is_vector(self) -> bool:
         """Whether it is a row of numbers."""
-        return self.dtype not in ("image", "video", "string") and len(self.shape) == 1
+        return self.dtype not in ("image", "video", "string") and len(self.shape) == 1 and self.shape[0] > 0
+
+    @property
+    def _is_picture(self) -> bool:
+        return self.dtype in ("image", "video") and len(self.shape) == 3 and min(self.shape) > 0
 
     @property
     def channels(self) -> int:
@@ -64,6 +81,7 @@ class Info:
     chunk: int  # episodes a folder, in the versions 2
     data_path: str  # templates of the files' names
     video_path: str | None
+    robot: str | None = None  # robot_type
 
     @property
     def one_file_an_episode(self) -> bool:
@@ -78,13 +96,43 @@ class Info:
         assert self.video_path is not None
         return self._fill("video_path", self.video_path, {"video_key": key, **numbers})
 
+    @property
+    def root(self) -> Path:
+        """The dataset's folder."""
+        return self.path.parents[1]
+
     def _fill(self, name: str, template: str, values: Mapping[str, Any]) -> str:
-        try:
-            return template.format(**values)
-        except (LookupError, ValueError, AttributeError):
+        filled = _filled(template, values)
+        if filled is None:
             raise InputError(
-                f"{self.path}: {name} is '{template}', which has other parts than {', '.join(values)}."
-            ) from None
+                f"{self.path}: {name} is '{template[:200]}', which has other parts than {', '.join(values)}, or writes "
+                "one otherwise than as it is or with a small width, such as {episode_index:06d}."
+            )
+        inside(self.root, filled, where=f"{self.path}: {name}", follow_links=True)
+        return filled
+
+
+def _filled(template: str, values: Mapping[str, Any]) -> str | None:
+    """The template with its parts' values; None where it has another part, or asks for one in an odd way.
+
+    What `str.format` can do beyond that is not for names from outside: attributes, cuts, widths without an end.
+    """
+    found = []
+    try:
+        for text, part, form, conversion in string.Formatter().parse(template):
+            found.append(text)
+            if part is None:
+                continue
+            value = values.get(part)
+            if value is None or conversion is not None or form is None:
+                return None
+            number = isinstance(value, int) and 0 <= value < _MOST_FILES
+            if (form and not (number and _PLAIN_NUMBER.fullmatch(form))) or (isinstance(value, int) and not number):
+                return None
+            found.append(format(value, form))
+    except ValueError:  # of a brace that is not closed
+        return None
+    return "".join(found)
 
 
 def read_info(root: Path) -> Info:
@@ -101,16 +149,17 @@ def read_info(root: Path) -> Info:
     info = Info(
         path=path,
         version=version,
-        fps=_number(path, values, "fps"),
+        fps=_number(path, values, "fps", _FPS),
         features={key: _feature(path, key, feature) for key, feature in features.items()},
-        episodes=int(_number(path, values, "total_episodes")),
-        frames=int(_number(path, values, "total_frames")),
-        chunk=int(_number(path, values, "chunks_size")),
+        episodes=int(_number(path, values, "total_episodes", _COUNT)),
+        frames=int(_number(path, values, "total_frames", _COUNT)),
+        chunk=int(_number(path, values, "chunks_size", _COUNT)),
         data_path=_template(path, "data_path", values.get("data_path")),
         video_path=None,
+        robot=str(values["robot_type"]) if values.get("robot_type") is not None else None,
     )
     if any(feature.dtype == "video" for feature in info.features.values()):
-        return Info(**{**info.__dict__, "video_path": _template(path, "video_path", values.get("video_path"))})
+        return replace(info, video_path=_template(path, "video_path", values.get("video_path")))
     return info
 
 
@@ -119,8 +168,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); it may be truncated. Fetch it again.") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON ({first_line(error)}). {mend(path)}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a JSON object.")
     return values
@@ -133,34 +182,42 @@ def _dictionary(path: Path, values: dict[str, Any], key: str) -> dict[str, Any]:
     return found
 
 
-def _number(path: Path, values: dict[str, Any], key: str) -> float:
+def _number(path: Path, values: dict[str, Any], key: str, limits: tuple[float, float]) -> float:
     found = values.get(key)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found) or found <= 0:
-        raise InputError(f"{path}: '{key}' is {found!r}, expected a number above 0.")
+    if isinstance(found, bool) or not isinstance(found, int | float) or not limits[0] <= found <= limits[1]:
+        raise InputError(f"{path}: '{key}' is {_shown(found)}, expected a number above 0.")
     return float(found)
 
 
 def _template(path: Path, key: str, found: Any) -> str:
-    if not isinstance(found, str) or PurePosixPath(found).is_absolute() or ".." in PurePosixPath(found).parts:
-        raise InputError(f"{path}: '{key}' is {found!r}, expected a path within the dataset's folder.")
+    if not isinstance(found, str):
+        raise InputError(f"{path}: '{key}' is {_shown(found)}, expected a path within the dataset's folder.")
     return found
 
 
 def _feature(path: Path, key: str, values: Any) -> Feature:
+    """A feature as it is described; one whose shape is none is refused when it is used."""
     if not isinstance(values, dict) or not isinstance(values.get("dtype"), str):
-        raise InputError(f"{path}: the feature '{key}' is {values!r}, expected an object with dtype and shape.")
-    if ".." in PurePosixPath(key).parts:  # it becomes part of a path
-        raise InputError(f"{path}: a feature cannot be called '{key}'.")
+        raise InputError(
+            f"{path}: the feature '{key[:200]}' is {_shown(values)}, expected an object with dtype and shape."
+        )
     shape = values.get("shape")
-    if not isinstance(shape, list) or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise InputError(f"{path}: the shape of '{key}' is {shape!r}, expected a list of numbers above 0.")
-    return Feature(key, values["dtype"], tuple(shape), tuple(_names(values.get("names"))))
+    shape = shape if isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**31 for n in shape) else []
+    about = [values, *(part for part in (values.get("info"), values.get("video_info")) if isinstance(part, dict))]
+    depth = any(part.get(name) is True for part in about for name in _DEPTH)
+    return Feature(key, values["dtype"], tuple(shape), tuple(_names(values.get("names"))), depth)
 
 
-def _names(values: Any) -> list[str]:
+def _names(values: Any, depth: int = 0) -> list[str]:
     """The names of a feature's dimensions, which are a list, or lists by kind (`{"motors": […]}`), or null."""
     if isinstance(values, dict):
-        return [name for part in values.values() for name in _names(part)]
+        return [name for part in values.values() for name in _names(part, depth + 1)] if depth < _DEEPEST else []
     if isinstance(values, list):
-        return [str(name) for name in values]
+        return [str(name) for name in values] if depth < _DEEPEST else []
     return []
+
+
+def _shown(value: Any) -> str:
+    """A value of somebody's file, short enough for a message."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from atlas.data.origin import mend
 from atlas.errors import InputError
 
 _PARQUET = b"PAR1"
@@ -19,8 +20,7 @@ def check_whole(root: Path, files: Sequence[str]) -> None:
     if damaged:
         more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
         raise InputError(
-            f"{root}: {', '.join(damaged[:_NAMED])}{more} of its {len(files)} files cannot be used. Fetch them again, "
-            "or leave their episodes out."
+            f"{root}: {', '.join(damaged[:_NAMED])}{more} of its {len(files)} files cannot be used. {mend(root)}"
         )
 
 

@@ -1,0 +1,27 @@
+"""Where a dataset is from, as far as its folder shows, and so what can be done about a file of it that is damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PARENTS = 12  # of a file, that are looked at
+
+
+def from_hub(path: Path) -> bool:
+    """Whether a file, or folder, was fetched from the Hugging Face hub: into its cache, or to a folder of the user's.
+
+    The cache has `…/snapshots/<commit>/` beside `…/refs/` and `…/blobs/`; in other folders the client leaves notes.
+    """
+    for folder in (path, *list(path.absolute().parents)[:_PARENTS]):
+        if folder.parent.name == "snapshots" and (folder.parents[1] / "blobs").is_dir():
+            return True
+        if (folder / ".cache" / "huggingface" / "download").is_dir():
+            return True
+    return False
+
+
+def mend(path: Path) -> str:
+    """The last sentence of a message: what to do about a file that is missing, cut off or not what it should be."""
+    if from_hub(path):
+        return "Fetch the dataset again."
+    return "Copy the file anew if it is a copy; else mend the dataset, or leave out what is damaged (--skip-damaged)."

@@ -1,0 +1,293 @@
+"""LeRobot datasets as other libraries and other people's robots leave them: read as what they are, or refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from atlas.config import DataConfig
+from atlas.data import open_configured, open_dataset
+from atlas.data.lerobot import LeRobotDataset
+from atlas.data.lerobot.libero_tasks import _DIGESTS, digest, is_libero_task
+from atlas.data.origin import mend
+from atlas.errors import InputError
+from atlas.rollout.libero_package import ALL_SUITES, tasks_of
+from tests.data.lerobot_folders import (
+    FIXTURES,
+    IMAGE,
+    VIDEO,
+    VIDEO_V2,
+    as_version_2,
+    copy_fixture,
+    edit_feature,
+    edit_info,
+    rename_feature,
+    replace_column,
+    truncate,
+)
+
+EPISODES, TASKS = "meta/episodes/chunk-000/file-000.parquet", "meta/tasks.parquet"
+DATA = "data/chunk-000/file-000.parquet"
+STATE, ACTION, FRONT, WRIST = "observation.state", "action", "observation.images.image", "observation.images.image2"
+
+
+def lerobot(path: Path, **settings: Any) -> LeRobotDataset:
+    dataset, _ = open_configured(DataConfig(path=str(path), **settings))
+    assert isinstance(dataset, LeRobotDataset)
+    return dataset
+
+
+def check_same(dataset: LeRobotDataset, truth: LeRobotDataset, episodes: list[int], cameras: list[str]) -> None:
+    """The dataset's episodes are these ones of the truth."""
+    assert len(dataset) == len(episodes)
+    for number, of in enumerate(episodes):
+        mine, its = dataset.episode(number), truth.episode(of)
+        assert mine.instruction == its.instruction
+        np.testing.assert_array_equal(mine.actions, its.actions)
+        np.testing.assert_array_equal(mine.proprio, its.proprio)
+        for camera in cameras:
+            np.testing.assert_array_equal(mine.images(camera, [1]), its.images(camera, [1]))
+
+
+# Names of LIBERO's
+
+
+def openpis_template(tmp_path: Path) -> Path:
+    """A dataset whose features are called as the script names them that converted LIBERO for openpi."""
+    root = copy_fixture(IMAGE, tmp_path / "set")
+    names = {FRONT: "image", "observation.images.wrist_image": "wrist_image", STATE: "state", ACTION: "actions"}
+    for old, new in names.items():
+        rename_feature(root, old, new)
+    return root
+
+
+def other_tasks(root: Path) -> None:
+    texts = ["pick up the screw", "put down the screw"]
+    replace_column(root / TASKS, "task", texts)
+    old = pq.read_table(root / EPISODES).column("tasks").to_pylist()
+    known = {text: texts[i] for i, text in enumerate(sorted({tasks[0] for tasks in old}))}
+    replace_column(root / EPISODES, "tasks", [[known[tasks[0]]] for tasks in old])
+    numbers = [texts.index(known[tasks[0]]) for tasks in old]
+    lengths = pq.read_table(root / EPISODES).column("length").to_pylist()
+    replace_column(root / DATA, "task_index", np.repeat(numbers, lengths))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda root: edit_info(root, robot_type="ur5"), "its robot_type is 'ur5'"),
+        (lambda root: edit_info(root, fps=15), "its fps is 15"),
+        (other_tasks, "screw' is no task of LIBERO's"),
+    ],
+)
+def test_another_robot_whose_features_are_called_as_liberos_is_not_taken_for_libero(
+    change: Callable[[Path], None], why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = openpis_template(tmp_path)
+    assert open_dataset(root).cameras == ["agentview", "eye_in_hand"] and not caplog.text
+    change(root)
+
+    dataset = open_dataset(root)
+
+    assert isinstance(dataset, LeRobotDataset) and dataset.cameras == ["image", "wrist_image"]
+    assert dataset.orientation == "upright" and dataset.action_spec.control_hz == dataset.fps
+    assert why in caplog.text and "actions are taken for LIBERO's" in caplog.text and "stored upright" in caplog.text
+
+
+def test_the_instructions_of_the_benchmark_are_known() -> None:
+    try:
+        tasks = tasks_of(ALL_SUITES)
+    except InputError as error:
+        pytest.skip(f"LIBERO's package is not installed: {error}")
+
+    assert {digest(text) for text in tasks} == _DIGESTS
+    assert is_libero_task("Open_the_microwave.") and not is_libero_task("open the cupboard")
+
+
+# Features that are not used
+
+
+def test_a_depth_map_of_three_channels_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for key, says in (("info", {"is_depth_map": True}), ("video_info", {"video.is_depth_map": True})):
+        root = copy_fixture(VIDEO, tmp_path / key)
+        edit_feature(root, WRIST, **{key: says})
+
+        assert lerobot(root).cameras == ["image"]
+        assert f"left out as images of distances: {WRIST}" in caplog.text
+        caplog.clear()
+
+
+@pytest.mark.parametrize("careful", [False, True])
+def test_features_that_nobody_uses_may_be_empty(careful: bool, tmp_path: Path) -> None:
+    root = copy_fixture(VIDEO, tmp_path / "set")
+    features = json.loads((root / "meta/info.json").read_text())["features"]
+    features |= {"points": {"dtype": "float32", "shape": [0, 3], "names": None}}
+    features |= {"none": {"dtype": "video", "shape": [0, 0, 3], "names": None}, "text": {"dtype": "string"}}
+    edit_info(root, features=features)
+
+    check_same(lerobot(root, skip_damaged=careful), lerobot(FIXTURES / VIDEO), [0, 1, 2, 3], ["agentview"])
+
+
+def without_places(root: Path, episodes: list[int], key: str = WRIST) -> None:
+    """Some episodes have no video of a camera: their places are null, which pandas writes as floats."""
+    table = pq.read_table(root / EPISODES)
+    for part in ("chunk_index", "file_index", "from_timestamp"):
+        values = table.column(f"videos/{key}/{part}").to_pylist()
+        values = [None if i in episodes else float(value) for i, value in enumerate(values)]
+        column = pa.array(values, pa.float64())
+        table = table.set_column(table.column_names.index(f"videos/{key}/{part}"), f"videos/{key}/{part}", column)
+    pq.write_table(table, root / EPISODES)
+
+
+@pytest.mark.parametrize("careful", [False, True])
+def test_videos_without_a_place_matter_where_they_are_used(
+    careful: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, truth = copy_fixture(VIDEO, tmp_path / "set"), lerobot(FIXTURES / VIDEO)
+    without_places(root, [2])
+
+    check_same(lerobot(root, skip_damaged=careful, cameras=["agentview"]), truth, [0, 1, 2, 3], ["agentview"])
+    if careful:
+        check_same(lerobot(root, skip_damaged=True), truth, [0, 1, 3], truth.cameras)
+        assert "Left out: episode 2 of" in caplog.text and WRIST in caplog.text
+    else:
+        with pytest.raises(InputError, match=rf"where 1 of 4 episodes are in the videos of '{WRIST}'.*episode 2"):
+            lerobot(root)
+    without_places(root, [0, 1, 2, 3])
+    check_same(lerobot(root, skip_damaged=careful, cameras=["agentview"]), truth, [0, 1, 2, 3], ["agentview"])
+
+
+# Types of columns
+
+
+def retyped(path: Path, types: dict[str, pa.DataType]) -> None:
+    """Write columns of a Parquet file in other types."""
+    table = pq.read_table(path)
+    for key, kind in types.items():
+        place = table.column_names.index(key)
+        table = table.set_column(place, key, pa.chunked_array([pa.array(table.column(key).to_pylist(), kind)]))
+    pq.write_table(table.replace_schema_metadata(None), path)
+
+
+INTEGERS = ["episode_index", "length", "data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index"]
+INTEGERS += [f"videos/{FRONT}/chunk_index", f"videos/{FRONT}/file_index"]
+DICTIONARY = pa.dictionary(pa.int32(), pa.string())
+
+
+@pytest.mark.parametrize("text", [pa.large_string(), pa.string_view(), DICTIONARY], ids=["large", "view", "dictionary"])
+def test_metadata_is_read_in_the_types_of_every_library(text: pa.DataType, tmp_path: Path) -> None:
+    root = copy_fixture(VIDEO, tmp_path / "set")
+    retyped(root / TASKS, {"task": text, "task_index": pa.float64()})
+    retyped(root / EPISODES, {"tasks": pa.large_list(text), **dict.fromkeys(INTEGERS, pa.float64())})
+    numbers = {key: pa.float64() for key in ("episode_index", "frame_index", "task_index")}
+    retyped(root / DATA, {ACTION: pa.large_list(pa.float64()), STATE: pa.list_(pa.float32()), **numbers})
+
+    check_same(lerobot(root), lerobot(FIXTURES / VIDEO), [0, 1, 2, 3], ["agentview", "eye_in_hand"])
+
+
+def test_numbers_of_metadata_that_are_not_whole_are_refused(tmp_path: Path) -> None:
+    root = copy_fixture(VIDEO, tmp_path / "set")
+    replace_column(root / EPISODES, "data/file_index", [0.0, 0.5, 0.0, 0.0])
+
+    with pytest.raises(InputError, match=r"file-000\.parquet: 'data/file_index' holds numbers that are not whole"):
+        lerobot(root)
+
+
+def test_images_are_read_in_the_types_of_every_library(tmp_path: Path) -> None:
+    root = copy_fixture(IMAGE, tmp_path / "set")
+    retyped(root / DATA, {FRONT: pa.struct({"bytes": pa.large_binary(), "path": pa.large_string()})})
+
+    check_same(lerobot(root), lerobot(FIXTURES / IMAGE), [0, 1, 2], ["agentview", "eye_in_hand"])
+
+
+def test_an_episode_that_is_marked_valid_has_one_instruction(tmp_path: Path) -> None:
+    """As GR00T's datasets have it: the mark is a task of its own, and the rows have the number of the instruction."""
+    root = as_version_2(FIXTURES / VIDEO, tmp_path / "set")
+    lines = [json.loads(line) for line in (root / "meta/episodes.jsonl").read_text().splitlines()]
+    (root / "meta/episodes.jsonl").write_text(
+        "".join(json.dumps(line | {"tasks": [*line["tasks"], "valid"]}) + "\n" for line in lines)
+    )
+    with open(root / "meta/tasks.jsonl", "a") as file:
+        file.write(json.dumps({"task_index": 9, "task": "valid"}) + "\n")
+
+    dataset = open_dataset(root)
+
+    assert dataset.tasks == lerobot(FIXTURES / VIDEO).tasks
+    assert [dataset.episode(i).actions.shape[1] for i in range(4)] == [7] * 4
+
+
+# Takes that were discarded
+
+
+def twice(path: Path, rows: slice = slice(None)) -> None:
+    """Another take before the rows, as a recorder leaves it that was interrupted: numbered alike, with other values."""
+    table = pq.read_table(path)
+    first, count = rows.start or 0, len(range(*rows.indices(table.num_rows)))
+    discarded = table.slice(first, count)
+    action = pa.array([[0.5] * 7] * count, table.schema.field(ACTION).type)
+    discarded = discarded.set_column(table.column_names.index(ACTION), ACTION, action)
+    pq.write_table(pa.concat_tables([table.slice(0, first), discarded, table.slice(first)]), path)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_of_two_takes_in_a_file_neither_is_trained_on(
+    damaged: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, truth = as_version_2(FIXTURES / VIDEO, tmp_path / "set"), lerobot(FIXTURES / VIDEO)
+    twice(root / "data/chunk-000/episode_000002.parquet")
+    if damaged:
+        truncate(root / VIDEO_V2.format(episode_chunk=0, video_key=FRONT, episode_index=0))
+
+    if not damaged:
+        with pytest.raises(InputError, match=r"episode_000002\.parquet has 12 rows.* have 6") as error:
+            lerobot(root).episode(0).actions  # noqa: B018
+        assert "etch" not in str(error.value)  # nobody can fetch what they recorded
+    dataset = lerobot(root, skip_damaged=True)
+
+    check_same(dataset, truth, [1, 3] if damaged else [0, 1, 3], [])
+    assert "Left out: episode 2 of" in caplog.text
+
+
+def test_two_takes_in_a_file_of_several_episodes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root, truth = copy_fixture(VIDEO, tmp_path / "set"), lerobot(FIXTURES / VIDEO)
+    twice(root / DATA, slice(29, 40))  # of the last of the four
+
+    check_same(lerobot(root, skip_damaged=True), truth, [0, 1, 2], ["agentview"])
+    assert "has 22 rows of episode 3" in caplog.text
+
+
+def test_rows_of_no_episode_are_said_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root, truth = copy_fixture(VIDEO, tmp_path / "set"), lerobot(FIXTURES / VIDEO)
+    table = pq.read_table(root / DATA)
+    more = table.slice(29).set_column(table.column_names.index("episode_index"), "episode_index", pa.array([4] * 11))
+    pq.write_table(pa.concat_tables([table, more]), root / DATA)
+
+    with pytest.raises(InputError, match="51 rows"):
+        lerobot(root).episode(0).actions  # noqa: B018
+    check_same(lerobot(root, skip_damaged=True), truth, [0, 1, 2, 3], ["agentview"])
+    assert "Left out: 11 rows of" in caplog.text
+
+
+def test_only_what_came_from_the_hub_is_to_be_fetched_again(tmp_path: Path) -> None:
+    cached = tmp_path / "datasets--a--b" / "snapshots" / "1234" / "data" / "x.parquet"
+    (tmp_path / "datasets--a--b" / "blobs").mkdir(parents=True)
+    downloaded = tmp_path / "copy" / "data" / "x.parquet"
+    (tmp_path / "copy" / ".cache" / "huggingface" / "download").mkdir(parents=True)
+
+    assert "Fetch" in mend(cached) and "Fetch" in mend(downloaded)
+    assert "etch" not in mend(tmp_path / "own" / "data" / "x.parquet")
+
+
+def test_logs_say_nothing_of_sets_that_are_as_they_should_be(caplog: pytest.LogCaptureFixture) -> None:
+    for name in (VIDEO, IMAGE):
+        lerobot(FIXTURES / name).episode(0).actions  # noqa: B018
+
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
