@@ -59,6 +59,34 @@ def inside(folder: Path, name: str, *, where: str = "", follow_links: bool = Fal
     return path
 
 
+def files_below(folder: Path, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
+    """The files in a folder and all below it, sorted; nothing that is hidden.
+
+    Linked folders are entered. A file or folder that is there twice through links is taken once, by the first of its
+    paths, so that links in a circle end. Raises InputError for a folder that cannot be read.
+    """
+    found: list[Path] = []
+    entered: set[tuple[int, int]] = set()
+    taken: set[Path] = set()
+
+    def unreadable(error: OSError) -> None:
+        raise InputError(f"The folder {error.filename} cannot be read: {error.strerror}.") from None
+
+    for inside, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        there = os.stat(inside)
+        again = (there.st_dev, there.st_ino) in entered
+        entered.add((there.st_dev, there.st_ino))
+        folders[:] = [] if again else sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(() if again else names):
+            path = Path(inside, name)
+            if name.endswith(suffixes) and not name.startswith(".") and path.is_file():
+                real = path.resolve()
+                if real not in taken:
+                    taken.add(real)
+                    found.append(path)
+    return sorted(found)
+
+
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, of Linux
 
 

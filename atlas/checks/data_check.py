@@ -19,8 +19,10 @@ from atlas.checks.view import check_view
 from atlas.config import Config, DataConfig
 from atlas.data import open_dataset
 from atlas.data.episode import EpisodeDataset
+from atlas.data.libero import HDF5_SUFFIXES
 from atlas.data.split import split_dataset
 from atlas.errors import InputError
+from atlas.paths import files_below
 from atlas.progress import progress_bar
 from atlas.rollout.worlds import make_environment
 
@@ -136,7 +138,7 @@ def _opened(config: DataConfig) -> EpisodeDataset:
 def _faults(config: DataConfig, error: InputError) -> list[str]:
     """What is wrong with each file of a folder of files that are datasets of their own; else the one error."""
     folder = Path(config.sources[0].path).expanduser()
-    files = sorted((*folder.rglob("*.hdf5"), *folder.rglob("*.h5"))) if folder.is_dir() else []
+    files = files_below(folder, HDF5_SUFFIXES) if folder.is_dir() else []
     found = []
     for file in files:
         source = config.sources[0].model_copy(update={"path": str(file)})

@@ -15,15 +15,14 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
+from atlas.data.hdf5 import find, leads_elsewhere, names_in, open_file, readable
 from atlas.data.libero_layout import (
     LIBERO,
     ROBOMIMIC,
     Layout,
     group_in,
     layout_of,
-    open_file,
     read_demo,
-    readable,
     stored_late,
 )
 from atlas.errors import InputError
@@ -33,8 +32,10 @@ from atlas.registry.cache import cache_root
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 2
+_FORMAT = 3
 _FEW = 20  # demos of a file: sooner read than kept
+_DEMO = re.compile(r"demo_\d+")
+_SHOWN = 5
 _MANY = 400  # demos: worth processes of their own
 
 
@@ -44,13 +45,34 @@ class Demo(NamedTuple):
     layout: Layout
     actions: np.ndarray  # [T, A] as stored
     proprio: np.ndarray  # float32 [T, P]
-    cameras: list[str]
+    cameras: dict[str, tuple[int, int]]  # {camera: height and width of its images}
     late: bool  # see `stored_late`
 
 
-def demo_names(data: h5py.Group) -> list[str]:
-    """The demos of a file, by their numbers."""
-    return sorted((n for n in data if re.fullmatch(r"demo_\d+", n)), key=lambda n: int(n.split("_")[1]))
+def demo_names(data: h5py.Group, path: Path) -> list[str]:
+    """The demos of a file, in the order of the numbers in their names: `demo_0`, and whatever else has actions.
+
+    What has none is passed over, and the log says so. Raises InputError where nothing is a demo and something is there.
+    """
+    names = names_in(data)
+    demos = [name for name in names if _DEMO.fullmatch(name) or _has_actions(data, name, path)]
+    others = [name for name in names if name not in set(demos)]
+    if others and not demos:
+        raise InputError(
+            f"{path} holds no episodes: data has no groups demo_0, demo_1 and so on, and none of {others[:_SHOWN]} has "
+            "actions."
+        )
+    if others:
+        logger.warning("%s: passed over %s in data, which have no actions.", path, others[:_SHOWN])
+    return demos
+
+
+def _has_actions(data: h5py.Group, name: str, path: Path) -> bool:
+    try:
+        found = find(data, name, f"{path}: data")
+        return isinstance(found, h5py.Group) and "actions" in names_in(found)
+    except InputError:  # it will be said when it is read
+        return True
 
 
 def read_whole_demo(data: h5py.Group, name: str, path: Path, layout: Layout | None, action_dim: int) -> Demo:
@@ -58,7 +80,7 @@ def read_whole_demo(data: h5py.Group, name: str, path: Path, layout: Layout | No
     where = f"{path}: data/{name}"
     demo = group_in(data, name, f"{path}: data")
     layout = layout or layout_of(group_in(demo, "obs", where))
-    return Demo(layout, *read_demo(demo, where, layout, action_dim), late=layout is LIBERO and stored_late(demo))
+    return Demo(layout, *read_demo(demo, where, layout, action_dim), late=layout is LIBERO and stored_late(demo, where))
 
 
 def kept_demos(path: Path) -> dict[str, Demo]:
@@ -70,20 +92,33 @@ def kept_demos(path: Path) -> dict[str, Demo]:
             ends = np.cumsum(about["lengths"])[:-1]
             parts = zip(np.split(kept["actions"], ends), np.split(kept["proprio"], ends), strict=True)
             each = zip(about["names"], parts, about["late"], strict=True)
-            return {name: Demo(layout, *numbers, about["cameras"], late) for name, numbers, late in each}
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):  # not there, or not whole
+            cameras = {camera: (int(size[0]), int(size[1])) for camera, size in about["cameras"].items()}
+            return {name: Demo(layout, *numbers, cameras, late) for name, numbers, late in each}
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        zipfile.BadZipFile,
+    ):  # not there, or not whole
         return {}
 
 
 def keep_demos(path: Path, demos: dict[str, Demo]) -> None:
     """Keep all demos of a file, where they are many and of one kind."""
-    kinds = {(demo.layout.format, tuple(demo.cameras)) for demo in demos.values()}
-    if len(demos) < _FEW or len(kinds) > 1:
+    if len(demos) < _FEW:
         return
-    (format, cameras) = kinds.pop()
+    one = next(iter(demos.values()))
+    if any((demo.layout, demo.cameras) != (one.layout, one.cameras) for demo in demos.values()):
+        return
+    with readable(str(path)), open_file(path) as file:
+        if leads_elsewhere(file):  # what is there may change, and the file not
+            return
     about = {
-        "format": format,
-        "cameras": cameras,
+        "format": one.layout.format,
+        "cameras": one.cameras,
         "names": list(demos),
         "lengths": [len(demo.actions) for demo in demos.values()],
         "late": [demo.late for demo in demos.values()],
@@ -117,7 +152,9 @@ def _read_and_keep(job: tuple[Path, int]) -> None:
     try:
         with readable(str(path)), open_file(path) as file:
             data = group_in(file, "data", str(path))
-            keep_demos(path, {name: read_whole_demo(data, name, path, None, action_dim) for name in demo_names(data)})
+            keep_demos(
+                path, {name: read_whole_demo(data, name, path, None, action_dim) for name in demo_names(data, path)}
+            )
     except InputError:
         return
 

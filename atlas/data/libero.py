@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,27 +16,20 @@ import numpy as np
 
 from atlas.data.episode import Numbers, Side, images_by_episode
 from atlas.data.gripper import map_gripper, open_and_closed
+from atlas.data.hdf5 import Unavailable, find, numbers_in, offset_of, open_file, readable
 from atlas.data.kept_demos import Demo, demo_names, keep_demos, keep_many, kept_demos, read_whole_demo
 from atlas.data.latest import Latest
-from atlas.data.libero_layout import (
-    ROBOMIMIC,
-    Layout,
-    array_in,
-    control_of,
-    group_in,
-    instruction_of,
-    open_file,
-    read_env_args,
-    readable,
-)
+from atlas.data.libero_layout import ROBOMIMIC, Layout, array_in, control_of, group_in, instruction_of, read_env_args
 from atlas.data.libero_masks import sides_of
 from atlas.data.noops import without_noops
 from atlas.data.orientation import Orientation, turn_upright
 from atlas.errors import InputError
+from atlas.paths import files_below
 from atlas.types import ActionSpec
 
 logger = logging.getLogger(__name__)
 
+HDF5_SUFFIXES = (".hdf5", ".h5")
 _ATLAS_WORLDS = ("cubes",)  # env_args names that Atlas has an adapter for
 _OPEN_IMAGES = 64  # compressed images of an episode's camera: HDF5 keeps up to a megabyte of each
 
@@ -88,6 +81,7 @@ class LiberoDataset:
         self.files = _find_files(path)
         self.tasks: list[str] = []
         self.cameras: list[str] = []
+        self._sizes: dict[str, tuple[int, int]] = {}
         self.environment: str | None = None
         self._instruction, self._drop_noops, self._skip_damaged = instruction, drop_noops, skip_damaged
         self._layout: Layout | None = None
@@ -101,6 +95,8 @@ class LiberoDataset:
         finally:
             self.close()  # workers that are forked from here must not share open files
         if not self._demos:
+            if not skip_damaged:
+                raise InputError(f"{path} holds no episodes: no file of it has a demo.")
             raise InputError(f"{path} holds no episode that is not damaged; the warnings say what is wrong.")
         assert self._layout is not None
         if late := sum(demo.late for demo in self._demos):
@@ -127,7 +123,7 @@ class LiberoDataset:
         return len(self._demos)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_handles", "_mapped", "_compressed", "_pid")
+        own = ("_handles", "_mapped", "_images", "_pid")
         return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -146,8 +142,7 @@ class LiberoDataset:
         return slice(first, first + int(self.lengths[index]))
 
     def image_size(self, camera: str) -> tuple[int, int]:
-        images = self._array(0, camera)
-        return int(images.shape[1]), int(images.shape[2])
+        return self._sizes[camera]
 
     def fingerprint(self) -> str:
         """Changes with the files' names, sizes, times of change, and how they are read."""
@@ -159,7 +154,7 @@ class LiberoDataset:
 
     def close(self) -> None:
         """Close this process's file handles; they open again when needed."""
-        self._compressed.clear()
+        self._images.clear()
         for handle in self._handles.values():
             handle.close()
         self._handles.clear()
@@ -173,7 +168,7 @@ class LiberoDataset:
     def group(self, index: int) -> h5py.Group:
         """An episode's group, in this process's own handle of the file."""
         demo = self._demos[index]
-        return self._file(demo.file)[f"data/{demo.name}"]
+        return group_in(self._file(demo.file), f"data/{demo.name}", str(self.files[demo.file]))
 
     def images(self, camera: str, episodes: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """uint8 [n, H, W, 3], upright."""
@@ -182,15 +177,15 @@ class LiberoDataset:
     def episode_images(self, index: int, camera: str, frames: Sequence[int]) -> np.ndarray:
         """uint8 [n, H, W, 3], upright: some frames of an episode."""
         seen = self._demos[index].seen
-        stored = self._stored_images(index, camera)
         rows = [int(f) if seen is None else int(seen[f]) for f in frames]
         with readable(f"{self.where(index)}, {camera}"):
+            stored = self._stored_images(index, camera)
             return turn_upright(np.stack([stored[row] for row in rows]), self.orientation)
 
     def _start(self) -> None:
         self._handles: dict[int, h5py.File] = {}
         self._mapped: dict[int, np.memmap] = {}  # whole files: each takes a file descriptor
-        self._compressed: Latest[tuple[int, str], h5py.Dataset] = Latest(_OPEN_IMAGES)
+        self._images: Latest[tuple[int, str], tuple[h5py.Dataset, int | None]] = Latest(_OPEN_IMAGES)
         self._pid = os.getpid()
 
     def _file(self, number: int) -> h5py.File:
@@ -200,18 +195,19 @@ class LiberoDataset:
             self._handles[number] = open_file(self.files[number])
         return self._handles[number]
 
-    def _array(self, index: int, camera: str) -> h5py.Dataset:
-        """A camera's images of an episode, not read yet."""
+    def _array(self, index: int, camera: str) -> tuple[h5py.Dataset, int | None]:
+        """A camera's images of an episode, not read yet, and where they lie in the file, as far as it is one piece."""
         assert self._layout is not None
-        group = self.group(index)
-        return array_in(group, self._layout.image_key(camera, group), self.where(index), self._layout)
+        observations = group_in(self.group(index), "obs", self.where(index), self._layout)
+        key = self._layout.image_key(camera, observations)
+        images = array_in(observations, key, f"{self.where(index)}/obs", self._layout)
+        return images, offset_of(images, self._file(self._demos[index].file))
 
     def _stored_images(self, index: int, camera: str) -> Any:
         """[T, H, W, 3] as stored: memory-mapped where the file keeps it in one piece, else HDF5's dataset."""
         number = self._demos[index].file
         self._file(number)  # first, so that nothing of another process is used
-        images = self._compressed.get((index, camera), lambda: self._array(index, camera))
-        offset = images.id.get_offset()  # None where it is chunked or compressed
+        images, offset = self._images.get((index, camera), lambda: self._array(index, camera))
         if offset is None:
             return images
         if number not in self._mapped:
@@ -223,11 +219,12 @@ class LiberoDataset:
         try:
             with readable(str(path)):
                 data = group_in(self._file(number), "data", str(path))
+                names = demo_names(data, path)
+                if not names:
+                    logger.warning("%s holds no episodes: data is empty.", path)
+                    return
                 instruction = instruction_of(data, path, self._instruction)
                 env_args = read_env_args(data, path)
-                names = demo_names(data)
-                if not names:
-                    raise InputError(f"{path} holds no episodes: data has no groups demo_0, demo_1 and so on.")
                 sides = sides_of(self._file(number), names, path)
         except InputError as error:
             self._leave_out(error)
@@ -254,12 +251,19 @@ class LiberoDataset:
         where = f"{path}: data/{name}"
         rate = control_of(env_args, path) if demo.layout is ROBOMIMIC else ActionSpec().control_hz
         if not self._demos:
-            self._layout, self.cameras = demo.layout, demo.cameras
+            self._layout, self.cameras, self._sizes = demo.layout, list(demo.cameras), demo.cameras
             self.action_spec = spec = replace(spec, control_hz=rate)
         elif demo.layout is not self._layout:
             raise InputError(f"{where} has {demo.layout.project}'s layout, and the first episode another one.")
-        elif demo.cameras != self.cameras:
-            raise InputError(f"{where}/obs has cameras {demo.cameras}, while the first episode has {self.cameras}.")
+        elif list(demo.cameras) != self.cameras:
+            raise InputError(
+                f"{where}/obs has cameras {list(demo.cameras)}, while the first episode has {self.cameras}."
+            )
+        elif demo.cameras != self._sizes:
+            raise InputError(
+                f"{where}/obs has images of {_said(demo.cameras)}, while the first episode has {_said(self._sizes)}. "
+                "Bring them to one size; files of one size each can be the sources of a mixture (data.datasets)."
+            )
         elif rate != spec.control_hz:
             raise InputError(f"{path} was recorded at {rate:g} Hz, and the first file at {spec.control_hz:g} Hz.")
         kept = without_noops(demo.actions, spec) if self._drop_noops else None
@@ -302,7 +306,7 @@ class LiberoDataset:
 
     def _leave_out(self, error: InputError) -> None:
         """Say that a file or an episode is left out. Raises the error where nothing is to be left out."""
-        if not self._skip_damaged:
+        if not self._skip_damaged or isinstance(error, Unavailable):
             raise error
         logger.warning("Left out: %s", error)
 
@@ -342,15 +346,15 @@ class LiberoEpisode:
             return np.asarray(self.sim_states[0], np.float64)
         with readable(self._where):
             state = self._group.attrs.get("init_state")
-            if state is None and "states" in self._group:  # robomimic's: the first of all, whatever frames are kept
-                state = array_in(self._group, "states", self._where)[0]
+            if state is None and (states := find(self._group, "states", self._where)) is not None:
+                state = states[0]  # robomimic's: the first of all, whatever frames are kept
             return None if state is None else np.asarray(state, np.float64)
 
     @property
     def model_xml(self) -> str | None:
         with readable(self._where):
             xml = self._group.attrs.get("model_file")
-            return None if xml is None else str(xml)
+            return None if xml is None else xml.decode() if isinstance(xml, bytes) else str(xml)
 
     def __len__(self) -> int:
         return int(self._dataset.lengths[self._index])
@@ -368,11 +372,19 @@ class LiberoEpisode:
         return self._dataset.group(self._index)
 
     def _optional(self, key: str) -> np.ndarray | None:
-        with readable(f"{self._where}/{key}"):
-            if key not in self._group:
-                return None
-            values = np.asarray(array_in(self._group, key, self._where))
-            return values if self._demo.kept is None else values[self._demo.kept]
+        """[T, …]: numbers that not every file has."""
+        where = f"{self._where}/{key}"
+        if find(self._group, key, self._where) is None:
+            return None
+        values = numbers_in(array_in(self._group, key, self._where), where)
+        rows = len(self) if self._demo.kept is None else int(self._demo.kept[-1]) + 1
+        if values.ndim == 0 or len(values) < rows or (self._demo.kept is None and len(values) > rows):
+            raise InputError(f"{where} has shape {values.shape}, and the last frame of the episode is row {rows - 1}.")
+        return values if self._demo.kept is None else values[self._demo.kept]
+
+
+def _said(sizes: Mapping[str, tuple[int, int]]) -> str:
+    return ", ".join(f"{height} x {width} ({camera})" for camera, (height, width) in sizes.items())
 
 
 def _find_files(path: Path) -> list[Path]:
@@ -380,8 +392,7 @@ def _find_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError(f"There is no dataset at {path}. Give a LIBERO HDF5 file, or a folder of them, as data.path.")
-    files = sorted((*path.rglob("*.hdf5"), *path.rglob("*.h5")))
-    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    files = files_below(path, HDF5_SUFFIXES)
     if not files:
         raise InputError(f"The folder {path} holds no episodes: no .hdf5 file was found in it.")
     return files

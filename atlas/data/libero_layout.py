@@ -4,8 +4,8 @@ train on garbage."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,14 @@ from typing import Any
 import h5py
 import numpy as np
 
+from atlas.data.hdf5 import check_images, find, numbers_in
 from atlas.data.orientation import Orientation
-from atlas.errors import InputError, first_line
+from atlas.errors import InputError
 from atlas.types import ActionSpec
 
 _LIBERO_SPEC = ActionSpec()
+# A scene's name, which is no part of the instruction, and then at least three words.
+_LIBERO_NAME = re.compile(r"(?:[A-Z]+(?:_[A-Z]+)*_SCENE\d+_)?([a-z]+(?:_[a-z]+){2,})_demo\.(?:hdf5|h5)")
 _MUCH_CLOSER = 0.2  # observations may be a step of the physics older than the state beside them, a 25th of a row
 
 
@@ -32,11 +35,11 @@ class Layout:
     robot: str  # what the names of cameras on the robot begin with
     orientation: Orientation  # of the stored images
 
-    def image_key(self, camera: str, demo: h5py.Group) -> str:
-        """Where a demo has a camera's images."""
-        key = f"obs/{camera}{self.images}"
-        on_robot = f"obs/{self.robot}{camera}{self.images}"
-        return on_robot if self.robot and key not in demo and on_robot in demo else key
+    def image_key(self, camera: str, observations: h5py.Group) -> str:
+        """Where a demo's observations have a camera's images."""
+        key, on_robot = f"{camera}{self.images}", f"{self.robot}{camera}{self.images}"
+        names = list(observations)
+        return on_robot if key not in names and on_robot in names else key
 
     def cameras(self, observations: h5py.Group) -> list[str]:
         """The names of a demo's cameras, the same in both layouts."""
@@ -67,25 +70,6 @@ def layout_of(observations: h5py.Group) -> Layout:
     return ROBOMIMIC if any(key.startswith("robot0_") for key in observations) else LIBERO
 
 
-@contextmanager
-def readable(where: str) -> Iterator[None]:
-    """Turn what h5py raises for a damaged file, which is of many kinds, into an InputError that says where."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise InputError(f"{where} is damaged ({first_line(error)}); fetch the file again, or leave it out.") from error
-
-
-def open_file(path: Path) -> h5py.File:
-    """The file, to read. Raises InputError where it is not HDF5, or cut off."""
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read as HDF5; it may be truncated or not HDF5 at all ({error}).") from None
-
-
 def group_in(parent: h5py.Group, key: str, where: str, layout: Layout = LIBERO) -> h5py.Group:
     """A group of the layout. Raises InputError where it is missing, or is something else."""
     found = _member(parent, key, where, layout)
@@ -102,25 +86,23 @@ def array_in(parent: h5py.Group, key: str, where: str, layout: Layout = LIBERO) 
     return found
 
 
-def _member(parent: h5py.Group, key: str, where: str, layout: Layout) -> Any:
-    with readable(f"{where}/{key}"):  # it may be a link to nowhere
-        try:
-            return parent[key]
-        except KeyError:
-            if key not in parent:  # looked up once more only now, since a lookup takes longer than a read
-                raise InputError(f"{where} lacks the key '{key}', which {layout.project}'s layout has.") from None
-            raise
+def _member(parent: h5py.Group, key: str, where: str, layout: Layout) -> h5py.Group | h5py.Dataset:
+    found = find(parent, key, where)
+    if found is None:
+        raise InputError(f"{where} lacks the key '{key}', which {layout.project}'s layout has.")
+    return found
 
 
 def read_demo(
     demo: h5py.Group, where: str, layout: Layout, action_dim: int
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """A demo's actions [T, action_dim], proprio float32 [T, 8] and the names of its cameras, once its parts are seen
-    to fit together.
+) -> tuple[np.ndarray, np.ndarray, dict[str, tuple[int, int]]]:
+    """A demo's actions [T, action_dim], proprio float32 [T, 8] and its cameras with their images' height and width,
+    once its parts are seen to fit together.
 
     Images are looked at from outside only: their type, size and place in the file. Raises InputError.
     """
-    cameras = layout.cameras(group_in(demo, "obs", where, layout))
+    observations = group_in(demo, "obs", where, layout)
+    cameras = layout.cameras(observations)
     actions = _numbers(demo, "actions", action_dim, where, layout)
     if not len(actions):
         raise InputError(f"{where}/actions has no frames.")
@@ -131,26 +113,29 @@ def read_demo(
             + (" robomimic's script dataset_states_to_obs.py renders them." if layout is ROBOMIMIC else "")
         )
     frames = {key: len(values) for key, values in proprio.items()}
-    keys = [layout.image_key(camera, demo) for camera in cameras]
-    frames |= {key: _count_images(demo, key, where, layout) for key in keys}
+    sizes = {}
+    for camera in cameras:
+        key = layout.image_key(camera, observations)
+        frames[f"obs/{key}"], *size = _images_of(observations, key, f"{where}/obs", layout)
+        sizes[camera] = (size[0], size[1])
     for key, count in frames.items():
         if count != len(actions):
             raise InputError(f"{where}/{key} has {count} frames, and actions has {len(actions)}.")
     parts = [_axis_angle(values) if values.shape[1] == 4 else values for values in proprio.values()]
-    return actions, np.concatenate(parts, axis=1).astype(np.float32), cameras
+    return actions, np.concatenate(parts, axis=1).astype(np.float32), sizes
 
 
-def stored_late(demo: h5py.Group) -> bool:
+def stored_late(demo: h5py.Group, where: str) -> bool:
     """Whether the observation in a row is the one that its action led to, and not the one before it.
 
     LIBERO's own files are so: the script that made them (scripts/create_dataset.py of its repository) first steps and
     then stores, while the state in a row is always that before its action. The robot's joints are in both, among the
     states as the first of MuJoCo's positions, after the time. False where they are not there, or do not tell.
     """
-    found = [demo.get(key) for key in ("obs/joint_states", "states")]
+    found = [find(demo, key, where) for key in ("obs/joint_states", "states")]
     if not all(isinstance(each, h5py.Dataset) and each.dtype.kind == "f" and each.ndim == 2 for each in found):
         return False
-    joints, states = (np.asarray(each, np.float64) for each in found)
+    joints, states = (numbers_in(each, where).astype(np.float64) for each in found if isinstance(each, h5py.Dataset))
     width = joints.shape[1]
     if len(joints) != len(states) or len(joints) < 3 or states.shape[1] <= width:
         return False
@@ -174,7 +159,7 @@ def _numbers(demo: h5py.Group, key: str, width: int, where: str, layout: Layout)
         raise InputError(f"{where}/{key} is of type {stored.dtype}, expected numbers.")
     if stored.ndim != 2 or stored.shape[1] != width:
         raise InputError(f"{where}/{key} has shape {stored.shape}, expected [frames, {width}].")
-    values = np.asarray(stored)
+    values = numbers_in(stored, f"{where}/{key}")
     with np.errstate(over="ignore"):
         bad = np.flatnonzero(~np.isfinite(values.astype(np.float32)).all(axis=1))
     if len(bad):
@@ -185,26 +170,30 @@ def _numbers(demo: h5py.Group, key: str, width: int, where: str, layout: Layout)
     return values
 
 
-def _count_images(demo: h5py.Group, key: str, where: str, layout: Layout) -> int:
-    images = array_in(demo, key, where, layout)
+def _images_of(observations: h5py.Group, key: str, where: str, layout: Layout) -> tuple[int, int, int]:
+    """How many images there are, their height and their width."""
+    images = array_in(observations, key, where, layout)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not min(images.shape[1:]):
         raise InputError(
             f"{where}/{key} is {images.dtype} of shape {images.shape}, expected uint8 [frames, height, width, 3]."
         )
-    offset = images.id.get_offset()  # None where it is chunked, or compressed
-    if offset is not None and offset + images.size > demo.file.id.get_filesize():
-        raise InputError(f"{where}/{key} lies beyond the end of the file, which is damaged.")
-    return int(images.shape[0])
+    check_images(images, f"{where}/{key}")
+    count, height, width, _ = images.shape
+    return int(count), int(height), int(width)
 
 
 def instruction_of(data: h5py.Group, path: Path, given: str | None) -> str:
-    """What the file's demos do. given: by the config, for files that do not say it. Raises InputError."""
+    """What the file's demos do: by the file, by the config (`given`), or by the file's name, which is the task's in
+    LIBERO and in what others made of it, such as OpenVLA. Raises InputError."""
     if "problem_info" not in data.attrs:
         if given is not None:
             return given
+        if named := _LIBERO_NAME.fullmatch(path.name):
+            return named[1].replace("_", " ")
         raise InputError(
-            f"{path}: data lacks the attribute 'problem_info', where LIBERO keeps the instruction. Say what its "
-            "episodes do: data.instruction='lift the cube' (of a mixture, data.datasets' instruction)."
+            f"{path}: data lacks the attribute 'problem_info', where LIBERO keeps the instruction, and the file is not "
+            "named as LIBERO's are, such as open_the_middle_drawer_demo.hdf5. Say what its episodes do: "
+            "data.instruction='lift the cube' (of a mixture, data.datasets' instruction)."
         )
     try:
         instruction = json.loads(data.attrs["problem_info"])["language_instruction"]

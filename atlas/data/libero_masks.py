@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
-import numpy as np
 
 from atlas.data.episode import Side
-from atlas.data.libero_layout import array_in, group_in
+from atlas.data.hdf5 import check_size, find, readable
 from atlas.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 _TRAIN, _VALID = "train", "valid"
+_LARGEST_LIST = 64 * 2**20  # bytes
 
 
 def sides_of(file: h5py.File, names: Sequence[str], path: Path) -> dict[str, Side]:
@@ -60,12 +60,13 @@ def sides_of(file: h5py.File, names: Sequence[str], path: Path) -> dict[str, Sid
 
 def _lists(file: h5py.File, path: Path) -> dict[str, set[str]]:
     """Those of the two lists that the file has."""
-    if "mask" not in file:
-        return {}
-    group = group_in(file, "mask", str(path))
-    return {name: _names(array_in(group, name, f"{path}: mask")) for name in (_TRAIN, _VALID) if name in group}
+    found = {name: find(file, f"mask/{name}", str(path)) for name in (_TRAIN, _VALID)}
+    return {name: _names(each, f"{path}: mask/{name}") for name, each in found.items() if each is not None}
 
 
-def _names(stored: h5py.Dataset) -> set[str]:
-    values = np.asarray(stored).ravel().tolist()
-    return {value.decode() if isinstance(value, bytes) else str(value) for value in values}
+def _names(stored: h5py.Group | h5py.Dataset, where: str) -> set[str]:
+    if not isinstance(stored, h5py.Dataset) or stored.dtype.kind not in "SO" or stored.ndim != 1:
+        raise InputError(f"{where} is not a list of the names of demos, as robomimic has it.")
+    with readable(where):
+        check_size(stored, stored.shape[0] * stored.dtype.itemsize, _LARGEST_LIST, where)
+        return {name.decode() if isinstance(name, bytes) else str(name) for name in stored[()].tolist()}

@@ -101,7 +101,13 @@ def like_robomimic(file: h5py.File) -> None:
             demo["obs"].move(old, new)
 
 
+def without_actions(file: h5py.File) -> None:
+    for demo in file["data"].values():
+        demo.move("actions", "moves")
+
+
 def rename_demos(file: h5py.File) -> None:
+    without_actions(file)
     for name in list(file["data"]):
         file["data"].move(name, name.replace("demo", "episode"))
 
@@ -137,7 +143,7 @@ ROWS = [
         "_rgb",
     ),
     inside("one camera fewer in one episode", remove(IMAGES), "data/demo_1/obs", "['eye_in_hand']"),
-    inside("no demos", rename_demos, "no groups demo_0"),
+    inside("groups that are no demos", rename_demos, "no groups demo_0", "'episode_0'"),
     inside("robomimic's names with LIBERO's numbers", like_robomimic, "data/demo_0/obs/robot0_eef_quat", "(12, 3)"),
     inside("no instruction", lambda file: file["data"].attrs.pop("problem_info"), "'problem_info'"),
     inside("an instruction that is not JSON", set_attribute("problem_info", "open the drawer"), "'problem_info'"),

@@ -10,6 +10,7 @@ import pytest
 
 from atlas.checks.inspection import dataset_warnings
 from atlas.data import open_dataset
+from atlas.data.chunks import ChunkDataset
 from atlas.data.episode import RecordedEpisode
 from atlas.data.libero_writer import write_libero_file
 from atlas.errors import InputError
@@ -58,6 +59,112 @@ def test_a_folder_of_suites_is_read_whole(make_libero: MakeLibero, tmp_path: Pat
     dataset = open_dataset(tmp_path / "suites")
 
     assert dataset.tasks == ["one", "two"] and dataset.task_of.tolist() == [0, 0, 1]
+
+
+def test_linked_files_and_folders_are_read_once_each(make_libero: MakeLibero, tmp_path: Path) -> None:
+    root = make_libero({"one": [5, 5]}, folder="suites/first").parent
+    elsewhere = make_libero({"two": [6]}, folder="elsewhere")
+    (root / "second").symlink_to(elsewhere)
+    (elsewhere / "circle").symlink_to(root)
+    (root / "third").symlink_to(root / "first", target_is_directory=True)
+    (root / "first/again.hdf5").symlink_to(elsewhere / "task_0_demo.hdf5")
+    (root / ".hidden").symlink_to(make_libero({"three": [7]}, folder="hidden"))
+
+    dataset = open_dataset(root)
+
+    assert sorted(dataset.lengths.tolist()) == [5, 5, 6] and sorted(dataset.tasks) == ["one", "two"]
+
+
+def rename_demos(root: Path, names: list[str]) -> None:
+    with h5py.File(root / "task_0_demo.hdf5", "a") as file:
+        for number in range(len(names)):
+            file["data"].move(f"demo_{number}", f"_{number}")
+        for number, name in enumerate(names):
+            file["data"].move(f"_{number}", name)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["demo_0_1", "demo_0_2", "demo_0_10", "demo_1_0"],
+        ["ep_2", "ep_3", "ep_10", "ep_11"],
+        ["demo3", "demo4", "demo29", "demo30"],
+        ["demo_2", "demo_11", "ep_1", "z"],
+    ],
+)
+def test_demos_of_other_names_are_read_in_the_order_of_their_numbers(make_libero: MakeLibero, names: list[str]) -> None:
+    root = make_libero({"a task": [5, 6, 7, 8]})
+    rename_demos(root, names)
+
+    assert open_dataset(root).lengths.tolist() == [5, 6, 7, 8]
+
+
+def test_what_is_no_demo_is_passed_over_and_said(make_libero: MakeLibero, caplog: pytest.LogCaptureFixture) -> None:
+    root = make_libero({"a task": [5, 6]})
+    with h5py.File(root / "task_0_demo.hdf5", "a") as file:
+        file["data/notes/by"] = np.zeros(3)
+
+    assert len(open_dataset(root)) == 2 and "passed over ['notes'] in data" in caplog.text
+
+
+OPENVLAS = {
+    "pick_up_the_black_bowl_on_the_stove_and_place_it_on_the_plate": [5, 6, 7],
+    "KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it": [6, 5],
+    "LIVING_ROOM_SCENE10_put_both_cups_in_the_basket": [5],
+    "STUDY_SCENE1_pick_up_the_book": [],
+}
+
+
+def test_files_without_attributes_are_read_by_their_names(
+    make_libero: MakeLibero, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As OpenVLA makes them of LIBERO's: the words are the file's name, and demos that failed are gone."""
+    root = make_libero(OPENVLAS)
+    for number, name in enumerate(OPENVLAS):
+        with h5py.File(root / f"task_{number}_demo.hdf5", "a") as file:
+            for group in (file["data"], *file["data"].values()):
+                for attribute in list(group.attrs):
+                    del group.attrs[attribute]
+            if number == 0:
+                del file["data/demo_1"]
+        (root / f"task_{number}_demo.hdf5").rename(root / f"{name}_demo.hdf5")
+
+    dataset = open_dataset(root)
+
+    assert {task: dataset.lengths[dataset.task_of == i].tolist() for i, task in enumerate(dataset.tasks)} == {
+        "turn on the stove and put the moka pot on it": [6, 5],
+        "put both cups in the basket": [5],
+        "pick up the black bowl on the stove and place it on the plate": [5, 7],
+    }
+    assert "STUDY_SCENE1_pick_up_the_book_demo.hdf5 holds no episodes" in caplog.text
+    chunks = ChunkDataset(dataset, np.arange(5), dataset.cameras, image_size=32, horizon=4)
+    assert [each.episodes for each in chunks.statistics()] == [5]  # of the whole folder
+    with pytest.raises(InputError, match="no file of it has a demo"):
+        open_dataset(root / "STUDY_SCENE1_pick_up_the_book_demo.hdf5")
+
+
+def test_images_of_other_sizes_are_refused_by_name(make_libero: MakeLibero, tmp_path: Path) -> None:
+    root = make_libero({"one": [5, 5]}, size=32)
+    (make_libero({"two": [5]}, size=48, folder="more") / "task_0_demo.hdf5").rename(root / "task_1_demo.hdf5")
+
+    with pytest.raises(InputError, match=r"task_1_demo.hdf5: data/demo_0/obs has images of 48 x 48 .*32 x"):
+        open_dataset(root)
+    assert len(open_dataset(root, skip_damaged=True)) == 2
+
+
+def test_numbers_beside_the_actions_that_do_not_fit_are_named_when_they_are_read(make_libero: MakeLibero) -> None:
+    root = make_libero({"a task": [6]})
+    with h5py.File(root / "task_0_demo.hdf5", "a") as file:
+        for key, values in (("rewards", np.array([b"none"] * 6)), ("states", np.zeros((4, 5)))):
+            del file[f"data/demo_0/{key}"]
+            file[f"data/demo_0/{key}"] = values
+
+    episode = open_dataset(root).episode(0)
+
+    with pytest.raises(InputError, match=r"demo_0/rewards is of type \|S4, expected numbers"):
+        episode.success  # noqa: B018
+    with pytest.raises(InputError, match=r"demo_0/states has shape \(4, 5\)"):
+        episode.sim_states  # noqa: B018
 
 
 def test_compressed_files_give_the_same_images(make_libero: MakeLibero, tmp_path: Path) -> None:
