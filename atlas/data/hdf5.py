@@ -43,7 +43,8 @@ def readable(where: str) -> Iterator[None]:
         *(OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError),
         *(ArithmeticError, MemoryError, NotImplementedError),
     ) as error:
-        raise InputError(f"{where} is damaged ({first_line(error)}); fetch or copy it again, or leave it out.") from error
+        said = first_line(error)
+        raise InputError(f"{where} is damaged ({said}); fetch or copy it again, or leave it out.") from error
 
 
 def open_file(path: Path) -> h5py.File:
