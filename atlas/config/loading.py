@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from atlas.config.config import Config
+from atlas.documents import parse_yaml, read_yaml
 from atlas.errors import InputError, did_you_mean
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "train_config.yaml"
@@ -53,25 +54,15 @@ def config_schema() -> dict[str, Any]:
     return Config.model_json_schema()
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML whose mappings have each key once: of two that are equal, PyYAML alone takes the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        for i, key in enumerate(keys):
-            if key.value in (earlier.value for earlier in keys[:i]):
-                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is there twice", key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        values = read_yaml(path)
     except OSError as error:
         raise InputError(f"The config file {path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise InputError(f"The config file {path} is not a text file.") from None
-    values = _parse_yaml(text, f"The config file {path}")
+    except ValueError as error:
+        raise InputError(f"The config file {path} is not valid YAML: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -80,20 +71,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _parse_yaml(text: str, what: str) -> Any:
-    try:
-        return yaml.load(text, _UniqueKeys)
-    except yaml.YAMLError as error:
-        raise InputError(f"{what} is not valid YAML: {error}") from None
-    except RecursionError:
-        raise InputError(f"{what} is not valid YAML: its values lie too deep in one another.") from None
-
-
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise InputError(f"'{override}' is not an override; it should be key=value, such as training.max_steps=100.")
-    value = _parse_yaml(text, f"The value in '{override}'")
+    try:
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"The value in '{override}' is not valid YAML: {error}") from None
     *sections, last = key.split(".")
     place = values
     for section in sections:

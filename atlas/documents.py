@@ -1,0 +1,182 @@
+"""JSON and YAML that anybody may have written, read within bounds: no file makes the reader hang or fill the memory.
+
+What they raise is ValueError, whose text says why, or OSError; a caller makes of it a message that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LARGEST_JSON = 16 * 2**20  # bytes
+_LARGEST_YAML = 2**20  # bytes; it is for people to write
+_MOST_VALUES = 20_000  # of YAML, each as often as it is referred to
+_DEEPEST = 100  # values in one another; what reads or prints them later may need several calls a level
+_LARGEST_NUMBER = 2**63  # of integers, which nothing beyond takes
+_LONGEST_NUMBER = 100  # characters
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
+    """The value in a JSON file of at most so many bytes. Raises OSError, ValueError."""
+    return parse_json(_read_text(path, largest))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError."""
+    content = text.encode("utf-8") if isinstance(text, str) else text
+    try:
+        value = json.loads(content, parse_int=_integer)
+    except RecursionError:
+        raise ValueError(_too_deep()) from None
+    _check_depth(value)
+    if _HALF_CHARACTER.search(content):
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # UnicodeEncodeError is a ValueError
+    return value
+
+
+def read_yaml(path: Path) -> Any:
+    """The value in a YAML file, whose mappings have each key once. Raises OSError, ValueError."""
+    return parse_yaml(_read_text(path, _LARGEST_YAML))
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text; what is referred to several times (`*name`) is a value of its own each time.
+
+    Raises ValueError.
+    """
+    loader = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_extent(node)
+        value = loader.construct_document(node)
+    except RecursionError:
+        raise ValueError(_too_deep()) from None
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:  # for values that a tag is not fit for
+        raise ValueError(f"a value cannot be what its tag says ({error})") from None
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+    return _own(value)
+
+
+# ---- small parts -----------------------------------------------------------------------------------------
+
+
+def _read_text(path: Path, largest: int) -> str:
+    with path.open("rb") as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(f"it is larger than {largest / 2**20:g} MiB")
+    return content.decode("utf-8")
+
+
+def _integer(digits: str) -> int:
+    number = int(digits)
+    if not -_LARGEST_NUMBER <= number < _LARGEST_NUMBER:
+        raise ValueError(f"it holds a number of {len(digits.lstrip('-'))} digits")
+    return number
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(_DEEPEST + 1):
+        collections = [item for item in level if isinstance(item, dict | list)]
+        level = [item for found in collections for item in (found.values() if isinstance(found, dict) else found)]
+        if not level:
+            return
+    raise ValueError(_too_deep())
+
+
+def _too_deep() -> str:
+    return "its values lie too deep in one another"
+
+
+def _too_many() -> str:
+    return f"it holds more than {_MOST_VALUES:,} values, with those that are referred to"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose mappings have each key once: of two that are equal, PyYAML alone takes the last without a word."""
+
+    _depth = _values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        self._values += 1
+        if self._depth > _DEEPEST:
+            raise ValueError(_too_deep())
+        if self._values > _MOST_VALUES:
+            raise ValueError(_too_many())
+        try:
+            return super().compose_node(parent, index)  # type: ignore[no-any-return]
+        finally:
+            self._depth -= 1
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is there twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> float:
+        if len(node.value) > _LONGEST_NUMBER:
+            raise ValueError(f"it holds a number of {len(node.value)} characters")
+        if node.tag.endswith(":float"):
+            return float(super().construct_yaml_float(node))
+        number = int(super().construct_yaml_int(node))
+        if not -_LARGEST_NUMBER <= number < _LARGEST_NUMBER:
+            raise ValueError(f"it holds a number of {number.bit_length()} bits")
+        return number
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
+
+
+def _check_extent(root: yaml.Node) -> None:
+    """Raises ValueError where the nodes, with what each refers to, are too many, too deep, or without an end."""
+    extents: dict[int, tuple[int, int] | None] = {}  # by node: how many values and how deep; None while it is counted
+
+    def measure(node: yaml.Node) -> tuple[int, int]:
+        known = extents.get(id(node), ())
+        if known is None:
+            raise ValueError("a value refers to itself")
+        if known:
+            return known
+        extents[id(node)] = None
+        pairs = isinstance(node, yaml.MappingNode)
+        inside = [part for pair in node.value for part in pair] if pairs else node.value
+        found = [measure(part) for part in inside] if isinstance(node, yaml.CollectionNode) else []
+        count, depth = 1 + sum(count for count, _ in found), 1 + max((depth for _, depth in found), default=0)
+        if count > _MOST_VALUES:
+            raise ValueError(_too_many())
+        if depth > _DEEPEST:
+            raise ValueError(_too_deep())
+        extents[id(node)] = count, depth
+        return count, depth
+
+    measure(root)
+
+
+def _own(value: Any) -> Any:
+    """A copy that shares nothing. Raises ValueError where it holds half a character, which no file takes."""
+    if isinstance(value, dict):
+        return {_own(key): _own(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return type(value)(_own(item) for item in value)
+    if isinstance(value, str):
+        value.encode("utf-8")  # UnicodeEncodeError is a ValueError
+    return value
