@@ -38,6 +38,14 @@ def check_file(setting: str, file: Path, example: str) -> None:
     check_folder(setting, file.absolute().parent)
 
 
+def file_name(text: str, longest: int = 120) -> str:
+    """A file's name of a text that anybody may have written: its letters, digits, `_` and `-`; may be empty.
+
+    longest: bytes, as files' names are limited to 255 of them.
+    """
+    return os.fsencode(re.sub(r"[^\w-]+", "_", text))[:longest].decode("utf-8", "ignore").strip("_")
+
+
 def inside(folder: Path, name: str, *, where: str = "", follow_links: bool = False) -> Path:
     """The path in `folder` that a name from outside means: from a manifest, a template, a server's answer.
 
@@ -46,7 +54,7 @@ def inside(folder: Path, name: str, *, where: str = "", follow_links: bool = Fal
     That is for reading only. Raises InputError for a name that is absolute, leads out of the folder, or is none.
     """
     start = f"{where}: " if where else ""
-    if reason := _unfit(name):
+    if reason := unfit(name):
         raise InputError(f"{start}{_shown(name)} cannot name a file in {folder}: {reason}.")
     path = folder / PurePosixPath(name)
     if not follow_links:
@@ -90,8 +98,8 @@ def files_below(folder: Path, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, of Linux
 
 
-def _unfit(name: str) -> str | None:
-    """Why a name is not one of a file below a folder, on any system; None where it is."""
+def unfit(name: str) -> str | None:
+    """Why a name, which may have parts, is not one of a file below a folder, on any system; None where it is."""
     try:
         parts = [os.fsencode(part) for part in name.split("/")]
     except UnicodeEncodeError:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from atlas.config import Config, DataConfig, dump_yaml, load_config
+from atlas.documents import read_yaml
 from atlas.errors import InputError
 from atlas.files import write_text
 from atlas.paths import check_folder
@@ -157,8 +156,8 @@ def _check_fits(checkpoint: Path, config: Config) -> None:
     check_average(checkpoint, has_trained_weights(checkpoint), config.training.ema_decay > 0)
     file = checkpoint / "policy" / "config.yaml"
     try:
-        saved = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        saved = read_yaml(file)
+    except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({error}); the checkpoint is damaged.") from None
     differing = _differences("model", saved, config.model.model_dump(mode="json"))
     processor = PolicyProcessor.load(checkpoint / "policy" / "processor.json")

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 
+from atlas.documents import parse_json
 from atlas.errors import InputError
 
 _NAMES = {
@@ -68,7 +69,7 @@ def load_nested(path: Path) -> Any:
     """What `save_nested` wrote, its tensors on the CPU. Raises InputError for a file that is damaged or missing."""
     try:
         with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {})[_NESTED])
+            described = parse_json((file.metadata() or {})[_NESTED])
             # Clones, as those of the library may be windows into the file.
             return _restore(described, {name: file.get_tensor(name).clone() for name in file.keys()})
     except FileNotFoundError:

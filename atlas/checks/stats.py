@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
 from atlas.data.lerobot import LeRobotDataset
 from atlas.data.statistics import ColumnStatistics
+from atlas.documents import read_json
 
 _SMALLEST_STD = 1e-6
 _TAIL = 8.0  # standard deviations from the mean, beyond which the largest value sets the scale alone
@@ -110,7 +110,7 @@ def _brought(context: CheckContext, dataset: LeRobotDataset) -> Iterator[Finding
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError):
         return None
     return values if isinstance(values, dict) else None

@@ -7,7 +7,6 @@ of the world's cameras; and then by their colours, as they are and in reversed o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from atlas.checks.finding import Finding
 from atlas.checks.pictures import draw_side_by_side
 from atlas.data.geometry import fit_images
 from atlas.data.orientation import Orientation, turn_upright
+from atlas.paths import file_name
 
 _EPISODES, _FRAMES = 4, 3
 _LARGEST = 96  # pixels of the sides of what is compared
@@ -178,7 +178,7 @@ def _judge(context: CheckContext, camera: str, recorded: np.ndarray, rendered: d
         "correlation_as_evaluated": None if own is None else round(own.correlation, 3),
     }
     if context.pictures is not None:
-        path = context.pictures / f"view_{re.sub(r'[^0-9A-Za-z_-]+', '_', camera)}.png"
+        path = context.pictures / f"view_{file_name(camera)}.png"
         _draw(path, camera, recorded, rendered, matches, best)
         evidence["picture"] = str(path)
     if recorded.std(axis=(1, 2, 3)).max() < _ONE_COLOUR:

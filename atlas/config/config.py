@@ -11,6 +11,7 @@ from atlas.config.model import ModelConfig, PretrainedVGGTConfig, VGGTVisionConf
 from atlas.config.section import Section
 from atlas.config.tracking import LoggingConfig, ModelManagementConfig, WandbConfig
 from atlas.config.training import CheckpointConfig, DistributedConfig, EvaluationConfig, TrainingConfig
+from atlas.paths import unfit
 
 
 class Config(Section):
@@ -54,8 +55,9 @@ class Config(Section):
                 "data.feature_cache holds what a frozen backbone says; it needs model.vision.name vggt_pretrained, "
                 "frozen and without lora"
             )
-        if self.run_name is not None and (not self.run_name or "/" in self.run_name or self.run_name.startswith(".")):
-            raise ValueError(f"run_name '{self.run_name}' must be usable as a folder's name")
+        name = self.run_name
+        if name is not None and (name.startswith(".") or "/" in name or unfit(name)):
+            raise ValueError(f"run_name {name!r} must be usable as a folder's name")
         return self
 
 

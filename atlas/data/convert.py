@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,8 +13,10 @@ import numpy as np
 from atlas.data.episode import EpisodeDataset, RecordedEpisode
 from atlas.data.lerobot.writer import Part, Plan, assemble, check_codec, plan, write_part
 from atlas.data.libero_writer import write_libero_file
+from atlas.documents import read_json
 from atlas.errors import InputError
 from atlas.files import write_json
+from atlas.paths import file_name
 from atlas.pool import run_jobs
 from atlas.progress import progress_bar
 from atlas.types import ActionSpec
@@ -27,7 +27,6 @@ DEFAULT_CODEC = "av1"
 _NOTE = "conversion.json"  # in the copy and while it is made: what was asked
 _FORMAT = 1  # raised when the files change, so that older unfinished work is not gone on with
 _LIBERO_PROPRIO = 8
-_LONGEST_NAME = 120
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def _settle(dataset: EpisodeDataset, asked: Conversion) -> Plan | list[tuple[int
         )
     names: dict[str, int] = {}
     for task in dict.fromkeys(dataset.task_of.tolist()):
-        stem = re.sub(r"[^\w-]+", "_", dataset.tasks[task]).strip("_")[:_LONGEST_NAME] or "task"
+        stem = file_name(dataset.tasks[task]) or "task"
         name = next(n for n in (stem, *(f"{stem}_{i}" for i in range(len(names) + 1))) if n not in names)
         names[name] = task
     return [(task, f"{name}_demo.hdf5") for name, task in names.items()]
@@ -120,7 +119,7 @@ def _is_done(out: Path, note: dict[str, Any]) -> bool:
 
 def _read_note(folder: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
+        found = read_json(folder / _NOTE)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

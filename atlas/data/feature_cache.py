@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from atlas.documents import read_json
 from atlas.errors import InputError, first_line
 from atlas.files import atomic_path, write_json
 
@@ -88,7 +88,7 @@ class FeatureCache:
         """Open a cache, complete or not. Raises InputError where there is none or its index is damaged."""
         index = folder / INDEX
         try:
-            values = json.loads(index.read_text(encoding="utf-8"))
+            values = read_json(index)
             if values["format"] != _FORMAT:
                 raise InputError(
                     f"{index} is of format {values['format']}, this version reads {_FORMAT}; make it anew."

@@ -25,6 +25,7 @@ from atlas.data.libero_layout import (
     read_demo,
     stored_late,
 )
+from atlas.documents import parse_json
 from atlas.errors import InputError
 from atlas.files import atomic_path
 from atlas.pool import run_jobs
@@ -87,7 +88,7 @@ def kept_demos(path: Path) -> dict[str, Demo]:
     """The demos of a file by name, where they are kept; else none."""
     try:
         with np.load(_place(path)) as kept:
-            about = json.loads(str(kept["about"]))
+            about = parse_json(str(kept["about"]))
             layout = ROBOMIMIC if about["format"] == ROBOMIMIC.format else LIBERO
             ends = np.cumsum(about["lengths"])[:-1]
             parts = zip(np.split(kept["actions"], ends), np.split(kept["proprio"], ends), strict=True)

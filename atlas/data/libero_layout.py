@@ -3,7 +3,6 @@ train on garbage."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 
 from atlas.data.hdf5 import check_images, find, numbers_in
 from atlas.data.orientation import Orientation
+from atlas.documents import parse_json
 from atlas.errors import InputError
 from atlas.types import ActionSpec
 
@@ -196,7 +196,7 @@ def instruction_of(data: h5py.Group, path: Path, given: str | None) -> str:
             "data.instruction='lift the cube' (of a mixture, data.datasets' instruction)."
         )
     try:
-        instruction = json.loads(data.attrs["problem_info"])["language_instruction"]
+        instruction = parse_json(data.attrs["problem_info"])["language_instruction"]
     except (ValueError, LookupError, TypeError):
         raise InputError(f"{path}: the attribute 'problem_info' of data holds no 'language_instruction'.") from None
     words = instruction if isinstance(instruction, list) else [instruction]
@@ -213,7 +213,7 @@ def read_env_args(data: h5py.Group, path: Path) -> dict[str, Any]:
     if "env_args" not in data.attrs:
         return {}
     try:
-        values = json.loads(data.attrs["env_args"])
+        values = parse_json(data.attrs["env_args"])
         values.get("env_name")
     except (ValueError, TypeError, AttributeError):
         raise InputError(f"{path}: the attribute 'env_args' of data is not a JSON object with 'env_name'.") from None

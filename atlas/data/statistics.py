@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.ma  # quantiles need it, and numpy 2.4 fails where several threads import it at once
 
 from atlas.cores import available_cores
+from atlas.documents import read_json
 from atlas.files import write_json
 from atlas.progress import progress_bar
 from atlas.registry.cache import cache_root
@@ -88,7 +88,7 @@ def kept_statistics(values: np.ndarray, title: str) -> ColumnStatistics:
     digest.update(values.data)
     file = cache_root() / "statistics" / f"{digest.hexdigest()}.json"
     try:
-        return ColumnStatistics.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        return ColumnStatistics.from_dict(read_json(file))
     except (OSError, ValueError, TypeError, AttributeError):  # not there, or not whole
         found = ColumnStatistics.of(values, title)
     try:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from atlas.documents import read_json
 from atlas.files import write_json
 
 HANG = "hang"
@@ -48,7 +48,7 @@ class Report:
 
 def read_reports(folder: Path) -> dict[int, Report]:
     """The reports there are, by rank."""
-    reports = [Report(**json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("report_*.json")]
+    reports = [Report(**read_json(path)) for path in folder.glob("report_*.json")]
     return {report.rank: report for report in reports}
 
 

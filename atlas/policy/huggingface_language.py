@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from atlas.config import HuggingFaceLanguageConfig
+from atlas.documents import parse_json
 from atlas.errors import InputError
 from atlas.files import atomic_path
 from atlas.policy.huggingface import KEY, TextTower, find_model, is_unread, quiet, read_tokenizer
@@ -130,7 +131,7 @@ class HuggingFaceLanguageEncoder(nn.Module):
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                texts = json.loads(metadata["instructions"])
+                texts = parse_json(metadata["instructions"])
                 kept = [file.get_tensor(str(number)) for number in range(len(texts))]
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from atlas.config import HuggingFaceLanguageConfig, ModelConfig, PretrainedVGGTConfig
+from atlas.documents import parse_json, read_yaml
 from atlas.errors import InputError
 from atlas.files import atomic_path, write_text
 from atlas.policy.alignment import Alignment
@@ -185,8 +186,8 @@ class AtlasPolicy(nn.Module):
         directory = resolve_policy(reference)
         config_file = directory / "config.yaml"
         try:
-            config = ModelConfig.model_validate(yaml.safe_load(config_file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            config = ModelConfig.model_validate(read_yaml(config_file))
+        except (OSError, ValueError) as error:
             raise InputError(f"{config_file} is not the config of a policy: {error}") from None
         sources = {part: directory / name for part, name in FROZEN_FILES.items() if (directory / name).exists()}
         policy = cls(config, PolicyProcessor.load(directory / "processor.json"), sources)
@@ -198,7 +199,7 @@ class AtlasPolicy(nn.Module):
         frozen part that is another one than the weights were trained with."""
         try:
             with safe_open(path, framework="pt") as file:
-                named = json.loads((file.metadata() or {}).get(_FROZEN, "{}"))
+                named = parse_json((file.metadata() or {}).get(_FROZEN, "{}"))
             frozen = {part: FrozenWeights(**values) for part, values in named.items()}
             weights = load_file(path)
         except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from atlas.config import ProcessorConfig
 from atlas.data.geometry import fit_images
 from atlas.data.inputs import TrainingInputs
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
+from atlas.documents import read_json
 from atlas.errors import InputError
 from atlas.files import write_json
 from atlas.types import ActionSpec, Batch, Observation
@@ -104,7 +104,7 @@ class PolicyProcessor:
     def load(cls, path: Path) -> PolicyProcessor:
         """Read processor.json. Raises InputError for one that is damaged or of another form."""
         try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            values: dict[str, Any] = read_json(path)
             processor = cls(
                 cameras=tuple(values["cameras"]),
                 camera_size=values["camera_size"],

@@ -7,7 +7,6 @@ every file. Each use checks the files against it.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import secrets
@@ -19,8 +18,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from atlas.documents import read_json
 from atlas.errors import InputError
 from atlas.files import write_json
+from atlas.paths import inside
 from atlas.registry.references import ArtifactReference
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class ArtifactCache:
         """The model of a version, where it is here and as it was fetched; one that is not is removed."""
         folder = self._folder(reference)
         try:
-            receipt = Receipt(**json.loads((folder / _RECEIPT).read_text(encoding="utf-8")))
+            receipt = Receipt(**read_json(folder / _RECEIPT))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError):
@@ -105,7 +106,7 @@ class ArtifactCache:
 
     def _folder(self, reference: ArtifactReference) -> Path:
         parts = (reference.entity or "", reference.project, reference.name, reference.alias or "")
-        return self._root.joinpath(*(quote(part, safe="") or "_" for part in parts))
+        return inside(self._root, "/".join(quote(part, safe="") or "_" for part in parts), follow_links=True)
 
 
 def _remove_old_partials(folder: Path) -> None:
@@ -135,7 +136,7 @@ def place(source: Path, target: Path) -> Path:
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} is there already and holds something; choose another folder, or remove it.")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         shutil.copytree(source, partial, copy_function=shutil.copyfile)

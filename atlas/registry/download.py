@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from atlas.errors import InputError
-from atlas.files import finite
+from atlas.files import atomic_path, finite
+from atlas.paths import inside
 from atlas.progress import progress_bar
 from atlas.registry.cache import ArtifactCache, Cached, Receipt
 from atlas.registry.client import base_url, connect, explained, import_wandb
-from atlas.registry.references import ArtifactReference, parse_artifact
+from atlas.registry.references import ArtifactReference, is_version, parse_artifact
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ def fetch_artifact(reference: str | ArtifactReference) -> Cached:
     if reference.is_version and (found := cache.find(reference)) is not None:
         return found
     artifact = _look_up(reference, cache)
+    if not is_version(artifact.version):
+        raise InputError(f"{reference}: the server calls its version {artifact.version!r}; it should be such as v3.")
     exact = reference.at(artifact.version)
     found = cache.find(exact)
     if found is not None and found.receipt.digest == artifact.digest:
@@ -100,15 +103,14 @@ def _download(artifact: Any, reference: ArtifactReference, folder: Path) -> Rece
     size = sum(entry.size or 0 for entry in entries.values()) / 2**20
     title = f"Downloading {reference.path} ({size:,.0f} MiB)" if size >= _WORTH_A_BAR else None
     logger.info("Downloading %s (%d files, %.1f MiB)", reference, len(entries), size)
+    targets = {name: _target(folder, name, reference) for name in entries}  # before anything is written
     sha256 = {}
     with progress_bar(title, max(1, round(size))) as advance, requests.Session() as session:
         meter = _Meter(advance)
         for name, entry in sorted(entries.items()):
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
             for attempt in range(1, _ATTEMPTS + 1):
                 try:
-                    sha256[name] = _fetch(session, addresses[name], target, entry, meter)
+                    sha256[name] = _fetch(session, addresses[name], targets[name], entry, meter)
                     break
                 except (_Damaged, requests.RequestException, KeyError) as error:
                     if attempt == _ATTEMPTS:
@@ -117,6 +119,14 @@ def _download(artifact: Any, reference: ArtifactReference, folder: Path) -> Rece
                     addresses |= {file.name: file.direct_url for file in artifact.files(names=[name])}
     metadata = finite(dict(artifact.metadata))
     return Receipt(str(reference), artifact.digest, sha256, metadata, artifact.description)
+
+
+def _target(folder: Path, name: str, reference: ArtifactReference) -> Path:
+    where = f"{reference}: the list of its files"
+    target = inside(folder, name, where=where)
+    if target.relative_to(folder).as_posix() != name:  # two names of one file would each have a digest
+        raise InputError(f"{where}: {name!r} is a roundabout name; expected {target.relative_to(folder).as_posix()}.")
+    return target
 
 
 def _in_time(fetch: Callable[[], Any], what: str) -> Any:
@@ -154,18 +164,26 @@ class _Meter:
 
 
 def _fetch(session: Any, url: str, target: Path, entry: Any, meter: _Meter) -> str:
-    """Download one file; returns its SHA-256. Raises _Damaged where it is not what the manifest says."""
+    """Download one file; returns its SHA-256. Raises _Damaged where it is not what the manifest says, and is not kept.
+
+    Of a file that is larger than that, no more is taken.
+    """
     digest, sha256, size = _hasher(entry), hashlib.sha256(), 0
-    with session.get(url, stream=True, timeout=_TIMEOUTS) as response, open(target, "wb") as file:
+    with session.get(url, stream=True, timeout=_TIMEOUTS) as response, atomic_path(target) as partial:
         response.raise_for_status()
-        for chunk in response.iter_content(_CHUNK):
-            file.write(chunk)
-            digest.update(chunk)
-            sha256.update(chunk)
-            size += len(chunk)
-            meter.add(len(chunk))
-    if base64.b64encode(digest.digest()).decode() != entry.digest:
-        raise _Damaged(f"{size:,} bytes came, and their digest is not the manifest's")
+        with open(partial, "xb") as file:
+            for chunk in response.iter_content(_CHUNK):
+                size += len(chunk)
+                if entry.size is not None and size > entry.size:
+                    raise _Damaged(f"more than the manifest's {entry.size:,} bytes come")
+                file.write(chunk)
+                digest.update(chunk)
+                sha256.update(chunk)
+                meter.add(len(chunk))
+        if entry.size not in (None, size):
+            raise _Damaged(f"{size:,} bytes came, and the manifest says {entry.size:,}")
+        if base64.b64encode(digest.digest()).decode() != entry.digest:
+            raise _Damaged(f"{size:,} bytes came, and their digest is not the manifest's")
     return sha256.hexdigest()
 
 

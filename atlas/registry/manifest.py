@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from atlas.documents import read_json
 from atlas.errors import InputError
 from atlas.files import sync_tree, write_json
+from atlas.paths import inside
 
 MANIFEST = "trainer/manifest.json"
 _CHUNK = 1 << 20
@@ -35,10 +37,13 @@ def read_manifest(checkpoint: Path, needed: Iterable[str]) -> Listed:
     path = checkpoint / MANIFEST
     require(path)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         listed: Listed = manifest["files"]
         whole = manifest["sha256"] == _digest(listed) and all(name in listed for name in needed)
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = whole and all(
+            isinstance(was["size"], int) and isinstance(was["sha256"], str) for was in listed.values()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise InputError(f"{path} is damaged.")
@@ -46,9 +51,10 @@ def read_manifest(checkpoint: Path, needed: Iterable[str]) -> Listed:
 
 
 def compare_files(checkpoint: Path, listed: Listed) -> None:
-    """Compare files with what the manifest says of them. Raises InputError that names the file that is damaged."""
+    """Compare files with what the manifest says of them. Raises InputError that names the file that is damaged, or
+    a name that is not one of a file of the checkpoint."""
     for name, was in listed.items():
-        file = checkpoint / name
+        file = inside(checkpoint, name, where=str(checkpoint / MANIFEST), follow_links=True)
         require(file)
         found = file.stat().st_size
         if found != was["size"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from atlas.documents import read_json
 from atlas.files import finite, write_json
 from atlas.registry.client import MODEL
 from atlas.registry.files import artifact_files, link_or_copy
@@ -67,7 +67,7 @@ def stage(
 def read_package(folder: Path) -> Package | None:
     """The package that is staged in a folder; None where it is none, or not complete."""
     try:
-        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        record = read_json(folder / _RECORD)
         known = (record["name"], record["aliases"], record["metadata"], record["description"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

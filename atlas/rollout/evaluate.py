@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import torch
 
 from atlas.cores import available_cores
 from atlas.errors import InputError
-from atlas.paths import check_folder
+from atlas.paths import check_folder, file_name
 from atlas.policy.processor import PolicyProcessor
 from atlas.progress import progress_bar
 from atlas.rollout.environment import EnvironmentSpec
@@ -288,8 +287,7 @@ def film_order(played: PlayedEpisode, path: Path, most_pictures: int | None = No
 
 def film_name(title: str, outcome: EpisodeOutcome) -> str:
     """'episode_007' -> 'episode_007_pick_up_the_red_cube_success.mp4'"""
-    instruction = re.sub(r"\W+", "_", outcome.instruction)[:80].strip("_")
-    return f"{title}_{instruction}_{'success' if outcome.success else 'failure'}.mp4"
+    return f"{title}_{file_name(outcome.instruction, longest=80)}_{'success' if outcome.success else 'failure'}.mp4"
 
 
 def _played(episode: PlannedEpisode, segments: Sequence[Segment]) -> PlayedEpisode:

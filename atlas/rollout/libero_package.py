@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from atlas.documents import read_yaml
 from atlas.errors import InputError, first_line
 from atlas.files import write_text
 
@@ -176,8 +177,8 @@ def _find_assets(environment: str, package: Path, settings: Path) -> Path:
     InputError that says where they were looked for, or that the settings are none.
     """
     try:
-        stated = dict(yaml.safe_load(settings.read_text(encoding="utf-8")) or {})
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        stated = dict(read_yaml(settings) or {})
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{settings} are no settings of LIBERO ({first_line(error)}); mend or remove it.") from None
     looked = [Path(stated.get("assets") or package / "assets"), package / "assets", Path(_FETCHED).expanduser()]
     for folder in looked:

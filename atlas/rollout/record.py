@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -15,6 +14,7 @@ from atlas.data.convert import DEFAULT_CODEC, Conversion, Format, check_form, co
 from atlas.data.episode import RecordedEpisode
 from atlas.data.libero import LiberoDataset
 from atlas.data.libero_writer import write_libero_file
+from atlas.documents import read_json
 from atlas.errors import InputError
 from atlas.files import atomic_path, write_json
 from atlas.pool import run_jobs
@@ -106,7 +106,7 @@ def is_recorded(settings: RecordSettings, out: Path, form: Conversion = _AS_LIBE
         if out.exists() and any(out.iterdir()):
             raise InputError(f"{out} is not empty and holds no recording of Atlas; give another folder.")
         return False
-    found, asked = json.loads(marker.read_text()), _fingerprint(settings, form)
+    found, asked = read_json(marker), _fingerprint(settings, form)
     if found != asked:
         differing = ", ".join(
             f"{key}: {found.get(key)} there, {asked.get(key)} asked"

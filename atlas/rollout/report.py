@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atlas.documents import read_json
 from atlas.errors import InputError
 from atlas.files import write_json
 from atlas.rollout.seeds import Purpose
@@ -97,7 +97,7 @@ class EvaluationReport:
     def load(cls, path: Path) -> EvaluationReport:
         """Read what `save` wrote; where films are it does not say. Raises InputError that names the file."""
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = read_json(Path(path))
             return cls(
                 values["env"],
                 values["checkpoint"],

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from atlas.config import Config, load_config
+from atlas.documents import read_yaml
 from atlas.errors import InputError
 from atlas.tracking.comparison import Better
 
@@ -58,10 +57,10 @@ class Point:
 def read_sweep(file: Path) -> Sweep:
     """Read a sweep file. Raises InputError that names the key."""
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = read_yaml(file)
     except OSError as error:
         raise InputError(f"The sweep file {file} cannot be read: {error.strerror}.") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise InputError(f"The sweep file {file} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"The sweep file {file} should hold keys such as 'method:' and 'parameters:'.")
@@ -134,9 +133,14 @@ def _names(stem: str, points: Sequence[Mapping[str, Any]]) -> list[str]:
     names = [",".join(f"{short[key]}={_text(value)}" for key, value in point.items()) for point in points]
     crowded = {name for name, count in Counter(names).items() if count > 1}
     return [
-        f"{name[:_NAME_LENGTH]}-{_digest(point)}" if name in crowded or len(name) > _NAME_LENGTH else name
+        f"{_cut(name)}-{_digest(point)}" if name in crowded or _cut(name) != name else name
         for name, point in zip(names, points, strict=True)
     ]
+
+
+def _cut(name: str) -> str:
+    """At most so many bytes of it, as the names of folders are limited."""
+    return name.encode()[:_NAME_LENGTH].decode(errors="ignore")
 
 
 def _short_keys(keys: Sequence[str]) -> dict[str, str]:

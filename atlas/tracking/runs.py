@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 import time
@@ -11,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from atlas.documents import read_json, read_yaml
 from atlas.errors import InputError, did_you_mean
 from atlas.tracking.console import LOG
 from atlas.tracking.reading import event_files, read_scalars
@@ -59,7 +57,7 @@ class Evaluation:
 def read_evaluation(file: Path) -> Evaluation:
     """Read the file that an evaluation leaves. Raises InputError where it is none, or damaged."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         outcomes = {(str(each["instruction"]), int(each["seed"])): bool(each["success"]) for each in found["outcomes"]}
         low, high = (float(bound) for bound in found["ci95"])
         step = None if found["step"] is None else int(found["step"])
@@ -117,8 +115,8 @@ def _runs_inside(folder: Path) -> str:
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        config = read_yaml(file)
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not valid YAML"
         raise InputError(f"The run's {file} cannot be read: {reason}.") from None
     if not isinstance(config, dict) or not config:
@@ -299,7 +297,7 @@ def _is_being_written(run_dir: Path, file: Path) -> bool:
 def _final_success(run_dir: Path) -> Success | None:
     file = run_dir / RESULTS
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))["final_evaluation"]
+        found = read_json(file)["final_evaluation"]
         if found is None:
             return None
         low, high = found["ci95"]

@@ -6,7 +6,6 @@ dropped: after a resume, whole stretches would be missing.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -19,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from atlas.config import ModelManagementConfig, WandbConfig
+from atlas.documents import read_json
 from atlas.errors import InputError
 from atlas.registry.client import find_wandb, kill_service
 from atlas.tracking.records import (
@@ -389,7 +389,7 @@ def _new_id() -> str:
 def _unfinished_run(run_dir: Path) -> str | None:
     """The id of this folder's run that did not end well, which wandb notes down for `resume: auto`."""
     try:
-        noted = json.loads((run_dir / "wandb" / "wandb-resume.json").read_text(encoding="utf-8"))
+        noted = read_json(run_dir / "wandb" / "wandb-resume.json")
         return str(noted["run_id"])
     except FileNotFoundError:
         return None

@@ -100,6 +100,36 @@ def test_the_other_kind_of_digest_is_checked_as_well(reference: str, server: Fak
     assert registry.fetch_checkpoint(reference).is_dir()
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("../../outside.txt", "leads out"),
+        ("policy/../../../outside.txt", "leads out"),
+        ("{tmp}/outside.txt", "absolute"),
+        ("policy/./outside.txt", "roundabout"),
+        ("..\\outside.txt", "backslash"),
+    ],
+)
+def test_a_name_that_leaves_the_folder_is_refused_before_anything_is_written(
+    reference: str, server: FakeWandb, tmp_path: Path, name: str, reason: str
+) -> None:
+    name = name.format(tmp=tmp_path)
+    server.artifacts.rename_file(server.artifacts.find("my-run", "v0"), "trainer/optimizer.pt", name)
+    with pytest.raises(InputError, match=f"v0: the list of its files: .*{reason}"):
+        registry.fetch_checkpoint(reference)
+    assert not any(path.is_file() for path in registry_cache().rglob("*"))
+    assert not list(tmp_path.rglob("*outside.txt*"))
+
+
+@pytest.mark.parametrize("size", [3, 3000])
+def test_a_file_of_another_size_than_listed_is_refused(reference: str, server: FakeWandb, size: int) -> None:
+    name = "trainer/optimizer.pt"  # of 7 bytes
+    server.artifacts.rename_file(server.artifacts.find("my-run", "v0"), name, name, size=size)
+    with pytest.raises(InputError, match=r"optimizer.pt cannot be had: .*bytes"):
+        registry.fetch_checkpoint(reference)
+    assert not any(path.is_file() for path in registry_cache().rglob("*"))
+
+
 def test_a_storage_that_does_not_answer_is_given_up(
     reference: str, server: FakeWandb, monkeypatch: pytest.MonkeyPatch
 ) -> None:

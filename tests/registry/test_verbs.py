@@ -54,6 +54,43 @@ def test_of_a_run_the_best_checkpoint_is_pushed(run_dir: Path, atlas: Atlas, ser
     assert "policy/model.safetensors" in version.files and "train.log" not in version.files
 
 
+@pytest.mark.parametrize("link", ["policy/README.md", "config.yaml", "../../config.yaml"])
+def test_a_link_to_a_file_elsewhere_is_not_sent(
+    checkpoint: Path, atlas: Atlas, server: FakeWandb, tmp_path: Path, link: str
+) -> None:
+    (tmp_path / "secret").write_text("run_name: my run\n")
+    (checkpoint / link).unlink(missing_ok=True)
+    (checkpoint / link).symlink_to(tmp_path / "secret")
+    sent = atlas("model", "push", checkpoint)
+    assert sent.code == 2
+    assert f"is a link to {tmp_path / 'secret'}, outside" in sent.err
+    assert not server.artifacts.versions
+
+
+def test_a_config_two_folders_up_belongs_to_a_run_alone(run_dir: Path) -> None:
+    from atlas.registry.files import artifact_files
+
+    moved = (run_dir / "checkpoints").rename(run_dir / "downloads") / "step_00000040"
+    assert "policy/config.yaml" in artifact_files(moved) and "config.yaml" not in artifact_files(moved)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("trainer/state.json", "[" * 5000),
+        ("trainer/state.json", "[]"),
+        ("config.yaml", "a: &a [*a]"),
+        ("config.yaml", "- 1"),
+    ],
+)
+def test_a_damaged_file_that_says_what_the_model_is_is_named(
+    checkpoint: Path, atlas: Atlas, name: str, text: str
+) -> None:
+    (checkpoint / name).write_text(text)
+    sent = atlas("model", "push", checkpoint)
+    assert sent.code == 2 and f"{checkpoint / name} " in sent.err, sent.err
+
+
 def test_push_takes_a_name_a_project_and_an_entity(checkpoint: Path, atlas: Atlas, server: FakeWandb) -> None:
     policy = checkpoint / "policy"
     sent = atlas("model", "push", policy, "--name", "Grasp it!", "--project", "p", "--entity", "lab", "--json")

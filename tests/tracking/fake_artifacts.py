@@ -90,6 +90,12 @@ class ArtifactStore:
             entry["extra"] = {"alg": "XXH128"}
         self._parts[f"{version.id}/manifest.json"] = json.dumps(version.manifest).encode()
 
+    def rename_file(self, version: Version, name: str, other: str, **entry: Any) -> None:
+        """Let a version's manifest call a file otherwise, and say otherwise of it, as any owner of an artifact can."""
+        version.manifest["contents"][other] = version.manifest["contents"].pop(name) | entry
+        version.files[other] = version.files.pop(name)
+        self._parts[f"{version.id}/manifest.json"] = json.dumps(version.manifest).encode()
+
     # ---- questions -------------------------------------------------------------------------------------------
 
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any] | None:

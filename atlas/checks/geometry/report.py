@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 from atlas.checks.geometry.images import View, find_images, read_views
 from atlas.checks.geometry.pictures import cameras_picture, depth_pictures
 from atlas.checks.geometry.scene import Scene, seen_from_first
+from atlas.documents import read_json
 from atlas.errors import InputError
 from atlas.files import atomic_path, write_json
 from atlas.policy.vggt import VGGTAggregator, VGGTConfig
@@ -74,7 +74,7 @@ def _stale_pictures(out: Path) -> list[Path]:
     if not out.exists() or not any(out.iterdir()):
         return []
     try:
-        entries = json.loads((out / REPORT).read_text(encoding="utf-8"))["images"]
+        entries = read_json(out / REPORT)["images"]
         return [out / REPORT, *(out / Path(entry[key]).name for entry in entries for key in _PICTURES)]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(

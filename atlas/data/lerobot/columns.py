@@ -6,7 +6,6 @@ frame; episodes follow one another in the dataset's order.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import secrets
@@ -25,6 +24,7 @@ from atlas.data.lerobot.features import Features
 from atlas.data.lerobot.info import Info
 from atlas.data.lerobot.tables import is_list, most_rows, open_parquet, readable_parquet
 from atlas.data.origin import mend
+from atlas.documents import read_json
 from atlas.errors import InputError
 from atlas.files import write_json
 from atlas.progress import progress_bar
@@ -62,7 +62,7 @@ def open_columns(folder: Path, root: Path, info: Info, features: Features, episo
         timestamp=arrays["timestamp"],
         reward=arrays.get("reward"),
         success=arrays.get("success"),
-        notes=json.loads((folder / _NOTES).read_text(encoding="utf-8")),
+        notes=read_json(folder / _NOTES),
     )
 
 

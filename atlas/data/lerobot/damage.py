@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from atlas.data.lerobot.episodes import Episodes
 from atlas.data.lerobot.features import Features
 from atlas.data.lerobot.info import Info
 from atlas.data.lerobot.whole import fault
+from atlas.documents import read_json
 from atlas.errors import InputError
 from atlas.files import write_json
 from atlas.progress import progress_bar
@@ -37,7 +37,7 @@ def leave_out_damaged(
     if not known.is_file():
         found, strays = _damaged(root, info, features, episodes, look)
         write_json(known, {"damaged": {str(index): why for index, why in found.items()}, "strays": strays})
-    noted = json.loads(known.read_text(encoding="utf-8"))
+    noted = read_json(known)
     damaged = {int(index): why for index, why in noted["damaged"].items()}
     for name, rows in noted["strays"].items():
         logger.warning("Left out: %d rows of %s that are of no episode.", rows, root / name)

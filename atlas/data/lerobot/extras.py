@@ -6,7 +6,6 @@ of the dataset like any other, `sim_state`, and here is how many of its numbers 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,7 @@ from atlas.config.data import SourceActionsConfig
 from atlas.data.lerobot.tables import open_parquet, parquet_table, readable_parquet
 from atlas.data.orientation import ORIENTATIONS, Orientation
 from atlas.data.origin import mend
+from atlas.documents import read_json
 from atlas.errors import InputError, first_line
 from atlas.files import atomic_path, write_json
 from atlas.types import ActionSpec
@@ -98,7 +98,7 @@ def read_extras(root: Path) -> Extras | None:
     """What Atlas noted of a dataset; None where it is not Atlas's. Raises InputError that names the key."""
     path = root / _FOLDER / _DATASET
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         if values["format"] != _FORMAT:
             raise InputError(f"{path}: format is {values['format']}, and this Atlas reads {_FORMAT}; update Atlas.")
         about = About(values["environment"], ActionSpec.from_dict(values["action_spec"]), values["libero_proprio"])

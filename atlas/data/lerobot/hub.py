@@ -18,7 +18,7 @@ from atlas.errors import InputError, first_line
 logger = logging.getLogger(__name__)
 
 PREFIX = "hf:"
-_REFERENCE = re.compile(r"hf:(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+_REFERENCE = re.compile(r"hf:(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>(?!\S*\.\.)[\w./-]+))?")
 _META = ["meta/*"]  # the hub's `*` does not stop at a slash
 
 

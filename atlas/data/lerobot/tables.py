@@ -6,7 +6,6 @@ of them, whole numbers as floats where one may be missing, lists with long or sh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atlas.data.origin import mend
+from atlas.documents import parse_json
 from atlas.errors import InputError, first_line
 
 _ROWS_A_BYTE = 4  # of a file, at most: its frames have numbers of their own, which take room
@@ -70,7 +70,7 @@ def json_lines(path: Path, columns: Sequence[str], texts: bool = False) -> pa.Ta
     """The same of a file with an object of JSON in each line. Raises InputError."""
     try:
         with open(path, encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file if line.strip()]
+            rows = [parse_json(line) for line in file if line.strip()]
     except FileNotFoundError:
         raise InputError(f"{path} is missing. {mend(path)}") from None
     except (OSError, ValueError, RecursionError) as error:

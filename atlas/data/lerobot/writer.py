@@ -23,6 +23,7 @@ from atlas.data.lerobot.writer_videos import CODECS, check_size, dealt, video_in
 from atlas.data.proprio import has_libero_proprio
 from atlas.errors import InputError
 from atlas.files import atomic_path
+from atlas.paths import unfit
 
 __all__ = ["Part", "Plan", "Sizes", "assemble", "check_codec", "plan", "write_part"]
 
@@ -65,8 +66,9 @@ def check_codec(codec: str, cameras: Mapping[str, tuple[int, int]]) -> None:
     if codec != PNG and codec not in CODECS:
         raise InputError(f"--codec is '{codec}', expected {PNG} or one of {', '.join(CODECS)}.")
     for camera, (height, width) in cameras.items():
-        if "/" in camera:
-            raise InputError(f"The camera '{camera}' cannot be called so in a LeRobot dataset, for its '/'.")
+        if "/" in camera or unfit(camera):
+            why = unfit(camera) or "it holds a '/'"
+            raise InputError(f"The camera {camera!r} cannot be called so in a LeRobot dataset: {why}.")
         check_size(codec, camera, height, width)
 
 

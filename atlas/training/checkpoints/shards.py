@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from atlas.documents import parse_json
 from atlas.errors import InputError
 from atlas.tensors import save_tensors
 from atlas.training.checkpoints.snapshot import load_optimizer_state, load_trained_weights
@@ -53,7 +54,7 @@ class Shards:
         for number, path in enumerate(paths):
             try:
                 file = safe_open(path, framework="pt")
-                rank, ranks = json.loads((file.metadata() or {})[_NUMBER])
+                rank, ranks = parse_json((file.metadata() or {})[_NUMBER])
             except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
                 raise InputError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
             if (rank, ranks) != (number, len(paths)):

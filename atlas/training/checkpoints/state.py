@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from atlas.documents import read_json
 from atlas.errors import InputError
 
 STATE = "trainer/state.json"  # in a checkpoint
@@ -44,7 +44,7 @@ def load_state(checkpoint: Path) -> TrainingState:
     """Read where training stood. Raises InputError for a damaged file."""
     path = checkpoint / STATE
     try:
-        return TrainingState(**json.loads(path.read_text(encoding="utf-8")))
+        return TrainingState(**read_json(path))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged or missing ({error}).") from None
 
