@@ -8,8 +8,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -31,7 +32,15 @@ logger = logging.getLogger(__name__)
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
 _ATLAS_WORLDS = ("cubes",)  # env_args names that Atlas has an adapter for
+_KNOWN_PIECES = 100_000  # samples are of all episodes in turn, and looking into the file takes longer than reading
 _OPEN_IMAGES = 64  # compressed images of an episode's camera: HDF5 keeps up to a megabyte of each
+
+
+class _Piece(NamedTuple):
+    """Where images [T, H, W, 3] lie in a file, in bytes."""
+
+    offset: int
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,7 @@ class LiberoDataset:
         return len(self._demos)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_handles", "_mapped", "_images", "_pid")
+        own = ("_handles", "_mapped", "_pieces", "_images", "_pid")
         return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -154,6 +163,7 @@ class LiberoDataset:
 
     def close(self) -> None:
         """Close this process's file handles; they open again when needed."""
+        self._pieces.clear()
         self._images.clear()
         for handle in self._handles.values():
             handle.close()
@@ -185,7 +195,8 @@ class LiberoDataset:
     def _start(self) -> None:
         self._handles: dict[int, h5py.File] = {}
         self._mapped: dict[int, np.memmap] = {}  # whole files: each takes a file descriptor
-        self._images: Latest[tuple[int, str], tuple[h5py.Dataset, int | None]] = Latest(_OPEN_IMAGES)
+        self._pieces: Latest[tuple[int, str], _Piece | None] = Latest(_KNOWN_PIECES)
+        self._images: Latest[tuple[int, str], h5py.Dataset] = Latest(_OPEN_IMAGES)  # what is in no piece
         self._pid = os.getpid()
 
     def _file(self, number: int) -> h5py.File:
@@ -195,24 +206,29 @@ class LiberoDataset:
             self._handles[number] = open_file(self.files[number])
         return self._handles[number]
 
-    def _array(self, index: int, camera: str) -> tuple[h5py.Dataset, int | None]:
-        """A camera's images of an episode, not read yet, and where they lie in the file, as far as it is one piece."""
+    def _array(self, index: int, camera: str) -> h5py.Dataset:
+        """A camera's images of an episode, not read yet."""
         assert self._layout is not None
         observations = group_in(self.group(index), "obs", self.where(index), self._layout)
         key = self._layout.image_key(camera, observations)
-        images = array_in(observations, key, f"{self.where(index)}/obs", self._layout)
-        return images, offset_of(images, self._file(self._demos[index].file))
+        return array_in(observations, key, f"{self.where(index)}/obs", self._layout)
+
+    def _piece(self, index: int, camera: str) -> _Piece | None:
+        """Where a camera's images of an episode lie in the file, where they are one piece of it."""
+        images = self._array(index, camera)
+        offset = offset_of(images, self._file(self._demos[index].file))
+        return None if offset is None else _Piece(offset, images.shape)
 
     def _stored_images(self, index: int, camera: str) -> Any:
         """[T, H, W, 3] as stored: memory-mapped where the file keeps it in one piece, else HDF5's dataset."""
         number = self._demos[index].file
         self._file(number)  # first, so that nothing of another process is used
-        images, offset = self._images.get((index, camera), lambda: self._array(index, camera))
-        if offset is None:
-            return images
+        piece = self._pieces.get((index, camera), lambda: self._piece(index, camera))
+        if piece is None:
+            return self._images.get((index, camera), lambda: self._array(index, camera))
         if number not in self._mapped:
             self._mapped[number] = np.memmap(self.files[number], np.uint8, "r")
-        return np.asarray(self._mapped[number])[offset : offset + images.size].reshape(images.shape)
+        return np.asarray(self._mapped[number])[piece.offset : piece.offset + prod(piece.shape)].reshape(piece.shape)
 
     def _read_file(self, number: int, path: Path) -> None:
         """Register a file's episodes and read their numbers."""
