@@ -2,7 +2,15 @@
 # Lint, type-check and test, in an environment that has the tools.
 set -euo pipefail
 
-here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+# The folder of this script, where it is called through a link too, and whatever CDPATH holds.
+unset CDPATH
+self=${BASH_SOURCE[0]}
+while [ -L "$self" ]; do
+    target=$(readlink "$self")
+    [[ $target == /* ]] || target=$(dirname -- "$self")/$target
+    self=$target
+done
+here=$(cd -- "$(dirname -- "$self")" && pwd)
 
 usage() {
     cat <<'EOF'

@@ -2,7 +2,15 @@
 # Train a policy: finds or makes the Python environment, then hands over to `python -m atlas.cli train`.
 set -euo pipefail
 
-here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+# The folder of this script, where it is called through a link too, and whatever CDPATH holds.
+unset CDPATH
+self=${BASH_SOURCE[0]}
+while [ -L "$self" ]; do
+    target=$(readlink "$self")
+    [[ $target == /* ]] || target=$(dirname -- "$self")/$target
+    self=$target
+done
+here=$(cd -- "$(dirname -- "$self")" && pwd)
 
 usage() {
     cat <<'EOF'
@@ -44,8 +52,8 @@ Examples:
 Relative paths start at the folder you are in. The environment is made in .venv beside this script when there is none;
 one that imports atlas is used as it is, and so is an active virtualenv or conda environment.
 
-SIGINT, SIGTERM and SIGUSR1 finish the step and write a checkpoint; a second signal ends at once.
-Exit codes: 0 done; 2 the input is wrong; 130 stopped by SIGINT, 143 by SIGTERM or SIGUSR1, with a checkpoint; 1 other.
+SIGINT, SIGTERM, SIGUSR1 and SIGHUP finish the step and write a checkpoint; a second signal ends at once.
+Exit codes: 0 done; 2 the input is wrong; 130 stopped by SIGINT, 143 by another signal, with a checkpoint; 1 other.
 EOF
 }
 
@@ -114,4 +122,10 @@ fi
 
 # The source beside this script is what runs, though there may be another `atlas` in the folder the user is in.
 export PYTHONSAFEPATH=1
-exec "$python" -m atlas.cli train ${arguments[@]+"${arguments[@]}"}
+if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    exec "$python" -m atlas.cli train ${arguments[@]+"${arguments[@]}"}
+fi
+# Python 3.10 does not know the variable, and would look into that folder first: see atlas/python.py.
+start='import sys; sys.path[:1] = [p for p in sys.path[:1] if p]; import runpy; '
+start+='runpy.run_module("atlas.cli", run_name="__main__", alter_sys=True)'
+exec "$python" -c "$start" train ${arguments[@]+"${arguments[@]}"}

@@ -14,6 +14,7 @@ from typing import Any
 
 from atlas.cores import available_cores
 from atlas.progress import progress_bar
+from atlas.python import safe_workers
 
 _not_started: list[Exception] = []  # in a worker process: what its start has raised
 
@@ -33,7 +34,8 @@ def worker_start() -> Iterator[None]:
     script["__spec__"] = None
     os.environ.update({name: before[name] or value for name, value in threads.items()})
     try:
-        yield
+        with safe_workers():
+            yield
     finally:
         script.update(hidden)
         for name, value in before.items():

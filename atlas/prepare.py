@@ -41,12 +41,14 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
     """
     from atlas.data import open_configured
     from atlas.data.frame_cache import fill_caches
+    from atlas.launch import settle_device
     from atlas.policy.features import check_cache
     from atlas.policy.pretrained import check_pretrained
     from atlas.rollout.record import RecordSettings, record
     from atlas.training.checkpoints import Checkpoints
     from atlas.training.media.projection import check_method
 
+    device = settle_device(config.distributed)
     config, checkpoint = _settle_run(config, resume)
     check_folder("The run's folder (output_dir and run_name)", run_dir_of(config))
     if checkpoint is not None:
@@ -59,7 +61,7 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
     check_pretrained(config.model)
     if config.data.feature_cache is not None:
         check_cache(config, dataset, cameras)
-    _check_machine(config)
+    _check_machine(config, device)
     check_method(config.logging.media.vis_dataset)
     if config.data.frame_cache is not None:
         fill_caches(Path(config.data.frame_cache), dataset, cameras, config.data.image_size)
@@ -196,15 +198,12 @@ def _check_data(config: Config, dataset: EpisodeDataset, cameras: list[str]) -> 
     check_metrics(config, dataset.tasks, environment_of(config, dataset) is not None)
 
 
-def _check_machine(config: Config) -> None:
-    import torch
-
+def _check_machine(config: Config, device: str) -> None:
     from atlas.training.batch_size import check_batch_size
     from atlas.training.blocks import check_blocks
 
-    gpu = not config.distributed.cpu and torch.cuda.is_available()
-    check_batch_size(config, gpu)
-    check_blocks(config, gpu)
+    check_batch_size(config, device == "cuda")
+    check_blocks(config, device == "cuda")
 
 
 def environment_of(config: Config, dataset: EpisodeDataset) -> str | None:

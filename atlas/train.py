@@ -56,10 +56,15 @@ def train(
     resume: a run or a checkpoint to go on from; 'auto': this run's latest checkpoint, if it has one.
     Raises InputError, before anything is touched, where the input is wrong; Interrupted after a signal.
     """
-    from atlas.launch import on_first_rank
+    from atlas.launch import end_at_once, on_first_rank
 
     yield_cores()
-    return run(*on_first_rank(lambda: prepare(load_run_config(config, overrides, resume), resume)))
+    prepared = on_first_rank(lambda: prepare(load_run_config(config, overrides, resume), resume))
+    try:
+        return run(*prepared)
+    except BaseException as error:
+        end_at_once(getattr(error, "exit_code", 1), error)
+        raise
 
 
 def run(config: Config, checkpoint: Path | None = None) -> Result:
@@ -102,7 +107,8 @@ def run(config: Config, checkpoint: Path | None = None) -> Result:
             if exit_code not in (1, 2):  # all ranks come through here: none leaves while one still uploads
                 accelerator.wait_for_everyone()
         undo_logging()
-        accelerator.end_training()
+        if exit_code not in (1, 2) or accelerator.num_processes == 1:  # else others may wait: see `end_at_once`
+            accelerator.end_training()
 
 
 @contextmanager
@@ -265,18 +271,21 @@ def _settle_batch_size(
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """This process's part of the run's processes and devices."""
-    import torch
+    """This process's part of the run's processes and devices. Raises InputError where they are not there."""
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
+    from atlas.launch import check_gpu_of_rank, settle_device
+    from atlas.policy.gpus import has_bf16
     from atlas.training.blocks import set_tf32
     from atlas.training.strategy import ddp_settings
 
     set_tf32(config.training.tf32)
-    cpu = config.distributed.cpu or not torch.cuda.is_available()
+    cpu = settle_device(config.distributed) == "cpu"
+    if not cpu:
+        check_gpu_of_rank(config.distributed)
     precision = config.training.precision
-    bf16 = precision == "bf16" or (precision == "auto" and not cpu and torch.cuda.is_bf16_supported())
+    bf16 = precision == "bf16" or (precision == "auto" and not cpu and has_bf16())
     return Accelerator(
         cpu=cpu,
         mixed_precision="bf16" if bf16 else "no",

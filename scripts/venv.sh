@@ -12,10 +12,11 @@ atlas_modules="torch accelerate transformers yaml pydantic typer rich tensorboar
 
 say() { printf '%s\n' "$*" >&2; }
 
-# has_modules PYTHON MODULE...: whether it finds them all, without the seconds that importing them takes
+# has_modules PYTHON MODULE...: whether it finds them all, without the seconds that importing them takes; asked from
+# elsewhere, because the folder that the user is in may hold others of these names
 has_modules() {
-    "$1" -c 'import importlib.util, sys
-sys.exit(any(importlib.util.find_spec(name) is None for name in sys.argv[1:]))' "${@:2}" >/dev/null 2>&1
+    (cd / && PYTHONSAFEPATH=1 "$1" -c 'import importlib.util, sys
+sys.exit(any(importlib.util.find_spec(name) is None for name in sys.argv[1:]))' "${@:2}") >/dev/null 2>&1
 }
 
 # imports_atlas PYTHON: whether atlas is installed for it; asked from elsewhere, because this folder holds the source
@@ -42,15 +43,19 @@ choose_python() {
 
     if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -n "$active" ] && can_run "$active" && has_modules "$active" "$@"; then
         python=$active
-    elif [ -x "$venv/bin/python" ] && [ "$(installation_state)" != unfinished ] && can_run "$venv/bin/python"; then
+    elif venv_works && can_run "$venv/bin/python"; then
         python=$venv/bin/python
-        has_modules "$python" "$@" || install_into_venv "$extras"
+        has_modules "$python" "$@" || locked install_missing "$extras" "$@"
     elif [ -n "$active" ] && imports_atlas "$active" && has_modules "$active" "$@"; then
         python=$active
     else
-        make_venv
-        install_into_venv "$extras"
+        locked make_and_install "$extras"
     fi
+}
+
+# venv_works: whether .venv is complete, or made by hand, and its Python runs: what it is a link to may be gone
+venv_works() {
+    [ "$(installation_state)" != unfinished ] && [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' >/dev/null 2>&1
 }
 
 choose_test_python() {
@@ -59,23 +64,92 @@ choose_test_python() {
 
 add_to_own_venv() {
     if [ "$python" = "$venv/bin/python" ] && [ "$(installation_state)" = complete ] && ! has_modules "$python" "${@:2}"; then
-        install_into_venv "$1"
+        locked install_missing "$@"
     fi
 }
 
 installation_state() { cat "$marker" 2>/dev/null || echo by-hand; }
 
-make_venv() {
+# ---- one at a time -----------------------------------------------------------------------------------------
+
+# locked COMMAND...: runs it while no other script makes or completes this environment
+locked() {
+    local status=0 existed=false lock
     if [ -e "$venv" ]; then
+        existed=true
+    fi
+    mkdir -p "$venv"
+    lock=$venv/.atlas-lock
+    if command -v flock >/dev/null; then
+        exec 9>>"$lock" # the lock ends with the last process that has this open, however it ends
+        flock -n 9 || {
+            say "Waiting for another script, which is making the environment in $venv"
+            flock 9
+        }
+        "$@" || status=$?
+        exec 9>&-
+    else
+        take_lock "$lock.pid"
+        "$@" || status=$?
+        rm -f "$lock.pid"
+    fi
+    return "$status"
+}
+
+# take_lock FILE: makes a file that says who has the lock, once there is none, or none of a process that lives
+take_lock() {
+    local own holder said=false
+    own="$(uname -n) $$"
+    until (set -o noclobber && echo "$own" >"$1") 2>/dev/null; do
+        holder=$(cat "$1" 2>/dev/null || true)
+        # Of a process of another machine nobody knows whether it lives.
+        if [ "${holder% *}" = "${own% *}" ] && ! kill -0 "${holder##* }" 2>/dev/null; then
+            # One of those that wait takes it away, so that none takes away what a third has made meanwhile.
+            if mkdir "$1.away" 2>/dev/null; then
+                [ "$(cat "$1" 2>/dev/null)" != "$holder" ] || rm -f "$1"
+                rmdir "$1.away"
+            fi
+        elif [ -n "$holder" ] && ! $said; then
+            say "Waiting for another script ($holder), which is making the environment; if that is not so, remove $1*"
+            said=true
+        fi
+        sleep 0.2
+    done
+}
+
+# ---- making it ---------------------------------------------------------------------------------------------
+
+# install_missing EXTRAS MODULE...: unless another script has done it meanwhile
+install_missing() {
+    has_modules "$venv/bin/python" "${@:2}" || install_into_venv "$1"
+}
+
+make_and_install() {
+    python=$venv/bin/python
+    if venv_works && can_run "$python"; then
+        return # another script has made it meanwhile
+    fi
+    make_venv && install_into_venv "$1"
+}
+
+make_venv() {
+    local made
+    if [ -e "$venv/bin" ] && ! "$venv/bin/python" -c '' >/dev/null 2>&1; then
+        if [ "$(installation_state)" = by-hand ]; then
+            say "The Python of $venv is gone, and it was not made here: mend it, or remove it, and it is made anew."
+            return 2
+        fi
+        say "The Python of the environment in $venv is gone; making it again"
+        find "$venv/" -mindepth 1 -maxdepth 1 ! -name '.atlas-*' -exec rm -rf {} +
+    elif $existed; then
         say "Completing the unfinished environment in $venv"
     else
         say "Making a Python environment in $venv (once; a few minutes)"
     fi
-    mkdir -p "$venv"
+    made=$(new_enough_python) || return
     echo unfinished >"$marker"
     # Also mends an environment whose making was interrupted.
-    "$(new_enough_python)" -m venv "$venv"
-    python=$venv/bin/python
+    "$made" -m venv "$venv"
 }
 
 new_enough_python() {

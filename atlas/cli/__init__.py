@@ -34,11 +34,12 @@ app.add_typer(config.config_app, name="config")
 
 def main() -> None:
     """The entry point: run a verb and turn what it raises into a message and an exit code."""
-    from atlas.launch import leave_exit_code
+    from atlas.launch import end_at_once, leave_exit_code
 
     yield_cores()
     code = _run()
     leave_exit_code(code)
+    end_at_once(code)
     sys.exit(code)
 
 

@@ -195,7 +195,7 @@ def cache_features(
 ) -> None:
     """Compute a frozen backbone's features of every frame, once; goes on where it was stopped."""
     from atlas.config import load_config
-    from atlas.launch import count_gpus, launch_ranks, plan_processes
+    from atlas.launch import count_gpus, launch_ranks, plan_processes, settle_device
 
     flags = {"distributed.gpus": gpus, "distributed.cpu": cpu or None}
     resolved = load_config(config, [*(overrides or []), *as_overrides(flags)])
@@ -204,7 +204,8 @@ def cache_features(
         raise InputError("Name the folder for the features: --out DIR, or data.feature_cache=DIR.")
     check_folder("--out", out)
     plan = plan_processes(resolved.distributed, count_gpus(resolved.distributed))
-    os.environ.update(plan.environment(os.environ))
+    os.environ.update(plan.visible(os.environ))  # before anything asks CUDA, which looks at it once
+    settle_device(resolved.distributed)
     from atlas.policy.features import begin_cache, describe
 
     print(describe(begin_cache(resolved, out, variants)), flush=True)

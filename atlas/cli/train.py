@@ -63,7 +63,7 @@ def train(
         "wandb.name": wandb_name,
     }
     given = [*(overrides or []), *as_overrides(flags)]
-    from atlas.launch import count_gpus, on_first_rank, plan_nodes, plan_processes, started_by_torchrun
+    from atlas.launch import count_gpus, on_first_rank, plan_nodes, plan_processes, settle_device, started_by_torchrun
     from atlas.train import prepare, run
 
     if started_by_torchrun():
@@ -73,6 +73,8 @@ def train(
     resolved = _resolve(config, given, resume, debug)
     nodes = plan_nodes(resolved.distributed, os.environ)
     plan = plan_processes(resolved.distributed, count_gpus(resolved.distributed))
+    os.environ.update(plan.visible(os.environ))  # before anything asks CUDA, which looks at it once
+    settle_device(resolved.distributed)
     if nodes is not None:
         raise typer.Exit(_launch_on_nodes(nodes, plan, resolved, resume))
     # All that can be wrong is found here, once, before there are several processes.

@@ -1,4 +1,4 @@
-"""One of several processes that add up their numbers: `torchrun … -m atlas.doctor.all_reduce FILE BACKEND`."""
+"""One of several processes that add up their numbers, started by `together.py`: FILE BACKEND."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +16,8 @@ from typing import Any
 
 from atlas.errors import InputError
 from atlas.files import write_json
+from atlas.python import module_command, safe_environment
 
-_PACKAGE_ROOT = Path(__file__).parents[2]
 _LONGEST_QUOTE = 400
 _KILLED_SECONDS = 10.0
 _NOISE = ("warn", "deprecat")
@@ -65,15 +64,14 @@ def try_module(
     arguments: Sequence[str],
     seconds: float,
     environment: Mapping[str, str | None] | None = None,
-    launcher: Sequence[str] = (),
 ) -> Tried:
-    """Run `python -m [launcher…] module FILE arguments…`, whose main part is `answer(FILE, …)`.
+    """Run `python -m module FILE arguments…`, whose main part is `answer(FILE, …)`.
 
     environment: variables to set, or to remove (None). After `seconds` it is killed, with all that it has started.
     """
     with tempfile.TemporaryDirectory(prefix="atlas-doctor-") as folder:
         answered, stderr = Path(folder) / "answer.json", Path(folder) / "stderr"
-        command = [sys.executable, "-m", *launcher, *(["-m"] if launcher else []), module, str(answered), *arguments]
+        command = [*module_command(module), str(answered), *arguments]
         # Into files: a process that outlives its parent would keep pipes open, and reading them would wait for it.
         with stderr.open("wb") as sink:
             process = subprocess.Popen(
@@ -95,8 +93,7 @@ def try_module(
 
 
 def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:
-    paths = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    changed = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **changes}
+    changed = {**os.environ, **safe_environment(os.environ), **changes}
     return {name: value for name, value in changed.items() if value is not None}
 
 

@@ -9,7 +9,6 @@ from atlas.doctor.finding import Finding
 from atlas.doctor.gpus import visible_gpus
 
 _SECONDS = 180.0
-_LAUNCHER = ("torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node")
 _NO_DIRECT = {"NCCL_P2P_DISABLE": "1"}
 
 
@@ -63,4 +62,4 @@ def _all_reduce(
     backend: str, processes: int, environment: dict[str, str | None] | dict[str, str] | None = None
 ) -> Tried:
     settings = {"OMP_NUM_THREADS": "1", **(environment or {})}
-    return try_module("atlas.doctor.all_reduce", [backend], _SECONDS, settings, (*_LAUNCHER, str(processes)))
+    return try_module("atlas.doctor.together", [backend, str(processes)], _SECONDS, settings)

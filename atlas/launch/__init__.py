@@ -1,10 +1,12 @@
 """Starting the ranks of a run on one or several machines, and how they end. Imports torch only where it is used."""
 
+from atlas.launch.device import check_gpu_of_rank, settle_device
 from atlas.launch.link import NodeLink, NodeLost
 from atlas.launch.nodes import Nodes, plan_nodes
-from atlas.launch.plan import Plan, count_gpus, plan_processes
+from atlas.launch.plan import Plan, count_gpus, plan_processes, without_choice
 from atlas.launch.rank import (
     die_with_launcher,
+    end_at_once,
     launcher_folder,
     leave_error,
     leave_exit_code,
@@ -19,9 +21,11 @@ __all__ = [
     "NodeLost",
     "Nodes",
     "Plan",
+    "check_gpu_of_rank",
     "common_exit_code",
     "count_gpus",
     "die_with_launcher",
+    "end_at_once",
     "launch_ranks",
     "launcher_folder",
     "leave_error",
@@ -29,5 +33,7 @@ __all__ = [
     "on_first_rank",
     "plan_nodes",
     "plan_processes",
+    "settle_device",
     "started_by_torchrun",
+    "without_choice",
 ]

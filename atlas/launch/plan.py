@@ -12,6 +12,11 @@ from atlas.errors import InputError
 if TYPE_CHECKING:
     from atlas.config import DistributedConfig
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+# What it was before some were chosen ("all": not set), so that choosing again, in a rank say, changes nothing.
+_BEFORE = "ATLAS_VISIBLE_DEVICES"
+_ALL = "all"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -23,16 +28,32 @@ class Plan:
 
     def environment(self, current: Mapping[str, str]) -> dict[str, str]:
         """The variables that the processes need, given those there are."""
-        changes = {}
-        if self.cpu:
-            changes["CUDA_VISIBLE_DEVICES"] = ""
-        elif self.gpu_ids:
-            visible = current.get("CUDA_VISIBLE_DEVICES")
-            names = visible.split(",") if visible else [str(i) for i in range(max(self.gpu_ids) + 1)]
-            changes["CUDA_VISIBLE_DEVICES"] = ",".join(names[i].strip() for i in self.gpu_ids)
+        changes = self.visible(current)
         if self.processes > 1 and "OMP_NUM_THREADS" not in current:
             changes["OMP_NUM_THREADS"] = str(max(1, available_cores() // self.processes))
         return changes
+
+    def visible(self, current: Mapping[str, str]) -> dict[str, str]:
+        """The variables that show CUDA the GPUs of the plan; for all of them, none. Raises InputError."""
+        if self.cpu:
+            return {VISIBLE: ""}
+        if not self.gpu_ids:
+            return {}
+        before = current.get(_BEFORE, current.get(VISIBLE, _ALL))
+        names = (
+            [str(i) for i in range(max(self.gpu_ids) + 1)] if before == _ALL else list(filter(None, before.split(",")))
+        )
+        if max(self.gpu_ids) >= len(names):
+            raise InputError(
+                f"--gpu-ids (distributed.gpu_ids): GPU {max(self.gpu_ids)} is asked for and {VISIBLE}={before} shows "
+                f"{len(names)}."
+            )
+        return {VISIBLE: ",".join(names[i].strip() for i in self.gpu_ids), _BEFORE: before}
+
+
+def without_choice(current: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which GPUs are counted anew among those that it shows, whatever was chosen before."""
+    return {name: value for name, value in current.items() if name != _BEFORE}
 
 
 def plan_processes(distributed: DistributedConfig, gpus_found: int) -> Plan:

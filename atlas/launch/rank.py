@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import base64
+import contextlib
 import ctypes
 import faulthandler
+import json
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -14,10 +14,13 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from atlas.errors import InputError, first_line
 from atlas.launch.reports import Report, is_consequence, now, own_frames, write_code
+
+if TYPE_CHECKING:
+    from atlas.config import Config
 
 LAUNCHER_PID = "ATLAS_LAUNCHER_PID"
 FOLDER = "ATLAS_LAUNCHER_FOLDER"  # in which ranks leave what the launcher needs to know
@@ -25,8 +28,6 @@ ASK_FOR_STACK = signal.SIGUSR2  # the launcher's, to a rank that has said nothin
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _LOOK_SECONDS = 0.2
 _kept: list[Any] = []  # what must live as long as the process
-
-T = TypeVar("T")
 
 
 def launcher_folder() -> Path | None:
@@ -98,6 +99,23 @@ def _traceback(error: BaseException) -> str:
     return "".join(formatted.format())
 
 
+def end_at_once(code: int, error: BaseException | None = None) -> None:
+    """End a rank that has failed, where the others may still wait for it in a collective; does nothing elsewhere.
+
+    Leaving the process group in good order, as Python's own end would, waits for them in turn, for ever on GPUs.
+    error: is shown before, where nobody above will.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if code == 0 or distributed is None or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return
+    with contextlib.suppress(OSError, ValueError):  # where these are gone, nobody listens
+        if error is not None:
+            print(_traceback(error), file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
 # ---- under a plain torchrun ------------------------------------------------------------------------------
 
 
@@ -107,14 +125,15 @@ def started_by_torchrun() -> bool:
     return not ours and all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
 
 
-def on_first_rank(work: Callable[[], T]) -> T:
-    """What `work` gives, which rank 0 alone does where torchrun has started several; elsewhere simply `work()`.
+def on_first_rank(prepare: Callable[[], tuple[Config, Path | None]]) -> tuple[Config, Path | None]:
+    """What `prepare` gives, which rank 0 alone does where torchrun has started several; elsewhere simply `prepare()`.
 
-    It goes to the others through the store at which the ranks meet, pickled. Where it raises, rank 0 raises, and
+    It goes to the others as JSON, through the store at which the ranks meet: whoever reaches that store may have
+    written what is there, so that nothing of it is believed that is not checked. Where it raises, rank 0 raises, and
     torchrun ends the others.
     """
     if not started_by_torchrun() or int(os.environ["WORLD_SIZE"]) == 1:
-        return work()
+        return prepare()
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
@@ -122,10 +141,29 @@ def on_first_rank(work: Callable[[], T]) -> T:
     _kept.append(store)  # without torchrun's own, rank 0 holds it, and the others read from it later
     shared = PrefixStore("atlas", store)
     if rank == 0:
-        result = work()
-        shared.set("result", base64.b64encode(pickle.dumps(result)).decode())
-        return result
-    while not shared.check(["result"]):
+        config, checkpoint = prepare()
+        shared.set("prepared", write_prepared(config, checkpoint))
+        return config, checkpoint
+    while not shared.check(["prepared"]):
         time.sleep(_LOOK_SECONDS)
-    handed: T = pickle.loads(base64.b64decode(shared.get("result")))
-    return handed
+    return read_prepared(shared.get("prepared"))
+
+
+def write_prepared(config: Config, checkpoint: Path | None) -> str:
+    """A run that is ready to start, for the other ranks."""
+    named = None if checkpoint is None else str(checkpoint)
+    return json.dumps({"config": config.model_dump(mode="json"), "checkpoint": named})
+
+
+def read_prepared(text: str | bytes) -> tuple[Config, Path | None]:
+    """What `write_prepared` has written. Raises InputError for anything else."""
+    from atlas.config import parse_config
+
+    try:
+        values = json.loads(text)
+        config, checkpoint = values.pop("config"), values.pop("checkpoint")
+        if values or not isinstance(config, dict) or not isinstance(checkpoint, str | None):
+            raise ValueError("other keys or values than a run has")
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"What the ranks' store holds is not the run that rank 0 has prepared ({error}).") from None
+    return parse_config(config, "what rank 0 has prepared"), None if checkpoint is None else Path(checkpoint)

@@ -1,7 +1,7 @@
 """Starting the ranks of this machine with `torch.distributed.run`, one process a rank, and ending with them.
 
-The launcher passes SIGINT, SIGTERM and SIGUSR1 on, tells once what went wrong, ends with the exit code of its ranks,
-and takes them with it when it is killed.
+The launcher passes SIGINT, SIGTERM, SIGUSR1 and SIGHUP on, tells once what went wrong, ends with the exit code of its
+ranks, and takes them with it when it is killed.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,15 +19,19 @@ from types import FrameType
 
 from atlas.cores import available_cores
 from atlas.errors import first_line
+from atlas.launch.device import DEVICE
 from atlas.launch.link import NodeLink, NodeLost
 from atlas.launch.overseer import Overseer
 from atlas.launch.plan import Plan
 from atlas.launch.rank import FOLDER, LAUNCHER_PID
 from atlas.launch.story import exit_code, summary, tell
+from atlas.launch.terminal import leave_lost_terminal
+from atlas.python import module_command, safe_environment
 
 # How long ranks that a user told to stop may take to write a checkpoint and to finish their trackers.
 _STOP_SECONDS = 300
 _MEET_SECONDS = 120  # for the machines to meet; they have heard of each other then
+_LOOPBACK = ("lo", "lo0")  # the interface's name on Linux, and elsewhere
 _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -40,6 +45,9 @@ def launch_ranks(arguments: Sequence[str], plan: Plan, module: str = "atlas.cli"
         folder = Path(name)
         variables = {
             **plan.environment(os.environ),
+            **safe_environment(os.environ),
+            **({} if link is not None else _own_interface()),
+            DEVICE: "cpu" if plan.cpu else "cuda",
             LAUNCHER_PID: str(os.getpid()),
             FOLDER: name,
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_STOP_SECONDS)),
@@ -49,7 +57,8 @@ def launch_ranks(arguments: Sequence[str], plan: Plan, module: str = "atlas.cli"
             variables.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(available_cores())))
             link.watch()
         with _variables(variables), _signals(), Overseer(folder, plan.processes, link) as overseer:
-            options = [*_where(plan, link), "--log-dir", str(folder / "torchrun"), "-m", module, *arguments]
+            options = [*_where(plan, link), "--log-dir", str(folder / "torchrun"), "--no-python"]
+            options += [*module_command(module), *arguments]
             codes, stopped_by = _run(options, link)
         ending = overseer.ending(codes, stopped_by)
         said = summary(ending)
@@ -68,8 +77,9 @@ def _where(plan: Plan, link: NodeLink | None) -> list[str]:
     """torchrun's options: how many processes, and where they meet."""
     processes = ["--nproc-per-node", str(plan.processes)]
     if link is None:
-        # The launcher and its ranks are on one machine; its own name may not resolve.
-        return ["--standalone", "--local-addr", "127.0.0.1", *processes]
+        from atlas.launch.loopback import loopback_options
+
+        return [*loopback_options(), *processes]
     nodes = link.nodes
     link.wait_for_master_port()
     return [
@@ -88,8 +98,8 @@ def _run(options: Sequence[str], link: NodeLink | None) -> tuple[dict[int, int],
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     parsed = torchrun.parse_args(options)
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and hasattr(parsed, "signals_to_handle"):
-        parsed.signals_to_handle = "SIGTERM,SIGINT,SIGQUIT"  # under nohup, a closed terminal is to change nothing
+    if hasattr(parsed, "signals_to_handle"):
+        parsed.signals_to_handle = "SIGTERM,SIGINT,SIGQUIT"  # SIGHUP is handled here, or ignored: see `_signals`
     # torchrun reports each failure at length; what the rank itself has said says it better.
     logging.disable(logging.ERROR)
     try:
@@ -108,6 +118,13 @@ def _run(options: Sequence[str], link: NodeLink | None) -> tuple[dict[int, int],
     return {}, None
 
 
+def _own_interface() -> dict[str, str]:
+    """What keeps the connections between ranks of one machine on its loopback interface, unless a user has chosen."""
+    there = {name for _, name in socket.if_nameindex()}
+    name = next((name for name in _LOOPBACK if name in there), None)
+    return {} if name is None else {v: os.environ.get(v, name) for v in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
+
+
 @contextmanager
 def _variables(values: Mapping[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
@@ -124,13 +141,18 @@ def _variables(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """SLURM's warning becomes the SIGTERM that torchrun passes on; afterwards the handlers are what they were."""
+    """SLURM's warning and the end of the terminal become the SIGTERM that torchrun passes on; under nohup, the latter
+    changes nothing. Afterwards the handlers are what they were.
+    """
     before = {number: signal.getsignal(number) for number in _HANDLED}
 
     def pass_on(number: int, _: FrameType | None) -> None:
+        leave_lost_terminal()
         os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGUSR1, pass_on)
+    if before[signal.SIGHUP] is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, pass_on)
     try:
         yield
     finally:

@@ -60,3 +60,10 @@ def peak_of(device_name: str) -> Peak | None:
         if re.fullmatch(pattern, name):
             return GPU_PEAKS[gpu]
     return None
+
+
+def has_bf16() -> bool:
+    """Whether the current GPU computes in bfloat16; torch also counts those that emulate it, slowly (V100, T4)."""
+    import torch
+
+    return torch.cuda.is_bf16_supported(including_emulation=False)

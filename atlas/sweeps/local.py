@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +16,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-import atlas
 from atlas.config import Config, DataConfig, load_config
 from atlas.cores import available_cores
 from atlas.errors import InputError
-from atlas.launch import Plan, count_gpus
+from atlas.launch import Plan, count_gpus, without_choice
+from atlas.launch.terminal import leave_lost_terminal
+from atlas.python import module_command, safe_environment
 from atlas.sweeps.grid import Point, Start, Sweep, arguments_of, config_of, grid_points, local_start
 from atlas.tracking.comparison import Comparison, compare_runs
 from atlas.tracking.runs import is_run, read_run, summarize
@@ -31,7 +31,7 @@ State = Literal["finished", "failed", "stopped", "waiting"]
 LOG = "sweep.log"  # in a run's folder: all that its process printed
 _POLL_SECONDS = 0.2
 _LOG_LINES = 5  # of a failed run, that are shown
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Sections in which a run may differ from the grid and still be the one that the grid asks for.
 _NO_MATTER = ("distributed", "wandb", "logging", "model_management")
 
@@ -162,8 +162,7 @@ def _record_missing_data(configs: Sequence[Config]) -> None:
 
 def _environments(parallel: int, start: Start) -> list[dict[str, str]]:
     """The environment of each of the runs at a time, each with its share of the GPUs, or of the cores."""
-    roots = [str(Path(atlas.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    common = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, roots)), "PYTHONUNBUFFERED": "1"}
+    common = {**without_choice(os.environ), **safe_environment(os.environ)}
     if "SLURM_NNODES" in common:
         common["SLURM_STEP_NUM_NODES"] = "1"  # a run is of this machine, however many the allocation has
     if parallel == 1:
@@ -172,7 +171,7 @@ def _environments(parallel: int, start: Start) -> list[dict[str, str]]:
     for ids in shared_gpus(parallel, 0 if "--cpu" in start.options else count_gpus(Config().distributed)):
         plan = Plan(len(ids), cpu=False, gpu_ids=ids) if ids else Plan(1, cpu=True)
         threads = {"OMP_NUM_THREADS": str(max(1, available_cores() // (parallel * plan.processes)))} | common
-        environments.append(threads | plan.environment(threads))
+        environments.append(without_choice(threads | plan.environment(threads)))
     return environments
 
 
@@ -199,14 +198,16 @@ class _StopRequest:
 
 @contextmanager
 def _listening() -> Iterator[_StopRequest]:
-    """Inside the block SIGINT and SIGTERM are only noted."""
+    """Inside the block SIGINT, SIGTERM and SIGHUP (but under nohup) are only noted."""
     request = _StopRequest()
 
     def note(number: int, _: FrameType | None) -> None:
-        request.signal = request.signal or number
+        leave_lost_terminal()
+        request.signal = request.signal or (number if number == signal.SIGINT else signal.SIGTERM)
         request.count += 1
 
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    before = {n: signal.signal(n, note) for n in _SIGNALS if n != signal.SIGHUP or not ignored}
     try:
         yield request
     finally:
@@ -225,7 +226,7 @@ class _Process:
         trial.run_dir.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "atlas.sweeps.point", "train", *arguments],
+                [*module_command("atlas.sweeps.point"), "train", *arguments],
                 env=environment,
                 stdin=subprocess.PIPE,  # kept open, and closed by whatever ends this process: see point.py
                 stdout=log,

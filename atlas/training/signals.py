@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 from atlas.launch import launcher_folder
+from atlas.launch.terminal import leave_lost_terminal
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last one is SLURM's warning
+# SIGUSR1 is SLURM's warning; SIGHUP says that the terminal is gone.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Interrupted(Exception):
@@ -18,8 +20,8 @@ class Interrupted(Exception):
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        # A warning asks for what SIGTERM asks for, only earlier.
-        self.exit_code = 128 + (signal.SIGTERM if signal_number == signal.SIGUSR1 else signal_number)
+        # The others ask for what SIGTERM asks for.
+        self.exit_code = 128 + (signal.SIGINT if signal_number == signal.SIGINT else signal.SIGTERM)
 
 
 class StopRequest:
@@ -42,10 +44,13 @@ def listening(numbers: Sequence[signal.Signals] = _SIGNALS) -> Iterator[StopRequ
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
+    # Under nohup, the end of the terminal is to change nothing.
+    numbers = [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.getsignal(number) for number in numbers}
     launched = launcher_folder() is not None
 
     def note(number: int, _: FrameType | None) -> None:
+        leave_lost_terminal()
         if request.signal is None:
             request.signal = number
         elif not launched:

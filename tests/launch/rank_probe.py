@@ -6,6 +6,7 @@ list in a folder of its own, and prints what came of it.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import json
 import os
@@ -36,7 +37,7 @@ def probe(folder: Path, roles: list[str]) -> None:
     die_with_launcher()
     rank = int(os.environ["RANK"])
     role = roles[rank]
-    meets = any(each.startswith("reduce") for each in roles)
+    meets = any(each in ("reduce", "meet") for each in roles)
     if meets:
         import torch
         import torch.distributed as dist
@@ -49,6 +50,8 @@ def probe(folder: Path, roles: list[str]) -> None:
         while not all((folder / f"ready_{each}").exists() for each in range(len(roles))):
             time.sleep(0.02)
         if role == "raise":
+            if "PROBE_ENDLESS_END" in os.environ:
+                atexit.register(time.sleep, 1000)  # as the end of a process group of GPUs would
             raise ValueError("a defect")
         if role == "input":
             raise InputError("data.path is on another machine.")
@@ -71,7 +74,7 @@ def probe(folder: Path, roles: list[str]) -> None:
         while True:
             if role == "reduce":
                 dist.all_reduce(torch.ones(1))
-            if role == "save" and stop.signal is not None:
+            if role in ("save", "meet") and stop.signal is not None:
                 time.sleep(1.5)
                 (folder / f"saved_{rank}").write_text(signal.Signals(stop.signal).name)
                 raise Interrupted(stop.signal)

@@ -7,33 +7,44 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
+from atlas.launch import overseer
+from atlas.python import module_command
 from tests.launch.test_launch_ranks import is_alive, wait_until
 from tests.processes import end_tree
 
+ROOT = Path(__file__).parents[2]
 END_OF_CASE = "-- end of case --"  # as rank_probe.py has it
 BOUND = 30.0  # seconds in which all is over, wherever the others are
 
 Start = Callable[..., subprocess.Popen[str]]
 
 
-def start_launcher(folder: Path, *cases: str, **variables: str) -> subprocess.Popen[str]:
+def start_launcher(folder: Path, *cases: str, cwd: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "RANK")}
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.launch.rank_probe", str(folder), *cases],
+        [*module_command("tests.launch.rank_probe"), str(folder), *cases],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment | variables,
-        cwd=Path(__file__).parents[2],
+        env=environment | variables | {"PYTHONPATH": str(ROOT)},
+        cwd=cwd,
     )
+
+
+def write_namesakes(folder: Path) -> Path:
+    """A folder of a user's modules that have the names of others; each says so when it is imported, and ends all."""
+    (folder / "atlas").mkdir(parents=True)
+    for name in ("atlas/__init__", "random", "queue", "socket", "types"):
+        (folder / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
+    return folder
 
 
 def pids(folder: Path) -> list[int]:
@@ -169,8 +180,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start the launcher with one rank a role and wait until all ranks are at work."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(*roles: str) -> subprocess.Popen[str]:
-        started.append(start_launcher(tmp_path, ",".join(roles)))
+    def run(*roles: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
+        started.append(start_launcher(tmp_path, ",".join(roles), cwd=cwd))
         ready = [tmp_path / "0" / f"ready_{rank}" for rank in range(len(roles))]
         wait_until(lambda: all(file.exists() for file in ready), seconds=120)
         return started[-1]
@@ -213,6 +224,21 @@ def test_the_warning_of_a_scheduler_lets_all_ranks_save(start: Start, tmp_path: 
     assert len(list(tmp_path.glob("0/saved_*"))) == 2
 
 
+def test_from_a_folder_of_namesakes_ranks_meet_on_the_loopback_interface_and_save_when_the_terminal_goes(
+    start: Start, tmp_path: Path
+) -> None:
+    namesakes = write_namesakes(tmp_path / "namesakes")
+    process = start("meet", "meet", cwd=namesakes)
+
+    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    listening = {c.laddr.ip for each in everyone for c in each.net_connections("inet") if c.status == "LISTEN"}
+    process.send_signal(signal.SIGHUP)
+
+    assert listening == {"127.0.0.1"}
+    assert finish(process, tmp_path, within=60) == (143, ["stopped by SIGTERM"])
+    assert len(list(tmp_path.glob("0/saved_*"))) == 2
+
+
 def test_a_signal_to_every_process_is_one_signal(start: Start, tmp_path: Path) -> None:
     """As schedulers send it: the launcher passes on what the ranks have got already."""
     process = start("save", "save")
@@ -233,4 +259,5 @@ def test_a_second_signal_ends_all_at_once(start: Start, tmp_path: Path) -> None:
 
     process.send_signal(signal.SIGINT)
 
-    assert finish(process, tmp_path, within=5) == (130, ["Ended at once, by the second signal."])
+    # Sooner than ranks that do not answer are given up.
+    assert finish(process, tmp_path, within=overseer._STUCK_SECONDS) == (130, ["Ended at once, by the second signal."])

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.test_failing_ranks import write_namesakes
+
 ROOT = Path(__file__).parents[2]
 FLAGS = """--config --mode --gpus --gpu-ids --cpu --num-nodes --node-rank --master-addr --master-port --resume --wandb
     --wandb-project --wandb-entity --wandb-name
@@ -35,8 +37,12 @@ def note(*what):
         with open(os.environ["FAKE_NOTES"], "a") as file:
             print(json.dumps(what), file=file)
 
-if sys.argv[1] == "-c":
+if sys.argv[1] == "-c" and "atlas.cli" in sys.argv[2]:
+    print(json.dumps({{"start": sys.argv[2], "argv": sys.argv[3:]}}))
+elif sys.argv[1] == "-c":
     asked = sys.argv[2:]
+    if "3, 11" in asked[0]:
+        sys.exit("FAKE_OLD" in os.environ)
     in_environment = ".venv" in __file__ or "VIRTUAL_ENV" in os.environ
     absent = set(os.environ.get("FAKE_MISSING", "").split()) & set(asked)
     sys.exit(not in_environment and "version_info" not in asked[0] or bool(absent))
@@ -47,6 +53,7 @@ elif sys.argv[1:3] == ["-m", "venv"]:
     shutil.copy(__file__, bin / "python")
 elif sys.argv[1:3] == ["-m", "pip"]:
     note("pip", os.getcwd(), *sys.argv[3:])
+    time.sleep(float(os.environ.get("FAKE_PIP_SECONDS", "0")))
     sys.exit(int(os.environ.get("FAKE_PIP", "0")))
 else:
     def stop(number, frame):
@@ -145,6 +152,42 @@ def test_arguments_survive(start: Callable[..., subprocess.Popen[str]], tree: Pa
     assert said["cwd"].endswith("else where")
     assert said["python"] == str(tree / ".venv" / "bin" / "python")
     assert err == "on stderr\n"
+
+
+@pytest.mark.parametrize("how", ["a link", "a link to a link", "CDPATH"])
+def test_the_script_finds_its_folder(tree: Path, tmp_path: Path, how: str) -> None:
+    called, variables = tree / "train.sh", {}
+    if how == "CDPATH":
+        (tmp_path / "other" / "my project").mkdir(parents=True)
+        called, variables = Path("my project", "train.sh"), {"CDPATH": str(tmp_path / "other") + ":."}
+    else:
+        for name, target in [("first", called), ("second", Path("..", "bin", "first"))]:
+            (tmp_path / "bin").mkdir(exist_ok=True)
+            (tmp_path / "bin" / name).symlink_to(target)
+        called = tmp_path / "bin" / ("first" if how == "a link" else "second")
+    kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
+
+    done = subprocess.run([called, "a=b"], capture_output=True, text=True, cwd=tmp_path, env=kept | variables)
+
+    assert (done.returncode, done.stderr) == (0, "on stderr\n")
+    assert json.loads(done.stdout)["python"] == str(tree / ".venv" / "bin" / "python")
+
+
+def test_on_python_3_10_nothing_of_the_users_folder_is_run(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    code, out, err = finish(start("a=b", FAKE_OLD="1"))
+    assert (code, err) == (0, "")
+    asked = json.loads(out)
+    assert asked["argv"] == ["train", "a=b"]
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"} | {"PYTHONPATH": str(ROOT)}
+    folder = write_namesakes(tmp_path / "namesakes")
+
+    done = subprocess.run(
+        [sys.executable, "-c", asked["start"], "--version"], capture_output=True, text=True, cwd=folder, env=kept
+    )
+
+    assert (done.stdout, done.stderr) == ("atlas 0.1.0\n", "")
 
 
 def test_no_arguments(start: Callable[..., subprocess.Popen[str]]) -> None:
@@ -301,3 +344,71 @@ def test_an_active_environment_is_used_as_it_is(
     assert json.loads(out)["python"] == str(tmp_path / "tools" / "python")
     assert notes() == []
     assert not (tree / ".venv").exists()
+
+
+def test_a_module_in_the_users_folder_is_not_taken_for_an_installed_one(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path, tree: Path
+) -> None:
+    """The real interpreter looks, in place of the stand-in."""
+    (tmp_path / "else where" / "importlib.py").write_text("raise SystemExit(0)")
+    looks = f"source '{tree}/scripts/venv.sh'; has_modules '{sys.executable}' no_such_module_anywhere"
+    (tmp_path / "else where" / "no_such_module_anywhere.py").touch()
+    assert subprocess.run(["bash", "-c", looks], cwd=tmp_path / "else where").returncode == 1
+
+
+@pytest.mark.parametrize("state", ["complete", "unfinished", None])
+def test_an_environment_whose_python_is_gone_is_made_again_where_it_was_made_here(
+    start: Callable[..., subprocess.Popen[str]],
+    notes: Callable[[], list[list[str]]],
+    tree: Path,
+    tmp_path: Path,
+    state: str | None,
+) -> None:
+    venv = tree / ".venv"
+    (venv / "bin" / "python").unlink()
+    (venv / "bin" / "python").symlink_to(tmp_path / "removed" / "python3.10")
+    (venv / "lib").mkdir()
+    if state:
+        (venv / ".atlas-install").write_text(f"{state}\n")
+
+    code, out, err = finish(start(PATH=path_with_python(tmp_path), FAKE_NOTES=str(tmp_path / "notes")))
+
+    if state is None:
+        assert (code, out, notes()) == (2, "", [])
+        assert "was not made here" in err and (venv / "lib").exists()
+        return
+    assert code == 0, err
+    assert "is gone; making it again" in err
+    assert [note[0] for note in notes()] == ["venv", "pip"]
+    assert not (venv / "lib").exists()
+    assert json.loads(out)["python"] == str(venv / "bin" / "python")
+
+
+@pytest.mark.parametrize("tool", ["flock", "no flock", "no flock, after one that was killed"])
+def test_two_first_starts_make_one_environment(
+    start: Callable[..., subprocess.Popen[str]],
+    notes: Callable[[], list[list[str]]],
+    tree: Path,
+    tmp_path: Path,
+    tool: str,
+) -> None:
+    shutil.rmtree(tree / ".venv")
+    path = path_with_python(tmp_path)
+    if tool != "flock":
+        for name in "bash sh cat date dirname env find mkdir rm rmdir sleep uname".split():
+            (tmp_path / "tools" / name).symlink_to(str(shutil.which(name)))
+        path = str(tmp_path / "tools")
+    if "killed" in tool:
+        gone = subprocess.Popen(["true"])
+        gone.wait()
+        (tree / ".venv").mkdir()
+        (tree / ".venv" / ".atlas-lock.pid").write_text(f"{os.uname().nodename} {gone.pid}\n")
+    environment = {"PATH": path, "FAKE_NOTES": str(tmp_path / "notes"), "FAKE_PIP_SECONDS": "0.5"}
+
+    both = [start(**environment) for _ in range(2)]
+    ends = [finish(process) for process in both]
+
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert [note[0] for note in notes()] == ["venv", "pip"]
+    assert sum("Waiting for another script" in err for _, _, err in ends) == 1
+    assert {json.loads(out)["python"] for _, out, _ in ends} == {str(tree / ".venv" / "bin" / "python")}

@@ -17,6 +17,7 @@ from atlas.checks.geometry.scene import Scene, seen_from_first
 from atlas.documents import read_json
 from atlas.errors import InputError
 from atlas.files import atomic_path, write_json
+from atlas.policy.gpus import has_bf16
 from atlas.policy.vggt import VGGTAggregator, VGGTConfig
 from atlas.policy.vggt.camera_head import CameraHeadConfig, VGGTCameraHead, pose_to_cameras
 from atlas.policy.vggt.depth_head import DepthHeadConfig, VGGTDepthHead
@@ -99,7 +100,7 @@ def _look(
     colours = np.stack([view.pixels for view in views])
     pixels = torch.from_numpy(colours).to(device).permute(0, 3, 1, 2).unsqueeze(0) / 255  # [1, S, 3, H, W]
     size = (pixels.shape[-2], pixels.shape[-1])
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    bf16 = device.type == "cuda" and has_bf16()
     with torch.inference_mode():
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):  # as published; the heads are in float32
             *layers, last = aggregator(pixels, [*depth.layers, config.depth - 1])

@@ -1,0 +1,89 @@
+"""What this process trains on: the GPUs that are meant, or the CPU where that is meant; never one for the other."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import TYPE_CHECKING, Literal
+
+from atlas.errors import InputError, first_line
+from atlas.launch.plan import VISIBLE, Plan, count_gpus
+
+if TYPE_CHECKING:
+    from atlas.config import DistributedConfig
+
+DEVICE = "ATLAS_DEVICE"  # what the launcher has planned for its ranks: cpu or cuda
+
+
+def settle_device(distributed: DistributedConfig) -> Literal["cpu", "cuda"]:
+    """Have this process see only the GPUs that `gpu_ids` names, and say what it trains on.
+
+    To be called before anything else asks for CUDA, which reads the variable once; again, it changes nothing.
+    Raises InputError, with torch's reason, where there are GPUs, or some are asked for, and CUDA does not work.
+    """
+    if distributed.cpu:
+        return "cpu"
+    if distributed.gpu_ids:
+        _show_only(distributed.gpu_ids)
+    import torch
+
+    found = count_gpus(distributed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch warns of is the reason, and told below
+        works = torch.cuda.is_available()
+    if works:
+        return "cuda"
+    if found or distributed.gpus or distributed.gpu_ids or os.environ.get(DEVICE) == "cuda":
+        there = "GPUs are asked for" if not found else f"{found} GPU{' is' if found == 1 else 's are'} there"
+        raise InputError(
+            f"{there}, and torch cannot use CUDA: {_reason()}. `atlas doctor` says more; with --cpu "
+            "(distributed.cpu=true) it trains on the CPU."
+        )
+    return "cpu"
+
+
+def check_gpu_of_rank(distributed: DistributedConfig) -> None:
+    """Raise InputError where the processes of this machine and the GPUs that they see do not match: two would share a
+    GPU, or one would be left out.
+    """
+    import torch
+
+    rank, processes = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    seen = torch.cuda.device_count()
+    if rank >= seen > 1:  # of a single one a cluster may show each process its own
+        raise InputError(
+            f"Process {rank} of this machine has no GPU: {seen} can be seen ({VISIBLE}={os.environ.get(VISIBLE)}). "
+            "Start as many processes as there are GPUs."
+        )
+    ids = distributed.gpu_ids
+    if ids and len(ids) != processes:
+        shown = ",".join(map(str, ids))
+        raise InputError(
+            f"distributed.gpu_ids names {shown}, and there {'is 1 process' if processes == 1 else f'are {processes}'} "
+            "to use them: name one GPU a process, or start it by `atlas train`."
+        )
+
+
+def _show_only(ids: list[int]) -> None:
+    import torch
+
+    chosen = Plan(len(ids), cpu=False, gpu_ids=tuple(ids)).visible(os.environ)
+    if os.environ.get(VISIBLE) == chosen[VISIBLE]:
+        return
+    if torch.cuda.is_initialized():
+        raise InputError(
+            f"distributed.gpu_ids names {','.join(map(str, ids))}, and this process uses CUDA already, which cannot "
+            f"choose again: set {VISIBLE} before it starts."
+        )
+    os.environ.update(chosen)
+
+
+def _reason() -> str:
+    """Why torch cannot use CUDA, in its own words."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return first_line(error)
+    return "torch.cuda.is_available() is false"
