@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from atlas.rollout.rendering import failure_explained
+
 HIDDEN_GROUP = 5  # of shapes that are never drawn; MuJoCo has geom groups 0 to 5, and its models use the lower ones
 
 
@@ -24,7 +26,8 @@ class CameraRenderer:
         model.vis.quality.offsamples = 0
         model.vis.global_.offwidth = model.vis.global_.offheight = size
         self._model, self._data = model, data
-        self._renderer = mujoco.Renderer(model, size, size)
+        with failure_explained():
+            self._renderer = mujoco.Renderer(model, size, size)
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._options = mujoco.MjvOption()

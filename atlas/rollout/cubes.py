@@ -13,7 +13,7 @@ import numpy as np
 from atlas.errors import InputError
 from atlas.rollout.camera import HIDDEN_GROUP, CameraRenderer
 from atlas.rollout.environment import EnvironmentSpec, StepResult
-from atlas.rollout.rendering import prepare_rendering, quiet_robosuite
+from atlas.rollout.rendering import failure_explained, prepare_rendering, quiet_robosuite
 from atlas.types import ActionSpec, Observation
 
 INSTRUCTIONS = ("pick up the red cube", "pick up the green cube")
@@ -51,8 +51,9 @@ class CubesEnvironment:
         prepare_rendering()
         quiet_robosuite()
         try:
-            import robosuite
-            from robosuite.controllers import load_controller_config
+            with failure_explained():
+                import robosuite
+                from robosuite.controllers import load_controller_config
         except ModuleNotFoundError as error:
             raise InputError(
                 f"The environment 'cubes' needs the simulator ({error.name} is missing): pip install 'atlas-vla[sim]'"

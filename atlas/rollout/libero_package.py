@@ -25,6 +25,7 @@ import yaml
 from atlas.documents import read_yaml
 from atlas.errors import InputError, first_line
 from atlas.files import write_text
+from atlas.rollout.rendering import failure_explained
 
 logger = logging.getLogger(__name__)
 
@@ -136,9 +137,10 @@ def load_package(environment: str) -> None:
     settings = _settings(package)
     assets = _find_assets(environment, package, settings)
     try:
-        libero = importlib.import_module("libero.libero")
-        libero._assets_path_cache = str(assets)  # type: ignore[attr-defined]
-        importlib.import_module("libero.libero.envs")
+        with failure_explained():
+            libero = importlib.import_module("libero.libero")
+            libero._assets_path_cache = str(assets)  # type: ignore[attr-defined]
+            importlib.import_module("libero.libero.envs")
     except ModuleNotFoundError as error:
         raise InputError(
             f"The environment '{environment}' needs a package that is missing ({error.name}): {_INSTALL}"

@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from atlas.tracking.redact import cause
 
@@ -58,19 +59,24 @@ class SystemMonitor:
 
 
 def gpu_sample() -> dict[str, float]:
-    """Use, memory, temperature (°C) and power (W) of every visible GPU; {} without one.
+    """Use, memory, temperature (°C) and power (W) of every visible GPU, as far as its driver tells them; {} without one.
 
     Through NVIDIA's management library, which takes no memory on the GPU, as torch's own calls for other devices would.
     """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return {}
+    queries: dict[str, Callable[[int], float]] = {
+        "percent": lambda gpu: float(torch.cuda.utilization(gpu)),
+        "memory_gib": lambda gpu: torch.cuda.device_memory_used(gpu) / 2**30,
+        "temperature": lambda gpu: float(torch.cuda.temperature(gpu)),
+        "power": lambda gpu: torch.cuda.power_draw(gpu) / 1000,
+    }
     values: dict[str, float] = {}
     for gpu in range(torch.cuda.device_count()):
-        values |= {
-            f"system/gpu{gpu}_percent": float(torch.cuda.utilization(gpu)),
-            f"system/gpu{gpu}_memory_gib": torch.cuda.device_memory_used(gpu) / 2**30,
-            f"system/gpu{gpu}_temperature": float(torch.cuda.temperature(gpu)),
-            f"system/gpu{gpu}_power": torch.cuda.power_draw(gpu) / 1000,
-        }
+        for name, query in queries.items():
+            # A part of a GPU has no power of its own, some cards no temperature: that costs this number alone. The
+            # errors are of the driver's library (of kinds made at run time), or torch's where that is missing.
+            with suppress(Exception):
+                values[f"system/gpu{gpu}_{name}"] = query(gpu)
     return values

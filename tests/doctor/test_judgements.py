@@ -14,7 +14,7 @@ from atlas.doctor.limits import core_limit, memory_limit, memory_used
 from atlas.doctor.machine import declared_requirements, judge_cores, judge_memory, judge_packages
 from atlas.doctor.online import judge_wandb
 from atlas.doctor.processes import judge_nccl
-from atlas.doctor.world import judge_failure
+from atlas.doctor.world import judge_failure, judge_picture
 
 GIB = 2**30
 H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * GIB, 1 * GIB)
@@ -207,3 +207,19 @@ def test_rendering_that_fails_names_what_is_set_or_what_to_install() -> None:
 
     assert "(with MUJOCO_GL=glfw)" in by_variable.seen and "unset MUJOCO_GL" in str(by_variable.fix)
     assert "libegl1" in str(by_library.fix) and "evaluation.env=none" in str(by_library.fix)
+
+
+@pytest.mark.parametrize(
+    ("renderer", "gpus", "status", "words"),
+    [
+        ("llvmpipe (LLVM 15.0.6, 256 bits)", 0, "ok", ("in software",)),
+        ("llvmpipe (LLVM 15.0.6, 256 bits)", 8, "warning", ("beside 8 GPUs", "NVIDIA_DRIVER_CAPABILITIES=all")),
+        ("NVIDIA H100 80GB HBM3/PCIe/SSE2", 8, "ok", ("on NVIDIA H100",)),
+    ],
+)
+def test_software_that_draws_beside_gpus_is_pointed_out(
+    renderer: str, gpus: int, status: str, words: tuple[str, ...]
+) -> None:
+    finding = judge_picture(Tried(0, 60, "", {"backend": "egl", "renderer": renderer, "contrast": 60.0}), gpus)
+
+    assert finding.status == status and all(word in said(finding) for word in words), said(finding)

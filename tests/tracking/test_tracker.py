@@ -323,6 +323,27 @@ def test_every_gpu_is_sampled() -> None:
     assert 0 <= sample["system/gpu0_percent"] <= 100 and sample["system/gpu0_memory_gib"] > 0
 
 
+def test_a_gpu_that_does_not_tell_one_thing_tells_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NotSupported(Exception):
+        """As the driver's library raises it."""
+
+    def power(gpu: int) -> float:
+        if gpu == 1:
+            raise NotSupported
+        return 350_000.0
+
+    answers = {"utilization": 90, "device_memory_used": 2**30, "temperature": 60, "device_count": 2}
+    for name, value in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "power_draw", power)
+
+    sample = gpu_sample()
+
+    assert len(sample) == 7 and sample["system/gpu0_power"] == 350.0
+    assert "system/gpu1_power" not in sample and sample["system/gpu1_temperature"] == 60.0
+
+
 def test_other_ranks_import_and_write_nothing(tmp_path: Path) -> None:
     script = """
 import sys
