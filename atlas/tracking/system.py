@@ -59,7 +59,7 @@ class SystemMonitor:
 
 
 def gpu_sample() -> dict[str, float]:
-    """Use, memory, temperature (°C) and power (W) of every visible GPU, as far as its driver tells them; {} without one.
+    """Use, memory, temperature (°C) and power (W) of every visible GPU, as far as the driver tells; {} without one.
 
     Through NVIDIA's management library, which takes no memory on the GPU, as torch's own calls for other devices would.
     """
