@@ -16,6 +16,7 @@ from atlas.checks.split import check_split
 from atlas.checks.stats import check_stats
 from atlas.config.model import ProcessorConfig
 from atlas.data.episode import EpisodeDataset
+from atlas.data.lerobot import LeRobotDataset
 from atlas.data.mixture import Source, sources_of
 from atlas.errors import InputError
 
@@ -31,8 +32,10 @@ _BEFORE_TRAINING: tuple[tuple[CheckId, Check], ...] = (*_NUMBERS, ("split", chec
 
 
 def inspect_dataset(dataset: EpisodeDataset) -> dict[str, Any]:
-    """What `atlas data inspect --json` prints."""
+    """What `atlas data inspect --json` prints. Raises InputError for images that are not of the size that it says."""
     actions = dataset.numbers().actions
+    if isinstance(dataset, LeRobotDataset):
+        dataset.check_sizes()
     return {
         "format": dataset.format,
         "episodes": len(dataset),

@@ -12,7 +12,7 @@ from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
 from atlas.data.lerobot import LeRobotDataset
 from atlas.data.lerobot.whole import fault
-from atlas.data.video import TOLERANCE_S
+from atlas.data.video import FRAME_TOLERANCE
 from atlas.errors import InputError, first_line
 
 _CLOCK = 0.02  # relative difference of two rates that are the same
@@ -28,6 +28,8 @@ def check_video(context: CheckContext) -> Iterator[Finding]:
     damaged: set[Path] = set()
     if isinstance(context.dataset, LeRobotDataset):
         yield from _files(context.dataset, damaged)
+        if not damaged:
+            yield from _sizes(context.dataset, damaged)
         yield from _timestamps(context.dataset)
     yield from _pictures(context, damaged)
 
@@ -92,6 +94,16 @@ def _files(dataset: LeRobotDataset, damaged: set[Path]) -> Iterator[Finding]:
             )
 
 
+def _sizes(dataset: LeRobotDataset, damaged: set[Path]) -> Iterator[Finding]:
+    """Images of another size than the dataset says, which training refuses."""
+    try:
+        dataset.check_sizes()
+    except InputError as error:
+        fix = "Bring all images to one size, or train with data.skip_damaged=true, which leaves the others out."
+        yield Finding("video", "error", str(error), fix, {"size": str(error)})
+        damaged.add(dataset.path)  # what is said of it is not said again
+
+
 def _files_of(dataset: LeRobotDataset) -> list[str]:
     return list(dict.fromkeys(dataset._source.all_files()))
 
@@ -119,21 +131,27 @@ def _frames_fault(path: Path, spans: list[tuple[float, int]], fps: float) -> str
         rate = 1 / float(np.median(np.diff(there)))
         if abs(rate / fps - 1) > _CLOCK:
             return f"has {rate:.4g} frames a second, and the dataset {fps:g}"
-    wanted = np.concatenate([start + np.arange(length) / fps for start, length in spans])
-    missing = _unmatched(wanted, there)
-    if missing:
+    wanted = np.concatenate([start + np.arange(length) / fps for start, length in sorted(spans)])
+    off = _distances(wanted, there)
+    missing = int((off > 0.5 / fps).sum())
+    if missing and len(wanted) != len(there):
         return f"lacks {missing} of {len(wanted)} frames"
+    if len(wanted) == len(there):  # then each frame is the one of its place, however far its time is
+        off = np.abs(wanted - there)
+    if (off > FRAME_TOLERANCE / fps).any():
+        return (
+            f"has frames that are shifted, by up to {off.max() * 1000:.1f} ms against where its episodes should begin"
+        )
     extra = len(there) - len(wanted)
     return f"has {extra} frames more than its episodes" if extra > 0 else None
 
 
-def _unmatched(wanted: np.ndarray, there: np.ndarray) -> int:
-    """How many of the wanted times have no frame near them."""
+def _distances(wanted: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Seconds from each of the wanted times to the frame nearest to it."""
     if not len(there):
-        return len(wanted)
-    place = np.clip(np.searchsorted(there, wanted), 1, max(1, len(there) - 1))
-    nearest = np.minimum(np.abs(there[place - 1] - wanted), np.abs(there[np.minimum(place, len(there) - 1)] - wanted))
-    return int((nearest > TOLERANCE_S + np.spacing(np.abs(wanted).astype(np.float32))).sum())
+        return np.full(len(wanted), np.inf)
+    after = np.clip(np.searchsorted(there, wanted), 0, len(there) - 1)
+    return np.minimum(np.abs(there[np.maximum(after - 1, 0)] - wanted), np.abs(there[after] - wanted))
 
 
 def _timestamps(dataset: LeRobotDataset) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,15 +20,23 @@ from atlas.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE_S = 1e-4  # how far a frame's time may lie from the one asked for
+TOLERANCE_S = 1e-4  # how far a frame's time may lie from the one asked for, where nothing is known of the rate
+FRAME_TOLERANCE = 0.2  # of what lies between two frames, likewise: times of joined videos drift, by 0.3 ms an episode
 OPEN_DECODERS = 32  # a process
 
 
 class _Decoder(Protocol):
     """An open video file."""
 
-    def read(self, times: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [n, H, W, 3] and float64 [n], the frames nearest to ascending times in seconds, and their times."""
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its frames, by its header."""
+        ...
+
+    def read(self, times: Sequence[float], tolerance: float = TOLERANCE_S) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [n, H, W, 3] and float64 [n], the frames nearest to ascending times in seconds, and their times.
+
+        A frame that is no further than `tolerance` from a time is found."""
         ...
 
     def close(self) -> None: ...
@@ -55,28 +64,38 @@ class VideoReader:
     def frames(self, path: Path, times: Sequence[float] | np.ndarray, tolerance: float = TOLERANCE_S) -> np.ndarray:
         """uint8 [n, H, W, 3], RGB: the frames of a file at some times in seconds, in that order, in one pass.
 
-        Raises InputError where the file is missing or damaged, or has no frame within `tolerance` of a time.
+        tolerance: seconds that a frame may lie off; well under half of what lies between two. Raises InputError where
+        the file is missing or damaged, or has no frame so near.
         """
+        wanted, place = np.unique(np.asarray(times, np.float64), return_inverse=True)
+        with self._opening(path) as decoder:
+            images, found = decoder.read(wanted.tolist(), tolerance)
+        off = np.abs(found - wanted) - _rounding(wanted)
+        if (off > tolerance).any():
+            worst = int(off.argmax())
+            here = int((off > tolerance).argmax()) if off[worst] > 2.5 * tolerance else worst
+            raise InputError(_not_there(path, wanted[here], found[here], tolerance, off[worst] > 2.5 * tolerance))
+        place = place.reshape(-1)
+        return images if len(place) == len(images) and (np.diff(place) > 0).all() else images[place]
+
+    def size(self, path: Path) -> tuple[int, int]:
+        """Height and width of a file's frames, by its header. Raises InputError."""
+        with self._opening(path) as decoder:
+            return decoder.size
+
+    @contextmanager
+    def _opening(self, path: Path) -> Iterator[_Decoder]:
+        """The decoder of a file, which is not for several threads at once."""
         if self._process != os.getpid():
             self._inherited.append(self._decoders)
             self._start()
-        wanted, place = np.unique(np.asarray(times, np.float64), return_inverse=True)
-        with self._lock:  # decoders are not for several threads at once
+        with self._lock:
             decoder = self._decoders.get(path, lambda: self._opened(path))
             try:
-                images, found = decoder.read(wanted.tolist())
+                yield decoder
             except InputError:
                 self._decoders.drop(path)  # who knows where in the file it stopped
                 raise
-        late = np.abs(found - wanted) - _rounding(wanted)
-        if (late > tolerance).any():
-            worst = int(late.argmax())
-            raise InputError(
-                f"{path} has no frame at {wanted[worst]:.4f} s: the nearest is at {found[worst]:.4f} s, and at most "
-                f"{tolerance:g} s are allowed. Frames are missing, or its frame rate is another one than the dataset's."
-            )
-        place = place.reshape(-1)
-        return images if len(place) == len(images) and (np.diff(place) > 0).all() else images[place]
 
     @property
     def open_files(self) -> list[Path]:
@@ -128,7 +147,12 @@ class TorchcodecDecoder:
         self._exact = False
         self._decoder = self._opened("approximate")
 
-    def read(self, times: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    @property
+    def size(self) -> tuple[int, int]:
+        """As of `_Decoder`."""
+        return self._size
+
+    def read(self, times: Sequence[float], tolerance: float = TOLERANCE_S) -> tuple[np.ndarray, np.ndarray]:
         """As of `_Decoder`."""
         with _readable(self._path):
             if not self._exact:
@@ -141,7 +165,7 @@ class TorchcodecDecoder:
                 self._exact, self._decoder = True, self._opened("exact")
             first, end = self._decoder.metadata.begin_stream_seconds, self._decoder.metadata.end_stream_seconds
             # A frame is shown from its time on: a little later it is that one, whatever the rounding.
-            shown = np.asarray(times) + TOLERANCE_S + _rounding(np.asarray(times))
+            shown = np.asarray(times) + tolerance + _rounding(np.asarray(times))
             shown = np.clip(shown, first, np.nextafter(end, first))
             batch = self._decoder.get_frames_played_at(shown.tolist())
             return batch.data.numpy(), batch.pts_seconds.numpy()
@@ -162,6 +186,7 @@ class TorchcodecDecoder:
                 raise InputError(
                     f"{self._path} does not say its frame rate and number of frames; it is no usable video."
                 )
+            self._size = int(decoder.metadata.height), int(decoder.metadata.width)
             return decoder
 
 
@@ -184,10 +209,16 @@ class PyAVDecoder:
             self._keys = sorted(entry.timestamp for entry in self._stream.index_entries if entry.is_keyframe)
             assert self._stream.time_base is not None  # FFmpeg gives every stream of a file one
             self._tick = float(self._stream.time_base)  # seconds
+            self._size = int(self._stream.height), int(self._stream.width)
         self._frames: Iterator[Any] | None = None
         self._last: Any = None  # the frame decoded last
 
-    def read(self, times: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    @property
+    def size(self) -> tuple[int, int]:
+        """As of `_Decoder`."""
+        return self._size
+
+    def read(self, times: Sequence[float], tolerance: float = TOLERANCE_S) -> tuple[np.ndarray, np.ndarray]:
         """As of `_Decoder`."""
         with _readable(self._path):
             frames = [self._nearest(time) for time in times]
@@ -227,6 +258,20 @@ class PyAVDecoder:
     def _key_between(self, position: int, target: int) -> bool:
         """Whether a keyframe lies beyond `position` and not beyond `target`: then it is shorter to start there."""
         return not self._keys or bisect_right(self._keys, target) > bisect_right(self._keys, position)
+
+
+def _not_there(path: Path, wanted: float, found: float, tolerance: float, missing: bool) -> str:
+    """What is said of a time at which there is no frame: one that is near is shifted, and else it is missing."""
+    text = (
+        f"{path} has no frame at {wanted:.4f} s: the nearest is at {found:.4f} s, and at most {tolerance:g} s are "
+        "allowed. "
+    )
+    if missing:
+        return f"{text}Frames are missing, or its frame rate is another one than the dataset's."
+    return (
+        f"{text}Its frames are shifted by {abs(found - wanted) * 1000:.1f} ms against what the dataset says, which may "
+        "add up where episodes were joined: correct the times at which they begin, or join them anew."
+    )
 
 
 def _rounding(times: np.ndarray) -> np.ndarray:

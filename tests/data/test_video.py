@@ -142,7 +142,7 @@ def recording(asked: list[list[float]]) -> Callable[[Path], PyAVDecoder]:
     """A decoder that notes what it is asked for."""
 
     class Recording(PyAVDecoder):
-        def read(self, times: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+        def read(self, times: Sequence[float], tolerance: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
             asked.append(list(times))
             return super().read(times)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,25 @@ from atlas.data.lerobot.damage import leave_out_damaged
 from atlas.data.lerobot.episodes import Episodes, missing_files, read_episodes, task_texts
 from atlas.data.lerobot.extras import EpisodeExtras, read_extras, read_sim_states
 from atlas.data.lerobot.features import find_features, report
+from atlas.data.lerobot.image_copies import copy_images, sizes_in
 from atlas.data.lerobot.images import ParquetImages
-from atlas.data.lerobot.info import INFO, read_info
+from atlas.data.lerobot.info import INFO, Feature, read_info
 from atlas.data.lerobot.whole import check_whole
 from atlas.data.noops import without_noops
 from atlas.data.orientation import Orientation, turn_upright
 from atlas.data.origin import mend
-from atlas.data.video import video_reader
+from atlas.data.video import FRAME_TOLERANCE, video_reader
 from atlas.errors import InputError
 from atlas.files import write_text
+from atlas.progress import progress_bar
 from atlas.registry.cache import cache_root
 
 logger = logging.getLogger(__name__)
 
 _LOOKED_INTO = 32  # of a camera's files, to see whether they are as they should be
-_CHECKED = "whole"  # a folder in the cache, with a file for each state of a dataset whose files were found whole
+# Folders in the cache, with a file for each state of a dataset whose files were found whole, or of one size.
+_CHECKED, _SIZED = "whole", "sizes"
+_SHOWN_FROM = 200  # files; fewer are looked at in no time
 
 
 def is_lerobot(path: Path) -> bool:
@@ -121,6 +125,11 @@ class LeRobotDataset:
         return columns
 
     @property
+    def _tolerance(self) -> float:
+        """Seconds that a frame of a video may lie off."""
+        return FRAME_TOLERANCE / self._info.fps
+
+    @property
     def has_videos(self) -> bool:
         return bool(self._features.video_keys)
 
@@ -148,23 +157,73 @@ class LeRobotDataset:
         )
 
     def check_files(self) -> None:
-        """See whether every file is whole, by its outline, and the last frame of some files as it is said to be.
+        """See whether every file is whole, by its outline, whether all images are of the size that they are said to be,
+        and the last frame of some files as it is said to be; and make ready what images are read from.
 
         Done once for a state of the dataset, and noted in the cache. Raises InputError that names what is wrong.
         """
-        keys = [feature.key for feature in self._features.cameras.values()]
-        marker = cache_root() / "lerobot" / _CHECKED / _digest(self._digest_of(self._source.all_files()), keys)
-        if not marker.is_file():
+        stored = [feature.key for feature in self._features.cameras.values() if feature.dtype == "image"]
+        copy_images(self.path, self._source.files, stored)  # not part of what is noted: copies can be deleted
+
+        def look() -> None:
             check_whole(self.path, self._source.all_files())
+            self.check_sizes()
             for index in self._last_in_files():
                 for camera in self.cameras:
                     self.images(camera, np.array([index]), self.lengths[[index]] - 1)
-            try:
-                write_text(marker, "")
-            except OSError as error:
-                raise InputError(
-                    f"{marker.parent} cannot be written to ({error.strerror}); set ATLAS_CACHE_DIR to another folder."
-                ) from None
+
+        self._once(_CHECKED, look)
+
+    def check_sizes(self) -> None:
+        """See whether all images are of the size that the dataset says they have, by the headers of videos and images.
+
+        Done once for a state of the dataset. Raises InputError that names the first file with others.
+        """
+        self._once(_SIZED, self._look_at_sizes)
+
+    def _once(self, what: str, look: Callable[[], None]) -> None:
+        """Look at something, unless it was found right before, by a note in the cache."""
+        keys = [feature.key for feature in self._features.cameras.values()]
+        marker = cache_root() / "lerobot" / what / _digest(self._digest_of(self._source.all_files()), keys)
+        if marker.is_file():
+            return
+        look()
+        try:
+            write_text(marker, "")
+        except OSError as error:
+            raise InputError(
+                f"{marker.parent} cannot be written to ({error.strerror}); set ATLAS_CACHE_DIR to another folder."
+            ) from None
+
+    def _look_at_sizes(self) -> None:
+        of = self._source
+        looked = [(feature, file) for feature in self._features.cameras.values() for file in _files_of(of, feature)]
+        title = f"Looking at the images of {self.path.name}" if len(looked) >= _SHOWN_FROM else None
+        with progress_bar(title, len(looked)) as advance:
+            for feature, name in looked:
+                path = self.path / name
+                if feature.dtype == "video":
+                    self._check_size(feature, path, np.array([video_reader().size(path)]))
+                else:
+                    here = np.flatnonzero(of.file == of.files.index(name))
+                    rows = np.concatenate([np.arange(of.row[i], of.row[i] + of.length[i]) for i in here])
+                    self._check_size(feature, path, sizes_in(path, feature.key)[rows], rows)
+                advance(1)
+
+    def _check_size(self, feature: Feature, path: Path, sizes: np.ndarray, rows: np.ndarray | None = None) -> None:
+        """sizes: int64 [n, 2]; rows: of the file, where the images are in rows. Raises InputError."""
+        wrong = np.flatnonzero((sizes != feature.image_size).any(axis=1))
+        if not len(wrong):
+            return
+        height, width = sizes[wrong[0]]
+        row = "" if rows is None else f" in row {rows[wrong[0]]}"
+        if not height:
+            raise InputError(f"{path}: the image '{feature.key}'{row} is missing or damaged. {mend(path)}")
+        raise InputError(
+            f"{path}: the images '{feature.key}' are {height} x {width} pixels high and wide{row}, "
+            f"and by {self._info.path} they are {feature.image_size[0]} x {feature.image_size[1]}. Correct the shape "
+            f"there, or bring all images to one size. {mend(path)}"
+        )
 
     def numbers(self) -> Numbers:
         return Numbers(self.columns.action, self.columns.proprio)
@@ -209,30 +268,35 @@ class LeRobotDataset:
     ) -> np.ndarray | list[np.ndarray]:
         """As `_stored_images`, of episodes that are in one file."""
         feature = self._features.cameras[camera]
-        images: np.ndarray | list[np.ndarray]
         if feature.dtype == "video":
             assert times is not None
             places = of.videos[feature.key]
             path = self.path / places.files[places.file[episodes[0]]]
-            images = video_reader().frames(path, places.start[episodes] + times)
-        else:
-            path = self.path / of.files[of.file[episodes[0]]]
-            images = self._images.read(path, feature.key, (of.row[episodes] + frames).tolist())
-        height, width = images[0].shape[:2]
-        if (height, width) != feature.image_size:
-            raise InputError(
-                f"{path}: the images '{feature.key}' are {height} x {width} pixels high and wide, "
-                f"and by {self._info.path} they are {feature.image_size[0]} x {feature.image_size[1]}. Correct the "
-                f"shape there, or make all images of one size. {mend(path)}"
-            )
-        return images
+            images = video_reader().frames(path, places.start[episodes] + times, self._tolerance)
+            self._check_size(feature, path, np.array([images.shape[1:3]]))
+            return images
+        path = self.path / of.files[of.file[episodes[0]]]
+        rows = of.row[episodes] + frames
+        sizes = self._images.sizes(path, feature.key, rows)
+        there = sizes.all(axis=1)  # of the others decoding says what is wrong
+        self._check_size(feature, path, sizes[there], rows[there])  # before an image of any size is decoded
+        return self._images.read(path, feature.key, rows.tolist())
+
+    def _look(self, of: Episodes, camera: str, episodes: np.ndarray, frames: np.ndarray, times: np.ndarray) -> None:
+        """Read images, and see whether all of their episodes' are of the right size. Raises InputError."""
+        self._stored_images(of, camera, episodes, frames, times)
+        feature = self._features.cameras[camera]
+        if feature.dtype == "image":
+            for index in np.unique(episodes).tolist():
+                path, rows = self.path / of.files[of.file[index]], np.arange(of.length[index]) + of.row[index]
+                self._check_size(feature, path, self._images.sizes(path, feature.key, rows), rows)
 
     def _undamaged(self) -> Episodes:
         """The episodes that can be read."""
         there = [file for file in self._source.all_files() if (self.path / file).is_file()]
         keys = [feature.key for feature in self._features.cameras.values()]
         known = cache_root() / "lerobot" / "damaged" / f"{_digest(self._digest_of(there), keys, self._reading)}.json"
-        return leave_out_damaged(self.path, self._info, self._features, self._source, self._stored_images, known)
+        return leave_out_damaged(self.path, self._info, self._features, self._source, self._look, known)
 
     def extras(self, index: int) -> EpisodeExtras:
         """What Atlas kept of an episode when it wrote the dataset; nothing where it was written by others."""
@@ -337,6 +401,11 @@ class LeRobotEpisode:
         """uint8 [n, H, W, 3], upright."""
         stored = np.asarray(frames, np.int64)
         return self._dataset.images(camera, np.full(len(stored), self._index), stored)
+
+
+def _files_of(of: Episodes, feature: Feature) -> list[str]:
+    """The files that hold a camera's images."""
+    return of.videos[feature.key].files if feature.dtype == "video" else of.files
 
 
 def _digest(*parts: object) -> str:

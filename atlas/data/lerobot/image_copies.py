@@ -1,0 +1,217 @@
+"""Images of Parquet files, copied once to where single ones are read fast.
+
+An image is wanted at random, and a Parquet file gives no less than a row group, which is often a whole episode. So each
+column of images is copied into a file of Arrow's own format in the cache, as it is stored, and mapped into memory from
+there. It takes the disk as much as the images in the dataset do.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import logging
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from atlas.data.lerobot.tables import open_parquet, readable_parquet
+from atlas.errors import InputError
+from atlas.files import sync
+from atlas.progress import progress_bar
+from atlas.registry.cache import cache_root
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("PNG", "JPEG", "WEBP")  # what images may be; Pillow knows many more, some of which start programs
+_FORMAT = 1  # of the copies; part of their names
+_AT_ONCE = 64  # images that are copied together
+_LOCKS = 16  # files that keep two processes from making the same copy
+_SAID_FROM = 16 * 2**20  # bytes; less is copied in no time
+
+
+@dataclass(frozen=True)
+class ImageCopy:
+    """The images of one column of one file, by row."""
+
+    images: pa.ChunkedArray  # of bytes, mapped into memory; null where there is none
+    sizes: np.ndarray  # int64 [rows, 2], height and width; 0 where there is no image, or one that is damaged
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+
+def open_copy(path: Path, key: str) -> ImageCopy:
+    """The copy of a file's column, made where there is none. Raises InputError that names the file."""
+    place = _place(path, key)
+    for _ in range(2):
+        if not place.is_file():
+            _make(path, key, place)
+        try:
+            return _mapped(place)
+        except (OSError, pa.ArrowException, ValueError, LookupError):
+            logger.warning("%s was damaged, and is made anew.", place)
+            place.unlink(missing_ok=True)
+    raise InputError(f"{place} cannot be read; set ATLAS_CACHE_DIR to another folder.")
+
+
+def copy_images(root: Path, files: Sequence[str], keys: Sequence[str]) -> None:
+    """Make the copies of a dataset's columns that are not there, and say before what they take and where.
+
+    Raises InputError where there is no room for them, or a file is damaged.
+    """
+    missing = [(root / name, key) for name in files for key in keys if not _place(root / name, key).is_file()]
+    needed = sum(_bytes(path, key) for path, key in missing)
+    if not needed:
+        return
+    folder = _folder()
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise InputError(
+            f"{root}: its images, {_shown(needed)}, are copied to where single ones are read fast, and {there} has "
+            f"{_shown(free)} free. Set ATLAS_CACHE_DIR to a folder with room, or make them videos (atlas data convert)."
+        )
+    shown = needed >= _SAID_FROM
+    if shown:  # as a progress bar does: this is before a run has a log
+        why = "copied once to where single ones are read fast"
+        print(f"The images of {root.name} are {why}: {_shown(needed)} in {folder}.", file=sys.stderr)
+    with progress_bar(f"Copying images of {root.name}" if shown else None, len(missing)) as advance:
+        for path, key in missing:
+            _make(path, key, _place(path, key))
+            advance(1)
+
+
+def sizes_in(path: Path, key: str) -> np.ndarray:
+    """int64 [rows, 2]: height and width of all images of a column, 0 where there is none, or it is damaged.
+
+    Nothing is copied for it. Raises InputError that names the file.
+    """
+    if _place(path, key).is_file():
+        return open_copy(path, key).sizes
+    with readable_parquet(path):
+        sizes = [image_size(image) for images in _batches(path, key) for image in images.to_pylist()]
+        return np.array(sizes, np.int64).reshape(-1, 2)
+
+
+def image_size(data: bytes | None) -> tuple[int, int]:
+    """Height and width by an image's header; 0, 0 where there is none."""
+    if not data:
+        return 0, 0
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.height, image.width
+    except Exception:  # Pillow's errors for damaged images are of a dozen kinds
+        return 0, 0
+
+
+def _shown(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _folder() -> Path:
+    return cache_root() / "lerobot" / "images"
+
+
+def _place(path: Path, key: str) -> Path:
+    """Where the copy of a file's column is; named after the file, and after its state."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    source, state = (str(path.resolve()), key), (_FORMAT, stat.st_size, stat.st_mtime_ns)
+    names = (hashlib.sha256(repr(part).encode("utf-8", "surrogateescape")).hexdigest()[:16] for part in (source, state))
+    return _folder() / f"{'-'.join(names)}.arrow"
+
+
+def _mapped(place: Path) -> ImageCopy:
+    table = pa.ipc.open_file(pa.memory_map(str(place))).read_all()
+    sizes = np.stack([table.column(name).to_numpy() for name in ("height", "width")], axis=1)
+    return ImageCopy(table.column("image"), sizes.astype(np.int64))
+
+
+def _make(path: Path, key: str, place: Path) -> None:
+    """Copy a column. It is there whole or not at all; of several processes one makes it. Raises InputError."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(place):
+            if place.is_file():
+                return
+            partial = place.with_name(f".{place.stem}.{secrets.token_hex(8)}.partial")
+            try:
+                with open(partial, "xb") as sink:
+                    _write(path, key, sink)
+                sync(partial)
+                os.replace(partial, place)
+            finally:
+                partial.unlink(missing_ok=True)
+            for old in place.parent.glob(f"{place.stem.split('-')[0]}-*.arrow"):
+                if old != place:  # of an earlier state of the file; who has it mapped keeps it
+                    old.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"The images of {path} cannot be copied to {place.parent} ({error.strerror}); set ATLAS_CACHE_DIR to a "
+            "folder that can be written to and has room."
+        ) from None
+
+
+def _write(path: Path, key: str, sink: Any) -> None:
+    schema = pa.schema({"image": pa.large_binary(), "height": pa.int32(), "width": pa.int32()})
+    with readable_parquet(path), pa.ipc.new_file(sink, schema) as writer:
+        for images in _batches(path, key):
+            sizes = np.array([image_size(image) for image in images.to_pylist()], np.int32).reshape(-1, 2)
+            writer.write_batch(pa.record_batch([images, *map(pa.array, sizes.T.copy())], schema=schema))
+
+
+def _batches(path: Path, key: str) -> Iterator[pa.LargeBinaryArray]:
+    """The images of a column, some at a time; to be used within `readable_parquet`."""
+    file = open_parquet(path, pre_buffer=False)
+    for batch in file.iter_batches(_AT_ONCE, columns=[_column(file, path, key)], use_threads=False):
+        column = batch.column(0)
+        values = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+        yield values.cast(pa.large_binary())
+
+
+def _bytes(path: Path, key: str) -> int:
+    """What a column takes before compression, by what the file says."""
+    with readable_parquet(path):
+        file = open_parquet(path)
+        name, metadata = _column(file, path, key), file.metadata
+        place = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == name)
+        groups = (metadata.row_group(i).column(place) for i in range(metadata.num_row_groups))
+        return sum(max(0, group.total_uncompressed_size) for group in groups)
+
+
+def _column(file: Any, path: Path, key: str) -> str:
+    """A column of images as Parquet names it."""
+    schema = file.schema_arrow
+    kind: Any = schema.field(key).type if schema.names.count(key) == 1 else pa.null()
+    is_struct = pa.types.is_struct(kind)
+    content = kind.field("bytes").type if is_struct and kind.get_field_index("bytes") >= 0 else kind
+    known = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    if not any(is_kind(content) for is_kind in known):
+        raise InputError(f"{path} has no column of images '{key}', which meta/info.json has.")
+    return f"{key}.bytes" if is_struct else key
+
+
+@contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    """Wait for others that make this copy. The lock ends with the process that holds it."""
+    number = int(place.stem[:8], 16) % _LOCKS
+    with open(place.parent / f".lock-{number}", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # some network file systems have none: then a copy is made twice, and is right
+            logger.info("%s cannot be locked: %s.", file.name, error.strerror)
+        yield
