@@ -301,6 +301,7 @@ def _make_policy(
 ) -> AtlasPolicy:
     from atlas.data.inputs import summarise_inputs
     from atlas.policy import AtlasPolicy, PolicyProcessor
+    from atlas.policy.processor import scaled_well
 
     processor = PolicyProcessor(
         cameras=tuple(cameras),
@@ -309,7 +310,7 @@ def _make_policy(
         action_horizon=config.data.action_horizon,
         proprio_dim=dataset.proprio_dim,
         action_spec=dataset.action_spec,
-        statistics=train_data.statistics(),
+        statistics=tuple(scaled_well(s, config.model.processor) for s in train_data.statistics()),
         scaling=config.model.processor,
         inputs=summarise_inputs(dataset, train_data.episodes, cameras, config.data.image_size),
     )

@@ -11,7 +11,7 @@ import numpy as np
 from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
 from atlas.data.lerobot import LeRobotDataset
-from atlas.data.statistics import ColumnStatistics
+from atlas.data.statistics import ColumnStatistics, seldom_used
 from atlas.documents import read_json
 
 _SMALLEST_STD = 1e-6
@@ -33,7 +33,8 @@ def check_stats(context: CheckContext) -> Iterator[Finding]:
         if not np.isfinite(values).all():
             return  # `actions` says so
         scaling = getattr(context.processor, f"{what}_normalization")
-        found = list(_of_column(what, ColumnStatistics.of(values), names, scaling))
+        kept = names[dataset.action_spec.gripper] if what == "action" else None
+        found = list(_of_column(what, ColumnStatistics.of(values), names, scaling, kept))
         well = well and not found
         yield from found
     if isinstance(dataset, LeRobotDataset):
@@ -48,7 +49,10 @@ def check_stats(context: CheckContext) -> Iterator[Finding]:
         )
 
 
-def _of_column(what: str, statistics: ColumnStatistics, names: tuple[str, ...], scaling: str) -> Iterator[Finding]:
+def _of_column(
+    what: str, statistics: ColumnStatistics, names: tuple[str, ...], scaling: str, kept: str | None
+) -> Iterator[Finding]:
+    """kept: the dimension that is not scaled."""
     mean, std, low, high = (np.array(getattr(statistics, key)) for key in ("mean", "std", "min", "max"))
     still = [name for name, deviation in zip(names, std, strict=True) if deviation < _SMALLEST_STD]
     if len(still) == len(names):
@@ -68,6 +72,19 @@ def _of_column(what: str, statistics: ColumnStatistics, names: tuple[str, ...], 
             f"the dimensions {still} of {what} do not vary in training: elsewhere, scaled, they may be far off",
             "Leave them out with data.features.proprio, unless they never vary in the world either.",
             {"column": what, "dimensions": still},
+        )
+    # By the smallest and the largest value, `tails` says it.
+    seldom = [] if scaling == "min_max" else [d for d in seldom_used(statistics) if names[d] not in (*still, kept)]
+    for dimension in seldom:
+        q01, q99 = statistics.q01[dimension], statistics.q99[dimension]
+        farthest = max(low[dimension], high[dimension], key=lambda value: abs(value - (q01 + q99) / 2))
+        yield Finding(
+            "stats",
+            "warning",
+            f"{what} {names[dimension]} lies within [{q01:.4g}, {q99:.4g}] in 98% of the frames, and reaches "
+            f"{farthest:.4g} in few" + (": it is scaled by its deviation" if scaling == "quantiles" else ""),
+            "Look at these frames; record more of them where they are meant, and leave them out where they are not.",
+            {"column": what, "dimension": names[dimension], "q01": q01, "q99": q99, "farthest": float(farthest)},
         )
     reach = np.maximum(high - mean, mean - low) / np.maximum(std, _SMALLEST_STD)
     tails = [(name, float(r)) for name, r in zip(names, reach, strict=True) if r > _TAIL and name not in still]

@@ -345,7 +345,8 @@ class LiberoEpisode:
     @cached_property
     def rewards(self) -> np.ndarray | None:
         rewards = self._optional("rewards")
-        return None if rewards is None else rewards.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return None if rewards is None else rewards.astype(np.float32)
 
     @property
     def success(self) -> bool | None:

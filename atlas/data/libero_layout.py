@@ -140,7 +140,8 @@ def stored_late(demo: h5py.Group, where: str) -> bool:
     if len(joints) != len(states) or len(joints) < 3 or states.shape[1] <= width:
         return False
     positions = states[:, 1 : 1 + width]
-    here, ahead = np.abs(joints - positions).mean(), np.abs(joints[:-1] - positions[1:]).mean()
+    with np.errstate(invalid="ignore", over="ignore"):  # of numbers that are not finite, which tell nothing
+        here, ahead = np.abs(joints - positions).mean(), np.abs(joints[:-1] - positions[1:]).mean()
     return bool(ahead < _MUCH_CLOSER * here)
 
 

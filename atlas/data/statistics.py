@@ -20,6 +20,9 @@ from atlas.registry.cache import cache_root
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1  # of what is kept in the cache
+METHODS = ("quantiles", "mean_std", "min_max")
+SMALLEST_RANGE = 1e-3  # a dimension that hardly moves is not blown up
+_FARTHEST = 50.0  # what the largest value of a dimension may become, scaled by quantiles
 _SHOWN_FROM = 2_000_000  # numbers; fewer are counted in no time
 
 
@@ -65,20 +68,44 @@ class DatasetStatistics:
     action: ColumnStatistics
     proprio: ColumnStatistics
     environment: str | None = None  # the name of the world that it was recorded in
+    # How each dimension is scaled, of `METHODS`; None: as the processor's config has it for all, as it was for policies
+    # that were saved before it was decided for each.
+    action_scaling: tuple[str, ...] | None = None
+    proprio_scaling: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DatasetStatistics:
-        columns = {name: ColumnStatistics.from_dict(values[name]) for name in ("action", "proprio")}
+        action, proprio = (ColumnStatistics.from_dict(values[name]) for name in ("action", "proprio"))
+        scaled = (values.get(name) for name in ("action_scaling", "proprio_scaling"))
+        action_scaling, proprio_scaling = (None if each is None else tuple(each) for each in scaled)
         return cls(
             source=values["source"],
             frames=values["frames"],
             episodes=values["episodes"],
-            **columns,
+            action=action,
+            proprio=proprio,
             environment=values.get("environment"),
+            action_scaling=action_scaling,
+            proprio_scaling=proprio_scaling,
         )
+
+
+def seldom_used(columns: ColumnStatistics) -> list[int]:
+    """The dimensions that are used in so few frames that quantiles do not see it: scaled by them, the largest value
+    would be beyond `_FARTHEST`."""
+    low, high, smallest, largest = (np.array(getattr(columns, name)) for name in ("q01", "q99", "min", "max"))
+    middle, half = (low + high) / 2, (high - low) / 2
+    reach = np.maximum(largest - middle, middle - smallest)
+    return np.flatnonzero((reach > SMALLEST_RANGE) & (reach > _FARTHEST * half)).tolist()
+
+
+def scaling_of(columns: ColumnStatistics, method: str) -> tuple[str, ...]:
+    """How each dimension is scaled: as `method` says, but by its deviation where quantiles do not see its use."""
+    seldom = seldom_used(columns) if method == "quantiles" else []
+    return tuple("mean_std" if dimension in seldom else method for dimension in range(len(columns.mean)))
 
 
 def kept_statistics(values: np.ndarray, title: str) -> ColumnStatistics:

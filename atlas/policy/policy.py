@@ -66,8 +66,17 @@ class AtlasPolicy(nn.Module):
         self.head = make_head(config.head, config.fusion.dim, spec, horizon)
         self.alignment = Alignment(config.alignment, self.vision.dim) if config.alignment is not None else None
         scaling, statistics = processor.scaling, processor.statistics
-        self.action_scaler = Scaler([s.action for s in statistics], scaling.action_normalization, keep=[spec.gripper])
-        self.proprio_scaler = Scaler([s.proprio for s in statistics], scaling.proprio_normalization)
+        self.action_scaler = Scaler(
+            [s.action for s in statistics],
+            scaling.action_normalization,
+            keep=[spec.gripper],
+            methods=[s.action_scaling for s in statistics],
+        )
+        self.proprio_scaler = Scaler(
+            [s.proprio for s in statistics],
+            scaling.proprio_normalization,
+            methods=[s.proprio_scaling for s in statistics],
+        )
         self._trained = {name for name, p in self.named_parameters() if p.requires_grad}
         hold_key_biases(self)
 

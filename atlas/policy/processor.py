@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,13 @@ from torch import nn
 from atlas.config import ProcessorConfig
 from atlas.data.geometry import fit_images
 from atlas.data.inputs import TrainingInputs
-from atlas.data.statistics import ColumnStatistics, DatasetStatistics
+from atlas.data.statistics import METHODS, SMALLEST_RANGE, ColumnStatistics, DatasetStatistics, scaling_of
 from atlas.documents import read_json
 from atlas.errors import InputError
 from atlas.files import write_json
 from atlas.types import ActionSpec, Batch, Observation
 
 logger = logging.getLogger(__name__)
-
-_SMALLEST_RANGE = 1e-3  # a dimension that hardly moves is not blown up
 
 
 @dataclass(frozen=True)
@@ -124,6 +122,15 @@ class PolicyProcessor:
         return processor
 
 
+def scaled_well(statistics: DatasetStatistics, scaling: ProcessorConfig) -> DatasetStatistics:
+    """The statistics with how each dimension is scaled: as the config has it, wherever the statistics permit."""
+    return replace(
+        statistics,
+        action_scaling=scaling_of(statistics.action, scaling.action_normalization),
+        proprio_scaling=scaling_of(statistics.proprio, scaling.proprio_normalization),
+    )
+
+
 def _check(processor: PolicyProcessor) -> None:
     """Raises ValueError that names what a policy cannot be served with."""
     for name in ("camera_size", "image_size", "action_horizon", "proprio_dim"):
@@ -136,12 +143,19 @@ def _check(processor: PolicyProcessor) -> None:
     for source in processor.statistics:
         _check_columns("action", source.action, processor.action_spec.dim)
         _check_columns("proprio", source.proprio, processor.proprio_dim)
+        _check_scaling("action_scaling", source.action_scaling, processor.action_spec.dim)
+        _check_scaling("proprio_scaling", source.proprio_scaling, processor.proprio_dim)
 
 
 def _check_columns(what: str, columns: ColumnStatistics, width: int) -> None:
     for name, row in asdict(columns).items():
         if len(row) != width or not all(isinstance(v, int | float) and math.isfinite(v) for v in row):
             raise ValueError(f"{name} of {what} in statistics is {list(row)}, expected {width} finite numbers")
+
+
+def _check_scaling(name: str, methods: Sequence[str] | None, width: int) -> None:
+    if methods is not None and (len(methods) != width or not set(methods) <= set(METHODS)):
+        raise ValueError(f"{name} in statistics is {list(methods)}, expected {width} of {list(METHODS)}")
 
 
 class Scaler(nn.Module):
@@ -154,19 +168,26 @@ class Scaler(nn.Module):
     offset: torch.Tensor  # [sources, D]
     scale: torch.Tensor  # [sources, D]
 
-    def __init__(self, statistics: Sequence[ColumnStatistics], method: str, keep: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        statistics: Sequence[ColumnStatistics],
+        method: str,
+        keep: Sequence[int] = (),
+        methods: Sequence[Sequence[str] | None] | None = None,
+    ) -> None:
+        """methods: of each source and dimension, in place of `method`; None where it holds for all of them."""
         super().__init__()
         offsets, scales = [], []
-        for columns in statistics:
-            if method == "mean_std":
-                offset, scale = torch.tensor(columns.mean), torch.tensor(columns.std)
-            else:
-                names = ("q01", "q99") if method == "quantiles" else ("min", "max")
-                low, high = (torch.tensor(getattr(columns, name)) for name in names)
-                offset, scale = (low + high) / 2, (high - low) / 2
+        for columns, of_each in zip(statistics, methods or [None] * len(statistics), strict=True):
+            of_each = of_each or [method] * len(columns.mean)
+            offset, scale = torch.zeros(len(columns.mean)), torch.ones(len(columns.mean))
+            for name in set(of_each):
+                here = torch.tensor([each == name for each in of_each])
+                its_offset, its_scale = _offset_and_scale(columns, name)
+                offset[here], scale[here] = its_offset[here], its_scale[here]
             offset[list(keep)], scale[list(keep)] = 0.0, 1.0
             offsets.append(offset)
-            scales.append(scale.clamp(min=_SMALLEST_RANGE))
+            scales.append(scale.clamp(min=SMALLEST_RANGE))
         self.register_buffer("offset", torch.stack(offsets), persistent=False)
         self.register_buffer("scale", torch.stack(scales), persistent=False)
 
@@ -182,3 +203,13 @@ class Scaler(nn.Module):
     def _of(numbers: torch.Tensor, source: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         rows = numbers[source]  # [B, D]
         return rows.view(rows.shape[0], *[1] * (values.ndim - 2), rows.shape[1])
+
+
+def _offset_and_scale(columns: ColumnStatistics, method: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """[D] each."""
+    if method == "mean_std":
+        return torch.tensor(columns.mean), torch.tensor(columns.std)
+    low, high = (
+        torch.tensor(getattr(columns, name)) for name in (("q01", "q99") if method == "quantiles" else ("min", "max"))
+    )
+    return (low + high) / 2, (high - low) / 2

@@ -19,6 +19,7 @@ from atlas.checks.data_check import CHECKS, Check, check_data, open_what_can_be,
 from atlas.checks.finding import CheckId, Finding
 from atlas.checks.inspection import check_before_training, dataset_warnings
 from atlas.checks.language import instruction_bits, is_placeholder
+from atlas.checks.numbers import check_actions
 from atlas.checks.stats import check_stats
 from atlas.cli.data import data_app
 from atlas.config import Config, DataConfig
@@ -479,6 +480,20 @@ def test_far_values_matter_where_they_set_the_scale(good: EpisodeDataset, scalin
     found = check_stats(CheckContext(far, good.cameras, np.arange(7), np.arange(7, 8), processor=processor))
 
     assert sum("standard deviations from its mean" in f.message for f in found) == warnings
+
+
+def test_a_dimension_that_is_hardly_used_is_named_with_how_it_is_scaled(good: EpisodeDataset) -> None:
+    def once(number: int, episode: Episode) -> np.ndarray:
+        actions = episode.actions.copy()
+        actions[:, 3] = 0.9 * ((np.arange(len(actions)) == 5) & (number == 3))
+        return actions
+
+    found = findings_in(Changed(good, remade=once), checks=[("actions", check_actions), ("stats", check_stats)])
+
+    (finding,) = [f for f in found if f.severity != "info"]
+    assert finding.message == (
+        "action rx lies within [0, 0] in 98% of the frames, and reaches 0.9 in few: it is scaled by its deviation"
+    )
 
 
 def test_training_refuses_what_cannot_be_trained_on_and_warns_of_the_rest(good: EpisodeDataset) -> None:

@@ -14,9 +14,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from atlas.config import HuggingFaceLanguageConfig, load_config
-from atlas.data.statistics import ColumnStatistics, DatasetStatistics
+from atlas.data.statistics import ColumnStatistics, DatasetStatistics, scaling_of
 from atlas.errors import InputError
 from atlas.policy import AtlasPolicy, PolicyProcessor
+from atlas.policy.processor import Scaler, scaled_well
 from atlas.types import ActionSpec, Batch, Observation
 
 HORIZON, SIZE = 4, 32
@@ -171,6 +172,53 @@ def test_each_source_has_its_own_scale() -> None:
     first, second = (policy.action_scaler.normalize(batch.actions, torch.full((2,), s)) for s in (0, 1))
     assert not torch.allclose(first[..., :6], second[..., :6])
     torch.testing.assert_close(first[..., 6], batch.actions[..., 6])  # the gripper is left alone
+
+
+@pytest.mark.parametrize("method", ["quantiles", "mean_std", "min_max"])
+def test_a_dimension_that_never_moves_is_not_blown_up(method: str) -> None:
+    columns = ColumnStatistics.of(np.full((50, 1), 0.3))
+
+    normalized = Scaler([columns], method).normalize(torch.tensor([[0.3], [0.301]]), torch.zeros(2, dtype=torch.int64))
+
+    torch.testing.assert_close(normalized, torch.tensor([[0.0], [1.0]]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("still", [0.0, 1e-4])
+def test_a_dimension_that_is_used_in_one_frame_of_hundreds_is_scaled_by_its_deviation(still: float) -> None:
+    rng = np.random.default_rng(0)
+    seldom = rng.uniform(-still, still, 400)
+    seldom[7] = 0.9
+    values = np.stack([rng.uniform(-1, 1, 400), seldom], axis=1)
+    source = torch.zeros(400, dtype=torch.int64)
+    columns = ColumnStatistics.of(values)
+    methods = scaling_of(columns, "quantiles")
+    scaler, before = Scaler([columns], "quantiles", methods=[methods]), Scaler([columns], "quantiles")
+
+    normalized = scaler.normalize(torch.from_numpy(values).float(), source)
+
+    assert methods == ("quantiles", "mean_std")
+    assert normalized[:, 1].abs().max() < 25 and normalized[:, 1].square().mean() < 1.01
+    torch.testing.assert_close(scaler.denormalize(normalized, source), torch.from_numpy(values).float())
+    torch.testing.assert_close(normalized[:, 0], before.normalize(torch.from_numpy(values).float(), source)[:, 0])
+
+
+def test_what_policies_were_scaled_by_is_kept_with_them(tmp_path: Path) -> None:
+    old, scaling = make_processor(), load_config({}).model.processor
+    (columns,) = old.statistics
+    new = replace(old, statistics=(replace(scaled_well(columns, scaling), proprio_scaling=("min_max",) * 8),))
+    for processor in (old, new):
+        processor.save(tmp_path / "processor.json")
+        assert PolicyProcessor.load(tmp_path / "processor.json") == processor
+
+    text = (tmp_path / "processor.json").read_text()
+    (tmp_path / "processor.json").write_text(text.replace('"min_max"', '"median"', 1))
+    with pytest.raises(InputError, match="proprio_scaling in statistics"):
+        PolicyProcessor.load(tmp_path / "processor.json")
+    before = json.loads(text)
+    for name in ("action_scaling", "proprio_scaling"):  # as they were saved before they had them
+        del before["statistics"][0][name]
+    (tmp_path / "processor.json").write_text(json.dumps(before))
+    assert PolicyProcessor.load(tmp_path / "processor.json") == old
 
 
 def test_observations_go_the_way_of_training_images() -> None:
