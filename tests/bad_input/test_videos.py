@@ -79,7 +79,7 @@ def of_the_other_dataset(root: Path) -> None:
 
 ROWS = [
     film("no bytes", lambda path: path.write_bytes(b""), "is empty"),
-    film("missing", lambda path: path.unlink(), "Fetch"),
+    film("missing", lambda path: path.unlink(), "Copy"),
     film("a folder", folder, "observation.images.image"),
     film("text", lambda path: path.write_text("a film\n" * 500), "no MP4 file"),
     film("a picture", picture, "no MP4 file"),

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from atlas.checks.context import CheckContext
+from atlas.checks.video import check_video
 from atlas.config import DataConfig
 from atlas.data import open_configured, open_dataset
 from atlas.data.lerobot import LeRobotDataset
@@ -291,3 +293,40 @@ def test_logs_say_nothing_of_sets_that_are_as_they_should_be(caplog: pytest.LogC
         lerobot(FIXTURES / name).episode(0).actions  # noqa: B018
 
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+# Times of joined videos
+
+
+def drifting(root: Path, seconds: float) -> Path:
+    """Episodes begin later, by the metadata, than they do in the videos: more so from one to the next."""
+    table = pq.read_table(root / EPISODES)
+    for key in (FRONT, WRIST):
+        name = f"videos/{key}/from_timestamp"
+        starts = np.array(table.column(name).to_pylist()) + seconds * np.arange(table.num_rows)
+        table = table.set_column(table.column_names.index(name), name, pa.array(starts))
+    pq.write_table(table, root / EPISODES)
+    return root
+
+
+@pytest.mark.parametrize("drift", [0.0003, -0.0003, 0.006])
+def test_times_that_drift_from_episode_to_episode_give_the_same_frames(drift: float, tmp_path: Path) -> None:
+    root = drifting(copy_fixture(VIDEO, tmp_path / "set"), drift)
+
+    check_same(lerobot(root), lerobot(FIXTURES / VIDEO), [0, 1, 2, 3], ["agentview", "eye_in_hand"])
+    assert not [f for f in check_video(context(root)) if f.severity == "error"]
+
+
+def test_times_that_are_too_far_off_are_told_from_frames_that_are_missing(tmp_path: Path) -> None:
+    root = drifting(copy_fixture(VIDEO, tmp_path / "set"), 0.015)
+    with pytest.raises(InputError, match=r"file-000\.mp4 has no frame at .* shifted by 45\.0 ms"):
+        lerobot(root)
+    assert [f for f in check_video(context(root)) if "shifted, by up to 45.0 ms" in f.message]
+
+    drifting(root, 0.085)  # the last episode by three frames: each of its times has a frame, and it is another one
+    assert [f for f in check_video(context(root)) if "shifted, by up to 300.0 ms" in f.message]
+
+
+def context(root: Path) -> CheckContext:
+    dataset = open_dataset(root)
+    return CheckContext(dataset, list(dataset.cameras), np.arange(4), np.arange(0))
