@@ -6,6 +6,7 @@ CHUNKS = "tests/data/test_chunks.py"
 ORDER = "tests/data/test_order.py"
 LIBERO = "tests/data/test_libero.py"
 LEROBOT = "tests/data/test_lerobot.py"
+VARIANTS = "tests/data/test_lerobot_variants.py"
 MIXTURE = "tests/data/test_mixture.py"
 VIDEO = "tests/data/test_video.py"
 
@@ -181,7 +182,7 @@ ROWS = of_part(
     ),
     (
         "atlas/data/video.py",
-        "if (late > tolerance).any():",
+        "if (off > tolerance).any():",
         "if False:",
         "the nearest frame is taken where the right one is missing",
         f"{VIDEO}::test_a_missing_frame_is_an_error_and_its_neighbours_are_found",
@@ -199,6 +200,27 @@ ROWS = of_part(
         "if False:\n            self._inherited.append(self._decoders)",
         "forked workers use decoders whose threads they do not have",
         f"{VIDEO}::test_a_forked_worker_leaves_inherited_decoders_alone",
+    ),
+    (
+        "atlas/data/lerobot/dataset.py",
+        "return FRAME_TOLERANCE / self._info.fps",
+        "return 0.49 / self._info.fps",
+        "videos whose times drift by nearly half a frame are read",
+        f"{VARIANTS}::test_times_that_are_too_far_off_are_told_from_frames_that_are_missing",
+    ),
+    (
+        "atlas/data/lerobot/columns.py",
+        "if (counts != lengths).any():",
+        "if False:",
+        "of two takes of an episode the discarded one is trained on",
+        f"{VARIANTS}::test_of_two_takes_in_a_file_neither_is_trained_on",
+    ),
+    (
+        "atlas/data/lerobot/features.py",
+        "return f\"'{other}' is no task of LIBERO's\"",
+        "return None",
+        "other robots with LIBERO's names are mirrored",
+        f"{VARIANTS}::test_another_robot_whose_features_are_called_as_liberos_is_not_taken_for_libero",
     ),
     (
         "atlas/data/gripper.py",
