@@ -11,19 +11,24 @@ from torch import nn
 from atlas.config import KeypointVisionConfig
 from atlas.policy.idle_biases import hold_bias
 from atlas.policy.language import LanguageTokens
+from atlas.policy.precision import without_autocast
 
 
 class SpatialSoftmax(nn.Module):
-    """The expected position of each map's activation (Levine et al., 2016, section 5.1), in [-1, 1]."""
+    """The expected position of each map's activation (Levine et al., 2016, section 5.1), in [-1, 1].
+
+    In float32 also under autocast, as is what is computed from positions first: of a position, bfloat16 keeps 8 bits.
+    """
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        """[n, K, h, w] to [n, K, 2] (x, y)."""
-        n, k, h, w = maps.shape
-        weights = maps.flatten(2).softmax(-1)  # [n, K, h*w]
+        """[n, K, h, w] to float32 [n, K, 2] (x, y)."""
+        h, w = maps.shape[2:]
+        weights = maps.float().flatten(2).softmax(-1)  # [n, K, h*w]
         y, x = torch.meshgrid(
             torch.linspace(-1, 1, h, device=maps.device), torch.linspace(-1, 1, w, device=maps.device), indexing="ij"
         )
-        return weights @ torch.stack([x.flatten(), y.flatten()], dim=-1).to(weights.dtype)
+        with without_autocast(maps.device):
+            return weights @ torch.stack([x.flatten(), y.flatten()], dim=-1)
 
 
 class KeypointStem(nn.Module):
@@ -71,10 +76,9 @@ class KeypointVisionEncoder(nn.Module):
         """images [B, V, 3, H, W] in [0, 1] to tokens [B, V, dim]."""
         images = images.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, images.shape[:2])
         summary = language.summary()
-        tokens = [
-            project(positions(stem(images[:, view], summary)).flatten(1))
-            for view, (stem, positions, project) in enumerate(
-                zip(self.stems, self.positions, self.project, strict=True)
-            )
+        places = [
+            positions(stem(images[:, view], summary)).flatten(1)  # [B, 2K]
+            for view, (stem, positions) in enumerate(zip(self.stems, self.positions, strict=True))
         ]
-        return torch.stack(tokens, dim=1)
+        with without_autocast(images.device):
+            return torch.stack([project(p) for project, p in zip(self.project, places, strict=True)], dim=1)

@@ -165,6 +165,10 @@ def _add_adapters(aggregator: VGGTAggregator, config: LoRAConfig) -> None:
         target_modules=list(_ADAPTED),
     )
     inject_adapter_in_model(settings, aggregator)
+    for parameter in aggregator.parameters():
+        if parameter.requires_grad:
+            # They come in the precision of what they adapt. A small step would be lost in the rounding of bfloat16.
+            parameter.data = parameter.data.float()
 
 
 def _check_adapters() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from atlas.config import VGGTVisionConfig
 from atlas.policy.keypoints import KeypointStem, SpatialSoftmax
 from atlas.policy.language import LanguageTokens
+from atlas.policy.precision import without_autocast
 from atlas.policy.vggt import VGGTAggregator, VGGTConfig
 
 _LAYER_SCALE = 0.5  # of blocks trained from scratch; the published start is meant for deep pretrained ones
@@ -85,5 +86,6 @@ class _KeypointTokens(nn.Module):
 
     def forward(self, images: torch.Tensor, language: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         points = self.softmax(self.maps(images, language)).unflatten(1, (self._groups, -1))  # [n, groups, size, (x, y)]
-        tokens = torch.einsum("ngi,gic->ngc", points.flatten(2), self.weight) + self.bias
+        with without_autocast(points.device):  # weights may come in bfloat16 where they are put together from parts
+            tokens = torch.einsum("ngi,gic->ngc", points.flatten(2), self.weight.float()) + self.bias
         return tokens, points.mean(2).flip(-1)

@@ -21,6 +21,7 @@ def make_optimizer(policy: AtlasPolicy, config: TrainingConfig) -> torch.optim.A
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
+            assert parameter.dtype == torch.float32, f"{name} is trained in {parameter.dtype}, which loses small steps"
             decay = config.weight_decay if parameter.ndim >= 2 else 0.0
             groups.setdefault((decay, policy.learning_rate_factor(name)), []).append(parameter)
     optimizer = torch.optim.AdamW(

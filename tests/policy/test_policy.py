@@ -17,6 +17,7 @@ from atlas.config import HuggingFaceLanguageConfig, load_config
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics, scaling_of
 from atlas.errors import InputError
 from atlas.policy import AtlasPolicy, PolicyProcessor
+from atlas.policy.keypoints import SpatialSoftmax
 from atlas.policy.processor import Scaler, scaled_well
 from atlas.types import ActionSpec, Batch, Observation
 
@@ -77,6 +78,25 @@ def test_every_part_learns(vision: str) -> None:
     assert torch.isfinite(terms.loss) and float(terms.n_valid) == 3 * HORIZON
     idle = [name for name, p in policy.named_parameters() if p.grad is None]
     assert not idle
+
+
+@pytest.mark.parametrize("vision", ["keypoints", "vggt-keypoints"])
+def test_where_things_are_is_not_rounded_by_autocast(vision: str) -> None:
+    policy, batch = make_policy(vision), make_batch()
+    stem = policy.vision.stems[0]
+    maps, places, made = [], [], []
+    (stem if vision == "keypoints" else stem.maps).register_forward_hook(lambda *io: maps.append(io[-1]))
+    softmax = policy.vision.positions[0] if vision == "keypoints" else stem.softmax
+    softmax.register_forward_hook(lambda *io: places.append(io[-1]))
+    first = policy.vision.project[0] if vision == "keypoints" else stem
+    first.register_forward_hook(lambda *io: made.append(io[-1] if vision == "keypoints" else io[-1][0]))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        policy(batch)
+
+    assert maps[0].dtype == torch.bfloat16
+    assert torch.equal(places[0], SpatialSoftmax()(maps[0].float()))
+    assert made[0].dtype == torch.float32
 
 
 def test_losses_and_sample_take_one_look() -> None:

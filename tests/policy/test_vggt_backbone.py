@@ -284,6 +284,22 @@ def test_adapters_train_while_the_weights_stay(tmp_path: Path) -> None:
     assert torch.equal(AtlasPolicy.from_pretrained(tmp_path).sample(batch), policy.eval().sample(batch))
 
 
+def test_adapters_of_weights_in_bfloat16_take_small_steps() -> None:
+    pytest.importorskip("peft")
+    policy = make_policy("lora: {rank: 4}", "precision: bf16").train()
+    optimizer = make_optimizer(policy, load_config({}, ["training.learning_rate=1e-5"]).training)
+    adapters = {k: p for k, p in policy.named_parameters() if "lora_A" in k}
+    before = {k: p.detach().clone() for k, p in adapters.items()}
+    for _ in range(2):  # the first step moves B only, which starts at zero
+        policy(batch_of(make_images())).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    moved = torch.cat([(p != before[k]).flatten() for k, p in adapters.items()])
+    assert moved.float().mean() > 0.9
+    assert {p.dtype for p in policy.vision.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
 def test_adapters_and_unfrozen_weights_contradict_each_other() -> None:
     with pytest.raises(InputError, match="lora is set and freeze is false"):
         make_policy("lora: {rank: 4}", "freeze: false")

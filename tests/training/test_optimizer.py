@@ -79,3 +79,11 @@ def test_a_state_of_another_policy_is_refused() -> None:
 
     with pytest.raises(ValueError, match="parameter group"):
         optimizer.load_state_dict(other.state_dict())
+
+
+def test_nothing_is_trained_in_bfloat16() -> None:
+    policy = make_policy()
+    policy.head.bfloat16()
+
+    with pytest.raises(AssertionError, match=r"head\.\w+.* is trained in torch\.bfloat16"):
+        make_optimizer(policy, load_config({}).training)
