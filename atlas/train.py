@@ -162,7 +162,7 @@ def build_trainer(
     if config.data.feature_cache is not None:
         _use_features(config, dataset, cameras, policy, train_data, val_data)
     if "language" in policy.frozen:
-        _share_embeddings(policy, dataset.tasks, run_dir_of(config) / INSTRUCTIONS, accelerator, checkpoint is not None)
+        share_embeddings(policy, dataset.tasks, run_dir_of(config) / INSTRUCTIONS, accelerator, checkpoint is not None)
     torch.manual_seed(config.seed + 1 + accelerator.process_index)
     state = load_state(checkpoint) if checkpoint is not None else None
     config = _settle_batch_size(config, policy, train_data, accelerator, state)
@@ -211,22 +211,27 @@ def build_trainer(
     return trainer
 
 
-def _share_embeddings(
+def share_embeddings(
     policy: AtlasPolicy, instructions: Sequence[str], file: Path, accelerator: Accelerator, resumed: bool
 ) -> None:
-    """Have a frozen language encoder read each instruction once in the life of a run, on one process."""
+    """Have a frozen language encoder read each instruction once in the life of a run: each process some of them, on
+    the device that it has."""
+    from accelerate.utils import gather_object
+
     from atlas.policy.huggingface_language import HuggingFaceLanguageEncoder
 
     encoder = policy.language
     assert isinstance(encoder, HuggingFaceLanguageEncoder)
-    if accelerator.is_main_process:
-        if resumed and file.exists():
-            encoder.load_embeddings(file)
-        encoder.embed(instructions)
-        encoder.save_embeddings(file)
-    accelerator.wait_for_everyone()
-    if not accelerator.is_main_process:
+    if resumed and file.exists():
         encoder.load_embeddings(file)
+    new = encoder.unknown(instructions)
+    encoder.to(accelerator.device)
+    mine = encoder.encode(new[accelerator.process_index :: accelerator.num_processes])
+    encoder.to("cpu")  # until all of the policy goes
+    found = {text: tokens for part in gather_object([mine]) for text, tokens in part.items()}
+    encoder.remember({text: found[text] for text in new})
+    if accelerator.is_main_process:
+        encoder.save_embeddings(file)
 
 
 def _use_features(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -93,12 +94,19 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""
-        moved = {
-            f.name: value.to(device, non_blocking=True)
-            for f in fields(self)
-            if hasattr(value := getattr(self, f.name), "to")
-        }
-        return replace(self, **moved)
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in memory that GPUs read by themselves; torch's loader calls it."""
+        return self._with_each(lambda tensor: tensor.pin_memory())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Those that are there, by their names."""
+        return {f.name: value for f in fields(self) if hasattr(value := getattr(self, f.name), "pin_memory")}
+
+    def _with_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **changed)
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 
@@ -64,10 +66,17 @@ class Augmenter:
                 (config.saturation, saturation),
             )
         )
-        luma = torch.tensor([0.299, 0.587, 0.114], device=views.device)  # ITU-R BT.601
+        luma = _luma(views.device)
         grey = luma.expand(3, 3)  # each colour becomes the grey value
         identity = torch.eye(3, device=views.device)
         matrix = sharp * bright * (vivid * identity + (1 - vivid) * grey)  # [n, 3, 3]
         mean = (views.mean((2, 3)) @ luma).view(n, 1, 1)
         offset = (1 - sharp) * bright * mean
         return torch.baddbmm(offset, matrix, views.flatten(2)).clamp_(0, 1).view(n, 3, height, width)
+
+
+@lru_cache(maxsize=32)
+def _luma(device: torch.device) -> torch.Tensor:
+    """What each colour adds to the grey value (ITU-R BT.601): float32 [3]."""
+    with torch.inference_mode(False):  # a first call in it would leave what training may not use
+        return torch.tensor([0.299, 0.587, 0.114], device=device)

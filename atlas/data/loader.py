@@ -28,9 +28,16 @@ def worker_count(asked: int | None, device: torch.device) -> int:
 
 
 def make_loader(
-    dataset: ChunkDataset, batches: Iterable[list[Sample]], num_workers: int, pin_memory: bool = False
+    dataset: ChunkDataset,
+    batches: Iterable[list[Sample]],
+    num_workers: int,
+    pin_memory: bool = False,
+    again: bool = False,
 ) -> DataLoader[Batch]:
-    """A loader that gives one Batch for each list of samples, in that order."""
+    """A loader that gives one Batch for each list of samples, in that order.
+
+    again: it is gone through several times, and its workers live on between them.
+    """
     return DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=_Batches(batches),  # type: ignore[arg-type]
@@ -39,6 +46,7 @@ def make_loader(
         worker_init_fn=_leave_process_group,
         pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None,
+        persistent_workers=again and num_workers > 0,
         generator=torch.Generator(),  # each pass draws a number, which is not to be one of the training's
     )
 

@@ -113,26 +113,33 @@ class TrainOrder:
         first_step, seen = self._start
         return seen + (step - first_step) * self.samples_a_step
 
-    def step_samples(self, step: int) -> list[tuple[int, int]]:
-        """(time, index) of all samples of all processes at one optimizer step (counted from 0)."""
-        first = self.samples_seen(step)
-        return [self._sample(position) for position in range(first, first + self.samples_a_step)]
+    def step_samples(self, step: int) -> np.ndarray:
+        """(time, index) of all samples of all processes at one optimizer step (from 0): int64 [samples a step, 2]."""
+        return self._samples_from(self.samples_seen(step), self.samples_a_step)
 
     def batches(self, rank: int, first_step: int, last_step: int) -> Iterator[list[tuple[int, int]]]:
         """One process's batches of the steps [first_step, last_step), `accumulation` a step."""
         for step in range(first_step, last_step):
             for part in range(self._accumulation):
                 start = self.samples_seen(step) + (part * self._world + rank) * self._batch
-                yield [self._sample(position) for position in range(start, start + self._batch)]
+                yield [(time, index) for time, index in self._samples_from(start, self._batch).tolist()]
 
     def rank_samples(self, rank: int, step: int) -> list[int]:
         """The indices of one process's samples at one optimizer step."""
         return [index for batch in self.batches(rank, step, step + 1) for _, index in batch]
 
-    def _sample(self, position: int) -> tuple[int, int]:
-        epoch, place = divmod(position, self._samples)
-        samples, passes = self._epoch(self._seed, epoch)
-        return int(passes[place]), int(samples[place])
+    def _samples_from(self, position: int, count: int) -> np.ndarray:
+        """(time, index) of `count` samples from a position of the stream on: int64 [count, 2]."""
+        found = np.empty((count, 2), np.int64)
+        done = 0
+        while done < count:
+            epoch, place = divmod(position + done, self._samples)
+            samples, passes = self._epoch(self._seed, epoch)
+            many = min(count - done, self._samples - place)
+            found[done : done + many, 0] = passes[place : place + many]
+            found[done : done + many, 1] = samples[place : place + many]
+            done += many
+        return found
 
 
 def validation_batches(

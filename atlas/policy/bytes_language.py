@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from atlas.config import BytesLanguageConfig
-from atlas.policy.language_tokens import LanguageTokens, distinct, pad_rows
+from atlas.policy.language_tokens import LanguageTokens, distinct, pad_and_send
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +45,9 @@ class BytesLanguageEncoder(nn.Module):
     def forward(self, instructions: Sequence[str]) -> LanguageTokens:
         """B instructions to tokens [B, L, dim]; each distinct instruction is encoded once."""
         texts, rows = distinct(instructions)
-        ids, is_pad = pad_rows([self._ids(text) for text in texts], self._tokenizer.pad_token_id)
-        ids, is_pad = ids.to(self.position.device), is_pad.to(self.position.device)
+        words = [self._ids(text) for text in texts]
+        ids, is_pad, places = pad_and_send(words, rows, self._tokenizer.pad_token_id, self.position.device)
         x = self.layers(self.embedding(ids) + self.position[: ids.shape[1]], src_key_padding_mask=is_pad)
-        places = torch.tensor(rows, device=x.device)
         return LanguageTokens(x[places], is_pad[places])
 
     def _ids(self, text: str) -> torch.Tensor:

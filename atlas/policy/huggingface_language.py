@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from atlas.documents import parse_json
 from atlas.errors import InputError
 from atlas.files import atomic_path
 from atlas.policy.huggingface import KEY, TextTower, find_model, is_unread, quiet, read_tokenizer
-from atlas.policy.language_tokens import LanguageTokens, distinct, pad_rows
+from atlas.policy.language_tokens import LanguageTokens, Remembered, distinct, pad_and_send
 from atlas.policy.precision import without_autocast
 from atlas.policy.pretrained import FrozenWeights, weights_hash
 
@@ -60,7 +60,9 @@ class HuggingFaceLanguageEncoder(nn.Module):
         self.dim = tower.dim
         self._max_length = min(config.max_length, _positions(self.model))
         self._ids: dict[str, torch.Tensor] = {}
-        self._memory: dict[str, torch.Tensor] = {}  # of a frozen model: [L, dim] for each instruction, in its own type
+        # Of a frozen model: [L, dim] for each instruction, in the model's own type, on the CPU; and where the model is.
+        self._memory: dict[str, torch.Tensor] = {}
+        self._placed: Remembered | None = None
         self.frozen: FrozenWeights | None = None
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not config.freeze and not is_unread(name))
@@ -85,29 +87,42 @@ class HuggingFaceLanguageEncoder(nn.Module):
         texts, rows = distinct(instructions)
         if self._config.freeze:
             self.embed(texts)
-            tokens, is_pad = pad_rows([self._memory[text] for text in texts])
-        else:
-            ids, is_pad = pad_rows([self._token_ids(text) for text in texts], self._pad_id())
-            tokens = self._hidden(ids, is_pad if is_pad.any() else None)
-            is_pad = is_pad.to(tokens.device)
-        places = torch.tensor(rows, device=tokens.device)
+            self._placed = self._placed or Remembered(self._memory, self.model.device)
+            tokens, is_pad = self._placed.of(instructions)
+            return LanguageTokens(tokens.float(), is_pad)
+        words = [self._token_ids(text) for text in texts]
+        ids, is_pad, places = pad_and_send(words, rows, self._pad_id(), self.model.device)
+        uneven = len({len(word) for word in words}) > 1
+        tokens = self._hidden(ids, is_pad if uneven else None)
         return LanguageTokens(tokens[places].float(), is_pad[places])
 
     # ---- what a frozen encoder remembers -----------------------------------------------------------------
 
     def embed(self, instructions: Iterable[str]) -> None:
-        """Encode those that are not remembered yet, one by one."""
-        for text in instructions:
-            if text not in self._memory:
-                self._memory[text] = self._encode(text)
+        """Encode those that are not remembered yet, and remember them."""
+        self.remember(self.encode(self.unknown(instructions)))
+
+    def unknown(self, instructions: Iterable[str]) -> list[str]:
+        """The distinct ones that are not remembered yet."""
+        return [text for text in dict.fromkeys(instructions) if text not in self._memory]
+
+    def encode(self, instructions: Iterable[str]) -> dict[str, torch.Tensor]:
+        """What a frozen model says of each by itself: [L, dim] in its own type, on the CPU."""
+        return {text: self._encode(text) for text in instructions}
+
+    def remember(self, tokens: Mapping[str, torch.Tensor]) -> None:
+        """Take what `encode` has given, here or in another process, instead of computing it."""
+        if tokens:
+            self._memory |= tokens
+            self._placed = None
 
     def _encode(self, text: str) -> torch.Tensor:
         ids, device = self._token_ids(text), self.model.device
         if device.type == "meta":  # where arithmetic is counted; what is done once costs nothing a sample
-            return torch.empty(len(ids), self.dim, device=device)
+            return torch.empty(len(ids), self.dim)
         assert self.frozen is not None, "only a frozen encoder whose weights were read remembers"
         with torch.no_grad(), without_autocast(device):
-            return self._hidden(ids.unsqueeze(0), None)[0]
+            return self._hidden(ids.unsqueeze(0).to(device), None)[0].cpu()
 
     def save_embeddings(self, path: Path) -> None:
         """Write what is remembered to a safetensors file, atomically, with what `load_embeddings` checks."""
@@ -118,7 +133,7 @@ class HuggingFaceLanguageEncoder(nn.Module):
             "max_length": str(self._config.max_length),
             "instructions": json.dumps(list(self._memory)),
         }
-        tensors = {str(number): kept.cpu().contiguous() for number, kept in enumerate(self._memory.values())}
+        tensors = {str(number): kept.contiguous() for number, kept in enumerate(self._memory.values())}
         with atomic_path(path) as partial:
             save_file(tensors, partial, metadata)
 
@@ -138,7 +153,7 @@ class HuggingFaceLanguageEncoder(nn.Module):
                 f"{path} cannot be read as embeddings of instructions ({error}); delete it, and they are computed anew."
             ) from None
         self._check_origin(path, metadata)
-        self._memory.update({text: x.to(self.model.device) for text, x in zip(texts, kept, strict=True)})
+        self.remember(dict(zip(texts, kept, strict=True)))
         return len(texts)
 
     def _check_origin(self, path: Path, metadata: dict[str, str]) -> None:
@@ -159,7 +174,7 @@ class HuggingFaceLanguageEncoder(nn.Module):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> HuggingFaceLanguageEncoder:
         """What is remembered goes where the model goes."""
         super()._apply(fn, recurse)
-        self._memory = {text: kept.to(self.model.device) for text, kept in self._memory.items()}
+        self._placed = None
         return self
 
     # ---- the model itself --------------------------------------------------------------------------------
@@ -179,12 +194,12 @@ class HuggingFaceLanguageEncoder(nn.Module):
             os.replace(complete, folder)
 
     def _hidden(self, ids: torch.Tensor, is_pad: torch.Tensor | None) -> torch.Tensor:
-        """ids int64 [N, L] and is_pad bool [N, L] (None: no padding), both on the CPU, to hidden states [N, L, dim]."""
+        """ids int64 [N, L] and is_pad bool [N, L] (None: no padding) to hidden states [N, L, dim]."""
         device = self.model.device
-        there = None if is_pad is None else (~is_pad).long().to(device)  # int64 [N, L]
+        there = None if is_pad is None else (~is_pad).long()  # int64 [N, L]
         if device.type == "meta":  # transformers looks into a mask that is not spelled out for each pair of tokens
             there = torch.zeros(len(ids), 1, ids.shape[1], ids.shape[1], device=device)
-        hidden: torch.Tensor = self.model(input_ids=ids.to(device), attention_mask=there).last_hidden_state
+        hidden: torch.Tensor = self.model(input_ids=ids, attention_mask=there).last_hidden_state
         if hidden.shape[-1] != self.dim:
             raise InputError(
                 f"{KEY}: {self._name} gives {hidden.shape[-1]} numbers a token, where its config.json has "

@@ -20,5 +20,5 @@ class Agreement:
         return values.tolist()
 
     def tensor(self, value: int) -> torch.Tensor:
-        """int64 0-d on the device."""
-        return torch.tensor(value, device=self._device)
+        """int64 0-d on the device, which is not waited for."""
+        return torch.full((), value, dtype=torch.int64, device=self._device)

@@ -17,7 +17,7 @@ from atlas.policy import AtlasPolicy
 from atlas.training.average import WeightAverage
 from atlas.training.blocks import plain_copy, set_up_blocks
 from atlas.training.cost import example_batch
-from atlas.training.memory import GPUMemory, OutOfMemory, explain
+from atlas.training.memory import GPUMemory, OutOfMemory, explain, is_out_of_memory
 from atlas.training.optimizer import make_optimizer
 
 logger = logging.getLogger(__name__)
@@ -80,9 +80,12 @@ def find_batch_size(config: Config, policy: AtlasPolicy, data: ChunkDataset, acc
             found = largest_batch(trial.fits, most)
             problem = trial.problem
             del trial
-        except torch.OutOfMemoryError as error:  # not even the weights
+        except RuntimeError as error:  # not even the weights
+            if not is_out_of_memory(error):
+                raise
             problem = error.with_traceback(None)  # whose frames hold tensors
     _tidy(accelerator.device)
+    _forget_peak(accelerator.device)  # what is logged is the training's
     smallest = int(_minimum(found, accelerator))
     memory = GPUMemory.of(accelerator.device)
     if smallest == 0:
@@ -99,7 +102,7 @@ def find_batch_size(config: Config, policy: AtlasPolicy, data: ChunkDataset, acc
 
 
 class Trial:
-    """Training steps of a copy of the policy, with all that takes memory in them."""
+    """Training steps of a copy of the policy, with all that takes memory in them: the next batch, too."""
 
     def __init__(self, config: Config, policy: AtlasPolicy, data: ChunkDataset, accelerator: Accelerator) -> None:
         settings = config.training
@@ -117,11 +120,12 @@ class Trial:
     def fits(self, size: int) -> bool:
         """Whether steps with batches of `size` samples leave a tenth of the GPU's memory free."""
         device = self._accelerator.device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        _forget_peak(device)
         try:
             self.train(size)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             self.problem = error.with_traceback(None)  # whose frames hold tensors
             fits = False
         else:
@@ -133,6 +137,7 @@ class Trial:
 
     def train(self, size: int) -> None:
         """Some steps with batches of `size` samples."""
+        ahead = example_batch(self._data, size, self._accelerator.device)
         for step in range(_STEPS):
             for _ in range(self._parts):
                 batch = example_batch(self._data, size, self._accelerator.device)
@@ -147,6 +152,7 @@ class Trial:
             self._optimizer.zero_grad(set_to_none=True)
             if self._average is not None:
                 self._average.update(self._policy, step)
+        del ahead
 
 
 def _leaves_margin(device: torch.device) -> bool:
@@ -158,6 +164,11 @@ def _leaves_margin(device: torch.device) -> bool:
 def _minimum(number: int, accelerator: Accelerator) -> torch.Tensor:
     """Over all processes."""
     return accelerator.gather(torch.tensor([number], device=accelerator.device)).min()
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _tidy(device: torch.device) -> None:

@@ -99,7 +99,9 @@ class Keeper:
         self._saver.wait()
         self.state.checkpoints += 1
         self.state.wandb_id, self.state.wandb_row = self._tracker.wandb_id, self._tracker.wandb_row
-        rank_states = gather_object([{"random": random_state(), "sums": dict(sums)}])
+        # Objects are pickled with their devices: a tensor of each rank's GPU would open that GPU on every rank.
+        mine = {"random": random_state(), "sums": {name: value.cpu() for name, value in sums.items()}}
+        rank_states = gather_object([mine])
         snapshot = self._strategy.snapshot(self.state, rank_states)
         if snapshot is not None:
             self._saver.save(snapshot, self._upload(dict(metrics), best))

@@ -14,8 +14,18 @@ from atlas.errors import first_line
 from atlas.training.cost import SampleCost
 
 _GIB = 2**30
-# What of CUDA, cuBLAS and NCCL ends so without torch's allocator having been asked.
-_ELSEWHERE = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Cuda failure 2 'out of memory'")
+# What of CUDA, its libraries and NCCL ends so without torch's allocator having been asked.
+_ELSEWHERE = (
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "cudaErrorMemoryAllocation",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "CUFFT_ALLOC_FAILED",
+    "Cuda failure 2 'out of memory'",
+)
 _MUCH = 0.1  # of a GPU's memory: worth a word
 
 
@@ -70,10 +80,15 @@ def out_of_memory_explained(
     """
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in _ELSEWHERE):
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemory(explain(error, config, views, GPUMemory.of(device), cost)) from error
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory has run out, in torch's allocator or in a library that has memory of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _ELSEWHERE)
 
 
 def explain(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from accelerate import Accelerator
 
+from atlas.transfers import send
 from atlas.types import ActionSpec, LossTerms
 
 ERROR_NAMES = (
@@ -82,7 +83,7 @@ class ActionErrors:
             dim=-1,
         )  # [B, H, names + 1]
         per_sample = (values * (~is_pad).unsqueeze(-1)).sum(1)
-        rows = torch.tensor([self._tasks.index(text) for text in instructions], device=per_sample.device)
+        rows = send(torch.tensor([self._tasks.index(text) for text in instructions]), per_sample.device)
         self._sums.index_add_(0, rows, per_sample)
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:

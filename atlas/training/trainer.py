@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from signal import SIGTERM
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
 
 from atlas.config import Config
 from atlas.data.augment import Augmenter
+from atlas.data.chunks import Sample
 from atlas.data.loader import make_loader, worker_count
 from atlas.data.order import TrainOrder, validation_batches
 from atlas.data.training_data import TrainingData
@@ -31,6 +34,7 @@ from atlas.training.media.loggers import MediaLoggers
 from atlas.training.memory import out_of_memory_explained
 from atlas.training.metrics import ActionErrors, LossMeter
 from atlas.training.optimizer import learning_rate, set_learning_rate
+from atlas.training.prefetch import Prefetcher
 from atlas.training.profiling import StepProfiler
 from atlas.training.publishing import Publisher
 from atlas.training.schedule import Schedule
@@ -110,6 +114,7 @@ class Trainer:
             start=(self.state.step, self.state.samples_seen),
         )
         self.augment = Augmenter(config.data.augment)
+        self._val_share, self._val_loader = self._val_batches()
         self.agreement = Agreement(accelerator)
         self.skipped = SkippedSteps(settings.max_skipped_steps, self.state.skipped_steps, self.state.step)
         stopping, best, since = settings.early_stopping, self.state.stopping_best, self.state.stopping_since
@@ -160,19 +165,21 @@ class Trainer:
         self.keeper.finish()
         return self.metrics
 
-    def _optimize(self, batches: Iterator[Batch], step: int, stop: StopRequest) -> tuple[int, torch.Tensor]:
+    def _optimize(self, batches: Prefetcher, step: int, stop: StopRequest) -> tuple[int, torch.Tensor]:
         """One optimizer step; returns the signal that asks some rank to stop (or 0) and the gradient's norm (0-d).
 
         A step whose loss or gradient is not finite is left out, on all ranks alike.
         """
         settings = self.config.training
-        with self.timer.part("data"):
-            parts = [next(batches) for _ in range(settings.gradient_accumulation_steps)]
-        samples = [index for _, index in self.order.step_samples(step)]
-        valid = int(self.train_data.valid_steps[samples].sum())
-        # Gradients are exchanged once, with the last part.
-        terms = [self._backward(batch, valid, self.strategy.accumulating()) for batch in parts[:-1]]
-        terms.append(self._backward(parts[-1], valid, nullcontext()))
+        valid = int(self.train_data.valid_steps[self.order.step_samples(step)[:, 1]].sum())
+        terms = []
+        for left in reversed(range(settings.gradient_accumulation_steps)):
+            with self.timer.part("data"):
+                batch = batches.take()
+            # Gradients are exchanged once, with the last part.
+            terms.append(self._backward(batch, valid, self.strategy.accumulating() if left else nullcontext()))
+            with self.timer.part("data"):
+                batches.begin()  # while the device is busy with this one
         if self.media is not None and self.media.gradients_due(step + 1):
             with self.strategy.inspected() as policy:
                 if policy is not None:
@@ -195,8 +202,7 @@ class Trainer:
         """Add this batch's share of the step's gradient. `valid`: the action steps of the whole step, on all ranks."""
         with exchange:
             with self.timer.part("forward"):
-                batch = self._on_device(batch, augment=True)
-                terms: LossTerms = self.model(batch)
+                terms: LossTerms = self.model(self._as_floats(batch, augment=True))
             with self.timer.part("backward"):
                 # The mean over all valid elements of the step. Gradients are means over ranks, hence the factor.
                 share = terms.loss * terms.n_valid * self.accelerator.num_processes / valid
@@ -206,7 +212,7 @@ class Trainer:
     def _agree(self, stop: StopRequest, terms: Sequence[LossTerms], grad_norm: torch.Tensor) -> tuple[int, bool]:
         """What one rank knows and all must: (the signal that asks to stop, or 0; whether the step is to be left out).
 
-        This waits for the device, once a step.
+        This waits for the device: the one place in a step that does.
         """
         wanted = stop.signal or (SIGTERM if self.tracker.stop_requested else 0)
         broken = not_finite(terms) | (~grad_norm.isfinite()).long()
@@ -273,13 +279,11 @@ class Trainer:
         accelerator, spec = self.accelerator, self.policy.processor.action_spec
         losses = LossMeter(self.policy.loss_names, accelerator.device)
         errors = ActionErrors(spec, sorted(set(self.val_data.instructions())), accelerator.device)
-        share = validation_batches(
-            len(self.val_data), self.config.data.batch_samples, accelerator.process_index, accelerator.num_processes
-        )
+        batches = Prefetcher(iter(self._val_loader), accelerator.device)
         watch = self.media.watch(self.state.step) if self.media is not None else None
         with self.strategy.judged() as policy:
-            for samples, loaded in zip(share, make_loader(self.val_data, share, num_workers=0), strict=True):
-                batch = self._on_device(loaded)
+            for samples in self._val_share:
+                batch = self._as_floats(batches.take())
                 assert batch.actions is not None and batch.action_is_pad is not None
                 with accelerator.autocast():
                     terms, sampled = policy.losses_and_sample(batch)
@@ -287,6 +291,7 @@ class Trainer:
                 errors.add(sampled, batch.actions, batch.action_is_pad, batch.instruction)
                 if watch is not None:
                     watch.add(samples, sampled, batch)
+                batches.begin()
                 self._beat("a batch of validation")
             metrics = losses.read(accelerator, "val") | errors.read(accelerator)
             self._log(metrics)
@@ -323,20 +328,27 @@ class Trainer:
 
     # ---- small parts -------------------------------------------------------------------------------------
 
-    def _train_batches(self) -> Iterator[Batch]:
-        data = self.config.data
+    def _train_batches(self) -> Prefetcher:
         dealt = self.order.batches(self.accelerator.process_index, self.state.step, self.schedule.max_steps)
         device = self.accelerator.device
-        workers = worker_count(data.num_workers, device)
-        return iter(make_loader(self.train_data, dealt, workers, pin_memory=device.type == "cuda"))
+        workers = worker_count(self.config.data.num_workers, device)
+        loader = make_loader(self.train_data, dealt, workers, pin_memory=device.type == "cuda")
+        return Prefetcher(iter(loader), device)
 
-    def _on_device(self, batch: Batch, augment: bool = False) -> Batch:
-        batch = batch.to(self.accelerator.device)
-        if batch.images is not None:
-            batch.images = batch.unit_images()
-            if augment:
-                batch.images = self.augment(batch.images, batch)
-        return batch
+    def _val_batches(self) -> tuple[list[list[Sample]], DataLoader[Batch]]:
+        """This rank's validation samples in batches, and what loads them, as often as it is gone through."""
+        accelerator, data = self.accelerator, self.config.data
+        rank, ranks, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+        share = validation_batches(len(self.val_data), data.batch_samples, rank, ranks)
+        workers = min(worker_count(data.num_workers, device), len(share))
+        return share, make_loader(self.val_data, share, workers, pin_memory=device.type == "cuda", again=True)
+
+    def _as_floats(self, batch: Batch, augment: bool = False) -> Batch:
+        """A batch on the device with images in [0, 1]."""
+        if batch.images is None:
+            return batch
+        images = batch.unit_images()
+        return replace(batch, images=self.augment(images, batch) if augment else images)
 
     def _memory_explained(self, policy: AtlasPolicy) -> AbstractContextManager[None]:
         """Within it, OutOfMemory is raised where memory runs out."""

@@ -16,6 +16,11 @@ from atlas.errors import InputError
 sizes = st.integers(1, 60)
 
 
+def samples_of(order: TrainOrder, step: int) -> list[tuple[int, int]]:
+    """(time, index) of all samples of a step."""
+    return [(time, index) for time, index in order.step_samples(step).tolist()]
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.floats(0.01, 0.99), st.integers(0, 5))
 def test_a_split_is_disjoint_whole_and_has_every_task_on_both_sides(
     tasks: list[int], fraction: float, seed: int
@@ -44,7 +49,7 @@ def test_each_sample_comes_exactly_once_an_epoch(samples: int, batch: int, world
     order = TrainOrder(samples, seed, batch, world_size=world)
     steps = order.steps_for(epochs=3)
 
-    seen = [sample for step in range(steps) for sample in order.step_samples(step)]
+    seen = [sample for step in range(steps) for sample in samples_of(order, step)]
 
     for epoch in range(3):
         assert sorted(index for e, index in seen if e == epoch) == list(range(samples))
@@ -57,19 +62,19 @@ def test_ranks_and_accumulation_share_the_samples_of_one_process(samples: int, s
 
     parts = [batch for rank in range(2) for batch in several.batches(rank, step, step + 1)]
 
-    assert sorted(one.step_samples(step)) == sorted(sample for part in parts for sample in part)
-    assert sorted(several.step_samples(step)) == sorted(one.step_samples(step))
+    assert sorted(samples_of(one, step)) == sorted(sample for part in parts for sample in part)
+    assert sorted(samples_of(several, step)) == sorted(samples_of(one, step))
 
 
 def test_a_resumed_run_with_other_batches_goes_on_at_the_same_sample() -> None:
     first = TrainOrder(50, 0, batch_size=8)
-    seen = [s for step in range(5) for s in first.step_samples(step)]
+    seen = [s for step in range(5) for s in samples_of(first, step)]
 
     resumed = TrainOrder(50, 0, batch_size=4, start=(5, first.samples_seen(5)))
-    seen += [s for step in range(5, 8) for s in resumed.step_samples(step)]
+    seen += [s for step in range(5, 8) for s in samples_of(resumed, step)]
 
     whole = TrainOrder(50, 0, batch_size=1)
-    assert seen == [s for step in range(len(seen)) for s in whole.step_samples(step)]
+    assert seen == [s for step in range(len(seen)) for s in samples_of(whole, step)]
 
 
 def test_without_groups_an_epoch_is_numpys_permutation_of_seed_and_epoch() -> None:
@@ -77,10 +82,10 @@ def test_without_groups_an_epoch_is_numpys_permutation_of_seed_and_epoch() -> No
     order = TrainOrder(50, 3, batch_size=10)
 
     for epoch in range(3):
-        seen = [s for step in range(5 * epoch, 5 * epoch + 5) for s in order.step_samples(step)]
+        seen = [s for step in range(5 * epoch, 5 * epoch + 5) for s in samples_of(order, step)]
         assert seen == [(epoch, i) for i in np.random.default_rng([3, epoch]).permutation(50).tolist()]
     assert seen == [
-        s for step in range(10, 15) for s in TrainOrder(Draws([np.arange(50)], [50]), 3, 10).step_samples(step)
+        s for step in range(10, 15) for s in samples_of(TrainOrder(Draws([np.arange(50)], [50]), 3, 10), step)
     ]
 
 
@@ -100,7 +105,7 @@ def test_each_group_gives_its_number_and_none_of_it_comes_again_before_all_came(
     draws = grouped(sizes_and_counts)
     order = TrainOrder(draws, seed, batch_size=len(draws))  # a step is an epoch
 
-    epochs = [order.step_samples(epoch) for epoch in range(4)]
+    epochs = [samples_of(order, epoch) for epoch in range(4)]
 
     for group, count in zip(draws.groups, draws.counts, strict=True):
         mine = [[(time, i) for time, i in epoch if i in group] for epoch in epochs]
@@ -123,8 +128,8 @@ def test_ranks_and_resumed_runs_share_one_mixed_order(
 
     dealt = [next(two.batches(rank, step, step + 1)) for rank in range(2)]
 
-    assert dealt[0] + dealt[1] == one.step_samples(step)
-    assert [s for part in range(3) for s in resumed.step_samples(step + part)] == one.step_samples(step)
+    assert dealt[0] + dealt[1] == samples_of(one, step)
+    assert [s for part in range(3) for s in samples_of(resumed, step + part)] == samples_of(one, step)
 
 
 def test_groups_are_mixed_all_over_an_epoch() -> None:

@@ -158,6 +158,13 @@ def test_no_batch_is_larger_than_the_dataset_can_fill(data_of: Data, caplog: pyt
     assert "as many as there are; 1.2 steps are an epoch" in caplog.text
 
 
+def test_an_error_that_is_not_of_memory_is_not_a_size(data_of: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trial, "train", lambda _, size: _fail_above(size, 0, RuntimeError("CUDA error: misaligned")))
+
+    with pytest.raises(RuntimeError, match="misaligned"):
+        find_batch_size(load_config({}, AUTO), make_policy(), data_of(), Accelerator(cpu=True))
+
+
 def test_where_nothing_fits_the_message_says_why(data_of: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB. And so on.")
@@ -174,14 +181,17 @@ def _find_with_other_limits(files: Path) -> int:
     data_set = open_dataset(files)
     data = ChunkDataset(data_set, torch.arange(len(data_set)).numpy(), ["agentview", "eye_in_hand"], SIZE, HORIZON)
     accelerator = Accelerator(cpu=True)
-    limit = 40 if accelerator.process_index else 19
-    batch_size.Trial.train = lambda _, size: _fail_above(size, limit)  # type: ignore[method-assign]
+    if accelerator.process_index:
+        limit, error = 40, torch.OutOfMemoryError("CUDA out of memory.")
+    else:  # a library that has memory of its own
+        limit, error = 19, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    batch_size.Trial.train = lambda _, size: _fail_above(size, limit, error)  # type: ignore[method-assign]
     return find_batch_size(load_config({}, AUTO), make_policy(), data, accelerator)
 
 
-def _fail_above(size: int, limit: int) -> None:
+def _fail_above(size: int, limit: int, error: RuntimeError) -> None:
     if size > limit:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        raise error
 
 
 def test_all_processes_take_what_fits_on_each(make_libero: MakeLibero, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from atlas.errors import InputError
+from atlas.train import share_embeddings
 from atlas.training.checkpoints.shards import Shards, write_shard
 from atlas.training.strategy import Replicated, ddp_settings
 from tests.policy.test_policy import make_tiny_encoder
@@ -16,6 +17,7 @@ from tests.training.joint import Shown, Training, furthest, train
 from tests.training.ranks import run_ranks
 
 STEPS = 4
+INSTRUCTIONS = [f"put {number} cups on the shelf" for number in ("one", "two", "three", "four", "five")]
 WAYS = {
     "a part a rank": [],
     "two parts a rank": ["training.gradient_accumulation_steps=2"],
@@ -43,7 +45,15 @@ def _two_ranks(encoder: Path) -> dict[str, Any]:
     found["exchanged"] = frozen.strategy.model._get_ddp_logging_data()
     found["trained"] = sum(p.numel() for p in frozen.strategy.policy.parameters() if p.requires_grad)
     found["frozen"] = sum(p.numel() for p in frozen.strategy.policy.parameters() if not p.requires_grad)
-    return found
+    return found | _read_instructions(frozen, encoder.parent / "instructions.safetensors")
+
+
+def _read_instructions(training: Training, file: Path) -> dict[str, Any]:
+    """What this process has read of five, and what it knows of all."""
+    encoder, read = training.strategy.policy.language, []
+    encoder.model.register_forward_hook(lambda *_: read.append(1))
+    share_embeddings(training.strategy.policy, INSTRUCTIONS, file, training.accelerator, resumed=False)
+    return {"read": len(read), "words": encoder(INSTRUCTIONS).tokens, "read again": len(read)}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -63,6 +73,11 @@ def test_frozen_weights_are_neither_trained_nor_exchanged(pair: list[Any]) -> No
     assert exchanged["total_parameter_size_bytes"] == 4 * pair[0]["trained"]
     assert exchanged["static_graph"] and exchanged["gradient_as_bucket_view"]
     assert not exchanged["find_unused_parameters"] and not exchanged["broadcast_buffers"]
+
+
+def test_each_process_has_a_frozen_encoder_read_some_instructions_and_all_know_them(pair: list[Any]) -> None:
+    assert [(rank["read"], rank["read again"]) for rank in pair] == [(3, 3), (2, 2)]
+    assert torch.equal(pair[0]["words"], pair[1]["words"])
 
 
 def test_the_graph_is_left_open_where_gradients_are_accumulated() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -126,15 +127,17 @@ class ValidationWatch:
 
     def __init__(self, nothing: Predictions, hand_over: Callable[[Validated], None]) -> None:
         """nothing: what has the right shapes where a rank has no sample."""
-        self._parts, self._hand_over = [nothing], hand_over
+        self._nothing, self._hand_over = nothing, hand_over
+        self._seen: list[tuple[Sequence[tuple[int, int]], torch.Tensor, Batch]] = []
 
     def add(self, samples: Sequence[tuple[int, int]], predicted: torch.Tensor, batch: Batch) -> None:
         """samples: (epoch, index) of the batch's rows; predicted: float [B, H, A], in the ActionSpec's units."""
-        self._parts.append(Predictions.of_batch(samples, predicted, batch))
+        self._seen.append((samples, predicted, replace(batch, images=None, features=None)))  # on the device, for now
 
     def finish(self, policy: AtlasPolicy) -> None:
         """Log. Every rank calls it; policy: the one that was validated, in eval mode."""
-        self._hand_over(Validated(policy, Predictions.merge(self._parts)))
+        parts = [self._nothing, *(Predictions.of_batch(*seen) for seen in self._seen)]
+        self._hand_over(Validated(policy, Predictions.merge(parts)))
 
 
 def due_at_validation(interval: int, step: int, val_interval: int) -> bool:
