@@ -73,7 +73,7 @@ class EvaluationConfig(Section):
     record_path: str | None = None  # a folder for films of evaluations; null: videos/ in the run's folder
     execute: Positive = 4  # actions of each predicted chunk that are executed
     ensemble: Annotated[float, Field(ge=0)] | None = None  # temporal ensembling's weight; null: off
-    workers: Positive | None = None  # environment processes a rank; null: one a core
+    workers: Positive | None = None  # environment processes a rank; null: one a core, up to 16
 
 
 class DistributedConfig(Section):

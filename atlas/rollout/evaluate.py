@@ -16,6 +16,7 @@ from atlas.errors import InputError
 from atlas.paths import check_folder, file_name
 from atlas.policy.processor import PolicyProcessor
 from atlas.progress import progress_bar
+from atlas.rollout.egl import RenderingGPU
 from atlas.rollout.environment import EnvironmentSpec
 from atlas.rollout.executor import ChunkExecutor
 from atlas.rollout.report import EpisodeOutcome, EvaluationReport
@@ -27,6 +28,8 @@ from atlas.rollout.worlds import environment_spec
 from atlas.types import Observation
 
 logger = logging.getLogger(__name__)
+
+MOST_WORKERS = 16  # of one process, where nobody has said how many
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,10 @@ def plan_episodes(env: str, episodes: int, purpose: Purpose, seed: int) -> list[
 
 
 class Evaluator:
-    """Runs episodes of one environment in worker processes, which live until `close`."""
+    """Runs episodes of one environment in worker processes, which live until `close`.
+
+    Each takes memory, of the GPU too: there are as many as cores, but no more than episodes, nor than 16 unless asked.
+    """
 
     def __init__(
         self,
@@ -76,12 +82,14 @@ class Evaluator:
         image_size: int,
         workers: int | None = None,
         beat: Callable[[str], None] = lambda what: None,
+        gpu: RenderingGPU | None = None,
     ) -> None:
-        """beat: is told what was done, after every piece of an episode and every film."""
+        """beat: is told what was done, after every piece of an episode and every film. gpu: what renders, if any."""
         self.env = env
         self._beat = beat
         self._instructions = environment_spec(env).instructions
-        self._pool = EnvironmentPool(env, image_size, workers or available_cores())
+        self._workers = workers or min(available_cores(), MOST_WORKERS)
+        self._pool = EnvironmentPool(env, image_size, 0, gpu)
 
     def close(self) -> None:
         self._pool.close()
@@ -129,6 +137,7 @@ class Evaluator:
         They come back in the order of `episodes`.
         """
         probe = probe or Probe()
+        self._pool.grow(min(self._workers, len(episodes)))
         waiting = list(reversed(episodes))
         playing: dict[int, PlannedEpisode] = {}
         segments: dict[int, list[Segment]] = {}
@@ -172,6 +181,7 @@ class Evaluator:
 
         One that cannot be made, on a full disk for example, is warned of and left out.
         """
+        self._pool.grow(min(1, len(orders)))  # where this process has played none itself
         waiting = sorted(orders, key=lambda order: len(order.trace))  # the longest is begun first
         filming: dict[int, FilmOrder] = {}
         made = []
@@ -224,13 +234,13 @@ def evaluate_checkpoint(
     planned = plan_episodes(env, episodes, "report", seed)
     if video is not None:
         check_folder("The folder for films", video)
-    policy = AtlasPolicy.from_pretrained(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    policy = AtlasPolicy.from_pretrained(checkpoint).to(device)
     check_agreement(policy.processor, environment_spec(env))
     executor = ChunkExecutor(policy, execute or max(1, policy.processor.action_horizon // 2), ensemble, env)
     if video is not None:
         video.mkdir(parents=True, exist_ok=True)
-    workers = min(workers or available_cores(), episodes)
-    evaluator = Evaluator(env, policy.processor.camera_size, workers)
+    evaluator = Evaluator(env, policy.processor.camera_size, workers, gpu=RenderingGPU.of(device))
     try:
         outcomes = evaluator.run(
             executor,

@@ -13,6 +13,7 @@ import numpy as np
 
 from atlas.errors import InputError
 from atlas.pool import worker_start
+from atlas.rollout.egl import RenderingGPU, render_on
 from atlas.rollout.environment import Environment
 from atlas.rollout.traces import FilmOrder, Trace, TraceRecorder, make_film
 from atlas.rollout.worlds import make_environment
@@ -32,20 +33,26 @@ class Segment:
 
 
 class EnvironmentPool:
-    """`size` worker processes with an environment each; a worker is given to one episode at a time.
+    """Worker processes with an environment each; a worker is given to one episode at a time.
 
     Use as a context manager or call `close`. Raises InputError when an environment cannot be made, RuntimeError with
     the worker's own traceback when one fails.
     """
 
-    def __init__(self, name: str, image_size: int, size: int) -> None:
-        context = multiprocessing.get_context("spawn")
+    def __init__(self, name: str, image_size: int, size: int, gpu: RenderingGPU | None = None) -> None:
+        """gpu: what the environments render on; None leaves it to the simulator."""
+        self._made_with = name, image_size, gpu
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
+        self.grow(size)
+
+    def grow(self, size: int) -> None:
+        """Start as many workers as are missing."""
+        context = multiprocessing.get_context("spawn")
         with worker_start():
-            for _ in range(size):
+            for _ in range(len(self), size):
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, name, image_size), daemon=True)
+                process = context.Process(target=_serve, args=(theirs, *self._made_with), daemon=True)
                 process.start()
                 theirs.close()
                 self._connections.append(ours)
@@ -108,9 +115,10 @@ class EnvironmentPool:
         self._connections, self._processes = [], []
 
 
-def _serve(connection: Connection, name: str, image_size: int) -> None:
+def _serve(connection: Connection, name: str, image_size: int, gpu: RenderingGPU | None) -> None:
     """A worker's life: make the environment, then answer until the other end closes."""
     os.setpgrp()  # signals to the parent's group are the parent's to handle; a closed connection ends this process
+    render_on(gpu)
     try:
         env = make_environment(name, image_size)
     except InputError as error:

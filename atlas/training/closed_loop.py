@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from accelerate.utils import gather_object
 from atlas.config import EvaluationConfig
 from atlas.cores import available_cores
 from atlas.policy import AtlasPolicy
-from atlas.rollout.evaluate import Evaluator, PlayedEpisode, film_name, film_order, plan_episodes
+from atlas.rollout.egl import RenderingGPU
+from atlas.rollout.evaluate import MOST_WORKERS, Evaluator, PlayedEpisode, film_name, film_order, plan_episodes
 from atlas.rollout.executor import ChunkExecutor
 from atlas.rollout.report import EvaluationReport, highlights
 from atlas.rollout.seeds import Purpose
@@ -87,8 +89,10 @@ class ClosedLoop:
 
     def _started(self, policy: AtlasPolicy) -> Evaluator:
         if self._evaluator is None:
-            workers = self._config.workers or max(1, available_cores() // self._accelerator.num_processes)
-            self._evaluator = Evaluator(self.env, policy.processor.camera_size, workers, self._beat)
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that share this machine's cores
+            workers = self._config.workers or min(MOST_WORKERS, max(1, available_cores() // here))
+            gpu = RenderingGPU.of(self._accelerator.device)
+            self._evaluator = Evaluator(self.env, policy.processor.camera_size, workers, self._beat, gpu)
         return self._evaluator
 
     def _film(

@@ -10,8 +10,9 @@ import pytest
 
 from atlas.errors import InputError
 from atlas.rollout.cubes import cubes_spec
+from atlas.rollout.egl import RenderingGPU
 from atlas.rollout.environment import StepResult
-from atlas.rollout.evaluate import Evaluator, PlannedEpisode, check_agreement
+from atlas.rollout.evaluate import MOST_WORKERS, Evaluator, PlannedEpisode, check_agreement
 from atlas.rollout.executor import ChunkExecutor
 from atlas.rollout.workers import Segment, _run
 from atlas.types import ActionSpec
@@ -22,12 +23,15 @@ from tests.rollout.test_executor import STILL, CountingPolicy
 class Pool:
     """Workers without a simulator. An episode takes as many chunks as its seed says; one of an even seed is solved."""
 
-    def __init__(self, env: str, image_size: int, size: int) -> None:
+    def __init__(self, env: str, image_size: int, size: int, gpu: RenderingGPU | None = None) -> None:
         self._left: dict[int, tuple[int, int]] = {}  # worker: its episode's seed, and the chunks that are left
         self._size = size
 
     def __len__(self) -> int:
         return self._size
+
+    def grow(self, size: int) -> None:
+        self._size = max(self._size, size)
 
     def reset(self, worker: int, seed: int, instruction: str, record: bool = False) -> None:
         self._left[worker] = seed, seed
@@ -61,6 +65,32 @@ def test_outcomes_are_those_of_their_episodes_whichever_ends_first(monkeypatch: 
         (8, True, 1.0),
         (6, False, 0.0),
     ]
+
+
+@pytest.mark.parametrize(("workers", "expected"), [(None, [2, 5, 5]), (3, [2, 3, 3])])
+def test_there_are_no_more_workers_than_episodes(
+    monkeypatch: pytest.MonkeyPatch, workers: int | None, expected: list[int]
+) -> None:
+    monkeypatch.setattr("atlas.rollout.evaluate.EnvironmentPool", Pool)
+    monkeypatch.setattr("atlas.rollout.evaluate.available_cores", lambda: 224)
+    evaluator, seen = Evaluator("cubes", 32, workers), []
+
+    for count in (2, 5, 1):
+        episodes = [PlannedEpisode(i, 1, "lift") for i in range(count)]
+        evaluator.run(ChunkExecutor(CountingPolicy(), execute=2), episodes, title=None)
+        seen.append(len(evaluator._pool))
+
+    assert seen == expected
+
+
+def test_a_large_machine_does_not_start_a_simulator_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atlas.rollout.evaluate.EnvironmentPool", Pool)
+    monkeypatch.setattr("atlas.rollout.evaluate.available_cores", lambda: 224)
+    evaluator = Evaluator("cubes", 32)
+
+    evaluator.run(ChunkExecutor(CountingPolicy(), execute=2), [PlannedEpisode(i, 1, "lift") for i in range(100)])
+
+    assert len(evaluator._pool) == MOST_WORKERS
 
 
 class Short:

@@ -12,6 +12,7 @@ import pytest
 
 from atlas.errors import InputError
 from atlas.rollout.cubes import HORIZON
+from atlas.rollout.egl import RenderingGPU
 from atlas.rollout.traces import FilmOrder
 from atlas.rollout.workers import EnvironmentPool, Segment
 
@@ -44,8 +45,10 @@ def run_to_the_end(pool: EnvironmentPool, worker: int) -> Segment:
     return segment
 
 
-def test_workers_play_episodes_of_their_own() -> None:
-    with EnvironmentPool("cubes", 32, 2) as pool:
+def test_workers_play_episodes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where they render on the GPU of a process that is shown another one than the first: by EGL's counting."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with EnvironmentPool("cubes", 32, 2, RenderingGPU(0, None)) as pool:
         starts = start(pool)
         pool.run(1, STILL[:3])
         segment = pool.ready()[1]
