@@ -15,13 +15,13 @@ from atlas.config.section import NotNegative, Positive, Section
 class GradientLoggerConfig(Section):
     """Histograms of gradients and weights, and gradient norms, of each module."""
 
-    interval: NotNegative = 1000  # optimizer steps; 0: off
+    interval: NotNegative = 600  # optimizer steps; 0: off
 
 
 class PlotLoggerConfig(Section):
     """Predicted and recorded action chunks in figures and camera views, and a table of the worst samples."""
 
-    interval: NotNegative = 1000  # optimizer steps, at the next validation; 0: off
+    interval: NotNegative = 600  # optimizer steps, at the next validation; 0: off
     samples: Positive = 4  # drawn, the same ones each time
     worst: Positive = 8  # rows of the table
 
@@ -29,7 +29,7 @@ class PlotLoggerConfig(Section):
 class ActionLoggerConfig(Section):
     """Distributions of predicted and recorded actions, and the gripper's probability along an episode."""
 
-    interval: NotNegative = 1000  # optimizer steps, at the next validation; 0: off
+    interval: NotNegative = 600  # optimizer steps, at the next validation; 0: off
 
 
 class EpisodeLoggerConfig(Section):
@@ -41,7 +41,7 @@ class EpisodeLoggerConfig(Section):
 class VisDatasetConfig(Section):
     """A map of the dataset: the features that the policy's vision has of its frames, in two dimensions."""
 
-    interval: NotNegative = 1300  # optimizer steps, at the next validation; 0: off
+    interval: NotNegative = 600  # optimizer steps, at the next validation; 0: off
     frames: Annotated[int, Field(ge=10)] = 400
     method: Literal["pca", "tsne"] = "pca"  # tsne: through scikit-learn, pip install 'atlas-vla[vis]'
 
