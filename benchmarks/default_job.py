@@ -1,9 +1,10 @@
 """The default job from nothing: how long it takes, and how well its policy does on episodes nobody has seen.
 
-    python benchmarks/default_job.py [--vision vggt] [--episodes 100] [--out DIR] [key=value ...]
+    python benchmarks/default_job.py [--vision vggt] [--episodes 100] [--seeds 1] [--out DIR] [key=value ...]
 
 Runs `atlas train` (with the demonstrations recorded anew), then `atlas eval` three times: as it is, with the
-instructions exchanged, and blind. Prints a table for docs/benchmarks.md.
+instructions exchanged, and blind. With more seeds it trains again with each, on the same demonstrations, and evaluates
+that as it is. Prints a table for docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vision", default=None, help="another vision encoder than the default config's")
     parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=1, help="trainings, each with a seed of its own")
     parser.add_argument("--out", type=Path, default=None, help="where to work (default: a temporary folder)")
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
@@ -35,18 +37,18 @@ def main() -> None:
         overrides.append(f"model.vision.name={arguments.vision}")
 
     start = time.monotonic()
-    run([*ATLAS, "train", "run_name=default", *overrides], cwd=out)
+    run([*ATLAS, "train", "run_name=seed_0", *overrides], cwd=out)
     minutes = (time.monotonic() - start) / 60
-    checkpoint = out / "outputs" / "default"
     rows = []
     for name, flags in (
         ("as it is", []),
         ("instructions exchanged", ["--instruction-shuffle"]),
         ("blind", ["--blind"]),
     ):
-        command = [*ATLAS, "eval", "--checkpoint", str(checkpoint), "--env", "cubes", "--json"]
-        found = json.loads(run([*command, "--episodes", str(arguments.episodes), *flags], cwd=out, capture=True))
-        rows.append(row(name, found))
+        rows.append(row(name, evaluate(out, 0, arguments.episodes, flags)))
+    for seed in range(1, arguments.seeds):
+        run([*ATLAS, "train", f"run_name=seed_{seed}", f"seed={seed}", *overrides], cwd=out)
+        rows.append(row(f"trained with seed {seed}", evaluate(out, seed, arguments.episodes, [])))
 
     print(f"\n{describe()}\n")
     print(f"Recording, training and evaluating: {minutes:.1f} minutes\n")
@@ -55,6 +57,13 @@ def main() -> None:
 
 
 ATLAS = [sys.executable, "-m", "atlas.cli"]
+
+
+def evaluate(out: Path, seed: int, episodes: int, flags: list[str]) -> dict[str, Any]:
+    """What `atlas eval` says of a training's best checkpoint."""
+    command = [*ATLAS, "eval", "--checkpoint", f"outputs/seed_{seed}", "--env", "cubes", "--json", *flags]
+    found: dict[str, Any] = json.loads(run([*command, "--episodes", str(episodes)], cwd=out, capture=True))
+    return found
 
 
 def run(command: list[str], cwd: Path, capture: bool = False) -> str:

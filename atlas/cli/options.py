@@ -18,7 +18,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 SkipDamaged = Annotated[
     bool, typer.Option("--skip-damaged", help="Leave out damaged files and episodes of the data; each is named.")
 ]
-Workers = Annotated[int | None, typer.Option(min=1, metavar="W", help="Simulator processes; default: one a core, at most 16.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, metavar="W", help="Simulator processes; default: one a core, at most 16.")
+]
 Resume = Annotated[
     str | None,
     typer.Option(
