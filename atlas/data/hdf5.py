@@ -247,7 +247,7 @@ def _check_values(stored: h5py.Dataset, where: str, hops: int) -> h5py.Dataset:
         return _in_other_files(stored, made, where)
     elif layout == h5py.h5d.CONTIGUOUS:
         offset = stored.id.get_offset()  # None where nothing was ever written
-        if offset is not None and offset + _bytes(stored) > os.stat(stored.file.filename).st_size:
+        if offset is not None and offset + _bytes(stored) > h5py.h5i.get_file_id(stored.id).get_filesize():
             raise InputError(f"{where} lies beyond the end of the file, which is damaged.")
     return stored
 

@@ -210,7 +210,7 @@ class LiberoDataset:
         """A camera's images of an episode, not read yet."""
         assert self._layout is not None
         observations = group_in(self.group(index), "obs", self.where(index), self._layout)
-        key = self._layout.image_key(camera, observations)
+        key = self._layout.image_key(camera, list(observations))
         return array_in(observations, key, f"{self.where(index)}/obs", self._layout)
 
     def _piece(self, index: int, camera: str) -> _Piece | None:

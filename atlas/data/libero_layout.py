@@ -4,7 +4,7 @@ train on garbage."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,14 @@ class Layout:
     robot: str  # what the names of cameras on the robot begin with
     orientation: Orientation  # of the stored images
 
-    def image_key(self, camera: str, observations: h5py.Group) -> str:
-        """Where a demo's observations have a camera's images."""
+    def image_key(self, camera: str, names: Collection[str]) -> str:
+        """Which of the names of a demo's observations is that of a camera's images."""
         key, on_robot = f"{camera}{self.images}", f"{self.robot}{camera}{self.images}"
-        names = list(observations)
         return on_robot if key not in names and on_robot in names else key
 
-    def cameras(self, observations: h5py.Group) -> list[str]:
-        """The names of a demo's cameras, the same in both layouts."""
-        keys = [key for key in observations if key.endswith(self.images)]
+    def cameras(self, names: Collection[str]) -> list[str]:
+        """The cameras among the names of a demo's observations; they are called the same in both layouts."""
+        keys = [key for key in names if key.endswith(self.images)]
         return sorted(key.removesuffix(self.images).removeprefix(self.robot) for key in keys)
 
 
@@ -102,7 +101,8 @@ def read_demo(
     Images are looked at from outside only: their type, size and place in the file. Raises InputError.
     """
     observations = group_in(demo, "obs", where, layout)
-    cameras = layout.cameras(observations)
+    names = set(observations)
+    cameras = layout.cameras(names)
     actions = _numbers(demo, "actions", action_dim, where, layout)
     if not len(actions):
         raise InputError(f"{where}/actions has no frames.")
@@ -115,7 +115,7 @@ def read_demo(
     frames = {key: len(values) for key, values in proprio.items()}
     sizes = {}
     for camera in cameras:
-        key = layout.image_key(camera, observations)
+        key = layout.image_key(camera, names)
         frames[f"obs/{key}"], *size = _images_of(observations, key, f"{where}/obs", layout)
         sizes[camera] = (size[0], size[1])
     for key, count in frames.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -601,3 +602,15 @@ def test_two_steps_of_training_need_no_other_key_than_the_path(name: str, versio
     processor = json.loads((result.run_dir / "checkpoints/latest/policy/processor.json").read_text())
     assert processor["cameras"] == ["agentview", "eye_in_hand"]
     assert ActionSpec.from_dict(processor["action_spec"]) == ActionSpec()
+
+
+def test_a_change_behind_a_linked_folder_is_seen(tmp_path: Path) -> None:
+    root = copy_fixture(IMAGE, tmp_path / "set")
+    elsewhere = (root / "meta/episodes").rename(tmp_path / "episodes")
+    (root / "meta/episodes").symlink_to(elsewhere)
+    before = open_dataset(root).fingerprint()
+
+    (file,) = elsewhere.rglob("*.parquet")
+    os.utime(file, (0, 0))
+
+    assert open_dataset(root).fingerprint() != before

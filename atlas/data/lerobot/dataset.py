@@ -29,6 +29,7 @@ from atlas.data.origin import mend
 from atlas.data.video import FRAME_TOLERANCE, video_reader
 from atlas.errors import InputError
 from atlas.files import write_text
+from atlas.paths import files_below
 from atlas.progress import progress_bar
 from atlas.registry.cache import cache_root
 
@@ -347,7 +348,7 @@ class LeRobotDataset:
     def _digest_of(self, files: Sequence[str]) -> str:
         """Changes with the metadata, and with the names, sizes and times of change of some files."""
         digest = hashlib.sha256()
-        meta = sorted(str(file.relative_to(self.path)) for file in (self.path / "meta").rglob("*") if file.is_file())
+        meta = sorted(str(file.relative_to(self.path)) for file in files_below(self.path / "meta"))
         for name in [*meta, *files]:
             try:
                 stat = os.stat(self.path / name)
