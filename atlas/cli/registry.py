@@ -180,31 +180,33 @@ def card(
 
 def _split(model: str | None, entity: str | None, project: str | None) -> tuple[str | None, str, str | None]:
     """Entity, project and name of `[[entity/]project/]name`, and of the options where it leaves them out."""
-    from atlas.config import WandbConfig
+    from atlas.registry.wandb_variables import project_and_entity
 
+    own_project, own_entity = project_and_entity()
     parts = model.removeprefix("wandb:").split("/") if model else []
     if len(parts) > 3 or any(not part for part in parts) or (model and ":" in parts[-1]):
         raise InputError(f"'{model}' is not a model's name; it should be such as entity/project/name.")
     name = parts[-1] if parts else None
     return (
-        (parts[-3] if len(parts) > 2 else entity),
-        (parts[-2] if len(parts) > 1 else project or WandbConfig().project),
+        (parts[-3] if len(parts) > 2 else entity or own_entity),
+        (parts[-2] if len(parts) > 1 else project or own_project),
         name,
     )
 
 
 def _complete(model: str, entity: str | None, project: str | None) -> ArtifactReference:
     """A reference, with the project and the key's user where it leaves them out."""
-    from atlas.config import WandbConfig
     from atlas.registry.client import connect
     from atlas.registry.references import parse_collection
+    from atlas.registry.wandb_variables import project_and_entity
 
+    own_project, own_entity = project_and_entity()
     text = model.removeprefix("wandb:")
     slashes = text.count("/")
     if slashes == 0:
-        text = f"{project or WandbConfig().project}/{text}"
+        text = f"{project or own_project}/{text}"
     if slashes < 2 and not text.startswith("wandb-registry-"):
-        text = f"{entity or connect().default_entity}/{text}"
+        text = f"{entity or own_entity or connect().default_entity}/{text}"
     return parse_collection(text)
 
 

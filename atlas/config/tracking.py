@@ -67,16 +67,16 @@ class LoggingConfig(Section):
 
 class WandbConfig(Section):
     enabled: bool = False
-    project: str = "atlas-vla"
-    entity: str | None = None
-    name: str | None = None  # null: run_name
-    tags: list[str] = []
-    notes: str | None = None
+    project: str | None = None  # null: $WANDB_PROJECT, else atlas-vla
+    entity: str | None = None  # null: $WANDB_ENTITY, else the user's own
+    name: str | None = None  # null: $WANDB_NAME, else run_name
+    tags: list[str] = []  # none: $WANDB_TAGS
+    notes: str | None = None  # null: $WANDB_NOTES
     save_code: bool = False
     resume: Literal["allow", "must", "never", "auto"] = "allow"
     rewind: bool = False  # when training goes on from a checkpoint: cut off what wandb has beyond it
     mode: Literal["online", "offline", "disabled"] = "online"
-    group: str | None = None
+    group: str | None = None  # null: $WANDB_RUN_GROUP
     system_stats: bool = True
     shared: bool = False  # several nodes: each adds its own system metrics to the one run
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 from atlas.config import WandbConfig
 from atlas.doctor.child import Tried, try_module
 from atlas.doctor.finding import Finding
+from atlas.errors import InputError
 
 _SECONDS = 45.0
 
 
 def check_wandb() -> Finding:
     """Whether runs can be logged to Weights & Biases from here."""
-    from atlas.tracking.wandb_sink import effective_mode
+    from atlas.registry.wandb_variables import effective_mode
 
+    try:
+        mode = effective_mode(WandbConfig())
+    except InputError as error:
+        return Finding("wandb", "warning", str(error), "Runs with wandb are refused until it is right, or unset.")
     # Offline, wandb does not say whether there is a key.
     environment = {"WANDB_SILENT": "true", "WANDB_MODE": None}
-    return judge_wandb(
-        try_module("atlas.doctor.probes", ["wandb"], _SECONDS, environment), effective_mode(WandbConfig())
-    )
+    return judge_wandb(try_module("atlas.doctor.probes", ["wandb"], _SECONDS, environment), mode)
 
 
 def judge_wandb(tried: Tried, mode: str) -> Finding:

@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from atlas.config import WandbConfig
 from atlas.errors import InputError
 from atlas.files import finite
 from atlas.registry.client import TIMEOUT_SECONDS, connect, end_service, explained, import_wandb
 from atlas.registry.files import artifact_files, card_of, describe_files, total_bytes
 from atlas.registry.package import Package, log_package, read_package
 from atlas.registry.references import ArtifactReference, check_alias, safe_name
+from atlas.registry.wandb_variables import project_and_entity
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +51,13 @@ def push(
     connect()  # says what is wrong in a few seconds, where `wandb.init` takes a minute and a half
     size = total_bytes(package.files) / 1e6
     title = f"Uploading {package.name} ({len(package.files)} files, {size:,.1f} MB)"
+    own_project, own_entity = project_and_entity()
     with (
         tempfile.TemporaryDirectory(prefix="atlas-push-", ignore_cleanup_errors=True) as scratch,
         explained(f"{source} cannot be uploaded"),
         _still_at_it(title),
     ):
-        return _upload(wandb, package, Path(scratch), project or WandbConfig().project, entity, timeout_seconds)
+        return _upload(wandb, package, Path(scratch), project or own_project, entity or own_entity, timeout_seconds)
 
 
 def model_in(path: str | Path) -> Path:

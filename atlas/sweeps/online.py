@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType, ModuleType
 
-from atlas.config import WandbConfig
 from atlas.errors import InputError
+from atlas.registry.wandb_variables import project_and_entity
 from atlas.sweeps.grid import Sweep, check_values, read_start
 from atlas.tracking.redact import cause
 from atlas.tracking.wandb_sink import WandbUnavailable, import_wandb
@@ -53,8 +52,9 @@ def create_sweep(sweep: Sweep, project: str | None = None, entity: str | None = 
     if start is not None:
         check_values(sweep, start)
     wandb = _logged_in()
-    project = project or sweep.values.get("project") or _default_project()
-    entity = entity or sweep.values.get("entity") or os.environ.get("WANDB_ENTITY")
+    own_project, own_entity = project_and_entity()
+    project = project or sweep.values.get("project") or own_project
+    entity = entity or sweep.values.get("entity") or own_entity
     with _failures():
         id = wandb.sweep(sweep.values, entity=entity, project=project)
         api = wandb.Api()
@@ -73,13 +73,9 @@ def run_agent(sweep: str, count: int | None = None) -> None:
     if not 1 <= len(parts) <= 3 or not all(parts):
         raise InputError(f"'{sweep}' is not a sweep; it should be ID, PROJECT/ID or ENTITY/PROJECT/ID.")
     wandb = _logged_in()
-    project = _default_project() if len(parts) == 1 else None
+    project = project_and_entity()[0] if len(parts) == 1 else None
     with _stopped_by_signals(), _failures():
         wandb.agent(sweep, project=project, count=count, forward_signals=True)
-
-
-def _default_project() -> str:
-    return os.environ.get("WANDB_PROJECT") or WandbConfig().project
 
 
 def _logged_in() -> ModuleType:

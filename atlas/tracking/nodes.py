@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atlas.config import Config, ModelManagementConfig
+from atlas.registry.wandb_variables import effective_mode
 from atlas.tracking.queued import QueuedSink, warn_switched_off
 from atlas.tracking.tracker import RunTracker
-from atlas.tracking.wandb_sink import RunIdentity, WandbSink, effective_mode, import_wandb
+from atlas.tracking.wandb_sink import RunIdentity, WandbSink, import_wandb
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

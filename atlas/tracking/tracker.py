@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from atlas.config import LoggingConfig, ModelManagementConfig, WandbConfig
+from atlas.registry.wandb_variables import effective_mode
 from atlas.tracking.console import ConsoleSink, LineHandler, log_model_line
 from atlas.tracking.media import figure_pixels, write_mp4
 from atlas.tracking.projector import to_projection
@@ -29,7 +30,7 @@ from atlas.tracking.redact import plain, redact
 from atlas.tracking.system import SystemMonitor
 from atlas.tracking.tensorboard import TensorBoardSink
 from atlas.tracking.values import to_float, to_frames, to_histogram, to_image, to_table
-from atlas.tracking.wandb_sink import WandbSink, choose_identity, effective_mode, import_wandb
+from atlas.tracking.wandb_sink import WandbSink, choose_identity, import_wandb
 
 logger = py_logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from atlas.config import ModelManagementConfig, WandbConfig
 from atlas.documents import read_json
 from atlas.errors import InputError
 from atlas.registry.client import find_wandb, kill_service
+from atlas.registry.wandb_variables import wandb_folder, with_variables
 from atlas.tracking.records import (
     Histogram,
     Image,
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 INIT_TIMEOUT_SECONDS = 20.0
 _FLUSH_SECONDS = 2.0
 _FINISH_SHARE = 0.7  # of the exit timeout: wandb's uploads may take this much, the rest is for the queue before it
-_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 _DATA_DIR = "WANDB_DATA_DIR"
 _AXES = {
     "train/*": "train/step",
@@ -61,14 +61,6 @@ _PACKAGE = Path(__file__).parents[1]
 
 class WandbUnavailable(Exception):
     """wandb cannot be used here; the message says what would change that."""
-
-
-def effective_mode(config: WandbConfig) -> str:
-    """'online', 'offline' or 'disabled': $WANDB_MODE where it is set, else `wandb.mode`."""
-    asked = os.environ.get("WANDB_MODE", "").strip().lower()
-    if asked and asked not in _MODES:
-        logger.warning("WANDB_MODE is '%s', which is not online, offline or disabled; wandb.mode is used.", asked)
-    return _MODES.get(asked, config.mode)
 
 
 def import_wandb() -> ModuleType:
@@ -98,7 +90,7 @@ def choose_identity(wandb: ModuleType, config: WandbConfig, run_dir: Path, wandb
     from_environment = os.environ.get("WANDB_RUN_ID")
     if os.environ.get("WANDB_SWEEP_ID") and from_environment:
         return RunIdentity(from_environment, given=True)
-    unfinished = _unfinished_run(run_dir) if config.resume == "auto" else None
+    unfinished = _unfinished_run(wandb_folder(run_dir)) if config.resume == "auto" else None
     return RunIdentity(wandb_id or from_environment or unfinished or _new_id(), given=False)
 
 
@@ -127,7 +119,7 @@ class WandbSink(Sink):
         main one, and this one only adds its machine's system metrics.
         """
         self._wandb = wandb
-        self._config = config
+        self._config = with_variables(config, os.environ)
         self._models = models
         self._run_dir = run_dir
         self._run_name = run_name
@@ -137,6 +129,9 @@ class WandbSink(Sink):
         self._request_stop = request_stop
         self._rewind_to = rewind_to
         self._node = node
+        folder = wandb_folder(run_dir)
+        # Nodes write apart, since they may share the disk; `run_dir` is such a folder already.
+        self._place = folder / f"node_{node}" if node and folder != run_dir else folder
         self._run: Any = None
         self._owned = wandb.run is None  # a run that somebody else has started is theirs to finish
         self._defined: set[str] = set()
@@ -155,7 +150,8 @@ class WandbSink(Sink):
 
     def open(self) -> None:
         """Start the run; where it cannot be online, offline with one warning. Raises when that fails as well."""
-        (self._run_dir / "wandb").mkdir(parents=True, exist_ok=True)
+        for folder in (self._run_dir, self._place):
+            (folder / "wandb").mkdir(parents=True, exist_ok=True)
         self._keep_files_in_run_dir()
         if not self._owned:
             self._run = self._wandb.run
@@ -239,7 +235,7 @@ class WandbSink(Sink):
         run = self._wandb.init(
             **place,
             name=config.name or self._run_name,
-            dir=str(self._run_dir),
+            dir=str(self._place),
             mode=mode,
             tags=config.tags or None,
             notes=config.notes,
@@ -386,10 +382,10 @@ def _new_id() -> str:
     return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
 
 
-def _unfinished_run(run_dir: Path) -> str | None:
+def _unfinished_run(folder: Path) -> str | None:
     """The id of this folder's run that did not end well, which wandb notes down for `resume: auto`."""
     try:
-        noted = read_json(run_dir / "wandb" / "wandb-resume.json")
+        noted = read_json(folder / "wandb" / "wandb-resume.json")
         return str(noted["run_id"])
     except FileNotFoundError:
         return None

@@ -6,14 +6,19 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 from fake_wandb import FakeWandb
 from tracked_run import KEY, run_script
 
-from atlas.config import LoggingConfig, WandbConfig
+from atlas.config import LoggingConfig, ModelManagementConfig, WandbConfig, load_config
+from atlas.errors import InputError
+from atlas.prepare import prepare
+from atlas.registry.wandb_variables import check_variables, effective_mode, with_variables
 from atlas.tracking import RunTracker, read_scalars
-from atlas.tracking.wandb_sink import choose_identity, effective_mode
+from atlas.tracking.wandb_sink import RunIdentity, WandbSink, choose_identity
+from tests.conftest import MakeLibero
 
 pytest.importorskip("wandb")
 
@@ -209,6 +214,84 @@ def test_the_mode_variable_wins(monkeypatch: pytest.MonkeyPatch, variable: str |
     if variable is not None:
         monkeypatch.setenv("WANDB_MODE", variable)
     assert effective_mode(WandbConfig(mode="offline")) == expected
+
+
+def test_a_wrong_mode_is_refused_with_the_nearest_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "onlin")
+    check_variables(WandbConfig(enabled=False))  # nobody speaks to wandb
+    with pytest.raises(InputError, match=r"WANDB_MODE is 'onlin', expected .*disabled\. Did you mean 'online'"):
+        check_variables(WandbConfig(enabled=True))
+
+
+VARIABLES = {
+    "WANDB_PROJECT": "theirs",
+    "WANDB_ENTITY": "team",
+    "WANDB_NAME": "first try",
+    "WANDB_TAGS": "cubes, small,",
+    "WANDB_RUN_GROUP": "seeds",
+    "WANDB_NOTES": "a note",
+}
+
+
+def test_the_variables_say_what_the_config_does_not() -> None:
+    found = with_variables(load_config().wandb, VARIABLES)
+
+    assert (found.project, found.entity, found.name) == ("theirs", "team", "first try")
+    assert (found.tags, found.group, found.notes) == (["cubes", "small"], "seeds", "a note")
+    assert with_variables(found, VARIABLES | {"WANDB_PROJECT": "another"}) == found
+    assert with_variables(load_config().wandb, {}).project == "atlas-vla"
+
+
+@pytest.mark.parametrize("source", ["file", "override"])
+def test_config_and_flags_go_before_the_variables(tmp_path: Path, source: str) -> None:
+    own = {"project": "atlas-vla", "entity": "me", "name": "n", "tags": ["mine"], "group": "g", "notes": "my own"}
+    (tmp_path / "my.yaml").write_text(json.dumps({"wandb": own}))
+    given = [f"wandb.{key}={json.dumps(value)}" for key, value in own.items()]
+    config = load_config(tmp_path / "my.yaml") if source == "file" else load_config(None, given)
+
+    assert with_variables(config.wandb, VARIABLES) == config.wandb
+
+
+def test_a_run_takes_what_the_variables_say_from_its_preparation_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_libero: MakeLibero
+) -> None:
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    overrides = [f"data.path={make_libero()}", f"output_dir={tmp_path}", "run_name=run", "distributed.cpu=true"]
+
+    config, _ = prepare(load_config(None, [*overrides, "evaluation.episodes=0"]))
+
+    assert load_config(tmp_path / "run" / "config.yaml") == config
+    assert (config.wandb.project, config.wandb.entity, config.wandb.tags) == ("theirs", "team", ["cubes", "small"])
+
+
+@pytest.mark.parametrize(
+    ("variable", "node", "folder"),
+    [(None, 0, "run"), ("else", 0, "else"), (None, 1, "run"), ("else", 1, "else/node_1")],
+)
+def test_wandbs_files_are_where_the_variable_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str | None, node: int, folder: str
+) -> None:
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / variable) if variable else "")
+    wandb = MagicMock(run=None)
+    make = WandbSink(
+        wandb,
+        WandbConfig(),
+        ModelManagementConfig(),
+        tmp_path / "run",
+        "run",
+        RunIdentity("id", given=False),
+        "online",
+        1.0,
+        lambda: None,
+        node=node,
+    )
+
+    make.open()
+
+    assert wandb.init.call_args.kwargs["dir"] == str(tmp_path / folder)
+    assert (tmp_path / folder / "wandb").is_dir()
 
 
 def test_a_missing_package_is_named_with_its_extra(

@@ -1,0 +1,62 @@
+"""wandb's environment variables: they stand where config and flags say nothing, as everywhere that wandb is used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from atlas.config import WandbConfig
+from atlas.errors import InputError, did_you_mean
+from atlas.paths import check_folder
+
+DEFAULT_PROJECT = "atlas-vla"
+# WANDB_DIR, which no key is for, is in `wandb_folder`; the mode, where the variable goes first, in `effective_mode`.
+_VARIABLES = {
+    "project": "WANDB_PROJECT",
+    "entity": "WANDB_ENTITY",
+    "name": "WANDB_NAME",
+    "tags": "WANDB_TAGS",
+    "group": "WANDB_RUN_GROUP",
+    "notes": "WANDB_NOTES",
+}
+_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+
+
+def with_variables(config: WandbConfig, environment: Mapping[str, str]) -> WandbConfig:
+    """The config with what the variables say where it says nothing, and with a project; unchanged by a second time."""
+    found: dict[str, Any] = {}
+    for key, variable in _VARIABLES.items():
+        value = environment.get(variable, "").strip()
+        if value and not getattr(config, key):
+            found[key] = [tag.strip() for tag in value.split(",") if tag.strip()] if key == "tags" else value
+    if config.project is None:
+        found.setdefault("project", DEFAULT_PROJECT)
+    return config.model_copy(update=found)
+
+
+def project_and_entity() -> tuple[str, str | None]:
+    """Where models and sweeps are that nobody has said more of; None: the key's own user or team."""
+    own = with_variables(WandbConfig(), os.environ)
+    return str(own.project), own.entity
+
+
+def effective_mode(config: WandbConfig) -> str:
+    """'online', 'offline' or 'disabled': $WANDB_MODE where it is set, else `wandb.mode`. Raises InputError."""
+    asked = os.environ.get("WANDB_MODE", "").strip().lower()
+    if asked and asked not in _MODES:
+        right = [mode for mode in _MODES if mode == _MODES[mode]]
+        raise InputError(f"WANDB_MODE is '{asked}', expected {', '.join(right)}.{did_you_mean(asked, _MODES)}")
+    return _MODES.get(asked, config.mode)
+
+
+def wandb_folder(run_dir: Path) -> Path:
+    """The folder in which wandb makes its own, `wandb`: $WANDB_DIR, else that of the run."""
+    return Path(os.environ.get("WANDB_DIR") or run_dir)
+
+
+def check_variables(config: WandbConfig) -> None:
+    """Raise InputError where wandb is asked for and cannot do what the variables say."""
+    if config.enabled and effective_mode(config) != "disabled" and os.environ.get("WANDB_DIR"):
+        check_folder("WANDB_DIR", wandb_folder(Path()))
