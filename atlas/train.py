@@ -281,6 +281,7 @@ def make_accelerator(config: Config) -> Accelerator:
     from accelerate.utils import InitProcessGroupKwargs
 
     from atlas.launch import check_gpu_of_rank, settle_device
+    from atlas.launch.numa import stay_near_gpu
     from atlas.policy.gpus import has_bf16
     from atlas.training.blocks import set_tf32
     from atlas.training.strategy import ddp_settings
@@ -289,6 +290,7 @@ def make_accelerator(config: Config) -> Accelerator:
     cpu = settle_device(config.distributed) == "cpu"
     if not cpu:
         check_gpu_of_rank(config.distributed)
+        stay_near_gpu()
     precision = config.training.precision
     bf16 = precision == "bf16" or (precision == "auto" and not cpu and has_bf16())
     return Accelerator(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from atlas.config import EvaluationConfig
-from atlas.cores import available_cores
+from atlas.cores import cores_of_rank
 from atlas.policy import AtlasPolicy
 from atlas.rollout.egl import RenderingGPU
 from atlas.rollout.evaluate import MOST_WORKERS, Evaluator, PlayedEpisode, film_name, film_order, plan_episodes
@@ -89,8 +88,7 @@ class ClosedLoop:
 
     def _started(self, policy: AtlasPolicy) -> Evaluator:
         if self._evaluator is None:
-            here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that share this machine's cores
-            workers = self._config.workers or min(MOST_WORKERS, max(1, available_cores() // here))
+            workers = self._config.workers or min(MOST_WORKERS, cores_of_rank())
             gpu = RenderingGPU.of(self._accelerator.device)
             self._evaluator = Evaluator(self.env, policy.processor.camera_size, workers, self._beat, gpu)
         return self._evaluator

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -107,12 +108,29 @@ def explain(
     return "\n".join([*lines, *(f"- {advice}" for advice in _advice(config, memory))])
 
 
+def _allocator_advice(version: str, environment: Mapping[str, str]) -> str | None:
+    """What may help against memory in pieces; None where a user has set it already, by either name.
+
+    Before 2.9, torch knows the old name alone; up to 2.11 it complains about that and may ignore the new one.
+    """
+    new, old = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
+    major, minor = (int(part) for part in version.split(".")[:2])
+    name = new if new in environment or (old not in environment and (major, minor) >= (2, 12)) else old
+    is_set = environment.get(name, "")
+    if "expandable_segments:True" in is_set:
+        return None
+    value = f"{is_set},expandable_segments:True" if is_set else "expandable_segments:True"
+    return f"{name}={value} in the environment, since much is reserved in pieces"
+
+
 def _advice(config: Config, memory: GPUMemory | None) -> Iterator[str]:
     training, distributed = config.training, config.distributed
     if memory is not None and memory.elsewhere > _MUCH * memory.total:
         yield f"end the other programs on this GPU, which have up to {memory.elsewhere / _GIB:.1f} GiB (nvidia-smi)"
     if memory is not None and memory.reserved - memory.allocated > _MUCH * memory.total:
-        yield "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment, since much is reserved in pieces"
+        advice = _allocator_advice(torch.__version__, os.environ)
+        if advice is not None:
+            yield advice
     if isinstance(config.data.batch_size, int) and config.data.batch_size > 1:
         factor = 2 if config.data.batch_size % 2 == 0 else config.data.batch_size
         smaller, parts = config.data.batch_size // factor, training.gradient_accumulation_steps * factor

@@ -135,3 +135,33 @@ def test_a_full_gpu_is_described() -> None:
 
     with pytest.raises(OutOfMemory, match=memory.name), out_of_memory_explained(load_config(), 2, device, COST):
         torch.empty(2 * memory.total, dtype=torch.uint8, device=device)
+
+
+@pytest.mark.parametrize(
+    ("version", "environment", "advised"),
+    [
+        ("2.13.0+cu130", {}, "PYTORCH_ALLOC_CONF=expandable_segments:True"),
+        ("2.9.1+cu128", {}, "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"),
+        (
+            "2.13.0",
+            {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"},
+            "PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:64,expandable_segments:True",
+        ),
+        ("2.9.1", {"PYTORCH_ALLOC_CONF": "a:1"}, "PYTORCH_ALLOC_CONF=a:1,expandable_segments:True"),
+        ("2.13.0", {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}, None),
+        ("2.13.0", {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}, None),
+    ],
+)
+def test_the_allocators_setting_is_advised_by_the_name_that_works_here(
+    monkeypatch: pytest.MonkeyPatch, version: str, environment: dict[str, str], advised: str | None
+) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch, "__version__", version)
+
+    said = explain(RuntimeError("full"), Config(), 2, replace(FULL, allocated=40 * GIB))
+
+    assert ("expandable_segments" in said) == (advised is not None)
+    assert f"- {advised or 'data.batch_size'}" in said
