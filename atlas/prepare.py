@@ -46,13 +46,14 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
     from atlas.policy.pretrained import check_pretrained
     from atlas.registry.wandb_variables import check_variables, with_variables
     from atlas.rollout.record import RecordSettings, record
+    from atlas.tracking.redact import without_keys
     from atlas.training.checkpoints import Checkpoints
     from atlas.training.media.projection import check_method
 
     device = settle_device(config.distributed)
     check_variables(config.wandb)
     config, checkpoint = _settle_run(config, resume)
-    config = config.model_copy(update={"wandb": with_variables(config.wandb, os.environ)})
+    config = without_keys(config.model_copy(update={"wandb": with_variables(config.wandb, os.environ)}))
     check_folder("The run's folder (output_dir and run_name)", run_dir_of(config))
     if checkpoint is not None:
         _check_fits(checkpoint, config)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from atlas.shown import printable
+
 _SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -20,6 +22,7 @@ def progress_bar(title: str | None, total: int, done: int = 0) -> Iterator[Calla
     if title is None:
         yield lambda _: None
         return
+    title = printable(title)
     if sys.stderr.isatty():
         with _tqdm(title, total, done) as bar:
             yield bar.update

@@ -11,6 +11,7 @@ import typer
 from atlas import __version__
 from atlas.cli import config, data, doctor, evaluate, registry, runs, sweep, train
 from atlas.cli.options import PLAIN
+from atlas.cli.output import say, show_log_lines_as_text
 from atlas.errors import InputError
 from atlas.threads import yield_cores
 
@@ -37,6 +38,7 @@ def main() -> None:
     from atlas.launch import end_at_once, leave_exit_code
 
     yield_cores()
+    show_log_lines_as_text()
     code = _run()
     leave_exit_code(code)
     end_at_once(code)
@@ -53,7 +55,7 @@ def _run() -> int:
         from atlas.tracking.redact import redact
 
         if not leave_error(error):
-            print(redact(str(error)), file=sys.stderr)
+            say(redact(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -67,9 +69,13 @@ def _run() -> int:
         if code is None:
             import traceback
 
-            traceback.print_exc()
+            from atlas.tracking.redact import redact
+
+            say(redact(traceback.format_exc()), end="", file=sys.stderr)
         elif str(error) and os.environ.get("RANK", "0") == "0":  # every rank is stopped; one says so
-            print(error, file=sys.stderr)
+            from atlas.tracking.redact import redact
+
+            say(redact(str(error)), file=sys.stderr)
         return 1 if code is None else code
     return 0
 

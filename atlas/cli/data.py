@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from atlas.cli.options import PLAIN, ConfigFile, Json, Overrides, SkipDamaged, Workers, as_overrides
-from atlas.cli.output import print_json, print_table, stdout_kept_for_the_report
+from atlas.cli.output import print_json, print_table, say, stdout_kept_for_the_report
 from atlas.errors import InputError, did_you_mean
 from atlas.paths import check_folder
 
@@ -38,7 +38,7 @@ def record(
     form = as_format(to)
     settings = recording.RecordSettings(env=env, episodes=episodes, seed=seed, image_size=image_size)
     recording.record(settings, out, workers, form, codec)
-    print(f"{episodes} demonstrations are in {out}.")
+    say(f"{episodes} demonstrations are in {out}.")
 
 
 @data_app.command("convert")
@@ -62,7 +62,7 @@ def convert(
     converting.check_target(out)
     dataset = open_source(source, overrides, skip_damaged)
     new = converting.convert(dataset, out, asked, workers)
-    print(f"{len(dataset)} episodes {'are' if new else 'were already'} in {out}.")
+    say(f"{len(dataset)} episodes {'are' if new else 'were already'} in {out}.")
 
 
 @data_app.command("view")
@@ -84,7 +84,7 @@ def view(
     out = out or Path(f"{path.rstrip('/').split('/')[-1].split(':')[-1]}-episode-{episode}.html")
     viewer.check_out(out)
     viewer.look(open_source(path, overrides, skip_damaged), episode, out, checkpoint)
-    print(f"Episode {episode} is in {out}." + (" Open it in a browser." if out.suffix == ".html" else ""))
+    say(f"Episode {episode} is in {out}." + (" Open it in a browser." if out.suffix == ".html" else ""))
 
 
 def as_format(name: str) -> Any:
@@ -132,18 +132,18 @@ def inspect(
         print_json(found)
         return
     for key in ("format", "episodes", "frames", "fps", "action_dim", "proprio_dim"):
-        print(f"{key.replace('_', ' '):12} {found[key]}")
+        say(f"{key.replace('_', ' '):12} {found[key]}")
     sizes = [f"{name} {height}x{width}" for name, (height, width) in found["cameras"].items()]
-    print(f"{'cameras':12} {', '.join(sizes)}")
+    say(f"{'cameras':12} {', '.join(sizes)}")
     horizon = DataConfig().action_horizon
     padding = found["episodes"] * (horizon - 1) / 2 / found["frames"]  # the last chunks of each episode
-    print(f"{'padding':12} {padding:.1%} of the steps, in chunks of {horizon}")
+    say(f"{'padding':12} {padding:.1%} of the steps, in chunks of {horizon}")
     print_table("tasks", ("instruction", "episodes"), [(name, str(n)) for name, n in found["tasks"].items()])
     ranges = zip(found["action_min"], found["action_max"], strict=True)
     rows = [(str(i), f"{low:.4g}", f"{high:.4g}") for i, (low, high) in enumerate(ranges)]
     print_table("actions", ("dimension", "min", "max"), rows)
     for warning in found["warnings"]:
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")
 
 
 @data_app.command("check")
@@ -173,11 +173,11 @@ def check(
         for severity in ("info", "warning", "error"):
             for finding in findings:
                 if finding.severity == severity:
-                    print(f"{severity:8} {finding.check:9} {finding.message}")
+                    say(f"{severity:8} {finding.check:9} {finding.message}")
                     if finding.fix is not None:
-                        print(f"{'':18} {finding.fix}")
+                        say(f"{'':18} {finding.fix}")
         count = {severity: sum(f.severity == severity for f in findings) for severity in ("error", "warning")}
-        print(", ".join(f"{n} {severity}{'' if n == 1 else 's'}" for severity, n in count.items()))
+        say(", ".join(f"{n} {severity}{'' if n == 1 else 's'}" for severity, n in count.items()))
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(1)
 
@@ -207,13 +207,14 @@ def cache_features(
     os.environ.update(plan.visible(os.environ))  # before anything asks CUDA, which looks at it once
     settle_device(resolved.distributed)
     from atlas.policy.features import begin_cache, describe
+    from atlas.tracking.redact import without_keys
 
-    print(describe(begin_cache(resolved, out, variants)), flush=True)
+    say(describe(begin_cache(without_keys(resolved), out, variants)), flush=True)
     if plan.processes == 1:
         cache_rank(out)
     elif code := launch_ranks(["cache-rank", str(out)], plan):
         raise typer.Exit(code)
-    print(f"The features are in {out}; train with data.feature_cache={out}.")
+    say(f"The features are in {out}; train with data.feature_cache={out}.")
 
 
 def cache_rank(folder: Path) -> None:

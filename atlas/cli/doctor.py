@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from atlas.cli.options import Json
-from atlas.cli.output import print_json, stdout_kept_for_the_report
+from atlas.cli.output import print_json, say, stdout_kept_for_the_report
 
 if TYPE_CHECKING:
     from atlas.doctor import Finding
@@ -26,7 +26,7 @@ def doctor(as_json: Json = False) -> None:
         for finding in examine():
             findings.append(finding)
             if not as_json:
-                print(_paragraph(finding), flush=True)
+                say(_paragraph(finding), flush=True)
     works = can_train(findings)
     if as_json:
         print_json({"can_train": works, "findings": [finding.to_dict() for finding in findings]})

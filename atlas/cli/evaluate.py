@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atlas.cli.options import Json, Workers
-from atlas.cli.output import print_json, print_table, stdout_kept_for_the_report
+from atlas.cli.output import print_json, print_table, say, stdout_kept_for_the_report
 from atlas.errors import InputError
 from atlas.paths import check_file, check_folder
 
@@ -92,13 +92,13 @@ def evaluate(
     rows = [(name, *_counts(part)) for name, part in [*report["per_instruction"].items(), ("all", report)]]
     title = f"{report['checkpoint']} in {report['env']}"
     print_table(title, ("instruction", "episodes", "successes", "success rate", "95% interval"), rows)
-    print(f"mean episode length: {report['mean_episode_length']:.1f} steps")
+    say(f"mean episode length: {report['mean_episode_length']:.1f} steps")
     for finding in findings or []:
-        print(f"{finding.severity:8} {finding.check:9} {finding.message}")
+        say(f"{finding.severity:8} {finding.check:9} {finding.message}")
         if finding.fix is not None:
-            print(f"{'':18} {finding.fix}")
+            say(f"{'':18} {finding.fix}")
     if out is not None:
-        print(f"The outcomes are in {out}.")
+        say(f"The outcomes are in {out}.")
 
 
 def _check_flags(checkpoint: str | None, open_loop: str | None, probed: bool, video: Path | None) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from atlas.cli.options import PLAIN, ConfigFile, Json, Overrides
-from atlas.cli.output import print_json, print_table, stdout_kept_for_the_report
+from atlas.cli.output import print_json, print_table, say, stdout_kept_for_the_report
 
 model_app = typer.Typer(help="Look at models, and manage their versions.", **PLAIN)
 
@@ -45,12 +45,12 @@ def model_summary(
     rows.append(("all", *total, f"{found['flops_per_sample'] / 1e9:.4g}"))
     print_table("model", ("part", "parameters", "trainable", "tokens", "GFLOPs a sample"), rows)
     roofline, memory = found["roofline"], found["memory_gib"]
-    print(f"training: {found['training_flops_per_sample'] / 1e9:.4g} GFLOPs a sample, forward and backward")
-    print(
+    say(f"training: {found['training_flops_per_sample'] / 1e9:.4g} GFLOPs a sample, forward and backward")
+    say(
         f"roofline: {roofline['samples_per_second']:,.0f} samples/s on one {gpu} at its peak of "
         f"{roofline['peak_flops'] / 1e12:.0f} TFLOP/s (dense bf16); half of it is a good run"
     )
-    print(
+    say(
         f"memory:   {memory['total']:.2f} GiB a GPU with batches of {resolved.data.batch_size}: "
         f"{memory['weights_and_optimizer']:.2f} weights, gradients and optimizer, {memory['activations']:.2f} "
         "activations in float32 (bf16: about half)"
@@ -88,5 +88,5 @@ def model_geometry(
         rows.append((entry["file"], place, seen, f"{depths[0]:.3g} to {depths[1]:.3g}", confidence))
     print_table("what VGGT sees", ("image", "camera at", "field of view (deg)", "depth", "mean confidence"), rows)
     for warning in report["warnings"]:
-        print(f"warning: {warning}")
-    print(f"Pictures, {report['points']['count']:,} points and geometry.json are in {out}.")
+        say(f"warning: {warning}")
+    say(f"Pictures, {report['points']['count']:,} points and geometry.json are in {out}.")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
+from typing import Any, TextIO
 
 from atlas.files import finite
+from atlas.shown import printable
 
 
 @contextmanager
@@ -29,8 +32,28 @@ def stdout_kept_for_the_report(as_json: bool) -> Iterator[None]:
         os.close(stdout)
 
 
+def say(text: str, end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
+    """Print a text that may hold what others have written: data, names, answers of servers."""
+    print(printable(text), end=end, file=file, flush=flush)
+
+
 def print_json(value: Any) -> None:
-    print(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    # JSON has its own way to write what a terminal would obey; below U+0020 it is used already.
+    print(re.sub(r"[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text))
+
+
+def show_log_lines_as_text() -> None:
+    """Of the package's log lines that nobody has set up: no keys, and nothing that a terminal obeys."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Text())
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        from atlas.tracking.redact import redact
+
+        return printable(redact(super().format(record)))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -38,9 +61,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=escape(printable(title)), title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(printable(cell)) for cell in row))
     Console().print(table)

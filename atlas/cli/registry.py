@@ -9,7 +9,7 @@ import typer
 
 from atlas.cli.model import model_app
 from atlas.cli.options import Json
-from atlas.cli.output import print_json, print_table, stdout_kept_for_the_report
+from atlas.cli.output import print_json, print_table, say, stdout_kept_for_the_report
 from atlas.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def push(
     if as_json:
         print_json({"reference": str(sent), "version": sent.alias})
         return
-    print(f"{model} is {sent} now.")
+    say(f"{model} is {sent} now.")
 
 
 @model_app.command("pull")
@@ -65,9 +65,9 @@ def pull(
         place = {"path": str(found.path), "policy": str(policy) if policy else None}
         print_json({"reference": found.reference, **place, "files": sizes, "bytes": sum(sizes.values())})
         return
-    print(f"{found.reference} is in {found.path}")
+    say(f"{found.reference} is in {found.path}")
     if policy is not None and policy != found.path:
-        print(f"its policy, for `atlas eval --checkpoint`: {policy}")
+        say(f"its policy, for `atlas eval --checkpoint`: {policy}")
 
 
 @model_app.command("list")
@@ -94,7 +94,7 @@ def list_versions(
         print_json({"entity": owner, "project": project, "models": listed})
         return
     if not listed:
-        print(f"The project {project} has no models.")
+        say(f"The project {project} has no models.")
     for one in listed:
         rows = [
             (
@@ -130,7 +130,7 @@ def promote(
         print_json({"reference": str(source), "linked": str(linked), "aliases": alias or []})
         return
     under = f" ({', '.join(alias)})" if alias else ""
-    print(f"{source} is {linked} now{under}.")
+    say(f"{source} is {linked} now{under}.")
 
 
 @model_app.command("prune")
@@ -152,7 +152,7 @@ def prune(
         print_json({"model": named.path, "removed": done.removed, "kept": done.kept, "dry_run": dry_run})
         return
     verb = "would be removed" if dry_run else "removed"
-    print(f"{named.path}: {verb}: {', '.join(done.removed) or 'none'}; kept: {', '.join(done.kept)}")
+    say(f"{named.path}: {verb}: {', '.join(done.removed) or 'none'}; kept: {', '.join(done.kept)}")
 
 
 @model_app.command("card")
@@ -172,7 +172,7 @@ def card(
     if as_json:
         print_json({"reference": found.reference, "card": text})
         return
-    print(text, end="" if text.endswith("\n") else "\n")
+    say(text, end="" if text.endswith("\n") else "\n")
 
 
 # ---- small parts -----------------------------------------------------------------------------------------

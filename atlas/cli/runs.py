@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atlas.cli.options import PLAIN, Json
-from atlas.cli.output import print_json, print_table, stdout_kept_for_the_report
+from atlas.cli.output import print_json, print_table, say, stdout_kept_for_the_report
 from atlas.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def list_runs(
         columns = ("run", "state", "steps", "best", "final success", "val/loss", "started")
         print_table(str(folder), columns, [_line(run) for run in summaries])
     for message in damaged:
-        print(f"left out: {message}", file=sys.stderr)
+        say(f"left out: {message}", file=sys.stderr)
     if not summaries:
         raise typer.Exit(2)
 
@@ -104,7 +104,7 @@ def compare(
         return
     print_comparison(comparison)
     if plot is not None:
-        print(f"The picture is in {plot}.")
+        say(f"The picture is in {plot}.")
 
 
 # ---- a comparison in tables --------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def print_comparison(comparison: Comparison) -> None:
             lambda key, run: _setting(comparison.config[key].get(run, _MISSING)),
         )
     elif comparison.metrics and len(names) > 1:
-        print("The configs do not differ.")
+        say("The configs do not differ.")
     if comparison.metrics:
         metrics = {_metric_label(name, metric): metric for name, metric in comparison.metrics.items()}
         with_steps = _as_columns(names)  # or the table would be too wide
@@ -185,17 +185,17 @@ def _print_success(success: SuccessComparison, ranking: Ranking | None) -> None:
     pairs = success.pairs
     if len(pairs) > _PAIRS_SHOWN and ranking is not None:
         pairs = [pair for pair in pairs if ranking.runs[0][0] in (pair.first, pair.second)]
-        print(f"Of {len(success.pairs)} pairs, those of {ranking.runs[0][0]} are shown; --json has all.")
+        say(f"Of {len(success.pairs)} pairs, those of {ranking.runs[0][0]} are shown; --json has all.")
     if pairs:
         p = "p" if len(success.pairs) == 1 else f"p (of {len(success.pairs)})"
         columns = ("pair", "only one succeeds", "difference (95% interval)", p)
         print_table("do they differ?", columns, [_pair(pair) for pair in pairs])
         for pair in pairs:
-            print(f"{pair.first} and {pair.second}: {pair.verdict}.")
+            say(f"{pair.first} and {pair.second}: {pair.verdict}.")
     if len(success.pairs) > 1:
-        print(f"The p values are adjusted for the {len(success.pairs)} comparisons (Holm).")
+        say(f"The p values are adjusted for the {len(success.pairs)} comparisons (Holm).")
     for note in success.notes:
-        print(note)
+        say(note)
 
 
 def _pair(pair: Pair) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from atlas.cli.options import PLAIN, Json
-from atlas.cli.output import print_json, stdout_kept_for_the_report
+from atlas.cli.output import print_json, say, stdout_kept_for_the_report
 
 sweep_app = typer.Typer(help="Vary config keys: on this machine, or with wandb.", **PLAIN)
 
@@ -30,12 +30,12 @@ def local(
         from atlas.sweeps.grid import read_sweep
         from atlas.sweeps.local import Grid
 
-        def say(line: str) -> None:
-            print(line, flush=True)
+        def tell(line: str) -> None:
+            say(line, flush=True)
 
         runs = Grid(read_sweep(grid), out or Path("outputs") / grid.stem, parallel)
-        code = runs.run(say)
-        comparison = runs.compare(say)
+        code = runs.run(tell)
+        comparison = runs.compare(tell)
     if as_json:
         trials = [trial.to_dict() for trial in runs.trials]
         print_json({"out": str(runs.out), "runs": trials, "comparison": comparison and comparison.to_dict()})
@@ -45,7 +45,7 @@ def local(
 
             print_comparison(comparison)
         states = Counter(trial.state for trial in runs.trials)
-        print(", ".join(f"{count} {state}" for state, count in states.items()) + f"; the runs are in {runs.out}.")
+        say(", ".join(f"{count} {state}" for state, count in states.items()) + f"; the runs are in {runs.out}.")
     raise typer.Exit(code)
 
 
@@ -67,7 +67,7 @@ def create(
     if as_json:
         print_json({"id": made.id, "entity": made.entity, "project": made.project, "path": made.path, "url": made.url})
         return
-    print(f"Work on it, on as many machines as you like: atlas sweep agent {made.path}")
+    say(f"Work on it, on as many machines as you like: atlas sweep agent {made.path}")
 
 
 @sweep_app.command("agent")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas.errors import InputError, first_line
 from atlas.launch.reports import Report, is_consequence, now, own_frames, write_code
+from atlas.shown import printable
 
 if TYPE_CHECKING:
     from atlas.config import Config
@@ -110,7 +111,9 @@ def end_at_once(code: int, error: BaseException | None = None) -> None:
         return
     with contextlib.suppress(OSError, ValueError):  # where these are gone, nobody listens
         if error is not None:
-            print(_traceback(error), file=sys.stderr)
+            from atlas.tracking.redact import redact
+
+            print(printable(redact(_traceback(error))), file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)

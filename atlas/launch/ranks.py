@@ -27,6 +27,7 @@ from atlas.launch.rank import FOLDER, LAUNCHER_PID
 from atlas.launch.story import exit_code, summary, tell
 from atlas.launch.terminal import leave_lost_terminal
 from atlas.python import module_command, safe_environment
+from atlas.shown import printable
 
 # How long ranks that a user told to stop may take to write a checkpoint and to finish their trackers.
 _STOP_SECONDS = 300
@@ -66,7 +67,7 @@ def launch_ranks(arguments: Sequence[str], plan: Plan, module: str = "atlas.cli"
             link.wait_for_cause()  # that of the ranks here is on another machine
             ending.elsewhere = link.first_failure
     for line in tell(ending):
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     code = exit_code(ending, plan.processes)
     if link is not None:
         link.code = code

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas.registry.files import card_of, describe_files
+from atlas.shown import markdown, markdown_code
 
 if TYPE_CHECKING:
     from atlas.policy.policy import AtlasPolicy
@@ -31,10 +33,14 @@ def model_card(policy: AtlasPolicy) -> str:
     processor, config = policy.processor, policy.config
     spec = processor.action_spec
     parameters = sum(p.numel() for p in policy.parameters())
-    sources = "\n".join(f"- {s.source}: {s.episodes} episodes, {s.frames} frames" for s in processor.statistics)
+    sources = "\n".join(
+        f"- {markdown(s.source)}: {s.episodes} episodes, {s.frames} frames" for s in processor.statistics
+    )
+    cameras, actions = ", ".join(map(markdown_code, processor.cameras)), ", ".join(map(markdown, spec.names))
     size = processor.image_size
     frozen = "".join(
-        f"- frozen {part}: `{weights.reference}`, which is not in model.safetensors (sha256 {weights.sha256})\n"
+        f"- frozen {part}: {markdown_code(weights.reference)}, which is not in model.safetensors "
+        f"(sha256 {weights.sha256})\n"
         for part, weights in policy.frozen.items()
     )
     return f"""---
@@ -45,9 +51,9 @@ pipeline_tag: robotics
 
 - vision `{config.vision.name}`, language `{config.language.name}`, fusion `{config.fusion.name}`, head
   `{config.head.name}`; {parameters:,} parameters
-{frozen}- takes images of the cameras {", ".join(f"`{c}`" for c in processor.cameras)} (upright, used at {size} x {size}
+{frozen}- takes images of the cameras {cameras} (upright, used at {size} x {size}
   pixels), proprio [{processor.proprio_dim}] and an instruction
-- gives chunks of {processor.action_horizon} actions [{spec.dim}] ({", ".join(spec.names)}) at {spec.control_hz:g} Hz;
+- gives chunks of {processor.action_horizon} actions [{spec.dim}] ({actions}) at {spec.control_hz:g} Hz;
   position unit {spec.position_unit_m:g} m, rotation unit {spec.rotation_unit_rad:g} rad, gripper -1 open, +1 close
 
 Trained on:
@@ -73,8 +79,8 @@ def checkpoint_card(folder: Path, facts: Mapping[str, Any] | None = None, refere
         return None
     facts = describe_files(folder) if facts is None else facts
     rows = [(label, facts[key]) for key, label in _FACTS.items() if facts.get(key) is not None]
-    metrics = [(f"`{name}`", value) for name, value in sorted((facts.get("metrics") or {}).items())]
-    parts = [card if reference is None else card.replace('"this folder"', f'"{reference}"')]
+    metrics = [(markdown_code(name), value) for name, value in sorted((facts.get("metrics") or {}).items())]
+    parts = [card if reference is None else card.replace('"this folder"', json.dumps(reference))]
     if rows:
         parts.append("## Training\n\n" + _table("", rows))
     if metrics:
@@ -90,4 +96,4 @@ def _table(title: str, rows: list[tuple[str, Any]]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else markdown(str(value))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from atlas.shown import printable
 from atlas.tracking.records import LogLine, Model, Record, Scalars, Sink
 from atlas.tracking.redact import redact
 
@@ -96,8 +97,8 @@ def log_model_line(model: Model) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """Time, rank where it is not the main one, level where it is not INFO, message; and never a key, whether the
-    message or a traceback holds it.
+    """Time, rank where it is not the main one, level where it is not INFO, message; and never a key, or what a terminal
+    obeys, whether the message or a traceback holds it.
     """
 
     def __init__(self, prefix: str, date_format: str) -> None:
@@ -105,7 +106,8 @@ class _Formatter(logging.Formatter):
         self._with_level = logging.Formatter(f"%(asctime)s {prefix}%(levelname)s: %(message)s", date_format)
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record) if record.levelno == logging.INFO else self._with_level.format(record))
+        text = super().format(record) if record.levelno == logging.INFO else self._with_level.format(record)
+        return printable(redact(text))
 
 
 class LineHandler(logging.Handler):

@@ -2,25 +2,95 @@
 
 from __future__ import annotations
 
+import logging
 import numbers
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-_SECRET_VARIABLE = re.compile(r"(API_KEY|TOKEN|SECRET|PASSWORD)$")
-_WANDB_KEY = re.compile(r"\bwandb_v\d+_\w{16,}")
-_URL_LOGIN = re.compile(r"(?<=://)[^\s/@:]+:[^\s/@]+(?=@)")
+from atlas.config import Config, parse_config
+from atlas.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# Keys of the config that only describe a run.
+_DESCRIPTIONS = ("wandb.notes", "wandb.name", "wandb.tags", "wandb.group")
+
+# Of environment variables: AWS_SECRET_ACCESS_KEY, HF_TOKEN, DB_PASSWORD_OLD; not TOKENIZERS_PARALLELISM.
+_SECRET_VARIABLE = re.compile(
+    r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASS|PASSPHRASE|CREDENTIALS?|PAT)(_|$)", re.IGNORECASE
+)
+# What is a key by its form: of wandb, Hugging Face, GitHub, OpenAI and AWS.
+_KEY = re.compile(
+    r"\bwandb_v\d+_\w{16,}|\bhf_[A-Za-z0-9]{20,}|\b(gh[pousr]_|github_pat_)\w{20,}|\bsk-[\w-]{20,}|\bAKIA[0-9A-Z]{16}\b"
+)
+_URL_LOGIN = re.compile(r"(?<=://)[^\s/?#]+(?=@)")  # with a password or without: tokens are given as user names
+_URL_PARAMETER = re.compile(
+    r"([?&][\w.-]*(?:token|key|secret|password|signature|credential)[\w.-]*=)[^&\s\"']+", re.IGNORECASE
+)
 _SHORTEST_SECRET = 8  # shorter values ("1", "true") would blank out innocent text
+_CERTAIN_SECRET = 16  # shorter ones may be words
 _HIDDEN = "***"
 
 
-def redact(text: str) -> str:
-    """The text with `***` for keys: values of secret environment variables, wandb keys, logins within URLs."""
+def redact(text: str, shortest: int = _SHORTEST_SECRET) -> str:
+    """The text with `***` for keys: values of secret environment variables (from so many characters on), what has the
+    form of a key, logins within URLs.
+    """
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST_SECRET and _SECRET_VARIABLE.search(name):
+        if len(value) >= shortest and value in text and _SECRET_VARIABLE.search(name) and not _is_path(value):
             text = text.replace(value, _HIDDEN)
-    return _URL_LOGIN.sub(_HIDDEN, _WANDB_KEY.sub(_HIDDEN, text))
+    return _URL_PARAMETER.sub(rf"\1{_HIDDEN}", _URL_LOGIN.sub(_HIDDEN, _KEY.sub(_HIDDEN, text)))
+
+
+def _is_path(value: str) -> bool:
+    """Whether a variable such as GOOGLE_APPLICATION_CREDENTIALS names a file, which is no secret itself."""
+    return value.startswith(("/", "~", "./")) and os.path.exists(os.path.expanduser(value))
+
+
+def without_keys(config: Config) -> Config:
+    """The config without the keys that somebody has written into it: it is kept in files and sent to others.
+
+    In what only describes the run they become `***`, with a warning. Raises InputError, without the value, where a key
+    is in what decides what is done.
+    """
+    values = config.model_dump(mode="json")
+    found = [place for place in _texts(values) if place.text != redact(place.text)]
+    for place in found:
+        if place.key.startswith(_DESCRIPTIONS):
+            place.holder[place.index] = redact(place.text)
+            logger.warning("%s held a key or a password, which is left out.", place.key)
+        elif place.text != redact(place.text, _CERTAIN_SECRET):
+            raise InputError(
+                f"{place.key} holds a key, a password or a login, and would be kept in the run's files. Leave it out: "
+                "keys are taken from the environment, such as WANDB_API_KEY and HF_TOKEN."
+            )
+    return parse_config(values) if found else config
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A text in nested values."""
+
+    key: str
+    holder: Any  # the mapping or list that it is in
+    index: Any
+
+    @property
+    def text(self) -> str:
+        return str(self.holder[self.index])
+
+
+def _texts(values: Any, key: str = "") -> Iterator[_Place]:
+    pairs = values.items() if isinstance(values, dict) else enumerate(values)
+    for index, value in list(pairs):
+        name = f"{key}.{index}".lstrip(".")
+        if isinstance(value, dict | list):
+            yield from _texts(value, name)
+        elif isinstance(value, str):
+            yield _Place(name, values, index)
 
 
 def cause(error: BaseException) -> str:

@@ -10,6 +10,8 @@ import logging
 import os
 import secrets
 import string
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,13 +36,14 @@ from atlas.tracking.records import (
     Table,
     Video,
 )
-from atlas.tracking.redact import cause
+from atlas.tracking.redact import cause, redact
 from atlas.tracking.uploads import ModelUploads, stage_model
 
 logger = logging.getLogger(__name__)
 
 INIT_TIMEOUT_SECONDS = 20.0
 _FLUSH_SECONDS = 2.0
+_GIT_SECONDS = 5.0
 _FINISH_SHARE = 0.7  # of the exit timeout: wandb's uploads may take this much, the rest is for the queue before it
 _DATA_DIR = "WANDB_DATA_DIR"
 _AXES = {
@@ -153,6 +156,7 @@ class WandbSink(Sink):
         for folder in (self._run_dir, self._place):
             (folder / "wandb").mkdir(parents=True, exist_ok=True)
         self._keep_files_in_run_dir()
+        sys.argv[1:] = map(redact, sys.argv[1:])  # wandb notes them down
         if not self._owned:
             self._run = self._wandb.run
         elif self._mode == "online":
@@ -218,6 +222,9 @@ class WandbSink(Sink):
                 "x_primary": self._node == 0,
                 "x_update_finish_state": self._node == 0,
             }
+        remote = _remote_with_login()
+        if remote is not None:
+            private["git_remote_url"] = redact(remote)
         settings = self._wandb.Settings(
             silent=True,  # wandb's own lines would go around train.log
             console="off",  # it would make every line that is printed wait for wandb's process; see LogLine
@@ -376,6 +383,17 @@ class WandbSink(Sink):
 
     def _staging(self) -> Path:
         return self._run_dir / "wandb" / "staged"
+
+
+def _remote_with_login() -> str | None:
+    """The address of the git repository around, which wandb notes down, where it holds a key; else None."""
+    command = ["git", "config", "--get", "remote.origin.url"]
+    try:
+        said = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=_GIT_SECONDS, text=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    url = said.stdout.strip()
+    return url if redact(url) != url else None
 
 
 def _new_id() -> str:

@@ -42,7 +42,7 @@ def coloured(make_libero: MakeLibero) -> Path:
     """An episode whose world camera is red in frame 0, green in frame 1 and blue afterwards."""
     import h5py
 
-    root = make_libero({'stack </script> "blocks" & go': [7]})
+    root = make_libero({'stack </script> "blocks" & go @DATA@ @SCRIPT@': [7]})
     with h5py.File(next(root.glob("*.hdf5")), "a") as file:
         images = file["data/demo_0/obs/agentview_rgb"]
         images[:] = 0
@@ -70,6 +70,8 @@ def test_a_page_holds_all_of_an_episode_and_refers_to_nothing_else(coloured: Pat
     assert result.exit_code == 0, result.output
 
     shown, episode = data_of(page), open_dataset(coloured).episode(0)
+    title = "stack &lt;/script&gt; &quot;blocks&quot; &amp; go @DATA@ @SCRIPT@ · episode 0"  # marks of the page itself
+    assert f"<title>{title}</title>" in page.read_text()
     assert shown["instruction"] == episode.instruction and shown["length"] == 7 and shown["hz"] == 20
     dx, *_, gripper = (np.array(curve["values"]) for curve in shown["groups"][0]["curves"])
     np.testing.assert_allclose(dx, 50 * episode.actions[:, 0], atol=1e-3)  # millimetres

@@ -7,6 +7,7 @@ import html
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,14 @@ def write_page(path: Path, story: Story) -> None:
     """Write the page, atomically."""
     data = json.dumps(_data(story), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     page = (_PARTS / "page.html").read_text(encoding="utf-8")
-    for mark, part in (
-        ("@TITLE@", html.escape(f"{story.episode.instruction} · episode {story.number}")),
-        ("@STYLE@", (_PARTS / "page.css").read_text(encoding="utf-8")),
-        ("@SCRIPT@", (_PARTS / "page.js").read_text(encoding="utf-8")),
-        ("@DATA@", data.replace("<", "\\u003c")),  # nothing in it can end the script; put in last, and not looked at
-    ):
-        page = page.replace(mark, part)
+    parts = {
+        "TITLE": html.escape(f"{story.episode.instruction} · episode {story.number}"),
+        "STYLE": (_PARTS / "page.css").read_text(encoding="utf-8"),
+        "SCRIPT": (_PARTS / "page.js").read_text(encoding="utf-8"),
+        "DATA": data.replace("<", "\\u003c"),  # nothing in it can end the script
+    }
+    # All at once: what is put in may hold such a mark itself, as an instruction, and is not looked at again.
+    page = re.sub("@([A-Z]+)@", lambda match: parts[match[1]], page)
     write_text(path, page)
 
 
