@@ -14,6 +14,7 @@ from atlas.launch import check_gpu_of_rank, settle_device
 from atlas.policy.gpus import has_bf16
 from atlas.prepare import prepare
 from atlas.train import make_accelerator
+from atlas.training.checkpoints.state import random_state
 
 OLD = "The NVIDIA driver on your system is too old (found version 11040). Please update it."
 
@@ -170,3 +171,7 @@ def test_caching_features_on_chosen_gpus_hands_the_choice_on_once(
 def test_bfloat16_that_is_emulated_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert not has_bf16()
+
+
+def test_a_checkpoint_of_a_training_on_the_cpu_asks_no_gpu(machine: Machine) -> None:
+    assert set(random_state()) == {"torch", "numpy", "python"}

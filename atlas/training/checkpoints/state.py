@@ -71,7 +71,7 @@ def random_state() -> dict[str, Any]:
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
         "python": [version, list(internal), gauss],
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # to ask a GPU that is not used would take memory of it
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
