@@ -18,6 +18,7 @@ import numpy as np
 from atlas.data.episode import Numbers, Side, images_by_episode
 from atlas.data.gripper import map_gripper, open_and_closed
 from atlas.data.hdf5 import Unavailable, find, numbers_in, offset_of, open_file, readable
+from atlas.data.hdf5_texts import attribute_in
 from atlas.data.kept_demos import Demo, demo_names, keep_demos, keep_many, kept_demos, read_whole_demo
 from atlas.data.latest import Latest
 from atlas.data.libero_layout import ROBOMIMIC, Layout, array_in, control_of, group_in, instruction_of, read_env_args
@@ -362,15 +363,16 @@ class LiberoEpisode:
             assert self.sim_states is not None
             return np.asarray(self.sim_states[0], np.float64)
         with readable(self._where):
-            state = self._group.attrs.get("init_state")
-            if state is None and (states := find(self._group, "states", self._where)) is not None:
-                state = states[0]  # robomimic's: the first of all, whatever frames are kept
+            state = attribute_in(self._group, "init_state", self._where)
+            if state is None and find(self._group, "states", self._where) is not None:
+                states = array_in(self._group, "states", self._where)
+                state = numbers_in(states, self._where)[0]  # robomimic's: the first of all, whatever frames are kept
             return None if state is None else np.asarray(state, np.float64)
 
     @property
     def model_xml(self) -> str | None:
         with readable(self._where):
-            xml = self._group.attrs.get("model_file")
+            xml = attribute_in(self._group, "model_file", self._where)
             return None if xml is None else xml.decode() if isinstance(xml, bytes) else str(xml)
 
     def __len__(self) -> int:

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from atlas.data.hdf5 import check_images, find, numbers_in
+from atlas.data.hdf5_texts import attribute_in
 from atlas.data.orientation import Orientation
 from atlas.documents import parse_json
 from atlas.errors import InputError
@@ -186,7 +187,8 @@ def _images_of(observations: h5py.Group, key: str, where: str, layout: Layout) -
 def instruction_of(data: h5py.Group, path: Path, given: str | None) -> str:
     """What the file's demos do: by the file, by the config (`given`), or by the file's name, which is the task's in
     LIBERO and in what others made of it, such as OpenVLA. Raises InputError."""
-    if "problem_info" not in data.attrs:
+    info = attribute_in(data, "problem_info", f"{path}: data")
+    if info is None:
         if given is not None:
             return given
         if named := _LIBERO_NAME.fullmatch(path.name):

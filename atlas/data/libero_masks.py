@@ -9,13 +9,13 @@ from pathlib import Path
 import h5py
 
 from atlas.data.episode import Side
-from atlas.data.hdf5 import check_size, find, readable
+from atlas.data.hdf5 import find
+from atlas.data.hdf5_texts import texts_in
 from atlas.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 _TRAIN, _VALID = "train", "valid"
-_LARGEST_LIST = 64 * 2**20  # bytes
 
 
 def sides_of(file: h5py.File, names: Sequence[str], path: Path) -> dict[str, Side]:
@@ -65,8 +65,6 @@ def _lists(file: h5py.File, path: Path) -> dict[str, set[str]]:
 
 
 def _names(stored: h5py.Group | h5py.Dataset, where: str) -> set[str]:
-    if not isinstance(stored, h5py.Dataset) or stored.dtype.kind not in "SO" or stored.ndim != 1:
-        raise InputError(f"{where} is not a list of the names of demos, as robomimic has it.")
-    with readable(where):
-        check_size(stored, stored.shape[0] * stored.dtype.itemsize, _LARGEST_LIST, where)
-        return {name.decode() if isinstance(name, bytes) else str(name) for name in stored[()].tolist()}
+    if not isinstance(stored, h5py.Dataset):
+        raise InputError(f"{where} is a group, where robomimic has a list of the names of demos.")
+    return set(texts_in(stored, where))

@@ -237,6 +237,18 @@ def test_a_filter_that_is_not_installed_is_no_damage(root: Path) -> None:
         open_dataset(root, skip_damaged=True)
 
 
+def test_a_heap_of_texts_without_an_end_is_damage_and_no_end_of_reading(root: Path) -> None:
+    """Zeros in it, as a power cut leaves them: HDF5 itself would read for ever."""
+    path = root / "task_0_demo.hdf5"
+    content = bytearray(path.read_bytes())
+    heap = content.index(b"GCOL")
+    content[heap + 16 : heap + 64] = bytes(48)
+    path.write_bytes(content)
+
+    with pytest.raises(InputError, match=r"task_0_demo.hdf5: data, the attribute 'problem_info' is damaged"):
+        open_dataset(root)
+
+
 # Files that are in use
 
 
