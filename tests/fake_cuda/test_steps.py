@@ -1,0 +1,121 @@
+"""Steps of every kind of policy on "cuda", without a GPU: on a device that computes nothing, whose tensors have shapes,
+types and places alone.
+
+It shows in what is computed on which device, what is trained in which precision, and what the host sends and waits for.
+It cannot show numbers, memory, streams or speed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TORCH = "2.13"  # whose internals the device is made of
+SOURCE = Path(__file__).with_name("device.cpp")
+BATCHES = 2  # the step's own and the next one, which is on its way
+# A batch's tensors; what is said of its words, in one; and the one wait, for the two numbers that all must agree on.
+BATCH = {"sent training/prefetch.py:_sent": 6 * BATCHES}
+WORDS = {"sent policy/language_tokens.py:pad_and_send": 1}
+REMEMBERED = {"sent policy/language_tokens.py:__init__": 1, "sent policy/language_tokens.py:of": 1}
+AGREED = {"waits training/agreement.py:largest": 2}
+STEPS = {
+    "keypoints": BATCH | REMEMBERED | AGREED,
+    "vggt of keypoints": BATCH | WORDS | AGREED,
+    "vggt of convolutions": {"sent training/prefetch.py:_sent": 6 * (BATCHES + 1)}  # in two parts
+    | {"sent policy/language_tokens.py:pad_and_send": 2}
+    | AGREED,
+    "vggt of patches": BATCH | WORDS | AGREED,
+    "frozen": BATCH | WORDS | AGREED,
+    "cached": BATCH | WORDS | AGREED,
+    "adapters": BATCH | WORDS | AGREED,
+    "trained on": BATCH | WORDS | AGREED,
+}
+
+
+@pytest.fixture(scope="module")
+def library(request: pytest.FixtureRequest) -> Path:
+    """device.cpp, compiled once for this torch."""
+    compiler = next((path for path in map(shutil.which, ("c++", "g++", "clang++")) if path), None)
+    if compiler is None:
+        pytest.skip("there is no C++ compiler")
+    if not torch.__version__.startswith(f"{TORCH}.") or torch.version.cuda is not None or sys.platform != "linux":
+        pytest.skip(f"needs torch {TORCH}'s build for CPUs, on Linux")
+    version = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()[:12]
+    library = Path(request.config.cache.mkdir("fake_cuda")) / f"device_{version}.so"
+    if not library.exists():
+        partial = library.with_suffix(f".{os.getpid()}")
+        include = Path(torch.__file__).parent / "include"
+        command = [compiler, "-O0", "-std=c++20", "-shared", "-fPIC", str(SOURCE), "-o", str(partial), f"-I{include}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode and re.search("std=c\\+\\+20", done.stderr):
+            pytest.skip("the compiler has no C++20")
+        assert done.returncode == 0, done.stderr
+        partial.replace(library)
+    return library
+
+
+@pytest.fixture(scope="module")
+def found(library: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the process with the device has found, of all policies."""
+    folder = tmp_path_factory.mktemp("fake_cuda")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.fake_cuda.process", str(library), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr
+    answers: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    return answers
+
+
+def counted(census: list[tuple[str, str, int]]) -> dict[str, int]:
+    return {f"{what} {place}": count for what, place, count in census}
+
+
+@pytest.mark.parametrize("policy", STEPS)
+def test_a_step_sends_its_batch_ahead_and_waits_once(found: dict[str, Any], policy: str) -> None:
+    """That it ran shows that nothing is on the wrong device. A new transfer, or a new wait, is named here by its
+    function in Atlas: it costs every step of every training on a GPU."""
+    assert counted(found[policy]["step"]) == STEPS[policy]
+
+
+@pytest.mark.parametrize("policy", STEPS)
+def test_what_is_trained_is_in_float32_on_the_device(found: dict[str, Any], policy: str) -> None:
+    assert found[policy]["trained in"] == found[policy]["moments in"] == ["torch.float32"]
+    assert found[policy]["devices"] == ["cuda:0"]
+
+
+@pytest.mark.parametrize("policy", STEPS)
+def test_ranks_send_each_other_no_tensor_of_a_gpu(found: dict[str, Any], policy: str) -> None:
+    assert found[policy]["saved from"] == ["cpu"]
+
+
+def test_validation_waits_when_it_is_over(found: dict[str, Any]) -> None:
+    census = counted(found["keypoints"]["validation"])
+
+    assert {place for place in census if place.startswith("waits")} == {"waits training/metrics.py:read"}
+    assert census["sent training/prefetch.py:_sent"] == 6 * 2  # batches
+
+
+def test_a_spread_policy_exchanges_each_group_once_a_pass(found: dict[str, Any]) -> None:
+    """Eight ranks, of which seven do not exist: what this one asks for."""
+    spread = found["spread"]
+    groups, step = spread["groups"], spread["step"]
+    gathered = sum(count for name, count in step.items() if "allgather" in name or "all_gather" in name)
+    scattered = sum(count for name, count in step.items() if "reduce_scatter" in name)
+
+    assert scattered == groups
+    assert groups <= gathered <= 2 * groups - 1  # forward and, but for the outermost group, back
+    assert sum(step.values()) == gathered + scattered + 1  # the gradient's norm
+    assert sum(spread["judging"].values()) == len(spread["weights"])
+    for name, rows in spread["weights"].items():
+        share = -(-rows // 8)
+        assert spread["rows"][name] == max(0, min(rows - 3 * share, share)), name
