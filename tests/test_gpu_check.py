@@ -1,0 +1,68 @@
+"""benchmarks/gpu_check.py without a GPU: it runs through, and says what it leaves out and why."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+ON_CPUS = {"driver", "egl", "recomputing", "accumulation", "resume", "not finite", "speed"}
+
+
+def test_it_runs_through_without_a_gpu(
+    cubes_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import gpu_check
+
+    monkeypatch.setattr(gpu_check, "count_gpus", lambda: 0)
+
+    code = gpu_check.main(["--quick", "--out", str(tmp_path), "--data", str(cubes_dataset), "--minutes", "60"])
+
+    found = json.loads((tmp_path / "results.json").read_text())
+    phases = found["phases"]
+    failed = {name: phase["why"] for name, phase in phases.items() if phase["result"] == "failed"}
+    assert code == 0 and not failed
+    assert {name for name, phase in phases.items() if phase["result"] == "ok"} == ON_CPUS
+    assert phases["1 against 8"]["why"] == "needs 8 GPUs, and 0 were found"
+    assert phases["resume"]["found"]["bit for bit"] and phases["speed"]["found"]["default"]["samples/s"] > 0
+    table = (tmp_path / "results.md").read_text()
+    assert table in capsys.readouterr().out and all(f"| {name} |" in table for name in phases)
+
+
+def test_a_trace_tells_idle_time_pageable_copies_and_waits(tmp_path: Path) -> None:
+    from gpu_speed import read_trace
+
+    def event(name: str, kind: str, start: float, length: float) -> dict[str, object]:
+        return {"ph": "X", "name": name, "cat": kind, "ts": start, "dur": length}
+
+    events = [event(f"ProfilerStep#{number}", kind, 0, 9) for number in (4, 5) for kind in ("user_annotation", "gpu")]
+    events += [event("gemm", "kernel", 0, 30), event("add", "kernel", 20, 20), event("gemm", "kernel", 60, 40)]
+    events += [event("Memcpy HtoD (Pageable -> Device)", "gpu_memcpy", 50, 10)]
+    events += [event("Memcpy HtoD (Pinned -> Device)", "gpu_memcpy", 50, 5)]
+    events += [event("cudaStreamSynchronize", "cuda_runtime", 0, 1)] * 4
+    with gzip.open(tmp_path / "trace.json.gz", "wt") as stream:
+        json.dump({"traceEvents": events}, stream)
+
+    found = read_trace(tmp_path / "trace.json.gz")
+
+    assert found == {"traced steps": 2, "idle": 0.1, "pageable copies": 0.5, "waits": 2.0}
+
+
+def test_what_goes_wrong_in_a_phase_is_its_result(tmp_path: Path) -> None:
+    import gpu_check
+    from gpu_job import Job
+    from gpu_phases import Phase
+
+    def wrong(job: Job) -> dict[str, object]:
+        assert job.gpus == 2, "there are others"
+        raise OSError("no link")
+
+    job = Job(str(tmp_path), "data", 0, quick=True)
+    assert gpu_check.look("wrong", Phase(wrong), job, 60)["why"] == "there are others"
+    assert gpu_check.look("wrong", Phase(wrong, seconds=90), job, 60)["why"] == "takes up to 90 s, and 60 s were left"
+    assert "no link" in gpu_check.attempt(Phase(wrong), Job(str(tmp_path), "data", 2, quick=True))["why"]
