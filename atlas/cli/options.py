@@ -19,7 +19,8 @@ SkipDamaged = Annotated[
     bool, typer.Option("--skip-damaged", help="Leave out damaged files and episodes of the data; each is named.")
 ]
 Workers = Annotated[
-    int | None, typer.Option(min=1, metavar="W", help="Simulator processes; default: one a core, at most 16.")
+    int | None,
+    typer.Option(min=1, metavar="W", help="Simulator processes; default: one a core, 16 at most to evaluate."),
 ]
 Resume = Annotated[
     str | None,
