@@ -9,19 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import MakeLibero
+
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 ON_CPUS = {"driver", "egl", "recomputing", "accumulation", "resume", "not finite", "speed"}
 
 
 def test_it_runs_through_without_a_gpu(
-    cubes_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_libero: MakeLibero, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import gpu_check
 
     monkeypatch.setattr(gpu_check, "count_gpus", lambda: 0)
 
-    code = gpu_check.main(["--quick", "--out", str(tmp_path), "--data", str(cubes_dataset), "--minutes", "60"])
+    code = gpu_check.main(["--quick", "--out", str(tmp_path), "--data", str(make_libero()), "--minutes", "60"])
 
     found = json.loads((tmp_path / "results.json").read_text())
     phases = found["phases"]
@@ -63,6 +65,6 @@ def test_what_goes_wrong_in_a_phase_is_its_result(tmp_path: Path) -> None:
         raise OSError("no link")
 
     job = Job(str(tmp_path), "data", 0, quick=True)
-    assert gpu_check.look("wrong", Phase(wrong), job, 60)["why"] == "there are others"
+    assert gpu_check.look("wrong", Phase(wrong), job, 60)["why"].startswith("there are others")
     assert gpu_check.look("wrong", Phase(wrong, seconds=90), job, 60)["why"] == "takes up to 90 s, and 60 s were left"
     assert "no link" in gpu_check.attempt(Phase(wrong), Job(str(tmp_path), "data", 2, quick=True))["why"]

@@ -46,6 +46,21 @@ class Census(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+class Collectives(TorchDispatchMode):
+    """seen: how often each exchange between ranks was begun, by its name; without those inside of an operator, such as
+    the norm of what is spread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        if name.startswith(("c10d::", "_c10d_functional::")) and "wait" not in name and "wrap" not in name:
+            self.seen[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
 def pin_memory(tensor: torch.Tensor, device: Any = None) -> torch.Tensor:
     """In place of torch's, which wants a driver."""
     pinned = tensor.clone()

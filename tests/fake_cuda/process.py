@@ -1,6 +1,7 @@
 """Steps of every kind of policy on a CUDA device that computes nothing, in a process of its own.
 
-python -m tests.fake_cuda.process LIBRARY FOLDER, where LIBRARY is device.cpp compiled: writes FOLDER/found.json.
+python -m tests.fake_cuda.process LIBRARY FOLDER POLICIES..., where LIBRARY is device.cpp compiled: writes
+FOLDER/found.json.
 """
 
 from __future__ import annotations
@@ -26,4 +27,4 @@ if __name__ == "__main__":
     from tests.fake_cuda.steps import run_all
 
     folder = Path(sys.argv[2])
-    (folder / "found.json").write_text(json.dumps(run_all(folder)))
+    (folder / "found.json").write_text(json.dumps(run_all(folder, sys.argv[3:])))
