@@ -6,23 +6,50 @@ import errno
 import json
 import math
 import os
+import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+PARTIAL = ".partial"  # how names end of what is not complete
+_LONGEST_STEM = 100  # what is kept of a name in a partial one; file systems take 255 bytes
+# Some network and foreign file systems keep folders on the server only, or do not let them be opened.
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR}
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EACCES}
+_LONGEST_TARGET = 255  # characters of a text file in place of a link
+
+
+def partial_name(path: Path) -> Path:
+    """A hidden name beside `path` that nobody else uses: not even a process of the same number on another machine, or
+    in another container, that shares the disk."""
+    return path.with_name(f".{path.name[:_LONGEST_STEM]}.{secrets.token_hex(8)}{PARTIAL}")
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it when the block ends well and removed when it raises."""
+    """A temporary file beside `path`, renamed to it when the block ends well and removed when it raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)  # of a process that had the same number, and was killed here
+    partial = partial_name(path)
+    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path`, to be filled and renamed to it in the block; what is left of it then is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_name(path)
+    partial.mkdir()
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -45,23 +72,52 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def replace_link(link: Path, target: str) -> None:
-    """Point the symbolic link at `target` (relative to the link's folder) in one step."""
-    with atomic_path(link) as partial:
-        partial.symlink_to(target)
+# ---- links -----------------------------------------------------------------------------------------------
+
+
+def make_link(link: Path, target: str) -> None:
+    """A new link to `target`, a name in the folder where the link will be: a symbolic one, or a text file that holds
+    the name where the file system has no links."""
+    try:
+        link.symlink_to(target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        link.write_text(f"{target}\n", encoding="utf-8")
+        sync(link)
+
+
+def link_target(link: Path) -> str | None:
+    """What a link of `make_link` holds, be it there or not; None for anything else."""
+    if link.is_symlink():
+        return os.readlink(link)
+    try:
+        text = link.read_bytes()[: _LONGEST_TARGET + 1].decode().strip() if link.is_file() else ""
+    except (OSError, ValueError):
+        return None
+    return text if text and len(text) <= _LONGEST_TARGET and Path(text).name == text else None
+
+
+def follow(path: Path) -> Path:
+    """The folder that a link of `make_link` leads to; anything else as it is."""
+    target = link_target(path)
+    return path.parent / target if target is not None and (path.parent / target).is_dir() else path
+
+
+# ---- the disk --------------------------------------------------------------------------------------------
 
 
 def sync(path: Path) -> None:
     """Return when the disk has a file's bytes, or a folder's names. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        # Some network file systems keep folders on the server only, and refuse this for them.
-        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+        if not (path.is_dir() and error.errno in _NO_FOLDER_SYNC):
             raise
-    finally:
-        os.close(descriptor)
 
 
 def sync_tree(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas.config import Config
-from atlas.files import write_json
+from atlas.files import follow, write_json
 from atlas.prepare import environment_of, load_run_config, prepare, run_dir_of
 from atlas.threads import yield_cores
 from atlas.tracking.runs import RESULTS
@@ -402,7 +402,7 @@ def _finish(config: Config, trainer: Trainer, metrics: dict[str, float]) -> Resu
     link = root / "best" if (root / "best").exists() else root / "latest"
     if not link.exists():
         trainer.keeper.check()
-    best_checkpoint = root / link.resolve().name
+    best_checkpoint = follow(link)
     report = None
     if trainer.closed_loop is not None and config.evaluation.final_episodes:
         policy = AtlasPolicy.from_pretrained(best_checkpoint).to(trainer.accelerator.device)

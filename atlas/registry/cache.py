@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from urllib.parse import quote, urlsplit
 
 from atlas.documents import read_json
 from atlas.errors import InputError
-from atlas.files import write_json
+from atlas.files import partial_folder, partial_name, write_json
 from atlas.paths import inside
 from atlas.registry.references import ArtifactReference
 
@@ -87,7 +86,7 @@ class ArtifactCache:
         """Let `fill` put a model's files into a folder; it is kept only when that ends well."""
         folder = self._folder(reference)
         _remove_old_partials(folder)
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+        partial = partial_name(folder)
         try:
             (partial / _FILES).mkdir(parents=True)
             receipt = fill(partial / _FILES)
@@ -136,11 +135,7 @@ def place(source: Path, target: Path) -> Path:
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} is there already and holds something; choose another folder, or remove it.")
-    partial = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        shutil.copytree(source, partial, copy_function=shutil.copyfile)
+    with partial_folder(target) as partial:
+        shutil.copytree(source, partial, copy_function=shutil.copyfile, dirs_exist_ok=True)
         os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target

@@ -13,6 +13,7 @@ from typing import Any
 
 from atlas.documents import LARGEST_JSON, parse_json, read_json, read_yaml
 from atlas.errors import InputError, first_line
+from atlas.files import follow
 
 CONFIG = "config.yaml"
 CARD = "README.md"
@@ -28,7 +29,7 @@ def artifact_files(path: Path) -> dict[str, Path]:
     A checkpoint takes its run's `config.yaml` along, so that training can go on from the artifact alone. Raises
     InputError where there is nothing, and where a link leads out of the folder: what it names is not part of a model.
     """
-    path = Path(path)
+    path = follow(Path(path))
     if path.is_file():
         return {path.name: path}
     if not path.is_dir():
@@ -62,7 +63,7 @@ def total_bytes(files: Mapping[str, Path]) -> int:
 def run_config(checkpoint: Path) -> Path | None:
     """The `config.yaml` of a checkpoint's run: beside policy/ in an artifact, or in the run's folder, which holds
     `checkpoints/`; in the folder of another name, a file of that name is anybody's."""
-    checkpoint = checkpoint.resolve()
+    checkpoint = follow(checkpoint).resolve()
     if not (checkpoint / _STATE).is_file():
         return None
     run = [checkpoint.parents[1] / CONFIG] if checkpoint.parent.name == "checkpoints" else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from atlas.errors import InputError
+from atlas.files import follow
 from atlas.registry.files import CONFIG
 from atlas.registry.manifest import verify_policy
 from atlas.registry.references import HUB, kind_of
@@ -35,7 +36,9 @@ def find_policy(root: Path, called: str) -> Path:
 
     Raises InputError.
     """
-    candidates = (root, root / "policy", root / "checkpoints" / "best" / "policy", root / "best" / "policy")
+    root = follow(root)
+    best = (follow(folder / "best") / "policy" for folder in (root / "checkpoints", root))
+    candidates = (root, root / "policy", *best)
     for folder in candidates:
         if (folder / "processor.json").exists() or (folder / "model.safetensors").exists():
             missing = [name for name in POLICY_FILES if not (folder / name).exists()]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas.errors import InputError
-from atlas.files import finite
+from atlas.files import finite, follow
 from atlas.registry.client import TIMEOUT_SECONDS, connect, end_service, explained, import_wandb
 from atlas.registry.files import artifact_files, card_of, describe_files, total_bytes
 from atlas.registry.package import Package, log_package, read_package
@@ -62,8 +62,8 @@ def push(
 
 def model_in(path: str | Path) -> Path:
     """What of a path is pushed: of a run its best checkpoint, or else its latest; else the path itself."""
-    root = Path(path).expanduser().resolve()
-    links = (root / "checkpoints" / name for name in ("best", "latest"))
+    root = follow(Path(path).expanduser()).resolve()
+    links = (follow(root / "checkpoints" / name) for name in ("best", "latest"))
     return next((link.resolve() for link in links if link.exists()), root)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from atlas.documents import read_json, read_yaml
 from atlas.errors import InputError, did_you_mean
+from atlas.files import link_target
 from atlas.tracking.console import LOG
 from atlas.tracking.reading import event_files, read_scalars
 from atlas.tracking.tensorboard import FOLDER
@@ -259,7 +260,7 @@ def _last(scalars: Mapping[str, Points], tag: str) -> float | None:
 
 
 def _checkpoint_step(run_dir: Path) -> int:
-    name = (run_dir / "checkpoints" / "latest").resolve().name
+    name = link_target(run_dir / "checkpoints" / "latest") or ""
     return int(name.removeprefix("step_")) if re.fullmatch(r"step_\d+", name) else 0
 
 

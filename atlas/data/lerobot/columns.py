@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from atlas.data.lerobot.tables import is_list, most_rows, open_parquet, readable
 from atlas.data.origin import mend
 from atlas.documents import read_json
 from atlas.errors import InputError
-from atlas.files import write_json
+from atlas.files import partial_name, write_json
 from atlas.progress import progress_bar
 
 FORMAT = 1  # of the folder; part of its name
@@ -68,7 +67,7 @@ def open_columns(folder: Path, root: Path, info: Info, features: Features, episo
 
 def _make(folder: Path, root: Path, info: Info, features: Features, episodes: Episodes) -> None:
     """Fill the folder under another name and rename it: it is there whole or not at all."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    partial = partial_name(folder)
     try:
         partial.mkdir(parents=True)
         notes = _write(partial, root, info, features, episodes)

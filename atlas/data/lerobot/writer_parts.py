@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from PIL import Image
 from atlas.data.episode import Episode
 from atlas.data.lerobot import writer_statistics
 from atlas.data.lerobot.writer_videos import CODECS, encode
+from atlas.files import partial_folder
 
 _NUMBERS, _IMAGES = "numbers.npz", "images.parquet"
 _AT_ONCE = 64  # frames in memory
@@ -32,7 +33,8 @@ class Part:
 
     @property
     def complete(self) -> bool:
-        return self.folder.is_dir()
+        """Whether it is there, and not what a power cut leaves of it: names of files without their bytes."""
+        return zipfile.is_zipfile(self.folder / _NUMBERS) and all(file.stat().st_size for file in self.folder.iterdir())
 
     def video(self, camera: str) -> Path:
         return self.folder / f"{camera}.mp4"
@@ -70,10 +72,7 @@ class Numbers:
 
 def write_part(part: Part, episode: Episode, cameras: list[str], codec: str, fps: float) -> None:
     """Read an episode once, and write its part. Raises InputError as the source and the encoder do."""
-    partial = part.folder.with_name(f".{part.folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with partial_folder(part.folder) as partial:
         levels = {camera: np.zeros((3, 256), np.int64) for camera in cameras}
         files: dict[str, list[dict[str, object]]] = {}
         for camera in cameras:
@@ -87,9 +86,8 @@ def write_part(part: Part, episode: Episode, cameras: list[str], codec: str, fps
             table = pa.table({camera: pa.array(values, IMAGE) for camera, values in files.items()})
             pq.write_table(table, partial / _IMAGES, compression="none", use_dictionary=False)
         _write_numbers(partial / _NUMBERS, episode, levels)
+        shutil.rmtree(part.folder, ignore_errors=True)  # what was not complete
         partial.rename(part.folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _counted(episode: Episode, camera: str, levels: np.ndarray) -> Iterator[np.ndarray]:

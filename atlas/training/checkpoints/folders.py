@@ -6,11 +6,14 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from atlas.errors import InputError
-from atlas.files import replace_link, sync, sync_tree
+from atlas.files import PARTIAL, follow, link_target, make_link, partial_folder, partial_name, sync, sync_tree
+from atlas.locks import is_abandoned, writing
 from atlas.registry.files import link_or_copy
 from atlas.registry.local import POLICY_FILES
 from atlas.registry.manifest import MANIFEST, compare_files, read_manifest, require, seal
@@ -19,7 +22,7 @@ from atlas.training.checkpoints.state import STATE, TrainingState, load_state
 
 logger = logging.getLogger(__name__)
 
-_NAME, _PARTIAL, _STANDIN = re.compile(r"\.?step_(\d{8,})(\.standin)?"), ".partial", ".standin"
+_NAME, _STANDIN = re.compile(r"\.?step_(\d{8,})(\.standin)?"), ".standin"
 _LINKS = ("latest", "best")
 _NEEDED = (STATE, *(f"policy/{name}" for name in POLICY_FILES))
 _OLDER = "trainer/optimizer.pt"  # only versions of Atlas that wrote no manifest wrote this
@@ -65,14 +68,10 @@ class Checkpoints:
         self._make_root()
         self._tidy()
         final = self.path(contents.state.step)
-        partial = self._hidden(final, _PARTIAL)
-        try:
-            contents.write(partial)
-            seal(partial)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        self._put_in_place(partial, final)
+        with _partial(final) as folder:
+            contents.write(folder)
+            seal(folder)
+            self._put_in_place(folder, final)
         self._link(contents.state)
         return final
 
@@ -96,14 +95,14 @@ class Checkpoints:
         final = self.path(state.step)
         self._make_root()
         self._settle()
-        if checkpoint.resolve() != final.resolve() and not _is_sound(final):
-            partial = self._hidden(final, _PARTIAL)
-            shutil.rmtree(partial, ignore_errors=True)
-            for part in ("policy", "trainer"):
-                shutil.copytree(checkpoint / part, partial / part)
-            sync_tree(partial)
-            verify(partial)
-            self._put_in_place(partial, final)
+        # One that lay in a link's place has its own name by now.
+        if checkpoint.exists() and checkpoint.resolve() != final.resolve() and not _is_sound(final):
+            with _partial(final) as folder:
+                for part in ("policy", "trainer"):
+                    shutil.copytree(checkpoint / part, folder / part)
+                sync_tree(folder)
+                verify(folder)
+                self._put_in_place(folder, final)
         self._link(state)
         return final
 
@@ -116,13 +115,15 @@ class Checkpoints:
 
     def _point(self, name: str, folder: Path) -> None:
         if self._target(name) != folder.name:
-            replace_link(self.root / name, folder.name)
+            link = self.root / name
+            with _partial(link) as made:
+                make_link(made / name, folder.name)
+                os.replace(made / name, link)
             sync(self.root)
 
     def _target(self, name: str) -> str | None:
         """What a link holds, be it there or not."""
-        link = self.root / name
-        return os.readlink(link) if link.is_symlink() else None
+        return link_target(self.root / name)
 
     def _linked(self, name: str) -> int | None:
         """The step that a link names."""
@@ -144,16 +145,13 @@ class Checkpoints:
             self.root.mkdir(parents=True)
             sync(self.root.parent)
 
-    def _hidden(self, final: Path, suffix: str) -> Path:
-        return self.root / f".{final.name}{suffix}"
-
     def _put_in_place(self, complete: Path, final: Path) -> None:
         """Give a complete folder its name. Where another has it, links never name half of one or none.
 
         Meanwhile they name a stand-in: another folder with the same files.
         """
         if final.exists():
-            standin = self._hidden(final, _STANDIN)
+            standin = self.root / f".{final.name}{_STANDIN}"
             _link_tree(complete, standin)
             for name in _LINKS:
                 if self._target(name) == final.name:
@@ -164,37 +162,64 @@ class Checkpoints:
         self._settle()
 
     def _settle(self) -> None:
-        """End with stand-ins: the links that name one name the folder it stands for, which is made from it if lost."""
+        """End with stand-ins: the links that name one name the folder it stands for, which is made from it if lost.
+        And with folders in the place of links."""
+        for name in _LINKS:
+            self._unfold(self.root / name)
         for standin in self.root.glob(f".step_*{_STANDIN}"):
             final = self.root / standin.name.removeprefix(".").removesuffix(_STANDIN)
             naming = [name for name in _LINKS if self._target(name) == standin.name]
             if naming and not _is_twin(final, standin):
-                partial = self._hidden(final, _PARTIAL)
-                shutil.rmtree(partial, ignore_errors=True)
-                _link_tree(standin, partial)
-                if final.exists():
-                    self._remove(final)
-                os.replace(partial, final)
+                with _partial(final) as folder:
+                    _link_tree(standin, folder)
+                    if final.exists():
+                        self._remove(final)
+                    os.replace(folder, final)
                 sync(self.root)
             for name in naming:
                 self._point(name, final)
             shutil.rmtree(standin)
 
+    def _unfold(self, link: Path) -> None:
+        """Programs that copy what links lead to (`scp -r`, `cp -L`) leave a folder in a link's place: it becomes the
+        checkpoint that it is a copy of, unless that is there too."""
+        if link.is_symlink() or not link.is_dir():
+            return
+        try:
+            final = self.path(load_state(link).step)
+        except InputError as error:
+            aside = partial_name(link).with_suffix(".damaged")
+            logger.warning("%s lies where a link should be; it is now called %s.", str(error).rstrip("."), aside.name)
+            os.replace(link, aside)
+            return
+        if final.exists() and _is_sound(link) and not _is_sound(final):
+            self._remove(final)
+        if final.exists():
+            self._remove(link)
+        else:
+            os.replace(link, final)
+        self._point(link.name, final)
+
     def _remove(self, folder: Path) -> None:
         """Renamed first, so that what has a checkpoint's name is a whole one."""
-        gone = self._hidden(folder, f".removed{_PARTIAL}")
-        shutil.rmtree(gone, ignore_errors=True)
+        gone = partial_name(folder)
         os.replace(folder, gone)
-        shutil.rmtree(gone)
+        with writing(gone):
+            shutil.rmtree(gone)
 
     def _tidy(self) -> None:
-        """Remove what a process left that was killed."""
+        """Remove what a process left that was killed, and nothing that another one is writing."""
         self._settle()
-        for folder in self.root.glob(f".step_*{_PARTIAL}"):
-            shutil.rmtree(folder, ignore_errors=True)
-        for name in _LINKS:
-            for link in self.root.glob(f".{name}.*{_PARTIAL}"):
-                link.unlink(missing_ok=True)
+        for folder in self.root.glob(f".*{PARTIAL}"):
+            if is_abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _partial(final: Path) -> Iterator[Path]:
+    """A folder to fill and to rename, which the tidying of other processes leaves alone."""
+    with partial_folder(final) as folder, writing(folder):
+        yield folder
 
 
 # ---- finding one -----------------------------------------------------------------------------------------
@@ -212,10 +237,10 @@ def find_checkpoint(path: Path) -> Path:
     Where a run's `latest` leads nowhere, it is the one of the largest step. Raises InputError where there is none.
     """
     for candidate in (path, path / "checkpoints" / "latest", path / "latest"):
-        found = candidate.resolve()
+        found = follow(candidate).resolve()
         if (found / STATE).exists() or (found.is_dir() and _step_of(found.name) is not None):
             return found
-    for root in (path / "checkpoints", path, *([path.parent] if path.is_symlink() else [])):
+    for root in (path / "checkpoints", path, *([path.parent] if link_target(path) is not None else [])):
         if steps := saved_steps(root):
             return _folder(root, steps[-1]).resolve()
     raise InputError(f"There is no checkpoint to resume from at {path}: no {STATE} was found there.")
@@ -284,5 +309,7 @@ def _is_twin(checkpoint: Path, other: Path) -> bool:
 
 def _link_tree(source: Path, target: Path) -> None:
     """The same files in another folder, which takes no space where the file system has hard links."""
-    shutil.copytree(source, target, copy_function=lambda file, name: link_or_copy(Path(file), Path(name)))
+    shutil.copytree(
+        source, target, copy_function=lambda file, name: link_or_copy(Path(file), Path(name)), dirs_exist_ok=True
+    )
     sync_tree(target)
