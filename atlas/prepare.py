@@ -6,6 +6,7 @@ import functools
 import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from atlas.config import Config, DataConfig, dump_yaml, load_config
 from atlas.documents import read_yaml
 from atlas.errors import InputError
 from atlas.files import write_text
+from atlas.locks import check_free, hold
 from atlas.paths import check_folder
 from atlas.tracking.runs import CONFIG, RESULTS
 
@@ -34,11 +36,19 @@ def load_run_config(
     return load_config(config, overrides)
 
 
-def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, Path | None]:
+def prepare(
+    config: Config, resume: str | Path | None = None, locks: ExitStack | None = None
+) -> tuple[Config, Path | None]:
     """Check all that can be checked, record missing demonstrations, and make the run's folder with its config.
 
-    Returns the config with the run's name settled, and the checkpoint to go on from. Raises InputError.
+    Returns the config with the run's name settled, and the checkpoint to go on from. locks: where the lock of the
+    run's folder is kept, for as long as it is trained; without, it is let go of at the end. Raises InputError.
     """
+    with ExitStack() as own:
+        return _prepare(config, resume, own if locks is None else locks)
+
+
+def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> tuple[Config, Path | None]:
     from atlas.data import open_configured
     from atlas.data.frame_cache import fill_caches
     from atlas.launch import settle_device
@@ -52,6 +62,7 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
 
     device = settle_device(config.distributed)
     check_variables(config.wandb)
+    named = config.run_name is not None
     config, checkpoint = _settle_run(config, resume)
     config = without_keys(config.model_copy(update={"wandb": with_variables(config.wandb, os.environ)}))
     check_folder("The run's folder (output_dir and run_name)", run_dir_of(config))
@@ -59,9 +70,9 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
         _check_fits(checkpoint, config)
     if config.data.reads_default:
         settings = RecordSettings(**config.data.record.model_dump())
-        record(settings, Path(DataConfig().path))  # does nothing where they are there
+        record(settings, Path(DataConfig().path), wait=True)  # does nothing where they are there
     dataset, cameras = open_configured(config.data)
-    _check_data(config, dataset, cameras)
+    _check_data(config, dataset, cameras, checkpoint)
     check_pretrained(config.model)
     if config.data.feature_cache is not None:
         check_cache(config, dataset, cameras)
@@ -69,13 +80,31 @@ def prepare(config: Config, resume: str | Path | None = None) -> tuple[Config, P
     check_method(config.logging.media.vis_dataset)
     if config.data.frame_cache is not None:
         fill_caches(Path(config.data.frame_cache), dataset, cameras, config.data.image_size)
+    if not named and checkpoint is None:
+        config = _with_name_of_its_own(config)
     run_dir = run_dir_of(config)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    locks.enter_context(hold(run_dir, _what(run_dir)))
     write_text(run_dir / CONFIG, dump_yaml(config))
     checkpoints = Checkpoints(run_dir, config.checkpoint.keep_last_n)
     if checkpoint is not None and (_is_artifact(resume) or checkpoint.parent == checkpoints.root.resolve()):
         checkpoint = checkpoints.adopt(checkpoint)
     return config, checkpoint
+
+
+def _with_name_of_its_own(config: Config) -> Config:
+    """Make the folder of a run that nobody has named, under a number where another one was begun in the same second."""
+    number, name = 1, config.run_name
+    while True:
+        try:
+            run_dir_of(config).mkdir(parents=True)
+            return config
+        except FileExistsError:
+            number += 1
+            config = config.model_copy(update={"run_name": f"{name}-{number}"})
+
+
+def _what(run_dir: Path) -> str:
+    return f"the run '{run_dir.name}'"
 
 
 def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path | None]:
@@ -86,25 +115,29 @@ def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path
         checkpoint = _fetched(str(resume))
         name = config.run_name or load_config(checkpoint / CONFIG).run_name
         config = config.model_copy(update={"run_name": name})
+        check_free(run_dir_of(config), _what(run_dir_of(config)))
         _check_same_run(checkpoint, run_dir_of(config), str(resume))
         return config, checkpoint
     if resume is not None and str(resume) != "auto":
         checkpoint = find_checkpoint(Path(resume))
-        verify(checkpoint)
         run_dir = checkpoint.parent.parent
+        check_free(run_dir, _what(run_dir))
+        verify(checkpoint)
         settled = {"run_name": run_dir.name, "output_dir": str(run_dir.parent)}
         return config.model_copy(update=settled), checkpoint
     if config.run_name is None and resume is not None:
         unfinished = _newest_unfinished_run(config)
         if unfinished is not None:
+            check_free(unfinished, _what(unfinished))
             return config.model_copy(update={"run_name": unfinished.name}), find_undamaged(unfinished)
     if config.run_name is None:
         name = f"atlas-{config.data.label}-{config.model.head.name}-lr{config.training.learning_rate:g}"
         when = time.strftime("%Y%m%d-%H%M%S")
-        if "WANDB_SWEEP_ID" in os.environ:  # whose agents may start in the same second
-            when += f"-{os.environ.get('WANDB_RUN_ID', os.getpid())}"
+        if "WANDB_SWEEP_ID" in os.environ and (trial := os.environ.get("WANDB_RUN_ID")):
+            when += f"-{trial}"
         return config.model_copy(update={"run_name": f"{name}-{when}"}), None
     run_dir = run_dir_of(config)
+    check_free(run_dir, _what(run_dir))
     if not saved_steps(run_dir / "checkpoints"):
         return config, None
     if resume is None:
@@ -123,7 +156,10 @@ def _newest_unfinished_run(config: Config) -> Path | None:
     roots.sort(key=lambda root: root.stat().st_mtime, reverse=True)  # when the last one was put there
     for run_dir in (root.parent for root in roots):
         if not (run_dir / RESULTS).exists():
-            was = load_config(run_dir / CONFIG)
+            try:
+                was = load_config(run_dir / CONFIG)
+            except InputError:
+                continue  # of another version, or none of ours
             if (was.data, was.model) == (config.data, config.model):
                 return run_dir
     return None
@@ -154,8 +190,9 @@ def _check_same_run(checkpoint: Path, run_dir: Path, reference: str) -> None:
 
 
 def _check_fits(checkpoint: Path, config: Config) -> None:
-    """Refuse to go on from a checkpoint whose policy is another one than the config describes."""
+    """Refuse to go on from a checkpoint whose policy is another one than the config describes, or that is further."""
     from atlas.policy import PolicyProcessor
+    from atlas.training.checkpoints import load_state
     from atlas.training.checkpoints.shards import has_trained_weights
     from atlas.training.strategy import check_average
 
@@ -172,6 +209,12 @@ def _check_fits(checkpoint: Path, config: Config) -> None:
             differing.append(f"data.{key} was {was} and is {getattr(config.data, key)}")
     if differing:
         raise InputError(f"The checkpoint {checkpoint} does not fit the config: {'; '.join(differing)}.")
+    step, wanted = load_state(checkpoint).step, config.training.max_steps
+    if wanted is not None and wanted < step:
+        raise InputError(
+            f"training.max_steps is {wanted}, and the checkpoint {checkpoint} has {step} steps behind it already. Set "
+            f"it to {step} or more, or go on from an earlier checkpoint."
+        )
 
 
 def _differences(key: str, was: Any, now: Any) -> list[str]:
@@ -180,26 +223,43 @@ def _differences(key: str, was: Any, now: Any) -> list[str]:
     return [] if was == now else [f"{key} was {was} and is {now}"]
 
 
-def _check_data(config: Config, dataset: EpisodeDataset, cameras: list[str]) -> None:
+def _check_data(config: Config, dataset: EpisodeDataset, cameras: list[str], checkpoint: Path | None) -> None:
     from atlas.checks.inspection import check_before_training
-    from atlas.data.split import split_dataset
     from atlas.data.training_data import split_data
     from atlas.rollout.worlds import environment_spec
+    from atlas.training.checkpoints.snapshot import load_split
+    from atlas.training.resumed_data import check_resumed
     from atlas.training.selection import check_metrics
 
-    if not len(split_dataset(dataset, config.data.val_fraction, config.seed)[1]):
-        raise InputError(f"{dataset.path} has one episode a task; validation needs a task with at least two.")
     longest = int(dataset.lengths.max())
     if config.data.action_horizon > longest:
         raise InputError(
             f"data.action_horizon is {config.data.action_horizon}, longer than every episode of {dataset.path} "
             f"(the longest has {longest} frames)."
         )
-    data = split_data(config, dataset, cameras)
+    kept = load_split(checkpoint) if checkpoint is not None else None
+    data = split_data(config, dataset, cameras, kept)
     check_before_training(dataset, data.train.episodes, data.val.episodes, config.model.processor)
+    if checkpoint is not None:
+        check_resumed(checkpoint, config, data, kept)
+        _check_epochs(checkpoint, config, len(data.draws))
     if config.evaluation.env not in ("auto", "none"):
         environment_spec(config.evaluation.env)
-    check_metrics(config, dataset.tasks, environment_of(config, dataset) is not None)
+    rollouts = environment_of(config, dataset) is not None
+    check_metrics(config, dataset.tasks, rollouts, validation=len(data.val) > 0)
+
+
+def _check_epochs(checkpoint: Path, config: Config, samples: int) -> None:
+    """Refuse to go on for fewer epochs than are done. samples: of an epoch."""
+    from atlas.training.checkpoints import load_state
+
+    state, epochs = load_state(checkpoint), config.training.num_epochs
+    beyond = state.samples_seen - samples * (epochs or 0)
+    if epochs is not None and state.step and beyond > state.samples_seen / state.step:  # the last step may go beyond
+        raise InputError(
+            f"training.num_epochs is {epochs}, and the checkpoint {checkpoint} has {state.samples_seen / samples:.4g} "
+            "epochs behind it already. Set it to more, or go on from an earlier checkpoint."
+        )
 
 
 def _check_machine(config: Config, device: str) -> None:

@@ -7,7 +7,7 @@ import signal
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,12 +59,13 @@ def train(
     from atlas.launch import end_at_once, on_first_rank
 
     yield_cores()
-    prepared = on_first_rank(lambda: prepare(load_run_config(config, overrides, resume), resume))
-    try:
-        return run(*prepared)
-    except BaseException as error:
-        end_at_once(getattr(error, "exit_code", 1), error)
-        raise
+    with ExitStack() as locks:
+        prepared = on_first_rank(lambda: prepare(load_run_config(config, overrides, resume), resume, locks))
+        try:
+            return run(*prepared)
+        except BaseException as error:
+            end_at_once(getattr(error, "exit_code", 1), error)
+            raise
 
 
 def run(config: Config, checkpoint: Path | None = None) -> Result:
@@ -136,22 +137,27 @@ def build_trainer(
     import torch
 
     from atlas.checks.inspection import check_before_training
+    from atlas.data.kept_split import episode_identities
     from atlas.data.order import TrainOrder
     from atlas.data.training_data import open_training_data
     from atlas.policy import AtlasPolicy
     from atlas.tracking import Resumed, RunTracker
     from atlas.training import Trainer
     from atlas.training.checkpoints import load_state
+    from atlas.training.checkpoints.snapshot import load_split
     from atlas.training.media.loggers import MediaLoggers
     from atlas.training.publishing import Publisher, run_facts
-    from atlas.training.schedule import make_schedule
+    from atlas.training.schedule import make_schedule, say_change
 
-    data = open_training_data(config)
+    kept = load_split(checkpoint) if checkpoint is not None else None
+    data = open_training_data(config, kept)
     dataset, cameras, train_data, val_data = data.dataset, data.cameras, data.train, data.val
     if accelerator.is_main_process:
         sides = train_data.episodes, val_data.episodes
         for warning in check_before_training(dataset, *sides, config.model.processor):
             logger.warning("%s", warning)
+        if kept is not None and (change := kept.change(episode_identities(dataset))):
+            logger.warning("The dataset has changed since the checkpoint: %s. Its scaling stays as it was.", change)
     torch.manual_seed(config.seed)  # the same weights on every rank
     if checkpoint is not None:
         policy = AtlasPolicy.from_pretrained(checkpoint)
@@ -174,8 +180,12 @@ def build_trainer(
         config.data.batch_samples,
         settings.gradient_accumulation_steps,
         accelerator.num_processes,
+        (state.step, state.samples_seen) if state is not None else (0, 0),
     )
-    schedule = make_schedule(config, settings.max_steps or order.steps_for(settings.num_epochs or 1))
+    steps = settings.max_steps or order.steps_for(settings.num_epochs or 1)
+    schedule = make_schedule(config, steps, state.rate_steps if state is not None else None)
+    if state is not None and accelerator.is_main_process:
+        say_change(config, schedule, state)
     run_dir = run_dir_of(config)
     tracker = RunTracker(
         run_dir,

@@ -206,14 +206,19 @@ def cache_features(
     plan = plan_processes(resolved.distributed, count_gpus(resolved.distributed))
     os.environ.update(plan.visible(os.environ))  # before anything asks CUDA, which looks at it once
     settle_device(resolved.distributed)
+    from atlas.locks import check_free, hold
     from atlas.policy.features import begin_cache, describe
     from atlas.tracking.redact import without_keys
 
-    say(describe(begin_cache(without_keys(resolved), out, variants)), flush=True)
-    if plan.processes == 1:
-        cache_rank(out)
-    elif code := launch_ranks(["cache-rank", str(out)], plan):
-        raise typer.Exit(code)
+    what = "this feature cache"
+    check_free(out, what)
+    cache = begin_cache(without_keys(resolved), out, variants)
+    with hold(out, what):
+        say(describe(cache), flush=True)
+        if plan.processes == 1:
+            cache_rank(out)
+        elif code := launch_ranks(["cache-rank", str(out)], plan):
+            raise typer.Exit(code)
     say(f"The features are in {out}; train with data.feature_cache={out}.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -67,8 +68,8 @@ def train(
     from atlas.train import prepare, run
 
     if started_by_torchrun():
-        prepared = on_first_rank(lambda: prepare(_resolve(config, given, resume, debug), resume))
-        run(*prepared)
+        with ExitStack() as locks:
+            run(*on_first_rank(lambda: prepare(_resolve(config, given, resume, debug), resume, locks)))
         return
     resolved = _resolve(config, given, resume, debug)
     nodes = plan_nodes(resolved.distributed, os.environ)
@@ -77,16 +78,17 @@ def train(
     settle_device(resolved.distributed)
     if nodes is not None:
         raise typer.Exit(_launch_on_nodes(nodes, plan, resolved, resume))
-    # All that can be wrong is found here, once, before there are several processes.
-    resolved, checkpoint = prepare(resolved, resume)
-    if plan.processes == 1:
-        os.environ.update(plan.environment(os.environ))
-        run(resolved, checkpoint)
-        return
-    from atlas.launch import launch_ranks
-    from atlas.prepare import run_dir_of
+    with ExitStack() as locks:
+        # All that can be wrong is found here, once, before there are several processes.
+        resolved, checkpoint = prepare(resolved, resume, locks)
+        if plan.processes == 1:
+            os.environ.update(plan.environment(os.environ))
+            run(resolved, checkpoint)
+            return
+        from atlas.launch import launch_ranks
+        from atlas.prepare import run_dir_of
 
-    raise typer.Exit(launch_ranks(_rank_arguments(run_dir_of(resolved), checkpoint), plan))
+        raise typer.Exit(launch_ranks(_rank_arguments(run_dir_of(resolved), checkpoint), plan))
 
 
 def _resolve(config: str | None, overrides: list[str], resume: str | None, debug: bool) -> Config:
@@ -103,10 +105,10 @@ def _launch_on_nodes(nodes: Nodes, plan: Plan, config: Config, resume: str | Non
     from atlas.prepare import run_dir_of
     from atlas.train import prepare
 
-    with NodeLink(nodes, config.distributed.timeout_minutes * 60) as link:
+    with NodeLink(nodes, config.distributed.timeout_minutes * 60) as link, ExitStack() as locks:
         if nodes.rank == 0:
             with link.refusing():
-                config, checkpoint = prepare(config, resume)
+                config, checkpoint = prepare(config, resume, locks)
             run_dir = run_dir_of(config)
             link.publish(run_dir, checkpoint)
         else:

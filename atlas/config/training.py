@@ -43,6 +43,12 @@ class TrainingConfig(Section):
     activation_checkpointing: bool = False  # compute activations twice instead of keeping them: less memory
     compile: bool = False  # the policy's blocks, by torch.compile
     fused_optimizer: bool = True
+    # The learning rate of a run that goes on with another number of steps. keep: as it was, and at its lowest after the
+    # steps that it was made for; stretch: that of the new number, which makes it jump.
+    schedule_on_resume: Literal["keep", "stretch"] = "keep"
+    # same: a run goes on with the episodes that it began with, in files of any names; changed: others may have come or
+    # gone. Those that it knows stay for training or for validation as they were.
+    data_on_resume: Literal["same", "changed"] = "same"
     tf32: bool = True  # for float32 matrix products on GPUs: faster, with 10 bits of mantissa
     profile: ProfileConfig | None = None
 

@@ -42,10 +42,10 @@ class ChunkDataset:
     ) -> None:
         """seed: of the samples' random numbers. Raises InputError where no episode is as long as a chunk."""
         lengths = dataset.lengths[episodes]
-        if horizon > lengths.max(initial=0):
+        if len(episodes) and horizon > lengths.max():
             raise InputError(
                 f"data.action_horizon is {horizon}, and the longest of the {len(episodes)} episodes of {dataset.path} "
-                f"has {lengths.max(initial=0)} frames; a chunk must fit into an episode."
+                f"has {lengths.max()} frames; a chunk must fit into an episode."
             )
         self.sources = sources_of(dataset)
         self._dataset = dataset
@@ -61,7 +61,9 @@ class ChunkDataset:
         firsts = [source.first for source in self.sources]
         self._source_of_episode = np.searchsorted(firsts, episodes, side="right") - 1
         self._first_frame = first[firsts]  # of each source
-        self._row = np.concatenate([self._rows_of(i) for i in range(len(episodes))])  # in its source's numbers
+        self._row = np.concatenate(
+            [np.empty(0, np.int64), *(self._rows_of(i) for i in range(len(episodes)))]
+        )  # in its source's numbers
         self._features: FeatureCache | None = None
         self._augmented = False
         self._decoded: tuple[FrameCache, ...] | None = None

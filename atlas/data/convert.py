@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import h5py
 import numpy as np
 
 from atlas.data.episode import EpisodeDataset, RecordedEpisode
@@ -15,7 +16,8 @@ from atlas.data.lerobot.writer import Part, Plan, assemble, check_codec, plan, w
 from atlas.data.libero_writer import write_libero_file
 from atlas.documents import read_json
 from atlas.errors import InputError
-from atlas.files import write_json
+from atlas.files import sync_tree, write_json
+from atlas.locks import hold
 from atlas.paths import file_name
 from atlas.pool import run_jobs
 from atlas.progress import progress_bar
@@ -51,19 +53,35 @@ def convert(dataset: EpisodeDataset, out: Path, asked: Conversion, workers: int 
     if _is_done(out, note):
         return False
     work = out.with_name(f".{out.name}.converting")
+    with hold(work, f"the copy {out}"):
+        if _is_done(out, note):
+            shutil.rmtree(work)
+            return False
+        _convert(dataset, out, work, note, settled, workers)
+    return True
+
+
+def _convert(
+    dataset: EpisodeDataset,
+    out: Path,
+    work: Path,
+    note: dict[str, Any],
+    settled: Plan | list[tuple[int, str]],
+    workers: int | None,
+) -> None:
+    parts, result = work / "parts", work / "result"
     if _read_note(work) != note:
-        shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True, exist_ok=True)
+        for folder in (parts, result):
+            shutil.rmtree(folder, ignore_errors=True)
     write_json(work / _NOTE, note)
-    result = work / "result"
     if isinstance(settled, Plan):
-        _to_lerobot(dataset, settled, work / "parts", result, workers)
+        _to_lerobot(dataset, settled, parts, result, workers)
     else:
         _to_libero(dataset, settled, result, workers)
     write_json(result / _NOTE, note)
+    sync_tree(result)
     result.rename(out)  # in place of an empty folder too
     shutil.rmtree(work)
-    return True
 
 
 def check_form(asked: Conversion, cameras: Mapping[str, tuple[int, int]]) -> None:
@@ -149,9 +167,14 @@ def _write_part(number: int) -> None:
 
 def _to_libero(dataset: EpisodeDataset, tasks: list[tuple[int, str]], result: Path, workers: int | None) -> None:
     result.mkdir(exist_ok=True)
-    missing = [(task, name) for task, name in tasks if not (result / name).exists()]
+    missing = [(task, name) for task, name in tasks if not _is_whole(result / name)]
     title = f"converting {dataset.path.name}"
     run_jobs(title, len(tasks), missing, _write_file, _start, (dataset, None, result), workers, may_stay=True)
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file is there, and not what a power cut leaves of it: its name without its bytes."""
+    return file.is_file() and h5py.is_hdf5(file)
 
 
 def _write_file(job: tuple[int, str]) -> None:

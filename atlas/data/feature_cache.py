@@ -126,7 +126,8 @@ class FeatureCache:
             self._open(shard)
 
     def has(self, shard: int) -> bool:
-        return self.shard_path(shard).exists()
+        path = self.shard_path(shard)
+        return path.exists() and path.stat().st_size > 0  # a power cut may leave a name without its bytes
 
     def shard_path(self, shard: int) -> Path:
         return self.folder / f"shard_{shard:05d}.npy"

@@ -15,7 +15,8 @@ from atlas.data.episode import EpisodeDataset
 from atlas.data.geometry import fit_images
 from atlas.data.mixture import Source, sources_of
 from atlas.errors import InputError, first_line
-from atlas.files import atomic_path, write_json
+from atlas.files import atomic_path, sync, write_json
+from atlas.locks import hold
 from atlas.paths import check_folder
 from atlas.pool import run_jobs
 
@@ -60,7 +61,12 @@ class FrameCache:
     @property
     def missing(self) -> list[int]:
         """The numbers of the files that are not there yet."""
-        return [shard for shard in range(self.shards) if not self.path(shard).exists()]
+        return [shard for shard in range(self.shards) if not self._is_there(shard)]
+
+    def _is_there(self, shard: int) -> bool:
+        """With its bytes: a power cut may leave its name without them."""
+        path = self.path(shard)
+        return path.exists() and path.stat().st_size > 0
 
     def bytes(self, shards: Sequence[int]) -> int:
         """What these files take on disk."""
@@ -133,12 +139,21 @@ def fill_caches(root: Path, dataset: EpisodeDataset, cameras: Sequence[str], siz
     names = ", ".join(f"'{cache.name}'" for cache, *_ in wanted)
     # As a progress bar does: this is before a run has a log.
     print(f"data.frame_cache: the decoded frames of {names} take {_size_of(needed)} in {root}.", file=sys.stderr)
-    for cache, source, missing in wanted:
-        write_json(cache.folder / _ABOUT, cache.about)
-        # Few frames are decoded sooner than processes start.
-        few = sum(cache.shape(shard)[0] for shard in missing) * len(cache.cameras) < _WORTH_PROCESSES
-        workers, start_with = 1 if few else None, (cache, source.dataset)
-        run_jobs(f"decoding {cache.name}", cache.shards, missing, _write, _start, start_with, workers, may_stay=True)
+    for cache, source, _ in wanted:
+        with hold(cache.folder, f"the frame cache of '{cache.name}'", wait=True):
+            _fill(cache, source)
+
+
+def _fill(cache: FrameCache, source: Source) -> None:
+    """Decode what is missing of one cache, which no other process fills."""
+    missing = cache.missing  # without what was waited for
+    if not missing:
+        return
+    write_json(cache.folder / _ABOUT, cache.about)
+    # Few frames are decoded sooner than processes start.
+    few = sum(cache.shape(shard)[0] for shard in missing) * len(cache.cameras) < _WORTH_PROCESSES
+    workers, start_with = 1 if few else None, (cache, source.dataset)
+    run_jobs(f"decoding {cache.name}", cache.shards, missing, _write, _start, start_with, workers, may_stay=True)
 
 
 def check_room(root: Path, needed: int) -> None:
@@ -179,6 +194,7 @@ def _write(shard: int) -> None:
                     _decode(dataset, number, cache.cameras, frames, int(starts[number]), out[some - first :])
             out.flush()
             del out
+            sync(partial)
     except OSError as error:
         raise InputError(f"{cache.path(shard)} cannot be written ({error.strerror}).") from None
 

@@ -102,7 +102,8 @@ class TrainOrder:
 
     def steps_for(self, epochs: int) -> int:
         """Optimizer steps until so many epochs are gone through."""
-        return -(-self._samples * epochs // self.samples_a_step)
+        first_step, seen = self._start
+        return first_step + max(0, -(-(self._samples * epochs - seen) // self.samples_a_step))
 
     def epoch_at(self, step: int) -> float:
         """Epochs gone through after `step` optimizer steps."""

@@ -5,15 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 from atlas.data.episode import EpisodeDataset, Side
+from atlas.data.kept_split import KeptSplit, episode_identities
 from atlas.data.mixture import sources_of
 
 
-def split_dataset(dataset: EpisodeDataset, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_dataset(
+    dataset: EpisodeDataset, val_fraction: float, seed: int, kept: KeptSplit | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Episode numbers for training and for validation, each sorted: every source of a mixture is split as it would be
-    alone, and as it says itself where it does."""
+    alone, and as it says itself where it does. kept: of a run that goes on; its episodes keep their sides."""
+    had = None if kept is None else kept.sides(episode_identities(dataset))
     train, val = [], []
     for source in sources_of(dataset):
-        mine = split_episodes(source.dataset.task_of, val_fraction, seed, source.dataset.sides)
+        task_of, said = source.dataset.task_of, source.dataset.sides
+        if had is None:
+            mine = split_episodes(task_of, val_fraction, seed, said)
+        else:
+            mine = deal_new(task_of, val_fraction, seed, had[source.first : source.first + len(task_of)], said)
         train.append(source.first + mine[0])
         val.append(source.first + mine[1])
     return np.concatenate(train), np.concatenate(val)
@@ -36,5 +44,25 @@ def split_episodes(
         count = min(max(1, round(len(episodes) * val_fraction)), len(episodes) - 1)
         rng = np.random.default_rng([seed, int(task)])
         validation += rng.permutation(episodes)[:count].tolist()
+    val = np.array(sorted(validation), np.int64)
+    return np.setdiff1d(np.arange(len(task_of)), val), val
+
+
+def deal_new(
+    task_of: np.ndarray, val_fraction: float, seed: int, had: np.ndarray, said: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `split_episodes`, where some episodes have their side: `had`, int8 [episodes], a `Side` each.
+
+    The new ones of a task fill its validation up to what `split_episodes` would give it, as far as they go.
+    """
+    sides = np.where((had == Side.UNSAID) & (said is not None), Side.UNSAID if said is None else said, had)
+    validation: list[int] = np.flatnonzero(sides == Side.VALIDATION).tolist()
+    for task in np.unique(task_of):
+        mine = task_of == task
+        new = np.flatnonzero(mine & (sides == Side.UNSAID))
+        wanted = min(max(1, round(mine.sum() * val_fraction)), mine.sum() - 1)
+        lacking = wanted - (mine & (sides == Side.VALIDATION)).sum()
+        rng = np.random.default_rng([seed, int(task)])
+        validation += rng.permutation(new)[: max(0, lacking)].tolist()
     val = np.array(sorted(validation), np.int64)
     return np.setdiff1d(np.arange(len(task_of)), val), val

@@ -12,6 +12,7 @@ from atlas.data.chunks import ChunkDataset
 from atlas.data.episode import EpisodeDataset
 from atlas.data.formats import open_configured
 from atlas.data.frame_cache import frame_caches
+from atlas.data.kept_split import KeptSplit
 from atlas.data.order import Draws
 from atlas.data.split import split_dataset
 
@@ -28,10 +29,14 @@ class TrainingData:
     val: ChunkDataset
     draws: Draws  # of the training samples
 
+    def kept_split(self) -> KeptSplit:
+        """What a checkpoint keeps of the split."""
+        return KeptSplit.of(self.dataset, self.train.episodes, self.val.episodes)
 
-def open_training_data(config: Config) -> TrainingData:
-    """Open and split what a prepared config trains on. Raises InputError."""
-    data = split_data(config, *open_configured(config.data))
+
+def open_training_data(config: Config, kept: KeptSplit | None = None) -> TrainingData:
+    """Open and split what a prepared config trains on. kept: the split of a run that goes on. Raises InputError."""
+    data = split_data(config, *open_configured(config.data), kept)
     if config.data.frame_cache is not None:
         caches = frame_caches(Path(config.data.frame_cache), data.dataset, data.cameras, config.data.image_size)
         for cache in caches:
@@ -44,10 +49,12 @@ def open_training_data(config: Config) -> TrainingData:
     return data
 
 
-def split_data(config: Config, dataset: EpisodeDataset, cameras: list[str]) -> TrainingData:
+def split_data(
+    config: Config, dataset: EpisodeDataset, cameras: list[str], kept: KeptSplit | None = None
+) -> TrainingData:
     """Split an open dataset, and balance it. Raises InputError where a chunk is too long, or a share too small."""
     train, val = (
         ChunkDataset(dataset, episodes, cameras, config.data.image_size, config.data.action_horizon, seed=config.seed)
-        for episodes in split_dataset(dataset, config.data.val_fraction, config.seed)
+        for episodes in split_dataset(dataset, config.data.val_fraction, config.seed, kept)
     )
     return TrainingData(dataset, cameras, train, val, balanced_draws(train, config.data))

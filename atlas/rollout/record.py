@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,7 +18,8 @@ from atlas.data.libero import LiberoDataset
 from atlas.data.libero_writer import write_libero_file
 from atlas.documents import read_json
 from atlas.errors import InputError
-from atlas.files import atomic_path, write_json
+from atlas.files import atomic_path, sync, write_json
+from atlas.locks import LOCK, hold
 from atlas.pool import run_jobs
 from atlas.rollout.seeds import episode_seed
 from atlas.rollout.worlds import environment_spec, make_environment
@@ -25,6 +28,7 @@ _MAX_TRIES = 20  # starts tried for one episode before the expert is called brok
 _FORMAT = 2  # raised when the world, the expert or the files change, so that older recordings are not reused
 
 
+_MARKER, _PARTS = "recording.json", ".parts"
 _AS_LIBERO = Conversion("libero-hdf5")
 
 
@@ -44,11 +48,14 @@ def record(
     workers: int | None = None,
     to: Format = "libero-hdf5",
     codec: str | None = None,
+    *,
+    wait: bool = False,
 ) -> None:
     """Record demonstrations into `out`: LIBERO-layout HDF5 files, one an instruction, or a LeRobot dataset.
 
     Continues an interrupted recording of the same settings; each file is complete or absent. Only successful
-    episodes are kept. codec: of a LeRobot dataset's images. Raises InputError when `out` holds something else.
+    episodes are kept. codec: of a LeRobot dataset's images. wait: where another process records into `out`, until it
+    has done, instead of refusing. Raises InputError when `out` holds something else.
     """
     if settings.env != "cubes":
         raise InputError(f"There is a scripted expert for the environment 'cubes' only, not for '{settings.env}'.")
@@ -59,32 +66,41 @@ def record(
     check_form(form, {camera: (size, size) for camera in environment_spec(settings.env, size).cameras})
     if is_recorded(settings, out, form):
         return
-    parts = out / ".parts"
+    with hold(out, "this recording", wait=wait):
+        if not is_recorded(settings, out, form):  # by the process that was waited for
+            _record(settings, out, workers, form)
+
+
+def _record(settings: RecordSettings, out: Path, workers: int | None, form: Conversion) -> None:
+    parts = out / _PARTS
+    if _read_marker(out) is None:  # parts and files without one may be of any settings
+        shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True, exist_ok=True)
-    write_json(out / "recording.json", _fingerprint(settings, form))
+    write_json(out / _MARKER, _fingerprint(settings, form))
 
     from atlas.rollout.cubes import INSTRUCTIONS
 
     wanted = [(INSTRUCTIONS[i % len(INSTRUCTIONS)], i) for i in range(settings.episodes)]
-    missing = [job for job in wanted if not _part(parts, job[1]).exists()]
+    missing = [job for job in wanted if not _is_whole(_part(parts, job[1]))]
     title = f"recording demonstrations into {out}"
     run_jobs(title, len(wanted), missing, _record_part, _start_worker, (settings, parts), workers)
-    if to == "lerobot":
+    if form.to == "lerobot":
         _write_files(settings, wanted, parts, parts / "demonstrations")
         _move_as_lerobot(parts / "demonstrations", out, form, workers)
     else:
         _write_files(settings, wanted, parts, out)
+        for place in (*out.glob("*_demo.hdf5"), out):  # before what they are made from goes
+            sync(place)
     shutil.rmtree(parts)
 
 
 def _write_files(settings: RecordSettings, wanted: list[tuple[str, int]], parts: Path, folder: Path) -> None:
-    """Put the parts together in LIBERO's layout, a file an instruction; those that are there already are left alone."""
+    """Put the parts together in LIBERO's layout, a file an instruction."""
     env_args = {"env_name": settings.env, "type": 1, "env_kwargs": {"control_freq": 20, **asdict(settings)}}
     for instruction in dict(wanted):
         file = folder / f"{instruction.replace(' ', '_')}_demo.hdf5"
-        if not file.exists():
-            numbers = [number for task, number in wanted if task == instruction]
-            write_libero_file(file, instruction, _read_parts(parts, numbers), env_args)
+        numbers = [number for task, number in wanted if task == instruction]
+        write_libero_file(file, instruction, _read_parts(parts, numbers), env_args)
 
 
 def _move_as_lerobot(files: Path, out: Path, form: Conversion, workers: int | None) -> None:
@@ -93,6 +109,7 @@ def _move_as_lerobot(files: Path, out: Path, form: Conversion, workers: int | No
     convert(LiberoDataset(files), copy, form, workers)
     for folder in sorted(copy.iterdir(), key=lambda path: path.name == "meta"):  # what says that all is there, last
         if folder.is_dir():
+            shutil.rmtree(out / folder.name, ignore_errors=True)  # of a recording that was stopped just here
             folder.rename(out / folder.name)
 
 
@@ -101,12 +118,12 @@ def is_recorded(settings: RecordSettings, out: Path, form: Conversion = _AS_LIBE
 
     Raises InputError when the folder holds something else.
     """
-    marker = out / "recording.json"
-    if not marker.exists():
-        if out.exists() and any(out.iterdir()):
+    found, asked = _read_marker(out), _fingerprint(settings, form)
+    if found is None:
+        others = {path.name for path in out.iterdir()} - {LOCK, _PARTS} if out.exists() else set()
+        if others and _MARKER not in others:
             raise InputError(f"{out} is not empty and holds no recording of Atlas; give another folder.")
         return False
-    found, asked = read_json(marker), _fingerprint(settings, form)
     if found != asked:
         differing = ", ".join(
             f"{key}: {found.get(key)} there, {asked.get(key)} asked"
@@ -115,7 +132,16 @@ def is_recorded(settings: RecordSettings, out: Path, form: Conversion = _AS_LIBE
         )
         raise InputError(f"{out} holds another recording ({differing}). Remove it, or give another folder.")
     whole = (out / "meta").is_dir() if form.to == "lerobot" else any(out.glob("*_demo.hdf5"))
-    return whole and not (out / ".parts").exists()
+    return whole and not (out / _PARTS).exists()
+
+
+def _read_marker(out: Path) -> dict[str, Any] | None:
+    """What a folder says it holds; None where it says nothing, or a power cut has left the name of the file alone."""
+    try:
+        found = read_json(out / _MARKER)
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _fingerprint(settings: RecordSettings, form: Conversion) -> dict[str, Any]:
@@ -181,6 +207,15 @@ def _record_part(job: tuple[str, int]) -> None:
 
 def _part(parts: Path, number: int) -> Path:
     return parts / f"episode_{number:05d}.npz"
+
+
+def _is_whole(part: Path) -> bool:
+    """Whether an episode is there, with the bytes that it was written with."""
+    try:
+        with zipfile.ZipFile(part) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 def _read_parts(parts: Path, numbers: list[int]) -> Iterator[RecordedEpisode]:

@@ -12,9 +12,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from atlas.config import CheckpointConfig
+from atlas.data.kept_split import KeptSplit
 from atlas.tracking import RunTracker
 from atlas.training.checkpoints.retention import Retention
 from atlas.training.checkpoints.saving import Saver
+from atlas.training.checkpoints.snapshot import split_of
 from atlas.training.checkpoints.state import TrainingState, load_state, random_state, set_random_state, state_of_rank
 from atlas.training.publishing import Publisher
 from atlas.training.selection import BestMetric
@@ -46,7 +48,9 @@ class Keeper:
         tracker: RunTracker,
         run_dir: Path,
         publisher: Publisher | None = None,
+        split: KeptSplit | None = None,
     ) -> None:
+        """split: of the data, on the main rank, which goes on with the run."""
         name, larger = best_metric.name, best_metric.larger_is_better
         retention = Retention(config.keep_last_n, config.keep_best, config.keep_every_n_steps, name, larger)
         self.checkpoints = strategy.checkpoints(run_dir, retention)
@@ -54,6 +58,7 @@ class Keeper:
         self.state = TrainingState(step=0, samples_seen=0, world_size=accelerator.num_processes)
         self._strategy, self._accelerator, self._tracker = strategy, accelerator, tracker
         self._publisher = publisher
+        self._split = None if split is None else split_of(split)
         self._failed: list[str] = []
         # What was logged before a checkpoint is on the disk before it, so that a run that goes on has the whole curve.
         self._saver = Saver(self.checkpoints, before=tracker.flush)
@@ -101,6 +106,8 @@ class Keeper:
         self.state.wandb_id, self.state.wandb_row = self._tracker.wandb_id, self._tracker.wandb_row
         # Objects are pickled with their devices: a tensor of each rank's GPU would open that GPU on every rank.
         mine = {"random": random_state(), "sums": {name: value.cpu() for name, value in sums.items()}}
+        if self._split is not None:
+            mine["split"] = self._split
         rank_states = gather_object([mine])
         snapshot = self._strategy.snapshot(self.state, rank_states)
         if snapshot is not None:

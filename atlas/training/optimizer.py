@@ -58,9 +58,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["factor"]
 
 
-def learning_rate(step: int, max_steps: int, warmup_steps: int, peak: float) -> float:
-    """The rate of optimizer step `step` (from 0): linear warm-up, then a cosine down to a hundredth of the peak."""
+def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> float:
+    """The rate of optimizer step `step` (from 0): linear warm-up, then a cosine down to a hundredth of the peak, where
+    it stays after `steps`."""
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
+    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -6,6 +6,8 @@ import logging
 from dataclasses import dataclass
 
 from atlas.config import Config
+from atlas.training.checkpoints.state import TrainingState
+from atlas.training.optimizer import learning_rate
 
 logger = logging.getLogger(__name__)
 
@@ -13,6 +15,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Schedule:
     max_steps: int
+    rate_steps: int  # at which the learning rate has come down: max_steps, unless training was made longer or shorter
     warmup_steps: int
     log_interval: int
     val_interval: int
@@ -20,8 +23,13 @@ class Schedule:
     save_interval: int
 
 
-def make_schedule(config: Config, max_steps: int) -> Schedule:
-    """The config's schedule for a run of `max_steps`; what is longer than the run is shortened, and said."""
+def make_schedule(config: Config, max_steps: int, rate_steps: int | None = None) -> Schedule:
+    """The config's schedule for a run of `max_steps`; what is longer than the run is shortened, and said.
+
+    rate_steps: those of a run that goes on, as its checkpoint has them.
+    """
+    if rate_steps is None or config.training.schedule_on_resume == "stretch":
+        rate_steps = max_steps
     asked = {
         "training.warmup_steps": config.training.warmup_steps,
         "training.log_interval": config.training.log_interval,
@@ -30,9 +38,35 @@ def make_schedule(config: Config, max_steps: int) -> Schedule:
         "checkpoint.save_interval": config.checkpoint.save_interval,
     }
     # A warm-up that takes the whole run would leave nothing at the full rate.
-    longest = {name: max_steps for name in asked} | {"training.warmup_steps": max_steps // 10}
+    longest = {name: max_steps for name in asked} | {"training.warmup_steps": rate_steps // 10}
     fitted = {name: min(steps, longest[name]) for name, steps in asked.items()}
     shortened = [f"{name} {asked[name]} -> {fitted[name]}" for name in asked if fitted[name] < asked[name]]
     if shortened:
         logger.info("Shortened to the run's %d steps: %s", max_steps, ", ".join(shortened))
-    return Schedule(max_steps, *fitted.values())
+    return Schedule(max_steps, rate_steps, *fitted.values())
+
+
+def say_change(config: Config, schedule: Schedule, state: TrainingState) -> None:
+    """Log what becomes of the learning rate where a run goes on with another number of steps than before."""
+    was, now = state.max_steps, schedule.max_steps
+    if was is None or was == now:
+        return
+    kept, stretched = (_rate(config, steps, state.step) for steps in (state.rate_steps or was, now))
+    if config.training.schedule_on_resume == "stretch":
+        what = f"is stretched to {now}: {stretched:.3g} at step {state.step + 1}; keep would make it {kept:.3g}"
+    else:
+        steps = schedule.rate_steps
+        what = f"keeps to its {steps} steps: {kept:.3g} at step {state.step + 1}; stretch would make it {stretched:.3g}"
+        if steps < now:
+            what += f". From step {steps} on it stays at {_rate(config, steps, steps):.3g}"
+    logger.warning(
+        "The run was to have %d steps and is to have %d. The learning rate %s (training.schedule_on_resume).",
+        was,
+        now,
+        what,
+    )
+
+
+def _rate(config: Config, steps: int, step: int) -> float:
+    settings = config.training
+    return learning_rate(step, steps, min(settings.warmup_steps, steps // 10), settings.learning_rate)

@@ -35,10 +35,10 @@ def rises(metric: str) -> bool:
     return any(part in metric for part in ("success", "accuracy", "reward"))
 
 
-def check_metrics(config: Config, tasks: Sequence[str], rollouts: bool) -> None:
+def check_metrics(config: Config, tasks: Sequence[str], rollouts: bool, validation: bool = True) -> None:
     """Raises InputError where the config names a metric that no training with these tasks would ever have.
 
-    rollouts: whether there is closed-loop evaluation during training.
+    rollouts: whether there is closed-loop evaluation during training; validation: whether there are episodes for it.
     """
     measured = [f"val/{name}" for name in ("loss", "pose_loss", "gripper_loss", *ERROR_NAMES)]
     if config.model.alignment is not None:
@@ -54,6 +54,10 @@ def check_metrics(config: Config, tasks: Sequence[str], rollouts: bool) -> None:
             raise InputError(
                 f"{key} is {metric}, and there are no rollouts during training: evaluation.episodes is 0, or the data "
                 f"has no simulator. Choose a metric such as val/loss."
+            )
+        if metric in measured and not validation:
+            raise InputError(
+                f"{key} is {metric}, and there is no validation: each task has one episode, which is trained on."
             )
         if metric not in ("auto", *measured, *in_closed_loop):
             near = did_you_mean(metric, [*measured, *in_closed_loop])

@@ -100,10 +100,12 @@ class Trainer:
             tracker,
             run_dir,
             publisher,
+            data.kept_split() if accelerator.is_main_process else None,
         )
         if checkpoint is not None:
             self.losses.set_sums(self.keeper.resume(checkpoint))
         self.state.batch_size = config.data.batch_samples
+        self.state.max_steps, self.state.rate_steps = schedule.max_steps, schedule.rate_steps
 
         self.order = TrainOrder(
             data.draws,
@@ -143,7 +145,7 @@ class Trainer:
         with listening() as stop, self._bar() as show, closing(profiler), self._memory_explained(self.policy):
             over = self.state.stopped_short and self._look(again=True)
             for step in range(self.state.step, self.state.step if over else steps.max_steps):
-                rate = learning_rate(step, steps.max_steps, steps.warmup_steps, self.config.training.learning_rate)
+                rate = learning_rate(step, steps.rate_steps, steps.warmup_steps, self.config.training.learning_rate)
                 set_learning_rate(self.optimizer, rate)
                 stopped_by, grad_norm = self._optimize(batches, step, stop)
                 self.timer.step_done()
@@ -260,7 +262,7 @@ class Trainer:
     def _judge(self, validate: bool, evaluate: bool) -> dict[str, float]:
         """Validate and evaluate where it is due; the metrics that gives."""
         judged: dict[str, float] = {}
-        if validate:
+        if validate and len(self.val_data):
             judged |= self.validate()
         if evaluate and self.closed_loop is not None:
             judged |= self.evaluate(self.closed_loop)

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import random
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from atlas.data.libero_writer import write_libero_file
 from atlas.errors import InputError
+from atlas.locks import hold
 from atlas.policy import AtlasPolicy
+from atlas.registry.manifest import seal
 from tests.bad_input.table import Row, contents, cut, each, flip, refused
+from tests.conftest import made_up_episode
 
 LATEST = "checkpoints/step_00000002"
 WEIGHTS, CONFIG, PROCESSOR = (f"policy/{name}" for name in ("model.safetensors", "config.yaml", "processor.json"))
@@ -220,3 +227,44 @@ def test_a_checkpoint_of_another_policy_is_not_gone_on_from(place: Path, run_dir
         ("training.ema_decay=0", "was saved with training.ema_decay"),
     ):
         refused(place, [*resume(run_dir), override], words, LATEST)
+
+
+def test_a_checkpoint_of_other_data_is_not_gone_on_from(place: Path, run_dir: Path, good_data: Path) -> None:
+    """What its processor holds is compared, and then what is in the episodes."""
+    other, grown, shorter = place / "other", place / "grown", place / "shorter"
+    shutil.copytree(good_data, grown)
+    shutil.copytree(good_data, shorter)
+    rng = np.random.default_rng(9)
+    episodes = [made_up_episode(rng, "open the drawer", 12, number) for number in range(3)]
+    for file in (other / "a_demo.hdf5", grown / "another_demo.hdf5"):
+        write_libero_file(file, "open the drawer", episodes, {"env_name": "elsewhere"})
+    (shorter / "task_1_demo.hdf5").unlink()
+
+    for overrides, words in (
+        (["data.cameras=[eye_in_hand, agentview]"], "data.cameras was ['agentview', 'eye_in_hand'] and is ['eye"),
+        (["data.cameras=[agentview]"], "data.cameras was ['agentview', 'eye_in_hand'] and is ['agentview']"),
+        (["data.orientation=upright"], "the images of agentview and eye_in_hand are others"),
+        ([f"data.path={other}"], "has none of the 5 episodes that were trained on"),
+        ([f"data.path={grown}"], "3 episodes of 8 are new"),
+        ([f"data.path={shorter}"], "2 episodes of 5 are gone"),
+        ([f"data.path={other}", "training.data_on_resume=changed", "data.cameras=[agentview]"], "data.cameras was"),
+    ):
+        refused(place, [*resume(run_dir), *overrides], words, LATEST)
+
+
+def test_a_run_is_not_made_shorter_than_it_is(place: Path, run_dir: Path) -> None:
+    refused(place, [*resume(run_dir), "training.max_steps=1"], "training.max_steps is 1", "has 2 steps", LATEST)
+    (run_dir / "results.json").unlink()
+    state = run_dir / LATEST / STATE
+    in_json(lambda s: s.update(step=20, samples_seen=160))(state)  # of 45 samples
+    (run_dir / LATEST / MANIFEST).unlink()
+    seal(run_dir / LATEST)
+    epochs = ["training.max_steps=null", "training.num_epochs=2"]
+    refused(place, [*resume(run_dir), *epochs], "training.num_epochs is 2", "epochs behind it", LATEST)
+
+
+def test_a_run_that_another_process_trains_is_left_alone(place: Path, run_dir: Path) -> None:
+    who = f"Process {os.getpid()} on {socket.gethostname()} works on the run 'run'"
+    with hold(run_dir, "the run"):
+        for arguments in (resume(run_dir), ["train", "--cpu", "run_name=run"], ["train", "--resume", "auto"]):
+            refused(place, [*arguments, "output_dir=outputs", "run_name=run"], who)

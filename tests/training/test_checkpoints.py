@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
 import shutil
+import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,8 @@ from hypothesis import strategies as st
 import atlas
 from atlas.config import load_config
 from atlas.errors import InputError
+from atlas.files import partial_folder
+from atlas.locks import writing
 from atlas.policy import AtlasPolicy
 from atlas.prepare import load_run_config, prepare
 from atlas.training.checkpoints import Checkpoints, find_checkpoint, find_undamaged, verify
@@ -130,30 +135,53 @@ def test_sums_go_to_the_first_rank_when_the_number_of_ranks_changes() -> None:
     assert all("random" not in state for state in fewer)
 
 
-def test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name(
+def test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_the_name_before_a_link_tells_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synced: set[int] = set()
-    fsync, rename = os.fsync, os.replace
-    renamed = []
+    checkpoints = Checkpoints(tmp_path, Retention(2))
+    root = checkpoints.root
+    for written in ("first", "in place of another"):
+        with calls_to_the_disk(monkeypatch) as calls:
+            checkpoints.write(Training().at(1, best_step=1))
+
+        named = next(
+            n for n, (what, _, target) in enumerate(calls) if what == "replace" and target == root / "step_00000001"
+        )
+        synced = {inode for what, inode, _ in calls[:named] if what == "fsync"}
+        final = checkpoints.path(1)
+        assert {path.stat().st_ino for path in (final, *final.rglob("*"))} <= synced, written
+        renames = [n for n, (what, _, target) in enumerate(calls) if what == "replace" and not hides(target)]
+        assert len(renames) >= 3, written
+        for number in renames:  # each name is on the disk before the next thing is done
+            assert calls[number + 1][:2] == ("fsync", root.stat().st_ino), (written, calls[number])
+
+
+Call = tuple[str, int, Path]  # what, the inode, and of a rename the new name
+
+
+@contextmanager
+def calls_to_the_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Call]]:
+    """All fsync and rename, in order, which are done as ever."""
+    calls: list[Call] = []
+    fsync, replace = os.fsync, os.replace
 
     def note_fsync(descriptor: int) -> None:
-        synced.add(os.fstat(descriptor).st_ino)
+        calls.append(("fsync", os.fstat(descriptor).st_ino, Path()))
         fsync(descriptor)
 
-    def note_rename(source: Path, target: Path) -> None:
-        if target == checkpoints.path(1):
-            renamed.append({path.stat().st_ino for path in (source, *source.rglob("*"))} - synced)
-            synced.clear()
-        rename(source, target)
+    def note_replace(source: Path, target: Path) -> None:
+        calls.append(("replace", os.lstat(source).st_ino, Path(target)))
+        replace(source, target)
 
-    monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr(os, "replace", note_rename)
-    checkpoints = Checkpoints(tmp_path, Retention(2))
-    checkpoints.write(Training().at(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", note_fsync)
+        patch.setattr(os, "replace", note_replace)
+        yield calls
 
-    assert renamed == [set()]
-    assert checkpoints.root.stat().st_ino in synced  # and the name itself, before anything else is done
+
+def hides(target: Path) -> bool:
+    """Whether a rename only takes something out of the way, or is of a file inside a folder that has no name yet."""
+    return any(part.startswith(".") for part in target.parts[-3:])
 
 
 # ---- damage ----------------------------------------------------------------------------------------------
@@ -406,6 +434,81 @@ def test_what_a_link_names_is_never_removed(
         by_value = [s for s in reached if s not in kept_for]
         assert len(by_value) <= retention.best_n
         assert not by_value or all(s in ranked for s in by_value)
+
+
+# ---- on other file systems -------------------------------------------------------------------------------
+
+
+def without_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(link: Path, target: str) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+
+
+def without_folder_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+
+
+@pytest.mark.parametrize("lacking", [without_links, without_folder_sync])
+def test_a_file_system_that_lacks_something_holds_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    lacking(monkeypatch)
+    checkpoints = Checkpoints(tmp_path, Retention(1))
+    training = Training()
+    for step in (1, 2, 2, 3):
+        checkpoints.write(training.at(step, best_step=min(step, 2)))
+        checkpoints.prune()
+    root = checkpoints.root
+
+    assert {path.name for path in root.iterdir()} == {"step_00000002", "step_00000003", "latest", "best"}
+    for path in (tmp_path, root, root / "latest"):
+        assert find_checkpoint(path) == checkpoints.path(3).resolve()
+    assert find_checkpoint(root / "best") == checkpoints.path(2).resolve()
+    assert step_in(root / "best") == step_in(tmp_path) == 2 and step_in(root / "latest") == 3
+    checkpoints.adopt(checkpoints.path(2))
+    assert find_checkpoint(tmp_path) == checkpoints.path(2).resolve()
+
+
+@pytest.mark.parametrize("also_by_step", [True, False], ids=["a whole copy", "the links alone"])
+def test_a_copy_that_followed_links_is_gone_on_with(tmp_path: Path, also_by_step: bool) -> None:
+    """As `scp -r` and `cp -L` make it: `latest` and `best` are folders."""
+    original = Checkpoints(tmp_path / "original", Retention(3))
+    for step in (1, 2):
+        original.write(small(step, str(step), best_step=1))
+    run = tmp_path / "copy"
+    shutil.copytree(original.root, run / "checkpoints", symlinks=False)
+    checkpoints = Checkpoints(run, Retention(3))
+    if not also_by_step:
+        for step in (1, 2):
+            shutil.rmtree(checkpoints.path(step))
+
+    adopted = checkpoints.adopt(find_undamaged(run))
+
+    assert adopted == checkpoints.path(2) and checkpoints.steps() == [1, 2] and not hidden(run)
+    assert all((run / "checkpoints" / name).is_symlink() for name in ("latest", "best"))
+    checkpoints.write(small(3, "3", best_step=1))
+    assert links(run) == {"latest": "step_00000003", "best": "step_00000001"}
+    for step in (1, 2, 3):
+        verify(checkpoints.path(step))
+
+
+def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, Retention(1))
+    checkpoints.write(small(1))
+    final = checkpoints.path(2)
+    with partial_folder(final) as living, writing(living), partial_folder(final) as dead:
+        checkpoints.write(small(3))
+
+        assert living.exists() and not dead.exists()
 
 
 # ---- killed ----------------------------------------------------------------------------------------------

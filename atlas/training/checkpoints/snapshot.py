@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from atlas.data.kept_split import KeptSplit
 from atlas.errors import InputError
 from atlas.files import finite, write_json
 from atlas.policy import AtlasPolicy
@@ -97,6 +98,17 @@ def load_rank_states(checkpoint: Path) -> list[RankState]:
     """The states of the ranks. Raises InputError."""
     states: list[RankState] = _load(checkpoint, _RANKS)
     return states
+
+
+def split_of(split: KeptSplit) -> dict[str, torch.Tensor]:
+    """A split as it is kept in a checkpoint, with the first rank's state."""
+    return {"training": torch.from_numpy(split.training), "validation": torch.from_numpy(split.validation)}
+
+
+def load_split(checkpoint: Path) -> KeptSplit | None:
+    """The split of a run; None in checkpoints of before it was kept. Raises InputError."""
+    found = next((state["split"] for state in load_rank_states(checkpoint) if "split" in state), None)
+    return None if found is None else KeptSplit(found["training"].numpy(), found["validation"].numpy())
 
 
 def _load(checkpoint: Path, name: str) -> Any:

@@ -15,7 +15,9 @@ from atlas.documents import read_json
 from atlas.errors import InputError
 
 STATE = "trainer/state.json"  # in a checkpoint
-RankState = Mapping[str, Any]  # {"random": see `random_state`, "sums": {name: tensor}} of one rank
+RankState = Mapping[
+    str, Any
+]  # {"random": see `random_state`, "sums": {name: tensor}} of one rank; the first has "split"
 
 
 @dataclass
@@ -36,6 +38,8 @@ class TrainingState:
     stopping_since: int = 0  # its values since
     stopped_short: bool = False  # a signal came before what is due at this step: validating, evaluating, saving
     batch_size: int | None = None  # samples a process, where data.batch_size is auto
+    max_steps: int | None = None  # that the run is to have
+    rate_steps: int | None = None  # see Schedule
     metric: str | None = None  # by which the best checkpoint is chosen
     value: float | None = None  # of that metric for these weights; None where it was not measured at this step
 
