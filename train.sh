@@ -91,6 +91,10 @@ while [ $# -gt 0 ]; do
     shift
 done
 
+# Shells leave a tilde alone behind =.
+# shellcheck disable=SC2088  # it is that of --log=~/…, which nobody has expanded
+case $log in "~/"*) log=$HOME/${log#"~/"} ;; esac
+
 if $background && [ -z "$log" ]; then
     log=outputs/train_$(date +%Y%m%d_%H%M%S)_$$.log
 fi

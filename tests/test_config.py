@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from atlas.cli.options import with_home
 from atlas.config import DEFAULT_CONFIG, Config, config_schema, dump_yaml, load_config
 from atlas.errors import InputError
 
@@ -163,3 +164,28 @@ def test_complaints_name_the_key_of_the_file(values: dict[str, Any], message: st
         load_config(values)
 
     assert message in str(refused.value)
+
+
+def test_a_tilde_is_the_users_home_wherever_a_path_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells leave it alone behind `=`, and in files."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "mine.yaml"
+    file.write_text("{data: {datasets: [{path: ~/a}, {path: ~/b}], frame_cache: ~/c}, evaluation: {record_path: ~/d}}")
+
+    arguments = [
+        "config",
+        "show",
+        "--json",
+        "--config=~/mine.yaml",
+        "output_dir=~/out",
+        "data.feature_cache=~",
+        "seed=3",
+    ]
+    assert [with_home(argument) for argument in arguments[3:5]] == [f"--config={file}", f"output_dir={tmp_path}/out"]
+    assert [with_home(same) for same in arguments[5:]] == arguments[5:]  # ~ alone is YAML's null
+    assert with_home("data.instruction=go to a~/b") == "data.instruction=go to a~/b"
+
+    config = load_config("~/mine.yaml", ["output_dir=~/out", "model.language={name: huggingface, pretrained: ~/w}"])
+    assert config.output_dir == f"{tmp_path}/out" and config.data.frame_cache == f"{tmp_path}/c"
+    assert [source.path for source in config.data.sources] == [f"{tmp_path}/a", f"{tmp_path}/b"]
+    assert config.evaluation.record_path == f"{tmp_path}/d" and config.model.language.pretrained == f"{tmp_path}/w"

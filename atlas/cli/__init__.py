@@ -10,7 +10,7 @@ import typer
 
 from atlas import __version__
 from atlas.cli import config, data, doctor, evaluate, registry, runs, sweep, train
-from atlas.cli.options import PLAIN
+from atlas.cli.options import PLAIN, with_home
 from atlas.cli.output import say, show_log_lines_as_text
 from atlas.errors import InputError
 from atlas.threads import yield_cores
@@ -47,7 +47,7 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        app(prog_name="atlas")
+        app([with_home(argument) for argument in sys.argv[1:]], prog_name="atlas")
     except SystemExit as stop:  # how typer ends, usage errors (2) included
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except InputError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +30,15 @@ Resume = Annotated[
         metavar="auto|DIR|wandb:REFERENCE", help="Continue from a checkpoint; auto: the latest, or a fresh start."
     ),
 ]
+
+
+def with_home(argument: str) -> str:
+    """An argument with the user's home for `~`, which shells leave as it is behind `=`: --config=~/a.yaml."""
+    found = _HOME.fullmatch(argument)
+    return argument if found is None else found[1] + os.path.expanduser(found[2])
+
+
+_HOME = re.compile(r"((?:[\w.-]+=)?)(~[\w.-]*/.*)", re.DOTALL)
 
 
 def as_overrides(values: dict[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from atlas.config.data import DataConfig
 from atlas.config.model import ModelConfig, PretrainedVGGTConfig, VGGTVisionConfig
-from atlas.config.section import Section
+from atlas.config.section import Section, UserPath
 from atlas.config.tracking import LoggingConfig, ModelManagementConfig, WandbConfig
 from atlas.config.training import CheckpointConfig, DistributedConfig, EvaluationConfig, TrainingConfig
 from atlas.paths import unfit
@@ -16,7 +16,7 @@ from atlas.paths import unfit
 
 class Config(Section):
     run_name: str | None = None  # null: made of dataset, head, learning rate and time
-    output_dir: str = "outputs"
+    output_dir: UserPath = "outputs"
     seed: Annotated[int, Field(ge=0, lt=10**6)] = 0
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from atlas.config.section import NotNegative, Positive, Section
+from atlas.config.section import NotNegative, Positive, Section, UserPath
 from atlas.errors import InputError
 
 
@@ -87,7 +87,7 @@ StoredOrientation = Literal["auto", "upright", "upside_down", "rotated_180", "mi
 class SourceConfig(Section):
     """One source of a mixture, and how it is read."""
 
-    path: str
+    path: UserPath
     name: str | None = None  # in messages and in the saved statistics; null: made of the path
     weight: Annotated[float, Field(gt=0)] = 1.0  # its share of the samples, where data.balance is weights
     # Those that are used, by its own names; or {the mixture's name: its own}. null: all
@@ -104,7 +104,7 @@ class SourceConfig(Section):
 
 
 class DataConfig(Section):
-    path: str = "data/cubes"
+    path: UserPath = "data/cubes"
     datasets: Annotated[list[SourceConfig], Field(min_length=1)] | None = None  # in place of path: a mixture
     # What an epoch draws. weights: of each source its weight's share; dataset: of each as many; task: of each
     # instruction as many; samples: each sample once.
@@ -121,8 +121,8 @@ class DataConfig(Section):
     instruction: str | None = None  # for datasets that have none
     drop_noops: bool = False
     skip_damaged: bool = False  # leave out files and episodes that are damaged, and say which
-    frame_cache: str | None = None  # a folder for decoded frames of image_size, filled before training
-    feature_cache: str | None = None  # a folder made by `atlas data cache-features`, read in place of images
+    frame_cache: UserPath | None = None  # a folder for decoded frames of image_size, filled before training
+    feature_cache: UserPath | None = None  # a folder made by `atlas data cache-features`, read in place of images
     augment: AugmentConfig = AugmentConfig()
 
     @model_validator(mode="after")

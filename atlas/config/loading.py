@@ -28,7 +28,7 @@ def load_config(source: str | Path | Config | dict[str, Any] | None = None, over
     elif isinstance(source, dict):
         values = yaml.safe_load(yaml.safe_dump(source))
     else:
-        path = Path(source) if source is not None else DEFAULT_CONFIG
+        path = Path(source).expanduser() if source is not None else DEFAULT_CONFIG
         name = str(path)
         values = _read_yaml(path)
     for override in overrides:

@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from atlas.config.section import NotNegative, Positive, Probability, Section, Weight, check_heads, default_name
+from atlas.config.section import (
+    NotNegative,
+    Positive,
+    Probability,
+    Section,
+    UserPath,
+    Weight,
+    check_heads,
+    default_name,
+)
 
 
 class KeypointVisionConfig(Section):
@@ -56,7 +65,7 @@ class PretrainedVGGTConfig(Section):
     """The published VGGT aggregator with its weights. The sizes are VGGT-1B's; another checkpoint needs its own."""
 
     name: Literal["vggt_pretrained"] = "vggt_pretrained"
-    pretrained: str = "facebook/VGGT-1B"  # a .safetensors file, a folder with a model.safetensors, or a hub id
+    pretrained: UserPath = "facebook/VGGT-1B"  # a .safetensors file, a folder with a model.safetensors, or a hub id
     freeze: bool = True
     lora: LoRAConfig | None = None
     learning_rate_factor: Annotated[float, Field(gt=0)] = 0.1  # of training.learning_rate, for what is not frozen
@@ -98,7 +107,7 @@ class HuggingFaceLanguageConfig(Section):
     """A pretrained text encoder (T5, CLIP, SigLIP, BERT, Qwen, Llama ...), whose width is read from its own config."""
 
     name: Literal["huggingface"] = "huggingface"
-    pretrained: str  # a folder, or a name on the Hugging Face hub, such as google-t5/t5-small
+    pretrained: UserPath  # a folder, or a name on the Hugging Face hub, such as google-t5/t5-small
     freeze: bool = True  # each instruction is then encoded once
     learning_rate_factor: Annotated[float, Field(gt=0)] = 0.1  # of training.learning_rate, where it is not frozen
     max_length: Annotated[int, Field(ge=4)] = 128  # tokens; what is longer is cut, with a warning

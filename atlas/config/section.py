@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from os.path import expanduser
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
+UserPath = Annotated[str, AfterValidator(expanduser)]  # `~` is the user's home, as in a shell
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from atlas.config.section import NotNegative, Positive, Section, Weight
+from atlas.config.section import NotNegative, Positive, Section, UserPath, Weight
 
 
 class EarlyStoppingConfig(Section):
@@ -76,7 +76,7 @@ class EvaluationConfig(Section):
     interval: Positive = 900  # optimizer steps
     final_episodes: NotNegative = 40  # of the best checkpoint, after training
     video: NotNegative = 4  # episodes filmed in the final evaluation
-    record_path: str | None = None  # a folder for films of evaluations; null: videos/ in the run's folder
+    record_path: UserPath | None = None  # a folder for films of evaluations; null: videos/ in the run's folder
     execute: Positive = 4  # actions of each predicted chunk that are executed
     ensemble: Annotated[float, Field(ge=0)] | None = None  # temporal ensembling's weight; null: off
     workers: Positive | None = None  # environment processes a rank; null: one a core, up to 16

@@ -157,7 +157,7 @@ def _record_missing_data(configs: Sequence[Config]) -> None:
 
         for config in configs:
             if config.data.reads_default:
-                record(RecordSettings(**config.data.record.model_dump()), Path(DataConfig().path))
+                record(RecordSettings(**config.data.record.model_dump()), Path(DataConfig().path), wait=True)
 
 
 def _environments(parallel: int, start: Start) -> list[dict[str, str]]:

@@ -236,6 +236,7 @@ def find_checkpoint(path: Path) -> Path:
 
     Where a run's `latest` leads nowhere, it is the one of the largest step. Raises InputError where there is none.
     """
+    path = path.expanduser()
     for candidate in (path, path / "checkpoints" / "latest", path / "latest"):
         found = follow(candidate).resolve()
         if (found / STATE).exists() or (found.is_dir() and _step_of(found.name) is not None):
