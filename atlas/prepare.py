@@ -224,12 +224,15 @@ def _differences(key: str, was: Any, now: Any) -> list[str]:
 
 
 def _check_data(config: Config, dataset: EpisodeDataset, cameras: list[str], checkpoint: Path | None) -> None:
+    import torch
+
     from atlas.checks.inspection import check_before_training
     from atlas.data.training_data import split_data
     from atlas.rollout.worlds import environment_spec
     from atlas.training.checkpoints.snapshot import load_split
     from atlas.training.resumed_data import check_resumed
     from atlas.training.selection import check_metrics
+    from atlas.training.worker_room import settle_workers
 
     longest = int(dataset.lengths.max())
     if config.data.action_horizon > longest:
@@ -243,6 +246,8 @@ def _check_data(config: Config, dataset: EpisodeDataset, cameras: list[str], che
     if checkpoint is not None:
         check_resumed(checkpoint, config, data, kept)
         _check_epochs(checkpoint, config, len(data.draws))
+    if config.data.num_workers and config.data.batch_size != "auto":
+        settle_workers(config, data, torch.device("cpu"), ranks=1)
     if config.evaluation.env not in ("auto", "none"):
         environment_spec(config.evaluation.env)
     rollouts = environment_of(config, dataset) is not None

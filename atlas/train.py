@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import types
@@ -148,6 +149,7 @@ def build_trainer(
     from atlas.training.media.loggers import MediaLoggers
     from atlas.training.publishing import Publisher, run_facts
     from atlas.training.schedule import make_schedule, say_change
+    from atlas.training.worker_room import settle_workers
 
     kept = load_split(checkpoint) if checkpoint is not None else None
     data = open_training_data(config, kept)
@@ -172,6 +174,8 @@ def build_trainer(
     torch.manual_seed(config.seed + 1 + accelerator.process_index)
     state = load_state(checkpoint) if checkpoint is not None else None
     config = _settle_batch_size(config, policy, train_data, accelerator, state)
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    config = settle_workers(config, data, accelerator.device, ranks)
 
     settings = config.training
     order = TrainOrder(

@@ -41,6 +41,18 @@ def check_split(context: CheckContext) -> Iterator[Finding]:
             "Add episodes; a task with two or more gives one to validation.",
             {"train": len(train), "val": 0},
         )
+    else:
+        tasks = context.dataset.task_of
+        alone = set(tasks[sorted(train)].tolist()) - set(tasks[sorted(val)].tolist())
+        if alone:
+            yield Finding(
+                "split",
+                "warning",
+                f"{len(alone)} of {len(set(tasks.tolist()))} tasks are trained on and not validated: they have one "
+                "episode each",
+                "Add episodes; a task with two or more gives one to validation.",
+                {"tasks": [context.dataset.tasks[task] for task in sorted(alone)[:_SHOWN]]},
+            )
     pairs = near_duplicates(context)
     leaking = [pair for pair in pairs if len(train & set(pair)) == 1 and len(val & set(pair)) == 1]
     if pairs:

@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 from atlas.data.chunks import ChunkDataset, Sample
 from atlas.types import Batch
 
+PREFETCHED = 4  # batches that each worker reads ahead
+
 
 class _Batches:
     """The batches to read, as torch's loader takes them (an object, so that each worker start reads them anew)."""
@@ -45,7 +47,7 @@ def make_loader(
         collate_fn=_as_it_is,  # type: ignore[arg-type]
         worker_init_fn=_leave_process_group,
         pin_memory=pin_memory,
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=PREFETCHED if num_workers else None,
         persistent_workers=again and num_workers > 0,
         generator=torch.Generator(),  # each pass draws a number, which is not to be one of the training's
     )

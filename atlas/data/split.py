@@ -44,8 +44,7 @@ def split_episodes(
         count = min(max(1, round(len(episodes) * val_fraction)), len(episodes) - 1)
         rng = np.random.default_rng([seed, int(task)])
         validation += rng.permutation(episodes)[:count].tolist()
-    val = np.array(sorted(validation), np.int64)
-    return np.setdiff1d(np.arange(len(task_of)), val), val
+    return _both_sides(task_of, validation)
 
 
 def deal_new(
@@ -62,7 +61,11 @@ def deal_new(
         new = np.flatnonzero(mine & (sides == Side.UNSAID))
         wanted = min(max(1, round(mine.sum() * val_fraction)), mine.sum() - 1)
         lacking = wanted - (mine & (sides == Side.VALIDATION)).sum()
-        rng = np.random.default_rng([seed, int(task)])
-        validation += rng.permutation(new)[: max(0, lacking)].tolist()
+        order = np.random.default_rng([seed, int(task)]).permutation(new)
+        validation += order[: max(0, lacking)].tolist()
+    return _both_sides(task_of, validation)
+
+
+def _both_sides(task_of: np.ndarray, validation: list[int]) -> tuple[np.ndarray, np.ndarray]:
     val = np.array(sorted(validation), np.int64)
     return np.setdiff1d(np.arange(len(task_of)), val), val

@@ -97,6 +97,20 @@ ROWS = of_part(
         f"{ORDER}::test_a_split_is_disjoint_whole_and_has_every_task_on_both_sides",
     ),
     (
+        "atlas/data/split.py",
+        "had = None if kept is None else kept.sides(episode_identities(dataset))",
+        "had = None",
+        "a dataset that has grown is split anew: what was trained on is validated with",
+        "tests/data/test_kept_split.py::test_episodes_are_known_in_files_of_other_names_and_order",
+    ),
+    (
+        "atlas/data/kept_split.py",
+        'number = alike[digest].to_bytes(8, "little")',
+        "number = bytes(8)",
+        "equal episodes on both sides are taken for one",
+        "tests/data/test_kept_split.py::test_equal_episodes_are_told_apart_by_their_number",
+    ),
+    (
         "atlas/data/statistics.py",
         "np.quantile(column, [0.01, 0.99])",
         "np.quantile(column, [0.0, 1.0])",

@@ -78,14 +78,14 @@ ROWS = of_part(
         "self.losses.set_sums(self.keeper.resume(checkpoint))",
         "self.keeper.resume(checkpoint)",
         "what was summed up for the next line of the log is lost on resume",
-        "tests/test_processes.py::test_an_interrupted_run_goes_on_as_if_nothing_had_happened",
+        "tests/training/test_going_on.py::test_what_was_added_up_before_the_stop_is_logged_after_it",
     ),
     (
         "atlas/training/trainer.py",
         "start=(self.state.step, self.state.samples_seen),",
         "start=(self.state.step, 0),",
         "the order of samples starts at its beginning again on resume",
-        "tests/test_processes.py::test_an_interrupted_run_goes_on_as_if_nothing_had_happened",
+        "tests/training/test_going_on.py::test_with_another_batch_and_length_it_goes_on_at_the_same_sample_and_rate",
     ),
     (
         "atlas/training/trainer.py",
@@ -159,8 +159,8 @@ ROWS = of_part(
     ),
     (
         "atlas/training/optimizer.py",
-        "progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)",
-        "progress = (step - warmup_steps) / max(1, max_steps)",
+        "progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))",
+        "progress = (step - warmup_steps) / max(1, steps)",
         "the rate does not reach its end",
         f"{PARTS}::test_the_learning_rate_warms_up_and_falls_to_a_hundredth",
     ),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +14,10 @@ import pytest
 
 from atlas.data import open_dataset
 from atlas.errors import InputError
+from atlas.locks import hold
 from atlas.rollout.cubes import AREA_HALF_SIZE_M, CAMERAS, INSTRUCTIONS, MIN_DISTANCE_M, CubesEnvironment
 from atlas.rollout.expert import CubesExpert
-from atlas.rollout.record import RecordSettings, record
+from atlas.rollout.record import RecordSettings, is_recorded, record
 
 
 @pytest.fixture(scope="module")
@@ -173,13 +178,53 @@ def test_recording_goes_on_where_it_was_interrupted_and_gives_the_same(cubes_dat
     with pytest.raises(KeyboardInterrupt):
         _interrupt_after(3, settings, out)
     assert 3 <= len(list(parts.glob("episode_*.npz"))) < 8 and not list(out.glob("*.hdf5"))
+    first, second, *_ = sorted(parts.glob("episode_*.npz"))  # of which a power cut has left the names, or zeros
+    first.write_bytes(b"")
+    second.write_bytes(bytes(second.stat().st_size))
+    (out / "pick_up_the_red_cube_demo.hdf5").write_bytes(b"")
 
     record(settings, out)
 
     again = open_dataset(out)
     assert again.lengths.tolist() == whole.lengths.tolist() and not parts.exists()
+    assert {path.name for path in out.iterdir()} == {path.name for path in cubes_dataset.iterdir()}
     for i in range(8):
         np.testing.assert_array_equal(again.episode(i).actions, whole.episode(i).actions)
+
+
+def test_a_recording_that_does_not_say_what_it_is_begins_anew(tmp_path: Path) -> None:
+    """Its note is empty after a power cut: whatever lies there may be of other settings."""
+    settings, out = RecordSettings(episodes=2, image_size=32), tmp_path / "out"
+    (out / ".parts").mkdir(parents=True)
+    for name in ("recording.json", ".parts/episode_00000.npz"):
+        (out / name).write_bytes(b"")
+    np.savez(out / ".parts" / "episode_00001.npz", actions=np.zeros(3))  # whole, and of something else
+    assert not is_recorded(settings, out)
+
+    record(settings, out)
+
+    assert is_recorded(settings, out) and len(open_dataset(out)) == 2
+
+
+def test_a_folder_in_which_another_process_records_is_left_alone_or_waited_for(
+    cubes_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings, out = RecordSettings(episodes=8, seed=3, image_size=32), tmp_path / "out"
+    with hold(out, "the other recording"):
+        with pytest.raises(InputError, match=rf"Process {os.getpid()} on .* works on this recording"):
+            record(settings, out)
+        waiting = ThreadPoolExecutor(1)
+        waited = waiting.submit(record, settings, out, wait=True)
+        deadline = time.monotonic() + 30
+        while "Waiting for process" not in capsys.readouterr().err and time.monotonic() < deadline:
+            time.sleep(0.05)
+        shutil.copytree(cubes_dataset, out, dirs_exist_ok=True)
+
+    waited.result(60)
+
+    assert is_recorded(settings, out) and sorted(p.name for p in out.glob("*")) == sorted(
+        p.name for p in cubes_dataset.iterdir()
+    )
 
 
 def test_a_folder_with_another_recording_is_left_alone(cubes_dataset: Path, tmp_path: Path) -> None:

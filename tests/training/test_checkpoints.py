@@ -135,7 +135,7 @@ def test_sums_go_to_the_first_rank_when_the_number_of_ranks_changes() -> None:
     assert all("random" not in state for state in fewer)
 
 
-def test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_the_name_before_a_link_tells_it(
+def test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = Checkpoints(tmp_path, Retention(2))
