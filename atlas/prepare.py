@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
@@ -10,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atlas.config import Config, DataConfig, dump_yaml, load_config
+from atlas.config import Config, DataConfig, ModelConfig, dump_yaml, load_config
 from atlas.documents import read_yaml
 from atlas.errors import InputError
 from atlas.files import write_text
@@ -202,6 +203,8 @@ def _check_fits(checkpoint: Path, config: Config) -> None:
         saved = read_yaml(file)
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({error}); the checkpoint is damaged.") from None
+    with contextlib.suppress(ValueError):  # what is no config of a model differs in any case
+        saved = ModelConfig.model_validate(saved).model_dump(mode="json")  # with keys that were not there once
     differing = _differences("model", saved, config.model.model_dump(mode="json"))
     processor = PolicyProcessor.load(checkpoint / "policy" / "processor.json")
     for key, was in (("image_size", processor.image_size), ("action_horizon", processor.action_horizon)):

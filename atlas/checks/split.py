@@ -43,15 +43,15 @@ def check_split(context: CheckContext) -> Iterator[Finding]:
         )
     else:
         tasks = context.dataset.task_of
-        alone = set(tasks[sorted(train)].tolist()) - set(tasks[sorted(val)].tolist())
-        if alone:
+        alone = np.flatnonzero(np.bincount(tasks) == 1)
+        if len(alone):
             yield Finding(
                 "split",
                 "warning",
-                f"{len(alone)} of {len(set(tasks.tolist()))} tasks are trained on and not validated: they have one "
-                "episode each",
+                f"{len(alone)} of {len(context.dataset.tasks)} tasks have one episode each, which is trained on: "
+                "they are not validated",
                 "Add episodes; a task with two or more gives one to validation.",
-                {"tasks": [context.dataset.tasks[task] for task in sorted(alone)[:_SHOWN]]},
+                {"tasks": [context.dataset.tasks[task] for task in alone[:_SHOWN].tolist()]},
             )
     pairs = near_duplicates(context)
     leaking = [pair for pair in pairs if len(train & set(pair)) == 1 and len(val & set(pair)) == 1]

@@ -79,6 +79,9 @@ class FeatureCache:
                     f"{folder} holds {there.layout.versions} versions of each frame; {layout.versions} are asked for. "
                     "Choose another folder, or delete that one."
                 )
+            for path in map(there.shard_path, range(layout.shards)):
+                if path.is_file() and not path.stat().st_size:  # a power cut has left its name without its bytes
+                    path.unlink()
             return there
         write_json(folder / INDEX, {"format": _FORMAT, "layout": asdict(layout), "source": dict(source)})
         return cls(folder, layout, source)
@@ -126,8 +129,7 @@ class FeatureCache:
             self._open(shard)
 
     def has(self, shard: int) -> bool:
-        path = self.shard_path(shard)
-        return path.exists() and path.stat().st_size > 0  # a power cut may leave a name without its bytes
+        return self.shard_path(shard).exists()
 
     def shard_path(self, shard: int) -> Path:
         return self.folder / f"shard_{shard:05d}.npy"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from atlas.data.episode import EpisodeDataset
 from atlas.data.lerobot import writer
 from atlas.data.lerobot.writer_statistics import count_levels, of_images
 from atlas.errors import InputError
+from atlas.locks import hold
 from atlas.rollout.cubes import INSTRUCTIONS
 from atlas.types import ActionSpec
 from tests.conftest import MakeLibero, made_up_episode
@@ -301,10 +303,16 @@ def test_a_copy_is_there_when_it_is_whole_and_goes_on_where_it_was_stopped(
         convert(Watched(source, breaks_at=2), out, asked, workers=1)  # type: ignore[arg-type]
     assert not out.exists()
 
+    work = tmp_path / ".copy.converting"
+    with hold(work, "the copy"), pytest.raises(InputError, match=rf"Process {os.getpid()} on .* works on the copy"):
+        convert(source, out, asked)
+    done = next((work / "result").glob("*.hdf5"), None) or work / "parts" / "episode_000000" / "numbers.npz"
+    done.write_bytes(b"")  # a power cut has left its name
+
     again = Watched(source)
     assert convert(again, out, asked, workers=1)  # type: ignore[arg-type]
 
-    assert again.read == [2, 3]
+    assert again.read == ([0, 2, 3] if to == "lerobot" else [0, 1, 2, 3])
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".copy")]
     assert not convert(source, out, asked)  # it is there already
     assert len(open_dataset(out)) == 4
