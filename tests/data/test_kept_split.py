@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas.data import open_dataset
@@ -56,6 +56,7 @@ def test_a_change_is_put_into_words(now: list[int], words: str | None) -> None:
     assert "none of the 3 episodes" in str(kept.change(np.array([7, 8])))
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=40),
     st.floats(0.01, 0.9),
