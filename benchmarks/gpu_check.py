@@ -80,7 +80,7 @@ def look(name: str, phase: Phase, job: Job, seconds_left: float) -> dict:  # typ
     if seconds_left < phase.seconds:
         return skipped(f"takes up to {phase.seconds} s, and {max(0, seconds_left):.0f} s were left")
     start = time.monotonic()
-    found = in_own_process(name, job, seconds_left) if job.gpus else attempt(phase, job)
+    found = in_own_process(name, job, min(seconds_left, phase.seconds + 60)) if job.gpus else attempt(phase, job)
     return found | {"seconds": round(time.monotonic() - start, 1)}
 
 

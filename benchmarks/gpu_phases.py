@@ -25,7 +25,9 @@ from atlas.train import _make_policy
 from atlas.training.blocks import set_tf32, set_up_blocks
 from atlas.training.cost import example_batch
 
-EXACT, ROUNDED = 1e-3, 0.05  # of gradients, relative: float32 on another device, and bfloat16
+# Of gradients, relative: float32 on another device, where a frozen backbone's tokens may be rounded to the other side,
+# and bfloat16.
+EXACT, ROUNDED = 5e-3, 0.05
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def several(job: Job, ranks: int, *overrides: str) -> dict[str, Any]:
     one = losses(train(job, f"one_for_{name}", f"data.batch_size={8 * ranks}", *options))
     command = atlas(ranks, [*overrides_of(job, name), *options, *overrides])
     done = watch(command, 80)
-    assert done.code == 0, f"exit code {done.code}: {done.said}"
+    assert done.code == 0, f"exit code {done.code}: {done.said[-1500:]}"
     return {"losses off by": compare(one, losses(read_scalars(job.folder / "runs" / name)))}
 
 
@@ -120,7 +120,7 @@ def compare(expected: list[float], found: list[float]) -> str:
 class Ended:
     code: int
     seconds: float  # since the strike, or the start
-    said: str  # the end of what it printed
+    said: str  # what it printed
 
 
 def sigterm(job: Job) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def sigterm(job: Job) -> dict[str, Any]:
         process.send_signal(signal.SIGTERM)
 
     done = watch(atlas(2, [*overrides_of(job, "sigterm"), *ENDLESS]), DOWN, folder, strike)
-    assert done.code == 128 + signal.SIGTERM, f"exit code {done.code}: {done.said}"
+    assert done.code == 128 + signal.SIGTERM, f"exit code {done.code}: {done.said[-1500:]}"
     assert max(saved_steps(folder / "checkpoints")) >= steps[0], "nothing was saved"
     return {"exit code": done.code, "seconds": round(done.seconds, 1)}
 
@@ -159,7 +159,7 @@ def exception(job: Job) -> dict[str, Any]:
 def struck(job: Job, name: str, strike: Callable[[psutil.Process], object], bound: float) -> dict[str, Any]:
     options = [*overrides_of(job, name), *ENDLESS, f"distributed.timeout_minutes={HANG_MINUTES}"]
     done = watch(atlas(2, options), bound, job.folder / "runs" / name, strike)
-    assert done.code not in (0, 2), f"exit code {done.code}: {done.said}"
+    assert done.code not in (0, 2), f"exit code {done.code}: {done.said[-1500:]}"
     return {"exit code": done.code, "seconds": round(done.seconds, 1), "said": done.said[-200:]}
 
 
@@ -174,8 +174,8 @@ def spoiled(job: Job, kind: str, words: str) -> dict[str, Any]:
             "PYTHONPATH": os.pathsep.join((str(Path(__file__).parent / "spoil"), ROOT.as_posix())),
         }
         done = watch(atlas(2, options, launcher), DOWN + 60, environment=environment)
-        assert done.code not in (0, 2), f"{launcher}: exit code {done.code}: {done.said}"
-        assert words in done.said, f"{launcher} does not say what was wrong: {done.said}"
+        assert done.code not in (0, 2), f"{launcher}: exit code {done.code}: {done.said[-1500:]}"
+        assert words in done.said, f"{launcher} does not say what was wrong: {done.said[-1500:]}"
         found[launcher] = f"exit code {done.code} after {done.seconds:.0f} s"
     return found
 
@@ -219,7 +219,7 @@ def watch(
         _until(lambda: process.poll() is not None, bound, said, family, process)
         _until(lambda: not [p for p in family if _alive(p)], 15, said)
         reader.join(5)
-        return Ended(process.returncode, time.monotonic() - start, "".join(said)[-1500:])
+        return Ended(process.returncode, time.monotonic() - start, "".join(said))
     finally:
         for each in family:
             with suppress(psutil.Error):
@@ -287,7 +287,7 @@ def contexts(job: Job) -> dict[str, Any]:
     finally:
         over.set()
         looking.join()
-    assert done.code == 0, f"exit code {done.code}: {done.said}"
+    assert done.code == 0, f"exit code {done.code}: {done.said[-1500:]}"
     added = [seen - had for seen, had in zip(most, before, strict=True)]
     assert max(added) <= 1, f"processes that computed on each GPU: {added}"
     return {"processes a GPU": added}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import statistics
+import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,7 +77,7 @@ def read_trace(file: Path) -> dict[str, Any]:
 
 
 def _cached(job: Job) -> Path:
-    folder = job.folder / "cache"
+    folder = Path(tempfile.mkdtemp(prefix="cache_", dir=job.folder))
     config = load_config(None, [*overrides_of(job), *vggt_of(job)])
     dataset = open_dataset(config.data.path)
     frames = ChunkDataset(dataset, np.arange(len(dataset)), dataset.cameras, config.data.image_size, horizon=1)
