@@ -21,12 +21,16 @@ Usage: ./test.sh [--slow] [pytest's arguments ...]
   --slow   run the tests that take minutes, too
   --help   this text
 
+The tests run in as many processes as there are cores, up to eight; `-n 0` runs them in one.
+
 The environment is made in .venv beside this script when there is none, and completed when the tools are missing.
 EOF
 }
 
 selection=(-m "not slow")
 arguments=()
+# A file's tests run in one process and share what they have made.
+parallel=(-n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder)
 while [ $# -gt 0 ]; do
     case $1 in
         --help | -h)
@@ -59,7 +63,7 @@ check "ruff check" "$python" -m ruff check .
 check "ruff format" "$python" -m ruff format --check .
 check "mypy" "$python" -m mypy atlas
 export PYTHONPATH="$here/scripts:$PYTHONPATH"
-check "pytest" "$python" -m pytest -rs -p deselected ${selection[@]+"${selection[@]}"} ${arguments[@]+"${arguments[@]}"}
+check "pytest" "$python" -m pytest -rs -p deselected "${parallel[@]}" ${selection[@]+"${selection[@]}"} ${arguments[@]+"${arguments[@]}"}
 
 say ""
 if [ ${#failed[@]} -gt 0 ]; then

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-_deselected: list[str] = []
+_KEY = "deselected"
+_deselected: dict[str, None] = {}  # in order, each once: with pytest-xdist every process collects, and leaves out
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
     """Remember what is left out."""
-    _deselected.extend(item.nodeid for item in items)
+    _deselected.update(dict.fromkeys(item.nodeid for item in items))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where this is one of pytest-xdist's processes: tell the one that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput[_KEY] = list(_deselected)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """What such a process has told; one that has crashed has told nothing."""
+    _deselected.update(dict.fromkeys(getattr(node, "workeroutput", {}).get(_KEY, [])))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,10 +1,24 @@
-"""Data that many tests share: recorded in the real simulator once a session, or made up in LIBERO's layout."""
+"""What many tests share, so that none of it is made twice.
+
+Data: `cubes_dataset`, recorded in the real simulator; `make_libero`, made up in LIBERO's layout; in tests/bad_input
+`good_data`, `good_run` and `good_cache`, a small dataset, a run of two steps with its checkpoints, and cached features.
+They are to read: a test that changes something copies it. What takes long to make and many files need is made with
+`make_once`, by one of pytest's processes for all of them.
+
+Processes: `tests.warm` starts one in a tenth of a second that has torch and Atlas imported already, where a new
+interpreter takes many seconds.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+# Before torch is imported: models here are small, and threads that wait for each other cost more than they do, above
+# all on busy cores. The processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -14,12 +28,50 @@ from atlas.data.episode import RecordedEpisode
 from atlas.data.libero_writer import write_libero_file
 
 MakeLibero = Callable[..., Path]
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+# These begin, so that no process of pytest is left alone with one of them at the end.
+_LONG_FILES = """
+    test_wandb_dies.py test_guides.py test_wandb_starts.py test_online_training.py test_blocks.py test_vggt_backbone.py
+    test_failing_ranks.py test_nodes.py test_wandb_sweeps.py test_sweep.py test_wandb_sink.py
+""".split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes first, in the order above; all others as they are."""
+    places = {name: place for place, name in enumerate(_LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread() -> None:
-    """Models here are small: threads that wait for each other cost more than they do, above all on busy cores."""
+    """Whatever the user has set: this process computes beside others."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all of pytest's processes, where there are several."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_once(shared_folder: Path) -> MakeOnce:
+    """`make_once(name, make)`: the folder that `make` fills, called by the first that asks for it."""
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = shared_folder / name, shared_folder / f"{name}.made"
+        with (shared_folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                make(folder)
+                made.touch()
+        return folder
+
+    return get
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,14 +90,20 @@ def stays_out_of_real_time() -> Iterator[None]:
         assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_fonts(shared_folder: Path) -> Iterator[None]:
+    """What matplotlib finds of the fonts, which takes it seconds, it finds once, and not for every home of a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLCONFIGDIR", str(shared_folder / "matplotlib"))
+        yield
+
+
 @pytest.fixture(scope="session")
-def cubes_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cubes_dataset(make_once: MakeOnce) -> Path:
     """Eight episodes of the cubes world, recorded in the simulator at 32 pixels."""
     from atlas.rollout.record import RecordSettings, record
 
-    out = tmp_path_factory.mktemp("demonstrations") / "cubes"
-    record(RecordSettings(episodes=8, seed=3, image_size=32), out)
-    return out
+    return make_once("cubes", lambda folder: record(RecordSettings(episodes=8, seed=3, image_size=32), folder))
 
 
 @pytest.fixture

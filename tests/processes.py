@@ -8,10 +8,12 @@ from typing import Any
 
 import psutil
 
+from tests import warm
+
 _SECONDS = 30.0
 
 
-def end_tree(process: subprocess.Popen[Any]) -> tuple[Any, Any]:
+def end_tree(process: subprocess.Popen[Any] | warm.Process) -> tuple[Any, Any]:
     """Kill a process and all that it has started; returns what it had still to say.
 
     Raises subprocess.TimeoutExpired where one that has lost its parent holds a pipe open.

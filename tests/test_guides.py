@@ -30,6 +30,7 @@ from atlas.tracking import RunTracker
 from atlas.tracking.media import write_mp4
 from atlas.tracking.reading import event_files
 from atlas.training.media.episodes import EpisodeLogger
+from tests import warm
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "tracking"))
@@ -142,7 +143,8 @@ class Reader:
         self._blocks = [block for block in read_page("wandb").blocks if not block.not_run]
         self._failed: str | None = None
         (folder / "bin").mkdir()
-        _write_script(folder / "bin" / "atlas", f'exec "{sys.executable}" -m atlas.cli "$@"')
+        warm.write_python(folder / "bin")
+        _write_script(folder / "bin" / "atlas", 'exec python -m atlas.cli "$@"')
         _write_script(folder / "train.sh", f'exec "{ROOT / "train.sh"}" "$@"')
         account = environment_for(server, folder / "home")
         # Where wandb keeps things follows from the home alone, as it does for a user.

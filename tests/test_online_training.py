@@ -14,6 +14,7 @@ import yaml
 
 import atlas
 from atlas.tracking import read_scalars
+from tests import warm
 from tests.test_vertical_slice import SMALL
 from tests.tracking.tracked_run import KEY, run_script
 
@@ -34,8 +35,7 @@ def run(home: Path, server: FakeWandb, *arguments: str, code: int = 0) -> subpro
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment |= {"HOME": str(home), "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
     environment |= {"WANDB_CACHE_DIR": str(home / "cache"), "PYTHONPATH": str(Path(atlas.__file__).parents[1])}
-    command = [sys.executable, "-m", "atlas.cli", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, cwd=home)
+    done = warm.atlas(*arguments, check=False, env=environment, cwd=home)
     assert done.returncode == code, done.stderr
     return done
 

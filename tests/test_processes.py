@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ import pytest
 import atlas
 from atlas.policy import AtlasPolicy
 from atlas.tracking import read_scalars
+from tests import warm
 from tests.conftest import MakeLibero
 from tests.test_vertical_slice import SMALL, run_atlas
 
@@ -75,12 +74,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(
     data = make_libero()
     flags = ["--cpu", *(["--mode", "multi", "--gpus", "2"] if processes == 2 else [])]
     arguments = [*flags, *overrides(data, tmp_path, "run", "training.max_steps=100000", "data.num_workers=1")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "atlas.cli", "train", *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = warm.start_atlas("train", *arguments, stderr=warm.PIPE, start_new_session=True)
     assert process.stderr is not None
     try:
         reached = next((line for line in process.stderr if re.search(r"step\s+3/", line)), None)
@@ -132,14 +126,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(make_libero: Make
     schedule = ["training.max_steps=8", "training.warmup_steps=0", "training.log_interval=3", "distributed.cpu=true"]
     settings = [*schedule, "checkpoint.save_interval=5"]
     halves, latest = tmp_path / "halves", tmp_path / "halves" / "checkpoints" / "latest"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as many threads as the tests have
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *overrides(data, tmp_path, "halves", *settings)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    killed = warm.run("-c", KILLED, *overrides(data, tmp_path, "halves", *settings))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert latest.resolve().name == "step_00000005" and not (halves / "results.json").exists()
     assert [step for step, _ in read_scalars(halves)["train/loss"]] == [3]

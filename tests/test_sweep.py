@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from atlas.errors import InputError
 from atlas.sweeps.grid import arguments_of, check_values, grid_points, local_start, read_start, read_sweep
 from atlas.sweeps.local import Grid, shared_gpus
 from atlas.tracking import read_scalars
+from tests import warm
 from tests.conftest import MakeLibero
 from tests.test_processes import QUICK
 from tests.test_vertical_slice import run_atlas
@@ -212,7 +212,9 @@ def grid_file(make_libero: MakeLibero, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def sweep_local(file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run_atlas(["sweep", "local", str(file), "--out", str(file.parent / "out"), *arguments], check=False)
+    points = 4  # at most; each is a process
+    out = str(file.parent / "out")
+    return run_atlas(["sweep", "local", str(file), "--out", out, *arguments], check=False, children=points)
 
 
 def test_every_point_is_trained_a_failing_one_is_reported_and_the_finished_are_ranked(
@@ -256,14 +258,9 @@ def test_every_point_is_trained_a_failing_one_is_reported_and_the_finished_are_r
     assert third.returncode == 2 and "training.max_steps was 3 and is 4" in third.stderr
 
 
-def start_sweep(file: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "atlas.cli", "sweep", "local", str(file), "--out", str(file.parent / "out")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+def start_sweep(file: Path) -> warm.Started:
+    arguments = ["sweep", "local", str(file), "--out", str(file.parent / "out")]
+    return warm.start_atlas(*arguments, stdout=warm.PIPE, stderr=warm.STDOUT, start_new_session=True, children=2)
 
 
 def latest_step(run: Path) -> int:

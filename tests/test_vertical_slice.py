@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from atlas.errors import InputError
 from atlas.policy import AtlasPolicy
 from atlas.tracking import read_scalars
 from atlas.train import Result
+from tests import warm
 
 SMALL = [
     "model.vision={name: keypoints, width: 8, keypoints: 8}",
@@ -147,11 +147,4 @@ def test_a_checkpoint_of_another_policy_is_refused(trained: Result) -> None:
 
 
 def run_atlas(arguments: list[str], check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "atlas.cli", *arguments],
-        capture_output=True,
-        text=True,
-        check=check,
-        timeout=280,
-        **options,
-    )
+    return warm.atlas(*arguments, check=check, **options)

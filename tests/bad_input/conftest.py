@@ -12,7 +12,7 @@ import pytest
 import atlas
 from atlas.data.libero_writer import write_libero_file
 from tests.bad_input.table import SMALL, run_here
-from tests.conftest import made_up_episode
+from tests.conftest import MakeOnce, made_up_episode
 from tests.policy.test_vggt_backbone import backbone_config
 
 TASKS = {"open the drawer": [12, 9, 11], "close the drawer": [10, 10]}
@@ -30,34 +30,40 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def good_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def good_data(make_once: MakeOnce) -> Path:
     """Two LIBERO files of made-up episodes; to read."""
-    root = tmp_path_factory.mktemp("good") / "demos"
-    for number, (instruction, lengths) in enumerate(TASKS.items()):
-        rng = np.random.default_rng(number)
-        episodes = [made_up_episode(rng, instruction, length, i) for i, length in enumerate(lengths)]
-        write_libero_file(root / f"task_{number}_demo.hdf5", instruction, episodes, {"env_name": "elsewhere"})
-    return root
+
+    def make(root: Path) -> None:
+        for number, (instruction, lengths) in enumerate(TASKS.items()):
+            rng = np.random.default_rng(number)
+            episodes = [made_up_episode(rng, instruction, length, i) for i, length in enumerate(lengths)]
+            write_libero_file(root / f"task_{number}_demo.hdf5", instruction, episodes, {"env_name": "elsewhere"})
+
+    return make_once("demos", make)
 
 
 @pytest.fixture(scope="session")
-def good_run(good_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def good_run(good_data: Path, make_once: MakeOnce) -> Path:
     """A run of two steps with an average of the weights, and checkpoints of both; to read."""
-    out = tmp_path_factory.mktemp("good_run")
-    settings = [*SMALL, "checkpoint.save_interval=1", f"data.path={good_data}", f"output_dir={out}", "run_name=run"]
-    run_dir: Path = atlas.train(None, settings).run_dir
-    return run_dir
+
+    def make(out: Path) -> None:
+        places = [f"data.path={good_data}", f"output_dir={out}", "run_name=run"]
+        atlas.train(None, [*SMALL, "checkpoint.save_interval=1", *places])
+
+    return make_once("good_run", make) / "run"
 
 
 @pytest.fixture(scope="session")
-def good_cache(good_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def good_cache(good_data: Path, make_once: MakeOnce) -> Path:
     """Features of all frames by a small backbone; to read."""
-    place = tmp_path_factory.mktemp("good_cache")
-    code, said = run_here(
-        place, ["data", "cache-features", "--cpu", "--out", "cache", f"data.path={good_data}", *BACKBONE]
-    )
-    assert code == 0, said
-    return place / "cache"
+
+    def make(place: Path) -> None:
+        place.mkdir()
+        asked = ["data", "cache-features", "--cpu", "--out", "cache", f"data.path={good_data}", *BACKBONE]
+        code, said = run_here(place, asked)
+        assert code == 0, said
+
+    return make_once("good_cache", make) / "cache"
 
 
 @pytest.fixture

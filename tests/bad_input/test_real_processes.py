@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import warm
 from tests.bad_input.table import SMALL, assert_is_a_message, contents, cut, flip
 from tests.test_vertical_slice import run_atlas
 
@@ -32,11 +33,10 @@ def ended_well(place: Path, run: Callable[[], subprocess.CompletedProcess[str]],
 
 def train_script(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`./train.sh`, run in another folder, with this interpreter as the active environment's."""
-    environment = {
-        **os.environ,
-        "VIRTUAL_ENV": sys.prefix,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-    }
+    tools = place.with_name("tools")
+    tools.mkdir()
+    warm.write_python(tools)
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PATH": os.pathsep.join([str(tools), os.environ["PATH"]])}
     command = [str(ROOT / "train.sh"), *arguments]
     return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=280)
 

@@ -34,10 +34,10 @@ def test_they_are_numpys_of_all_rows(rows: int, columns: int, seed: int) -> None
 def test_a_million_rows_take_seconds() -> None:
     values = np.random.default_rng(0).normal(size=(1_000_000, 7)).astype(np.float32)
 
-    start = time.perf_counter()
+    start = time.process_time()
     ColumnStatistics.of(values)
 
-    assert time.perf_counter() - start < 8
+    assert time.process_time() - start < 8
 
 
 def statistics(root: Path, episodes: list[int], drop_noops: bool = False) -> DatasetStatistics:

@@ -27,7 +27,7 @@ def broken_package(folder: Path, name: str, error: str) -> dict[str, str]:
 def test_a_machine_that_can_train_is_told_so_and_nothing_is_left_behind(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_API_KEY": "k" * 40, "WANDB_MODE": "offline"}
 
-    done = run_atlas(["doctor", "--json"], check=False, cwd=tmp_path, env=environment)
+    done = run_atlas(["doctor", "--json"], check=False, cwd=tmp_path, env=environment, children=6)
 
     found = json.loads(done.stdout)
     status = {finding["check"]: finding["status"] for finding in found["findings"]}

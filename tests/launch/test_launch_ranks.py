@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.processes import end_tree
 
 PROBE = '''
@@ -59,25 +59,19 @@ sys.exit(code)
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def launch(tmp_path: Path) -> Iterator[Callable[..., warm.Started]]:
     """Start the launcher with these arguments for its ranks; several lists are run one after the other."""
     (tmp_path / "rank_probe.py").write_text(PROBE)
     root = Path(__file__).parents[2]
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "RANK")}
     environment["PYTHONPATH"] = os.pathsep.join([str(root), str(tmp_path)])
 
-    started: list[subprocess.Popen[str]] = []
+    started: list[warm.Started] = []
 
-    def start(*arguments: list[str]) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCHER, json.dumps(arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        started.append(process)
-        return process
+    def start(*arguments: list[str]) -> warm.Started:
+        pipes = {"stdout": warm.PIPE, "stderr": warm.PIPE}
+        started.append(warm.start("-c", LAUNCHER, json.dumps(arguments), env=environment, children=2, **pipes))
+        return started[-1]
 
     yield start
     for process in started:
@@ -106,7 +100,7 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
-def test_exit_codes_of_ranks_pass_through(launch: Callable[..., subprocess.Popen[str]]) -> None:
+def test_exit_codes_of_ranks_pass_through(launch: Callable[..., warm.Started]) -> None:
     cases = {("0", "0"): 0, ("2", "2"): 2, ("1", "1"): 1, ("143", "143"): 143, ("0", "7"): 7, ("0", "-9"): 137}
     process = launch(*[["codes", *codes] for codes in cases])
     out, err = process.communicate(timeout=120)
@@ -124,7 +118,7 @@ def test_exit_codes_of_ranks_pass_through(launch: Callable[..., subprocess.Popen
     [("good", signal.SIGTERM, 143), ("good", signal.SIGINT, 130), ("broken", signal.SIGTERM, 1)],
 )
 def test_signals_reach_the_ranks_and_they_finish(
-    launch: Callable[..., subprocess.Popen[str]], tmp_path: Path, what: str, number: signal.Signals, code: int
+    launch: Callable[..., warm.Started], tmp_path: Path, what: str, number: signal.Signals, code: int
 ) -> None:
     process = launch([what, str(tmp_path)])
     ranks = wait_for_ranks(tmp_path)
@@ -138,7 +132,7 @@ def test_signals_reach_the_ranks_and_they_finish(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills children with their parent")
-def test_killing_the_launcher_leaves_no_rank(launch: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_killing_the_launcher_leaves_no_rank(launch: Callable[..., warm.Started], tmp_path: Path) -> None:
     process = launch(["good", str(tmp_path)])
     ranks = wait_for_ranks(tmp_path)
     process.kill()

@@ -6,8 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +20,7 @@ from atlas.config import DistributedConfig
 from atlas.errors import InputError
 from atlas.launch import NodeLink, NodeLost, Nodes, plan_nodes
 from atlas.tracking import read_scalars
+from tests import warm
 from tests.conftest import MakeLibero
 from tests.launch.test_launch_ranks import is_alive, wait_until
 from tests.processes import end_tree
@@ -131,7 +130,7 @@ def test_a_port_that_is_taken_is_refused_on_the_first_machine(port: int, which: 
 class Machine:
     """A launcher that takes part as one of two machines."""
 
-    process: subprocess.Popen[str]
+    process: warm.Started
     began: float
 
     def end(self, within: float = 120) -> tuple[int, str]:
@@ -151,9 +150,7 @@ def start_machine() -> Iterator[Start]:
     def start(*arguments: str, **variables: str) -> Machine:
         kept = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "RANK")}
         environment = kept | {"TORCH_CPP_LOG_LEVEL": "ERROR"} | variables
-        process = subprocess.Popen(
-            [sys.executable, "-m", *arguments], stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
-        )
+        process = warm.start("-m", *arguments, stderr=warm.PIPE, env=environment, cwd=ROOT, children=1)
         machines.append(Machine(process, time.monotonic()))
         return machines[-1]
 

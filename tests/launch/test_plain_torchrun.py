@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 import time
 import types
 from pathlib import Path
@@ -19,16 +18,16 @@ from atlas.config import Config, load_config
 from atlas.errors import InputError
 from atlas.launch.rank import read_prepared, write_prepared
 from atlas.training.signals import Interrupted
+from tests import warm
 from tests.conftest import MakeLibero
 from tests.test_vertical_slice import SMALL
 
 ROOT = Path(__file__).parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*TORCHRUN, "-m", "atlas.cli", "train", "--cpu", *SMALL, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
+    return warm.run(*TORCHRUN, "-m", "atlas.cli", "train", "--cpu", *SMALL, *arguments, cwd=ROOT, children=2)
 
 
 def test_they_train_one_run_together(make_libero: MakeLibero, tmp_path: Path) -> None:
@@ -112,9 +111,7 @@ def test_a_rank_that_fails_is_gone_though_its_end_would_hang(tmp_path: Path) -> 
     command = [*TORCHRUN, "-m", "tests.launch.rank_probe", "probe", str(tmp_path), "raise", "reduce"]
     start = time.monotonic()
 
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, cwd=ROOT, env=os.environ | {"PROBE_ENDLESS_END": "1"}
-    )
+    done = warm.run(*command, cwd=ROOT, env=os.environ | {"PROBE_ENDLESS_END": "1"}, children=2)
 
     assert done.returncode == 1
     assert done.stderr.count("\nValueError: a defect\n") == 1, done.stderr

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from atlas.errors import InputError
 from atlas.tracking import read_scalars
 from atlas.tracking.reading import event_files
 from atlas.tracking.runs import find_runs, read_evaluation, read_named, read_run, summarize
+from tests import warm
 from tests.processes import end_tree
 from tests.test_vertical_slice import run_atlas
 
@@ -128,7 +127,7 @@ def test_a_run_that_ended_beyond_its_checkpoint_is_unfinished_and_one_with_nothi
 
 
 WRITER = """
-import sys
+import sys, time
 from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 from atlas.tracking.console import setup_logging
@@ -136,7 +135,7 @@ from atlas.tracking.console import setup_logging
 setup_logging(Path(sys.argv[1]), is_main=True)
 writer = SummaryWriter(sys.argv[1] + "/tensorboard")
 print(flush=True)
-input()
+time.sleep(600)
 """
 
 
@@ -144,7 +143,7 @@ def test_a_run_runs_as_long_as_its_process_logs(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a")
     assert summarize(run, "a").state == "unfinished"  # this process lives, and has closed its files
 
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    writer = warm.start("-c", WRITER, str(run), stdout=warm.PIPE)
     assert writer.stdout is not None
     try:
         writer.stdout.readline()

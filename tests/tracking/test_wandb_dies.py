@@ -61,13 +61,14 @@ def struck(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futur
     with ExitStack() as stack:
         good, *mortal = (stack.enter_context(MortalWandb()) for _ in range(5))
         online = {"WANDB_BASE_URL": good.url}
+        lost_early: dict[str, Any] = {"init_seconds": 2, **online}
         cases: dict[str, dict[str, Any]] = {
             "core killed offline": {"happen": strike(signal.SIGKILL), **OFFLINE},
             "core killed online": {"happen": strike(signal.SIGKILL), **online},
             "core frozen offline": {"happen": strike(signal.SIGSTOP), **OFFLINE},
             "core frozen online": {"happen": strike(signal.SIGSTOP), **online},
-            "core killed at the start": {"happen": strike(signal.SIGKILL, at_once=True), **online},
-            "core frozen at the start": {"happen": strike(signal.SIGSTOP, at_once=True), **online},
+            "core killed at the start": {"happen": strike(signal.SIGKILL, at_once=True), **lost_early},
+            "core frozen at the start": {"happen": strike(signal.SIGSTOP, at_once=True), **lost_early},
             "disk full": {"happen": fill_the_disk, **OFFLINE},
             "folder that cannot be written": {"before": "(run_dir / 'wandb').symlink_to('/proc')", **OFFLINE},
             "file for a folder": {"before": "(run_dir / 'wandb').write_text('')", **OFFLINE},

@@ -93,20 +93,21 @@ def test_without_a_key_it_goes_offline_and_says_how_to_log_in(tmp_path: Path) ->
 
 def test_without_a_network_it_starts_at_once_goes_offline_and_keeps_the_key_to_itself(tmp_path: Path) -> None:
     script = """
+    from tests.tracking.waiting import Waited
     assert wandb_sink.INIT_TIMEOUT_SECONDS + 5 < 30  # the wait in earnest; shorter here, to save time
     wandb_sink.INIT_TIMEOUT_SECONDS = 1.5
-    start = time.monotonic()
+    start = Waited()
     tracker = make(wandb_id="kept1234")
     tracker.log_config({"secret": os.environ["WANDB_API_KEY"], "url": "s3://me:hunter22@host/x"})
     tracker.log({"train/loss": 1.0}, step=1)
-    print(time.monotonic() - start)
+    print(start.seconds)
     import logging
     logging.getLogger("atlas").info("the key is %s", os.environ["WANDB_API_KEY"])
     tracker.finish()
     """
     run = run_script(tmp_path, script, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY=KEY)
     assert run.code == 0
-    assert float(run.stdout) < 15  # imports, mostly: nothing waits for the server
+    assert float(run.stdout) < 1  # nothing waits for the server
     assert len(run.warnings) == 1 and "goes offline" in run.warnings[0], run.stderr
     assert run.wandb_folder().name.startswith("offline-run-") and run.wandb_folder().name.endswith("kept1234")
     assert [row["item"]["train/loss"] for row in run.wandb_records("history")] == [1]
@@ -146,24 +147,26 @@ def test_a_frozen_wandb_holds_up_neither_training_nor_the_exit(tmp_path: Path) -
     script = """
     import logging, signal
     from atlas.registry.client import service_processes
+    from tests.tracking.waiting import Waited
     logging.getLogger("atlas.tracking.console").setLevel(logging.WARNING)
     tracker = make(exit_timeout=5.0, mode="offline")
     while not service_processes() or not list((run_dir / "wandb").glob("offline-run-*/*.wandb")):
         time.sleep(0.05)
     os.kill(service_processes()[0], signal.SIGSTOP)
-    start = time.monotonic()
+    logging_it = Waited()
     for step in range(2000):
         tracker.log({"train/loss": 1.0, "train/x": 2.0}, step=step)
-    middle = time.monotonic()
+    print(logging_it.seconds)
+    finishing = Waited()
     tracker.finish()
-    print(middle - start, time.monotonic() - middle)
+    print(finishing.seconds)
     """
     if not Path("/proc/self/stat").exists():
         pytest.skip("finds wandb's process through /proc")
     run = run_script(tmp_path, script)
     logging_seconds, finish_seconds = map(float, run.stdout.split())
     assert run.code == 0
-    assert logging_seconds < 10 and finish_seconds < 8
+    assert logging_seconds < 1 and finish_seconds < 8
     assert "is abandoned" in run.stderr and "Traceback" not in run.stderr, run.stderr
     assert len(read_scalars(run.run_dir)["train/loss"]) == 2000  # TensorBoard does not wait
 

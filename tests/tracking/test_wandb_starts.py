@@ -66,7 +66,7 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futur
         assert list(variables) == FAULTS
         with ThreadPoolExecutor(max_workers=3) as pool:
             yield {
-                name: pool.submit(watch, folder / name.replace(" ", "_"), **values)  # type: ignore[arg-type]
+                name: pool.submit(watch, folder / name.replace(" ", "_"), init_seconds=2, **values)  # type: ignore[arg-type]
                 for name, values in variables.items()
             }
         assert forbidding.requests and unavailable.requests

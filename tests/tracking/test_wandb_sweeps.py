@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ import yaml
 from fake_sweeps import ROOT, FakeSweeps, environment_for
 from fake_wandb import ENTITY, PROJECT
 
+from tests import warm
 from tests.conftest import MakeLibero
 from tests.processes import end_tree
 from tests.test_processes import QUICK
@@ -39,16 +39,7 @@ def atlas(server: FakeSweeps, tmp_path: Path) -> Run:
 
     def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = environment_for(server, tmp_path / "home") | variables
-        command = [sys.executable, "-m", "atlas.cli", *arguments]
-        return subprocess.run(
-            command,
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=280,
-            stdin=subprocess.DEVNULL,
-        )
+        return warm.atlas(*arguments, check=False, env=environment, cwd=tmp_path)
 
     return run
 
@@ -101,14 +92,9 @@ def test_an_agent_that_is_stopped_stops_its_run_with_a_checkpoint(
 ) -> None:
     file = write_sweep(tmp_path, make_libero(), steps=100_000, seed=[1])
     atlas("sweep", "create", str(file))
-    agent = subprocess.Popen(
-        [sys.executable, "-m", "atlas.cli", "sweep", "agent", "sweep0"],
-        env=environment_for(server, tmp_path / "home"),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    environment = environment_for(server, tmp_path / "home")
+    command = ["sweep", "agent", "sweep0"]
+    agent = warm.start_atlas(*command, env=environment, cwd=tmp_path, stdout=warm.PIPE, stderr=warm.STDOUT)
     try:
         end = time.monotonic() + 120
         while not any("step      3/" in log.read_text() for log in tmp_path.glob("out/*/train.log")):
@@ -143,14 +129,8 @@ def test_a_function_of_ones_own_trains_with_the_agents_values_and_its_run(
     file = write_sweep(tmp_path, make_libero(), training__learning_rate=[0.001, 0.01], distributed__cpu=[True])
     atlas("sweep", "create", str(file))
 
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(TRIAL)],
-        env=environment_for(server, tmp_path / "home"),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    environment = environment_for(server, tmp_path / "home")
+    done = warm.run("-c", textwrap.dedent(TRIAL), env=environment, cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
     assert sorted(server.runs) == sorted(server.handed_out) == ["sweep0run0", "sweep0run1"]

@@ -30,32 +30,45 @@ _FLUSH_SECONDS = 2.5  # a little more than the sink's
 LOGIN = base64.b64encode(f"api:{KEY}".encode()).decode()  # how the key goes over the wire
 
 _SCRIPT = f"""
-import json
-assert wandb_sink.INIT_TIMEOUT_SECONDS + 5 < {START_SECONDS}  # the wait in earnest; shorter here, to save time
-wandb_sink.INIT_TIMEOUT_SECONDS = 2
+import atexit, json
+from tests.tracking.waiting import Waited, waited_since_start
+
+said = {{}}
+ending = None
+
+@atexit.register  # before wandb registers anything, so that this comes after it
+def tell():
+    print(json.dumps(said | {{"exit": ending.seconds if ending else 0.0}}))
+
+assert wandb_sink.INIT_TIMEOUT_SECONDS + 5 < {START_SECONDS}  # the wait in earnest
+if "INIT_SECONDS" in os.environ:
+    wandb_sink.INIT_TIMEOUT_SECONDS = float(os.environ["INIT_SECONDS"])
 happened = Path(os.environ["HAPPENED"])
 tracker = make(exit_timeout=float(os.environ["EXIT_SECONDS"]))
-first, longest, step, beyond = time.time(), 0.0, 0, 0
+said["first"], longest, step, beyond = waited_since_start(), 0.0, 0, 0
 while beyond < int(os.environ["STEPS"]):
     step += 1
     beyond += happened.exists()
-    before = time.monotonic()
+    call = Waited()
     tracker.log({{"train/loss": 1 / step, "custom/metric": step}}, step=step)
-    longest = max(longest, time.monotonic() - before)
+    longest = max(longest, call.seconds)
     time.sleep(0.05)
-last = time.time()
+ending = Waited()
 tracker.finish()
-print(json.dumps({{"first": first, "longest": longest, "last": last, "finished": time.time(), "steps": step}}))
+said |= {{"longest": longest, "finish": ending.seconds, "steps": step}}
 """
 
 
 @dataclass
 class Watched:
-    """A run that has ended, what it said of itself, and the processes it left."""
+    """A run that has ended, what it said of itself, and the processes it left.
+
+    All seconds are of waiting for something else than the machine; see waiting.py.
+    """
 
     run: Finished
     first_step_seconds: float  # from its process's start
-    longest_call: float  # seconds in `log`
+    longest_call: float  # of `log`
     steps: int
     finish_seconds: float  # in `finish`
     exit_seconds: float  # from the last step to the process's end
@@ -67,7 +80,7 @@ class Watched:
         assert self.first_step_seconds < START_SECONDS, self
         assert self.longest_call < 0.5, self
         assert self.finish_seconds < exit_seconds + 2, self
-        assert self.exit_seconds < exit_seconds + 10, self  # the interpreter's own end takes some of it
+        assert self.exit_seconds < exit_seconds + 10, self  # with what wandb does at the interpreter's end
         assert self.left == {}, self
         steps = [step for step, _ in read_scalars(self.run.run_dir)["train/loss"]]
         assert steps == list(range(1, self.steps + 1)), self
@@ -113,17 +126,20 @@ def watch(
     steps: int = STEPS,
     exit_seconds: float = EXIT_SECONDS,
     before: str = "",
+    init_seconds: float | None = None,
     **variables: str,
 ) -> Watched:
     """Run until `happen` has returned and for `steps` more, with a planted key, unless the variables say otherwise.
 
-    before: lines that the run's process executes first.
+    before: lines that the run's process executes first. init_seconds: how long wandb is waited for at the start, where
+    it will not come.
     """
     folder.mkdir()
     mark, happened = new_mark(), folder / "happened"
     settings = {"HAPPENED": str(happened), "STEPS": str(steps), "EXIT_SECONDS": str(exit_seconds)}
+    if init_seconds is not None:
+        settings["INIT_SECONDS"] = str(init_seconds)
     variables = {"WANDB_API_KEY": KEY, **variables, **settings, **mark}
-    begin = time.time()
     with ThreadPoolExecutor(max_workers=1) as pool:
         try:
             future = pool.submit(run_script, folder, before + _SCRIPT, **variables)
@@ -131,13 +147,12 @@ def watch(
                 happen(Running(mark, folder / "run"))
             happened.touch()
             run = future.result()
-            end, left = time.time(), left_over(mark)
+            left = left_over(mark)
         finally:
             end_all(mark)  # also lets the pool end
     said = json.loads(run.stdout or "{}")
-    assert said, run.stderr
-    finish, exit = said["finished"] - said["last"], end - said["last"]
-    return Watched(run, said["first"] - begin, said["longest"], said["steps"], finish, exit, left)
+    assert "finish" in said, run.stderr
+    return Watched(run, said["first"], said["longest"], said["steps"], said["finish"], said["exit"], left)
 
 
 # ---- ./train.sh ------------------------------------------------------------------------------------------

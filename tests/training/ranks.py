@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
+import signal
 import socket
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from accelerate import Accelerator
 
 from atlas.config import Config
 from atlas.training.strategy import ddp_settings
+from tests import warm
 
 _DEVICE = "RANKS_DEVICE"
 
@@ -28,14 +33,32 @@ def run_ranks(world: int, folder: Path, function: Callable[..., Any], *args: Any
         port = probe.getsockname()[1]
     names = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     names |= {"OMP_NUM_THREADS": 1, _DEVICE: device}
-    torch.multiprocessing.spawn(_rank, (names, folder, function, args), nprocs=world)
+    (folder / "asked").write_bytes(pickle.dumps((function, args)))
+    ranks = [_start(rank, names, folder) for rank in range(world)]
+    try:
+        while any(rank.poll() is None for rank in ranks) and not any(rank.returncode for rank in ranks):
+            time.sleep(0.02)
+    finally:  # where one has failed, the others wait for it
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    failed = [number for number, rank in enumerate(ranks) if rank.returncode not in (0, -signal.SIGKILL)]
+    said = "\n".join((folder / f"{number}.txt").read_text() for number in failed)
+    assert not any(rank.returncode for rank in ranks), f"rank {failed} failed:\n{said}"
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
-def _rank(rank: int, names: dict[str, Any], folder: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    os.environ |= {name: str(value) for name, value in (names | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+def _start(rank: int, names: dict[str, Any], folder: Path) -> warm.Started:
+    variables = {name: str(value) for name, value in (names | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+    with (folder / f"{rank}.txt").open("w") as said:
+        command = ["-m", "tests.training.ranks", str(folder)]
+        return warm.start(*command, stderr=said, env=os.environ | variables, cwd=warm.ROOT)
+
+
+def _run_rank(folder: Path) -> None:
     torch.set_num_threads(1)
-    torch.save(function(*args), folder / f"{rank}.pt")
+    function, args = pickle.loads((folder / "asked").read_bytes())
+    torch.save(function(*args), folder / f"{os.environ['RANK']}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -48,3 +71,7 @@ def make_accelerator(config: Config) -> Accelerator:
         mixed_precision="bf16" if bf16 else "no",
         kwargs_handlers=[ddp_settings(config.training)],
     )
+
+
+if __name__ == "__main__":
+    _run_rank(Path(sys.argv[1]))

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from atlas.rollout.report import EpisodeOutcome, EvaluationReport
 from atlas.tracking import RunTracker
 from atlas.training.closed_loop import ClosedLoop
 from atlas.training.media.episodes import EpisodeLogger
+from tests import warm
 from tests.policy.test_policy import make_policy
 from tests.test_vertical_slice import SMALL
 from tests.tracking.tracked_run import Finished
@@ -46,13 +46,8 @@ def run(cubes_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Finish
     names = ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
     variables = {name: str(home / name) for name in names} | {"HOME": str(home)}
     command = ["train", "--cpu", "--mode", "multi", "--gpus", "2", *SMALL, *(f"{k}={v}" for k, v in keys.items())]
-    done = subprocess.run(
-        [sys.executable, "-m", "atlas.cli", *command],
-        env={name: value for name, value in os.environ.items() if not name.startswith("WANDB_")} | variables,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    done = warm.atlas(*command, check=False, env=kept | variables)
     return Finished(done.returncode, done.stdout, done.stderr, out / "two", home)
 
 
@@ -210,12 +205,7 @@ def evaluate(run: Finished, out: Path) -> subprocess.CompletedProcess[str]:
         "8",
         "--blind",
     ]
-    return subprocess.run(
-        [sys.executable, "-m", "atlas.cli", *command, "--json", "--out", str(out)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return warm.atlas(*command, "--json", "--out", str(out), check=False)
 
 
 def test_the_command_line_writes_outcomes_too(run: Finished, tmp_path: Path) -> None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +25,7 @@ from atlas.training.keeping import NotSaved
 from atlas.training.selection import check_metrics
 from atlas.training.skipping import NotFinite
 from atlas.types import Batch, LossTerms
+from tests import warm
 from tests.conftest import MakeLibero
 from tests.test_processes import QUICK
 
@@ -127,15 +125,9 @@ def test_all_ranks_leave_out_a_step_that_one_cannot_take(make_libero: MakeLibero
     config, _ = prepare(load_config(None, [*settings, "distributed.cpu=true"]))
     script = tmp_path / "poisoned.py"
     script.write_text(POISONED)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
-    done = subprocess.run(
-        [*torchrun, str(script), str(tmp_path / "two" / "config.yaml")],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
-    )
+    done = warm.run(*torchrun, str(script), str(tmp_path / "two" / "config.yaml"), children=2)
 
     assert done.returncode == 0, done.stderr
     scalars = read_scalars(tmp_path / "two")
@@ -226,9 +218,7 @@ def test_the_end_after_a_full_disk_is_exit_code_1(make_libero: MakeLibero, tmp_p
     start = "from atlas.cli import main; sys.argv[0] = 'atlas'; main()"
     settings = [*QUICK, f"data.path={make_libero()}", f"output_dir={tmp_path}", "run_name=full", "training.max_steps=3"]
 
-    done = subprocess.run(
-        [sys.executable, "-c", limit + start, "train", "--cpu", *settings], capture_output=True, text=True, timeout=200
-    )
+    done = warm.run("-c", limit + start, "train", "--cpu", *settings)
 
     assert done.returncode == 1
     assert "could not be written" in done.stderr and "Traceback" not in done.stderr

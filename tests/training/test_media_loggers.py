@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import atlas
 from atlas.config import load_config
 from atlas.training.checkpoints.snapshot import load_rank_states
 from atlas.training.media.loggers import due_at_validation, fit_intervals
+from tests import warm
 from tests.conftest import MakeLibero
 from tests.data.test_feature_cache import fill, make_config
 from tests.test_vertical_slice import SMALL
@@ -88,13 +87,9 @@ def two(cubes_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Finish
     variables = {name: str(home / name) for name in names} | {"HOME": str(home), "NETRC": str(home / ".netrc")}
     settings = [*RUN, *MEDIA, "data.batch_size=4", "wandb.enabled=true", "wandb.mode=offline"]
     places = [f"data.path={cubes_dataset}", f"output_dir={out}", "run_name=run"]
-    done = subprocess.run(
-        [sys.executable, "-m", "atlas.cli", "train", "--cpu", "--mode", "multi", "--gpus", "2", *settings, *places],
-        env={name: value for name, value in os.environ.items() if not name.startswith("WANDB_")} | variables,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    command = ["train", "--cpu", "--mode", "multi", "--gpus", "2", *settings, *places]
+    done = warm.atlas(*command, check=False, env=kept | variables)
     return Finished(done.returncode, done.stdout, done.stderr, out / "run", home)
 
 

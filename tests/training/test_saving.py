@@ -6,7 +6,6 @@ import logging
 import resource
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from atlas.training.checkpoints.host_memory import HostMemory
 from atlas.training.checkpoints.retention import Retention
 from atlas.training.checkpoints.saving import Saver
 from atlas.training.checkpoints.state import TrainingState
+from tests import warm
 from tests.training.written import Files, Training, small, step_in
 
 
@@ -244,6 +244,7 @@ from pathlib import Path
 from atlas.training.checkpoints import saving
 from atlas.training.checkpoints import Checkpoints
 from atlas.training.checkpoints.retention import Retention
+from tests import warm
 from tests.training.written import small
 
 saving._SECONDS_AT_EXIT = float(sys.argv[2])
@@ -270,6 +271,4 @@ def test_a_write_that_hangs_does_not_keep_the_process_alive(tmp_path: Path) -> N
 
 def die(run_dir: Path, seconds_at_exit: float, then_seconds: float) -> subprocess.CompletedProcess[str]:
     arguments = [str(run_dir), str(seconds_at_exit), str(then_seconds)]
-    return subprocess.run(
-        [sys.executable, "-c", _DYING, *arguments], capture_output=True, text=True, timeout=250, check=False
-    )
+    return warm.run("-c", _DYING, *arguments, timeout=250)
