@@ -17,8 +17,10 @@ from atlas.checks.context import CheckContext
 from atlas.checks.video import check_video
 from atlas.config import DataConfig
 from atlas.data import open_configured, open_dataset
+from atlas.data.convert import Conversion, convert
 from atlas.data.lerobot import LeRobotDataset
 from atlas.data.lerobot.libero_tasks import _DIGESTS, digest, is_libero_task
+from atlas.data.lerobot.tables import parquet_table
 from atlas.data.origin import mend
 from atlas.errors import InputError
 from atlas.rollout.libero_package import ALL_SUITES, tasks_of
@@ -330,3 +332,56 @@ def test_times_that_are_too_far_off_are_told_from_frames_that_are_missing(tmp_pa
 def context(root: Path) -> CheckContext:
     dataset = open_dataset(root)
     return CheckContext(dataset, list(dataset.cameras), np.arange(4), np.arange(0))
+
+
+# What a damaged file may claim
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "said"), [(STATE, [2**31], "float32 of shape"), (FRONT, [2**31, 2**31, 3], "is a video of shape")]
+)
+def test_sizes_beyond_reason_are_refused_before_room_is_taken(
+    key: str, shape: list[int], said: str, tmp_path: Path
+) -> None:
+    root = copy_fixture(VIDEO, tmp_path / "set")
+    edit_feature(root, key, shape=shape)
+
+    with pytest.raises(InputError, match=said):
+        lerobot(root, features={"cameras": {"front": FRONT}, "proprio": STATE}).episode(0).actions  # noqa: B018
+
+
+def test_a_file_that_claims_more_rows_than_it_can_hold_is_refused(tmp_path: Path) -> None:
+    values = pa.chunked_array([pa.array([0] * 10_000_000, pa.int8())])
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"episode_index": values}), path)
+
+    with pytest.raises(InputError, match="bytes, and says that it holds 10000000 rows"):
+        parquet_table(path, ["episode_index"])
+
+
+def test_what_atlas_noted_of_a_dataset_may_be_damaged_too(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    convert(open_dataset(FIXTURES / VIDEO), root, Conversion("lerobot", "png"), workers=1)
+    about = json.loads((root / "meta/atlas/dataset.json").read_text())
+    (root / "meta/atlas/dataset.json").write_text(json.dumps(about | {"action_spec": {"position": [0, 99]}}))
+
+    with pytest.raises(InputError, match=r"dataset\.json"):
+        open_dataset(root)
+    (root / "meta/atlas/dataset.json").write_text(json.dumps(about))
+    for column, value in (("model", 7), ("init_state", ["x"])):
+        replace_column(root / "meta/atlas/episodes.parquet", column, [value] * 4)
+        with pytest.raises(InputError, match=r"meta/atlas: episode 0 cannot be used"):
+            open_dataset(root).episode(0).model_xml  # noqa: B018
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 500, b"{}"])
+def test_what_a_power_cut_left_in_the_cache_is_made_anew(content: bytes, own_cache: Path, tmp_path: Path) -> None:
+    root, truth = as_version_2(FIXTURES / VIDEO, tmp_path / "set"), lerobot(FIXTURES / VIDEO)
+    truncate(root / VIDEO_V2.format(episode_chunk=0, video_key=FRONT, episode_index=0))
+    check_same(lerobot(root, skip_damaged=True), truth, [1, 2, 3], ["agentview"])
+    for path in own_cache.rglob("*"):
+        if path.is_file():
+            path.unlink()  # whoever has it mapped into memory keeps it
+            path.write_bytes(content)
+
+    check_same(lerobot(root, skip_damaged=True), truth, [1, 2, 3], ["agentview"])

@@ -6,6 +6,7 @@ frame; episodes follow one another in the dataset's order.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -28,7 +29,8 @@ from atlas.errors import InputError
 from atlas.files import partial_name, write_json
 from atlas.progress import progress_bar
 
-FORMAT = 1  # of the folder; part of its name
+FORMAT = 2  # of the folder; part of its name
+logger = logging.getLogger(__name__)
 _NOTES = "notes.json"  # written last: what was noticed when the numbers were read
 _SHOWN_FROM_FILES = 50  # below, reading takes no time worth a progress bar
 _OWN = ("timestamp", "episode_index", "frame_index", "task_index")
@@ -54,7 +56,19 @@ def open_columns(folder: Path, root: Path, info: Info, features: Features, episo
     """
     if not (folder / _NOTES).is_file():
         _make(folder, root, info, features, episodes)
+    try:
+        return _mapped(folder, int(episodes.length.sum()))
+    except (OSError, ValueError, LookupError, TypeError, SyntaxError, EOFError):  # numpy parses what a file begins with
+        logger.warning("%s was damaged, and is made anew.", folder)
+        (folder / _NOTES).unlink(missing_ok=True)
+    _make(folder, root, info, features, episodes)
+    return _mapped(folder, int(episodes.length.sum()))
+
+
+def _mapped(folder: Path, frames: int) -> Columns:
     arrays = {path.stem: np.asarray(np.load(path, mmap_mode="r")) for path in folder.glob("*.npy")}
+    if any(len(array) != frames for array in arrays.values()):
+        raise ValueError("a column is of another length")
     return Columns(
         action=arrays["action"],
         proprio=arrays["proprio"],

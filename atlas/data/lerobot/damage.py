@@ -34,12 +34,12 @@ def leave_out_damaged(
     known: a file of the cache for what is found, which is looked for once for a state of the dataset.
     Raises InputError where no episode is left.
     """
-    if not known.is_file():
-        found, strays = _damaged(root, info, features, episodes, look)
-        write_json(known, {"damaged": {str(index): why for index, why in found.items()}, "strays": strays})
-    noted = read_json(known)
-    damaged = {int(index): why for index, why in noted["damaged"].items()}
-    for name, rows in noted["strays"].items():
+    noted = _noted(known)
+    if noted is None:
+        noted = _damaged(root, info, features, episodes, look)
+        write_json(known, {"damaged": {str(index): why for index, why in noted[0].items()}, "strays": noted[1]})
+    damaged, strays = noted
+    for name, rows in strays.items():
         logger.warning("Left out: %d rows of %s that are of no episode.", rows, root / name)
     for why in dict.fromkeys(damaged.values()):
         numbers = [int(episodes.number[index]) for index, its in damaged.items() if its == why]
@@ -48,7 +48,16 @@ def leave_out_damaged(
     kept = np.setdiff1d(np.arange(len(episodes.length)), list(damaged))
     if not len(kept):
         raise InputError(f"{root} has no episode that is not damaged; the warnings say what is wrong.")
-    return episodes.only(kept) if damaged or noted["strays"] else episodes
+    return episodes.only(kept) if damaged or strays else episodes
+
+
+def _noted(known: Path) -> tuple[dict[int, str], dict[str, int]] | None:
+    """What was found before; None where nothing was noted, or it cannot be read."""
+    try:
+        values = read_json(known)
+        return {int(index): str(why) for index, why in values["damaged"].items()}, dict(values["strays"])
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return None
 
 
 def _damaged(

@@ -168,12 +168,12 @@ class LeRobotDataset:
 
         def look() -> None:
             check_whole(self.path, self._source.all_files())
-            self.check_sizes()
             for index in self._last_in_files():
                 for camera in self.cameras:
                     self.images(camera, np.array([index]), self.lengths[[index]] - 1)
 
         self._once(_CHECKED, look)
+        self.check_sizes()
 
     def check_sizes(self) -> None:
         """See whether all images are of the size that the dataset says they have, by the headers of videos and images.
@@ -255,11 +255,13 @@ class LeRobotDataset:
         file = (of.videos[feature.key] if feature.dtype == "video" else of).file[episodes]
         if (file == file[0]).all():
             return np.asarray(self._images_of_file(of, camera, episodes, frames, times))
-        images = np.empty((len(frames), *feature.image_size, 3), np.uint8)
+        images = np.zeros(0, np.uint8)
         for number in np.unique(file):
             here = np.flatnonzero(file == number)
             its_times = None if times is None else times[here]
             found = self._images_of_file(of, camera, episodes[here], frames[here], its_times)
+            if not len(images):  # not before an image is seen to be as large as the metadata says
+                images = np.empty((len(frames), *found[0].shape), np.uint8)
             for place, image in zip(here, found, strict=True):
                 images[place] = image
         return images

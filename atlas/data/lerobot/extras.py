@@ -6,6 +6,7 @@ of the dataset like any other, `sim_state`, and here is how many of its numbers 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,12 +81,16 @@ class Extras:
                 "Atlas wrote it. Delete that folder; what it holds is lost then."
             )
         row = table[number]
-        state, model = row["init_state"], row["model"]
-        return EpisodeExtras(
-            sim_dim=row["sim_dim"],
-            init_state=None if state is None else np.array(state, np.float64),
-            model_xml=None if model is None else models[model],
-        )
+        state, model, sim_dim = row["init_state"], row["model"], row["sim_dim"]
+        try:
+            return EpisodeExtras(
+                sim_dim=None if sim_dim is None else operator.index(sim_dim),
+                init_state=None if state is None else np.array(state, np.float64),
+                model_xml=None if model is None else models[model],
+            )
+        except (ValueError, TypeError, LookupError) as error:
+            path = self._root / _FOLDER
+            raise InputError(f"{path}: episode {number} cannot be used ({first_line(error)}). {mend(path)}") from None
 
     @cached_property
     def _tables(self) -> tuple[dict[int, dict[str, Any]], list[str]]:
@@ -105,11 +110,13 @@ def read_extras(root: Path) -> Extras | None:
         orientation = values["orientation"]
         if orientation not in ORIENTATIONS or not isinstance(about.environment, str | None):
             raise ValueError(f"orientation is {orientation!r} and environment {about.environment!r}")
+        extras = Extras(root, about, orientation)
+        assert extras.source_actions is not None  # seen to be such as a config may have it
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} cannot be used ({first_line(error)}). {mend(path)}") from None
-    return Extras(root, about, orientation)
+    return extras
 
 
 def write_extras(root: Path, about: About, episodes: Sequence[EpisodeExtras]) -> None:
@@ -152,4 +159,6 @@ def read_sim_states(path: Path, first: int, count: int, width: int) -> np.ndarra
 
 
 def _read(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    return list(parquet_table(path, columns).to_pylist())
+    table = parquet_table(path, columns)
+    with readable_parquet(path):  # its texts may be none
+        return list(table.to_pylist())

@@ -19,6 +19,7 @@ VERSIONS = ("v3.0", "v2.1", "v2.0")
 _CHANNEL = ("channel", "channels", "c", "rgb")
 _DEPTH = ("is_depth_map", "video.is_depth_map")  # how the versions say that a video is of distances
 _PLAIN_NUMBER = re.compile(r"0?[1-9]?d?")  # how a template may write a number: 03d, 6d, or as it is
+_LARGEST = 2**16  # of a shape that is used: the pixels of a side, or numbers of a row
 _DEEPEST = 8  # names within names
 _MOST_FILES = 10**9  # a number beyond is none of a file
 _FPS, _COUNT = (1e-3, 1e5), (1, 2**53)  # what can be
@@ -202,7 +203,7 @@ def _feature(path: Path, key: str, values: Any) -> Feature:
             f"{path}: the feature '{key[:200]}' is {_shown(values)}, expected an object with dtype and shape."
         )
     shape = values.get("shape")
-    shape = shape if isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**31 for n in shape) else []
+    shape = shape if isinstance(shape, list) and all(type(n) is int and 0 <= n <= _LARGEST for n in shape) else []
     about = [values, *(part for part in (values.get("info"), values.get("video_info")) if isinstance(part, dict))]
     depth = any(part.get(name) is True for part in about for name in _DEPTH)
     return Feature(key, values["dtype"], tuple(shape), tuple(_names(values.get("names"))), depth)
