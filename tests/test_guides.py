@@ -94,7 +94,10 @@ class Page:
 
 
 def read_page(guide: str, language: str = "") -> Page:
-    path = ROOT / "docs" / f"{guide}{language}.md"
+    return read_file(ROOT / "docs" / f"{guide}{language}.md")
+
+
+def read_file(path: Path) -> Page:
     headings: list[tuple[int, str]] = []
     blocks: list[Block] = []
     prose: dict[str, list[str]] = {"": []}

@@ -47,7 +47,14 @@ ROWS = of_part(
         "pose_loss = (pose * valid).sum() / n_valid.clamp(min=1)",
         "pose_loss = (pose * valid).mean()",
         "the loss is a mean over all steps of the chunk, padded ones included",
-        f"{HEADS}::test_padded_steps_neither_count_nor_tell_the_others {POLICY}::test_padding_does_not_count",
+        f"{HEADS}::test_losses_are_means_over_the_steps_that_are_there",
+    ),
+    (
+        "atlas/policy/flow_matching.py",
+        "pose_loss = (errors[..., :-1].mean(-1) * valid).sum() / n_valid.clamp(min=1)",
+        "pose_loss = (errors[..., :-1].mean(-1) * valid).mean()",
+        "the flow's loss is a mean over all steps of the chunk, padded ones included",
+        f"{HEADS}::test_losses_are_means_over_the_steps_that_are_there",
     ),
     (
         "atlas/policy/flow_matching.py",
@@ -159,14 +166,14 @@ ROWS = of_part(
         "return self.action_scaler.denormalize(self.head.sample(fused, batch.key, generator), batch.source)",
         "return self.head.sample(fused, batch.key, generator)",
         "sampled actions stay normalised",
-        f"{POLICY}::test_each_source_has_its_own_scale",
+        f"{POLICY}::test_pose_losses_are_of_normalised_actions",
     ),
     (
         "atlas/policy/policy.py",
         "proprio = self.proprio_scaler.normalize(batch.proprio, batch.source)",
         "proprio = batch.proprio",
         "proprio is not scaled",
-        f"{POLICY}",
+        f"{POLICY}::test_what_the_hand_feels_is_scaled_by_its_source",
     ),
     (
         "atlas/policy/policy.py",

@@ -34,7 +34,7 @@ ROWS = of_part(
     (
         "atlas/training/trainer.py",
         "self.strategy.stepped(step)\n",
-        "",
+        "pass\n",
         "the averaged weights, which are judged and saved, do not move",
         LOOP,
     ),
@@ -105,8 +105,8 @@ ROWS = of_part(
         "atlas/training/agreement.py",
         "torch.distributed.ReduceOp.MAX",
         "torch.distributed.ReduceOp.MIN",
-        "ranks do not agree to leave a step out, or to stop",
-        f"{WRONG}::test_all_ranks_leave_out_a_step_that_one_cannot_take",
+        "ranks do not agree to stop where one of them is asked to",
+        "tests/test_online_training.py::test_the_stop_button_ends_all_ranks_with_a_checkpoint",
     ),
     (
         "atlas/training/skipping.py",
@@ -141,7 +141,7 @@ ROWS = of_part(
         'group["lr"] = rate * group["factor"]',
         'group["lr"] = rate',
         "pretrained weights learn as fast as all others",
-        "tests/policy/test_policy.py::test_a_text_encoder_that_is_trained_learns_more_slowly",
+        f"{PARTS}::test_every_group_of_weights_has_its_share_of_the_rate",
     ),
     (
         "atlas/training/optimizer.py",
@@ -225,7 +225,7 @@ ROWS = of_part(
         "label = (target[..., spec.gripper] > 0).double()",
         "label = (target[..., spec.gripper] < 0).double()",
         "the gripper's errors are of the flipped label",
-        f"{PARTS}::test_errors_are_in_the_units_of_the_action_spec_and_in_physical_ones",
+        f"{PARTS}::test_a_gripper_that_is_to_close_is_compared_with_one_that_closes",
     ),
     (
         "atlas/training/metrics.py",

@@ -104,6 +104,23 @@ def test_padded_steps_neither_count_nor_tell_the_others(
 
 
 @pytest.mark.parametrize("config", HEADS.values(), ids=HEADS.keys())
+def test_losses_are_means_over_the_steps_that_are_there(
+    config: RegressionHeadConfig | FlowMatchingHeadConfig,
+) -> None:
+    """Untrained, so that no step looks at another: those of all steps follow from those of two parts of them."""
+    head = make_head(config, DIM, ActionSpec(), HORIZON)
+    fused, actions, none = chunks()
+    is_pad = none.clone()
+    is_pad[0, 1:], is_pad[1, 3:] = True, True
+
+    whole, part, rest = (head(fused, actions, pad, keys(0, 1, 2)) for pad in (none, is_pad, ~is_pad))
+
+    for name in ("loss", "pose_loss", "gripper_loss"):
+        both = getattr(part, name) * part.n_valid + getattr(rest, name) * rest.n_valid
+        torch.testing.assert_close(both / whole.n_valid, getattr(whole, name))
+
+
+@pytest.mark.parametrize("config", HEADS.values(), ids=HEADS.keys())
 def test_a_batch_of_nothing_but_padding_has_no_loss(config: RegressionHeadConfig | FlowMatchingHeadConfig) -> None:
     fused, actions, is_pad = chunks()
 

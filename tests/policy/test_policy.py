@@ -241,6 +241,22 @@ def test_what_policies_were_scaled_by_is_kept_with_them(tmp_path: Path) -> None:
     assert PolicyProcessor.load(tmp_path / "processor.json") == old
 
 
+def test_what_the_hand_feels_is_scaled_by_its_source() -> None:
+    torch.manual_seed(0)
+    processor = make_processor(sources=2)
+    policy = AtlasPolicy(load_config({}, [*SMALL, *VISIONS["keypoints"]]).model, processor).eval()
+    batch = replace(make_batch(2), source=torch.tensor([1, 0]))
+    felt: list[torch.Tensor] = []
+    policy.fusion.proprio.register_forward_pre_hook(lambda _, given: felt.append(given[0]))
+
+    policy.sample(batch)
+
+    for row, source in enumerate((1, 0)):
+        columns = processor.statistics[source].proprio
+        mean, std = torch.tensor(columns.mean), torch.tensor(columns.std)
+        torch.testing.assert_close(felt[0][row], (batch.proprio[row] - mean) / std)
+
+
 def test_observations_go_the_way_of_training_images() -> None:
     rng = np.random.default_rng(0)
     images = {c: rng.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8) for c in ("eye_in_hand", "agentview", "extra")}
@@ -269,6 +285,11 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
         AtlasPolicy.from_pretrained(tmp_path)
     save_file(weights | {"head.pose.bias": torch.zeros(3)}, file)
     with pytest.raises(InputError, match=r"'head\.pose\.bias' has shape \[3\], expected \[6\]"):
+        AtlasPolicy.from_pretrained(tmp_path)
+    spoilt = weights["head.pose.bias"].clone()
+    spoilt[0] = torch.inf
+    save_file(weights | {"head.pose.bias": spoilt}, file)
+    with pytest.raises(InputError, match=r"'head\.pose\.bias' holds values that are not finite"):
         AtlasPolicy.from_pretrained(tmp_path)
     file.write_bytes(b"no tensors")
     with pytest.raises(InputError, match=r"model\.safetensors.*truncated"):

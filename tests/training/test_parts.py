@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from atlas.config import load_config
 from atlas.training.average import WeightAverage
 from atlas.training.metrics import ActionErrors, LossMeter
-from atlas.training.optimizer import learning_rate, make_optimizer
+from atlas.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from atlas.training.schedule import make_schedule
 from atlas.training.selection import choose_best_metric
 from atlas.training.timing import StepTimer
@@ -40,6 +40,18 @@ def test_errors_are_in_the_units_of_the_action_spec_and_in_physical_ones() -> No
     assert found["val/rotation_error_deg"] == pytest.approx(np.rad2deg(0.2 * 0.5))
     assert found["val/gripper_error"] == pytest.approx(0.75)  # P(close) is 0.75, the label is open
     assert found["val/gripper_accuracy"] == 0.0
+
+
+@pytest.mark.parametrize(("recorded", "error", "accuracy"), [(1.0, 0.1, 1.0), (-1.0, 0.9, 0.0)])
+def test_a_gripper_that_is_to_close_is_compared_with_one_that_closes(
+    recorded: float, error: float, accuracy: float
+) -> None:
+    predicted, target = torch.zeros(1, 1, 7), torch.zeros(1, 1, 7)
+    predicted[..., 6], target[..., 6] = 0.8, recorded  # P(close) is 0.9
+
+    found = errors_of(predicted, target)
+
+    assert found["val/gripper_error"] == pytest.approx(error) and found["val/gripper_accuracy"] == accuracy
 
 
 def test_the_rotation_error_is_the_angle_between_the_rotations() -> None:
@@ -96,6 +108,15 @@ def test_the_learning_rate_warms_up_and_falls_to_a_hundredth() -> None:
 
     assert rates[0] == pytest.approx(1e-4) and rates[9] == pytest.approx(1e-3) == max(rates)
     assert rates[9:] == sorted(rates[9:], reverse=True) and rates[100] == pytest.approx(1e-5)
+
+
+def test_every_group_of_weights_has_its_share_of_the_rate() -> None:
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "factor": factor} for factor in (1.0, 0.1)]
+    optimizer = torch.optim.AdamW(groups)
+
+    set_learning_rate(optimizer, 2.0)
+
+    assert [group["lr"] for group in optimizer.param_groups] == [2.0, pytest.approx(0.2)]
 
 
 def test_no_weight_decay_on_norms_and_biases() -> None:
