@@ -188,11 +188,13 @@ def examine(
     seconds: float = _SECONDS,
 ) -> dict[Broken, Verdict]:
     """Break each row in copies of `source` below `work`, as many at once as there are jobs."""
+    copy_tree(source, work / "unbroken")  # so that whoever works on the source meanwhile changes nothing here
+    source = work / "unbroken"
     verdicts = _remembered(rows, source, results)
     waiting = [row for row in reversed(rows) if row not in verdicts]
     free = [work / f"tree_{number}" for number in range(min(jobs, len(waiting)))]
     if waiting:
-        copy_tree(source, free[0])
+        shutil.copytree(source, free[0])
         failing = _failing_unbroken(waiting, free[0])
         for tree in free[1:]:
             shutil.copytree(free[0], tree, symlinks=True)  # with what is compiled
