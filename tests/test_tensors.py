@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch.utils._pytree import tree_flatten
 
 from atlas.errors import InputError
-from atlas.tensors import load_nested, save_nested, save_tensors
+from atlas.tensors import _write, load_nested, save_nested, save_tensors
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]
 DTYPES += [torch.int8, torch.uint8, torch.bool]
@@ -73,3 +74,14 @@ def test_a_damaged_or_missing_file_is_named(tmp_path: Path, size: int) -> None:
 
     with pytest.raises(InputError, match=r"optimizer\.safetensors is damaged"):
         load_nested(file)
+
+
+def test_a_disk_that_takes_a_write_in_parts_gets_all_of_it() -> None:
+    class InParts(io.BytesIO):
+        def write(self, data: Any) -> int:
+            return super().write(bytes(data[:3]))
+
+    file = InParts()
+    _write(file, memoryview(b"0123456789"))
+
+    assert file.getvalue() == b"0123456789"

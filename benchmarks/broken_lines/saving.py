@@ -196,7 +196,7 @@ ROWS = of_part(
         "rest = rest[file.write(rest) :]",
         "file.write(rest)\n        rest = rest[len(rest) :]",
         "of a write that the disk takes in parts the rest is lost",
-        "tests/test_tensors.py tests/training/test_saving.py",
+        "tests/test_tensors.py::test_a_disk_that_takes_a_write_in_parts_gets_all_of_it",
     ),
     (
         "atlas/training/checkpoints/shards.py",

@@ -118,15 +118,20 @@ def test_augmentation_switched_off_changes_nothing(make_libero: MakeLibero) -> N
 
 
 def test_a_shift_moves_the_picture_by_whole_pixels(make_libero: MakeLibero) -> None:
+    """Up, down and sideways, another way for each sample."""
     config = AugmentConfig(shift=0.2, brightness=0, contrast=0, saturation=0)
-    batch = make_chunks(make_libero).__getitems__([(0, 3)])
-    before, after = batch.images[0, 0].float() / 255, augmented(config, make_libero, [(0, 3)])[0, 0]
+    samples = [(0, frame) for frame in range(4)]
+    before = make_chunks(make_libero).__getitems__(samples).unit_images()[:, 0]
+    after = augmented(config, make_libero, samples)[:, 0]
 
     most = round(0.2 * 32)
     shifts = [(y, x) for y in range(-most, most + 1) for x in range(-most, most + 1)]
     inner = slice(most, -most)
-    found = [s for s in shifts if torch.allclose(before.roll(s, (1, 2))[:, inner, inner], after[:, inner, inner])]
-    assert len(found) == 1
+    found = []
+    for image, moved in zip(before, after, strict=True):
+        (shift,) = [s for s in shifts if torch.allclose(image.roll(s, (1, 2))[:, inner, inner], moved[:, inner, inner])]
+        found.append(shift)
+    assert len({y for y, _ in found}) > 1 and len({x for _, x in found}) > 1
 
 
 def test_colours_follow_brightness_saturation_and_contrast(make_libero: MakeLibero) -> None:
