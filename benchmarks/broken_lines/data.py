@@ -301,4 +301,11 @@ ROWS = of_part(
         "the cache of frames holds the first frames of episodes again and again",
         "tests/data/test_frame_cache.py::test_samples_are_those_of_the_source_to_the_bit",
     ),
+    (
+        "atlas/data/statistics.py",
+        'seldom = seldom_used(columns) if method == "quantiles" else []',
+        "seldom: list[int] = []",
+        "a dimension that is used in one frame of hundreds is scaled by what hardly moves",
+        "tests/policy/test_policy.py::test_a_dimension_that_is_used_in_one_frame_of_hundreds_is_scaled_by_its_deviation",
+    ),
 )

@@ -217,4 +217,11 @@ ROWS = of_part(
         "proprio is not looked at",
         "tests/policy/test_fusion.py::test_each_token_of_an_image_each_word_and_proprio_matter",
     ),
+    (
+        "atlas/policy/processor.py",
+        "scales.append(scale.clamp(min=SMALLEST_RANGE))",
+        "scales.append(scale)",
+        "a dimension that hardly moves is blown up, and one that never does becomes infinite",
+        f"{POLICY}::test_a_dimension_that_never_moves_is_not_blown_up",
+    ),
 )

@@ -205,4 +205,18 @@ ROWS = of_part(
         "a checkpoint that lacks the last rank's part is read",
         "tests/training/test_strategy.py::test_parts_that_are_missing_damaged_or_of_another_policy_are_named",
     ),
+    (
+        "atlas/files.py",
+        'f".{path.name[:_LONGEST_STEM]}.{secrets.token_hex(8)}{PARTIAL}"',
+        'f".{path.name[:_LONGEST_STEM]}.{os.getpid()}{PARTIAL}"',
+        "two containers on one disk publish each other's half-written files",
+        "tests/test_locks.py::test_two_writers_of_a_file_never_share_a_name",
+    ),
+    (
+        "atlas/locks.py",
+        "        if _means_busy(error):\n            return False\n        with contextlib",
+        "        if _means_busy(error):\n            return True\n        with contextlib",
+        "what a living process writes is removed as abandoned",
+        "tests/test_locks.py::test_what_a_living_process_writes_is_not_abandoned",
+    ),
 )

@@ -367,4 +367,11 @@ ROWS = of_part(
         "the final evaluation is of the last checkpoint in place of the best",
         f"{LOOP}::test_the_best_checkpoint_is_chosen_on_other_episodes_than_it_is_reported_on",
     ),
+    (
+        "atlas/training/schedule.py",
+        'if rate_steps is None or config.training.schedule_on_resume == "stretch":',
+        "if True:",
+        "the learning rate jumps where a run goes on with more steps",
+        "tests/training/test_going_on.py::test_with_another_batch_and_length_it_goes_on_at_the_same_sample_and_rate",
+    ),
 )
