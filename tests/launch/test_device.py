@@ -138,7 +138,7 @@ def test_the_command_settles_the_gpus_before_anything_asks_cuda(
 ) -> None:
     from atlas.cli import app
 
-    def prepared(config: Config, resume: Any) -> Any:
+    def prepared(config: Config, resume: Any, locks: Any) -> Any:
         torch.cuda.is_available()
         return load_config(config, ["run_name=prepared"]), None
 
