@@ -181,6 +181,20 @@ ROWS = of_part(
         "tests/data/test_workers.py",
     ),
     (
+        "atlas/data/hdf5.py",
+        "return None  # behind a link: an offset in another file",
+        "pass",
+        "images behind a link are other bytes of the file that links to them",
+        "tests/data/test_hdf5.py::test_images_are_the_same_however_they_are_stored",
+    ),
+    (
+        "atlas/data/libero_masks.py",
+        "Side.VALIDATION if name in valid else Side.TRAINING",
+        "Side.TRAINING if name in valid else Side.VALIDATION",
+        "robomimic's lists for training and validation are swapped",
+        "tests/data/test_robomimic.py::test_its_own_split_is_used",
+    ),
+    (
         "atlas/data/libero_layout.py",
         "return bool(ahead < _MUCH_CLOSER * here)",
         "return False",

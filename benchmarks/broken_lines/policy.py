@@ -135,6 +135,20 @@ ROWS = of_part(
     ),
     (
         "atlas/policy/processor.py",
+        "scales.append(scale.clamp(min=SMALLEST_RANGE))",
+        "scales.append(scale)",
+        "a dimension that never moves is divided by zero",
+        f"{POLICY}::test_a_dimension_that_never_moves_is_not_blown_up",
+    ),
+    (
+        "atlas/data/statistics.py",
+        'seldom = seldom_used(columns) if method == "quantiles" else []',
+        "seldom: list[int] = []",
+        "a dimension that is used in one frame of hundreds becomes hundreds",
+        f"{POLICY}::test_a_dimension_that_is_used_in_one_frame_of_hundreds_is_scaled_by_its_deviation",
+    ),
+    (
+        "atlas/policy/processor.py",
         "return values * self._of(self.scale, source, values) + self._of(self.offset, source, values)",
         "return (values + self._of(self.offset, source, values)) * self._of(self.scale, source, values)",
         "actions are not scaled back by the inverse of what they were scaled by",
