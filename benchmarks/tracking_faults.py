@@ -11,6 +11,7 @@ only: wandb's process is found through /proc.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import resource
 import shutil
@@ -32,13 +33,14 @@ sys.path += [str(ROOT), str(ROOT / "tests" / "tracking")]  # atlas; the faulty s
 from faulty_servers import BlackHole, Closed, FullBacklog, MortalWandb, Refusing
 from marked_processes import core_of, kill, left_over
 
+from atlas.cores import available_cores
 from atlas.tracking import read_scalars
 
 KEY = "0123456789abcdef0123456789abcdefdeadbeef"  # of a real key's form, and nobody's
 START_BOUND = 30.0  # from the start of the process to the first step
 GAP_BOUND = 2.0  # between two steps
 EXIT_BOUND = EXIT_TIMEOUT + 5.0  # from the last value logged; the processes' own end, of several ranks, takes some
-PATIENCE = 120.0  # then a training is killed
+PATIENCE = 120.0  # then a training is killed; all bounds are longer on a machine that has other work
 TRAINING_SECONDS = 6.0  # about; wandb takes two of them to start
 POLL = 0.02
 
@@ -117,7 +119,7 @@ def inject(fault: Fault, training: Training, good: MortalWandb) -> bool:
     moment = training.steps if fault.kind == "server lost before the end" else fault.moment * training.steps
     needs_core = fault.kind in NEEDS_CORE
     while training.done_steps() < max(1, moment) or (needs_core and core_of(training.mark) is None):
-        if training.ended or time.time() > training.begin + PATIENCE:
+        if training.ended or time.time() > training.begin + crowding() * PATIENCE:
             return False
         time.sleep(POLL)
     core = core_of(training.mark) or 0
@@ -163,10 +165,11 @@ def judge(fault: Fault, training: Training, struck: bool, left: dict[int, str]) 
     exit = end - last
     expected = 143 if fault.kind == "SIGTERM" and struck else 0
     lost = steps != tuple(range(1, len(steps) + 1)) or (expected == 0 and len(steps) != training.steps)
+    crowd = crowding()
     checks = {
-        f"the first step came after {start:.1f} s": start > START_BOUND,
-        f"{gap:.1f} s between two steps": gap > GAP_BOUND,
-        f"it ended {exit:.1f} s after the last value": exit > EXIT_BOUND,
+        f"the first step came after {start:.1f} s": start > crowd * START_BOUND,
+        f"{gap:.1f} s between two steps": gap > crowd * GAP_BOUND,
+        f"it ended {exit:.1f} s after the last value": exit > crowd * EXIT_BOUND,
         "it had to be killed": not training.ended,
         f"exit code {training.code}": training.ended and training.code != expected,
         f"processes were left: {sorted(left.values())}": bool(left),
@@ -174,6 +177,11 @@ def judge(fault: Fault, training: Training, struck: bool, left: dict[int, str]) 
     }
     broken = tuple(what for what, true in checks.items() if true)
     return Outcome(fault, struck, start, times[-1] - times[0], gap, exit, broken)
+
+
+def crowding() -> float:
+    """How many times longer all takes on a machine with other work than these trainings, which may fill it twice."""
+    return max(1.0, os.getloadavg()[0] / available_cores() - 1)
 
 
 def read_times(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
@@ -199,7 +207,7 @@ def run_one(fault: Fault, folder: Path, data: Path, steps: int, servers: Servers
             training.start(data, servers.variables(fault, good), preloaded)
             if fault.kind in IN_MID_RUN:
                 struck = inject(fault, training, good)
-            training.wait(training.begin + PATIENCE - time.time())
+            training.wait(training.begin + crowding() * PATIENCE - time.time())
             left = left_over(training.mark) if training.ended else {}
             outcome = judge(fault, training, struck, left)
         finally:
