@@ -58,7 +58,7 @@ class FakeTrain(types.ModuleType):
     def load_run_config(self, config: str | None, overrides: list[str], resume: str | None) -> Config:
         return load_config(config, overrides)
 
-    def prepare(self, config: Config, resume: str | None) -> tuple[Config, Path | None]:
+    def prepare(self, config: Config, resume: str | None, locks: Any = None) -> tuple[Config, Path | None]:
         self.calls.append("prepare")
         return load_config(config, ["run_name=prepared"]), Path("found", resume) if resume else None
 
