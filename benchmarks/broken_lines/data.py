@@ -59,14 +59,14 @@ ROWS = of_part(
         "for view, camera in enumerate(self._cameras):",
         "for view, camera in enumerate(sorted(self._cameras, reverse=True)):",
         "cameras come in another order than the policy is told",
-        f"{CHUNKS} {MIXTURE}::test_cameras_are_brought_together_by_name",
+        f"{CHUNKS}::test_each_sample_of_a_batch_has_pictures_of_its_own",
     ),
     (
         "atlas/data/chunks.py",
         "out[place, view] = image",
         "out[places[0], view] = image",
         "samples of a batch get pictures of one another",
-        f"{CHUNKS}::test_the_loader_keeps_the_order",
+        f"{CHUNKS}::test_each_sample_of_a_batch_has_pictures_of_its_own",
     ),
     (
         "atlas/data/chunks.py",

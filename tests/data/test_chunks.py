@@ -42,6 +42,21 @@ def test_a_sample_is_the_observation_and_the_actions_from_there(make_libero: Mak
     assert torch.equal(batch.key, sample_keys(0, torch.tensor([5, 5]), torch.tensor([15, 21])))
 
 
+def test_each_sample_of_a_batch_has_pictures_of_its_own(make_libero: MakeLibero) -> None:
+    """Of any order of samples and cameras; a picture's first pixel says what it is of."""
+    dataset, samples = open_dataset(make_libero()), [15, 2, 30, 3]
+    for cameras in (CAMERAS, CAMERAS[::-1]):
+        chunks = ChunkDataset(dataset, np.array([0, 2, 3]), cameras, image_size=32, horizon=4)
+
+        images = chunks.__getitems__([(0, index) for index in samples]).images
+
+        for row, index in enumerate(samples):
+            for view, camera in enumerate(cameras):
+                episode, frame = chunks.place(index)
+                of_task = episode if episode < 3 else episode - 3  # its number in its file
+                assert images[row, view, :, 0, 0].tolist() == [of_task, frame, CAMERAS.index(camera)]
+
+
 def test_valid_steps_count_what_is_not_padding(make_libero: MakeLibero) -> None:
     chunks = make_chunks(make_libero)
     batch = chunks.__getitems__([(0, i) for i in range(len(chunks))])
@@ -92,6 +107,9 @@ def test_images_of_the_right_size_pass_unchanged_and_others_are_cropped_and_resi
 
     np.testing.assert_array_equal(fit_images(images, 32), images.transpose(0, 3, 1, 2))
     assert (fit_images(wide, 16) == 200).all() and fit_images(wide, 16).shape == (1, 3, 16, 16)
+    board = np.indices((32, 32)).sum(0) % 2 * 200  # of single pixels, which are no part of a smaller picture
+    smaller = fit_images(np.repeat(board[None, :, :, None], 3, axis=3).astype(np.uint8), 16).float()
+    assert ((smaller - 100).abs() < 30).all()
 
 
 def augmented(config: AugmentConfig, make_libero: MakeLibero, samples: list[tuple[int, int]]) -> torch.Tensor:
