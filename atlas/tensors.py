@@ -74,7 +74,7 @@ def load_nested(path: Path) -> Any:
             return _restore(described, {name: file.get_tensor(name).clone() for name in file.keys()})
     except FileNotFoundError:
         raise InputError(f"{path} is missing.") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}).") from None
 
 

@@ -18,8 +18,10 @@ from machine import describe
 from torch import Tensor, nn
 
 from atlas.config import load_config
+from atlas.data.training_data import open_training_data
 from atlas.policy.vggt_vision import VGGTVisionEncoder
 from atlas.train import build_trainer, make_accelerator, prepare
+from atlas.training import Trainer
 
 
 class NoBlock(nn.Module):
@@ -71,15 +73,14 @@ def train_and_try(name: str, blocks: bool, arguments: argparse.Namespace) -> str
         return tried(name, policy, config.evaluation.execute, arguments.episodes)
 
 
-def rebuilt_without_blocks(trainer):  # type: ignore[no-untyped-def]
+def rebuilt_without_blocks(trainer: Trainer) -> Trainer:
     """The same trainer around the changed policy: optimizer and averaged weights must not hold the removed blocks."""
     assert isinstance(trainer.policy.vision, VGGTVisionEncoder)
     without_blocks(trainer.policy.vision)
-    return type(trainer)(
+    return Trainer(
         trainer.config,
         trainer.policy,
-        trainer.train_data,
-        trainer.val_data,
+        open_training_data(trainer.config),
         trainer.run_dir,
         trainer.accelerator,
         trainer.tracker,

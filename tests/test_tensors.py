@@ -85,3 +85,12 @@ def test_a_disk_that_takes_a_write_in_parts_gets_all_of_it() -> None:
     _write(file, memoryview(b"0123456789"))
 
     assert file.getvalue() == b"0123456789"
+
+
+@pytest.mark.parametrize(
+    "described", ['{"dict": [[[1], 2]]}', '{"tensor": []}', '{"list": 5}', "[" * 3000, "{}", '{"tensor": "b"}']
+)
+def test_a_description_of_another_form_is_damage(tmp_path: Path, described: str) -> None:
+    save_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)}, {"nested": described})
+    with pytest.raises(InputError, match="damaged"):
+        load_nested(tmp_path / "a.safetensors")

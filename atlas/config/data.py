@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from atlas.config.section import NotNegative, Positive, Section, UserPath
+from atlas.config.section import NotNegative, Positive, Section, Size, UserPath
 from atlas.errors import InputError
 
 
@@ -115,7 +115,7 @@ class DataConfig(Section):
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     cameras: Annotated[list[str], Field(min_length=1)] | None = None  # null: all of the dataset's
     image_size: Annotated[int, Field(ge=16, le=1024)] = 64
-    action_horizon: Positive = 8  # H: actions predicted at once
+    action_horizon: Size = 8  # H: actions predicted at once
     orientation: StoredOrientation = "auto"
     features: FeaturesConfig | None = None  # for LeRobot datasets whose names Atlas does not know
     instruction: str | None = None  # for datasets that have none

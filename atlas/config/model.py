@@ -6,24 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from atlas.config.section import (
-    NotNegative,
-    Positive,
-    Probability,
-    Section,
-    UserPath,
-    Weight,
-    check_heads,
-    default_name,
-)
+from atlas.config.section import Layers, Probability, Section, Size, UserPath, Weight, check_heads, default_name
 
 
 class KeypointVisionConfig(Section):
     """A small convolutional net whose last maps become keypoints: positions, not only features."""
 
     name: Literal["keypoints"] = "keypoints"
-    width: Annotated[int, Field(ge=8, multiple_of=8)] = 16
-    keypoints: Positive = 32
+    width: Annotated[int, Field(ge=8, le=65536, multiple_of=8)] = 16
+    keypoints: Size = 32
 
 
 class VGGTVisionConfig(Section):
@@ -31,14 +22,16 @@ class VGGTVisionConfig(Section):
 
     name: Literal["vggt"] = "vggt"
     stem: Literal["keypoints", "conv", "patch"] = "keypoints"
-    stem_width: Annotated[int, Field(ge=8, multiple_of=8)] = 16  # channels of the keypoint stem's first convolution
-    keypoints: Positive = 32  # of each view; keypoint stem only
-    keypoint_groups: Positive = 8  # tokens of each view; keypoint stem only
-    embed_dim: Positive = 128
-    depth: Positive = 2
-    num_heads: Positive = 4
-    num_register_tokens: NotNegative = 4
-    patch_size: Positive = 16
+    stem_width: Annotated[int, Field(ge=8, le=65536, multiple_of=8)] = (
+        16  # channels of the keypoint stem's first convolution
+    )
+    keypoints: Size = 32  # of each view; keypoint stem only
+    keypoint_groups: Size = 8  # tokens of each view; keypoint stem only
+    embed_dim: Size = 128
+    depth: Layers = 2
+    num_heads: Size = 4
+    num_register_tokens: Annotated[int, Field(ge=0, le=65536)] = 4
+    patch_size: Size = 16
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     rope_freq: Annotated[float, Field(gt=0)] = 100.0
 
@@ -56,7 +49,7 @@ class VGGTVisionConfig(Section):
 class LoRAConfig(Section):
     """Low-rank adapters in the attention and MLP layers of a frozen backbone (Hu et al., 2021)."""
 
-    rank: Positive = 16
+    rank: Size = 16
     alpha: Annotated[float, Field(gt=0)] = 32.0  # the adapters' output is scaled by alpha / rank
     dropout: Probability = 0.0
 
@@ -72,17 +65,17 @@ class PretrainedVGGTConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of frozen weights; auto: bf16 on GPUs, fp32 on CPUs
     recompute: bool = False  # with lora or without freeze: blocks again on the way back, in place of keeping all
     compile: bool = False  # torch.compile, with static shapes
-    pool: Positive = 2  # patch tokens are averaged over pool x pool of them before anything reads them
-    embed_dim: Positive = 1024
-    depth: Positive = 24
-    num_heads: Positive = 16
-    num_register_tokens: NotNegative = 4
-    img_size: Positive = 518  # of the position grid that the checkpoint holds
-    patch_size: Positive = 14
+    pool: Size = 2  # patch tokens are averaged over pool x pool of them before anything reads them
+    embed_dim: Size = 1024
+    depth: Layers = 24
+    num_heads: Size = 16
+    num_register_tokens: Annotated[int, Field(ge=0, le=65536)] = 4
+    img_size: Size = 518  # of the position grid that the checkpoint holds
+    patch_size: Size = 14
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     rope_freq: Annotated[float, Field(gt=0)] = 100.0
-    patch_embed_depth: Positive = 24
-    patch_embed_num_heads: Positive = 16
+    patch_embed_depth: Layers = 24
+    patch_embed_num_heads: Size = 16
 
     @model_validator(mode="after")
     def _one_way_to_train(self) -> PretrainedVGGTConfig:
@@ -95,10 +88,10 @@ class BytesLanguageConfig(Section):
     """A small transformer over the instruction's bytes, trained from scratch."""
 
     name: Literal["bytes"] = "bytes"
-    dim: Positive = 64
-    layers: Positive = 2
-    heads: Positive = 4
-    max_length: Positive = 128  # bytes and an end token; what is longer is cut, with a warning
+    dim: Size = 64
+    layers: Layers = 2
+    heads: Size = 4
+    max_length: Size = 128  # bytes and an end token; what is longer is cut, with a warning
 
     _heads_fit = model_validator(mode="after")(check_heads)
 
@@ -110,16 +103,16 @@ class HuggingFaceLanguageConfig(Section):
     pretrained: UserPath  # a folder, or a name on the Hugging Face hub, such as google-t5/t5-small
     freeze: bool = True  # each instruction is then encoded once
     learning_rate_factor: Annotated[float, Field(gt=0)] = 0.1  # of training.learning_rate, where it is not frozen
-    max_length: Annotated[int, Field(ge=4)] = 128  # tokens; what is longer is cut, with a warning
+    max_length: Annotated[int, Field(ge=4, le=65536)] = 128  # tokens; what is longer is cut, with a warning
 
 
 class QueryFusionConfig(Section):
     """Action queries that attend to the tokens of vision, language and proprio."""
 
     name: Literal["queries"] = "queries"
-    dim: Positive = 128
-    layers: Positive = 1
-    heads: Positive = 4
+    dim: Size = 128
+    layers: Layers = 1
+    heads: Size = 4
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     dropout: Probability = 0.0
 
@@ -130,10 +123,10 @@ class BidirectionalFusionConfig(Section):
     """As `queries`, after layers in which the tokens of vision and language attend to each other."""
 
     name: Literal["bidirectional"] = "bidirectional"
-    dim: Positive = 128
-    exchange_layers: Positive = 1
-    layers: Positive = 1
-    heads: Positive = 4
+    dim: Size = 128
+    exchange_layers: Layers = 1
+    layers: Layers = 1
+    heads: Size = 4
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     dropout: Probability = 0.0
 
@@ -153,11 +146,11 @@ class FlowMatchingHeadConfig(Section):
     """A diffusion transformer over the chunk, trained to move noise to actions along straight lines."""
 
     name: Literal["flow_matching"] = "flow_matching"
-    dim: Positive = 128
-    layers: Positive = 2
-    heads: Positive = 4
+    dim: Size = 128
+    layers: Layers = 2
+    heads: Size = 4
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
-    steps: Positive = 8  # of the solver, when actions are sampled
+    steps: Size = 8  # of the solver, when actions are sampled
     solver: Literal["euler", "midpoint", "rk4"] = "euler"
     pose_weight: Weight = 1.0
     gripper_weight: Weight = 0.2
@@ -169,7 +162,7 @@ class AlignmentConfig(Section):
     """Draws the policy's own image tokens towards a frozen VGGT's (Spatial Forcing); costs nothing in a rollout."""
 
     teacher: PretrainedVGGTConfig = PretrainedVGGTConfig()
-    image_size: Positive = 224  # what the teacher sees
+    image_size: Size = 224  # what the teacher sees
     weight: Annotated[float, Field(gt=0)] = 0.5
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=1, le=65536)]  # of what is allocated: widths, pixels, tokens
+Layers = Annotated[int, Field(ge=1, le=1000)]
 NotNegative = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
 UserPath = Annotated[str, AfterValidator(expanduser)]  # `~` is the user's home, as in a shell

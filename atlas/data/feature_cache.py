@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from atlas.data.arrays import map_array
 from atlas.documents import read_json
 from atlas.errors import InputError, first_line
 from atlas.files import atomic_path, write_json
@@ -119,10 +120,11 @@ class FeatureCache:
 
     def check_complete(self) -> None:
         """Raises InputError where shards are missing or have another size than they should."""
-        missing = [i for i in range(self.layout.shards) if not self.has(i)]
-        if missing:
+        there = {path.name for path in self.folder.glob("shard_*.npy")}  # the index may speak of any number
+        lacking = self.layout.shards - len(there)
+        if lacking > 0 or not all(self.shard_path(i).name in there for i in range(self.layout.shards)):
             raise InputError(
-                f"The feature cache {self.folder} lacks {len(missing)} of {self.layout.shards} shards; "
+                f"The feature cache {self.folder} lacks {max(lacking, 1)} of {self.layout.shards} shards; "
                 "run `atlas data cache-features` again, which goes on where it stopped."
             )
         for shard in range(self.layout.shards):
@@ -159,8 +161,8 @@ class FeatureCache:
     def _open(self, shard: int) -> np.ndarray:
         path = self.shard_path(shard)
         try:
-            mapped = np.lib.format.open_memmap(path, mode="r")
-        except (OSError, ValueError, TypeError, SyntaxError, OverflowError) as error:  # numpy parses the header
+            mapped = map_array(path)
+        except ValueError as error:
             why = first_line(error)
             raise InputError(f"{path} is damaged ({why}); delete it and run `atlas data cache-features`.") from None
         wanted = self._shape(shard)

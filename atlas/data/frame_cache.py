@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from atlas.data.arrays import map_array
 from atlas.data.episode import EpisodeDataset
 from atlas.data.geometry import fit_images
 from atlas.data.mixture import Source, sources_of
@@ -104,8 +105,8 @@ class FrameCache:
         if shard not in self._mapped:
             path = self.path(shard)
             try:
-                mapped = np.lib.format.open_memmap(path, mode="r")
-            except (OSError, ValueError, TypeError, SyntaxError, OverflowError) as error:  # numpy parses the header
+                mapped = map_array(path)
+            except ValueError as error:
                 raise InputError(
                     f"{path} is damaged ({first_line(error)}); delete it, and training makes it anew."
                 ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -52,6 +53,11 @@ class ColumnStatistics:
         q01, q99 = np.transpose(quantiles)
         rows = (values.mean(0), values.std(0), values.min(0), values.max(0), q01, q99)
         return cls(*(tuple(float(v) for v in row) for row in rows))
+
+    def is_of(self, width: int) -> bool:
+        """Whether each of its rows is so many finite numbers: what a file has held may be anything."""
+        rows = asdict(self).values()
+        return all(len(r) == width and all(isinstance(v, int | float) and math.isfinite(v) for v in r) for r in rows)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ColumnStatistics:
@@ -115,9 +121,12 @@ def kept_statistics(values: np.ndarray, title: str) -> ColumnStatistics:
     digest.update(values.data)
     file = cache_root() / "statistics" / f"{digest.hexdigest()}.json"
     try:
-        return ColumnStatistics.from_dict(read_json(file))
+        kept = ColumnStatistics.from_dict(read_json(file))
+        if kept.is_of(values.shape[1]):
+            return kept
     except (OSError, ValueError, TypeError, AttributeError):  # not there, or not whole
-        found = ColumnStatistics.of(values, title)
+        pass
+    found = ColumnStatistics.of(values, title)
     try:
         write_json(file, asdict(found))
     except OSError as error:

@@ -12,11 +12,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 
 from atlas.errors import InputError, first_line
 from atlas.registry.hub import Alternative, fetch_folder
@@ -30,7 +28,7 @@ _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 _DESCRIPTION = ("*.json", "*.txt", "*.model", "*.tiktoken")  # config and tokenizer
 _SAFETENSORS = ("model.safetensors", "model-*-of-*.safetensors")
 _TORCH = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")  # older models have only these; read without unpickling code
-_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, EOFError, SafetensorError, UnpicklingError)
+_UNREADABLE = Exception  # the library trusts the files: of one that is wrong it raises whatever it stumbles over
 
 
 # ---- the folder ------------------------------------------------------------------------------------------

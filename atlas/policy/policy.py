@@ -15,7 +15,7 @@ from torch import nn
 
 from atlas.config import HuggingFaceLanguageConfig, ModelConfig, PretrainedVGGTConfig
 from atlas.documents import parse_json, read_yaml
-from atlas.errors import InputError
+from atlas.errors import InputError, first_line
 from atlas.files import atomic_path, write_text
 from atlas.policy.alignment import Alignment
 from atlas.policy.card import model_card
@@ -199,7 +199,11 @@ class AtlasPolicy(nn.Module):
         except (OSError, ValueError) as error:
             raise InputError(f"{config_file} is not the config of a policy: {error}") from None
         sources = {part: directory / name for part, name in FROZEN_FILES.items() if (directory / name).exists()}
-        policy = cls(config, PolicyProcessor.load(directory / "processor.json"), sources)
+        processor = PolicyProcessor.load(directory / "processor.json")
+        try:
+            policy = cls(config, processor, sources)
+        except (RuntimeError, ValueError, TypeError, ArithmeticError, MemoryError, AssertionError) as error:
+            raise InputError(f"No policy can be made of {config_file} ({first_line(error)}).") from error
         policy.load_weights(directory / "model.safetensors")
         return policy.eval()
 
@@ -211,7 +215,7 @@ class AtlasPolicy(nn.Module):
                 named = parse_json((file.metadata() or {}).get(_FROZEN, "{}"))
             frozen = {part: FrozenWeights(**values) for part, values in named.items()}
             weights = load_file(path)
-        except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+        except (SafetensorError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise InputError(f"{path} cannot be read as safetensors; it may be truncated ({error}).") from None
         self._check_frozen(path, frozen)
         own = self.own_state_dict()
@@ -225,9 +229,10 @@ class AtlasPolicy(nn.Module):
         problems += [
             f"'{k}' is {v.dtype}, expected {own[k].dtype}"
             for k, v in weights.items()
-            if k in own and own[k].is_floating_point() != v.is_floating_point()
+            if k in own and (own[k].is_floating_point() != v.is_floating_point() or v.is_complex())
         ]
-        problems += [f"'{k}' holds values that are not finite" for k, v in weights.items() if not v.isfinite().all()]
+        if not problems:
+            problems = [f"'{k}' holds values that are not finite" for k, v in weights.items() if not _is_finite(v)]
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
             raise InputError(f"{path} does not fit the policy's config: {'; '.join(problems[:3])}{more}.")
@@ -243,3 +248,8 @@ class AtlasPolicy(nn.Module):
                     f"{path} was trained with other frozen {part} weights: '{was.reference}' then had the hash "
                     f"{was.sha256[:12]}, and '{now.reference}' has {now.sha256[:12]}. Give it the weights of then."
                 )
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    """Also of types in which torch does not compute, such as 8-bit floats."""
+    return bool((values.float() if values.is_floating_point() else values).isfinite().all())

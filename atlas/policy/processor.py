@@ -23,6 +23,8 @@ from atlas.types import ActionSpec, Batch, Observation
 
 logger = logging.getLogger(__name__)
 
+_LARGEST = 65536  # pixels, actions or numbers
+
 
 @dataclass(frozen=True)
 class PolicyProcessor:
@@ -117,7 +119,7 @@ class PolicyProcessor:
             _check(processor)
         except FileNotFoundError:
             raise InputError(f"{path} is missing; a saved policy has one.") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise InputError(f"{path} is not a processor of Atlas: {error!r}") from None
         return processor
 
@@ -135,11 +137,13 @@ def _check(processor: PolicyProcessor) -> None:
     """Raises ValueError that names what a policy cannot be served with."""
     for name in ("camera_size", "image_size", "action_horizon", "proprio_dim"):
         value = getattr(processor, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}, expected a number from 1 up")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
+            raise ValueError(f"{name} is {value!r}, expected a number from 1 to {_LARGEST}")
     for name in ("cameras", "statistics"):
         if not getattr(processor, name):
             raise ValueError(f"{name} is empty")
+    if not all(isinstance(camera, str) for camera in processor.cameras):
+        raise ValueError(f"cameras is {list(processor.cameras)}, expected names")
     for source in processor.statistics:
         _check_columns("action", source.action, processor.action_spec.dim)
         _check_columns("proprio", source.proprio, processor.proprio_dim)

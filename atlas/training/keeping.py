@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 
 from atlas.config import CheckpointConfig
 from atlas.data.kept_split import KeptSplit
+from atlas.errors import InputError, first_line
 from atlas.tracking import RunTracker
 from atlas.training.checkpoints.retention import Retention
 from atlas.training.checkpoints.saving import Saver
@@ -72,10 +73,16 @@ class Keeper:
         rank, world = accelerator.process_index, accelerator.num_processes
         self.state = load_state(checkpoint)
         self.state.restarts += 1
-        mine = state_of_rank(self._strategy.load(checkpoint), rank, world)
-        if "random" in mine:
-            set_random_state(mine["random"])
-        elif accelerator.is_main_process:
+        states = self._strategy.load(checkpoint)
+        try:
+            mine = state_of_rank(states, rank, world)
+            if "random" in mine:
+                set_random_state(mine["random"])
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+            raise InputError(
+                f"{checkpoint / 'trainer'} holds no states of its processes ({first_line(error)})."
+            ) from None
+        if "random" not in mine and accelerator.is_main_process:
             logger.warning(
                 "The checkpoint is of %d processes and this run has %d: it goes on at the same sample, but its random "
                 "numbers are other ones, so it is not the same run bit for bit.",

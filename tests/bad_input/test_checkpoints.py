@@ -8,6 +8,7 @@ import pickle
 import random
 import shutil
 import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,26 @@ def in_yaml(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     return rewrite
 
 
+def in_header(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """A change of what a safetensors file says that it holds."""
+
+    def rewrite(path: Path) -> None:
+        content = path.read_bytes()
+        (length,) = struct.unpack("<Q", content[:8])
+        values = json.loads(content[8 : 8 + length])
+        frozen = values.pop("__metadata__", None)
+        change(values)
+        header = json.dumps(values | ({} if frozen is None else {"__metadata__": frozen})).encode()
+        path.write_bytes(struct.pack("<Q", len(header)) + header + content[8 + length :])
+
+    return rewrite
+
+
+def overlap(header: dict[str, Any]) -> None:
+    one, other = sorted(header)[:2]
+    header[one]["data_offsets"] = header[other]["data_offsets"]
+
+
 def in_weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
     def rewrite(path: Path) -> None:
         tensors = load_file(path)
@@ -88,6 +109,9 @@ POLICY = [
     file("weights with more bytes", WEIGHTS, lambda path: path.write_bytes(path.read_bytes() + b"\0" * 64)),
     file("a flipped length of the header", WEIGHTS, lambda path: flip(path, 3)),
     file("a flipped header", WEIGHTS, lambda path: flip(path, *range(100, 120))),
+    file("a header of 2^60 bytes", WEIGHTS, lambda path: path.write_bytes(struct.pack("<Q", 2**60) + b"{}")),
+    file("tensors that overlap", WEIGHTS, in_header(lambda h: overlap(h))),
+    file("a tensor of 2^60 rows", WEIGHTS, in_header(lambda h: h[min(h)].update(shape=[2**60, 2**60]))),
     file("weights in pickle", WEIGHTS, lambda path: path.write_bytes(pickle.dumps({"weight": [1.0, 2.0]}))),
     file("weights that are text", WEIGHTS, text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")),
     file("a tensor fewer", WEIGHTS, in_weights(lambda t: t.pop(first(t)))),
@@ -99,6 +123,15 @@ POLICY = [
     file("a config of no bytes", CONFIG, text("")),
     file("a config that is not YAML", CONFIG, text("vision: {name: keypoints")),
     file("a config that is no text", CONFIG, lambda path: path.write_bytes(b"\xff\xfe\x00")),
+    file(
+        "a config of aliases",
+        CONFIG,
+        text("a: &a [1, 1]\n" + "b: &b [*a, *a]\nc: [*b, *b]\n" + "d: &d [*d]\n"),
+        "itself",
+    ),
+    file("a deep config", CONFIG, text("[" * 5000), "deep"),
+    file("a config of endless layers", CONFIG, in_yaml(lambda c: c["fusion"].update(layers=10**9)), "layers", "1000"),
+    file("a config of endless width", CONFIG, in_yaml(lambda c: c["fusion"].update(dim=2**60)), "dim", "65536"),
     file("a config with an unknown key", CONFIG, in_yaml(lambda c: c["vision"].update(stride=2)), "stride"),
     file("a config of a later version", CONFIG, in_yaml(lambda c: c.update(head={"name": "diffusion"})), "diffusion"),
     Row(
@@ -111,6 +144,10 @@ POLICY = [
     file("a processor that is a list", PROCESSOR, text("[]")),
     file("a processor without statistics", PROCESSOR, in_json(lambda p: p.update(statistics=[])), "statistics"),
     file("a processor without a horizon", PROCESSOR, in_json(lambda p: p.pop("action_horizon")), "action_horizon"),
+    file("a deep processor", PROCESSOR, text("[" * 5000), "deep"),
+    file("an endless horizon", PROCESSOR, in_json(lambda p: p.update(action_horizon=2**60)), "action_horizon"),
+    file("statistics in a list", PROCESSOR, in_json(lambda p: p["statistics"][0].update(action=[1]))),
+    file("cameras that are numbers", PROCESSOR, in_json(lambda p: p.update(cameras=[1, 2])), "cameras"),
     file("a horizon in words", PROCESSOR, in_json(lambda p: p.update(action_horizon="eight")), "action_horizon"),
     file("no cameras", PROCESSOR, in_json(lambda p: p.update(cameras=[])), "cameras"),
     file("an image of no size", PROCESSOR, in_json(lambda p: p.update(image_size=0)), "image_size"),

@@ -52,6 +52,7 @@ ROWS = [
     index("a layout with more", lambda values: values["layout"].update(heads=3), INDEX, "heads"),
     index("no dimensions", lambda values: values["layout"].update(dim=0), INDEX, "dim is 0"),
     index("a negative number of frames", lambda values: values["layout"].update(frames=-5), INDEX, "frames is -5"),
+    index("more frames than could be counted", lambda values: values["layout"].update(frames=2**60), "lacks"),
     index("frames in words", lambda values: values["layout"].update(frames="many"), INDEX, "frames is 'many'"),
     index("fewer frames", lambda values: values["layout"].update(frames=51), SHARD, "(52,", "(51,"),
     index("more versions", lambda values: values["layout"].update(versions=2), SHARD, "(52, 2,"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import h5py
@@ -14,7 +17,7 @@ from hypothesis import strategies as st
 
 from atlas.data import open_dataset
 from atlas.data.chunks import ChunkDataset
-from atlas.data.statistics import ColumnStatistics, DatasetStatistics
+from atlas.data.statistics import ColumnStatistics, DatasetStatistics, kept_statistics
 from tests.conftest import MakeLibero
 
 
@@ -79,3 +82,16 @@ def test_a_cache_that_cannot_be_written_to_is_no_error(
     with caplog.at_level("INFO"):
         assert statistics(make_libero(), [0, 1]).frames == 21
     assert "Statistics are not kept for the next run" in caplog.text
+
+
+@pytest.mark.parametrize("change", [lambda row: row[:-1], lambda row: [*row[:-1], float("nan")], lambda row: ["1"] * 3])
+def test_kept_statistics_that_are_not_of_the_values_are_computed_anew(
+    own_cache: Path, change: Callable[[list[float]], list[Any]]
+) -> None:
+    values = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    computed = kept_statistics(values, "")
+    (file,) = own_cache.rglob("*.json")
+    kept = json.loads(file.read_text())
+    file.write_text(json.dumps(kept | {"q01": change(kept["q01"])}))
+    assert kept_statistics(values, "") == computed
+    assert json.loads(file.read_text()) == kept

@@ -115,8 +115,11 @@ class Whole:
         self._checkpoint = checkpoint
         self._weights = load_trained_weights(checkpoint)
         optimizer = load_optimizer_state(checkpoint)
-        numbers = [number for group in optimizer["param_groups"] for number in group["params"]]
-        self._moments = {name: optimizer["state"].get(number) for name, number in zip(order, numbers, strict=False)}
+        try:
+            numbers = [number for group in optimizer["param_groups"] for number in group["params"]]
+            self._moments = {name: optimizer["state"].get(number) for name, number in zip(order, numbers, strict=False)}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{checkpoint / 'trainer'} holds no state of an optimizer ({error!r}).") from None
         if len(numbers) != len(order):
             raise InputError(
                 f"{checkpoint} does not fit the policy's config: its optimizer has {len(numbers)} weights, and "
@@ -135,8 +138,12 @@ class Whole:
         return {kind: value if kind == "step" else value[rows] for kind, value in moments.items()}
 
     def _fitting(self, name: str, tensor: torch.Tensor | None, shape: Sequence[int]) -> torch.Tensor:
-        if tensor is None or list(tensor.shape) != list(shape):
-            what = "is missing" if tensor is None else f"has the shape {list(tensor.shape)}, expected {list(shape)}"
+        if not isinstance(tensor, torch.Tensor) or list(tensor.shape) != list(shape):
+            what = (
+                "is missing"
+                if not isinstance(tensor, torch.Tensor)
+                else f"has the shape {list(tensor.shape)}, expected {list(shape)}"
+            )
             raise InputError(
                 f"{self._checkpoint / 'trainer'} does not fit the policy's config: of '{name}' one {what}."
             )

@@ -48,7 +48,11 @@ def load_state(checkpoint: Path) -> TrainingState:
     """Read where training stood. Raises InputError for a damaged file."""
     path = checkpoint / STATE
     try:
-        return TrainingState(**read_json(path))
+        state = TrainingState(**read_json(path))
+        for name in ("step", "samples_seen", "world_size"):
+            if not isinstance(getattr(state, name), int) or getattr(state, name) < 0:
+                raise ValueError(f"{name} is {getattr(state, name)!r}")
+        return state
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged or missing ({error}).") from None
 

@@ -1,0 +1,261 @@
+"""What is fuzzed: small examples of every format that Atlas reads, and the product's own code that reads them."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path += [str(Path(__file__).parents[1])]
+
+from atlas.config import load_config
+from atlas.config.loading import DEFAULT_CONFIG
+from atlas.data.convert import Conversion, convert
+from atlas.data.feature_cache import CacheLayout, FeatureCache
+from atlas.data.formats import open_dataset
+from atlas.data.frame_cache import fill_caches, frame_caches
+from atlas.data.statistics import ColumnStatistics, DatasetStatistics, kept_statistics
+from atlas.policy import AtlasPolicy, PolicyProcessor
+from atlas.registry import manifest
+from atlas.registry.files import card_of, describe_files
+from atlas.rollout.report import EvaluationReport
+from atlas.sweeps.grid import grid_points, read_sweep
+from atlas.tracking.runs import read_run
+from atlas.training.checkpoints.folders import find_checkpoint, verify
+from atlas.training.checkpoints.snapshot import Snapshot
+from atlas.training.checkpoints.state import TrainingState, load_state, random_state, set_random_state, state_of_rank
+from atlas.types import ActionSpec, Batch
+from benchmarks.made_up import MadeUp
+from tests.data.hdf5_files import as_robomimic
+from tests.data.lerobot_folders import IMAGE, VIDEO, as_version_2, copy_fixture
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "model.fusion={dim: 16, layers: 1}",
+    "model.language={dim: 16, layers: 1}",
+    "model.vision={name: keypoints, width: 8, keypoints: 8}",
+]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """make: writes the example into a folder. read: reads all of it, with the product's own code, after a file of it
+    was changed; `chance` may choose among ways to read. seal: makes what the change shows in right again."""
+
+    name: str
+    make: Callable[[Path], Any]
+    read: Callable[[Path, random.Random], Any]
+    seal: Callable[[Path], None] | None = None
+
+
+# ---- configs -------------------------------------------------------------------------------------------------
+
+
+def _make_configs(folder: Path) -> None:
+    shutil.copyfile(DEFAULT_CONFIG, folder / "config.yaml")
+    (folder / "sweep.yaml").write_text(
+        "method: grid\nmetric: {name: val/loss, goal: minimize}\nparameters:\n"
+        "  training.learning_rate: {values: [0.001, 0.0003]}\n  seed: {value: 1}\n"
+    )
+
+
+def _read_configs(folder: Path, chance: random.Random) -> None:
+    load_config(folder / "config.yaml", ["training.max_steps=5"])
+    grid_points(read_sweep(folder / "sweep.yaml"))
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------
+
+
+def _policy() -> AtlasPolicy:
+    rng = np.random.default_rng(0)
+    columns = [ColumnStatistics.of(rng.normal(size=(50, width))) for width in (7, 8)]
+    statistics = (DatasetStatistics("cubes", 10, 2, *columns),)
+    torch.manual_seed(0)
+    processor = PolicyProcessor(("agentview",), 32, 32, 4, 8, ActionSpec(), statistics, load_config({}).model.processor)
+    return AtlasPolicy(load_config({}, SMALL).model, processor)
+
+
+def _strategy() -> Any:
+    from accelerate import Accelerator
+
+    from atlas.training.strategy import Replicated
+
+    config = load_config({}, [*SMALL, "training.ema_decay=0.9"])
+    return Replicated(_policy(), config, Accelerator(cpu=True))
+
+
+@cache
+def _kept_strategy() -> Any:
+    return _strategy()
+
+
+def _make_checkpoint(folder: Path) -> None:
+    strategy = _strategy()
+    batch = Batch(
+        images=torch.rand(2, 1, 3, 32, 32),
+        proprio=torch.rand(2, 8),
+        instruction=["a", "b"],
+        source=torch.zeros(2, dtype=torch.int64),
+        actions=torch.rand(2, 4, 7),
+        action_is_pad=torch.zeros(2, 4, dtype=torch.bool),
+    )
+    strategy.policy(batch).loss.backward()
+    strategy.optimizer.step()
+    strategy.stepped(0)
+    ranks = [{"random": random_state(), "sums": {"loss": torch.tensor([1.0, 2.0])}}]
+    with strategy.judged() as judged:
+        state = TrainingState(40, 320, 1, best_step=40, best_value=0.25)
+        checkpoint = folder / "checkpoints" / "step_00000040"
+        Snapshot.of(judged, strategy.policy, strategy.optimizer, state, ranks).write(checkpoint)
+    manifest.seal(checkpoint)
+    (folder / "config.yaml").write_text("run_name: run\ndata: {path: data/cubes}\n")
+
+
+def _seal(folder: Path) -> None:
+    checkpoint = folder / "checkpoints" / "step_00000040"
+    (checkpoint / manifest.MANIFEST).unlink()
+    manifest.seal(checkpoint)
+
+
+def _read_checkpoint(folder: Path, chance: random.Random) -> None:
+    """As `--resume`, `from_pretrained` and `atlas model push` do."""
+    checkpoint = find_checkpoint(folder)
+    way = chance.randrange(3)
+    if way == 0:
+        verify(checkpoint)
+        load_state(checkpoint)
+        state = state_of_rank(_kept_strategy().load(checkpoint), 0, 1)
+        if "random" in state:
+            set_random_state(state["random"])
+    elif way == 1:
+        AtlasPolicy.from_pretrained(checkpoint)
+    else:
+        describe_files(checkpoint)
+        card_of(checkpoint)
+
+
+# ---- datasets ------------------------------------------------------------------------------------------------
+
+
+def _read_dataset(folder: Path, chance: random.Random, instruction: str | None = None) -> None:
+    dataset = open_dataset(folder / "data", instruction=instruction, skip_damaged=chance.random() < 0.3)
+    if hasattr(dataset, "check_files"):
+        dataset.check_files()
+    dataset.fingerprint()
+    for number in sorted({0, len(dataset) - 1}):
+        episode = dataset.episode(number)
+        assert episode.actions.shape[0] == episode.proprio.shape[0] == len(episode)
+        for camera in dataset.cameras:
+            images = episode.images(camera, [0, len(episode) - 1])
+            assert images.dtype == np.uint8 and images.ndim == 4
+
+
+def _read_untold(folder: Path, chance: random.Random) -> None:
+    _read_dataset(folder, chance, instruction="lift the cube")
+
+
+def _make_hdf5(folder: Path) -> None:
+    convert(MadeUp(2, 12, 32), folder / "data", Conversion("libero-hdf5"), workers=1)
+
+
+def _make_lerobot(codec: str) -> Callable[[Path], Any]:
+    return lambda folder: convert(MadeUp(2, 12, 32), folder / "data", Conversion("lerobot", codec), workers=1)
+
+
+def _make_lerobot_2(folder: Path) -> None:
+    copy_fixture(VIDEO, folder / "source")
+    as_version_2(folder / "source", folder / "data")
+    shutil.rmtree(folder / "source")
+
+
+# ---- caches --------------------------------------------------------------------------------------------------
+
+
+@cache
+def _dataset() -> MadeUp:
+    return MadeUp(2, 12, 32)
+
+
+def _make_frame_cache(folder: Path) -> None:
+    fill_caches(folder / "cache", _dataset(), ["agentview"], 16)
+
+
+def _read_frame_cache(folder: Path, chance: random.Random) -> None:
+    for cached in frame_caches(folder / "cache", _dataset(), ["agentview"], 16):
+        cached.check()
+        assert cached.frame(3).shape == (1, 3, 16, 16)
+
+
+def _make_feature_cache(folder: Path) -> None:
+    cached = FeatureCache.create(folder / "cache", CacheLayout(24, 1, 4, 8), {"weights": "abc"})
+    cached.write(0, torch.zeros(24, 1, 4, 8, dtype=torch.bfloat16))
+
+
+def _read_feature_cache(folder: Path, chance: random.Random) -> None:
+    cached = FeatureCache.read(folder / "cache")
+    cached.check({"weights": "abc"})
+    cached.check_complete()
+    cached.features(np.arange(5), np.zeros(5, np.int64))
+
+
+def _numbers() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32)
+
+
+def _make_statistics(folder: Path) -> None:
+    kept_statistics(_numbers(), "")  # in the cache, which is in the folder
+
+
+def _read_statistics(folder: Path, chance: random.Random) -> None:
+    found = kept_statistics(_numbers(), "")
+    assert np.isfinite(np.array([found.mean, found.std, found.q01])).all() and len(found.mean) == 7
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------
+
+
+def _make_run(folder: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    (folder / "run").mkdir()
+    shutil.copyfile(DEFAULT_CONFIG, folder / "run" / "config.yaml")
+    with SummaryWriter(str(folder / "run" / "tensorboard")) as writer:
+        for step in range(5):
+            writer.add_scalar("train/loss", 1 / (step + 1), step)
+    from atlas.rollout.report import EpisodeOutcome
+
+    outcomes = (EpisodeOutcome(instruction="a", seed=1, success=True, reward=1.0, length=9),)
+    EvaluationReport("cubes", "step_40", outcomes, "selection", 40, 0, ()).save(folder / "run" / "evaluation.json")
+
+
+def _read_run(folder: Path, chance: random.Random) -> None:
+    if chance.random() < 0.5:
+        EvaluationReport.load(folder / "run" / "evaluation.json")
+    else:
+        read_run(folder / "run")
+
+
+SUBJECTS = (
+    Subject("config and sweep (YAML)", _make_configs, _read_configs),
+    Subject("checkpoint", _make_checkpoint, _read_checkpoint),
+    Subject("checkpoint, sealed again", _make_checkpoint, _read_checkpoint, _seal),
+    Subject("LeRobot 3.0, video", _make_lerobot("h264"), _read_dataset),
+    Subject("LeRobot 3.0, PNG", _make_lerobot("png"), _read_dataset),
+    Subject("LeRobot 3.0, by LeRobot", lambda folder: copy_fixture(IMAGE, folder / "data"), _read_dataset),
+    Subject("LeRobot 2.1, video", _make_lerobot_2, _read_dataset),
+    Subject("HDF5, LIBERO", _make_hdf5, _read_dataset),
+    Subject("HDF5, robomimic", lambda folder: (_make_hdf5(folder), as_robomimic(folder / "data")), _read_untold),
+    Subject("frame cache", _make_frame_cache, _read_frame_cache),
+    Subject("feature cache", _make_feature_cache, _read_feature_cache),
+    Subject("kept statistics", _make_statistics, _read_statistics),
+    Subject("run and evaluation", _make_run, _read_run),
+)
