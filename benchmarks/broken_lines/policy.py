@@ -205,8 +205,8 @@ ROWS = of_part(
     ),
     (
         "atlas/policy/policy.py",
-        "for k, v in weights.items() if not v.isfinite().all()]",
-        "for k, v in weights.items() if v.isnan().all()]",
+        "for k, v in weights.items() if not _is_finite(v)]",
+        "for k, v in weights.items() if False]",
         "weights that are not finite are loaded",
         f"{POLICY}::test_weights_that_do_not_fit_are_named",
     ),
