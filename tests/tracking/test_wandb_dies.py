@@ -229,7 +229,7 @@ def test_ctrl_c_while_a_frozen_wandb_is_waited_for_ends_the_program(tmp_path: Pa
             ending = pool.submit(run_script, tmp_path, script, **running.mark)
             strike(signal.SIGSTOP)(running)
             (tmp_path / "run" / "frozen").touch()
-            run = ending.result(timeout=30)
+            run = ending.result()
         finally:
             end_all(running.mark)
     assert run.code == -signal.SIGINT and "KeyboardInterrupt" in run.stderr, run.stderr

@@ -62,7 +62,7 @@ class Finished:
             program = Path(sys.executable).with_name("wandb")
             command = [str(program), "leet", "inspect", "--json", str(self.wandb_folder())]
             environment = {**os.environ, "HOME": str(self.home)}
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=30)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=280)
             self._records = [json.loads(line) for line in done.stdout.splitlines()]
         return [record[kind] for record in self._records if record["type"] == kind]
 
