@@ -171,7 +171,7 @@ def _fetch(session: Any, url: str, target: Path, entry: Any, meter: _Meter) -> s
     digest, sha256, size = _hasher(entry), hashlib.sha256(), 0
     with session.get(url, stream=True, timeout=_TIMEOUTS) as response, atomic_path(target) as partial:
         response.raise_for_status()
-        with open(partial, "xb") as file:
+        with partial.open("wb") as file:
             for chunk in response.iter_content(_CHUNK):
                 size += len(chunk)
                 if entry.size is not None and size > entry.size:
