@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -11,6 +13,7 @@ from torch.utils.data import DataLoader
 from atlas.data.chunks import ChunkDataset, Sample
 from atlas.types import Batch
 
+_FOR_ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # what a whole group may be sent
 PREFETCHED = 4  # batches that each worker reads ahead
 
 
@@ -22,6 +25,17 @@ class _Batches:
 
     def __iter__(self) -> Iterable[list[Sample]]:  # type: ignore[override]
         return iter(self._batches)
+
+
+class _Loader(DataLoader[Batch]):
+    """Signals wait while workers start: until one has left the rank's process group it would end by what is for all."""
+
+    def __iter__(self) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_ALL)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def worker_count(asked: int | None, device: torch.device) -> int:
@@ -40,7 +54,7 @@ def make_loader(
 
     again: it is gone through several times, and its workers live on between them.
     """
-    return DataLoader(
+    return _Loader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=_Batches(batches),  # type: ignore[arg-type]
         num_workers=num_workers,
@@ -57,6 +71,9 @@ def _leave_process_group(_: int) -> None:
     """A signal to the rank's whole group (Ctrl-C, a scheduler's SIGTERM) is for the rank, which still needs its data
     to finish the step and save. Workers end with it: torch's watch over their parent sees to that."""
     os.setpgrp()
+    for number in signal.sigpending() & {*_FOR_ALL}:
+        signal.sigwait({number})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_ALL)
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,24 @@ def test_workers_that_are_spawned_and_forked_give_the_same_batches(mixture: Trai
             assert batch.instruction == expected.instruction, method
             for name in ("images", "proprio", "actions", "action_is_pad", "source", "key"):
                 assert torch.equal(getattr(batch, name), getattr(expected, name)), (method, name)
+
+
+@pytest.mark.usefixtures("start_method")
+def test_a_signal_to_all_processes_ends_no_worker_that_is_just_starting(
+    make_libero: MakeLibero, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    multiprocessing.set_start_method("fork", force=True)
+    data = open_training_data(config_of(path=str(make_libero())))
+    begin = BaseProcess._bootstrap  # type: ignore[attr-defined]
+
+    def struck(process: BaseProcess, *arguments: Any, **more: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return begin(process, *arguments, **more)
+
+    monkeypatch.setattr(BaseProcess, "_bootstrap", struck)
+    order = TrainOrder(data.draws, 0, BATCH)
+
+    assert len(list(make_loader(data.train, order.batches(0, 0, 2), num_workers=1))) == 2
 
 
 def resident(pids: list[int]) -> int:
