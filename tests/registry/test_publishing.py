@@ -98,7 +98,7 @@ def test_other_ranks_decide_alike_and_do_nothing(tmp_path: Path, caplog: pytest.
 
 
 def test_a_model_says_where_it_comes_from(checkpoint: Path) -> None:
-    publishing, listener = publisher("model_management.aliases=[mine]", "wandb.entity=lab")
+    publishing, listener = publisher("model_management.aliases=[mine]", "wandb={entity: lab, project: atlas-vla}")
     metrics = {"train/loss": 9.0, "train/epoch": 1.5, "val/loss": 0.25, "eval/success_rate": 0.75, "perf/mfu": 0.1}
     publishing.after_save(checkpoint, 40, metrics, best=True)
 
