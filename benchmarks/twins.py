@@ -20,8 +20,10 @@ from machine import describe
 
 from atlas.config import load_config
 from atlas.data.chunks import ChunkDataset, Sample
+from atlas.data.training_data import open_training_data
 from atlas.policy import AtlasPolicy, PolicyProcessor
 from atlas.train import build_trainer, make_accelerator, prepare
+from atlas.training import Trainer
 from atlas.types import Batch
 
 SAME_WORDS = "pick up a cube"
@@ -93,7 +95,12 @@ def train_and_try(name: str, arguments: argparse.Namespace) -> str:
     ]
     config, _ = prepare(load_config(None, overrides))
     trainer = build_trainer(config, make_accelerator(config))
-    trainer.train_data, trainer.val_data = Impaired(trainer.train_data, change), Impaired(trainer.val_data, change)
+    data = open_training_data(config)
+    impaired = replace(data, train=Impaired(data.train, change), val=Impaired(data.val, change))
+    plain = trainer
+    trainer = Trainer(
+        plain.config, plain.policy, impaired, plain.run_dir, plain.accelerator, plain.tracker, plain.schedule
+    )
     trainer.train()
     trainer.tracker.finish()
     policy = ImpairedPolicy(AtlasPolicy.from_pretrained(Path(trainer.run_dir) / "checkpoints" / "latest"), change)

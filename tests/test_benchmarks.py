@@ -1,0 +1,229 @@
+"""Every benchmark in miniature: it runs through, and prints the table that it promises.
+
+faults.py, tracking_faults.py and mutants.py have tests of their own, beside what they break.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+SMALL = [
+    "model.fusion={dim: 32, layers: 1}",
+    "model.language={dim: 16, layers: 1}",
+    "data.image_size=32",
+    "data.batch_size=4",
+    "data.num_workers=0",
+]
+KEYPOINTS = "model.vision={name: keypoints, width: 8, keypoints: 8}"
+VGGT = (
+    "model.vision={name: vggt, stem_width: 8, keypoints: 8, keypoint_groups: 4, embed_dim: 32, depth: 1, num_heads: 2}"
+)
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs a benchmark with these arguments, in this process; what it printed."""
+    monkeypatch.setenv("ATLAS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def run(name: str, *arguments: object, expected: int | None = None) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        capsys.readouterr()
+        assert importlib.import_module(name).main() == expected
+        return capsys.readouterr().out
+
+    return run
+
+
+def rows(printed: str) -> list[list[str]]:
+    """The cells of the tables that were printed, without their heads."""
+    lines = [line.strip("|\n ").split(" | ") for line in printed.splitlines() if line.startswith("| ")]
+    return lines[1:]
+
+
+def test_ablation_trains_with_blocks_and_without(
+    run: Run, cubes_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def count_blocks(name: str, policy: Any, execute: int, episodes: int) -> str:
+        tried.append(sum(key.startswith("vision.aggregator.frame_blocks") for key in policy.state_dict()))
+        return f"| {name} | {episodes} |"
+
+    monkeypatch.setattr(importlib.import_module("ablation"), "tried", count_blocks)
+    printed = run("ablation", "--data", cubes_dataset, "--episodes", 2, *SMALL, VGGT, "training.max_steps=2")
+    assert rows(printed) == [["with its blocks", "2"], ["without", "2"]]
+    assert tried[0] > 0 and tried[1] == 0
+
+
+def test_twins_are_impaired_and_the_control_is_not(
+    run: Run, cubes_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twins = importlib.import_module("twins")
+    seen: dict[str, set[tuple[bool, int]]] = {}  # of each twin: were there black images, how many instructions
+
+    def watched(name: str, change: Callable[..., Any]) -> Callable[..., Any]:
+        def watch(batch: Any) -> Any:
+            changed = change(batch)
+            seen.setdefault(name, set()).add((bool((changed.images == 0).all()), len(set(changed.instruction))))
+            return changed
+
+        return watch
+
+    monkeypatch.setattr(twins, "TWINS", {name: watched(name, change) for name, change in twins.TWINS.items()})
+    monkeypatch.setattr(twins, "tried", lambda name, policy, execute, episodes: f"| {name} | {episodes} |")
+    settings = [*SMALL, KEYPOINTS, "training.max_steps=2", "data.batch_size=16"]
+    found = rows(run("twins", "--data", cubes_dataset, "--episodes", 2, *settings))
+    assert found == [[name, "2"] for name in ("trained as it is", "trained blind", "trained without the instruction")]
+    assert (False, 2) in seen["trained as it is"]
+    assert all(black for black, _ in seen["trained blind"])
+    assert {number for _, number in seen["trained without the instruction"]} == {1}
+
+
+def test_overhead_counts_what_a_save_holds_up(run: Run, cubes_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second step saves for a quarter of a second: the median of the steps would know nothing of it."""
+    import time
+
+    from atlas.training import Trainer
+
+    save = Trainer.save
+
+    def slowly(self: Trainer, *given: Any, **options: Any) -> Any:
+        time.sleep(0.25)
+        return save(self, *given, **options)
+
+    monkeypatch.setattr(Trainer, "save", slowly)
+    settings = [*SMALL, KEYPOINTS]
+    printed = run("overhead", "--data", cubes_dataset, "--steps", 8, "--rounds", 1, *settings)
+    bare, ours = map(float, re.search(r"bare ([\d.]+) ms, Trainer ([\d.]+) ms", printed).groups())  # type: ignore[union-attr]
+    assert ours > bare + 80, printed
+    assert "Trainer over a bare loop" in printed
+
+
+def test_media(run: Run, cubes_dataset: Path) -> None:
+    settings = [*SMALL, KEYPOINTS]
+    assert "All media over none" in run("media", "--data", cubes_dataset, "--steps", 2, "--rounds", 1, *settings)
+
+
+def test_feature_cache(run: Run) -> None:
+    sizes = ["--width", 64, "--depth", 1, "--size", 28, "--frames", 36, "--batch", 2, "--rounds", 1]
+    printed = run("feature_cache", *sizes, "model.fusion={dim: 32, layers: 1}")
+    assert [row[0] for row in rows(printed)] == ["images", "features"]
+
+
+def test_saving(run: Run, tmp_path: Path) -> None:
+    printed = run("saving", "--megabytes", 0.1, "--rounds", 1, "--folder", tmp_path)
+    assert len(rows(printed)) == 1
+
+
+def test_data_statistics(run: Run) -> None:
+    assert run("data_statistics", "--rows", 1000).count("1000 rows") == 2
+
+
+@pytest.mark.slow
+def test_vggt_parity(run: Run) -> None:
+    assert rows(run("vggt", "--parity"))
+
+
+def test_fuzz_finds_no_more_than_refusals(run: Run) -> None:
+    printed = run("fuzz", "--mutations", 60, "--workers", 1, "--subjects", "cache", "config", "kept", expected=0)
+    assert rows(printed)[-1][:2] == ["all", "60"]
+
+
+def test_fuzz_tells_endings_apart(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that does all that a reader may not do, by what is in the file."""
+    import os
+    import signal
+
+    fuzz = importlib.import_module("fuzz")
+
+    def read(folder: Path, chance: Any) -> None:
+        mode = folder / "mode"
+        if mode.exists() and len(mode.read_bytes()) == 4:
+            return  # as it was made
+        match chance.randrange(4):
+            case 0:
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case 1:
+                bytearray(2**40)
+            case 2:
+                raise KeyError("no such thing")
+            case _:
+                while True:
+                    pass
+
+    subject = fuzz.Subject("a bad reader", lambda folder: (folder / "mode").write_text("good"), read)
+    monkeypatch.setattr(fuzz, "SUBJECTS", [subject])
+    monkeypatch.setattr(fuzz, "SECONDS", 0)
+    monkeypatch.setattr(fuzz, "mutate", lambda content, others, rng: content + b"!")
+    printed = run("fuzz", "--mutations", 16, "--workers", 2, expected=1)
+    counts = dict(zip(("ok", "InputError", "traceback", "hang", "memory", "crash"), rows(printed)[-1][2:], strict=True))
+    assert counts["ok"] == counts["InputError"] == "0"
+    assert all(int(counts[kind]) > 0 for kind in ("traceback", "hang", "memory", "crash")), printed
+    assert "KeyError" in printed and "SIGSEGV" in printed and "--only" in printed
+
+
+# ---- those of whole processes ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_default_job(run: Run, tmp_path: Path) -> None:
+    settings = [
+        *SMALL,
+        KEYPOINTS,
+        "training.max_steps=2",
+        "evaluation.episodes=2",
+        "data.record={episodes: 4, image_size: 32}",
+    ]
+    printed = run("default_job", "--episodes", 2, "--out", tmp_path, *settings)
+    assert [row[0] for row in rows(printed)] == ["as it is", "instructions exchanged", "blind"]
+
+
+@pytest.mark.slow
+def test_data(run: Run) -> None:
+    printed = run(
+        "data", "--episodes", 4, "--frames", 20, "--size", 32, "--codecs", "png", "--seconds", 0.2, "--rounds", 1
+    )
+    assert rows(printed)
+
+
+@pytest.mark.slow
+def test_data_opening(run: Run) -> None:
+    assert run("data_opening", "--episodes", 50).count("first time") == 3
+
+
+@pytest.mark.slow
+def test_scaling(run: Run, cubes_dataset: Path) -> None:
+    printed = run("scaling", "--data", cubes_dataset, "--rounds", 2, "--steps", 2, *SMALL, KEYPOINTS)
+    assert rows(printed)[0][0] == "2"
+
+
+@pytest.mark.slow
+def test_tracking(run: Run, cubes_dataset: Path) -> None:
+    pytest.importorskip("wandb")
+    printed = run("tracking", "--data", cubes_dataset, "--pairs", 2, "--steps", 2, *SMALL, KEYPOINTS)
+    assert "Rows dropped: 0" in printed
+
+
+@pytest.mark.slow
+def test_startup(run: Run) -> None:
+    assert "atlas --help" in run("startup")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="measures processors")
+def test_shared_machine(run: Run, cubes_dataset: Path) -> None:
+    assert rows(run("shared_machine", "--data", cubes_dataset, "--seconds", 0.2, "--rounds", 1))
