@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +27,10 @@ import torch
 
 from atlas.data.episode import RecordedEpisode
 from atlas.data.libero_writer import write_libero_file
+
+# A shell that starts the tests in the background, or nohup, would have them and all their processes ignore these.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MakeLibero = Callable[..., Path]
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
