@@ -11,14 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from atlas.launch import overseer
 from atlas.python import module_command
-from tests import warm
 from tests.launch.test_launch_ranks import is_alive, wait_until
 from tests.processes import end_tree
 
@@ -26,18 +24,17 @@ ROOT = Path(__file__).parents[2]
 END_OF_CASE = "-- end of case --"  # as rank_probe.py has it
 BOUND = 30.0  # seconds in which all is over, wherever the others are
 
-Start = Callable[..., warm.Started]
+Start = Callable[..., subprocess.Popen[str]]
 
 
-def start_launcher(folder: Path, *cases: str, cwd: Path = ROOT, **variables: str) -> warm.Started:
+def start_launcher(folder: Path, *cases: str, cwd: Path = ROOT, **variables: str) -> subprocess.Popen[str]:
     kept = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "RANK")}
     environment = kept | variables | {"PYTHONPATH": str(ROOT)}
     command = [*module_command("tests.launch.rank_probe"), str(folder), *cases]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    if cwd != ROOT:  # where it matters what is imported
-        return subprocess.Popen(command, text=True, env=environment, cwd=cwd, **pipes)
-    ranks = sum(len(case.split(",")) for case in cases)
-    return warm.start(*command[1:], env=environment, cwd=cwd, children=ranks, **pipes)
+    # None of the processes is a fork of another: what is tested is how real ones end.
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=cwd
+    )
 
 
 def write_namesakes(folder: Path) -> Path:
@@ -179,9 +176,9 @@ def test_a_rank_that_keeps_the_lock_of_python_is_asked_for_its_stack(outcomes: d
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start the launcher with one rank a role and wait until all ranks are at work."""
-    started: list[warm.Started] = []
+    started: list[subprocess.Popen[str]] = []
 
-    def run(*roles: str, cwd: Path = ROOT) -> warm.Started:
+    def run(*roles: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
         started.append(start_launcher(tmp_path, ",".join(roles), cwd=cwd))
         ready = [tmp_path / "0" / f"ready_{rank}" for rank in range(len(roles))]
         wait_until(lambda: all(file.exists() for file in ready), seconds=120)
@@ -192,7 +189,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         end_tree(process)
 
 
-def finish(process: warm.Started, folder: Path, within: float) -> tuple[int, list[str]]:
+def finish(process: subprocess.Popen[str], folder: Path, within: float) -> tuple[int, list[str]]:
     """The exit code and what was said, once launcher and ranks are gone, in at most these seconds from now."""
     now = time.monotonic()
     _, said = process.communicate(timeout=120)
