@@ -188,7 +188,7 @@ class Scaler(nn.Module):
             for name in set(of_each):
                 here = torch.tensor([each == name for each in of_each])
                 its_offset, its_scale = _offset_and_scale(columns, name)
-                offset[here], scale[here] = its_offset[here], its_scale[here]
+                offset, scale = torch.where(here, its_offset, offset), torch.where(here, its_scale, scale)
             offset[list(keep)], scale[list(keep)] = 0.0, 1.0
             offsets.append(offset)
             scales.append(scale.clamp(min=SMALLEST_RANGE))

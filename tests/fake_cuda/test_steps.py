@@ -46,15 +46,16 @@ POLICIES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
 
 
 @pytest.fixture(scope="module")
-def library(request: pytest.FixtureRequest) -> Path:
-    """device.cpp, compiled once for this torch."""
+def library(request: pytest.FixtureRequest, shared_folder: Path) -> Path:
+    """device.cpp, compiled once for this torch, or once a run of the tests where pytest keeps no cache."""
     compiler = next((path for path in map(shutil.which, ("c++", "g++", "clang++")) if path), None)
     if compiler is None:
         pytest.skip("there is no C++ compiler")
     if not torch.__version__.startswith(f"{TORCH}.") or torch.version.cuda is not None or sys.platform != "linux":
         pytest.skip(f"needs torch {TORCH}'s build for CPUs, on Linux")
     version = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()[:12]
-    library = Path(request.config.cache.mkdir("fake_cuda")) / f"device_{version}.so"
+    cache = getattr(request.config, "cache", None)
+    library = (Path(cache.mkdir("fake_cuda")) if cache is not None else shared_folder) / f"device_{version}.so"
     if not library.exists():
         partial = library.with_suffix(f".{os.getpid()}")
         include = Path(torch.__file__).parent / "include"
