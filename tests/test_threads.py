@@ -19,7 +19,7 @@ def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_command_yields_its_cores_before_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("atlas.cli.app", lambda **_: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    monkeypatch.setattr("atlas.cli.app", lambda *_, **__: seen.append(os.environ.get("GOMP_SPINCOUNT")))
     with pytest.raises(SystemExit):
         main()
     assert seen and 0 < int(seen[0]) < 30_000
