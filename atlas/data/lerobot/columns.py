@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from atlas.data.arrays import map_array
 from atlas.data.gripper import is_zero_to_one, open_and_closed
 from atlas.data.lerobot.actions import convert, gripper_fits
 from atlas.data.lerobot.episodes import Episodes
@@ -58,7 +59,7 @@ def open_columns(folder: Path, root: Path, info: Info, features: Features, episo
         _make(folder, root, info, features, episodes)
     try:
         return _mapped(folder, int(episodes.length.sum()))
-    except (OSError, ValueError, LookupError, TypeError, SyntaxError, EOFError):  # numpy parses what a file begins with
+    except (OSError, ValueError, LookupError, TypeError):
         logger.warning("%s was damaged, and is made anew.", folder)
         (folder / _NOTES).unlink(missing_ok=True)
     _make(folder, root, info, features, episodes)
@@ -66,7 +67,7 @@ def open_columns(folder: Path, root: Path, info: Info, features: Features, episo
 
 
 def _mapped(folder: Path, frames: int) -> Columns:
-    arrays = {path.stem: np.asarray(np.load(path, mmap_mode="r")) for path in folder.glob("*.npy")}
+    arrays = {path.stem: np.asarray(map_array(path)) for path in folder.glob("*.npy")}
     if any(len(array) != frames for array in arrays.values()):
         raise ValueError("a column is of another length")
     return Columns(
