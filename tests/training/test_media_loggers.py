@@ -83,7 +83,7 @@ def one(cubes_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Board:
 def two(cubes_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The same six steps on two processes with half the batch each, and wandb, offline."""
     out, home = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("home")
-    names = ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
+    names = ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
     variables = {name: str(home / name) for name in names} | {"HOME": str(home), "NETRC": str(home / ".netrc")}
     settings = [*RUN, *MEDIA, "data.batch_size=4", "wandb.enabled=true", "wandb.mode=offline"]
     places = [f"data.path={cubes_dataset}", f"output_dir={out}", "run_name=run"]

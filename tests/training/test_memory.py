@@ -113,7 +113,7 @@ def test_the_command_shows_the_message_and_ends_with_1(
 ) -> None:
     error = run_out(load_config())
 
-    def fail(**_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(atlas.cli, "app", fail)
