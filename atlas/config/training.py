@@ -27,7 +27,7 @@ class ProfileConfig(Section):
 
 
 class TrainingConfig(Section):
-    max_steps: Positive | None = 1800  # optimizer steps; or num_epochs
+    max_steps: Positive | None = 2000  # optimizer steps; or num_epochs
     num_epochs: Positive | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     weight_decay: Weight = 0.01
@@ -36,7 +36,7 @@ class TrainingConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on GPUs that have it, else fp32
     log_interval: Positive = 50
-    val_interval: Positive = 600
+    val_interval: Positive = 500
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995  # 0: no averaging of the weights
     max_skipped_steps: Positive = 10  # in a row, for a loss or gradient that is not finite; then training stops
     early_stopping: EarlyStoppingConfig | None = None
@@ -61,7 +61,7 @@ class TrainingConfig(Section):
 
 
 class CheckpointConfig(Section):
-    save_interval: Positive = 900
+    save_interval: Positive = 1000
     keep_last_n: Positive = 3  # besides those of the next two
     keep_best: Positive = 1  # the best ones by model_management.best_model_metric
     keep_every_n_steps: Positive | None = None  # and each whose step is a multiple of it
@@ -73,7 +73,7 @@ class EvaluationConfig(Section):
     env: str = "auto"  # auto: the world that the data was recorded in, where there is an adapter for it; none
     seed: Annotated[int, Field(ge=0, lt=10**6)] = 0  # of the episodes: runs with the same one can be compared as pairs
     episodes: NotNegative = 20  # at each evaluation during training; 0: no rollouts
-    interval: Positive = 900  # optimizer steps
+    interval: Positive = 1000  # optimizer steps
     final_episodes: NotNegative = 40  # of the best checkpoint, after training
     video: NotNegative = 4  # episodes filmed in the final evaluation
     record_path: UserPath | None = None  # a folder for films of evaluations; null: videos/ in the run's folder

@@ -8,7 +8,7 @@ import numpy as np
 
 from atlas.rollout.rendering import failure_explained
 
-HIDDEN_GROUP = 5  # of shapes that are never drawn; MuJoCo has geom groups 0 to 5, and its models use the lower ones
+_HIDDEN_GROUP = 5  # MuJoCo has geom groups 0 to 5; its models use the lower ones
 
 
 class CameraRenderer:
@@ -31,7 +31,7 @@ class CameraRenderer:
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._options = mujoco.MjvOption()
-        for group in (*hidden_groups, HIDDEN_GROUP):
+        for group in (*hidden_groups, _HIDDEN_GROUP):
             self._options.geomgroup[group] = 0
         centre, half_size = model.geom_aabb[:, :3], model.geom_aabb[:, 3:]
         signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
@@ -42,7 +42,7 @@ class CameraRenderer:
         """One camera's image of the present state. `cull=False` draws every shape (the same pixels, slowly)."""
         groups = self._model.geom_group.copy()
         if cull:
-            self._model.geom_group[self._outside(camera)] = HIDDEN_GROUP
+            self._model.geom_group[self._outside(camera)] = _HIDDEN_GROUP
         self._renderer.update_scene(self._data, camera=camera, scene_option=self._options)
         self._model.geom_group[:] = groups
         return np.asarray(self._renderer.render())

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from atlas.errors import InputError
-from atlas.rollout.camera import HIDDEN_GROUP, CameraRenderer
+from atlas.rollout.camera import CameraRenderer
 from atlas.rollout.environment import EnvironmentSpec, StepResult
 from atlas.rollout.rendering import failure_explained, prepare_rendering, quiet_robosuite
 from atlas.types import ActionSpec, Observation
@@ -24,7 +24,6 @@ LIFT_HEIGHT_M = 0.04  # above where the cube lay
 HORIZON = 200
 SETTLE_STEPS = 2  # the cubes start a hair above the table
 ARM_NOISE_RAD = 0.02  # standard deviation of the arm's starting joint angles
-_UNSEEN = "mount0_pedestal_vis"  # the pedestal: more than half of all vertices, for some pixels behind the table
 
 
 def cubes_spec(image_size: int) -> EnvironmentSpec:
@@ -80,7 +79,6 @@ class CubesEnvironment:
         self._home = np.array(self._robot.init_qpos)
         self._model: Any = self._env.sim.model._model
         self._data: Any = self._env.sim.data._data
-        self._model.geom(_UNSEEN).group = HIDDEN_GROUP
         self._cubes = [(self._env.cubeA, self._env.cubeA_body_id), (self._env.cubeB, self._env.cubeB_body_id)]
 
         self._renderer = CameraRenderer(self._model, self._data, image_size)

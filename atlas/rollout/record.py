@@ -25,7 +25,7 @@ from atlas.rollout.seeds import episode_seed
 from atlas.rollout.worlds import environment_spec, make_environment
 
 _MAX_TRIES = 20  # starts tried for one episode before the expert is called broken
-_FORMAT = 2  # raised when the world, the expert or the files change, so that older recordings are not reused
+_FORMAT = 1  # raised when the world, the expert or the files change, so that older recordings are not reused
 
 
 _MARKER, _PARTS = "recording.json", ".parts"

@@ -235,7 +235,7 @@ def test_a_recording_becomes_a_lerobot_dataset_once_its_episodes_are_there(tmp_p
     from atlas.rollout.record import RecordSettings, is_recorded, record
 
     settings, out = RecordSettings(episodes=2, seed=3, image_size=32), tmp_path / "set"
-    asked = {"format": 2, "env": "cubes", "episodes": 2, "seed": 3, "image_size": 32, "to": "lerobot", "codec": "png"}
+    asked = {"format": 1, "env": "cubes", "episodes": 2, "seed": 3, "image_size": 32, "to": "lerobot", "codec": "png"}
     (out / ".parts").mkdir(parents=True)  # as a recording leaves it that was stopped before it wrote its files
     (out / "recording.json").write_text(json.dumps(asked))
     episodes = [made_up_episode(np.random.default_rng(i), INSTRUCTIONS[i], 5 + i) for i in range(2)]
