@@ -8,7 +8,7 @@ import os
 # threads that run then burn a core waiting for one that does not, and training is several times slower. With no turns
 # at all a thread sleeps between any two operations, and training alone is slower. Measured by
 # benchmarks/shared_machine.py.
-_SPIN = "2000"
+_SPIN = "5000"
 
 
 def yield_cores() -> None:
