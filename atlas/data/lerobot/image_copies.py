@@ -11,8 +11,6 @@ import fcntl
 import hashlib
 import io
 import logging
-import os
-import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,7 +26,7 @@ from PIL import Image
 
 from atlas.data.lerobot.tables import open_parquet, readable_parquet
 from atlas.errors import InputError
-from atlas.files import sync
+from atlas.files import atomic_path, sync
 from atlas.progress import progress_bar
 from atlas.registry.cache import cache_root
 
@@ -148,14 +146,10 @@ def _make(path: Path, key: str, place: Path) -> None:
         with _locked(place):
             if place.is_file():
                 return
-            partial = place.with_name(f".{place.stem}.{secrets.token_hex(8)}.partial")
-            try:
-                with open(partial, "xb") as sink:
+            with atomic_path(place) as partial:
+                with partial.open("wb") as sink:
                     _write(path, key, sink)
                 sync(partial)
-                os.replace(partial, place)
-            finally:
-                partial.unlink(missing_ok=True)
             for old in place.parent.glob(f"{place.stem.split('-')[0]}-*.arrow"):
                 if old != place:  # of an earlier state of the file; who has it mapped keeps it
                     old.unlink(missing_ok=True)
