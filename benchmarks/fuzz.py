@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 from fuzz_mutations import mutate
 from fuzz_subjects import ROOT, SUBJECTS, Subject
@@ -306,15 +307,15 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     wanted = [s for s in SUBJECTS if not arguments.subjects or any(word in s.name for word in arguments.subjects)]
-    manifest.sync_tree = lambda folder: None  # type: ignore[assignment] # nothing here is to outlive a power cut
     begin = time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="atlas-fuzz-"))
     try:
-        examples = Examples(root, wanted, arguments.seed)
-        examples.make()
-        if arguments.only is not None:
-            return repeat(examples, arguments.only)
-        endings = run_all(examples, range(arguments.mutations), arguments.workers)
+        with mock.patch.object(manifest, "sync_tree"):  # nothing here is to outlive a power cut
+            examples = Examples(root, wanted, arguments.seed)
+            examples.make()
+            if arguments.only is not None:
+                return repeat(examples, arguments.only)
+            endings = run_all(examples, range(arguments.mutations), arguments.workers)
     finally:
         if arguments.only is None:
             shutil.rmtree(root, ignore_errors=True)

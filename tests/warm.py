@@ -63,8 +63,9 @@ class Process:
         streams, texts = [self.stdout, self.stderr], ["", ""]
 
         def read(number: int, stream: IO[str]) -> None:
-            with stream:
-                texts[number] = stream.read()
+            if not stream.closed:  # as it is after an earlier call
+                with stream:
+                    texts[number] = stream.read()
 
         readers = [threading.Thread(target=read, args=(i, s), daemon=True) for i, s in enumerate(streams) if s]
         for reader in readers:
