@@ -14,7 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 # Before torch is imported: models here are small, and threads that wait for each other cost more than they do, above
@@ -118,13 +118,18 @@ def make_libero(tmp_path: Path) -> MakeLibero:
     def make(tasks: dict[str, Sequence[int]] | None = None, size: int = 32, folder: str = "demos") -> Path:
         tasks = tasks or {"open the drawer": [12, 9, 11], "close the drawer": [10, 10]}
         root = tmp_path / folder
-        for number, (instruction, lengths) in enumerate(tasks.items()):
-            rng = np.random.default_rng(number)
-            episodes = [made_up_episode(rng, instruction, length, i, size) for i, length in enumerate(lengths)]
-            write_libero_file(root / f"task_{number}_demo.hdf5", instruction, episodes, {"env_name": "elsewhere"})
+        write_made_up_libero(root, tasks, size)
         return root
 
     return make
+
+
+def write_made_up_libero(root: Path, tasks: Mapping[str, Sequence[int]], size: int = 32) -> None:
+    """A folder with a file of made-up episodes for each task: {instruction: the lengths of its episodes}."""
+    for number, (instruction, lengths) in enumerate(tasks.items()):
+        rng = np.random.default_rng(number)
+        episodes = [made_up_episode(rng, instruction, length, i, size) for i, length in enumerate(lengths)]
+        write_libero_file(root / f"task_{number}_demo.hdf5", instruction, episodes, {"env_name": "elsewhere"})
 
 
 def made_up_episode(

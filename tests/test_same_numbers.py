@@ -1,0 +1,213 @@
+"""A change of structure changes no number: what twenty steps of small jobs gave before, they give today.
+
+tests/same_numbers.json holds, for each job, the SHA-256 of its weights and the metrics of its last step, and the keys
+of what commands print with --json. `python -m tests.test_same_numbers FILE` writes such a file anew. Bits depend on
+how a processor rounds, so that the weights' hashes are compared where a small computation gives the bits that it gave
+on the machine of the file, and only the metrics elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import atlas
+from tests import warm
+from tests.conftest import MakeLibero, MakeOnce, write_made_up_libero
+
+FILE = Path(__file__).with_name("same_numbers.json")
+WEIGHTS = Path(__file__).parent / "fixtures" / "vggt_parity" / "weights.safetensors"
+SMALL = [
+    "model.vision={name: keypoints, width: 8, keypoints: 8}",
+    "model.fusion={dim: 32, layers: 1}",
+    "model.language={dim: 16}",
+    "data.image_size=32",
+    "data.batch_size=8",
+    "data.num_workers=0",
+    "training.max_steps=20",
+    "training.log_interval=5",
+    "training.val_interval=10",
+    "training.ema_decay=0.9",
+    "checkpoint.save_interval=10",
+    "evaluation.episodes=0",
+    "distributed.cpu=true",
+]
+VGGT = (
+    f"model.vision={{name: vggt_pretrained, pretrained: {WEIGHTS}, precision: fp32, embed_dim: 48, depth: 4, "
+    "num_heads: 3, img_size: 56, patch_embed_depth: 2, patch_embed_num_heads: 3}"
+)
+TWO = ["--mode", "multi", "--gpus", "2", "data.batch_size=4"]
+
+Job = Callable[[Path, Path], Path]  # (folder of the datasets, folder of the run) -> the checkpoint
+
+
+def in_this_process(*more: str) -> Job:
+    def train(data: Path, folder: Path) -> Path:
+        settings = [*SMALL, f"data.path={data / 'one'}", f"output_dir={folder}", "run_name=run", *more]
+        return atlas.train(None, settings).run_dir / "checkpoints" / "latest"
+
+    return train
+
+
+def in_two_processes(*more: str) -> Job:
+    def train(data: Path, folder: Path) -> Path:
+        settings = [*SMALL, f"data.path={data / 'one'}", f"output_dir={folder}", "run_name=run", *TWO, *more]
+        done = warm.atlas("train", *settings)
+        assert done.returncode == 0, done.stderr
+        return folder / "run" / "checkpoints" / "latest"
+
+    return train
+
+
+def resumed(data: Path, folder: Path) -> Path:
+    latest = in_this_process()(data, folder)
+    shutil.rmtree(latest.resolve())
+    latest.unlink()
+    settings = [*SMALL, f"data.path={data / 'one'}", f"output_dir={folder}", "run_name=run"]
+    atlas.train(None, settings, resume=latest.parent / "step_00000010")
+    return latest
+
+
+def with_cached_features(data: Path, folder: Path) -> Path:
+    plain = [f"data.augment.{name}=0" for name in ("brightness", "contrast", "saturation")]
+    settings = [*SMALL, VGGT, "data.image_size=56", f"data.path={data / 'one'}"]
+    done = warm.atlas("data", "cache-features", "--cpu", "--out", str(folder / "cache"), *plain, *settings)
+    assert done.returncode == 0, done.stderr
+    cached = f"data.feature_cache={folder / 'cache'}"
+    return in_this_process(VGGT, "data.image_size=56", cached, *plain)(data, folder)
+
+
+def of_a_mixture(data: Path, folder: Path) -> Path:
+    paths = f"data.datasets=[{{path: {data / 'one'}}}, {{path: {data / 'other'}, weight: 2.0}}]"
+    settings = [*SMALL, paths, f"output_dir={folder}", "run_name=run"]
+    return atlas.train(None, settings).run_dir / "checkpoints" / "latest"
+
+
+JOBS: dict[str, Job] = {
+    "one process": in_this_process(),
+    "two processes": in_two_processes(),
+    "resumed": resumed,
+    "flow head": in_this_process("model.head={name: flow_matching, dim: 32, layers: 1}"),
+    "frozen VGGT": in_this_process(VGGT, "data.image_size=56"),
+    "feature cache": with_cached_features,
+    "FSDP": in_two_processes("distributed.strategy=fsdp"),
+    "mixture": of_a_mixture,
+}
+
+
+def write_data(folder: Path) -> None:
+    write_made_up_libero(folder / "one", {"open the drawer": [12, 9, 11], "close the drawer": [10, 10, 7]})
+    write_made_up_libero(folder / "other", {"close the drawer": [8, 8], "stack the cups": [30, 40, 35]})
+
+
+@pytest.fixture(scope="module")
+def data(make_once: MakeOnce) -> Path:
+    return make_once("same_numbers_data", write_data)
+
+
+def rounding() -> str:
+    """What tells processors apart that give other bits."""
+    generator = torch.Generator().manual_seed(0)
+    x, kernel = torch.randn(8, 16, 24, 24, generator=generator), torch.randn(16, 16, 3, 3, generator=generator)
+    y = torch.nn.functional.conv2d(x, kernel).flatten(1)
+    y = torch.softmax(y @ y.T / y.shape[1], -1).exp() @ torch.nn.functional.gelu(y).mean(0, keepdim=True).expand(8, -1)
+    return hashlib.sha256(y.numpy().tobytes()).hexdigest()
+
+
+def numbers_of(job: str, data: Path, folder: Path) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    checkpoint = JOBS[job](data, folder)
+    digest = hashlib.sha256()
+    for file in (checkpoint / "policy" / "model.safetensors", *sorted((checkpoint / "trainer").glob("weights*"))):
+        for name, tensor in sorted(load_file(file).items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    metrics = json.loads((folder / "run" / "results.json").read_text())["metrics"]
+    kept = {name: value for name, value in metrics.items() if name.startswith(("train/", "val/", "model/", "best"))}
+    return {"weights": digest.hexdigest(), "metrics": kept}
+
+
+def keys_of(value: Any) -> Any:
+    """The names in a JSON value, without what they hold; of a list, those of its first item."""
+    if isinstance(value, dict):
+        return {key: keys_of(item) for key, item in sorted(value.items())}
+    return [keys_of(value[0])] if isinstance(value, list) and value else type(value).__name__
+
+
+def printed_keys(data: Path, cubes: Path, folder: Path) -> dict[str, Any]:
+    """The keys of every command that a run and a dataset are enough for."""
+    folder.mkdir(exist_ok=True)
+    settings = [*SMALL, f"data.path={cubes}", f"output_dir={folder}", "training.max_steps=2", "run_name=run"]
+    atlas.train(None, settings)
+    run = str(folder / "run")
+    shutil.copytree(run, f"{run}_copy", symlinks=True)
+    commands = {
+        "data inspect": ["data", "inspect", str(data / "one")],
+        "data inspect, LeRobot": ["data", "inspect", str(FILE.parent / "fixtures" / "lerobot_v30_image")],
+        "data check": ["data", "check", str(cubes)],
+        "eval": ["eval", "--env", "cubes", "--checkpoint", run, "--episodes", "1"],
+        "eval open loop": ["eval", "--env", "cubes", "--open-loop", str(cubes), "--episodes", "1"],
+        "model summary": ["model", "summary", *SMALL],
+        "model card": ["model", "card", run],
+        "runs list": ["runs", "list", str(folder)],
+        "runs compare": ["runs", "compare", run, f"{run}_copy"],
+        "config show": ["config", "show"],
+    }
+    printed = {}
+    for name, words in commands.items():
+        done = warm.atlas(*words, "--json")
+        assert done.stdout.startswith("{"), f"{name}: {done.stderr}"
+        printed[name] = keys_of(json.loads(done.stdout))
+    return printed
+
+
+@pytest.fixture(scope="module")
+def before() -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(FILE.read_text())
+    return read
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_twenty_steps_give_the_weights_and_metrics_of_before(
+    job: str, before: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    wanted = before["jobs"][job]
+
+    found = numbers_of(job, data, tmp_path)
+
+    assert found["metrics"] == pytest.approx(wanted["metrics"], rel=1e-3, abs=1e-5)
+    if rounding() == before["rounding"]:
+        assert found == wanted
+
+
+def test_commands_print_the_keys_of_before(
+    before: dict[str, Any], data: Path, cubes_dataset: Path, tmp_path: Path
+) -> None:
+    assert printed_keys(data, cubes_dataset, tmp_path) == before["keys"]
+
+
+def main(file: Path) -> None:
+    import tempfile
+
+    from atlas.rollout.record import RecordSettings, record
+
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        write_data(root / "data")
+        record(RecordSettings(episodes=8, seed=3, image_size=32), root / "cubes")
+        jobs = {job: numbers_of(job, root / "data", root / str(n)) for n, job in enumerate(JOBS)}
+        keys = printed_keys(root / "data", root / "cubes", root / "printed")
+        file.write_text(json.dumps({"rounding": rounding(), "jobs": jobs, "keys": keys}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
