@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas.config import Config, DataConfig, ModelConfig, dump_yaml, load_config
-from atlas.documents import read_yaml
 from atlas.errors import InputError
-from atlas.files import write_text
-from atlas.locks import check_free, hold
-from atlas.paths import check_folder
-from atlas.tracking.runs import CONFIG, RESULTS
+from atlas.runs.run_directory import CONFIG, RESULTS
+from atlas.system.documents import read_yaml
+from atlas.system.files import write_text
+from atlas.system.locks import check_free, hold
+from atlas.system.paths import check_folder
 
 if TYPE_CHECKING:
     from atlas.data.episode import EpisodeDataset
@@ -31,7 +31,7 @@ def load_run_config(
         # The folder for outputs is that of the machine it was saved on.
         config = load_config(_fetched(str(resume)) / CONFIG).model_copy(update={"output_dir": Config().output_dir})
     elif config is None and resume is not None and str(resume) != "auto":
-        from atlas.training.checkpoints import find_checkpoint
+        from atlas.checkpoints import find_checkpoint
 
         config = find_checkpoint(Path(resume)).parent.parent / CONFIG
     return load_config(config, overrides)
@@ -50,15 +50,15 @@ def prepare(
 
 
 def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> tuple[Config, Path | None]:
+    from atlas.checkpoints import Checkpoints
     from atlas.data import open_configured
     from atlas.data.frame_cache import fill_caches
     from atlas.launch import settle_device
-    from atlas.policy.features import check_cache
-    from atlas.policy.pretrained import check_pretrained
+    from atlas.policies.modular.feature_cache_filling import check_cache
+    from atlas.policies.modular.pretrained_weights import check_pretrained
     from atlas.registry.wandb_variables import check_variables, with_variables
-    from atlas.rollout.record import RecordSettings, record
-    from atlas.tracking.redact import without_keys
-    from atlas.training.checkpoints import Checkpoints
+    from atlas.rollout.recording import RecordSettings, record
+    from atlas.system.redact import without_keys
     from atlas.training.media.projection import check_method
 
     device = settle_device(config.distributed)
@@ -110,7 +110,7 @@ def _what(run_dir: Path) -> str:
 
 def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path | None]:
     """Name the run; refuse to write over one that is there; find the checkpoint to go on from, undamaged."""
-    from atlas.training.checkpoints import find_checkpoint, find_undamaged, saved_steps, verify
+    from atlas.checkpoints import find_checkpoint, find_undamaged, saved_steps, verify
 
     if _is_artifact(resume):
         checkpoint = _fetched(str(resume))
@@ -151,7 +151,7 @@ def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path
 
 def _newest_unfinished_run(config: Config) -> Path | None:
     """What `--resume auto` means without a run_name: the last run of this data and model that did not end."""
-    from atlas.training.checkpoints import saved_steps
+    from atlas.checkpoints import saved_steps
 
     roots = [root for root in Path(config.output_dir).glob("*/checkpoints") if saved_steps(root)]
     roots.sort(key=lambda root: root.stat().st_mtime, reverse=True)  # when the last one was put there
@@ -182,7 +182,7 @@ def _fetched(reference: str) -> Path:
 
 def _check_same_run(checkpoint: Path, run_dir: Path, reference: str) -> None:
     """Refuse to go on in the folder of another run that has the same name."""
-    from atlas.training.checkpoints import find_checkpoint, load_state, saved_steps
+    from atlas.checkpoints import find_checkpoint, load_state, saved_steps
 
     if not saved_steps(run_dir / "checkpoints"):
         return
@@ -192,10 +192,10 @@ def _check_same_run(checkpoint: Path, run_dir: Path, reference: str) -> None:
 
 def _check_fits(checkpoint: Path, config: Config) -> None:
     """Refuse to go on from a checkpoint whose policy is another one than the config describes, or that is further."""
-    from atlas.policy import PolicyProcessor
-    from atlas.training.checkpoints import load_state
-    from atlas.training.checkpoints.shards import has_trained_weights
-    from atlas.training.strategy import check_average
+    from atlas.checkpoints import load_state
+    from atlas.checkpoints.shards import has_trained_weights
+    from atlas.policies import PolicyProcessor
+    from atlas.training.parallel.strategy import check_average
 
     check_average(checkpoint, has_trained_weights(checkpoint), config.training.ema_decay > 0)
     file = checkpoint / "policy" / "config.yaml"
@@ -229,13 +229,13 @@ def _differences(key: str, was: Any, now: Any) -> list[str]:
 def _check_data(config: Config, dataset: EpisodeDataset, cameras: list[str], checkpoint: Path | None) -> None:
     import torch
 
+    from atlas.checkpoints.snapshot import load_split
     from atlas.checks.inspection import check_before_training
     from atlas.data.training_data import split_data
-    from atlas.rollout.worlds import environment_spec
-    from atlas.training.checkpoints.snapshot import load_split
-    from atlas.training.resumed_data import check_resumed
+    from atlas.environments.catalog import environment_spec
+    from atlas.training.guards.resumed_data import check_resumed
+    from atlas.training.perf.worker_room import settle_workers
     from atlas.training.selection import check_metrics
-    from atlas.training.worker_room import settle_workers
 
     longest = int(dataset.lengths.max())
     if config.data.action_horizon > longest:
@@ -259,7 +259,7 @@ def _check_data(config: Config, dataset: EpisodeDataset, cameras: list[str], che
 
 def _check_epochs(checkpoint: Path, config: Config, samples: int) -> None:
     """Refuse to go on for fewer epochs than are done. samples: of an epoch."""
-    from atlas.training.checkpoints import load_state
+    from atlas.checkpoints import load_state
 
     state, epochs = load_state(checkpoint), config.training.num_epochs
     beyond = state.samples_seen - samples * (epochs or 0)
@@ -271,8 +271,8 @@ def _check_epochs(checkpoint: Path, config: Config, samples: int) -> None:
 
 
 def _check_machine(config: Config, device: str) -> None:
-    from atlas.training.batch_size import check_batch_size
-    from atlas.training.blocks import check_blocks
+    from atlas.training.parallel.block_setup import check_blocks
+    from atlas.training.perf.batch_size import check_batch_size
 
     check_batch_size(config, device == "cuda")
     check_blocks(config, device == "cuda")

@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas.config import Config
-from atlas.files import follow, write_json
 from atlas.prepare import environment_of, load_run_config, prepare, run_dir_of
-from atlas.threads import yield_cores
-from atlas.tracking.runs import RESULTS
+from atlas.runs.run_directory import RESULTS
+from atlas.system.files import follow, write_json
+from atlas.system.threads import yield_cores
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from atlas.checkpoints.state import TrainingState
     from atlas.data.chunks import ChunkDataset
     from atlas.data.episode import EpisodeDataset
-    from atlas.policy import AtlasPolicy
-    from atlas.rollout.report import EvaluationReport
+    from atlas.policies import AtlasPolicy
+    from atlas.rollout.success_report import EvaluationReport
     from atlas.tracking import RunTracker
     from atlas.training import Trainer
-    from atlas.training.checkpoints.state import TrainingState
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +72,9 @@ def train(
 def run(config: Config, checkpoint: Path | None = None) -> Result:
     """Train with a prepared config, as the only process or as one rank of several."""
     from atlas.launch import launcher_folder, leave_error
-    from atlas.tracking.console import NOT_ON_TERMINAL, setup_logging
-    from atlas.tracking.nodes import join_as_node
-    from atlas.training.watchdog import Watchdog
+    from atlas.tracking.node_runs import join_as_node
+    from atlas.tracking.sinks.console import NOT_ON_TERMINAL, setup_logging
+    from atlas.training.guards.watchdog import Watchdog
 
     accelerator = make_accelerator(config)
     run_dir = run_dir_of(config)
@@ -116,7 +116,7 @@ def run(config: Config, checkpoint: Path | None = None) -> Result:
 @contextmanager
 def _undisturbed(accelerator: Accelerator) -> Iterator[None]:
     """Let this rank end in good order when another has ended first: the launcher then sends a SIGTERM to the rest."""
-    from atlas.training.signals import listening
+    from atlas.training.guards.signals import listening
 
     if accelerator.num_processes == 1:
         yield
@@ -137,19 +137,19 @@ def build_trainer(
     """
     import torch
 
+    from atlas.checkpoints import load_state
+    from atlas.checkpoints.snapshot import load_split
     from atlas.checks.inspection import check_before_training
     from atlas.data.kept_split import episode_identities
     from atlas.data.order import TrainOrder
     from atlas.data.training_data import open_training_data
-    from atlas.policy import AtlasPolicy
+    from atlas.policies import AtlasPolicy
     from atlas.tracking import Resumed, RunTracker
     from atlas.training import Trainer
-    from atlas.training.checkpoints import load_state
-    from atlas.training.checkpoints.snapshot import load_split
     from atlas.training.media.loggers import MediaLoggers
+    from atlas.training.perf.worker_room import settle_workers
     from atlas.training.publishing import Publisher, run_facts
     from atlas.training.schedule import make_schedule, say_change
-    from atlas.training.worker_room import settle_workers
 
     kept = load_split(checkpoint) if checkpoint is not None else None
     data = open_training_data(config, kept)
@@ -232,7 +232,7 @@ def share_embeddings(
     the device that it has."""
     from accelerate.utils import gather_object
 
-    from atlas.policy.huggingface_language import HuggingFaceLanguageEncoder
+    from atlas.policies.modular.huggingface_language import HuggingFaceLanguageEncoder
 
     encoder = policy.language
     assert isinstance(encoder, HuggingFaceLanguageEncoder)
@@ -258,7 +258,7 @@ def _use_features(
 ) -> None:
     """Read a frozen encoder's features in place of images. Raises InputError where they are of something else."""
     from atlas.data.feature_cache import FeatureCache
-    from atlas.policy.features import cache_source
+    from atlas.policies.modular.feature_cache_filling import cache_source
 
     assert config.data.feature_cache is not None
     cache = FeatureCache.read(Path(config.data.feature_cache))
@@ -279,7 +279,7 @@ def _settle_batch_size(
     state: TrainingState | None,
 ) -> Config:
     """The config with a number for `data.batch_size`: that of a run that goes on, or the largest that fits."""
-    from atlas.training.batch_size import find_batch_size
+    from atlas.training.perf.batch_size import find_batch_size
 
     if config.data.batch_size != "auto":
         return config
@@ -296,9 +296,9 @@ def make_accelerator(config: Config) -> Accelerator:
 
     from atlas.launch import check_gpu_of_rank, settle_device
     from atlas.launch.numa import stay_near_gpu
-    from atlas.policy.gpus import has_bf16
-    from atlas.training.blocks import set_tf32
-    from atlas.training.strategy import ddp_settings
+    from atlas.system.gpu_facts import has_bf16
+    from atlas.training.parallel.block_setup import set_tf32
+    from atlas.training.parallel.strategy import ddp_settings
 
     set_tf32(config.training.tf32)
     cpu = settle_device(config.distributed) == "cpu"
@@ -321,8 +321,8 @@ def _make_policy(
     config: Config, dataset: EpisodeDataset, train_data: ChunkDataset, cameras: Sequence[str]
 ) -> AtlasPolicy:
     from atlas.data.inputs import summarise_inputs
-    from atlas.policy import AtlasPolicy, PolicyProcessor
-    from atlas.policy.processor import scaled_well
+    from atlas.policies import AtlasPolicy, PolicyProcessor
+    from atlas.policies.processor import scaled_well
 
     processor = PolicyProcessor(
         cameras=tuple(cameras),
@@ -347,10 +347,10 @@ def _make_closed_loop(
     beat: Callable[[str], None],
 ) -> Any:
     """The closed-loop evaluation, or None where there is no world for the data or no episodes are asked for."""
-    from atlas.rollout.evaluate import check_agreement
-    from atlas.rollout.worlds import environment_spec
+    from atlas.environments.catalog import environment_spec
+    from atlas.rollout.evaluation import check_agreement
     from atlas.training.closed_loop import ClosedLoop
-    from atlas.training.media.episodes import EpisodeLogger
+    from atlas.training.media.episode_logger import EpisodeLogger
 
     env = environment_of(config, dataset)
     if env is None:
@@ -409,8 +409,8 @@ def _announce(config: Config, trainer: Trainer, dataset: EpisodeDataset) -> None
 
 def _finish(config: Config, trainer: Trainer, metrics: dict[str, float]) -> Result:
     """Evaluate the best checkpoint on episodes that did not choose it, and report."""
-    from atlas.policy import AtlasPolicy
-    from atlas.training.summary import final_summary
+    from atlas.policies import AtlasPolicy
+    from atlas.training.final_summary import final_summary
 
     root = trainer.keeper.checkpoints.root
     link = root / "best" if (root / "best").exists() else root / "latest"

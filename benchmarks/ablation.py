@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from atlas.config import load_config
 from atlas.data.training_data import open_training_data
-from atlas.policy.vggt_vision import VGGTVisionEncoder
+from atlas.policies.modular.vggt_vision import VGGTVisionEncoder
 from atlas.train import build_trainer, make_accelerator, prepare
 from atlas.training import Trainer
 

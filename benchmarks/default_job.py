@@ -83,9 +83,9 @@ def run(command: list[str], cwd: Path, capture: bool = False) -> str:
 
 def tried(name: str, policy: Any, execute: int, episodes: int) -> str:
     """The row of a policy that is at hand: episodes of the default world that nothing has used before."""
-    from atlas.rollout.evaluate import Evaluator, plan_episodes
-    from atlas.rollout.executor import ChunkExecutor
-    from atlas.rollout.report import EvaluationReport
+    from atlas.rollout.chunk_executor import ChunkExecutor
+    from atlas.rollout.evaluation import Evaluator, plan_episodes
+    from atlas.rollout.success_report import EvaluationReport
 
     evaluator = Evaluator("cubes", policy.processor.camera_size)
     outcomes = evaluator.run(ChunkExecutor(policy, execute), plan_episodes("cubes", episodes, "report", 0))

@@ -40,11 +40,11 @@ sys.path += [str(ROOT), str(ROOT / "tests" / "tracking")]  # atlas; the marked p
 
 from marked_processes import kill
 
+from atlas.checkpoints import saved_steps, verify
+from atlas.checkpoints.snapshot import load_optimizer_state, load_rank_states
 from atlas.errors import InputError
-from atlas.tracking import read_scalars
-from atlas.tracking.runs import RESULTS
-from atlas.training.checkpoints import saved_steps, verify
-from atlas.training.checkpoints.snapshot import load_optimizer_state, load_rank_states
+from atlas.runs import read_scalars
+from atlas.runs.run_directory import RESULTS
 
 STEPS, SAVE_INTERVAL = 40, 3
 HANG_SECONDS = 40.0  # distributed.timeout_minutes where one rank is to be stopped; the start may take half of it

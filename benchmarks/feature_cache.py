@@ -24,11 +24,11 @@ from safetensors.torch import save_file
 
 from atlas.config import Config, load_config
 from atlas.data.episode import RecordedEpisode
-from atlas.data.libero_writer import write_libero_file
-from atlas.policy.features import begin_cache, work_on_cache
-from atlas.policy.features import describe as describe_cache
-from atlas.policy.vggt import VGGTAggregator
-from atlas.policy.vggt_backbone import aggregator_config
+from atlas.data.hdf5.libero_writer import write_libero_file
+from atlas.policies.modular.feature_cache_filling import begin_cache, work_on_cache
+from atlas.policies.modular.feature_cache_filling import describe as describe_cache
+from atlas.policies.modular.vggt_backbone import aggregator_config
+from atlas.policies.vggt import VGGTAggregator
 from atlas.train import build_trainer, make_accelerator, prepare
 
 STEPS = 6

@@ -35,7 +35,7 @@ from fuzz_mutations import mutate
 from fuzz_subjects import ROOT, SUBJECTS, Subject
 
 from atlas.errors import InputError
-from atlas.registry import manifest
+from atlas.system import manifest
 
 SECONDS = 5  # of processor time, for one mutation
 PATIENCE = 120.0  # of the clock, where something else keeps the processors busy

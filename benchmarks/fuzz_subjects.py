@@ -16,22 +16,22 @@ import torch
 
 sys.path += [str(Path(__file__).parents[1])]
 
+from atlas.checkpoints.manager import find_checkpoint, verify
+from atlas.checkpoints.snapshot import Snapshot
+from atlas.checkpoints.state import TrainingState, load_state, random_state, set_random_state, state_of_rank
 from atlas.config import load_config
-from atlas.config.loading import DEFAULT_CONFIG
+from atlas.config.reading import DEFAULT_CONFIG
 from atlas.data.convert import Conversion, convert
 from atlas.data.feature_cache import CacheLayout, FeatureCache
 from atlas.data.formats import open_dataset
 from atlas.data.frame_cache import fill_caches, frame_caches
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics, kept_statistics
-from atlas.policy import AtlasPolicy, PolicyProcessor
-from atlas.registry import manifest
-from atlas.registry.files import card_of, describe_files
-from atlas.rollout.report import EvaluationReport
+from atlas.policies import AtlasPolicy, PolicyProcessor
+from atlas.rollout.success_report import EvaluationReport
+from atlas.runs.run_directory import read_run
 from atlas.sweeps.grid import grid_points, read_sweep
-from atlas.tracking.runs import read_run
-from atlas.training.checkpoints.folders import find_checkpoint, verify
-from atlas.training.checkpoints.snapshot import Snapshot
-from atlas.training.checkpoints.state import TrainingState, load_state, random_state, set_random_state, state_of_rank
+from atlas.system import manifest
+from atlas.system.file_store import card_of, describe_files
 from atlas.types import ActionSpec, Batch
 from benchmarks.made_up import MadeUp
 from tests.data.hdf5_files import as_robomimic
@@ -87,7 +87,7 @@ def _policy() -> AtlasPolicy:
 def _strategy() -> Any:
     from accelerate import Accelerator
 
-    from atlas.training.strategy import Replicated
+    from atlas.training.parallel.strategy import Replicated
 
     config = load_config({}, [*SMALL, "training.ema_decay=0.9"])
     return Replicated(_policy(), config, Accelerator(cpu=True))
@@ -231,7 +231,7 @@ def _make_run(folder: Path) -> None:
     with SummaryWriter(str(folder / "run" / "tensorboard")) as writer:
         for step in range(5):
             writer.add_scalar("train/loss", 1 / (step + 1), step)
-    from atlas.rollout.report import EpisodeOutcome
+    from atlas.rollout.success_report import EpisodeOutcome
 
     outcomes = (EpisodeOutcome(instruction="a", seed=1, success=True, reward=1.0, length=9),)
     EvaluationReport("cubes", "step_40", outcomes, "selection", 40, 0, ()).save(folder / "run" / "evaluation.json")

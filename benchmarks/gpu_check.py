@@ -31,7 +31,7 @@ from gpu_job import Job
 from gpu_phases import PHASES, Phase
 from machine import describe
 
-from atlas.files import write_json, write_text
+from atlas.system.files import write_json, write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,13 +17,13 @@ from gpu_job import Job, overrides_of, policies
 from atlas.config import Config, load_config
 from atlas.data.training_data import TrainingData, open_training_data
 from atlas.doctor.gpus import read_gpus
-from atlas.policy import AtlasPolicy
-from atlas.rollout.egl import RenderingGPU, egl_addresses, egl_device
-from atlas.rollout.record import RecordSettings
-from atlas.rollout.record import record as record_episodes
+from atlas.environments.egl import RenderingGPU, egl_addresses, egl_device
+from atlas.policies import AtlasPolicy
+from atlas.rollout.recording import RecordSettings
+from atlas.rollout.recording import record as record_episodes
 from atlas.train import _make_policy
-from atlas.training.blocks import set_tf32, set_up_blocks
-from atlas.training.cost import example_batch
+from atlas.training.parallel.block_setup import set_tf32, set_up_blocks
+from atlas.training.perf.cost import example_batch
 
 # Of gradients, relative: float32 on another device, where a frozen backbone's tokens may be rounded to the other side,
 # and bfloat16.

@@ -19,11 +19,11 @@ import psutil
 import torch
 from gpu_job import Job, overrides_of
 
+from atlas.checkpoints import load_state, saved_steps
 from atlas.config import load_config
 from atlas.prepare import prepare
-from atlas.tracking import read_scalars
+from atlas.runs import read_scalars
 from atlas.train import build_trainer, make_accelerator, run
-from atlas.training.checkpoints import load_state, saved_steps
 from atlas.types import Batch, LossTerms
 
 ROOT = Path(__file__).parents[1]

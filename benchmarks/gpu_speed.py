@@ -17,13 +17,13 @@ from gpu_job import Job, overrides_of, vggt_of
 from gpu_runs import train
 
 from atlas.config import load_config
-from atlas.cores import available_cores
 from atlas.data import open_dataset
 from atlas.data.chunks import ChunkDataset
-from atlas.policy.features import begin_cache, fill_cache, frozen_backbone
-from atlas.policy.vggt_backbone import PretrainedVGGTEncoder
-from atlas.rollout.egl import RenderingGPU
+from atlas.environments.egl import RenderingGPU
+from atlas.policies.modular.feature_cache_filling import begin_cache, fill_cache, frozen_backbone
+from atlas.policies.modular.vggt_backbone import PretrainedVGGTEncoder
 from atlas.rollout.workers import EnvironmentPool
+from atlas.system.cores import available_cores
 
 _TRACED = 3  # steps
 _WAITS = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")

@@ -26,8 +26,8 @@ from atlas.data.loader import make_loader
 from atlas.train import build_trainer, make_accelerator, prepare
 from atlas.training import Trainer
 from atlas.training.average import WeightAverage
+from atlas.training.guards.watchdog import Watchdog
 from atlas.training.optimizer import learning_rate, make_optimizer
-from atlas.training.watchdog import Watchdog
 
 
 def main() -> None:

@@ -21,16 +21,16 @@ import numpy as np
 import torch
 from machine import describe
 
+from atlas.checkpoints import Checkpoints
+from atlas.checkpoints.host_memory import HostMemory
+from atlas.checkpoints.retention import Retention
+from atlas.checkpoints.saving import Saver
+from atlas.checkpoints.snapshot import Snapshot
+from atlas.checkpoints.state import TrainingState, random_state
 from atlas.config import load_config
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
-from atlas.policy import AtlasPolicy, PolicyProcessor
+from atlas.policies import AtlasPolicy, PolicyProcessor
 from atlas.training.average import WeightAverage
-from atlas.training.checkpoints import Checkpoints
-from atlas.training.checkpoints.host_memory import HostMemory
-from atlas.training.checkpoints.retention import Retention
-from atlas.training.checkpoints.saving import Saver
-from atlas.training.checkpoints.snapshot import Snapshot
-from atlas.training.checkpoints.state import TrainingState, random_state
 from atlas.training.optimizer import make_optimizer
 from atlas.types import ActionSpec, Batch
 

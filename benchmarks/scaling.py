@@ -32,7 +32,7 @@ from atlas.config import load_config
 from atlas.prepare import prepare
 from atlas.train import build_trainer, make_accelerator
 from atlas.training import Trainer
-from atlas.training.signals import StopRequest
+from atlas.training.guards.signals import StopRequest
 
 PROJECTED = (8, 64)  # GPUs
 _LINK_ROUNDS = 10

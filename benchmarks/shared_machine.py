@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from machine import describe
 
-from atlas.threads import yield_cores
+from atlas.system.threads import yield_cores
 
 THREADS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
 

@@ -35,8 +35,8 @@ sys.path += [str(ROOT), str(ROOT / "tests" / "tracking")]  # atlas; the faulty s
 from faulty_servers import BlackHole, Closed, FullBacklog, MortalWandb, Refusing
 from marked_processes import core_of, kill, left_over
 
-from atlas.cores import available_cores
-from atlas.tracking import read_scalars
+from atlas.runs import read_scalars
+from atlas.system.cores import available_cores
 
 KEY = "0123456789abcdef0123456789abcdefdeadbeef"  # of a real key's form, and nobody's
 START_BOUND = 30.0  # from the start of the process to the first step

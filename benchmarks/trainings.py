@@ -256,8 +256,8 @@ def main() -> None:
 
     import atlas.cli
     import atlas.data
-    import atlas.policy
-    import atlas.tracking.tensorboard
+    import atlas.policies
+    import atlas.tracking.sinks.tensorboard
     import atlas.training
 
     assert "wandb" not in sys.modules

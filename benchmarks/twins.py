@@ -21,7 +21,7 @@ from machine import describe
 from atlas.config import load_config
 from atlas.data.chunks import ChunkDataset, Sample
 from atlas.data.training_data import open_training_data
-from atlas.policy import AtlasPolicy, PolicyProcessor
+from atlas.policies import AtlasPolicy, PolicyProcessor
 from atlas.train import build_trainer, make_accelerator, prepare
 from atlas.training import Trainer
 from atlas.types import Batch

@@ -31,13 +31,13 @@ from safetensors.torch import load_file
 
 from atlas.config import load_config
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
-from atlas.policy import AtlasPolicy, PolicyProcessor
-from atlas.policy.gpus import GPU_PEAKS
-from atlas.policy.vggt import VGGTAggregator, VGGTConfig
-from atlas.policy.vggt.blocks import Block
-from atlas.policy.vggt.camera_head import CameraHeadConfig, VGGTCameraHead
-from atlas.policy.vggt.depth_head import DepthHeadConfig, VGGTDepthHead
-from atlas.policy.vggt_backbone import compile_blocks
+from atlas.policies import AtlasPolicy, PolicyProcessor
+from atlas.policies.modular.vggt_backbone import compile_blocks
+from atlas.policies.vggt import VGGTAggregator, VGGTConfig
+from atlas.policies.vggt.attention_blocks import Block
+from atlas.policies.vggt.camera_head import CameraHeadConfig, VGGTCameraHead
+from atlas.policies.vggt.depth_head import DepthHeadConfig, VGGTDepthHead
+from atlas.system.gpu_facts import GPU_PEAKS
 from atlas.types import ActionSpec, Batch
 
 GIB = 2**30

@@ -26,7 +26,7 @@ import pytest
 import torch
 
 from atlas.data.episode import RecordedEpisode
-from atlas.data.libero_writer import write_libero_file
+from atlas.data.hdf5.libero_writer import write_libero_file
 
 # A shell that starts the tests in the background, or nohup, would have them and all their processes ignore these.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -106,7 +106,7 @@ def own_fonts(shared_folder: Path) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def cubes_dataset(make_once: MakeOnce) -> Path:
     """Eight episodes of the cubes world, recorded in the simulator at 32 pixels."""
-    from atlas.rollout.record import RecordSettings, record
+    from atlas.rollout.recording import RecordSettings, record
 
     return make_once("cubes", lambda folder: record(RecordSettings(episodes=8, seed=3, image_size=32), folder))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas.documents import parse_json, parse_yaml, read_json, read_yaml
+from atlas.system.documents import parse_json, parse_yaml, read_json, read_yaml
 
 LAUGHS = "a: &a [1, 1, 1]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghi"))
 
@@ -50,7 +50,7 @@ def test_yaml_beyond_its_bounds_is_refused(text: str, reason: str) -> None:
 
 
 def test_yaml_of_very_many_values_is_refused_before_all_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atlas.documents._MOST_VALUES", 10)
+    monkeypatch.setattr("atlas.system.documents._MOST_VALUES", 10)
     assert parse_yaml("[" + "1," * 9 + "]") == [1] * 9
     with pytest.raises(ValueError, match="more than 10 values"):
         parse_yaml("[" + "1," * 10 + "[")

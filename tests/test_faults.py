@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from atlas.training.checkpoints import Checkpoints
-from atlas.training.checkpoints.retention import Retention
+from atlas.checkpoints import Checkpoints
+from atlas.checkpoints.retention import Retention
 from tests.training.written import small
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas.files import atomic_path, sync, write_text
+from atlas.system.files import atomic_path, sync, write_text
 
 
 def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:

@@ -23,13 +23,13 @@ import pytest
 import yaml
 
 from atlas.config import Config, LoggingConfig, WandbConfig, load_config
-from atlas.config.tracking import EpisodeLoggerConfig
-from atlas.rollout.report import EpisodeOutcome, EvaluationReport
+from atlas.config.tracking_sections import EpisodeLoggerConfig
 from atlas.rollout.seeds import Purpose
+from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
+from atlas.runs.scalars import event_files
 from atlas.tracking import RunTracker
-from atlas.tracking.media import write_mp4
-from atlas.tracking.reading import event_files
-from atlas.training.media.episodes import EpisodeLogger
+from atlas.tracking.media_values import write_mp4
+from atlas.training.media.episode_logger import EpisodeLogger
 from tests import warm
 
 ROOT = Path(__file__).parents[1]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import atlas
-from atlas.rollout.evaluate import evaluate_checkpoint
-from atlas.rollout.record import RecordSettings, record
+from atlas.rollout.evaluation import evaluate_checkpoint
+from atlas.rollout.recording import RecordSettings, record
 
 
 @pytest.mark.slow

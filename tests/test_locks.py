@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from atlas.errors import InputError
-from atlas.files import atomic_path, partial_folder
-from atlas.locks import check_free, hold, is_abandoned, writing
+from atlas.system.files import atomic_path, partial_folder
+from atlas.system.locks import check_free, hold, is_abandoned, writing
 
 
 @contextmanager

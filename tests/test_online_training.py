@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import atlas
-from atlas.tracking import read_scalars
+from atlas.runs import read_scalars
 from tests import warm
 from tests.test_vertical_slice import SMALL
 from tests.tracking.tracked_run import KEY, run_script
@@ -146,7 +146,7 @@ def test_a_further_node_adds_its_machine_to_the_shared_run(tmp_path: Path) -> No
                 tmp_path,
                 """
                 from atlas.config import load_config
-                from atlas.tracking.nodes import SharedNode
+                from atlas.tracking.node_runs import SharedNode
                 node = int(os.environ["NODE"])
                 if node == 0:
                     part = make(wandb_id="shared12", shared=True)

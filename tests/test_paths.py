@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from atlas.errors import InputError
-from atlas.paths import inside
+from atlas.system.paths import inside
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.txt", "a//b", "./a", "..a/b..", "ä/ü", ".hidden", "c/d:e"])

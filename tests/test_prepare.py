@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import atlas
+from atlas.checkpoints import Checkpoints
 from atlas.config import load_config
 from atlas.errors import InputError
 from atlas.prepare import prepare, run_dir_of
-from atlas.tracking import read_scalars
-from atlas.training.checkpoints import Checkpoints
+from atlas.runs import read_scalars
 from tests.conftest import MakeLibero
 from tests.test_vertical_slice import SMALL
 from tests.training.written import small

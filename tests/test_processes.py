@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import atlas
-from atlas.policy import AtlasPolicy
-from atlas.tracking import read_scalars
+from atlas.policies import AtlasPolicy
+from atlas.runs import read_scalars
 from tests import warm
 from tests.conftest import MakeLibero
 from tests.test_vertical_slice import SMALL, run_atlas
@@ -102,7 +102,7 @@ def test_resuming_where_there_is_nothing_yet_starts_fresh(make_libero: MakeLiber
 KILLED = """
 import os, signal, sys
 import atlas
-from atlas.training.checkpoints.saving import Saver
+from atlas.checkpoints.saving import Saver
 
 save = Saver.save
 

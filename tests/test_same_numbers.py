@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 import atlas
 from tests import warm
-from tests.conftest import MakeLibero, MakeOnce, write_made_up_libero
+from tests.conftest import MakeOnce, write_made_up_libero
 
 FILE = Path(__file__).with_name("same_numbers.json")
 WEIGHTS = Path(__file__).parent / "fixtures" / "vggt_parity" / "weights.safetensors"
@@ -198,7 +198,7 @@ def test_commands_print_the_keys_of_before(
 def main(file: Path) -> None:
     import tempfile
 
-    from atlas.rollout.record import RecordSettings, record
+    from atlas.rollout.recording import RecordSettings, record
 
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from atlas.cli.output import print_json, print_table, say, show_log_lines_as_text
-from atlas.policy.card import model_card
-from atlas.shown import markdown, markdown_code, printable
-from atlas.tracking.console import setup_logging
-from tests.policy.test_policy import make_policy
+from atlas.policies.model_card import model_card
+from atlas.system.shown import markdown, markdown_code, printable
+from atlas.tracking.sinks.console import setup_logging
+from tests.policies.test_policy import make_policy
 
 EVIL = "open\x1b]0;owned\x07 \x9b31mthe\u202e drawer\r"
 SHOWN = "open\\x1b]0;owned\\x07 \\x9b31mthe\\u202e drawer\\x0d"

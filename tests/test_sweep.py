@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from atlas.errors import InputError
+from atlas.runs import read_scalars
 from atlas.sweeps.grid import arguments_of, check_values, grid_points, local_start, read_start, read_sweep
-from atlas.sweeps.local import Grid, shared_gpus
-from atlas.tracking import read_scalars
+from atlas.sweeps.local_grid import Grid, shared_gpus
 from tests import warm
 from tests.conftest import MakeLibero
 from tests.test_processes import QUICK

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.utils._pytree import tree_flatten
 
 from atlas.errors import InputError
-from atlas.tensors import _write, load_nested, save_nested, save_tensors
+from atlas.system.tensors import _write, load_nested, save_nested, save_tensors
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]
 DTYPES += [torch.int8, torch.uint8, torch.bool]

@@ -13,8 +13,8 @@ import pytest
 
 import atlas
 from atlas.errors import InputError
-from atlas.policy import AtlasPolicy
-from atlas.tracking import read_scalars
+from atlas.policies import AtlasPolicy
+from atlas.runs import read_scalars
 from atlas.train import Result
 from tests import warm
 

@@ -33,8 +33,8 @@ MOST_BYTES = 1 << 20  # of a request
 MODULES = """
     accelerate av h5py pyarrow.parquet tensorboard.backend.event_processing.event_file_loader transformers
     transformers.models.byt5.tokenization_byt5 torch._dynamo torch.distributed.fsdp torch.distributed.launcher.api
-    torch.distributed.tensor torch.utils.tensorboard atlas.cli atlas.rollout.evaluate atlas.train atlas.training
-    atlas.training.sharded atlas.viewer hypothesis pytest
+    torch.distributed.tensor torch.utils.tensorboard atlas.cli atlas.rollout.evaluation atlas.train atlas.training
+    atlas.training.parallel.sharded atlas.viewer hypothesis pytest
 """.split()
 _spares: list[tuple[int, socket.socket]] = []  # of this process: their ids, and where they wait
 

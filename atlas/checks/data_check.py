@@ -6,25 +6,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from atlas.checks.agreement import check_gripper, check_lag, check_scale
 from atlas.checks.context import CheckContext
 from atlas.checks.finding import CheckId, Finding
 from atlas.checks.language import check_language
 from atlas.checks.numbers import check_actions
+from atlas.checks.recording_agreement import check_gripper, check_lag, check_scale
 from atlas.checks.replay import check_replay
-from atlas.checks.split import check_split
+from atlas.checks.split_check import check_split
 from atlas.checks.stats import check_stats
-from atlas.checks.video import check_video
-from atlas.checks.view import check_view
+from atlas.checks.video_check import check_video
+from atlas.checks.view_page import check_view
 from atlas.config import Config, DataConfig
 from atlas.data import open_dataset
 from atlas.data.episode import EpisodeDataset
-from atlas.data.libero import HDF5_SUFFIXES
+from atlas.data.hdf5.reader import HDF5_SUFFIXES
 from atlas.data.split import split_dataset
+from atlas.environments.catalog import make_environment
 from atlas.errors import InputError
-from atlas.paths import files_below
-from atlas.progress import progress_bar
-from atlas.rollout.worlds import make_environment
+from atlas.system.paths import files_below
+from atlas.system.progress import progress_bar
 
 Check = Callable[[CheckContext], Iterator[Finding]]
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from atlas.checks.finding import Finding
-from atlas.checks.view import TURNS, Match, colours_reversed, compare
+from atlas.checks.view_page import TURNS, Match, colours_reversed, compare
 from atlas.data.inputs import CameraSummary, TrainingInputs, frame_numbers, thumbnail_of
 from atlas.data.statistics import ColumnStatistics
 from atlas.errors import did_you_mean
-from atlas.policy.processor import PolicyProcessor
-from atlas.rollout.watching import InputWatcher
+from atlas.policies.processor import PolicyProcessor
+from atlas.rollout.input_recorder import InputWatcher
 
 _MOST, _SOME = 0.5, 0.1  # of what was seen lies outside of what was trained on
 _SEVERAL = 0.25  # likewise, of pictures

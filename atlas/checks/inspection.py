@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from atlas.checks.agreement import check_gripper, check_lag, check_scale
 from atlas.checks.context import CheckContext
 from atlas.checks.data_check import Check, run_checks
 from atlas.checks.finding import CheckId, Finding
 from atlas.checks.language import check_instructions
 from atlas.checks.numbers import check_actions
-from atlas.checks.split import check_split
+from atlas.checks.recording_agreement import check_gripper, check_lag, check_scale
+from atlas.checks.split_check import check_split
 from atlas.checks.stats import check_stats
-from atlas.config.model import ProcessorConfig
+from atlas.config.model_sections import ProcessorConfig
 from atlas.data.episode import EpisodeDataset
 from atlas.data.lerobot import LeRobotDataset
 from atlas.data.mixture import Source, sources_of

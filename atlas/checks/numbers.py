@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from atlas.checks.camera_images import draw_histograms
 from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
-from atlas.checks.pictures import draw_histograms
 from atlas.data.noops import without_noops
 
 _STILL = 1e-6

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from atlas.checks.action_meaning import AS_RECORDED, Meaning, Recorded, meanings
 from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
-from atlas.checks.meanings import AS_RECORDED, Meaning, Recorded, meanings
 from atlas.data.episode import Episode
+from atlas.environments.base import Environment
 from atlas.errors import InputError
-from atlas.rollout.environment import Environment
 
 _CLOSE_M = 0.005  # drift of a replay that is as recorded: below a millimetre in the world it was recorded in
 _ENOUGH = 0.8  # of the episodes are to succeed

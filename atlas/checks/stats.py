@@ -12,7 +12,7 @@ from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
 from atlas.data.lerobot import LeRobotDataset
 from atlas.data.statistics import ColumnStatistics, seldom_used
-from atlas.documents import read_json
+from atlas.system.documents import read_json
 
 _SMALLEST_STD = 1e-6
 _TAIL = 8.0  # standard deviations from the mean, beyond which the largest value sets the scale alone

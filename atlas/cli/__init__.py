@@ -9,11 +9,18 @@ from typing import Annotated
 import typer
 
 from atlas import __version__
-from atlas.cli import config, data, doctor, evaluate, registry, runs, sweep, train
+from atlas.cli import config_command as config
+from atlas.cli import data_commands as data
+from atlas.cli import doctor_command as doctor
+from atlas.cli import evaluate_command as evaluate
+from atlas.cli import registry_commands as registry
+from atlas.cli import runs_commands as runs
+from atlas.cli import sweep_command as sweep
+from atlas.cli import train_command as train
 from atlas.cli.options import PLAIN, with_home
 from atlas.cli.output import say, show_log_lines_as_text
 from atlas.errors import InputError
-from atlas.threads import yield_cores
+from atlas.system.threads import yield_cores
 
 app = typer.Typer(
     help="Train and evaluate vision-language-action robot policies.",
@@ -52,7 +59,7 @@ def _run() -> int:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except InputError as error:
         from atlas.launch import leave_error
-        from atlas.tracking.redact import redact
+        from atlas.system.redact import redact
 
         if not leave_error(error):
             say(redact(str(error)), file=sys.stderr)
@@ -69,11 +76,11 @@ def _run() -> int:
         if code is None:
             import traceback
 
-            from atlas.tracking.redact import redact
+            from atlas.system.redact import redact
 
             say(redact(traceback.format_exc()), end="", file=sys.stderr)
         elif str(error) and os.environ.get("RANK", "0") == "0":  # every rank is stopped; one says so
-            from atlas.tracking.redact import redact
+            from atlas.system.redact import redact
 
             say(redact(str(error)), file=sys.stderr)
         return 1 if code is None else code

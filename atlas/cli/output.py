@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
-from atlas.files import finite
-from atlas.shown import printable
+from atlas.system.files import finite
+from atlas.system.shown import printable
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def show_log_lines_as_text() -> None:
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        from atlas.tracking.redact import redact
+        from atlas.system.redact import redact
 
         return printable(redact(super().format(record)))
 

@@ -3,10 +3,8 @@
 Imports no torch, so that the command line can refuse a wrong config in a moment.
 """
 
-from atlas.config.config import Config
-from atlas.config.data import AugmentConfig, DataConfig, RecordConfig, SourceConfig
-from atlas.config.loading import DEFAULT_CONFIG, config_schema, dump_yaml, load_config, parse_config
-from atlas.config.model import (
+from atlas.config.data_sections import AugmentConfig, DataConfig, RecordConfig, SourceConfig
+from atlas.config.model_sections import (
     AlignmentConfig,
     BidirectionalFusionConfig,
     BytesLanguageConfig,
@@ -25,7 +23,9 @@ from atlas.config.model import (
     VGGTVisionConfig,
     VisionConfig,
 )
-from atlas.config.tracking import (
+from atlas.config.reading import DEFAULT_CONFIG, config_schema, dump_yaml, load_config, parse_config
+from atlas.config.root import Config
+from atlas.config.tracking_sections import (
     ActionLoggerConfig,
     Bounds,
     EpisodeLoggerConfig,
@@ -37,7 +37,7 @@ from atlas.config.tracking import (
     VisDatasetConfig,
     WandbConfig,
 )
-from atlas.config.training import (
+from atlas.config.training_sections import (
     CheckpointConfig,
     DistributedConfig,
     EarlyStoppingConfig,

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
+from atlas.data.crop_geometry import fit_images
 from atlas.data.episode import EpisodeDataset
 from atlas.data.feature_cache import FeatureCache
 from atlas.data.frame_cache import FrameCache
-from atlas.data.geometry import fit_images
 from atlas.data.mixture import Source, sources_of
 from atlas.data.randomness import Stream, sample_keys, uniform
 from atlas.data.statistics import DatasetStatistics, kept_statistics

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from atlas.data.arrays import map_array
-from atlas.documents import read_json
 from atlas.errors import InputError, first_line
-from atlas.files import atomic_path, write_json
+from atlas.system.documents import read_json
+from atlas.system.files import atomic_path, write_json
 
 INDEX = "cache.json"
 _SHARD_BYTES = 128 * 2**20

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atlas.config import DataConfig, SourceConfig
-from atlas.config.data import FeaturesConfig
+from atlas.config.data_sections import FeaturesConfig
 from atlas.data.episode import EpisodeDataset
+from atlas.data.hdf5.reader import LiberoDataset
 from atlas.data.lerobot import LeRobotDataset, is_lerobot
-from atlas.data.lerobot.hub import PREFIX, fetch_dataset, parse_reference
-from atlas.data.libero import LiberoDataset
+from atlas.data.lerobot.hub_downloads import PREFIX, fetch_dataset, parse_reference
 from atlas.data.mixture import Mixture, common_cameras
 from atlas.data.orientation import Orientation
 from atlas.data.video import chosen_decoder

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from atlas.data.arrays import map_array
+from atlas.data.crop_geometry import fit_images
 from atlas.data.episode import EpisodeDataset
-from atlas.data.geometry import fit_images
 from atlas.data.mixture import Source, sources_of
 from atlas.errors import InputError, first_line
-from atlas.files import atomic_path, sync, write_json
-from atlas.locks import hold
-from atlas.paths import check_folder
-from atlas.pool import run_jobs
+from atlas.system.files import atomic_path, sync, write_json
+from atlas.system.locks import hold
+from atlas.system.paths import check_folder
+from atlas.system.pool import run_jobs
 
 _FORMAT = 1
 _ABOUT = "about.json"  # what the frames are of; for people, since the folder's name is a hash of it

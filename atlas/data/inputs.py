@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from atlas.data.crop_geometry import fit_images
 from atlas.data.episode import EpisodeDataset
-from atlas.data.geometry import fit_images
 
 THUMBNAIL = 16  # pixels of its sides
 _FRAMES = 96

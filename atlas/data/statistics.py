@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.ma  # quantiles need it, and numpy 2.4 fails where several threads import it at once
 
-from atlas.cores import available_cores
-from atlas.documents import read_json
-from atlas.files import write_json
-from atlas.progress import progress_bar
-from atlas.registry.cache import cache_root
+from atlas.registry.artifact_cache import cache_root
+from atlas.system.cores import available_cores
+from atlas.system.documents import read_json
+from atlas.system.files import write_json
+from atlas.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 

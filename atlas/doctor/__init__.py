@@ -1,6 +1,6 @@
 """Looking at a machine: what is there, whether training works on it, and what to do where it does not."""
 
 from atlas.doctor.examination import CHECKS, Check, can_train, examine
-from atlas.doctor.finding import Finding
+from atlas.doctor.verdict import Finding
 
 __all__ = ["CHECKS", "Check", "Finding", "can_train", "examine"]

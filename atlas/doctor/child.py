@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from atlas.errors import InputError
-from atlas.files import write_json
-from atlas.python import module_command, safe_environment
+from atlas.system.files import write_json
+from atlas.system.interpreter import module_command, safe_environment
 
 _LONGEST_QUOTE = 400
 _KILLED_SECONDS = 10.0
@@ -51,7 +51,7 @@ class Tried:
 
 def last_words(stderr: str) -> str:
     """The last line that says something, where errors are, without keys."""
-    from atlas.tracking.redact import redact
+    from atlas.system.redact import redact
 
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     lines = [line for line in lines if any(character.isalnum() for character in line)]  # no rulers
@@ -130,6 +130,6 @@ def answer(path: str | Path, work: Callable[[], Any]) -> None:
 
 
 def _cause(error: Exception) -> str:
-    from atlas.tracking.redact import cause
+    from atlas.system.redact import cause
 
     return cause(error)[:_LONGEST_QUOTE].rstrip(".")

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from atlas.doctor.finding import Finding
 from atlas.doctor.gpus import check_gpus, check_torch
 from atlas.doctor.machine import (
     check_cache,
@@ -17,9 +16,10 @@ from atlas.doctor.machine import (
     check_platform,
     check_shared_memory,
 )
-from atlas.doctor.online import check_wandb
 from atlas.doctor.processes import check_nccl, check_processes
-from atlas.doctor.training import check_training
+from atlas.doctor.training_probe import check_training
+from atlas.doctor.verdict import Finding
+from atlas.doctor.wandb_server import check_wandb
 from atlas.doctor.world import check_rendering
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas.doctor.child import Tried, try_module
-from atlas.doctor.finding import Finding, gib
+from atlas.doctor.verdict import Finding, gib
 
 _TORCH_SECONDS = 120.0
 _BUSY = 0.2  # of a GPU's memory in use by others

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import atlas
 from atlas.config import Config
-from atlas.cores import available_cores
-from atlas.doctor.finding import Finding, Status, gib
 from atlas.doctor.gpus import read_gpus
 from atlas.doctor.limits import core_limit, memory_limit, memory_used
-from atlas.registry.cache import cache_root
+from atlas.doctor.verdict import Finding, Status, gib
+from atlas.registry.artifact_cache import cache_root
+from atlas.system.cores import available_cores
 
 _DISTRIBUTION = "atlas-vla"
 _PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"

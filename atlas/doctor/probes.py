@@ -62,7 +62,7 @@ def probe_rendering() -> dict[str, Any]:
     """A picture of the cubes world, rendered off screen, and what rendered it."""
     import os
 
-    from atlas.rollout.worlds import make_environment
+    from atlas.environments.catalog import make_environment
 
     world = make_environment("cubes", _PICTURE)
     observation = world.reset(seed=0)

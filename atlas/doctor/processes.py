@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from atlas.doctor.child import Tried, try_module
-from atlas.doctor.finding import Finding
 from atlas.doctor.gpus import visible_gpus
+from atlas.doctor.verdict import Finding
 
 _SECONDS = 180.0
 _NO_DIRECT = {"NCCL_P2P_DISABLE": "1"}

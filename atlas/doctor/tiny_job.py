@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from atlas.data.episode import RecordedEpisode
-from atlas.data.libero_writer import write_libero_file
+from atlas.data.hdf5.libero_writer import write_libero_file
 from atlas.doctor.child import answer
 
 _STEPS = 2
@@ -23,7 +23,7 @@ _EPISODES, _FRAMES, _PIXELS = 3, 12, 32
 
 def run_tiny_job(folder: Path) -> dict[str, Any]:
     """Write data into `folder`, train on it there, and load what was saved."""
-    from atlas.policy import AtlasPolicy
+    from atlas.policies import AtlasPolicy
     from atlas.train import train
 
     rng = np.random.default_rng(0)

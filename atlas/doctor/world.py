@@ -6,9 +6,9 @@ import importlib.util
 import os
 
 from atlas.doctor.child import Tried, try_module
-from atlas.doctor.finding import Finding
 from atlas.doctor.gpus import read_gpus
-from atlas.rollout.rendering import VARIABLES, describe_failure
+from atlas.doctor.verdict import Finding
+from atlas.environments.rendering import VARIABLES, describe_failure
 
 _SECONDS = 180.0
 _SOFTWARE = ("llvmpipe", "softpipe", "swrast")

@@ -1,6 +1,7 @@
 """Starting the ranks of a run on one or several machines, and how they end. Imports torch only where it is used."""
 
 from atlas.launch.device import check_gpu_of_rank, settle_device
+from atlas.launch.failure_report import common_exit_code
 from atlas.launch.link import NodeLink, NodeLost
 from atlas.launch.nodes import Nodes, plan_nodes
 from atlas.launch.plan import Plan, count_gpus, plan_processes, without_choice
@@ -14,7 +15,6 @@ from atlas.launch.rank import (
     started_by_torchrun,
 )
 from atlas.launch.ranks import launch_ranks
-from atlas.launch.story import common_exit_code
 
 __all__ = [
     "NodeLink",

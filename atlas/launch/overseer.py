@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from atlas.launch.failure_report import Ending, exit_code, summary
 from atlas.launch.link import IN_GOOD_ORDER
 from atlas.launch.rank import ASK_FOR_STACK
 from atlas.launch.reports import HANG, now, read_codes, read_reports
-from atlas.launch.story import Ending, exit_code, summary
 
 if TYPE_CHECKING:
     from atlas.launch.link import NodeLink

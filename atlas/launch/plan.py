@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from atlas.cores import available_cores
 from atlas.errors import InputError
+from atlas.system.cores import available_cores
 
 if TYPE_CHECKING:
     from atlas.config import DistributedConfig

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas.errors import InputError, first_line
 from atlas.launch.reports import Report, is_consequence, now, own_frames, write_code
-from atlas.shown import printable
+from atlas.system.shown import printable
 
 if TYPE_CHECKING:
     from atlas.config import Config
@@ -79,7 +79,7 @@ def leave_error(error: BaseException) -> bool:
         return False
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    from atlas.tracking.redact import redact
+    from atlas.system.redact import redact
 
     wrong_input = isinstance(error, InputError)
     text = str(error) if wrong_input or code == 1 else _traceback(error)
@@ -111,7 +111,7 @@ def end_at_once(code: int, error: BaseException | None = None) -> None:
         return
     with contextlib.suppress(OSError, ValueError):  # where these are gone, nobody listens
         if error is not None:
-            from atlas.tracking.redact import redact
+            from atlas.system.redact import redact
 
             print(printable(redact(_traceback(error))), file=sys.stderr)
         sys.stdout.flush()

@@ -17,17 +17,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from atlas.cores import available_cores
 from atlas.errors import first_line
 from atlas.launch.device import DEVICE
+from atlas.launch.failure_report import exit_code, summary, tell
 from atlas.launch.link import NodeLink, NodeLost
 from atlas.launch.overseer import Overseer
 from atlas.launch.plan import Plan
 from atlas.launch.rank import FOLDER, LAUNCHER_PID
-from atlas.launch.story import exit_code, summary, tell
-from atlas.launch.terminal import leave_lost_terminal
-from atlas.python import module_command, safe_environment
-from atlas.shown import printable
+from atlas.system.cores import available_cores
+from atlas.system.interpreter import module_command, safe_environment
+from atlas.system.shown import printable
+from atlas.system.terminal import leave_lost_terminal
 
 # How long ranks that a user told to stop may take to write a checkpoint and to finish their trackers.
 _STOP_SECONDS = 300

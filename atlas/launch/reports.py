@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from atlas.documents import read_json
-from atlas.files import write_json
+from atlas.system.documents import read_json
+from atlas.system.files import write_json
 
 HANG = "hang"
 # How gloo and NCCL say that another process is gone; both raise plain RuntimeErrors, too.

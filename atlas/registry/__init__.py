@@ -3,7 +3,7 @@
 A reference is a directory, `wandb:entity/project/name:alias`, or `hf:owner/name`.
 """
 
-from atlas.registry.local import fetch_checkpoint, resolve_policy
+from atlas.registry.local_policy import fetch_checkpoint, resolve_policy
 from atlas.registry.pulling import pull
 from atlas.registry.pushing import push
 from atlas.registry.scripts import download_model, save_and_upload_best, upload_model

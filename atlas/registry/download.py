@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from atlas.errors import InputError
-from atlas.files import atomic_path, finite
-from atlas.paths import inside
-from atlas.progress import progress_bar
-from atlas.registry.cache import ArtifactCache, Cached, Receipt
+from atlas.registry.artifact_cache import ArtifactCache, Cached, Receipt
 from atlas.registry.client import base_url, connect, explained, import_wandb
 from atlas.registry.references import ArtifactReference, is_version, parse_artifact
+from atlas.system.files import atomic_path, finite
+from atlas.system.paths import inside
+from atlas.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 

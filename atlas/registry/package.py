@@ -11,11 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from atlas.documents import read_json
-from atlas.files import finite, write_json
 from atlas.registry.client import MODEL
-from atlas.registry.files import artifact_files, link_or_copy
 from atlas.registry.references import SOMEBODY, WANDB
+from atlas.system.documents import read_json
+from atlas.system.file_store import artifact_files, link_or_copy
+from atlas.system.files import finite, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from atlas.errors import InputError
-from atlas.registry.cache import place
-from atlas.registry.local import fetch_hub_policy, find_policy
+from atlas.registry.artifact_cache import place
+from atlas.registry.local_policy import fetch_hub_policy, find_policy
 from atlas.registry.package import STAGED_FILES, read_package
 from atlas.registry.references import WANDB, kind_of
 

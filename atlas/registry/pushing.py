@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from atlas.errors import InputError
-from atlas.files import finite, follow
 from atlas.registry.client import TIMEOUT_SECONDS, connect, end_service, explained, import_wandb
-from atlas.registry.files import artifact_files, card_of, describe_files, total_bytes
 from atlas.registry.package import Package, log_package, read_package
 from atlas.registry.references import ArtifactReference, check_alias, safe_name
 from atlas.registry.wandb_variables import project_and_entity
+from atlas.system.file_store import artifact_files, card_of, describe_files, total_bytes
+from atlas.system.files import finite, follow
 
 logger = logging.getLogger(__name__)
 

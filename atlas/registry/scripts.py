@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas.errors import InputError, first_line
-from atlas.registry.cache import place
+from atlas.registry.artifact_cache import place
 from atlas.registry.client import import_wandb
 from atlas.registry.download import fetch_artifact
-from atlas.registry.files import card_of, describe_files
 from atlas.registry.package import Package, log_package, stage
 from atlas.registry.references import ArtifactReference, check_alias, parse_artifact, safe_name
+from atlas.system.file_store import card_of, describe_files
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from typing import Any
 
 from atlas.config import WandbConfig
 from atlas.errors import InputError, did_you_mean
-from atlas.paths import check_folder
+from atlas.system.paths import check_folder
 
 DEFAULT_PROJECT = "atlas-vla"
 # WANDB_DIR, which no key is for, is in `wandb_folder`; the mode, where the variable goes first, in `effective_mode`.

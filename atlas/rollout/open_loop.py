@@ -7,11 +7,11 @@ from contextlib import closing
 import numpy as np
 
 from atlas.data.episode import Episode, EpisodeDataset
+from atlas.environments.base import Environment
+from atlas.environments.catalog import make_environment
 from atlas.errors import InputError
-from atlas.progress import progress_bar
-from atlas.rollout.environment import Environment
-from atlas.rollout.report import EpisodeOutcome, EvaluationReport
-from atlas.rollout.worlds import make_environment
+from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
+from atlas.system.progress import progress_bar
 
 _IMAGE_SIZE = 16  # nothing is looked at
 

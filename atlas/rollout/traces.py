@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from atlas.rollout.environment import Environment
-from atlas.rollout.video import FilmDrawing
+from atlas.environments.base import Environment
+from atlas.rollout.films import FilmDrawing
 
 PICTURE_SIZE = 256  # pixels of the filmed picture's sides
 _HOLD_SECONDS = 0.8  # the last picture stays, so that the outcome can be read
@@ -77,7 +77,9 @@ class TraceRecorder:
 
 def make_film(env: Environment, order: FilmOrder) -> None:
     """Render the episode of `order` and write its film. The environment is left in another state; reset it."""
-    from atlas.tracking.media import write_mp4  # takes longer to import than a worker that films nothing should wait
+    from atlas.tracking.media_values import (
+        write_mp4,  # takes longer to import than a worker that films nothing should wait
+    )
 
     spec, trace = env.spec.action_spec, order.trace
     if isinstance(trace.scenes, np.ndarray):  # states of the task's scene, and this environment may be in another one

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from atlas.environments.base import Environment
+from atlas.environments.catalog import make_environment
+from atlas.environments.egl import RenderingGPU, render_on
 from atlas.errors import InputError
-from atlas.pool import worker_start
-from atlas.rollout.egl import RenderingGPU, render_on
-from atlas.rollout.environment import Environment
 from atlas.rollout.traces import FilmOrder, Trace, TraceRecorder, make_film
-from atlas.rollout.worlds import make_environment
+from atlas.system.pool import worker_start
 from atlas.types import Observation
 
 

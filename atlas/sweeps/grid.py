@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from atlas.config import Config, load_config
-from atlas.documents import read_yaml
 from atlas.errors import InputError
-from atlas.tracking.comparison import Better
+from atlas.runs.comparison import Better
+from atlas.system.documents import read_yaml
 
 METHODS = ("grid", "random", "bayes")
 _GOALS: dict[str, Better] = {"minimize": "lower", "maximize": "higher"}

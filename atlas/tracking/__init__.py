@@ -1,6 +1,5 @@
 """What a run reports and where it goes: TensorBoard always, wandb when enabled, the console and `train.log`."""
 
-from atlas.tracking.reading import read_scalars
 from atlas.tracking.tracker import Resumed, RunTracker
 
-__all__ = ["Resumed", "RunTracker", "read_scalars"]
+__all__ = ["Resumed", "RunTracker"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from atlas.files import atomic_path, write_text
+from atlas.system.files import atomic_path, write_text
 from atlas.tracking.records import Projection
 from atlas.tracking.values import to_array
 

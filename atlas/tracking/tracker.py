@@ -21,16 +21,16 @@ import numpy as np
 
 from atlas.config import LoggingConfig, ModelManagementConfig, WandbConfig
 from atlas.registry.wandb_variables import effective_mode
-from atlas.tracking.console import ConsoleSink, LineHandler, log_model_line
-from atlas.tracking.media import figure_pixels, write_mp4
+from atlas.system.redact import plain, redact
+from atlas.tracking.media_values import figure_pixels, write_mp4
 from atlas.tracking.projector import to_projection
-from atlas.tracking.queued import QueuedSink, warn_switched_off
 from atlas.tracking.records import Histogram, Model, Record, RunConfig, Scalars, Sink, Video
-from atlas.tracking.redact import plain, redact
+from atlas.tracking.sinks.console import ConsoleSink, LineHandler, log_model_line
+from atlas.tracking.sinks.queued import QueuedSink, warn_switched_off
+from atlas.tracking.sinks.tensorboard import TensorBoardSink
+from atlas.tracking.sinks.wandb import WandbSink, choose_identity, import_wandb
 from atlas.tracking.system import SystemMonitor
-from atlas.tracking.tensorboard import TensorBoardSink
 from atlas.tracking.values import to_float, to_frames, to_histogram, to_image, to_table
-from atlas.tracking.wandb_sink import WandbSink, choose_identity, import_wandb
 
 logger = py_logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from typing import Any
 from atlas.registry.package import Package, log_package, read_package, stage
 from atlas.registry.references import registry_path
 from atlas.registry.versions import remove_old
+from atlas.system.redact import cause
 from atlas.tracking.records import Model
-from atlas.tracking.redact import cause
 
 logger = logging.getLogger(__name__)
 

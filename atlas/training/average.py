@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from atlas.policy import AtlasPolicy
+from atlas.policies import AtlasPolicy
 
 
 class WeightAverage:

@@ -10,15 +10,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from atlas.config import EvaluationConfig
-from atlas.cores import cores_of_rank
-from atlas.policy import AtlasPolicy
-from atlas.rollout.egl import RenderingGPU
-from atlas.rollout.evaluate import MOST_WORKERS, Evaluator, PlayedEpisode, film_name, film_order, plan_episodes
-from atlas.rollout.executor import ChunkExecutor
-from atlas.rollout.report import EvaluationReport, highlights
+from atlas.environments.egl import RenderingGPU
+from atlas.policies import AtlasPolicy
+from atlas.rollout.chunk_executor import ChunkExecutor
+from atlas.rollout.evaluation import MOST_WORKERS, Evaluator, PlayedEpisode, film_name, film_order, plan_episodes
 from atlas.rollout.seeds import Purpose
-from atlas.tracking.runs import EVALUATIONS
-from atlas.training.media.episodes import EpisodeLogger
+from atlas.rollout.success_report import EvaluationReport, highlights
+from atlas.runs.run_directory import EVALUATIONS
+from atlas.system.cores import cores_of_rank
+from atlas.training.media.episode_logger import EpisodeLogger
 
 VIDEOS = "videos"  # in the run's folder, with the films of each evaluation, unless evaluation.record_path is another
 _HIGHLIGHT_PICTURES = 60  # a picture takes almost as long as a step, so the films of highlights leave out steps

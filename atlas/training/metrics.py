@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from accelerate import Accelerator
 
-from atlas.transfers import send
+from atlas.system.device_copies import send
 from atlas.types import ActionSpec, LossTerms
 
 ERROR_NAMES = (

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from atlas.config import TrainingConfig
-from atlas.policy import AtlasPolicy
+from atlas.policies import AtlasPolicy
 
 
 def make_optimizer(policy: AtlasPolicy, config: TrainingConfig) -> torch.optim.AdamW:

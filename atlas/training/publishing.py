@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import atlas
 from atlas.config import Config
-from atlas.policy.card import checkpoint_card
-from atlas.registry.files import artifact_files, total_bytes
+from atlas.policies.model_card import checkpoint_card
 from atlas.registry.references import SOMEBODY, WANDB, safe_name
+from atlas.system.file_store import artifact_files, total_bytes
 from atlas.tracking import RunTracker
 from atlas.tracking.provenance import git_state
 
 if TYPE_CHECKING:
     from atlas.config import Bounds
     from atlas.data.episode import EpisodeDataset
-    from atlas.policy import AtlasPolicy
+    from atlas.policies import AtlasPolicy
 
 logger = logging.getLogger(__name__)
 

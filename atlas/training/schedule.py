@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from atlas.checkpoints.state import TrainingState
 from atlas.config import Config
-from atlas.training.checkpoints.state import TrainingState
 from atlas.training.optimizer import learning_rate
 
 logger = logging.getLogger(__name__)

@@ -14,35 +14,35 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
+from atlas.checkpoints.state import TrainingState
 from atlas.config import Config
 from atlas.data.augment import Augmenter
 from atlas.data.chunks import Sample
 from atlas.data.loader import make_loader, worker_count
 from atlas.data.order import TrainOrder, validation_batches
 from atlas.data.training_data import TrainingData
-from atlas.policy import AtlasPolicy
-from atlas.progress import training_bar
+from atlas.policies import AtlasPolicy
+from atlas.system.progress import training_bar
 from atlas.tracking import RunTracker
-from atlas.training.agreement import Agreement
-from atlas.training.blocks import set_up_blocks
-from atlas.training.checkpoints.state import TrainingState
+from atlas.training.checkpoint_manager import Keeper
 from atlas.training.closed_loop import ClosedLoop
-from atlas.training.cost import Utilisation, sample_cost
-from atlas.training.early_stopping import EarlyStopping
-from atlas.training.keeping import Keeper
+from atlas.training.guards.early_stopping import EarlyStopping
+from atlas.training.guards.signals import Interrupted, StopRequest, listening
+from atlas.training.guards.skipping import SkippedSteps, not_finite, places
 from atlas.training.media.loggers import MediaLoggers
-from atlas.training.memory import out_of_memory_explained
 from atlas.training.metrics import ActionErrors, LossMeter
 from atlas.training.optimizer import learning_rate, set_learning_rate
-from atlas.training.prefetch import Prefetcher
-from atlas.training.profiling import StepProfiler
+from atlas.training.parallel.block_setup import set_up_blocks
+from atlas.training.parallel.consensus import Agreement
+from atlas.training.parallel.strategy import make_strategy
+from atlas.training.perf.cost import Utilisation, sample_cost
+from atlas.training.perf.memory_estimate import out_of_memory_explained
+from atlas.training.perf.prefetch import Prefetcher
+from atlas.training.perf.profiling import StepProfiler
+from atlas.training.perf.timing import StepTimer
 from atlas.training.publishing import Publisher
 from atlas.training.schedule import Schedule
 from atlas.training.selection import choose_best_metric
-from atlas.training.signals import Interrupted, StopRequest, listening
-from atlas.training.skipping import SkippedSteps, not_finite, places
-from atlas.training.strategy import make_strategy
-from atlas.training.timing import StepTimer
 from atlas.types import Batch, LossTerms
 
 logger = logging.getLogger(__name__)

@@ -1,5 +1,5 @@
 """Looking at episodes: as a page for a browser, as a film, or as a recording for Rerun."""
 
-from atlas.viewer.looking import check_out, look
+from atlas.viewer.frames import check_out, look
 
 __all__ = ["check_out", "look"]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from atlas.data.episode import Episode, EpisodeDataset
+from atlas.drawing.action_curves import readable
 from atlas.errors import InputError
-from atlas.progress import progress_bar
+from atlas.system.progress import progress_bar
 from atlas.types import ActionSpec, Observation
-from atlas.viewer.curves import readable
 
 _AT_ONCE = 32
 
@@ -42,7 +42,7 @@ def predict(checkpoint: str, dataset: EpisodeDataset, episode: Episode) -> Predi
     """Ask a policy at every frame of an episode. Raises InputError where it cannot be loaded or is for other data."""
     import torch
 
-    from atlas.policy import AtlasPolicy
+    from atlas.policies import AtlasPolicy
 
     policy = AtlasPolicy.from_pretrained(checkpoint)
     processor = policy.processor

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from atlas.files import atomic_path
-from atlas.viewer.story import Story
+from atlas.system.files import atomic_path
+from atlas.viewer.episode_timeline import Story
 
 _JPEG_QUALITY = 90
 

@@ -7,7 +7,7 @@ CHECK = "tests/checks/test_data_check.py"
 ROWS = of_part(
     "checks",
     (
-        "atlas/checks/agreement.py",
+        "atlas/checks/recording_agreement.py",
         "    if agreement > CLEAR:\n",
         "    if agreement < -2:\n",
         "a flipped gripper is not named",
@@ -29,21 +29,21 @@ ROWS = of_part(
         f"{CHECK}::test_a_good_recording_has_no_error_and_replays_as_it_was",
     ),
     (
-        "atlas/checks/agreement.py",
+        "atlas/checks/recording_agreement.py",
         "if context.takes_poses:\n        yield Finding(",
         "if False:\n        yield Finding(",
         "poses that are taken for deltas are not named",
         f"{CHECK}::test_poses_that_are_taken_for_deltas_are_named",
     ),
     (
-        "atlas/checks/split.py",
+        "atlas/checks/split_check.py",
         "    shared = sorted(train & val)\n",
         "    shared: list[int] = []\n",
         "an episode on both sides of the split is not seen",
         f"{CHECK}::test_an_episode_on_both_sides_is_named",
     ),
     (
-        "atlas/checks/split.py",
+        "atlas/checks/split_check.py",
         "near = squared < _CANDIDATE**2 * summaries.shape[1]",
         "near = squared < 0 * summaries.shape[1]",
         "episodes that are nearly another are not seen",

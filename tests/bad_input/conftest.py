@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import atlas
-from atlas.data.libero_writer import write_libero_file
+from atlas.data.hdf5.libero_writer import write_libero_file
 from tests.bad_input.table import SMALL, run_here
 from tests.conftest import MakeOnce, made_up_episode
-from tests.policy.test_vggt_backbone import backbone_config
+from tests.policies.test_vggt_backbone import backbone_config
 
 TASKS = {"open the drawer": [12, 9, 11], "close the drawer": [10, 10]}
 BACKBONE = [option for option in SMALL if not option.startswith(("model.vision", "data.image_size"))] + [

@@ -60,7 +60,7 @@ def refused(place: Path, arguments: Sequence[str], *words: str) -> None:
     begun = AssertionError("let through")
     with (
         mock.patch("atlas.train.run", side_effect=begun),
-        mock.patch("atlas.rollout.evaluate.Evaluator", side_effect=begun),
+        mock.patch("atlas.rollout.evaluation.Evaluator", side_effect=begun),
     ):
         code, said = run_here(place, arguments)
 

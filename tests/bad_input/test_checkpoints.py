@@ -19,11 +19,11 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from atlas.data.libero_writer import write_libero_file
+from atlas.data.hdf5.libero_writer import write_libero_file
 from atlas.errors import InputError
-from atlas.locks import hold
-from atlas.policy import AtlasPolicy
-from atlas.registry.manifest import seal
+from atlas.policies import AtlasPolicy
+from atlas.system.locks import hold
+from atlas.system.manifest import seal
 from tests.bad_input.table import Row, contents, cut, each, flip, refused
 from tests.conftest import made_up_episode
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
-from atlas.policy import AtlasPolicy
+from atlas.policies import AtlasPolicy
 from tests.bad_input import test_checkpoints, test_configs, test_feature_caches, test_flags, test_hdf5_files
 from tests.bad_input.conftest import BACKBONE
 from tests.bad_input.table import run_here

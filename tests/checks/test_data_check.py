@@ -21,15 +21,15 @@ from atlas.checks.inspection import check_before_training, dataset_warnings
 from atlas.checks.language import instruction_bits, is_placeholder
 from atlas.checks.numbers import check_actions
 from atlas.checks.stats import check_stats
-from atlas.cli.data import data_app
+from atlas.cli.data_commands import data_app
 from atlas.config import Config, DataConfig
-from atlas.config.model import ProcessorConfig
+from atlas.config.model_sections import ProcessorConfig
 from atlas.data import open_dataset
 from atlas.data.episode import Episode, EpisodeDataset
 from atlas.data.split import split_episodes
+from atlas.environments.cubes import INSTRUCTIONS, CubesEnvironment
 from atlas.errors import InputError
-from atlas.rollout.cubes import INSTRUCTIONS, CubesEnvironment
-from atlas.rollout.record import RecordSettings, record
+from atlas.rollout.recording import RecordSettings, record
 from atlas.types import ActionSpec
 from tests.checks.planted import Changed
 from tests.conftest import MakeLibero

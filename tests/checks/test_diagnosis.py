@@ -18,9 +18,9 @@ from atlas.data.episode import EpisodeDataset
 from atlas.data.inputs import TrainingInputs, summarise_inputs
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
 from atlas.errors import InputError
-from atlas.policy import AtlasPolicy, PolicyProcessor
+from atlas.policies import AtlasPolicy, PolicyProcessor
+from atlas.rollout.input_recorder import InputWatcher
 from atlas.rollout.open_loop import evaluate_recorded
-from atlas.rollout.watching import InputWatcher
 from atlas.types import Observation
 from tests.conftest import MakeLibero
 from tests.test_vertical_slice import run_atlas

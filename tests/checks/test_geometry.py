@@ -13,16 +13,16 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
-import atlas.checks.geometry
+import atlas.geometry
 from atlas import cli
-from atlas.checks.geometry import geometry
-from atlas.checks.geometry.drawing import LOW_TO_HIGH, MASKED, NEAR_TO_FAR, Scale, even_ticks
-from atlas.checks.geometry.images import find_images, read_views
-from atlas.checks.geometry.scene import Scene, seen_from_first
+from atlas.drawing.point_clouds import LOW_TO_HIGH, MASKED, NEAR_TO_FAR, Scale, even_ticks
 from atlas.errors import InputError
-from atlas.policy.vggt import VGGTAggregator, VGGTConfig
-from atlas.policy.vggt.camera_head import CameraHeadConfig, pose_to_cameras
-from atlas.policy.vggt.depth_head import DepthHeadConfig, VGGTDepthHead
+from atlas.geometry import geometry
+from atlas.geometry.scene import Scene, seen_from_first
+from atlas.geometry.views import find_images, read_views
+from atlas.policies.vggt import VGGTAggregator, VGGTConfig
+from atlas.policies.vggt.camera_head import CameraHeadConfig, pose_to_cameras
+from atlas.policies.vggt.depth_head import DepthHeadConfig, VGGTDepthHead
 from tests.test_vertical_slice import run_atlas
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "vggt_parity"
@@ -177,7 +177,7 @@ def test_the_command_takes_several_pictures_and_prints_json(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(atlas.checks.geometry, "geometry", functools.partial(geometry, **SIZES))  # not VGGT-1B's sizes
+    monkeypatch.setattr(atlas.geometry, "geometry", functools.partial(geometry, **SIZES))  # not VGGT-1B's sizes
     a, b = map(str, pictures)
     ways = ([a, "--images", b], ["--images", a, "--images", b], ["--images", a, b])
     reports = []

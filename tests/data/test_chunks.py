@@ -10,7 +10,7 @@ from atlas.config import AugmentConfig
 from atlas.data import open_dataset
 from atlas.data.augment import Augmenter
 from atlas.data.chunks import ChunkDataset
-from atlas.data.geometry import fit_images
+from atlas.data.crop_geometry import fit_images
 from atlas.data.loader import make_loader
 from atlas.data.order import TrainOrder
 from atlas.data.orientation import ORIENTATIONS, turn_upright

@@ -22,9 +22,9 @@ from atlas.data.convert import Conversion, convert
 from atlas.data.episode import EpisodeDataset
 from atlas.data.lerobot import writer
 from atlas.data.lerobot.writer_statistics import count_levels, of_images
+from atlas.environments.cubes import INSTRUCTIONS
 from atlas.errors import InputError
-from atlas.locks import hold
-from atlas.rollout.cubes import INSTRUCTIONS
+from atlas.system.locks import hold
 from atlas.types import ActionSpec
 from tests.conftest import MakeLibero, made_up_episode
 from tests.data.lerobot_folders import FIXTURES, IMAGE, VIDEO, edit_feature, rename_feature, truncate
@@ -232,7 +232,7 @@ def test_an_episode_of_another_state_of_the_dataset_is_refused(cubes_dataset: Pa
 
 
 def test_a_recording_becomes_a_lerobot_dataset_once_its_episodes_are_there(tmp_path: Path) -> None:
-    from atlas.rollout.record import RecordSettings, is_recorded, record
+    from atlas.rollout.recording import RecordSettings, is_recorded, record
 
     settings, out = RecordSettings(episodes=2, seed=3, image_size=32), tmp_path / "set"
     asked = {"format": 1, "env": "cubes", "episodes": 2, "seed": 3, "image_size": 32, "to": "lerobot", "codec": "png"}
@@ -262,7 +262,7 @@ def test_a_recording_becomes_a_lerobot_dataset_once_its_episodes_are_there(tmp_p
 
 @pytest.mark.slow
 def test_demonstrations_are_recorded_as_a_lerobot_dataset(cubes_dataset: Path, tmp_path: Path) -> None:
-    from atlas.rollout.record import RecordSettings, record
+    from atlas.rollout.recording import RecordSettings, record
 
     record(RecordSettings(episodes=2, seed=3, image_size=32), tmp_path / "set", to="lerobot", codec="png", workers=1)
 

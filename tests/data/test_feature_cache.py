@@ -19,10 +19,10 @@ from atlas.data.chunks import ChunkDataset
 from atlas.data.feature_cache import CacheLayout, FeatureCache
 from atlas.data.randomness import sample_keys
 from atlas.errors import InputError
-from atlas.policy.features import begin_cache, describe, fill_cache, frozen_backbone
-from atlas.policy.vggt_backbone import PretrainedVGGTEncoder
+from atlas.policies.modular.feature_cache_filling import begin_cache, describe, fill_cache, frozen_backbone
+from atlas.policies.modular.vggt_backbone import PretrainedVGGTEncoder
 from tests.conftest import MakeLibero
-from tests.policy.test_vggt_backbone import SIZE, SMALL, WEIGHTS, backbone_config
+from tests.policies.test_vggt_backbone import SIZE, SMALL, WEIGHTS, backbone_config
 
 CPU = torch.device("cpu")
 FRAMES = 52  # of the made-up files

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import atlas
-from atlas import pool
 from atlas.config import Config, load_config
 from atlas.data import frame_cache
 from atlas.data.formats import open_configured
 from atlas.data.frame_cache import FrameCache, fill_caches, frame_caches
 from atlas.data.training_data import open_training_data
 from atlas.errors import InputError
+from atlas.system import pool
 from tests.bad_input.table import SMALL
 from tests.conftest import MakeLibero
 from tests.data.lerobot_folders import FIXTURES, IMAGE, VIDEO

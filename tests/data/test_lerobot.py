@@ -18,7 +18,7 @@ import pytest
 
 import atlas
 from atlas.config import DataConfig
-from atlas.config.data import FeaturesConfig, SourceActionsConfig
+from atlas.config.data_sections import FeaturesConfig, SourceActionsConfig
 from atlas.data import open_configured, open_dataset
 from atlas.data.chunks import ChunkDataset
 from atlas.data.orientation import turn_upright

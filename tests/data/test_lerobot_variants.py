@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from atlas.checks.context import CheckContext
-from atlas.checks.video import check_video
+from atlas.checks.video_check import check_video
 from atlas.config import DataConfig
 from atlas.data import open_configured, open_dataset
 from atlas.data.convert import Conversion, convert
@@ -22,8 +22,8 @@ from atlas.data.lerobot import LeRobotDataset
 from atlas.data.lerobot.libero_tasks import _DIGESTS, digest, is_libero_task
 from atlas.data.lerobot.tables import parquet_table
 from atlas.data.origin import mend
+from atlas.environments.libero_package import ALL_SUITES, tasks_of
 from atlas.errors import InputError
-from atlas.rollout.libero_package import ALL_SUITES, tasks_of
 from tests.data.lerobot_folders import (
     FIXTURES,
     IMAGE,

@@ -16,13 +16,13 @@ import torch
 import atlas
 from atlas.config import Config, load_config
 from atlas.data import open_configured, open_dataset
-from atlas.data.libero_writer import write_libero_file
+from atlas.data.hdf5.libero_writer import write_libero_file
 from atlas.data.order import TrainOrder
 from atlas.data.split import split_dataset, split_episodes
 from atlas.data.training_data import TrainingData, open_training_data
 from atlas.errors import InputError
-from atlas.policy import AtlasPolicy
-from atlas.rollout.executor import ChunkExecutor
+from atlas.policies import AtlasPolicy
+from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.types import Observation
 from tests.bad_input.table import SMALL
 from tests.conftest import MakeLibero, made_up_episode

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from atlas.doctor.child import Tried
-from atlas.doctor.finding import Finding
 from atlas.doctor.gpus import Driver, Gpu, judge_gpus, judge_torch
 from atlas.doctor.limits import core_limit, memory_limit, memory_used
 from atlas.doctor.machine import declared_requirements, judge_cores, judge_memory, judge_packages
-from atlas.doctor.online import judge_wandb
 from atlas.doctor.processes import judge_nccl
+from atlas.doctor.verdict import Finding
+from atlas.doctor.wandb_server import judge_wandb
 from atlas.doctor.world import judge_failure, judge_picture
 
 GIB = 2**30

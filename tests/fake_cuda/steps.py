@@ -17,22 +17,22 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_leaves
 
-import atlas.training.keeping
+import atlas.training.checkpoint_manager
 import atlas.training.trainer
 from atlas.config import Config, load_config
 from atlas.data.augment import _luma
 from atlas.data.training_data import TrainingData, open_training_data
-from atlas.policy import AtlasPolicy
-from atlas.policy.features import begin_cache, fill_cache, frozen_backbone
-from atlas.policy.vggt_backbone import PretrainedVGGTEncoder
+from atlas.policies import AtlasPolicy
+from atlas.policies.modular.feature_cache_filling import begin_cache, fill_cache, frozen_backbone
+from atlas.policies.modular.vggt_backbone import PretrainedVGGTEncoder
 from atlas.train import _make_policy, _use_features
 from atlas.training import Trainer
+from atlas.training.parallel.sharded import Sharded, trained_shards
 from atlas.training.schedule import make_schedule
-from atlas.training.sharded import Sharded, trained_shards
 from tests.conftest import made_up_episode
 from tests.fake_cuda.census import Census, Collectives, pin_memory
-from tests.policy.test_policy import SMALL, VISIONS, make_tiny_encoder
-from tests.policy.test_vggt_backbone import WEIGHTS, backbone_config
+from tests.policies.test_policy import SMALL, VISIONS, make_tiny_encoder
+from tests.policies.test_vggt_backbone import WEIGHTS, backbone_config
 from tests.training.joint import make_job, make_step, rows
 
 CUDA = torch.device("cuda", 0)
@@ -79,7 +79,7 @@ def run_all(folder: Path, names: list[str]) -> dict[str, Any]:
 
 
 def made_up_data(folder: Path) -> Path:
-    from atlas.data.libero_writer import write_libero_file
+    from atlas.data.hdf5.libero_writer import write_libero_file
 
     for number, task in enumerate(("open the drawer", "put the red cup into the upper drawer")):
         rng = np.random.default_rng(number)
@@ -254,7 +254,7 @@ def make_trainer(config: Config, policy: AtlasPolicy, data: TrainingData, folder
 def saved_from(trainer: Trainer) -> list[str]:
     """The devices of what the ranks send each other for a checkpoint."""
     sent: list[Any] = []
-    with patch("atlas.training.keeping.gather_object", lambda each: sent.extend(each) or each):
+    with patch("atlas.training.checkpoint_manager.gather_object", lambda each: sent.extend(each) or each):
         trainer.save()
     tensors = [leaf for leaf in tree_leaves(sent) if isinstance(leaf, torch.Tensor)]
     assert tensors

@@ -25,8 +25,8 @@ from atlas.launch import NodeLink, Nodes, Plan, die_with_launcher, launch_ranks,
 sys.modules["atlas.training"] = types.ModuleType("atlas.training")
 sys.modules["atlas.training"].__path__ = [str(Path(atlas.__file__).parent / "training")]
 
-from atlas.training.signals import Interrupted, listening  # noqa: E402
-from atlas.training.watchdog import Watchdog  # noqa: E402
+from atlas.training.guards.signals import Interrupted, listening  # noqa: E402
+from atlas.training.guards.watchdog import Watchdog  # noqa: E402
 
 HANG_SECONDS = 2.0
 END_OF_CASE = "-- end of case --"

@@ -236,7 +236,7 @@ REPORT: dict[str, Any] = {
 
 @pytest.fixture
 def evaluation(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Stands in for atlas.rollout.evaluate; gives the arguments of the call."""
+    """Stands in for atlas.rollout.evaluation; gives the arguments of the call."""
     given: dict[str, Any] = {}
 
     def evaluate_checkpoint(**arguments: Any) -> Any:
@@ -245,9 +245,9 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         os.write(1, b"a library that talks, in C\n")
         return types.SimpleNamespace(to_dict=lambda: REPORT)
 
-    module = types.ModuleType("atlas.rollout.evaluate")
+    module = types.ModuleType("atlas.rollout.evaluation")
     module.evaluate_checkpoint = evaluate_checkpoint  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "atlas.rollout.evaluate", module)
+    monkeypatch.setitem(sys.modules, "atlas.rollout.evaluation", module)
     return given
 
 
@@ -310,7 +310,7 @@ def test_inspect(
     }
     module = types.ModuleType("atlas.checks.inspection")
     module.inspect_dataset = lambda dataset: found  # type: ignore[attr-defined]
-    monkeypatch.setattr("atlas.cli.data.open_source", lambda *arguments: None)
+    monkeypatch.setattr("atlas.cli.data_commands.open_source", lambda *arguments: None)
     monkeypatch.setitem(sys.modules, "atlas.checks.inspection", module)
     assert atlas("data", "inspect", "somewhere", "--json") == 0
     assert json.loads(capsys.readouterr().out) == found | {"action_min": [-1.0, None]}  # JSON has no NaN

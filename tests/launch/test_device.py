@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from atlas.checkpoints.state import random_state
 from atlas.config import Config, DistributedConfig, load_config
 from atlas.errors import InputError
 from atlas.launch import check_gpu_of_rank, settle_device
-from atlas.policy.gpus import has_bf16
 from atlas.prepare import prepare
+from atlas.system.gpu_facts import has_bf16
 from atlas.train import make_accelerator
-from atlas.training.checkpoints.state import random_state
 
 OLD = "The NVIDIA driver on your system is too old (found version 11040). Please update it."
 
@@ -156,8 +156,8 @@ def test_caching_features_on_chosen_gpus_hands_the_choice_on_once(
     from atlas.cli import app
 
     handed: list[str] = []
-    monkeypatch.setattr("atlas.policy.features.begin_cache", lambda *_: None)
-    monkeypatch.setattr("atlas.policy.features.describe", lambda _: "")
+    monkeypatch.setattr("atlas.policies.modular.feature_cache_filling.begin_cache", lambda *_: None)
+    monkeypatch.setattr("atlas.policies.modular.feature_cache_filling.describe", lambda _: "")
     monkeypatch.setattr(
         "atlas.launch.launch_ranks",
         lambda _, plan: handed.append(plan.environment(os.environ)["CUDA_VISIBLE_DEVICES"]) or 0,  # type: ignore[func-returns-value]

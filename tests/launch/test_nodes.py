@@ -19,7 +19,7 @@ import pytest
 from atlas.config import DistributedConfig
 from atlas.errors import InputError
 from atlas.launch import NodeLink, NodeLost, Nodes, plan_nodes
-from atlas.tracking import read_scalars
+from atlas.runs import read_scalars
 from tests import warm
 from tests.conftest import MakeLibero
 from tests.launch.test_launch_ranks import is_alive, wait_until

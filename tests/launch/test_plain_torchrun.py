@@ -17,7 +17,7 @@ import atlas.train
 from atlas.config import Config, load_config
 from atlas.errors import InputError
 from atlas.launch.rank import read_prepared, write_prepared
-from atlas.training.signals import Interrupted
+from atlas.training.guards.signals import Interrupted
 from tests import warm
 from tests.conftest import MakeLibero
 from tests.test_vertical_slice import SMALL

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from atlas.launch.failure_report import Ending, exit_code, tell
 from atlas.launch.link import Failure
 from atlas.launch.reports import Report, is_consequence
-from atlas.launch.story import Ending, exit_code, tell
 
 
 def error(rank: int, time: float, consequence: bool = False, summary: str = "ValueError: a defect") -> Report:

@@ -21,7 +21,7 @@ from local_wandb import fake_wandb_here
 
 from atlas.config import load_config
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
-from atlas.policy import AtlasPolicy, PolicyProcessor
+from atlas.policies import AtlasPolicy, PolicyProcessor
 from atlas.types import ActionSpec
 
 SMALL = [
@@ -83,7 +83,7 @@ class Ended(NamedTuple):
 def atlas(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
     """Runs a verb as the command line does, in this process."""
     import atlas.cli
-    import atlas.cli.registry  # registers its verbs
+    import atlas.cli.registry_commands  # registers its verbs
 
     def run(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["atlas", *map(str, arguments)])

@@ -16,7 +16,7 @@ from local_wandb import local_wandb
 
 from atlas import registry
 from atlas.errors import InputError
-from atlas.policy import AtlasPolicy
+from atlas.policies import AtlasPolicy
 from atlas.registry import client, download
 
 
@@ -239,6 +239,6 @@ def test_nothing_is_written_over(reference: str, tmp_path: Path) -> None:
 
 
 def registry_cache() -> Path:
-    from atlas.registry.cache import cache_root
+    from atlas.registry.artifact_cache import cache_root
 
     return cache_root()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from atlas.config import Config, load_config
-from atlas.policy import AtlasPolicy
+from atlas.policies import AtlasPolicy
 from atlas.training.publishing import Publisher, config_hash, git_commit, run_facts
 
 

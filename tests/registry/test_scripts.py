@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from atlas import registry
 from atlas.errors import InputError
-from atlas.policy import AtlasPolicy
+from atlas.policies import AtlasPolicy
 
 
 @pytest.fixture

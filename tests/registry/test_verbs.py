@@ -68,7 +68,7 @@ def test_a_link_to_a_file_elsewhere_is_not_sent(
 
 
 def test_a_config_two_folders_up_belongs_to_a_run_alone(run_dir: Path) -> None:
-    from atlas.registry.files import artifact_files
+    from atlas.system.file_store import artifact_files
 
     moved = (run_dir / "checkpoints").rename(run_dir / "downloads") / "step_00000040"
     assert "policy/config.yaml" in artifact_files(moved) and "config.yaml" not in artifact_files(moved)

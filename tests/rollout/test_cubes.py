@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from atlas.data import open_dataset
+from atlas.environments.cubes import AREA_HALF_SIZE_M, CAMERAS, INSTRUCTIONS, MIN_DISTANCE_M, CubesEnvironment
+from atlas.environments.cubes_expert import CubesExpert
 from atlas.errors import InputError
-from atlas.locks import hold
-from atlas.rollout.cubes import AREA_HALF_SIZE_M, CAMERAS, INSTRUCTIONS, MIN_DISTANCE_M, CubesEnvironment
-from atlas.rollout.expert import CubesExpert
-from atlas.rollout.record import RecordSettings, is_recorded, record
+from atlas.rollout.recording import RecordSettings, is_recorded, record
+from atlas.system.locks import hold
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def _interrupt_after(episodes: int, settings: RecordSettings, out: Path) -> None
     """Record, and press Ctrl-C when some episodes are there."""
     from unittest.mock import patch
 
-    from atlas import pool
+    from atlas.system import pool
 
     finished = pool.as_completed
 

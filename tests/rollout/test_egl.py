@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from atlas.rollout import egl
-from atlas.rollout.egl import RenderingGPU, egl_addresses, egl_device, render_on
+from atlas.environments import egl
+from atlas.environments.egl import RenderingGPU, egl_addresses, egl_device, render_on
 
 FIRST, SECOND, THIRD = "0000:17:00", "0000:3b:00", "0000:5e:00"
 

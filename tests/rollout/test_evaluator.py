@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from atlas.environments.base import StepResult
+from atlas.environments.cubes import cubes_spec
+from atlas.environments.egl import RenderingGPU
 from atlas.errors import InputError
-from atlas.rollout.cubes import cubes_spec
-from atlas.rollout.egl import RenderingGPU
-from atlas.rollout.environment import StepResult
-from atlas.rollout.evaluate import MOST_WORKERS, Evaluator, PlannedEpisode, check_agreement
-from atlas.rollout.executor import ChunkExecutor
+from atlas.rollout.chunk_executor import ChunkExecutor
+from atlas.rollout.evaluation import MOST_WORKERS, Evaluator, PlannedEpisode, check_agreement
 from atlas.rollout.workers import Segment, _run
 from atlas.types import ActionSpec
-from tests.policy.test_policy import make_processor
+from tests.policies.test_policy import make_processor
 from tests.rollout.test_executor import STILL, CountingPolicy
 
 
@@ -52,7 +52,7 @@ class Pool:
 
 
 def test_outcomes_are_those_of_their_episodes_whichever_ends_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atlas.rollout.evaluate.EnvironmentPool", Pool)
+    monkeypatch.setattr("atlas.rollout.evaluation.EnvironmentPool", Pool)
     episodes = [PlannedEpisode(i, seed, f"lift {seed}") for i, seed in enumerate((5, 2, 1, 4, 3))]
 
     outcomes = Evaluator("cubes", 32, workers=2).run(ChunkExecutor(CountingPolicy(), execute=2), episodes, title=None)
@@ -71,8 +71,8 @@ def test_outcomes_are_those_of_their_episodes_whichever_ends_first(monkeypatch: 
 def test_there_are_no_more_workers_than_episodes(
     monkeypatch: pytest.MonkeyPatch, workers: int | None, expected: list[int]
 ) -> None:
-    monkeypatch.setattr("atlas.rollout.evaluate.EnvironmentPool", Pool)
-    monkeypatch.setattr("atlas.rollout.evaluate.available_cores", lambda: 224)
+    monkeypatch.setattr("atlas.rollout.evaluation.EnvironmentPool", Pool)
+    monkeypatch.setattr("atlas.rollout.evaluation.available_cores", lambda: 224)
     evaluator, seen = Evaluator("cubes", 32, workers), []
 
     for count in (2, 5, 1):
@@ -84,8 +84,8 @@ def test_there_are_no_more_workers_than_episodes(
 
 
 def test_a_large_machine_does_not_start_a_simulator_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atlas.rollout.evaluate.EnvironmentPool", Pool)
-    monkeypatch.setattr("atlas.rollout.evaluate.available_cores", lambda: 224)
+    monkeypatch.setattr("atlas.rollout.evaluation.EnvironmentPool", Pool)
+    monkeypatch.setattr("atlas.rollout.evaluation.available_cores", lambda: 224)
     evaluator = Evaluator("cubes", 32)
 
     evaluator.run(ChunkExecutor(CountingPolicy(), execute=2), [PlannedEpisode(i, 1, "lift") for i in range(100)])

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from atlas.data.randomness import sample_keys
 from atlas.errors import InputError
-from atlas.policy import AtlasPolicy
-from atlas.rollout.evaluate import Evaluator, PlannedEpisode, Probe, evaluate_checkpoint, one_thread, plan_episodes
-from atlas.rollout.executor import ChunkExecutor
-from atlas.rollout.report import EpisodeOutcome, EvaluationReport
+from atlas.policies import AtlasPolicy
+from atlas.rollout.chunk_executor import ChunkExecutor
+from atlas.rollout.evaluation import Evaluator, PlannedEpisode, Probe, evaluate_checkpoint, one_thread, plan_episodes
+from atlas.rollout.proportions import wilson_interval
 from atlas.rollout.seeds import episode_seed
-from atlas.tracking.proportions import wilson_interval
+from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.types import Batch, Observation
-from tests.policy.test_policy import HORIZON, SIZE, make_policy, make_processor
+from tests.policies.test_policy import HORIZON, SIZE, make_policy, make_processor
 
 STILL = Observation(
     {c: np.full((SIZE, SIZE, 3), 7, np.uint8) for c in ("agentview", "eye_in_hand")}, np.zeros(8, np.float32), "go"
@@ -204,7 +204,7 @@ def test_a_saved_policy_is_evaluated_on_episodes_of_nobody_else_half_a_chunk_at_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acting("regression").save_pretrained(tmp_path)
-    monkeypatch.setattr("atlas.rollout.evaluate.Evaluator", Asked)
+    monkeypatch.setattr("atlas.rollout.evaluation.Evaluator", Asked)
     used = {episode_seed(purpose, 3, i) for purpose in ("record", "selection", "final") for i in range(4)}
 
     report = evaluate_checkpoint(tmp_path, "cubes", episodes=4, seed=3)

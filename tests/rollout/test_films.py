@@ -10,11 +10,11 @@ import av
 import numpy as np
 import pytest
 
-from atlas.rollout.cubes import INSTRUCTIONS, CubesEnvironment
-from atlas.rollout.environment import StepResult
-from atlas.rollout.expert import CubesExpert
+from atlas.environments.base import StepResult
+from atlas.environments.cubes import INSTRUCTIONS, CubesEnvironment
+from atlas.environments.cubes_expert import CubesExpert
+from atlas.rollout.films import FilmDrawing
 from atlas.rollout.traces import PICTURE_SIZE, FilmOrder, Trace, TraceRecorder, make_film
-from atlas.rollout.video import FilmDrawing
 from atlas.types import ActionSpec, Observation
 
 BLACK = np.zeros((PICTURE_SIZE, PICTURE_SIZE, 3), np.uint8)

@@ -21,20 +21,20 @@ import yaml
 from atlas.checks.context import CheckContext
 from atlas.checks.data_check import check_data
 from atlas.checks.replay import check_replay
-from atlas.checks.view import check_view
+from atlas.checks.view_page import check_view
 from atlas.config import Config, DataConfig
 from atlas.data.episode import RecordedEpisode
-from atlas.data.libero import LiberoDataset
-from atlas.data.libero_writer import write_libero_file
+from atlas.data.hdf5.libero_writer import write_libero_file
+from atlas.data.hdf5.reader import LiberoDataset
+from atlas.environments import libero_package
+from atlas.environments.catalog import environment_spec, make_environment
+from atlas.environments.libero_package import HORIZONS, SUITES, load_package, read_starts, tasks_of
+from atlas.environments.libero_simulator import CAMERAS
+from atlas.environments.libero_world import LiberoEnvironment
+from atlas.environments.rendering import prepare_rendering
 from atlas.errors import InputError
-from atlas.rollout import libero_package
-from atlas.rollout.evaluate import plan_episodes
-from atlas.rollout.libero import LiberoEnvironment
-from atlas.rollout.libero_package import HORIZONS, SUITES, load_package, read_starts, tasks_of
-from atlas.rollout.libero_simulator import CAMERAS
-from atlas.rollout.rendering import prepare_rendering
+from atlas.rollout.evaluation import plan_episodes
 from atlas.rollout.traces import FilmOrder, TraceRecorder, make_film
-from atlas.rollout.worlds import environment_spec, make_environment
 from tests.checks.planted import Changed
 from tests.conftest import MakeLibero
 from tests.rollout.libero_assets import write_assets

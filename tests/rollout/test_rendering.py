@@ -7,8 +7,8 @@ import warnings
 
 import pytest
 
+from atlas.environments.rendering import VARIABLES, failure_explained
 from atlas.errors import InputError
-from atlas.rollout.rendering import VARIABLES, failure_explained
 from atlas.rollout.workers import EnvironmentPool
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas.errors import InputError
-from atlas.rollout.report import EpisodeOutcome, EvaluationReport, highlights
+from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport, highlights
 
 
 def outcome(seed: int, success: bool, length: int, reward: float | None = None) -> EpisodeOutcome:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from atlas.environments.cubes import HORIZON
+from atlas.environments.egl import RenderingGPU
 from atlas.errors import InputError
-from atlas.rollout.cubes import HORIZON
-from atlas.rollout.egl import RenderingGPU
 from atlas.rollout.traces import FilmOrder
 from atlas.rollout.workers import EnvironmentPool, Segment
 

@@ -14,10 +14,9 @@ from PIL import Image
 from written_runs import write_evaluation, write_run
 
 import atlas
+from atlas.drawing.comparison_plot import draw, save_plot, smooth
 from atlas.errors import InputError
-from atlas.tracking.comparison import Comparison, better_direction, compare_runs
-from atlas.tracking.comparison_plot import draw, save_plot, smooth
-from atlas.tracking.proportions import (
+from atlas.rollout.proportions import (
     episodes_to_see,
     fisher_p,
     holm,
@@ -26,8 +25,9 @@ from atlas.tracking.proportions import (
     unpaired_interval,
     wilson_interval,
 )
-from atlas.tracking.runs import Run, read_named, read_run
-from atlas.tracking.success import SuccessComparison
+from atlas.runs.comparison import Comparison, better_direction, compare_runs
+from atlas.runs.paired_success import SuccessComparison
+from atlas.runs.run_directory import Run, read_named, read_run
 from tests.test_vertical_slice import run_atlas
 
 # ---- statistics ------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from atlas.tracking.figures import (
+from atlas.drawing.figures import (
     PREDICTED,
     RECORDED,
     CameraView,

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from atlas.tracking.queued import QueuedSink
 from atlas.tracking.records import Record, Scalars, Sink
+from atlas.tracking.sinks.queued import QueuedSink
 
 
 class Refusing(Sink):

@@ -8,7 +8,7 @@ import pytest
 
 from atlas.config import load_config
 from atlas.errors import InputError
-from atlas.tracking.redact import cause, redact, without_keys
+from atlas.system.redact import cause, redact, without_keys
 
 
 def test_secrets_are_hidden_wherever_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,9 @@ from torch.utils.tensorboard import SummaryWriter
 from written_runs import log_curves, write_evaluation, write_run
 
 from atlas.errors import InputError
-from atlas.tracking import read_scalars
-from atlas.tracking.reading import event_files
-from atlas.tracking.runs import find_runs, read_evaluation, read_named, read_run, summarize
+from atlas.runs import read_scalars
+from atlas.runs.run_directory import find_runs, read_evaluation, read_named, read_run, summarize
+from atlas.runs.scalars import event_files
 from tests import warm
 from tests.processes import end_tree
 from tests.test_vertical_slice import run_atlas
@@ -130,7 +130,7 @@ WRITER = """
 import sys, time
 from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
-from atlas.tracking.console import setup_logging
+from atlas.tracking.sinks.console import setup_logging
 
 setup_logging(Path(sys.argv[1]), is_main=True)
 writer = SummaryWriter(sys.argv[1] + "/tensorboard")

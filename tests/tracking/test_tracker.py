@@ -19,11 +19,12 @@ from PIL import Image as PILImage
 
 import atlas
 from atlas.config import LoggingConfig, WandbConfig
-from atlas.tracking import Resumed, RunTracker, read_scalars
-from atlas.tracking.console import format_line, setup_logging
-from atlas.tracking.media import write_mp4
-from atlas.tracking.queued import QueuedSink
+from atlas.runs import read_scalars
+from atlas.tracking import Resumed, RunTracker
+from atlas.tracking.media_values import write_mp4
 from atlas.tracking.records import Record, Scalars, Sink
+from atlas.tracking.sinks.console import format_line, setup_logging
+from atlas.tracking.sinks.queued import QueuedSink
 from atlas.tracking.system import gpu_sample
 
 

@@ -18,7 +18,7 @@ from marked_processes import end_all, kill, new_mark, processes_of, wait_until
 from tracked_run import KEY, Finished, run_script
 from watched_run import ROOT, STEPS, Running, Watched, hermetic, train_sh, watch
 
-from atlas.tracking import read_scalars
+from atlas.runs import read_scalars
 from tests.conftest import MakeLibero
 
 pytest.importorskip("wandb")

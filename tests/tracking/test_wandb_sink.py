@@ -16,8 +16,9 @@ from atlas.config import LoggingConfig, ModelManagementConfig, WandbConfig, load
 from atlas.errors import InputError
 from atlas.prepare import prepare
 from atlas.registry.wandb_variables import check_variables, effective_mode, with_variables
-from atlas.tracking import RunTracker, read_scalars
-from atlas.tracking.wandb_sink import RunIdentity, WandbSink, choose_identity
+from atlas.runs import read_scalars
+from atlas.tracking import RunTracker
+from atlas.tracking.sinks.wandb import RunIdentity, WandbSink, choose_identity
 from tests.conftest import MakeLibero
 
 pytest.importorskip("wandb")
@@ -148,7 +149,7 @@ def test_a_frozen_wandb_holds_up_neither_training_nor_the_exit(tmp_path: Path) -
     import logging, signal
     from atlas.registry.client import service_processes
     from tests.tracking.waiting import Waited
-    logging.getLogger("atlas.tracking.console").setLevel(logging.WARNING)
+    logging.getLogger("atlas.tracking.sinks.console").setLevel(logging.WARNING)
     tracker = make(exit_timeout=5.0, mode="offline")
     while not service_processes() or not list((run_dir / "wandb").glob("offline-run-*/*.wandb")):
         time.sleep(0.05)

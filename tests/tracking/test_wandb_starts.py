@@ -19,7 +19,7 @@ from marked_processes import end_all, new_mark, processes_of
 from tracked_run import KEY
 from watched_run import LOGIN, STEPS, Watched, hermetic, train_sh, watch
 
-from atlas.tracking import read_scalars
+from atlas.runs import read_scalars
 from tests.conftest import MakeLibero
 
 pytest.importorskip("wandb")

@@ -19,8 +19,9 @@ import os, sys, time
 from pathlib import Path
 import numpy as np
 from atlas.config import LoggingConfig, WandbConfig
-from atlas.tracking import Resumed, RunTracker, wandb_sink
-from atlas.tracking.console import setup_logging
+from atlas.tracking import Resumed, RunTracker
+from atlas.tracking.sinks import wandb as wandb_sink
+from atlas.tracking.sinks.console import setup_logging
 
 run_dir = Path(sys.argv[1])
 undo = setup_logging(run_dir, is_main=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from marked_processes import core_of, end_all, left_over, new_mark, wait_until
 from tracked_run import KEY, Finished, run_script
 
-from atlas.tracking import read_scalars
+from atlas.runs import read_scalars
 from tests.test_vertical_slice import SMALL
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from atlas.config import dump_yaml, load_config
-from atlas.tracking.proportions import wilson_interval
+from atlas.rollout.proportions import wilson_interval
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
 

@@ -8,14 +8,14 @@ import torch
 from accelerate.utils import gather_object
 from torch.distributed.tensor import DTensor
 
+from atlas.checkpoints import Contents
+from atlas.checkpoints.state import TrainingState, random_state
 from atlas.config import Config, load_config
-from atlas.policy import AtlasPolicy
-from atlas.training.blocks import set_up_blocks
-from atlas.training.checkpoints import Contents
-from atlas.training.checkpoints.state import TrainingState, random_state
-from atlas.training.strategy import make_strategy
+from atlas.policies import AtlasPolicy
+from atlas.training.parallel.block_setup import set_up_blocks
+from atlas.training.parallel.strategy import make_strategy
 from atlas.types import Batch
-from tests.policy.test_policy import HORIZON, SIZE, SMALL, make_processor
+from tests.policies.test_policy import HORIZON, SIZE, SMALL, make_processor
 from tests.training.ranks import make_accelerator
 
 SAMPLES = 8  # of a step, on all ranks together

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from atlas.config import Config
-from atlas.training.strategy import ddp_settings
+from atlas.training.parallel.strategy import ddp_settings
 from tests import warm
 
 _DEVICE = "RANKS_DEVICE"

@@ -15,16 +15,16 @@ from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atlas.checkpoints.state import random_state
 from atlas.config import load_config
 from atlas.data import open_dataset
 from atlas.data.chunks import ChunkDataset
 from atlas.errors import InputError
-from atlas.training import batch_size
-from atlas.training.batch_size import Trial, check_batch_size, find_batch_size, largest_batch
-from atlas.training.checkpoints.state import random_state
-from atlas.training.memory import OutOfMemory
+from atlas.training.perf import batch_size
+from atlas.training.perf.batch_size import Trial, check_batch_size, find_batch_size, largest_batch
+from atlas.training.perf.memory_estimate import OutOfMemory
 from tests.conftest import MakeLibero
-from tests.policy.test_policy import HORIZON, SIZE, make_policy
+from tests.policies.test_policy import HORIZON, SIZE, make_policy
 from tests.training.ranks import run_ranks
 
 Data = Callable[..., ChunkDataset]

@@ -16,12 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from atlas.config import load_config
 from atlas.errors import InputError
-from atlas.policy import AtlasPolicy
-from atlas.training import blocks
-from atlas.training.blocks import check_blocks, plain_copy, set_tf32, set_up_blocks
-from tests.policy import test_language, test_vggt_backbone
-from tests.policy.test_language import Saved, saved
-from tests.policy.test_policy import VISIONS, make_batch, make_policy, make_processor
+from atlas.policies import AtlasPolicy
+from atlas.training.parallel import block_setup as blocks
+from atlas.training.parallel.block_setup import check_blocks, plain_copy, set_tf32, set_up_blocks
+from tests.policies import test_language, test_vggt_backbone
+from tests.policies.test_language import Saved, saved
+from tests.policies.test_policy import VISIONS, make_batch, make_policy, make_processor
 from tests.training.joint import Training
 from tests.training.ranks import run_ranks
 

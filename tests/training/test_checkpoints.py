@@ -22,18 +22,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import atlas
+from atlas.checkpoints import Checkpoints, find_checkpoint, find_undamaged, verify
+from atlas.checkpoints.retention import Retention
+from atlas.checkpoints.state import RankState, load_state, random_state, set_random_state, state_of_rank
 from atlas.config import load_config
 from atlas.errors import InputError
-from atlas.files import partial_folder
-from atlas.locks import writing
-from atlas.policy import AtlasPolicy
+from atlas.policies import AtlasPolicy
 from atlas.prepare import load_run_config, prepare
-from atlas.training.checkpoints import Checkpoints, find_checkpoint, find_undamaged, verify
-from atlas.training.checkpoints.retention import Retention
-from atlas.training.checkpoints.state import RankState, load_state, random_state, set_random_state, state_of_rank
-from atlas.training.strategy import Replicated
+from atlas.system.files import partial_folder
+from atlas.system.locks import writing
+from atlas.training.parallel.strategy import Replicated
 from tests.conftest import MakeLibero
-from tests.policy.test_policy import make_policy
+from tests.policies.test_policy import make_policy
 from tests.test_vertical_slice import SMALL
 from tests.training.ranks import make_accelerator
 from tests.training.written import Training, forked, learn, save_on_and_on, small, step_in, write_until

@@ -12,14 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from atlas.config import load_config
 from atlas.data import open_dataset
 from atlas.data.chunks import ChunkDataset
-from atlas.policy import AtlasPolicy
-from atlas.policy.gpus import GPU_PEAKS, peak_of
-from atlas.policy.summary import summarize
-from atlas.training.blocks import set_up_blocks
-from atlas.training.cost import SampleCost, Utilisation, example_batch, sample_cost
+from atlas.policies import AtlasPolicy
+from atlas.policies.summary import summarize
+from atlas.system.gpu_facts import GPU_PEAKS, peak_of
+from atlas.training.parallel.block_setup import set_up_blocks
+from atlas.training.perf.cost import SampleCost, Utilisation, example_batch, sample_cost
 from tests.conftest import MakeLibero
-from tests.policy import test_alignment, test_vggt_backbone
-from tests.policy.test_policy import HORIZON, SIZE, SMALL, VISIONS, make_policy
+from tests.policies import test_alignment, test_vggt_backbone
+from tests.policies.test_policy import HORIZON, SIZE, SMALL, VISIONS, make_policy
 
 TASKS = ("open it", "close the upper drawer")
 

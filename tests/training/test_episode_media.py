@@ -16,13 +16,13 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from atlas.config import EpisodeLoggerConfig, EvaluationConfig, LoggingConfig, WandbConfig
-from atlas.policy import AtlasPolicy
-from atlas.rollout.report import EpisodeOutcome, EvaluationReport
+from atlas.policies import AtlasPolicy
+from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.tracking import RunTracker
 from atlas.training.closed_loop import ClosedLoop
-from atlas.training.media.episodes import EpisodeLogger
+from atlas.training.media.episode_logger import EpisodeLogger
 from tests import warm
-from tests.policy.test_policy import make_policy
+from tests.policies.test_policy import make_policy
 from tests.test_vertical_slice import SMALL
 from tests.tracking.tracked_run import Finished
 

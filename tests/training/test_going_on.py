@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from atlas.checkpoints import load_state
+from atlas.checkpoints.snapshot import load_split
 from atlas.data import open_dataset
 from atlas.data.chunks import ChunkDataset
+from atlas.data.hdf5.libero_writer import write_libero_file
 from atlas.data.kept_split import episode_identities
-from atlas.data.libero_writer import write_libero_file
 from atlas.prepare import load_run_config, prepare
-from atlas.tracking import read_scalars
+from atlas.runs import read_scalars
 from atlas.train import build_trainer, make_accelerator
 from atlas.training import Trainer
-from atlas.training.checkpoints import load_state
-from atlas.training.checkpoints.snapshot import load_split
+from atlas.training.guards.signals import Interrupted
 from atlas.training.optimizer import learning_rate
-from atlas.training.signals import Interrupted
 from tests.conftest import made_up_episode
 from tests.test_vertical_slice import SMALL
 

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from atlas.checkpoints import Contents
 from atlas.config import Config, EarlyStoppingConfig, load_config
 from atlas.errors import InputError
 from atlas.prepare import prepare
-from atlas.tracking import read_scalars
+from atlas.runs import read_scalars
 from atlas.train import build_trainer, make_accelerator, run
 from atlas.training import Trainer
-from atlas.training.checkpoints import Contents
-from atlas.training.early_stopping import EarlyStopping
-from atlas.training.keeping import NotSaved
+from atlas.training.checkpoint_manager import NotSaved
+from atlas.training.guards.early_stopping import EarlyStopping
+from atlas.training.guards.skipping import NotFinite
 from atlas.training.selection import check_metrics
-from atlas.training.skipping import NotFinite
 from atlas.types import Batch, LossTerms
 from tests import warm
 from tests.conftest import MakeLibero

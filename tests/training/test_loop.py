@@ -13,10 +13,10 @@ import torch
 
 import atlas
 from atlas.config import load_config
-from atlas.policy import AtlasPolicy
+from atlas.policies import AtlasPolicy
 from atlas.prepare import prepare
-from atlas.rollout.report import EpisodeOutcome, EvaluationReport
-from atlas.tracking import read_scalars
+from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
+from atlas.runs import read_scalars
 from atlas.train import build_trainer, make_accelerator
 from atlas.training import Trainer
 from tests.conftest import MakeLibero

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from atlas.config import LoggingConfig, WandbConfig
-from atlas.tracking import RunTracker, read_scalars
+from atlas.runs import read_scalars
+from atlas.tracking import RunTracker
 from atlas.training.media.gradients import GradientLogger, group_parameters, summarize
-from tests.policy.test_policy import make_batch, make_policy
+from tests.policies.test_policy import make_batch, make_policy
 
 
 def histograms(run_dir: Path) -> dict[str, tuple[float, float, float, float, float]]:

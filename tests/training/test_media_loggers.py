@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import atlas
+from atlas.checkpoints.snapshot import load_rank_states
 from atlas.config import load_config
-from atlas.training.checkpoints.snapshot import load_rank_states
 from atlas.training.media.loggers import due_at_validation, fit_intervals
 from tests import warm
 from tests.conftest import MakeLibero
@@ -261,7 +261,7 @@ def test_a_kind_that_fails_is_switched_off_with_one_warning(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no paint left\nand no brush")
 
-    monkeypatch.setattr("atlas.training.media.plots.draw_chunks", broken)
+    monkeypatch.setattr("atlas.drawing.prediction_plots.draw_chunks", broken)
 
     run_dir = train(cubes_dataset, tmp_path, *all_media(2))
 

@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 
 from atlas.data import open_dataset
-from atlas.training.media.camera import find_camera, following
-from atlas.training.media.plots import sample_errors
-from atlas.training.media.predictions import Predictions, frame_places, spread
-from atlas.training.media.units import commanded_path, panels, readable
+from atlas.drawing.camera_view import find_camera, following
+from atlas.drawing.prediction_plots import sample_errors
+from atlas.drawing.predictions import Predictions, frame_places, spread
+from atlas.drawing.units import commanded_path, panels, readable
 from atlas.training.metrics import ActionErrors
 from atlas.types import ActionSpec
 from tests.conftest import MakeLibero

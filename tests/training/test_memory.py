@@ -10,9 +10,9 @@ import torch
 
 import atlas.cli
 from atlas.config import Config, load_config
-from atlas.training.cost import SampleCost
-from atlas.training.memory import GPUMemory, OutOfMemory, explain, out_of_memory_explained
-from tests.policy.test_policy import make_batch, make_policy
+from atlas.training.perf.cost import SampleCost
+from atlas.training.perf.memory_estimate import GPUMemory, OutOfMemory, explain, out_of_memory_explained
+from tests.policies.test_policy import make_batch, make_policy
 
 CPU = torch.device("cpu")
 COST = SampleCost(flops=1e9, vision_tokens=138, language_tokens=21)

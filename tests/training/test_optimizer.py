@@ -9,10 +9,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from atlas.config import load_config
-from atlas.policy import AtlasPolicy
-from atlas.tensors import load_nested, save_nested
+from atlas.policies import AtlasPolicy
+from atlas.system.tensors import load_nested, save_nested
 from atlas.training.optimizer import make_optimizer
-from tests.policy.test_policy import make_policy
+from tests.policies.test_policy import make_policy
 
 
 def prepare(*overrides: str) -> tuple[AtlasPolicy, torch.optim.AdamW]:

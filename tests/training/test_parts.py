@@ -11,11 +11,11 @@ from atlas.config import load_config
 from atlas.training.average import WeightAverage
 from atlas.training.metrics import ActionErrors, LossMeter
 from atlas.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from atlas.training.perf.timing import StepTimer
 from atlas.training.schedule import make_schedule
 from atlas.training.selection import choose_best_metric
-from atlas.training.timing import StepTimer
 from atlas.types import ActionSpec, LossTerms
-from tests.policy.test_policy import make_policy
+from tests.policies.test_policy import make_policy
 
 SPEC = ActionSpec()
 CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from atlas.errors import InputError
-from atlas.training.prefetch import Prefetcher
+from atlas.training.perf.prefetch import Prefetcher
 from atlas.types import Batch
-from tests.policy.test_policy import make_batch
+from tests.policies.test_policy import make_batch
 
 CPU = torch.device("cpu")
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from atlas.config import ProfileConfig
-from atlas.training.profiling import StepProfiler
-from atlas.training.timing import StepTimer
-from tests.policy.test_policy import make_batch, make_policy
+from atlas.training.perf.profiling import StepProfiler
+from atlas.training.perf.timing import StepTimer
+from tests.policies.test_policy import make_batch, make_policy
 
 PARTS = ("data", "forward", "backward", "optimizer")
 # Of TensorBoard's plugin (torch_tb_profiler.consts): how it finds its files, and whose they are.

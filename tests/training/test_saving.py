@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from atlas.policy import AtlasPolicy
-from atlas.training.checkpoints import Checkpoints, verify
-from atlas.training.checkpoints.host_memory import HostMemory
-from atlas.training.checkpoints.retention import Retention
-from atlas.training.checkpoints.saving import Saver
-from atlas.training.checkpoints.state import TrainingState
+from atlas.checkpoints import Checkpoints, verify
+from atlas.checkpoints.host_memory import HostMemory
+from atlas.checkpoints.retention import Retention
+from atlas.checkpoints.saving import Saver
+from atlas.checkpoints.state import TrainingState
+from atlas.policies import AtlasPolicy
 from tests import warm
 from tests.training.written import Files, Training, small, step_in
 
@@ -241,9 +241,9 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 _DYING = """
 import sys, threading, time
 from pathlib import Path
-from atlas.training.checkpoints import saving
-from atlas.training.checkpoints import Checkpoints
-from atlas.training.checkpoints.retention import Retention
+from atlas.checkpoints import saving
+from atlas.checkpoints import Checkpoints
+from atlas.checkpoints.retention import Retention
 from tests import warm
 from tests.training.written import small
 

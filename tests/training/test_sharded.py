@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from atlas.policy import AtlasPolicy
-from atlas.training.checkpoints.saving import Saver
-from atlas.training.sharded import Sharded
-from tests.policy.test_policy import make_tiny_encoder
+from atlas.checkpoints.saving import Saver
+from atlas.policies import AtlasPolicy
+from atlas.training.parallel.sharded import Sharded
+from tests.policies.test_policy import make_tiny_encoder
 from tests.training.joint import Shown, Training, furthest, make_step, rows, train, whole
 from tests.training.ranks import run_ranks
 

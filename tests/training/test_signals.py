@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from atlas.training.signals import Interrupted, listening
+from atlas.training.guards.signals import Interrupted, listening
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_under_nohup_the_end_of_the_terminal_changes_nothing() -> None:
 
 WRITES = """
 import os, sys
-from atlas.launch.terminal import leave_lost_terminal
+from atlas.system.terminal import leave_lost_terminal
 os.read(int(sys.argv[1]), 1)
 leave_lost_terminal()
 print("to nobody", flush=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from atlas.prepare import load_run_config, prepare
-from atlas.tracking import read_scalars
+from atlas.runs import read_scalars
 from atlas.train import build_trainer, make_accelerator
-from atlas.training.signals import Interrupted
+from atlas.training.guards.signals import Interrupted
 from tests.conftest import MakeLibero
 from tests.test_processes import QUICK
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from atlas.checkpoints.shards import Shards, write_shard
 from atlas.errors import InputError
 from atlas.train import share_embeddings
-from atlas.training.checkpoints.shards import Shards, write_shard
-from atlas.training.strategy import Replicated, ddp_settings
-from tests.policy.test_policy import make_tiny_encoder
+from atlas.training.parallel.strategy import Replicated, ddp_settings
+from tests.policies.test_policy import make_tiny_encoder
 from tests.training.joint import Shown, Training, furthest, train
 from tests.training.ranks import run_ranks
 

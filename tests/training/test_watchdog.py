@@ -22,8 +22,8 @@ from pathlib import Path
 import atlas
 package = sys.modules["atlas.training"] = types.ModuleType("atlas.training")
 package.__path__ = [str(Path(atlas.__file__).parent / "training")]
-from atlas.training.signals import Interrupted, listening
-from atlas.training.watchdog import Watchdog
+from atlas.training.guards.signals import Interrupted, listening
+from atlas.training.guards.watchdog import Watchdog
 
 folder = Path(sys.argv[1])
 

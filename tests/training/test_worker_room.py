@@ -15,7 +15,7 @@ import torch
 from atlas.config import Config, load_config
 from atlas.data.training_data import TrainingData, open_training_data
 from atlas.errors import InputError
-from atlas.training.worker_room import SHARED_MEMORY, settle_workers
+from atlas.training.perf.worker_room import SHARED_MEMORY, settle_workers
 from tests.conftest import MakeLibero
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")  # of which only the kind is looked at

@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 
+from atlas.checkpoints import Checkpoints
+from atlas.checkpoints.host_memory import HostMemory
+from atlas.checkpoints.retention import Retention
+from atlas.checkpoints.saving import Saver
+from atlas.checkpoints.snapshot import Snapshot
+from atlas.checkpoints.state import TrainingState, random_state
 from atlas.config import load_config
-from atlas.policy import AtlasPolicy
+from atlas.policies import AtlasPolicy
 from atlas.training.average import WeightAverage
-from atlas.training.checkpoints import Checkpoints
-from atlas.training.checkpoints.host_memory import HostMemory
-from atlas.training.checkpoints.retention import Retention
-from atlas.training.checkpoints.saving import Saver
-from atlas.training.checkpoints.snapshot import Snapshot
-from atlas.training.checkpoints.state import TrainingState, random_state
 from atlas.training.optimizer import make_optimizer
-from tests.policy.test_policy import make_batch, make_policy
+from tests.policies.test_policy import make_batch, make_policy
 
 
 class Training:

@@ -168,7 +168,7 @@ def test_a_page_shows_what_a_policy_would_do(make_libero: MakeLibero, tmp_path: 
 
     look(dataset, 1, tmp_path / "page.html", checkpoint)
 
-    from atlas.policy import AtlasPolicy
+    from atlas.policies import AtlasPolicy
     from atlas.types import Observation
 
     policy, episode = AtlasPolicy.from_pretrained(checkpoint), dataset.episode(1)
@@ -190,8 +190,8 @@ def saved_policy(dataset: Any, folder: Path, cameras: tuple[str, ...] = ("agentv
 
     from atlas.config import Config
     from atlas.data.chunks import ChunkDataset
-    from atlas.policy import AtlasPolicy
-    from atlas.policy.processor import PolicyProcessor
+    from atlas.policies import AtlasPolicy
+    from atlas.policies.processor import PolicyProcessor
 
     torch.manual_seed(0)
     config = Config().model

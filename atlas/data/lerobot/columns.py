@@ -18,17 +18,17 @@ import numpy as np
 import pyarrow as pa
 
 from atlas.data.arrays import map_array
-from atlas.data.gripper import is_zero_to_one, open_and_closed
-from atlas.data.lerobot.actions import convert, gripper_fits
+from atlas.data.hdf5.gripper_values import is_zero_to_one, open_and_closed
+from atlas.data.lerobot.action_columns import convert, gripper_fits
 from atlas.data.lerobot.episodes import Episodes
 from atlas.data.lerobot.features import Features
 from atlas.data.lerobot.info import Info
 from atlas.data.lerobot.tables import is_list, most_rows, open_parquet, readable_parquet
 from atlas.data.origin import mend
-from atlas.documents import read_json
 from atlas.errors import InputError
-from atlas.files import partial_name, write_json
-from atlas.progress import progress_bar
+from atlas.system.documents import read_json
+from atlas.system.files import partial_name, write_json
+from atlas.system.progress import progress_bar
 
 FORMAT = 2  # of the folder; part of its name
 logger = logging.getLogger(__name__)

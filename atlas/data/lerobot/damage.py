@@ -13,10 +13,10 @@ from atlas.data.lerobot.episodes import Episodes
 from atlas.data.lerobot.features import Features
 from atlas.data.lerobot.info import Info
 from atlas.data.lerobot.whole import fault
-from atlas.documents import read_json
 from atlas.errors import InputError
-from atlas.files import write_json
-from atlas.progress import progress_bar
+from atlas.system.documents import read_json
+from atlas.system.files import write_json
+from atlas.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 

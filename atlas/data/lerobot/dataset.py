@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from atlas.config.data import FeaturesConfig
+from atlas.config.data_sections import FeaturesConfig
 from atlas.data.episode import Numbers
 from atlas.data.lerobot.columns import FORMAT, Columns, open_columns
 from atlas.data.lerobot.damage import leave_out_damaged
@@ -28,10 +28,10 @@ from atlas.data.orientation import Orientation, turn_upright
 from atlas.data.origin import mend
 from atlas.data.video import FRAME_TOLERANCE, video_reader
 from atlas.errors import InputError
-from atlas.files import write_text
-from atlas.paths import files_below
-from atlas.progress import progress_bar
-from atlas.registry.cache import cache_root
+from atlas.registry.artifact_cache import cache_root
+from atlas.system.files import write_text
+from atlas.system.paths import files_below
+from atlas.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 

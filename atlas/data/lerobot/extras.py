@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from atlas.config.data import SourceActionsConfig
+from atlas.config.data_sections import SourceActionsConfig
 from atlas.data.lerobot.tables import open_parquet, parquet_table, readable_parquet
 from atlas.data.orientation import ORIENTATIONS, Orientation
 from atlas.data.origin import mend
-from atlas.documents import read_json
 from atlas.errors import InputError, first_line
-from atlas.files import atomic_path, write_json
+from atlas.system.documents import read_json
+from atlas.system.files import atomic_path, write_json
 from atlas.types import ActionSpec
 
 SIM_STATE = "sim_state"  # float64 [D], where the source has it

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from atlas.config.data import FeaturesConfig, SourceActionsConfig
-from atlas.data.lerobot.actions import action_spec, describe
+from atlas.config.data_sections import FeaturesConfig, SourceActionsConfig
+from atlas.data.lerobot.action_columns import action_spec, describe
 from atlas.data.lerobot.extras import Extras
 from atlas.data.lerobot.info import Feature, Info
 from atlas.data.lerobot.libero_tasks import is_libero_task

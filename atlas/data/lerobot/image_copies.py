@@ -26,9 +26,9 @@ from PIL import Image
 
 from atlas.data.lerobot.tables import open_parquet, readable_parquet
 from atlas.errors import InputError
-from atlas.files import atomic_path, sync
-from atlas.progress import progress_bar
-from atlas.registry.cache import cache_root
+from atlas.registry.artifact_cache import cache_root
+from atlas.system.files import atomic_path, sync
+from atlas.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 

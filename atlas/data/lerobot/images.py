@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from atlas.data.latest import Latest
 from atlas.data.lerobot.image_copies import FORMATS, ImageCopy, open_copy
+from atlas.data.lru import Latest
 from atlas.errors import InputError, first_line
 
 _OPEN_FILES = 128

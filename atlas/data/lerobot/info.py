@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from atlas.data.origin import mend
-from atlas.documents import read_json
 from atlas.errors import InputError, first_line
-from atlas.paths import inside
+from atlas.system.documents import read_json
+from atlas.system.paths import inside
 
 INFO = "meta/info.json"
 VERSIONS = ("v3.0", "v2.1", "v2.0")

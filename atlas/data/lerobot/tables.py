@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atlas.data.origin import mend
-from atlas.documents import parse_json
 from atlas.errors import InputError, first_line
+from atlas.system.documents import parse_json
 
 _ROWS_A_BYTE = 4  # of a file, at most: its frames have numbers of their own, which take room
 _FEW_ROWS = 100_000  # are never too many

@@ -22,8 +22,8 @@ from atlas.data.lerobot.writer_tables import Columns, DataWriter, write_episodes
 from atlas.data.lerobot.writer_videos import CODECS, check_size, dealt, video_info, whole, write_joined
 from atlas.data.proprio import has_libero_proprio
 from atlas.errors import InputError
-from atlas.files import atomic_path
-from atlas.paths import unfit
+from atlas.system.files import atomic_path
+from atlas.system.paths import unfit
 
 __all__ = ["Part", "Plan", "Sizes", "assemble", "check_codec", "plan", "write_part"]
 

@@ -17,7 +17,7 @@ from PIL import Image
 from atlas.data.episode import Episode
 from atlas.data.lerobot import writer_statistics
 from atlas.data.lerobot.writer_videos import CODECS, encode
-from atlas.files import partial_folder
+from atlas.system.files import partial_folder
 
 _NUMBERS, _IMAGES = "numbers.npz", "images.parquet"
 _AT_ONCE = 64  # frames in memory

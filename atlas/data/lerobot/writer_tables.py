@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from atlas.data.lerobot import writer_statistics as statistics
 from atlas.data.lerobot.extras import SIM_STATE
 from atlas.data.lerobot.writer_parts import IMAGE, Numbers
-from atlas.files import atomic_path
+from atlas.system.files import atomic_path
 
 _EPISODES_AT_ONCE = 1000  # in a row group of the episodes' table
 _IMAGE_PAGE = 64 * 2**10  # bytes: single images are read, and not those beside them

@@ -13,17 +13,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from atlas.checkpoints.state import random_state, set_random_state
 from atlas.config import Config, MediaConfig
 from atlas.data.chunks import ChunkDataset
 from atlas.data.episode import EpisodeDataset
-from atlas.policy import AtlasPolicy
+from atlas.drawing.prediction_plots import PlotLogger
+from atlas.drawing.predictions import Predictions, Validated
+from atlas.policies import AtlasPolicy
+from atlas.system.redact import cause
 from atlas.tracking import RunTracker
-from atlas.tracking.redact import cause
-from atlas.training.checkpoints.state import random_state, set_random_state
-from atlas.training.media.actions import ActionLogger
+from atlas.training.media.action_logger import ActionLogger
 from atlas.training.media.gradients import GradientLogger
-from atlas.training.media.plots import PlotLogger
-from atlas.training.media.predictions import Predictions, Validated
 from atlas.training.media.projection import DatasetMap
 from atlas.training.schedule import Schedule
 from atlas.types import Batch

@@ -14,11 +14,11 @@ from accelerate import Accelerator
 from atlas.config import VisDatasetConfig
 from atlas.data.chunks import ChunkDataset
 from atlas.data.episode import EpisodeDataset
+from atlas.drawing.figures import draw_map
+from atlas.drawing.predictions import Validated, frame_places, spread
 from atlas.errors import InputError
-from atlas.policy import AtlasPolicy
+from atlas.policies import AtlasPolicy
 from atlas.tracking import RunTracker
-from atlas.tracking.figures import draw_map
-from atlas.training.media.predictions import Validated, frame_places, spread
 
 _KEPT_COMPONENTS = 50  # for TensorBoard's projector, and before t-SNE
 _THUMBNAIL = 32  # pixels

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from atlas.files import write_text
-from atlas.progress import progress_bar
-from atlas.viewer.curves import Curve
-from atlas.viewer.story import Story
+from atlas.drawing.action_curves import Curve
+from atlas.system.files import write_text
+from atlas.system.progress import progress_bar
+from atlas.viewer.episode_timeline import Story
 
 _PARTS = Path(__file__).parent
 _QUALITY = 86  # of WebP

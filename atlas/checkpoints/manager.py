@@ -1,0 +1,316 @@
+"""Checkpoints of a run: complete or absent, with links to the latest and the best."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from atlas.checkpoints.retention import Retention
+from atlas.checkpoints.state import STATE, TrainingState, load_state
+from atlas.errors import InputError
+from atlas.registry.local_policy import POLICY_FILES
+from atlas.system.file_store import link_or_copy
+from atlas.system.files import PARTIAL, follow, link_target, make_link, partial_folder, partial_name, sync, sync_tree
+from atlas.system.locks import is_abandoned, writing
+from atlas.system.manifest import MANIFEST, compare_files, read_manifest, require, seal
+
+logger = logging.getLogger(__name__)
+
+_NAME, _STANDIN = re.compile(r"\.?step_(\d{8,})(\.standin)?"), ".standin"
+_LINKS = ("latest", "best")
+_NEEDED = (STATE, *(f"policy/{name}" for name in POLICY_FILES))
+_OLDER = "trainer/optimizer.pt"  # only versions of Atlas that wrote no manifest wrote this
+
+
+class Contents(Protocol):
+    """What a checkpoint is made of, such as a `Snapshot`."""
+
+    @property
+    def state(self) -> TrainingState: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def write(self, folder: Path) -> None:
+        """Write `policy/` and `trainer/` into a folder, without waiting for the disk. Raises OSError."""
+
+
+class Checkpoints:
+    """`<run_dir>/checkpoints/step_00001000/{policy/, trainer/}` and the links `latest` and `best`.
+
+    A process or a machine may be stopped at any moment: a folder of this name, and what a link names, is a complete
+    checkpoint. Only one process writes, one checkpoint at a time.
+    """
+
+    def __init__(self, run_dir: Path, retention: Retention | int) -> None:
+        """retention: a number is the last_n of one."""
+        self.root = run_dir / "checkpoints"
+        self._retention = Retention(retention) if isinstance(retention, int) else retention
+
+    def path(self, step: int) -> Path:
+        return _folder(self.root, step)
+
+    def steps(self) -> list[int]:
+        """The steps that are saved, ascending."""
+        return saved_steps(self.root)
+
+    def write(self, contents: Contents) -> Path:
+        """Write a checkpoint and point `latest` at it, and `best` at the one that its state calls the best.
+
+        One of the same step is replaced. Raises OSError, such as for a full disk; all is as it was before then.
+        """
+        self._make_root()
+        self._tidy()
+        final = self.path(contents.state.step)
+        with _partial(final) as folder:
+            contents.write(folder)
+            seal(folder)
+            self._put_in_place(folder, final)
+        self._link(contents.state)
+        return final
+
+    def prune(self) -> None:
+        """Remove the checkpoints that are not to be kept. Raises OSError."""
+        latest = self._linked("latest")
+        if latest is None:
+            return
+        values = {step: self._value(step) for step in self.steps()}
+        linked = [step for name in _LINKS if (step := self._linked(name)) is not None]
+        for step in values.keys() - self._retention.kept(values, latest, linked):
+            self._remove(self.path(step))
+
+    def adopt(self, checkpoint: Path) -> Path:
+        """Make a checkpoint the one that the run goes on from: `latest` names it, and `best` the best one up to it.
+
+        One from elsewhere is copied to where the run keeps its own, unless it is there undamaged. Returns where it is
+        then. Raises InputError for one that is damaged, OSError.
+        """
+        state = load_state(checkpoint)
+        final = self.path(state.step)
+        self._make_root()
+        self._settle()
+        # One that lay in a link's place has its own name by now.
+        if checkpoint.exists() and checkpoint.resolve() != final.resolve() and not _is_sound(final):
+            with _partial(final) as folder:
+                for part in ("policy", "trainer"):
+                    shutil.copytree(checkpoint / part, folder / part)
+                sync_tree(folder)
+                verify(folder)
+                self._put_in_place(folder, final)
+        self._link(state)
+        return final
+
+    # ---- links -------------------------------------------------------------------------------------------
+
+    def _link(self, state: TrainingState) -> None:
+        self._point("latest", self.path(state.step))
+        if state.best_step is not None and self.path(state.best_step).exists():
+            self._point("best", self.path(state.best_step))
+
+    def _point(self, name: str, folder: Path) -> None:
+        if self._target(name) != folder.name:
+            link = self.root / name
+            with _partial(link) as made:
+                make_link(made / name, folder.name)
+                os.replace(made / name, link)
+            sync(self.root)
+
+    def _target(self, name: str) -> str | None:
+        """What a link holds, be it there or not."""
+        return link_target(self.root / name)
+
+    def _linked(self, name: str) -> int | None:
+        """The step that a link names."""
+        target = self._target(name)
+        return _step_of(target) if target is not None else None
+
+    def _value(self, step: int) -> float | None:
+        """A checkpoint's value of the metric by which the best are kept; None for one without, or damaged."""
+        try:
+            state = load_state(self.path(step))
+        except InputError:
+            return None
+        return state.value if state.metric == self._retention.metric else None
+
+    # ---- folders -----------------------------------------------------------------------------------------
+
+    def _make_root(self) -> None:
+        if not self.root.exists():
+            self.root.mkdir(parents=True)
+            sync(self.root.parent)
+
+    def _put_in_place(self, complete: Path, final: Path) -> None:
+        """Give a complete folder its name. Where another has it, links never name half of one or none.
+
+        Meanwhile they name a stand-in: another folder with the same files.
+        """
+        if final.exists():
+            standin = self.root / f".{final.name}{_STANDIN}"
+            _link_tree(complete, standin)
+            for name in _LINKS:
+                if self._target(name) == final.name:
+                    self._point(name, standin)
+            self._remove(final)
+        os.replace(complete, final)
+        sync(self.root)
+        self._settle()
+
+    def _settle(self) -> None:
+        """End with stand-ins: the links that name one name the folder it stands for, which is made from it if lost.
+        And with folders in the place of links."""
+        for name in _LINKS:
+            self._unfold(self.root / name)
+        for standin in self.root.glob(f".step_*{_STANDIN}"):
+            final = self.root / standin.name.removeprefix(".").removesuffix(_STANDIN)
+            naming = [name for name in _LINKS if self._target(name) == standin.name]
+            if naming and not _is_twin(final, standin):
+                with _partial(final) as folder:
+                    _link_tree(standin, folder)
+                    if final.exists():
+                        self._remove(final)
+                    os.replace(folder, final)
+                sync(self.root)
+            for name in naming:
+                self._point(name, final)
+            shutil.rmtree(standin)
+
+    def _unfold(self, link: Path) -> None:
+        """Programs that copy what links lead to (`scp -r`, `cp -L`) leave a folder in a link's place: it becomes the
+        checkpoint that it is a copy of, unless that is there too."""
+        if link.is_symlink() or not link.is_dir():
+            return
+        try:
+            final = self.path(load_state(link).step)
+        except InputError as error:
+            aside = partial_name(link).with_suffix(".damaged")
+            logger.warning("%s lies where a link should be; it is now called %s.", str(error).rstrip("."), aside.name)
+            os.replace(link, aside)
+            return
+        if final.exists() and _is_sound(link) and not _is_sound(final):
+            self._remove(final)
+        if final.exists():
+            self._remove(link)
+        else:
+            os.replace(link, final)
+        self._point(link.name, final)
+
+    def _remove(self, folder: Path) -> None:
+        """Renamed first, so that what has a checkpoint's name is a whole one."""
+        gone = partial_name(folder)
+        os.replace(folder, gone)
+        with writing(gone):
+            shutil.rmtree(gone)
+
+    def _tidy(self) -> None:
+        """Remove what a process left that was killed, and nothing that another one is writing."""
+        self._settle()
+        for folder in self.root.glob(f".*{PARTIAL}"):
+            if is_abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _partial(final: Path) -> Iterator[Path]:
+    """A folder to fill and to rename, which the tidying of other processes leaves alone."""
+    with partial_folder(final) as folder, writing(folder):
+        yield folder
+
+
+# ---- finding one -----------------------------------------------------------------------------------------
+
+
+def saved_steps(root: Path) -> list[int]:
+    """The steps of the checkpoints in a folder `checkpoints`, ascending."""
+    found = [_step_of(folder.name) for folder in root.glob("step_*") if folder.is_dir()]
+    return sorted(step for step in found if step is not None)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that `path` means: itself, or the latest of the run it is. It may be damaged: see `verify`.
+
+    Where a run's `latest` leads nowhere, it is the one of the largest step. Raises InputError where there is none.
+    """
+    path = path.expanduser()
+    for candidate in (path, path / "checkpoints" / "latest", path / "latest"):
+        found = follow(candidate).resolve()
+        if (found / STATE).exists() or (found.is_dir() and _step_of(found.name) is not None):
+            return found
+    for root in (path / "checkpoints", path, *([path.parent] if link_target(path) is not None else [])):
+        if steps := saved_steps(root):
+            return _folder(root, steps[-1]).resolve()
+    raise InputError(f"There is no checkpoint to resume from at {path}: no {STATE} was found there.")
+
+
+def find_undamaged(run_dir: Path) -> Path:
+    """A run's latest checkpoint, or, where that is damaged, the one before it, with a warning that says so.
+
+    Raises InputError where there is none, and where all are damaged.
+    """
+    latest = find_checkpoint(run_dir)
+    root, now = latest.parent, _step_of(latest.name)
+    others = [step for step in reversed(saved_steps(root)) if step != now]
+    # Those after the latest are from before training went back to an earlier one.
+    others.sort(key=lambda step: now is not None and step > now)
+    problems = []
+    for checkpoint in (latest, *(_folder(root, step) for step in others)):
+        try:
+            verify(checkpoint)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            logger.warning("%s Training goes on from %s.", " ".join(problems), checkpoint)
+        return checkpoint
+    raise InputError(f"Every checkpoint in {root} is damaged. {' '.join(problems)}")
+
+
+def verify(checkpoint: Path) -> None:
+    """Compare every file of a checkpoint with its manifest. Raises InputError that names the file that is damaged.
+
+    Files that the manifest does not name are no damage. A checkpoint from before there were manifests has none: of it
+    only the names of its files are looked at.
+    """
+    if (checkpoint / MANIFEST).exists() or not (checkpoint / _OLDER).exists():
+        compare_files(checkpoint, read_manifest(checkpoint, _NEEDED))
+        return
+    for name in (*_NEEDED, "trainer/random.pt"):
+        require(checkpoint / name)
+    load_state(checkpoint)
+
+
+def _folder(root: Path, step: int) -> Path:
+    return root / f"step_{step:08d}"
+
+
+def _step_of(name: str) -> int | None:
+    """The step that the name of a checkpoint's folder, or of a stand-in, tells; None for other names."""
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def _is_sound(checkpoint: Path) -> bool:
+    try:
+        verify(checkpoint)
+    except InputError:
+        return False
+    return True
+
+
+def _is_twin(checkpoint: Path, other: Path) -> bool:
+    """Whether both were written with the same contents."""
+    files = (checkpoint / MANIFEST, other / MANIFEST)
+    return all(file.exists() for file in files) and files[0].read_bytes() == files[1].read_bytes()
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """The same files in another folder, which takes no space where the file system has hard links."""
+    shutil.copytree(
+        source, target, copy_function=lambda file, name: link_or_copy(Path(file), Path(name)), dirs_exist_ok=True
+    )
+    sync_tree(target)

@@ -1,0 +1,111 @@
+"""Writing checkpoints in the background, while training goes on."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from atlas.checkpoints.manager import Checkpoints, Contents
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_AT_EXIT = 20.0  # that a process which ends without `wait`, as after an error, waits for its write
+
+_writing: set[threading.Thread] = set()
+
+
+class Saver:
+    """Writes one checkpoint at a time on a thread of its own.
+
+    failed: what could not be written, a sentence each; training went on without.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, before: Callable[[], object] | None = None) -> None:
+        """before: called on the other thread before each write, such as for what must be on the disk earlier."""
+        self.failed: list[str] = []
+        self._checkpoints, self._before = checkpoints, before
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, contents: Contents, then: Callable[[Path], object] | None = None) -> None:
+        """Begin to write a checkpoint, after the one before it; see `Checkpoints.write` and `prune`.
+
+        contents: stays as it is until `wait` returns, see `Snapshot.copied`. then: called on the other thread with the
+        checkpoint's folder, when it is complete and linked. Raises what `wait` raises.
+        """
+        self.wait()
+        # A daemon, as Python would wait for another kind at its end without a limit.
+        self._thread = threading.Thread(target=self._run, args=(contents, then), name="atlas-saver", daemon=True)
+        self._thread.start()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait for the write that was begun, at most so long; False where it is not done.
+
+        Raises the error that it ended with, once, unless it is one of the disk: that is in `failed`.
+        """
+        if self._thread is not None:
+            self._thread.join(seconds)
+            if self._thread.is_alive():
+                return False
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return True
+
+    def _run(self, contents: Contents, then: Callable[[Path], object] | None) -> None:
+        _writing.add(threading.current_thread())
+        try:
+            if self._before is not None:
+                self._before()
+            path = self._write(contents)
+            if path is not None and then is not None:
+                then(path)
+        except BaseException as error:  # raised where the thread's owner looks
+            self._error = error
+        finally:
+            _writing.discard(threading.current_thread())
+
+    def _write(self, contents: Contents) -> Path | None:
+        step = contents.state.step
+        try:
+            path = self._checkpoints.write(contents)
+        except OSError as error:
+            self._fail(f"The checkpoint of step {step} could not be written: {error}. {self._room(contents)}")
+            return None
+        try:
+            self._checkpoints.prune()
+        except OSError as error:
+            self._fail(f"Old checkpoints could not be removed after step {step}: {error}.")
+        return path
+
+    def _room(self, contents: Contents) -> str:
+        root = self._checkpoints.root
+        try:
+            free = f"{_size(shutil.disk_usage(root).free)} are free in {root}"
+        except OSError as error:
+            free = f"{root} cannot be looked at ({error})"
+        steps = self._checkpoints.steps()
+        rest = f"the one of step {steps[-1]} is still there" if steps else "there is none yet"
+        return f"It takes {_size(contents.nbytes)} and {free}; {rest}."
+
+    def _fail(self, what: str) -> None:
+        self.failed.append(what)
+        logger.warning("%s Training goes on.", what)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
+
+
+@atexit.register
+def _finish_writing() -> None:
+    """A process that ends without `wait` finishes its write too, but not at any price."""
+    deadline = time.monotonic() + _SECONDS_AT_EXIT
+    for thread in list(_writing):
+        thread.join(max(0.0, deadline - time.monotonic()))

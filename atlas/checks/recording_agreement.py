@@ -1,0 +1,166 @@
+"""`gripper`, `lag` and `scale`, as far as recordings alone show them: do actions mean what their ActionSpec says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from atlas.checks.context import CheckContext
+from atlas.checks.finding import Finding
+from atlas.checks.motion import MotionFit
+from atlas.data.hdf5.gripper_values import CLEAR, fingers_follow, is_zero_to_one
+
+_GAIN, _USUAL_GAIN = (0.12, 0.40), 0.22  # of robosuite's OSC_POSE at 20 Hz: 0.18 to 0.26 in recordings
+_ANY_GAIN = (0.02, 1.5)  # of any controller: the hand moves, and not further than it is told to
+
+
+def check_gripper(context: CheckContext) -> Iterator[Finding]:
+    """The gripper's values, and whether the fingers do what they say."""
+    grippers = [actions[:, context.dataset.action_spec.gripper] for actions, _ in context.sampled]
+    values = np.concatenate(grippers)
+    low, high = float(values.min()), float(values.max())
+    evidence = {"min": low, "max": high}
+    if is_zero_to_one(values):
+        yield Finding(
+            "gripper",
+            "error",
+            f"the gripper's actions lie within [{low:g}, {high:g}], and are to be -1 (open) to +1 (closed)",
+            f"Map them {context.where_to_change('gripper_open and gripper_closed')}.",
+            evidence,
+        )
+        return
+    between = float((np.abs(np.abs(values) - 1) > 1e-6).mean())
+    if between:
+        yield Finding(
+            "gripper",
+            "warning",
+            f"the gripper action is not -1 (open) or +1 (close) everywhere: it is within [{low:g}, {high:g}], and "
+            f"{between:.0%} of the frames have another value",
+            "Round it when the data is converted, if the gripper can only open and close.",
+            evidence | {"share_between": round(between, 4)},
+        )
+    if high - low < 1e-6:
+        what = "closed" if high > 0 else "open"
+        yield Finding(
+            "gripper",
+            "warning",
+            f"the gripper is told to be {what} all the time",
+            "Look at the column that it was read from, unless the task needs no gripper.",
+            evidence,
+        )
+        return
+    agreement = fingers_follow(grippers, [proprio for _, proprio in context.sampled])
+    if agreement is not None:
+        yield from _sign(context, agreement)
+
+
+def _sign(context: CheckContext, agreement: float) -> Iterator[Finding]:
+    evidence = {"correlation": round(agreement, 3)}
+    if agreement > CLEAR:
+        yield Finding(
+            "gripper",
+            "error",
+            "the gripper's sign is flipped: the fingers open where the action is positive, and +1 is to close them "
+            f"(correlation {agreement:.2f})",
+            f"Negate the gripper's action {context.where_to_change('gripper_open: 1, gripper_closed: -1')}.",
+            evidence,
+        )
+    elif agreement < -CLEAR:
+        said = f"the fingers close where the action is +1 (correlation {agreement:.2f})"
+        yield Finding("gripper", "info", said, None, evidence)
+
+
+def check_lag(context: CheckContext) -> Iterator[Finding]:
+    """Whether the action at t explains the motion from t to t + 1, or an earlier or a later one does."""
+    motion = context.motion
+    if motion is None or context.takes_poses:
+        return
+    evidence = {
+        "delay_frames": motion.delay,
+        "r2": round(motion.axes_r2, 3),
+        "weights": np.round(motion.weights, 5).tolist(),
+    }
+    if motion.delay == 0:
+        said = f"the action at t moves the hand from t on (R2 {motion.axes_r2:.2f})"
+        yield Finding("lag", "info", said, None, evidence)
+        return
+    frames = f"{abs(motion.delay)} frame{'s' if abs(motion.delay) > 1 else ''}"
+    if motion.delay < 0:
+        yield Finding(
+            "lag",
+            "error",
+            f"the motion from t to t + 1 is explained by the action at t + {-motion.delay} (R2 {motion.axes_r2:.2f}): "
+            f"actions are {frames} too late",
+            f"Move the actions {frames} towards the start, or record each observation before its action.",
+            evidence,
+        )
+    elif context.known_controller:
+        yield Finding(
+            "lag",
+            "error",
+            f"the motion from t to t + 1 is explained by the action at t - {motion.delay} (R2 {motion.axes_r2:.2f}): "
+            f"actions are {frames} too early",
+            f"Move the actions {frames} towards the end.",
+            evidence,
+        )
+    else:
+        yield Finding(
+            "lag",
+            "warning",
+            f"the hand begins to move {frames} after the action (R2 {motion.axes_r2:.2f}), as robots may",
+            f"If it is no robot with such a delay, move the actions {frames} towards the end.",
+            evidence,
+        )
+
+
+def check_scale(context: CheckContext) -> Iterator[Finding]:
+    """Whether the hand goes where, and about as far as, the actions say."""
+    spec, motion = context.dataset.action_spec, context.motion
+    if context.takes_poses:
+        yield Finding(
+            "scale",
+            "error",
+            f"the actions are poses to go to, not deltas: the hand's next position explains them (R2 "
+            f"{context.poses_r2:.2f})",
+            f"Convert them to deltas, or say what they are {context.where_to_change('delta: false')}.",
+            {"r2_with_position": round(context.poses_r2, 3)},
+        )
+        return
+    if motion is None:
+        return
+    if not motion.straight:
+        names = spec.names[slice(*spec.position)]
+        moves = [
+            f"{'-' if sign < 0 else ''}{names[source]} moves {axis}"
+            for axis, (source, sign) in zip("xyz", motion.axes, strict=True)
+        ]
+        yield Finding(
+            "scale",
+            "error",
+            f"the actions' axes are not those of proprio: {', '.join(moves)} (R2 {motion.axes_r2:.2f}, and "
+            f"{motion.r2:.2f} as they are named)",
+            "Put actions and proprio into the robot's base frame where the data is converted.",
+            {"axes": [list(axis) for axis in motion.axes], "r2": round(motion.axes_r2, 3)},
+        )
+        return
+    yield _gain(context, motion)
+
+
+def _gain(context: CheckContext, motion: MotionFit) -> Finding:
+    unit_m = context.dataset.action_spec.position_unit_m
+    low, high = _GAIN if context.known_controller else _ANY_GAIN
+    evidence = {"gain": round(motion.gain, 4), "expected": [low, high], "unit_m": unit_m}
+    if low <= motion.gain <= high or context.has_errors("video"):  # at another rate it moves further in a frame
+        said = f"the hand moves {motion.gain:.2f} of the commanded distance (1 = {unit_m:g} m)"
+        return Finding("scale", "info", said, None, evidence)
+    unit = unit_m * motion.gain / (_USUAL_GAIN if context.known_controller else 1.0)
+    way = "further" if motion.gain > high else "less far"
+    return Finding(
+        "scale",
+        "error",
+        f"the hand moves {motion.gain:.3g} times the commanded distance (1 = {unit_m:g} m), {way} than a controller "
+        f"would ({low:g} to {high:g}): the actions seem to be in another unit, 1 = {unit:.2g} m",
+        f"Scale the actions {context.where_to_change('position_unit_m and rotation_unit_rad')}.",
+        evidence | {"estimated_unit_m": round(unit, 5)},
+    )

@@ -1,0 +1,92 @@
+"""`atlas model`: look at models."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atlas.cli.options import PLAIN, ConfigFile, Json, Overrides
+from atlas.cli.output import print_json, print_table, say, stdout_kept_for_the_report
+
+model_app = typer.Typer(help="Look at models, and manage their versions.", **PLAIN)
+
+
+@model_app.command("summary")
+def model_summary(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    gpu: Annotated[str, typer.Option(metavar="NAME", help="For the roofline: a100, l40s, rtx4090, h100, …")] = "h100",
+    as_json: Json = False,
+) -> None:
+    """Count a model's parameters, tokens, operations and memory."""
+    with stdout_kept_for_the_report(as_json):
+        from atlas.config import load_config
+        from atlas.policies.summary import summarize
+
+        resolved = load_config(config, overrides or [])
+        found = summarize(resolved, gpu)
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            part["name"],
+            f"{part['parameters']:,}",
+            f"{part['trainable']:,}",
+            str(part["tokens"] or ""),
+            f"{part['flops'] / 1e9:.4g}",
+        )
+        for part in found["parts"]
+    ]
+    total = (f"{found['parameters']:,}", f"{found['trainable_parameters']:,}", "")
+    rows.append(("all", *total, f"{found['flops_per_sample'] / 1e9:.4g}"))
+    print_table("model", ("part", "parameters", "trainable", "tokens", "GFLOPs a sample"), rows)
+    roofline, memory = found["roofline"], found["memory_gib"]
+    say(f"training: {found['training_flops_per_sample'] / 1e9:.4g} GFLOPs a sample, forward and backward")
+    say(
+        f"roofline: {roofline['samples_per_second']:,.0f} samples/s on one {gpu} at its peak of "
+        f"{roofline['peak_flops'] / 1e12:.0f} TFLOP/s (dense bf16); half of it is a good run"
+    )
+    say(
+        f"memory:   {memory['total']:.2f} GiB a GPU with batches of {resolved.data.batch_size}: "
+        f"{memory['weights_and_optimizer']:.2f} weights, gradients and optimizer, {memory['activations']:.2f} "
+        "activations in float32 (bf16: about half)"
+    )
+
+
+@model_app.command("geometry")
+def model_geometry(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for pictures, points and numbers.")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="IMAGE...", help="Pictures of one scene, or folders of them; the first is the reference."),
+    ] = None,
+    more: Annotated[list[Path] | None, typer.Argument(metavar="IMAGE", hidden=True)] = None,
+    checkpoint: Annotated[
+        str, typer.Option(metavar="REF", help="VGGT-1B's weights: a file, a folder or a name on the Hugging Face hub.")
+    ] = "facebook/VGGT-1B",
+    as_json: Json = False,
+) -> None:
+    """Show what VGGT sees in images: depth, cameras, points."""
+    with stdout_kept_for_the_report(as_json):
+        from atlas.geometry import geometry
+
+        # All after the first of `--images a.png b.png` are arguments, not the option's values.
+        report = geometry([*(images or []), *(more or [])], out, checkpoint)
+    if as_json:
+        print_json(report)
+        return
+    rows = []
+    for entry in report["images"]:
+        fields, depths = entry["fov_degrees"], entry["depth_range"] or (math.nan, math.nan)
+        place = ", ".join(f"{value:.3g}" for value in entry["position"])
+        seen = f"{fields['horizontal']:.0f} x {fields['vertical']:.0f}"
+        confidence = "" if entry["mean_confidence"] is None else f"{entry['mean_confidence']:.3g}"
+        rows.append((entry["file"], place, seen, f"{depths[0]:.3g} to {depths[1]:.3g}", confidence))
+    print_table("what VGGT sees", ("image", "camera at", "field of view (deg)", "depth", "mean confidence"), rows)
+    for warning in report["warnings"]:
+        say(f"warning: {warning}")
+    say(f"Pictures, {report['points']['count']:,} points and geometry.json are in {out}.")

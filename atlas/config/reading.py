@@ -1,0 +1,166 @@
+"""Reading a config from YAML, changing it by `key=value` overrides, and saying what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from atlas.config.root import Config
+from atlas.errors import InputError, did_you_mean
+from atlas.system.documents import parse_yaml, read_yaml
+
+DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "train_config.yaml"
+
+
+def load_config(source: str | Path | Config | dict[str, Any] | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a config from a YAML file (None: the default one), a mapping or a Config, with overrides on top.
+
+    overrides: 'key=value' with dotted keys, values as YAML: 'training.learning_rate=3e-4', 'data.cameras=[agentview]'.
+    Raises InputError that names the key, and the nearest valid one where it is unknown.
+    """
+    name = "the config"
+    if isinstance(source, Config):
+        values = source.model_dump()
+    elif isinstance(source, dict):
+        values = yaml.safe_load(yaml.safe_dump(source))
+    else:
+        path = Path(source).expanduser() if source is not None else DEFAULT_CONFIG
+        name = str(path)
+        values = _read_yaml(path)
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_config(values, name)
+
+
+def parse_config(values: dict[str, Any], name: str = "the config") -> Config:
+    """A checked Config of plain values; `name` says in messages where they are from. Raises InputError."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"In {name}: " + "\n".join(_explain_all([dict(p) for p in error.errors()], values))) from None
+
+
+def dump_yaml(config: Config) -> str:
+    """The whole config, defaults included, as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def config_schema() -> dict[str, Any]:
+    """The JSON schema of the config file, for editors."""
+    return Config.model_json_schema()
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = read_yaml(path)
+    except OSError as error:
+        raise InputError(f"The config file {path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"The config file {path} is not a text file.") from None
+    except ValueError as error:
+        raise InputError(f"The config file {path} is not valid YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        held = "a list" if isinstance(values, list) else f"'{values}'"
+        raise InputError(f"The config file {path} must hold sections such as 'data:', and holds {held}.")
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"'{override}' is not an override; it should be key=value, such as training.max_steps=100.")
+    try:
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"The value in '{override}' is not valid YAML: {error}") from None
+    *sections, last = key.split(".")
+    place = values
+    for section in sections:
+        if place.get(section) is None:  # a section that is off until one of its keys is set
+            place[section] = {}
+        place = place[section]
+        if not isinstance(place, dict):
+            raise InputError(f"'{override}': '{section}' is a value and has no keys below it.")
+    if sections[:1] == ["model"] and last == "name" and place.get("name") != value:
+        place.clear()  # another kind of part: the settings of the old one are not its own
+    place[last] = value
+
+
+_NO_SECTION = ("model_type", "model_attributes_type", "dict_type")
+
+
+def _explain_all(problems: Sequence[dict[str, Any]], values: dict[str, Any]) -> list[str]:
+    """A line for each key that pydantic complains of; of a value that may be of several kinds, it says all of them."""
+    by_key: dict[str, list[dict[str, Any]]] = {}
+    for problem in problems:
+        by_key.setdefault(_key(problem, values), []).append(problem)
+    return [_explain(key, found) for key, found in by_key.items()]
+
+
+def _key(problem: dict[str, Any], values: Any) -> str:
+    """The key of the file that a complaint is of: its location, without pydantic's names for kinds and alternatives."""
+    location, parts = problem["loc"], []
+    for i, part in enumerate(location):
+        if isinstance(_section(location[:i]), list):  # the name of the kind that is meant
+            continue
+        there = part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int)
+        values = values[part] if there else values
+        if there or problem["type"] == "missing":
+            parts.append(str(part))
+    return ".".join(parts)
+
+
+def _explain(key: str, problems: Sequence[dict[str, Any]]) -> str:
+    """One line for pydantic's complaints of one key, in the words of the file."""
+    problem = problems[0]
+    location = problem["loc"]
+    if problem["type"] == "extra_forbidden":
+        section = _section(location[:-1])
+        known = [] if section is None or isinstance(section, list) else list(section.model_fields)
+        return f"unknown key '{key}'.{did_you_mean(str(location[-1]), known)} Known here: {', '.join(sorted(known))}."
+    if problem["type"] == "union_tag_invalid":
+        kinds = problem["ctx"]
+        return f"'{key}': {key}.name should be one of {kinds['expected_tags']} (given: {kinds['tag']!r})"
+    messages = [str(p["msg"]).removeprefix("Value error, ") for p in problems]
+    if problem["type"] in _NO_SECTION:
+        messages = ["should be a section with keys of its own"]
+    message = ", or ".join(
+        [messages[0][0].lower() + messages[0][1:], *(m.removeprefix("Input should ") for m in messages[1:])]
+    )
+    given = "" if isinstance(problem["input"], dict | BaseModel) else f" (given: {problem['input']!r})"
+    return f"'{key}': {message}{given}" if key else f"{message}{given}"
+
+
+def _section(location: Sequence[Any]) -> type[BaseModel] | list[type[BaseModel]] | None:
+    """The section at a location of pydantic's; a list where it comes in kinds and none is chosen; None for a value."""
+    section: type[BaseModel] | list[type[BaseModel]] | None = Config
+    for part in location:
+        if isinstance(section, list):
+            section = next((kind for kind in section if kind.model_fields["name"].default == part), None)
+        elif isinstance(part, int):  # a place in a list of sections, all of one kind
+            continue
+        elif section is not None and part in section.model_fields:
+            section = _sections_in(section.model_fields[part].annotation)
+        else:
+            return None
+    return section
+
+
+def _sections_in(annotation: Any) -> type[BaseModel] | list[type[BaseModel]] | None:
+    sections = list(_classes_in(annotation))
+    return sections if len(sections) > 1 else next(iter(sections), None)
+
+
+def _classes_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a value may be, or a list of it may hold."""
+    inside = getattr(annotation, "__args__", ())
+    for part in inside:
+        yield from _classes_in(part)
+    if not inside and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation

@@ -1,0 +1,1 @@
+"""HDF5 files: LIBERO's, robomimic's, and those that Atlas records."""

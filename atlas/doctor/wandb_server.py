@@ -1,0 +1,49 @@
+"""Weights & Biases: installed, with a key, reachable. Training never needs it."""
+
+from __future__ import annotations
+
+from atlas.config import WandbConfig
+from atlas.doctor.child import Tried, try_module
+from atlas.doctor.verdict import Finding
+from atlas.errors import InputError
+
+_SECONDS = 45.0
+
+
+def check_wandb() -> Finding:
+    """Whether runs can be logged to Weights & Biases from here."""
+    from atlas.registry.wandb_variables import effective_mode
+
+    try:
+        mode = effective_mode(WandbConfig())
+    except InputError as error:
+        return Finding("wandb", "warning", str(error), "Runs with wandb are refused until it is right, or unset.")
+    # Offline, wandb does not say whether there is a key.
+    environment = {"WANDB_SILENT": "true", "WANDB_MODE": None}
+    return judge_wandb(try_module("atlas.doctor.probes", ["wandb"], _SECONDS, environment), mode)
+
+
+def judge_wandb(tried: Tried, mode: str) -> Finding:
+    """Nothing here is a problem: TensorBoard's files are always written, and wandb can be offline."""
+    if not tried.worked:
+        fix = "TensorBoard works without it. Install it again: pip install --force-reinstall 'atlas-vla[wandb]'"
+        return Finding("wandb", "warning", f"wandb does not work: {tried.why}", fix, {"error": tried.why})
+    found = {**tried.answer, "mode": mode}
+    if found["version"] is None:
+        seen = "wandb is not installed; TensorBoard works without it"
+        return Finding("wandb", "warning", seen, "To use it: pip install 'atlas-vla[wandb]'", found)
+    server, error = found["server"], found["error"]
+    key = "a key is there" if found["key"] else "there is no key"
+    reach = f"{server} answers" if error is None else f"{server} does not answer ({error})"
+    seen = f"{found['version']}, mode {mode}; {key}; {reach}"
+    if mode != "online":
+        return Finding("wandb", "ok", seen, None, found)
+    if error is not None:
+        fix = (
+            "Runs go offline; `wandb sync` sends them later. Is there a network? (A proxy goes into https_proxy, "
+            "another server into WANDB_BASE_URL; WANDB_MODE=offline keeps it from trying.)"
+        )
+        return Finding("wandb", "warning", seen, fix, found)
+    if not found["key"]:
+        return Finding("wandb", "warning", seen, "Runs go offline until you run `wandb login` once.", found)
+    return Finding("wandb", "ok", seen, None, found)

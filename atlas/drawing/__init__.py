@@ -1,0 +1,1 @@
+"""All that is drawn: figures, films and curves."""

@@ -1,0 +1,1 @@
+"""Where policies act: environments, simulators, and the experts that solve them."""

@@ -1,0 +1,230 @@
+"""The demonstration world: two cubes on a table, and an instruction that says which one to lift.
+
+robosuite's `Stack` arena with a Panda arm: the engine, controller, cameras, proprio and action convention
+of LIBERO, so that what works here needs no special case there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from atlas.environments.base import EnvironmentSpec, StepResult
+from atlas.environments.camera_pose import CameraRenderer
+from atlas.environments.rendering import failure_explained, prepare_rendering, quiet_robosuite
+from atlas.errors import InputError
+from atlas.types import ActionSpec, Observation
+
+INSTRUCTIONS = ("pick up the red cube", "pick up the green cube")
+CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}  # our name: robosuite's
+AREA_HALF_SIZE_M = 0.10  # cube centres lie in a square of 20 x 20 cm around the table's centre
+MIN_DISTANCE_M = 0.08  # between the cubes' centres
+LIFT_HEIGHT_M = 0.04  # above where the cube lay
+HORIZON = 200
+SETTLE_STEPS = 2  # the cubes start a hair above the table
+ARM_NOISE_RAD = 0.02  # standard deviation of the arm's starting joint angles
+
+
+def cubes_spec(image_size: int) -> EnvironmentSpec:
+    """What this world offers, known without starting it."""
+    return EnvironmentSpec(
+        name="cubes",
+        instructions=INSTRUCTIONS,
+        cameras=tuple(CAMERAS),
+        image_size=(image_size, image_size),
+        proprio_dim=8,
+        horizon=HORIZON,
+        action_spec=ActionSpec(),
+    )
+
+
+class CubesEnvironment:
+    """Two cubes at random places and yaws; success is the named cube lifted by 4 cm.
+
+    Lifting the other cube ends the episode as a failure. Reward 1 on success, else 0. Proprio [8]: end-effector
+    position (m), its orientation as axis-angle (rad), the two finger positions (m), all in the world's frame.
+    """
+
+    def __init__(self, image_size: int = 128) -> None:
+        prepare_rendering()
+        quiet_robosuite()
+        try:
+            with failure_explained():
+                import robosuite
+                from robosuite.controllers import load_controller_config
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"The environment 'cubes' needs the simulator ({error.name} is missing): pip install 'atlas-vla[sim]'"
+            ) from None
+
+        self.spec = cubes_spec(image_size)
+        # robosuite is left with physics and control. Rendering is done here, only when an observation is asked for.
+        self._env = robosuite.make(
+            "Stack",
+            robots="Panda",
+            controller_configs=load_controller_config(default_controller="OSC_POSE"),
+            initialization_noise=None,
+            has_renderer=False,
+            has_offscreen_renderer=False,
+            use_camera_obs=False,
+            use_object_obs=False,
+            control_freq=20,
+            hard_reset=False,
+            ignore_done=True,
+        )
+        self._env._observables.clear()  # read below, once a step instead of once a physics step
+        self._env.reward = lambda action=None: 0.0  # that of `step` is our own
+        self._robot = self._env.robots[0]
+        self._home = np.array(self._robot.init_qpos)
+        self._model: Any = self._env.sim.model._model
+        self._data: Any = self._env.sim.data._data
+        self._cubes = [(self._env.cubeA, self._env.cubeA_body_id), (self._env.cubeB, self._env.cubeB_body_id)]
+
+        self._renderer = CameraRenderer(self._model, self._data, image_size)
+        self._picture: CameraRenderer | None = None
+
+        self._instruction = INSTRUCTIONS[0]
+        self._target = 0
+        self._lying_height = np.zeros(2)
+        self._steps = 0
+
+    # ---- the contract ------------------------------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | None = None, instruction: str | None = None, init_state: np.ndarray | None = None
+    ) -> Observation:
+        """Begin an episode; see `Environment.reset`. Raises InputError for an instruction this world lacks."""
+        assert (seed is None) != (init_state is None), "give one of seed and init_state"
+        if instruction is not None and instruction not in INSTRUCTIONS:
+            raise InputError(f"The environment 'cubes' has no instruction '{instruction}'; it has: {INSTRUCTIONS}.")
+        rng = np.random.default_rng(seed if seed is not None else 0)
+        self._robot.init_qpos = self._home + rng.normal(0.0, ARM_NOISE_RAD, self._home.shape)
+        self._env.reset()
+        self._robot.gripper.current_action = np.zeros(self._robot.gripper.dof)  # robosuite keeps the last episode's
+        self._target = int(rng.integers(2)) if instruction is None else INSTRUCTIONS.index(instruction)
+        self._instruction = INSTRUCTIONS[self._target]
+        if init_state is None:
+            self._place_cubes(rng)
+            for _ in range(SETTLE_STEPS):
+                self._env.step(np.zeros(7))
+            self._robot.gripper.current_action = np.zeros(self._robot.gripper.dof)
+        else:
+            self._env.sim.set_state_from_flattened(np.asarray(init_state, np.float64))
+            self._env.sim.forward()
+        self._restart_controller()
+        self._lying_height = np.array([self.cube_pose(i)[0][2] for i in range(2)])
+        self._steps = 0
+        return self._observe()
+
+    def step(self, action: np.ndarray, observe: bool = True) -> StepResult:
+        """Apply one action [7], clipped to [-1, 1] as the controller does."""
+        self._env.step(np.clip(np.asarray(action, np.float64), -1.0, 1.0))
+        self._steps += 1
+        lifted = [self.cube_pose(i)[0][2] - self._lying_height[i] > LIFT_HEIGHT_M for i in range(2)]
+        success = bool(lifted[self._target])
+        terminated = any(lifted)
+        return StepResult(
+            observation=self._observe() if observe else None,
+            reward=float(success),
+            terminated=terminated,
+            truncated=not terminated and self._steps >= HORIZON,
+            success=success,
+        )
+
+    def get_state(self) -> np.ndarray:
+        """Time, joint positions and joint velocities: float64 [D], robosuite's flattened form."""
+        return np.array(self._env.sim.get_state().flatten())
+
+    def set_state(self, state: np.ndarray, observe: bool = True) -> Observation | None:
+        """Put the simulator into a recorded state; the controller starts anew from there."""
+        self._env.sim.set_state_from_flattened(np.asarray(state, np.float64))
+        self._env.sim.forward()
+        self._restart_controller()
+        return self._observe() if observe else None
+
+    def positions(self) -> dict[str, np.ndarray]:
+        """See `Environment.positions`."""
+        pads = self._robot.gripper.important_geoms
+        fingers = {
+            f"{side} finger": np.array(self._data.geom(pads[f"{side}_fingerpad"][0]).xpos) for side in ("left", "right")
+        }
+        return {
+            "hand": self.hand_pose()[0],
+            "red cube": self.cube_pose(0)[0],
+            "green cube": self.cube_pose(1)[0],
+        } | fingers
+
+    def picture(self, size: int) -> np.ndarray:
+        """The table as `agentview` sees it."""
+        if self._picture is None or self._picture.size != size:
+            self._picture = CameraRenderer(self._model, self._data, size)
+        return self._picture.render("agentview")
+
+    def close(self) -> None:
+        self._renderer.close()
+        if self._picture is not None:
+            self._picture.close()
+        self._env.close()
+
+    # ---- what the scripted expert and the recorder may know ----------------------------------------------
+
+    @property
+    def target(self) -> int:
+        """The cube to lift: 0 red, 1 green."""
+        return self._target
+
+    def cube_pose(self, cube: int) -> tuple[np.ndarray, float]:
+        """Centre [3] in metres and yaw in radians of a cube, in the world's frame."""
+        body = self._cubes[cube][1]
+        rotation = self._data.xmat[body].reshape(3, 3)
+        return np.array(self._data.xpos[body]), float(np.arctan2(rotation[1, 0], rotation[0, 0]))
+
+    def hand_pose(self) -> tuple[np.ndarray, float]:
+        """Grip site [3] in metres and its yaw in radians, in the world's frame."""
+        site = self._robot.eef_site_id
+        rotation = self._data.site_xmat[site].reshape(3, 3)
+        return np.array(self._data.site_xpos[site]), float(np.arctan2(rotation[1, 0], rotation[0, 0]))
+
+    def proprio(self) -> np.ndarray:
+        """float32 [8], see the class."""
+        from robosuite.utils import transform_utils
+
+        position = self._data.site_xpos[self._robot.eef_site_id]
+        w, x, y, z = self._env.sim.data.get_body_xquat(self._robot.robot_model.eef_name)
+        rotation = transform_utils.quat2axisangle(np.array([x, y, z, w]))
+        fingers = self._data.qpos[self._robot._ref_gripper_joint_pos_indexes]
+        return np.concatenate([position, rotation, fingers]).astype(np.float32)
+
+    def joint_positions(self) -> np.ndarray:
+        """The arm's joint angles, float64 [7], in radians."""
+        return np.array(self._robot._joint_positions)
+
+    @property
+    def model_xml(self) -> str:
+        """The MuJoCo model as XML."""
+        return str(self._env.sim.model.get_xml())
+
+    # ---- inside ------------------------------------------------------------------------------------------
+
+    def _place_cubes(self, rng: np.random.Generator) -> None:
+        while True:
+            centres = rng.uniform(-AREA_HALF_SIZE_M, AREA_HALF_SIZE_M, (2, 2))
+            if np.linalg.norm(centres[0] - centres[1]) >= MIN_DISTANCE_M:
+                break
+        table = self._env.table_offset
+        for (cube, _), centre in zip(self._cubes, centres, strict=True):
+            yaw = rng.uniform(-np.pi, np.pi)
+            position = [*centre + table[:2], table[2] + float(cube.top_offset[2]) + 0.001]
+            orientation = [np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)]  # w, x, y, z
+            self._env.sim.data.set_joint_qpos(cube.joints[0], np.array(position + orientation))
+        self._env.sim.forward()
+
+    def _restart_controller(self) -> None:
+        controller = self._robot.controller
+        controller.update(force=True)
+        controller.reset_goal()
+
+    def _observe(self) -> Observation:
+        images = {name: self._renderer.render(camera) for name, camera in CAMERAS.items()}
+        return Observation(images=images, proprio=self.proprio(), instruction=self._instruction)

@@ -1,0 +1,206 @@
+"""LIBERO as it is installed: its suites of tasks, their starts, its settings and its meshes.
+
+The tasks and starts are read from the package's files, so that what a suite offers is known without the seconds that
+importing the simulator takes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import pickle
+import re
+import runpy
+import zipfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from atlas.environments.rendering import failure_explained
+from atlas.errors import InputError, first_line
+from atlas.system.documents import read_yaml
+from atlas.system.files import write_text
+
+logger = logging.getLogger(__name__)
+
+# Steps after which LIBERO's evaluations give up, which are above the longest demonstration of each suite.
+SUITES = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
+ALL_SUITES = "libero"
+HORIZONS = {ALL_SUITES: max(SUITES.values()), **SUITES}
+
+# By --no-deps, since what the package declares beyond what its simulator imports is to be compiled, or pins others.
+_INSTALL = 'pip install -e ".[libero]" -c constraints.txt && pip install --no-deps hf-libero==0.1.4 bddl==1.0.1'
+_ASSETS = (
+    *("articulated_objects", "scenes", "stable_hope_objects", "stable_scanned_objects", "textures"),
+    "turbosquid_objects",
+)
+_FETCHED = "~/.cache/libero/assets"  # where the package keeps what it fetches
+_FETCH = f"hf download lerobot/libero-assets --repo-type dataset --local-dir {_FETCHED}"
+_BREAKS = (3, 4)  # MuJoCo's version that refuses the model of a task of libero_spatial
+
+
+@dataclass(frozen=True)
+class LiberoTask:
+    """One task of a suite."""
+
+    suite: str
+    instruction: str
+    definition: Path  # its scene and its goal, in BDDL
+    starts: Path  # the states that its episodes begin with
+
+
+@cache
+def tasks_of(environment: str) -> dict[str, tuple[LiberoTask, ...]]:
+    """The tasks of a suite, or of all with `libero`, by instruction, in the benchmark's order.
+
+    Some instructions of libero_90 are those of several tasks, in several scenes. Raises InputError where the package is
+    not installed.
+    """
+    package = find_package(environment)
+    names = runpy.run_path(str(_task_map(package)))["libero_task_map"]
+    tasks: dict[str, tuple[LiberoTask, ...]] = {}
+    for suite in SUITES if environment == ALL_SUITES else [environment]:
+        for name in names[suite]:
+            # The words of the file's name, as the benchmark has it: those in the file are other ones in some suites.
+            instruction = re.sub(r"^[A-Z_]*SCENE\d+_", "", name).replace("_", " ")
+            definition = package / "bddl_files" / suite / f"{name}.bddl"
+            starts = package / "init_files" / suite / f"{name}.pruned_init"
+            task = LiberoTask(suite, instruction, definition, starts)
+            tasks[instruction] = (*tasks.get(instruction, ()), task)
+    return tasks
+
+
+def find_package(environment: str) -> Path:
+    """The folder of `libero.libero`, without importing it. Raises InputError where there is none."""
+    found = importlib.util.find_spec("libero")
+    for folder in (found.submodule_search_locations or []) if found else []:
+        package = Path(folder) / "libero"
+        if _task_map(package).is_file():
+            return package
+    raise InputError(f"The environment '{environment}' needs LIBERO's package, which is not installed: {_INSTALL}")
+
+
+def _task_map(package: Path) -> Path:
+    return package / "benchmark" / "libero_suite_task_map.py"
+
+
+# ---- starts ------------------------------------------------------------------------------------------------------
+
+
+@cache
+def read_starts(task: LiberoTask) -> np.ndarray:
+    """The states that the task's episodes begin with, float64 [starts, D]: time, joint positions, joint velocities.
+
+    Raises InputError where the file is damaged.
+    """
+    try:
+        with zipfile.ZipFile(task.starts) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            with archive.open(name) as file:
+                starts = np.asarray(_OnlyArrays(file).load(), np.float64)
+    except (OSError, StopIteration, ValueError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise InputError(f"{task.starts} cannot be read ({first_line(error)}); install hf-libero again.") from error
+    starts.flags.writeable = False  # it is kept
+    return starts
+
+
+class _OnlyArrays(pickle.Unpickler):
+    """Reads what torch.save made of an array, without torch, which a worker would take seconds to import, and without
+    running anything else that a file may name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return np.zeros(0).__reduce__()[0]
+        known = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
+        if (module, name) in known:
+            return known[module, name]
+        if (module, name) == ("_codecs", "encode"):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it holds {module}.{name}, which is no array")
+
+
+# ---- settings and meshes -----------------------------------------------------------------------------------------
+
+
+def load_package(environment: str) -> None:
+    """Import the simulator of LIBERO's tasks, so that nothing is asked on the standard input and nothing fetched.
+
+    Raises InputError where a package or the meshes and textures are missing.
+    """
+    package = find_package(environment)
+    settings = _settings(package)
+    assets = _find_assets(environment, package, settings)
+    try:
+        with failure_explained():
+            libero = importlib.import_module("libero.libero")
+            libero._assets_path_cache = str(assets)  # type: ignore[attr-defined]
+            importlib.import_module("libero.libero.envs")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"The environment '{environment}' needs a package that is missing ({error.name}): {_INSTALL}"
+        ) from None
+    if environment in (ALL_SUITES, "libero_spatial"):
+        _warn_of_mujoco()
+
+
+def _settings(package: Path) -> Path:
+    """The package's file of settings, made where there is none: it would ask for them on the standard input.
+
+    It is made in Atlas's cache, unless the user's LIBERO_CONFIG_PATH names a folder for it.
+    """
+    own = Path("~/.libero").expanduser()
+    if "LIBERO_CONFIG_PATH" not in os.environ and not (own / "config.yaml").exists():
+        from atlas.registry.artifact_cache import (
+            cache_root,  # takes longer to import than a worker with settings should wait
+        )
+
+        os.environ["LIBERO_CONFIG_PATH"] = str(cache_root() / "libero")
+    settings = Path(os.environ.get("LIBERO_CONFIG_PATH", own)) / "config.yaml"
+    if not settings.exists():
+        folders = {
+            "benchmark_root": package,
+            "bddl_files": package / "bddl_files",
+            "init_states": package / "init_files",
+            "datasets": package.parent / "datasets",
+            "assets": package / "assets",
+        }
+        write_text(settings, yaml.safe_dump({key: str(folder) for key, folder in folders.items()}))
+    return settings
+
+
+def _find_assets(environment: str, package: Path, settings: Path) -> Path:
+    """The folder of meshes and textures: the settings', else the package's, else that of what was fetched.
+
+    The package would fetch them, in a way that newer versions of huggingface_hub refuse, and go on without them. Raises
+    InputError that says where they were looked for, or that the settings are none.
+    """
+    try:
+        stated = dict(read_yaml(settings) or {})
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{settings} are no settings of LIBERO ({first_line(error)}); mend or remove it.") from None
+    looked = [Path(stated.get("assets") or package / "assets"), package / "assets", Path(_FETCHED).expanduser()]
+    for folder in looked:
+        if all((folder / part).is_dir() for part in _ASSETS):
+            return folder
+    raise InputError(
+        f"The environment '{environment}' needs LIBERO's meshes and textures (200 MB), and its package does not bring "
+        f"them: none of these folders has {', '.join(_ASSETS)}: {', '.join(dict.fromkeys(map(str, looked)))}. "
+        f"Fetch them once: {_FETCH} (or name the folder of a copy by `assets` in {settings})."
+    )
+
+
+@cache  # once a process
+def _warn_of_mujoco() -> None:
+    version = importlib.import_module("mujoco").__version__
+    if tuple(int(part) for part in version.split(".")[:2]) >= _BREAKS:
+        logger.warning(
+            "MuJoCo %s cannot load the model of a task of libero_spatial; success rates of it are measured with a "
+            'version below 3.4: pip install "mujoco<3.4"',
+            version,
+        )

@@ -1,0 +1,99 @@
+"""The model card: beside the weights what the policy takes and gives; with a checkpoint, how it was trained too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atlas.system.file_store import card_of, describe_files
+from atlas.system.shown import markdown, markdown_code
+
+if TYPE_CHECKING:
+    from atlas.policies.modular.policy import AtlasPolicy
+
+# What is said of the training, where it is known: {key of the metadata: how it is called}.
+_FACTS = {
+    "run_name": "run",
+    "step": "optimizer steps",
+    "epoch": "epochs",
+    "data": "dataset",
+    "dataset_fingerprint": "fingerprint of the dataset",
+    "parameters": "parameters",
+    "trainable_parameters": "of them trained",
+    "file_size_mb": "size in MB",
+    "config_hash": "hash of the config",
+    "git_commit": "git commit",
+}
+
+
+def model_card(policy: AtlasPolicy) -> str:
+    """README.md of a saved policy: what it takes and gives, and from which data its statistics are."""
+    processor, config = policy.processor, policy.config
+    spec = processor.action_spec
+    parameters = sum(p.numel() for p in policy.parameters())
+    sources = "\n".join(
+        f"- {markdown(s.source)}: {s.episodes} episodes, {s.frames} frames" for s in processor.statistics
+    )
+    cameras, actions = ", ".join(map(markdown_code, processor.cameras)), ", ".join(map(markdown, spec.names))
+    size = processor.image_size
+    frozen = "".join(
+        f"- frozen {part}: {markdown_code(weights.reference)}, which is not in model.safetensors "
+        f"(sha256 {weights.sha256})\n"
+        for part, weights in policy.frozen.items()
+    )
+    return f"""---
+library_name: atlas-vla
+pipeline_tag: robotics
+---
+# Atlas policy
+
+- vision `{config.vision.name}`, language `{config.language.name}`, fusion `{config.fusion.name}`, head
+  `{config.head.name}`; {parameters:,} parameters
+{frozen}- takes images of the cameras {cameras} (upright, used at {size} x {size}
+  pixels), proprio [{processor.proprio_dim}] and an instruction
+- gives chunks of {processor.action_horizon} actions [{spec.dim}] ({actions}) at {spec.control_hz:g} Hz;
+  position unit {spec.position_unit_m:g} m, rotation unit {spec.rotation_unit_rad:g} rad, gripper -1 open, +1 close
+
+Trained on:
+{sources}
+
+```python
+from atlas.policies import AtlasPolicy
+
+policy = AtlasPolicy.from_pretrained("this folder")
+```
+"""
+
+
+def checkpoint_card(folder: Path, facts: Mapping[str, Any] | None = None, reference: str | None = None) -> str | None:
+    """The card of a checkpoint or a saved policy in Markdown; None where the folder holds no policy's card.
+
+    facts: the metadata of an artifact (see `Publisher`), its `metrics` among it; None: what the files say. reference:
+    what `from_pretrained` loads it by, where that is not the folder itself.
+    """
+    folder = Path(folder)
+    card = card_of(folder) if folder.is_dir() else None
+    if card is None:
+        return None
+    facts = describe_files(folder) if facts is None else facts
+    rows = [(label, facts[key]) for key, label in _FACTS.items() if facts.get(key) is not None]
+    metrics = [(markdown_code(name), value) for name, value in sorted((facts.get("metrics") or {}).items())]
+    parts = [card if reference is None else card.replace('"this folder"', json.dumps(reference))]
+    if rows:
+        parts.append("## Training\n\n" + _table("", rows))
+    if metrics:
+        parts.append("## Metrics\n\nAs they were last measured before it was saved.\n\n" + _table("metric", metrics))
+    return "\n".join(parts)
+
+
+def _table(title: str, rows: list[tuple[str, Any]]) -> str:
+    body = "".join(f"| {label} | {_cell(value)} |\n" for label, value in rows)
+    return f"| {title} | |\n|---|---|\n{body}"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) else markdown(str(value))

@@ -1,0 +1,1 @@
+"""Atlas's own policy: vision, language, fusion and head."""

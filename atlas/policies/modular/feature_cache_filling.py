@@ -1,0 +1,178 @@
+"""Filling a feature cache: a frozen backbone looks once at every observation of a dataset."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from atlas.config import Config, PretrainedVGGTConfig, dump_yaml, load_config
+from atlas.data import open_configured
+from atlas.data.augment import Augmenter
+from atlas.data.chunks import ChunkDataset
+from atlas.data.episode import EpisodeDataset
+from atlas.data.feature_cache import CacheLayout, FeatureCache
+from atlas.data.loader import make_loader, worker_count
+from atlas.data.randomness import sample_keys
+from atlas.errors import InputError
+from atlas.policies.modular.vggt_backbone import (
+    KEY,
+    PretrainedVGGTEncoder,
+    aggregator_config,
+    check_backbone,
+    frozen_dtype,
+)
+from atlas.policies.vggt.published import published_hash
+from atlas.system.files import write_text
+from atlas.system.hub import find_weights
+from atlas.system.progress import progress_bar
+
+CONFIG = "config.yaml"  # in the cache's folder
+
+
+def frozen_backbone(config: Config) -> PretrainedVGGTConfig:
+    """The config's backbone. Raises InputError where it has none whose outputs stay the same while training."""
+    vision = config.model.vision
+    if not isinstance(vision, PretrainedVGGTConfig) or not vision.freeze or vision.lora is not None:
+        raise InputError(
+            "Only a frozen encoder's features can be cached: model.vision.name must be vggt_pretrained, with freeze "
+            "true and lora null."
+        )
+    return vision
+
+
+def cache_layout(config: Config, frames: int, views: int, variants: int) -> CacheLayout:
+    """What the features of all frames take, with `variants` augmented versions of each beside the plain one."""
+    vision = frozen_backbone(config)
+    side = -(-(config.data.image_size // vision.patch_size) // vision.pool)
+    tokens = views * (aggregator_config(vision).num_special_tokens + side * side)
+    return CacheLayout(frames, 1 + variants, tokens, 2 * vision.embed_dim)
+
+
+def cache_source(
+    config: Config, dataset: EpisodeDataset, cameras: Sequence[str], backbone: str, versions: int
+) -> dict[str, Any]:
+    """Everything that the features depend on. backbone: the hash of its weights."""
+    vision = frozen_backbone(config)
+    source: dict[str, Any] = {
+        "backbone": backbone,
+        "backbone_precision": str(frozen_dtype(vision)).removeprefix("torch."),
+        "pool": vision.pool,
+        "cameras": list(cameras),
+        "image_size": config.data.image_size,
+        "dataset": dataset.fingerprint(),
+        "orientation": config.data.orientation,
+        "drop_noops": config.data.drop_noops,
+    }
+    if versions > 1:
+        source |= {"augment": config.data.augment.model_dump(), "seed": config.seed}
+    return source
+
+
+def check_cache(config: Config, dataset: EpisodeDataset, cameras: Sequence[str]) -> None:
+    """Raises InputError where the config's feature cache is incomplete, or of something else than the config."""
+    assert config.data.feature_cache is not None
+    cache = FeatureCache.read(Path(config.data.feature_cache))
+    cache.check_complete()
+    backbone = published_hash(find_weights(frozen_backbone(config).pretrained, KEY))
+    cache.check(cache_source(config, dataset, cameras, backbone, cache.layout.versions))
+
+
+def check_space(folder: Path, layout: CacheLayout) -> None:
+    """Raises InputError where the disk has less room than the whole cache takes."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free + sum(file.stat().st_size for file in folder.glob("shard_*.npy"))
+    if layout.bytes > free:
+        raise InputError(
+            f"The features take {layout.bytes / 2**30:.1f} GiB, and {there} has {free / 2**30:.1f} GiB free. Choose "
+            "another --out, fewer --variants, a larger model.vision.pool or a smaller data.image_size."
+        )
+
+
+def begin_cache(config: Config, folder: Path, variants: int = 0) -> FeatureCache:
+    """Check everything and make the folder, or find the one to go on with.
+
+    The folder also gets the config, from which every process that shares the work starts. Raises InputError.
+    """
+    vision = frozen_backbone(config)
+    dataset, cameras = open_configured(config.data)
+    layout = cache_layout(config, int(dataset.lengths.sum()), len(cameras), variants)
+    check_space(folder, layout)
+    check_backbone(vision, KEY)
+    backbone = published_hash(find_weights(vision.pretrained, KEY))
+    cache = FeatureCache.create(folder, layout, cache_source(config, dataset, cameras, backbone, layout.versions))
+    write_text(folder / CONFIG, dump_yaml(config))
+    return cache
+
+
+def describe(cache: FeatureCache) -> str:
+    """What a cache takes, and how much of it is there."""
+    layout = cache.layout
+    versions = "version" if layout.versions == 1 else "versions"
+    return (
+        f"{layout.frames} frames x {layout.versions} {versions} of {layout.tokens} tokens x {layout.dim} in bfloat16: "
+        f"{layout.bytes / 2**30:.2f} GiB in {layout.shards} files, "
+        f"{sum(map(cache.has, range(layout.shards)))} of them there already"
+    )
+
+
+def work_on_cache(folder: Path, accelerator: Accelerator) -> None:
+    """As one of the processes: compute a share of a cache that was begun."""
+    config = load_config(folder / CONFIG)
+    cache = FeatureCache.read(folder)
+    dataset, cameras = open_configured(config.data)
+    encoder = PretrainedVGGTEncoder(frozen_backbone(config))
+    assert encoder.frozen is not None
+    cache.check(cache_source(config, dataset, cameras, encoder.frozen.sha256, cache.layout.versions))
+    frames = ChunkDataset(dataset, np.arange(len(dataset)), cameras, config.data.image_size, horizon=1)
+    device = accelerator.device
+    fill_cache(cache, encoder.to(device), frames, config, device, accelerator.process_index, accelerator.num_processes)
+
+
+@torch.no_grad()
+def fill_cache(
+    cache: FeatureCache,
+    encoder: PretrainedVGGTEncoder,
+    frames: ChunkDataset,
+    config: Config,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+) -> None:
+    """Compute this process's share of the shards, those left out that are there already.
+
+    frames: every frame of the dataset, once. The first process shows its progress.
+    """
+    layout = cache.layout
+    mine = [shard for shard in range(rank, layout.shards, world_size) if not cache.has(shard)]
+    batches = [list(_split(layout.frames_of(shard), config.data.batch_samples)) for shard in mine]
+    workers = worker_count(config.data.num_workers, device)
+    loader = iter(make_loader(frames, [[(0, i) for i in part] for shard in batches for part in shard], workers))
+    augment = Augmenter(config.data.augment)
+    share = "" if world_size == 1 else f" (one of {world_size} processes)"
+    title = f"caching features{share}" if rank == 0 else None
+    with progress_bar(title, sum(len(layout.frames_of(shard)) for shard in mine)) as advance:
+        for shard, parts in zip(mine, batches, strict=True):
+            done = []
+            for part in parts:
+                batch = next(loader).to(device)
+                assert batch.images is not None
+                images = batch.unit_images()
+                versions = [encoder(images)]
+                for variant in range(1, layout.versions):
+                    index = torch.tensor(part, device=device)
+                    batch.key = sample_keys(config.seed, torch.full_like(index, variant), index)
+                    versions.append(encoder(augment(images, batch)))
+                done.append(torch.stack(versions, dim=1).cpu())  # [n, versions, tokens, dim]
+                advance(len(part))
+            cache.write(shard, torch.cat(done))
+
+
+def _split(frames: range, size: int) -> Iterator[list[int]]:
+    for first in range(0, len(frames), size):
+        yield list(frames[first : first + size])

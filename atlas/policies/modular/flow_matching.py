@@ -1,0 +1,186 @@
+"""The flow-matching head: a small diffusion transformer that moves noise to a chunk of actions along straight lines."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from atlas.config import FlowMatchingHeadConfig
+from atlas.data.randomness import Stream, normal, uniform
+from atlas.policies.modular.solvers import integrate
+from atlas.policies.modular.unused_biases import hold_key_bias
+from atlas.types import ActionSpec, LossTerms
+
+_LAST_TIME = 0.999  # in training; what is left then is less than any step of a solver
+_TIME_FEATURES = 64
+_TIME_PERIODS = (4e-3, 4.0)  # shortest and longest of the features' waves, in units of the flow's time
+
+
+class FlowMatchingHead(nn.Module):
+    """Learns the velocity that carries noise (time 0) to actions (time 1); owns the loss.
+
+    Flow matching with straight paths (Lipman et al., 2023; Liu et al., 2023): x_t = (1 - t) noise + t actions, whose
+    velocity is actions - noise. Each step of the chunk is a token made of its noisy action and its fused token, and
+    what conditions it is the time and its fused token again. Actions here are normalised, the gripper is in ±1.
+    """
+
+    def __init__(self, config: FlowMatchingHeadConfig, dim: int, spec: ActionSpec, horizon: int) -> None:
+        super().__init__()
+        self._config, self._spec = config, spec
+        numbers = spec.pose_dim + 1  # what is generated of each action: the pose, then the gripper
+        self.token = nn.Sequential(nn.Linear(numbers + dim, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim))
+        self.position = nn.Parameter(torch.randn(horizon, config.dim) * 0.02)
+        self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim))
+        self.context = nn.Linear(dim, config.dim)
+        self.blocks = nn.ModuleList(
+            _Block(config.dim, config.heads, round(config.mlp_ratio * config.dim)) for _ in range(config.layers)
+        )
+        self.modulation = _Modulation(config.dim, 2)
+        self.velocity = nn.Linear(config.dim, numbers)
+        nn.init.zeros_(self.velocity.weight)
+        nn.init.zeros_(self.velocity.bias)
+
+    def forward(
+        self, fused: torch.Tensor, actions: torch.Tensor, is_pad: torch.Tensor, key: torch.Tensor | None = None
+    ) -> LossTerms:
+        """Mean squared errors of the velocity over the steps that are there.
+
+        fused [B, H, dim], actions [B, H, A], is_pad bool [B, H]. Noise and time of a sample follow from its `key`
+        (int64 [B]), so that they are the same on one process and on eight and after a resume; without keys they come
+        from torch's generator.
+        """
+        target = self._pack(actions)  # [B, H, D]
+        noise, time = self._draw(target, key)
+        reached = torch.lerp(noise, target, time[:, None, None])
+        errors = (self._velocity(reached, time, fused, is_pad) - (target - noise)).square()
+        valid = (~is_pad).float()
+        n_valid = valid.sum()
+        pose_loss = (errors[..., :-1].mean(-1) * valid).sum() / n_valid.clamp(min=1)
+        gripper_loss = (errors[..., -1] * valid).sum() / n_valid.clamp(min=1)
+        loss = self._config.pose_weight * pose_loss + self._config.gripper_weight * gripper_loss
+        return LossTerms(loss, pose_loss, gripper_loss, n_valid)
+
+    def sample(
+        self, fused: torch.Tensor, key: torch.Tensor | None = None, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Normalised actions float32 [B, H, A], the gripper in [-1, 1]; fused [B, H, dim].
+
+        The noise that they grow from is drawn from `generator` if there is one, else follows from `key` (int64 [B]),
+        else comes from torch's generator. With a key an answer does not depend on its company in the batch.
+        """
+        shape = (*fused.shape[:2], self.velocity.out_features)
+        if generator is not None:
+            x = torch.randn(shape, generator=generator, device=generator.device).to(fused.device)
+        elif key is not None:
+            x = normal(key, Stream.FLOW_SAMPLING, shape[1] * shape[2]).view(shape).float()
+        else:
+            x = torch.randn(shape, device=fused.device)
+
+        def velocity(x: torch.Tensor, time: float) -> torch.Tensor:
+            return self._velocity(x, torch.full((shape[0],), time, device=x.device), fused)
+
+        return self._unpack(integrate(velocity, x, self._config.solver, self._config.steps))
+
+    def _draw(self, target: torch.Tensor, key: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noise like `target` [B, H, D] and a time [B]."""
+        if key is None:
+            return torch.randn_like(target), training_time(torch.rand(len(target), device=target.device))
+        noise = normal(key, Stream.FLOW_NOISE, target[0].numel()).view_as(target).float()
+        return noise, training_time(uniform(key, Stream.FLOW_TIME, 1)[:, 0].float())
+
+    def _velocity(
+        self, x: torch.Tensor, time: torch.Tensor, fused: torch.Tensor, is_pad: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The velocity float32 [B, H, D] at x [B, H, D] and time [B], as far as the network knows it."""
+        condition = F.silu(self.time(_waves(time))[:, None] + self.context(fused))  # [B, H, C]: of each step its own
+        mask = None if is_pad is None else _attendable(is_pad)
+        h = self.token(torch.cat([x, fused], dim=-1)) + self.position
+        for block in self.blocks:
+            h = block(h, condition, mask)
+        shift, scale = self.modulation(condition)
+        velocity: torch.Tensor = self.velocity(_modulate(h, shift, scale)).float()
+        return velocity
+
+    def _pack(self, actions: torch.Tensor) -> torch.Tensor:
+        """[B, H, A] to [B, H, D]: the pose, then the gripper."""
+        gripper = actions[..., self._spec.gripper, None]
+        return torch.cat([actions[..., self._spec.pose], gripper], dim=-1).float()
+
+    def _unpack(self, x: torch.Tensor) -> torch.Tensor:
+        actions = x.new_zeros(*x.shape[:-1], self._spec.dim)
+        actions[..., self._spec.pose] = x[..., :-1]
+        actions[..., self._spec.gripper] = x[..., -1].clamp(-1, 1)
+        return actions
+
+
+def training_time(u: torch.Tensor) -> torch.Tensor:
+    """The flow's time in training, in [0, 0.999], from uniform numbers in [0, 1].
+
+    1 - t/0.999 is from Beta(1.5, 1): most samples are noisy ones, where it is decided what to do, and the density falls
+    to zero at the end, where hardly anything is left to do (pi0; Black et al., 2024). The distribution function is
+    x^1.5, which is inverted.
+    """
+    return _LAST_TIME * (1 - u ** (1 / 1.5))
+
+
+class _Modulation(nn.Module):
+    """From the condition to `count` vectors for each step, all zero at first (adaLN-zero; Peebles and Xie, 2023)."""
+
+    def __init__(self, dim: int, count: int) -> None:
+        super().__init__()
+        self._count = count
+        self.linear = nn.Linear(dim, count * dim)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """[B, H, C] to `count` times [B, H, C]."""
+        return self.linear(condition).chunk(self._count, dim=-1)
+
+
+class _Block(nn.Module):
+    """Self-attention over the steps of a chunk and an MLP, both modulated and gated; the identity at first."""
+
+    def __init__(self, dim: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self._heads = heads
+        self.modulation = _Modulation(dim, 6)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        hold_key_bias(self.qkv.bias)
+        self.proj = nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def forward(self, h: torch.Tensor, condition: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """h, condition [B, H, C] to [B, H, C]; mask bool [B, 1, H, H], true where a step may attend to another."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition)
+        qkv = self.qkv(_modulate(h, shift, scale))
+        q, k, v = qkv.unflatten(-1, (3, self._heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, H, C / heads]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        h = h + gate * self.proj(attended)
+        out: torch.Tensor = h + mlp_gate * self.mlp(_modulate(h, mlp_shift, mlp_scale))
+        return out
+
+
+def _modulate(h: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(h, h.shape[-1:]) * (1 + scale) + shift
+
+
+def _attendable(is_pad: torch.Tensor) -> torch.Tensor:
+    """Which steps each step may attend to, bool [B, 1, H, H]: those that are there, and itself.
+
+    A padded step holds a copy of the episode's last action under noise of its own. Read together, such copies would
+    tell the other steps their answer, which nothing will do when actions are sampled.
+    """
+    own = torch.eye(is_pad.shape[1], dtype=torch.bool, device=is_pad.device)
+    return (~is_pad[:, None, :] | own)[:, None]
+
+
+def _waves(time: torch.Tensor) -> torch.Tensor:
+    """Sines and cosines of time [B] with geometrically spaced periods (as in pi0), float32 [B, _TIME_FEATURES]."""
+    shortest, longest = _TIME_PERIODS
+    place = torch.linspace(0, 1, _TIME_FEATURES // 2, device=time.device)
+    angles = time[:, None] * 2 * math.pi / (shortest * (longest / shortest) ** place)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -1,0 +1,141 @@
+"""Fusion: one query an action, attending to what was seen, said and felt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from atlas.config import BidirectionalFusionConfig, QueryFusionConfig
+from atlas.policies.modular.language_contract import LanguageTokens
+
+
+class QueryFusion(nn.Module):
+    """H action queries that attend to each other and to the tokens of vision, language and proprio.
+
+    Spatial tokens are kept one by one, never averaged. Inputs are normalised first, since encoders such as VGGT's
+    give tokens that are not.
+    """
+
+    def __init__(
+        self, config: QueryFusionConfig, horizon: int, vision_dim: int, language_dim: int, proprio_dim: int
+    ) -> None:
+        super().__init__()
+        dim = config.dim
+        self.vision = _entrance(vision_dim, dim)
+        self.language = _entrance(language_dim, dim)
+        self.proprio = nn.Sequential(nn.Linear(proprio_dim, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.kinds = nn.Parameter(torch.randn(3, dim) * 0.02)  # tells vision, language and proprio apart
+        self.queries = nn.Parameter(torch.randn(horizon, dim) * 0.02)
+        layer = nn.TransformerDecoderLayer(
+            dim,
+            config.heads,
+            round(config.mlp_ratio * dim),
+            dropout=config.dropout,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.layers = nn.TransformerDecoder(layer, config.layers, nn.LayerNorm(dim))
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.layers.layers)
+
+    def forward(self, vision: torch.Tensor, language: LanguageTokens, proprio: torch.Tensor) -> torch.Tensor:
+        """vision [B, N, Dv], language [B, L, Dl], proprio [B, P] (scaled) to [B, H, dim].
+
+        Tokens may come in the lower precision of a frozen encoder.
+        """
+        precision = self.queries.dtype
+        seen = self.vision(vision.to(precision)) + self.kinds[0]
+        said = self.language(language.tokens.to(precision)) + self.kinds[1]
+        felt = (self.proprio(proprio) + self.kinds[2]).unsqueeze(1)
+        memory = torch.cat([seen, felt, said], dim=1)
+        there = torch.zeros(memory.shape[0], memory.shape[1] - said.shape[1], dtype=torch.bool, device=memory.device)
+        queries = self.queries.expand(memory.shape[0], -1, -1)
+        out: torch.Tensor = self.layers(
+            queries, memory, memory_key_padding_mask=torch.cat([there, language.is_pad], dim=1)
+        )
+        return out
+
+
+class BidirectionalFusion(nn.Module):
+    """The tokens of vision and language attend to each other, then the queries of `QueryFusion` read both.
+
+    So that an image's tokens say what they are for this instruction before anything is asked of them.
+    """
+
+    def __init__(
+        self, config: BidirectionalFusionConfig, horizon: int, vision_dim: int, language_dim: int, proprio_dim: int
+    ) -> None:
+        super().__init__()
+        dim, heads, mlp_ratio, dropout = config.dim, config.heads, config.mlp_ratio, config.dropout
+        self.vision = _entrance(vision_dim, dim)
+        self.language = _entrance(language_dim, dim)
+        self.exchange = nn.ModuleList(
+            _Exchange(dim, heads, round(mlp_ratio * dim), dropout) for _ in range(config.exchange_layers)
+        )
+        reading = QueryFusionConfig(dim=dim, layers=config.layers, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout)
+        self.read = QueryFusion(reading, horizon, dim, dim, proprio_dim)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return [*self.exchange, *self.read.blocks]
+
+    def forward(self, vision: torch.Tensor, language: LanguageTokens, proprio: torch.Tensor) -> torch.Tensor:
+        """As `QueryFusion.forward`."""
+        precision = self.read.queries.dtype
+        seen = self.vision(vision.to(precision))
+        said = self.language(language.tokens.to(precision))
+        for layer in self.exchange:
+            seen, said = layer(seen, said, language.is_pad)
+        out: torch.Tensor = self.read(seen, LanguageTokens(said, language.is_pad), proprio)
+        return out
+
+
+class _Exchange(nn.Module):
+    """Vision tokens attend to language tokens while these attend to them, then each kind goes through its own MLP."""
+
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.vision_norm, self.language_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.to_vision = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
+        self.to_language = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
+        self.vision_mlp = _mlp(dim, hidden, dropout)
+        self.language_mlp = _mlp(dim, hidden, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, seen: torch.Tensor, said: torch.Tensor, is_pad: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """seen [B, N, dim], said [B, L, dim], is_pad bool [B, L] (words that are not there) to the same two."""
+        sights, words = self.vision_norm(seen), self.language_norm(said)
+        told = self.to_vision(sights, words, words, key_padding_mask=is_pad, need_weights=False)[0]
+        shown = self.to_language(words, sights, sights, need_weights=False)[0]
+        seen, said = seen + self.dropout(told), said + self.dropout(shown)
+        return seen + self.dropout(self.vision_mlp(seen)), said + self.dropout(self.language_mlp(said))
+
+
+def _entrance(width: int, dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim))
+
+
+def _mlp(dim: int, hidden: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim)
+    )
+
+
+def make_fusion(
+    config: QueryFusionConfig | BidirectionalFusionConfig,
+    horizon: int,
+    vision_dim: int,
+    language_dim: int,
+    proprio_dim: int,
+) -> QueryFusion | BidirectionalFusion:
+    """The fusion that a config names: vision tokens [B, N, vision_dim], LanguageTokens and proprio to [B, H, dim]."""
+    if isinstance(config, QueryFusionConfig):
+        return QueryFusion(config, horizon, vision_dim, language_dim, proprio_dim)
+    return BidirectionalFusion(config, horizon, vision_dim, language_dim, proprio_dim)

@@ -1,0 +1,84 @@
+"""A small convolutional vision encoder whose last maps become keypoints: where things are, as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from atlas.config import KeypointVisionConfig
+from atlas.policies.modular.language_contract import LanguageTokens
+from atlas.policies.modular.unused_biases import hold_bias
+from atlas.policies.precision import without_autocast
+
+
+class SpatialSoftmax(nn.Module):
+    """The expected position of each map's activation (Levine et al., 2016, section 5.1), in [-1, 1].
+
+    In float32 also under autocast, as is what is computed from positions first: of a position, bfloat16 keeps 8 bits.
+    """
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """[n, K, h, w] to float32 [n, K, 2] (x, y)."""
+        h, w = maps.shape[2:]
+        weights = maps.float().flatten(2).softmax(-1)  # [n, K, h*w]
+        y, x = torch.meshgrid(
+            torch.linspace(-1, 1, h, device=maps.device), torch.linspace(-1, 1, w, device=maps.device), indexing="ij"
+        )
+        with without_autocast(maps.device):
+            return weights @ torch.stack([x.flatten(), y.flatten()], dim=-1)
+
+
+class KeypointStem(nn.Module):
+    """Convolutions over one view, told by the instruction what to look for (FiLM), down to K maps of 1/4 size."""
+
+    def __init__(self, width: int, keypoints: int, language_dim: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 5, stride=2, padding=2)
+        self.second = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.third = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
+        self.fourth = nn.Conv2d(2 * width, keypoints, 3, padding=1)
+        assert self.fourth.bias is not None
+        hold_bias(self.fourth.bias)
+        self.norms = nn.ModuleList([nn.GroupNorm(8, width), nn.GroupNorm(8, 2 * width), nn.GroupNorm(8, 2 * width)])
+        self.film = nn.Linear(language_dim, 2 * 2 * width)
+        nn.init.normal_(self.film.weight, std=0.01)
+        nn.init.zeros_(self.film.bias)
+
+    def forward(self, images: torch.Tensor, language: torch.Tensor) -> torch.Tensor:
+        """images [n, 3, H, W] in [0, 1], language [n, dim] to maps [n, K, H/4, W/4], for `SpatialSoftmax`."""
+        x = F.relu_(self.norms[0](self.first(2 * images - 1)))
+        x = F.relu_(self.norms[1](self.second(x)))
+        scale, shift = self.film(language)[:, :, None, None].chunk(2, dim=1)
+        x = F.relu_(torch.addcmul(shift, self.norms[2](self.third(x)), 1 + scale))
+        out: torch.Tensor = self.fourth(x)
+        return out
+
+
+class KeypointVisionEncoder(nn.Module):
+    """One token a view, made of its keypoints' positions; each view has convolutions of its own."""
+
+    def __init__(self, config: KeypointVisionConfig, views: int, dim: int, language_dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.stems = nn.ModuleList([KeypointStem(config.width, config.keypoints, language_dim) for _ in range(views)])
+        self.positions = nn.ModuleList([SpatialSoftmax() for _ in range(views)])
+        self.project = nn.ModuleList([nn.Linear(2 * config.keypoints, dim) for _ in range(views)])
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on CPUs
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.stems)
+
+    def forward(self, images: torch.Tensor, language: LanguageTokens) -> torch.Tensor:
+        """images [B, V, 3, H, W] in [0, 1] to tokens [B, V, dim]."""
+        images = images.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, images.shape[:2])
+        summary = language.summary()
+        places = [
+            positions(stem(images[:, view], summary)).flatten(1)  # [B, 2K]
+            for view, (stem, positions) in enumerate(zip(self.stems, self.positions, strict=True))
+        ]
+        with without_autocast(images.device):
+            return torch.stack([project(p) for project, p in zip(self.project, places, strict=True)], dim=1)

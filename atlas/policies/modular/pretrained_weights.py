@@ -1,0 +1,62 @@
+"""Pretrained weights that a policy uses as they are: named in what is saved, not written into it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from atlas.config import HuggingFaceLanguageConfig, ModelConfig, PretrainedVGGTConfig
+
+
+@dataclass(frozen=True)
+class FrozenWeights:
+    """Where a part's frozen weights are from, and what they were; a policy refuses others when it is loaded."""
+
+    reference: str  # as in the config: a path, or a name on a hub
+    sha256: str  # of `WeightsHash`
+
+
+class WeightsHash:
+    """SHA-256 over tensors' names, types, shapes and bytes, fed in any order that is always the same."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        tensor = tensor.detach().cpu().contiguous()
+        self._hash.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        self._hash.update(tensor.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def weights_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """The hash of named tensors, sorted by name."""
+    total = WeightsHash()
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        total.add(name, tensor)
+    return total.hexdigest()
+
+
+def check_pretrained(config: ModelConfig) -> None:
+    """Find what a model needs of pretrained weights, download what is missing, and see that it fits.
+
+    Before a run is begun, and once for all its processes. Names and shapes only: the weights themselves are read, and
+    hashed, when the policy is built. Raises InputError that names the key of the config.
+    """
+    from atlas.policies.modular.huggingface_text import TextTower, find_model, read_tokenizer
+    from atlas.policies.modular.vggt_backbone import KEY, TEACHER_KEY, check_backbone
+
+    if isinstance(config.vision, PretrainedVGGTConfig):
+        check_backbone(config.vision, KEY)
+    if config.alignment is not None:
+        check_backbone(config.alignment.teacher, TEACHER_KEY)
+    if isinstance(config.language, HuggingFaceLanguageConfig):
+        name = f"'{config.language.pretrained}'"
+        folder = find_model(config.language.pretrained, weights=True)
+        TextTower.find(folder, name)
+        read_tokenizer(folder, name)

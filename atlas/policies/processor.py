@@ -1,0 +1,219 @@
+"""What stands between raw observations and the network; saved, loaded and served with the weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from atlas.config import ProcessorConfig
+from atlas.data.crop_geometry import fit_images
+from atlas.data.inputs import TrainingInputs
+from atlas.data.statistics import METHODS, SMALLEST_RANGE, ColumnStatistics, DatasetStatistics, scaling_of
+from atlas.errors import InputError
+from atlas.system.documents import read_json
+from atlas.system.files import write_json
+from atlas.types import ActionSpec, Batch, Observation
+
+logger = logging.getLogger(__name__)
+
+_LARGEST = 65536  # pixels, actions or numbers
+
+
+@dataclass(frozen=True)
+class PolicyProcessor:
+    """Image geometry, camera order, statistics and the meaning of actions. It never rotates or flips images."""
+
+    cameras: tuple[str, ...]
+    camera_size: int  # pixels of the square camera images it was trained from; simulators render at it
+    image_size: int  # pixels the network sees
+    action_horizon: int
+    proprio_dim: int
+    action_spec: ActionSpec
+    statistics: tuple[DatasetStatistics, ...]  # one a source; a batch's `source` says which
+    scaling: ProcessorConfig
+    inputs: TrainingInputs | None = None  # what it was shown in training; None where nobody kept it
+
+    def batch(self, observations: Sequence[Observation], source: int = 0) -> Batch:
+        """Observations of running episodes as a Batch without actions; the images go through `fit_images`, as in
+        training. Raises InputError where an observation lacks a camera or has another proprio."""
+        for observation in observations:
+            missing = [camera for camera in self.cameras if camera not in observation.images]
+            if missing:
+                raise InputError(
+                    f"The policy needs the cameras {list(self.cameras)}; the observation lacks {missing} "
+                    f"and has {list(observation.images)}."
+                )
+            if observation.proprio.shape != (self.proprio_dim,):
+                raise InputError(
+                    f"The policy needs a proprio of {self.proprio_dim} numbers, got {observation.proprio.shape}."
+                )
+        return Batch(
+            images=torch.stack(
+                [
+                    torch.cat([fit_images(o.images[c][None], self.image_size) for c in self.cameras])
+                    for o in observations
+                ]
+            ),
+            proprio=torch.stack([torch.from_numpy(o.proprio).float() for o in observations]),
+            instruction=[o.instruction for o in observations],
+            source=torch.full((len(observations),), source),
+        )
+
+    def source_for(self, environment: str | None = None) -> int:
+        """The source whose statistics apply in a rollout: the first that was recorded in that world (None: in any).
+
+        Where none was, the first of all; of several sources the log says which it is.
+        """
+        recorded = [i for i, s in enumerate(self.statistics) if s.environment is not None]
+        fitting = [i for i in recorded if environment in (None, self.statistics[i].environment)]
+        source = next(iter(fitting or recorded), 0)
+        if len(self.statistics) > 1:
+            why = "the first of all: none was" if not fitting else "the only one"
+            why = f"the first of {len(fitting)}" if len(fitting) > 1 else why
+            logger.info(
+                "Rollouts are by the statistics of '%s', %s recorded in %s.",
+                self.statistics[source].source,
+                why,
+                environment or "a simulator",
+            )
+        return source
+
+    def save(self, path: Path) -> None:
+        """Write processor.json."""
+        values = {
+            "cameras": list(self.cameras),
+            "camera_size": self.camera_size,
+            "image_size": self.image_size,
+            "action_horizon": self.action_horizon,
+            "proprio_dim": self.proprio_dim,
+            "action_spec": self.action_spec.to_dict(),
+            "scaling": self.scaling.model_dump(),
+            "statistics": [s.to_dict() for s in self.statistics],
+            "inputs": None if self.inputs is None else self.inputs.to_dict(),
+        }
+        write_json(path, values)
+
+    @classmethod
+    def load(cls, path: Path) -> PolicyProcessor:
+        """Read processor.json. Raises InputError for one that is damaged or of another form."""
+        try:
+            values: dict[str, Any] = read_json(path)
+            processor = cls(
+                cameras=tuple(values["cameras"]),
+                camera_size=values["camera_size"],
+                image_size=values["image_size"],
+                action_horizon=values["action_horizon"],
+                proprio_dim=values["proprio_dim"],
+                action_spec=ActionSpec.from_dict(values["action_spec"]),
+                statistics=tuple(DatasetStatistics.from_dict(s) for s in values["statistics"]),
+                scaling=ProcessorConfig(**values["scaling"]),
+                inputs=TrainingInputs.from_dict(values["inputs"]) if values.get("inputs") else None,
+            )
+            _check(processor)
+        except FileNotFoundError:
+            raise InputError(f"{path} is missing; a saved policy has one.") from None
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise InputError(f"{path} is not a processor of Atlas: {error!r}") from None
+        return processor
+
+
+def scaled_well(statistics: DatasetStatistics, scaling: ProcessorConfig) -> DatasetStatistics:
+    """The statistics with how each dimension is scaled: as the config has it, wherever the statistics permit."""
+    return replace(
+        statistics,
+        action_scaling=scaling_of(statistics.action, scaling.action_normalization),
+        proprio_scaling=scaling_of(statistics.proprio, scaling.proprio_normalization),
+    )
+
+
+def _check(processor: PolicyProcessor) -> None:
+    """Raises ValueError that names what a policy cannot be served with."""
+    for name in ("camera_size", "image_size", "action_horizon", "proprio_dim"):
+        value = getattr(processor, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
+            raise ValueError(f"{name} is {value!r}, expected a number from 1 to {_LARGEST}")
+    for name in ("cameras", "statistics"):
+        if not getattr(processor, name):
+            raise ValueError(f"{name} is empty")
+    if not all(isinstance(camera, str) for camera in processor.cameras):
+        raise ValueError(f"cameras is {list(processor.cameras)}, expected names")
+    for source in processor.statistics:
+        _check_columns("action", source.action, processor.action_spec.dim)
+        _check_columns("proprio", source.proprio, processor.proprio_dim)
+        _check_scaling("action_scaling", source.action_scaling, processor.action_spec.dim)
+        _check_scaling("proprio_scaling", source.proprio_scaling, processor.proprio_dim)
+
+
+def _check_columns(what: str, columns: ColumnStatistics, width: int) -> None:
+    for name, row in asdict(columns).items():
+        if len(row) != width or not all(isinstance(v, int | float) and math.isfinite(v) for v in row):
+            raise ValueError(f"{name} of {what} in statistics is {list(row)}, expected {width} finite numbers")
+
+
+def _check_scaling(name: str, methods: Sequence[str] | None, width: int) -> None:
+    if methods is not None and (len(methods) != width or not set(methods) <= set(METHODS)):
+        raise ValueError(f"{name} in statistics is {list(methods)}, expected {width} of {list(METHODS)}")
+
+
+class Scaler(nn.Module):
+    """Scales each dimension by its source's statistics, to about [-1, 1] or to unit deviation.
+
+    Dimensions that `keep` names are left alone. The numbers come from the processor's statistics and are not
+    weights: they are not in the state dict.
+    """
+
+    offset: torch.Tensor  # [sources, D]
+    scale: torch.Tensor  # [sources, D]
+
+    def __init__(
+        self,
+        statistics: Sequence[ColumnStatistics],
+        method: str,
+        keep: Sequence[int] = (),
+        methods: Sequence[Sequence[str] | None] | None = None,
+    ) -> None:
+        """methods: of each source and dimension, in place of `method`; None where it holds for all of them."""
+        super().__init__()
+        offsets, scales = [], []
+        for columns, of_each in zip(statistics, methods or [None] * len(statistics), strict=True):
+            of_each = of_each or [method] * len(columns.mean)
+            offset, scale = torch.zeros(len(columns.mean)), torch.ones(len(columns.mean))
+            for name in set(of_each):
+                here = torch.tensor([each == name for each in of_each])
+                its_offset, its_scale = _offset_and_scale(columns, name)
+                offset, scale = torch.where(here, its_offset, offset), torch.where(here, its_scale, scale)
+            offset[list(keep)], scale[list(keep)] = 0.0, 1.0
+            offsets.append(offset)
+            scales.append(scale.clamp(min=SMALLEST_RANGE))
+        self.register_buffer("offset", torch.stack(offsets), persistent=False)
+        self.register_buffer("scale", torch.stack(scales), persistent=False)
+
+    def normalize(self, values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        """values [B, ..., D], source int64 [B]."""
+        return (values - self._of(self.offset, source, values)) / self._of(self.scale, source, values)
+
+    def denormalize(self, values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        """The inverse of `normalize`."""
+        return values * self._of(self.scale, source, values) + self._of(self.offset, source, values)
+
+    @staticmethod
+    def _of(numbers: torch.Tensor, source: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        rows = numbers[source]  # [B, D]
+        return rows.view(rows.shape[0], *[1] * (values.ndim - 2), rows.shape[1])
+
+
+def _offset_and_scale(columns: ColumnStatistics, method: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """[D] each."""
+    if method == "mean_std":
+        return torch.tensor(columns.mean), torch.tensor(columns.std)
+    low, high = (
+        torch.tensor(getattr(columns, name)) for name in (("q01", "q99") if method == "quantiles" else ("min", "max"))
+    )
+    return (low + high) / 2, (high - low) / 2

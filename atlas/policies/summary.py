@@ -1,0 +1,168 @@
+"""What a configured policy consists of and what it takes: parameters, tokens, arithmetic, memory."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from atlas.config import Config
+from atlas.data.statistics import ColumnStatistics, DatasetStatistics
+from atlas.errors import InputError, did_you_mean
+from atlas.policies.modular.policy import AtlasPolicy
+from atlas.policies.processor import PolicyProcessor
+from atlas.system.gpu_facts import GPU_PEAKS
+from atlas.types import ActionSpec, Batch
+
+_PARTS = ("vision", "language", "fusion", "head")
+_PROPRIO_DIM = 8  # LIBERO's; a dataset with another one changes one small matrix
+_CAMERAS = ("agentview", "eye_in_hand")
+_GIB = 2**30
+
+
+def summarize(config: Config, gpu: str = "h100") -> dict[str, Any]:
+    """Parameters, tokens, FLOPs and memory of the policy that a config describes, for data like LIBERO's.
+
+    FLOPs are counted by torch while the policy runs forward, and for training also backward, on one sample of no
+    content (a multiplication and an addition count as two). The roofline is what a GPU would reach at its peak: real
+    runs get half of it at best. Nothing is downloaded but the config of a language encoder. Raises InputError.
+    """
+    if gpu not in GPU_PEAKS:
+        near = did_you_mean(gpu, list(GPU_PEAKS))
+        raise InputError(f"--gpu is one of {', '.join(GPU_PEAKS)}, not '{gpu}'.{near}")
+    cameras = tuple(config.data.cameras or _CAMERAS)
+    with torch.device("meta"):
+        policy = AtlasPolicy(config.model, _example_processor(config, cameras), read_weights=False)
+    parts = [_count(name, getattr(policy, name)) for name in _PARTS]
+    batch = _example_batch(config, cameras).to("meta")
+    for part, counted in zip(parts, _flops_and_tokens(policy.eval(), batch), strict=True):
+        part |= counted
+    peak = GPU_PEAKS[gpu].bf16
+    if policy.alignment is not None:
+        policy.alignment.hire(read_weights=False)
+    training = training_flops(policy.train(), batch)
+    return {
+        "parts": parts,
+        "parameters": sum(p["parameters"] for p in parts),
+        "trainable_parameters": sum(p["trainable"] for p in parts),
+        "flops_per_sample": sum(p["flops"] for p in parts),
+        "training_flops_per_sample": training,
+        "roofline": {"gpu": gpu, "peak_flops": peak, "samples_per_second": peak / training},
+        "memory_gib": _memory(config, policy, batch),
+    }
+
+
+def _count(name: str, part: nn.Module) -> dict[str, Any]:
+    trainable = sum(p.numel() for p in part.parameters() if p.requires_grad)
+    return {"name": name, "parameters": sum(p.numel() for p in part.parameters()), "trainable": trainable}
+
+
+def _flops_and_tokens(policy: AtlasPolicy, batch: Batch) -> list[dict[str, Any]]:
+    """Of each part, while actions are sampled once: FLOPs, and the tokens that it hands on."""
+    tokens: dict[str, int] = {}
+    for name in _PARTS[:-1]:
+        getattr(policy, name).register_forward_hook(lambda _m, _i, out, name=name: tokens.update({name: _tokens(out)}))
+    trained = {name: p.requires_grad for name, p in policy.named_parameters()}
+    policy.requires_grad_(False)  # torch's counter follows gradients where there are some
+    with FlopCounterMode(display=False) as counter:
+        policy(batch)
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_(trained[name])
+    by_module = {path: sum(counts.values()) for path, counts in counter.get_flop_counts().items()}
+    prefix = type(policy).__name__
+    return [
+        {"flops": by_module.get(f"{prefix}.{name}", by_module.get(name, 0)), "tokens": tokens.get(name)}
+        for name in _PARTS
+    ]
+
+
+def training_flops(policy: AtlasPolicy, batch: Batch) -> int:
+    """Of the whole batch, forward and backward; both on the meta device, where nothing is computed.
+
+    Frozen weights take part in the former only, or need no gradient of their own.
+    """
+    with FlopCounterMode(display=False) as counter:
+        policy(batch).loss.backward()
+    policy.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
+def _memory(config: Config, policy: AtlasPolicy, batch: Batch) -> dict[str, float]:
+    """GiB on a GPU at the config's batch size, without the allocator's and CUDA's own share.
+
+    Frozen weights in bfloat16; trained ones in float32 with gradients, AdamW's two moments and the average. Activations
+    are what autograd keeps for the way back, counted on one sample in float32; bfloat16 takes about half.
+    """
+    trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    of_frozen = sum(p.numel() for p in policy.parameters() if not p.requires_grad)
+    copies = 4 + bool(config.training.ema_decay)
+    weights = 4 * trainable * copies + 2 * of_frozen
+    if config.training.activation_checkpointing:
+        for block in policy.blocks():
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    activations = _kept_for_backward(policy.train(), batch) * config.data.batch_samples
+    return {
+        "weights_and_optimizer": weights / _GIB,
+        "activations": activations / _GIB,
+        "total": (weights + activations) / _GIB,
+    }
+
+
+def _kept_for_backward(policy: AtlasPolicy, batch: Batch) -> int:
+    """Bytes a sample that autograd keeps, weights left out."""
+    weights = {p.untyped_storage()._cdata for p in policy.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        holds.append(tensor)  # else its storage's place in memory is given to the next one
+        return tensor
+
+    holds: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        policy(batch)
+    return sum(kept.values())
+
+
+def _tokens(output: Any) -> int:
+    tokens = output[0] if isinstance(output, tuple) else output
+    return int(tokens.shape[1])
+
+
+def _example_processor(config: Config, cameras: tuple[str, ...]) -> PolicyProcessor:
+    spec = ActionSpec()
+
+    def flat(n: int) -> ColumnStatistics:
+        zeros, ones = (0.0,) * n, (1.0,) * n
+        return ColumnStatistics(zeros, ones, tuple(-1.0 for _ in ones), ones, tuple(-1.0 for _ in ones), ones)
+
+    statistics = DatasetStatistics("example", 1, 1, flat(spec.dim), flat(_PROPRIO_DIM))
+    return PolicyProcessor(
+        cameras=cameras,
+        camera_size=config.data.image_size,
+        image_size=config.data.image_size,
+        action_horizon=config.data.action_horizon,
+        proprio_dim=_PROPRIO_DIM,
+        action_spec=spec,
+        statistics=(statistics,),
+        scaling=config.model.processor,
+    )
+
+
+def _example_batch(config: Config, cameras: tuple[str, ...]) -> Batch:
+    size, horizon, spec = config.data.image_size, config.data.action_horizon, ActionSpec()
+    return Batch(
+        images=torch.zeros(1, len(cameras), 3, size, size),
+        proprio=torch.zeros(1, _PROPRIO_DIM),
+        instruction=["pick up the red cube"],
+        source=torch.zeros(1, dtype=torch.int64),
+        actions=torch.zeros(1, horizon, spec.dim),
+        action_is_pad=torch.zeros(1, horizon, dtype=torch.bool),
+        key=torch.zeros(1, dtype=torch.int64),
+    )

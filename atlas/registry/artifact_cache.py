@@ -1,0 +1,141 @@
+"""Models from elsewhere, kept on this machine: whole and unchanged, or not at all.
+
+A model's folder is filled under another name and renamed when it is complete, with a receipt that has the SHA-256 of
+every file. Each use checks the files against it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from atlas.errors import InputError
+from atlas.registry.references import ArtifactReference
+from atlas.system.documents import read_json
+from atlas.system.files import partial_folder, partial_name, write_json
+from atlas.system.paths import inside
+
+logger = logging.getLogger(__name__)
+
+_FILES, _RECEIPT = "files", "receipt.json"
+_CHUNK = 1 << 20
+_ABANDONED_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What was fetched. digest: the whole artifact's, by its server; sha256: {name in the artifact: hex digest}."""
+
+    reference: str
+    digest: str
+    sha256: Mapping[str, str]
+    metadata: Mapping[str, Any]
+    description: str | None
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A model on this machine. path: the folder with its files, which belong to the cache: never change them."""
+
+    path: Path
+    receipt: Receipt
+
+
+def cache_root() -> Path:
+    """$ATLAS_CACHE_DIR, else `atlas` in $XDG_CACHE_HOME or ~/.cache."""
+    if own := os.environ.get("ATLAS_CACHE_DIR"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "atlas"
+
+
+class ArtifactCache:
+    """The models of one wandb server."""
+
+    def __init__(self, server: str) -> None:
+        self._root = cache_root() / "wandb" / quote(urlsplit(server).netloc, safe="")
+
+    def find(self, reference: ArtifactReference) -> Cached | None:
+        """The model of a version, where it is here and as it was fetched; one that is not is removed."""
+        folder = self._folder(reference)
+        try:
+            receipt = Receipt(**read_json(folder / _RECEIPT))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError):
+            receipt = None
+        if receipt is not None and _intact(folder / _FILES, receipt):
+            return Cached(folder / _FILES, receipt)
+        logger.warning("%s in the cache is damaged and is removed from it (%s).", reference, folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+
+    def versions(self, reference: ArtifactReference) -> list[str]:
+        """The versions of a model that are here, oldest first."""
+        found = [path.parent.name for path in self._folder(reference).parent.glob(f"v*/{_RECEIPT}")]
+        return sorted(found, key=lambda version: int(version[1:]))
+
+    def add(self, reference: ArtifactReference, fill: Callable[[Path], Receipt]) -> Cached:
+        """Let `fill` put a model's files into a folder; it is kept only when that ends well."""
+        folder = self._folder(reference)
+        _remove_old_partials(folder)
+        partial = partial_name(folder)
+        try:
+            (partial / _FILES).mkdir(parents=True)
+            receipt = fill(partial / _FILES)
+            write_json(partial / _RECEIPT, asdict(receipt))
+            try:
+                partial.rename(folder)
+            except OSError:  # there is one: of another process that was first, or of a version that was replaced
+                found = self.find(reference)
+                if found is not None and found.receipt.digest == receipt.digest:
+                    return found
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return Cached(folder / _FILES, receipt)
+
+    def _folder(self, reference: ArtifactReference) -> Path:
+        parts = (reference.entity or "", reference.project, reference.name, reference.alias or "")
+        return inside(self._root, "/".join(quote(part, safe="") or "_" for part in parts), follow_links=True)
+
+
+def _remove_old_partials(folder: Path) -> None:
+    """Remove what downloads left behind that were killed; those of the last day may still go on, on any machine."""
+    for partial in folder.parent.glob(f".{folder.name}.*.partial"):
+        if time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _intact(folder: Path, receipt: Receipt) -> bool:
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return set(found) == set(receipt.sha256) and all(
+        sha256_of(path) == receipt.sha256[name] for name, path in found.items()
+    )
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def place(source: Path, target: Path) -> Path:
+    """Copy a folder to `target`, complete or not at all; an empty folder there is filled. Raises InputError."""
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} is there already and holds something; choose another folder, or remove it.")
+    with partial_folder(target) as partial:
+        shutil.copytree(source, partial, copy_function=shutil.copyfile, dirs_exist_ok=True)
+        os.replace(partial, target)
+    return target

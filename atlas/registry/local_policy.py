@@ -1,0 +1,82 @@
+"""References to policies and checkpoints: folders, and what is fetched into folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from atlas.errors import InputError
+from atlas.registry.references import HUB, kind_of
+from atlas.system.file_store import CONFIG
+from atlas.system.files import follow
+from atlas.system.manifest import verify_policy
+
+POLICY_FILES = ("model.safetensors", "config.yaml", "processor.json")
+_BESIDE = ("README.md", "vision.safetensors", "language/*")  # the last two: frozen parts of one that is saved in full
+
+
+def resolve_policy(reference: str | Path) -> Path:
+    """The verified local directory of a saved policy.
+
+    reference: a directory (the policy, a checkpoint, or a run, of which it is the best checkpoint's),
+    `wandb:entity/project/name:alias`, or `hf:owner/name`. Raises InputError when there is none, one with a file
+    missing, or one that cannot be fetched.
+    """
+    kind = kind_of(reference)
+    if kind == "hf":
+        return fetch_hub_policy(str(reference))
+    if kind == "folder":
+        return find_policy(Path(reference).expanduser(), str(reference))
+    from atlas.registry.download import fetch_artifact
+
+    return find_policy(fetch_artifact(str(reference)).path, str(reference))
+
+
+def find_policy(root: Path, called: str) -> Path:
+    """The saved policy in a folder: itself, its `policy/`, or that of its best checkpoint, undamaged.
+
+    Raises InputError.
+    """
+    root = follow(root)
+    best = (follow(folder / "best") / "policy" for folder in (root / "checkpoints", root))
+    candidates = (root, root / "policy", *best)
+    for folder in candidates:
+        if (folder / "processor.json").exists() or (folder / "model.safetensors").exists():
+            missing = [name for name in POLICY_FILES if not (folder / name).exists()]
+            if missing:
+                raise InputError(f"The saved policy {folder} lacks {', '.join(missing)}.")
+            verify_policy(folder, POLICY_FILES)
+            return folder
+    if not root.exists():
+        raise InputError(f"There is no policy at {called}: no such folder.")
+    raise InputError(f"There is no policy at {called}: it holds none of {', '.join(POLICY_FILES)}.")
+
+
+def fetch_checkpoint(reference: str) -> Path:
+    """The verified local directory of a whole checkpoint in wandb, to go on training from: see `--resume`.
+
+    It holds `policy/`, `trainer/` and the run's `config.yaml`, whose `run_name` is the run's. The directory belongs to
+    the cache: read it, and write elsewhere. Raises InputError where it cannot be had or is a policy alone.
+    """
+    from atlas.registry.download import fetch_artifact
+
+    folder = fetch_artifact(reference).path
+    missing = [name for name in ("trainer/state.json", "policy/processor.json", CONFIG) if not (folder / name).exists()]
+    if missing:
+        raise InputError(
+            f"{reference} is no checkpoint to go on training from: it lacks {', '.join(missing)}. "
+            "A policy alone can be loaded with from_pretrained, and evaluated."
+        )
+    return folder
+
+
+def fetch_hub_policy(reference: str) -> Path:
+    """The local directory of a policy on the Hugging Face hub, `hf:owner/name`. Raises InputError."""
+    from atlas.registry.references import parse_hub
+    from atlas.system.hub import Alternative, fetch_folder
+
+    def complete(folder: Path) -> bool:
+        return all((folder / name).is_file() for name in POLICY_FILES)
+
+    name = parse_hub(reference)
+    files = Alternative((*POLICY_FILES, *_BESIDE), complete, subfolders=True)
+    return fetch_folder(name, HUB + name, [files], f"it lacks some of {', '.join(POLICY_FILES)}")

@@ -1,0 +1,102 @@
+"""From predicted chunks to the actions that are executed: the state of a rollout."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from atlas.data.randomness import sample_keys
+from atlas.errors import InputError
+from atlas.policies.processor import PolicyProcessor
+from atlas.types import Batch, Observation
+
+
+class Policy(Protocol):
+    processor: PolicyProcessor
+
+    def sample(self, batch: Batch, generator: torch.Generator | None = None) -> torch.Tensor: ...
+
+    def parameters(self) -> object: ...
+
+
+@dataclass
+class _Episode:
+    """What is known of a running episode."""
+
+    seed: int = 0
+    asked: int = 0  # chunks so far
+    chunks: list[np.ndarray] = field(default_factory=list)  # those that reach the present, oldest first; to average
+
+
+class ChunkExecutor:
+    """Executes the first `execute` of the H predicted actions before it looks again.
+
+    With `ensemble` it looks at every step instead, and averages what all chunks that reach this step say about it,
+    with weights exp(-ensemble * i) for i = 0 (the oldest), 1, … (temporal ensembling, Zhao et al., 2023, section IV-A).
+    One executor can drive several episodes at once; each has a number of the caller's choice and its own state. The
+    random numbers of a generative policy follow from (the episode's seed, how many chunks it was asked for), so that a
+    rollout does not depend on the episodes beside it.
+    """
+
+    def __init__(
+        self, policy: Policy, execute: int, ensemble: float | None = None, environment: str | None = None
+    ) -> None:
+        """environment: the world's name, by which a policy of several datasets knows whose statistics apply."""
+        horizon = policy.processor.action_horizon
+        if not 1 <= execute <= horizon:
+            raise InputError(f"The number of executed actions must be from 1 to {horizon} (the chunk), got {execute}.")
+        if ensemble is not None and ensemble < 0:
+            raise InputError(f"The ensemble's weight must not be negative, got {ensemble}.")
+        self._policy, self._execute, self._ensemble = policy, execute, ensemble
+        self._source = policy.processor.source_for(environment)
+        self._episodes: dict[int, _Episode] = defaultdict(_Episode)
+        self._queue: deque[np.ndarray] = deque()
+
+    @property
+    def processor(self) -> PolicyProcessor:
+        """The policy's."""
+        return self._policy.processor
+
+    def reset(self, episode: int = 0, seed: int = 0) -> None:
+        """Forget an episode's state; call it when one begins. seed: of its policy's random numbers."""
+        self._episodes[episode] = _Episode(seed)
+        self._queue.clear()
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """The next action [A] of a single episode; the policy is asked only when a new chunk is due."""
+        if not self._queue:
+            self._queue.extend(self.plan({0: observation})[0])
+        return self._queue.popleft()
+
+    def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
+        """Of each episode the actions [n, A] to execute before it must be observed again, in the ActionSpec's units."""
+        device = next(iter(self._policy.parameters())).device  # type: ignore[call-overload]
+        batch = self._policy.processor.batch(list(observations.values()), self._source)
+        episodes = [self._episodes[number] for number in observations]
+        chunks = self._policy.sample(replace(batch, key=_keys(episodes)).to(device)).float().cpu().numpy()  # [n, H, A]
+        for episode in episodes:
+            episode.asked += 1
+        if self._ensemble is None:
+            return {number: chunk[: self._execute] for number, chunk in zip(observations, chunks, strict=True)}
+        return {
+            number: self._average(episode, chunk)
+            for number, episode, chunk in zip(observations, episodes, chunks, strict=True)
+        }
+
+    def _average(self, episode: _Episode, chunk: np.ndarray) -> np.ndarray:
+        assert self._ensemble is not None
+        history = episode.chunks = [*episode.chunks, chunk][-len(chunk) :]
+        # The chunk made `age` steps ago says with its entry `age` what to do now.
+        opinions = np.stack([old[age] for age, old in zip(range(len(history) - 1, -1, -1), history, strict=True)])
+        weights = np.exp(-self._ensemble * np.arange(len(opinions)))
+        return np.asarray((opinions * weights[:, None]).sum(0) / weights.sum(), np.float32)[None]
+
+
+def _keys(episodes: Sequence[_Episode]) -> torch.Tensor:
+    """What the random numbers of each episode's next chunk follow from, int64 [n]."""
+    return sample_keys(0, torch.tensor([e.seed for e in episodes]), torch.tensor([e.asked for e in episodes]))

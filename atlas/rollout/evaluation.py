@@ -1,0 +1,311 @@
+"""Closed-loop evaluation: the policy acts in the world, and what it achieves is counted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from atlas.environments.base import EnvironmentSpec
+from atlas.environments.catalog import environment_spec
+from atlas.environments.egl import RenderingGPU
+from atlas.errors import InputError
+from atlas.policies.processor import PolicyProcessor
+from atlas.rollout.chunk_executor import ChunkExecutor
+from atlas.rollout.input_recorder import InputWatcher
+from atlas.rollout.seeds import Purpose, episode_seed
+from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
+from atlas.rollout.traces import FilmOrder, Trace
+from atlas.rollout.workers import EnvironmentPool, Segment
+from atlas.system.cores import available_cores
+from atlas.system.paths import check_folder, file_name
+from atlas.system.progress import progress_bar
+from atlas.types import Observation
+
+logger = logging.getLogger(__name__)
+
+MOST_WORKERS = 16  # of one process, where nobody has said how many
+
+
+@dataclass(frozen=True)
+class PlannedEpisode:
+    number: int
+    seed: int
+    instruction: str
+
+
+@dataclass(frozen=True)
+class PlayedEpisode:
+    outcome: EpisodeOutcome
+    trace: Trace | None  # where it was recorded
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Changes what the policy is told, to see what it relies on; the scoring stays the same."""
+
+    shuffle_instructions: bool = False  # the next of the environment's instructions in place of the right one
+    blind: bool = False  # black images
+
+    def apply(self, observation: Observation, instructions: Sequence[str]) -> Observation:
+        if self.shuffle_instructions:
+            other = instructions[(instructions.index(observation.instruction) + 1) % len(instructions)]
+            observation = replace(observation, instruction=other)
+        if self.blind:
+            black = {camera: np.zeros_like(image) for camera, image in observation.images.items()}
+            observation = replace(observation, images=black)
+        return observation
+
+
+def plan_episodes(env: str, episodes: int, purpose: Purpose, seed: int) -> list[PlannedEpisode]:
+    """Episodes in turn over the environment's instructions, with seeds that no other purpose uses."""
+    instructions = environment_spec(env).instructions
+    return [
+        PlannedEpisode(i, episode_seed(purpose, seed, i), instructions[i % len(instructions)]) for i in range(episodes)
+    ]
+
+
+class Evaluator:
+    """Runs episodes of one environment in worker processes, which live until `close`.
+
+    Each takes memory, of the GPU too: there are as many as cores, but no more than episodes, nor than 16 unless asked.
+    """
+
+    def __init__(
+        self,
+        env: str,
+        image_size: int,
+        workers: int | None = None,
+        beat: Callable[[str], None] = lambda what: None,
+        gpu: RenderingGPU | None = None,
+    ) -> None:
+        """beat: is told what was done, after every piece of an episode and every film. gpu: what renders, if any."""
+        self.env = env
+        self._beat = beat
+        self._instructions = environment_spec(env).instructions
+        self._workers = workers or min(available_cores(), MOST_WORKERS)
+        self._pool = EnvironmentPool(env, image_size, 0, gpu)
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def run(
+        self,
+        executor: ChunkExecutor,
+        episodes: Sequence[PlannedEpisode],
+        probe: Probe | None = None,
+        videos: int = 0,
+        video_dir: Path | None = None,
+        title: str | None = "evaluating",
+        watcher: InputWatcher | None = None,
+    ) -> list[EpisodeOutcome]:
+        """Run the episodes and count; then film the first `videos` of them, every step, into `video_dir`.
+
+        Outcomes come in the order of `episodes`.
+        """
+        filmed = videos if video_dir is not None else 0
+        played = self.play(executor, episodes, probe, record=filmed > 0, title=title, watcher=watcher)
+        outcomes = [p.outcome for p in played]
+        if video_dir is not None and filmed:
+            orders = [
+                film_order(p, video_dir / film_name(f"episode_{e.number:03d}", p.outcome))
+                for e, p in zip(episodes[:filmed], played, strict=False)
+            ]
+            made = set(self.film(orders, "filming" if title else None))
+            for i, order in enumerate(orders):
+                if order.path in made:
+                    outcomes[i] = replace(outcomes[i], video=str(order.path))
+        return outcomes
+
+    def play(
+        self,
+        executor: ChunkExecutor,
+        episodes: Sequence[PlannedEpisode],
+        probe: Probe | None = None,
+        record: bool = False,
+        title: str | None = "evaluating",
+        watcher: InputWatcher | None = None,
+    ) -> list[PlayedEpisode]:
+        """Run the episodes, as many at once as there are workers, the policy seeing those that wait together.
+
+        record: keep what it takes to film them. watcher: is told what the policy is shown and says.
+        They come back in the order of `episodes`.
+        """
+        probe = probe or Probe()
+        self._pool.grow(min(self._workers, len(episodes)))
+        waiting = list(reversed(episodes))
+        playing: dict[int, PlannedEpisode] = {}
+        segments: dict[int, list[Segment]] = {}
+        played: dict[int, PlayedEpisode] = {}
+
+        def begin(worker: int) -> None:
+            if waiting:
+                episode = waiting.pop()
+                playing[worker], segments[worker] = episode, []
+                executor.reset(worker, episode.seed)
+                self._pool.reset(worker, episode.seed, episode.instruction, record)
+
+        with one_thread(), progress_bar(title, len(episodes)) as advance:
+            for worker in range(len(self._pool)):
+                begin(worker)
+            while playing:
+                seen = {}
+                for worker, segment in self._pool.ready().items():
+                    segments[worker].append(segment)
+                    self._beat("a piece of an episode")
+                    if segment.observation is None:
+                        episode = playing.pop(worker)
+                        played[episode.number] = _played(episode, segments[worker])
+                        advance(1)
+                        begin(worker)
+                    else:
+                        seen[worker] = probe.apply(segment.observation, self._instructions)
+                        if watcher is not None:
+                            processor = executor.processor
+                            start = len(segments[worker]) == 1
+                            watcher.saw(seen[worker], start, processor.cameras, processor.image_size)
+                if seen:
+                    for worker, actions in executor.plan(seen).items():
+                        if watcher is not None:
+                            watcher.said(actions)
+                        self._pool.run(worker, actions)
+        return [played[e.number] for e in episodes]
+
+    def film(self, orders: Sequence[FilmOrder], title: str | None = None) -> list[Path]:
+        """Make films of episodes that are over, as many at once as there are workers; returns those that were made.
+
+        One that cannot be made, on a full disk for example, is warned of and left out.
+        """
+        self._pool.grow(min(1, len(orders)))  # where this process has played none itself
+        waiting = sorted(orders, key=lambda order: len(order.trace))  # the longest is begun first
+        filming: dict[int, FilmOrder] = {}
+        made = []
+
+        def begin(worker: int) -> None:
+            if waiting:
+                filming[worker] = waiting.pop()
+                self._pool.film(worker, filming[worker])
+
+        with progress_bar(title, len(orders)) as advance:
+            for worker in range(len(self._pool)):
+                begin(worker)
+            while filming:
+                for worker, problem in self._pool.filmed().items():
+                    path = filming.pop(worker).path
+                    self._beat("a film")
+                    if problem is None:
+                        made.append(path)
+                    else:
+                        logger.warning("The film %s could not be made: %s", path, problem)
+                    advance(1)
+                    begin(worker)
+        return made
+
+
+def evaluate_checkpoint(
+    checkpoint: str | Path,
+    env: str,
+    episodes: int = 100,
+    seed: int = 0,
+    execute: int | None = None,
+    ensemble: float | None = None,
+    instruction_shuffle: bool = False,
+    blind: bool = False,
+    video: Path | None = None,
+    workers: int | None = None,
+    watcher: InputWatcher | None = None,
+) -> EvaluationReport:
+    """Evaluate a saved policy on episodes that neither training nor its selection ever used.
+
+    execute: actions of each chunk that are executed (None: half of it). video: a folder for films of all episodes.
+    watcher: is told what the policy is shown and says.
+    Raises InputError for an unknown environment, a policy that does not fit it, a checkpoint that is damaged, or a
+    folder that cannot be made.
+    """
+    from atlas.policies import AtlasPolicy
+
+    if episodes < 1:
+        raise InputError(f"--episodes must be at least 1, got {episodes}.")
+    planned = plan_episodes(env, episodes, "report", seed)
+    if video is not None:
+        check_folder("The folder for films", video)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    policy = AtlasPolicy.from_pretrained(checkpoint).to(device)
+    check_agreement(policy.processor, environment_spec(env))
+    executor = ChunkExecutor(policy, execute or max(1, policy.processor.action_horizon // 2), ensemble, env)
+    if video is not None:
+        video.mkdir(parents=True, exist_ok=True)
+    evaluator = Evaluator(env, policy.processor.camera_size, workers, gpu=RenderingGPU.of(device))
+    try:
+        outcomes = evaluator.run(
+            executor,
+            planned,
+            Probe(instruction_shuffle, blind),
+            videos=episodes if video is not None else 0,
+            video_dir=video,
+            title=f"evaluating in '{env}'",
+            watcher=watcher,
+        )
+    finally:
+        evaluator.close()
+    probes = {"instruction_shuffle": instruction_shuffle, "blind": blind}
+    return EvaluationReport(
+        env, str(checkpoint), tuple(outcomes), "report", seed=seed, probes=tuple(k for k, on in probes.items() if on)
+    )
+
+
+def check_agreement(processor: PolicyProcessor, spec: EnvironmentSpec) -> None:
+    """Refuse to run a policy in a world that speaks another language of cameras, proprio or actions.
+
+    Raises InputError that names what differs.
+    """
+    differing = []
+    missing = [camera for camera in processor.cameras if camera not in spec.cameras]
+    if missing:
+        differing.append(f"the policy needs the cameras {missing}, the environment has {list(spec.cameras)}")
+    if processor.proprio_dim != spec.proprio_dim:
+        differing.append(
+            f"the policy's proprio has {processor.proprio_dim} numbers, the environment's {spec.proprio_dim}"
+        )
+    if processor.action_spec != spec.action_spec:
+        differing.append(f"the policy's actions are {processor.action_spec}, the environment's {spec.action_spec}")
+    if differing:
+        raise InputError(f"The policy does not fit the environment '{spec.name}': {'; '.join(differing)}.")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: a policy that waits for its simulators must not spin on the cores they need."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def film_order(played: PlayedEpisode, path: Path, most_pictures: int | None = None) -> FilmOrder:
+    """The film of an episode whose trace was recorded; see FilmOrder."""
+    assert played.trace is not None
+    return FilmOrder(path, played.trace, played.outcome.instruction, played.outcome.success, most_pictures)
+
+
+def film_name(title: str, outcome: EpisodeOutcome) -> str:
+    """'episode_007' -> 'episode_007_pick_up_the_red_cube_success.mp4'"""
+    return f"{title}_{file_name(outcome.instruction, longest=80)}_{'success' if outcome.success else 'failure'}.mp4"
+
+
+def _played(episode: PlannedEpisode, segments: Sequence[Segment]) -> PlayedEpisode:
+    outcome = EpisodeOutcome(
+        instruction=episode.instruction,
+        seed=episode.seed,
+        success=segments[-1].success,
+        reward=sum(s.reward for s in segments),
+        length=sum(s.steps for s in segments),
+    )
+    return PlayedEpisode(outcome, segments[-1].trace)

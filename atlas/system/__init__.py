@@ -1,0 +1,1 @@
+"""Files, processes, cores and the other things of the machine that every room uses."""

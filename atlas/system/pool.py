@@ -1,0 +1,101 @@
+"""Work for several processes: jobs with a progress bar, and a clean start for processes of any kind."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Any
+
+from atlas.system.cores import available_cores
+from atlas.system.interpreter import safe_workers
+from atlas.system.progress import progress_bar
+
+_not_started: list[Exception] = []  # in a worker process: what its start has raised
+
+
+@contextmanager
+def worker_start() -> Iterator[None]:
+    """Worker processes are started inside this block.
+
+    They use one thread each for linear algebra, and render in it (set through the environment, since libraries read it
+    when they are loaded), and do not run the caller's script: multiprocessing would import it again in each,
+    so that a script that trains at its top level would start itself anew.
+    """
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
+    before = {name: os.environ.get(name) for name in threads}
+    script = sys.modules["__main__"].__dict__
+    hidden: dict[str, object] = {name: script.pop(name) for name in ("__file__", "__spec__") if name in script}
+    script["__spec__"] = None
+    os.environ.update({name: before[name] or value for name, value in threads.items()})
+    try:
+        with safe_workers():
+            yield
+    finally:
+        script.update(hidden)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+
+
+def run_jobs(
+    title: str,
+    total: int,
+    jobs: Sequence[Any],
+    work: Callable[[Any], object],
+    start: Callable[..., None],
+    start_with: tuple[Any, ...],
+    workers: int | None = None,
+    may_stay: bool = False,
+) -> None:
+    """Do the jobs that are left of `total` in processes of their own, with a progress bar; in any order.
+
+    start: called in each process with `start_with` before its first job. workers: None for one a core. may_stay: do
+    them in this process where one would do them all. What `start` or a job raises ends all, and is raised here.
+    """
+    workers = min(workers or available_cores(), max(1, len(jobs)))
+    with progress_bar(title, total=total, done=total - len(jobs)) as advance:
+        if workers == 1 and may_stay:
+            start(*start_with)
+            for job in jobs:
+                work(job)
+                advance(1)
+            return
+        context = multiprocessing.get_context("spawn")
+        with worker_start(), ProcessPoolExecutor(workers, context, _begin, (start, start_with)) as pool:
+            futures = [pool.submit(_do, work, job) for job in jobs]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    advance(1)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def _begin(start: Callable[..., None], start_with: tuple[Any, ...]) -> None:
+    """The beginning of a worker process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        start(*start_with)
+    except Exception as error:  # raised here it would be lost: the executor only says that the process is gone
+        _not_started.append(error)
+
+
+def _do(work: Callable[[Any], object], job: Any) -> object:
+    if _not_started:
+        raise _not_started[0]
+    return work(job)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent has ended: one that is killed cannot tell its workers, which would wait on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

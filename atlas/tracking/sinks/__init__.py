@@ -1,0 +1,1 @@
+"""Where what is logged goes."""

@@ -1,0 +1,136 @@
+"""Saving a run: when it is due, what of it, and which checkpoint is the best."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from atlas.checkpoints.retention import Retention
+from atlas.checkpoints.saving import Saver
+from atlas.checkpoints.snapshot import split_of
+from atlas.checkpoints.state import TrainingState, load_state, random_state, set_random_state, state_of_rank
+from atlas.config import CheckpointConfig
+from atlas.data.kept_split import KeptSplit
+from atlas.errors import InputError, first_line
+from atlas.tracking import RunTracker
+from atlas.training.parallel.strategy import Strategy
+from atlas.training.publishing import Publisher
+from atlas.training.selection import BestMetric
+
+logger = logging.getLogger(__name__)
+
+Sums = Mapping[str, torch.Tensor]
+
+
+class NotSaved(Exception):
+    """Training is over, and some of its checkpoints could not be written. The message says which and why."""
+
+    exit_code = 1
+
+
+class Keeper:
+    """Writes a run's checkpoints in the background, and finds its way back into one. Every rank has one.
+
+    state: where training stands, which the Trainer moves on.
+    """
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        best_metric: BestMetric,
+        strategy: Strategy,
+        accelerator: Accelerator,
+        tracker: RunTracker,
+        run_dir: Path,
+        publisher: Publisher | None = None,
+        split: KeptSplit | None = None,
+    ) -> None:
+        """split: of the data, on the main rank, which goes on with the run."""
+        name, larger = best_metric.name, best_metric.larger_is_better
+        retention = Retention(config.keep_last_n, config.keep_best, config.keep_every_n_steps, name, larger)
+        self.checkpoints = strategy.checkpoints(run_dir, retention)
+        self.best_metric = best_metric
+        self.state = TrainingState(step=0, samples_seen=0, world_size=accelerator.num_processes)
+        self._strategy, self._accelerator, self._tracker = strategy, accelerator, tracker
+        self._publisher = publisher
+        self._split = None if split is None else split_of(split)
+        self._failed: list[str] = []
+        # What was logged before a checkpoint is on the disk before it, so that a run that goes on has the whole curve.
+        self._saver = Saver(self.checkpoints, before=tracker.flush)
+
+    def resume(self, checkpoint: Path) -> Sums:
+        """Go on from a checkpoint: weights, optimizer, random numbers, state. Returns this rank's sums, see `save`.
+
+        Raises InputError where it does not fit.
+        """
+        accelerator = self._accelerator
+        rank, world = accelerator.process_index, accelerator.num_processes
+        self.state = load_state(checkpoint)
+        self.state.restarts += 1
+        states = self._strategy.load(checkpoint)
+        try:
+            mine = state_of_rank(states, rank, world)
+            if "random" in mine:
+                set_random_state(mine["random"])
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+            raise InputError(
+                f"{checkpoint / 'trainer'} holds no states of its processes ({first_line(error)})."
+            ) from None
+        if "random" not in mine and accelerator.is_main_process:
+            logger.warning(
+                "The checkpoint is of %d processes and this run has %d: it goes on at the same sample, but its random "
+                "numbers are other ones, so it is not the same run bit for bit.",
+                self.state.world_size,
+                world,
+            )
+        self.state.world_size = world
+        sums: Sums = mine["sums"]
+        return sums
+
+    def judge(self, judged: Mapping[str, float]) -> bool:
+        """Take note of a step's metrics; True where they make it the best step so far."""
+        value = judged.get(self.best_metric.name)
+        self.state.metric, self.state.value = self.best_metric.name, value
+        if value is None or not self.best_metric.improves(value, self.state.best_value):
+            return False
+        self.state.best_step, self.state.best_value = self.state.step, value
+        return True
+
+    def save(self, sums: Sums, metrics: Mapping[str, float], best: bool = False) -> None:
+        """Begin to write a checkpoint of this step; every rank calls it. It is uploaded after that, where that is due.
+
+        sums: what this rank has added up since it was last logged; so that means go on after a resume. metrics: the
+        latest value of each that the run has. Waits for the checkpoint before it.
+        """
+        self._saver.wait()
+        self.state.checkpoints += 1
+        self.state.wandb_id, self.state.wandb_row = self._tracker.wandb_id, self._tracker.wandb_row
+        # Objects are pickled with their devices: a tensor of each rank's GPU would open that GPU on every rank.
+        mine = {"random": random_state(), "sums": {name: value.cpu() for name, value in sums.items()}}
+        if self._split is not None:
+            mine["split"] = self._split
+        rank_states = gather_object([mine])
+        snapshot = self._strategy.snapshot(self.state, rank_states)
+        if snapshot is not None:
+            self._saver.save(snapshot, self._upload(dict(metrics), best))
+
+    def _upload(self, metrics: Mapping[str, float], best: bool) -> Callable[[Path], object] | None:
+        if self._publisher is None or not self._accelerator.is_main_process:
+            return None
+        return partial(self._publisher.after_save, step=self.state.step, metrics=metrics, best=best)
+
+    def finish(self) -> None:
+        """Wait until everything is written; every rank calls it, and none returns before the others' part is."""
+        self._saver.wait()
+        self._failed = gather_object(self._saver.failed)
+
+    def check(self) -> None:
+        """Raises NotSaved, on every rank, where a checkpoint could not be written; after `finish`."""
+        if self._failed:
+            raise NotSaved(" ".join(["Not everything could be saved.", *self._failed]))

@@ -1,0 +1,1 @@
+"""What ends, skips or refuses training."""

@@ -1,0 +1,76 @@
+"""What kind of actions the policy predicts, against what kind was recorded; and when it closes the gripper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from atlas.data.episode import EpisodeDataset
+from atlas.drawing.figures import draw_distributions, draw_probability, shorten
+from atlas.drawing.predictions import Predictions, Validated, frame_places, spread
+from atlas.drawing.units import panels, readable
+from atlas.tracking import RunTracker
+
+_MOST_SAMPLES = 4096  # of the distributions
+_LONGEST_TITLE = 64  # characters, beside the legend
+
+
+@dataclass(frozen=True)
+class ActionShare:
+    """What one rank adds."""
+
+    sampled: Predictions
+    episode: Predictions
+
+
+class ActionLogger:
+    """Logs the distributions `actions/<dimension>/predicted` and `…/recorded`, both in one figure
+    `actions/distributions`, and `actions/gripper`: P(close) along one validation episode."""
+
+    def __init__(self, dataset: EpisodeDataset, episodes: np.ndarray, tracker: RunTracker) -> None:
+        """episodes: those of validation, int64."""
+        self._dataset, self._tracker = dataset, tracker
+        places = frame_places(dataset, episodes)
+        self._samples = spread(len(places), _MOST_SAMPLES)
+        self._episode = _episode_that_grips(dataset, episodes)
+        self._frames = np.flatnonzero(places[:, 0] == self._episode)
+
+    def share(self, seen: Validated) -> ActionShare:
+        """This rank's part, for the main one to draw."""
+        return ActionShare(seen.predictions.of(self._samples), seen.predictions.of(self._frames))
+
+    def show(self, parts: Sequence[ActionShare], seen: Validated) -> None:
+        """Draw and log, on the main rank."""
+        self._show_distributions(Predictions.merge([part.sampled for part in parts]), seen)
+        self._show_gripper(Predictions.merge([part.episode for part in parts]))
+
+    def _show_distributions(self, sampled: Predictions, seen: Validated) -> None:
+        spec = self._dataset.action_spec
+        recorded, predicted = (
+            readable(chunks[~sampled.is_pad], spec) for chunks in (sampled.recorded, sampled.predicted)
+        )  # [n, A]
+        for number, name in enumerate(spec.names):
+            self._tracker.log_histogram(f"actions/{name}/recorded", recorded[:, number])
+            self._tracker.log_histogram(f"actions/{name}/predicted", predicted[:, number])
+        title = f"All actions of the chunks of {len(sampled.index)} validation samples, in percent"
+        drawn = draw_distributions(recorded, predicted, panels(spec, *seen.action_range), title)
+        self._tracker.log_image("actions/distributions", drawn)
+
+    def _show_gripper(self, episode: Predictions) -> None:
+        spec = self._dataset.action_spec
+        probability = readable(episode.predicted[:, 0], spec)[:, spec.gripper]
+        label = (episode.recorded[:, 0, spec.gripper] > 0).astype(np.float64)
+        instruction = self._dataset.tasks[self._dataset.task_of[self._episode]]
+        title = f"Episode {self._episode}: {shorten(instruction, _LONGEST_TITLE)}"
+        self._tracker.log_image("actions/gripper", draw_probability(probability, label, self._dataset.fps, title))
+
+
+def _episode_that_grips(dataset: EpisodeDataset, episodes: np.ndarray) -> int:
+    """The first episode in which the gripper is open and closed; the first one where there is none."""
+    gripper = dataset.action_spec.gripper
+    for episode in episodes.tolist():
+        if len(set((dataset.episode(episode).actions[:, gripper] > 0).tolist())) == 2:
+            return int(episode)
+    return int(episodes[0])

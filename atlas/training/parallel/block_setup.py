@@ -1,0 +1,140 @@
+"""How the policy's blocks run while they are trained: recomputed on the way back, compiled, or as they are."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from atlas.config import Config, PretrainedVGGTConfig
+from atlas.errors import InputError
+from atlas.policies import AtlasPolicy
+from atlas.policies.vggt import VGGTAggregator
+
+
+def set_up_blocks(policy: AtlasPolicy, recompute: bool, compiled: bool) -> None:
+    """Have the policy's trained blocks run so from now on; their names, weights and hooks stay as they are.
+
+    recompute: keep a block's inputs only, and run it again on the way back (Chen et al., 2016). Loss and gradients are
+    the same bit for bit. compiled: run it as torch.compile has it, which rounds differently; the first call compiles.
+    Both hold where gradients are wanted: validation and rollouts run the blocks as they are.
+    """
+    if not (recompute or compiled):
+        return
+    if recompute:
+        for module in policy.modules():
+            if isinstance(module, VGGTAggregator):
+                module.recompute = False  # else its blocks would be run three times
+    forms: dict[type, Callable[..., Any]] = {}  # blocks of a kind share one
+    for block in policy.blocks():
+        kind = type(block)
+        # The backbone's own setting compiles a block with all that its call does; recomputing must stay outside.
+        if compiled or block._compiled_call_impl is not None:
+            forms.setdefault(kind, torch.compile(kind.forward, dynamic=False))
+            block._compiled_call_impl = None
+        way = _InTraining(kind.forward, forms.get(kind), recompute)
+        # Set on the block and not wrapped around it, which would change names. A deep copy calls itself, not this one.
+        block.forward = functools.partial(way, block)
+
+
+class _InTraining:
+    """Takes the place of a block's forward."""
+
+    def __init__(self, forward: Callable[..., Any], compiled: Callable[..., Any] | None, recompute: bool) -> None:
+        self._forward, self._compiled, self._recompute = forward, compiled, recompute
+        self._compiled_for: object = None
+
+    def __call__(self, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self._forward(block, *args, **kwargs)
+        run = self._forward
+        if self._compiled is not None and self._as_first(args, kwargs):
+            run = self._compiled
+        if not self._recompute:
+            return run(block, *args, **kwargs)
+        return checkpoint(functools.partial(run, block), *args, use_reentrant=False, **kwargs)
+
+    def _as_first(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether the inputs have the shapes of the first ones, for which the block is compiled. Others, such as those
+        of another set of instructions, would each take seconds to compile for, and are run as they are."""
+        shapes = _shapes(args), _shapes(kwargs)
+        self._compiled_for = self._compiled_for or shapes
+        return shapes == self._compiled_for
+
+
+def _shapes(value: Any) -> object:
+    """What of an argument a compiled form depends on."""
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(map(_shapes, value))
+    if isinstance(value, Mapping):
+        return tuple((key, _shapes(value[key])) for key in sorted(value))
+    return value
+
+
+def plain_copy(policy: AtlasPolicy, device: torch.device | str) -> AtlasPolicy:
+    """A copy of its own on `device`, whose blocks run as they are; on "meta" one that costs nothing."""
+    places = [p for module in policy.modules() for p in (module._parameters, module._buffers)]
+    tensors = {id(t): t for place in places for t in place.values() if t is not None}
+    memo: dict[int, Any] = {}
+    for key, tensor in tensors.items():
+        moved = torch.empty_like(tensor, device=device).copy_(tensor.detach())  # `to` might give the tensor itself
+        weight = isinstance(tensor, nn.Parameter)
+        memo[key] = nn.Parameter(moved, requires_grad=tensor.requires_grad) if weight else moved
+    copied = copy.deepcopy(policy, memo).to(device)
+    for module in copied.modules():
+        if isinstance(getattr(module.__dict__.get("forward"), "func", None), _InTraining):
+            del module.forward
+        if isinstance(module, VGGTAggregator):
+            module.recompute = False
+    return copied
+
+
+def set_tf32(allowed: bool) -> None:
+    """Whether this process computes float32 matrix products and convolutions on GPUs in TF32: 10 bits of mantissa, and
+    several times as fast. Processes that do not call it have torch's default, which is TF32 for convolutions alone.
+
+    `torch.set_float32_matmul_precision` would change CPUs too, and their numbers with them.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def check_blocks(config: Config, gpu: bool) -> None:
+    """Raises InputError where blocks are to be compiled and there is nothing to compile with."""
+    vision = config.model.vision
+    if config.training.compile:
+        key = "training.compile"
+    elif isinstance(vision, PretrainedVGGTConfig) and vision.compile:
+        key = "model.vision.compile"
+    else:
+        return
+    missing = _missing(gpu)
+    if missing is not None:
+        raise InputError(f"{key} is true, and torch.compile lacks {missing}. Install it, or set {key}=false.")
+
+
+def _missing(gpu: bool) -> str | None:
+    """What torch.compile lacks here: on GPUs Triton compiles, and C for what calls it; on CPUs it is C++."""
+    if gpu and importlib.util.find_spec("triton") is None:
+        return "the package triton"
+    language, variable = ("C", "CC") if gpu else ("C++", "CXX")
+    usual = ["gcc", "clang"] if gpu else ["clang++" if sys.platform == "darwin" else "g++"]
+    named = os.environ.get(variable)
+    if not any(shutil.which(name) for name in ([named] if named else usual)):
+        which = f"'{named}', which {variable} names" if named else " or ".join(usual)
+        return f"a {language} compiler ({which})"
+    headers = Path(sysconfig.get_path("include"))
+    return None if (headers / "Python.h").exists() else f"Python's headers (Python.h in {headers})"

@@ -1,0 +1,181 @@
+"""How a policy and its training are laid out over the ranks: whole on each of them, or spread."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+from torch.utils import _pytree
+
+from atlas.checkpoints import Checkpoints, Contents
+from atlas.checkpoints.retention import Retention
+from atlas.checkpoints.shards import open_training, restore_moments
+from atlas.checkpoints.snapshot import HostMemory, Snapshot, load_rank_states
+from atlas.checkpoints.state import RankState, TrainingState
+from atlas.config import Config, TrainingConfig
+from atlas.errors import InputError
+from atlas.policies import AtlasPolicy
+from atlas.training.average import WeightAverage
+from atlas.training.optimizer import make_optimizer
+from atlas.types import LossTerms
+
+logger = logging.getLogger(__name__)
+
+
+class Strategy(Protocol):
+    """What the Trainer needs to know of ranks. Every rank has one and calls the same methods in the same order.
+
+    A step: `model(batch)` and a backward for each part of it, all but the last within `accumulating`; then `clip`, the
+    optimizer's step and `stepped`. Gradients are means over the ranks.
+    """
+
+    policy: AtlasPolicy  # what is trained
+    model: nn.Module  # is called with a Batch and gives LossTerms
+    optimizer: torch.optim.Optimizer
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        """Within it, forward and backward add to the gradients and exchange none."""
+
+    def clip(self, max_norm: float) -> torch.Tensor:
+        """Scale the gradients down to `max_norm`; returns their norm before, 0-d, the same on every rank."""
+
+    def stepped(self, step: int) -> None:
+        """After optimizer step `step` (from 0): the average follows the weights."""
+
+    def inspected(self) -> AbstractContextManager[AtlasPolicy | None]:
+        """Within it, on the main rank, a policy with the trained weights and their gradients, all of them whole."""
+
+    def judged(self) -> AbstractContextManager[AtlasPolicy]:
+        """Within it, what is validated and evaluated: a whole policy on each rank, in eval mode, with the averaged
+        weights where there are some. Ranks may use it as much or as little as they like. Training goes on after it."""
+
+    def checkpoints(self, run_dir: Path, retention: Retention | int) -> Checkpoints:
+        """Where `snapshot`'s contents are written, by each rank that has some."""
+
+    def snapshot(self, state: TrainingState, rank_states: Sequence[RankState]) -> Contents | None:
+        """What a checkpoint of now holds, copied to the CPU; None where this rank has no part in writing it.
+
+        It stays as it is until the next one: write the last one first. rank_states: one a rank.
+        """
+
+    def load(self, checkpoint: Path) -> list[RankState]:
+        """Go on from a checkpoint, also of another strategy or number of ranks. Returns the states of its ranks.
+
+        Raises InputError where something is damaged or does not fit.
+        """
+
+
+class Replicated:
+    """Each rank has all of the policy and of the optimizer, and gradients are averaged (DDP); also the only process."""
+
+    def __init__(self, policy: AtlasPolicy, config: Config, accelerator: Accelerator) -> None:
+        """policy: on the accelerator's device. The accelerator is one with `ddp_settings`."""
+        self.policy = policy
+        decay = config.training.ema_decay
+        self._average = WeightAverage(policy, decay) if decay else None
+        self.optimizer: torch.optim.Optimizer = make_optimizer(policy, config.training)
+        with warnings.catch_warnings():  # of a newer name for a setting that accelerate does not have yet
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self.model: nn.Module = accelerator.prepare_model(policy)
+        self._accelerator = accelerator
+        self._memory = HostMemory()
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        return self._accelerator.no_sync(self.model)
+
+    def clip(self, max_norm: float) -> torch.Tensor:
+        return torch.nn.utils.clip_grad_norm_(self.policy.parameters(), max_norm)
+
+    def stepped(self, step: int) -> None:
+        if self._average is not None:
+            self._average.update(self.policy, step)
+
+    @contextmanager
+    def inspected(self) -> Iterator[AtlasPolicy | None]:
+        yield self.policy if self._accelerator.is_main_process else None
+
+    @contextmanager
+    def judged(self) -> Iterator[AtlasPolicy]:
+        try:
+            yield self._judged.eval()
+        finally:
+            self.model.train()  # also what the average shares with the policy
+
+    @property
+    def _judged(self) -> AtlasPolicy:
+        return self.policy if self._average is None else self._average.policy
+
+    def checkpoints(self, run_dir: Path, retention: Retention | int) -> Checkpoints:
+        return Checkpoints(run_dir, retention)
+
+    def snapshot(self, state: TrainingState, rank_states: Sequence[RankState]) -> Contents | None:
+        if not self._accelerator.is_main_process:
+            return None
+        return Snapshot.of(self._judged, self.policy, self.optimizer, state, rank_states).copied(self._memory)
+
+    def load(self, checkpoint: Path) -> list[RankState]:
+        weights = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
+        stored = open_training(checkpoint, weights, self.optimizer)
+        check_average(checkpoint, stored.has_weights, self._average is not None)
+        self._judged.load_weights(checkpoint / "policy" / "model.safetensors")
+        if stored.has_weights:
+            for name, weight in weights.items():
+                weight.data.copy_(stored.weight(name, weight.shape))
+        if stored.has_moments:
+            restore_moments(self.optimizer, weights, lambda name, weight: stored.moments(name, weight.shape))
+        return load_rank_states(checkpoint)
+
+
+def make_strategy(policy: AtlasPolicy, config: Config, accelerator: Accelerator) -> Strategy:
+    """The one that `distributed.strategy` names; with one process there is nothing to spread, which is said.
+
+    policy: on the accelerator's device, the same on every rank. Parts of it are replaced in place.
+    """
+    if config.distributed.strategy == "ddp":
+        return Replicated(policy, config, accelerator)
+    if accelerator.num_processes == 1:
+        logger.info("distributed.strategy is fsdp, and with one process there is nothing to spread.")
+        return Replicated(policy, config, accelerator)
+    from atlas.training.parallel.sharded import Sharded
+
+    return Sharded(policy, config, accelerator)
+
+
+def ddp_settings(training: TrainingConfig) -> DistributedDataParallelKwargs:
+    """How accelerate is to wrap a policy in DDP. Weights that are frozen need no setting: DDP leaves them out."""
+    return DistributedDataParallelKwargs(
+        gradient_as_bucket_view=True,
+        # Statistics and frozen backbones have buffers, which are the same everywhere and stay so.
+        broadcast_buffers=False,
+        # A policy uses the same weights in every step. Not where gradients are accumulated: torch then takes the first
+        # backward without an exchange for the one to learn the graph from, and raises (pytorch/pytorch#187732).
+        static_graph=training.gradient_accumulation_steps == 1,
+    )
+
+
+def check_average(checkpoint: Path, saved: bool, wanted: bool) -> None:
+    """Raises InputError where a checkpoint has trained weights beside averaged ones, and the config none, or so."""
+    if wanted and not saved:
+        raise InputError(f"{checkpoint} was saved without training.ema_decay, and this config sets it; set it to 0.")
+    if saved and not wanted:
+        raise InputError(f"{checkpoint} was saved with training.ema_decay, and this config has none; set it as it was.")
+
+
+def _terms_to_list(terms: LossTerms) -> tuple[list[Any], None]:
+    return [terms.loss, terms.pose_loss, terms.gripper_loss, terms.n_valid, terms.extra], None
+
+
+def _terms_from_list(values: Any, _: None) -> LossTerms:
+    return LossTerms(*values)
+
+
+# DDP with a static graph, and FSDP, hook into what a model returns. They see what torch's trees know of.
+_pytree.register_pytree_node(LossTerms, _terms_to_list, _terms_from_list)

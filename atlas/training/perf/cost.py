@@ -1,0 +1,89 @@
+"""What a sample of a training costs in arithmetic, and how much of the GPUs' peak the training reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from atlas.data.chunks import ChunkDataset
+from atlas.policies import AtlasPolicy
+from atlas.policies.modular.language_contract import LanguageTokens
+from atlas.policies.summary import training_flops
+from atlas.system.gpu_facts import peak_of
+from atlas.training.parallel.block_setup import plain_copy
+from atlas.types import Batch
+
+
+@dataclass(frozen=True)
+class SampleCost:
+    """Of one sample: floating-point operations of a training step, and the tokens that go into fusion."""
+
+    flops: float
+    vision_tokens: int
+    language_tokens: int
+
+
+def example_batch(data: ChunkDataset, size: int, device: torch.device | str) -> Batch:
+    """A batch of `size` samples in the dataset's shapes, on `device`: its first sample again and again, with other
+    keys, and with the instructions in turn, the longest first. Nothing of it is padded."""
+    sample = data[(0, 0)].to(device)
+    instructions = sorted(data.instructions(), key=len, reverse=True)
+    assert sample.actions is not None and sample.action_is_pad is not None and sample.key is not None
+
+    def repeat(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.expand(size, *tensor.shape[1:]).contiguous()
+
+    return replace(
+        sample,
+        images=None if sample.images is None else repeat(sample.images),
+        proprio=repeat(sample.proprio),
+        instruction=[instructions[i % len(instructions)] for i in range(size)],
+        source=repeat(sample.source),
+        actions=repeat(sample.actions),
+        action_is_pad=torch.zeros(size, data.horizon, dtype=torch.bool, device=device),
+        key=sample.key + torch.arange(size, device=device),
+        features=None if sample.features is None else repeat(sample.features),
+    )
+
+
+def sample_cost(policy: AtlasPolicy, data: ChunkDataset, batch_size: int) -> SampleCost:
+    """Counted by torch while a copy of the policy that holds no numbers goes forward and back through a batch, and
+    divided by its size: an instruction is encoded once a batch, however many samples have it.
+
+    The operations are the model's, as the utilisation of Chowdhery et al. (PaLM, 2022, appendix B) has them: those
+    that come from computing activations twice are left out. A multiplication and an addition count as two.
+    """
+    counted = plain_copy(policy, "meta").train()
+    tokens: dict[str, int] = {}
+
+    def note(_: object, given: Sequence[object]) -> None:
+        vision, language = given[0], given[1]
+        assert isinstance(vision, torch.Tensor) and isinstance(language, LanguageTokens)
+        tokens.update(vision=vision.shape[1], language=language.tokens.shape[1])
+
+    counted.fusion.register_forward_pre_hook(note)
+    flops = training_flops(counted, example_batch(data, batch_size, "meta"))
+    return SampleCost(flops / batch_size, tokens["vision"], tokens["language"])
+
+
+class Utilisation:
+    """`perf/mfu`: the share of the GPUs' peak that goes into the model's own operations."""
+
+    def __init__(self, flops_per_sample: float, peak: float) -> None:
+        """peak: FLOP/s of all processes' GPUs together."""
+        self._flops, self._peak = flops_per_sample, peak
+
+    @classmethod
+    def on(cls, device: torch.device, processes: int, cost: SampleCost, bf16: bool, tf32: bool) -> Utilisation | None:
+        """For a training on `processes` GPUs like this one; None where its peak is not known, and on CPUs.
+
+        bf16, tf32: whether the matrix products are computed so.
+        """
+        peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        return cls(cost.flops, processes * peak.at(bf16, tf32)) if peak is not None else None
+
+    def metrics(self, samples_per_second: float) -> dict[str, float]:
+        """`perf/mfu`, from 0 to 1, at a rate of all processes together."""
+        return {"perf/mfu": self._flops * samples_per_second / self._peak}

@@ -1,0 +1,298 @@
+"""The action heads: what their losses count, what their samples follow from, and that they learn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from atlas.config import FlowMatchingHeadConfig, RegressionHeadConfig
+from atlas.data.randomness import sample_keys
+from atlas.policies.modular.flow_matching import FlowMatchingHead, training_time
+from atlas.policies.modular.head_contract import make_head
+from atlas.policies.modular.regression import RegressionHead
+from atlas.policies.modular.solvers import Solver, integrate
+from atlas.rollout.evaluation import one_thread
+from atlas.types import ActionSpec
+
+HORIZON, DIM = 4, 16
+FLAT = ActionSpec(names=("dx", "dy", "dz", "gripper"), rotation=(3, 3), gripper=3)
+ABSOLUTE = ActionSpec(
+    names=("x", "y", "z", "rx", "ry", "rz", "gripper"), position_unit_m=1.0, rotation_unit_rad=1.0, delta=False
+)
+SPECS = {"libero": ActionSpec(), "no rotation": FLAT, "absolute": ABSOLUTE}
+HEADS = {"regression": RegressionHeadConfig(), "flow_matching": FlowMatchingHeadConfig(dim=32, layers=2, steps=4)}
+
+
+@pytest.fixture(autouse=True)
+def single_thread() -> Iterator[None]:
+    """Threads that wait for each other take longer than sums as small as these."""
+    with one_thread():
+        yield
+
+
+def make(
+    config: RegressionHeadConfig | FlowMatchingHeadConfig, spec: ActionSpec | None = None
+) -> RegressionHead | FlowMatchingHead:
+    """A head as training would have changed it: what starts at zero is not zero any more."""
+    torch.manual_seed(0)
+    head = make_head(config, DIM, spec or ActionSpec(), HORIZON)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return head
+
+
+def make_flow(spec: ActionSpec | None = None, **settings: object) -> FlowMatchingHead:
+    head = make(HEADS["flow_matching"].model_copy(update=settings), spec)
+    assert isinstance(head, FlowMatchingHead)
+    return head
+
+
+def chunks(size: int = 3, spec: ActionSpec | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """fused [B, H, DIM], actions [B, H, A] and is_pad [B, H], nothing padded."""
+    generator = torch.Generator().manual_seed(1)
+    spec = spec or ActionSpec()
+    actions = torch.rand(size, HORIZON, spec.dim, generator=generator) * 2 - 1
+    actions[..., spec.gripper] = actions[..., spec.gripper].sign()
+    fused = torch.randn(size, HORIZON, DIM, generator=generator)
+    return fused, actions, torch.zeros(size, HORIZON, dtype=torch.bool)
+
+
+def keys(*samples: int) -> torch.Tensor:
+    return sample_keys(5, torch.zeros(len(samples), dtype=torch.int64), torch.tensor(samples))
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+@pytest.mark.parametrize("config", HEADS.values(), ids=HEADS.keys())
+def test_every_part_of_a_head_learns_from_any_action_space(
+    config: RegressionHeadConfig | FlowMatchingHeadConfig, spec: ActionSpec
+) -> None:
+    head = make(config, spec)
+    fused, actions, is_pad = chunks(spec=spec)
+    fused.requires_grad_()
+
+    terms = head(fused, actions, is_pad, keys(0, 1, 2))
+    terms.loss.backward()
+    sampled = head.sample(fused, keys(0, 1, 2))
+
+    assert all(p.grad is not None and p.grad.any() for p in (fused, *head.parameters()))
+    torch.testing.assert_close(
+        terms.loss, config.pose_weight * terms.pose_loss + config.gripper_weight * terms.gripper_loss
+    )
+    assert sampled.shape == actions.shape and sampled.dtype == torch.float32
+    assert sampled[..., spec.gripper].abs().max() <= 1
+
+
+@pytest.mark.parametrize("config", HEADS.values(), ids=HEADS.keys())
+def test_padded_steps_neither_count_nor_tell_the_others(
+    config: RegressionHeadConfig | FlowMatchingHeadConfig,
+) -> None:
+    head = make(config)
+    fused, actions, is_pad = chunks()
+    is_pad[0, 1:], is_pad[1, 3:] = True, True
+    before = head(fused, actions, is_pad, keys(0, 1, 2))
+
+    actions[is_pad], fused[is_pad] = 77.0, -77.0
+    after = head(fused, actions, is_pad, keys(0, 1, 2))
+
+    assert float(before.n_valid) == 1 + 3 + 4
+    for name in ("loss", "pose_loss", "gripper_loss"):
+        torch.testing.assert_close(getattr(after, name), getattr(before, name))
+
+
+@pytest.mark.parametrize("config", HEADS.values(), ids=HEADS.keys())
+def test_losses_are_means_over_the_steps_that_are_there(
+    config: RegressionHeadConfig | FlowMatchingHeadConfig,
+) -> None:
+    """Untrained, so that no step looks at another: those of all steps follow from those of two parts of them."""
+    head = make_head(config, DIM, ActionSpec(), HORIZON)
+    fused, actions, none = chunks()
+    is_pad = none.clone()
+    is_pad[0, 1:], is_pad[1, 3:] = True, True
+
+    whole, part, rest = (head(fused, actions, pad, keys(0, 1, 2)) for pad in (none, is_pad, ~is_pad))
+
+    for name in ("loss", "pose_loss", "gripper_loss"):
+        both = getattr(part, name) * part.n_valid + getattr(rest, name) * rest.n_valid
+        torch.testing.assert_close(both / whole.n_valid, getattr(whole, name))
+
+
+@pytest.mark.parametrize("config", HEADS.values(), ids=HEADS.keys())
+def test_a_batch_of_nothing_but_padding_has_no_loss(config: RegressionHeadConfig | FlowMatchingHeadConfig) -> None:
+    fused, actions, is_pad = chunks()
+
+    terms = make(config)(fused, actions, ~is_pad, keys(0, 1, 2))
+
+    assert float(terms.loss.detach()) == 0 and float(terms.n_valid) == 0
+
+
+@pytest.mark.parametrize("config", HEADS.values(), ids=HEADS.keys())
+def test_a_keyed_sample_is_the_same_alone_in_any_company_and_after_other_draws(
+    config: RegressionHeadConfig | FlowMatchingHeadConfig,
+) -> None:
+    head = make(config)
+    fused, _, _ = chunks()
+
+    together = head.sample(fused, keys(0, 1, 2))
+    torch.rand(11)
+    again, alone = head.sample(fused, keys(0, 1, 2)), head.sample(fused[1:2], keys(1))
+
+    torch.testing.assert_close(again, together, rtol=0, atol=0)
+    torch.testing.assert_close(alone[0], together[1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_keyed_loss_is_the_mean_of_what_its_samples_have_alone() -> None:
+    head = make_flow()
+    fused, actions, is_pad = chunks()
+
+    together = head(fused, actions, is_pad, keys(0, 1, 2)).loss
+    alone = [head(fused[i : i + 1], actions[i : i + 1], is_pad[i : i + 1], keys(i)).loss for i in range(3)]
+
+    torch.testing.assert_close(torch.stack(alone).mean(), together)
+    assert not torch.allclose(head(fused, actions, is_pad, keys(3, 4, 5)).loss, together)
+
+
+@pytest.mark.parametrize("config", HEADS.values(), ids=HEADS.keys())
+def test_mixed_precision_leaves_actions_and_losses_in_float32(
+    config: RegressionHeadConfig | FlowMatchingHeadConfig,
+) -> None:
+    head = make(config)
+    fused, actions, is_pad = chunks()
+    is_pad[0, 2:] = True
+
+    with torch.autocast("cpu", torch.bfloat16):
+        terms, sampled = head(fused, actions, is_pad, keys(0, 1, 2)), head.sample(fused, keys(0, 1, 2))
+
+    assert sampled.dtype == terms.loss.dtype == torch.float32
+    torch.testing.assert_close(sampled, head.sample(fused, keys(0, 1, 2)), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(terms.loss, head(fused, actions, is_pad, keys(0, 1, 2)).loss, rtol=0.05, atol=0.05)
+
+
+def test_a_generator_goes_before_the_key_and_the_key_before_the_global_one() -> None:
+    head = make_flow()
+    fused, _, _ = chunks(2)
+
+    def seeded(seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    torch.testing.assert_close(
+        head.sample(fused, keys(0, 1), seeded(3)), head.sample(fused, keys(7, 8), seeded(3)), rtol=0, atol=0
+    )
+    assert not torch.equal(head.sample(fused, keys(0, 1), seeded(3)), head.sample(fused, keys(0, 1), seeded(4)))
+    assert not torch.equal(head.sample(fused, keys(0, 1)), head.sample(fused, keys(0, 2)))
+    torch.manual_seed(3)
+    free = head.sample(fused)
+    assert not torch.equal(head.sample(fused), free)
+    torch.manual_seed(3)
+    torch.testing.assert_close(head.sample(fused), free, rtol=0, atol=0)
+
+
+def test_an_untrained_flow_loses_what_the_straight_velocity_is() -> None:
+    """It starts as the velocity zero, so its loss is the mean square of actions - noise: 1 + the actions' own."""
+    head = make_head(FlowMatchingHeadConfig(dim=32), DIM, ActionSpec(), HORIZON)
+    actions = torch.full((4000, HORIZON, 7), 0.5)
+    actions[..., 6] = -1.0
+
+    terms = head(
+        torch.zeros(4000, HORIZON, DIM), actions, torch.zeros(4000, HORIZON, dtype=torch.bool), keys(*range(4000))
+    )
+
+    assert float(terms.pose_loss.detach()) == pytest.approx(1 + 0.25, abs=0.02)
+    assert float(terms.gripper_loss.detach()) == pytest.approx(1 + 1, abs=0.05)
+
+
+def test_training_looks_at_noisy_actions_more_often() -> None:
+    """1 - t/0.999 is from Beta(1.5, 1), whose mean is 0.6 and whose distribution function at 0.5 is 0.5^1.5."""
+    time = training_time(torch.linspace(0, 1, 10001))
+
+    assert time.min() == 0 and time.max() == pytest.approx(0.999)
+    assert float(time.mean()) == pytest.approx(0.4 * 0.999, abs=1e-3)
+    assert float((time > 0.999 / 2).float().mean()) == pytest.approx(0.5**1.5, abs=1e-3)
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("midpoint", 2), ("rk4", 4)])
+def test_solvers_have_the_order_they_are_known_by(solver: Solver, order: int) -> None:
+    """Along dx/dt = x + t from x = 0.3, steps half as long leave an error about 2^order times as small."""
+    start = torch.tensor([0.3], dtype=torch.float64)
+
+    def error(steps: int) -> float:
+        end = integrate(lambda x, t: x + t, start, solver, steps)
+        return abs(float(end) - (1.3 * math.e - 2))
+
+    assert error(16) / error(32) == pytest.approx(2**order, rel=0.06)
+
+
+@pytest.mark.parametrize(("solver", "passes"), [("euler", 3), ("midpoint", 6), ("rk4", 12)])
+def test_sampling_takes_the_steps_of_the_config(solver: Solver, passes: int) -> None:
+    head = make_flow(solver=solver, steps=3)
+    seen = []
+    head.blocks[0].register_forward_hook(lambda *_: seen.append(1))
+
+    head.sample(chunks()[0], keys(0, 1, 2))
+
+    assert len(seen) == passes
+
+
+def test_regression_needs_no_random_numbers() -> None:
+    head = make(RegressionHeadConfig())
+    fused, actions, is_pad = chunks()
+
+    assert isinstance(head, RegressionHead)
+    torch.testing.assert_close(head.sample(fused, keys(0, 1, 2)), head.sample(fused), rtol=0, atol=0)
+    torch.testing.assert_close(head(fused, actions, is_pad, keys(0, 1, 2)).loss, head(fused, actions, is_pad).loss)
+
+
+@pytest.mark.parametrize("says", [-1.0, 1.0], ids=["open", "close"])
+def test_a_head_that_is_sure_of_the_gripper_loses_only_where_it_is_wrong(says: float) -> None:
+    head = make(RegressionHeadConfig())
+    assert isinstance(head, RegressionHead)
+    with torch.no_grad():
+        head.gripper.weight.zero_()
+        head.gripper.bias.fill_(9.0 * says)  # a logit: its sign says whether to close
+    fused, actions, is_pad = chunks()
+
+    losses = {}
+    for recorded in (-1.0, 1.0):
+        actions[..., 6] = recorded
+        losses[recorded] = float(head(fused, actions, is_pad).gripper_loss.detach())
+
+    assert losses[says] < 0.001 and losses[-says] == pytest.approx(9, abs=0.001)
+    torch.testing.assert_close(head.sample(fused)[..., 6], torch.full((3, HORIZON), says), rtol=0, atol=0.001)
+
+
+def test_the_flow_learns_both_ways_of_doing_it_where_regression_takes_the_middle() -> None:
+    """Two ways to act, far apart, each right half of the time; what they are depends on what was seen."""
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.tensor([[1.0], [-1.0]])
+    ways = {  # what was seen -> the two chunks that are right, [2, H, 7]
+        0: signs[:, :, None] * torch.tensor([0.8, 0.8, 0.0, 0.0, 0.0, 0.0, 1.0]).expand(2, HORIZON, 7),
+        1: signs[:, :, None] * torch.tensor([0.8, -0.8, 0.0, 0.0, 0.0, 0.0, -1.0]).expand(2, HORIZON, 7),
+    }
+    table = torch.stack([ways[0], ways[1]])  # [seen, way, H, 7]
+    views = torch.randn(2, HORIZON, DIM, generator=generator)
+
+    def train(config: RegressionHeadConfig | FlowMatchingHeadConfig) -> torch.Tensor:
+        """512 sampled chunks [seen, 256, H, 7] after training."""
+        torch.manual_seed(0)
+        head = make_head(config, DIM, ActionSpec(), HORIZON)
+        optimizer = torch.optim.AdamW(head.parameters(), 3e-3)
+        for step in range(400):
+            seen, way = torch.randint(2, (2, 128), generator=generator)
+            is_pad = torch.zeros(128, HORIZON, dtype=torch.bool)
+            optimizer.zero_grad()
+            head(views[seen], table[seen, way], is_pad, keys(*range(128 * step, 128 * (step + 1)))).loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            sampled = head.sample(views.repeat_interleave(256, 0), keys(*range(512)))
+        return sampled.unflatten(0, (2, 256))
+
+    flow = train(FlowMatchingHeadConfig(dim=32, layers=1, heads=2))
+    middle = train(RegressionHeadConfig(pose_loss="mse"))
+
+    near = (flow[:, :, None] - table[:, None]).abs().amax((-1, -2)) < 0.3  # [seen, 256, way]: in all steps, all numbers
+    assert near.any(-1).float().mean() > 0.9
+    assert (near.float().mean(1) > 0.3).all()  # each way is taken, for each of the two things seen
+    assert middle[..., :6].abs().mean() < 0.1  # the mean of both, which is neither
