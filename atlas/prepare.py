@@ -51,6 +51,7 @@ def prepare(
 
 def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> tuple[Config, Path | None]:
     from atlas.checkpoints import Checkpoints
+    from atlas.config.secrets import without_keys
     from atlas.data import open_configured
     from atlas.data.frame_cache import fill_caches
     from atlas.launch import settle_device
@@ -58,7 +59,6 @@ def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> tup
     from atlas.policies.modular.pretrained_weights import check_pretrained
     from atlas.registry.wandb_variables import check_variables, with_variables
     from atlas.rollout.recording import RecordSettings, record
-    from atlas.system.redact import without_keys
     from atlas.training.media.projection import check_method
 
     device = settle_device(config.distributed)

@@ -206,9 +206,9 @@ def cache_features(
     plan = plan_processes(resolved.distributed, count_gpus(resolved.distributed))
     os.environ.update(plan.visible(os.environ))  # before anything asks CUDA, which looks at it once
     settle_device(resolved.distributed)
+    from atlas.config.secrets import without_keys
     from atlas.policies.modular.feature_cache_filling import begin_cache, describe
     from atlas.system.locks import check_free, hold
-    from atlas.system.redact import without_keys
 
     what = "this feature cache"
     check_free(out, what)

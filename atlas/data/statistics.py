@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.ma  # quantiles need it, and numpy 2.4 fails where several threads import it at once
 
-from atlas.registry.artifact_cache import cache_root
+from atlas.system.cache_root import cache_root
 from atlas.system.cores import available_cores
 from atlas.system.documents import read_json
 from atlas.system.files import write_json

@@ -24,6 +24,7 @@ import yaml
 
 from atlas.environments.rendering import failure_explained
 from atlas.errors import InputError, first_line
+from atlas.system.cache_root import cache_root
 from atlas.system.documents import read_yaml
 from atlas.system.files import write_text
 
@@ -156,10 +157,6 @@ def _settings(package: Path) -> Path:
     """
     own = Path("~/.libero").expanduser()
     if "LIBERO_CONFIG_PATH" not in os.environ and not (own / "config.yaml").exists():
-        from atlas.registry.artifact_cache import (
-            cache_root,  # takes longer to import than a worker with settings should wait
-        )
-
         os.environ["LIBERO_CONFIG_PATH"] = str(cache_root() / "libero")
     settings = Path(os.environ.get("LIBERO_CONFIG_PATH", own)) / "config.yaml"
     if not settings.exists():

@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit
 
 from atlas.errors import InputError
 from atlas.registry.references import ArtifactReference
+from atlas.system.cache_root import cache_root
 from atlas.system.documents import read_json
 from atlas.system.files import partial_folder, partial_name, write_json
 from atlas.system.paths import inside
@@ -47,13 +48,6 @@ class Cached:
 
     path: Path
     receipt: Receipt
-
-
-def cache_root() -> Path:
-    """$ATLAS_CACHE_DIR, else `atlas` in $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get("ATLAS_CACHE_DIR"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "atlas"
 
 
 class ArtifactCache:

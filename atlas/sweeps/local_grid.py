@@ -226,7 +226,7 @@ class _Process:
         trial.run_dir.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*module_command("atlas.sweeps.point"), "train", *arguments],
+                [*module_command("atlas.cli.grid_point"), "train", *arguments],
                 env=environment,
                 stdin=subprocess.PIPE,  # kept open, and closed by whatever ends this process: see point.py
                 stdout=log,

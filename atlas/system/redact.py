@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import numbers
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
-
-from atlas.config import Config, parse_config
-from atlas.errors import InputError
-
-logger = logging.getLogger(__name__)
-
-# Keys of the config that only describe a run.
-_DESCRIPTIONS = ("wandb.notes", "wandb.name", "wandb.tags", "wandb.group")
 
 # Of environment variables: AWS_SECRET_ACCESS_KEY, HF_TOKEN, DB_PASSWORD_OLD; not TOKENIZERS_PARALLELISM.
 _SECRET_VARIABLE = re.compile(
@@ -31,7 +21,7 @@ _URL_PARAMETER = re.compile(
     r"([?&][\w.-]*(?:token|key|secret|password|signature|credential)[\w.-]*=)[^&\s\"']+", re.IGNORECASE
 )
 _SHORTEST_SECRET = 8  # shorter values ("1", "true") would blank out innocent text
-_CERTAIN_SECRET = 16  # shorter ones may be words
+CERTAIN_SECRET = 16  # shorter ones may be words
 _HIDDEN = "***"
 
 
@@ -48,49 +38,6 @@ def redact(text: str, shortest: int = _SHORTEST_SECRET) -> str:
 def _is_path(value: str) -> bool:
     """Whether a variable such as GOOGLE_APPLICATION_CREDENTIALS names a file, which is no secret itself."""
     return value.startswith(("/", "~", "./")) and os.path.exists(os.path.expanduser(value))
-
-
-def without_keys(config: Config) -> Config:
-    """The config without the keys that somebody has written into it: it is kept in files and sent to others.
-
-    In what only describes the run they become `***`, with a warning. Raises InputError, without the value, where a key
-    is in what decides what is done.
-    """
-    values = config.model_dump(mode="json")
-    found = [place for place in _texts(values) if place.text != redact(place.text)]
-    for place in found:
-        if place.key.startswith(_DESCRIPTIONS):
-            place.holder[place.index] = redact(place.text)
-            logger.warning("%s held a key or a password, which is left out.", place.key)
-        elif place.text != redact(place.text, _CERTAIN_SECRET):
-            raise InputError(
-                f"{place.key} holds a key, a password or a login, and would be kept in the run's files. Leave it out: "
-                "keys are taken from the environment, such as WANDB_API_KEY and HF_TOKEN."
-            )
-    return parse_config(values) if found else config
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A text in nested values."""
-
-    key: str
-    holder: Any  # the mapping or list that it is in
-    index: Any
-
-    @property
-    def text(self) -> str:
-        return str(self.holder[self.index])
-
-
-def _texts(values: Any, key: str = "") -> Iterator[_Place]:
-    pairs = values.items() if isinstance(values, dict) else enumerate(values)
-    for index, value in list(pairs):
-        name = f"{key}.{index}".lstrip(".")
-        if isinstance(value, dict | list):
-            yield from _texts(value, name)
-        elif isinstance(value, str):
-            yield _Place(name, values, index)
 
 
 def cause(error: BaseException) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 from atlas.config import LoggingConfig, ModelManagementConfig, WandbConfig
 from atlas.registry.wandb_variables import effective_mode
 from atlas.system.redact import plain, redact
+from atlas.tracking.machine_load import SystemMonitor
 from atlas.tracking.media_values import figure_pixels, write_mp4
 from atlas.tracking.projector import to_projection
 from atlas.tracking.records import Histogram, Model, Record, RunConfig, Scalars, Sink, Video
@@ -29,7 +30,6 @@ from atlas.tracking.sinks.console import ConsoleSink, LineHandler, log_model_lin
 from atlas.tracking.sinks.queued import QueuedSink, warn_switched_off
 from atlas.tracking.sinks.tensorboard import TensorBoardSink
 from atlas.tracking.sinks.wandb import WandbSink, choose_identity, import_wandb
-from atlas.tracking.system import SystemMonitor
 from atlas.tracking.values import to_float, to_frames, to_histogram, to_image, to_table
 
 logger = py_logging.getLogger(__name__)

@@ -239,6 +239,6 @@ def test_nothing_is_written_over(reference: str, tmp_path: Path) -> None:
 
 
 def registry_cache() -> Path:
-    from atlas.registry.artifact_cache import cache_root
+    from atlas.system.cache_root import cache_root
 
     return cache_root()

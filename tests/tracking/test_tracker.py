@@ -21,11 +21,11 @@ import atlas
 from atlas.config import LoggingConfig, WandbConfig
 from atlas.runs import read_scalars
 from atlas.tracking import Resumed, RunTracker
+from atlas.tracking.machine_load import gpu_sample
 from atlas.tracking.media_values import write_mp4
 from atlas.tracking.records import Record, Scalars, Sink
 from atlas.tracking.sinks.console import format_line, setup_logging
 from atlas.tracking.sinks.queued import QueuedSink
-from atlas.tracking.system import gpu_sample
 
 
 def make(run_dir: Path, *sinks: Sink, is_main: bool = True, resume_step: int | None = None) -> RunTracker:

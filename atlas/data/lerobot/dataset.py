@@ -28,7 +28,7 @@ from atlas.data.orientation import Orientation, turn_upright
 from atlas.data.origin import mend
 from atlas.data.video import FRAME_TOLERANCE, video_reader
 from atlas.errors import InputError
-from atlas.registry.artifact_cache import cache_root
+from atlas.system.cache_root import cache_root
 from atlas.system.files import write_text
 from atlas.system.paths import files_below
 from atlas.system.progress import progress_bar

@@ -26,7 +26,7 @@ from PIL import Image
 
 from atlas.data.lerobot.tables import open_parquet, readable_parquet
 from atlas.errors import InputError
-from atlas.registry.artifact_cache import cache_root
+from atlas.system.cache_root import cache_root
 from atlas.system.files import atomic_path, sync
 from atlas.system.progress import progress_bar
 

@@ -1,4 +1,4 @@
-"""One run of a grid, in a process that does not outlive the grid: `python -m atlas.sweeps.point train …`.
+"""One run of a grid, in a process that does not outlive the grid: `python -m atlas.cli.grid_point train …`.
 
 The grid holds the other end of this process's standard input, and never writes. When that end closes, the grid is
 gone, however it went, and the run is asked to stop as a user would ask it. (Linux's PR_SET_PDEATHSIG would ask once for
