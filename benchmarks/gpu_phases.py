@@ -17,7 +17,7 @@ from gpu_job import Job, overrides_of, policies
 from atlas.config import Config, load_config
 from atlas.data.training_data import TrainingData, open_training_data
 from atlas.doctor.gpus import read_gpus
-from atlas.environments.egl import RenderingGPU, egl_addresses, egl_device
+from atlas.environments.rendering import RenderingGPU, egl_addresses, egl_device
 from atlas.policies import AtlasPolicy
 from atlas.rollout.recording import RecordSettings
 from atlas.rollout.recording import record as record_episodes

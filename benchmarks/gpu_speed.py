@@ -19,7 +19,7 @@ from gpu_runs import train
 from atlas.config import load_config
 from atlas.data import open_dataset
 from atlas.data.chunks import ChunkDataset
-from atlas.environments.egl import RenderingGPU
+from atlas.environments.rendering import RenderingGPU
 from atlas.policies.modular.feature_cache_filling import begin_cache, fill_cache, frozen_backbone
 from atlas.policies.modular.vggt_backbone import PretrainedVGGTEncoder
 from atlas.rollout.workers import EnvironmentPool

@@ -7,8 +7,8 @@ from functools import partial
 
 from atlas.environments.base import Environment, EnvironmentSpec
 from atlas.environments.cubes import CubesEnvironment, cubes_spec
+from atlas.environments.libero import LiberoEnvironment, libero_spec
 from atlas.environments.libero_package import HORIZONS
-from atlas.environments.libero_world import LiberoEnvironment, libero_spec
 from atlas.errors import InputError, did_you_mean
 
 # What a world offers, and how it is started; both take the size of the square images.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from atlas.environments.base import EnvironmentSpec, StepResult
-from atlas.environments.camera_pose import CameraRenderer
+from atlas.environments.camera_renderer import CameraRenderer
 from atlas.environments.rendering import failure_explained, prepare_rendering, quiet_robosuite
 from atlas.errors import InputError
 from atlas.types import ActionSpec, Observation

@@ -13,7 +13,7 @@ import torch
 
 from atlas.environments.base import EnvironmentSpec
 from atlas.environments.catalog import environment_spec
-from atlas.environments.egl import RenderingGPU
+from atlas.environments.rendering import RenderingGPU
 from atlas.errors import InputError
 from atlas.policies.processor import PolicyProcessor
 from atlas.rollout.chunk_executor import ChunkExecutor

@@ -13,7 +13,7 @@ import numpy as np
 
 from atlas.environments.base import Environment
 from atlas.environments.catalog import make_environment
-from atlas.environments.egl import RenderingGPU, render_on
+from atlas.environments.rendering import RenderingGPU, render_on
 from atlas.errors import InputError
 from atlas.rollout.traces import FilmOrder, Trace, TraceRecorder, make_film
 from atlas.system.pool import worker_start

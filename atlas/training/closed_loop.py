@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from atlas.config import EvaluationConfig
-from atlas.environments.egl import RenderingGPU
+from atlas.environments.rendering import RenderingGPU
 from atlas.policies import AtlasPolicy
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.evaluation import MOST_WORKERS, Evaluator, PlayedEpisode, film_name, film_order, plan_episodes

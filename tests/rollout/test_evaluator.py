@@ -10,7 +10,7 @@ import pytest
 
 from atlas.environments.base import StepResult
 from atlas.environments.cubes import cubes_spec
-from atlas.environments.egl import RenderingGPU
+from atlas.environments.rendering import RenderingGPU
 from atlas.errors import InputError
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.evaluation import MOST_WORKERS, Evaluator, PlannedEpisode, check_agreement

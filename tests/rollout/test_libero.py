@@ -28,9 +28,8 @@ from atlas.data.hdf5.libero_writer import write_libero_file
 from atlas.data.hdf5.reader import LiberoDataset
 from atlas.environments import libero_package
 from atlas.environments.catalog import environment_spec, make_environment
+from atlas.environments.libero import CAMERAS, LiberoEnvironment
 from atlas.environments.libero_package import HORIZONS, SUITES, load_package, read_starts, tasks_of
-from atlas.environments.libero_simulator import CAMERAS
-from atlas.environments.libero_world import LiberoEnvironment
 from atlas.environments.rendering import prepare_rendering
 from atlas.errors import InputError
 from atlas.rollout.evaluation import plan_episodes

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from atlas.environments.cubes import HORIZON
-from atlas.environments.egl import RenderingGPU
+from atlas.environments.rendering import RenderingGPU
 from atlas.errors import InputError
 from atlas.rollout.traces import FilmOrder
 from atlas.rollout.workers import EnvironmentPool, Segment
