@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atlas.config import Config, DataConfig, ModelConfig, dump_yaml, load_config
+from atlas.config import Config, DataConfig, dump_yaml, load_config
+from atlas.config.model_section import MODEL
 from atlas.errors import InputError
 from atlas.runs.run_directory import CONFIG, RESULTS
 from atlas.system.documents import read_yaml
@@ -55,8 +56,7 @@ def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> tup
     from atlas.data import open_configured
     from atlas.data.frame_cache import fill_caches
     from atlas.launch import settle_device
-    from atlas.policies.modular.feature_cache_filling import check_cache
-    from atlas.policies.modular.pretrained_weights import check_pretrained
+    from atlas.policies.feature_cache_filling import check_cache
     from atlas.registry.wandb_variables import check_variables, with_variables
     from atlas.rollout.recording import RecordSettings, record
     from atlas.training.media.projection import check_method
@@ -74,7 +74,7 @@ def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> tup
         record(settings, Path(DataConfig().path), wait=True)  # does nothing where they are there
     dataset, cameras = open_configured(config.data)
     _check_data(config, dataset, cameras, checkpoint)
-    check_pretrained(config.model)
+    config.model.check_pretrained()
     if config.data.feature_cache is not None:
         check_cache(config, dataset, cameras)
     _check_machine(config, device)
@@ -132,7 +132,7 @@ def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path
             check_free(unfinished, _what(unfinished))
             return config.model_copy(update={"run_name": unfinished.name}), find_undamaged(unfinished)
     if config.run_name is None:
-        name = f"atlas-{config.data.label}-{config.model.head.name}-lr{config.training.learning_rate:g}"
+        name = f"atlas-{config.data.label}-{config.model.label}-lr{config.training.learning_rate:g}"
         when = time.strftime("%Y%m%d-%H%M%S")
         if "WANDB_SWEEP_ID" in os.environ and (trial := os.environ.get("WANDB_RUN_ID")):
             when += f"-{trial}"
@@ -194,7 +194,7 @@ def _check_fits(checkpoint: Path, config: Config) -> None:
     """Refuse to go on from a checkpoint whose policy is another one than the config describes, or that is further."""
     from atlas.checkpoints import load_state
     from atlas.checkpoints.shards import has_trained_weights
-    from atlas.policies import PolicyProcessor
+    from atlas.policies.processor import PolicyProcessor
     from atlas.training.parallel.strategy import check_average
 
     check_average(checkpoint, has_trained_weights(checkpoint), config.training.ema_decay > 0)
@@ -204,7 +204,7 @@ def _check_fits(checkpoint: Path, config: Config) -> None:
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({error}); the checkpoint is damaged.") from None
     with contextlib.suppress(ValueError):  # what is no config of a model differs in any case
-        saved = ModelConfig.model_validate(saved).model_dump(mode="json")  # with keys that were not there once
+        saved = MODEL.validate(saved).model_dump(mode="json")  # with keys that were not there once
     differing = _differences("model", saved, config.model.model_dump(mode="json"))
     processor = PolicyProcessor.load(checkpoint / "policy" / "processor.json")
     for key, was in (("image_size", processor.image_size), ("action_horizon", processor.action_horizon)):
@@ -254,7 +254,7 @@ def _check_data(config: Config, dataset: EpisodeDataset, cameras: list[str], che
     if config.evaluation.env not in ("auto", "none"):
         environment_spec(config.evaluation.env)
     rollouts = environment_of(config, dataset) is not None
-    check_metrics(config, dataset.tasks, rollouts, validation=len(data.val) > 0)
+    check_metrics(config, dataset.action_spec, dataset.tasks, rollouts, validation=len(data.val) > 0)
 
 
 def _check_epochs(checkpoint: Path, config: Config, samples: int) -> None:

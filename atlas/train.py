@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from atlas.checkpoints.state import TrainingState
     from atlas.data.chunks import ChunkDataset
     from atlas.data.episode import EpisodeDataset
-    from atlas.policies import AtlasPolicy
+    from atlas.policies.base import InstructionMemory, Policy
     from atlas.rollout.success_report import EvaluationReport
     from atlas.tracking import RunTracker
     from atlas.training import Trainer
@@ -143,7 +143,7 @@ def build_trainer(
     from atlas.data.kept_split import episode_identities
     from atlas.data.order import TrainOrder
     from atlas.data.training_data import open_training_data
-    from atlas.policies import AtlasPolicy
+    from atlas.policies.base import LearnsFromTeacher, RemembersInstructions, load_policy
     from atlas.tracking import Resumed, RunTracker
     from atlas.training import Trainer
     from atlas.training.media.loggers import MediaLoggers
@@ -161,16 +161,14 @@ def build_trainer(
         if kept is not None and (change := kept.change(episode_identities(dataset))):
             logger.warning("The dataset has changed since the checkpoint: %s. Its scaling stays as it was.", change)
     torch.manual_seed(config.seed)  # the same weights on every rank
-    if checkpoint is not None:
-        policy = AtlasPolicy.from_pretrained(checkpoint)
-    else:
-        policy = _make_policy(config, dataset, train_data, cameras)
-    if policy.alignment is not None:
-        policy.alignment.hire()
+    policy = _make_policy(config, dataset, train_data, cameras) if checkpoint is None else load_policy(checkpoint)
+    if isinstance(policy, LearnsFromTeacher):
+        policy.hire_teacher()
     if config.data.feature_cache is not None:
         _use_features(config, dataset, cameras, policy, train_data, val_data)
-    if "language" in policy.frozen:
-        share_embeddings(policy, dataset.tasks, run_dir_of(config) / INSTRUCTIONS, accelerator, checkpoint is not None)
+    memory = policy.instruction_memory if isinstance(policy, RemembersInstructions) else None
+    if memory is not None:
+        share_embeddings(memory, dataset.tasks, run_dir_of(config) / INSTRUCTIONS, accelerator, checkpoint is not None)
     torch.manual_seed(config.seed + 1 + accelerator.process_index)
     state = load_state(checkpoint) if checkpoint is not None else None
     config = _settle_batch_size(config, policy, train_data, accelerator, state)
@@ -226,44 +224,41 @@ def build_trainer(
 
 
 def share_embeddings(
-    policy: AtlasPolicy, instructions: Sequence[str], file: Path, accelerator: Accelerator, resumed: bool
+    memory: InstructionMemory, instructions: Sequence[str], file: Path, accelerator: Accelerator, resumed: bool
 ) -> None:
     """Have a frozen language encoder read each instruction once in the life of a run: each process some of them, on
     the device that it has."""
     from accelerate.utils import gather_object
 
-    from atlas.policies.modular.huggingface_language import HuggingFaceLanguageEncoder
-
-    encoder = policy.language
-    assert isinstance(encoder, HuggingFaceLanguageEncoder)
     if resumed and file.exists():
-        encoder.load_embeddings(file)
-    new = encoder.unknown(instructions)
-    encoder.to(accelerator.device)
-    mine = encoder.encode(new[accelerator.process_index :: accelerator.num_processes])
-    encoder.to("cpu")  # until all of the policy goes
+        memory.load_embeddings(file)
+    new = memory.unknown(instructions)
+    memory.to(accelerator.device)
+    mine = memory.encode(new[accelerator.process_index :: accelerator.num_processes])
+    memory.to("cpu")  # until all of the policy goes
     found = {text: tokens for part in gather_object([mine]) for text, tokens in part.items()}
-    encoder.remember({text: found[text] for text in new})
+    memory.remember({text: found[text] for text in new})
     if accelerator.is_main_process:
-        encoder.save_embeddings(file)
+        memory.save_embeddings(file)
 
 
 def _use_features(
     config: Config,
     dataset: EpisodeDataset,
     cameras: Sequence[str],
-    policy: AtlasPolicy,
+    policy: Policy,
     train_data: ChunkDataset,
     val_data: ChunkDataset,
 ) -> None:
     """Read a frozen encoder's features in place of images. Raises InputError where they are of something else."""
     from atlas.data.feature_cache import FeatureCache
-    from atlas.policies.modular.feature_cache_filling import cache_source
+    from atlas.policies.base import ReadsFeatures
+    from atlas.policies.feature_cache_filling import cache_source
 
-    assert config.data.feature_cache is not None
+    assert config.data.feature_cache is not None and isinstance(policy, ReadsFeatures)
     cache = FeatureCache.read(Path(config.data.feature_cache))
     versions = cache.layout.versions
-    cache.check(cache_source(config, dataset, cameras, policy.frozen["vision"].sha256, versions))
+    cache.check(cache_source(config, dataset, cameras, policy.cached_encoder_hash(), versions))
     cache.check_complete()
     train_data.use_features(cache, augmented=True)
     val_data.use_features(cache, augmented=False)
@@ -273,7 +268,7 @@ def _use_features(
 
 def _settle_batch_size(
     config: Config,
-    policy: AtlasPolicy,
+    policy: Policy,
     train_data: ChunkDataset,
     accelerator: Accelerator,
     state: TrainingState | None,
@@ -317,12 +312,9 @@ def make_accelerator(config: Config) -> Accelerator:
     )
 
 
-def _make_policy(
-    config: Config, dataset: EpisodeDataset, train_data: ChunkDataset, cameras: Sequence[str]
-) -> AtlasPolicy:
+def _make_policy(config: Config, dataset: EpisodeDataset, train_data: ChunkDataset, cameras: Sequence[str]) -> Policy:
     from atlas.data.inputs import summarise_inputs
-    from atlas.policies import AtlasPolicy, PolicyProcessor
-    from atlas.policies.processor import scaled_well
+    from atlas.policies.processor import PolicyProcessor, scaled_well
 
     processor = PolicyProcessor(
         cameras=tuple(cameras),
@@ -335,13 +327,14 @@ def _make_policy(
         scaling=config.model.processor,
         inputs=summarise_inputs(dataset, train_data.episodes, cameras, config.data.image_size),
     )
-    return AtlasPolicy(config.model, processor)
+    policy: Policy = config.model.build(processor)
+    return policy
 
 
 def _make_closed_loop(
     config: Config,
     dataset: EpisodeDataset,
-    policy: AtlasPolicy,
+    policy: Policy,
     accelerator: Accelerator,
     tracker: RunTracker,
     beat: Callable[[str], None],
@@ -409,7 +402,7 @@ def _announce(config: Config, trainer: Trainer, dataset: EpisodeDataset) -> None
 
 def _finish(config: Config, trainer: Trainer, metrics: dict[str, float]) -> Result:
     """Evaluate the best checkpoint on episodes that did not choose it, and report."""
-    from atlas.policies import AtlasPolicy
+    from atlas.policies.base import load_policy
     from atlas.training.final_summary import final_summary
 
     root = trainer.keeper.checkpoints.root
@@ -419,7 +412,7 @@ def _finish(config: Config, trainer: Trainer, metrics: dict[str, float]) -> Resu
     best_checkpoint = follow(link)
     report = None
     if trainer.closed_loop is not None and config.evaluation.final_episodes:
-        policy = AtlasPolicy.from_pretrained(best_checkpoint).to(trainer.accelerator.device)
+        policy = load_policy(best_checkpoint).to(trainer.accelerator.device)
         report = trainer.closed_loop.run(
             policy,
             "final",

@@ -26,7 +26,9 @@ from atlas.data.feature_cache import CacheLayout, FeatureCache
 from atlas.data.formats import open_dataset
 from atlas.data.frame_cache import fill_caches, frame_caches
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics, kept_statistics
-from atlas.policies import AtlasPolicy, PolicyProcessor
+from atlas.policies.base import load_policy
+from atlas.policies.modular.policy import ModularPolicy
+from atlas.policies.processor import PolicyProcessor
 from atlas.rollout.success_report import EvaluationReport
 from atlas.runs.run_directory import read_run
 from atlas.sweeps.grid import grid_points, read_sweep
@@ -75,13 +77,13 @@ def _read_configs(folder: Path, chance: random.Random) -> None:
 # ---- checkpoints ---------------------------------------------------------------------------------------------
 
 
-def _policy() -> AtlasPolicy:
+def _policy() -> ModularPolicy:
     rng = np.random.default_rng(0)
     columns = [ColumnStatistics.of(rng.normal(size=(50, width))) for width in (7, 8)]
     statistics = (DatasetStatistics("cubes", 10, 2, *columns),)
     torch.manual_seed(0)
     processor = PolicyProcessor(("agentview",), 32, 32, 4, 8, ActionSpec(), statistics, load_config({}).model.processor)
-    return AtlasPolicy(load_config({}, SMALL).model, processor)
+    return ModularPolicy(load_config({}, SMALL).model, processor)
 
 
 def _strategy() -> Any:
@@ -137,7 +139,7 @@ def _read_checkpoint(folder: Path, chance: random.Random) -> None:
         if "random" in state:
             set_random_state(state["random"])
     elif way == 1:
-        AtlasPolicy.from_pretrained(checkpoint)
+        load_policy(checkpoint)
     else:
         describe_files(checkpoint)
         card_of(checkpoint)

@@ -18,7 +18,7 @@ from atlas.config import Config, load_config
 from atlas.data.training_data import TrainingData, open_training_data
 from atlas.doctor.gpus import read_gpus
 from atlas.environments.rendering import RenderingGPU, egl_addresses, egl_device
-from atlas.policies import AtlasPolicy
+from atlas.policies.modular.policy import ModularPolicy
 from atlas.rollout.recording import RecordSettings
 from atlas.rollout.recording import record as record_episodes
 from atlas.train import _make_policy
@@ -126,7 +126,7 @@ def compiling(job: Job) -> dict[str, Any]:
     return {name: f"loss {loss:.1e}, gradients {gradient:.1e}"}
 
 
-def made(job: Job) -> Iterator[tuple[str, Config, AtlasPolicy, TrainingData]]:
+def made(job: Job) -> Iterator[tuple[str, Config, ModularPolicy, TrainingData]]:
     """Each policy, with the data in its sizes. On the CPU."""
     for name, overrides in policies(job).items():
         config = load_config(None, [*overrides_of(job), "model.fusion.dropout=0", *overrides])
@@ -138,7 +138,7 @@ def made(job: Job) -> Iterator[tuple[str, Config, AtlasPolicy, TrainingData]]:
 Seen = tuple[float, dict[str, torch.Tensor]]
 
 
-def look(policy: AtlasPolicy, data: TrainingData, config: Config, device: str, low: bool) -> Seen:
+def look(policy: ModularPolicy, data: TrainingData, config: Config, device: str, low: bool) -> Seen:
     """The loss of a batch, and the gradient of each weight, on the CPU."""
     policy = policy.to(device).train()
     policy.zero_grad(set_to_none=True)

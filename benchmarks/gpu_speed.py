@@ -20,8 +20,7 @@ from atlas.config import load_config
 from atlas.data import open_dataset
 from atlas.data.chunks import ChunkDataset
 from atlas.environments.rendering import RenderingGPU
-from atlas.policies.modular.feature_cache_filling import begin_cache, fill_cache, frozen_backbone
-from atlas.policies.modular.vggt_backbone import PretrainedVGGTEncoder
+from atlas.policies.feature_cache_filling import begin_cache, fill_cache, frozen_encoder
 from atlas.rollout.workers import EnvironmentPool
 from atlas.system.cores import available_cores
 
@@ -82,7 +81,7 @@ def _cached(job: Job) -> Path:
     dataset = open_dataset(config.data.path)
     frames = ChunkDataset(dataset, np.arange(len(dataset)), dataset.cameras, config.data.image_size, horizon=1)
     device = torch.device(job.device)
-    encoder = PretrainedVGGTEncoder(frozen_backbone(config)).to(device)
+    encoder = frozen_encoder(config).build_cached().to(device)
     fill_cache(begin_cache(config, folder, 0), encoder, frames, config, device)
     return folder
 

@@ -29,7 +29,8 @@ from atlas.checkpoints.snapshot import Snapshot
 from atlas.checkpoints.state import TrainingState, random_state
 from atlas.config import load_config
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
-from atlas.policies import AtlasPolicy, PolicyProcessor
+from atlas.policies.modular.policy import ModularPolicy
+from atlas.policies.processor import PolicyProcessor
 from atlas.training.average import WeightAverage
 from atlas.training.optimizer import make_optimizer
 from atlas.types import ActionSpec, Batch
@@ -62,7 +63,7 @@ class Training:
     def __init__(self, megabytes: float, device: torch.device) -> None:
         width = 64 * max(1, round(math.sqrt(megabytes * 1e6 / 4 / (12 * LAYERS)) / 64))
         config = load_config({}, [f"model.fusion.dim={width}", f"model.fusion.layers={LAYERS}"])
-        self.policy = AtlasPolicy(config.model, make_processor()).to(device)
+        self.policy = ModularPolicy(config.model, make_processor()).to(device)
         self.optimizer = make_optimizer(self.policy, config.training)
         self.average = WeightAverage(self.policy, config.training.ema_decay)
         self.batch = make_batch().to(device)

@@ -21,7 +21,9 @@ from machine import describe
 from atlas.config import load_config
 from atlas.data.chunks import ChunkDataset, Sample
 from atlas.data.training_data import open_training_data
-from atlas.policies import AtlasPolicy, PolicyProcessor
+from atlas.policies.base import load_policy
+from atlas.policies.modular.policy import ModularPolicy
+from atlas.policies.processor import PolicyProcessor
 from atlas.train import build_trainer, make_accelerator, prepare
 from atlas.training import Trainer
 from atlas.types import Batch
@@ -61,7 +63,7 @@ class Impaired(ChunkDataset):
 class ImpairedPolicy:
     """A policy whose inputs are changed as its training data were."""
 
-    def __init__(self, policy: AtlasPolicy, change) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, policy: ModularPolicy, change) -> None:  # type: ignore[no-untyped-def]
         self._policy, self._change = policy, change
         self.processor: PolicyProcessor = policy.processor
 
@@ -103,7 +105,7 @@ def train_and_try(name: str, arguments: argparse.Namespace) -> str:
     )
     trainer.train()
     trainer.tracker.finish()
-    policy = ImpairedPolicy(AtlasPolicy.from_pretrained(Path(trainer.run_dir) / "checkpoints" / "latest"), change)
+    policy = ImpairedPolicy(load_policy(Path(trainer.run_dir) / "checkpoints" / "latest"), change)
     return tried(name, policy, config.evaluation.execute, arguments.episodes)
 
 

@@ -31,8 +31,9 @@ from safetensors.torch import load_file
 
 from atlas.config import load_config
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
-from atlas.policies import AtlasPolicy, PolicyProcessor
+from atlas.policies.modular.policy import ModularPolicy
 from atlas.policies.modular.vggt_backbone import compile_blocks
+from atlas.policies.processor import PolicyProcessor
 from atlas.policies.vggt import VGGTAggregator, VGGTConfig
 from atlas.policies.vggt.attention_blocks import Block
 from atlas.policies.vggt.camera_head import CameraHeadConfig, VGGTCameraHead
@@ -337,7 +338,7 @@ def flops_per_sample(size: int, views: int) -> int:
     return 2 * views * n * c * 588 + 72 * 24 * views * t * c**2 + attention
 
 
-def make_policy(arguments: argparse.Namespace, compiled: bool) -> AtlasPolicy:
+def make_policy(arguments: argparse.Namespace, compiled: bool) -> ModularPolicy:
     """The policy of the shipped LIBERO config with random weights in the backbone."""
     columns = {n: ColumnStatistics(*((float(i),) * n for i in (0, 1, -1, 1, -1, 1))) for n in (7, 8)}
     config = load_config(
@@ -355,12 +356,12 @@ def make_policy(arguments: argparse.Namespace, compiled: bool) -> AtlasPolicy:
         scaling=config.model.processor,
     )
     config.model.vision.compile = compiled  # type: ignore[union-attr]
-    policy = AtlasPolicy(config.model, processor, read_weights=False)
+    policy = ModularPolicy(config.model, processor, read_weights=False)
     policy.vision.aggregator.to(torch.bfloat16)  # type: ignore[union-attr]
     return policy.to(DEVICE).train()
 
 
-def make_batch(policy: AtlasPolicy, arguments: argparse.Namespace, batch: int) -> Batch:
+def make_batch(policy: ModularPolicy, arguments: argparse.Namespace, batch: int) -> Batch:
     return Batch(
         images=make_images(arguments, batch),
         proprio=torch.zeros(batch, 8, device=DEVICE),
@@ -372,7 +373,7 @@ def make_batch(policy: AtlasPolicy, arguments: argparse.Namespace, batch: int) -
     )
 
 
-def training_step(policy: AtlasPolicy, batch: Batch) -> Callable[[], None]:
+def training_step(policy: ModularPolicy, batch: Batch) -> Callable[[], None]:
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import atlas
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import load_policy
 from atlas.runs import read_scalars
 from tests import warm
 from tests.conftest import MakeLibero
@@ -62,7 +62,7 @@ def test_two_processes_with_half_the_batch_give_the_same_numbers(make_libero: Ma
 
 
 def weights(run: Path) -> dict[str, np.ndarray]:
-    policy = AtlasPolicy.from_pretrained(run / "checkpoints" / "latest")
+    policy = load_policy(run / "checkpoints" / "latest")
     return {name: value.numpy() for name, value in policy.state_dict().items()}
 
 

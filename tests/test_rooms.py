@@ -78,6 +78,7 @@ def test_a_room_imports_only_rooms_above_it() -> None:
 
 
 def test_a_basename_occurs_once() -> None:
+    """But base.py, which is the contract of its room."""
     counts = Counter(name.split(".")[-1] for name, _ in modules())
 
-    assert [name for name, count in counts.items() if count > 1] == []
+    assert [name for name, count in counts.items() if count > 1 and name != "base"] == []

@@ -13,7 +13,7 @@ import pytest
 
 import atlas
 from atlas.errors import InputError
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import load_policy
 from atlas.runs import read_scalars
 from atlas.train import Result
 from tests import warm
@@ -128,7 +128,7 @@ def test_a_resumed_run_is_the_same_run(trained: Result) -> None:
     assert (result.run_dir / "checkpoints" / "latest").resolve().name == "step_00000025"
     steps = [step for step, _ in read_scalars(result.run_dir)["train/loss"]]
     assert steps == [5, 10, 15, 20, 25]
-    assert AtlasPolicy.from_pretrained(result.run_dir / "checkpoints" / "latest").config.fusion.dim == 32
+    assert load_policy(result.run_dir / "checkpoints" / "latest").config.fusion.dim == 32
 
 
 def test_a_finished_run_is_not_written_over(trained: Result) -> None:

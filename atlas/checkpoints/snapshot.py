@@ -14,7 +14,7 @@ from atlas.checkpoints.host_memory import HostMemory
 from atlas.checkpoints.state import STATE, RankState, TrainingState
 from atlas.data.kept_split import KeptSplit
 from atlas.errors import InputError
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import Policy
 from atlas.system.files import finite, write_json
 from atlas.system.tensors import load_nested, save_nested
 
@@ -31,7 +31,7 @@ class Snapshot:
     on). optimizer: its state dict. rank_states: one a rank.
     """
 
-    policy: AtlasPolicy
+    policy: Policy
     weights: Mapping[str, torch.Tensor]
     trained: Mapping[str, torch.Tensor] | None
     optimizer: Mapping[str, Any]
@@ -41,8 +41,8 @@ class Snapshot:
     @classmethod
     def of(
         cls,
-        policy: AtlasPolicy,
-        trained: AtlasPolicy,
+        policy: Policy,
+        trained: Policy,
         optimizer: torch.optim.Optimizer,
         state: TrainingState,
         rank_states: Sequence[RankState],

@@ -10,7 +10,7 @@ import numpy as np
 
 from atlas.checks.finding import Finding
 from atlas.checks.motion import MotionFit, explained_by_pose, fit_motion
-from atlas.config.model_sections import ProcessorConfig
+from atlas.config.model_section import ProcessorConfig
 from atlas.data.episode import Episode, EpisodeDataset
 from atlas.environments.base import Environment
 

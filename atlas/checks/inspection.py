@@ -14,7 +14,7 @@ from atlas.checks.numbers import check_actions
 from atlas.checks.recording_agreement import check_gripper, check_lag, check_scale
 from atlas.checks.split_check import check_split
 from atlas.checks.stats import check_stats
-from atlas.config.model_sections import ProcessorConfig
+from atlas.config.model_section import ProcessorConfig
 from atlas.data.episode import EpisodeDataset
 from atlas.data.lerobot import LeRobotDataset
 from atlas.data.mixture import Source, sources_of

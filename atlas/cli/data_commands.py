@@ -207,7 +207,7 @@ def cache_features(
     os.environ.update(plan.visible(os.environ))  # before anything asks CUDA, which looks at it once
     settle_device(resolved.distributed)
     from atlas.config.secrets import without_keys
-    from atlas.policies.modular.feature_cache_filling import begin_cache, describe
+    from atlas.policies.feature_cache_filling import begin_cache, describe
     from atlas.system.locks import check_free, hold
 
     what = "this feature cache"
@@ -229,7 +229,7 @@ def cache_rank(folder: Path) -> None:
     if "RANK" in os.environ:
         die_with_launcher()
     from atlas.config import load_config
-    from atlas.policies.modular.feature_cache_filling import CONFIG, work_on_cache
+    from atlas.policies.feature_cache_filling import CONFIG, work_on_cache
     from atlas.train import make_accelerator
 
     accelerator = make_accelerator(load_config(folder / CONFIG))

@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from atlas.config.chosen_section import Chosen
+from atlas.config.model_section import MODEL
 from atlas.config.root import Config
 from atlas.errors import InputError, did_you_mean
 from atlas.system.documents import parse_yaml, read_yaml
@@ -87,7 +89,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         place = place[section]
         if not isinstance(place, dict):
             raise InputError(f"'{override}': '{section}' is a value and has no keys below it.")
-    if sections[:1] == ["model"] and last == "name" and place.get("name") != value:
+    another = place.get("type", MODEL.default) if sections == ["model"] and last == "type" else place.get("name")
+    if sections[:1] == ["model"] and last in ("name", "type") and another != value:
         place.clear()  # another kind of part: the settings of the old one are not its own
     place[last] = value
 
@@ -100,15 +103,13 @@ def _explain_all(problems: Sequence[dict[str, Any]], values: dict[str, Any]) -> 
     by_key: dict[str, list[dict[str, Any]]] = {}
     for problem in problems:
         by_key.setdefault(_key(problem, values), []).append(problem)
-    return [_explain(key, found) for key, found in by_key.items()]
+    return [_explain(key, found, values) for key, found in by_key.items()]
 
 
 def _key(problem: dict[str, Any], values: Any) -> str:
-    """The key of the file that a complaint is of: its location, without pydantic's names for kinds and alternatives."""
-    location, parts = problem["loc"], []
-    for i, part in enumerate(location):
-        if isinstance(_section(location[:i]), list):  # the name of the kind that is meant
-            continue
+    """The key of the file that a complaint is of: its location, without pydantic's names for alternatives."""
+    parts = []
+    for part in problem["loc"]:
         there = part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int)
         values = values[part] if there else values
         if there or problem["type"] == "missing":
@@ -116,17 +117,18 @@ def _key(problem: dict[str, Any], values: Any) -> str:
     return ".".join(parts)
 
 
-def _explain(key: str, problems: Sequence[dict[str, Any]]) -> str:
+def _explain(key: str, problems: Sequence[dict[str, Any]], values: dict[str, Any]) -> str:
     """One line for pydantic's complaints of one key, in the words of the file."""
     problem = problems[0]
     location = problem["loc"]
     if problem["type"] == "extra_forbidden":
-        section = _section(location[:-1])
-        known = [] if section is None or isinstance(section, list) else list(section.model_fields)
+        section = _section(location[:-1], values)
+        known = [] if section is None else list(section.model_fields)
         return f"unknown key '{key}'.{did_you_mean(str(location[-1]), known)} Known here: {', '.join(sorted(known))}."
     if problem["type"] == "union_tag_invalid":
         kinds = problem["ctx"]
-        return f"'{key}': {key}.name should be one of {kinds['expected_tags']} (given: {kinds['tag']!r})"
+        chosen = f"{key}.{kinds['discriminator']}"
+        return f"'{key}': {chosen} should be one of {kinds['expected_tags']} (given: {kinds['tag']!r})"
     messages = [str(p["msg"]).removeprefix("Value error, ") for p in problems]
     if problem["type"] in _NO_SECTION:
         messages = ["should be a section with keys of its own"]
@@ -137,24 +139,20 @@ def _explain(key: str, problems: Sequence[dict[str, Any]]) -> str:
     return f"'{key}': {message}{given}" if key else f"{message}{given}"
 
 
-def _section(location: Sequence[Any]) -> type[BaseModel] | list[type[BaseModel]] | None:
-    """The section at a location of pydantic's; a list where it comes in kinds and none is chosen; None for a value."""
-    section: type[BaseModel] | list[type[BaseModel]] | None = Config
+def _section(location: Sequence[Any], values: Any) -> type[BaseModel] | None:
+    """The section at a location of pydantic's in values that are wrong somewhere; None for a value."""
+    section: type[BaseModel] | None = Config
     for part in location:
-        if isinstance(section, list):
-            section = next((kind for kind in section if kind.model_fields["name"].default == part), None)
-        elif isinstance(part, int):  # a place in a list of sections, all of one kind
-            continue
-        elif section is not None and part in section.model_fields:
-            section = _sections_in(section.model_fields[part].annotation)
-        else:
-            return None
+        if not isinstance(part, int):  # else a place in a list of sections, all of one kind
+            field = section.model_fields.get(part) if section is not None else None
+            if field is None:
+                return None
+            chosen = next((mark for mark in field.metadata if isinstance(mark, Chosen)), None)
+            section = next(_classes_in(field.annotation), None)
+            if chosen is not None:
+                section = chosen.kind(values.get(part, {}))
+        values = values[part] if isinstance(part, int) else values.get(part, {})
     return section
-
-
-def _sections_in(annotation: Any) -> type[BaseModel] | list[type[BaseModel]] | None:
-    sections = list(_classes_in(annotation))
-    return sections if len(sections) > 1 else next(iter(sections), None)
 
 
 def _classes_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from os.path import expanduser
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=1, le=65536)]  # of what is allocated: widths, pixels, tokens
@@ -18,11 +18,6 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
-
-
-def default_name(name: str) -> BeforeValidator:
-    """In a section that comes in several kinds, the kind that is meant where `name` is left out."""
-    return BeforeValidator(lambda v: {"name": name, **v} if isinstance(v, dict) else v)
 
 
 SomeSection = TypeVar("SomeSection", bound=Section)

@@ -23,7 +23,7 @@ _EPISODES, _FRAMES, _PIXELS = 3, 12, 32
 
 def run_tiny_job(folder: Path) -> dict[str, Any]:
     """Write data into `folder`, train on it there, and load what was saved."""
-    from atlas.policies import AtlasPolicy
+    from atlas.policies.base import load_policy
     from atlas.train import train
 
     rng = np.random.default_rng(0)
@@ -53,7 +53,7 @@ def run_tiny_job(folder: Path) -> dict[str, Any]:
     loss = result.metrics["train/loss"]
     if not math.isfinite(loss):
         raise RuntimeError(f"the loss is {loss}")
-    AtlasPolicy.from_pretrained(result.best_checkpoint)
+    load_policy(result.best_checkpoint)
     return {"steps": _STEPS, "loss": loss, "device": _device()}
 
 

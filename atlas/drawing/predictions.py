@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from atlas.data.episode import EpisodeDataset
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import Policy
 from atlas.types import Batch
 
 
@@ -52,7 +52,7 @@ class Predictions:
 class Validated:
     """What a logger is given after a validation: the policy, in eval mode, and what it predicted on this rank."""
 
-    policy: AtlasPolicy
+    policy: Policy
     predictions: Predictions
 
     @property

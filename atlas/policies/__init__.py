@@ -1,6 +1,1 @@
-"""The policy and what is saved with it."""
-
-from atlas.policies.modular.policy import AtlasPolicy
-from atlas.policies.processor import PolicyProcessor
-
-__all__ = ["AtlasPolicy", "PolicyProcessor"]
+"""Policies: the contract (`base.py`), its types, and what is saved with them. Importing it imports no torch."""

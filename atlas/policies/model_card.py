@@ -11,7 +11,7 @@ from atlas.system.file_store import card_of, describe_files
 from atlas.system.shown import markdown, markdown_code
 
 if TYPE_CHECKING:
-    from atlas.policies.modular.policy import AtlasPolicy
+    from atlas.policies.base import Policy
 
 # What is said of the training, where it is known: {key of the metadata: how it is called}.
 _FACTS = {
@@ -28,9 +28,9 @@ _FACTS = {
 }
 
 
-def model_card(policy: AtlasPolicy) -> str:
+def model_card(policy: Policy) -> str:
     """README.md of a saved policy: what it takes and gives, and from which data its statistics are."""
-    processor, config = policy.processor, policy.config
+    processor = policy.processor
     spec = processor.action_spec
     parameters = sum(p.numel() for p in policy.parameters())
     sources = "\n".join(
@@ -49,8 +49,7 @@ pipeline_tag: robotics
 ---
 # Atlas policy
 
-- vision `{config.vision.name}`, language `{config.language.name}`, fusion `{config.fusion.name}`, head
-  `{config.head.name}`; {parameters:,} parameters
+- {policy.config.describe()}; {parameters:,} parameters
 {frozen}- takes images of the cameras {cameras} (upright, used at {size} x {size}
   pixels), proprio [{processor.proprio_dim}] and an instruction
 - gives chunks of {processor.action_horizon} actions [{spec.dim}] ({actions}) at {spec.control_hz:g} Hz;
@@ -60,9 +59,9 @@ Trained on:
 {sources}
 
 ```python
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import load_policy
 
-policy = AtlasPolicy.from_pretrained("this folder")
+policy = load_policy("this folder")
 ```
 """
 
@@ -71,7 +70,7 @@ def checkpoint_card(folder: Path, facts: Mapping[str, Any] | None = None, refere
     """The card of a checkpoint or a saved policy in Markdown; None where the folder holds no policy's card.
 
     facts: the metadata of an artifact (see `Publisher`), its `metrics` among it; None: what the files say. reference:
-    what `from_pretrained` loads it by, where that is not the folder itself.
+    what `load_policy` loads it by, where that is not the folder itself.
     """
     folder = Path(folder)
     card = card_of(folder) if folder.is_dir() else None

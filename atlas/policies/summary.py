@@ -13,12 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from atlas.config import Config
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
 from atlas.errors import InputError, did_you_mean
-from atlas.policies.modular.policy import AtlasPolicy
+from atlas.policies.base import LearnsFromTeacher, Policy
 from atlas.policies.processor import PolicyProcessor
 from atlas.system.gpu_facts import GPU_PEAKS
 from atlas.types import ActionSpec, Batch
 
-_PARTS = ("vision", "language", "fusion", "head")
 _PROPRIO_DIM = 8  # LIBERO's; a dataset with another one changes one small matrix
 _CAMERAS = ("agentview", "eye_in_hand")
 _GIB = 2**30
@@ -36,14 +35,14 @@ def summarize(config: Config, gpu: str = "h100") -> dict[str, Any]:
         raise InputError(f"--gpu is one of {', '.join(GPU_PEAKS)}, not '{gpu}'.{near}")
     cameras = tuple(config.data.cameras or _CAMERAS)
     with torch.device("meta"):
-        policy = AtlasPolicy(config.model, _example_processor(config, cameras), read_weights=False)
-    parts = [_count(name, getattr(policy, name)) for name in _PARTS]
+        policy = config.model.build(_example_processor(config, cameras), read_weights=False)
+    parts = [_count(name, part) for name, part in policy.parts().items()]
     batch = _example_batch(config, cameras).to("meta")
     for part, counted in zip(parts, _flops_and_tokens(policy.eval(), batch), strict=True):
         part |= counted
     peak = GPU_PEAKS[gpu].bf16
-    if policy.alignment is not None:
-        policy.alignment.hire(read_weights=False)
+    if isinstance(policy, LearnsFromTeacher):
+        policy.hire_teacher(read_weights=False)
     training = training_flops(policy.train(), batch)
     return {
         "parts": parts,
@@ -61,11 +60,12 @@ def _count(name: str, part: nn.Module) -> dict[str, Any]:
     return {"name": name, "parameters": sum(p.numel() for p in part.parameters()), "trainable": trainable}
 
 
-def _flops_and_tokens(policy: AtlasPolicy, batch: Batch) -> list[dict[str, Any]]:
+def _flops_and_tokens(policy: Policy, batch: Batch) -> list[dict[str, Any]]:
     """Of each part, while actions are sampled once: FLOPs, and the tokens that it hands on."""
     tokens: dict[str, int] = {}
-    for name in _PARTS[:-1]:
-        getattr(policy, name).register_forward_hook(lambda _m, _i, out, name=name: tokens.update({name: _tokens(out)}))
+    parts = policy.parts()
+    for name, part in parts.items():
+        part.register_forward_hook(lambda _m, _i, out, name=name: tokens.update(_tokens(name, out)))
     trained = {name: p.requires_grad for name, p in policy.named_parameters()}
     policy.requires_grad_(False)  # torch's counter follows gradients where there are some
     with FlopCounterMode(display=False) as counter:
@@ -76,11 +76,11 @@ def _flops_and_tokens(policy: AtlasPolicy, batch: Batch) -> list[dict[str, Any]]
     prefix = type(policy).__name__
     return [
         {"flops": by_module.get(f"{prefix}.{name}", by_module.get(name, 0)), "tokens": tokens.get(name)}
-        for name in _PARTS
+        for name in parts
     ]
 
 
-def training_flops(policy: AtlasPolicy, batch: Batch) -> int:
+def training_flops(policy: Policy, batch: Batch) -> int:
     """Of the whole batch, forward and backward; both on the meta device, where nothing is computed.
 
     Frozen weights take part in the former only, or need no gradient of their own.
@@ -91,7 +91,7 @@ def training_flops(policy: AtlasPolicy, batch: Batch) -> int:
     return counter.get_total_flops()
 
 
-def _memory(config: Config, policy: AtlasPolicy, batch: Batch) -> dict[str, float]:
+def _memory(config: Config, policy: Policy, batch: Batch) -> dict[str, float]:
     """GiB on a GPU at the config's batch size, without the allocator's and CUDA's own share.
 
     Frozen weights in bfloat16; trained ones in float32 with gradients, AdamW's two moments and the average. Activations
@@ -112,7 +112,7 @@ def _memory(config: Config, policy: AtlasPolicy, batch: Batch) -> dict[str, floa
     }
 
 
-def _kept_for_backward(policy: AtlasPolicy, batch: Batch) -> int:
+def _kept_for_backward(policy: Policy, batch: Batch) -> int:
     """Bytes a sample that autograd keeps, weights left out."""
     weights = {p.untyped_storage()._cdata for p in policy.parameters()}
     kept: dict[int, int] = {}
@@ -130,9 +130,10 @@ def _kept_for_backward(policy: AtlasPolicy, batch: Batch) -> int:
     return sum(kept.values())
 
 
-def _tokens(output: Any) -> int:
+def _tokens(part: str, output: Any) -> dict[str, int]:
+    """{part: tokens}, where it gives tokens [B, N, D]."""
     tokens = output[0] if isinstance(output, tuple) else output
-    return int(tokens.shape[1])
+    return {part: int(tokens.shape[1])} if isinstance(tokens, torch.Tensor) and tokens.ndim == 3 else {}
 
 
 def _example_processor(config: Config, cameras: tuple[str, ...]) -> PolicyProcessor:

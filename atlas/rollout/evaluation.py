@@ -227,7 +227,7 @@ def evaluate_checkpoint(
     Raises InputError for an unknown environment, a policy that does not fit it, a checkpoint that is damaged, or a
     folder that cannot be made.
     """
-    from atlas.policies import AtlasPolicy
+    from atlas.policies.base import load_policy
 
     if episodes < 1:
         raise InputError(f"--episodes must be at least 1, got {episodes}.")
@@ -235,7 +235,7 @@ def evaluate_checkpoint(
     if video is not None:
         check_folder("The folder for films", video)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    policy = AtlasPolicy.from_pretrained(checkpoint).to(device)
+    policy = load_policy(checkpoint).to(device)
     check_agreement(policy.processor, environment_spec(env))
     executor = ChunkExecutor(policy, execute or max(1, policy.processor.action_horizon // 2), ensemble, env)
     if video is not None:

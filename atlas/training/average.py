@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import Policy
 
 
 class WeightAverage:
@@ -16,17 +16,17 @@ class WeightAverage:
     The decay grows with the steps, (1 + t) / (10 + t), up to `decay`, so that the first weights are soon forgotten.
     """
 
-    def __init__(self, policy: AtlasPolicy, decay: float) -> None:
+    def __init__(self, policy: Policy, decay: float) -> None:
         self.policy = twin_of(policy)
         self._decay = decay
 
-    def update(self, policy: AtlasPolicy, step: int) -> None:
+    def update(self, policy: Policy, step: int) -> None:
         """After optimizer step `step` (from 0)."""
         pairs = [(a, p) for a, p in zip(self.policy.parameters(), policy.parameters(), strict=True) if p.requires_grad]
         follow([a for a, _ in pairs], [p for _, p in pairs], self._decay, step)
 
 
-def twin_of(policy: AtlasPolicy) -> AtlasPolicy:
+def twin_of(policy: Policy) -> Policy:
     """A copy in eval mode, without gradients, that shares with the policy what no training changes.
 
     Make it before the policy is wrapped: a copy of what a wrapper has put in its place would lead back to it.
@@ -41,7 +41,7 @@ def follow(averages: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], de
     torch._foreach_lerp_(list(averages), [w.detach() for w in weights], 1 - decay)
 
 
-def _shared(policy: AtlasPolicy) -> dict[int, object]:
+def _shared(policy: Policy) -> dict[int, object]:
     """What a copy has in common with the policy, as deepcopy's memo: what no training changes, such as a backbone."""
     frozen_parts = [m for m in policy.modules() if all(not p.requires_grad for p in m.parameters())]
     frozen_weights = [p for p in policy.parameters() if not p.requires_grad]

@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 
 from atlas.config import EvaluationConfig
 from atlas.environments.rendering import RenderingGPU
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import Policy
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.evaluation import MOST_WORKERS, Evaluator, PlayedEpisode, film_name, film_order, plan_episodes
 from atlas.rollout.seeds import Purpose
@@ -49,7 +49,7 @@ class ClosedLoop:
         self._beat = beat
 
     def run(
-        self, policy: AtlasPolicy, purpose: Purpose, episodes: int, name: str, step: int, videos: int = 0
+        self, policy: Policy, purpose: Purpose, episodes: int, name: str, step: int, videos: int = 0
     ) -> EvaluationReport:
         """Every rank runs its share and gets the whole report; the main one writes it, makes the films, and logs.
 
@@ -86,7 +86,7 @@ class ClosedLoop:
         if self._evaluator is not None:
             self._evaluator.close()
 
-    def _started(self, policy: AtlasPolicy) -> Evaluator:
+    def _started(self, policy: Policy) -> Evaluator:
         if self._evaluator is None:
             workers = self._config.workers or min(MOST_WORKERS, cores_of_rank())
             gpu = RenderingGPU.of(self._accelerator.device)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from atlas.config import TrainingConfig
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import Policy
 
 
-def make_optimizer(policy: AtlasPolicy, config: TrainingConfig) -> torch.optim.AdamW:
+def make_optimizer(policy: Policy, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; weight decay for matrices and kernels only, not for norms and biases.
 
     Each group has a `factor` of the learning rate, as the policy says. With `fused_optimizer` one kernel updates many

@@ -25,7 +25,7 @@ from atlas.tracking.provenance import git_state
 if TYPE_CHECKING:
     from atlas.config import Bounds
     from atlas.data.episode import EpisodeDataset
-    from atlas.policies import AtlasPolicy
+    from atlas.policies.base import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class Publisher:
         return {**self._facts, "step": step, **epoch, **size, "metrics": kept}
 
 
-def run_facts(config: Config, policy: AtlasPolicy, dataset: EpisodeDataset) -> dict[str, Any]:
+def run_facts(config: Config, policy: Policy, dataset: EpisodeDataset) -> dict[str, Any]:
     """What is the same for all models of a run: parameter counts, hashes of config and data, the code's commit."""
     parameters = list(policy.parameters())
     return {

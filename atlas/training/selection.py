@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from atlas.config import Config
 from atlas.errors import InputError, did_you_mean
 from atlas.training.metrics import ERROR_NAMES
+from atlas.types import ActionSpec
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,14 @@ def rises(metric: str) -> bool:
     return any(part in metric for part in ("success", "accuracy", "reward"))
 
 
-def check_metrics(config: Config, tasks: Sequence[str], rollouts: bool, validation: bool = True) -> None:
-    """Raises InputError where the config names a metric that no training with these tasks would ever have.
+def check_metrics(
+    config: Config, spec: ActionSpec, tasks: Sequence[str], rollouts: bool, validation: bool = True
+) -> None:
+    """Raises InputError where the config names a metric that no training with these actions and tasks would ever have.
 
     rollouts: whether there is closed-loop evaluation during training; validation: whether there are episodes for it.
     """
-    measured = [f"val/{name}" for name in ("loss", "pose_loss", "gripper_loss", *ERROR_NAMES)]
-    if config.model.alignment is not None:
-        measured.append("val/alignment_loss")
+    measured = [f"val/{name}" for name in ("loss", *config.model.loss_terms(spec), *ERROR_NAMES)]
     measured += [f"val/{task.replace(' ', '_')}/{name}" for task in tasks for name in ERROR_NAMES]
     in_closed_loop = ["eval/success_rate", "eval/mean_reward", "eval/episode_length"]
     in_closed_loop += [f"eval/success_rate/{task.replace(' ', '_')}" for task in tasks]

@@ -21,7 +21,7 @@ from atlas.data.chunks import Sample
 from atlas.data.loader import make_loader, worker_count
 from atlas.data.order import TrainOrder, validation_batches
 from atlas.data.training_data import TrainingData
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import Policy
 from atlas.system.progress import training_bar
 from atlas.tracking import RunTracker
 from atlas.training.checkpoint_manager import Keeper
@@ -58,7 +58,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        policy: AtlasPolicy,
+        policy: Policy,
         data: TrainingData,
         run_dir: Path,
         accelerator: Accelerator,
@@ -352,11 +352,11 @@ class Trainer:
         images = batch.unit_images()
         return replace(batch, images=self.augment(images, batch) if augment else images)
 
-    def _memory_explained(self, policy: AtlasPolicy) -> AbstractContextManager[None]:
+    def _memory_explained(self, policy: Policy) -> AbstractContextManager[None]:
         """Within it, OutOfMemory is raised where memory runs out."""
         return out_of_memory_explained(self.config, len(policy.processor.cameras), self.accelerator.device, self.cost)
 
-    def _utilisation(self, policy: AtlasPolicy) -> Utilisation | None:
+    def _utilisation(self, policy: Policy) -> Utilisation | None:
         if self.cost is None:
             return None
         # A frozen backbone in bfloat16 computes in it whatever the rest does.

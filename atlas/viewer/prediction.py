@@ -42,9 +42,9 @@ def predict(checkpoint: str, dataset: EpisodeDataset, episode: Episode) -> Predi
     """Ask a policy at every frame of an episode. Raises InputError where it cannot be loaded or is for other data."""
     import torch
 
-    from atlas.policies import AtlasPolicy
+    from atlas.policies.base import load_policy
 
-    policy = AtlasPolicy.from_pretrained(checkpoint)
+    policy = load_policy(checkpoint)
     processor = policy.processor
     _check_fits(policy.processor.action_spec, processor.cameras, dataset, checkpoint)
     policy.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from atlas.data.hdf5.libero_writer import write_libero_file
 from atlas.errors import InputError
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import load_policy
 from atlas.system.locks import hold
 from atlas.system.manifest import seal
 from tests.bad_input.table import Row, contents, cut, each, flip, refused
@@ -172,7 +172,7 @@ def test_a_damaged_policy_is_refused_by_evaluation_and_from_python(bad: Row, pla
 
     refused(place, ["eval", "--checkpoint", str(run_dir), "--env", "cubes"], *bad.words)
     with pytest.raises(InputError) as error:
-        AtlasPolicy.from_pretrained(run_dir / LATEST)
+        load_policy(run_dir / LATEST)
 
     assert all(word in str(error.value) for word in bad.words), error.value
     assert contents(place) == before

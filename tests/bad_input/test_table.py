@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import load_policy
 from tests.bad_input import test_checkpoints, test_configs, test_feature_caches, test_flags, test_hdf5_files
 from tests.bad_input.conftest import BACKBONE
 from tests.bad_input.table import run_here
@@ -43,4 +43,4 @@ def test_the_good_inputs_are_taken(
         with mock.patch("atlas.train.run") as run:
             assert run_here(place, command) == (0, "")
         run.assert_called_once()
-    AtlasPolicy.from_pretrained(run_dir)
+    load_policy(run_dir)

@@ -23,7 +23,7 @@ from atlas.checks.numbers import check_actions
 from atlas.checks.stats import check_stats
 from atlas.cli.data_commands import data_app
 from atlas.config import Config, DataConfig
-from atlas.config.model_sections import ProcessorConfig
+from atlas.config.model_section import ProcessorConfig
 from atlas.data import open_dataset
 from atlas.data.episode import Episode, EpisodeDataset
 from atlas.data.split import split_episodes

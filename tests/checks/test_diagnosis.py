@@ -18,7 +18,8 @@ from atlas.data.episode import EpisodeDataset
 from atlas.data.inputs import TrainingInputs, summarise_inputs
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
 from atlas.errors import InputError
-from atlas.policies import AtlasPolicy, PolicyProcessor
+from atlas.policies.modular.policy import ModularPolicy
+from atlas.policies.processor import PolicyProcessor
 from atlas.rollout.input_recorder import InputWatcher
 from atlas.rollout.open_loop import evaluate_recorded
 from atlas.types import Observation
@@ -168,7 +169,7 @@ def test_the_verb_diagnoses_a_policy_and_plays_recorded_actions(
     good: EpisodeDataset, cubes_dataset: Path, tmp_path: Path
 ) -> None:
     config = load_config(None, ["data.image_size=32", "model.fusion.dim=32"])
-    AtlasPolicy(config.model, processor_for(good, config)).save_pretrained(tmp_path / "policy")
+    ModularPolicy(config.model, processor_for(good, config)).save_pretrained(tmp_path / "policy")
     common = ["eval", "--env", "cubes", "--json", "--episodes", "2"]
 
     untrained = json.loads(run_atlas([*common, "--checkpoint", str(tmp_path / "policy"), "--diagnose"]).stdout)

@@ -19,8 +19,7 @@ from atlas.data.chunks import ChunkDataset
 from atlas.data.feature_cache import CacheLayout, FeatureCache
 from atlas.data.randomness import sample_keys
 from atlas.errors import InputError
-from atlas.policies.modular.feature_cache_filling import begin_cache, describe, fill_cache, frozen_backbone
-from atlas.policies.modular.vggt_backbone import PretrainedVGGTEncoder
+from atlas.policies.feature_cache_filling import begin_cache, describe, fill_cache, frozen_encoder
 from tests.conftest import MakeLibero
 from tests.policies.test_vggt_backbone import SIZE, SMALL, WEIGHTS, backbone_config
 
@@ -40,7 +39,7 @@ def every_frame(config: Config) -> ChunkDataset:
 
 def fill(config: Config, folder: Path, variants: int = 0) -> FeatureCache:
     cache = begin_cache(config, folder, variants)
-    fill_cache(cache, PretrainedVGGTEncoder(frozen_backbone(config)), every_frame(config), config, CPU)
+    fill_cache(cache, frozen_encoder(config).build_cached(), every_frame(config), config, CPU)
     return cache
 
 
@@ -58,7 +57,7 @@ def test_a_cache_holds_what_the_encoder_says_of_every_frame(
 ) -> None:
     config = make_config(make_libero())
     cache = fill(config, tmp_path / "cache")
-    encoder = PretrainedVGGTEncoder(frozen_backbone(config))
+    encoder = frozen_encoder(config).build_cached()
 
     wanted = np.array([51, 0, 13, 30])
     read = cache.features(wanted, np.zeros(4, np.int64))
@@ -72,7 +71,7 @@ def test_a_cache_holds_what_the_encoder_says_of_every_frame(
 def test_augmented_versions_are_those_of_their_numbers(make_libero: MakeLibero, tmp_path: Path) -> None:
     config = make_config(make_libero())
     cache = fill(config, tmp_path / "cache", variants=2)
-    encoder = PretrainedVGGTEncoder(frozen_backbone(config))
+    encoder = frozen_encoder(config).build_cached()
 
     read = cache.features(np.array([7, 7, 7]), np.array([0, 1, 2]))
 
@@ -88,7 +87,7 @@ def test_processes_share_the_work_and_a_stopped_one_goes_on(
 ) -> None:
     config = make_config(make_libero())
     whole = fill(config, tmp_path / "whole")
-    encoder = PretrainedVGGTEncoder(frozen_backbone(config))
+    encoder = frozen_encoder(config).build_cached()
     seen: list[int] = []
     encoder.aggregator.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
 

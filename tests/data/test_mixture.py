@@ -21,7 +21,7 @@ from atlas.data.order import TrainOrder
 from atlas.data.split import split_dataset, split_episodes
 from atlas.data.training_data import TrainingData, open_training_data
 from atlas.errors import InputError
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import load_policy
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.types import Observation
 from tests.bad_input.table import SMALL
@@ -244,7 +244,7 @@ def test_a_mixture_is_trained_on_and_its_policy_knows_each_source(
     assert "67% of 'worlds'" in (tmp_path / "mixed" / "train.log").read_text()
     assert {"val/open_the_drawer/pose_l2_error", "val/lift_the_cube/pose_l2_error"} <= set(result.metrics)
 
-    policy = AtlasPolicy.from_pretrained(result.best_checkpoint)
+    policy = load_policy(result.best_checkpoint)
     asked: list[list[int]] = []
     with (
         caplog.at_level(logging.INFO),

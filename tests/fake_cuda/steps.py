@@ -22,9 +22,8 @@ import atlas.training.trainer
 from atlas.config import Config, load_config
 from atlas.data.augment import _luma
 from atlas.data.training_data import TrainingData, open_training_data
-from atlas.policies import AtlasPolicy
-from atlas.policies.modular.feature_cache_filling import begin_cache, fill_cache, frozen_backbone
-from atlas.policies.modular.vggt_backbone import PretrainedVGGTEncoder
+from atlas.policies.feature_cache_filling import begin_cache, fill_cache, frozen_encoder
+from atlas.policies.modular.policy import ModularPolicy
 from atlas.train import _make_policy, _use_features
 from atlas.training import Trainer
 from atlas.training.parallel.sharded import Sharded, trained_shards
@@ -177,12 +176,12 @@ def listed(census: Census) -> list[tuple[str, str, int]]:
     return sorted((what, place, count) for (what, place), count in census.seen.items())
 
 
-def make_parts(config: Config) -> tuple[TrainingData, AtlasPolicy]:
+def make_parts(config: Config) -> tuple[TrainingData, ModularPolicy]:
     torch.manual_seed(0)
     data = open_training_data(config)
     if config.data.feature_cache is not None:
         cache = begin_cache(config, Path(config.data.feature_cache), 0)
-        encoder = PretrainedVGGTEncoder(frozen_backbone(config))
+        encoder = frozen_encoder(config).build_cached()
         fill_cache(cache, encoder, all_frames(data, config), config, torch.device("cpu"))
     policy = _make_policy(config, data.dataset, data.train, data.cameras)
     if policy.alignment is not None:
@@ -200,7 +199,7 @@ def all_frames(data: TrainingData, config: Config) -> Any:
     return ChunkDataset(data.dataset, np.arange(len(data.dataset)), data.cameras, config.data.image_size, horizon=1)
 
 
-def to_fake(policy: AtlasPolicy) -> AtlasPolicy:
+def to_fake(policy: ModularPolicy) -> ModularPolicy:
     """The policy on the device, with tensors that hold no numbers, in place. Within the fake mode."""
     made: dict[int, nn.Parameter] = {}
     for module in policy.modules():
@@ -217,7 +216,7 @@ def to_fake(policy: AtlasPolicy) -> AtlasPolicy:
     return policy
 
 
-def make_trainer(config: Config, policy: AtlasPolicy, data: TrainingData, folder: Path) -> Trainer:
+def make_trainer(config: Config, policy: ModularPolicy, data: TrainingData, folder: Path) -> Trainer:
     bf16 = config.training.precision != "fp32"
 
     def autocast() -> AbstractContextManager[Any]:

@@ -156,8 +156,8 @@ def test_caching_features_on_chosen_gpus_hands_the_choice_on_once(
     from atlas.cli import app
 
     handed: list[str] = []
-    monkeypatch.setattr("atlas.policies.modular.feature_cache_filling.begin_cache", lambda *_: None)
-    monkeypatch.setattr("atlas.policies.modular.feature_cache_filling.describe", lambda _: "")
+    monkeypatch.setattr("atlas.policies.feature_cache_filling.begin_cache", lambda *_: None)
+    monkeypatch.setattr("atlas.policies.feature_cache_filling.describe", lambda _: "")
     monkeypatch.setattr(
         "atlas.launch.launch_ranks",
         lambda _, plan: handed.append(plan.environment(os.environ)["CUDA_VISIBLE_DEVICES"]) or 0,  # type: ignore[func-returns-value]

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 import atlas
 from atlas.config import load_config
 from atlas.errors import InputError
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import load_policy
+from atlas.policies.modular.policy import ModularPolicy
 from tests.conftest import MakeLibero
 from tests.policies.test_policy import SMALL, make_batch, make_processor
 from tests.policies.test_vggt_backbone import SIZES, WEIGHTS
@@ -25,9 +26,9 @@ def alignment(weights: Path = WEIGHTS, weight: float = 0.5) -> list[str]:
     return [f"model.alignment={{teacher: {teacher}, image_size: 56, weight: {weight}}}"]
 
 
-def make_policy(*overrides: str, hired: bool = True) -> AtlasPolicy:
+def make_policy(*overrides: str, hired: bool = True) -> ModularPolicy:
     torch.manual_seed(0)
-    policy = AtlasPolicy(load_config({}, [*SMALL, *STUDENT, *overrides]).model, make_processor())
+    policy = ModularPolicy(load_config({}, [*SMALL, *STUDENT, *overrides]).model, make_processor())
     if hired and policy.alignment is not None:
         policy.alignment.hire()
     return policy
@@ -78,7 +79,7 @@ def test_the_teacher_is_not_saved_and_not_needed_to_act(tmp_path: Path) -> None:
     policy.save_pretrained(tmp_path / "policy")
     weights.unlink()
 
-    loaded = AtlasPolicy.from_pretrained(tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
 
     batch = make_batch()
     assert torch.equal(loaded.sample(batch), policy.sample(batch))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atlas.config import BidirectionalFusionConfig, QueryFusionConfig, load_config
+from atlas.config import load_config
 from atlas.errors import InputError
-from atlas.policies.modular.fusion import BidirectionalFusion, QueryFusion, make_fusion
-from atlas.policies.modular.language_contract import LanguageTokens
+from atlas.policies.modular.fusion import BidirectionalFusion, QueryFusion
+from atlas.policies.modular.language_tokens import LanguageTokens
+from atlas.policies.modular.parts import BidirectionalFusionConfig, QueryFusionConfig
 
 BATCH, HORIZON, DIM = 2, 4, 32
 TOKENS, WORDS = 9, 6
@@ -21,7 +22,7 @@ Config = QueryFusionConfig | BidirectionalFusionConfig
 
 def make(config: Config) -> QueryFusion | BidirectionalFusion:
     torch.manual_seed(0)
-    return make_fusion(config, HORIZON, vision_dim=24, language_dim=16, proprio_dim=8)
+    return config.build(HORIZON, vision_dim=24, language_dim=16, proprio_dim=8)
 
 
 def inputs() -> tuple[torch.Tensor, LanguageTokens, torch.Tensor]:

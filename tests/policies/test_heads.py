@@ -8,10 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from atlas.config import FlowMatchingHeadConfig, RegressionHeadConfig
 from atlas.data.randomness import sample_keys
 from atlas.policies.modular.flow_matching import FlowMatchingHead, training_time
-from atlas.policies.modular.head_contract import make_head
+from atlas.policies.modular.parts import FlowMatchingHeadConfig, RegressionHeadConfig
 from atlas.policies.modular.regression import RegressionHead
 from atlas.policies.modular.solvers import Solver, integrate
 from atlas.rollout.evaluation import one_thread
@@ -38,7 +37,7 @@ def make(
 ) -> RegressionHead | FlowMatchingHead:
     """A head as training would have changed it: what starts at zero is not zero any more."""
     torch.manual_seed(0)
-    head = make_head(config, DIM, spec or ActionSpec(), HORIZON)
+    head = config.build(DIM, spec or ActionSpec(), HORIZON)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -108,7 +107,7 @@ def test_losses_are_means_over_the_steps_that_are_there(
     config: RegressionHeadConfig | FlowMatchingHeadConfig,
 ) -> None:
     """Untrained, so that no step looks at another: those of all steps follow from those of two parts of them."""
-    head = make_head(config, DIM, ActionSpec(), HORIZON)
+    head = config.build(DIM, ActionSpec(), HORIZON)
     fused, actions, none = chunks()
     is_pad = none.clone()
     is_pad[0, 1:], is_pad[1, 3:] = True, True
@@ -192,7 +191,7 @@ def test_a_generator_goes_before_the_key_and_the_key_before_the_global_one() -> 
 
 def test_an_untrained_flow_loses_what_the_straight_velocity_is() -> None:
     """It starts as the velocity zero, so its loss is the mean square of actions - noise: 1 + the actions' own."""
-    head = make_head(FlowMatchingHeadConfig(dim=32), DIM, ActionSpec(), HORIZON)
+    head = FlowMatchingHeadConfig(dim=32).build(DIM, ActionSpec(), HORIZON)
     actions = torch.full((4000, HORIZON, 7), 0.5)
     actions[..., 6] = -1.0
 
@@ -277,7 +276,7 @@ def test_the_flow_learns_both_ways_of_doing_it_where_regression_takes_the_middle
     def train(config: RegressionHeadConfig | FlowMatchingHeadConfig) -> torch.Tensor:
         """512 sampled chunks [seen, 256, H, 7] after training."""
         torch.manual_seed(0)
-        head = make_head(config, DIM, ActionSpec(), HORIZON)
+        head = config.build(DIM, ActionSpec(), HORIZON)
         optimizer = torch.optim.AdamW(head.parameters(), 3e-3)
         for step in range(400):
             seen, way = torch.randint(2, (2, 128), generator=generator)

@@ -12,10 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from atlas.config import BytesLanguageConfig, HuggingFaceLanguageConfig
 from atlas.errors import InputError
 from atlas.policies.modular.huggingface_language import HuggingFaceLanguageEncoder
-from atlas.policies.modular.language_contract import make_language
+from atlas.policies.modular.parts import BytesLanguageConfig, HuggingFaceLanguageConfig
 
 WORDS = "pick up the red green blue cube and put it on plate open close drawer".split()
 SHORT, LONG = "open it", "pick up the red cube and put it on the plate"
@@ -101,7 +100,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 def encoder_of(folder: Path, freeze: bool = True, max_length: int = 128, **how: Any) -> HuggingFaceLanguageEncoder:
     config = HuggingFaceLanguageConfig(pretrained=str(folder), freeze=freeze, max_length=max_length)
-    encoder = make_language(config, **how)
+    encoder = config.build(**how)
     assert isinstance(encoder, HuggingFaceLanguageEncoder)
     return encoder
 
@@ -313,7 +312,7 @@ def test_a_copy_of_the_source_is_the_same_encoder(kind: str, saved: Saved, tmp_p
     encoder.save_source(tmp_path / "language")
     encoder.save_source(tmp_path / "language")  # again, over the first
 
-    copy = make_language(config, source=tmp_path / "language")
+    copy = config.build(source=tmp_path / "language")
 
     assert [p.name for p in tmp_path.iterdir()] == ["language"]
     assert encoder.frozen is not None and copy.frozen == encoder.frozen
@@ -442,12 +441,12 @@ def test_a_model_that_is_not_there_is_an_error_not_a_substitute(
     go_offline(monkeypatch, tmp_path / "cache")
 
     with pytest.raises(InputError, match=r"model\.language\.pretrained: 'nobody/nothing' could not be had.*cache"):
-        make_language(HuggingFaceLanguageConfig(pretrained="nobody/nothing"))
+        HuggingFaceLanguageConfig(pretrained="nobody/nothing").build()
     with pytest.raises(InputError, match=r"model\.language\.pretrained: there is no folder .*encoder; give a folder"):
-        make_language(HuggingFaceLanguageConfig(pretrained=str(tmp_path / "encoder")))
+        HuggingFaceLanguageConfig(pretrained=str(tmp_path / "encoder")).build()
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"model\.language\.pretrained: the config of .*empty' cannot be read"):
-        make_language(HuggingFaceLanguageConfig(pretrained=str(tmp_path / "empty")))
+        HuggingFaceLanguageConfig(pretrained=str(tmp_path / "empty")).build()
 
 
 def test_a_model_in_the_hubs_cache_is_found_offline(
@@ -459,13 +458,13 @@ def test_a_model_in_the_hubs_cache_is_found_offline(
     (cached / "refs" / "main").write_text(commit)
     go_offline(monkeypatch, tmp_path / "cache")
 
-    encoder = make_language(HuggingFaceLanguageConfig(pretrained="someone/tiny-t5"))
+    encoder = HuggingFaceLanguageConfig(pretrained="someone/tiny-t5").build()
 
     assert encoder.frozen is not None and encoder.frozen.reference == "someone/tiny-t5"
     assert torch.equal(encoder([LONG]).tokens, encoder_of(saved("t5"))([LONG]).tokens)
     (cached / "snapshots" / commit / "model.safetensors").unlink()  # as after a download that was cut off
     with pytest.raises(InputError, match="'someone/tiny-t5' could not be had"):
-        make_language(HuggingFaceLanguageConfig(pretrained="someone/tiny-t5"))
+        HuggingFaceLanguageConfig(pretrained="someone/tiny-t5").build()
 
 
 def go_offline(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -496,7 +495,7 @@ def test_reading_a_model_leaves_the_console_alone(
 
 
 def test_the_bytes_encoder_masks_its_padding() -> None:
-    encoder = make_language(BytesLanguageConfig(dim=16, layers=1)).eval()
+    encoder = BytesLanguageConfig(dim=16, layers=1).build().eval()
 
     one, two = encoder([SHORT]), encoder([LONG, SHORT])
 
@@ -508,7 +507,7 @@ def test_the_bytes_encoder_masks_its_padding() -> None:
 
 
 def test_the_bytes_encoder_cuts_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    encoder = make_language(BytesLanguageConfig(dim=16, layers=1, max_length=10))
+    encoder = BytesLanguageConfig(dim=16, layers=1, max_length=10).build()
 
     for _ in range(2):
         assert encoder([LONG, SHORT]).tokens.shape == (2, 10, 16)

@@ -13,12 +13,14 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from atlas.config import HuggingFaceLanguageConfig, load_config
+from atlas.config import load_config
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics, scaling_of
 from atlas.errors import InputError
-from atlas.policies import AtlasPolicy, PolicyProcessor
+from atlas.policies.base import load_policy
 from atlas.policies.modular.keypoints import SpatialSoftmax
-from atlas.policies.processor import Scaler, scaled_well
+from atlas.policies.modular.parts import HuggingFaceLanguageConfig
+from atlas.policies.modular.policy import ModularPolicy
+from atlas.policies.processor import PolicyProcessor, Scaler, scaled_well
 from atlas.types import ActionSpec, Batch, Observation
 
 HORIZON, SIZE = 4, 32
@@ -49,9 +51,9 @@ def make_processor(sources: int = 1) -> PolicyProcessor:
     return PolicyProcessor(("agentview", "eye_in_hand"), SIZE, SIZE, HORIZON, 8, ActionSpec(), statistics, scaling)
 
 
-def make_policy(vision: str = "keypoints", *overrides: str) -> AtlasPolicy:
+def make_policy(vision: str = "keypoints", *overrides: str) -> ModularPolicy:
     torch.manual_seed(0)
-    return AtlasPolicy(load_config({}, [*SMALL, *VISIONS[vision], *overrides]).model, make_processor())
+    return ModularPolicy(load_config({}, [*SMALL, *VISIONS[vision], *overrides]).model, make_processor())
 
 
 def make_batch(size: int = 3) -> Batch:
@@ -115,7 +117,7 @@ def test_a_saved_policy_acts_the_same_when_loaded(vision: str, tmp_path: Path) -
     policy = make_policy(vision).eval()
     policy.save_pretrained(tmp_path)
 
-    loaded = AtlasPolicy.from_pretrained(tmp_path)
+    loaded = load_policy(tmp_path)
 
     torch.testing.assert_close(loaded.sample(make_batch()), policy.sample(make_batch()), rtol=0, atol=0)
     assert loaded.processor == policy.processor and loaded.config == policy.config
@@ -181,7 +183,7 @@ def test_an_answer_does_not_depend_on_the_company_in_the_batch() -> None:
 
 def test_each_source_has_its_own_scale() -> None:
     torch.manual_seed(0)
-    policy = AtlasPolicy(load_config({}, [*SMALL, *VISIONS["keypoints"]]).model, make_processor(sources=2)).eval()
+    policy = ModularPolicy(load_config({}, [*SMALL, *VISIONS["keypoints"]]).model, make_processor(sources=2)).eval()
     batch = make_batch(2)
     values = torch.randn(2, HORIZON, 7)
     source = torch.tensor([0, 1])
@@ -244,7 +246,7 @@ def test_what_policies_were_scaled_by_is_kept_with_them(tmp_path: Path) -> None:
 def test_what_the_hand_feels_is_scaled_by_its_source() -> None:
     torch.manual_seed(0)
     processor = make_processor(sources=2)
-    policy = AtlasPolicy(load_config({}, [*SMALL, *VISIONS["keypoints"]]).model, processor).eval()
+    policy = ModularPolicy(load_config({}, [*SMALL, *VISIONS["keypoints"]]).model, processor).eval()
     batch = replace(make_batch(2), source=torch.tensor([1, 0]))
     felt: list[torch.Tensor] = []
     policy.fusion.proprio.register_forward_pre_hook(lambda _, given: felt.append(given[0]))
@@ -279,35 +281,35 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
     save_file({k: v for k, v in weights.items() if k != "head.pose.weight"}, file)
     with pytest.raises(InputError, match=r"'head\.pose\.weight' is missing"):
-        AtlasPolicy.from_pretrained(tmp_path)
+        load_policy(tmp_path)
     save_file(weights | {"stranger": torch.zeros(1)}, file)
     with pytest.raises(InputError, match="'stranger' is not part"):
-        AtlasPolicy.from_pretrained(tmp_path)
+        load_policy(tmp_path)
     save_file(weights | {"head.pose.bias": torch.zeros(3)}, file)
     with pytest.raises(InputError, match=r"'head\.pose\.bias' has shape \[3\], expected \[6\]"):
-        AtlasPolicy.from_pretrained(tmp_path)
+        load_policy(tmp_path)
     spoilt = weights["head.pose.bias"].clone()
     spoilt[0] = torch.inf
     save_file(weights | {"head.pose.bias": spoilt}, file)
     with pytest.raises(InputError, match=r"'head\.pose\.bias' holds values that are not finite"):
-        AtlasPolicy.from_pretrained(tmp_path)
+        load_policy(tmp_path)
     file.write_bytes(b"no tensors")
     with pytest.raises(InputError, match=r"model\.safetensors.*truncated"):
-        AtlasPolicy.from_pretrained(tmp_path)
+        load_policy(tmp_path)
 
 
 def test_a_folder_that_is_no_policy_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
-        AtlasPolicy.from_pretrained(tmp_path / "nowhere")
+        load_policy(tmp_path / "nowhere")
     with pytest.raises(InputError, match="holds none of"):
-        AtlasPolicy.from_pretrained(tmp_path)
+        load_policy(tmp_path)
     make_policy().save_pretrained(tmp_path)
     (tmp_path / "processor.json").write_text(json.dumps({"cameras": []}))
     with pytest.raises(InputError, match=r"processor\.json"):
-        AtlasPolicy.from_pretrained(tmp_path)
+        load_policy(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"lacks model\.safetensors"):
-        AtlasPolicy.from_pretrained(tmp_path)
+        load_policy(tmp_path)
 
 
 def test_a_frozen_text_encoder_is_named_and_a_full_copy_holds_it(tmp_path: Path) -> None:
@@ -317,16 +319,16 @@ def test_a_frozen_text_encoder_is_named_and_a_full_copy_holds_it(tmp_path: Path)
     policy.eval().save_pretrained(tmp_path / "named")
     policy.save_pretrained(tmp_path / "full", full=True)
 
-    loaded = AtlasPolicy.from_pretrained(tmp_path / "named")
+    loaded = load_policy(tmp_path / "named")
 
     assert all(p.grad is None for p in policy.language.parameters())
     assert not any(name.startswith("language.") for name in load_file(tmp_path / "named" / "model.safetensors"))
     assert torch.equal(loaded.sample(make_batch()), policy.sample(make_batch()))
 
     shutil.rmtree(tmp_path / "t5")
-    assert torch.equal(AtlasPolicy.from_pretrained(tmp_path / "full").sample(make_batch()), policy.sample(make_batch()))
+    assert torch.equal(load_policy(tmp_path / "full").sample(make_batch()), policy.sample(make_batch()))
     with pytest.raises(InputError, match=r"model\.language\.pretrained: there is no folder"):
-        AtlasPolicy.from_pretrained(tmp_path / "named")
+        load_policy(tmp_path / "named")
 
 
 def test_a_text_encoder_that_is_trained_learns_more_slowly() -> None:
@@ -356,4 +358,4 @@ def test_the_config_of_a_saved_policy_is_checked(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
 
     with pytest.raises(InputError, match="widht"):
-        AtlasPolicy.from_pretrained(tmp_path)
+        load_policy(tmp_path)

@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 import atlas.cli
 from atlas.config import load_config
 from atlas.errors import InputError
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import load_policy
+from atlas.policies.modular.policy import ModularPolicy
 from atlas.policies.modular.vggt_backbone import pool_patches
 from atlas.training.average import WeightAverage
 from atlas.training.optimizer import make_optimizer, set_learning_rate
@@ -37,10 +38,10 @@ def backbone_config(*changes: str, weights: Path = WEIGHTS) -> list[str]:
     return [f"model.vision={{{keys}}}", f"data.image_size={SIZE}"]
 
 
-def make_policy(*changes: str, weights: Path = WEIGHTS) -> AtlasPolicy:
+def make_policy(*changes: str, weights: Path = WEIGHTS) -> ModularPolicy:
     torch.manual_seed(0)
     config = load_config({}, [*SMALL, *backbone_config(*changes, weights=weights)])
-    return AtlasPolicy(config.model, replace(make_processor(), image_size=SIZE, camera_size=SIZE))
+    return ModularPolicy(config.model, replace(make_processor(), image_size=SIZE, camera_size=SIZE))
 
 
 def make_images(batch: int = 3, views: int = 2) -> torch.Tensor:
@@ -105,7 +106,7 @@ def test_a_saved_policy_acts_the_same_when_loaded(tmp_path: Path) -> None:
     policy = make_policy().eval()
     policy.save_pretrained(tmp_path)
 
-    loaded = AtlasPolicy.from_pretrained(tmp_path)
+    loaded = load_policy(tmp_path)
 
     batch = batch_of(make_images())
     assert torch.equal(loaded.sample(batch), policy.sample(batch))
@@ -118,14 +119,14 @@ def test_another_backbone_than_the_one_trained_with_is_refused(tmp_path: Path, o
     save_file(tensors, own_weights)
 
     with pytest.raises(InputError, match=r"other frozen vision weights.*Give it the weights of then"):
-        AtlasPolicy.from_pretrained(tmp_path / "policy")
+        load_policy(tmp_path / "policy")
 
 
 def test_changes_of_the_published_heads_do_not_matter(tmp_path: Path, own_weights: Path) -> None:
     make_policy(weights=own_weights).save_pretrained(tmp_path / "policy")
     save_file({k: v for k, v in load_file(own_weights).items() if k.startswith("aggregator.")}, own_weights)
 
-    AtlasPolicy.from_pretrained(tmp_path / "policy")
+    load_policy(tmp_path / "policy")
 
 
 def test_a_full_copy_needs_nothing_else(tmp_path: Path, own_weights: Path) -> None:
@@ -133,7 +134,7 @@ def test_a_full_copy_needs_nothing_else(tmp_path: Path, own_weights: Path) -> No
     policy.save_pretrained(tmp_path / "policy", full=True)
     own_weights.unlink()
 
-    loaded = AtlasPolicy.from_pretrained(tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
 
     batch = batch_of(make_images())
     assert torch.equal(loaded.sample(batch), policy.sample(batch))
@@ -281,7 +282,7 @@ def test_adapters_train_while_the_weights_stay(tmp_path: Path) -> None:
     policy.save_pretrained(tmp_path)
     saved = {k for k in load_file(tmp_path / "model.safetensors") if k.startswith("vision.")}
     assert saved == in_backbone
-    assert torch.equal(AtlasPolicy.from_pretrained(tmp_path).sample(batch), policy.eval().sample(batch))
+    assert torch.equal(load_policy(tmp_path).sample(batch), policy.eval().sample(batch))
 
 
 def test_adapters_of_weights_in_bfloat16_take_small_steps() -> None:

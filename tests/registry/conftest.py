@@ -21,7 +21,8 @@ from local_wandb import fake_wandb_here
 
 from atlas.config import load_config
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
-from atlas.policies import AtlasPolicy, PolicyProcessor
+from atlas.policies.modular.policy import ModularPolicy
+from atlas.policies.processor import PolicyProcessor
 from atlas.types import ActionSpec
 
 SMALL = [
@@ -38,18 +39,18 @@ def server(tmp_path: Path) -> Iterator[FakeWandb]:
 
 
 @pytest.fixture(scope="session")
-def policy() -> AtlasPolicy:
+def policy() -> ModularPolicy:
     rng = np.random.default_rng(0)
     columns = [ColumnStatistics.of(rng.normal(size=(50, width))) for width in (7, 8)]
     statistics = (DatasetStatistics("cubes", 10, 2, *columns),)
     scaling = load_config({}).model.processor
     torch.manual_seed(0)
     processor = PolicyProcessor(("agentview",), 32, 32, 4, 8, ActionSpec(), statistics, scaling)
-    return AtlasPolicy(load_config({}, SMALL).model, processor)
+    return ModularPolicy(load_config({}, SMALL).model, processor)
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path, policy: AtlasPolicy) -> Path:
+def run_dir(tmp_path: Path, policy: ModularPolicy) -> Path:
     """A run's folder with one checkpoint, of step 40, which is the best."""
     run_dir = tmp_path / "outputs" / "my run"
     checkpoint = run_dir / "checkpoints" / "step_00000040"

@@ -16,7 +16,8 @@ from local_wandb import local_wandb
 
 from atlas import registry
 from atlas.errors import InputError
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import load_policy
+from atlas.policies.modular.policy import ModularPolicy
 from atlas.registry import client, download
 
 
@@ -41,8 +42,8 @@ def test_a_checkpoint_comes_back_as_it_was_pushed(reference: str, checkpoint: Pa
     assert receipt["metadata"]["run_name"] == "my run" and receipt["metadata"]["step"] == 40
 
 
-def test_a_policy_loads_from_a_reference_and_is_the_same(reference: str, policy: AtlasPolicy) -> None:
-    loaded = AtlasPolicy.from_pretrained("wandb:somebody/atlas-vla/my-run:latest")
+def test_a_policy_loads_from_a_reference_and_is_the_same(reference: str, policy: ModularPolicy) -> None:
+    loaded = load_policy("wandb:somebody/atlas-vla/my-run:latest")
     saved = policy.own_state_dict()
     assert all(torch.equal(value, saved[name]) for name, value in loaded.own_state_dict().items())
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from atlas.config import Config, load_config
-from atlas.policies import AtlasPolicy
+from atlas.policies.modular.policy import ModularPolicy
 from atlas.training.publishing import Publisher, config_hash, git_commit, run_facts
 
 
@@ -116,7 +116,7 @@ def test_a_model_says_where_it_comes_from(checkpoint: Path) -> None:
     assert "| optimizer steps | 40 |" in card and "| `val/loss` | 0.25 |" in card
 
 
-def test_the_facts_of_a_run(policy: AtlasPolicy, make_libero: Callable[..., Path]) -> None:
+def test_the_facts_of_a_run(policy: ModularPolicy, make_libero: Callable[..., Path]) -> None:
     from atlas.data import open_dataset
 
     config = load_config({"run_name": "my run"})

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from atlas import registry
 from atlas.errors import InputError
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import load_policy
+from atlas.policies.modular.policy import ModularPolicy
 
 
 @pytest.fixture
@@ -70,9 +71,9 @@ def test_only_better_models_are_uploaded_as_best(run: Any, server: FakeWandb) ->
     assert registry.save_and_upload_best({}, 9, {"odd": 1.0}, "odd", {"odd": 0.0}, mode="max")
 
 
-def test_a_policy_is_kept_in_a_form_that_loads(run: Any, policy: AtlasPolicy) -> None:
+def test_a_policy_is_kept_in_a_form_that_loads(run: Any, policy: ModularPolicy) -> None:
     assert registry.save_and_upload_best(policy, 3, {"val/loss": 1.0}, "val/loss", {})
-    loaded = AtlasPolicy.from_pretrained("wandb:somebody/atlas-vla/their-run:best")
+    loaded = load_policy("wandb:somebody/atlas-vla/their-run:best")
     assert loaded.processor.cameras == policy.processor.cameras
 
 

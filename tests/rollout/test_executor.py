@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from atlas.data.randomness import sample_keys
 from atlas.errors import InputError
-from atlas.policies import AtlasPolicy
+from atlas.policies.modular.policy import ModularPolicy
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.evaluation import Evaluator, PlannedEpisode, Probe, evaluate_checkpoint, one_thread, plan_episodes
 from atlas.rollout.proportions import wilson_interval
@@ -103,7 +103,7 @@ def test_episodes_have_states_of_their_own() -> None:
     assert both[4][0, 0] == 0.5 and both[9][0, 0] == 1
 
 
-def acting(head: str) -> AtlasPolicy:
+def acting(head: str) -> ModularPolicy:
     """A policy as training would have changed it: what starts at zero in a head is not zero any more."""
     policy = make_policy("keypoints", HEADS[head]).eval()
     with torch.no_grad():

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from atlas.checkpoints import Contents
 from atlas.checkpoints.state import TrainingState, random_state
 from atlas.config import Config, load_config
-from atlas.policies import AtlasPolicy
+from atlas.policies.modular.policy import ModularPolicy
 from atlas.training.parallel.block_setup import set_up_blocks
 from atlas.training.parallel.strategy import make_strategy
 from atlas.types import Batch
@@ -105,10 +105,10 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu().clone()
 
 
-def make_job(*overrides: str) -> tuple[Config, AtlasPolicy]:
+def make_job(*overrides: str) -> tuple[Config, ModularPolicy]:
     config = load_config({}, [*JOB, *overrides])
     torch.manual_seed(0)
-    return config, AtlasPolicy(config.model, make_processor())
+    return config, ModularPolicy(config.model, make_processor())
 
 
 def make_step(step: int) -> Batch:

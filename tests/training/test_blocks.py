@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from atlas.config import load_config
 from atlas.errors import InputError
-from atlas.policies import AtlasPolicy
+from atlas.policies.modular.policy import ModularPolicy
 from atlas.training.parallel import block_setup as blocks
 from atlas.training.parallel.block_setup import check_blocks, plain_copy, set_tf32, set_up_blocks
 from tests.policies import test_language, test_vggt_backbone
@@ -31,12 +31,12 @@ LARGE = ["model.fusion={name: bidirectional, dim: 32, dropout: 0.1}", "model.hea
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
 
 
-def block_names(policy: AtlasPolicy) -> list[str]:
+def block_names(policy: ModularPolicy) -> list[str]:
     names = {module: name for name, module in policy.named_modules()}
     return [names[block] for block in policy.blocks()]
 
 
-def learn(policy: AtlasPolicy, size: int = 3) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def learn(policy: ModularPolicy, size: int = 3) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss of a batch, and every weight's gradient."""
     torch.manual_seed(7)  # of dropout and of the flow's noise
     policy.zero_grad()
@@ -67,7 +67,7 @@ class Kept(TorchDispatchMode):
         return sum(self._sizes.values())
 
 
-def kept_for_backward(policy: AtlasPolicy) -> int:
+def kept_for_backward(policy: ModularPolicy) -> int:
     policy(make_batch())  # what is remembered from now on
     with Kept() as kept:
         loss = policy(make_batch()).loss
@@ -140,10 +140,10 @@ def test_recomputed_blocks_give_the_same_loss_and_gradients_under_the_same_names
 def test_a_trained_text_model_can_be_recomputed(kind: str, saved: Saved) -> None:
     language = f"model.language={{name: huggingface, pretrained: {saved(kind)}, freeze: false}}"
 
-    def make() -> AtlasPolicy:
+    def make() -> ModularPolicy:
         torch.manual_seed(0)
         config = load_config({}, ["model.fusion.dim=32", *VISIONS["vggt-patch"], language]).model
-        return AtlasPolicy(config, make_processor()).train()
+        return ModularPolicy(config, make_processor()).train()
 
     plain, recomputed = make(), make()
     set_up_blocks(recomputed, recompute=True, compiled=False)

@@ -27,7 +27,7 @@ from atlas.checkpoints.retention import Retention
 from atlas.checkpoints.state import RankState, load_state, random_state, set_random_state, state_of_rank
 from atlas.config import load_config
 from atlas.errors import InputError
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import load_policy
 from atlas.prepare import load_run_config, prepare
 from atlas.system.files import partial_folder
 from atlas.system.locks import writing
@@ -219,13 +219,13 @@ def test_any_damage_to_any_file_is_found_and_named(tmp_path: Path, damage: Calla
 def test_a_policy_with_a_bit_flipped_is_not_loaded(name: str, tmp_path: Path) -> None:
     checkpoint = Checkpoints(tmp_path / "run", Retention(2)).write(Training().at(1))
     (checkpoint / "policy" / "README.md").write_text("what this policy is good at")  # which anybody may write
-    AtlasPolicy.from_pretrained(checkpoint)
+    load_policy(checkpoint)
 
     flip_a_bit(checkpoint / "policy" / name)
 
     for reference in (checkpoint, checkpoint / "policy", tmp_path / "run" / "checkpoints" / "latest"):
         with pytest.raises(InputError, match=rf"policy/{name} is damaged: .*SHA-256"):
-            AtlasPolicy.from_pretrained(reference)
+            load_policy(reference)
 
 
 def test_a_manifest_that_lists_less_than_a_checkpoint_has_is_damaged(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from atlas.config import load_config
 from atlas.data import open_dataset
 from atlas.data.chunks import ChunkDataset
-from atlas.policies import AtlasPolicy
+from atlas.policies.modular.policy import ModularPolicy
 from atlas.policies.summary import summarize
 from atlas.system.gpu_facts import GPU_PEAKS, peak_of
 from atlas.training.parallel.block_setup import set_up_blocks
@@ -34,7 +34,7 @@ def data_of(make_libero: MakeLibero) -> Callable[..., ChunkDataset]:
     return make
 
 
-def counted_flops(policy: AtlasPolicy, data: ChunkDataset, size: int) -> int:
+def counted_flops(policy: ModularPolicy, data: ChunkDataset, size: int) -> int:
     """Of a real step, with attention as the products that define it: torch counts none of the CPU's fused one."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         policy.train()(example_batch(data, size, "cpu")).loss.backward()
@@ -56,8 +56,8 @@ def test_the_count_is_that_of_a_real_step(vision: str, data_of: Callable[..., Ch
 def test_tokens_are_those_that_fusion_reads(data_of: Callable[..., ChunkDataset]) -> None:
     cost = sample_cost(make_policy("vggt-conv"), data_of(), 4)
 
-    assert cost.vision_tokens == 2 * (1 + 4 + (SIZE // 16) ** 2)  # a camera token and registers in each view
-    assert cost.language_tokens == len(max(TASKS, key=len)) + 1  # bytes and the end
+    assert cost.tokens["vision"] == 2 * (1 + 4 + (SIZE // 16) ** 2)  # a camera token and registers in each view
+    assert cost.tokens["language"] == len(max(TASKS, key=len)) + 1  # bytes and the end
 
 
 def test_operations_of_recomputing_are_not_the_models(data_of: Callable[..., ChunkDataset]) -> None:
@@ -103,13 +103,13 @@ def test_cached_features_cost_no_backbone(
 ) -> None:
     policy, data = test_vggt_backbone.make_policy(), data_of(test_vggt_backbone.SIZE)
     with_images = sample_cost(policy, data, 2)
-    features = torch.zeros(1, with_images.vision_tokens, policy.vision.dim, dtype=torch.bfloat16)
+    features = torch.zeros(1, with_images.tokens["vision"], policy.vision.dim, dtype=torch.bfloat16)
     monkeypatch.setattr(data, "_features", object())
     monkeypatch.setattr(data, "_cached_features", lambda index, key: features)
 
     cached = sample_cost(policy, data, 2)
 
-    assert cached.vision_tokens == with_images.vision_tokens
+    assert cached.tokens["vision"] == with_images.tokens["vision"]
     assert cached.flops < 0.2 * with_images.flops
 
 
@@ -174,7 +174,7 @@ def test_peaks_of_faster_kinds_are_higher() -> None:
 
 def test_the_utilisation_is_a_share_of_all_gpus_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    cost = SampleCost(flops=989e9, vision_tokens=1, language_tokens=1)
+    cost = SampleCost(flops=989e9, tokens={})
 
     found = Utilisation.on(torch.device("cuda", 0), 8, cost, bf16=True, tf32=True)
 
@@ -183,7 +183,7 @@ def test_the_utilisation_is_a_share_of_all_gpus_peaks(monkeypatch: pytest.Monkey
 
 
 def test_without_a_known_gpu_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    cost = SampleCost(1e9, 1, 1)
+    cost = SampleCost(1e9, {})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Something New")
 
     assert Utilisation.on(torch.device("cpu"), 1, cost, False, False) is None

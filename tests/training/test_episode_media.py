@@ -16,7 +16,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from atlas.config import EpisodeLoggerConfig, EvaluationConfig, LoggingConfig, WandbConfig
-from atlas.policies import AtlasPolicy
+from atlas.policies.modular.policy import ModularPolicy
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.tracking import RunTracker
 from atlas.training.closed_loop import ClosedLoop
@@ -159,7 +159,7 @@ def test_films_go_where_the_config_says_and_one_that_fails_costs_a_warning(
     assert not (run_dir / "videos").exists()
 
 
-def cubes_policy() -> AtlasPolicy:
+def cubes_policy() -> ModularPolicy:
     """One that holds still, near enough, until time is up."""
     return make_policy("keypoints").eval()
 

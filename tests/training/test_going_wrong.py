@@ -24,7 +24,7 @@ from atlas.training.checkpoint_manager import NotSaved
 from atlas.training.guards.early_stopping import EarlyStopping
 from atlas.training.guards.skipping import NotFinite
 from atlas.training.selection import check_metrics
-from atlas.types import Batch, LossTerms
+from atlas.types import ActionSpec, Batch, LossTerms
 from tests import warm
 from tests.conftest import MakeLibero
 from tests.test_processes import QUICK
@@ -188,7 +188,7 @@ def run_of(settings: list[str], *more: str, resume: str | None = None) -> Path:
 def test_a_metric_that_is_never_measured_is_refused(overrides: list[str], rollouts: bool, message: str) -> None:
     config: Config = load_config({}, overrides)
     with pytest.raises(InputError, match=message):
-        check_metrics(config, ["open the drawer"], rollouts)
+        check_metrics(config, ActionSpec(), ["open the drawer"], rollouts)
 
 
 def test_a_full_disk_costs_checkpoints_and_not_the_training(

@@ -13,7 +13,8 @@ import torch
 
 import atlas
 from atlas.config import load_config
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import load_policy
+from atlas.policies.modular.policy import ModularPolicy
 from atlas.prepare import prepare
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.runs import read_scalars
@@ -32,7 +33,7 @@ def settings(make_libero: MakeLibero, tmp_path: Path) -> list[str]:
     return [*QUICK, *steps, *folders]
 
 
-def trained_by_hand(trainer: Trainer, policy: AtlasPolicy) -> tuple[dict[str, torch.Tensor], list[float]]:
+def trained_by_hand(trainer: Trainer, policy: ModularPolicy) -> tuple[dict[str, torch.Tensor], list[float]]:
     """The averaged weights after the steps, and the gradients' norms: a batch a step, of all that the step sees."""
     given = trainer.config.training
     weights = [p for p in policy.parameters() if p.requires_grad]
@@ -77,7 +78,7 @@ def test_a_step_is_the_mean_over_its_valid_actions_clipped_and_averaged(settings
     assert min(norms) > 4 * LARGEST_NORM
     logged = [norm for _, norm in read_scalars(trainer.run_dir)["train/grad_norm"]]
     assert logged == pytest.approx(norms, rel=1e-3)
-    saved = AtlasPolicy.from_pretrained(trainer.run_dir / "checkpoints" / "latest")
+    saved = load_policy(trainer.run_dir / "checkpoints" / "latest")
     for name, parameter in saved.named_parameters():
         torch.testing.assert_close(parameter, by_hand[name], rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -89,7 +90,7 @@ class Recorder:
         self.asked: list[tuple[str, str, int]] = []
 
     def run(
-        self, policy: AtlasPolicy, purpose: Any, episodes: int, name: str, step: int, videos: int = 0
+        self, policy: ModularPolicy, purpose: Any, episodes: int, name: str, step: int, videos: int = 0
     ) -> EvaluationReport:
         self.asked.append((purpose, name, step))
         outcome = EpisodeOutcome("open the drawer", 1, len(self.asked) == 1, 1.0, 10)

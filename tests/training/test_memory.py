@@ -15,7 +15,7 @@ from atlas.training.perf.memory_estimate import GPUMemory, OutOfMemory, explain,
 from tests.policies.test_policy import make_batch, make_policy
 
 CPU = torch.device("cpu")
-COST = SampleCost(flops=1e9, vision_tokens=138, language_tokens=21)
+COST = SampleCost(flops=1e9, tokens={"vision": 138, "language": 21})
 GIB = 2**30
 FULL = GPUMemory("NVIDIA H100 80GB HBM3", total=80 * GIB, allocated=76 * GIB, reserved=78 * GIB, free=GIB)
 

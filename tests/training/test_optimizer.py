@@ -9,18 +9,18 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from atlas.config import load_config
-from atlas.policies import AtlasPolicy
+from atlas.policies.modular.policy import ModularPolicy
 from atlas.system.tensors import load_nested, save_nested
 from atlas.training.optimizer import make_optimizer
 from tests.policies.test_policy import make_policy
 
 
-def prepare(*overrides: str) -> tuple[AtlasPolicy, torch.optim.AdamW]:
+def prepare(*overrides: str) -> tuple[ModularPolicy, torch.optim.AdamW]:
     policy = make_policy().train()
     return policy, make_optimizer(policy, load_config({}, list(overrides)).training)
 
 
-def train(policy: AtlasPolicy, optimizer: torch.optim.AdamW, steps: int = 5) -> set[str]:
+def train(policy: ModularPolicy, optimizer: torch.optim.AdamW, steps: int = 5) -> set[str]:
     """Steps along gradients that are always the same; the optimizer's operators of the last one."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):

@@ -21,7 +21,7 @@ from atlas.checkpoints.host_memory import HostMemory
 from atlas.checkpoints.retention import Retention
 from atlas.checkpoints.saving import Saver
 from atlas.checkpoints.state import TrainingState
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import load_policy
 from tests import warm
 from tests.training.written import Files, Training, small, step_in
 
@@ -74,7 +74,7 @@ def test_a_policy_saved_in_the_background_loads(tmp_path: Path) -> None:
     saver.save(training.at(5).copied(HostMemory()))
     saver.wait()
 
-    loaded = AtlasPolicy.from_pretrained(checkpoints.root / "latest").state_dict()
+    loaded = load_policy(checkpoints.root / "latest").state_dict()
     assert step_in(checkpoints.path(5)) == 5
     for name, value in training.judged.state_dict().items():
         assert torch.equal(loaded[name], value), name

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from atlas.checkpoints.saving import Saver
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import load_policy
 from atlas.training.parallel.sharded import Sharded
 from tests.policies.test_policy import make_tiny_encoder
 from tests.training.joint import Shown, Training, furthest, make_step, rows, train, whole
@@ -275,7 +275,7 @@ def test_one_process_goes_on_from_the_shards_of_two(alone: Shown, pair: list[Any
 
 
 def test_one_process_loads_the_policy(pair: list[Any], folders: Folders) -> None:
-    policy = AtlasPolicy.from_pretrained(folders.run / "checkpoints" / "step_00000004")
+    policy = load_policy(folders.run / "checkpoints" / "step_00000004")
 
     assert furthest(dict(policy.named_parameters()), pair[0]["unbroken"].judged) == 0
     assert policy.sample(make_step(0)).isfinite().all()

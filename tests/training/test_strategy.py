@@ -52,7 +52,7 @@ def _read_instructions(training: Training, file: Path) -> dict[str, Any]:
     """What this process has read of five, and what it knows of all."""
     encoder, read = training.strategy.policy.language, []
     encoder.model.register_forward_hook(lambda *_: read.append(1))
-    share_embeddings(training.strategy.policy, INSTRUCTIONS, file, training.accelerator, resumed=False)
+    share_embeddings(encoder, INSTRUCTIONS, file, training.accelerator, resumed=False)
     return {"read": len(read), "words": encoder(INSTRUCTIONS).tokens, "read again": len(read)}
 
 

@@ -21,7 +21,8 @@ from atlas.checkpoints.saving import Saver
 from atlas.checkpoints.snapshot import Snapshot
 from atlas.checkpoints.state import TrainingState, random_state
 from atlas.config import load_config
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import load_policy
+from atlas.policies.modular.policy import ModularPolicy
 from atlas.training.average import WeightAverage
 from atlas.training.optimizer import make_optimizer
 from tests.policies.test_policy import make_batch, make_policy
@@ -46,7 +47,7 @@ class Training:
         return Snapshot.of(self.judged, self.policy, self.optimizer, now, ranks)
 
 
-def learn(policy: AtlasPolicy, optimizer: torch.optim.Optimizer) -> None:
+def learn(policy: ModularPolicy, optimizer: torch.optim.Optimizer) -> None:
     """One step on a batch that is always the same."""
     optimizer.zero_grad()
     policy(make_batch()).loss.backward()
@@ -55,7 +56,7 @@ def learn(policy: AtlasPolicy, optimizer: torch.optim.Optimizer) -> None:
 
 def step_in(checkpoint: Path) -> int:
     """The step that the weights in a checkpoint tell; all of them must be readable."""
-    biases = AtlasPolicy.from_pretrained(checkpoint).head.pose.bias
+    biases = load_policy(checkpoint).head.pose.bias
     assert (biases == biases[0]).all()
     return int(biases[0])
 

@@ -168,10 +168,10 @@ def test_a_page_shows_what_a_policy_would_do(make_libero: MakeLibero, tmp_path: 
 
     look(dataset, 1, tmp_path / "page.html", checkpoint)
 
-    from atlas.policies import AtlasPolicy
+    from atlas.policies.base import load_policy
     from atlas.types import Observation
 
-    policy, episode = AtlasPolicy.from_pretrained(checkpoint), dataset.episode(1)
+    policy, episode = load_policy(checkpoint), dataset.episode(1)
     images = {camera: episode.images(camera, [2])[0] for camera in dataset.cameras}
     batch = policy.processor.batch([Observation(images, episode.proprio[2], episode.instruction)])
     expected = policy.sample(batch)[0].numpy()
@@ -190,7 +190,7 @@ def saved_policy(dataset: Any, folder: Path, cameras: tuple[str, ...] = ("agentv
 
     from atlas.config import Config
     from atlas.data.chunks import ChunkDataset
-    from atlas.policies import AtlasPolicy
+    from atlas.policies.modular.policy import ModularPolicy
     from atlas.policies.processor import PolicyProcessor
 
     torch.manual_seed(0)
@@ -199,7 +199,7 @@ def saved_policy(dataset: Any, folder: Path, cameras: tuple[str, ...] = ("agentv
     processor = PolicyProcessor(
         cameras, 32, 32, 3, dataset.proprio_dim, dataset.action_spec, chunks.statistics(), config.processor
     )
-    AtlasPolicy(config, processor).save_pretrained(folder)
+    ModularPolicy(config, processor).save_pretrained(folder)
     return str(folder)
 
 

@@ -8,20 +8,19 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from atlas.config import BytesLanguageConfig
+from atlas.policies.modular.language_contract import LanguageEncoder
 from atlas.policies.modular.language_tokens import LanguageTokens, distinct, pad_and_send
+from atlas.policies.modular.parts import BytesLanguageConfig
 
 logger = logging.getLogger(__name__)
 
 
-class BytesLanguageEncoder(nn.Module):
+class BytesLanguageEncoder(LanguageEncoder):
     """A small transformer over UTF-8 bytes (ByT5's tokenizer, which needs no file), trained from scratch.
 
     An instruction ends with an end token, which is all that an empty one has. One that is longer than `max_length` is
     cut, with a warning.
     """
-
-    frozen = None  # all of it is trained
 
     def __init__(self, config: BytesLanguageConfig) -> None:
         super().__init__()

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atlas.config import FlowMatchingHeadConfig
 from atlas.data.randomness import Stream, normal, uniform
+from atlas.policies.modular.head_contract import ActionHead
+from atlas.policies.modular.parts import FlowMatchingHeadConfig
 from atlas.policies.modular.solvers import integrate
 from atlas.policies.modular.unused_biases import hold_key_bias
 from atlas.types import ActionSpec, LossTerms
@@ -19,7 +20,7 @@ _TIME_FEATURES = 64
 _TIME_PERIODS = (4e-3, 4.0)  # shortest and longest of the features' waves, in units of the flow's time
 
 
-class FlowMatchingHead(nn.Module):
+class FlowMatchingHead(ActionHead):
     """Learns the velocity that carries noise (time 0) to actions (time 1); owns the loss.
 
     Flow matching with straight paths (Lipman et al., 2023; Liu et al., 2023): x_t = (1 - t) noise + t actions, whose

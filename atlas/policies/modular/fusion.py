@@ -7,11 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from atlas.config import BidirectionalFusionConfig, QueryFusionConfig
-from atlas.policies.modular.language_contract import LanguageTokens
+from atlas.policies.modular.language_tokens import LanguageTokens
+from atlas.policies.modular.parts import BidirectionalFusionConfig, QueryFusionConfig
 
 
-class QueryFusion(nn.Module):
+class Fusion(nn.Module):
+    """`forward(vision, language, proprio)`: vision tokens [B, N, Dv], LanguageTokens and proprio [B, P] (scaled) to one
+    token an action, [B, H, dim]. Tokens may come in the lower precision of a frozen encoder."""
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """See `Policy.blocks`."""
+        return ()
+
+
+class QueryFusion(Fusion):
     """H action queries that attend to each other and to the tokens of vision, language and proprio.
 
     Spatial tokens are kept one by one, never averaged. Inputs are normalised first, since encoders such as VGGT's
@@ -61,7 +71,7 @@ class QueryFusion(nn.Module):
         return out
 
 
-class BidirectionalFusion(nn.Module):
+class BidirectionalFusion(Fusion):
     """The tokens of vision and language attend to each other, then the queries of `QueryFusion` read both.
 
     So that an image's tokens say what they are for this instruction before anything is asked of them.
@@ -126,16 +136,3 @@ def _mlp(dim: int, hidden: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
         nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim)
     )
-
-
-def make_fusion(
-    config: QueryFusionConfig | BidirectionalFusionConfig,
-    horizon: int,
-    vision_dim: int,
-    language_dim: int,
-    proprio_dim: int,
-) -> QueryFusion | BidirectionalFusion:
-    """The fusion that a config names: vision tokens [B, N, vision_dim], LanguageTokens and proprio to [B, H, dim]."""
-    if isinstance(config, QueryFusionConfig):
-        return QueryFusion(config, horizon, vision_dim, language_dim, proprio_dim)
-    return BidirectionalFusion(config, horizon, vision_dim, language_dim, proprio_dim)

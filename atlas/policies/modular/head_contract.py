@@ -1,22 +1,34 @@
-"""The action heads by name."""
+"""What an action head of a modular policy is."""
 
 from __future__ import annotations
 
-from atlas.config import FlowMatchingHeadConfig, RegressionHeadConfig
-from atlas.policies.modular.flow_matching import FlowMatchingHead
-from atlas.policies.modular.regression import RegressionHead
-from atlas.types import ActionSpec
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from atlas.types import LossTerms
 
 
-def make_head(
-    config: RegressionHeadConfig | FlowMatchingHeadConfig, dim: int, spec: ActionSpec, horizon: int
-) -> RegressionHead | FlowMatchingHead:
-    """The head that a config names, over fused tokens [B, H, dim] with H = horizon.
+class ActionHead(nn.Module):
+    """From fused tokens [B, H, dim] to actions; owns the loss. Actions are normalised ones on both sides of it, and
+    the gripper is in [-1, 1].
 
-    Actions are normalised ones on both sides of it. `forward(fused, actions [B, H, A], is_pad bool [B, H], key)` gives
-    the LossTerms, `sample(fused, key, generator)` float32 [B, H, A] with the gripper in [-1, 1]. Where a head needs
-    random numbers they follow from `key`, int64 [B], one a sample; in `sample` a generator goes before the key.
+    Where a head needs random numbers they follow from `key`, int64 [B], one a sample; in `sample` a generator goes
+    before the key.
     """
-    if isinstance(config, RegressionHeadConfig):
-        return RegressionHead(config, dim, spec)
-    return FlowMatchingHead(config, dim, spec, horizon)
+
+    blocks: Sequence[nn.Module] | nn.ModuleList  # see `Policy.blocks`; () where it has none
+
+    @abstractmethod
+    def forward(
+        self, fused: torch.Tensor, actions: torch.Tensor, is_pad: torch.Tensor, key: torch.Tensor | None = None
+    ) -> LossTerms:
+        """actions [B, H, A], is_pad bool [B, H]; means over the steps that are there."""
+
+    @abstractmethod
+    def sample(
+        self, fused: torch.Tensor, key: torch.Tensor | None = None, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Normalised actions float32 [B, H, A]."""

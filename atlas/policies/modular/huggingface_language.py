@@ -16,19 +16,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from atlas.config import HuggingFaceLanguageConfig
 from atlas.errors import InputError
-from atlas.policies.modular.huggingface_text import KEY, TextTower, find_model, is_unread, quiet, read_tokenizer
+from atlas.policies.modular.huggingface_text import TextTower, find_model, is_unread, quiet, read_tokenizer
+from atlas.policies.modular.language_contract import LanguageEncoder
 from atlas.policies.modular.language_tokens import LanguageTokens, Remembered, distinct, pad_and_send
-from atlas.policies.modular.pretrained_weights import FrozenWeights, weights_hash
+from atlas.policies.modular.parts import LANGUAGE_KEY as KEY
+from atlas.policies.modular.parts import HuggingFaceLanguageConfig
 from atlas.policies.precision import without_autocast
+from atlas.policies.pretrained_weights import FrozenWeights, weights_hash
 from atlas.system.documents import parse_json
 from atlas.system.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
 
-class HuggingFaceLanguageEncoder(nn.Module):
+class HuggingFaceLanguageEncoder(LanguageEncoder):
     """The last hidden states of a text model of the Hugging Face hub, or of a folder; frozen by default.
 
     A frozen one keeps its weights in the type that they are stored in, encodes each distinct instruction once and by
@@ -180,7 +182,7 @@ class HuggingFaceLanguageEncoder(nn.Module):
     # ---- the model itself --------------------------------------------------------------------------------
 
     def save_source(self, folder: Path) -> None:
-        """Write model and tokenizer as a Hugging Face folder, which `make_language(config, folder)` reads.
+        """Write model and tokenizer as a Hugging Face folder, which `HuggingFaceLanguageConfig.build(folder)` reads.
 
         An earlier folder of that name is replaced when the new one is complete.
         """

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 
 from atlas.errors import InputError, first_line
+from atlas.policies.modular.parts import LANGUAGE_KEY as KEY
 from atlas.system.hub import Alternative, fetch_folder
 
-KEY = "model.language.pretrained"
 # Parts that some kinds have on top of the last hidden states, which are all that is read here: a pooler, SigLIP's head.
 # They are left out where the kind allows it. Where it does not, files may lack them and they are not trained.
 UNREAD = ("pooler", "head")

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atlas.config import KeypointVisionConfig
-from atlas.policies.modular.language_contract import LanguageTokens
+from atlas.policies.modular.language_tokens import LanguageTokens
+from atlas.policies.modular.parts import KeypointVisionConfig
 from atlas.policies.modular.unused_biases import hold_bias
+from atlas.policies.modular.vision_contract import VisionEncoder
 from atlas.policies.precision import without_autocast
 
 
@@ -57,7 +58,7 @@ class KeypointStem(nn.Module):
         return out
 
 
-class KeypointVisionEncoder(nn.Module):
+class KeypointVisionEncoder(VisionEncoder):
     """One token a view, made of its keypoints' positions; each view has convolutions of its own."""
 
     def __init__(self, config: KeypointVisionConfig, views: int, dim: int, language_dim: int) -> None:

@@ -1,28 +1,26 @@
-"""The language encoders by name: an instruction becomes tokens that vision and fusion can attend to."""
+"""What a language encoder of a modular policy is: an instruction becomes tokens that vision and fusion attend to."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from atlas.config import BytesLanguageConfig, HuggingFaceLanguageConfig
-from atlas.policies.modular.bytes_language import BytesLanguageEncoder
-from atlas.policies.modular.huggingface_language import HuggingFaceLanguageEncoder
-from atlas.policies.modular.language_tokens import LanguageTokens
+from torch import nn
 
-__all__ = ["LanguageTokens", "make_language"]
+from atlas.policies.pretrained_weights import FrozenWeights
 
 
-def make_language(
-    config: BytesLanguageConfig | HuggingFaceLanguageConfig,
-    source: str | Path | None = None,
-    read_weights: bool = True,
-) -> BytesLanguageEncoder | HuggingFaceLanguageEncoder:
-    """The encoder that a config names: B instructions to LanguageTokens of `dim` numbers each.
+class LanguageEncoder(nn.Module):
+    """`forward(instructions)`: B instructions to LanguageTokens of `dim` numbers each."""
 
-    A pretrained one is read from `source`, where given, in place of `config.pretrained`; with read_weights false its
-    modules are built and its weights are not read. Its attribute `frozen` says which weights it uses as they are, and
-    is None for an encoder that is trained, or not read. Raises InputError where there is nothing to read.
-    """
-    if isinstance(config, BytesLanguageConfig):
-        return BytesLanguageEncoder(config)
-    return HuggingFaceLanguageEncoder(config, source, read_weights)
+    dim: int
+    frozen: FrozenWeights | None = None  # what is neither trained nor saved; None where it is trained, or was not read
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """See `Policy.blocks`."""
+        return ()
+
+    def save_source(self, folder: Path) -> None:
+        """Write a copy of what `frozen` names into a folder, from which another encoder can read it."""
+        raise NotImplementedError(f"{type(self).__name__} has nothing that is frozen")

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atlas.config import RegressionHeadConfig
+from atlas.policies.modular.head_contract import ActionHead
+from atlas.policies.modular.parts import RegressionHeadConfig
 from atlas.types import ActionSpec, LossTerms
 
 
-class RegressionHead(nn.Module):
+class RegressionHead(ActionHead):
     """Two linear maps from each fused query; owns the loss. Actions here are normalised, the gripper is in ±1."""
+
+    blocks = ()
 
     def __init__(self, config: RegressionHeadConfig, dim: int, spec: ActionSpec) -> None:
         super().__init__()
         self._config, self._spec = config, spec
         self.pose = nn.Linear(dim, spec.pose_dim)
         self.gripper = nn.Linear(dim, 1)
-
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return ()
 
     def forward(
         self, fused: torch.Tensor, actions: torch.Tensor, is_pad: torch.Tensor, key: torch.Tensor | None = None

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atlas.config import AlignmentConfig
-from atlas.policies.modular.vggt_backbone import TEACHER_KEY, PretrainedVGGTEncoder
+from atlas.policies.modular.modular_section import TEACHER_KEY, AlignmentConfig
+from atlas.policies.modular.vggt_backbone import PretrainedVGGTEncoder
 
 
 class Alignment(nn.Module):

@@ -11,23 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atlas.config import LoRAConfig, PretrainedVGGTConfig
 from atlas.errors import InputError
-from atlas.policies.modular.language_contract import LanguageTokens
-from atlas.policies.modular.pretrained_weights import FrozenWeights
+from atlas.policies.modular.language_tokens import LanguageTokens
+from atlas.policies.modular.parts import VISION_KEY, LoRAConfig, PretrainedVGGTConfig
+from atlas.policies.modular.vision_contract import VisionEncoder
 from atlas.policies.precision import without_autocast
+from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.policies.vggt import VGGTAggregator, VGGTConfig
 from atlas.policies.vggt.published import check_published_file, copy_published_file
 from atlas.system.hub import find_weights
 
-# The settings that name weights, for messages.
-KEY = "model.vision.pretrained"
-TEACHER_KEY = "model.alignment.teacher.pretrained"
 # The linear layers of the blocks, and of the DINOv2 inside, by their last names.
 _ADAPTED = ("qkv", "proj", "q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
 
 
-class PretrainedVGGTEncoder(nn.Module):
+class PretrainedVGGTEncoder(VisionEncoder):
     """The aggregator's last layer as tokens [B, V * (1 + R + N'), 2C]; N' after pooling the patches.
 
     Frozen weights leave no trace in training: no gradients, no optimizer state, no place in a checkpoint, which names
@@ -35,14 +33,12 @@ class PretrainedVGGTEncoder(nn.Module):
     are not normalised.
     """
 
-    frozen: FrozenWeights | None  # what is not trained and not saved; None where all of it is
-
     def __init__(
         self,
         config: PretrainedVGGTConfig,
         source: str | Path | None = None,
         read_weights: bool = True,
-        key: str = KEY,
+        key: str = VISION_KEY,
     ) -> None:
         """source: where to read the weights in place of `config.pretrained`. Without `read_weights` they stay as they
         are made, for what needs shapes only. `key` names the setting in messages. Raises InputError."""
@@ -99,7 +95,7 @@ class PretrainedVGGTEncoder(nn.Module):
 
     def save_source(self, path: Path) -> None:
         """Write an unchanged copy of the pretrained weights, from which another encoder can read them."""
-        copy_published_file(find_weights(self._source, KEY), path)
+        copy_published_file(find_weights(self._source, VISION_KEY), path)
 
     def _tokens(self, images: torch.Tensor) -> torch.Tensor:
         patch = self.aggregator.config.patch_size

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from atlas.config import VGGTVisionConfig
 from atlas.policies.modular.keypoints import KeypointStem, SpatialSoftmax
-from atlas.policies.modular.language_contract import LanguageTokens
+from atlas.policies.modular.language_tokens import LanguageTokens
+from atlas.policies.modular.parts import VGGTVisionConfig
+from atlas.policies.modular.vision_contract import VisionEncoder
 from atlas.policies.precision import without_autocast
 from atlas.policies.vggt import VGGTAggregator, VGGTConfig
 
 _LAYER_SCALE = 0.5  # of blocks trained from scratch; the published start is meant for deep pretrained ones
 
 
-class VGGTVisionEncoder(nn.Module):
+class VGGTVisionEncoder(VisionEncoder):
     """Tokens of all views that have attended to each other, [B, N, 2C]; registers and camera tokens included.
 
     The stems `conv` and `patch` cut each view into a grid of tokens. The stem `keypoints` finds keypoints in each view

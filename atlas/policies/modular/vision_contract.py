@@ -1,33 +1,26 @@
-"""The vision encoders by name."""
+"""What a vision encoder of a modular policy is."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from atlas.config import KeypointVisionConfig, PretrainedVGGTConfig, VGGTVisionConfig
-from atlas.policies.modular.keypoints import KeypointVisionEncoder
-from atlas.policies.modular.vggt_backbone import PretrainedVGGTEncoder
-from atlas.policies.modular.vggt_vision import VGGTVisionEncoder
+from torch import nn
 
-VisionEncoder = KeypointVisionEncoder | VGGTVisionEncoder | PretrainedVGGTEncoder
+from atlas.policies.pretrained_weights import FrozenWeights
 
 
-def make_vision(
-    config: KeypointVisionConfig | VGGTVisionConfig | PretrainedVGGTConfig,
-    views: int,
-    image_size: int,
-    dim: int,
-    language_dim: int,
-    source: Path | None = None,
-    read_weights: bool = True,
-) -> VisionEncoder:
-    """The encoder that a config names: images float [B, V, 3, H, W] in [0, 1] and LanguageTokens to tokens [B, N, dim].
+class VisionEncoder(nn.Module):
+    """`forward(images, language)`: images float [B, V, 3, H, W] in [0, 1] and LanguageTokens to tokens [B, N, dim]."""
 
-    `dim` is what fusion would like; an encoder says in its own `dim` what it gives. source: where to read pretrained
-    weights in place of where the config says; without `read_weights` they are left as they are made.
-    """
-    if isinstance(config, PretrainedVGGTConfig):
-        return PretrainedVGGTEncoder(config, source, read_weights)
-    if isinstance(config, VGGTVisionConfig):
-        return VGGTVisionEncoder(config, views, image_size, language_dim)
-    return KeypointVisionEncoder(config, views, dim, language_dim)
+    dim: int
+    frozen: FrozenWeights | None = None  # what is neither trained nor saved; None where all of it is
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """See `Policy.blocks`."""
+        return ()
+
+    def save_source(self, path: Path) -> None:
+        """Write an unchanged copy of what `frozen` names, from which another encoder can read it."""
+        raise NotImplementedError(f"{type(self).__name__} has nothing that is frozen")

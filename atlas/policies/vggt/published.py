@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from atlas.errors import InputError
-from atlas.policies.modular.pretrained_weights import WeightsHash
+from atlas.policies.pretrained_weights import WeightsHash
 from atlas.policies.vggt.weight_loading import PARTS, check_names_and_shapes, open_checkpoint
 from atlas.system.files import atomic_path
 

@@ -14,7 +14,7 @@ from atlas.data.kept_split import KeptSplit, episode_identities
 from atlas.data.mixture import sources_of
 from atlas.data.training_data import TrainingData
 from atlas.errors import InputError
-from atlas.policies import PolicyProcessor
+from atlas.policies.processor import PolicyProcessor
 from atlas.types import ActionSpec
 
 _OTHER_IMAGES = (

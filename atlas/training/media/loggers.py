@@ -19,7 +19,7 @@ from atlas.data.chunks import ChunkDataset
 from atlas.data.episode import EpisodeDataset
 from atlas.drawing.prediction_plots import PlotLogger
 from atlas.drawing.predictions import Predictions, Validated
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import Policy
 from atlas.system.redact import cause
 from atlas.tracking import RunTracker
 from atlas.training.media.action_logger import ActionLogger
@@ -79,7 +79,7 @@ class MediaLoggers:
         interval = self._intervals["gradient_logger"]
         return interval > 0 and step % interval == 0
 
-    def log_gradients(self, policy: AtlasPolicy, step: int) -> None:
+    def log_gradients(self, policy: Policy, step: int) -> None:
         """For the main rank, when a step's gradients are complete, and not clipped yet."""
         self._attempt("gradient_logger", lambda: self._gradients.log(policy, step))
 
@@ -134,7 +134,7 @@ class ValidationWatch:
         """samples: (epoch, index) of the batch's rows; predicted: float [B, H, A], in the ActionSpec's units."""
         self._seen.append((samples, predicted, replace(batch, images=None, features=None)))  # on the device, for now
 
-    def finish(self, policy: AtlasPolicy) -> None:
+    def finish(self, policy: Policy) -> None:
         """Log. Every rank calls it; policy: the one that was validated, in eval mode."""
         parts = [self._nothing, *(Predictions.of_batch(*seen) for seen in self._seen)]
         self._hand_over(Validated(policy, Predictions.merge(parts)))

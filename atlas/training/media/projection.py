@@ -17,7 +17,7 @@ from atlas.data.episode import EpisodeDataset
 from atlas.drawing.figures import draw_map
 from atlas.drawing.predictions import Validated, frame_places, spread
 from atlas.errors import InputError
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import ShowsFeatures
 from atlas.tracking import RunTracker
 
 _KEPT_COMPONENTS = 50  # for TensorBoard's projector, and before t-SNE
@@ -47,8 +47,8 @@ class DatasetMap:
     """Logs `dataset/frames_by_task` and `dataset/frames_by_success` as figures, and `dataset/frames` for
     TensorBoard's projector.
 
-    The features are the mean of a frame's vision tokens, as the policy's own encoder has them, unaugmented (from a
-    feature cache: of the version that the sample has in the first epoch).
+    The features are those that the policy shows of a frame, unaugmented (from a feature cache: of the version that the
+    sample has in the first epoch).
     """
 
     def __init__(
@@ -66,35 +66,33 @@ class DatasetMap:
         self._frames = spread(len(train_data), config.frames)
 
     def share(self, seen: Validated) -> FeatureShare:
-        """Look at this rank's part of the frames."""
+        """Look at this rank's part of the frames. Raises InputError where the policy does not show what it sees."""
+        if not isinstance(seen.policy, ShowsFeatures):
+            raise InputError(f"a policy of the type {seen.policy.config.type} has no features of images to show")
+        policy: ShowsFeatures = seen.policy
         accelerator = self._accelerator
         mine = self._frames[accelerator.process_index :: accelerator.num_processes]
-        parts = [self._look(seen.policy, mine[i : i + self._batch_size]) for i in range(0, len(mine), self._batch_size)]
+        parts = [self._look(policy, mine[i : i + self._batch_size]) for i in range(0, len(mine), self._batch_size)]
         thumbnails = [small for _, small in parts if small is not None]
-        nothing = np.empty((0, seen.policy.vision.dim), np.float32)  # of a rank without any
-        features = np.concatenate([nothing, *(features for features, _ in parts)])
-        return FeatureShare(mine, features, np.concatenate(thumbnails) if thumbnails else None)
+        features = [features for features, _ in parts] or [np.empty((0, 0), np.float32)]  # of a rank without any
+        return FeatureShare(mine, np.concatenate(features), np.concatenate(thumbnails) if thumbnails else None)
 
     @torch.no_grad()
-    def _look(self, policy: AtlasPolicy, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def _look(self, policy: ShowsFeatures, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """float32 [n, D], and thumbnails where there are images."""
         batch = self._train_data.__getitems__([(0, int(i)) for i in samples])
         small = None if batch.images is None else _thumbnails(batch.images[:, 0])
-        batch = batch.to(self._accelerator.device)
-        if batch.features is not None:
-            tokens = batch.features
-        else:
-            assert batch.images is not None
-            with self._accelerator.autocast():
-                tokens = policy.vision(batch.unit_images(), policy.language(batch.instruction))
-        return tokens.float().mean(1).cpu().numpy(), small
+        with self._accelerator.autocast():
+            features = policy.image_features(batch.to(self._accelerator.device))
+        return features.float().cpu().numpy(), small
 
     def show(self, parts: Sequence[FeatureShare], seen: Validated) -> None:
         """Project, draw and log, on the main rank."""
         index = np.concatenate([part.index for part in parts])
         order = np.argsort(index)
         places = self._places[index[order]]  # [n, 2]
-        components, explained = principal_components(np.concatenate([p.features for p in parts])[order])
+        features = np.concatenate([part.features for part in parts if len(part.features)])
+        components, explained = principal_components(features[order])
         if self._config.method == "tsne":
             points, axes = tsne(components), ("t-SNE 1", "t-SNE 2")
         else:

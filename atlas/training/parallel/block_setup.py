@@ -17,13 +17,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from atlas.config import Config, PretrainedVGGTConfig
+from atlas.config import Config
 from atlas.errors import InputError
-from atlas.policies import AtlasPolicy
-from atlas.policies.vggt import VGGTAggregator
+from atlas.policies.base import Policy, RecomputesBlocks
 
 
-def set_up_blocks(policy: AtlasPolicy, recompute: bool, compiled: bool) -> None:
+def set_up_blocks(policy: Policy, recompute: bool, compiled: bool) -> None:
     """Have the policy's trained blocks run so from now on; their names, weights and hooks stay as they are.
 
     recompute: keep a block's inputs only, and run it again on the way back (Chen et al., 2016). Loss and gradients are
@@ -33,9 +32,7 @@ def set_up_blocks(policy: AtlasPolicy, recompute: bool, compiled: bool) -> None:
     if not (recompute or compiled):
         return
     if recompute:
-        for module in policy.modules():
-            if isinstance(module, VGGTAggregator):
-                module.recompute = False  # else its blocks would be run three times
+        _stop_own_recomputing(policy)  # else blocks would be run three times
     forms: dict[type, Callable[..., Any]] = {}  # blocks of a kind share one
     for block in policy.blocks():
         kind = type(block)
@@ -84,7 +81,7 @@ def _shapes(value: Any) -> object:
     return value
 
 
-def plain_copy(policy: AtlasPolicy, device: torch.device | str) -> AtlasPolicy:
+def plain_copy(policy: Policy, device: torch.device | str) -> Policy:
     """A copy of its own on `device`, whose blocks run as they are; on "meta" one that costs nothing."""
     places = [p for module in policy.modules() for p in (module._parameters, module._buffers)]
     tensors = {id(t): t for place in places for t in place.values() if t is not None}
@@ -97,9 +94,14 @@ def plain_copy(policy: AtlasPolicy, device: torch.device | str) -> AtlasPolicy:
     for module in copied.modules():
         if isinstance(getattr(module.__dict__.get("forward"), "func", None), _InTraining):
             del module.forward
-        if isinstance(module, VGGTAggregator):
-            module.recompute = False
+    _stop_own_recomputing(copied)
     return copied
+
+
+def _stop_own_recomputing(policy: Policy) -> None:
+    for module in policy.modules():
+        if isinstance(module, RecomputesBlocks):
+            module.recompute = False
 
 
 def set_tf32(allowed: bool) -> None:
@@ -114,12 +116,8 @@ def set_tf32(allowed: bool) -> None:
 
 def check_blocks(config: Config, gpu: bool) -> None:
     """Raises InputError where blocks are to be compiled and there is nothing to compile with."""
-    vision = config.model.vision
-    if config.training.compile:
-        key = "training.compile"
-    elif isinstance(vision, PretrainedVGGTConfig) and vision.compile:
-        key = "model.vision.compile"
-    else:
+    key = "training.compile" if config.training.compile else config.model.compiling_key
+    if key is None:
         return
     missing = _missing(gpu)
     if missing is not None:

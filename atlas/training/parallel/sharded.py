@@ -21,7 +21,7 @@ from atlas.checkpoints.shards import name_training, open_training, restore_momen
 from atlas.checkpoints.snapshot import HostMemory, load_rank_states
 from atlas.checkpoints.state import STATE, RankState, TrainingState
 from atlas.config import Config
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import Policy
 from atlas.system.files import finite, write_json
 from atlas.system.tensors import save_nested
 from atlas.training.average import follow, twin_of
@@ -39,7 +39,7 @@ class Sharded:
     gradients nor optimizer state, and are often in another precision. See `Strategy` for the methods.
     """
 
-    def __init__(self, policy: AtlasPolicy, config: Config, accelerator: Accelerator) -> None:
+    def __init__(self, policy: Policy, config: Config, accelerator: Accelerator) -> None:
         """policy: on the accelerator's device, the same on every rank; it is spread in place."""
         self._twin = twin_of(policy)
         self._forms = {name: p.stride() for name, p in policy.named_parameters() if p.requires_grad}
@@ -95,7 +95,7 @@ class Sharded:
     # ---- whole policies ----------------------------------------------------------------------------------
 
     @contextmanager
-    def inspected(self) -> Iterator[AtlasPolicy | None]:
+    def inspected(self) -> Iterator[Policy | None]:
         for name, shard in self._weights.items():
             whole = shard.full_tensor().detach()
             gradient = shard.grad.full_tensor() if isinstance(shard.grad, DTensor) else None
@@ -108,7 +108,7 @@ class Sharded:
             self._empty_twin()
 
     @contextmanager
-    def judged(self) -> Iterator[AtlasPolicy]:
+    def judged(self) -> Iterator[Policy]:
         for name, shard in self._judged.items():
             self._allot(name, shard.full_tensor().detach())
         try:
@@ -190,7 +190,7 @@ class ShardedSnapshot:
     `policy/`, elsewhere nothing. part: this rank's rows, see `name_training`.
     """
 
-    policy: AtlasPolicy
+    policy: Policy
     whole: Mapping[str, torch.Tensor]
     rank_states: Sequence[RankState]
     part: Mapping[str, torch.Tensor]
@@ -215,7 +215,7 @@ class ShardedSnapshot:
 # ---- laying out ------------------------------------------------------------------------------------------
 
 
-def spread(policy: AtlasPolicy, mesh: DeviceMesh, low_precision: bool) -> None:
+def spread(policy: Policy, mesh: DeviceMesh, low_precision: bool) -> None:
     """Shard a policy in place: each of its blocks by itself, and the rest of its trained weights together.
 
     low_precision: blocks are put together in bfloat16, which halves what is sent; their gradients are exchanged in
@@ -281,7 +281,7 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def trained_shards(policy: AtlasPolicy) -> dict[str, DTensor]:
+def trained_shards(policy: Policy) -> dict[str, DTensor]:
     """The weights that are trained, by name."""
     shards = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     assert all(isinstance(p, DTensor) for p in shards.values())

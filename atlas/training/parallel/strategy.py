@@ -22,7 +22,7 @@ from atlas.checkpoints.snapshot import HostMemory, Snapshot, load_rank_states
 from atlas.checkpoints.state import RankState, TrainingState
 from atlas.config import Config, TrainingConfig
 from atlas.errors import InputError
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import Policy
 from atlas.training.average import WeightAverage
 from atlas.training.optimizer import make_optimizer
 from atlas.types import LossTerms
@@ -37,7 +37,7 @@ class Strategy(Protocol):
     optimizer's step and `stepped`. Gradients are means over the ranks.
     """
 
-    policy: AtlasPolicy  # what is trained
+    policy: Policy  # what is trained
     model: nn.Module  # is called with a Batch and gives LossTerms
     optimizer: torch.optim.Optimizer
 
@@ -50,10 +50,10 @@ class Strategy(Protocol):
     def stepped(self, step: int) -> None:
         """After optimizer step `step` (from 0): the average follows the weights."""
 
-    def inspected(self) -> AbstractContextManager[AtlasPolicy | None]:
+    def inspected(self) -> AbstractContextManager[Policy | None]:
         """Within it, on the main rank, a policy with the trained weights and their gradients, all of them whole."""
 
-    def judged(self) -> AbstractContextManager[AtlasPolicy]:
+    def judged(self) -> AbstractContextManager[Policy]:
         """Within it, what is validated and evaluated: a whole policy on each rank, in eval mode, with the averaged
         weights where there are some. Ranks may use it as much or as little as they like. Training goes on after it."""
 
@@ -76,7 +76,7 @@ class Strategy(Protocol):
 class Replicated:
     """Each rank has all of the policy and of the optimizer, and gradients are averaged (DDP); also the only process."""
 
-    def __init__(self, policy: AtlasPolicy, config: Config, accelerator: Accelerator) -> None:
+    def __init__(self, policy: Policy, config: Config, accelerator: Accelerator) -> None:
         """policy: on the accelerator's device. The accelerator is one with `ddp_settings`."""
         self.policy = policy
         decay = config.training.ema_decay
@@ -99,18 +99,18 @@ class Replicated:
             self._average.update(self.policy, step)
 
     @contextmanager
-    def inspected(self) -> Iterator[AtlasPolicy | None]:
+    def inspected(self) -> Iterator[Policy | None]:
         yield self.policy if self._accelerator.is_main_process else None
 
     @contextmanager
-    def judged(self) -> Iterator[AtlasPolicy]:
+    def judged(self) -> Iterator[Policy]:
         try:
             yield self._judged.eval()
         finally:
             self.model.train()  # also what the average shares with the policy
 
     @property
-    def _judged(self) -> AtlasPolicy:
+    def _judged(self) -> Policy:
         return self.policy if self._average is None else self._average.policy
 
     def checkpoints(self, run_dir: Path, retention: Retention | int) -> Checkpoints:
@@ -134,7 +134,7 @@ class Replicated:
         return load_rank_states(checkpoint)
 
 
-def make_strategy(policy: AtlasPolicy, config: Config, accelerator: Accelerator) -> Strategy:
+def make_strategy(policy: Policy, config: Config, accelerator: Accelerator) -> Strategy:
     """The one that `distributed.strategy` names; with one process there is nothing to spread, which is said.
 
     policy: on the accelerator's device, the same on every rank. Parts of it are replaced in place.

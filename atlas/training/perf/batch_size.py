@@ -13,7 +13,7 @@ from atlas.config import Config
 from atlas.data.augment import Augmenter
 from atlas.data.chunks import ChunkDataset
 from atlas.errors import InputError
-from atlas.policies import AtlasPolicy
+from atlas.policies.base import Policy
 from atlas.training.average import WeightAverage
 from atlas.training.optimizer import make_optimizer
 from atlas.training.parallel.block_setup import plain_copy, set_up_blocks
@@ -63,7 +63,7 @@ def largest_batch(fits: Callable[[int], bool], most: int) -> int:
     return start + low * grain
 
 
-def find_batch_size(config: Config, policy: AtlasPolicy, data: ChunkDataset, accelerator: Accelerator) -> int:
+def find_batch_size(config: Config, policy: Policy, data: ChunkDataset, accelerator: Accelerator) -> int:
     """The largest number of samples a process that all processes' GPUs can train with; the same on every process.
 
     Every process must call it, before its policy is on the GPU. Policy and random numbers stay as they are, and no
@@ -104,7 +104,7 @@ def find_batch_size(config: Config, policy: AtlasPolicy, data: ChunkDataset, acc
 class Trial:
     """Training steps of a copy of the policy, with all that takes memory in them: the next batch, too."""
 
-    def __init__(self, config: Config, policy: AtlasPolicy, data: ChunkDataset, accelerator: Accelerator) -> None:
+    def __init__(self, config: Config, policy: Policy, data: ChunkDataset, accelerator: Accelerator) -> None:
         settings = config.training
         self._data, self._accelerator = data, accelerator
         self._policy = plain_copy(policy, accelerator.device).train()

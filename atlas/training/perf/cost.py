@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
 from atlas.data.chunks import ChunkDataset
-from atlas.policies import AtlasPolicy
-from atlas.policies.modular.language_contract import LanguageTokens
+from atlas.policies.base import CountsTokens, Policy
 from atlas.policies.summary import training_flops
 from atlas.system.gpu_facts import peak_of
 from atlas.training.parallel.block_setup import plain_copy
@@ -18,11 +17,10 @@ from atlas.types import Batch
 
 @dataclass(frozen=True)
 class SampleCost:
-    """Of one sample: floating-point operations of a training step, and the tokens that go into fusion."""
+    """Of one sample: floating-point operations of a training step, and the tokens of each kind that it has."""
 
     flops: float
-    vision_tokens: int
-    language_tokens: int
+    tokens: Mapping[str, int]
 
 
 def example_batch(data: ChunkDataset, size: int, device: torch.device | str) -> Batch:
@@ -48,7 +46,7 @@ def example_batch(data: ChunkDataset, size: int, device: torch.device | str) -> 
     )
 
 
-def sample_cost(policy: AtlasPolicy, data: ChunkDataset, batch_size: int) -> SampleCost:
+def sample_cost(policy: Policy, data: ChunkDataset, batch_size: int) -> SampleCost:
     """Counted by torch while a copy of the policy that holds no numbers goes forward and back through a batch, and
     divided by its size: an instruction is encoded once a batch, however many samples have it.
 
@@ -56,16 +54,9 @@ def sample_cost(policy: AtlasPolicy, data: ChunkDataset, batch_size: int) -> Sam
     that come from computing activations twice are left out. A multiplication and an addition count as two.
     """
     counted = plain_copy(policy, "meta").train()
-    tokens: dict[str, int] = {}
-
-    def note(_: object, given: Sequence[object]) -> None:
-        vision, language = given[0], given[1]
-        assert isinstance(vision, torch.Tensor) and isinstance(language, LanguageTokens)
-        tokens.update(vision=vision.shape[1], language=language.tokens.shape[1])
-
-    counted.fusion.register_forward_pre_hook(note)
-    flops = training_flops(counted, example_batch(data, batch_size, "meta"))
-    return SampleCost(flops / batch_size, tokens["vision"], tokens["language"])
+    batch = example_batch(data, batch_size, "meta")
+    flops = training_flops(counted, batch)
+    return SampleCost(flops / batch_size, counted.count_tokens(batch) if isinstance(counted, CountsTokens) else {})
 
 
 class Utilisation:

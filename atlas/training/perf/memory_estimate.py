@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from atlas.config import Config, HuggingFaceLanguageConfig, PretrainedVGGTConfig
+from atlas.config import Config
 from atlas.errors import first_line
 from atlas.training.perf.cost import SampleCost
 
@@ -99,7 +99,8 @@ def explain(
     size = config.data.image_size
     batch = f"data.batch_size is {config.data.batch_size}: samples of {views} views of {size} x {size} pixels"
     if cost is not None:
-        batch += f", {cost.vision_tokens} tokens of vision and {cost.language_tokens} of language each"
+        counts = " and ".join(f"{count} of {kind}" for kind, count in cost.tokens.items())
+        batch += f", {counts.replace(' of', ' tokens of', 1)} each" if counts else ""
     asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))  # torch goes on about it at length
     lines = [f"Out of GPU memory: {f'{asked[1]} more were asked for' if asked else first_line(error)}.", f"{batch}."]
     if memory is not None:
@@ -144,9 +145,5 @@ def _advice(config: Config, memory: GPUMemory | None) -> Iterator[str]:
         yield "training.activation_checkpointing=true: the same training, for a second forward pass"
     if distributed.strategy == "ddp":
         yield "distributed.strategy=fsdp, where there are several GPUs"
-    vision, language = config.model.vision, config.model.language
-    if isinstance(vision, PretrainedVGGTConfig) and not vision.freeze:
-        yield "model.vision.freeze=true, with model.vision.lora for what should still be learned"
-    if isinstance(language, HuggingFaceLanguageConfig) and not language.freeze:
-        yield "model.language.freeze=true"
+    yield from config.model.memory_advice()
     yield "a smaller data.image_size, fewer data.cameras, or a smaller model"

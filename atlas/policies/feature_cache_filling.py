@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from atlas.config import Config, PretrainedVGGTConfig, dump_yaml, load_config
+from atlas.config import Config, dump_yaml, load_config
 from atlas.data import open_configured
 from atlas.data.augment import Augmenter
 from atlas.data.chunks import ChunkDataset
@@ -20,49 +20,66 @@ from atlas.data.feature_cache import CacheLayout, FeatureCache
 from atlas.data.loader import make_loader, worker_count
 from atlas.data.randomness import sample_keys
 from atlas.errors import InputError
-from atlas.policies.modular.vggt_backbone import (
-    KEY,
-    PretrainedVGGTEncoder,
-    aggregator_config,
-    check_backbone,
-    frozen_dtype,
-)
-from atlas.policies.vggt.published import published_hash
+from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.system.files import write_text
-from atlas.system.hub import find_weights
 from atlas.system.progress import progress_bar
 
 CONFIG = "config.yaml"  # in the cache's folder
 
 
-def frozen_backbone(config: Config) -> PretrainedVGGTConfig:
-    """The config's backbone. Raises InputError where it has none whose outputs stay the same while training."""
-    vision = config.model.vision
-    if not isinstance(vision, PretrainedVGGTConfig) or not vision.freeze or vision.lora is not None:
+class FrozenEncoder(Protocol):
+    """The module: images float [B, V, 3, H, W] in [0, 1] to tokens bfloat16 [B, N, D]."""
+
+    frozen: FrozenWeights | None
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor: ...
+
+    def to(self, device: torch.device) -> Any: ...
+
+
+class CachedEncoder(Protocol):
+    """The section of an encoder that is frozen; see `ModelConfig.cached_encoder`."""
+
+    def feature_shape(self, image_size: int) -> tuple[int, int]:
+        """The tokens of a view of so many pixels, and the numbers of a token."""
+
+    def feature_source(self) -> dict[str, Any]:
+        """The settings that its outputs depend on, as plain values."""
+
+    def weights_hash(self) -> str:
+        """Of the weights where they are now. Raises InputError where they are not to be had."""
+
+    def check_pretrained(self) -> None:
+        """See `ModelConfig`."""
+
+    def build_cached(self) -> FrozenEncoder:
+        """The encoder with its weights. Raises InputError."""
+
+
+def frozen_encoder(config: Config) -> CachedEncoder:
+    """The config's encoder. Raises InputError where it has none whose outputs stay the same while training."""
+    encoder: CachedEncoder | None = config.model.cached_encoder
+    if encoder is None:
         raise InputError(
             "Only a frozen encoder's features can be cached: model.vision.name must be vggt_pretrained, with freeze "
             "true and lora null."
         )
-    return vision
+    return encoder
 
 
 def cache_layout(config: Config, frames: int, views: int, variants: int) -> CacheLayout:
     """What the features of all frames take, with `variants` augmented versions of each beside the plain one."""
-    vision = frozen_backbone(config)
-    side = -(-(config.data.image_size // vision.patch_size) // vision.pool)
-    tokens = views * (aggregator_config(vision).num_special_tokens + side * side)
-    return CacheLayout(frames, 1 + variants, tokens, 2 * vision.embed_dim)
+    tokens, dim = frozen_encoder(config).feature_shape(config.data.image_size)
+    return CacheLayout(frames, 1 + variants, views * tokens, dim)
 
 
 def cache_source(
     config: Config, dataset: EpisodeDataset, cameras: Sequence[str], backbone: str, versions: int
 ) -> dict[str, Any]:
     """Everything that the features depend on. backbone: the hash of its weights."""
-    vision = frozen_backbone(config)
     source: dict[str, Any] = {
         "backbone": backbone,
-        "backbone_precision": str(frozen_dtype(vision)).removeprefix("torch."),
-        "pool": vision.pool,
+        **frozen_encoder(config).feature_source(),
         "cameras": list(cameras),
         "image_size": config.data.image_size,
         "dataset": dataset.fingerprint(),
@@ -79,7 +96,7 @@ def check_cache(config: Config, dataset: EpisodeDataset, cameras: Sequence[str])
     assert config.data.feature_cache is not None
     cache = FeatureCache.read(Path(config.data.feature_cache))
     cache.check_complete()
-    backbone = published_hash(find_weights(frozen_backbone(config).pretrained, KEY))
+    backbone = frozen_encoder(config).weights_hash()
     cache.check(cache_source(config, dataset, cameras, backbone, cache.layout.versions))
 
 
@@ -99,12 +116,12 @@ def begin_cache(config: Config, folder: Path, variants: int = 0) -> FeatureCache
 
     The folder also gets the config, from which every process that shares the work starts. Raises InputError.
     """
-    vision = frozen_backbone(config)
+    encoder = frozen_encoder(config)
     dataset, cameras = open_configured(config.data)
     layout = cache_layout(config, int(dataset.lengths.sum()), len(cameras), variants)
     check_space(folder, layout)
-    check_backbone(vision, KEY)
-    backbone = published_hash(find_weights(vision.pretrained, KEY))
+    encoder.check_pretrained()
+    backbone = encoder.weights_hash()
     cache = FeatureCache.create(folder, layout, cache_source(config, dataset, cameras, backbone, layout.versions))
     write_text(folder / CONFIG, dump_yaml(config))
     return cache
@@ -126,7 +143,7 @@ def work_on_cache(folder: Path, accelerator: Accelerator) -> None:
     config = load_config(folder / CONFIG)
     cache = FeatureCache.read(folder)
     dataset, cameras = open_configured(config.data)
-    encoder = PretrainedVGGTEncoder(frozen_backbone(config))
+    encoder = frozen_encoder(config).build_cached()
     assert encoder.frozen is not None
     cache.check(cache_source(config, dataset, cameras, encoder.frozen.sha256, cache.layout.versions))
     frames = ChunkDataset(dataset, np.arange(len(dataset)), cameras, config.data.image_size, horizon=1)
@@ -137,7 +154,7 @@ def work_on_cache(folder: Path, accelerator: Accelerator) -> None:
 @torch.no_grad()
 def fill_cache(
     cache: FeatureCache,
-    encoder: PretrainedVGGTEncoder,
+    encoder: FrozenEncoder,
     frames: ChunkDataset,
     config: Config,
     device: torch.device,

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from atlas.config import HuggingFaceLanguageConfig, ModelConfig, PretrainedVGGTConfig
-
 
 @dataclass(frozen=True)
 class FrozenWeights:
@@ -40,23 +38,3 @@ def weights_hash(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
         total.add(name, tensor)
     return total.hexdigest()
-
-
-def check_pretrained(config: ModelConfig) -> None:
-    """Find what a model needs of pretrained weights, download what is missing, and see that it fits.
-
-    Before a run is begun, and once for all its processes. Names and shapes only: the weights themselves are read, and
-    hashed, when the policy is built. Raises InputError that names the key of the config.
-    """
-    from atlas.policies.modular.huggingface_text import TextTower, find_model, read_tokenizer
-    from atlas.policies.modular.vggt_backbone import KEY, TEACHER_KEY, check_backbone
-
-    if isinstance(config.vision, PretrainedVGGTConfig):
-        check_backbone(config.vision, KEY)
-    if config.alignment is not None:
-        check_backbone(config.alignment.teacher, TEACHER_KEY)
-    if isinstance(config.language, HuggingFaceLanguageConfig):
-        name = f"'{config.language.pretrained}'"
-        folder = find_model(config.language.pretrained, weights=True)
-        TextTower.find(folder, name)
-        read_tokenizer(folder, name)

@@ -1,0 +1,240 @@
+"""The contract of policies: what a trainer, a rollout and a server need of one, and nothing more.
+
+    policy = load_policy("outputs/first")       # a run, a checkpoint, a saved policy, wandb:… or hf:…
+    actions = policy.sample(batch)              # float32 [B, H, A]
+
+A type is a section of the config derived from `ModelConfig`, whose `build` gives a class derived from `Policy`.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+import yaml
+from torch import nn
+
+from atlas.config.model_section import MODEL, ModelConfig
+from atlas.errors import InputError, first_line
+from atlas.policies.model_card import model_card
+from atlas.policies.pretrained_weights import FrozenWeights
+from atlas.policies.processor import PolicyProcessor
+from atlas.policies.strict_loading import FROZEN, check_frozen, check_weights, read_weights
+from atlas.registry import resolve_policy
+from atlas.system.documents import read_yaml
+from atlas.system.files import atomic_path, write_text
+from atlas.system.tensors import save_tensors
+from atlas.types import Batch, LossTerms
+
+CONFIG = "config.yaml"
+
+
+class Policy(nn.Module, ABC):
+    """A network between the numbers of a dataset and actions, with the processor that says what both mean.
+
+    A type has a forward, `sample` and `losses_and_sample`; of the rest it says what is not true of it.
+    """
+
+    def __init__(self, config: ModelConfig, processor: PolicyProcessor) -> None:
+        super().__init__()
+        self.config, self.processor = config, processor
+
+    # ---- acting and learning -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> LossTerms:
+        """The losses of a batch with actions; images uint8, or float in [0, 1]."""
+
+    @abstractmethod
+    def sample(self, batch: Batch, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Actions float32 [B, H, A] in the ActionSpec's units, without gradients.
+
+        What is random follows from `generator`, else from the batch's keys, else from torch's own generator.
+        """
+
+    @abstractmethod
+    def losses_and_sample(self, batch: Batch) -> tuple[LossTerms, torch.Tensor]:
+        """What `forward` and `sample` give, without gradients, for one look at the images."""
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """Of the terms that `forward` returns, "loss" first."""
+        return ("loss", *self.config.loss_terms(self.processor.action_spec))
+
+    def blocks(self) -> list[nn.Module]:
+        """The repeated blocks that are trained, in the order in which `forward` first calls them.
+
+        Each is called as a module, takes and gives tensors, and is not part of another. They are what is computed again
+        on the way back, compiled, and put together one by one where the policy is spread over GPUs.
+        """
+        return []
+
+    def learning_rate_factor(self, name: str) -> float:
+        """Of the training's learning rate, for a parameter by its name."""
+        return 1.0
+
+    def parts(self) -> dict[str, nn.Module]:
+        """What it consists of, by name, for a summary: all of its parameters that are there in a rollout."""
+        return {name: part for name, part in self.named_children() if any(True for _ in part.parameters())}
+
+    # ---- saving and loading ------------------------------------------------------------------------------
+
+    @property
+    def frozen(self) -> dict[str, FrozenWeights]:
+        """The parts whose weights are pretrained and frozen: named in what is saved, and not part of it."""
+        return {}
+
+    def is_own(self, name: str) -> bool:
+        """Whether a tensor of the state dict is saved: not where `frozen` names it, or it is for training alone."""
+        return True
+
+    def save_frozen(self, part: str, directory: Path) -> None:
+        """Write a copy of a frozen part's weights, which the section's `build` finds in that folder."""
+        raise NotImplementedError(f"{type(self).__name__} has no frozen part {part}")
+
+    def own_state_dict(self) -> dict[str, torch.Tensor]:
+        """The state dict without what is not saved; see `is_own`."""
+        return {name: tensor for name, tensor in self.state_dict().items() if self.is_own(name)}
+
+    def load_own_state_dict(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take what `own_state_dict` gives; the names must be the same."""
+        assert weights.keys() == self.own_state_dict().keys()
+        self.load_state_dict(weights, strict=False)
+
+    def load_weights(self, path: Path) -> None:
+        """Load a safetensors file strictly. Raises InputError that names the first tensors that do not fit, or the
+        frozen part that is another one than the weights were trained with."""
+        weights, frozen = read_weights(path)
+        check_frozen(path, frozen, self.frozen)
+        check_weights(path, weights, self.own_state_dict())
+        self.load_own_state_dict(weights)
+
+    def save_pretrained(
+        self, directory: str | Path, full: bool = False, weights: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        """Write model.safetensors, config.yaml, processor.json and README.md, each file atomically.
+
+        Frozen pretrained parts are named with their hashes only, unless `full`: then copies of them lie beside.
+        weights: what to write in place of `own_state_dict()`, such as a copy of what that once was.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        frozen = {part: asdict(weights) for part, weights in self.frozen.items()}
+        own = self.own_state_dict() if weights is None else weights
+        with atomic_path(directory / "model.safetensors") as partial:
+            save_tensors(partial, own, {"format": "pt", FROZEN: json.dumps(frozen, sort_keys=True)})
+        write_text(directory / CONFIG, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
+        self.processor.save(directory / "processor.json")
+        write_text(directory / "README.md", model_card(self))
+        if full:
+            for part in frozen:
+                self.save_frozen(part, directory)
+
+
+def load_policy(reference: str | Path) -> Policy:
+    """Load a saved policy, strictly, in eval mode on the CPU; `reference` as in `atlas.registry`.
+
+    The `type` in its config.yaml says what it is (absent: `modular`). Frozen parts are read from the policy's folder
+    where it has copies, else from where its config says; their hashes must be those that it was saved with. Raises
+    InputError that names the file for one that is missing, damaged or does not fit its config, and a type that is not
+    known here.
+    """
+    directory = resolve_policy(reference)
+    config = load_model_config(directory / CONFIG)
+    processor = PolicyProcessor.load(directory / "processor.json")
+    try:
+        policy = config.build(processor, directory)
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, MemoryError, AssertionError) as error:
+        raise InputError(f"No policy can be made of {directory / CONFIG} ({first_line(error)}).") from error
+    assert isinstance(policy, Policy), f"{type(config).__name__}.build gives {type(policy).__name__}, no Policy"
+    policy.load_weights(directory / "model.safetensors")
+    return policy.eval()
+
+
+def load_model_config(file: Path) -> ModelConfig:
+    """The config that a policy was saved with. Raises InputError."""
+    try:
+        values = read_yaml(file)
+        if isinstance(values, dict) and MODEL.kind(values) is None:
+            known = MODEL.table.unknown(values["type"])
+            raise InputError(
+                f"{file} is of a policy of the type '{values['type']}', which is not known here: install the package "
+                f"that has it.{known}"
+            )
+        config: ModelConfig = MODEL.validate(values)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is not the config of a policy: {error}") from None
+    return config
+
+
+# ---- what some types can do beyond that, and a training makes use of -------------------------------------
+
+
+@runtime_checkable
+class LearnsFromTeacher(Protocol):
+    """Is trained with the help of a model that is no part of it."""
+
+    def hire_teacher(self, read_weights: bool = True) -> None:
+        """Read the teacher's weights, before training. Raises InputError where they are not to be had."""
+
+
+@runtime_checkable
+class InstructionMemory(Protocol):
+    """What a frozen language encoder has said of instructions; see HuggingFaceLanguageEncoder."""
+
+    def to(self, device: torch.device | str) -> object: ...
+
+    def unknown(self, instructions: Iterable[str]) -> list[str]: ...
+
+    def encode(self, instructions: Iterable[str]) -> dict[str, torch.Tensor]: ...
+
+    def remember(self, tokens: Mapping[str, torch.Tensor]) -> None: ...
+
+    def save_embeddings(self, path: Path) -> None: ...
+
+    def load_embeddings(self, path: Path) -> int: ...
+
+
+@runtime_checkable
+class RemembersInstructions(Protocol):
+    """Reads each instruction once, where its language encoder is frozen."""
+
+    @property
+    def instruction_memory(self) -> InstructionMemory | None:
+        """None where the language encoder is trained."""
+
+
+@runtime_checkable
+class ReadsFeatures(Protocol):
+    """Takes batches with `features` in place of images, where its section has a `cached_encoder`."""
+
+    def cached_encoder_hash(self) -> str:
+        """Of the weights of the encoder whose outputs these are."""
+
+
+@runtime_checkable
+class ShowsFeatures(Protocol):
+    """Can say how it sees a sample, for a map of the dataset."""
+
+    def image_features(self, batch: Batch) -> torch.Tensor:
+        """What its vision makes of the images, or features, of each sample: float [B, D]."""
+
+
+@runtime_checkable
+class RecomputesBlocks(Protocol):
+    """A module inside a policy that computes its blocks again on the way back by itself, as long as this is true."""
+
+    recompute: bool
+
+
+@runtime_checkable
+class CountsTokens(Protocol):
+    """Works on tokens, and can say on how many."""
+
+    def count_tokens(self, batch: Batch) -> dict[str, int]:
+        """Of each kind a sample, such as {"vision": 138, "language": 12}; the batch may be on the meta device."""

@@ -1,0 +1,65 @@
+"""Weights of a policy on disk, and whether they fit the policy that is to take them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from atlas.errors import InputError
+from atlas.policies.pretrained_weights import FrozenWeights
+from atlas.system.documents import parse_json
+
+FROZEN = "frozen"  # the key of the file's metadata that names the frozen parts
+
+
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, FrozenWeights]]:
+    """The tensors of a safetensors file, and the frozen parts that they were trained with. Raises InputError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            named = parse_json((file.metadata() or {}).get(FROZEN, "{}"))
+        return load_file(path), {part: FrozenWeights(**values) for part, values in named.items()}
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(f"{path} cannot be read as safetensors; it may be truncated ({error}).") from None
+
+
+def check_weights(path: Path, weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
+    """Raises InputError that names the first tensors that do not fit `own`, in name, shape, kind or values."""
+    problems = [f"'{k}' is missing" for k in own if k not in weights]
+    problems += [f"'{k}' is not part of this policy" for k in weights if k not in own]
+    problems += [
+        f"'{k}' has shape {list(v.shape)}, expected {list(own[k].shape)}"
+        for k, v in weights.items()
+        if k in own and own[k].shape != v.shape
+    ]
+    problems += [
+        f"'{k}' is {v.dtype}, expected {own[k].dtype}"
+        for k, v in weights.items()
+        if k in own and (own[k].is_floating_point() != v.is_floating_point() or v.is_complex())
+    ]
+    if not problems:
+        problems = [f"'{k}' holds values that are not finite" for k, v in weights.items() if not _is_finite(v)]
+    if problems:
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise InputError(f"{path} does not fit the policy's config: {'; '.join(problems[:3])}{more}.")
+
+
+def check_frozen(path: Path, saved: Mapping[str, FrozenWeights], frozen: Mapping[str, FrozenWeights]) -> None:
+    """Raises InputError where a policy's frozen parts are not those that the weights in a file were trained with."""
+    for part, now in frozen.items():
+        was = saved.get(part)
+        if was is None:
+            raise InputError(f"{path} was saved with a {part} part of its own, and its config names a frozen one.")
+        if was.sha256 != now.sha256:
+            raise InputError(
+                f"{path} was trained with other frozen {part} weights: '{was.reference}' then had the hash "
+                f"{was.sha256[:12]}, and '{now.reference}' has {now.sha256[:12]}. Give it the weights of then."
+            )
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    """Also of types in which torch does not compute, such as 8-bit floats."""
+    return bool((values.float() if values.is_floating_point() else values).isfinite().all())

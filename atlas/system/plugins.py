@@ -1,0 +1,112 @@
+"""What packages of others add to Atlas by name: with entry points, or with `register`.
+
+A package of one's own names an object under a group of entry points, in its pyproject.toml:
+
+    [project.entry-points."atlas.policies"]
+    mine = "my_package.config:MyPolicyConfig"
+
+From then on the name works wherever one of Atlas's own does, in every process of that Python. `atlas.register` does the
+same for the process that calls it. What the object has to be is said where the group's table is.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
+
+from atlas.errors import InputError, did_you_mean, first_line
+
+# The groups, and where the table of each is.
+GROUPS = {
+    "atlas.policies": "atlas.config.model_section",
+    "atlas.vision_encoders": "atlas.policies.modular.parts",
+    "atlas.language_encoders": "atlas.policies.modular.parts",
+    "atlas.fusions": "atlas.policies.modular.parts",
+    "atlas.heads": "atlas.policies.modular.parts",
+    "atlas.environments": "atlas.environments.catalog",
+    "atlas.datasets": "atlas.data.formats",
+}
+
+_registered: dict[tuple[str, str], Any] = {}
+
+Thing = TypeVar("Thing")
+
+
+def register(group: str, name: str, thing: Any) -> None:
+    """Add an object under a name of a group, in this process. Raises InputError for a group that there is not, and for
+    a name that another object has been registered under."""
+    if group not in GROUPS:
+        raise InputError(f"There is no group '{group}'.{did_you_mean(group, GROUPS)} Known: {', '.join(GROUPS)}.")
+    if _registered.setdefault((group, name), thing) is not thing:
+        raise InputError(f"'{name}' is registered in {group} already, for another object; choose another name.")
+
+
+@dataclass(frozen=True)
+class PluginTable(Generic[Thing]):
+    """The things of one group by name: Atlas's own, then those of other packages.
+
+    built_in: {name: the thing, or "module:attribute", which is imported when the name is first asked for}. Nobody takes
+    the name of one of these.
+    """
+
+    group: str
+    built_in: Mapping[str, Thing | str]
+
+    def names(self) -> list[str]:
+        """All that `find` knows. Raises InputError where a package takes one of Atlas's names, or two take the same."""
+        return [*self.built_in, *sorted(self._added())]
+
+    def find(self, name: object) -> Thing | None:
+        """The thing of that name; None where there is none. Raises InputError where it cannot be imported."""
+        if not isinstance(name, str):
+            return None
+        found = self.built_in[name] if name in self.built_in else self._added().get(name)
+        if isinstance(found, EntryPoint):
+            return self._load(found)
+        if isinstance(found, str):
+            module, _, attribute = found.partition(":")
+            found = getattr(importlib.import_module(module), attribute)
+        return found
+
+    def unknown(self, name: object) -> str:
+        """Of a name that there is not: ' Did you mean …? Known: …'."""
+        names = self.names()
+        return f"{did_you_mean(str(name), names)} Known: {', '.join(names)}."
+
+    def _added(self) -> dict[str, Thing | EntryPoint]:
+        """What other packages offer. Looked up each time: packages are installed, and folders come on Python's path."""
+        added: dict[str, Thing | EntryPoint] = {
+            n: thing for (group, n), thing in _registered.items() if group == self.group
+        }
+        for entry in entry_points(group=self.group):
+            there = added.setdefault(entry.name, entry)
+            if entry.name not in self.built_in and (there is entry or _same(there, entry)):
+                continue
+            other = "Atlas itself" if entry.name in self.built_in else "another package"
+            raise InputError(f"{_whose(entry)} takes the name '{entry.name}' in {self.group}, which {other} has.")
+        taken = sorted(set(added) & set(self.built_in))
+        if taken:
+            raise InputError(f"'{taken[0]}' in {self.group} is Atlas's own; register another name.")
+        return added
+
+    def _load(self, entry: EntryPoint) -> Thing:
+        try:
+            loaded: Thing = entry.load()
+        except Exception as error:  # whatever the package stumbles over
+            raise InputError(
+                f"{_whose(entry)} offers '{entry.name}' in {self.group} as {entry.value}, which cannot be imported "
+                f"({type(error).__name__}: {first_line(error)}). Install what it needs, or remove the package."
+            ) from error
+        return loaded
+
+
+def _same(there: object, entry: EntryPoint) -> bool:
+    """Whether it is the same entry, found in two places of Python's path."""
+    return isinstance(there, EntryPoint) and there.value == entry.value
+
+
+def _whose(entry: EntryPoint) -> str:
+    return f"The package {entry.dist.name}" if entry.dist is not None else "A package"
