@@ -26,7 +26,7 @@ Usage: ./train.sh [options] [key=value ...]
   --num-nodes N       several machines: start the same command on each (default: SLURM's number, or 1)
   --node-rank R       which of them this is, from 0 (default: SLURM's)
   --master-addr HOST  the address of machine 0 (default: SLURM's first host)
-  --master-port PORT  a port that is free there, as is the next one (default: 29500)
+  --master-port PORT  a port that is free there (default: 29500)
   --resume auto|DIR|wandb:ENTITY/PROJECT/NAME:ALIAS
                       continue from a checkpoint; auto: the latest of the run, or a fresh start
   --skip-damaged      leave out damaged files and episodes of the data; each is named

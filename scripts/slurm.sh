@@ -15,8 +15,8 @@
 #SBATCH --output=slurm-%j.log
 set -uo pipefail
 
-# Two jobs may share a machine, so the port depends on the job; the one after it is used as well.
-port=$((10000 + SLURM_JOB_ID % 10000 * 2))
+# Two jobs may share a machine, so the port depends on the job.
+port=$((10000 + SLURM_JOB_ID % 20000))
 
 # Where machines have several networks, say which one is meant:
 # export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0

@@ -224,6 +224,11 @@ def test_startup(run: Run) -> None:
 
 
 @pytest.mark.slow
+def test_startup_of_two_machines(run: Run, cubes_dataset: Path) -> None:
+    assert "two machines, one step" in run("startup", "--data", cubes_dataset, "--rounds", 1)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measures processors")
 def test_shared_machine(run: Run, cubes_dataset: Path) -> None:
     assert rows(run("shared_machine", "--data", cubes_dataset, "--seconds", 0.2, "--rounds", 1))

@@ -14,7 +14,6 @@ from atlas.cli.options import ConfigFile, Overrides, Resume, SkipDamaged, as_ove
 
 if TYPE_CHECKING:
     from atlas.config import Config
-    from atlas.launch import Nodes, Plan
 
 
 class Mode(str, Enum):
@@ -35,7 +34,7 @@ def train(
     node_rank: Annotated[int | None, typer.Option(min=0, metavar="R", help="Which of them this is, from 0.")] = None,
     master_addr: Annotated[str | None, typer.Option(metavar="HOST", help="The address of machine 0.")] = None,
     master_port: Annotated[
-        int | None, typer.Option(min=1024, max=65534, metavar="PORT", help="A free port there; the next is used too.")
+        int | None, typer.Option(min=1024, max=65535, metavar="PORT", help="A free port there.")
     ] = None,
     resume: Resume = None,
     skip_damaged: SkipDamaged = False,
@@ -64,10 +63,20 @@ def train(
         "wandb.name": wandb_name,
     }
     given = [*(overrides or []), *as_overrides(flags)]
-    from atlas.launch import count_gpus, on_first_rank, plan_nodes, plan_processes, settle_device, started_by_torchrun
+    from atlas.launch import (
+        count_gpus,
+        die_with_launcher,
+        is_rank,
+        launch_ranks,
+        on_first_rank,
+        plan_nodes,
+        plan_processes,
+        settle_device,
+    )
     from atlas.train import prepare, run
 
-    if started_by_torchrun():
+    if is_rank():  # by a plain torchrun, or on one of several machines
+        die_with_launcher()
         with ExitStack() as locks:
             run(*on_first_rank(lambda: prepare(_resolve(config, given, resume, debug), resume, locks)))
         return
@@ -76,8 +85,10 @@ def train(
     plan = plan_processes(resolved.distributed, count_gpus(resolved.distributed))
     os.environ.update(plan.visible(os.environ))  # before anything asks CUDA, which looks at it once
     settle_device(resolved.distributed)
-    if nodes is not None:
-        raise typer.Exit(_launch_on_nodes(nodes, plan, resolved, resume))
+    if nodes.number > 1:  # one of their ranks prepares the run
+        named = [*(["--config", config] if config else []), *(["--resume", resume] if resume else [])]
+        arguments = ["train", *given, *named, *(["--debug"] if debug else [])]
+        raise typer.Exit(launch_ranks(arguments, plan, nodes=nodes))
     with ExitStack() as locks:
         # All that can be wrong is found here, once, before there are several processes.
         resolved, checkpoint = prepare(resolved, resume, locks)
@@ -85,10 +96,10 @@ def train(
             os.environ.update(plan.environment(os.environ))
             run(resolved, checkpoint)
             return
-        from atlas.launch import launch_ranks
         from atlas.prepare import run_dir_of
 
-        raise typer.Exit(launch_ranks(_rank_arguments(run_dir_of(resolved), checkpoint), plan))
+        arguments = ["rank", str(run_dir_of(resolved)), *(["--resume", str(checkpoint)] if checkpoint else [])]
+        raise typer.Exit(launch_ranks(arguments, plan))
 
 
 def _resolve(config: str | None, overrides: list[str], resume: str | None, debug: bool) -> Config:
@@ -97,27 +108,6 @@ def _resolve(config: str | None, overrides: list[str], resume: str | None, debug
 
     resolved = load_run_config(config, overrides, resume)
     return load_config(resolved, _debug_overrides(resolved)) if debug else resolved
-
-
-def _launch_on_nodes(nodes: Nodes, plan: Plan, config: Config, resume: str | None) -> int:
-    """This machine's part: the first one prepares the run, the others learn from it which one it is."""
-    from atlas.launch import NodeLink, launch_ranks
-    from atlas.prepare import run_dir_of
-    from atlas.train import prepare
-
-    with NodeLink(nodes, config.distributed.timeout_minutes * 60) as link, ExitStack() as locks:
-        if nodes.rank == 0:
-            with link.refusing():
-                config, checkpoint = prepare(config, resume, locks)
-            run_dir = run_dir_of(config)
-            link.publish(run_dir, checkpoint)
-        else:
-            run_dir, checkpoint = link.receive()
-        return launch_ranks(_rank_arguments(run_dir, checkpoint), plan, link=link)
-
-
-def _rank_arguments(run_dir: Path, checkpoint: Path | None) -> list[str]:
-    return ["rank", str(run_dir), *(["--resume", str(checkpoint)] if checkpoint else [])]
 
 
 def rank(run_dir: Path, resume: Annotated[Path | None, typer.Option(metavar="CHECKPOINT")] = None) -> None:

@@ -93,7 +93,7 @@ class DistributedConfig(Section):
     num_nodes: Positive | None = None  # machines; null: SLURM's number, else 1
     node_rank: NotNegative | None = None  # which of them this is; null: SLURM's number, else 0
     master_addr: str | None = None  # the first one's address; null: SLURM's first node
-    master_port: Annotated[int, Field(ge=1024, le=65534)] = 29500  # there; the next port is used too
+    master_port: Annotated[int, Field(ge=1024, le=65535)] = 29500  # a free one there
 
     @property
     def group_timeout(self) -> timedelta:

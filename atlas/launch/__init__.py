@@ -2,23 +2,20 @@
 
 from atlas.launch.device import check_gpu_of_rank, settle_device
 from atlas.launch.failure_report import common_exit_code
-from atlas.launch.link import NodeLink, NodeLost
 from atlas.launch.nodes import Nodes, plan_nodes
 from atlas.launch.plan import Plan, count_gpus, plan_processes, without_choice
 from atlas.launch.rank import (
     die_with_launcher,
     end_at_once,
+    is_rank,
     launcher_folder,
     leave_error,
     leave_exit_code,
     on_first_rank,
-    started_by_torchrun,
 )
 from atlas.launch.ranks import launch_ranks
 
 __all__ = [
-    "NodeLink",
-    "NodeLost",
     "Nodes",
     "Plan",
     "check_gpu_of_rank",
@@ -26,6 +23,7 @@ __all__ = [
     "count_gpus",
     "die_with_launcher",
     "end_at_once",
+    "is_rank",
     "launch_ranks",
     "launcher_folder",
     "leave_error",
@@ -34,6 +32,5 @@ __all__ = [
     "plan_nodes",
     "plan_processes",
     "settle_device",
-    "started_by_torchrun",
     "without_choice",
 ]

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from atlas.launch.link import Failure
+from atlas.launch.meeting import Failure
 from atlas.launch.reports import Report
 
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)

@@ -14,27 +14,28 @@ if TYPE_CHECKING:
     from atlas.config import DistributedConfig
 
 
+LOOPBACK = "127.0.0.1"
+
+
 @dataclass(frozen=True)
 class Nodes:
-    """The machines of one run. The first one's address takes part in every connection: `master_port` is torch's, the
-    next one the launchers'.
-    """
+    """The machines of one run, which meet at the first one's address and port."""
 
-    number: int  # >= 2
+    number: int
     rank: int  # of this machine
     master_addr: str
     master_port: int
-
-    @property
-    def link_port(self) -> int:
-        return self.master_port + 1
+    wait_minutes: float = 30.0  # for each other, before the ranks start
 
 
-def plan_nodes(distributed: DistributedConfig, environment: Mapping[str, str]) -> Nodes | None:
-    """The machines that are to take part, or None where it is this one alone.
+ALONE = Nodes(1, 0, LOOPBACK, 0)  # at a port that is free
 
-    Flags and config win over SLURM's variables. Raises InputError where they cannot work, and where the address or
-    the ports cannot be used.
+
+def plan_nodes(distributed: DistributedConfig, environment: Mapping[str, str]) -> Nodes:
+    """The machines that are to take part; `ALONE` where it is this one.
+
+    Flags and config win over SLURM's variables. Raises InputError where they cannot work, and where the address cannot
+    be found.
     """
     number = distributed.num_nodes or _slurm_number(environment, "SLURM_STEP_NUM_NODES", "SLURM_NNODES") or 1
     rank = distributed.node_rank
@@ -50,7 +51,7 @@ def plan_nodes(distributed: DistributedConfig, environment: Mapping[str, str]) -
                 f"--master-addr {distributed.master_addr} (distributed.master_addr) is for several machines, and there "
                 f"is one: add --num-nodes N, or leave it out."
             )
-        return None
+        return ALONE
     if distributed.num_nodes is None:
         _check_tasks(environment, number)
     address = distributed.master_addr or _slurm_first_host(environment)
@@ -59,14 +60,8 @@ def plan_nodes(distributed: DistributedConfig, environment: Mapping[str, str]) -
             f"--num-nodes {number} needs the first machine's address: add --master-addr HOST "
             f"(distributed.master_addr), the same on every machine."
         )
-    nodes = Nodes(number, rank, address, distributed.master_port)
-    _check_address(nodes)
-    if rank == 0:
-        _check_ports(nodes)
-    return nodes
-
-
-# ---- SLURM -----------------------------------------------------------------------------------------------
+    _check_address(address, distributed.master_port)
+    return Nodes(number, rank, address, distributed.master_port, distributed.timeout_minutes)
 
 
 def _slurm_number(environment: Mapping[str, str], *names: str) -> int | None:
@@ -102,30 +97,12 @@ def _check_tasks(environment: Mapping[str, str], number: int) -> None:
         )
 
 
-# ---- the address and the ports -----------------------------------------------------------------------------
-
-
-def _check_address(nodes: Nodes) -> None:
+def _check_address(host: str, port: int) -> None:
     try:
-        socket.getaddrinfo(nodes.master_addr, nodes.master_port)
+        socket.getaddrinfo(host, port)
     except (OSError, UnicodeError) as error:  # the latter for what cannot be a name, such as a..b
         reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"--master-addr {nodes.master_addr} (distributed.master_addr) cannot be found by this machine "
-            f"({reason}); give the first machine's name or address."
+            f"--master-addr {host} (distributed.master_addr) cannot be found by this machine ({reason}); give the "
+            f"first machine's name or address."
         ) from None
-
-
-def _check_ports(nodes: Nodes) -> None:
-    for port in (nodes.master_port, nodes.link_port):
-        with socket.socket() as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was closed a moment ago is free
-            try:
-                tried.bind(("", port))
-                tried.listen(1)
-            except OSError as error:
-                raise InputError(
-                    f"--master-port {nodes.master_port} (distributed.master_port): port {port} of this machine cannot "
-                    f"be used ({error.strerror}), and it and the one before or after it are needed. Choose another, "
-                    f"the same on every machine."
-                ) from None

@@ -15,17 +15,13 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import psutil
 
 from atlas.launch.failure_report import Ending, exit_code, summary
-from atlas.launch.link import IN_GOOD_ORDER
+from atlas.launch.meeting import Meeting
 from atlas.launch.rank import ASK_FOR_STACK
-from atlas.launch.reports import HANG, now, read_codes, read_reports
-
-if TYPE_CHECKING:
-    from atlas.launch.link import NodeLink
+from atlas.launch.reports import HANG, IN_GOOD_ORDER, now, read_codes, read_reports
 
 _LOOK_SECONDS = 0.1
 # After a failure. Together with the time to see it, these stay below the 30 s that torchrun waits.
@@ -43,9 +39,10 @@ class Overseer:
     deaths, ended, stacks: what `Ending` says of them.
     """
 
-    def __init__(self, folder: Path, processes: int, link: NodeLink | None = None) -> None:
-        """folder: where the ranks leave what they have to say; processes: how many there will be."""
-        self._folder, self._processes, self._link = folder, processes, link
+    def __init__(self, folder: Path, processes: int, meeting: Meeting) -> None:
+        """folder: where the ranks leave what they have to say; processes: how many there will be; meeting: with the
+        launchers of other machines."""
+        self._folder, self._processes, self._meeting = folder, processes, meeting
         self.deaths: dict[int, float] = {}
         self.ended: dict[int, str] = {}
         self.stacks: dict[int, str] = {}
@@ -89,7 +86,7 @@ class Overseer:
             self.deaths,
             self.ended,
             self.stacks,
-            self._link.first_failure if self._link is not None else None,
+            self._meeting.first_failure,
             stopped_by,
             self.signals > 1,
         )
@@ -119,12 +116,11 @@ class Overseer:
         for rank, process in self._ranks.items():
             if rank not in self.deaths and not _is_alive(process):
                 self.deaths[rank] = now()
-        here = self._fails_here()
-        if self._link is not None:
-            self._listen(self._link)
-            if (here or self.signals > 1) and not self._link.told and self._link.cause is None:
-                self._tell(self._link)
-        elsewhere = self._link is not None and bool(self._link.failures())
+        here, elsewhere = self._fails_here(), self._meeting.failures()
+        if any(failure.hang for failure in elsewhere):
+            (self._folder / HANG).touch()  # the ranks here show their stacks as well
+        if (here or self.signals > 1) and not self._meeting.told and self._meeting.cause is None:
+            self._tell()
         if self._failed_at is None and (here or elsewhere):
             self._failed_at = time.monotonic()
 
@@ -180,26 +176,19 @@ class Overseer:
             if process.is_running():
                 os.killpg(process.pid, signal.SIGKILL)  # torchrun gives each a group of its own
 
-    def _listen(self, link: NodeLink) -> None:
-        for failure in link.failures():
-            if failure.hang:
-                (self._folder / HANG).touch()  # the ranks here show their stacks as well
-            if failure.at_once and self._second_at is None:
-                self._second_at = time.monotonic()
-
-    def _tell(self, link: NodeLink) -> None:
+    def _tell(self) -> None:
         """Tell the other machines what has failed here first, as far as it is known: they cannot wait for more."""
         ending = self.ending({}, None)
+        code = exit_code(ending, 0)
         if ending.at_once:
-            link.tell_failure("it was stopped at once, by a second signal", at_once=True, code=128 + signal.SIGTERM)
+            self._meeting.tell("it was stopped at once, by a second signal", code=128 + signal.SIGTERM)
         elif lost := self._lost():
-            link.tell_failure(f"rank {lost[0]} was killed, or crashed")
+            self._meeting.tell(f"rank {lost[0]} was killed, or crashed")
         elif (said := summary(ending)) is not None:
             text, consequence = said
-            hang = (self._folder / HANG).exists()
-            link.tell_failure(text, consequence=consequence, hang=hang, code=exit_code(ending, 0))
+            self._meeting.tell(text, consequence=consequence, hang=(self._folder / HANG).exists(), code=code)
         else:
-            link.tell_failure(f"a rank ended with code {exit_code(ending, 0)}", code=exit_code(ending, 0))
+            self._meeting.tell(f"a rank ended with code {code}", code=code)
 
     def _read_stacks(self) -> dict[int, str]:
         texts = {path: path.read_text(errors="replace").rstrip() for path in self._folder.glob("stack_*")}

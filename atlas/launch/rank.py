@@ -1,4 +1,4 @@
-"""In a rank: end with the launcher, and tell it how and why this rank ends."""
+"""In a rank: learn which run it is of, end with the launcher, and tell it how and why this rank ends."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atlas import __version__
 from atlas.errors import InputError, first_line
 from atlas.launch.reports import Report, is_consequence, now, own_frames, write_code
 from atlas.system.shown import printable
@@ -27,7 +28,8 @@ LAUNCHER_PID = "ATLAS_LAUNCHER_PID"
 FOLDER = "ATLAS_LAUNCHER_FOLDER"  # in which ranks leave what the launcher needs to know
 ASK_FOR_STACK = signal.SIGUSR2  # the launcher's, to a rank that has said nothing
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
-_LOOK_SECONDS = 0.2
+_LOOK_SECONDS = 0.1
+_SHARED_SECONDS = 30.0  # for a shared file system to show what another machine has written
 _kept: list[Any] = []  # what must live as long as the process
 
 
@@ -119,23 +121,23 @@ def end_at_once(code: int, error: BaseException | None = None) -> None:
     os._exit(code)
 
 
-# ---- under a plain torchrun ------------------------------------------------------------------------------
+# ---- the first rank prepares for all ---------------------------------------------------------------------
 
 
-def started_by_torchrun() -> bool:
-    """Whether this is a rank that something else than Atlas's launcher has started, such as torchrun."""
-    ours = LAUNCHER_PID in os.environ
-    return not ours and all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+def is_rank() -> bool:
+    """Whether this process is one of those that torchrun has started."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
 
 
 def on_first_rank(prepare: Callable[[], tuple[Config, Path | None]]) -> tuple[Config, Path | None]:
-    """What `prepare` gives, which rank 0 alone does where torchrun has started several; elsewhere simply `prepare()`.
+    """What `prepare` gives, which rank 0 alone does where there are several; elsewhere simply `prepare()`.
 
     It goes to the others as JSON, through the store at which the ranks meet: whoever reaches that store may have
-    written what is there, so that nothing of it is believed that is not checked. Where it raises, rank 0 raises, and
-    torchrun ends the others.
+    written what is there, so that nothing of it is believed that is not checked. Raises InputError where `prepare`
+    does, on rank 0 and the first rank of every other machine; where a machine has another version of Atlas; and where
+    it does not see the run's folder. The other ranks of a machine then end with 2, without a word.
     """
-    if not started_by_torchrun() or int(os.environ["WORLD_SIZE"]) == 1:
+    if not is_rank() or int(os.environ["WORLD_SIZE"]) == 1:
         return prepare()
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
@@ -144,29 +146,63 @@ def on_first_rank(prepare: Callable[[], tuple[Config, Path | None]]) -> tuple[Co
     _kept.append(store)  # without torchrun's own, rank 0 holds it, and the others read from it later
     shared = PrefixStore("atlas", store)
     if rank == 0:
-        config, checkpoint = prepare()
+        try:
+            config, checkpoint = prepare()
+        except InputError as error:
+            shared.set("prepared", json.dumps({"refused": str(error)}))
+            raise
         shared.set("prepared", write_prepared(config, checkpoint))
         return config, checkpoint
     while not shared.check(["prepared"]):
         time.sleep(_LOOK_SECONDS)
-    return read_prepared(shared.get("prepared"))
+    try:
+        config, checkpoint = read_prepared(shared.get("prepared"))
+        _check_shared(config)
+    except InputError:
+        if os.environ["LOCAL_RANK"] != "0":
+            raise SystemExit(2) from None
+        raise
+    return config, checkpoint
 
 
 def write_prepared(config: Config, checkpoint: Path | None) -> str:
     """A run that is ready to start, for the other ranks."""
     named = None if checkpoint is None else str(checkpoint)
-    return json.dumps({"config": config.model_dump(mode="json"), "checkpoint": named})
+    return json.dumps({"atlas": __version__, "config": config.model_dump(mode="json"), "checkpoint": named})
 
 
 def read_prepared(text: str | bytes) -> tuple[Config, Path | None]:
-    """What `write_prepared` has written. Raises InputError for anything else."""
+    """What `write_prepared` has written. Raises InputError for anything else, and with what rank 0 has refused."""
     from atlas.config import parse_config
 
     try:
         values = json.loads(text)
-        config, checkpoint = values.pop("config"), values.pop("checkpoint")
+        if isinstance(refused := values.get("refused"), str):
+            raise InputError(refused)
+        version, config, checkpoint = values.pop("atlas"), values.pop("config"), values.pop("checkpoint")
         if values or not isinstance(config, dict) or not isinstance(checkpoint, str | None):
             raise ValueError("other keys or values than a run has")
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"What the ranks' store holds is not the run that rank 0 has prepared ({error}).") from None
+    if version != __version__:
+        raise InputError(
+            f"This machine has Atlas {__version__}, and the first one, which has prepared the run, {version}: install "
+            f"the same version on all."
+        )
     return parse_config(config, "what rank 0 has prepared"), None if checkpoint is None else Path(checkpoint)
+
+
+def _check_shared(config: Config) -> None:
+    """Wait until this machine sees the config that rank 0 has written. Raises InputError where it does not."""
+    from atlas.config import load_config
+
+    assert config.run_name is not None
+    folder = Path(config.output_dir, config.run_name)
+    end = time.monotonic() + _SHARED_SECONDS
+    while not (folder / "config.yaml").is_file() or load_config(folder / "config.yaml") != config:
+        if time.monotonic() > end:
+            raise InputError(
+                f"{folder.absolute()} is not the run's folder that the first machine has made. All machines need the "
+                f"same output_dir, on a file system that they share: start in the same folder, or give an absolute one."
+            )
+        time.sleep(_LOOK_SECONDS)

@@ -20,7 +20,8 @@ from types import FrameType
 from atlas.errors import first_line
 from atlas.launch.device import DEVICE
 from atlas.launch.failure_report import exit_code, summary, tell
-from atlas.launch.link import NodeLink, NodeLost
+from atlas.launch.meeting import Meeting, NodeLost
+from atlas.launch.nodes import ALONE, Nodes
 from atlas.launch.overseer import Overseer
 from atlas.launch.plan import Plan
 from atlas.launch.rank import FOLDER, LAUNCHER_PID
@@ -31,67 +32,46 @@ from atlas.system.terminal import leave_lost_terminal
 
 # How long ranks that a user told to stop may take to write a checkpoint and to finish their trackers.
 _STOP_SECONDS = 300
-_MEET_SECONDS = 120  # for the machines to meet; they have heard of each other then
 _LOOPBACK = ("lo", "lo0")  # the interface's name on Linux, and elsewhere
 _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 
 
-def launch_ranks(arguments: Sequence[str], plan: Plan, module: str = "atlas.cli", link: NodeLink | None = None) -> int:
+def launch_ranks(arguments: Sequence[str], plan: Plan, module: str = "atlas.cli", nodes: Nodes = ALONE) -> int:
     """Run `python -m module arguments…` in every rank, wait for all of them and return their common exit code.
 
-    link: to the launchers of the other machines, where there are several; `plan` is this machine's share. What failed
-    is told on stderr. Must be called in the main thread: it handles signals while the ranks run.
+    nodes: the machines that take part; `plan` is this one's share. What failed is told on stderr. Raises InputError
+    and NodeLost where the machines do not meet. Must be called in the main thread: it handles signals while the ranks
+    run.
     """
-    with tempfile.TemporaryDirectory(prefix="atlas-ranks-") as name:
+    with tempfile.TemporaryDirectory(prefix="atlas-ranks-") as name, Meeting(nodes) as meeting:
         folder = Path(name)
         variables = {
             **plan.environment(os.environ),
             **safe_environment(os.environ),
-            **({} if link is not None else _own_interface()),
+            **(_own_interface() if nodes.number == 1 else {}),
             DEVICE: "cpu" if plan.cpu else "cuda",
             LAUNCHER_PID: str(os.getpid()),
             FOLDER: name,
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_STOP_SECONDS)),
         }
-        if link is not None:
-            # A single process has its machine for itself, and yet is one of several: accelerate would say so.
-            variables.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(available_cores())))
-            link.watch()
-        with _variables(variables), _signals(), Overseer(folder, plan.processes, link) as overseer:
-            options = [*_where(plan, link), "--log-dir", str(folder / "torchrun"), "--no-python"]
-            options += [*module_command(module), *arguments]
-            codes, stopped_by = _run(options, link)
+        # A single process has its machine for itself, and yet may be one of several: accelerate would say so.
+        variables.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(available_cores())))
+        options = [*meeting.torchrun_options(), "--nproc-per-node", str(plan.processes)]
+        options += ["--log-dir", str(folder / "torchrun"), "--no-python", *module_command(module), *arguments]
+        with _variables(variables), _signals(), Overseer(folder, plan.processes, meeting) as overseer:
+            codes, stopped_by = _run(options)
         ending = overseer.ending(codes, stopped_by)
         said = summary(ending)
-        if link is not None and said is not None and said[1]:
-            link.wait_for_cause()  # that of the ranks here is on another machine
-            ending.elsewhere = link.first_failure
+        if said is not None and said[1]:
+            meeting.wait_for_cause()  # that of the ranks here may be on another machine
+            ending.elsewhere = meeting.first_failure
+        meeting.code = exit_code(ending, plan.processes)
     for line in tell(ending):
         print(printable(line), file=sys.stderr)
-    code = exit_code(ending, plan.processes)
-    if link is not None:
-        link.code = code
-    return code
+    return meeting.code
 
 
-def _where(plan: Plan, link: NodeLink | None) -> list[str]:
-    """torchrun's options: how many processes, and where they meet."""
-    processes = ["--nproc-per-node", str(plan.processes)]
-    if link is None:
-        from atlas.launch.loopback import loopback_options
-
-        return [*loopback_options(), *processes]
-    nodes = link.nodes
-    link.wait_for_master_port()
-    return [
-        *("--nnodes", str(nodes.number), "--node-rank", str(nodes.rank)),
-        *("--master-addr", nodes.master_addr, "--master-port", str(nodes.master_port)),
-        *("--rdzv-conf", f"timeout={_MEET_SECONDS}"),
-        *processes,
-    ]
-
-
-def _run(options: Sequence[str], link: NodeLink | None) -> tuple[dict[int, int], int | None]:
+def _run(options: Sequence[str]) -> tuple[dict[int, int], int | None]:
     """torchrun: the exit codes of the ranks that failed, and the signal that stopped it."""
     from torch.distributed import DistError
     from torch.distributed import run as torchrun
@@ -110,10 +90,7 @@ def _run(options: Sequence[str], link: NodeLink | None) -> tuple[dict[int, int],
     except SignalException as error:
         return {}, int(error.sigval)
     except DistError as error:
-        if link is None:
-            raise
-        where = f"{link.nodes.master_addr}:{link.nodes.master_port}"
-        raise NodeLost(f"The machines did not meet at {where}: {first_line(error)}.") from None
+        raise NodeLost(f"The store at which the ranks meet does not answer: {first_line(error)}.") from None
     finally:
         logging.disable(logging.NOTSET)
     return {}, None

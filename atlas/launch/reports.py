@@ -20,6 +20,7 @@ from atlas.system.documents import read_json
 from atlas.system.files import write_json
 
 HANG = "hang"
+IN_GOOD_ORDER = (0, 130, 143)  # the exit codes of ranks that are done, or were told to stop
 # How gloo and NCCL say that another process is gone; both raise plain RuntimeErrors, too.
 _CONNECTION = re.compile(
     r"gloo|nccl|connection (closed|reset|refused|was aborted)|broken pipe|socket (timeout|error)|failed to recv"

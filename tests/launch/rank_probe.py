@@ -19,7 +19,7 @@ from pathlib import Path
 import atlas
 from atlas import cli
 from atlas.errors import InputError
-from atlas.launch import NodeLink, Nodes, Plan, die_with_launcher, launch_ranks, leave_error, overseer
+from atlas.launch import Nodes, Plan, die_with_launcher, launch_ranks, leave_error, meeting, overseer
 
 # The package's own __init__ imports the trainer, which takes a rank seconds and is not needed here.
 sys.modules["atlas.training"] = types.ModuleType("atlas.training")
@@ -108,27 +108,20 @@ def launch(folder: Path, cases: list[str]) -> int:
     return code
 
 
-def launch_on_node(folder: Path, roles: str, nodes: Nodes) -> int:
-    """One rank on each of so many nodes, which are launchers on this machine."""
-    with NodeLink(nodes, timeout_seconds=60) as link:
-        if nodes.rank == 0:
-            (folder / "0").mkdir()
-            (folder / "0" / "config.yaml").write_text("seed: 3")
-            link.publish(folder / "0", None)
-        case, _ = (folder / "0", None) if nodes.rank == 0 else link.receive()
-        return launch_ranks(["probe", str(case), *roles.split(",")], Plan(1, cpu=True), "tests.launch.rank_probe", link)
+def launch_on_node(folder: Path, roles: str, number: int, port: int) -> int:
+    """One rank on each of as many nodes as there are roles, which are launchers on this machine."""
+    nodes = Nodes(len(roles.split(",")), number, "127.0.0.1", port, wait_minutes=1)
+    (folder / "0").mkdir(exist_ok=True)
+    arguments = ["probe", str(folder / "0"), *roles.split(",")]
+    return launch_ranks(arguments, Plan(1, cpu=True), "tests.launch.rank_probe", nodes)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "probe":
         cli.main()
     if os.environ.get("PROBE_SHORT"):  # what is tested is what is said, and not the times
-        overseer._STUCK_SECONDS, overseer._ENDING_SECONDS = 2, 4
+        overseer._STUCK_SECONDS, overseer._ENDING_SECONDS, meeting._SILENCE_SECONDS = 2, 4, 5
     if "PROBE_NODE" in os.environ:
         number, port = map(int, os.environ["PROBE_NODE"].split(":"))
-        sys.exit(
-            launch_on_node(
-                Path(sys.argv[1]), sys.argv[2], Nodes(len(sys.argv[2].split(",")), number, "127.0.0.1", port)
-            )
-        )
+        sys.exit(launch_on_node(Path(sys.argv[1]), sys.argv[2], number, port))
     sys.exit(launch(Path(sys.argv[1]), sys.argv[2:]))

@@ -1,4 +1,4 @@
-"""Several machines: which one this is, what they tell each other before the start, and how they end together."""
+"""Several machines: which one this is, how they meet, and how they end together."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ import os
 import re
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from torch.distributed import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
-from atlas.config import DistributedConfig
+from atlas import __version__
+from atlas.config import Config, DistributedConfig, dump_yaml, load_config
 from atlas.errors import InputError
-from atlas.launch import NodeLink, NodeLost, Nodes, plan_nodes
+from atlas.launch import Nodes, plan_nodes
+from atlas.launch.meeting import Meeting, NodeLost
+from atlas.launch.nodes import ALONE
+from atlas.launch.rank import on_first_rank, write_prepared
 from atlas.runs import read_scalars
+from atlas.system.files import write_text
 from tests import warm
 from tests.conftest import MakeLibero
 from tests.launch.test_launch_ranks import is_alive, wait_until
@@ -33,16 +40,10 @@ HERE = {"master_addr": "127.0.0.1"}
 
 @pytest.fixture
 def port() -> int:
-    """A port that is free, as is the next one."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("", 0))
-            found = first.getsockname()[1]
-            try:
-                second.bind(("", found + 1))
-            except (OSError, OverflowError):
-                continue
-            return int(found)
+    """A port that is free."""
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return int(found.getsockname()[1])
 
 
 # ---- which machine this is -------------------------------------------------------------------------------
@@ -61,9 +62,9 @@ SLURM = {"SLURM_NNODES": "4", "SLURM_NODEID": "2", "SLURM_JOB_NODELIST": "localh
 
 
 def test_one_machine_is_no_matter() -> None:
-    assert plan_nodes(DistributedConfig(), {}) is None
-    assert plan_nodes(DistributedConfig(), {"SLURM_NNODES": "1", "SLURM_NODEID": "0"}) is None
-    assert plan_nodes(DistributedConfig(num_nodes=1), SLURM) is None
+    assert plan_nodes(DistributedConfig(), {}) == ALONE
+    assert plan_nodes(DistributedConfig(), {"SLURM_NNODES": "1", "SLURM_NODEID": "0"}) == ALONE
+    assert plan_nodes(DistributedConfig(num_nodes=1), SLURM) == ALONE
 
 
 def test_flags_say_which_machine_this_is(port: int) -> None:
@@ -112,18 +113,120 @@ def test_what_cannot_work_is_refused(
         assert word in str(error.value)
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_a_port_that_is_taken_is_refused_on_the_first_machine(port: int, which: int) -> None:
-    with socket.socket() as other:
-        other.bind(("", port + which))
-        other.listen()
-        asked = {"num_nodes": 2, "master_addr": "127.0.0.1", "master_port": port}
-        with pytest.raises(InputError, match=rf"--master-port {port} .*port {port + which} .*cannot be used"):
-            plan_nodes(DistributedConfig(**asked), {})
-        assert plan_nodes(DistributedConfig(**asked, node_rank=1), {}) is not None
+# ---- how they meet ---------------------------------------------------------------------------------------
 
 
-# ---- before the start ------------------------------------------------------------------------------------
+@pytest.fixture
+def nodes(port: int) -> Nodes:
+    """The first of two, which wait for a few seconds."""
+    return Nodes(2, 0, "127.0.0.1", port, wait_minutes=0.02)
+
+
+def attend(nodes: Nodes) -> int:
+    with Meeting(nodes):
+        return nodes.rank
+
+
+def attend_all(*all_nodes: Nodes) -> list[BaseException | int | None]:
+    """What comes of machines that all try to meet: the error, or the number of one that has met the others."""
+    with ThreadPoolExecutor(len(all_nodes)) as pool:
+        futures = [pool.submit(attend, each) for each in all_nodes]
+        return [future.exception() or future.result() for future in futures]
+
+
+def test_machines_meet_whichever_comes_first(nodes: Nodes) -> None:
+    assert attend_all(replace(nodes, rank=1), nodes) == [1, 0]
+
+
+def test_a_port_that_is_taken_is_refused_on_the_first_machine(nodes: Nodes) -> None:
+    refused = rf"--master-port {nodes.master_port} .*cannot be used"
+    with socket.create_server(("", nodes.master_port)), pytest.raises(InputError, match=refused):
+        attend(nodes)
+
+
+def test_two_machines_with_one_number_are_refused(nodes: Nodes) -> None:
+    three = replace(nodes, number=3)
+
+    _, *others = attend_all(three, replace(three, rank=1), replace(three, rank=1))
+
+    (refused,) = [error for error in others if isinstance(error, InputError)]
+    assert "--node-rank 1" in str(refused) and "another machine has this number" in str(refused)
+
+
+def test_a_machine_that_does_not_come_is_named_and_the_others_end(nodes: Nodes) -> None:
+    three = replace(nodes, number=3)
+
+    first, second = attend_all(three, replace(three, rank=1, wait_minutes=1))
+
+    assert isinstance(first, NodeLost) and isinstance(second, NodeLost)
+    assert "Node 2 of 3 did not come within 0.02 minutes (distributed.timeout_minutes)" in str(first)
+    assert "Node 0 has ended" in str(second)
+
+
+def test_a_first_machine_that_is_not_there_is_named(nodes: Nodes) -> None:
+    where = rf"--master-addr 127.0.0.1, --master-port {nodes.master_port}: node 0 did not answer"
+    with pytest.raises(InputError, match=where):
+        attend(replace(nodes, rank=1, wait_minutes=0.01))
+
+
+# ---- the first rank prepares for all ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], tuple[Config, Path | None]]]:
+    """What the first rank of another machine makes of a text that rank 0 has left."""
+    with Meeting(ALONE) as meeting:
+        assert meeting._store is not None
+        variables = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        variables |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+        for name, value in (variables | {"MASTER_PORT": str(meeting._store.port)}).items():
+            monkeypatch.setenv(name, value)
+
+        def take(text: str) -> tuple[Config, Path | None]:
+            store, _, _ = next(rendezvous("env://"))
+            PrefixStore("atlas", store).set("prepared", text)
+            return on_first_rank(lambda: pytest.fail("prepared twice"))
+
+        yield take
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """Of a run whose folder is there."""
+    config = load_config(None, [f"output_dir={tmp_path}", "run_name=run", "seed=3"])
+    write_text(tmp_path / "run" / "config.yaml", dump_yaml(config))
+    return config
+
+
+Take = Callable[[str], tuple[Config, Path | None]]
+
+
+def test_the_others_learn_which_run_it_is(prepared: Take, config: Config, tmp_path: Path) -> None:
+    assert prepared(write_prepared(config, tmp_path / "checkpoint")) == (config, tmp_path / "checkpoint")
+
+
+def test_a_machine_that_does_not_see_the_run_says_so(
+    prepared: Take, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atlas.launch.rank._SHARED_SECONDS", 0.2)
+    text = write_prepared(config, None)
+    write_text(tmp_path / "run" / "config.yaml", "seed: 4")  # as a run of the same name on another disk
+
+    with pytest.raises(InputError, match=rf"{tmp_path}/run is not the run's folder .* file system that they share"):
+        prepared(text)
+
+
+def test_another_version_of_atlas_is_refused(prepared: Take, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = write_prepared(config, None)
+    monkeypatch.setattr("atlas.launch.rank.__version__", "9.9")
+
+    with pytest.raises(
+        InputError, match=rf"This machine has Atlas 9\.9, .* {re.escape(__version__)}: install the same"
+    ):
+        prepared(text)
+
+
+# ---- real launchers --------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -192,85 +295,17 @@ def test_what_the_first_machine_refuses_all_refuse(start_machine: Start, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.fixture
-def link(port: int) -> Iterator[NodeLink]:
-    """Node 0's, of two."""
-    with NodeLink(Nodes(2, 0, "127.0.0.1", port), timeout_seconds=3) as link:
-        yield link
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text("seed: 3")
-    return tmp_path / "run"
-
-
-def second(link: NodeLink, rank: int = 1) -> NodeLink:
-    return NodeLink(replace(link.nodes, rank=rank), timeout_seconds=3)
-
-
-def test_the_others_learn_which_run_it_is(link: NodeLink, run_dir: Path) -> None:
-    with second(link) as other:
-        link.publish(run_dir, run_dir / "checkpoints" / "step_00000004")
-
-        assert other.receive() == (run_dir, run_dir / "checkpoints" / "step_00000004")
-
-
-def test_a_machine_that_does_not_see_the_run_says_so(
-    link: NodeLink, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("atlas.launch.link._SHARED_SECONDS", 0.5)
-    with second(link) as other:
-        link.publish(run_dir, None)
-        (run_dir / "config.yaml").write_text("seed: 4")  # as a run of the same name on another disk
-
-        with pytest.raises(InputError, match=rf"{run_dir} is not the run's folder .* file system that they share"):
-            other.receive()
-
-
-def test_two_machines_with_one_number_are_refused(link: NodeLink) -> None:
-    with (
-        second(link),
-        pytest.raises(InputError, match=r"--node-rank 1 .*another machine has this number"),
-        second(link),
-    ):
-        pass
-
-
-def test_a_machine_that_does_not_come_is_named(link: NodeLink, run_dir: Path) -> None:
-    with pytest.raises(NodeLost, match=r"Node 1 of 2 did not come within 0\.05 minutes .*timeout_minutes"):
-        link.publish(run_dir, None)
-
-
-def test_a_first_machine_that_is_not_there_is_named(port: int) -> None:
-    with (
-        pytest.raises(InputError, match=rf"--master-addr 127.0.0.1, --master-port {port}: node 0 did not answer"),
-        NodeLink(Nodes(2, 1, "127.0.0.1", port), timeout_seconds=0.5),
-    ):
-        pass
-
-
-def test_a_first_machine_that_ends_while_it_prepares_is_named(port: int) -> None:
-    holds = NodeLink(Nodes(2, 0, "127.0.0.1", port), timeout_seconds=3)
-    holds.__enter__()
-    with NodeLink(Nodes(2, 1, "127.0.0.1", port), timeout_seconds=30) as other:
-        threading.Timer(0.5, setattr, (holds, "_store", None)).start()  # what the death of its process does
-
-        with pytest.raises(NodeLost, match="Node 0 has ended"):
-            other.receive()
-
-
 # ---- how they end ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def start_pair(start_machine: Start, tmp_path: Path, port: int) -> Callable[[str], list[Machine]]:
-    """Start one rank (of rank_probe.py) on each of two machines, and wait until both are at work."""
+    """Start one rank (of rank_probe.py) on each of two machines, whose times of grace are shortened, and wait until
+    both are at work."""
 
     def start(roles: str) -> list[Machine]:
         pair = [
-            start_machine("tests.launch.rank_probe", str(tmp_path), roles, PROBE_NODE=f"{rank}:{port}")
+            start_machine("tests.launch.rank_probe", str(tmp_path), roles, PROBE_NODE=f"{rank}:{port}", PROBE_SHORT="1")
             for rank in (0, 1)
         ]
         ready = [tmp_path / "0" / f"ready_{rank}" for rank in (0, 1)]
@@ -296,7 +331,7 @@ def test_a_rank_that_fails_ends_those_on_the_other_machine(
     )
 
 
-@pytest.mark.parametrize(("killed", "word"), [(0, "its launcher has ended"), (1, "nothing was heard of it for 15 s")])
+@pytest.mark.parametrize(("killed", "word"), [(0, "its launcher has ended"), (1, "nothing was heard of it for 5 s")])
 def test_a_machine_that_is_gone_ends_the_others(
     start_pair: Callable[[str], list[Machine]], tmp_path: Path, killed: int, word: str
 ) -> None:

@@ -53,7 +53,7 @@ def test_it_starts_training_on_every_machine(start: Callable[..., subprocess.Pop
 
     assert process.wait(30) == 7
     arguments = (tmp_path / "srun").read_text().splitlines()
-    own = ["--master-port", "19422", "--resume", "auto", "run_name=slurm-4711"]
+    own = ["--master-port", "14711", "--resume", "auto", "run_name=slurm-4711"]
     assert arguments[arguments.index("./train.sh") + 1 :] == [*own, "run_name=a b", "--wandb"]
     assert not (tmp_path / "scontrol").exists()
 

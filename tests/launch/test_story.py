@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from atlas.launch.failure_report import Ending, exit_code, tell
-from atlas.launch.link import Failure
+from atlas.launch.meeting import Failure
 from atlas.launch.reports import Report, is_consequence
 
 
