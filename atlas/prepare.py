@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from atlas.system.paths import check_folder
 
 if TYPE_CHECKING:
     from atlas.data.episode import EpisodeDataset
+    from atlas.data.training_data import TrainingData
+    from atlas.training.prepared_run import PreparedRun
 
 
 def load_run_config(
@@ -38,58 +40,90 @@ def load_run_config(
     return load_config(config, overrides)
 
 
-def prepare(
-    config: Config, resume: str | Path | None = None, locks: ExitStack | None = None
-) -> tuple[Config, Path | None]:
+def prepare_once(make: Callable[[], PreparedRun]) -> PreparedRun:
+    """What `make` gives; under a plain torchrun the first rank alone calls it, and the others open the same run."""
+    from atlas.launch import on_first_rank
+    from atlas.training.prepared_run import PreparedRun
+
+    made: list[PreparedRun] = []
+
+    def prepare_here() -> tuple[Config, Path | None]:
+        made.append(make())
+        return made[0].config, made[0].checkpoint
+
+    settled = on_first_rank(prepare_here)
+    return made[0] if made else PreparedRun(*settled)
+
+
+def prepare(config: Config, resume: str | Path | None = None, locks: ExitStack | None = None) -> PreparedRun:
     """Check all that can be checked, record missing demonstrations, and make the run's folder with its config.
 
-    Returns the config with the run's name settled, and the checkpoint to go on from. locks: where the lock of the
-    run's folder is kept, for as long as it is trained; without, it is let go of at the end. Raises InputError.
+    The run has its name then, and the checkpoint to go on from. locks: where the lock of the run's folder is kept, for
+    as long as it is trained; without, it is let go of at the end. Raises InputError.
     """
     with ExitStack() as own:
         return _prepare(config, resume, own if locks is None else locks)
 
 
-def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> tuple[Config, Path | None]:
+def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> PreparedRun:
     from atlas.checkpoints import Checkpoints
     from atlas.config.secrets import without_keys
-    from atlas.data import open_configured
     from atlas.data.frame_cache import fill_caches
+    from atlas.data.training_data import read_cached_frames
     from atlas.launch import settle_device
     from atlas.policies.feature_cache_filling import check_cache
     from atlas.registry.wandb_variables import check_variables, with_variables
     from atlas.rollout.recording import RecordSettings, record
     from atlas.training.media.projection import check_method
+    from atlas.training.prepared_run import PreparedRun
 
     device = settle_device(config.distributed)
     check_variables(config.wandb)
     named = config.run_name is not None
     config, checkpoint = _settle_run(config, resume)
     config = without_keys(config.model_copy(update={"wandb": with_variables(config.wandb, os.environ)}))
-    check_folder("The run's folder (output_dir and run_name)", run_dir_of(config))
+    check_folder("The run's folder (output_dir and run_name)", config.run_dir)
     if checkpoint is not None:
         _check_fits(checkpoint, config)
     if config.data.reads_default:
         settings = RecordSettings(**config.data.record.model_dump())
         record(settings, Path(DataConfig().path), wait=True)  # does nothing where they are there
-    dataset, cameras = open_configured(config.data)
-    _check_data(config, dataset, cameras, checkpoint)
+    prepared = PreparedRun(config, checkpoint)
+    prepared.data = data = _open_data(prepared)
+    _check_data(prepared)
     config.model.check_pretrained()
     if config.data.feature_cache is not None:
-        check_cache(config, dataset, cameras)
+        check_cache(config, data.dataset, data.cameras)
     _check_machine(config, device)
     check_method(config.logging.media.vis_dataset)
     if config.data.frame_cache is not None:
-        fill_caches(Path(config.data.frame_cache), dataset, cameras, config.data.image_size)
+        fill_caches(Path(config.data.frame_cache), data.dataset, data.cameras, config.data.image_size)
+        read_cached_frames(config, data)
     if not named and checkpoint is None:
-        config = _with_name_of_its_own(config)
-    run_dir = run_dir_of(config)
+        prepared.config = config = _with_name_of_its_own(config)
+    run_dir = prepared.run_dir
     locks.enter_context(hold(run_dir, _what(run_dir)))
     write_text(run_dir / CONFIG, dump_yaml(config))
     checkpoints = Checkpoints(run_dir, config.checkpoint.keep_last_n)
     if checkpoint is not None and (_is_artifact(resume) or checkpoint.parent == checkpoints.root.resolve()):
-        checkpoint = checkpoints.adopt(checkpoint)
-    return config, checkpoint
+        prepared.checkpoint = checkpoints.adopt(checkpoint)
+    return prepared
+
+
+def _open_data(prepared: PreparedRun) -> TrainingData:
+    """The data of a run, split, before what is cached of it is filled. Raises InputError."""
+    from atlas.data import open_configured
+    from atlas.data.training_data import split_data
+
+    config = prepared.config
+    dataset, cameras = open_configured(config.data)
+    longest = int(dataset.lengths.max())
+    if config.data.action_horizon > longest:
+        raise InputError(
+            f"data.action_horizon is {config.data.action_horizon}, longer than every episode of {dataset.path} "
+            f"(the longest has {longest} frames)."
+        )
+    return split_data(config, dataset, cameras, prepared.kept_split)
 
 
 def _with_name_of_its_own(config: Config) -> Config:
@@ -97,7 +131,7 @@ def _with_name_of_its_own(config: Config) -> Config:
     number, name = 1, config.run_name
     while True:
         try:
-            run_dir_of(config).mkdir(parents=True)
+            config.run_dir.mkdir(parents=True)
             return config
         except FileExistsError:
             number += 1
@@ -116,8 +150,8 @@ def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path
         checkpoint = _fetched(str(resume))
         name = config.run_name or load_config(checkpoint / CONFIG).run_name
         config = config.model_copy(update={"run_name": name})
-        check_free(run_dir_of(config), _what(run_dir_of(config)))
-        _check_same_run(checkpoint, run_dir_of(config), str(resume))
+        check_free(config.run_dir, _what(config.run_dir))
+        _check_same_run(checkpoint, config.run_dir, str(resume))
         return config, checkpoint
     if resume is not None and str(resume) != "auto":
         checkpoint = find_checkpoint(Path(resume))
@@ -137,7 +171,7 @@ def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path
         if "WANDB_SWEEP_ID" in os.environ and (trial := os.environ.get("WANDB_RUN_ID")):
             when += f"-{trial}"
         return config.model_copy(update={"run_name": f"{name}-{when}"}), None
-    run_dir = run_dir_of(config)
+    run_dir = config.run_dir
     check_free(run_dir, _what(run_dir))
     if not saved_steps(run_dir / "checkpoints"):
         return config, None
@@ -226,35 +260,26 @@ def _differences(key: str, was: Any, now: Any) -> list[str]:
     return [] if was == now else [f"{key} was {was} and is {now}"]
 
 
-def _check_data(config: Config, dataset: EpisodeDataset, cameras: list[str], checkpoint: Path | None) -> None:
+def _check_data(prepared: PreparedRun) -> None:
+    """Raises InputError for data that cannot be trained on, or not with this config. Leaves warnings in the run."""
     import torch
 
-    from atlas.checkpoints.snapshot import load_split
-    from atlas.checks.inspection import check_before_training
-    from atlas.data.training_data import split_data
     from atlas.environments.catalog import environment_spec
     from atlas.training.guards.resumed_data import check_resumed
     from atlas.training.perf.worker_room import settle_workers
     from atlas.training.selection import check_metrics
 
-    longest = int(dataset.lengths.max())
-    if config.data.action_horizon > longest:
-        raise InputError(
-            f"data.action_horizon is {config.data.action_horizon}, longer than every episode of {dataset.path} "
-            f"(the longest has {longest} frames)."
-        )
-    kept = load_split(checkpoint) if checkpoint is not None else None
-    data = split_data(config, dataset, cameras, kept)
-    check_before_training(dataset, data.train.episodes, data.val.episodes, config.model.processor)
+    config, data, checkpoint = prepared.config, prepared.data, prepared.checkpoint
+    _ = prepared.warnings  # raises where there is worse
     if checkpoint is not None:
-        check_resumed(checkpoint, config, data, kept)
+        check_resumed(checkpoint, config, data, prepared.kept_split)
         _check_epochs(checkpoint, config, len(data.draws))
     if config.data.num_workers and config.data.batch_size != "auto":
         settle_workers(config, data, torch.device("cpu"), ranks=1)
     if config.evaluation.env not in ("auto", "none"):
         environment_spec(config.evaluation.env)
-    rollouts = environment_of(config, dataset) is not None
-    check_metrics(config, dataset.action_spec, dataset.tasks, rollouts, validation=len(data.val) > 0)
+    rollouts = environment_of(config, data.dataset) is not None
+    check_metrics(config, data.dataset.action_spec, data.dataset.tasks, rollouts, validation=len(data.val) > 0)
 
 
 def _check_epochs(checkpoint: Path, config: Config, samples: int) -> None:
@@ -282,9 +307,3 @@ def environment_of(config: Config, dataset: EpisodeDataset) -> str | None:
     """The world for closed-loop evaluation; None where there is none for the data or no episodes are asked for."""
     env = dataset.environment if config.evaluation.env == "auto" else config.evaluation.env
     return None if env in (None, "none") or config.evaluation.episodes == 0 else env
-
-
-def run_dir_of(config: Config) -> Path:
-    """The folder of a run whose name is settled."""
-    assert config.run_name is not None
-    return Path(config.output_dir) / config.run_name

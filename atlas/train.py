@@ -7,14 +7,14 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas.config import Config
-from atlas.prepare import environment_of, load_run_config, prepare, run_dir_of
+from atlas.prepare import environment_of, load_run_config, prepare, prepare_once
 from atlas.runs.run_directory import RESULTS
 from atlas.system.files import follow, write_json
 from atlas.system.threads import yield_cores
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from atlas.checkpoints.state import TrainingState
-    from atlas.data.chunks import ChunkDataset
-    from atlas.data.episode import EpisodeDataset
+    from atlas.data.training_data import TrainingData
     from atlas.policies.base import InstructionMemory, Policy
+    from atlas.policies.processor import PolicyProcessor
     from atlas.rollout.success_report import EvaluationReport
     from atlas.tracking import RunTracker
     from atlas.training import Trainer
+    from atlas.training.closed_loop import ClosedLoop
+    from atlas.training.prepared_run import PreparedRun
 
 logger = logging.getLogger(__name__)
 
@@ -57,37 +59,38 @@ def train(
     resume: a run or a checkpoint to go on from; 'auto': this run's latest checkpoint, if it has one.
     Raises InputError, before anything is touched, where the input is wrong; Interrupted after a signal.
     """
-    from atlas.launch import end_at_once, on_first_rank
+    from atlas.launch import end_at_once
 
     yield_cores()
     with ExitStack() as locks:
-        prepared = on_first_rank(lambda: prepare(load_run_config(config, overrides, resume), resume, locks))
+        prepared = prepare_once(lambda: prepare(load_run_config(config, overrides, resume), resume, locks))
         try:
-            return run(*prepared)
+            return run(prepared)
         except BaseException as error:
             end_at_once(getattr(error, "exit_code", 1), error)
             raise
 
 
-def run(config: Config, checkpoint: Path | None = None) -> Result:
-    """Train with a prepared config, as the only process or as one rank of several."""
+def run(prepared: PreparedRun) -> Result:
+    """Train, as the only process or as one rank of several."""
     from atlas.launch import launcher_folder, leave_error
     from atlas.tracking.node_runs import join_as_node
     from atlas.tracking.sinks.console import NOT_ON_TERMINAL, setup_logging
     from atlas.training.guards.watchdog import Watchdog
 
+    config, run_dir = prepared.config, prepared.run_dir
     accelerator = make_accelerator(config)
-    run_dir = run_dir_of(config)
-    undo_logging = setup_logging(run_dir, accelerator.is_main_process, accelerator.process_index)
+    rank = accelerator.process_index
+    undo_logging = setup_logging(run_dir, accelerator.is_main_process, rank)
     exit_code = 1
     trainer, closed_loop, node = None, None, None
     try:
-        with Watchdog(60 * config.distributed.timeout_minutes, accelerator.process_index, run_dir) as watchdog:
-            trainer = build_trainer(config, accelerator, checkpoint, watchdog.beat)
+        with Watchdog(prepared.heartbeat, 60 * config.distributed.timeout_minutes, rank, run_dir):
+            trainer = build_trainer(prepared, accelerator)
             closed_loop = trainer.closed_loop
             node = join_as_node(config, run_dir, trainer.tracker, accelerator)
             metrics = trainer.train()
-            result = _finish(config, trainer, metrics)
+            result = _finish(trainer, metrics)
         trainer.keeper.check()
         exit_code = 0
         return result
@@ -125,72 +128,35 @@ def _undisturbed(accelerator: Accelerator) -> Iterator[None]:
         yield
 
 
-def build_trainer(
-    config: Config,
-    accelerator: Accelerator,
-    checkpoint: Path | None = None,
-    beat: Callable[[str], None] = lambda what: None,
-) -> Trainer:
-    """The dataset, the policy, the tracker and the trainer that a prepared config describes.
-
-    beat: is told what was done, again and again.
-    """
+def build_trainer(prepared: PreparedRun, accelerator: Accelerator) -> Trainer:
+    """The policy, the tracker and the trainer of a prepared run."""
     import torch
 
     from atlas.checkpoints import load_state
-    from atlas.checkpoints.snapshot import load_split
-    from atlas.checks.inspection import check_before_training
-    from atlas.data.kept_split import episode_identities
-    from atlas.data.order import TrainOrder
-    from atlas.data.training_data import open_training_data
-    from atlas.policies.base import LearnsFromTeacher, RemembersInstructions, load_policy
+    from atlas.policies.base import RemembersInstructions
     from atlas.tracking import Resumed, RunTracker
     from atlas.training import Trainer
     from atlas.training.media.loggers import MediaLoggers
-    from atlas.training.perf.worker_room import settle_workers
-    from atlas.training.publishing import Publisher, run_facts
     from atlas.training.schedule import make_schedule, say_change
 
-    kept = load_split(checkpoint) if checkpoint is not None else None
-    data = open_training_data(config, kept)
-    dataset, cameras, train_data, val_data = data.dataset, data.cameras, data.train, data.val
+    data, checkpoint = prepared.data, prepared.checkpoint
+    state = load_state(checkpoint) if checkpoint is not None else None
     if accelerator.is_main_process:
-        sides = train_data.episodes, val_data.episodes
-        for warning in check_before_training(dataset, *sides, config.model.processor):
-            logger.warning("%s", warning)
-        if kept is not None and (change := kept.change(episode_identities(dataset))):
-            logger.warning("The dataset has changed since the checkpoint: %s. Its scaling stays as it was.", change)
-    torch.manual_seed(config.seed)  # the same weights on every rank
-    policy = _make_policy(config, dataset, train_data, cameras) if checkpoint is None else load_policy(checkpoint)
-    if isinstance(policy, LearnsFromTeacher):
-        policy.hire_teacher()
-    if config.data.feature_cache is not None:
-        _use_features(config, dataset, cameras, policy, train_data, val_data)
+        _warn(prepared)
+    torch.manual_seed(prepared.config.seed)  # the same weights on every rank
+    policy = make_policy(prepared)
     memory = policy.instruction_memory if isinstance(policy, RemembersInstructions) else None
     if memory is not None:
-        share_embeddings(memory, dataset.tasks, run_dir_of(config) / INSTRUCTIONS, accelerator, checkpoint is not None)
-    torch.manual_seed(config.seed + 1 + accelerator.process_index)
-    state = load_state(checkpoint) if checkpoint is not None else None
-    config = _settle_batch_size(config, policy, train_data, accelerator, state)
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-    config = settle_workers(config, data, accelerator.device, ranks)
+        file = prepared.run_dir / INSTRUCTIONS
+        share_embeddings(memory, data.dataset.tasks, file, accelerator, checkpoint is not None)
+    torch.manual_seed(prepared.config.seed + 1 + accelerator.process_index)
+    config = prepared.config = _settled(prepared, policy, accelerator, state)
 
-    settings = config.training
-    order = TrainOrder(
-        data.draws,
-        config.seed,
-        config.data.batch_samples,
-        settings.gradient_accumulation_steps,
-        accelerator.num_processes,
-        (state.step, state.samples_seen) if state is not None else (0, 0),
-    )
-    steps = settings.max_steps or order.steps_for(settings.num_epochs or 1)
-    schedule = make_schedule(config, steps, state.rate_steps if state is not None else None)
+    schedule = make_schedule(config, data.draws, accelerator.num_processes, state)
     if state is not None and accelerator.is_main_process:
         say_change(config, schedule, state)
-    run_dir = run_dir_of(config)
     tracker = RunTracker(
-        run_dir,
+        prepared.run_dir,
         str(config.run_name),
         config.wandb,
         config.logging,
@@ -199,28 +165,22 @@ def build_trainer(
         total_steps=schedule.max_steps,
         models=config.model_management,
     )
-    trainer = Trainer(
-        config,
-        policy,
-        data,
-        run_dir,
-        accelerator,
-        tracker,
-        schedule,
-        _make_closed_loop(config, dataset, policy, accelerator, tracker, beat),
-        checkpoint,
-        MediaLoggers(config, schedule, dataset, cameras, train_data, val_data, accelerator, tracker),
-        Publisher(
-            config,
-            tracker,
-            run_facts(config, policy, dataset),
-            accelerator.is_main_process,
-            state.checkpoints if state else 0,
-        ),
-        beat,
-    )
-    _announce(config, trainer, dataset)
+    closed_loop = _make_closed_loop(prepared, policy, accelerator, tracker)
+    media = MediaLoggers(config.logging.media, schedule, data, accelerator, tracker)
+    trainer = Trainer(prepared, policy, accelerator, tracker, schedule, closed_loop, media)
+    _announce(prepared, trainer)
     return trainer
+
+
+def _warn(prepared: PreparedRun) -> None:
+    """Say what looks wrong in the data, and what of it has changed since the checkpoint."""
+    from atlas.data.kept_split import episode_identities
+
+    for warning in prepared.warnings:
+        logger.warning("%s", warning)
+    kept = prepared.kept_split
+    if kept is not None and (change := kept.change(episode_identities(prepared.data.dataset))):
+        logger.warning("The dataset has changed since the checkpoint: %s. Its scaling stays as it was.", change)
 
 
 def share_embeddings(
@@ -242,46 +202,38 @@ def share_embeddings(
         memory.save_embeddings(file)
 
 
-def _use_features(
-    config: Config,
-    dataset: EpisodeDataset,
-    cameras: Sequence[str],
-    policy: Policy,
-    train_data: ChunkDataset,
-    val_data: ChunkDataset,
-) -> None:
+def _use_features(prepared: PreparedRun, policy: Policy) -> None:
     """Read a frozen encoder's features in place of images. Raises InputError where they are of something else."""
     from atlas.data.feature_cache import FeatureCache
     from atlas.policies.base import ReadsFeatures
     from atlas.policies.feature_cache_filling import cache_source
 
+    config, data = prepared.config, prepared.data
     assert config.data.feature_cache is not None and isinstance(policy, ReadsFeatures)
     cache = FeatureCache.read(Path(config.data.feature_cache))
     versions = cache.layout.versions
-    cache.check(cache_source(config, dataset, cameras, policy.cached_encoder_hash(), versions))
+    cache.check(cache_source(config, data.dataset, data.cameras, policy.cached_encoder_hash(), versions))
     cache.check_complete()
-    train_data.use_features(cache, augmented=True)
-    val_data.use_features(cache, augmented=False)
+    data.train.use_features(cache, augmented=True)
+    data.val.use_features(cache, augmented=False)
     how = f"{versions - 1} augmented versions of each frame" if versions > 1 else "without augmentation"
     logger.info("Features of %s in place of images, %s", cache.folder, how)
 
 
-def _settle_batch_size(
-    config: Config,
-    policy: Policy,
-    train_data: ChunkDataset,
-    accelerator: Accelerator,
-    state: TrainingState | None,
-) -> Config:
-    """The config with a number for `data.batch_size`: that of a run that goes on, or the largest that fits."""
+def _settled(prepared: PreparedRun, policy: Policy, accelerator: Accelerator, state: TrainingState | None) -> Config:
+    """The config with numbers for `data.batch_size`, that of a run that goes on or the largest that fits, and for
+    `data.num_workers`."""
     from atlas.training.perf.batch_size import find_batch_size
+    from atlas.training.perf.worker_room import settle_workers
 
-    if config.data.batch_size != "auto":
-        return config
-    found = state.batch_size if state is not None else None
-    if found is None:
-        found = find_batch_size(config, policy, train_data, accelerator)
-    return config.model_copy(update={"data": config.data.model_copy(update={"batch_size": found})})
+    config, data = prepared.config, prepared.data
+    if config.data.batch_size == "auto":
+        found = state.batch_size if state is not None else None
+        if found is None:
+            found = find_batch_size(config, policy, data.train, accelerator)
+        config = config.model_copy(update={"data": config.data.model_copy(update={"batch_size": found})})
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    return settle_workers(config, data, accelerator.device, ranks)
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -312,57 +264,67 @@ def make_accelerator(config: Config) -> Accelerator:
     )
 
 
-def _make_policy(config: Config, dataset: EpisodeDataset, train_data: ChunkDataset, cameras: Sequence[str]) -> Policy:
-    from atlas.data.inputs import summarise_inputs
-    from atlas.policies.processor import PolicyProcessor, scaled_well
+def make_policy(prepared: PreparedRun) -> Policy:
+    """The policy that the config describes, or that of the checkpoint, ready to be trained."""
+    from atlas.policies.base import LearnsFromTeacher, load_policy
 
-    processor = PolicyProcessor(
-        cameras=tuple(cameras),
-        camera_size=min(min(dataset.image_size(camera)) for camera in cameras),
-        image_size=config.data.image_size,
-        action_horizon=config.data.action_horizon,
-        proprio_dim=dataset.proprio_dim,
-        action_spec=dataset.action_spec,
-        statistics=tuple(scaled_well(s, config.model.processor) for s in train_data.statistics()),
-        scaling=config.model.processor,
-        inputs=summarise_inputs(dataset, train_data.episodes, cameras, config.data.image_size),
+    config, data, checkpoint = prepared.config, prepared.data, prepared.checkpoint
+    policy: Policy = (
+        config.model.build(_make_processor(config, data)) if checkpoint is None else load_policy(checkpoint)
     )
-    policy: Policy = config.model.build(processor)
+    if isinstance(policy, LearnsFromTeacher):
+        policy.hire_teacher()
+    if config.data.feature_cache is not None:
+        _use_features(prepared, policy)
     return policy
 
 
+def _make_processor(config: Config, data: TrainingData) -> PolicyProcessor:
+    from atlas.data.inputs import summarise_inputs
+    from atlas.policies.processor import PolicyProcessor, scaled_well
+
+    dataset, cameras, size = data.dataset, data.cameras, config.data.image_size
+    return PolicyProcessor(
+        cameras=tuple(cameras),
+        camera_size=min(min(dataset.image_size(camera)) for camera in cameras),
+        image_size=size,
+        action_horizon=config.data.action_horizon,
+        proprio_dim=dataset.proprio_dim,
+        action_spec=dataset.action_spec,
+        statistics=tuple(scaled_well(s, config.model.processor) for s in data.train.statistics()),
+        scaling=config.model.processor,
+        inputs=summarise_inputs(dataset, data.train.episodes, cameras, size),
+    )
+
+
 def _make_closed_loop(
-    config: Config,
-    dataset: EpisodeDataset,
-    policy: Policy,
-    accelerator: Accelerator,
-    tracker: RunTracker,
-    beat: Callable[[str], None],
-) -> Any:
+    prepared: PreparedRun, policy: Policy, accelerator: Accelerator, tracker: RunTracker
+) -> ClosedLoop | None:
     """The closed-loop evaluation, or None where there is no world for the data or no episodes are asked for."""
     from atlas.environments.catalog import environment_spec
     from atlas.rollout.evaluation import check_agreement
     from atlas.training.closed_loop import ClosedLoop
     from atlas.training.media.episode_logger import EpisodeLogger
 
-    env = environment_of(config, dataset)
+    config = prepared.config
+    env = environment_of(config, prepared.data.dataset)
     if env is None:
         reason = "evaluation.episodes is 0" if config.evaluation.episodes == 0 else "no simulator for this dataset"
         logger.info("No closed-loop evaluation: %s", reason)
         return None
     check_agreement(policy.processor, environment_spec(env))
     episode_logger = EpisodeLogger(config.logging.media.episode_logger, tracker)
-    seed, run_dir = config.evaluation.seed, run_dir_of(config)
-    return ClosedLoop(config.evaluation, env, seed, accelerator, run_dir, episode_logger, beat)
+    return ClosedLoop(config.evaluation, env, accelerator, prepared.run_dir, episode_logger, prepared.heartbeat.beat)
 
 
-def _announce(config: Config, trainer: Trainer, dataset: EpisodeDataset) -> None:
+def _announce(prepared: PreparedRun, trainer: Trainer) -> None:
     """Say at the start what will run, and log it as the run's config; on the main rank, which is heard."""
     if not trainer.accelerator.is_main_process:
         return
+    from atlas.data.balance import describe_draws
     from atlas.tracking.provenance import provenance
 
-    policy = trainer.policy
+    config, data, policy = prepared.config, prepared.data, trainer.policy
     total = sum(p.numel() for p in policy.parameters())
     trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     device, world = trainer.accelerator.device, trainer.accelerator.num_processes
@@ -384,28 +346,32 @@ def _announce(config: Config, trainer: Trainer, dataset: EpisodeDataset) -> None
     logger.info("Run %s: %d process%s on %s", trainer.run_dir, world, "" if world == 1 else "es", device.type)
     logger.info(
         "%s: %d episodes of %d tasks; %d training and %d validation samples",
-        dataset.path,
-        len(dataset),
-        len(dataset.tasks),
-        len(trainer.train_data),
-        len(trainer.val_data),
+        data.dataset.path,
+        len(data.dataset),
+        len(data.dataset.tasks),
+        len(data.train),
+        len(data.val),
     )
+    if config.data.frame_cache is not None:
+        logger.info("Frames are read from data.frame_cache, %s.", config.data.frame_cache)
+    if len(data.draws.groups) > 1:
+        logger.info("An epoch of %d samples has %s.", len(data.draws), describe_draws(data.train, data.draws))
     logger.info(
         "%s parameters (%s trainable); steps %d to %d of %d samples",
         f"{total:,}",
         f"{trainable:,}",
         trainer.state.step,
         trainer.schedule.max_steps,
-        trainer.order.samples_a_step,
+        trainer.schedule.order.samples_a_step,
     )
 
 
-def _finish(config: Config, trainer: Trainer, metrics: dict[str, float]) -> Result:
+def _finish(trainer: Trainer, metrics: dict[str, float]) -> Result:
     """Evaluate the best checkpoint on episodes that did not choose it, and report."""
     from atlas.policies.base import load_policy
     from atlas.training.final_summary import final_summary
 
-    root = trainer.keeper.checkpoints.root
+    config, root = trainer.config, trainer.keeper.checkpoints.root
     link = root / "best" if (root / "best").exists() else root / "latest"
     if not link.exists():
         trainer.keeper.check()

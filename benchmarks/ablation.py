@@ -18,10 +18,10 @@ from machine import describe
 from torch import Tensor, nn
 
 from atlas.config import load_config
-from atlas.data.training_data import open_training_data
 from atlas.policies.modular.vggt_vision import VGGTVisionEncoder
 from atlas.train import build_trainer, make_accelerator, prepare
 from atlas.training import Trainer
+from atlas.training.prepared_run import PreparedRun
 
 
 class NoBlock(nn.Module):
@@ -59,10 +59,10 @@ def train_and_try(name: str, blocks: bool, arguments: argparse.Namespace) -> str
         "evaluation.episodes=0",
         *arguments.overrides,
     ]
-    config, _ = prepare(load_config(None, overrides))
-    trainer = build_trainer(config, make_accelerator(config))
+    prepared = prepare(load_config(None, overrides))
+    trainer = build_trainer(prepared, make_accelerator(prepared.config))
     if not blocks:
-        trainer = rebuilt_without_blocks(trainer)
+        trainer = rebuilt_without_blocks(prepared, trainer)
     start = time.monotonic()
     trainer.train()
     print(
@@ -70,22 +70,14 @@ def train_and_try(name: str, blocks: bool, arguments: argparse.Namespace) -> str
     )
     trainer.tracker.finish()
     with trainer.strategy.judged() as policy:
-        return tried(name, policy, config.evaluation.execute, arguments.episodes)
+        return tried(name, policy, prepared.config.evaluation.execute, arguments.episodes)
 
 
-def rebuilt_without_blocks(trainer: Trainer) -> Trainer:
+def rebuilt_without_blocks(prepared: PreparedRun, trainer: Trainer) -> Trainer:
     """The same trainer around the changed policy: optimizer and averaged weights must not hold the removed blocks."""
     assert isinstance(trainer.policy.vision, VGGTVisionEncoder)
     without_blocks(trainer.policy.vision)
-    return Trainer(
-        trainer.config,
-        trainer.policy,
-        open_training_data(trainer.config),
-        trainer.run_dir,
-        trainer.accelerator,
-        trainer.tracker,
-        trainer.schedule,
-    )
+    return Trainer(prepared, trainer.policy, trainer.accelerator, trainer.tracker, trainer.schedule)
 
 
 if __name__ == "__main__":

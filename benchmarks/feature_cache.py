@@ -61,8 +61,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     for number in range(arguments.rounds):
         for name, overrides in forms.items():
-            prepared, _ = prepare(load_config(config, [*overrides, f"run_name={name}{number}"]))
-            trainer = build_trainer(prepared, make_accelerator(prepared))
+            prepared = prepare(load_config(config, [*overrides, f"run_name={name}{number}"]))
+            trainer = build_trainer(prepared, make_accelerator(prepared.config))
             seconds[name].append(trainer_step_seconds(trainer))
             trainer.tracker.finish()
     per_second = {name: arguments.batch / statistics.median(times) for name, times in seconds.items()}

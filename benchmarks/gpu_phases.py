@@ -15,15 +15,16 @@ import torch
 from gpu_job import Job, overrides_of, policies
 
 from atlas.config import Config, load_config
-from atlas.data.training_data import TrainingData, open_training_data
+from atlas.data.training_data import TrainingData
 from atlas.doctor.gpus import read_gpus
 from atlas.environments.rendering import RenderingGPU, egl_addresses, egl_device
 from atlas.policies.modular.policy import ModularPolicy
 from atlas.rollout.recording import RecordSettings
 from atlas.rollout.recording import record as record_episodes
-from atlas.train import _make_policy
+from atlas.train import make_policy
 from atlas.training.parallel.block_setup import set_tf32, set_up_blocks
 from atlas.training.perf.cost import example_batch
+from atlas.training.prepared_run import PreparedRun
 
 # Of gradients, relative: float32 on another device, where a frozen backbone's tokens may be rounded to the other side,
 # and bfloat16.
@@ -130,9 +131,10 @@ def made(job: Job) -> Iterator[tuple[str, Config, ModularPolicy, TrainingData]]:
     """Each policy, with the data in its sizes. On the CPU."""
     for name, overrides in policies(job).items():
         config = load_config(None, [*overrides_of(job), "model.fusion.dropout=0", *overrides])
-        data = open_training_data(config)
+        prepared = PreparedRun(config)
+        data = prepared.data
         torch.manual_seed(0)
-        yield name, config, _make_policy(config, data.dataset, data.train, data.cameras), data
+        yield name, config, make_policy(prepared), data
 
 
 Seen = tuple[float, dict[str, torch.Tensor]]

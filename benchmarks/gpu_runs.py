@@ -55,8 +55,8 @@ def resume(job: Job) -> dict[str, Any]:
 
 def not_finite(job: Job) -> dict[str, Any]:
     """A step whose loss is NaN is left out, and training goes on."""
-    config, _ = prepare(load_config(None, [*overrides_of(job, "not_finite"), "training.max_steps=4"]))
-    trainer = build_trainer(config, make_accelerator(config))
+    prepared = prepare(load_config(None, [*overrides_of(job, "not_finite"), "training.max_steps=4"]))
+    trainer = build_trainer(prepared, make_accelerator(prepared.config))
     forward = trainer.policy.forward
 
     def spoiled(batch: Batch) -> LossTerms:
@@ -98,7 +98,7 @@ def several(job: Job, ranks: int, *overrides: str) -> dict[str, Any]:
 
 def train(job: Job, name: str, *overrides: str, resume: Path | None = None) -> dict[str, list[tuple[int, float]]]:
     """Train in this process; what was logged."""
-    run(*prepare(load_config(None, [*overrides_of(job, name), *overrides]), resume))
+    run(prepare(load_config(None, [*overrides_of(job, name), *overrides]), resume))
     return read_scalars(job.folder / "runs" / name)
 
 

@@ -75,8 +75,8 @@ def train(arguments: argparse.Namespace, name: str, media: Sequence[str]) -> tup
         *media,
         *arguments.overrides,
     ]
-    config, _ = prepare(load_config(None, overrides))
-    trainer = build_trainer(config, make_accelerator(config))
+    prepared = prepare(load_config(None, overrides))
+    trainer = build_trainer(prepared, make_accelerator(prepared.config))
     assert trainer.media is not None
     start = time.perf_counter()
     trainer.train()

@@ -15,7 +15,6 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ from atlas.training import Trainer
 from atlas.training.average import WeightAverage
 from atlas.training.guards.watchdog import Watchdog
 from atlas.training.optimizer import learning_rate, make_optimizer
+from atlas.training.prepared_run import PreparedRun
 
 
 def main() -> None:
@@ -39,8 +39,9 @@ def main() -> None:
     arguments = parser.parse_args()
     ratios, bare_times = [], []
     for number in range(arguments.rounds + 1):
-        with Watchdog(600, rank=0, run_dir=Path(tempfile.mkdtemp(prefix="atlas-overhead-"))) as watchdog:
-            trainer = make_trainer(arguments, f"round{number}", watchdog.beat)
+        prepared = prepare_run(arguments, f"round{number}")
+        with Watchdog(prepared.heartbeat, 600, rank=0, run_dir=Path(tempfile.mkdtemp(prefix="atlas-overhead-"))):
+            trainer = build_trainer(prepared, make_accelerator(prepared.config))
             if number % 2:  # whoever comes second finds warm caches, so they take turns at that too
                 ours = trainer_step_seconds(trainer)
                 bare = bare_step_seconds(trainer, arguments.steps)
@@ -62,7 +63,7 @@ def main() -> None:
     )
 
 
-def make_trainer(arguments: argparse.Namespace, name: str, beat: Callable[[str], None]) -> Trainer:
+def prepare_run(arguments: argparse.Namespace, name: str) -> PreparedRun:
     overrides = [
         f"data.path={arguments.data}",
         f"output_dir={tempfile.mkdtemp(prefix='atlas-overhead-')}",
@@ -72,8 +73,7 @@ def make_trainer(arguments: argparse.Namespace, name: str, beat: Callable[[str],
         "evaluation.episodes=0",
         *arguments.overrides,
     ]
-    config, _ = prepare(load_config(None, overrides))
-    return build_trainer(config, make_accelerator(config), beat=beat)
+    return prepare(load_config(None, overrides))
 
 
 def trainer_step_seconds(trainer: Trainer) -> float:

@@ -33,6 +33,7 @@ from atlas.prepare import prepare
 from atlas.train import build_trainer, make_accelerator
 from atlas.training import Trainer
 from atlas.training.guards.signals import StopRequest
+from atlas.training.prepared_run import PreparedRun
 
 PROJECTED = (8, 64)  # GPUs
 _LINK_ROUNDS = 10
@@ -79,9 +80,7 @@ def run(arguments: argparse.Namespace, count: int) -> dict:  # type: ignore[type
     steps = 2 * arguments.steps * (arguments.rounds + 1)
     overrides += [f"training.max_steps={steps}", f"training.log_interval={steps}", f"training.val_interval={steps}"]
     with tempfile.TemporaryDirectory(prefix="atlas-scaling-") as folder:
-        config, _ = prepare(
-            load_config(None, [*overrides, f"output_dir={folder}", "run_name=run", *arguments.overrides])
-        )
+        prepare(load_config(None, [*overrides, f"output_dir={folder}", "run_name=run", *arguments.overrides]))
         threads = max(1, (os.cpu_count() or 1) // count)
         command = [
             sys.executable,
@@ -110,7 +109,7 @@ def measure(arguments: argparse.Namespace) -> None:
         cores = sorted(os.sched_getaffinity(0))
         share = max(1, len(cores) // world)
         os.sched_setaffinity(0, cores[rank * share : (rank + 1) * share] or cores)
-    trainer = build_trainer(config, accelerator)
+    trainer = build_trainer(PreparedRun(config), accelerator)
     batches = trainer._train_batches()
     trainer.model.train()
     samples = arguments.steps * config.data.batch_samples

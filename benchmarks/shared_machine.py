@@ -94,11 +94,14 @@ def training_step(data: str) -> Callable[[], None]:
 
     output = tempfile.mkdtemp(prefix="atlas-shared-machine-")
     overrides = [f"data.path={data}", f"output_dir={output}", "run_name=steps", "evaluation.episodes=0"]
-    config, _ = prepare(load_config(None, overrides))
-    trainer = build_trainer(config, make_accelerator(config))
+    prepared = prepare(load_config(None, overrides))
+    trainer = build_trainer(prepared, make_accelerator(prepared.config))
+    config = prepared.config
     policy, optimizer = trainer.policy.train(), trainer.optimizer
     average = WeightAverage(policy, config.training.ema_decay)
-    batches = iter(make_loader(trainer.train_data, trainer.order.batches(0, 0, config.training.max_steps or 4000), 0))
+    batches = iter(
+        make_loader(trainer.train_data, trainer.schedule.order.batches(0, 0, config.training.max_steps or 4000), 0)
+    )
 
     def step() -> None:
         batch = next(batches)

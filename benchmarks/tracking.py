@@ -73,9 +73,9 @@ def run(arguments: argparse.Namespace) -> tuple[list[tuple[bool, float]], list[f
         "logging.media.vis_dataset.interval=0",
         *arguments.overrides,
     ]
-    config, _ = prepare(load_config(None, overrides))
-    trainer = build_trainer(config, make_accelerator(config))
-    real = trainer.tracker
+    prepared = prepare(load_config(None, overrides))
+    trainer = build_trainer(prepared, make_accelerator(prepared.config))
+    config, real = prepared.config, trainer.tracker
     silent = RunTracker(trainer.run_dir, "silent", config.wandb, config.logging, is_main=False)
     marks: list[float] = []
     calls: list[float] = []

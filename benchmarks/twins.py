@@ -20,7 +20,6 @@ from machine import describe
 
 from atlas.config import load_config
 from atlas.data.chunks import ChunkDataset, Sample
-from atlas.data.training_data import open_training_data
 from atlas.policies.base import load_policy
 from atlas.policies.modular.policy import ModularPolicy
 from atlas.policies.processor import PolicyProcessor
@@ -95,18 +94,15 @@ def train_and_try(name: str, arguments: argparse.Namespace) -> str:
         "evaluation.episodes=0",  # the last checkpoint is taken, without a choice
         *arguments.overrides,
     ]
-    config, _ = prepare(load_config(None, overrides))
-    trainer = build_trainer(config, make_accelerator(config))
-    data = open_training_data(config)
-    impaired = replace(data, train=Impaired(data.train, change), val=Impaired(data.val, change))
-    plain = trainer
-    trainer = Trainer(
-        plain.config, plain.policy, impaired, plain.run_dir, plain.accelerator, plain.tracker, plain.schedule
-    )
+    prepared = prepare(load_config(None, overrides))
+    plain = build_trainer(prepared, make_accelerator(prepared.config))
+    data = prepared.data
+    prepared.data = replace(data, train=Impaired(data.train, change), val=Impaired(data.val, change))
+    trainer = Trainer(prepared, plain.policy, plain.accelerator, plain.tracker, plain.schedule)
     trainer.train()
     trainer.tracker.finish()
     policy = ImpairedPolicy(load_policy(Path(trainer.run_dir) / "checkpoints" / "latest"), change)
-    return tried(name, policy, config.evaluation.execute, arguments.episodes)
+    return tried(name, policy, prepared.config.evaluation.execute, arguments.episodes)
 
 
 if __name__ == "__main__":

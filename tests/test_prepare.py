@@ -13,7 +13,7 @@ import atlas
 from atlas.checkpoints import Checkpoints
 from atlas.config import load_config
 from atlas.errors import InputError
-from atlas.prepare import prepare, run_dir_of
+from atlas.prepare import prepare
 from atlas.runs import read_scalars
 from tests.conftest import MakeLibero
 from tests.test_vertical_slice import SMALL
@@ -51,7 +51,7 @@ def test_runs_that_nobody_named_have_folders_of_their_own(
         with pytest.raises(InputError, match=rf"works on the run '{names[0]}'"):
             prepare(config.model_copy(update={"run_name": names[0]}))
     prepared, _ = prepare(config.model_copy(update={"run_name": names[0]}))
-    assert [path.name for path in run_dir_of(prepared).iterdir()] == ["config.yaml"]
+    assert [path.name for path in prepared.run_dir.iterdir()] == ["config.yaml"]
 
 
 def test_one_episode_a_task_is_trained_on_without_validation(make_libero: MakeLibero, tmp_path: Path) -> None:

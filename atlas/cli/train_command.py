@@ -68,17 +68,17 @@ def train(
         die_with_launcher,
         is_rank,
         launch_ranks,
-        on_first_rank,
         plan_nodes,
         plan_processes,
         settle_device,
     )
-    from atlas.train import prepare, run
+    from atlas.prepare import prepare, prepare_once
+    from atlas.train import run
 
     if is_rank():  # by a plain torchrun, or on one of several machines
         die_with_launcher()
         with ExitStack() as locks:
-            run(*on_first_rank(lambda: prepare(_resolve(config, given, resume, debug), resume, locks)))
+            run(prepare_once(lambda: prepare(_resolve(config, given, resume, debug), resume, locks)))
         return
     resolved = _resolve(config, given, resume, debug)
     nodes = plan_nodes(resolved.distributed, os.environ)
@@ -91,14 +91,14 @@ def train(
         raise typer.Exit(launch_ranks(arguments, plan, nodes=nodes))
     with ExitStack() as locks:
         # All that can be wrong is found here, once, before there are several processes.
-        resolved, checkpoint = prepare(resolved, resume, locks)
+        prepared = prepare(resolved, resume, locks)
         if plan.processes == 1:
             os.environ.update(plan.environment(os.environ))
-            run(resolved, checkpoint)
+            run(prepared)
             return
-        from atlas.prepare import run_dir_of
-
-        arguments = ["rank", str(run_dir_of(resolved)), *(["--resume", str(checkpoint)] if checkpoint else [])]
+        arguments = ["rank", str(prepared.run_dir)]
+        arguments += ["--resume", str(prepared.checkpoint)] if prepared.checkpoint else []
+        del prepared  # each rank opens the data for itself
         raise typer.Exit(launch_ranks(arguments, plan))
 
 
@@ -117,8 +117,9 @@ def rank(run_dir: Path, resume: Annotated[Path | None, typer.Option(metavar="CHE
     die_with_launcher()
     from atlas.config import load_config
     from atlas.train import run
+    from atlas.training.prepared_run import PreparedRun
 
-    run(load_config(run_dir / "config.yaml"), resume)
+    run(PreparedRun(load_config(run_dir / "config.yaml"), resume))
 
 
 def _gpu_ids(text: str | None) -> list[int] | None:

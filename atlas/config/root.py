@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -27,6 +28,12 @@ class Config(Section):
     wandb: WandbConfig = WandbConfig()
     model_management: ModelManagementConfig = ModelManagementConfig()
     distributed: DistributedConfig = DistributedConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of a run whose name is settled."""
+        assert self.run_name is not None
+        return Path(self.output_dir) / self.run_name
 
     @model_validator(mode="after")
     def _agree(self) -> Config:

@@ -96,7 +96,7 @@ class TrainOrder:
         start: a step and the samples seen by then, where a resumed run with other batches goes on."""
         self._draws = samples if isinstance(samples, Draws) else Draws.each_once(samples)
         self._samples, self._seed, self._start = len(self._draws), seed, start
-        self._batch, self._accumulation, self._world = batch_size, accumulation, world_size
+        self.batch_size, self._accumulation, self._world = batch_size, accumulation, world_size
         self.samples_a_step = batch_size * accumulation * world_size
         self._epoch = lru_cache(maxsize=2)(self._draws.epoch)
 
@@ -122,8 +122,8 @@ class TrainOrder:
         """One process's batches of the steps [first_step, last_step), `accumulation` a step."""
         for step in range(first_step, last_step):
             for part in range(self._accumulation):
-                start = self.samples_seen(step) + (part * self._world + rank) * self._batch
-                yield [(time, index) for time, index in self._samples_from(start, self._batch).tolist()]
+                start = self.samples_seen(step) + (part * self._world + rank) * self.batch_size
+                yield [(time, index) for time, index in self._samples_from(start, self.batch_size).tolist()]
 
     def rank_samples(self, rank: int, step: int) -> list[int]:
         """The indices of one process's samples at one optimizer step."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from atlas.config import Config
-from atlas.data.balance import balanced_draws, describe_draws
+from atlas.data.balance import balanced_draws
 from atlas.data.chunks import ChunkDataset
 from atlas.data.episode import EpisodeDataset
 from atlas.data.formats import open_configured
@@ -15,8 +14,6 @@ from atlas.data.frame_cache import frame_caches
 from atlas.data.kept_split import KeptSplit
 from atlas.data.order import Draws
 from atlas.data.split import split_dataset
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,16 +34,19 @@ class TrainingData:
 def open_training_data(config: Config, kept: KeptSplit | None = None) -> TrainingData:
     """Open and split what a prepared config trains on. kept: the split of a run that goes on. Raises InputError."""
     data = split_data(config, *open_configured(config.data), kept)
-    if config.data.frame_cache is not None:
-        caches = frame_caches(Path(config.data.frame_cache), data.dataset, data.cameras, config.data.image_size)
-        for cache in caches:
-            cache.check()
-        data.train.use_frames(caches)
-        data.val.use_frames(caches)
-        logger.info("Frames are read from data.frame_cache, %s.", config.data.frame_cache)
-    if len(data.draws.groups) > 1:
-        logger.info("An epoch of %d samples has %s.", len(data.draws), describe_draws(data.train, data.draws))
+    read_cached_frames(config, data)
     return data
+
+
+def read_cached_frames(config: Config, data: TrainingData) -> None:
+    """Read images from `data.frame_cache`, where it is set and filled. Raises InputError where it is of other data."""
+    if config.data.frame_cache is None:
+        return
+    caches = frame_caches(Path(config.data.frame_cache), data.dataset, data.cameras, config.data.image_size)
+    for cache in caches:
+        cache.check()
+    data.train.use_frames(caches)
+    data.val.use_frames(caches)
 
 
 def split_data(

@@ -51,7 +51,7 @@ class Keeper:
         publisher: Publisher | None = None,
         split: KeptSplit | None = None,
     ) -> None:
-        """split: of the data, on the main rank, which goes on with the run."""
+        """publisher, split: on the main rank; the split of the data goes on with the run."""
         name, larger = best_metric.name, best_metric.larger_is_better
         retention = Retention(config.keep_last_n, config.keep_best, config.keep_every_n_steps, name, larger)
         self.checkpoints = strategy.checkpoints(run_dir, retention)
@@ -121,9 +121,10 @@ class Keeper:
             self._saver.save(snapshot, self._upload(dict(metrics), best))
 
     def _upload(self, metrics: Mapping[str, float], best: bool) -> Callable[[Path], object] | None:
-        if self._publisher is None or not self._accelerator.is_main_process:
+        if self._publisher is None:
             return None
-        return partial(self._publisher.after_save, step=self.state.step, metrics=metrics, best=best)
+        number, step = self.state.checkpoints, self.state.step
+        return partial(self._publisher.after_save, number=number, step=step, metrics=metrics, best=best)
 
     def finish(self) -> None:
         """Wait until everything is written; every rank calls it, and none returns before the others' part is."""

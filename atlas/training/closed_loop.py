@@ -34,7 +34,6 @@ class ClosedLoop:
         self,
         config: EvaluationConfig,
         env: str,
-        seed: int,
         accelerator: Accelerator,
         run_dir: Path,
         logger: EpisodeLogger,
@@ -42,7 +41,7 @@ class ClosedLoop:
     ) -> None:
         """beat: is told what was done, again and again."""
         self.env = env
-        self._config, self._seed, self._accelerator = config, seed, accelerator
+        self._config, self._accelerator = config, accelerator
         self._outcomes, self._logger = run_dir / EVALUATIONS, logger
         self._films = Path(config.record_path) / run_dir.name if config.record_path else run_dir / VIDEOS
         self._evaluator: Evaluator | None = None
@@ -58,7 +57,7 @@ class ClosedLoop:
         """
         accelerator = self._accelerator
         shown = self._logger.due(purpose)
-        planned = plan_episodes(self.env, episodes, purpose, self._seed)
+        planned = plan_episodes(self.env, episodes, purpose, self._config.seed)
         evaluator = self._started(policy)
         played = evaluator.play(
             ChunkExecutor(policy, self._config.execute, self._config.ensemble, self.env),
@@ -68,7 +67,7 @@ class ClosedLoop:
         )
         numbers = {episode.seed: episode.number for episode in planned}
         outcomes = sorted(gather_object([p.outcome for p in played]), key=lambda o: numbers[o.seed])
-        report = EvaluationReport(self.env, name, tuple(outcomes), purpose, step, self._seed)
+        report = EvaluationReport(self.env, name, tuple(outcomes), purpose, step, self._config.seed)
 
         titles = {outcome.seed: f"episode_{i:03d}" for i, outcome in enumerate(outcomes[:videos])}
         if shown:

@@ -1,7 +1,7 @@
 """Which checkpoints go to wandb as versions of a model, and what is said of each.
 
 publisher = Publisher(config, tracker, run_facts(config, policy, dataset))
-publisher.after_save(checkpoint, step, metrics, best)
+publisher.after_save(checkpoint, number, step, metrics, best)
 """
 
 from __future__ import annotations
@@ -35,45 +35,32 @@ _NOT_OF_THE_MODEL = {"run_name", "output_dir", "wandb", "logging", "distributed"
 
 
 class Publisher:
-    """Decides after every checkpoint, by `model_management`, whether wandb gets it. Safe to call on every rank."""
+    """Decides after every checkpoint, by `model_management`, whether wandb gets it. For the main rank."""
 
-    def __init__(
-        self,
-        config: Config,
-        tracker: RunTracker,
-        facts: Mapping[str, Any],
-        is_main: bool = True,
-        checkpoints: int = 0,
-    ) -> None:
-        """facts: what is true of the whole run, see `run_facts`. is_main: only this rank reads files and warns.
-
-        checkpoints: that the run has written before, where it goes on.
-        """
+    def __init__(self, config: Config, tracker: RunTracker, facts: Mapping[str, Any]) -> None:
+        """facts: what is true of the whole run, see `run_facts`."""
         self._settings = config.model_management
         self._tracker = tracker
         self._facts = dict(facts)
-        self._is_main = is_main
         self.name = safe_name(str(config.run_name))
         self._place = f"{config.wandb.entity or SOMEBODY}/{config.wandb.project}"
-        self._checkpoints = checkpoints
         self._said: set[str] = set()
 
-    def after_save(self, checkpoint: Path, step: int, metrics: Mapping[str, float], best: bool) -> bool:
+    def after_save(self, checkpoint: Path, number: int, step: int, metrics: Mapping[str, float], best: bool) -> bool:
         """Hand a checkpoint to wandb where it is due and good enough; True when it was handed over.
 
-        metrics: the latest value of each metric that the run has. best: it is the best one so far.
+        number: of the run's checkpoints, from 1. metrics: the latest value of each that the run has. best: it is the
+        best checkpoint so far.
         """
-        self._checkpoints += 1
         every = self._settings.upload_frequency
-        due = every > 0 and self._checkpoints % every == 0
+        due = every > 0 and number % every == 0
         if not (due or (best and self._settings.save_best_models)) or not self._good_enough(metrics):
             return False
-        if self._is_main:
-            metadata = self._metadata(checkpoint, step, metrics)
-            reference = f"{WANDB}{self._place}/{self.name}:step-{step}"
-            aliases = ["latest", f"step-{step}", *(["best"] if best else []), *self._settings.aliases]
-            card = checkpoint_card(checkpoint, metadata, reference)
-            self._tracker.log_model(checkpoint, self.name, aliases, metadata, step, description=card or "")
+        metadata = self._metadata(checkpoint, step, metrics)
+        reference = f"{WANDB}{self._place}/{self.name}:step-{step}"
+        aliases = ["latest", f"step-{step}", *(["best"] if best else []), *self._settings.aliases]
+        card = checkpoint_card(checkpoint, metadata, reference)
+        self._tracker.log_model(checkpoint, self.name, aliases, metadata, step, description=card or "")
         return True
 
     def _good_enough(self, metrics: Mapping[str, float]) -> bool:
@@ -92,7 +79,7 @@ class Publisher:
         return low <= value <= high
 
     def _say_once(self, name: str, what: str) -> None:
-        if self._is_main and name not in self._said:
+        if name not in self._said:
             self._said.add(name)
             logger.warning(
                 "No model is uploaded while %s %s: model_management.upload_conditions asks for it.", name, what

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from atlas.checkpoints.state import TrainingState
 from atlas.config import Config
+from atlas.data.order import Draws, TrainOrder
 from atlas.training.optimizer import learning_rate
 
 logger = logging.getLogger(__name__)
@@ -14,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Schedule:
+    order: TrainOrder  # which samples each step takes
     max_steps: int
     rate_steps: int  # at which the learning rate has come down: max_steps, unless training was made longer or shorter
     warmup_steps: int
@@ -23,11 +25,18 @@ class Schedule:
     save_interval: int
 
 
-def make_schedule(config: Config, max_steps: int, rate_steps: int | None = None) -> Schedule:
-    """The config's schedule for a run of `max_steps`; what is longer than the run is shortened, and said.
+def make_schedule(config: Config, draws: Draws, ranks: int, state: TrainingState | None = None) -> Schedule:
+    """The config's schedule for training with so many ranks; what is longer than the run is shortened, and said.
 
-    rate_steps: those of a run that goes on, as its checkpoint has them.
+    draws: of the training samples; state: that of the checkpoint which the run goes on from.
     """
+    settings = config.training
+    start = (state.step, state.samples_seen) if state is not None else (0, 0)
+    order = TrainOrder(
+        draws, config.seed, config.data.batch_samples, settings.gradient_accumulation_steps, ranks, start
+    )
+    max_steps = settings.max_steps or order.steps_for(settings.num_epochs or 1)
+    rate_steps = state.rate_steps if state is not None else None
     if rate_steps is None or config.training.schedule_on_resume == "stretch":
         rate_steps = max_steps
     asked = {
@@ -43,7 +52,7 @@ def make_schedule(config: Config, max_steps: int, rate_steps: int | None = None)
     shortened = [f"{name} {asked[name]} -> {fitted[name]}" for name in asked if fitted[name] < asked[name]]
     if shortened:
         logger.info("Shortened to the run's %d steps: %s", max_steps, ", ".join(shortened))
-    return Schedule(max_steps, rate_steps, *fitted.values())
+    return Schedule(order, max_steps, rate_steps, *fitted.values())
 
 
 def say_change(config: Config, schedule: Schedule, state: TrainingState) -> None:

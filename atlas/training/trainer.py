@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from signal import SIGTERM
 
 import torch
@@ -15,12 +14,10 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from atlas.checkpoints.state import TrainingState
-from atlas.config import Config
 from atlas.data.augment import Augmenter
 from atlas.data.chunks import Sample
 from atlas.data.loader import make_loader, worker_count
-from atlas.data.order import TrainOrder, validation_batches
-from atlas.data.training_data import TrainingData
+from atlas.data.order import validation_batches
 from atlas.policies.base import Policy
 from atlas.system.progress import training_bar
 from atlas.tracking import RunTracker
@@ -40,7 +37,8 @@ from atlas.training.perf.memory_estimate import out_of_memory_explained
 from atlas.training.perf.prefetch import Prefetcher
 from atlas.training.perf.profiling import StepProfiler
 from atlas.training.perf.timing import StepTimer
-from atlas.training.publishing import Publisher
+from atlas.training.prepared_run import PreparedRun
+from atlas.training.publishing import Publisher, run_facts
 from atlas.training.schedule import Schedule
 from atlas.training.selection import choose_best_metric
 from atlas.types import Batch, LossTerms
@@ -57,32 +55,26 @@ class Trainer:
 
     def __init__(
         self,
-        config: Config,
+        run: PreparedRun,
         policy: Policy,
-        data: TrainingData,
-        run_dir: Path,
         accelerator: Accelerator,
         tracker: RunTracker,
         schedule: Schedule,
         closed_loop: ClosedLoop | None = None,
-        checkpoint: Path | None = None,
         media: MediaLoggers | None = None,
-        publisher: Publisher | None = None,
-        beat: Callable[[str], None] = lambda what: None,
     ) -> None:
-        """policy: is spread over the ranks, in place. checkpoint: one of this run to go on from. beat: is told what was
-        done, so that somebody notices when nothing is done any more. Raises InputError where the checkpoint does not
-        fit."""
-        settings = config.training
-        self.config, self.run_dir, self.tracker, self.schedule = config, run_dir, tracker, schedule
-        self.accelerator = accelerator
+        """policy: is spread over the ranks, in place. Raises InputError where the run's checkpoint does not fit."""
+        config, data, settings = run.config, run.data, run.config.training
+        self.config, self.run_dir, self.tracker, self.schedule = config, run.run_dir, tracker, schedule
+        self.accelerator, self.closed_loop, self.media = accelerator, closed_loop, media
         self.train_data, self.val_data = data.train, data.val
-        self.closed_loop = closed_loop
-        self.media = media
+        self._heartbeat = run.heartbeat
         self.timer = StepTimer()
         self.metrics: dict[str, float] = {}  # the latest value of everything logged
 
         device = accelerator.device
+        main = accelerator.is_main_process
+        publisher = Publisher(config, tracker, run_facts(config, policy, data.dataset)) if main else None
         self.cost = sample_cost(policy, data.train, config.data.batch_samples) if device.type == "cuda" else None
         self.utilisation = self._utilisation(policy)
         with self._memory_explained(policy):
@@ -98,30 +90,21 @@ class Trainer:
             self.strategy,
             accelerator,
             tracker,
-            run_dir,
+            self.run_dir,
             publisher,
-            data.kept_split() if accelerator.is_main_process else None,
+            data.kept_split() if main else None,
         )
-        if checkpoint is not None:
-            self.losses.set_sums(self.keeper.resume(checkpoint))
+        if run.checkpoint is not None:
+            self.losses.set_sums(self.keeper.resume(run.checkpoint))
         self.state.batch_size = config.data.batch_samples
         self.state.max_steps, self.state.rate_steps = schedule.max_steps, schedule.rate_steps
 
-        self.order = TrainOrder(
-            data.draws,
-            config.seed,
-            config.data.batch_samples,
-            settings.gradient_accumulation_steps,
-            accelerator.num_processes,
-            start=(self.state.step, self.state.samples_seen),
-        )
         self.augment = Augmenter(config.data.augment)
         self._val_share, self._val_loader = self._val_batches()
         self.agreement = Agreement(accelerator)
         self.skipped = SkippedSteps(settings.max_skipped_steps, self.state.skipped_steps, self.state.step)
         stopping, best, since = settings.early_stopping, self.state.stopping_best, self.state.stopping_since
         self.early_stopping = EarlyStopping(stopping, best, since) if stopping is not None else None
-        self._beat = beat
 
     @property
     def state(self) -> TrainingState:
@@ -151,8 +134,8 @@ class Trainer:
                 self.timer.step_done()
                 profiler.step()
                 done = self.tracker.step = self.state.step = step + 1
-                self.state.samples_seen = self.order.samples_seen(done)
-                self._beat(f"step {done}")
+                self.state.samples_seen = self.schedule.order.samples_seen(done)
+                self._heartbeat.beat(f"step {done}")
                 show(self.metrics_to_show)
 
                 if done % steps.log_interval == 0 or done == steps.max_steps:
@@ -173,7 +156,7 @@ class Trainer:
         A step whose loss or gradient is not finite is left out, on all ranks alike.
         """
         settings = self.config.training
-        valid = int(self.train_data.valid_steps[self.order.step_samples(step)[:, 1]].sum())
+        valid = int(self.train_data.valid_steps[self.schedule.order.step_samples(step)[:, 1]].sum())
         terms = []
         for left in reversed(range(settings.gradient_accumulation_steps)):
             with self.timer.part("data"):
@@ -225,7 +208,7 @@ class Trainer:
         """Note a step that is not taken. Raises NotFinite, with a checkpoint from before, where there are too many."""
         rank = self.accelerator.process_index
         losses = ", ".join(f"{float(t.loss.detach()):g}" for t in terms)
-        samples = places(self.train_data, self.order.rank_samples(rank, step))
+        samples = places(self.train_data, self.schedule.order.rank_samples(rank, step))
         described = gather_object([f"rank {rank} had the loss {losses} with {samples}"])
         if self.accelerator.is_main_process:
             logger.warning(
@@ -236,7 +219,7 @@ class Trainer:
             )
         if self.skipped.left_out():
             self.state.step = self.tracker.step = self.skipped.last_taken
-            self.state.samples_seen = self.order.samples_seen(self.state.step)
+            self.state.samples_seen = self.schedule.order.samples_seen(self.state.step)
             self.save()
             self.keeper.finish()
             raise self.skipped.too_many()
@@ -294,7 +277,7 @@ class Trainer:
                 if watch is not None:
                     watch.add(samples, sampled, batch)
                 batches.begin()
-                self._beat("a batch of validation")
+                self._heartbeat.beat("a batch of validation")
             metrics = losses.read(accelerator, "val") | errors.read(accelerator)
             self._log(metrics)
             if watch is not None:
@@ -331,7 +314,7 @@ class Trainer:
     # ---- small parts -------------------------------------------------------------------------------------
 
     def _train_batches(self) -> Prefetcher:
-        dealt = self.order.batches(self.accelerator.process_index, self.state.step, self.schedule.max_steps)
+        dealt = self.schedule.order.batches(self.accelerator.process_index, self.state.step, self.schedule.max_steps)
         device = self.accelerator.device
         workers = worker_count(self.config.data.num_workers, device)
         loader = make_loader(self.train_data, dealt, workers, pin_memory=device.type == "cuda")
@@ -367,12 +350,12 @@ class Trainer:
     def _log_progress(self, rate: float, grad_norm: torch.Tensor) -> None:
         metrics = self.losses.read(self.accelerator, "train") | {
             "train/lr": rate,
-            "train/epoch": self.order.epoch_at(self.state.step),
+            "train/epoch": self.schedule.order.epoch_at(self.state.step),
             "train/step": float(self.state.step),
             "train/grad_norm": float(grad_norm),
             "train/skipped_steps": float(self.skipped.total),
         }
-        metrics |= self.timer.read(self.order.samples_a_step)
+        metrics |= self.timer.read(self.schedule.order.samples_a_step)
         if self.utilisation is not None:
             metrics |= self.utilisation.metrics(metrics["perf/samples_per_second"])
         if self.accelerator.device.type == "cuda":

@@ -21,12 +21,13 @@ import atlas.training.checkpoint_manager
 import atlas.training.trainer
 from atlas.config import Config, load_config
 from atlas.data.augment import _luma
-from atlas.data.training_data import TrainingData, open_training_data
+from atlas.data.training_data import TrainingData
 from atlas.policies.feature_cache_filling import begin_cache, fill_cache, frozen_encoder
 from atlas.policies.modular.policy import ModularPolicy
-from atlas.train import _make_policy, _use_features
+from atlas.train import make_policy
 from atlas.training import Trainer
 from atlas.training.parallel.sharded import Sharded, trained_shards
+from atlas.training.prepared_run import PreparedRun
 from atlas.training.schedule import make_schedule
 from tests.conftest import made_up_episode
 from tests.fake_cuda.census import Census, Collectives, pin_memory
@@ -147,12 +148,14 @@ def run(name: str, folder: Path, overrides: list[str], mode: FakeTensorMode) -> 
         "data.batch_size=8",
         "data.num_workers=0",
         "training.max_steps=9",
+        f"output_dir={folder}",
+        "run_name=run",
         "training.ema_decay=0.9",
     ]
     config = load_config({}, [*SMALL, *settings, "data.image_size=32", *overrides])
-    data, policy = make_parts(config)
+    prepared, policy = make_parts(config)
     with mode:
-        trainer = make_trainer(config, to_fake(policy), data, folder)
+        trainer = make_trainer(prepared, to_fake(policy))
         found = {
             "trained in": sorted({str(p.dtype) for p in trainer.policy.parameters() if p.requires_grad}),
         }
@@ -176,21 +179,18 @@ def listed(census: Census) -> list[tuple[str, str, int]]:
     return sorted((what, place, count) for (what, place), count in census.seen.items())
 
 
-def make_parts(config: Config) -> tuple[TrainingData, ModularPolicy]:
+def make_parts(config: Config) -> tuple[PreparedRun, ModularPolicy]:
     torch.manual_seed(0)
-    data = open_training_data(config)
+    prepared = PreparedRun(config)
+    data = prepared.data
     if config.data.feature_cache is not None:
         cache = begin_cache(config, Path(config.data.feature_cache), 0)
         encoder = frozen_encoder(config).build_cached()
         fill_cache(cache, encoder, all_frames(data, config), config, torch.device("cpu"))
-    policy = _make_policy(config, data.dataset, data.train, data.cameras)
-    if policy.alignment is not None:
-        policy.alignment.hire()
+    policy = make_policy(prepared)
     if "language" in policy.frozen:
         policy.language.embed(data.dataset.tasks)
-    if config.data.feature_cache is not None:
-        _use_features(config, data.dataset, data.cameras, policy, data.train, data.val)
-    return data, policy
+    return prepared, policy
 
 
 def all_frames(data: TrainingData, config: Config) -> Any:
@@ -216,7 +216,8 @@ def to_fake(policy: ModularPolicy) -> ModularPolicy:
     return policy
 
 
-def make_trainer(config: Config, policy: ModularPolicy, data: TrainingData, folder: Path) -> Trainer:
+def make_trainer(prepared: PreparedRun, policy: ModularPolicy) -> Trainer:
+    config = prepared.config
     bf16 = config.training.precision != "fp32"
 
     def autocast() -> AbstractContextManager[Any]:
@@ -247,7 +248,7 @@ def make_trainer(config: Config, policy: ModularPolicy, data: TrainingData, fold
     tracker: Any = SimpleNamespace(
         log=lambda metrics: None, flush=lambda: None, step=0, stop_requested=False, wandb_id=None, wandb_row=None
     )
-    return Trainer(config, policy, data, folder / "run", accelerator, tracker, make_schedule(config, 9))
+    return Trainer(prepared, policy, accelerator, tracker, make_schedule(config, prepared.data.draws, ranks=1))
 
 
 def saved_from(trainer: Trainer) -> list[str]:

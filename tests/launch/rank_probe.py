@@ -26,7 +26,7 @@ sys.modules["atlas.training"] = types.ModuleType("atlas.training")
 sys.modules["atlas.training"].__path__ = [str(Path(atlas.__file__).parent / "training")]
 
 from atlas.training.guards.signals import Interrupted, listening  # noqa: E402
-from atlas.training.guards.watchdog import Watchdog  # noqa: E402
+from atlas.training.guards.watchdog import Heartbeat, Watchdog  # noqa: E402
 
 HANG_SECONDS = 2.0
 END_OF_CASE = "-- end of case --"
@@ -44,8 +44,9 @@ def probe(folder: Path, roles: list[str]) -> None:
 
         dist.init_process_group("gloo")
         dist.barrier()
-    with listening() as stop, Watchdog(HANG_SECONDS if "hang" in roles else 3600, rank, folder) as watchdog:
-        watchdog.beat("step 3")
+    heartbeat = Heartbeat()
+    with listening() as stop, Watchdog(heartbeat, HANG_SECONDS if "hang" in roles else 3600, rank, folder):
+        heartbeat.beat("step 3")
         say_ready(folder, rank)
         while not all((folder / f"ready_{each}").exists() for each in range(len(roles))):
             time.sleep(0.02)

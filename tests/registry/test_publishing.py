@@ -25,11 +25,11 @@ class Listener:
         )
 
 
-def publisher(*overrides: str, is_main: bool = True) -> tuple[Publisher, Listener]:
+def publisher(*overrides: str) -> tuple[Publisher, Listener]:
     config = load_config({"run_name": "my run"}, list(overrides))
     listener = Listener()
     facts = {"run_name": "my run", "config_hash": config_hash(config), "git_commit": None}
-    return Publisher(config, listener, facts, is_main), listener  # type: ignore[arg-type]
+    return Publisher(config, listener, facts), listener  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_every_nth_checkpoint_and_the_best_ones_are_due(
     settings: str, bests: str, expected: list[int], checkpoint: Path
 ) -> None:
     publishing, listener = publisher(f"model_management={settings}")
-    due = [step for step, best in enumerate(bests, 1) if publishing.after_save(checkpoint, step, {}, best == "b")]
+    due = [step for step, best in enumerate(bests, 1) if publishing.after_save(checkpoint, step, step, {}, best == "b")]
     assert due == expected
     assert [model["step"] for model in listener.models] == expected
     assert [("best" in model["aliases"]) for model in listener.models] == [bests[step - 1] == "b" for step in expected]
@@ -76,31 +76,23 @@ def test_only_what_meets_every_condition_is_uploaded(
     conditions: str, metrics: dict[str, float], good: bool, checkpoint: Path
 ) -> None:
     publishing, listener = publisher(f"model_management.upload_conditions={conditions}")
-    assert publishing.after_save(checkpoint, 1, metrics, best=True) is good
+    assert publishing.after_save(checkpoint, 1, 1, metrics, best=True) is good
     assert len(listener.models) == good
 
 
 def test_a_metric_without_a_value_is_said_once(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     publishing, _ = publisher("model_management.upload_conditions={min_success_rate: 0.8, val/loss: {max: 1}}")
     for step in (1, 2, 3):
-        publishing.after_save(checkpoint, step, {"train/loss": 1.0}, best=False)
+        publishing.after_save(checkpoint, step, step, {"train/loss": 1.0}, best=False)
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2 and all("no value yet" in line for line in said)
     assert "eval/success_rate" in said[0] and "val/loss" in said[1]
 
 
-def test_other_ranks_decide_alike_and_do_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    publishing, listener = publisher("model_management.upload_conditions={val/loss: {max: 1}}", is_main=False)
-    nowhere = tmp_path / "only the main rank looks here"
-    assert publishing.after_save(nowhere, 1, {"val/loss": 0.5}, best=False)
-    assert not publishing.after_save(nowhere, 2, {}, best=False)
-    assert listener.models == [] and caplog.records == []
-
-
 def test_a_model_says_where_it_comes_from(checkpoint: Path) -> None:
     publishing, listener = publisher("model_management.aliases=[mine]", "wandb={entity: lab, project: atlas-vla}")
     metrics = {"train/loss": 9.0, "train/epoch": 1.5, "val/loss": 0.25, "eval/success_rate": 0.75, "perf/mfu": 0.1}
-    publishing.after_save(checkpoint, 40, metrics, best=True)
+    publishing.after_save(checkpoint, 1, 40, metrics, best=True)
 
     (model,) = listener.models
     assert (model["path"], model["name"], model["step"]) == (checkpoint, "my-run", 40)

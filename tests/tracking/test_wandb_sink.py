@@ -263,7 +263,7 @@ def test_a_run_takes_what_the_variables_say_from_its_preparation_on(
         monkeypatch.setenv(name, value)
     overrides = [f"data.path={make_libero()}", f"output_dir={tmp_path}", "run_name=run", "distributed.cpu=true"]
 
-    config, _ = prepare(load_config(None, [*overrides, "evaluation.episodes=0"]))
+    config = prepare(load_config(None, [*overrides, "evaluation.episodes=0"])).config
 
     assert load_config(tmp_path / "run" / "config.yaml") == config
     assert (config.wandb.project, config.wandb.entity, config.wandb.tags) == ("theirs", "team", ["cubes", "small"])

@@ -336,7 +336,7 @@ def test_resuming_finds_damage_before_anything_runs(
         with pytest.raises(InputError, match=r"step_00000002/policy/model\.safetensors is damaged"):
             prepare(load_run_config(None, [], explicit), explicit)
     assert links(run)["latest"] == newest.name
-    _, checkpoint = prepare(load_run_config(None, settings, "auto"), "auto")
+    checkpoint = prepare(load_run_config(None, settings, "auto"), "auto").checkpoint
 
     assert checkpoint is not None and checkpoint.name == "step_00000001" == links(run)["latest"]
     assert any("step_00000002/policy/model.safetensors is damaged" in r.getMessage() for r in caplog.records)

@@ -49,13 +49,14 @@ def settings(data: Path, out: Path, *more: str) -> list[str]:
 
 def built(settings: list[str], resume: str | None = None, stop_at: int | None = None) -> Trainer:
     """A trainer, to which a SIGTERM comes in the step `stop_at`."""
-    config, checkpoint = prepare(load_run_config(None, settings, resume), resume)
+    prepared = prepare(load_run_config(None, settings, resume), resume)
 
     def beat(what: str) -> None:
         if stop_at is not None and what == f"step {stop_at - 1}":
             os.kill(os.getpid(), signal.SIGTERM)
 
-    return build_trainer(config, make_accelerator(config), checkpoint, beat)
+    prepared.heartbeat.beat = beat  # type: ignore[method-assign]
+    return build_trainer(prepared, make_accelerator(prepared.config))
 
 
 def run(trainer: Trainer) -> None:
@@ -113,7 +114,9 @@ def test_with_another_batch_and_length_it_goes_on_at_the_same_sample_and_rate(
     run(trainer)
 
     unbroken = built(settings(data, whole.parent, "run_name=another"))
-    stream = [(int(time), int(index)) for step in range(5) for time, index in unbroken.order.step_samples(step)]
+    stream = [
+        (int(time), int(index)) for step in range(5) for time, index in unbroken.schedule.order.step_samples(step)
+    ]
     unbroken.tracker.finish(0)
     assert [(int(time), int(index)) for time, index in read] == stream[3 * 8 : 3 * 8 + 3 * 4]
     rates = dict(read_scalars(copy)["train/lr"])

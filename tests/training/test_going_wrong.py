@@ -36,8 +36,8 @@ def trainer_of(make_libero: MakeLibero, tmp_path: Path) -> Callable[..., Trainer
 
     def make(*overrides: str) -> Trainer:
         settings = [*QUICK, f"data.path={data}", f"output_dir={tmp_path}", "distributed.cpu=true", *overrides]
-        config, _ = prepare(load_config(None, settings))
-        return build_trainer(config, make_accelerator(config))
+        prepared = prepare(load_config(None, settings))
+        return build_trainer(prepared, make_accelerator(prepared.config))
 
     return make
 
@@ -78,7 +78,7 @@ def test_a_step_whose_loss_is_not_finite_is_left_out(
     assert all(math.isfinite(v) for _, v in scalars["val/loss"])
     (first, second) = [r.getMessage() for r in caplog.records if "is left out" in r.getMessage()]
     assert first.startswith("Step 2 ") and second.startswith("Step 4 ")
-    samples = trainer.order.rank_samples(0, 1)
+    samples = trainer.schedule.order.rank_samples(0, 1)
     episode, frame = trainer.train_data.place(samples[0])
     assert re.search(rf"episode {episode} frame [\d, ]*\b{frame}\b", first), first
 
@@ -94,17 +94,18 @@ def test_too_many_in_a_row_end_training_with_a_checkpoint_from_before(trainer_of
     latest = (trainer.run_dir / "checkpoints" / "latest").resolve()
     assert latest.name == "step_00000005"
     state = json.loads((latest / "trainer" / "state.json").read_text())
-    assert state["samples_seen"] == 5 * trainer.order.samples_a_step and state["skipped_steps"] == 5
+    assert state["samples_seen"] == 5 * trainer.schedule.order.samples_a_step and state["skipped_steps"] == 5
 
 
 POISONED = """
 import math, sys
 from atlas.train import build_trainer, make_accelerator
+from atlas.training.prepared_run import PreparedRun
 from atlas.config import load_config
 
 config = load_config(sys.argv[1])
 accelerator = make_accelerator(config)
-trainer = build_trainer(config, accelerator)
+trainer = build_trainer(PreparedRun(config), accelerator)
 forward = trainer.policy.forward
 
 def poisoned(batch):
@@ -122,7 +123,7 @@ accelerator.end_training()
 
 def test_all_ranks_leave_out_a_step_that_one_cannot_take(make_libero: MakeLibero, tmp_path: Path) -> None:
     settings = [*QUICK, f"data.path={make_libero()}", f"output_dir={tmp_path}", "run_name=two", "training.max_steps=4"]
-    config, _ = prepare(load_config(None, [*settings, "distributed.cpu=true"]))
+    prepare(load_config(None, [*settings, "distributed.cpu=true"]))
     script = tmp_path / "poisoned.py"
     script.write_text(POISONED)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -173,8 +174,7 @@ def test_a_run_that_does_not_get_better_ends_early_with_its_last_checkpoint(
 
 
 def run_of(settings: list[str], *more: str, resume: str | None = None) -> Path:
-    config, checkpoint = prepare(load_config(None, [*settings, *more]), resume)
-    return run(config, checkpoint).run_dir
+    return run(prepare(load_config(None, [*settings, *more]), resume)).run_dir
 
 
 @pytest.mark.parametrize(

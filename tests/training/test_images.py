@@ -24,8 +24,8 @@ def trainer(make_libero: MakeLibero, tmp_path: Path) -> Trainer:
     changes = "data.augment={shift: 0.1, brightness: 0.5, contrast: 0.5, saturation: 0.5}"
     folders = [f"data.path={make_libero()}", f"output_dir={tmp_path}", "run_name=images"]
     steps = ["training.max_steps=1", "training.val_interval=1", "distributed.cpu=true"]
-    config, _ = prepare(load_config(None, [*QUICK, *folders, *steps, changes]))
-    return build_trainer(config, make_accelerator(config))
+    prepared = prepare(load_config(None, [*QUICK, *folders, *steps, changes]))
+    return build_trainer(prepared, make_accelerator(prepared.config))
 
 
 def test_images_are_changed_for_learning_and_left_as_they_are_for_judging(trainer: Trainer) -> None:
@@ -41,7 +41,7 @@ def test_images_are_changed_for_learning_and_left_as_they_are_for_judging(traine
     trainer.tracker.finish(0)
 
     learned, judged = ([images for training, images in shown if training is on] for on in (True, False))
-    batch = trainer.train_data.__getitems__(trainer.order.step_samples(0))
+    batch = trainer.train_data.__getitems__(trainer.schedule.order.step_samples(0))
     recorded = batch.unit_images()
     (changed,) = learned
     torch.testing.assert_close(changed, trainer.augment(recorded, replace(batch, images=recorded)))

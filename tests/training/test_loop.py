@@ -48,7 +48,7 @@ def trained_by_hand(trainer: Trainer, policy: ModularPolicy) -> tuple[dict[str, 
     averages = {name: p.detach().clone() for name, p in policy.named_parameters()}
     norms = []
     for step in range(STEPS):
-        batch = trainer.train_data.__getitems__(trainer.order.step_samples(step))
+        batch = trainer.train_data.__getitems__(trainer.schedule.order.step_samples(step))
         images = trainer.augment(batch.unit_images(), batch)
         optimizer.zero_grad()
         policy(replace(batch, images=images)).loss.backward()
@@ -68,8 +68,8 @@ def test_a_step_is_the_mean_over_its_valid_actions_clipped_and_averaged(settings
     """In two parts a step, whose chunks are padded differently; the norm is far above the largest that may be."""
     own = ["data.batch_size=4", "training.gradient_accumulation_steps=2", "training.warmup_steps=0"]
     own += [f"training.ema_decay={DECAY}", f"training.max_grad_norm={LARGEST_NORM}", "model.fusion.dropout=0"]
-    config, _ = prepare(load_config(None, [*settings, *own]))
-    trainer = build_trainer(config, make_accelerator(config))
+    prepared = prepare(load_config(None, [*settings, *own]))
+    trainer = build_trainer(prepared, make_accelerator(prepared.config))
     by_hand, norms = trained_by_hand(trainer, copy.deepcopy(trainer.policy).train())
 
     trainer.train()

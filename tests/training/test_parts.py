@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from atlas.config import load_config
+from atlas.data.order import Draws
 from atlas.training.average import WeightAverage
 from atlas.training.metrics import ActionErrors, LossMeter
 from atlas.training.optimizer import learning_rate, make_optimizer, set_learning_rate
@@ -129,9 +130,17 @@ def test_no_weight_decay_on_norms_and_biases() -> None:
 
 
 def test_what_is_longer_than_the_run_is_shortened_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    config = load_config({}, ["training.warmup_steps=500", "training.val_interval=7", "checkpoint.save_interval=900"])
+    config = load_config(
+        {},
+        [
+            "training.max_steps=40",
+            "training.warmup_steps=500",
+            "training.val_interval=7",
+            "checkpoint.save_interval=900",
+        ],
+    )
     with caplog.at_level("INFO"):
-        schedule = make_schedule(config, max_steps=40)
+        schedule = make_schedule(config, Draws.each_once(100), ranks=1)
 
     assert (schedule.warmup_steps, schedule.val_interval, schedule.save_interval) == (4, 7, 40)
     said = [r.getMessage() for r in caplog.records]

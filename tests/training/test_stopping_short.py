@@ -28,13 +28,14 @@ def settings_of(make_libero: MakeLibero, tmp_path: Path) -> Callable[[str], list
 
 def train(settings: list[str], resume: str | None = None, stop_at: int | None = None) -> Path:
     """Train, or go on; a SIGTERM comes in the step `stop_at`."""
-    config, checkpoint = prepare(load_run_config(None, settings, resume), resume)
+    prepared = prepare(load_run_config(None, settings, resume), resume)
 
     def beat(what: str) -> None:
         if stop_at is not None and what == f"step {stop_at - 1}":
             os.kill(os.getpid(), signal.SIGTERM)
 
-    trainer = build_trainer(config, make_accelerator(config), checkpoint, beat)
+    prepared.heartbeat.beat = beat  # type: ignore[method-assign]
+    trainer = build_trainer(prepared, make_accelerator(prepared.config))
     try:
         if stop_at is None:
             trainer.train()

@@ -23,9 +23,9 @@ import atlas
 package = sys.modules["atlas.training"] = types.ModuleType("atlas.training")
 package.__path__ = [str(Path(atlas.__file__).parent / "training")]
 from atlas.training.guards.signals import Interrupted, listening
-from atlas.training.guards.watchdog import Watchdog
+from atlas.training.guards.watchdog import Heartbeat, Watchdog
 
-folder = Path(sys.argv[1])
+folder, heartbeat = Path(sys.argv[1]), Heartbeat()
 
 def ready():
     (folder / "ready").touch()
@@ -67,8 +67,8 @@ def reader():
     time.sleep(1000)
 
 threading.Thread(target=reader, name="a-reader", daemon=True).start()
-with Watchdog(1.0, 3, folder) as watchdog:
-    watchdog.beat("step 7")
+with Watchdog(heartbeat, 1.0, 3, folder):
+    heartbeat.beat("step 7")
     ready()
     wait_for_a_lock()
 """)
@@ -84,10 +84,10 @@ with Watchdog(1.0, 3, folder) as watchdog:
 
 def test_a_process_that_goes_on_is_left_alone(start: Start, tmp_path: Path) -> None:
     process = start("""
-with Watchdog(2.0, 0, folder) as watchdog:
+with Watchdog(heartbeat, 2.0, 0, folder):
     ready()
     for step in range(60):
-        watchdog.beat(f"step {step}")
+        heartbeat.beat(f"step {step}")
         time.sleep(0.05)
 time.sleep(2.5)
 """)
@@ -99,11 +99,11 @@ time.sleep(2.5)
 
 def test_a_process_that_was_stopped_for_a_while_has_not_hung(start: Start, tmp_path: Path) -> None:
     process = start("""
-with Watchdog(2.0, 0, folder) as watchdog:
+with Watchdog(heartbeat, 2.0, 0, folder):
     ready()
     while not (folder / "end").exists():
         time.sleep(0.1)
-        watchdog.beat("a wait")
+        heartbeat.beat("a wait")
 """)
     process.send_signal(signal.SIGSTOP)
     time.sleep(3)
@@ -117,7 +117,7 @@ with Watchdog(2.0, 0, folder) as watchdog:
 
 def test_a_terminal_that_takes_no_more_does_not_keep_it_alive(start: Start, tmp_path: Path) -> None:
     process = start("""
-with Watchdog(1.0, 0, folder) as watchdog:
+with Watchdog(heartbeat, 1.0, 0, folder):
     ready()
     while True:
         print("x" * 1000, file=sys.stderr)  # nobody reads it

@@ -21,20 +21,30 @@ _LATE_SECONDS = 5.0  # a look may be late by this; beyond it the process itself 
 _SAY_SECONDS = 5.0  # for a file or a pipe to take the stacks: it may be what hangs
 
 
+class Heartbeat:
+    """How often something was done, and what it was last, in a few words."""
+
+    def __init__(self) -> None:
+        self.count, self.what = 0, "the start"
+
+    def beat(self, what: str) -> None:
+        """Something was done. Costs less than a microsecond."""
+        self.what = what
+        self.count += 1
+
+
 class Watchdog:
-    """From `with` to its end, ends the process with exit code 1 when nothing has beaten for `timeout_seconds`.
+    """From `with` to its end, ends the process with exit code 1 when a heart has not beaten for `timeout_seconds`.
 
     Before, the stack of every thread goes to stderr and to `hang_rank_<rank>.txt` in the run's folder. Where one rank
     of a launcher finds this, the others show theirs and end as well, whatever time they have left. Time during which
     the process was stopped (SIGSTOP) does not count.
     """
 
-    def __init__(self, timeout_seconds: float, rank: int, run_dir: Path) -> None:
-        self._timeout, self._rank = timeout_seconds, rank
+    def __init__(self, heartbeat: Heartbeat, timeout_seconds: float, rank: int, run_dir: Path) -> None:
+        self._heartbeat, self._timeout, self._rank = heartbeat, timeout_seconds, rank
         self._file = run_dir / f"hang_rank_{rank}.txt"
         self._marker = folder / HANG if (folder := launcher_folder()) is not None else None
-        self._beats = 0
-        self._what = "the start"
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="atlas-watchdog", daemon=True)
 
@@ -46,23 +56,18 @@ class Watchdog:
         self._over.set()
         self._thread.join()
 
-    def beat(self, what: str) -> None:
-        """Something was done: `what`, in a few words. Costs less than a microsecond."""
-        self._what = what
-        self._beats += 1
-
     # ---- the thread --------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         look = min(_LOOK_SECONDS, self._timeout / 10)
         late = min(_LATE_SECONDS, self._timeout / 4)
-        beats, quiet, last = self._beats, 0.0, time.monotonic()
+        beats, quiet, last = self._heartbeat.count, 0.0, time.monotonic()
         while not self._over.wait(look):
             at = time.monotonic()
             quiet += min(at - last, look + late)
             last = at
-            if beats != self._beats:
-                beats, quiet = self._beats, 0.0
+            if beats != self._heartbeat.count:
+                beats, quiet = self._heartbeat.count, 0.0
             if quiet >= self._timeout:
                 self._end(f"nothing has happened for {_span(self._timeout)} (distributed.timeout_minutes)")
             elif self._marker is not None and self._marker.exists():
@@ -71,7 +76,7 @@ class Watchdog:
     def _end(self, why: str) -> None:
         """Nothing here may wait for what hangs: no logging, no lock of a stream, and files only for some seconds."""
         when = time.strftime("%Y-%m-%d %H:%M:%S")
-        text = f"{when} Rank {self._rank}: {why} after {self._what}. Its threads:\n\n{self._stacks()}"
+        text = f"{when} Rank {self._rank}: {why} after {self._heartbeat.what}. Its threads:\n\n{self._stacks()}"
         if self._marker is not None:
             summary = (
                 f"Training has hung: {_span(self._timeout)} without a step (distributed.timeout_minutes). Above and in "

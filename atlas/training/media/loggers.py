@@ -14,9 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from atlas.checkpoints.state import random_state, set_random_state
-from atlas.config import Config, MediaConfig
-from atlas.data.chunks import ChunkDataset
-from atlas.data.episode import EpisodeDataset
+from atlas.config import MediaConfig
+from atlas.data.training_data import TrainingData
 from atlas.drawing.prediction_plots import PlotLogger
 from atlas.drawing.predictions import Predictions, Validated
 from atlas.policies.base import Policy
@@ -50,27 +49,24 @@ class MediaLoggers:
 
     def __init__(
         self,
-        config: Config,
+        media: MediaConfig,
         schedule: Schedule,
-        dataset: EpisodeDataset,
-        cameras: Sequence[str],
-        train_data: ChunkDataset,
-        val_data: ChunkDataset,
+        data: TrainingData,
         accelerator: Accelerator,
         tracker: RunTracker,
     ) -> None:
-        media, batch_size = config.logging.media, config.data.batch_samples
+        dataset, batch_size = data.dataset, schedule.order.batch_size
         self._accelerator, self._val_interval = accelerator, schedule.val_interval
         self._intervals = fit_intervals(media, schedule.max_steps)
-        self._nothing = Predictions.none(val_data.horizon, dataset.action_spec.dim)
+        self._nothing = Predictions.none(data.val.horizon, dataset.action_spec.dim)
         self._off: set[str] = set()
         self.seconds = dict.fromkeys(self._intervals, 0.0)
         self._gradients = GradientLogger(tracker)
         # Made when they are first needed.
         self._at_validation: dict[str, Callable[[], ValidationLogger]] = {
-            "plot_logger": lambda: PlotLogger(media.plot_logger, dataset, cameras, val_data, tracker),
-            "action_logger": lambda: ActionLogger(dataset, val_data.episodes, tracker),
-            "vis_dataset": lambda: DatasetMap(media.vis_dataset, dataset, train_data, accelerator, batch_size, tracker),
+            "plot_logger": lambda: PlotLogger(media.plot_logger, dataset, data.cameras, data.val, tracker),
+            "action_logger": lambda: ActionLogger(dataset, data.val.episodes, tracker),
+            "vis_dataset": lambda: DatasetMap(media.vis_dataset, dataset, data.train, accelerator, batch_size, tracker),
         }
         self._made: dict[str, ValidationLogger] = {}
 

@@ -1,0 +1,47 @@
+"""A run that is ready to be trained: what preparing gives and training takes."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from atlas.checkpoints.snapshot import load_split
+from atlas.checks.inspection import check_before_training
+from atlas.config import Config
+from atlas.data.kept_split import KeptSplit
+from atlas.data.training_data import TrainingData, open_training_data
+from atlas.training.guards.watchdog import Heartbeat
+
+
+class PreparedRun:
+    """A run whose config is checked and whose name is settled, with its data, which is opened once a process.
+
+    heartbeat: is told what was done, so that a `Watchdog` notices when nothing is done any more.
+    """
+
+    def __init__(self, config: Config, checkpoint: Path | None = None, data: TrainingData | None = None) -> None:
+        """checkpoint: the one to go on from. data: what the config describes, where it is open already."""
+        self.config, self.checkpoint = config, checkpoint
+        self.heartbeat = Heartbeat()
+        if data is not None:
+            self.data = data
+
+    @property
+    def run_dir(self) -> Path:
+        return self.config.run_dir
+
+    @cached_property
+    def kept_split(self) -> KeptSplit | None:
+        """How the data was split, of a run that goes on from a checkpoint which says so."""
+        return load_split(self.checkpoint) if self.checkpoint is not None else None
+
+    @cached_property
+    def data(self) -> TrainingData:
+        """Raises InputError where it cannot be opened, or not be split."""
+        return open_training_data(self.config, self.kept_split)
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What looks wrong in the data, in sentences. Raises InputError for what cannot be trained on."""
+        data = self.data
+        return check_before_training(data.dataset, data.train.episodes, data.val.episodes, self.config.model.processor)
