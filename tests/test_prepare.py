@@ -33,9 +33,9 @@ def test_resume_auto_passes_over_runs_whose_config_cannot_be_read(
     if text is not None:
         (other / "config.yaml").write_text(text)
 
-    config, checkpoint = prepare(load_config(None, settings(make_libero(), tmp_path / "out")), "auto")
+    run = prepare(load_config(None, settings(make_libero(), tmp_path / "out")), "auto")
 
-    assert checkpoint is None and config.run_name != "other"
+    assert run.checkpoint is None and run.config.run_name != "other"
 
 
 def test_runs_that_nobody_named_have_folders_of_their_own(
@@ -45,12 +45,12 @@ def test_runs_that_nobody_named_have_folders_of_their_own(
     config = load_config(None, settings(make_libero(), tmp_path / "out"))
     monkeypatch.setattr(time, "strftime", lambda *_: "20260101-000000")
     with ExitStack() as locks:
-        names = [prepare(config, None, locks)[0].run_name for _ in range(3)]
+        names = [prepare(config, None, locks).config.run_name for _ in range(3)]
 
         assert len(set(names)) == 3 and all(str(name).startswith(str(names[0])) for name in names)
         with pytest.raises(InputError, match=rf"works on the run '{names[0]}'"):
             prepare(config.model_copy(update={"run_name": names[0]}))
-    prepared, _ = prepare(config.model_copy(update={"run_name": names[0]}))
+    prepared = prepare(config.model_copy(update={"run_name": names[0]}))
     assert [path.name for path in prepared.run_dir.iterdir()] == ["config.yaml"]
 
 

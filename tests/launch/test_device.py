@@ -15,6 +15,7 @@ from atlas.launch import check_gpu_of_rank, settle_device
 from atlas.prepare import prepare
 from atlas.system.gpu_facts import has_bf16
 from atlas.train import make_accelerator
+from atlas.training.prepared_run import PreparedRun
 
 OLD = "The NVIDIA driver on your system is too old (found version 11040). Please update it."
 
@@ -140,10 +141,10 @@ def test_the_command_settles_the_gpus_before_anything_asks_cuda(
 
     def prepared(config: Config, resume: Any, locks: Any) -> Any:
         torch.cuda.is_available()
-        return load_config(config, ["run_name=prepared"]), None
+        return PreparedRun(load_config(config, ["run_name=prepared"]))
 
-    monkeypatch.setattr("atlas.train.prepare", prepared)
-    monkeypatch.setattr("atlas.train.run", lambda config, checkpoint: None)
+    monkeypatch.setattr("atlas.prepare.prepare", prepared)
+    monkeypatch.setattr("atlas.train.run", lambda prepared: None)
 
     app(["train", *flag], standalone_mode=False)
 

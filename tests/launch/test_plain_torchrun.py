@@ -18,6 +18,7 @@ from atlas.config import Config, load_config
 from atlas.errors import InputError
 from atlas.launch.rank import read_prepared, write_prepared
 from atlas.training.guards.signals import Interrupted
+from atlas.training.prepared_run import PreparedRun
 from tests import warm
 from tests.conftest import MakeLibero
 from tests.test_vertical_slice import SMALL
@@ -102,7 +103,7 @@ def test_the_process_group_is_closed_after_an_agreed_end_only(
     monkeypatch.setattr("atlas.train.build_trainer", fail)
 
     with pytest.raises(type(error)):
-        atlas.train.run(load_config(None, [f"output_dir={tmp_path}", "run_name=fails"]))
+        atlas.train.run(PreparedRun(load_config(None, [f"output_dir={tmp_path}", "run_name=fails"])))
 
     assert bool(closed) == destroyed
 
