@@ -16,7 +16,7 @@ import atlas
 
 ATLAS = Path(atlas.__file__).parent
 _MOVES = ("aten::_to_copy", "aten::copy_")
-_PASSED_OVER = ("transfers.py", "types.py")  # which move what others want moved
+_PASSED_OVER = ("device_copies.py", "types.py")  # which move what others want moved
 _pinned = WeakIdKeyDictionary()
 
 

@@ -24,15 +24,15 @@ TORCH = "2.13"  # whose internals the device is made of
 SOURCE = Path(__file__).with_name("device.cpp")
 BATCHES = 2  # the step's own and the next one, which is on its way
 # A batch's tensors; what is said of its words, in one; and the one wait, for the two numbers that all must agree on.
-BATCH = {"sent training/prefetch.py:_sent": 6 * BATCHES}
-WORDS = {"sent policy/language_tokens.py:pad_and_send": 1}
-REMEMBERED = {"sent policy/language_tokens.py:__init__": 1, "sent policy/language_tokens.py:of": 1}
-AGREED = {"waits training/agreement.py:largest": 2}
+BATCH = {"sent training/perf/prefetch.py:_sent": 6 * BATCHES}
+WORDS = {"sent policies/modular/language_tokens.py:pad_and_send": 1}
+REMEMBERED = {"sent policies/modular/language_tokens.py:__init__": 1, "sent policies/modular/language_tokens.py:of": 1}
+AGREED = {"waits training/parallel/consensus.py:largest": 2}
 STEPS = {
     "keypoints": BATCH | REMEMBERED | AGREED,
     "vggt of keypoints": BATCH | WORDS | AGREED,
-    "vggt of convolutions": {"sent training/prefetch.py:_sent": 6 * (BATCHES + 1)}  # in two parts
-    | {"sent policy/language_tokens.py:pad_and_send": 2}
+    "vggt of convolutions": {"sent training/perf/prefetch.py:_sent": 6 * (BATCHES + 1)}  # in two parts
+    | {"sent policies/modular/language_tokens.py:pad_and_send": 2}
     | AGREED,
     "vggt of patches": BATCH | WORDS | AGREED,
     "frozen": BATCH | WORDS | AGREED,
@@ -108,7 +108,7 @@ def test_validation_waits_when_it_is_over(found: dict[str, Any]) -> None:
     census = counted(found[VALIDATED]["validation"])
 
     assert {place for place in census if place.startswith("waits")} == {"waits training/metrics.py:read"}
-    assert census["sent training/prefetch.py:_sent"] == 6 * 2  # batches
+    assert census["sent training/perf/prefetch.py:_sent"] == 6 * 2  # batches
 
 
 def test_a_spread_policy_exchanges_each_group_once_a_pass(found: dict[str, Any]) -> None:
