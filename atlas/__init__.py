@@ -1,6 +1,7 @@
 """Atlas trains vision-language-action policies from robot demonstrations.
 
-`atlas.train(config)` trains; the work behind it is imported when it is first asked for.
+`atlas.train(config)` trains, `atlas.load_policy(reference)` loads what was trained, and `atlas.register(group, name,
+thing)` adds a policy type, an environment and so on; the work behind them is imported when it is first asked for.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+_WHERE = {"load_policy": "atlas.policies.base", "register": "atlas.system.plugins"}
+
 
 def __getattr__(name: str) -> Any:
     # The module atlas/train.py is callable, so that `atlas.train` is both the module and the function.
     if name == "train":
         return importlib.import_module("atlas.train")
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'atlas' has no attribute '{name}'")

@@ -129,7 +129,7 @@ def _seal(folder: Path) -> None:
 
 
 def _read_checkpoint(folder: Path, chance: random.Random) -> None:
-    """As `--resume`, `from_pretrained` and `atlas model push` do."""
+    """As `--resume`, `load_policy` and `atlas model push` do."""
     checkpoint = find_checkpoint(folder)
     way = chance.randrange(3)
     if way == 0:

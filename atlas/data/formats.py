@@ -1,9 +1,10 @@
-"""Opens a dataset of any known format."""
+"""Opens a dataset of any known format. Another package adds a `DatasetFormat` in the group `atlas.datasets`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from atlas.config import DataConfig, SourceConfig
 from atlas.config.data_sections import FeaturesConfig
@@ -15,6 +16,24 @@ from atlas.data.mixture import Mixture, common_cameras
 from atlas.data.orientation import Orientation
 from atlas.data.video import chosen_decoder
 from atlas.errors import InputError
+from atlas.system.plugins import PluginTable
+
+
+class DatasetFormat(Protocol):
+    """A format of another package. Its datasets are read by `open`, and nothing of Atlas's looks into them."""
+
+    def recognises(self, path: str) -> bool:
+        """Whether a `path` of the config, which is no LeRobot dataset, is of this format."""
+
+    def open(self, source: SourceConfig, cameras: Sequence[str] | None, skip_damaged: bool) -> EpisodeDataset:
+        """The episodes at `source.path`, read as the source says; images come out upright.
+
+        cameras: those that will be used (None: all). skip_damaged: leave out what is damaged, with a warning, in place
+        of refusing it. Raises InputError, also for a setting of the source that means nothing here.
+        """
+
+
+FORMATS: PluginTable[DatasetFormat] = PluginTable("atlas.datasets", {})
 
 
 def open_configured(config: DataConfig) -> tuple[EpisodeDataset, list[str]]:
@@ -76,8 +95,8 @@ def open_dataset(
 ) -> EpisodeDataset:
     """Open the episodes at `path`; every format gives the same interface.
 
-    path: a LIBERO or robomimic HDF5 file or a folder of them, a LeRobot folder, or `hf:owner/name[@revision]`, a
-    LeRobot dataset of the Hugging Face hub.
+    path: a LIBERO or robomimic HDF5 file or a folder of them, a LeRobot folder, `hf:owner/name[@revision]`, a LeRobot
+    dataset of the Hugging Face hub, or what a format of another package recognises.
     orientation: which way up the source stores its images (None: as its format has it); images come out upright.
     drop_noops: leave out frames whose action does nothing.
     features: which of a LeRobot dataset's features are what (None: as its names say).
@@ -90,6 +109,16 @@ def open_dataset(
         folder = fetch_dataset(parse_reference(str(path)), features, cameras)
         return LeRobotDataset(folder, orientation, drop_noops, features, cameras, skip_damaged)
     folder = Path(path).expanduser()
+    other = None if is_lerobot(folder) else _other_format(str(path))
+    if other is not None:
+        source = SourceConfig(
+            path=str(path),
+            orientation=orientation or "auto",
+            features=features,
+            instruction=instruction,
+            drop_noops=drop_noops,
+        )
+        return other.open(source, cameras, skip_damaged)
     if not folder.exists():
         raise InputError(
             f"There is no dataset at {folder}. Give a LIBERO HDF5 file or a folder of them, a LeRobot folder, or "
@@ -104,3 +133,9 @@ def open_dataset(
     if features is not None:
         raise InputError(f"data.features is for LeRobot datasets, and {folder} is none: it has no meta/info.json.")
     return LiberoDataset(folder, orientation, drop_noops, instruction, skip_damaged)
+
+
+def _other_format(path: str) -> DatasetFormat | None:
+    """The format of another package that a path is of."""
+    found = [FORMATS.find(name) for name in FORMATS.names()]
+    return next((each for each in found if each is not None and each.recognises(path)), None)

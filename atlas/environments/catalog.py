@@ -1,21 +1,34 @@
-"""The environments by name; an adapter of one's own is one line here."""
+"""The environments by name. Another package adds a `World` of its own in the group `atlas.environments`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from atlas.environments.base import Environment, EnvironmentSpec
 from atlas.environments.cubes import CubesEnvironment, cubes_spec
 from atlas.environments.libero import LiberoEnvironment, libero_spec
 from atlas.environments.libero_package import HORIZONS
-from atlas.errors import InputError, did_you_mean
+from atlas.errors import InputError
+from atlas.system.plugins import PluginTable
 
-# What a world offers, and how it is started; both take the size of the square images.
-_WORLDS: dict[str, tuple[Callable[[int], EnvironmentSpec], Callable[[int], Environment]]] = {
-    "cubes": (cubes_spec, CubesEnvironment),
-    **{name: (partial(libero_spec, name), partial(LiberoEnvironment, name)) for name in HORIZONS},
-}
+
+@dataclass(frozen=True)
+class World:
+    """What an environment offers, and how it is started; both take the pixels of a side of its square images."""
+
+    spec: Callable[[int], EnvironmentSpec]
+    start: Callable[[int], Environment]
+
+
+WORLDS: PluginTable[World] = PluginTable(
+    "atlas.environments",
+    {
+        "cubes": World(cubes_spec, CubesEnvironment),
+        **{name: World(partial(libero_spec, name), partial(LiberoEnvironment, name)) for name in HORIZONS},
+    },
+)
 
 
 def environment_spec(name: str, image_size: int = 128) -> EnvironmentSpec:
@@ -23,9 +36,7 @@ def environment_spec(name: str, image_size: int = 128) -> EnvironmentSpec:
 
     Raises InputError for an unknown name, or where that is known only once its packages are installed.
     """
-    if name not in _WORLDS:
-        raise InputError(f"Unknown environment '{name}'.{did_you_mean(name, _WORLDS)} Known: {', '.join(_WORLDS)}.")
-    return _WORLDS[name][0](image_size)
+    return _world(name).spec(image_size)
 
 
 def make_environment(name: str, image_size: int = 128) -> Environment:
@@ -33,5 +44,17 @@ def make_environment(name: str, image_size: int = 128) -> Environment:
 
     Raises InputError for an unknown name or where the environment's packages are not installed.
     """
-    environment_spec(name)
-    return _WORLDS[name][1](image_size)
+    world = _world(name)
+    world.spec(image_size)  # says in words of its own what is missing
+    return world.start(image_size)
+
+
+def _world(name: str) -> World:
+    world = WORLDS.find(name)
+    if world is None:
+        raise InputError(f"Unknown environment '{name}'.{WORLDS.unknown(name)}")
+    if not isinstance(world, World):
+        raise InputError(
+            f"'{name}' in {WORLDS.group} should be a World (atlas/environments/catalog.py), and is {world!r}."
+        )
+    return world

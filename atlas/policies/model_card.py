@@ -59,9 +59,9 @@ Trained on:
 {sources}
 
 ```python
-from atlas.policies.base import load_policy
+import atlas
 
-policy = load_policy("this folder")
+policy = atlas.load_policy("this folder")
 ```
 """
 

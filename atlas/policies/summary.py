@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -72,12 +73,16 @@ def _flops_and_tokens(policy: Policy, batch: Batch) -> list[dict[str, Any]]:
         policy(batch)
     for name, parameter in policy.named_parameters():
         parameter.requires_grad_(trained[name])
-    by_module = {path: sum(counts.values()) for path, counts in counter.get_flop_counts().items()}
-    prefix = type(policy).__name__
-    return [
-        {"flops": by_module.get(f"{prefix}.{name}", by_module.get(name, 0)), "tokens": tokens.get(name)}
-        for name in parts
-    ]
+    prefix = f"{type(policy).__name__}."
+    by_module = {path.removeprefix(prefix): sum(n.values()) for path, n in counter.get_flop_counts().items()}
+    return [{"flops": _flops_of(name, part, by_module), "tokens": tokens.get(name)} for name, part in parts.items()]
+
+
+def _flops_of(path: str, module: nn.Module, by_module: Mapping[str, int]) -> int:
+    """Of a module; of one that is not called itself, such as a list of others, those that it holds."""
+    if path in by_module:
+        return by_module[path]
+    return sum(_flops_of(f"{path}.{name}", child, by_module) for name, child in module.named_children())
 
 
 def training_flops(policy: Policy, batch: Batch) -> int:

@@ -64,7 +64,7 @@ def fetch_checkpoint(reference: str) -> Path:
     if missing:
         raise InputError(
             f"{reference} is no checkpoint to go on training from: it lacks {', '.join(missing)}. "
-            "A policy alone can be loaded with from_pretrained, and evaluated."
+            "A policy alone can be loaded with atlas.load_policy, and evaluated."
         )
     return folder
 

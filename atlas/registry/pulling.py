@@ -31,7 +31,7 @@ class Pulled:
 
     @property
     def policy(self) -> Path | None:
-        """The saved policy in it, for `from_pretrained`; None where there is none."""
+        """The saved policy in it, for `load_policy`; None where there is none."""
         try:
             return find_policy(self.path, self.reference)
         except InputError:

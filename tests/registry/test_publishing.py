@@ -104,7 +104,7 @@ def test_a_model_says_where_it_comes_from(checkpoint: Path) -> None:
     assert metadata["file_size_mb"] == pytest.approx(size / 1e6, abs=2e-3)
     card = model["card"]
     assert card.startswith("# Atlas policy") and "library_name" not in card
-    assert 'from_pretrained("wandb:lab/atlas-vla/my-run:step-40")' in card
+    assert 'load_policy("wandb:lab/atlas-vla/my-run:step-40")' in card
     assert "| optimizer steps | 40 |" in card and "| `val/loss` | 0.25 |" in card
 
 
