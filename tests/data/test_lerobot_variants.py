@@ -213,7 +213,8 @@ def test_images_are_read_in_the_types_of_every_library(tmp_path: Path) -> None:
 
 
 def test_an_episode_that_is_marked_valid_has_one_instruction(tmp_path: Path) -> None:
-    """As GR00T's datasets have it: the mark is a task of its own, and the rows have the number of the instruction."""
+    """As GR00T's datasets have it: the mark is a task of its own, and the rows have the number of the instruction.
+    One that is marked invalid is refused as that."""
     root = as_version_2(FIXTURES / VIDEO, tmp_path / "set")
     lines = [json.loads(line) for line in (root / "meta/episodes.jsonl").read_text().splitlines()]
     (root / "meta/episodes.jsonl").write_text(
@@ -226,6 +227,10 @@ def test_an_episode_that_is_marked_valid_has_one_instruction(tmp_path: Path) -> 
 
     assert dataset.tasks == lerobot(FIXTURES / VIDEO).tasks
     assert [dataset.episode(i).actions.shape[1] for i in range(4)] == [7] * 4
+    marked = (root / "meta/episodes.jsonl").read_text().replace('"valid"', '"invalid"', 1)
+    (root / "meta/episodes.jsonl").write_text(marked)
+    with pytest.raises(InputError, match="the episode in row 0 is marked 'invalid'"):
+        open_dataset(root)
 
 
 # Takes that were discarded

@@ -129,8 +129,10 @@ def test_files_without_attributes_are_read_by_their_names(
                 del file["data/demo_1"]
         (root / f"task_{number}_demo.hdf5").rename(root / f"{name}_demo.hdf5")
 
-    dataset = open_dataset(root)
+    with caplog.at_level("INFO"):
+        dataset = open_dataset(root)
 
+    assert "the instruction is taken from the file's name: 'turn on the stove" in caplog.text
     assert {task: dataset.lengths[dataset.task_of == i].tolist() for i, task in enumerate(dataset.tasks)} == {
         "turn on the stove and put the moka pot on it": [6, 5],
         "put both cups in the basket": [5],

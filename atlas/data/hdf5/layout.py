@@ -3,6 +3,7 @@ train on garbage."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from atlas.data.orientation import Orientation
 from atlas.errors import InputError
 from atlas.system.documents import parse_json
 from atlas.types import ActionSpec
+
+logger = logging.getLogger(__name__)
 
 _LIBERO_SPEC = ActionSpec()
 # A scene's name, which is no part of the instruction, and then at least three words.
@@ -192,7 +195,9 @@ def instruction_of(data: h5py.Group, path: Path, given: str | None) -> str:
         if given is not None:
             return given
         if named := _LIBERO_NAME.fullmatch(path.name):
-            return named[1].replace("_", " ")
+            instruction = named[1].replace("_", " ")
+            logger.info("%s: the instruction is taken from the file's name: '%s'.", path, instruction)
+            return instruction
         raise InputError(
             f"{path}: data lacks the attribute 'problem_info', where LIBERO keeps the instruction, and the file is not "
             "named as LIBERO's are, such as open_the_middle_drawer_demo.hdf5. Say what its episodes do: "

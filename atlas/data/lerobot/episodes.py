@@ -17,7 +17,8 @@ from atlas.data.lerobot.tables import is_text, json_lines, lists_of_texts, numbe
 from atlas.data.origin import mend
 from atlas.errors import InputError
 
-_VALID = "valid"  # what GR00T's datasets have beside an episode's instruction: a mark, and no instruction
+# What GR00T's datasets have beside an episode's instruction: marks, and no instructions.
+_VALID, _INVALID = "valid", "invalid"
 _MOST_FRAMES = 10**8  # of an episode: more is a number that was damaged
 
 
@@ -282,6 +283,11 @@ def _only_task(tasks: Sequence[str], path: Path, row: int) -> str:
     found = set(tasks)
     if len(found) > 1:
         found.discard(_VALID)
+    if len(found) > 1 and _INVALID in found:
+        raise InputError(
+            f"{path}: the episode in row {row} is marked '{_INVALID}': whoever recorded it does not want it trained "
+            "on. Take the episode out of the dataset, or the mark."
+        )
     if len(found) != 1:
         raise InputError(
             f"{path}: the episode in row {row} has {len(tasks)} tasks, and Atlas trains on one instruction an "
