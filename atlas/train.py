@@ -369,6 +369,7 @@ def _announce(prepared: PreparedRun, trainer: Trainer) -> None:
 def _finish(trainer: Trainer, metrics: dict[str, float]) -> Result:
     """Evaluate the best checkpoint on episodes that did not choose it, and report."""
     from atlas.policies.base import load_policy
+    from atlas.rollout.chunk_executor import ChunkExecutor
     from atlas.training.final_summary import final_summary
 
     config, root = trainer.config, trainer.keeper.checkpoints.root
@@ -379,13 +380,14 @@ def _finish(trainer: Trainer, metrics: dict[str, float]) -> Result:
     report = None
     if trainer.closed_loop is not None and config.evaluation.final_episodes:
         policy = load_policy(best_checkpoint).to(trainer.accelerator.device)
+        evaluation = config.evaluation
         report = trainer.closed_loop.run(
-            policy,
+            ChunkExecutor(policy, evaluation.execute, evaluation.ensemble, trainer.closed_loop.env),
             "final",
-            config.evaluation.final_episodes,
+            evaluation.final_episodes,
             str(best_checkpoint),
             int(best_checkpoint.name.removeprefix("step_")),
-            config.evaluation.video,
+            evaluation.video,
         )
     if trainer.accelerator.is_main_process:
         write_json(

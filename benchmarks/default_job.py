@@ -84,7 +84,8 @@ def run(command: list[str], cwd: Path, capture: bool = False) -> str:
 def tried(name: str, policy: Any, execute: int, episodes: int) -> str:
     """The row of a policy that is at hand: episodes of the default world that nothing has used before."""
     from atlas.rollout.chunk_executor import ChunkExecutor
-    from atlas.rollout.evaluation import Evaluator, plan_episodes
+    from atlas.rollout.episode_plan import plan_episodes
+    from atlas.rollout.evaluation import Evaluator
     from atlas.rollout.success_report import EvaluationReport
 
     evaluator = Evaluator("cubes", policy.processor.camera_size)

@@ -21,6 +21,7 @@ from atlas.data import open_dataset
 from atlas.data.chunks import ChunkDataset
 from atlas.environments.rendering import RenderingGPU
 from atlas.policies.feature_cache_filling import begin_cache, fill_cache, frozen_encoder
+from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.workers import EnvironmentPool
 from atlas.system.cores import available_cores
 
@@ -93,7 +94,7 @@ def rendering(job: Job) -> dict[str, Any]:
     for number in range(max(1, job.gpus)):
         gpu = RenderingGPU.of(torch.device("cuda", number)) if job.gpus else None
         with EnvironmentPool("cubes", 64, workers, gpu) as pool:
-            _all(pool, lambda pool, worker: pool.reset(worker, worker, "pick up the red cube"))
+            _all(pool, lambda pool, worker: pool.begin(worker, PlannedEpisode(worker, worker, "pick up the red cube")))
             start = time.perf_counter()
             rounds = 20
             for _ in range(rounds):

@@ -24,7 +24,7 @@ import yaml
 
 from atlas.config import Config, LoggingConfig, WandbConfig, load_config
 from atlas.config.tracking_sections import EpisodeLoggerConfig
-from atlas.rollout.seeds import Purpose
+from atlas.rollout.episode_plan import Purpose
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.runs.scalars import event_files
 from atlas.tracking import RunTracker

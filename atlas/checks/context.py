@@ -12,7 +12,7 @@ from atlas.checks.finding import Finding
 from atlas.checks.motion import MotionFit, explained_by_pose, fit_motion
 from atlas.config.model_section import ProcessorConfig
 from atlas.data.episode import Episode, EpisodeDataset
-from atlas.environments.base import Environment
+from atlas.environments.base import Environment, Simulator
 
 _SAMPLED_EPISODES = 200  # for what needs no more of them; evenly over the dataset
 # The worlds' controller is robosuite's OSC_POSE at 20 Hz, whose answer to a command is known. See checks/motion.py.
@@ -92,11 +92,16 @@ class CheckContext:
         """Whether actions go to LIBERO's controller."""
         return self.dataset.environment is not None or self.dataset.format in _LIBERO_FORMATS
 
+    @property
+    def simulator(self) -> Simulator:
+        """The environment, where recorded states can be shown to it: where `no_replay` is None."""
+        assert isinstance(self.environment, Simulator)
+        return self.environment
+
     @cached_property
     def no_replay(self) -> str | None:
         """Why recorded states cannot be shown to the environment; None where they can."""
-        assert self.environment is not None
-        if not self.environment.spec.restorable:
+        if not isinstance(self.environment, Simulator):
             return "its state cannot be set"
         if any(self.dataset.episode(i).sim_states is None for i in self.sample(self.replayed)):
             return "the dataset has no recorded states of a simulator"
@@ -105,11 +110,10 @@ class CheckContext:
     @cached_property
     def states_fit(self) -> bool:
         """Whether recorded states are as long as the environment's, in the task that they are of."""
-        assert self.environment is not None
         episode = self.dataset.episode(0)
-        self.environment.reset(seed=0, instruction=self.environment.spec.known(episode.instruction))
+        self.simulator.reset(seed=0, instruction=self.simulator.spec.known(episode.instruction))
         states = episode.sim_states
-        return states is not None and states.shape[1] == len(self.environment.get_state())
+        return states is not None and states.shape[1] == len(self.simulator.get_state())
 
     def where_to_change(self, keys: str) -> str:
         """Where the meaning of actions is corrected; `keys` of data.features.action_spec, for formats that have it."""

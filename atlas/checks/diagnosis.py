@@ -13,7 +13,7 @@ from atlas.data.inputs import CameraSummary, TrainingInputs, frame_numbers, thum
 from atlas.data.statistics import ColumnStatistics
 from atlas.errors import did_you_mean
 from atlas.policies.processor import PolicyProcessor
-from atlas.rollout.input_recorder import InputWatcher
+from atlas.rollout.input_recorder import InputRecorder
 
 _MOST, _SOME = 0.5, 0.1  # of what was seen lies outside of what was trained on
 _SEVERAL = 0.25  # likewise, of pictures
@@ -26,28 +26,28 @@ _STILL = 0.1  # of training's deviation
 _COLOURS = ("red", "green", "blue", "contrast")
 
 
-def diagnose(watcher: InputWatcher, processor: PolicyProcessor, env: str) -> list[Finding]:
+def diagnose(shown: InputRecorder, processor: PolicyProcessor, env: str) -> list[Finding]:
     """Compare pictures, proprio and instructions of an evaluation with those of training, and what was answered with
     the actions of training."""
     statistics = processor.statistics[processor.source_for(env)]
-    found = list(_pictures(watcher, processor.inputs))
-    found += _proprio(watcher, statistics.proprio)
-    found += _language(watcher, processor.inputs)
-    found += _actions(watcher, statistics.action, processor)
+    found = list(_pictures(shown, processor.inputs))
+    found += _proprio(shown, statistics.proprio)
+    found += _language(shown, processor.inputs)
+    found += _actions(shown, statistics.action, processor)
     return found
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------
 
 
-def _pictures(watcher: InputWatcher, inputs: TrainingInputs | None) -> Iterator[Finding]:
+def _pictures(shown: InputRecorder, inputs: TrainingInputs | None) -> Iterator[Finding]:
     if inputs is None:
         yield Finding("view", "info", "the policy keeps no summary of the pictures it was trained on")
         return
     thumbnails = {camera: summary.thumbnail[None] for camera, summary in inputs.cameras.items()}
     for camera, summary in inputs.cameras.items():
-        seen = thumbnail_of(watcher.starts_seen(camera))[None]
-        yield _turned(camera, seen, thumbnails) or _light(camera, watcher, summary)
+        seen = thumbnail_of(shown.start_images(camera))[None]
+        yield _turned(camera, seen, thumbnails) or _light(camera, shown, summary)
 
 
 def _turned(camera: str, seen: np.ndarray, trained: dict[str, np.ndarray]) -> Finding | None:
@@ -83,12 +83,12 @@ def _other_view(camera: str, best: Match, evidence: dict[str, object]) -> Findin
     return Finding("view", "error", f"camera '{camera}' shows {', '.join(ways)} in training", fix, evidence)
 
 
-def _light(camera: str, watcher: InputWatcher, summary: CameraSummary) -> Finding:
+def _light(camera: str, shown: InputRecorder, summary: CameraSummary) -> Finding:
     """Whether brightness, colours and contrast are within those of training: at the starts, which the policy cannot
     change, and after them."""
     low, high = np.array(summary.low), np.array(summary.high)
     slack = _WIDER * (high - low) + _LEVELS
-    parts = {"starts": frame_numbers(watcher.starts_seen(camera)), "later": frame_numbers(watcher.later_seen(camera))}
+    parts = {"starts": frame_numbers(shown.start_images(camera)), "later": frame_numbers(shown.later_images(camera))}
     outside = {
         name: ((numbers < low - slack) | (numbers > high + slack)).mean(0) if len(numbers) else np.zeros(4)
         for name, numbers in parts.items()
@@ -117,12 +117,12 @@ def _light(camera: str, watcher: InputWatcher, summary: CameraSummary) -> Findin
 # ---- numbers and words -----------------------------------------------------------------------------------------
 
 
-def _proprio(watcher: InputWatcher, trained: ColumnStatistics) -> Iterator[Finding]:
+def _proprio(shown: InputRecorder, trained: ColumnStatistics) -> Iterator[Finding]:
     """Of the starts, which the policy cannot change, and of all that follows, which it can."""
     low, high = np.array(trained.min), np.array(trained.max)
     slack = _PROPRIO * np.maximum(high - low, _SMALLEST_RANGE)
-    outside = (watcher.proprio < low - slack) | (watcher.proprio > high + slack)  # [observations, P]
-    starts, later = outside[watcher.starts], outside[~watcher.starts]
+    outside = (shown.proprio < low - slack) | (shown.proprio > high + slack)  # [observations, P]
+    starts, later = outside[shown.starts], outside[~shown.starts]
     of_starts = starts.mean(0)
     of_later = later.mean(0) if len(later) else np.zeros_like(of_starts)
     evidence = {
@@ -131,7 +131,7 @@ def _proprio(watcher: InputWatcher, trained: ColumnStatistics) -> Iterator[Findi
     }
     if of_starts.max() > _SOME:
         worst = int(of_starts.argmax())
-        values = watcher.proprio[watcher.starts, worst]
+        values = shown.proprio[shown.starts, worst]
         yield Finding(
             "stats",
             "error" if of_starts.max() > _MOST else "warning",
@@ -154,21 +154,21 @@ def _proprio(watcher: InputWatcher, trained: ColumnStatistics) -> Iterator[Findi
         yield Finding("stats", "info", "proprio lies within what was trained on", None, evidence)
 
 
-def _language(watcher: InputWatcher, inputs: TrainingInputs | None) -> Iterator[Finding]:
+def _language(shown: InputRecorder, inputs: TrainingInputs | None) -> Iterator[Finding]:
     if inputs is None:
         return
-    unknown = sorted(watcher.instructions - set(inputs.instructions))
+    unknown = sorted(shown.instructions - set(inputs.instructions))
     if not unknown:
-        said = f"the policy was trained on all {len(watcher.instructions)} instructions"
-        yield Finding("language", "info", said, None, {"instructions": sorted(watcher.instructions)})
+        said = f"the policy was trained on all {len(shown.instructions)} instructions"
+        yield Finding("language", "info", said, None, {"instructions": sorted(shown.instructions)})
         return
     known = {word for text in inputs.instructions for word in _words(text)}
     strange = sorted({word for text in unknown for word in _words(text)} - known)
     words = f", with words that it never read: {', '.join(strange[:8])}" if strange else ", of words that it knows"
     yield Finding(
         "language",
-        "error" if len(unknown) == len(watcher.instructions) else "warning",
-        f"the policy was not trained on {len(unknown)} of {len(watcher.instructions)} instructions, such as "
+        "error" if len(unknown) == len(shown.instructions) else "warning",
+        f"the policy was not trained on {len(unknown)} of {len(shown.instructions)} instructions, such as "
         f"'{unknown[0]}'{words}.{did_you_mean(unknown[0], inputs.instructions)}",
         "Say tasks in the words of the training data, or look at how its instructions were loaded.",
         {"unknown": unknown, "unknown_words": strange, "trained": list(inputs.instructions[:50])},
@@ -179,12 +179,12 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def _actions(watcher: InputWatcher, trained: ColumnStatistics, processor: PolicyProcessor) -> Iterator[Finding]:
+def _actions(shown: InputRecorder, trained: ColumnStatistics, processor: PolicyProcessor) -> Iterator[Finding]:
     """What the policy answers, in the range of training's actions (-1 to 1)."""
     names, gripper = processor.action_spec.names, processor.action_spec.gripper
     low, high = np.array(trained.min), np.array(trained.max)
     centre, half = (low + high) / 2, np.maximum((high - low) / 2, _SMALLEST_RANGE)
-    scaled = (watcher.actions - centre) / half  # [steps, A]
+    scaled = (shown.actions - centre) / half  # [steps, A]
     outside = (np.abs(scaled) > 1 + 2 * _PROPRIO).mean(0)
     deviation = scaled.std(0) / np.maximum(np.array(trained.std) / half, 1e-6)
     evidence = {
@@ -192,7 +192,7 @@ def _actions(watcher: InputWatcher, trained: ColumnStatistics, processor: Policy
         "deviation_of_training": {n: round(float(v), 3) for n, v in zip(names, deviation, strict=True)},
     }
     still = [n for n, d, s in zip(names, deviation, trained.std, strict=True) if d < _STILL and s > _SMALLEST_RANGE]
-    closed = watcher.actions[:, gripper] > 0
+    closed = shown.actions[:, gripper] > 0
     well = True
     if outside.max() > _SOME:
         well = False

@@ -16,7 +16,7 @@ from atlas.checks.action_meaning import AS_RECORDED, Meaning, Recorded, meanings
 from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
 from atlas.data.episode import Episode
-from atlas.environments.base import Environment
+from atlas.environments.base import Simulator
 from atlas.errors import InputError
 
 _CLOSE_M = 0.005  # drift of a replay that is as recorded: below a millimetre in the world it was recorded in
@@ -38,12 +38,13 @@ class Replayed:
 
 
 def check_replay(context: CheckContext) -> Iterator[Finding]:
-    env = context.environment
-    if env is None:
+    if context.environment is None:
         return
     if (why := context.no_replay) is not None:
-        yield Finding("replay", "info", f"nothing was replayed in '{env.spec.name}': {why}", None, {"replayed": 0})
+        said = f"nothing was replayed in '{context.environment.spec.name}': {why}"
+        yield Finding("replay", "info", said, None, {"replayed": 0})
         return
+    env = context.simulator
     actions, takes = context.dataset.action_spec.dim, env.spec.action_spec.dim
     if actions != takes or not context.states_fit:
         what = (
@@ -72,13 +73,13 @@ def check_replay(context: CheckContext) -> Iterator[Finding]:
     yield from _explain(context, env, recorded, plain, unlike)
 
 
-def _recorded(env: Environment, context: CheckContext, number: int) -> Recorded:
+def _recorded(env: Simulator, context: CheckContext, number: int) -> Recorded:
     episode = context.dataset.episode(number)
     assert episode.sim_states is not None
     env.reset(init_state=_start(episode, 0), instruction=env.spec.known(episode.instruction))
     positions = []
     for state in episode.sim_states:
-        env.set_state(state, observe=False)
+        env.set_state(state)
         positions.append(env.positions())
     return Recorded(number, episode, positions)
 
@@ -91,7 +92,7 @@ def _start(episode: Episode, frame: int) -> np.ndarray:
 
 
 def _replay(
-    env: Environment,
+    env: Simulator,
     recorded: Recorded,
     meaning: Meaning,
     instruction: str | None = None,
@@ -166,7 +167,7 @@ def _well(context: CheckContext, plain: list[Replayed]) -> Finding:
 # ---- the task was another one ----------------------------------------------------------------------------------
 
 
-def _other_tasks(env: Environment, recorded: list[Recorded], plain: list[Replayed]) -> tuple[dict[int, str], list[int]]:
+def _other_tasks(env: Simulator, recorded: list[Recorded], plain: list[Replayed]) -> tuple[dict[int, str], list[int]]:
     """Of the episodes that do not succeed as their instruction says: {place: the instruction by which they do}, and the
     places of those for which there is none."""
     other, unlike = {}, []
@@ -184,7 +185,7 @@ def _other_tasks(env: Environment, recorded: list[Recorded], plain: list[Replaye
     return other, unlike
 
 
-def _succeeds_as(env: Environment, recorded: Recorded, instruction: str) -> bool:
+def _succeeds_as(env: Simulator, recorded: Recorded, instruction: str) -> bool:
     try:
         return _replay(env, recorded, AS_RECORDED, instruction).success
     except InputError:
@@ -208,7 +209,7 @@ def _wrong_instructions(recorded: list[Recorded], other: dict[int, str]) -> Find
 
 
 def _explain(
-    context: CheckContext, env: Environment, recorded: list[Recorded], plain: list[Replayed], unlike: list[int]
+    context: CheckContext, env: Simulator, recorded: list[Recorded], plain: list[Replayed], unlike: list[int]
 ) -> Iterator[Finding]:
     """Try other meanings on pieces of the episodes that drift most; name what helps, and that nothing does."""
     worst = sorted(range(len(recorded)), key=lambda place: plain[place].hand_m, reverse=True)
@@ -246,9 +247,7 @@ def _suspected_first(context: CheckContext, tried: Iterator[Meaning]) -> list[Me
     return sorted(tried, key=lambda meaning: not context.has_errors(meaning.check))
 
 
-def _unexplained(
-    context: CheckContext, env: Environment, plain: list[Replayed], unlike: list[int]
-) -> Iterator[Finding]:
+def _unexplained(context: CheckContext, env: Simulator, plain: list[Replayed], unlike: list[int]) -> Iterator[Finding]:
     said, share = f"replayed as recorded, {_said(plain)}", sum(r.success for r in plain) / len(plain)
     if context.has_errors("actions", "gripper", "lag", "scale", "video", "language"):
         yield Finding("replay", "info", f"{said}; see the errors above", None, _numbers(plain))

@@ -94,8 +94,7 @@ def check_view(context: CheckContext) -> Iterator[Finding]:
 
 def _pictures(context: CheckContext, size: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The same moments as recorded and as the world shows them: {camera: uint8 [n, size, size, 3]}."""
-    env = context.environment
-    assert env is not None
+    env = context.simulator
     recorded: dict[str, list[np.ndarray]] = {camera: [] for camera in context.cameras}
     rendered: dict[str, list[np.ndarray]] = {camera: [] for camera in env.spec.cameras}
     for index in context.sample(_EPISODES):
@@ -106,8 +105,8 @@ def _pictures(context: CheckContext, size: int) -> tuple[dict[str, np.ndarray], 
         for camera in context.cameras:
             recorded[camera].append(_as_policies_see(episode.images(camera, frames), size))
         for frame in frames:
-            observation = env.set_state(episode.sim_states[frame])
-            assert observation is not None
+            env.set_state(episode.sim_states[frame])
+            observation = env.observe()
             for camera in env.spec.cameras:
                 rendered[camera].append(_as_policies_see(observation.images[camera][None], size))
     join = lambda parts: {camera: np.concatenate(images) for camera, images in parts.items()}  # noqa: E731

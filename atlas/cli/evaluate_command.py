@@ -14,7 +14,7 @@ from atlas.system.paths import check_file, check_folder
 
 if TYPE_CHECKING:
     from atlas.checks.finding import Finding
-    from atlas.rollout.input_recorder import InputWatcher
+    from atlas.rollout.input_recorder import InputRecorder
 
 
 def evaluate(
@@ -58,14 +58,14 @@ def evaluate(
         findings = None
         if open_loop is not None:
             from atlas.data import open_dataset
-            from atlas.rollout.open_loop import evaluate_recorded
+            from atlas.rollout.recorded_actions import evaluate_recorded
 
-            evaluation = evaluate_recorded(open_dataset(open_loop), env, episodes)
+            evaluation = evaluate_recorded(open_dataset(open_loop), env, episodes, workers)
         else:
             from atlas.rollout.evaluation import evaluate_checkpoint
-            from atlas.rollout.input_recorder import InputWatcher
+            from atlas.rollout.input_recorder import InputRecorder
 
-            watcher = InputWatcher() if diagnose else None
+            recorder = InputRecorder() if diagnose else None
             evaluation = evaluate_checkpoint(
                 checkpoint=str(checkpoint),
                 env=env,
@@ -77,10 +77,10 @@ def evaluate(
                 blind=blind,
                 video=video,
                 workers=workers,
-                watcher=watcher,
+                recorder=recorder,
             )
-            if watcher is not None:
-                findings = _diagnosed(str(checkpoint), watcher, env)
+            if recorder is not None:
+                findings = _diagnosed(str(checkpoint), recorder, env)
         if out is not None:
             evaluation.save(out)
     report = evaluation.to_dict()
@@ -111,12 +111,12 @@ def _check_flags(checkpoint: str | None, open_loop: str | None, probed: bool, vi
         )
 
 
-def _diagnosed(checkpoint: str, watcher: InputWatcher, env: str) -> list[Finding]:
+def _diagnosed(checkpoint: str, recorder: InputRecorder, env: str) -> list[Finding]:
     from atlas.checks.diagnosis import diagnose
     from atlas.policies.processor import PolicyProcessor
     from atlas.registry import resolve_policy
 
-    return diagnose(watcher, PolicyProcessor.load(resolve_policy(checkpoint) / "processor.json"), env)
+    return diagnose(recorder, PolicyProcessor.load(resolve_policy(checkpoint) / "processor.json"), env)
 
 
 def _counts(part: dict[str, Any]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,9 +21,6 @@ class EnvironmentSpec:
     proprio_dim: int
     horizon: int  # steps after which an episode is truncated
     action_spec: ActionSpec = field(default_factory=ActionSpec)
-    # Whether `set_state` can put it back into any state that it was in. A simulator can, and is filmed from its states
-    # when an episode is over; a real robot cannot, and is filmed while it acts.
-    restorable: bool = True
 
     def known(self, instruction: str) -> str:
         """The instruction, where the environment has it, else the first of those that it has."""
@@ -36,9 +33,10 @@ class StepResult:
 
     observation: Observation | None
     reward: float
-    terminated: bool
-    truncated: bool
+    terminated: bool  # the task is over: what comes after has no value
+    truncated: bool  # the time is up
     success: bool
+    executed: np.ndarray | None = None  # the action [A] as it was clipped; None where it was taken as it was given
 
     @property
     def done(self) -> bool:
@@ -46,37 +44,51 @@ class StepResult:
 
 
 class Environment(Protocol):
-    """A world with episodes. Images are upright; an adapter turns its source's orientation into that."""
+    """A world with episodes: all that a real robot has. Images are upright; an adapter turns its source's orientation
+    into that."""
 
     spec: EnvironmentSpec
 
-    def reset(
-        self, *, seed: int | None = None, instruction: str | None = None, init_state: np.ndarray | None = None
-    ) -> Observation:
-        """Begin an episode. With `seed` the start is a pure function of (seed, instruction); with `init_state`
-        (what `get_state` gave at a start) it is that very state. Without `instruction` the seed picks one."""
+    def reset(self, *, seed: int | None = None, instruction: str | None = None) -> Observation:
+        """Begin an episode. In a simulator its start is a pure function of (seed, instruction). Without `instruction`
+        the seed picks one. Raises InputError for an instruction that the environment lacks."""
         ...
 
     def step(self, action: np.ndarray, observe: bool = True) -> StepResult:
         """Apply one action [A] in the ActionSpec's units. `observe=False` saves the rendering."""
         ...
 
-    def get_state(self) -> np.ndarray:
-        """The simulator's state, float64 [D]. Not called where `spec.restorable` is False."""
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class Simulator(Environment, Protocol):
+    """An environment that says where everything is and can be put back into any state that it was in."""
+
+    def reset(
+        self, *, seed: int | None = None, instruction: str | None = None, init_state: np.ndarray | None = None
+    ) -> Observation:
+        """See `Environment.reset`. With `init_state` in place of a seed (what `get_state` gave at a start) it begins in
+        that very state. Raises InputError for a state of another world."""
         ...
 
-    def set_state(self, state: np.ndarray, observe: bool = True) -> Observation | None:
-        """Put the simulator into a state of `get_state` and observe it; it stays in the episode that it is in.
-        `observe=False` saves the rendering and returns None. Not called where `spec.restorable` is False."""
+    def observe(self) -> Observation:
+        """What the present state looks like."""
+        ...
+
+    def get_state(self) -> np.ndarray:
+        """The simulator's state, float64 [D]."""
+        ...
+
+    def set_state(self, state: np.ndarray) -> None:
+        """Put it into a state [D] of `get_state`; it stays in the episode that it is in."""
         ...
 
     def positions(self) -> dict[str, np.ndarray]:
         """Where the hand, its fingers and the objects are: {name: float64 [3]}, in metres, in the world's frame; the
-        hand's is called `hand`. Not called where `spec.restorable` is False."""
+        hand's is called `hand`."""
         ...
 
     def picture(self, size: int) -> np.ndarray:
         """The present state as people look at it: uint8 [size, size, 3]."""
         ...
-
-    def close(self) -> None: ...

@@ -94,7 +94,7 @@ class CubesEnvironment:
     def reset(
         self, *, seed: int | None = None, instruction: str | None = None, init_state: np.ndarray | None = None
     ) -> Observation:
-        """Begin an episode; see `Environment.reset`. Raises InputError for an instruction this world lacks."""
+        """See `Simulator.reset`."""
         assert (seed is None) != (init_state is None), "give one of seed and init_state"
         if instruction is not None and instruction not in INSTRUCTIONS:
             raise InputError(f"The environment 'cubes' has no instruction '{instruction}'; it has: {INSTRUCTIONS}.")
@@ -115,36 +115,42 @@ class CubesEnvironment:
         self._restart_controller()
         self._lying_height = np.array([self.cube_pose(i)[0][2] for i in range(2)])
         self._steps = 0
-        return self._observe()
+        return self.observe()
 
     def step(self, action: np.ndarray, observe: bool = True) -> StepResult:
         """Apply one action [7], clipped to [-1, 1] as the controller does."""
-        self._env.step(np.clip(np.asarray(action, np.float64), -1.0, 1.0))
+        clipped = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
+        self._env.step(clipped)
         self._steps += 1
         lifted = [self.cube_pose(i)[0][2] - self._lying_height[i] > LIFT_HEIGHT_M for i in range(2)]
         success = bool(lifted[self._target])
         terminated = any(lifted)
         return StepResult(
-            observation=self._observe() if observe else None,
+            observation=self.observe() if observe else None,
             reward=float(success),
             terminated=terminated,
             truncated=not terminated and self._steps >= HORIZON,
             success=success,
+            executed=clipped,
         )
+
+    def observe(self) -> Observation:
+        """See `Simulator.observe`."""
+        images = {name: self._renderer.render(camera) for name, camera in CAMERAS.items()}
+        return Observation(images=images, proprio=self.proprio(), instruction=self._instruction)
 
     def get_state(self) -> np.ndarray:
         """Time, joint positions and joint velocities: float64 [D], robosuite's flattened form."""
         return np.array(self._env.sim.get_state().flatten())
 
-    def set_state(self, state: np.ndarray, observe: bool = True) -> Observation | None:
+    def set_state(self, state: np.ndarray) -> None:
         """Put the simulator into a recorded state; the controller starts anew from there."""
         self._env.sim.set_state_from_flattened(np.asarray(state, np.float64))
         self._env.sim.forward()
         self._restart_controller()
-        return self._observe() if observe else None
 
     def positions(self) -> dict[str, np.ndarray]:
-        """See `Environment.positions`."""
+        """See `Simulator.positions`."""
         pads = self._robot.gripper.important_geoms
         fingers = {
             f"{side} finger": np.array(self._data.geom(pads[f"{side}_fingerpad"][0]).xpos) for side in ("left", "right")
@@ -224,7 +230,3 @@ class CubesEnvironment:
         controller = self._robot.controller
         controller.update(force=True)
         controller.reset_goal()
-
-    def _observe(self) -> Observation:
-        images = {name: self._renderer.render(camera) for name, camera in CAMERAS.items()}
-        return Observation(images=images, proprio=self.proprio(), instruction=self._instruction)

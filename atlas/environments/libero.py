@@ -66,7 +66,7 @@ class LiberoEnvironment:
     def reset(
         self, *, seed: int | None = None, instruction: str | None = None, init_state: np.ndarray | None = None
     ) -> Observation:
-        """Begin an episode; see `Environment.reset`. With a seed the objects settle for half a second, which counts
+        """See `Simulator.reset`. With a seed the objects settle for half a second, which counts
         for no step; an `init_state` is begun with as it is.
 
         Raises InputError for an instruction that the suite lacks, or a state of another scene.
@@ -80,31 +80,37 @@ class LiberoEnvironment:
             state = np.asarray(init_state, np.float64)
             self._enter(self._task_with(state, instruction)).begin_at(state)
         self._steps = 0
-        return self._observe()
+        return self.observe()
 
     def step(self, action: np.ndarray, observe: bool = True) -> StepResult:
         """Apply one action [7], clipped to [-1, 1] as the controller does."""
-        reward, success = self._scene.act(action)
+        clipped = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
+        reward, success = self._scene.act(clipped)
         self._steps += 1
         return StepResult(
-            observation=self._observe() if observe else None,
+            observation=self.observe() if observe else None,
             reward=reward,
             terminated=success,
             truncated=not success and self._steps >= self.spec.horizon,
             success=success,
+            executed=clipped,
         )
+
+    def observe(self) -> Observation:
+        """See `Simulator.observe`."""
+        assert self._task is not None
+        return Observation(self._scene.images(), self._scene.proprio(), self._task.instruction)
 
     def get_state(self) -> np.ndarray:
         """Time, joint positions and joint velocities, as LIBERO records them: float64 [D]."""
         return self._scene.state()
 
-    def set_state(self, state: np.ndarray, observe: bool = True) -> Observation | None:
+    def set_state(self, state: np.ndarray) -> None:
         """Put the scene into a recorded state; the controller starts anew from there."""
         self._scene.restore(state)
-        return self._observe() if observe else None
 
     def positions(self) -> dict[str, np.ndarray]:
-        """See `Environment.positions`. Objects have their names in LIBERO's task, such as `alphabet_soup_1`."""
+        """See `Simulator.positions`. Objects have their names in LIBERO's task, such as `alphabet_soup_1`."""
         return self._scene.positions()
 
     def picture(self, size: int) -> np.ndarray:
@@ -165,10 +171,6 @@ class LiberoEnvironment:
             self._task = task
         return self._loaded
 
-    def _observe(self) -> Observation:
-        assert self._task is not None
-        return Observation(self._scene.images(), self._scene.proprio(), self._task.instruction)
-
 
 class LiberoScene:
     """A task's scene. Making it takes seconds; afterwards each episode begins within milliseconds.
@@ -221,8 +223,9 @@ class LiberoScene:
         self.restore(state)
 
     def act(self, action: np.ndarray) -> tuple[float, bool]:
-        """Apply one action [7]; returns the reward, which is 1 on success, and whether the goal is reached."""
-        _, reward, success, _ = self._env.step(np.clip(np.asarray(action, np.float64), -1.0, 1.0))
+        """Apply one action [7] within [-1, 1]; returns the reward, which is 1 on success, and whether the goal is
+        reached."""
+        _, reward, success, _ = self._env.step(action)
         return float(reward), bool(success)
 
     def state(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Closed-loop evaluation: the policy acts in the world, and what it achieves is counted."""
+"""Closed-loop evaluation: an actor acts in the world, and what it achieves is counted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from atlas.environments.base import EnvironmentSpec
@@ -16,12 +15,15 @@ from atlas.environments.catalog import environment_spec
 from atlas.environments.rendering import RenderingGPU
 from atlas.errors import InputError
 from atlas.policies.processor import PolicyProcessor
+from atlas.rollout.actor import AblatedActor, Actor
 from atlas.rollout.chunk_executor import ChunkExecutor
-from atlas.rollout.input_recorder import InputWatcher
-from atlas.rollout.seeds import Purpose, episode_seed
+from atlas.rollout.episode_plan import PlannedEpisode, plan_episodes
+from atlas.rollout.episode_player import Segment
+from atlas.rollout.input_recorder import InputRecorder, RecordedActor
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.rollout.traces import FilmOrder, Trace
-from atlas.rollout.workers import EnvironmentPool, Segment
+from atlas.rollout.transitions import Transition
+from atlas.rollout.workers import EnvironmentPool
 from atlas.system.cores import available_cores
 from atlas.system.paths import check_folder, file_name
 from atlas.system.progress import progress_bar
@@ -33,41 +35,9 @@ MOST_WORKERS = 16  # of one process, where nobody has said how many
 
 
 @dataclass(frozen=True)
-class PlannedEpisode:
-    number: int
-    seed: int
-    instruction: str
-
-
-@dataclass(frozen=True)
 class PlayedEpisode:
     outcome: EpisodeOutcome
     trace: Trace | None  # where it was recorded
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Changes what the policy is told, to see what it relies on; the scoring stays the same."""
-
-    shuffle_instructions: bool = False  # the next of the environment's instructions in place of the right one
-    blind: bool = False  # black images
-
-    def apply(self, observation: Observation, instructions: Sequence[str]) -> Observation:
-        if self.shuffle_instructions:
-            other = instructions[(instructions.index(observation.instruction) + 1) % len(instructions)]
-            observation = replace(observation, instruction=other)
-        if self.blind:
-            black = {camera: np.zeros_like(image) for camera, image in observation.images.items()}
-            observation = replace(observation, images=black)
-        return observation
-
-
-def plan_episodes(env: str, episodes: int, purpose: Purpose, seed: int) -> list[PlannedEpisode]:
-    """Episodes in turn over the environment's instructions, with seeds that no other purpose uses."""
-    instructions = environment_spec(env).instructions
-    return [
-        PlannedEpisode(i, episode_seed(purpose, seed, i), instructions[i % len(instructions)]) for i in range(episodes)
-    ]
 
 
 class Evaluator:
@@ -87,7 +57,6 @@ class Evaluator:
         """beat: is told what was done, after every piece of an episode and every film. gpu: what renders, if any."""
         self.env = env
         self._beat = beat
-        self._instructions = environment_spec(env).instructions
         self._workers = workers or min(available_cores(), MOST_WORKERS)
         self._pool = EnvironmentPool(env, image_size, 0, gpu)
 
@@ -96,20 +65,18 @@ class Evaluator:
 
     def run(
         self,
-        executor: ChunkExecutor,
+        actor: Actor,
         episodes: Sequence[PlannedEpisode],
-        probe: Probe | None = None,
         videos: int = 0,
         video_dir: Path | None = None,
         title: str | None = "evaluating",
-        watcher: InputWatcher | None = None,
     ) -> list[EpisodeOutcome]:
         """Run the episodes and count; then film the first `videos` of them, every step, into `video_dir`.
 
         Outcomes come in the order of `episodes`.
         """
         filmed = videos if video_dir is not None else 0
-        played = self.play(executor, episodes, probe, record=filmed > 0, title=title, watcher=watcher)
+        played = self.play(actor, episodes, record=filmed > 0, title=title)
         outcomes = [p.outcome for p in played]
         if video_dir is not None and filmed:
             orders = [
@@ -124,55 +91,52 @@ class Evaluator:
 
     def play(
         self,
-        executor: ChunkExecutor,
+        actor: Actor,
         episodes: Sequence[PlannedEpisode],
-        probe: Probe | None = None,
         record: bool = False,
         title: str | None = "evaluating",
-        watcher: InputWatcher | None = None,
+        on_transition: Callable[[PlannedEpisode, Transition], None] | None = None,
     ) -> list[PlayedEpisode]:
-        """Run the episodes, as many at once as there are workers, the policy seeing those that wait together.
+        """Run the episodes, as many at once as there are workers, the actor seeing those that wait together.
 
-        record: keep what it takes to film them. watcher: is told what the policy is shown and says.
-        They come back in the order of `episodes`.
+        record: keep what it takes to film them. on_transition: is given each decision's as soon as its actions are
+        over; those of an episode come in their order. The episodes come back in the order of `episodes`.
         """
-        probe = probe or Probe()
         self._pool.grow(min(self._workers, len(episodes)))
         waiting = list(reversed(episodes))
         playing: dict[int, PlannedEpisode] = {}
         segments: dict[int, list[Segment]] = {}
+        shown: dict[int, Observation] = {}
         played: dict[int, PlayedEpisode] = {}
 
         def begin(worker: int) -> None:
             if waiting:
                 episode = waiting.pop()
                 playing[worker], segments[worker] = episode, []
-                executor.reset(worker, episode.seed)
-                self._pool.reset(worker, episode.seed, episode.instruction, record)
+                actor.reset(worker, episode.seed)
+                self._pool.begin(worker, episode, record, on_transition is not None)
 
         with one_thread(), progress_bar(title, len(episodes)) as advance:
             for worker in range(len(self._pool)):
                 begin(worker)
             while playing:
-                seen = {}
+                seen: dict[int, Observation] = {}
                 for worker, segment in self._pool.ready().items():
                     segments[worker].append(segment)
                     self._beat("a piece of an episode")
-                    if segment.observation is None:
+                    if on_transition is not None and segment.executed is not None:
+                        on_transition(playing[worker], Transition.between(shown[worker], segment))
+                    if segment.done:
                         episode = playing.pop(worker)
                         played[episode.number] = _played(episode, segments[worker])
                         advance(1)
                         begin(worker)
                     else:
-                        seen[worker] = probe.apply(segment.observation, self._instructions)
-                        if watcher is not None:
-                            processor = executor.processor
-                            start = len(segments[worker]) == 1
-                            watcher.saw(seen[worker], start, processor.cameras, processor.image_size)
+                        assert segment.observation is not None
+                        seen[worker] = segment.observation
                 if seen:
-                    for worker, actions in executor.plan(seen).items():
-                        if watcher is not None:
-                            watcher.said(actions)
+                    shown |= seen
+                    for worker, actions in actor.plan(seen).items():
                         self._pool.run(worker, actions)
         return [played[e.number] for e in episodes]
 
@@ -218,12 +182,12 @@ def evaluate_checkpoint(
     blind: bool = False,
     video: Path | None = None,
     workers: int | None = None,
-    watcher: InputWatcher | None = None,
+    recorder: InputRecorder | None = None,
 ) -> EvaluationReport:
     """Evaluate a saved policy on episodes that neither training nor its selection ever used.
 
     execute: actions of each chunk that are executed (None: half of it). video: a folder for films of all episodes.
-    watcher: is told what the policy is shown and says.
+    recorder: is told what the policy is shown and says.
     Raises InputError for an unknown environment, a policy that does not fit it, a checkpoint that is damaged, or a
     folder that cannot be made.
     """
@@ -237,19 +201,21 @@ def evaluate_checkpoint(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     policy = load_policy(checkpoint).to(device)
     check_agreement(policy.processor, environment_spec(env))
-    executor = ChunkExecutor(policy, execute or max(1, policy.processor.action_horizon // 2), ensemble, env)
+    actor: Actor = ChunkExecutor(policy, execute or max(1, policy.processor.action_horizon // 2), ensemble, env)
+    if recorder is not None:
+        actor = RecordedActor(actor, recorder)
+    if instruction_shuffle or blind:
+        actor = AblatedActor(actor, environment_spec(env).instructions, instruction_shuffle, blind)
     if video is not None:
         video.mkdir(parents=True, exist_ok=True)
     evaluator = Evaluator(env, policy.processor.camera_size, workers, gpu=RenderingGPU.of(device))
     try:
         outcomes = evaluator.run(
-            executor,
+            actor,
             planned,
-            Probe(instruction_shuffle, blind),
             videos=episodes if video is not None else 0,
             video_dir=video,
             title=f"evaluating in '{env}'",
-            watcher=watcher,
         )
     finally:
         evaluator.close()

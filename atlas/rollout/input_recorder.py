@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from atlas.data.crop_geometry import fit_images
+from atlas.policies.processor import PolicyProcessor
+from atlas.rollout.actor import Actor
 from atlas.types import Observation
 
 _MOST_IMAGES = 300  # of a camera, at the starts and after them
 
 
-class InputWatcher:
-    """Is told of each observation before the policy is, and of what it answers.
-
-    Of images, so many are kept that memory stays small; of numbers and words, all.
-    """
+class InputRecorder:
+    """Of images, so many are kept that memory stays small; of numbers and words, all."""
 
     def __init__(self) -> None:
         self.instructions: set[str] = set()
@@ -25,7 +24,7 @@ class InputWatcher:
         self._starts: list[bool] = []
         self._actions: list[np.ndarray] = []
 
-    def saw(self, observation: Observation, start: bool, cameras: Sequence[str], image_size: int) -> None:
+    def add_observation(self, observation: Observation, start: bool, cameras: Sequence[str], image_size: int) -> None:
         """start: whether it is the first one of its episode, which no action of the policy has led to."""
         self.instructions.add(observation.instruction)
         self._proprio.append(np.asarray(observation.proprio, np.float64))
@@ -36,18 +35,18 @@ class InputWatcher:
                 fitted = fit_images(observation.images[camera][None], image_size)[0]
                 images.append(fitted.permute(1, 2, 0).numpy())
 
-    def said(self, actions: np.ndarray) -> None:
+    def add_actions(self, actions: np.ndarray) -> None:
         """actions: [n, A], to be executed."""
         self._actions.append(np.asarray(actions, np.float64))
 
-    def starts_seen(self, camera: str) -> np.ndarray:
+    def start_images(self, camera: str) -> np.ndarray:
         """The first images of episodes: uint8 [n, H, W, 3]."""
         return np.stack(self._images[camera, True])
 
-    def later_seen(self, camera: str) -> np.ndarray:
+    def later_images(self, camera: str) -> np.ndarray:
         """Others of them: uint8 [n, H, W, 3]; there may be none."""
         later = self._images.get((camera, False))
-        return self.starts_seen(camera)[:0] if later is None else np.stack(later)
+        return self.start_images(camera)[:0] if later is None else np.stack(later)
 
     @property
     def proprio(self) -> np.ndarray:
@@ -63,3 +62,27 @@ class InputWatcher:
     def actions(self) -> np.ndarray:
         """float64 [steps, A], in the ActionSpec's units"""
         return np.concatenate(self._actions)
+
+
+class RecordedActor:
+    """An actor whose inputs and answers are recorded."""
+
+    def __init__(self, actor: Actor, recorder: InputRecorder) -> None:
+        assert actor.processor is not None, "it looks at nothing"
+        self.processor: PolicyProcessor = actor.processor
+        self._actor, self._recorder = actor, recorder
+        self._begun: set[int] = set()  # the episodes of which nothing was shown yet
+
+    def reset(self, episode: int, seed: int) -> None:
+        self._begun.add(episode)
+        self._actor.reset(episode, seed)
+
+    def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
+        for number, observation in observations.items():
+            cameras, size = self.processor.cameras, self.processor.image_size
+            self._recorder.add_observation(observation, number in self._begun, cameras, size)
+        self._begun -= observations.keys()
+        planned = self._actor.plan(observations)
+        for actions in planned.values():
+            self._recorder.add_actions(actions)
+        return planned

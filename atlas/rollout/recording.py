@@ -17,8 +17,10 @@ from atlas.data.episode import RecordedEpisode
 from atlas.data.hdf5.libero_writer import write_libero_file
 from atlas.data.hdf5.reader import LiberoDataset
 from atlas.environments.catalog import environment_spec, make_environment
+from atlas.environments.cubes import INSTRUCTIONS, CubesEnvironment
+from atlas.environments.cubes_expert import CubesExpert, Disturbance
 from atlas.errors import InputError
-from atlas.rollout.seeds import episode_seed
+from atlas.rollout.episode_plan import episode_seed
 from atlas.system.documents import read_json
 from atlas.system.files import atomic_path, sync, write_json
 from atlas.system.locks import LOCK, hold
@@ -77,8 +79,6 @@ def _record(settings: RecordSettings, out: Path, workers: int | None, form: Conv
         shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True, exist_ok=True)
     write_json(out / _MARKER, _fingerprint(settings, form))
-
-    from atlas.environments.cubes import INSTRUCTIONS
 
     wanted = [(INSTRUCTIONS[i % len(INSTRUCTIONS)], i) for i in range(settings.episodes)]
     missing = [job for job in wanted if not _is_whole(_part(parts, job[1]))]
@@ -149,10 +149,8 @@ def _fingerprint(settings: RecordSettings, form: Conversion) -> dict[str, Any]:
     return {"format": _FORMAT, **asdict(settings), **as_lerobot}
 
 
-def record_episode(env: Any, instruction: str, seed: int, number: int) -> RecordedEpisode:
+def record_episode(env: CubesEnvironment, instruction: str, seed: int, number: int) -> RecordedEpisode:
     """One successful demonstration, a pure function of (instruction, seed, number)."""
-    from atlas.environments.cubes_expert import CubesExpert, Disturbance
-
     for attempt in range(_MAX_TRIES):
         start = episode_seed("record", seed, number * _MAX_TRIES + attempt)
         observation = env.reset(seed=start, instruction=instruction)
@@ -169,6 +167,7 @@ def record_episode(env: Any, instruction: str, seed: int, number: int) -> Record
             columns["rewards"].append(result.reward)
             if result.done:
                 break
+            assert result.observation is not None
             observation = result.observation
         if result.success:
             return RecordedEpisode(

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from atlas.errors import InputError
+from atlas.rollout.episode_plan import Purpose
 from atlas.rollout.proportions import wilson_interval
-from atlas.rollout.seeds import Purpose
 from atlas.system.documents import read_json
 from atlas.system.files import write_json
 

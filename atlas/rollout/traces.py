@@ -2,6 +2,7 @@
 
 Which episodes are worth a film is known when all have been played, and a picture takes almost as long to render as a
 step to play. So an episode in a simulator leaves its states, a few hundred bytes a step, and is rendered afterwards.
+Elsewhere it leaves what the first camera saw.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-from atlas.environments.base import Environment
+from atlas.environments.base import Environment, Simulator
 from atlas.rollout.films import FilmDrawing
+from atlas.types import Observation
 
 PICTURE_SIZE = 256  # pixels of the filmed picture's sides
 _HOLD_SECONDS = 0.8  # the last picture stays, so that the outcome can be read
@@ -29,7 +31,7 @@ class Trace:
     """The T actions that were executed, and T + 1 scenes: one before each of them and one at the end."""
 
     actions: np.ndarray  # float32 [T, A], in the ActionSpec's units, as the policy gave them
-    scenes: np.ndarray | list[bytes]  # states float64 [T + 1, D]; JPEG pictures where states cannot be restored
+    scenes: np.ndarray | list[bytes]  # states float64 [T + 1, D]; JPEG pictures where there are no states
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -49,30 +51,33 @@ class FilmOrder:
 class TraceRecorder:
     """Keeps the trace of the episode that an environment has just begun."""
 
-    def __init__(self, env: Environment) -> None:
+    def __init__(self, env: Environment, observation: Observation) -> None:
+        """observation: the first one."""
         self._env = env
         self._actions: list[np.ndarray] = []
         self._states: list[np.ndarray] = []
         self._pictures: list[bytes] = []
-        self._keep_scene()
+        self._keep_scene(observation)
 
-    def stepped(self, action: np.ndarray) -> None:
-        """Call after each step, with its action [A]."""
+    def stepped(self, action: np.ndarray, observation: Observation | None) -> None:
+        """Call after each step, with its action [A], and with what was seen then where the environment is no
+        simulator."""
         self._actions.append(np.array(action, np.float32))
-        self._keep_scene()
+        self._keep_scene(observation)
 
     def trace(self) -> Trace:
         """What has happened so far, one step at least."""
-        scenes = np.stack(self._states) if self._env.spec.restorable else self._pictures
-        return Trace(np.stack(self._actions), scenes)
+        return Trace(np.stack(self._actions), np.stack(self._states) if self._states else self._pictures)
 
-    def _keep_scene(self) -> None:
-        if self._env.spec.restorable:
+    def _keep_scene(self, observation: Observation | None) -> None:
+        if isinstance(self._env, Simulator):
             self._states.append(self._env.get_state())
-        else:
-            encoded = io.BytesIO()
-            Image.fromarray(self._env.picture(PICTURE_SIZE)).save(encoded, "JPEG", quality=_JPEG_QUALITY)
-            self._pictures.append(encoded.getvalue())
+            return
+        assert observation is not None
+        seen = Image.fromarray(observation.images[self._env.spec.cameras[0]])
+        encoded = io.BytesIO()
+        ImageOps.pad(seen, (PICTURE_SIZE, PICTURE_SIZE)).save(encoded, "JPEG", quality=_JPEG_QUALITY)
+        self._pictures.append(encoded.getvalue())
 
 
 def make_film(env: Environment, order: FilmOrder) -> None:
@@ -82,15 +87,13 @@ def make_film(env: Environment, order: FilmOrder) -> None:
     )
 
     spec, trace = env.spec.action_spec, order.trace
-    if isinstance(trace.scenes, np.ndarray):  # states of the task's scene, and this environment may be in another one
-        env.reset(init_state=trace.scenes[0], instruction=order.instruction)
     every = _every(len(trace), spec.control_hz, order.most_pictures)
     drawing = FilmDrawing(order.instruction, trace.actions, spec, PICTURE_SIZE)
     shown = [*range(0, len(trace), every), len(trace)]
     fps = spec.control_hz / every
     held = max(1, round(_HOLD_SECONDS * fps))
     frames = np.empty((len(shown) - 1 + held, *drawing.shape), np.uint8)
-    for i, (step, picture) in enumerate(zip(shown, _pictures(env, trace, shown), strict=True)):
+    for i, (step, picture) in enumerate(zip(shown, _pictures(env, order, shown), strict=True)):
         if step < len(trace):
             frames[i] = drawing.frame(picture, step)
         else:
@@ -105,11 +108,14 @@ def _every(steps: int, control_hz: float, most: int | None) -> int:
     return max(1, round(control_hz / _SPARSE_HZ), math.ceil(steps / most))
 
 
-def _pictures(env: Environment, trace: Trace, scenes: list[int]) -> Iterator[np.ndarray]:
+def _pictures(env: Environment, order: FilmOrder, numbers: list[int]) -> Iterator[np.ndarray]:
     """The scenes of these numbers as uint8 [size, size, 3]."""
-    for scene in scenes:
-        if isinstance(trace.scenes, np.ndarray):
-            env.set_state(trace.scenes[scene], observe=False)
-            yield env.picture(PICTURE_SIZE)
-        else:
-            yield np.asarray(Image.open(io.BytesIO(trace.scenes[scene])))
+    scenes = order.trace.scenes
+    if not isinstance(scenes, np.ndarray):
+        yield from (np.asarray(Image.open(io.BytesIO(scenes[number]))) for number in numbers)
+        return
+    assert isinstance(env, Simulator)
+    env.reset(init_state=scenes[0], instruction=order.instruction)  # it may be in another task's scene
+    for number in numbers:
+        env.set_state(scenes[number])
+        yield env.picture(PICTURE_SIZE)

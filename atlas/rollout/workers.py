@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import traceback
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -15,28 +14,17 @@ from atlas.environments.base import Environment
 from atlas.environments.catalog import make_environment
 from atlas.environments.rendering import RenderingGPU, render_on
 from atlas.errors import InputError
-from atlas.rollout.traces import FilmOrder, Trace, TraceRecorder, make_film
+from atlas.rollout.episode_plan import PlannedEpisode
+from atlas.rollout.episode_player import EpisodePlayer, Segment
+from atlas.rollout.traces import FilmOrder, make_film
 from atlas.system.pool import worker_start
-from atlas.types import Observation
-
-
-@dataclass
-class Segment:
-    """What a worker reports after a reset or after some actions."""
-
-    observation: Observation | None  # None when the episode is over
-    reward: float  # of these steps, summed
-    steps: int
-    done: bool
-    success: bool
-    trace: Trace | None = None  # of the whole episode, when it is over and was to be recorded
 
 
 class EnvironmentPool:
     """Worker processes with an environment each; a worker is given to one episode at a time.
 
-    Use as a context manager or call `close`. Raises InputError when an environment cannot be made, RuntimeError with
-    the worker's own traceback when one fails.
+    Use as a context manager or call `close`. Raises InputError when an environment cannot be made or cannot begin an
+    episode, RuntimeError with the worker's own traceback when one fails.
     """
 
     def __init__(self, name: str, image_size: int, size: int, gpu: RenderingGPU | None = None) -> None:
@@ -67,9 +55,9 @@ class EnvironmentPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def reset(self, worker: int, seed: int, instruction: str, record: bool = False) -> None:
-        """Begin an episode on a worker, which is to keep its trace or not; the answer comes through `ready`."""
-        self._connections[worker].send(("reset", seed, instruction, record))
+    def begin(self, worker: int, episode: PlannedEpisode, record: bool = False, transitions: bool = False) -> None:
+        """Begin an episode on a worker, see EpisodePlayer; the answer comes through `ready`."""
+        self._connections[worker].send(("begin", episode, record, transitions))
 
     def run(self, worker: int, actions: np.ndarray) -> None:
         """Execute actions [n, A] on a worker, until the episode ends; the answer comes through `ready`."""
@@ -80,7 +68,7 @@ class EnvironmentPool:
         self._connections[worker].send(("film", order))
 
     def ready(self) -> dict[int, Segment]:
-        """Wait for at least one worker's answer to `reset` or `run`; returns those that are there."""
+        """Wait for at least one worker's answer to `begin` or `run`; returns those that are there."""
         return self._answers()
 
     def filmed(self) -> dict[int, str | None]:
@@ -124,39 +112,27 @@ def _serve(connection: Connection, name: str, image_size: int, gpu: RenderingGPU
     except InputError as error:
         connection.send(("input error", str(error)))
         return
-    recorder = None
+    player: EpisodePlayer | None = None
     try:
         while True:
             kind, *arguments = connection.recv()
-            if kind == "reset":
-                seed, instruction, record = arguments
-                observation = env.reset(seed=seed, instruction=instruction)
-                recorder = TraceRecorder(env) if record else None
-                answer: Any = Segment(observation, 0.0, 0, False, False)
+            if kind == "begin":
+                player = EpisodePlayer(env, *arguments)
+                answer: Any = player.begin()
             elif kind == "run":
-                answer = _run(env, arguments[0], recorder)
+                assert player is not None
+                answer = player.run(*arguments)
             else:
                 answer = _film(env, arguments[0])
             connection.send(("answer", answer))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the other end is closed: the work is done
+    except InputError as error:
+        connection.send(("input error", str(error)))
     except Exception:
         connection.send(("error", traceback.format_exc()))
     finally:
         env.close()
-
-
-def _run(env: Environment, actions: np.ndarray, recorder: TraceRecorder | None) -> Segment:
-    reward = 0.0
-    for number, action in enumerate(actions):
-        result = env.step(action, observe=number == len(actions) - 1)
-        reward += result.reward
-        if recorder is not None:
-            recorder.stepped(action)
-        if result.done:
-            trace = recorder.trace() if recorder is not None else None
-            return Segment(None, reward, number + 1, True, result.success, trace)
-    return Segment(result.observation, reward, len(actions), False, False)
 
 
 def _film(env: Environment, order: FilmOrder) -> str | None:

@@ -11,10 +11,9 @@ from accelerate.utils import gather_object
 
 from atlas.config import EvaluationConfig
 from atlas.environments.rendering import RenderingGPU
-from atlas.policies.base import Policy
-from atlas.rollout.chunk_executor import ChunkExecutor
-from atlas.rollout.evaluation import MOST_WORKERS, Evaluator, PlayedEpisode, film_name, film_order, plan_episodes
-from atlas.rollout.seeds import Purpose
+from atlas.rollout.actor import Actor, image_size_for
+from atlas.rollout.episode_plan import Purpose, plan_episodes
+from atlas.rollout.evaluation import MOST_WORKERS, Evaluator, PlayedEpisode, film_name, film_order
 from atlas.rollout.success_report import EvaluationReport, highlights
 from atlas.runs.run_directory import EVALUATIONS
 from atlas.system.cores import cores_of_rank
@@ -25,7 +24,7 @@ _HIGHLIGHT_PICTURES = 60  # a picture takes almost as long as a step, so the fil
 
 
 class ClosedLoop:
-    """Evaluates policies in one environment, whose processes start with the first evaluation and live on.
+    """Evaluates actors in one environment, whose processes start with the first evaluation and live on.
 
     Every evaluation leaves the outcomes of its episodes in a file, and is shown by the logger where that is due.
     """
@@ -48,7 +47,7 @@ class ClosedLoop:
         self._beat = beat
 
     def run(
-        self, policy: Policy, purpose: Purpose, episodes: int, name: str, step: int, videos: int = 0
+        self, actor: Actor, purpose: Purpose, episodes: int, name: str, step: int, videos: int = 0
     ) -> EvaluationReport:
         """Every rank runs its share and gets the whole report; the main one writes it, makes the films, and logs.
 
@@ -58,9 +57,9 @@ class ClosedLoop:
         accelerator = self._accelerator
         shown = self._logger.due(purpose)
         planned = plan_episodes(self.env, episodes, purpose, self._config.seed)
-        evaluator = self._started(policy)
+        evaluator = self._started(actor)
         played = evaluator.play(
-            ChunkExecutor(policy, self._config.execute, self._config.ensemble, self.env),
+            actor,
             planned[accelerator.process_index :: accelerator.num_processes],
             record=shown or videos > 0,
             title="evaluating" if accelerator.is_main_process else None,
@@ -85,11 +84,11 @@ class ClosedLoop:
         if self._evaluator is not None:
             self._evaluator.close()
 
-    def _started(self, policy: Policy) -> Evaluator:
+    def _started(self, actor: Actor) -> Evaluator:
         if self._evaluator is None:
             workers = self._config.workers or min(MOST_WORKERS, cores_of_rank())
             gpu = RenderingGPU.of(self._accelerator.device)
-            self._evaluator = Evaluator(self.env, policy.processor.camera_size, workers, self._beat, gpu)
+            self._evaluator = Evaluator(self.env, image_size_for(actor), workers, self._beat, gpu)
         return self._evaluator
 
     def _film(

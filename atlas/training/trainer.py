@@ -19,6 +19,7 @@ from atlas.data.chunks import Sample
 from atlas.data.loader import make_loader, worker_count
 from atlas.data.order import validation_batches
 from atlas.policies.base import Policy
+from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.system.progress import training_bar
 from atlas.tracking import RunTracker
 from atlas.training.checkpoint_manager import Keeper
@@ -286,9 +287,10 @@ class Trainer:
 
     def evaluate(self, closed_loop: ClosedLoop) -> dict[str, float]:
         """Success in closed loop, on the episodes that serve to choose the best checkpoint."""
-        step, episodes = self.state.step, self.config.evaluation.episodes
+        step, evaluation = self.state.step, self.config.evaluation
         with self.strategy.judged() as policy:
-            report = closed_loop.run(policy, "selection", episodes, f"step {step}", step)
+            actor = ChunkExecutor(policy, evaluation.execute, evaluation.ensemble, closed_loop.env)
+            report = closed_loop.run(actor, "selection", evaluation.episodes, f"step {step}", step)
         metrics = report.metrics()
         self._log(metrics)
         return metrics

@@ -6,6 +6,7 @@ EXECUTOR = "tests/rollout/test_executor.py"
 REPORT = "tests/rollout/test_report.py"
 FILMS = "tests/rollout/test_films.py"
 CUBES = "tests/rollout/test_cubes.py"
+TRANSITIONS = "tests/rollout/test_transitions.py"
 EVALUATED = f"{EXECUTOR}::test_a_saved_policy_is_evaluated_on_episodes_of_nobody_else_half_a_chunk_at_a_time"
 
 ROWS = of_part(
@@ -25,23 +26,23 @@ ROWS = of_part(
         EVALUATED,
     ),
     (
-        "atlas/rollout/evaluation.py",
+        "atlas/rollout/episode_plan.py",
         "instructions[i % len(instructions)]",
         "instructions[0]",
         "one instruction alone is evaluated",
         f"{EXECUTOR}::test_planned_episodes_are_balanced_over_the_instructions",
     ),
     (
-        "atlas/rollout/evaluation.py",
+        "atlas/rollout/actor.py",
         "black = {camera: np.zeros_like(image) for camera, image in observation.images.items()}",
         "black = dict(observation.images)",
         "the blind policy sees",
-        f"{EXECUTOR}::test_probes_change_what_is_told_and_not_what_is_true",
+        f"{EXECUTOR}::test_an_ablation_changes_what_is_told_and_not_what_is_true",
     ),
     (
         "atlas/rollout/evaluation.py",
-        "executor.reset(worker, episode.seed)",
-        "executor.reset(worker, 0)",
+        "actor.reset(worker, episode.seed)",
+        "actor.reset(worker, 0)",
         "all episodes of a generative policy draw the same noise",
         f"{EXECUTOR}::test_an_evaluation_asks_with_its_episodes_seeds",
     ),
@@ -60,7 +61,7 @@ ROWS = of_part(
         "tests/rollout/test_evaluator.py",
     ),
     (
-        "atlas/rollout/seeds.py",
+        "atlas/rollout/episode_plan.py",
         "return (_PURPOSES.index(purpose) * _LIMIT + seed) * _LIMIT + episode",
         "return seed * _LIMIT + episode",
         "recording, selection and evaluation share episodes",
@@ -152,11 +153,18 @@ ROWS = of_part(
         f"{FILMS}::test_a_film_shows_every_step_and_then_the_outcome",
     ),
     (
-        "atlas/rollout/workers.py",
-        "return Segment(None, reward, number + 1, True, result.success, trace)",
-        "return Segment(None, result.reward, len(actions), True, result.success, trace)",
+        "atlas/rollout/episode_player.py",
+        "steps=len(results),",
+        "steps=len(actions),",
         "lengths of episodes count actions that were not executed",
         "tests/rollout/test_evaluator.py",
+    ),
+    (
+        "atlas/rollout/episode_player.py",
+        "taken = [a if r.executed is None else r.executed for",
+        "taken = [a for",
+        "a transition holds what the policy wanted, and not what was done",
+        f"{TRANSITIONS}::test_a_world_that_is_no_simulator_is_observed_at_its_end_too",
     ),
     (
         "atlas/training/media/episode_logger.py",

@@ -68,8 +68,8 @@ ROWS = of_part(
     ),
     (
         "atlas/training/trainer.py",
-        'report = closed_loop.run(policy, "selection",',
-        'report = closed_loop.run(policy, "final",',
+        'report = closed_loop.run(actor, "selection",',
+        'report = closed_loop.run(actor, "final",',
         "the best checkpoint is chosen on the episodes of the final evaluation",
         f"{LOOP}::test_the_best_checkpoint_is_chosen_on_other_episodes_than_it_is_reported_on",
     ),

@@ -20,8 +20,8 @@ from atlas.data.statistics import ColumnStatistics, DatasetStatistics
 from atlas.errors import InputError
 from atlas.policies.modular.policy import ModularPolicy
 from atlas.policies.processor import PolicyProcessor
-from atlas.rollout.input_recorder import InputWatcher
-from atlas.rollout.open_loop import evaluate_recorded
+from atlas.rollout.input_recorder import InputRecorder
+from atlas.rollout.recorded_actions import evaluate_recorded
 from atlas.types import Observation
 from tests.conftest import MakeLibero
 from tests.test_vertical_slice import run_atlas
@@ -62,17 +62,17 @@ def processor_for(dataset: EpisodeDataset, config: Config = Config()) -> PolicyP
 
 def watched(
     dataset: EpisodeDataset, change: Change = lambda o: o, act: Callable[[np.ndarray], np.ndarray] = lambda a: a
-) -> InputWatcher:
+) -> InputRecorder:
     """An evaluation in which the policy does what was done in the last two episodes, which it was not trained on."""
-    watcher = InputWatcher()
+    recorder = InputRecorder()
     for number in (3, 7):
         episode = dataset.episode(number)
         for frame in range(0, len(episode), 4):
             images = {camera: episode.images(camera, [frame])[0] for camera in dataset.cameras}
             observation = change(Observation(images, episode.proprio[frame], episode.instruction))
-            watcher.saw(observation, frame == 0, dataset.cameras, SIZE)
-            watcher.said(act(episode.actions[frame : frame + 4].copy()))
-    return watcher
+            recorder.add_observation(observation, frame == 0, dataset.cameras, SIZE)
+            recorder.add_actions(act(episode.actions[frame : frame + 4].copy()))
+    return recorder
 
 
 def pictures(change: Callable[[np.ndarray], np.ndarray]) -> Change:

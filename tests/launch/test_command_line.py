@@ -281,7 +281,7 @@ def test_eval_json_is_alone_on_stdout(
         "blind": True,
         "video": Path("v"),
         "workers": None,
-        "watcher": None,
+        "recorder": None,
     }
 
 

@@ -13,8 +13,9 @@ from atlas.environments.cubes import cubes_spec
 from atlas.environments.rendering import RenderingGPU
 from atlas.errors import InputError
 from atlas.rollout.chunk_executor import ChunkExecutor
-from atlas.rollout.evaluation import MOST_WORKERS, Evaluator, PlannedEpisode, check_agreement
-from atlas.rollout.workers import Segment, _run
+from atlas.rollout.episode_plan import PlannedEpisode
+from atlas.rollout.episode_player import EpisodePlayer, Segment
+from atlas.rollout.evaluation import MOST_WORKERS, Evaluator, check_agreement
 from atlas.types import ActionSpec
 from tests.policies.test_policy import make_processor
 from tests.rollout.test_executor import STILL, CountingPolicy
@@ -33,15 +34,17 @@ class Pool:
     def grow(self, size: int) -> None:
         self._size = max(self._size, size)
 
-    def reset(self, worker: int, seed: int, instruction: str, record: bool = False) -> None:
-        self._left[worker] = seed, seed
-        self._answers = {**getattr(self, "_answers", {}), worker: Segment(STILL, 0.0, 0, False, False)}
+    def begin(self, worker: int, episode: PlannedEpisode, record: bool, transitions: bool) -> None:
+        self._left[worker] = episode.seed, episode.seed
+        self._answers = {**getattr(self, "_answers", {}), worker: Segment(STILL)}
 
     def run(self, worker: int, actions: np.ndarray) -> None:
         seed, left = self._left[worker]
         self._left[worker] = seed, left - 1
         over, solved = left == 1, left == 1 and seed % 2 == 0
-        self._answers[worker] = Segment(None if over else STILL, float(solved), len(actions), over, solved)
+        self._answers[worker] = Segment(
+            None if over else STILL, float(solved), len(actions), solved, over and not solved, solved
+        )
 
     def ready(self) -> dict[int, Segment]:
         answers, self._answers = self._answers, {}
@@ -108,7 +111,7 @@ class Short:
 def test_actions_after_the_end_are_neither_executed_nor_counted() -> None:
     world: Any = Short()
 
-    segment = _run(world, np.zeros((8, 7)), None)
+    segment = EpisodePlayer(world, PlannedEpisode(0, 1, "go")).run(np.zeros((8, 7)))
 
     assert world.steps == segment.steps == 3
     assert segment.done and segment.success and segment.reward == 1.0 and segment.observation is None

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from atlas.data.randomness import sample_keys
 from atlas.errors import InputError
 from atlas.policies.modular.policy import ModularPolicy
+from atlas.rollout.actor import AblatedActor, Actor
 from atlas.rollout.chunk_executor import ChunkExecutor
-from atlas.rollout.evaluation import Evaluator, PlannedEpisode, Probe, evaluate_checkpoint, one_thread, plan_episodes
+from atlas.rollout.episode_plan import PlannedEpisode, episode_seed, plan_episodes
+from atlas.rollout.evaluation import Evaluator, evaluate_checkpoint, one_thread
+from atlas.rollout.input_recorder import InputRecorder, RecordedActor
 from atlas.rollout.proportions import wilson_interval
-from atlas.rollout.seeds import episode_seed
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.types import Batch, Observation
 from tests.policies.test_policy import HORIZON, SIZE, make_policy, make_processor
@@ -190,10 +192,8 @@ class Asked:
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
-    def run(
-        self, executor: ChunkExecutor, episodes: Sequence[PlannedEpisode], *_: Any, **__: Any
-    ) -> list[EpisodeOutcome]:
-        Asked.episodes, Asked.actions = episodes, len(executor.plan({0: STILL})[0])
+    def run(self, actor: Actor, episodes: Sequence[PlannedEpisode], *_: Any, **__: Any) -> list[EpisodeOutcome]:
+        Asked.episodes, Asked.actions = episodes, len(actor.plan({0: STILL})[0])
         return [EpisodeOutcome(e.instruction, e.seed, True, 1.0, 10) for e in episodes]
 
     def close(self) -> None:
@@ -268,10 +268,17 @@ def test_planned_episodes_are_balanced_over_the_instructions() -> None:
     assert list(counts.values()) == [5, 5]
 
 
-def test_probes_change_what_is_told_and_not_what_is_true() -> None:
-    names = ("go", "stay")
+def test_an_ablation_changes_what_is_told_and_not_what_is_true() -> None:
+    """And what is recorded is what the policy was told: its first observation of each episode is known as such."""
+    recorder = InputRecorder()
+    told = RecordedActor(ChunkExecutor(CountingPolicy(), execute=2), recorder)
+    actor = AblatedActor(told, ("go", "stay"), shuffle_instructions=True, blind=True)
+    actor.reset(4, seed=1)
 
-    told = Probe(shuffle_instructions=True, blind=True).apply(STILL, names)
+    for _ in range(2):
+        actor.plan({4: STILL})
 
-    assert told.instruction == "stay" and not any(image.any() for image in told.images.values())
+    assert recorder.instructions == {"stay"} and recorder.starts.tolist() == [True, False]
+    assert not any(recorder.start_images(camera).any() for camera in STILL.images)
+    assert recorder.actions[:, 0].tolist() == [0, 0, 1, 1]
     assert STILL.instruction == "go" and STILL.images["agentview"].all()

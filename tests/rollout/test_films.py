@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from atlas.environments.base import StepResult
 from atlas.environments.cubes import INSTRUCTIONS, CubesEnvironment
@@ -27,39 +28,49 @@ def env() -> Iterator[CubesEnvironment]:
     environment.close()
 
 
-class RobotWithoutReset:
-    """The same world, as if it were real: it cannot be put back into a state."""
+class Robot:
+    """The same world, as if it were real: an environment that is no simulator."""
 
     def __init__(self, env: CubesEnvironment) -> None:
         self._env = env
-        self.spec = replace(env.spec, restorable=False)
+        self.spec = env.spec
 
-    def picture(self, size: int) -> np.ndarray:
-        return self._env.picture(size)
+    def reset(self, *, seed: int | None = None, instruction: str | None = None) -> Observation:
+        return self._env.reset(seed=seed, instruction=instruction)
 
     def step(self, action: np.ndarray, observe: bool = True) -> StepResult:
         return self._env.step(action, observe)
 
-    def get_state(self) -> np.ndarray:
-        raise AssertionError("nobody knows the state of the world")
+    def close(self) -> None:
+        pass
 
-    def set_state(self, state: np.ndarray, observe: bool = True) -> Observation | None:
-        raise AssertionError("nobody moves the world back")
+
+@dataclass(frozen=True)
+class Filmed:
+    """An episode of the expert twice recorded, and what was there to be seen of it while it ran."""
+
+    by_states: Trace
+    by_pictures: Trace
+    live: list[np.ndarray]
+    cameras: list[np.ndarray]  # of the first camera
 
 
 @pytest.fixture(scope="module")
-def episode(env: CubesEnvironment) -> tuple[Trace, Trace, list[np.ndarray]]:
-    """An episode of the expert twice recorded, by states and by pictures, and its pictures as they were live."""
-    env.reset(seed=3, instruction=INSTRUCTIONS[0])
-    recorders = TraceRecorder(env), TraceRecorder(RobotWithoutReset(env))  # type: ignore[arg-type]
-    expert, live, done = CubesExpert(env), [env.picture(PICTURE_SIZE)], False
+def episode(env: CubesEnvironment) -> Filmed:
+    observation = env.reset(seed=3, instruction=INSTRUCTIONS[0])
+    recorders = TraceRecorder(env, observation), TraceRecorder(Robot(env), observation)
+    expert, live, cameras = CubesExpert(env), [env.picture(PICTURE_SIZE)], [observation.images["agentview"]]
+    done = False
     while not done:
         action = expert.act()
-        done = env.step(action, observe=False).done
+        result = env.step(action)
+        assert result.observation is not None
         live.append(env.picture(PICTURE_SIZE))
+        cameras.append(result.observation.images["agentview"])
         for recorder in recorders:
-            recorder.stepped(action)
-    return recorders[0].trace(), recorders[1].trace(), live
+            recorder.stepped(action, result.observation)
+        done = result.done
+    return Filmed(recorders[0].trace(), recorders[1].trace(), live, cameras)
 
 
 def read_film(path: Path) -> tuple[np.ndarray, float]:
@@ -73,25 +84,21 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a.astype(int) - b).mean())
 
 
-def test_an_episode_looks_the_same_when_it_is_put_back_into_its_states(
-    env: CubesEnvironment, episode: tuple[Trace, Trace, list[np.ndarray]]
-) -> None:
+def test_an_episode_looks_the_same_when_it_is_put_back_into_its_states(env: CubesEnvironment, episode: Filmed) -> None:
     """But for two milliseconds: the simulator's last integration step, which live pictures do not show yet."""
-    trace, _, live = episode
+    trace, live = episode.by_states, episode.live
     env.reset(seed=99)  # another episode in between
 
     for t in (0, 12, 25, len(trace)):
-        assert env.set_state(trace.scenes[t], observe=False) is None  # type: ignore[arg-type]
+        env.set_state(np.asarray(trace.scenes[t]))
         again = env.picture(PICTURE_SIZE)
         assert difference(again, live[t]) < 1.5
         others = [difference(again, picture) for picture in live]
         assert abs(int(np.argmin(others)) - t) <= 1
 
 
-def test_a_film_shows_every_step_and_then_the_outcome(
-    env: CubesEnvironment, episode: tuple[Trace, Trace, list[np.ndarray]], tmp_path: Path
-) -> None:
-    trace, _, live = episode
+def test_a_film_shows_every_step_and_then_the_outcome(env: CubesEnvironment, episode: Filmed, tmp_path: Path) -> None:
+    trace, live = episode.by_states, episode.live
 
     make_film(env, FilmOrder(tmp_path / "film.mp4", trace, INSTRUCTIONS[0], success=True))
 
@@ -105,9 +112,9 @@ def test_a_film_shows_every_step_and_then_the_outcome(
 
 
 def test_a_film_that_is_to_be_short_leaves_out_steps_at_even_distances(
-    env: CubesEnvironment, episode: tuple[Trace, Trace, list[np.ndarray]], tmp_path: Path
+    env: CubesEnvironment, episode: Filmed, tmp_path: Path
 ) -> None:
-    trace, _, live = episode
+    trace, live = episode.by_states, episode.live
     lengths = {}
 
     for most in (200, 12):
@@ -124,18 +131,18 @@ def test_a_film_that_is_to_be_short_leaves_out_steps_at_even_distances(
     assert lengths[200] == pytest.approx(lengths[12], abs=0.3) == pytest.approx(len(trace) / 20 + 0.8, abs=0.3)
 
 
-def test_what_cannot_be_put_back_is_filmed_from_pictures_taken_meanwhile(
-    env: CubesEnvironment, episode: tuple[Trace, Trace, list[np.ndarray]], tmp_path: Path
+def test_what_is_no_simulator_is_filmed_from_what_its_first_camera_saw(
+    env: CubesEnvironment, episode: Filmed, tmp_path: Path
 ) -> None:
-    _, photographed, live = episode
-    robot = RobotWithoutReset(env)
+    photographed = episode.by_pictures
 
-    make_film(robot, FilmOrder(tmp_path / "film.mp4", photographed, INSTRUCTIONS[0], success=True))  # type: ignore[arg-type]
+    make_film(Robot(env), FilmOrder(tmp_path / "film.mp4", photographed, INSTRUCTIONS[0], success=True))
 
     frames, _ = read_film(tmp_path / "film.mp4")
     drawing = FilmDrawing(INSTRUCTIONS[0], photographed.actions, ActionSpec(), PICTURE_SIZE)
     for t in (0, 20):
-        assert difference(frames[t], drawing.frame(live[t], t)) < 4
+        seen = ImageOps.pad(Image.fromarray(episode.cameras[t]), (PICTURE_SIZE, PICTURE_SIZE))
+        assert difference(frames[t], drawing.frame(np.asarray(seen), t)) < 4
 
 
 def drawn(actions: np.ndarray, step: int = 0, instruction: str = "go") -> np.ndarray:

@@ -32,7 +32,7 @@ from atlas.environments.libero import CAMERAS, LiberoEnvironment
 from atlas.environments.libero_package import HORIZONS, SUITES, load_package, read_starts, tasks_of
 from atlas.environments.rendering import prepare_rendering
 from atlas.errors import InputError
-from atlas.rollout.evaluation import plan_episodes
+from atlas.rollout.episode_plan import plan_episodes
 from atlas.rollout.traces import FilmOrder, TraceRecorder, make_film
 from tests.checks.planted import Changed
 from tests.conftest import MakeLibero
@@ -227,7 +227,8 @@ def test_an_episode_begins_as_in_liberos_own_evaluation_and_shows_the_same_pixel
         observation = goals.step(action).observation
     np.testing.assert_array_equal(goals.get_state(), theirs.get_sim_state())
 
-    observation = goals.set_state(goals.get_state())
+    goals.set_state(goals.get_state())
+    observation = goals.observe()
     raw = theirs.set_init_state(goals.get_state())
     theirs.sim._render_context_offscreen.gl_ctx.make_current()
     assert observation is not None and observation.instruction == PLATE
@@ -371,7 +372,7 @@ def test_a_state_is_put_back_with_the_fingers_where_they_were(objects: LiberoEnv
     np.testing.assert_allclose(played[1], played[0], atol=2e-3)
     np.testing.assert_array_equal(played[2], played[1])
     picture = objects.picture(64)
-    objects.set_state(start, observe=False)
+    objects.set_state(start)
     assert picture.shape == (64, 64, 3) and np.abs(picture.astype(int) - objects.picture(64)).mean() > 0.5
 
 
@@ -379,9 +380,9 @@ def test_a_state_is_put_back_with_the_fingers_where_they_were(objects: LiberoEnv
 def test_a_film_shows_the_scene_of_its_task(objects: LiberoEnvironment, tmp_path: Path) -> None:
     """Whatever the worker that makes it has played since."""
     objects.reset(seed=0, instruction=SOUP)
-    recorder = TraceRecorder(objects)
+    recorder = TraceRecorder(objects, objects.observe())
     objects.step(STILL, observe=False)
-    recorder.stepped(STILL)
+    recorder.stepped(STILL, None)
     objects.reset(seed=0, instruction="pick up the butter and place it in the basket")
 
     make_film(objects, FilmOrder(tmp_path / "film.mp4", recorder.trace(), SOUP, success=False, most_pictures=1))

@@ -20,6 +20,7 @@ from atlas.environments.rendering import (
     render_on,
 )
 from atlas.errors import InputError
+from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.workers import EnvironmentPool
 
 FIRST, SECOND, THIRD = "0000:17:00", "0000:3b:00", "0000:5e:00"
@@ -50,7 +51,7 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capfd: pyte
     monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "70")
 
     with EnvironmentPool("cubes", 32, 1) as pool, pytest.raises(InputError) as error:
-        pool.reset(0, 1, "pick up the red cube")
+        pool.begin(0, PlannedEpisode(0, 1, "pick up the red cube"))
         pool.ready()
 
     said = str(error.value)

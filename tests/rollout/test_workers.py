@@ -13,16 +13,20 @@ import pytest
 from atlas.environments.cubes import HORIZON
 from atlas.environments.rendering import RenderingGPU
 from atlas.errors import InputError
+from atlas.rollout.episode_plan import PlannedEpisode
+from atlas.rollout.episode_player import Segment
 from atlas.rollout.traces import FilmOrder
-from atlas.rollout.workers import EnvironmentPool, Segment
+from atlas.rollout.workers import EnvironmentPool
 
 STILL = np.zeros((50, 7))
+RED = PlannedEpisode(0, 1, "pick up the red cube")
 SCRIPT = """
+from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.workers import EnvironmentPool
 
 print("the script runs", flush=True)
 with EnvironmentPool("cubes", 32, 1) as pool:
-    pool.reset(0, 5, "pick up the red cube")
+    pool.begin(0, PlannedEpisode(0, 5, "pick up the red cube"))
     print(pool.ready()[0].observation.instruction)
 """
 
@@ -30,7 +34,7 @@ with EnvironmentPool("cubes", 32, 1) as pool:
 def start(pool: EnvironmentPool, record: bool = False) -> dict[int, Segment]:
     """Begin an episode on every worker."""
     for worker in range(len(pool)):
-        pool.reset(worker, 7 + worker, "pick up the green cube", record)
+        pool.begin(worker, PlannedEpisode(worker, 7 + worker, "pick up the green cube"), record)
     starts: dict[int, Segment] = {}
     while len(starts) < len(pool):
         starts |= pool.ready()
@@ -38,7 +42,7 @@ def start(pool: EnvironmentPool, record: bool = False) -> dict[int, Segment]:
 
 
 def run_to_the_end(pool: EnvironmentPool, worker: int) -> Segment:
-    segment = Segment(None, 0.0, 0, False, False)
+    segment = Segment(None)
     while not segment.done:
         pool.run(worker, STILL)
         segment = pool.ready()[worker]
@@ -80,7 +84,7 @@ def test_a_worker_films_an_episode_that_is_over(tmp_path: Path) -> None:
 
 def test_what_goes_wrong_in_a_worker_is_told() -> None:
     with EnvironmentPool("cubes", 32, 1) as pool:
-        pool.reset(0, 1, "pick up the red cube")
+        pool.begin(0, RED)
         pool.ready()
         pool.run(0, np.zeros((1, 3)))  # three numbers are no action
         with pytest.raises(RuntimeError, match="Traceback"):

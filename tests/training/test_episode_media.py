@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from atlas.config import EpisodeLoggerConfig, EvaluationConfig, LoggingConfig, WandbConfig
 from atlas.policies.modular.policy import ModularPolicy
+from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.tracking import RunTracker
 from atlas.training.closed_loop import ClosedLoop
@@ -132,17 +133,17 @@ def test_films_go_where_the_config_says_and_one_that_fails_costs_a_warning(
 ) -> None:
     films, run_dir = tmp_path / "films", tmp_path / "a run"
     tracker = tracker_of(run_dir)
-    config = EvaluationConfig(record_path=str(films), workers=1, execute=4)
+    config = EvaluationConfig(record_path=str(films), workers=1)
     logger = EpisodeLogger(EpisodeLoggerConfig(), tracker)
     beats: list[str] = []
-    loop = ClosedLoop(config, "cubes", 0, Accelerator(cpu=True), run_dir, logger, beats.append)
+    loop = ClosedLoop(config, "cubes", Accelerator(cpu=True), run_dir, logger, beats.append)
     (films / "a run").mkdir(parents=True)
     (films / "a run" / "final_step_00000005").write_text("in the way")
 
     try:
-        policy = cubes_policy()
-        selection = loop.run(policy, "selection", 1, "step 5", step=5)
-        final = loop.run(policy, "final", 1, "step 5", step=5)
+        actor = ChunkExecutor(cubes_policy(), execute=4)
+        selection = loop.run(actor, "selection", 1, "step 5", step=5)
+        final = loop.run(actor, "final", 1, "step 5", step=5)
     finally:
         loop.close()
         tracker.finish()

@@ -16,6 +16,7 @@ from atlas.config import load_config
 from atlas.policies.base import load_policy
 from atlas.policies.modular.policy import ModularPolicy
 from atlas.prepare import prepare
+from atlas.rollout.actor import Actor
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.runs import read_scalars
 from atlas.train import build_trainer, make_accelerator
@@ -86,12 +87,12 @@ def test_a_step_is_the_mean_over_its_valid_actions_clipped_and_averaged(settings
 class Recorder:
     """In place of the simulator: solves all episodes the first time, and none after that."""
 
+    env = "nowhere"
+
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, int]] = []
 
-    def run(
-        self, policy: ModularPolicy, purpose: Any, episodes: int, name: str, step: int, videos: int = 0
-    ) -> EvaluationReport:
+    def run(self, actor: Actor, purpose: Any, episodes: int, name: str, step: int, videos: int = 0) -> EvaluationReport:
         self.asked.append((purpose, name, step))
         outcome = EpisodeOutcome("open the drawer", 1, len(self.asked) == 1, 1.0, 10)
         return EvaluationReport("nowhere", name, (outcome,), purpose, step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from atlas.config import EpisodeLoggerConfig
-from atlas.rollout.seeds import Purpose
+from atlas.rollout.episode_plan import Purpose
 from atlas.rollout.success_report import EvaluationReport, highlights
 from atlas.tracking import RunTracker
 

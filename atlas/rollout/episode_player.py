@@ -1,0 +1,106 @@
+"""One episode of an environment, played a piece at a time, in the process that has the environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from atlas.environments.base import Environment, Simulator, StepResult
+from atlas.errors import InputError
+from atlas.rollout.episode_plan import PlannedEpisode
+from atlas.rollout.traces import Trace, TraceRecorder
+from atlas.types import Observation
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What became of a piece's actions."""
+
+    actions: np.ndarray  # float32 [n, A], as the environment clipped them
+    rewards: np.ndarray  # float32 [n]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What there is to say after a reset or after some actions."""
+
+    observation: Observation | None  # None at the end of an episode, unless its transitions are wanted
+    reward: float = 0.0  # of these steps, summed
+    steps: int = 0
+    terminated: bool = False
+    truncated: bool = False
+    success: bool = False  # at the last step
+    trace: Trace | None = None  # of the whole episode, when it is over and was to be recorded
+    executed: Executed | None = None  # where transitions are wanted
+
+    @property
+    def done(self) -> bool:
+        return self.terminated or self.truncated
+
+
+class EpisodePlayer:
+    """Plays an episode: `begin`, then `run` until what it returns is done."""
+
+    def __init__(
+        self, env: Environment, episode: PlannedEpisode, record: bool = False, transitions: bool = False
+    ) -> None:
+        """record: keep what it takes to film it. transitions: say of each step what was executed and its reward, and
+        observe the end too. Both cost time."""
+        self._env, self._episode, self._record, self._transitions = env, episode, record, transitions
+        # A simulator is asked for its state, or for one more picture, where that is needed.
+        self._always_observed = (record or transitions) and not isinstance(env, Simulator)
+        self._recorder: TraceRecorder | None = None
+        self._success = False
+
+    def begin(self) -> Segment:
+        """Raises InputError where the environment cannot begin so."""
+        env, episode = self._env, self._episode
+        if episode.init_state is None:
+            observation = env.reset(seed=episode.seed, instruction=episode.instruction)
+        elif isinstance(env, Simulator):
+            observation = env.reset(init_state=episode.init_state, instruction=episode.instruction)
+        else:
+            raise InputError(f"'{env.spec.name}' is no simulator: it cannot be put into a recorded state.")
+        if self._record:
+            self._recorder = TraceRecorder(env, observation)
+        return Segment(observation)
+
+    def run(self, actions: np.ndarray) -> Segment:
+        """Execute actions [n, A], until the episode ends. Where there are none, it is over: truncated."""
+        results: list[StepResult] = []
+        reward = 0.0
+        for number, action in enumerate(actions):
+            result = self._env.step(action, observe=self._always_observed or number == len(actions) - 1)
+            results.append(result)
+            reward += result.reward
+            self._success = result.success
+            if self._recorder is not None:
+                self._recorder.stepped(action, result.observation)
+            if result.done:
+                break
+        done = not results or results[-1].done
+        return Segment(
+            observation=self._observed(results, done),
+            reward=reward,
+            steps=len(results),
+            terminated=bool(results) and results[-1].terminated,
+            truncated=not results or results[-1].truncated,
+            success=self._success,
+            trace=self._recorder.trace() if done and self._recorder is not None else None,
+            executed=_executed(actions, results) if self._transitions and results else None,
+        )
+
+    def _observed(self, results: list[StepResult], done: bool) -> Observation | None:
+        """What is seen after these steps; at the end of an episode only where its transitions are wanted."""
+        if not results or (done and not self._transitions):
+            return None
+        if results[-1].observation is None:  # it ended before the last action
+            assert isinstance(self._env, Simulator)
+            return self._env.observe()
+        return results[-1].observation
+
+
+def _executed(actions: np.ndarray, results: list[StepResult]) -> Executed:
+    taken = [a if r.executed is None else r.executed for a, r in zip(actions, results, strict=False)]
+    return Executed(np.stack(taken).astype(np.float32), np.array([r.reward for r in results], np.float32))
