@@ -4,13 +4,7 @@ set -euo pipefail
 
 # The folder of this script, where it is called through a link too, and whatever CDPATH holds.
 unset CDPATH
-self=${BASH_SOURCE[0]}
-while [ -L "$self" ]; do
-    target=$(readlink "$self")
-    [[ $target == /* ]] || target=$(dirname -- "$self")/$target
-    self=$target
-done
-here=$(cd -- "$(dirname -- "$self")" && pwd)
+here=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd)
 
 usage() {
     cat <<'EOF'
@@ -28,20 +22,18 @@ EOF
 }
 
 selection=(-m "not slow")
-arguments=()
 # A file's tests run in one process and share what they have made.
 parallel=(-n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder)
-while [ $# -gt 0 ]; do
-    case $1 in
-        --help | -h)
-            usage
-            exit 0
-            ;;
-        --slow) selection=() ;;
-        *) arguments+=("$1") ;;
-    esac
-    shift
-done
+case ${1:-} in
+    --help | -h)
+        usage
+        exit 0
+        ;;
+    --slow)
+        selection=()
+        shift
+        ;;
+esac
 
 # shellcheck source=scripts/venv.sh
 source "$here/scripts/venv.sh"
@@ -63,7 +55,7 @@ check "ruff check" "$python" -m ruff check .
 check "ruff format" "$python" -m ruff format --check .
 check "mypy" "$python" -m mypy atlas
 export PYTHONPATH="$here/scripts:$PYTHONPATH"
-check "pytest" "$python" -m pytest -rs -p deselected "${parallel[@]}" ${selection[@]+"${selection[@]}"} ${arguments[@]+"${arguments[@]}"}
+check "pytest" "$python" -m pytest -rs -p deselected "${parallel[@]}" ${selection[@]+"${selection[@]}"} "$@"
 
 say ""
 if [ ${#failed[@]} -gt 0 ]; then

@@ -4,13 +4,7 @@ set -euo pipefail
 
 # The folder of this script, where it is called through a link too, and whatever CDPATH holds.
 unset CDPATH
-self=${BASH_SOURCE[0]}
-while [ -L "$self" ]; do
-    target=$(readlink "$self")
-    [[ $target == /* ]] || target=$(dirname -- "$self")/$target
-    self=$target
-done
-here=$(cd -- "$(dirname -- "$self")" && pwd)
+here=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd)
 
 usage() {
     cat <<'EOF'

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from atlas.config import Config, DataConfig, dump_yaml, load_config
 from atlas.config.model_section import MODEL
 from atlas.errors import InputError
-from atlas.runs.run_directory import CONFIG, RESULTS
+from atlas.runs.run_directory import RESULTS
 from atlas.system.documents import read_yaml
+from atlas.system.file_store import CONFIG
 from atlas.system.files import write_text
 from atlas.system.locks import check_free, hold
 from atlas.system.paths import check_folder
@@ -232,7 +233,7 @@ def _check_fits(checkpoint: Path, config: Config) -> None:
     from atlas.training.parallel.strategy import check_average
 
     check_average(checkpoint, has_trained_weights(checkpoint), config.training.ema_decay > 0)
-    file = checkpoint / "policy" / "config.yaml"
+    file = checkpoint / "policy" / CONFIG
     try:
         saved = read_yaml(file)
     except (OSError, ValueError) as error:

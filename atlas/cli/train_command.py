@@ -116,10 +116,11 @@ def rank(run_dir: Path, resume: Annotated[Path | None, typer.Option(metavar="CHE
 
     die_with_launcher()
     from atlas.config import load_config
+    from atlas.system.file_store import CONFIG
     from atlas.train import run
     from atlas.training.prepared_run import PreparedRun
 
-    run(PreparedRun(load_config(run_dir / "config.yaml"), resume))
+    run(PreparedRun(load_config(run_dir / CONFIG), resume))
 
 
 def _gpu_ids(text: str | None) -> list[int] | None:

@@ -105,6 +105,11 @@ _ARTIFACT_ALIAS = re.compile(r"[^/:]+")
 _OWN_ALIASES = re.compile(r"latest|best|step-\d+|v\d+")
 
 
+def rises(metric: str) -> bool:
+    """Whether larger values of a metric are better, by its name: what a mode of `auto` takes."""
+    return any(part in metric for part in ("success", "accuracy", "reward"))
+
+
 class ModelManagementConfig(Section):
     """Checkpoints as versioned artifacts in wandb, and which of them is the best."""
 

@@ -1,4 +1,7 @@
-"""One of several processes that add up their numbers, started by `together.py`: FILE BACKEND."""
+"""Several processes that add up their numbers: `python -m atlas.doctor.all_reduce FILE BACKEND PROCESSES`.
+
+They are started as those of a training are, and leave the answer in the file.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from atlas.doctor.child import answer
+from atlas.launch import Plan, is_rank, launch_ranks
 
 _BYTES = {"gloo": 4 * 2**20, "nccl": 256 * 2**20}
 _REPETITIONS = 5
@@ -54,4 +58,9 @@ def _time(values: torch.Tensor, device: torch.device) -> float:
 
 
 if __name__ == "__main__":
-    answer(sys.argv[1], lambda: measure(sys.argv[2]))
+    file, backend, processes = sys.argv[1:]
+    if is_rank():
+        answer(file, lambda: measure(backend))
+    else:
+        plan = Plan(int(processes), cpu=backend == "gloo")
+        sys.exit(launch_ranks(sys.argv[1:], plan, "atlas.doctor.all_reduce"))

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from atlas.doctor.child import try_module
 from atlas.doctor.gpus import check_gpus, check_torch
 from atlas.doctor.machine import (
     check_cache,
@@ -17,10 +18,11 @@ from atlas.doctor.machine import (
     check_shared_memory,
 )
 from atlas.doctor.processes import check_nccl, check_processes
-from atlas.doctor.training_probe import check_training
 from atlas.doctor.verdict import Finding
 from atlas.doctor.wandb_server import check_wandb
 from atlas.doctor.world import check_rendering
+
+_TRAINING_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,17 @@ class Check:
     name: str
     look: Callable[[], Finding]
     does: str | None = None
+
+
+def check_training() -> Finding:
+    """Train, validate, write a checkpoint and read it again, in a temporary folder; on a GPU where there is one."""
+    tried = try_module("atlas.doctor.tiny_job", [], _TRAINING_SECONDS, {"WANDB_MODE": "disabled"})
+    if tried.worked:
+        found = tried.answer
+        seen = f"{found['steps']} steps on {found['device']}, loss {found['loss']:.3f}, and a checkpoint that loads"
+        return Finding("training", "ok", seen, None, found)
+    fix = "What is wrong above comes first. If nothing is, this is a bug: report it with `atlas doctor --json`."
+    return Finding("training", "problem", f"a tiny job failed: {tried.why}", fix, {"error": tried.why})
 
 
 CHECKS = (

@@ -62,4 +62,4 @@ def _all_reduce(
     backend: str, processes: int, environment: dict[str, str | None] | dict[str, str] | None = None
 ) -> Tried:
     settings = {"OMP_NUM_THREADS": "1", **(environment or {})}
-    return try_module("atlas.doctor.together", [backend, str(processes)], _SECONDS, settings)
+    return try_module("atlas.doctor.all_reduce", [backend, str(processes)], _SECONDS, settings)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from atlas import __version__
 from atlas.errors import InputError, first_line
 from atlas.launch.reports import Report, is_consequence, now, own_frames, write_code
+from atlas.system.file_store import CONFIG
 from atlas.system.shown import printable
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def _check_shared(config: Config) -> None:
     assert config.run_name is not None
     folder = Path(config.output_dir, config.run_name)
     end = time.monotonic() + _SHARED_SECONDS
-    while not (folder / "config.yaml").is_file() or load_config(folder / "config.yaml") != config:
+    while not (folder / CONFIG).is_file() or load_config(folder / CONFIG) != config:
         if time.monotonic() > end:
             raise InputError(
                 f"{folder.absolute()} is not the run's folder that the first machine has made. All machines need the "

@@ -6,7 +6,6 @@ every file. Each use checks the files against it.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -21,7 +20,7 @@ from atlas.errors import InputError
 from atlas.registry.references import ArtifactReference
 from atlas.system.cache_root import cache_root
 from atlas.system.documents import read_json
-from atlas.system.files import partial_folder, partial_name, write_json
+from atlas.system.files import partial_folder, sha256_of, write_json
 from atlas.system.paths import inside
 
 logger = logging.getLogger(__name__)
@@ -80,9 +79,8 @@ class ArtifactCache:
         """Let `fill` put a model's files into a folder; it is kept only when that ends well."""
         folder = self._folder(reference)
         _remove_old_partials(folder)
-        partial = partial_name(folder)
-        try:
-            (partial / _FILES).mkdir(parents=True)
+        with partial_folder(folder) as partial:
+            (partial / _FILES).mkdir()
             receipt = fill(partial / _FILES)
             write_json(partial / _RECEIPT, asdict(receipt))
             try:
@@ -93,8 +91,6 @@ class ArtifactCache:
                     return found
                 shutil.rmtree(folder, ignore_errors=True)
                 partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return Cached(folder / _FILES, receipt)
 
     def _folder(self, reference: ArtifactReference) -> Path:
@@ -114,14 +110,6 @@ def _intact(folder: Path, receipt: Receipt) -> bool:
     return set(found) == set(receipt.sha256) and all(
         sha256_of(path) == receipt.sha256[name] for name, path in found.items()
     )
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def place(source: Path, target: Path) -> Path:

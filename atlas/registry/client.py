@@ -35,10 +35,14 @@ def find_wandb() -> ModuleType | None:
 
 
 def import_wandb() -> ModuleType:
-    """The wandb package. Raises InputError that names the extra to install."""
+    """The wandb package. Raises InputError that names the extra to install.
+
+    A training imports it before any worker process is forked: one forked while another thread imports inherits the
+    import's locks, and hangs on them.
+    """
     wandb = find_wandb()
     if wandb is None:
-        raise InputError("Models in wandb need the wandb package: pip install 'atlas-vla[wandb]'")
+        raise InputError("wandb is not installed; pip install 'atlas-vla[wandb]' (./train.sh --wandb does it)")
     return wandb
 
 

@@ -10,7 +10,7 @@ from atlas.system.file_store import CONFIG
 from atlas.system.files import follow
 from atlas.system.manifest import verify_policy
 
-POLICY_FILES = ("model.safetensors", "config.yaml", "processor.json")
+POLICY_FILES = ("model.safetensors", CONFIG, "processor.json")
 _BESIDE = ("README.md", "vision.safetensors", "language/*")  # the last two: frozen parts of one that is saved in full
 
 

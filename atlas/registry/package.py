@@ -74,10 +74,16 @@ def read_package(folder: Path) -> Package | None:
     return Package(*known, artifact_files(folder / STAGED_FILES), folder)
 
 
-def log_package(wandb: ModuleType, run: Any, package: Package) -> Any:
-    """Hand a package to a wandb run; returns the Artifact, whose `wait` says whether it arrives.
+def waiting_in(staging: Path) -> list[Package]:
+    """The packages in a folder of `stage`, oldest first: of those that were sent, each that has not arrived."""
+    folders = sorted(staging.iterdir()) if staging.is_dir() else []
+    return [package for folder in folders if (package := read_package(folder)) is not None]
 
-    The files are read in place, and later: they must stay. Raises what wandb raises.
+
+def send(wandb: ModuleType, run: Any, package: Package, timeout_seconds: float) -> Any:
+    """Hand a package to a wandb run; returns the Artifact once wandb has confirmed it, in an offline run at once.
+
+    Offline, the files are read in place, and later: they must stay. Raises what wandb raises.
     """
     description = package.description
     if description is not None and not run.offline:  # only the server says whose run it is where nothing is configured
@@ -86,7 +92,10 @@ def log_package(wandb: ModuleType, run: Any, package: Package) -> Any:
     for inside, file in package.files.items():  # wandb's own `add_dir` prints
         # Without these two, wandb makes copies of its own.
         artifact.add_file(str(file), name=inside, policy="immutable", skip_cache=True)
-    return run.log_artifact(artifact, aliases=list(package.aliases))
+    logged = run.log_artifact(artifact, aliases=list(package.aliases))
+    if not run.offline:
+        logged.wait(timeout=timeout_seconds)  # once only: a wait that has timed out cannot be taken up again
+    return logged
 
 
 def _new_folder(staging: Path) -> Path:

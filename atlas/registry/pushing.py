@@ -15,7 +15,7 @@ from typing import Any
 
 from atlas.errors import InputError
 from atlas.registry.client import TIMEOUT_SECONDS, connect, end_service, explained, import_wandb
-from atlas.registry.package import Package, log_package, read_package
+from atlas.registry.package import Package, read_package, send
 from atlas.registry.references import ArtifactReference, check_alias, safe_name
 from atlas.registry.wandb_variables import project_and_entity
 from atlas.system.file_store import artifact_files, card_of, describe_files, total_bytes
@@ -105,9 +105,8 @@ def _upload(
     )
     exit_code = 1
     try:
-        artifact = log_package(wandb, run, package)
         try:
-            artifact.wait(timeout=timeout_seconds)
+            artifact = send(wandb, run, package, timeout_seconds)
         except ValueError as error:
             raise InputError(f"{package.name} was not taken by wandb: {str(error).strip()}") from error
         exit_code = 0

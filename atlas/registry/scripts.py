@@ -12,11 +12,12 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atlas.config.tracking_sections import rises
 from atlas.errors import InputError, first_line
 from atlas.registry.artifact_cache import place
 from atlas.registry.client import import_wandb
 from atlas.registry.download import fetch_artifact
-from atlas.registry.package import Package, log_package, stage
+from atlas.registry.package import Package, send, stage, waiting_in
 from atlas.registry.references import ArtifactReference, check_alias, parse_artifact, safe_name
 from atlas.system.file_store import card_of, describe_files
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 600.0
-_RISING = ("success", "accuracy", "reward")  # parts of the names of metrics of which more is better
-_failed: dict[str, list[Package]] = {}  # by run id: what did not arrive, to be sent again with the next model
 
 
 def upload_model(
@@ -103,7 +102,7 @@ def save_and_upload_best(
         raise InputError(f"'{threshold_metric}' should be a number and is {eval_metrics[threshold_metric]!r}.")
     if value != value:  # NaN is not the best of anything
         return False
-    rising = mode == "max" or (mode == "auto" and any(part in threshold_metric for part in _RISING))
+    rising = mode == "max" or (mode == "auto" and rises(threshold_metric))
     best = best_value_tracker.get(threshold_metric)
     if best is not None and not (value > best if rising else value < best):
         return False
@@ -162,14 +161,10 @@ def _send(run: Any, package: Package, timeout_seconds: float) -> bool:
     """Send what failed before and then this one; True when this one has arrived, or is kept for `wandb sync`."""
     wandb = import_wandb()
     arrived = False
-    for waiting in [*_failed.pop(run.id, []), package]:
+    for waiting in [package] if run.offline else waiting_in(package.folder.parent):
         try:
-            artifact = log_package(wandb, run, waiting)
-            if run.offline:
-                return True
-            artifact.wait(timeout=timeout_seconds)
+            send(wandb, run, waiting, timeout_seconds)
         except Exception as error:
-            _failed.setdefault(run.id, []).append(waiting)
             arrived = False
             logger.warning(
                 "wandb did not take the model %s (%s): %s. It is in %s, and is sent again with the next one.",
@@ -180,7 +175,8 @@ def _send(run: Any, package: Package, timeout_seconds: float) -> bool:
             )
         else:
             arrived = True
-            shutil.rmtree(waiting.folder, ignore_errors=True)
+            if not run.offline:
+                shutil.rmtree(waiting.folder, ignore_errors=True)
     return arrived
 
 

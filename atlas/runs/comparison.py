@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from atlas.config.tracking_sections import rises
 from atlas.errors import InputError, did_you_mean
 from atlas.runs.paired_success import SuccessComparison, compare_success
 from atlas.runs.run_directory import Points, Run
@@ -23,14 +24,14 @@ DEFAULT_METRICS = (
     "perf/samples_per_second",
 )
 # By a part of the name, so that `val/<task>/position_error_mm` and the losses of a head of one's own are known too.
-_HIGHER = ("success", "accuracy", "reward", "samples_per_second", "mfu")
+_FASTER = ("samples_per_second", "mfu")
 _LOWER = ("loss", "error", "seconds", "timer/")
 _DIFFERENT_ANYWAY = {"run_name", "output_dir", "wandb.name"}
 
 
 def better_direction(metric: str) -> Better | None:
     """Whether higher or lower values of a metric are better; None where its name does not say so."""
-    if any(part in metric for part in _HIGHER):
+    if rises(metric) or any(part in metric for part in _FASTER):
         return "higher"
     return "lower" if any(part in metric for part in _LOWER) else None
 

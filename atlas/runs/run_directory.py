@@ -13,6 +13,7 @@ from typing import Any, Literal
 from atlas.errors import InputError, did_you_mean
 from atlas.runs.scalars import event_files, read_scalars
 from atlas.system.documents import read_json, read_yaml
+from atlas.system.file_store import CONFIG
 from atlas.system.files import link_target
 from atlas.tracking.sinks.console import LOG
 from atlas.tracking.sinks.tensorboard import FOLDER
@@ -20,7 +21,6 @@ from atlas.tracking.sinks.tensorboard import FOLDER
 State = Literal["finished", "stopped", "running", "unfinished"]
 Points = Sequence[tuple[int, float]]  # (step, value), in the order logged
 
-CONFIG = "config.yaml"
 RESULTS = "results.json"  # once it is finished
 EVALUATIONS = "evaluations"  # a file with the outcomes of each
 _QUIET_SECONDS = 600  # a run of another machine that has written nothing for so long does not run any more

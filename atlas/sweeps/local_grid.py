@@ -23,6 +23,7 @@ from atlas.runs.comparison import Comparison, compare_runs
 from atlas.runs.run_directory import is_run, read_run, summarize
 from atlas.sweeps.grid import Point, Start, Sweep, arguments_of, config_of, grid_points, local_start
 from atlas.system.cores import available_cores
+from atlas.system.file_store import CONFIG
 from atlas.system.interpreter import module_command, safe_environment
 from atlas.system.terminal import leave_lost_terminal
 
@@ -126,7 +127,7 @@ def _finished(run_dir: Path, config: Config) -> bool:
     """Whether the run is there and finished. Raises InputError where it is another one, or is being trained."""
     if not is_run(run_dir):
         return False
-    was = _flat(load_config(run_dir / "config.yaml").model_dump(mode="json"))
+    was = _flat(load_config(run_dir / CONFIG).model_dump(mode="json"))
     now = _flat(config.model_dump(mode="json"))
     differing = [
         f"{key} was {was.get(key)} and is {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from types import FrameType, ModuleType
 
 from atlas.errors import InputError
+from atlas.registry.client import import_wandb
 from atlas.registry.wandb_variables import project_and_entity
 from atlas.sweeps.grid import Sweep, check_values, read_start
 from atlas.system.redact import cause
-from atlas.tracking.sinks.wandb import WandbUnavailable, import_wandb
 
 
 class SweepFailed(Exception):
@@ -79,10 +79,7 @@ def run_agent(sweep: str, count: int | None = None) -> None:
 
 
 def _logged_in() -> ModuleType:
-    try:
-        wandb = import_wandb()
-    except WandbUnavailable as error:
-        raise InputError(f"A sweep on wandb needs its package: {error}.") from None
+    wandb = import_wandb()
     wandb.setup(wandb.Settings(silent=True))
     if not wandb.login(prompt=False, verify=False):
         raise InputError(

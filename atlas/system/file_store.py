@@ -15,7 +15,7 @@ from atlas.errors import InputError, first_line
 from atlas.system.documents import LARGEST_JSON, parse_json, read_json, read_yaml
 from atlas.system.files import follow
 
-CONFIG = "config.yaml"
+CONFIG = "config.yaml"  # of a run, of a policy, and of what is made with a config
 CARD = "README.md"
 _STATE = Path("trainer") / "state.json"
 _LARGEST_CARD = 2**20  # bytes; of one that is larger, the rest is not said

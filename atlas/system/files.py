@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ _LONGEST_STEM = 100  # what is kept of a name in a partial one; file systems tak
 # Some network and foreign file systems keep folders on the server only, or do not let them be opened.
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EACCES}
+_PIECE = 1 << 20  # bytes
 _LONGEST_TARGET = 255  # characters of a text file in place of a link
 
 
@@ -102,6 +104,18 @@ def follow(path: Path) -> Path:
     """The folder that a link of `make_link` leads to; anything else as it is."""
     target = link_target(path)
     return path.parent / target if target is not None and (path.parent / target).is_dir() else path
+
+
+# ---- the bytes -------------------------------------------------------------------------------------------
+
+
+def sha256_of(file: Path) -> str:
+    """Of a file's bytes, in hex digits. Reads in pieces into memory that stays: other threads run on meanwhile."""
+    digest, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
+    with file.open("rb", buffering=0) as opened:
+        while count := opened.readinto(piece):
+            digest.update(piece[:count])
+    return digest.hexdigest()
 
 
 # ---- the disk --------------------------------------------------------------------------------------------

@@ -10,11 +10,10 @@ from typing import Any
 
 from atlas.errors import InputError
 from atlas.system.documents import read_json
-from atlas.system.files import sync_tree, write_json
+from atlas.system.files import sha256_of, sync_tree, write_json
 from atlas.system.paths import inside
 
 MANIFEST = "trainer/manifest.json"
-_CHUNK = 1 << 20
 
 Listed = dict[str, dict[str, Any]]  # {name: {"size", "sha256"}}
 
@@ -27,7 +26,7 @@ def seal(folder: Path) -> None:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     digests = {}
     for file in files:
-        digests[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "sha256": _sha256(file)}
+        digests[file.relative_to(folder).as_posix()] = {"size": file.stat().st_size, "sha256": sha256_of(file)}
     write_json(folder / MANIFEST, {"files": digests, "sha256": _digest(digests)})
     sync_tree(folder)
 
@@ -59,7 +58,7 @@ def compare_files(checkpoint: Path, listed: Listed) -> None:
         found = file.stat().st_size
         if found != was["size"]:
             raise InputError(f"{file} is damaged: it has {found} bytes, and was written with {was['size']}.")
-        if _sha256(file) != was["sha256"]:
+        if sha256_of(file) != was["sha256"]:
             raise InputError(f"{file} is damaged: its bytes are not those that were written (SHA-256 differs).")
 
 
@@ -86,12 +85,3 @@ def require(file: Path) -> None:
 def _digest(files: Listed) -> str:
     """Of the manifest's own contents: damage to it is not to be taken for damage to others."""
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    """Reads in pieces into memory that stays: other threads run on meanwhile."""
-    digest, piece = hashlib.sha256(), memoryview(bytearray(_CHUNK))
-    with file.open("rb", buffering=0) as opened:
-        while count := opened.readinto(piece):
-            digest.update(piece[:count])
-    return digest.hexdigest()

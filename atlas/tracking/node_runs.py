@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atlas.config import Config, ModelManagementConfig
+from atlas.registry.client import import_wandb
 from atlas.registry.wandb_variables import effective_mode
 from atlas.tracking.sinks.queued import QueuedSink, warn_switched_off
-from atlas.tracking.sinks.wandb import RunIdentity, WandbSink, import_wandb
+from atlas.tracking.sinks.wandb import RunIdentity, WandbSink
 from atlas.tracking.tracker import RunTracker
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from atlas.config import LoggingConfig, ModelManagementConfig, WandbConfig
+from atlas.registry.client import import_wandb
 from atlas.registry.wandb_variables import effective_mode
 from atlas.system.redact import plain, redact
 from atlas.tracking.machine_load import SystemMonitor
@@ -29,7 +30,7 @@ from atlas.tracking.records import Histogram, Model, Record, RunConfig, Scalars,
 from atlas.tracking.sinks.console import ConsoleSink, LineHandler, log_model_line
 from atlas.tracking.sinks.queued import QueuedSink, warn_switched_off
 from atlas.tracking.sinks.tensorboard import TensorBoardSink
-from atlas.tracking.sinks.wandb import WandbSink, choose_identity, import_wandb
+from atlas.tracking.sinks.wandb import WandbSink, choose_identity
 from atlas.tracking.values import to_float, to_frames, to_histogram, to_image, to_table
 
 logger = py_logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from atlas.registry.package import Package, log_package, read_package, stage
+from atlas.registry.package import Package, read_package, send, stage
 from atlas.registry.references import registry_path
 from atlas.registry.versions import remove_old
 from atlas.system.redact import cause
@@ -157,12 +157,8 @@ class ModelUploads:
         if waiting.step < self._arrived_step:  # what moves stays with the newer model
             taken = {alias for alias, (step, _) in self._newest.items() if step > waiting.step}
             package = replace(package, aliases=[alias for alias in package.aliases if alias not in taken])
-        artifact = log_package(self._wandb, self._run, package)
-        if self._offline:
-            return None
-        # Once only: a wait that has timed out cannot be taken up again.
-        artifact.wait(timeout=self._patience())
-        return artifact
+        artifact = send(self._wandb, self._run, package, self._patience())
+        return None if self._offline else artifact
 
     def _patience(self) -> float:
         """Seconds to wait for an answer: no longer than the exit allows."""

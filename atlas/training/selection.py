@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from atlas.config import Config
+from atlas.config.tracking_sections import rises
 from atlas.errors import InputError, did_you_mean
 from atlas.training.metrics import ERROR_NAMES
 from atlas.types import ActionSpec
@@ -29,11 +30,6 @@ def choose_best_metric(config: Config, rollouts: bool) -> BestMetric:
     if name == "auto":
         name = "eval/success_rate" if rollouts else "val/loss"
     return BestMetric(name, rises(name) if mode == "auto" else mode == "max")
-
-
-def rises(metric: str) -> bool:
-    """Whether larger values of a metric are better, by its name."""
-    return any(part in metric for part in ("success", "accuracy", "reward"))
 
 
 def check_metrics(

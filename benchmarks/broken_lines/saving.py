@@ -108,7 +108,7 @@ ROWS = of_part(
     ),
     (
         "atlas/system/manifest.py",
-        'if _sha256(file) != was["sha256"]:',
+        'if sha256_of(file) != was["sha256"]:',
         "if False:",
         "a flipped bit in a checkpoint is not found",
         f"{CHECKPOINTS}::test_a_policy_with_a_bit_flipped_is_not_loaded "

@@ -19,7 +19,7 @@ from atlas.config import DataConfig
 from atlas.data import open_configured, open_dataset
 from atlas.data.convert import Conversion, convert
 from atlas.data.lerobot import LeRobotDataset
-from atlas.data.lerobot.libero_tasks import _DIGESTS, digest, is_libero_task
+from atlas.data.lerobot.features import _LIBERO_DIGESTS, is_libero_task, libero_digest
 from atlas.data.lerobot.tables import parquet_table
 from atlas.data.origin import mend
 from atlas.environments.libero_package import ALL_SUITES, tasks_of
@@ -112,7 +112,7 @@ def test_the_instructions_of_the_benchmark_are_known() -> None:
     except InputError as error:
         pytest.skip(f"LIBERO's package is not installed: {error}")
 
-    assert {digest(text) for text in tasks} == _DIGESTS
+    assert {libero_digest(text) for text in tasks} == _LIBERO_DIGESTS
     assert is_libero_task("Open_the_microwave.") and not is_libero_task("open the cupboard")
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from atlas.doctor.examination import check_training
 from atlas.doctor.machine import check_outputs
-from atlas.doctor.training_probe import check_training
 from tests.test_vertical_slice import run_atlas
 
 ROOT = Path(__file__).parents[2]

@@ -27,7 +27,7 @@ from atlas.data.lerobot.tables import is_list, most_rows, open_parquet, readable
 from atlas.data.origin import mend
 from atlas.errors import InputError
 from atlas.system.documents import read_json
-from atlas.system.files import partial_name, write_json
+from atlas.system.files import partial_folder, write_json
 from atlas.system.progress import progress_bar
 
 FORMAT = 2  # of the folder; part of its name
@@ -82,25 +82,21 @@ def _mapped(folder: Path, frames: int) -> Columns:
 
 def _make(folder: Path, root: Path, info: Info, features: Features, episodes: Episodes) -> None:
     """Fill the folder under another name and rename it: it is there whole or not at all."""
-    partial = partial_name(folder)
     try:
-        partial.mkdir(parents=True)
-        notes = _write(partial, root, info, features, episodes)
-        write_json(partial / _NOTES, notes)
-        if folder.exists() and not (folder / _NOTES).is_file():
-            shutil.rmtree(folder)  # somebody has removed a part of it
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not (folder / _NOTES).is_file():  # else another process was first
-                raise
+        with partial_folder(folder) as partial:
+            write_json(partial / _NOTES, _write(partial, root, info, features, episodes))
+            if folder.exists() and not (folder / _NOTES).is_file():
+                shutil.rmtree(folder)  # somebody has removed a part of it
+            try:
+                partial.rename(folder)
+            except OSError:
+                if not (folder / _NOTES).is_file():  # else another process was first
+                    raise
     except OSError as error:
         raise InputError(
             f"The numbers of {root} cannot be kept in {folder.parent} ({error.strerror}); set ATLAS_CACHE_DIR to a "
             "folder that can be written to and has room."
         ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(folder: Path, root: Path, info: Info, features: Features, episodes: Episodes) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from atlas.config import ModelManagementConfig, WandbConfig
 from atlas.errors import InputError
-from atlas.registry.client import find_wandb, kill_service
+from atlas.registry.client import kill_service
 from atlas.registry.wandb_variables import wandb_folder, with_variables
 from atlas.system.documents import read_json
 from atlas.system.redact import cause, redact
@@ -58,24 +58,11 @@ _AXES = {
 
 
 _ROWS = (Scalars, Image, Video, Histogram, Table)  # the records that are each one row of the run
-_NOT_INSTALLED = "it is not installed; pip install 'atlas-vla[wandb]' (./train.sh --wandb does it)"
 _PACKAGE = Path(__file__).parents[2]
 
 
 class WandbUnavailable(Exception):
     """wandb cannot be used here; the message says what would change that."""
-
-
-def import_wandb() -> ModuleType:
-    """The wandb package. Raises WandbUnavailable that names the extra to install.
-
-    For the training thread, before any worker process is forked: a process forked while another thread imports
-    inherits the import's locks, and hangs on them.
-    """
-    wandb = find_wandb()
-    if wandb is None:
-        raise WandbUnavailable(_NOT_INSTALLED)
-    return wandb
 
 
 @dataclass(frozen=True)

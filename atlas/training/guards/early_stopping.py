@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from atlas.config import EarlyStoppingConfig
-from atlas.training.selection import rises
+from atlas.config.tracking_sections import rises
 
 
 class EarlyStopping:
