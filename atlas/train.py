@@ -22,7 +22,7 @@ from atlas.system.threads import yield_cores
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from atlas.checkpoints.state import TrainingState
+    from atlas.checkpoints.contents import TrainingState
     from atlas.data.training_data import TrainingData
     from atlas.policies.base import InstructionMemory, Policy
     from atlas.policies.processor import PolicyProcessor

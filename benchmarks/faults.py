@@ -41,7 +41,7 @@ sys.path += [str(ROOT), str(ROOT / "tests" / "tracking")]  # atlas; the marked p
 from marked_processes import kill
 
 from atlas.checkpoints import saved_steps, verify
-from atlas.checkpoints.snapshot import load_optimizer_state, load_rank_states
+from atlas.checkpoints.contents import load_optimizer_state, load_rank_states
 from atlas.errors import InputError
 from atlas.runs import read_scalars
 from atlas.runs.run_directory import RESULTS

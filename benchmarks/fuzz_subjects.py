@@ -16,9 +16,15 @@ import torch
 
 sys.path += [str(Path(__file__).parents[1])]
 
-from atlas.checkpoints.manager import find_checkpoint, verify
-from atlas.checkpoints.snapshot import Snapshot
-from atlas.checkpoints.state import TrainingState, load_state, random_state, set_random_state, state_of_rank
+from atlas.checkpoints.contents import (
+    Snapshot,
+    TrainingState,
+    load_state,
+    random_state,
+    set_random_state,
+    state_of_rank,
+)
+from atlas.checkpoints.run_folder import find_checkpoint, verify
 from atlas.config import load_config
 from atlas.config.reading import DEFAULT_CONFIG
 from atlas.data.convert import Conversion, convert

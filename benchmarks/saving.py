@@ -22,11 +22,10 @@ import torch
 from machine import describe
 
 from atlas.checkpoints import Checkpoints
+from atlas.checkpoints.background_writer import BackgroundWriter
+from atlas.checkpoints.contents import Snapshot, TrainingState, random_state
 from atlas.checkpoints.host_memory import HostMemory
-from atlas.checkpoints.retention import Retention
-from atlas.checkpoints.saving import Saver
-from atlas.checkpoints.snapshot import Snapshot
-from atlas.checkpoints.state import TrainingState, random_state
+from atlas.checkpoints.run_folder import Retention
 from atlas.config import load_config
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
 from atlas.policies.modular.policy import ModularPolicy
@@ -101,7 +100,7 @@ class Times:
 def measure(training: Training, folder: Path, rounds: int) -> str:
     """A row of the table."""
     checkpoints, memory, times = Checkpoints(folder, Retention(last_n=2)), HostMemory(), Times()
-    saver = Saver(checkpoints)
+    writer = BackgroundWriter(checkpoints)
     for _ in range(2):
         training.step()
     for _ in range(rounds + 1):
@@ -111,13 +110,13 @@ def measure(training: Training, folder: Path, rounds: int) -> str:
 
         begin = time.perf_counter()
         done: list[float] = []
-        saver.save(training.now().copied(memory), lambda _, done=done: done.append(time.perf_counter()))  # type: ignore[misc]
+        writer.begin(training.now().copied(memory), lambda _, done=done: done.append(time.perf_counter()))  # type: ignore[misc]
         times.held.append(time.perf_counter() - begin)
         while not done:
             times.steps_meanwhile.append(training.step())
         times.writing.append(done[0] - begin)
-        saver.wait()
-    assert not saver.failed, saver.failed
+        writer.wait()
+    assert not writer.failed, writer.failed
     first, held, waiting = times.held[0], times.held[1:], times.waiting[1:]
     weights = sum(value.nbytes for value in training.policy.own_state_dict().values())
     cells = [

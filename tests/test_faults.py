@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from atlas.checkpoints import Checkpoints
-from atlas.checkpoints.retention import Retention
+from atlas.checkpoints.run_folder import Retention
 from tests.training.written import small
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))

@@ -102,17 +102,17 @@ def test_resuming_where_there_is_nothing_yet_starts_fresh(make_libero: MakeLiber
 KILLED = """
 import os, signal, sys
 import atlas
-from atlas.checkpoints.saving import Saver
+from atlas.checkpoints.background_writer import BackgroundWriter
 
-save = Saver.save
+begin = BackgroundWriter.begin
 
-def save_and_die(self, contents, then=None):
-    save(self, contents, then)
+def begin_and_die(self, contents, then=None):
+    begin(self, contents, then)
     if contents.state.step == 5:
         self.wait()
         os.kill(os.getpid(), signal.SIGKILL)
 
-Saver.save = save_and_die
+BackgroundWriter.begin = begin_and_die
 atlas.train(None, sys.argv[1:])
 """
 

@@ -1,18 +1,19 @@
 """Checkpoints: what they hold, how they are written in the background, kept, checked and found."""
 
-from atlas.checkpoints.manager import (
+from atlas.checkpoints.contents import Contents, TrainingState, load_state
+from atlas.checkpoints.run_folder import (
     Checkpoints,
-    Contents,
+    Retention,
     find_checkpoint,
     find_undamaged,
     saved_steps,
     verify,
 )
-from atlas.checkpoints.state import TrainingState, load_state
 
 __all__ = [
     "Checkpoints",
     "Contents",
+    "Retention",
     "TrainingState",
     "find_checkpoint",
     "find_undamaged",

@@ -11,10 +11,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from atlas.checkpoints.retention import Retention
-from atlas.checkpoints.saving import Saver
-from atlas.checkpoints.snapshot import split_of
-from atlas.checkpoints.state import TrainingState, load_state, random_state, set_random_state, state_of_rank
+from atlas.checkpoints.background_writer import BackgroundWriter
+from atlas.checkpoints.contents import (
+    TrainingState,
+    load_state,
+    random_state,
+    set_random_state,
+    split_of,
+    state_of_rank,
+)
+from atlas.checkpoints.run_folder import Retention
 from atlas.config import CheckpointConfig
 from atlas.data.kept_split import KeptSplit
 from atlas.errors import InputError, first_line
@@ -34,7 +40,7 @@ class NotSaved(Exception):
     exit_code = 1
 
 
-class Keeper:
+class CheckpointManager:
     """Writes a run's checkpoints in the background, and finds its way back into one. Every rank has one.
 
     state: where training stands, which the Trainer moves on.
@@ -62,7 +68,7 @@ class Keeper:
         self._split = None if split is None else split_of(split)
         self._failed: list[str] = []
         # What was logged before a checkpoint is on the disk before it, so that a run that goes on has the whole curve.
-        self._saver = Saver(self.checkpoints, before=tracker.flush)
+        self._writer = BackgroundWriter(self.checkpoints, before=tracker.flush)
 
     def resume(self, checkpoint: Path) -> Sums:
         """Go on from a checkpoint: weights, optimizer, random numbers, state. Returns this rank's sums, see `save`.
@@ -108,7 +114,7 @@ class Keeper:
         sums: what this rank has added up since it was last logged; so that means go on after a resume. metrics: the
         latest value of each that the run has. Waits for the checkpoint before it.
         """
-        self._saver.wait()
+        self._writer.wait()
         self.state.checkpoints += 1
         self.state.wandb_id, self.state.wandb_row = self._tracker.wandb_id, self._tracker.wandb_row
         # Objects are pickled with their devices: a tensor of each rank's GPU would open that GPU on every rank.
@@ -118,7 +124,7 @@ class Keeper:
         rank_states = gather_object([mine])
         snapshot = self._strategy.snapshot(self.state, rank_states)
         if snapshot is not None:
-            self._saver.save(snapshot, self._upload(dict(metrics), best))
+            self._writer.begin(snapshot, self._upload(dict(metrics), best))
 
     def _upload(self, metrics: Mapping[str, float], best: bool) -> Callable[[Path], object] | None:
         if self._publisher is None:
@@ -128,8 +134,8 @@ class Keeper:
 
     def finish(self) -> None:
         """Wait until everything is written; every rank calls it, and none returns before the others' part is."""
-        self._saver.wait()
-        self._failed = gather_object(self._saver.failed)
+        self._writer.wait()
+        self._failed = gather_object(self._writer.failed)
 
     def check(self) -> None:
         """Raises NotSaved, on every rank, where a checkpoint could not be written; after `finish`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-from atlas.checkpoints.snapshot import load_split
+from atlas.checkpoints.contents import load_split
 from atlas.checks.inspection import check_before_training
 from atlas.config import Config
 from atlas.data.kept_split import KeptSplit

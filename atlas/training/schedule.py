@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from atlas.checkpoints.state import TrainingState
+from atlas.checkpoints.contents import TrainingState
 from atlas.config import Config
 from atlas.data.order import Draws, TrainOrder
 from atlas.training.optimizer import learning_rate

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
-from atlas.checkpoints.state import TrainingState
+from atlas.checkpoints.contents import TrainingState
 from atlas.data.augment import Augmenter
 from atlas.data.chunks import Sample
 from atlas.data.loader import make_loader, worker_count
@@ -22,7 +22,7 @@ from atlas.policies.base import Policy
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.system.progress import training_bar
 from atlas.tracking import RunTracker
-from atlas.training.checkpoint_manager import Keeper
+from atlas.training.checkpoint_manager import CheckpointManager
 from atlas.training.closed_loop import ClosedLoop
 from atlas.training.guards.early_stopping import EarlyStopping
 from atlas.training.guards.signals import Interrupted, StopRequest, listening
@@ -85,7 +85,7 @@ class Trainer:
         self.policy, self.model = self.strategy.policy, self.strategy.model
         self.optimizer = self.strategy.optimizer
         self.losses = LossMeter(self.policy.loss_names, device)
-        self.keeper = Keeper(
+        self.keeper = CheckpointManager(
             config.checkpoint,
             choose_best_metric(config, closed_loop is not None),
             self.strategy,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from atlas.checkpoints.state import random_state
+from atlas.checkpoints.contents import random_state
 from atlas.config import Config, DistributedConfig, load_config
 from atlas.errors import InputError
 from atlas.launch import check_gpu_of_rank, settle_device

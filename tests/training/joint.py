@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 from torch.distributed.tensor import DTensor
 
 from atlas.checkpoints import Contents
-from atlas.checkpoints.state import TrainingState, random_state
+from atlas.checkpoints.contents import TrainingState, random_state
 from atlas.config import Config, load_config
 from atlas.policies.modular.policy import ModularPolicy
 from atlas.training.parallel.block_setup import set_up_blocks

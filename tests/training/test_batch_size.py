@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas.checkpoints.state import random_state
+from atlas.checkpoints.contents import random_state
 from atlas.config import load_config
 from atlas.data import open_dataset
 from atlas.data.chunks import ChunkDataset

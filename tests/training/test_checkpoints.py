@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 import atlas
 from atlas.checkpoints import Checkpoints, find_checkpoint, find_undamaged, verify
-from atlas.checkpoints.retention import Retention
-from atlas.checkpoints.state import RankState, load_state, random_state, set_random_state, state_of_rank
+from atlas.checkpoints.contents import RankState, load_state, random_state, set_random_state, state_of_rank
+from atlas.checkpoints.run_folder import Retention
 from atlas.config import load_config
 from atlas.errors import InputError
 from atlas.policies.base import load_policy

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from atlas.checkpoints import load_state
-from atlas.checkpoints.snapshot import load_split
+from atlas.checkpoints.contents import load_split
 from atlas.data import open_dataset
 from atlas.data.chunks import ChunkDataset
 from atlas.data.hdf5.libero_writer import write_libero_file

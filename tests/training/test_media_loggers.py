@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import atlas
-from atlas.checkpoints.snapshot import load_rank_states
+from atlas.checkpoints.contents import load_rank_states
 from atlas.config import load_config
 from atlas.training.media.loggers import due_at_validation, fit_intervals
 from tests import warm

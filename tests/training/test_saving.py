@@ -17,18 +17,18 @@ import pytest
 import torch
 
 from atlas.checkpoints import Checkpoints, verify
+from atlas.checkpoints.background_writer import BackgroundWriter
+from atlas.checkpoints.contents import TrainingState
 from atlas.checkpoints.host_memory import HostMemory
-from atlas.checkpoints.retention import Retention
-from atlas.checkpoints.saving import Saver
-from atlas.checkpoints.state import TrainingState
+from atlas.checkpoints.run_folder import Retention
 from atlas.policies.base import load_policy
 from tests import warm
 from tests.training.written import Files, Training, small, step_in
 
 
-def make_saver(run_dir: Path, last_n: int = 2) -> tuple[Saver, Checkpoints]:
+def make_writer(run_dir: Path, last_n: int = 2) -> tuple[BackgroundWriter, Checkpoints]:
     checkpoints = Checkpoints(run_dir, Retention(last_n))
-    return Saver(checkpoints), checkpoints
+    return BackgroundWriter(checkpoints), checkpoints
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -54,25 +54,25 @@ class Slow(Files):
 def test_in_the_background_the_same_bytes_are_written(tmp_path: Path, averaged: bool) -> None:
     training, memory = Training(averaged), HostMemory()
     now = training.at(3)
-    saver, checkpoints = make_saver(tmp_path / "background")
+    writer, checkpoints = make_writer(tmp_path / "background")
 
     expected = Checkpoints(tmp_path / "waiting", Retention(2)).write(now)
     for step in (1, 2):  # the memory has been used before
-        saver.save(training.at(step).copied(memory))
-        saver.wait()
-    saver.save(training.at(3).copied(memory))
+        writer.begin(training.at(step).copied(memory))
+        writer.wait()
+    writer.begin(training.at(3).copied(memory))
     training.at(9)  # training goes on meanwhile
-    saver.wait()
+    writer.wait()
 
     assert contents(checkpoints.path(3)) == contents(expected)
 
 
 def test_a_policy_saved_in_the_background_loads(tmp_path: Path) -> None:
     training = Training(averaged=True)
-    saver, checkpoints = make_saver(tmp_path)
+    writer, checkpoints = make_writer(tmp_path)
 
-    saver.save(training.at(5).copied(HostMemory()))
-    saver.wait()
+    writer.begin(training.at(5).copied(HostMemory()))
+    writer.wait()
 
     loaded = load_policy(checkpoints.root / "latest").state_dict()
     assert step_in(checkpoints.path(5)) == 5
@@ -123,46 +123,46 @@ def test_memory_fits_itself_to_what_is_to_be_copied() -> None:
 
 
 def test_training_goes_on_while_a_checkpoint_is_written_and_the_next_waits_for_it(tmp_path: Path) -> None:
-    saver, checkpoints = make_saver(tmp_path)
+    writer, checkpoints = make_writer(tmp_path)
     slow, written = Slow(TrainingState(1, 8, 1)), []
 
-    saver.save(slow, written.append)
-    assert not saver.wait(seconds=0.05) and not written and not checkpoints.steps()
+    writer.begin(slow, written.append)
+    assert not writer.wait(seconds=0.05) and not written and not checkpoints.steps()
     threading.Timer(0.2, slow.may_go_on.set).start()
-    saver.save(small(2), written.append)
+    writer.begin(small(2), written.append)
 
     assert written[0] == checkpoints.path(1)  # complete before the second was begun
-    assert saver.wait() and written == [checkpoints.path(1), checkpoints.path(2)]
+    assert writer.wait() and written == [checkpoints.path(1), checkpoints.path(2)]
 
 
 def test_what_comes_after_is_told_of_a_checkpoint_that_is_complete_and_linked(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, Retention(last_n=1))
     seen: list[tuple[str, list[int]]] = []
-    saver = Saver(checkpoints, before=lambda: seen.append(("before", checkpoints.steps())))
+    writer = BackgroundWriter(checkpoints, before=lambda: seen.append(("before", checkpoints.steps())))
 
     def look(path: Path) -> None:
         verify(path)
         seen.append(((checkpoints.root / "latest").resolve().name, checkpoints.steps()))
 
     for step in (1, 2):
-        saver.save(small(step), look)
-    saver.wait()
+        writer.begin(small(step), look)
+    writer.wait()
 
     assert seen == [("before", []), ("step_00000001", [1]), ("before", [1]), ("step_00000002", [2])]
 
 
 def test_an_error_that_is_not_the_disks_is_raised_where_training_sees_it(tmp_path: Path) -> None:
-    saver, checkpoints = make_saver(tmp_path)
+    writer, checkpoints = make_writer(tmp_path)
 
     def refuse(_: Path) -> None:
         raise KeyError("a mistake in the program")
 
-    saver.save(small(1), refuse)
+    writer.begin(small(1), refuse)
     with pytest.raises(KeyError, match="a mistake"):
-        saver.save(small(2))
-    saver.save(small(3))  # and only once
-    saver.wait()
-    assert checkpoints.steps() == [1, 3] and not saver.failed
+        writer.begin(small(2))
+    writer.begin(small(3))  # and only once
+    writer.wait()
+    assert checkpoints.steps() == [1, 3] and not writer.failed
 
 
 # ---- a disk that is full ---------------------------------------------------------------------------------
@@ -183,20 +183,20 @@ def test_without_room_the_old_checkpoint_stays_and_training_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     training, memory = Training(), HostMemory()
-    saver, checkpoints = make_saver(tmp_path, last_n=1)
-    saver.save(training.at(1, best_step=1).copied(memory))
-    saver.wait()
+    writer, checkpoints = make_writer(tmp_path, last_n=1)
+    writer.begin(training.at(1, best_step=1).copied(memory))
+    writer.wait()
     told: list[Path] = []
 
     with files_up_to(20_000):  # the weights have more
-        saver.save(training.at(2, best_step=2).copied(memory), told.append)
-        saver.wait()
+        writer.begin(training.at(2, best_step=2).copied(memory), told.append)
+        writer.wait()
 
     assert checkpoints.steps() == [1] and not told
     assert step_in(checkpoints.root / "latest") == step_in(checkpoints.root / "best") == 1
     assert not list(checkpoints.root.glob(".*"))
     (record,) = caplog.records
-    assert record.levelno == logging.WARNING and saver.failed[0] in record.getMessage()
+    assert record.levelno == logging.WARNING and writer.failed[0] in record.getMessage()
     for words in (
         "step 2",
         "File too large",
@@ -205,22 +205,22 @@ def test_without_room_the_old_checkpoint_stays_and_training_goes_on(
         "are free",
         "the one of step 1 is still there",
     ):
-        assert words in saver.failed[0]
-    saver.save(training.at(3, best_step=3).copied(memory), told.append)
-    saver.wait()
-    assert checkpoints.steps() == [3] == [int(path.name[-1]) for path in told] and len(saver.failed) == 1
+        assert words in writer.failed[0]
+    writer.begin(training.at(3, best_step=3).copied(memory), told.append)
+    writer.wait()
+    assert checkpoints.steps() == [3] == [int(path.name[-1]) for path in told] and len(writer.failed) == 1
 
 
 def test_on_a_disk_that_is_really_full_too(tmp_path: Path, full_disk: Path) -> None:
-    saver, checkpoints = make_saver(full_disk / "run", last_n=1)
-    saver.save(Training().at(1))
-    saver.wait()
+    writer, checkpoints = make_writer(full_disk / "run", last_n=1)
+    writer.begin(Training().at(1))
+    writer.wait()
     (full_disk / "other data").write_bytes(bytes(shutil.disk_usage(full_disk).free - 50_000))
 
-    saver.save(Training().at(2))
-    saver.wait()
+    writer.begin(Training().at(2))
+    writer.wait()
 
-    assert "No space left on device" in saver.failed[0] and "MB are free in" in saver.failed[0]
+    assert "No space left on device" in writer.failed[0] and "MB are free in" in writer.failed[0]
     verify(checkpoints.root / "latest")
     assert checkpoints.steps() == [1] and not list(checkpoints.root.glob(".*"))
 
@@ -241,15 +241,15 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 _DYING = """
 import sys, threading, time
 from pathlib import Path
-from atlas.checkpoints import saving
+from atlas.checkpoints import background_writer
 from atlas.checkpoints import Checkpoints
-from atlas.checkpoints.retention import Retention
+from atlas.checkpoints.run_folder import Retention
 from tests import warm
 from tests.training.written import small
 
-saving._SECONDS_AT_EXIT = float(sys.argv[2])
-saver = saving.Saver(Checkpoints(Path(sys.argv[1]), Retention(2)))
-saver.save(small(1), lambda path: (time.sleep(0.3), print("then"), time.sleep(float(sys.argv[3]))))
+background_writer._SECONDS_AT_EXIT = float(sys.argv[2])
+writer = background_writer.BackgroundWriter(Checkpoints(Path(sys.argv[1]), Retention(2)))
+writer.begin(small(1), lambda path: (time.sleep(0.3), print("then"), time.sleep(float(sys.argv[3]))))
 raise RuntimeError("training failed")
 """
 

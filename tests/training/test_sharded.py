@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from atlas.checkpoints.saving import Saver
+from atlas.checkpoints.background_writer import BackgroundWriter
 from atlas.policies.base import load_policy
 from atlas.training.parallel.sharded import Sharded
 from tests.policies.test_policy import make_tiny_encoder
@@ -96,14 +96,14 @@ def _layout(encoder: Path) -> dict[str, Any]:
 
 def _save_while_training(training: Training, run: Path) -> dict[str, Any]:
     checkpoints = training.strategy.checkpoints(run, 3)
-    saver = Saver(checkpoints)
+    writer = BackgroundWriter(checkpoints)
     contents = training.snapshot(2)
     assert contents is not None
-    saver.save(contents)
+    writer.begin(contents)
     training.run(range(2, 4))
-    saver.wait()
+    writer.wait()
     dist.barrier()
-    assert not saver.failed, saver.failed
+    assert not writer.failed, writer.failed
     return {"unbroken": training.shown()}
 
 
@@ -150,25 +150,25 @@ def _fail(training: Training, run: Path) -> dict[str, Any]:
     """Rank 1's disk is full; then the main rank cannot even make a folder; then all is well again."""
     found: dict[str, Any] = {}
     checkpoints = training.strategy.checkpoints(run, 3)
-    saver = Saver(checkpoints)
+    writer = BackgroundWriter(checkpoints)
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     if dist.get_rank() == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most))
-    saver.save(training.snapshot(3))  # type: ignore[arg-type]
-    saver.wait()
+    writer.begin(training.snapshot(3))  # type: ignore[arg-type]
+    writer.wait()
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     dist.barrier()  # the main rank tidies up last
-    found["full disk"] = saver.failed[:]
+    found["full disk"] = writer.failed[:]
     found["left"] = sorted(p.name for p in checkpoints.root.iterdir())
 
     (run.parent / "file").touch()
-    blocked = Saver(training.strategy.checkpoints(run.parent / "file", 3))
-    blocked.save(training.snapshot(3))  # type: ignore[arg-type]
+    blocked = BackgroundWriter(training.strategy.checkpoints(run.parent / "file", 3))
+    blocked.begin(training.snapshot(3))  # type: ignore[arg-type]
     blocked.wait()
     found["no folder"] = blocked.failed
 
-    saver.save(training.snapshot(4))  # type: ignore[arg-type]
-    saver.wait()
+    writer.begin(training.snapshot(4))  # type: ignore[arg-type]
+    writer.wait()
     dist.barrier()
     found["steps"] = checkpoints.steps()
     return found

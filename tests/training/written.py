@@ -15,11 +15,10 @@ from typing import Any
 import torch
 
 from atlas.checkpoints import Checkpoints
+from atlas.checkpoints.background_writer import BackgroundWriter
+from atlas.checkpoints.contents import Snapshot, TrainingState, random_state
 from atlas.checkpoints.host_memory import HostMemory
-from atlas.checkpoints.retention import Retention
-from atlas.checkpoints.saving import Saver
-from atlas.checkpoints.snapshot import Snapshot
-from atlas.checkpoints.state import TrainingState, random_state
+from atlas.checkpoints.run_folder import Retention
 from atlas.config import load_config
 from atlas.policies.base import load_policy
 from atlas.policies.modular.policy import ModularPolicy
@@ -102,13 +101,13 @@ def forked(work: Callable[[], None]) -> Iterator[int]:
 
 def save_on_and_on(training: Training, run_dir: Path, first: int) -> None:
     """Save one step after another, each twice, in the background, for ever."""
-    memory, saver = HostMemory(), Saver(Checkpoints(run_dir, Retention(last_n=2)))
+    memory, writer = HostMemory(), BackgroundWriter(Checkpoints(run_dir, Retention(last_n=2)))
     best = first
     for number in range(first * 2, sys.maxsize):
         step = number // 2
         best = step if step % 3 == 0 else best
-        saver.wait()
-        saver.save(training.at(step, best_step=best, checkpoints=number).copied(memory))
+        writer.wait()
+        writer.begin(training.at(step, best_step=best, checkpoints=number).copied(memory))
 
 
 def write_until(run_dir: Path, operations: int, step: int) -> bool:

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from atlas.checkpoints.state import random_state, set_random_state
+from atlas.checkpoints.contents import random_state, set_random_state
 from atlas.config import MediaConfig
 from atlas.data.training_data import TrainingData
 from atlas.drawing.prediction_plots import PlotLogger

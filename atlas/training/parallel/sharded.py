@@ -15,11 +15,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from atlas.checkpoints.joint import JointCheckpoints
-from atlas.checkpoints.retention import Retention
-from atlas.checkpoints.shards import name_training, open_training, restore_moments, write_shard
-from atlas.checkpoints.snapshot import HostMemory, load_rank_states
-from atlas.checkpoints.state import STATE, RankState, TrainingState
+from atlas.checkpoints.contents import STATE, RankState, TrainingState, load_rank_states
+from atlas.checkpoints.host_memory import HostMemory
+from atlas.checkpoints.run_folder import Retention
+from atlas.checkpoints.shards import JointCheckpoints, name_training, open_training, restore_moments, write_shard
 from atlas.config import Config
 from atlas.policies.base import Policy
 from atlas.system.files import finite, write_json

@@ -16,10 +16,10 @@ from torch import nn
 from torch.utils import _pytree
 
 from atlas.checkpoints import Checkpoints, Contents
-from atlas.checkpoints.retention import Retention
+from atlas.checkpoints.contents import RankState, Snapshot, TrainingState, load_rank_states
+from atlas.checkpoints.host_memory import HostMemory
+from atlas.checkpoints.run_folder import Retention
 from atlas.checkpoints.shards import open_training, restore_moments
-from atlas.checkpoints.snapshot import HostMemory, Snapshot, load_rank_states
-from atlas.checkpoints.state import RankState, TrainingState
 from atlas.config import Config, TrainingConfig
 from atlas.errors import InputError
 from atlas.policies.base import Policy

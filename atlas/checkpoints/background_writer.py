@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from atlas.checkpoints.manager import Checkpoints, Contents
+from atlas.checkpoints.contents import Contents
+from atlas.checkpoints.run_folder import Checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ _SECONDS_AT_EXIT = 20.0  # that a process which ends without `wait`, as after an
 _writing: set[threading.Thread] = set()
 
 
-class Saver:
+class BackgroundWriter:
     """Writes one checkpoint at a time on a thread of its own.
 
     failed: what could not be written, a sentence each; training went on without.
@@ -32,7 +33,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, contents: Contents, then: Callable[[Path], object] | None = None) -> None:
+    def begin(self, contents: Contents, then: Callable[[Path], object] | None = None) -> None:
         """Begin to write a checkpoint, after the one before it; see `Checkpoints.write` and `prune`.
 
         contents: stays as it is until `wait` returns, see `Snapshot.copied`. then: called on the other thread with the
@@ -40,7 +41,7 @@ class Saver:
         """
         self.wait()
         # A daemon, as Python would wait for another kind at its end without a limit.
-        self._thread = threading.Thread(target=self._run, args=(contents, then), name="atlas-saver", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(contents, then), name="atlas-checkpoint", daemon=True)
         self._thread.start()
 
     def wait(self, seconds: float | None = None) -> bool:

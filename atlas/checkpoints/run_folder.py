@@ -1,18 +1,18 @@
-"""Checkpoints of a run: complete or absent, with links to the latest and the best."""
+"""The checkpoints in a run's folder: complete or absent, linked, kept or removed, found and verified."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from atlas.checkpoints.retention import Retention
-from atlas.checkpoints.state import STATE, TrainingState, load_state
+from atlas.checkpoints.contents import STATE, Contents, TrainingState, load_state
 from atlas.errors import InputError
 from atlas.registry.local_policy import POLICY_FILES
 from atlas.system.file_store import link_or_copy
@@ -28,17 +28,35 @@ _NEEDED = (STATE, *(f"policy/{name}" for name in POLICY_FILES))
 _OLDER = "trainer/optimizer.pt"  # only versions of Atlas that wrote no manifest wrote this
 
 
-class Contents(Protocol):
-    """What a checkpoint is made of, such as a `Snapshot`."""
+@dataclass(frozen=True)
+class Retention:
+    """The config section `checkpoint`, and the metric by which a checkpoint is better than another."""
 
-    @property
-    def state(self) -> TrainingState: ...
+    last_n: int
+    best_n: int = 1
+    every_n_steps: int | None = None
+    metric: str | None = None
+    larger_is_better: bool = False
 
-    @property
-    def nbytes(self) -> int: ...
+    def kept(self, values: Mapping[int, float | None], now: int, linked: Collection[int]) -> set[int]:
+        """The steps to keep, of those that are saved.
 
-    def write(self, folder: Path) -> None:
-        """Write `policy/` and `trainer/` into a folder, without waiting for the disk. Raises OSError."""
+        values: {step saved: its value of the metric, or None}. now: the step saved last. linked: the steps that links
+        name; they are kept in any case. So are those after `now`: training went back to before them, and leaves them
+        alone until it has passed them again.
+        """
+        reached = sorted(step for step in values if step <= now)
+        kept = {step for step in values if step > now or step in linked}
+        kept.update(reached[-self.last_n :])
+        if self.every_n_steps is not None:
+            kept.update(step for step in reached if step % self.every_n_steps == 0)
+        sign = 1 if self.larger_is_better else -1
+        # Of equal ones the later, as where the best is chosen.
+        ranked = sorted(
+            (sign * value, step) for step in reached if (value := values[step]) is not None and math.isfinite(value)
+        )
+        kept.update(step for _, step in ranked[-self.best_n :])
+        return kept
 
 
 class Checkpoints:
