@@ -123,7 +123,7 @@ def test_help_is_complete_and_needs_no_python(tree: Path, tmp_path: Path) -> Non
     shutil.rmtree(tree / ".venv")
     tools = tmp_path / "tools"
     tools.mkdir()
-    for tool in ("bash", "cat", "dirname"):
+    for tool in ("bash", "cat", "dirname", "readlink"):
         (tools / tool).symlink_to(str(shutil.which(tool)))
     result = subprocess.run(
         [tree / "train.sh", "--help"], capture_output=True, text=True, env={"PATH": str(tools)}, check=True
@@ -395,7 +395,7 @@ def test_two_first_starts_make_one_environment(
     shutil.rmtree(tree / ".venv")
     path = path_with_python(tmp_path)
     if tool != "flock":
-        for name in "bash sh cat date dirname env find mkdir rm rmdir sleep uname".split():
+        for name in "bash sh cat date dirname env find mkdir readlink rm rmdir sleep uname".split():
             (tmp_path / "tools" / name).symlink_to(str(shutil.which(name)))
         path = str(tmp_path / "tools")
     if "killed" in tool:
