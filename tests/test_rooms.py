@@ -77,6 +77,19 @@ def test_a_room_imports_only_rooms_above_it() -> None:
     assert wrong == []
 
 
+def test_nobody_outside_of_policies_knows_a_type() -> None:
+    """atlas/policies/vggt is a network that the geometry of images uses too, and no type."""
+    folders = {path.name for path in (ROOT / "policies").iterdir() if path.is_dir()} - {"vggt", "__pycache__"}
+    wrong = [
+        f"{file.relative_to(ROOT.parent)}:{line} imports atlas.{target}"
+        for name, file in modules()
+        for line, target in imported(file)
+        if room(name) != "policies" and target.split(".")[0] == "policies" and folders & set(target.split(".")[1:2])
+    ]
+
+    assert "modular" in folders and wrong == []
+
+
 def test_a_basename_occurs_once() -> None:
     """But base.py, which is the contract of its room."""
     counts = Counter(name.split(".")[-1] for name, _ in modules())

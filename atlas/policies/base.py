@@ -94,7 +94,7 @@ class Policy(nn.Module, ABC):
         return True
 
     def save_frozen(self, part: str, directory: Path) -> None:
-        """Write a copy of a frozen part's weights, which the section's `build` finds in that folder."""
+        """Write a copy of a frozen part below `directory/frozen`, where the section's `build` looks for it."""
         raise NotImplementedError(f"{type(self).__name__} has no frozen part {part}")
 
     def own_state_dict(self) -> dict[str, torch.Tensor]:

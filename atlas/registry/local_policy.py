@@ -11,7 +11,8 @@ from atlas.system.files import follow
 from atlas.system.manifest import verify_policy
 
 POLICY_FILES = ("model.safetensors", CONFIG, "processor.json")
-_BESIDE = ("README.md", "vision.safetensors", "language/*")  # the last two: frozen parts of one that is saved in full
+# All but the first are frozen parts of one that is saved in full: of a modular one, and of any other type.
+_BESIDE = ("README.md", "vision.safetensors", "language/*", "frozen/*")
 
 
 def resolve_policy(reference: str | Path) -> Path:

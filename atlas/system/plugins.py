@@ -19,16 +19,17 @@ from typing import Any, Generic, TypeVar
 
 from atlas.errors import InputError, did_you_mean, first_line
 
-# The groups, and where the table of each is.
-GROUPS = {
-    "atlas.policies": "atlas.config.model_section",
-    "atlas.vision_encoders": "atlas.policies.modular.parts",
-    "atlas.language_encoders": "atlas.policies.modular.parts",
-    "atlas.fusions": "atlas.policies.modular.parts",
-    "atlas.heads": "atlas.policies.modular.parts",
-    "atlas.environments": "atlas.environments.catalog",
-    "atlas.datasets": "atlas.data.formats",
-}
+# Each has its table where the things are used: policies in atlas/config/model_section.py, the parts of a modular one in
+# atlas/policies/modular/parts.py, environments in atlas/environments/catalog.py, datasets in atlas/data/formats.py.
+GROUPS = (
+    "atlas.policies",
+    "atlas.vision_encoders",
+    "atlas.language_encoders",
+    "atlas.fusions",
+    "atlas.heads",
+    "atlas.environments",
+    "atlas.datasets",
+)
 
 _registered: dict[tuple[str, str], Any] = {}
 

@@ -124,6 +124,18 @@ def test_a_saved_policy_acts_the_same_when_loaded(vision: str, tmp_path: Path) -
     assert {p.name for p in tmp_path.iterdir()} == {"model.safetensors", "config.yaml", "processor.json", "README.md"}
 
 
+def test_a_policy_that_was_saved_without_a_type_is_modular(tmp_path: Path) -> None:
+    policy = make_policy().eval()
+    policy.save_pretrained(tmp_path)
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert saved.pop("type") == "modular"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+
+    loaded = load_policy(tmp_path)
+
+    assert isinstance(loaded, ModularPolicy) and loaded.config == policy.config
+
+
 def test_padding_does_not_count() -> None:
     policy, batch = make_policy(), make_batch()
     assert batch.actions is not None and batch.action_is_pad is not None
