@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from atlas.data.randomness import sample_keys
 from atlas.errors import InputError
+from atlas.policies.base import Policy
 from atlas.policies.processor import PolicyProcessor
-from atlas.types import Batch, Observation
-
-
-class Policy(Protocol):
-    processor: PolicyProcessor
-
-    def sample(self, batch: Batch, generator: torch.Generator | None = None) -> torch.Tensor: ...
-
-    def parameters(self) -> object: ...
+from atlas.types import Observation
 
 
 @dataclass
@@ -34,13 +26,13 @@ class _Episode:
 
 
 class ChunkExecutor:
-    """Executes the first `execute` of the H predicted actions before it looks again.
+    """The actor that a policy is: executes the first `execute` of the H predicted actions before it looks again.
 
     With `ensemble` it looks at every step instead, and averages what all chunks that reach this step say about it,
     with weights exp(-ensemble * i) for i = 0 (the oldest), 1, … (temporal ensembling, Zhao et al., 2023, section IV-A).
-    One executor can drive several episodes at once; each has a number of the caller's choice and its own state. The
-    random numbers of a generative policy follow from (the episode's seed, how many chunks it was asked for), so that a
-    rollout does not depend on the episodes beside it.
+    Each of the episodes that it drives at once has a number of the caller's choice and its own state. The random
+    numbers of a generative policy follow from (the episode's seed, how many chunks it was asked for), so that a rollout
+    does not depend on the episodes beside it.
     """
 
     def __init__(
@@ -55,27 +47,19 @@ class ChunkExecutor:
         self._policy, self._execute, self._ensemble = policy, execute, ensemble
         self._source = policy.processor.source_for(environment)
         self._episodes: dict[int, _Episode] = defaultdict(_Episode)
-        self._queue: deque[np.ndarray] = deque()
 
     @property
     def processor(self) -> PolicyProcessor:
         """The policy's."""
         return self._policy.processor
 
-    def reset(self, episode: int = 0, seed: int = 0) -> None:
+    def reset(self, episode: int, seed: int) -> None:
         """Forget an episode's state; call it when one begins. seed: of its policy's random numbers."""
         self._episodes[episode] = _Episode(seed)
-        self._queue.clear()
-
-    def act(self, observation: Observation) -> np.ndarray:
-        """The next action [A] of a single episode; the policy is asked only when a new chunk is due."""
-        if not self._queue:
-            self._queue.extend(self.plan({0: observation})[0])
-        return self._queue.popleft()
 
     def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
         """Of each episode the actions [n, A] to execute before it must be observed again, in the ActionSpec's units."""
-        device = next(iter(self._policy.parameters())).device  # type: ignore[call-overload]
+        device = next(self._policy.parameters()).device
         batch = self._policy.processor.batch(list(observations.values()), self._source)
         episodes = [self._episodes[number] for number in observations]
         chunks = self._policy.sample(replace(batch, key=_keys(episodes)).to(device)).float().cpu().numpy()  # [n, H, A]

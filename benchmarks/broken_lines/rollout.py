@@ -76,10 +76,10 @@ ROWS = of_part(
     ),
     (
         "atlas/rollout/chunk_executor.py",
-        "self._queue.clear()\n",
-        "pass\n",
-        "an episode begins with what is left of the last one's chunk",
-        f"{EXECUTOR}::test_a_new_episode_does_not_finish_the_old_ones_chunk",
+        "self._episodes[episode] = _Episode(seed)",
+        "self._episodes[episode].seed = seed",
+        "an episode begins with what is left of the last one's chunks",
+        f"{EXECUTOR}::test_a_new_episode_forgets_the_old_ones_chunks",
     ),
     (
         "atlas/rollout/chunk_executor.py",

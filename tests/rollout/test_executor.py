@@ -60,40 +60,45 @@ class CountingPolicy:
         return chunk
 
 
+def acted(executor: ChunkExecutor, plans: int) -> np.ndarray:
+    """What a single episode executes, [steps, A]."""
+    return np.concatenate([executor.plan({0: STILL})[0] for _ in range(plans)])
+
+
 def test_the_first_actions_are_executed_before_the_policy_is_asked_again() -> None:
     executor = ChunkExecutor(CountingPolicy(), execute=3)
 
-    acted = [executor.act(STILL) for _ in range(7)]
+    executed = acted(executor, plans=2)[:, :2].tolist()
 
-    assert [(int(a[0]), int(a[1])) for a in acted] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+    assert executed == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
 
 
-def test_a_new_episode_does_not_finish_the_old_ones_chunk() -> None:
-    executor = ChunkExecutor(CountingPolicy(), execute=3)
-    executor.act(STILL)
+def test_a_new_episode_forgets_the_old_ones_chunks() -> None:
+    executor = ChunkExecutor(CountingPolicy(), execute=3, ensemble=0.0)
+    acted(executor, plans=1)
 
-    executor.reset()
+    executor.reset(0, seed=0)
 
-    assert executor.act(STILL)[0] == 1
+    assert acted(executor, plans=1)[0, 0] == 1
 
 
 def test_temporal_ensembling_averages_what_the_chunks_say_about_now() -> None:
     executor = ChunkExecutor(CountingPolicy(), execute=2, ensemble=0.5)
 
-    acted = [executor.act(STILL) for _ in range(3)]
+    now = acted(executor, plans=3)[2]
 
     weights = np.exp(-0.5 * np.arange(3))  # the oldest first
-    assert acted[2][0] == pytest.approx((weights * [0, 1, 2]).sum() / weights.sum())
-    assert acted[2][1] == pytest.approx((weights * [2, 1, 0]).sum() / weights.sum())
+    assert now[0] == pytest.approx((weights * [0, 1, 2]).sum() / weights.sum())
+    assert now[1] == pytest.approx((weights * [2, 1, 0]).sum() / weights.sum())
 
 
 def test_old_chunks_that_do_not_reach_now_are_forgotten() -> None:
     executor = ChunkExecutor(CountingPolicy(), execute=1, ensemble=0.0)
 
-    acted = [executor.act(STILL) for _ in range(HORIZON + 3)]
+    now = acted(executor, plans=HORIZON + 3)[-1]
 
     last = HORIZON + 2
-    assert acted[-1][0] == pytest.approx(np.mean(range(last - HORIZON + 1, last + 1)))
+    assert now[0] == pytest.approx(np.mean(range(last - HORIZON + 1, last + 1)))
 
 
 def test_episodes_have_states_of_their_own() -> None:
@@ -147,23 +152,23 @@ def test_a_rollout_does_not_depend_on_the_episodes_beside_it(head: str, execute:
 def test_a_generative_policy_draws_anew_for_each_chunk_and_each_seed() -> None:
     executor = ChunkExecutor(acting("flow"), execute=1)
 
-    def acted(seed: int) -> np.ndarray:
-        executor.reset(seed=seed)
-        return np.stack([executor.act(STILL) for _ in range(3)])
+    def acted_with(seed: int) -> np.ndarray:
+        executor.reset(0, seed)
+        return acted(executor, plans=3)
 
-    first = acted(seed=1)
+    first = acted_with(seed=1)
 
-    assert not np.allclose(first[0], first[1]) and not np.allclose(acted(seed=2), first)
-    np.testing.assert_array_equal(acted(seed=1), first)
+    assert not np.allclose(first[0], first[1]) and not np.allclose(acted_with(seed=2), first)
+    np.testing.assert_array_equal(acted_with(seed=1), first)
 
 
 def test_a_regression_policy_needs_no_seed() -> None:
     executor = ChunkExecutor(acting("regression"), execute=1)
-    first = executor.act(STILL)
+    first = acted(executor, plans=1)
 
-    executor.reset(seed=8)
+    executor.reset(0, seed=8)
 
-    np.testing.assert_array_equal(executor.act(STILL), first)
+    np.testing.assert_array_equal(acted(executor, plans=1), first)
 
 
 def test_an_evaluation_asks_with_its_episodes_seeds() -> None:
