@@ -47,33 +47,8 @@ def meanings(spec: ActionSpec, ratio: float) -> Iterator[Meaning]:
 
     ratio: how far the hand went in the recording, by how far it goes when the actions are taken as they are.
     """
-    pose, gripper = spec.pose, spec.gripper
     where = "where the data is converted"
-
-    def negated(actions: np.ndarray, _: Recorded) -> np.ndarray:
-        changed = actions.copy()
-        changed[:, gripper] *= -1
-        return changed
-
-    def stretched(actions: np.ndarray, _: Recorded) -> np.ndarray:
-        changed = actions.copy()
-        changed[:, gripper] = 2 * changed[:, gripper] - 1
-        return changed
-
-    def stretched_and_negated(actions: np.ndarray, _: Recorded) -> np.ndarray:
-        changed = actions.copy()
-        changed[:, gripper] = 1 - 2 * changed[:, gripper]
-        return changed
-
-    yield Meaning("gripper", "with the gripper negated", f"Negate the gripper's action {where}.", negated)
-    for name, change in (
-        ("0 to 1 for open to closed", stretched),
-        ("1 to 0 for open to closed", stretched_and_negated),
-    ):
-        yield Meaning(
-            "gripper", f"with the gripper read as {name}", f"Map the gripper to -1 open, +1 closed {where}.", change
-        )
-
+    yield from _gripper_meanings(spec, where)
     for frames in _SHIFTS:
         late, way = ("late", "start") if frames > 0 else ("early", "end")
         count = f"{abs(frames)} frame{'s' if abs(frames) > 1 else ''}"
@@ -90,7 +65,7 @@ def meanings(spec: ActionSpec, ratio: float) -> Iterator[Meaning]:
             value=frames,
         )
 
-    def scaled(part: slice, factor: float) -> Change:
+    def scaled(part: list[int], factor: float) -> Change:
         def change(actions: np.ndarray, _: Recorded) -> np.ndarray:
             changed = actions.copy()
             changed[:, part] *= factor
@@ -100,11 +75,13 @@ def meanings(spec: ActionSpec, ratio: float) -> Iterator[Meaning]:
 
     for factor in (round(float(ratio), 3), *_SCALES):
         for what, part in (
-            ("the pose", pose),
-            ("the position", slice(*spec.position)),
-            ("the rotation", slice(*spec.rotation)),
+            ("the pose", spec.pose),
+            *(
+                (f"the {group.label}", list(range(spec.dim))[part])
+                for group, part in spec.spans("position", "rotation")
+            ),
         ):
-            if factor > 0 and part.stop > part.start:
+            if factor > 0:
                 yield Meaning(
                     "scale",
                     f"with {what} multiplied by {factor:g}",
@@ -112,12 +89,14 @@ def meanings(spec: ActionSpec, ratio: float) -> Iterator[Meaning]:
                     scaled(part, factor),
                     value=factor,
                 )
-    if spec.delta:
+    positions = spec.spans("position")
+    if len(positions) == 1 and positions[0][0].delta:  # a world has one hand
+        ((group, place),) = positions
         yield Meaning(
             "scale",
             "with the position read as the place to go to",
             "Set delta: false in data.features.action_spec, or convert the actions to deltas.",
-            lambda actions, recorded: _as_deltas(actions, recorded, spec),
+            lambda actions, recorded: _as_deltas(actions, recorded, place, group.unit),
         )
     for steps in (2, 3, 4):
         yield Meaning(
@@ -130,9 +109,30 @@ def meanings(spec: ActionSpec, ratio: float) -> Iterator[Meaning]:
         )
 
 
-def _as_deltas(actions: np.ndarray, recorded: Recorded, spec: ActionSpec) -> np.ndarray:
-    """Poses to go to, as deltas from where the hand was."""
+def _gripper_meanings(spec: ActionSpec, where: str) -> Iterator[Meaning]:
+    """In a world whose grippers go from -1 to 1."""
+    grippers = [dimension for dimension, _ in spec.grippers]
+    if not grippers:
+        return
+
+    def turned(factor: float, offset: float) -> Change:
+        def change(actions: np.ndarray, _: Recorded) -> np.ndarray:
+            changed = actions.copy()
+            changed[:, grippers] = factor * changed[:, grippers] + offset
+            return changed
+
+        return change
+
+    yield Meaning("gripper", "with the gripper negated", f"Negate the gripper's action {where}.", turned(-1, 0))
+    for name, change in (("0 to 1 for open to closed", turned(2, -1)), ("1 to 0 for open to closed", turned(-2, 1))):
+        yield Meaning(
+            "gripper", f"with the gripper read as {name}", f"Map the gripper to -1 open, +1 closed {where}.", change
+        )
+
+
+def _as_deltas(actions: np.ndarray, recorded: Recorded, position: slice, unit_m: float) -> np.ndarray:
+    """Places to go to, as deltas from where the hand was."""
     hand = np.stack([positions["hand"] for positions in recorded.positions])[: len(actions)]
     changed = actions.astype(np.float64)
-    changed[:, slice(*spec.position)] = (changed[:, slice(*spec.position)] - hand) / spec.position_unit_m
+    changed[:, position] = (changed[:, position] - hand) / unit_m
     return changed

@@ -64,10 +64,10 @@ class CheckContext:
     @cached_property
     def poses_r2(self) -> float:
         """How much of the actions' position the hand's next position explains; 0 where there is nothing to compare."""
-        spec = self.dataset.action_spec
-        if not spec.delta or not self.dataset.proprio_dim >= spec.position[1] - spec.position[0] > 0:
+        positions = self.dataset.action_spec.spans("position")
+        if len(positions) != 1 or not positions[0][0].delta or self.dataset.proprio_dim < len(positions[0][0].names):
             return 0.0
-        return explained_by_pose(self.sampled, spec)
+        return explained_by_pose(self.sampled, positions[0][1])
 
     @property
     def takes_poses(self) -> bool:

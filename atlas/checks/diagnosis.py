@@ -181,7 +181,7 @@ def _words(text: str) -> list[str]:
 
 def _actions(shown: InputRecorder, trained: ColumnStatistics, processor: PolicyProcessor) -> Iterator[Finding]:
     """What the policy answers, in the range of training's actions (-1 to 1)."""
-    names, gripper = processor.action_spec.names, processor.action_spec.gripper
+    names = processor.action_spec.names
     low, high = np.array(trained.min), np.array(trained.max)
     centre, half = (low + high) / 2, np.maximum((high - low) / 2, _SMALLEST_RANGE)
     scaled = (shown.actions - centre) / half  # [steps, A]
@@ -192,7 +192,6 @@ def _actions(shown: InputRecorder, trained: ColumnStatistics, processor: PolicyP
         "deviation_of_training": {n: round(float(v), 3) for n, v in zip(names, deviation, strict=True)},
     }
     still = [n for n, d, s in zip(names, deviation, trained.std, strict=True) if d < _STILL and s > _SMALLEST_RANGE]
-    closed = shown.actions[:, gripper] > 0
     well = True
     if outside.max() > _SOME:
         well = False
@@ -212,15 +211,18 @@ def _actions(shown: InputRecorder, trained: ColumnStatistics, processor: PolicyP
             "It has learned an average; train for longer, or look whether it sees anything (--blind as the reference).",
             evidence,
         )
-    if (closed.all() or not closed.any()) and low[gripper] < 0 < high[gripper] and names[gripper] not in still:
-        well = False
-        what = "open" if not closed.any() else "closed"
-        yield Finding(
-            "gripper",
-            "warning",
-            f"the policy keeps the gripper {what} all the time, and in training it was both",
-            "Look at the gripper's error in validation, and at its sign in the data: `atlas data check`.",
-            {"share_closed": float(closed.mean())},
-        )
+    for dimension, gripper in processor.action_spec.grippers:
+        closed = gripper.closed_share(shown.actions[:, dimension]) > 0.5
+        was_both = low[dimension] < (gripper.open + gripper.closed) / 2 < high[dimension]
+        if (closed.all() or not closed.any()) and was_both and names[dimension] not in still:
+            well = False
+            what = "open" if not closed.any() else "closed"
+            yield Finding(
+                "gripper",
+                "warning",
+                f"the policy keeps the {gripper.label} {what} all the time, and in training it was both",
+                "Look at the gripper's error in validation, and at its sign in the data: `atlas data check`.",
+                {"share_closed": float(closed.mean())},
+            )
     if well:
         yield Finding("actions", "info", "actions vary within training's range", None, evidence)

@@ -44,6 +44,7 @@ def inspect_dataset(dataset: EpisodeDataset) -> dict[str, Any]:
         "tasks": {task: int((dataset.task_of == i).sum()) for i, task in enumerate(dataset.tasks)},
         "cameras": {camera: list(dataset.image_size(camera)) for camera in dataset.cameras},
         "action_dim": dataset.action_spec.dim,
+        "action_spec": dataset.action_spec.to_dict(),
         "proprio_dim": dataset.proprio_dim,
         "action_min": actions.min(0).tolist(),
         "action_max": actions.max(0).tolist(),

@@ -47,11 +47,13 @@ class MotionFit:
 
 
 def fit_motion(recorded: Recorded, spec: ActionSpec) -> MotionFit | None:
-    """Fit the answer; None where actions are no deltas of a 3-D position or proprio does not begin with its position,
+    """Fit the answer; None where actions are no deltas of one 3-D position or proprio does not begin with its position,
     as far as that can be told: nothing explains what moves."""
-    if not spec.delta or spec.position[1] - spec.position[0] != 3 or not recorded or recorded[0][1].shape[1] < 3:
+    deltas = [(group, part) for group, part in spec.spans("position") if group.delta and len(group.names) == 3]
+    if len(deltas) != 1 or len(spec.spans("position")) > 1 or not recorded or recorded[0][1].shape[1] < 3:
         return None
-    actions = [a[:, slice(*spec.position)] for a, _ in recorded]
+    ((group, part),) = deltas
+    actions = [a[:, part] for a, _ in recorded]
     motions = [np.diff(p[:, :3], axis=0) for _, p in recorded]
     history = [_around(a) for a in actions]  # [T - 1, lags, 3] each
     x = np.concatenate([h[: len(m)] for h, m in zip(history, motions, strict=True)])
@@ -75,14 +77,14 @@ def fit_motion(recorded: Recorded, spec: ActionSpec) -> MotionFit | None:
     if axes_r2 < _SMALLEST_R2 or weights.max() <= 0:
         return None
     start = int(np.flatnonzero(weights >= _STARTS * weights.max())[0])
-    gain = float(weights[start : start + _ANSWER].sum()) / spec.position_unit_m
+    gain = float(weights[start : start + _ANSWER].sum()) / group.unit
     return MotionFit(weights, r2, int(LAGS[start]), gain, axes, axes_r2)
 
 
-def explained_by_pose(recorded: Recorded, spec: ActionSpec) -> float:
+def explained_by_pose(recorded: Recorded, position: slice) -> float:
     """How much of the actions' position the hand's next position explains (R^2): near 1 where actions say where to go
-    and not how far."""
-    a = np.concatenate([a[:-1, slice(*spec.position)] for a, _ in recorded])
+    and not how far. position: its dimensions."""
+    a = np.concatenate([a[:-1, position] for a, _ in recorded])
     p = np.concatenate([p[1:, : a.shape[1]] for _, p in recorded])
     a, p = a - a.mean(0), p - p.mean(0)
     moving = (a.std(0) > _STILL_ACTION) & (p.std(0) > _STILL_M)

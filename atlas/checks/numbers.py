@@ -45,8 +45,9 @@ def _stuck(context: CheckContext, actions: np.ndarray) -> Iterator[Finding]:
     spec = context.dataset.action_spec
     lost: list[str] = []
     unused: list[str] = []
-    for dimension, name in enumerate(spec.names):
-        if np.ptp(actions[:, dimension]) >= _STILL or dimension == spec.gripper:  # of the gripper, `gripper` says so
+    for dimension in spec.pose:  # of a gripper, `gripper` says so
+        name = spec.names[dimension]
+        if np.ptp(actions[:, dimension]) >= _STILL:
             continue
         held = abs(float(actions[0, dimension])) > _STILL
         (lost if held or _hand_moves_along(context, dimension) else unused).append(name)
@@ -70,10 +71,11 @@ def _stuck(context: CheckContext, actions: np.ndarray) -> Iterator[Finding]:
 
 def _hand_moves_along(context: CheckContext, dimension: int) -> bool:
     """Whether the hand moves along a position axis, as far as proprio is known to begin with its position."""
-    first, end = context.dataset.action_spec.position
-    if not first <= dimension < end or context.motion is None or context.dataset.proprio_dim < end - first:
+    if context.motion is None:  # else there is one position, and proprio begins with it
         return False
-    return any(np.ptp(proprio[:, dimension - first]) > _MOVED_M for _, proprio in context.sampled)
+    ((_, part),) = context.dataset.action_spec.spans("position")
+    axis = dimension - part.start
+    return 0 <= axis < part.stop - part.start and any(np.ptp(p[:, axis]) > _MOVED_M for _, p in context.sampled)
 
 
 def _ranges(context: CheckContext, actions: np.ndarray) -> Iterator[Finding]:
@@ -92,7 +94,8 @@ def _ranges(context: CheckContext, actions: np.ndarray) -> Iterator[Finding]:
             {"frames": frames, "dimensions": [spec.names[d] for d in wild]},
         )
     outside = float((np.abs(actions[:, spec.pose]) > 1 + 1e-3).mean())
-    if spec.delta and outside and not wild:
+    of_the_hand = all(group.kind in ("position", "rotation", "gripper") for group in spec.groups)
+    if spec.delta and of_the_hand and outside and not wild:
         yield Finding(
             "actions",
             "warning",
@@ -100,7 +103,7 @@ def _ranges(context: CheckContext, actions: np.ndarray) -> Iterator[Finding]:
             "Give the unit of the actions in data.features.action_spec, or clip them when they are recorded.",
             {"share_outside": round(outside, 4)},
         )
-    for dimension in range(spec.pose.start, spec.pose.stop):
+    for dimension in spec.pose:
         values = actions[:, dimension]
         if q01[dimension] == q99[dimension]:  # it is used in few frames: `stats` says so
             continue

@@ -9,65 +9,93 @@ import numpy as np
 from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
 from atlas.checks.motion import MotionFit
-from atlas.data.hdf5.gripper_values import CLEAR, fingers_follow, is_zero_to_one
+from atlas.data.hdf5.gripper_values import CLEAR, fingers_follow, is_zero_to_one, map_gripper
+from atlas.types import ActionGroup
 
 _GAIN, _USUAL_GAIN = (0.12, 0.40), 0.22  # of robosuite's OSC_POSE at 20 Hz: 0.18 to 0.26 in recordings
 _ANY_GAIN = (0.02, 1.5)  # of any controller: the hand moves, and not further than it is told to
 
 
 def check_gripper(context: CheckContext) -> Iterator[Finding]:
-    """The gripper's values, and whether the fingers do what they say."""
-    grippers = [actions[:, context.dataset.action_spec.gripper] for actions, _ in context.sampled]
-    values = np.concatenate(grippers)
+    """The values of each gripper, and whether the fingers do what they say."""
+    for dimension, gripper in context.dataset.action_spec.grippers:
+        told = [actions[:, dimension] for actions, _ in context.sampled]
+        values = np.concatenate(told)
+        yield from _values(context, gripper, values)
+        if np.ptp(values) >= 1e-6 and not _in_another_range(gripper, values):
+            # From -1, open, to 1, closed, which to the bit they are where they are so.
+            turned = [map_gripper(each, gripper.open, gripper.closed) for each in told]
+            agreement = fingers_follow(turned, [proprio for _, proprio in context.sampled])
+            if agreement is not None:
+                yield from _sign(context, gripper, agreement)
+
+
+def _in_another_range(gripper: ActionGroup, values: np.ndarray) -> bool:
+    return (gripper.open, gripper.closed) == (-1.0, 1.0) and is_zero_to_one(values)
+
+
+def _values(context: CheckContext, gripper: ActionGroup, values: np.ndarray) -> Iterator[Finding]:
+    """values: float64 [frames], told to a gripper."""
     low, high = float(values.min()), float(values.max())
-    evidence = {"min": low, "max": high}
-    if is_zero_to_one(values):
+    evidence, name = {"min": low, "max": high}, gripper.label
+    if _in_another_range(gripper, values):
         yield Finding(
             "gripper",
             "error",
-            f"the gripper's actions lie within [{low:g}, {high:g}], and are to be -1 (open) to +1 (closed)",
+            f"the {name}'s actions lie within [{low:g}, {high:g}], and are to be -1 (open) to +1 (closed)",
             f"Map them {context.where_to_change('gripper_open and gripper_closed')}.",
             evidence,
         )
         return
-    between = float((np.abs(np.abs(values) - 1) > 1e-6).mean())
-    if between:
+    share = gripper.closed_share(values)
+    between = float((np.abs(np.abs(2 * share - 1) - 1) > 1e-6).mean())
+    beyond = float((np.abs(map_gripper(values, gripper.open, gripper.closed)) > 1 + 1e-6).mean())
+    if not gripper.continuous and (between or beyond):
+        ends = f"{gripper.open:g} (open) or {gripper.closed:+g} (close)"
         yield Finding(
             "gripper",
             "warning",
-            f"the gripper action is not -1 (open) or +1 (close) everywhere: it is within [{low:g}, {high:g}], and "
-            f"{between:.0%} of the frames have another value",
+            f"the {name} action is not {ends} everywhere: it is within [{low:g}, {high:g}], and "
+            f"{between + beyond:.0%} of the frames have another value",
             "Round it when the data is converted, if the gripper can only open and close.",
-            evidence | {"share_between": round(between, 4)},
+            evidence | {"share_between": round(between + beyond, 4)},
+        )
+    if gripper.continuous and beyond:
+        ends = f"{gripper.open:g} (open) to {gripper.closed:g} (closed)"
+        yield Finding(
+            "gripper",
+            "warning",
+            f"{beyond:.0%} of the {name}'s actions lie beyond {ends}: they are within [{low:g}, {high:g}]",
+            f"Say what is open and what is closed {context.where_to_change('open and closed')}.",
+            evidence | {"share_beyond": round(beyond, 4)},
         )
     if high - low < 1e-6:
-        what = "closed" if high > 0 else "open"
+        what = "closed" if share[0] > 0.5 else "open"
         yield Finding(
             "gripper",
             "warning",
-            f"the gripper is told to be {what} all the time",
+            f"the {name} is told to be {what} all the time",
             "Look at the column that it was read from, unless the task needs no gripper.",
             evidence,
         )
-        return
-    agreement = fingers_follow(grippers, [proprio for _, proprio in context.sampled])
-    if agreement is not None:
-        yield from _sign(context, agreement)
 
 
-def _sign(context: CheckContext, agreement: float) -> Iterator[Finding]:
-    evidence = {"correlation": round(agreement, 3)}
+def _sign(context: CheckContext, gripper: ActionGroup, agreement: float) -> Iterator[Finding]:
+    evidence, name, closed = {"correlation": round(agreement, 3)}, gripper.label, f"{gripper.closed:+g}"
     if agreement > CLEAR:
+        ends = "gripper_open: 1, gripper_closed: -1"
+        if (gripper.open, gripper.closed) != (-1.0, 1.0):
+            ends = f"open: {gripper.closed:g}, closed: {gripper.open:g}"
         yield Finding(
             "gripper",
             "error",
-            "the gripper's sign is flipped: the fingers open where the action is positive, and +1 is to close them "
+            f"the {name}'s sign is flipped: the fingers open where the action nears {closed}, which is to close them "
             f"(correlation {agreement:.2f})",
-            f"Negate the gripper's action {context.where_to_change('gripper_open: 1, gripper_closed: -1')}.",
+            f"Negate the gripper's action {context.where_to_change(ends)}.",
             evidence,
         )
     elif agreement < -CLEAR:
-        said = f"the fingers close where the action is +1 (correlation {agreement:.2f})"
+        said = f"the fingers close where the action is {closed} (correlation {agreement:.2f})"
         yield Finding("gripper", "info", said, None, evidence)
 
 
@@ -130,7 +158,8 @@ def check_scale(context: CheckContext) -> Iterator[Finding]:
     if motion is None:
         return
     if not motion.straight:
-        names = spec.names[slice(*spec.position)]
+        ((group, _),) = spec.spans("position")
+        names = group.names
         moves = [
             f"{'-' if sign < 0 else ''}{names[source]} moves {axis}"
             for axis, (source, sign) in zip("xyz", motion.axes, strict=True)
@@ -148,7 +177,8 @@ def check_scale(context: CheckContext) -> Iterator[Finding]:
 
 
 def _gain(context: CheckContext, motion: MotionFit) -> Finding:
-    unit_m = context.dataset.action_spec.position_unit_m
+    ((group, _),) = context.dataset.action_spec.spans("position")
+    unit_m = group.unit
     low, high = _GAIN if context.known_controller else _ANY_GAIN
     evidence = {"gain": round(motion.gain, 4), "expected": [low, high], "unit_m": unit_m}
     if low <= motion.gain <= high or context.has_errors("video"):  # at another rate it moves further in a frame

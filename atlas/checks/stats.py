@@ -33,7 +33,7 @@ def check_stats(context: CheckContext) -> Iterator[Finding]:
         if not np.isfinite(values).all():
             return  # `actions` says so
         scaling = getattr(context.processor, f"{what}_normalization")
-        kept = names[dataset.action_spec.gripper] if what == "action" else None
+        kept = {names[d] for d, _ in dataset.action_spec.grippers} if what == "action" else set()
         found = list(_of_column(what, ColumnStatistics.of(values), names, scaling, kept))
         well = well and not found
         yield from found
@@ -50,9 +50,9 @@ def check_stats(context: CheckContext) -> Iterator[Finding]:
 
 
 def _of_column(
-    what: str, statistics: ColumnStatistics, names: tuple[str, ...], scaling: str, kept: str | None
+    what: str, statistics: ColumnStatistics, names: tuple[str, ...], scaling: str, kept: set[str]
 ) -> Iterator[Finding]:
-    """kept: the dimension that is not scaled."""
+    """kept: the dimensions that are not scaled by statistics."""
     mean, std, low, high = (np.array(getattr(statistics, key)) for key in ("mean", "std", "min", "max"))
     still = [name for name, deviation in zip(names, std, strict=True) if deviation < _SMALLEST_STD]
     if len(still) == len(names):
@@ -74,7 +74,7 @@ def _of_column(
             {"column": what, "dimensions": still},
         )
     # By the smallest and the largest value, `tails` says it.
-    seldom = [] if scaling == "min_max" else [d for d in seldom_used(statistics) if names[d] not in (*still, kept)]
+    seldom = [] if scaling == "min_max" else [d for d in seldom_used(statistics) if names[d] not in (*still, *kept)]
     for dimension in seldom:
         q01, q99 = statistics.q01[dimension], statistics.q99[dimension]
         farthest = max(low[dimension], high[dimension], key=lambda value: abs(value - (q01 + q99) / 2))

@@ -140,8 +140,12 @@ def inspect(
     say(f"{'padding':12} {padding:.1%} of the steps, in chunks of {horizon}")
     print_table("tasks", ("instruction", "episodes"), [(name, str(n)) for name, n in found["tasks"].items()])
     ranges = zip(found["action_min"], found["action_max"], strict=True)
-    rows = [(str(i), f"{low:.4g}", f"{high:.4g}") for i, (low, high) in enumerate(ranges)]
-    print_table("actions", ("dimension", "min", "max"), rows)
+    groups = [(name, group) for group in found["action_spec"]["groups"] for name in group["names"]]
+    rows = [
+        (str(i), name, " ".join(filter(None, (group["arm"], group["kind"]))), f"{low:.4g}", f"{high:.4g}")
+        for i, ((name, group), (low, high)) in enumerate(zip(groups, ranges, strict=True))
+    ]
+    print_table("actions", ("dimension", "name", "of", "min", "max"), rows)
     for warning in found["warnings"]:
         say(f"warning: {warning}")
 

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from atlas.config.section import NotNegative, Positive, Section, Size, UserPath
+from atlas.config.action_sections import SourceActionsConfig
+from atlas.config.section import Names, NotNegative, Positive, Section, Size, UserPath
 from atlas.errors import InputError
 
 
@@ -27,48 +28,6 @@ class AugmentConfig(Section):
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.2
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.2
     saturation: Annotated[float, Field(ge=0, lt=1)] = 0.2
-
-
-Dimension = Annotated[int, Field(ge=0)]
-Unit = Annotated[float, Field(gt=0)]
-
-
-class SourceActionsConfig(Section):
-    """What the numbers of a source's actions mean; Atlas turns them into its own.
-
-    Ranges are the first and one past the last dimension. Dimensions that are not named are left out.
-    """
-
-    position: tuple[Dimension, Dimension] = (0, 3)
-    rotation: tuple[Dimension, Dimension] = (3, 6)  # axis and angle; an empty range where there is none
-    gripper: Dimension = 6
-    gripper_open: float = -1.0  # the source's value for it
-    gripper_closed: float = 1.0
-    delta: bool = True  # false: a pose to go to
-    position_unit_m: Unit | None = None  # what 1 means; null: 0.05 for deltas (LIBERO's), else 1
-    rotation_unit_rad: Unit | None = None  # likewise; null: 0.5 for deltas, else 1
-    control_hz: Unit | None = None  # actions a second; null: the dataset's fps
-
-    @model_validator(mode="after")
-    def _agree(self) -> SourceActionsConfig:
-        if self.position[1] - self.position[0] not in (1, 2, 3):
-            raise ValueError(
-                f"position is {list(self.position)}, a range of 1 to 3 dimensions is needed, such as [0, 3]"
-            )
-        if self.rotation[1] - self.rotation[0] not in (0, 3):
-            raise ValueError(
-                f"rotation is {list(self.rotation)}, a range of the 3 dimensions of an axis-angle is needed, such as "
-                "[3, 6], or an empty one, such as [3, 3]"
-            )
-        used = [*range(*self.position), *range(*self.rotation), self.gripper]
-        if len(set(used)) < len(used):
-            raise ValueError("position, rotation and gripper must be dimensions of their own, and two share one")
-        if self.gripper_open == self.gripper_closed:
-            raise ValueError(f"gripper_open and gripper_closed are both {self.gripper_open:g}, and must differ")
-        return self
-
-
-Names = Annotated[list[str], Field(min_length=1)]
 
 
 class FeaturesConfig(Section):

@@ -13,6 +13,7 @@ Layers = Annotated[int, Field(ge=1, le=1000)]
 NotNegative = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
 UserPath = Annotated[str, AfterValidator(expanduser)]  # `~` is the user's home, as in a shell
+Names = Annotated[list[str], Field(min_length=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 

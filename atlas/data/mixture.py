@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,6 @@ from atlas.types import ActionSpec
 
 logger = logging.getLogger(__name__)
 
-_UNITS = ("position_unit_m", "rotation_unit_rad")  # what of an ActionSpec can be converted
-
 
 @dataclass(frozen=True)
 class Source:
@@ -29,6 +27,7 @@ class Source:
     first: int  # the number of its first episode in the mixture
     cameras: Mapping[str, str] | None = None  # {the mixture's name: its own}; None: the same
     scale: np.ndarray | None = None  # float32 [A], to the mixture's units; None: the same
+    offset: np.ndarray | None = None  # float32 [A], added then; None: nothing
     weight: float = 1.0
 
     def camera(self, name: str) -> str:
@@ -38,7 +37,8 @@ class Source:
     def actions(self, rows: slice | np.ndarray) -> np.ndarray:
         """float32 [..., A] of rows of its dataset's numbers, in the mixture's units."""
         actions = self.dataset.numbers().actions[rows]
-        return actions if self.scale is None else actions * self.scale
+        actions = actions if self.scale is None else actions * self.scale
+        return actions if self.offset is None else actions + self.offset
 
 
 def sources_of(dataset: EpisodeDataset) -> tuple[Source, ...]:
@@ -73,8 +73,8 @@ class Mixture:
                 dataset,
                 int(first),
                 {camera: own for camera, own in camera_names(config, dataset).items() if camera in cameras},
-                _scale(dataset.action_spec, spec),
-                config.weight,
+                *_conversion(dataset.action_spec, spec),
+                weight=config.weight,
             )
             for config, dataset, first in zip(configs, datasets, firsts, strict=False)
         )
@@ -124,6 +124,7 @@ class Mixture:
                 source.dataset.fingerprint(),
                 [source.camera(camera) for camera in self.cameras],
                 None if source.scale is None else source.scale.tolist(),
+                *([] if source.offset is None else [source.offset.tolist()]),
             )
             for source in self.sources
         ]
@@ -221,9 +222,8 @@ def _common_spec(names: Sequence[str], datasets: Sequence[EpisodeDataset]) -> Ac
     for name, dataset in zip(names[1:], datasets[1:], strict=True):
         other = dataset.action_spec
         differing = [
-            f"{f.name} is {getattr(spec, f.name)!r} in '{names[0]}' and {getattr(other, f.name)!r} in '{name}'"
-            for f in fields(ActionSpec)
-            if f.name not in _UNITS and getattr(spec, f.name) != getattr(other, f.name)
+            f"{what} is {value!r} in '{names[0]}' and {its!r} in '{name}'"
+            for what, value, its in spec.differences(other, ends=False)
         ]
         if differing:
             raise InputError(
@@ -233,15 +233,19 @@ def _common_spec(names: Sequence[str], datasets: Sequence[EpisodeDataset]) -> Ac
     return spec
 
 
-def _scale(own: ActionSpec, common: ActionSpec) -> np.ndarray | None:
-    """What actions in a source's units are multiplied by: float32 [A]; None where nothing is to be done."""
+def _conversion(own: ActionSpec, common: ActionSpec) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What actions in a source's units are multiplied by, and what is then added: float32 [A] each; None where nothing
+    is to be done."""
     if own == common:
-        return None
-    scale = np.ones(own.dim, np.float32)
-    scale[slice(*own.position)] = own.position_unit_m / common.position_unit_m
-    scale[slice(*own.rotation)] = own.rotation_unit_rad / common.rotation_unit_rad
-    assert replace(own, position_unit_m=common.position_unit_m, rotation_unit_rad=common.rotation_unit_rad) == common
-    return scale
+        return None, None
+    scale, offset = np.ones(own.dim, np.float32), np.zeros(own.dim, np.float32)
+    for (mine, part), target in zip(own.spans(), common.groups, strict=True):
+        if mine.kind == "gripper":
+            factor = (target.closed - target.open) / (mine.closed - mine.open)
+            scale[part], offset[part] = factor, target.open - factor * mine.open
+        else:
+            scale[part] = mine.unit / target.unit
+    return scale, offset if offset.any() else None
 
 
 def _check_proprio(names: Sequence[str], datasets: Sequence[EpisodeDataset]) -> None:

@@ -10,10 +10,11 @@ _STILL = 1e-4
 
 
 def without_noops(actions: np.ndarray, spec: ActionSpec) -> np.ndarray:
-    """The frames, int64, whose action moves (norm of the pose at least 1e-4) or changes the gripper.
+    """The frames, int64, whose action moves (norm of the pose at least 1e-4) or changes a gripper.
 
     actions: float [T, A] of one episode, deltas.
     """
     still = np.linalg.norm(actions[:, spec.pose], axis=1) < _STILL
-    same_gripper = np.concatenate([[True], actions[1:, spec.gripper] == actions[:-1, spec.gripper]])
-    return np.flatnonzero(~(still & same_gripper))
+    grippers = actions[:, [dimension for dimension, _ in spec.grippers]]
+    same_grippers = np.concatenate([[True], (grippers[1:] == grippers[:-1]).all(1)])
+    return np.flatnonzero(~(still & same_grippers))

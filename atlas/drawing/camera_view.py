@@ -71,13 +71,15 @@ def following(episodes: Sequence[Episode], spec: ActionSpec, horizon: int) -> fl
     An arm is still on its way when the next command comes, so this is well below 1. None where the first three
     numbers of proprio do not move with the commands, and hence are not the hand's position (m) in their frame.
     """
-    if not spec.delta or spec.position[1] - spec.position[0] != 3:
+    positions = spec.spans("position")
+    if len(positions) != 1 or not positions[0][0].delta or len(positions[0][0].names) != 3:
         return None
+    (group, part), *_ = positions
     commanded, moved = [], []
     for episode in episodes:
         if len(episode) > horizon:
-            path = np.concatenate([np.zeros((1, 3)), episode.actions[:, slice(*spec.position)].cumsum(0)])
-            commanded.append((path[horizon:-1] - path[: -horizon - 1]) * spec.position_unit_m)
+            path = np.concatenate([np.zeros((1, 3)), episode.actions[:, part].cumsum(0)])
+            commanded.append((path[horizon:-1] - path[: -horizon - 1]) * group.unit)
             moved.append(episode.proprio[horizon:, :3] - episode.proprio[:-horizon, :3])
     if not commanded or moved[0].shape[1] != 3:
         return None

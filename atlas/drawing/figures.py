@@ -83,21 +83,21 @@ def draw_distributions(
     return to_pixels(figure)
 
 
-def draw_probability(probability: np.ndarray, label: np.ndarray, fps: float, title: str) -> np.ndarray:
-    """P(close) of the first action of the chunk predicted at each step of an episode, and the recorded label: float
-    [T], the label in {0, 1}."""
+def draw_closing(predicted: np.ndarray, recorded: np.ndarray, unit: str, fps: float, title: str) -> np.ndarray:
+    """How far a gripper is closed, from 0 to 1, by the first action of the chunk predicted at each step of an episode
+    and as recorded: float [T]. unit: what the predicted number is, such as P(close)."""
     figure = _figure(8.0, 2.8, title, _FILLED)
     axes = figure.add_axes((0.075, 0.18, 0.905, 0.62))
-    edges = np.arange(len(label) + 1) / fps
-    axes.stairs(label, edges, color=RECORDED, fill=True, alpha=0.25)
+    edges = np.arange(len(recorded) + 1) / fps
+    axes.stairs(recorded, edges, color=RECORDED, fill=True, alpha=0.25)
     axes.axhline(0.5, color="#999999", linewidth=0.8, linestyle="--")
-    axes.plot(edges[:-1], probability, color=PREDICTED, linewidth=1.5)
+    axes.plot(edges[:-1], predicted, color=PREDICTED, linewidth=1.5)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(-0.03, 1.03)
     _style(axes)
     axes.set_yticks([0, 0.5, 1])
     axes.set_xlabel("seconds", fontsize=9)
-    axes.set_ylabel("P(close), next action", fontsize=9)
+    axes.set_ylabel(f"{unit}, next action", fontsize=9)
     return to_pixels(figure)
 
 

@@ -6,18 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from atlas.config import PlotLoggerConfig
 from atlas.data.chunks import ChunkDataset
 from atlas.data.episode import EpisodeDataset
+from atlas.drawing.action_curves import panels
 from atlas.drawing.camera_view import find_camera, following
 from atlas.drawing.figures import CameraView, draw_chunks, draw_views, shorten
 from atlas.drawing.predictions import Predictions, Validated, frame_places, spread
-from atlas.drawing.units import commanded_path, panels, readable
 from atlas.tracking import RunTracker
-from atlas.types import ActionSpec
+from atlas.types import ActionGroup, ActionSpec
 
-_WORST_COLUMNS = ("episode", "frame", "instruction", "pose L2 error", "position error (mm)", "gripper error")
+_WORST_ERRORS = {  # those of an ActionSpec's errors that are in the table
+    "pose_l2_error": "pose L2 error",
+    "position_error_mm": "position error (mm)",
+    "joint_error_deg": "joint error (deg)",
+    "gripper_error": "gripper error",
+}
 _LONGEST_TITLE = 80  # characters, for the instruction
 _MOST_EPISODES = 20  # from which it is learned how far the arm follows a command
 
@@ -27,7 +33,7 @@ class PlotShare:
     """What one rank adds."""
 
     chosen: Predictions
-    worst: np.ndarray  # float64 [rows, 4]: sample, pose L2 error, position error (mm), gripper error
+    worst: np.ndarray  # float64 [rows, 1 + errors]: sample, then what `sample_errors` gives
 
 
 class PlotLogger:
@@ -69,7 +75,7 @@ class PlotLogger:
         spec = self._dataset.action_spec
         there = ~chosen.is_pad[..., None]
         recorded, predicted = (
-            np.where(there, readable(chunks, spec), np.nan) for chunks in (chosen.recorded, chosen.predicted)
+            np.where(there, spec.readable(chunks), np.nan) for chunks in (chosen.recorded, chosen.predicted)
         )
         numbers = [str(number) for number in range(1, len(chosen.index) + 1)]
         title = (
@@ -80,25 +86,29 @@ class PlotLogger:
         self._tracker.log_image("plots/chunks", drawn)
 
     def _show_views(self, chosen: Predictions, number: int) -> None:
-        spec = self._dataset.action_spec
-        names = spec.names[slice(*spec.position)]
-        if not 2 <= len(names) <= 3:
-            return  # nothing that a plane could show
-        valid = ~chosen.is_pad[number]
-        first = chosen.recorded[number, 0]
-        recorded, predicted = (
-            commanded_path(chunks[number, valid], spec, first) for chunks in (chosen.recorded, chosen.predicted)
-        )
+        spec, valid = self._dataset.action_spec, ~chosen.is_pad[number]
+        recorded, predicted = (spec.paths(chunks[number, valid]) for chunks in (chosen.recorded, chosen.predicted))
+        for group, _ in spec.spans("position"):
+            if 2 <= len(group.names) <= 3:  # else there is nothing that a plane could show
+                start = 0 if group.delta else recorded[group.arm][0]
+                self._show_arm(chosen, number, group, recorded[group.arm] - start, predicted[group.arm] - start)
+
+    def _show_arm(
+        self, chosen: Predictions, number: int, group: ActionGroup, recorded: np.ndarray, predicted: np.ndarray
+    ) -> None:
+        """recorded, predicted: float64 [steps, D], m, of the group's arm, from where the chunk begins."""
+        steps, spec = int((~chosen.is_pad[number]).sum()), self._dataset.action_spec
         place, frame = self._places[chosen.index[number]].tolist()
         episode = self._dataset.episode(place)
         views = [self._view(camera, place, frame, recorded, predicted) for camera in self._cameras]
-        what = "commanded motion" if spec.delta else "commanded positions"
-        note = f"{what} of {valid.sum()} actions ({valid.sum() / spec.control_hz:.2g} s)"
+        what = "commanded motion" if group.delta else "commanded positions"
+        note = f"{what} of {steps} actions ({steps / spec.control_hz:.2g} s)"
         if any(view.recorded is not None for view in views):
             note += f"; in the picture {self._factor():.2f} of it, as far as the arm follows in the recordings"
         title = f"{number + 1}: {shorten(episode.instruction, _LONGEST_TITLE)} (episode {place}, frame {frame})"
-        drawn = draw_views(views, recorded, predicted, names, title, note)
-        self._tracker.log_image(f"plots/views/{number + 1}", drawn)
+        drawn = draw_views(views, recorded, predicted, group.names, title, note)
+        arm = f"/{group.arm}" if len(spec.arms) > 1 else ""
+        self._tracker.log_image(f"plots/views/{number + 1}{arm}", drawn)
 
     def _view(self, camera: str, place: int, frame: int, recorded: np.ndarray, predicted: np.ndarray) -> CameraView:
         """With the motion drawn in where the camera's place is known and the hand's is too."""
@@ -123,21 +133,19 @@ class PlotLogger:
             place, frame = self._places[int(sample)].tolist()
             instruction = self._dataset.tasks[self._dataset.task_of[place]]
             rows.append([place, frame, instruction, *(round(error, 4) for error in errors)])
-        self._tracker.log_table("plots/worst_samples", _WORST_COLUMNS, rows)
+        columns = ("episode", "frame", "instruction", *_worst_errors(self._dataset.action_spec).values())
+        self._tracker.log_table("plots/worst_samples", columns, rows)
+
+
+def _worst_errors(spec: ActionSpec) -> dict[str, str]:
+    """{name of an error: its column} of those that the actions have."""
+    return {name: column for name, column in _WORST_ERRORS.items() if name in spec.error_names}
 
 
 def sample_errors(found: Predictions, spec: ActionSpec) -> np.ndarray:
-    """Pose L2 error (in the spec's units), position error (mm) and gripper error of each sample, means over its
-    steps: float64 [n, 3]. The same as `val/pose_l2_error`, `val/position_error_mm` and `val/gripper_error` are."""
-    difference = found.predicted.astype(np.float64) - found.recorded
-    closing = (np.clip(found.predicted[..., spec.gripper], -1, 1) + 1) / 2
-    steps = np.stack(
-        [
-            np.linalg.norm(difference[..., spec.pose], axis=-1),
-            np.linalg.norm(difference[..., slice(*spec.position)], axis=-1) * spec.position_unit_m * 1000,
-            np.abs(closing - (found.recorded[..., spec.gripper] > 0)),
-        ],
-        axis=-1,
-    )  # [n, H, 3]
+    """The errors of each sample that the table has, means over its steps as those of validation are: float64
+    [n, errors]."""
+    errors = spec.errors(torch.from_numpy(found.predicted), torch.from_numpy(found.recorded))
+    steps = np.stack([errors[name].numpy() for name in _worst_errors(spec)], axis=-1)  # [n, H, errors]
     valid = ~found.is_pad[..., None]
     return np.asarray((steps * valid).sum(1) / valid.sum(1))

@@ -53,10 +53,11 @@ class CubesExpert:
             goal[2] = max(goal[2], -0.04)  # two steps of full speed, so that the hand does not overshoot
         elif self.phase == "lift":
             goal = np.array([0.0, 0.0, 0.04])
+        position, rotation, _ = self._env.spec.action_spec.groups
         action = np.zeros(7)
-        action[:3] = _GAIN * goal / self._env.spec.action_spec.position_unit_m
+        action[:3] = _GAIN * goal / position.unit
         if self.phase in ("align", "lower"):
-            action[5] = 0.6 * _GAIN * turn / self._env.spec.action_spec.rotation_unit_rad
+            action[5] = 0.6 * _GAIN * turn / rotation.unit
         action[6] = 1.0 if self.phase in ("close", "lift") else -1.0
         return np.clip(action, -1.0, 1.0)
 

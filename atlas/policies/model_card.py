@@ -36,7 +36,8 @@ def model_card(policy: Policy) -> str:
     sources = "\n".join(
         f"- {markdown(s.source)}: {s.episodes} episodes, {s.frames} frames" for s in processor.statistics
     )
-    cameras, actions = ", ".join(map(markdown_code, processor.cameras)), ", ".join(map(markdown, spec.names))
+    cameras = ", ".join(map(markdown_code, processor.cameras))
+    groups = "\n".join(f"  - {markdown(group.describe())}" for group in spec.groups)
     size = processor.image_size
     frozen = "".join(
         f"- frozen {part}: {markdown_code(weights.reference)}, which is not in model.safetensors "
@@ -52,8 +53,8 @@ pipeline_tag: robotics
 - {policy.config.describe()}; {parameters:,} parameters
 {frozen}- takes images of the cameras {cameras} (upright, used at {size} x {size}
   pixels), proprio [{processor.proprio_dim}] and an instruction
-- gives chunks of {processor.action_horizon} actions [{spec.dim}] ({actions}) at {spec.control_hz:g} Hz;
-  position unit {spec.position_unit_m:g} m, rotation unit {spec.rotation_unit_rad:g} rad, gripper -1 open, +1 close
+- gives chunks of {processor.action_horizon} actions [{spec.dim}] at {spec.control_hz:g} Hz:
+{groups}
 
 Trained on:
 {sources}

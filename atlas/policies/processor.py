@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,8 @@ class PolicyProcessor:
                 inputs=TrainingInputs.from_dict(values["inputs"]) if values.get("inputs") else None,
             )
             _check(processor)
+        except InputError as error:  # of its action_spec
+            raise InputError(f"{path} is not a processor of Atlas: {error}") from None
         except FileNotFoundError:
             raise InputError(f"{path} is missing; a saved policy has one.") from None
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -165,8 +167,8 @@ def _check_scaling(name: str, methods: Sequence[str] | None, width: int) -> None
 class Scaler(nn.Module):
     """Scales each dimension by its source's statistics, to about [-1, 1] or to unit deviation.
 
-    Dimensions that `keep` names are left alone. The numbers come from the processor's statistics and are not
-    weights: they are not in the state dict.
+    Of the dimensions in `ends` the first end becomes -1 and the second 1, whatever the statistics. The numbers are no
+    weights, and not in the state dict.
     """
 
     offset: torch.Tensor  # [sources, D]
@@ -176,7 +178,7 @@ class Scaler(nn.Module):
         self,
         statistics: Sequence[ColumnStatistics],
         method: str,
-        keep: Sequence[int] = (),
+        ends: Mapping[int, tuple[float, float]] | None = None,
         methods: Sequence[Sequence[str] | None] | None = None,
     ) -> None:
         """methods: of each source and dimension, in place of `method`; None where it holds for all of them."""
@@ -189,9 +191,11 @@ class Scaler(nn.Module):
                 here = torch.tensor([each == name for each in of_each])
                 its_offset, its_scale = _offset_and_scale(columns, name)
                 offset, scale = torch.where(here, its_offset, offset), torch.where(here, its_scale, scale)
-            offset[list(keep)], scale[list(keep)] = 0.0, 1.0
+            scale = scale.clamp(min=SMALLEST_RANGE)
+            for dimension, (first, second) in (ends or {}).items():
+                offset[dimension], scale[dimension] = (first + second) / 2, (second - first) / 2
             offsets.append(offset)
-            scales.append(scale.clamp(min=SMALLEST_RANGE))
+            scales.append(scale)
         self.register_buffer("offset", torch.stack(offsets), persistent=False)
         self.register_buffer("scale", torch.stack(scales), persistent=False)
 

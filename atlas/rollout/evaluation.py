@@ -238,8 +238,8 @@ def check_agreement(processor: PolicyProcessor, spec: EnvironmentSpec) -> None:
         differing.append(
             f"the policy's proprio has {processor.proprio_dim} numbers, the environment's {spec.proprio_dim}"
         )
-    if processor.action_spec != spec.action_spec:
-        differing.append(f"the policy's actions are {processor.action_spec}, the environment's {spec.action_spec}")
+    for what, own, wanted in processor.action_spec.differences(spec.action_spec):
+        differing.append(f"{what} is {own} in the policy's actions, and {wanted} in the environment's")
     if differing:
         raise InputError(f"The policy does not fit the environment '{spec.name}': {'; '.join(differing)}.")
 

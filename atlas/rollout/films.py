@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -10,11 +14,12 @@ from atlas.types import ActionSpec
 _MARGIN = 8  # pixels
 _TITLE_LINE = 18
 _ROW = 12  # of an action's bar
-_LABEL = 24  # width of the names beside the bars
+_LABEL = 24  # width of the names beside the bars, which are cut to it
 
 _GROUND, _TRACK, _LINE = (22, 23, 28), (44, 46, 56), (92, 95, 110)
 _TEXT, _QUIET = (240, 240, 244), (160, 163, 176)
 _POSITION, _ROTATION, _GRIPPER = (82, 156, 255), (255, 178, 66), (96, 214, 150)
+_COLOURS = {"rotation": _ROTATION, "joints": _ROTATION, "gripper": _GRIPPER}  # of kinds; of others, a position's
 _FUTURE = (62, 92, 80)  # of the gripper's curve
 _OUTCOMES = {True: ("success", (70, 200, 110)), False: ("failure", (244, 96, 88))}
 
@@ -23,14 +28,14 @@ class FilmDrawing:
     """Draws the frames of one episode's film around its pictures.
 
     Above the picture the instruction and the step; below it a bar for each number of the action (full is 1, or the
-    episode's largest where that is more) and P(close) = (clip(gripper, -1, 1) + 1) / 2 over the whole episode.
+    episode's largest where that is more) and how far each gripper is told to close, over the whole episode.
     """
 
     def __init__(self, instruction: str, actions: np.ndarray, spec: ActionSpec, size: int) -> None:
         """actions: float [T, A], in `spec`'s units. size: of the square pictures, in pixels."""
         self._actions, self._spec, self._size = actions, spec, size
         self._full = np.maximum(1.0, np.abs(actions).max(axis=0))  # [A]
-        self._closing = (np.clip(actions[:, spec.gripper], -1, 1) + 1) / 2  # [T]
+        self._colours = [_COLOURS.get(group.kind, _POSITION) for group in spec.groups for _ in group.names]
         self._small, self._large = ImageFont.load_default(size=10), ImageFont.load_default(size=13)
         self._steps_width = _width(self._small, f"{len(actions)} / {len(actions)}")
         lines = _wrap(instruction, self._large, size - 3 * _MARGIN - self._steps_width)
@@ -38,7 +43,11 @@ class FilmDrawing:
         self._bars_top = self._top + size + _MARGIN
         height = self._bars_top + _ROW * max(spec.dim, 4) + _MARGIN // 2
         self.shape = (height + height % 2, size, 3)  # H.264 wants even sides
-        self._points = self._curve()
+        readable = spec.readable(actions)
+        self._charts = [
+            _Chart(box, gripper.readable[1], readable[:, dimension])
+            for box, (dimension, gripper) in zip(self._boxes(), spec.grippers, strict=True)
+        ]
         self._background = self._draw_background(lines)
 
     def frame(self, picture: np.ndarray, step: int) -> np.ndarray:
@@ -71,12 +80,13 @@ class FilmDrawing:
             top = self._bars_top + _ROW * dimension
             end = middle + reach * float(value)
             bar = (min(middle, end), top + 2, max(middle, end), top + _ROW - 3)
-            draw.rectangle(bar, fill=self._colour(dimension))
-        left, top, right, bottom = self._chart
-        draw.text((right, top - 7), f"{self._closing[step]:.2f}", fill=_TEXT, font=self._small, anchor="rm")
-        draw.line(self._points[: step + 1], fill=_GRIPPER, width=2)
-        x, y = self._points[step]
-        draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=_GRIPPER)
+            draw.rectangle(bar, fill=self._colours[dimension])
+        for chart in self._charts:
+            _, top, right, _ = chart.box
+            draw.text((right, top - 7), f"{chart.values[step]:.2f}", fill=_TEXT, font=self._small, anchor="rm")
+            draw.line(chart.points[: step + 1], fill=_GRIPPER, width=2)
+            x, y = chart.points[step]
+            draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=_GRIPPER)
         return image
 
     def _draw_background(self, lines: list[str]) -> Image.Image:
@@ -89,15 +99,18 @@ class FilmDrawing:
         left, right = self._tracks
         for dimension, name in enumerate(self._spec.names):
             top = self._bars_top + _ROW * dimension
-            name = "grip" if dimension == self._spec.gripper else name
+            name = "grip" if name == "gripper" else name
+            while _width(self._small, name) > _LABEL and len(name) > 1:
+                name = name[:-1]
             draw.text((_MARGIN, top + _ROW // 2 - 1), name, fill=_QUIET, font=self._small, anchor="lm")
             draw.rectangle((left, top + 2, right, top + _ROW - 3), fill=_TRACK)
             draw.line(((left + right) // 2, top, (left + right) // 2, top + _ROW - 1), fill=_LINE)
-        left, top, right, bottom = self._chart
-        draw.text((left, top - 7), "P(close)", fill=_QUIET, font=self._small, anchor="lm")
-        draw.rectangle((left, top, right, bottom), fill=_TRACK)
-        draw.line((left, (top + bottom) // 2, right, (top + bottom) // 2), fill=_LINE)
-        draw.line(self._points, fill=_FUTURE, width=2)
+        for chart in self._charts:
+            left, top, right, bottom = chart.box
+            draw.text((left, top - 7), chart.title, fill=_QUIET, font=self._small, anchor="lm")
+            draw.rectangle(chart.box, fill=_TRACK)
+            draw.line((left, (top + bottom) // 2, right, (top + bottom) // 2), fill=_LINE)
+            draw.line(chart.points, fill=_FUTURE, width=2)
         return image
 
     @property
@@ -105,23 +118,31 @@ class FilmDrawing:
         """Left and right ends of the bars at full."""
         return _MARGIN + _LABEL, self._size // 2 - _MARGIN // 2
 
-    @property
-    def _chart(self) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of the gripper's chart."""
+    def _boxes(self) -> list[_Box]:
+        """Left, top, right and bottom of each gripper's chart, one below the other."""
         left, bottom = self._size // 2 + 2 * _MARGIN, self._bars_top + _ROW * max(self._spec.dim, 4) - 3
-        return left, self._bars_top + 14, self._size - _MARGIN, bottom
+        ends = np.linspace(self._bars_top, bottom, len(self._spec.grippers) + 1).round().astype(int).tolist()
+        return [(left, top + 14, self._size - _MARGIN, end) for top, end in pairwise(ends)]
 
-    def _curve(self) -> list[tuple[float, float]]:
-        """The points of P(close) in the chart, one a step."""
-        left, top, right, bottom = self._chart
-        x = np.linspace(left + 3, right - 3, len(self._closing))
-        y = bottom - 3 - (bottom - top - 6) * self._closing
+
+_Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class _Chart:
+    """How far a gripper is told to close at each step of an episode: values float64 [T], from 0 to 1."""
+
+    box: _Box
+    title: str
+    values: np.ndarray
+
+    @cached_property
+    def points(self) -> list[tuple[float, float]]:
+        """Of the curve, one a step."""
+        left, top, right, bottom = self.box
+        x = np.linspace(left + 3, right - 3, len(self.values))
+        y = bottom - 3 - (bottom - top - 6) * self.values
         return list(zip(x.tolist(), y.tolist(), strict=True))
-
-    def _colour(self, dimension: int) -> tuple[int, int, int]:
-        if dimension == self._spec.gripper:
-            return _GRIPPER
-        return _ROTATION if self._spec.rotation[0] <= dimension < self._spec.rotation[1] else _POSITION
 
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

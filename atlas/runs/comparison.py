@@ -19,6 +19,7 @@ DEFAULT_METRICS = (
     "val/loss",
     "val/pose_l2_error",
     "val/position_error_mm",
+    "val/joint_error_deg",
     "val/gripper_accuracy",
     SUCCESS,
     "perf/samples_per_second",

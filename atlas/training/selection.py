@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from atlas.config import Config
 from atlas.config.tracking_sections import rises
 from atlas.errors import InputError, did_you_mean
-from atlas.training.metrics import ERROR_NAMES
 from atlas.types import ActionSpec
 
 
@@ -39,8 +38,8 @@ def check_metrics(
 
     rollouts: whether there is closed-loop evaluation during training; validation: whether there are episodes for it.
     """
-    measured = [f"val/{name}" for name in ("loss", *config.model.loss_terms(spec), *ERROR_NAMES)]
-    measured += [f"val/{task.replace(' ', '_')}/{name}" for task in tasks for name in ERROR_NAMES]
+    measured = [f"val/{name}" for name in ("loss", *config.model.loss_terms(spec), *spec.error_names)]
+    measured += [f"val/{task.replace(' ', '_')}/{name}" for task in tasks for name in spec.error_names]
     in_closed_loop = ["eval/success_rate", "eval/mean_reward", "eval/episode_length"]
     in_closed_loop += [f"eval/success_rate/{task.replace(' ', '_')}" for task in tasks]
     named = {"model_management.best_model_metric": config.model_management.best_model_metric}

@@ -9,9 +9,9 @@ import numpy as np
 
 from atlas.data.episode import Episode, EpisodeDataset
 from atlas.data.proprio import has_libero_proprio
-from atlas.drawing.action_curves import Curve, action_curves, commanded_path, proprio_curves, readable
+from atlas.drawing.action_curves import Curve, action_curves, proprio_curves
 from atlas.errors import InputError
-from atlas.types import ActionSpec
+from atlas.types import ActionSpec, Arm
 from atlas.viewer.prediction import Prediction, predict
 
 _AT_ONCE = 64  # frames in memory
@@ -31,7 +31,8 @@ class Story:
     cameras: dict[str, tuple[int, int]]  # {name: height and width}
     actions: list[Curve]
     proprio: list[Curve]
-    path: np.ndarray  # float64 [T, 3], metres: of the end effector where it is known, else where the actions lead
+    # {arm: float64 [T, 3], metres}: of the end effector where it is known, else where the actions lead; {} for neither
+    paths: dict[Arm | None, np.ndarray]
     path_is_measured: bool
     prediction: Prediction | None
 
@@ -44,9 +45,9 @@ class Story:
         return self.spec.control_hz
 
     @property
-    def closed(self) -> np.ndarray:
-        """bool [T]: whether the gripper is told to close."""
-        return self.actions[self.spec.gripper].values > 0.5
+    def closed(self) -> dict[Arm | None, np.ndarray]:
+        """{arm: bool [T]}: whether its gripper is told to close, of the arms that have one."""
+        return {gripper.arm: self.actions[dimension].values > 0.5 for dimension, gripper in self.spec.grippers}
 
     def pictures(self, camera: str) -> Iterator[np.ndarray]:
         """uint8 [H, W, 3], upright, frame after frame."""
@@ -71,9 +72,20 @@ def tell(dataset: EpisodeDataset, number: int, checkpoint: str | None = None) ->
         episode=episode,
         spec=spec,
         cameras={camera: dataset.image_size(camera) for camera in dataset.cameras},
-        actions=action_curves(readable(actions, spec), prediction.chunks if prediction else None, spec),
+        actions=action_curves(spec.readable(actions), prediction.chunks if prediction else None, spec),
         proprio=proprio_curves(proprio, dataset),
-        path=proprio[:, :3].astype(np.float64) if measured else commanded_path(actions, spec),
+        paths={_only_arm(spec): proprio[:, :3].astype(np.float64)} if measured else _commanded_paths(actions, spec),
         path_is_measured=measured,
         prediction=prediction,
     )
+
+
+def _only_arm(spec: ActionSpec) -> Arm | None:
+    return spec.arms[0] if spec.arms else None
+
+
+def _commanded_paths(actions: np.ndarray, spec: ActionSpec) -> dict[Arm | None, np.ndarray]:
+    """{arm: float64 [T, 3], m}, where each action of actions [T, A] is taken; what a path lacks of three axes is 0."""
+    return {
+        arm: np.pad(path[: len(actions)], [(0, 0), (0, 3 - path.shape[1])]) for arm, path in spec.paths(actions).items()
+    }

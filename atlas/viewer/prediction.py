@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from atlas.data.episode import Episode, EpisodeDataset
-from atlas.drawing.action_curves import readable
 from atlas.errors import InputError
 from atlas.system.progress import progress_bar
 from atlas.types import ActionSpec, Observation
 
 _AT_ONCE = 32
+# {error: its unit} of those that a hand knows; and what is said where the actions have none of them.
+_ERRORS = {"position_error_mm": " mm", "rotation_error_deg": "°", "joint_error_deg": "° a joint"}
+_PLAIN = {"pose_l1_error": " in the actions' units"}
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,8 @@ class Prediction:
     """The chunks of all frames."""
 
     checkpoint: str
-    chunks: np.ndarray  # float64 [T, H, A], in the units of `readable`
-    position_mm: np.ndarray  # float64 [T], distance of the first action's position from the recorded one
-    rotation_deg: np.ndarray  # float64 [T], likewise, the length of the difference
-    gripper_agrees: np.ndarray  # bool [T]
+    chunks: np.ndarray  # float64 [T, H, A], as `ActionSpec.readable` gives them
+    errors: dict[str, np.ndarray]  # `ActionSpec.errors` of the first actions, float64 [T] each
 
     @property
     def name(self) -> str:
@@ -32,10 +32,21 @@ class Prediction:
 
     def summary(self) -> str:
         """The means, in a line."""
-        return (
-            f"off by {self.position_mm.mean():.2f} mm and {self.rotation_deg.mean():.2f}° on average, gripper "
-            f"right at {self.gripper_agrees.mean():.0%}"
-        )
+        said = [f"{self.errors[name].mean():.2f}{unit}" for name, unit in self._said.items()]
+        line = f"off by {' and '.join(said)} on average"
+        right = self.errors.get("gripper_accuracy")
+        return line if right is None else f"{line}, gripper right at {right.mean():.0%}"
+
+    @property
+    def farthest(self) -> tuple[np.ndarray, str]:
+        """How far the first action is off at each frame, float64 [T], and its unit."""
+        name, unit = next(iter(self._said.items()))
+        return self.errors[name], unit.strip()
+
+    @property
+    def _said(self) -> dict[str, str]:
+        """{error: its unit} of those that are said."""
+        return {name: unit for name, unit in _ERRORS.items() if name in self.errors} or _PLAIN
 
 
 def predict(checkpoint: str, dataset: EpisodeDataset, episode: Episode) -> Prediction:
@@ -68,15 +79,10 @@ def predict(checkpoint: str, dataset: EpisodeDataset, episode: Episode) -> Predi
 
 def compare(checkpoint: str, chunks: np.ndarray, actions: np.ndarray, spec: ActionSpec) -> Prediction:
     """Chunks float [T, H, A] against the recorded actions [T, A], both in the spec's units."""
-    said, done = readable(chunks, spec), readable(actions, spec)
-    off = said[:, 0] - done
-    return Prediction(
-        checkpoint=checkpoint,
-        chunks=said,
-        position_mm=np.linalg.norm(off[:, slice(*spec.position)], axis=1),
-        rotation_deg=np.linalg.norm(off[:, slice(*spec.rotation)], axis=1),
-        gripper_agrees=(said[:, 0, spec.gripper] > 0.5) == (done[:, spec.gripper] > 0.5),
-    )
+    import torch
+
+    errors = spec.errors(torch.from_numpy(chunks[:, 0]), torch.from_numpy(np.array(actions)))
+    return Prediction(checkpoint, spec.readable(chunks), {name: error.numpy() for name, error in errors.items()})
 
 
 def _check_fits(spec: ActionSpec, cameras: tuple[str, ...], dataset: EpisodeDataset, checkpoint: str) -> None:

@@ -13,7 +13,7 @@ _JPEG_QUALITY = 90
 
 
 def write_recording(path: Path, story: Story) -> None:
-    """Write an .rrd file, atomically: pictures, curves and the path of the hand, by frame and by time."""
+    """Write an .rrd file, atomically: pictures, curves and the paths of the hands, by frame and by time."""
     import rerun as rr
 
     with atomic_path(path) as partial:
@@ -23,7 +23,8 @@ def write_recording(path: Path, story: Story) -> None:
         if story.prediction is not None:
             about += f"\n\n{story.prediction.name}: {story.prediction.summary()}"
         recording.log("instruction", rr.TextDocument(about, media_type="text/markdown"), static=True)
-        recording.log("hand/path", rr.LineStrips3D([story.path.astype(np.float32)]), static=True)
+        for arm, points in story.paths.items():
+            recording.log([arm or "hand", "path"], rr.LineStrips3D([points.astype(np.float32)]), static=True)
         pictures = zip(*(story.pictures(camera) for camera in story.cameras), strict=True)
         for frame, shown in enumerate(pictures):
             recording.set_time("frame", sequence=frame)
@@ -36,6 +37,7 @@ def write_recording(path: Path, story: Story) -> None:
                     if story.prediction is not None and group == "action":
                         said = float(story.prediction.chunks[frame, 0, number])
                         recording.log([group, curve.name, "predicted"], rr.Scalars(said))
-            recording.log("hand/here", rr.Points3D([story.path[frame].astype(np.float32)], radii=[0.008]))
+            for arm, points in story.paths.items():
+                recording.log([arm or "hand", "here"], rr.Points3D([points[frame].astype(np.float32)], radii=[0.008]))
         recording.flush()
         recording.disconnect()

@@ -22,7 +22,7 @@ ROWS = of_part(
     ),
     (
         "atlas/checks/motion.py",
-        "/ spec.position_unit_m\n    return MotionFit",
+        "/ group.unit\n    return MotionFit",
         "\n    return MotionFit",
         "the check of scale does not know the unit",
         f"{CHECK}::test_wrong_actions_are_named_by_what_the_recordings_show "

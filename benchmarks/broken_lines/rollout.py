@@ -55,8 +55,8 @@ ROWS = of_part(
     ),
     (
         "atlas/rollout/evaluation.py",
-        "if processor.action_spec != spec.action_spec:",
-        "if processor.action_spec.dim != spec.action_spec.dim:",
+        "in processor.action_spec.differences(spec.action_spec):",
+        "in processor.action_spec.differences(spec.action_spec, ends=False):",
         "a policy acts in a world whose actions mean something else",
         "tests/rollout/test_evaluator.py",
     ),

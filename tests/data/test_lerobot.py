@@ -18,12 +18,14 @@ import pytest
 
 import atlas
 from atlas.config import DataConfig
-from atlas.config.data_sections import FeaturesConfig, SourceActionsConfig
+from atlas.config.action_sections import SourceActionsConfig
+from atlas.config.data_sections import FeaturesConfig
 from atlas.data import open_configured, open_dataset
 from atlas.data.chunks import ChunkDataset
 from atlas.data.orientation import turn_upright
 from atlas.errors import InputError
-from atlas.types import ActionSpec
+from atlas.types import ActionGroup, ActionSpec
+from tests.action_spaces import GRIPPER
 from tests.data.lerobot_folders import (
     FIXTURES,
     IMAGE,
@@ -180,15 +182,8 @@ def test_actions_that_are_poses_keep_their_units_and_may_have_no_rotation() -> N
 
     dataset = open_dataset(FIXTURES / VIDEO, features=features)
 
-    assert dataset.action_spec == ActionSpec(
-        names=("x", "y", "z", "gripper"),
-        rotation=(3, 3),
-        gripper=3,
-        position_unit_m=0.001,
-        rotation_unit_rad=1.0,
-        delta=False,
-        control_hz=10.0,
-    )
+    millimetres = ActionGroup("position", ("x", "y", "z"), unit=0.001)
+    assert dataset.action_spec == ActionSpec((millimetres, GRIPPER), 10.0)
     whole = open_dataset(FIXTURES / VIDEO).episode(0).actions
     np.testing.assert_array_equal(dataset.episode(0).actions, whole[:, [0, 1, 2, 6]])
 

@@ -204,9 +204,12 @@ def test_formats_mix_and_units_are_brought_together(mix: Mix) -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (lerobot({"delta": False}), ["delta is True in 'drawer' and False in 'lerobot_v30_image'", "action_spec"]),
+        (
+            lerobot({"delta": False}),
+            ["delta of position is True in 'drawer' and False in", "action_spec"],
+        ),
         (lerobot({"control_hz": 10}), ["control_hz is 20.0 in 'drawer' and 10.0 in", "leave it out"]),
-        (lerobot({"rotation": [3, 3]}), ["names is", "rotation is (3, 6)"]),
+        (lerobot({"rotation": [3, 3]}), ["groups is ['position dx, dy, dz", "rotation rx, ry, rz"]),
         (lerobot(None, proprio="action"), ["proprio", "8 in 'drawer'", "7 in 'lerobot_v30_image'"]),
     ],
 )

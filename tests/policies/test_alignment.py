@@ -41,10 +41,10 @@ def test_the_loss_has_a_share_of_the_cosine() -> None:
 
     with_teacher, without = policy(make_batch()), plain(make_batch())
 
-    cosine = with_teacher.extra["alignment_loss"]
+    cosine = with_teacher.terms["alignment_loss"]
     assert 0 < cosine.item() < 2
     torch.testing.assert_close(with_teacher.loss, without.loss + 0.5 * cosine)
-    assert not without.extra
+    assert "alignment_loss" not in without.terms
 
 
 def test_training_brings_the_tokens_together() -> None:
@@ -54,7 +54,7 @@ def test_training_brings_the_tokens_together() -> None:
     losses = []
     for _ in range(30):
         terms = policy(batch)
-        losses.append(float(terms.extra["alignment_loss"].detach()))
+        losses.append(float(terms.terms["alignment_loss"].detach()))
         terms.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -65,7 +65,7 @@ def test_training_brings_the_tokens_together() -> None:
 def test_the_student_learns_and_the_teacher_does_not() -> None:
     policy = make_policy(*alignment())
 
-    policy.train()(make_batch()).extra["alignment_loss"].backward()
+    policy.train()(make_batch()).terms["alignment_loss"].backward()
 
     touched = {name.split(".")[0] for name, p in policy.named_parameters() if p.grad is not None}
     assert touched == {"vision", "alignment"}
@@ -138,8 +138,8 @@ def test_gradients_are_those_of_the_mean_over_all_tokens() -> None:
                     for name in ("images", "proprio", "instruction", "source", "actions", "action_is_pad")
                 },
             )
-        ).extra["alignment_loss"]
+        ).terms["alignment_loss"]
         for i in range(2)
     ]
 
-    torch.testing.assert_close(policy(batch).extra["alignment_loss"], torch.stack(halves).mean(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(policy(batch).terms["alignment_loss"], torch.stack(halves).mean(), atol=1e-3, rtol=1e-3)

@@ -15,13 +15,9 @@ from atlas.policies.modular.regression import RegressionHead
 from atlas.policies.modular.solvers import Solver, integrate
 from atlas.rollout.evaluation import one_thread
 from atlas.types import ActionSpec
+from tests.action_spaces import SPACES
 
 HORIZON, DIM = 4, 16
-FLAT = ActionSpec(names=("dx", "dy", "dz", "gripper"), rotation=(3, 3), gripper=3)
-ABSOLUTE = ActionSpec(
-    names=("x", "y", "z", "rx", "ry", "rz", "gripper"), position_unit_m=1.0, rotation_unit_rad=1.0, delta=False
-)
-SPECS = {"libero": ActionSpec(), "no rotation": FLAT, "absolute": ABSOLUTE}
 HEADS = {"regression": RegressionHeadConfig(), "flow_matching": FlowMatchingHeadConfig(dim=32, layers=2, steps=4)}
 
 
@@ -55,7 +51,8 @@ def chunks(size: int = 3, spec: ActionSpec | None = None) -> tuple[torch.Tensor,
     generator = torch.Generator().manual_seed(1)
     spec = spec or ActionSpec()
     actions = torch.rand(size, HORIZON, spec.dim, generator=generator) * 2 - 1
-    actions[..., spec.gripper] = actions[..., spec.gripper].sign()
+    binary = [dimension for dimension, gripper in spec.grippers if not gripper.continuous]
+    actions[..., binary] = actions[..., binary].sign()
     fused = torch.randn(size, HORIZON, DIM, generator=generator)
     return fused, actions, torch.zeros(size, HORIZON, dtype=torch.bool)
 
@@ -64,7 +61,7 @@ def keys(*samples: int) -> torch.Tensor:
     return sample_keys(5, torch.zeros(len(samples), dtype=torch.int64), torch.tensor(samples))
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+@pytest.mark.parametrize("spec", SPACES.values(), ids=SPACES.keys())
 @pytest.mark.parametrize("config", HEADS.values(), ids=HEADS.keys())
 def test_every_part_of_a_head_learns_from_any_action_space(
     config: RegressionHeadConfig | FlowMatchingHeadConfig, spec: ActionSpec
@@ -78,11 +75,13 @@ def test_every_part_of_a_head_learns_from_any_action_space(
     sampled = head.sample(fused, keys(0, 1, 2))
 
     assert all(p.grad is not None and p.grad.any() for p in (fused, *head.parameters()))
-    torch.testing.assert_close(
-        terms.loss, config.pose_weight * terms.pose_loss + config.gripper_weight * terms.gripper_loss
-    )
+    parts = config.pose_weight * terms.terms["pose_loss"]
+    if spec.grippers:
+        parts = parts + config.gripper_weight * terms.terms["gripper_loss"]
+    torch.testing.assert_close(terms.loss, parts)
+    assert terms.terms.keys() == {"pose_loss", "gripper_loss"} - (set() if spec.grippers else {"gripper_loss"})
     assert sampled.shape == actions.shape and sampled.dtype == torch.float32
-    assert sampled[..., spec.gripper].abs().max() <= 1
+    assert all(sampled[..., dimension].abs().max() <= 1 for dimension, _ in spec.grippers)
 
 
 @pytest.mark.parametrize("config", HEADS.values(), ids=HEADS.keys())
@@ -98,8 +97,8 @@ def test_padded_steps_neither_count_nor_tell_the_others(
     after = head(fused, actions, is_pad, keys(0, 1, 2))
 
     assert float(before.n_valid) == 1 + 3 + 4
-    for name in ("loss", "pose_loss", "gripper_loss"):
-        torch.testing.assert_close(getattr(after, name), getattr(before, name))
+    for name in ("pose_loss", "gripper_loss"):
+        torch.testing.assert_close(after.terms[name], before.terms[name])
 
 
 @pytest.mark.parametrize("config", HEADS.values(), ids=HEADS.keys())
@@ -114,9 +113,9 @@ def test_losses_are_means_over_the_steps_that_are_there(
 
     whole, part, rest = (head(fused, actions, pad, keys(0, 1, 2)) for pad in (none, is_pad, ~is_pad))
 
-    for name in ("loss", "pose_loss", "gripper_loss"):
-        both = getattr(part, name) * part.n_valid + getattr(rest, name) * rest.n_valid
-        torch.testing.assert_close(both / whole.n_valid, getattr(whole, name))
+    for name in ("pose_loss", "gripper_loss"):
+        both = part.terms[name] * part.n_valid + rest.terms[name] * rest.n_valid
+        torch.testing.assert_close(both / whole.n_valid, whole.terms[name])
 
 
 @pytest.mark.parametrize("config", HEADS.values(), ids=HEADS.keys())
@@ -199,8 +198,8 @@ def test_an_untrained_flow_loses_what_the_straight_velocity_is() -> None:
         torch.zeros(4000, HORIZON, DIM), actions, torch.zeros(4000, HORIZON, dtype=torch.bool), keys(*range(4000))
     )
 
-    assert float(terms.pose_loss.detach()) == pytest.approx(1 + 0.25, abs=0.02)
-    assert float(terms.gripper_loss.detach()) == pytest.approx(1 + 1, abs=0.05)
+    assert float(terms.terms["pose_loss"].detach()) == pytest.approx(1 + 0.25, abs=0.02)
+    assert float(terms.terms["gripper_loss"].detach()) == pytest.approx(1 + 1, abs=0.05)
 
 
 def test_training_looks_at_noisy_actions_more_often() -> None:
@@ -247,7 +246,7 @@ def test_regression_needs_no_random_numbers() -> None:
 @pytest.mark.parametrize("says", [-1.0, 1.0], ids=["open", "close"])
 def test_a_head_that_is_sure_of_the_gripper_loses_only_where_it_is_wrong(says: float) -> None:
     head = make(RegressionHeadConfig())
-    assert isinstance(head, RegressionHead)
+    assert isinstance(head, RegressionHead) and head.gripper is not None
     with torch.no_grad():
         head.gripper.weight.zero_()
         head.gripper.bias.fill_(9.0 * says)  # a logit: its sign says whether to close
@@ -256,7 +255,7 @@ def test_a_head_that_is_sure_of_the_gripper_loses_only_where_it_is_wrong(says: f
     losses = {}
     for recorded in (-1.0, 1.0):
         actions[..., 6] = recorded
-        losses[recorded] = float(head(fused, actions, is_pad).gripper_loss.detach())
+        losses[recorded] = float(head(fused, actions, is_pad).terms["gripper_loss"].detach())
 
     assert losses[says] < 0.001 and losses[-says] == pytest.approx(9, abs=0.001)
     torch.testing.assert_close(head.sample(fused)[..., 6], torch.full((3, HORIZON), says), rtol=0, atol=0.001)

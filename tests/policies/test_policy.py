@@ -153,7 +153,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     policy = make_policy("keypoints", "model.head.pose_weight=2", "model.head.gripper_weight=0.5")
     terms = policy(make_batch())
 
-    torch.testing.assert_close(terms.loss, 2 * terms.pose_loss + 0.5 * terms.gripper_loss)
+    torch.testing.assert_close(terms.loss, 2 * terms.terms["pose_loss"] + 0.5 * terms.terms["gripper_loss"])
 
 
 @pytest.mark.parametrize("kind", ["l1", "mse", "smooth_l1"])
@@ -169,7 +169,7 @@ def test_pose_losses_are_of_normalised_actions(kind: str) -> None:
         "smooth_l1": torch.where(error.abs() < 1, 0.5 * error.square(), error.abs() - 0.5),
     }[kind].mean()
 
-    torch.testing.assert_close(policy(batch).pose_loss, expected)
+    torch.testing.assert_close(policy(batch).terms["pose_loss"], expected)
 
 
 def test_the_instruction_and_the_images_matter() -> None:

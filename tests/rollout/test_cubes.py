@@ -122,7 +122,7 @@ def test_an_action_moves_the_hand_as_the_action_spec_says(env: CubesEnvironment)
         action[axis], action[6] = -0.4, -1
         env.step(action, observe=False)
         goal = env._robot.controller.goal_pos - before
-        np.testing.assert_allclose(goal, np.eye(3)[axis] * -0.4 * env.spec.action_spec.position_unit_m, atol=1e-6)
+        np.testing.assert_allclose(goal, np.eye(3)[axis] * -0.4 * 0.05, atol=1e-6)
         for _ in range(9):
             env.step(action, observe=False)
         moved = env.hand_pose()[0] - before

@@ -17,6 +17,7 @@ from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.episode_player import EpisodePlayer, Segment
 from atlas.rollout.evaluation import MOST_WORKERS, Evaluator, check_agreement
 from atlas.types import ActionSpec
+from tests.action_spaces import ABSOLUTE, GRIPPER, POSITION, ROTATION
 from tests.policies.test_policy import make_processor
 from tests.rollout.test_executor import STILL, CountingPolicy
 
@@ -120,8 +121,11 @@ def test_actions_after_the_end_are_neither_executed_nor_counted() -> None:
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"action_spec": ActionSpec(position_unit_m=1.0)}, "the policy's actions are"),
-        ({"action_spec": ActionSpec(delta=False)}, "the policy's actions are"),
+        (
+            {"action_spec": ActionSpec((replace(POSITION, unit=1.0), ROTATION, GRIPPER))},
+            "unit of position is 1.0 in",
+        ),
+        ({"action_spec": ABSOLUTE}, "delta of rotation is False in the policy's actions, and True in the env"),
         ({"proprio_dim": 7}, "the policy's proprio has 7"),
         ({"cameras": ("agentview", "left")}, r"needs the cameras \['left'\]"),
     ],

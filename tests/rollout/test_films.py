@@ -17,6 +17,7 @@ from atlas.environments.cubes_expert import CubesExpert
 from atlas.rollout.films import FilmDrawing
 from atlas.rollout.traces import PICTURE_SIZE, FilmOrder, Trace, TraceRecorder, make_film
 from atlas.types import ActionSpec, Observation
+from tests.action_spaces import SPACES
 
 BLACK = np.zeros((PICTURE_SIZE, PICTURE_SIZE, 3), np.uint8)
 
@@ -226,9 +227,12 @@ def test_long_instructions_take_more_lines_and_no_more_width() -> None:
         np.testing.assert_array_equal(margin, np.broadcast_to(frame[0, 0], margin.shape))
 
 
-def test_spaces_of_other_dimensions_are_drawn_too() -> None:
-    spec = ActionSpec(names=("x", "y", "z", "grip"), rotation=(3, 3), gripper=3)
+@pytest.mark.parametrize(("space", "charts"), [("no rotation", 1), ("no gripper", 0), ("two arms", 2)])
+def test_each_gripper_of_any_space_has_a_chart(space: str, charts: int) -> None:
+    spec = SPACES[space]
 
-    frame = FilmDrawing("push", np.zeros((4, 4)), spec, 128).frame(np.zeros((128, 128, 3), np.uint8), 1)
+    frame = FilmDrawing("push", np.zeros((4, spec.dim)), spec, 128).frame(np.zeros((128, 128, 3), np.uint8), 1)
 
     assert frame.shape[1] == 128 and frame.shape[0] % 2 == 0
+    curve = (frame[:, 100].astype(int) == (62, 92, 80)).all(-1)  # what is still to come of it
+    assert (np.diff(curve.astype(int)) == 1).sum() == charts

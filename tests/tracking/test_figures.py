@@ -13,9 +13,9 @@ from atlas.drawing.figures import (
     CameraView,
     Panel,
     draw_chunks,
+    draw_closing,
     draw_distributions,
     draw_map,
-    draw_probability,
     draw_views,
     round_length,
 )
@@ -76,7 +76,7 @@ def test_values_that_are_not_finite_are_left_out_of_a_distribution() -> None:
 
 def test_a_probability_is_drawn_over_the_time_at_which_it_was_given() -> None:
     label = (np.arange(100) >= 50).astype(float)
-    late = draw_probability((np.arange(100) >= 75).astype(float), label, 20.0, "an episode")
+    late = draw_closing((np.arange(100) >= 75).astype(float), label, "P(close)", 20.0, "an episode")
 
     rows, columns = np.nonzero(inked(late, PREDICTED))
     top = columns[rows < rows.min() + 6]
@@ -133,4 +133,4 @@ def test_a_scale_bar_has_a_round_length(most: float, length: float) -> None:
 def test_text_that_the_font_lacks_gives_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw_probability(np.zeros(4), np.zeros(4), 10.0, "\u62ff\u8d77\u7ea2\u8272\u65b9\u5757")
+        draw_closing(np.zeros(4), np.zeros(4), "P(close)", 10.0, "\u62ff\u8d77\u7ea2\u8272\u65b9\u5757")

@@ -183,6 +183,7 @@ def run_of(settings: list[str], *more: str, resume: str | None = None) -> Path:
         (["training.early_stopping={metric: val/los}"], True, "val/los.*Did you mean 'val/loss'"),
         (["model_management.best_model_metric=custom/x"], True, "custom/x"),
         (["training.early_stopping={metric: eval/success_rate}"], False, "no rollouts"),
+        (["training.early_stopping={metric: val/joint_error_deg}"], True, "joint_error_deg', which .* not measure"),
     ],
 )
 def test_a_metric_that_is_never_measured_is_refused(overrides: list[str], rollouts: bool, message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,13 @@ import torch
 from accelerate import Accelerator
 
 from atlas.data import open_dataset
+from atlas.drawing.action_curves import panels
 from atlas.drawing.camera_view import find_camera, following
 from atlas.drawing.prediction_plots import sample_errors
 from atlas.drawing.predictions import Predictions, frame_places, spread
-from atlas.drawing.units import commanded_path, panels, readable
 from atlas.training.metrics import ActionErrors
 from atlas.types import ActionSpec
+from tests.action_spaces import ABSOLUTE
 from tests.conftest import MakeLibero
 
 SPEC = ActionSpec()
@@ -28,7 +28,7 @@ SPEC = ActionSpec()
 def test_actions_are_read_in_millimetres_degrees_and_probabilities() -> None:
     action = np.array([1.0, -2.0, 0.0, 1.0, 0.0, 0.0, 0.5])
 
-    values = readable(action, SPEC)
+    values = SPEC.readable(action)
     shown = panels(SPEC, -np.ones(7), np.ones(7))
 
     np.testing.assert_allclose(values, [50, -100, 0, np.rad2deg(0.5), 0, 0, 0.75])
@@ -40,19 +40,18 @@ def test_actions_are_read_in_millimetres_degrees_and_probabilities() -> None:
 
 
 def test_an_absolute_action_has_no_steps_in_its_units() -> None:
-    four = ActionSpec(("x", "y", "z", "gripper"), (0, 3), (3, 3), 3, 1.0, 1.0, "none", delta=False)
-    assert [p.unit for p in panels(four, -np.ones(4), np.ones(4))] == ["mm", "mm", "mm", "P(close)"]
+    units = [p.unit for p in panels(ABSOLUTE, -np.ones(7), np.ones(7))]
+    assert units == ["mm", "mm", "mm", "deg", "deg", "deg", "P(close)"]
 
 
 def test_a_commanded_path_is_the_sum_of_deltas_or_the_targets_themselves() -> None:
     chunk = np.zeros((3, 7))
     chunk[:, 0] = [1.0, 2.0, -1.0]
 
-    path = commanded_path(chunk, SPEC)
-    targets = commanded_path(chunk, replace(SPEC, delta=False), start=np.full(7, 1.0))
+    path, targets = (spec.paths(chunk)[None] for spec in (SPEC, ABSOLUTE))
 
     np.testing.assert_allclose(path, [[0, 0, 0], [0.05, 0, 0], [0.15, 0, 0], [0.1, 0, 0]], atol=1e-12)
-    np.testing.assert_allclose(targets[:, 0], [0, 0.05, -0.1], atol=1e-12)
+    np.testing.assert_allclose(targets[:, 0], [1, 2, -1], atol=1e-12)
 
 
 # ---- cameras -----------------------------------------------------------------------------------------------
@@ -102,7 +101,7 @@ def test_how_far_the_arm_follows_is_learned_from_the_recordings(cubes_dataset: P
     assert factor is not None and 0.1 < factor < 0.6
     travelled, promised = [], []
     for episode in episodes:
-        path = factor * commanded_path(episode.actions[:8], dataset.action_spec)[-1]
+        path = factor * dataset.action_spec.paths(episode.actions[:8])[None][-1]
         promised.append(path)
         travelled.append(episode.proprio[8, :3] - episode.proprio[0, :3])
     wrong = np.linalg.norm(np.array(travelled) - promised, axis=1)

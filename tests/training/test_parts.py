@@ -57,7 +57,7 @@ def test_a_gripper_that_is_to_close_is_compared_with_one_that_closes(
 
 def test_the_rotation_error_is_the_angle_between_the_rotations() -> None:
     """A quarter turn about x and one about y are 120 degrees apart; turns beyond pi come around."""
-    quarter = np.pi / 2 / SPEC.rotation_unit_rad
+    quarter = np.pi / 2 / 0.5
     a, b = torch.zeros(1, 1, 7), torch.zeros(1, 1, 7)
     a[..., 3], b[..., 4] = quarter, quarter
     assert errors_of(a, b)["val/rotation_error_deg"] == pytest.approx(120)
@@ -95,7 +95,8 @@ def test_errors_per_task() -> None:
 def test_the_loss_meter_weights_by_valid_steps_and_starts_anew() -> None:
     meter = LossMeter(("loss", "pose_loss", "gripper_loss"), CPU)
     for loss, n in ((1.0, 10.0), (4.0, 5.0)):
-        meter.add(LossTerms(torch.tensor(loss), torch.tensor(loss / 2), torch.tensor(0.0), torch.tensor(n)))
+        terms = {"pose_loss": torch.tensor(loss / 2), "gripper_loss": torch.tensor(0.0)}
+        meter.add(LossTerms(torch.tensor(loss), torch.tensor(n), terms))
     accelerator = Accelerator(cpu=True)
 
     first, second = meter.read(accelerator, "train"), meter.read(accelerator, "train")

@@ -156,9 +156,9 @@ def test_errors_of_a_prediction_are_in_millimetres_and_degrees() -> None:
 
     found = compare("runs/a/best", chunks, actions, ActionSpec())
 
-    np.testing.assert_allclose(found.position_mm, [5, 0], atol=1e-5)
-    np.testing.assert_allclose(found.rotation_deg, [0, np.rad2deg(0.25)], atol=1e-5)
-    assert found.gripper_agrees.tolist() == [True, False]
+    np.testing.assert_allclose(found.errors["position_error_mm"], [5, 0], atol=1e-5)
+    np.testing.assert_allclose(found.errors["rotation_error_deg"], [0, np.rad2deg(0.25)], atol=1e-5)
+    assert found.errors["gripper_accuracy"].tolist() == [1, 0]
     assert found.summary() == "off by 2.50 mm and 7.16° on average, gripper right at 50%"
 
 

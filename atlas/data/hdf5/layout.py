@@ -240,7 +240,7 @@ def control_of(env_args: Mapping[str, Any], path: Path) -> float:
     parts = control.get("body_parts")  # robosuite 1.5 says it of each part of the robot
     control = parts.get("right", {}) if isinstance(parts, Mapping) else control
     spec = _LIBERO_SPEC
-    largest = [spec.position_unit_m] * 3 + [spec.rotation_unit_rad] * 3
+    largest = [group.unit for group in spec.groups if group.kind != "gripper" for _ in group.names]
     wants = {"type": "OSC_POSE", "control_delta": True, "input_type": "delta", "output_max": largest}
     for key, wanted in wants.items():
         if control.get(key, wanted) != wanted:

@@ -300,7 +300,7 @@ class LiberoDataset:
 
         Raises InputError where nothing tells which end is which.
         """
-        gripper = self.action_spec.gripper
+        ((gripper, _),) = self.action_spec.grippers
         of_file = np.array([demo.file for demo in self._demos])
         for number in np.unique(of_file).tolist():
             read = [self._read[episode] for episode in np.flatnonzero(of_file == number)]

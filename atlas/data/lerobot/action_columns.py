@@ -2,67 +2,86 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from atlas.config.data_sections import SourceActionsConfig
+from atlas.config.action_sections import SourceActionsConfig
 from atlas.data.hdf5.gripper_values import map_gripper
-from atlas.types import ActionSpec
+from atlas.types import LIBERO_GROUPS, ActionGroup, ActionSpec
 
-_LIBERO = ActionSpec()
-_SLACK = 0.1  # how far beyond open and closed a gripper's value may lie
+_LIBERO_POSITION, _LIBERO_ROTATION, _GRIPPER = LIBERO_GROUPS
+_SLACK = 0.1  # how far beyond open and closed a gripper's value may lie, of what is between them
 
 
-def action_spec(source: SourceActionsConfig, fps: float) -> ActionSpec:
-    """The ActionSpec of the numbers that `convert` gives: position, rotation, gripper; deltas in LIBERO's units."""
-    axes = "xyz"[: _width(source.position)]
-    names = [*axes, *(f"r{axis}" for axis in "xyz"[: _width(source.rotation)])]
-    if source.delta:
-        names = [name if name.startswith("r") else f"d{name}" for name in names]
-    rotation_end = len(names)
-    return ActionSpec(
-        names=(*names, "gripper"),
-        position=(0, len(axes)),
-        rotation=(len(axes), rotation_end),
-        gripper=rotation_end,
-        position_unit_m=_LIBERO.position_unit_m if source.delta else source.position_unit_m or 1.0,
-        rotation_unit_rad=_LIBERO.rotation_unit_rad if source.delta else source.rotation_unit_rad or 1.0,
-        delta=source.delta,
-        control_hz=source.control_hz or fps,
+def action_spec(source: SourceActionsConfig, fps: float, names: Sequence[str] = ()) -> ActionSpec:
+    """The ActionSpec of the numbers that `convert` gives: the source's groups as they are, or position, rotation and
+    gripper, deltas in LIBERO's units. names: of the source's dimensions, where it has any. Raises InputError for groups
+    that do not go together."""
+    groups = _of_ranges(source) if source.groups is None else _of_groups(source, names)
+    return ActionSpec(tuple(groups), source.control_hz or fps)
+
+
+def _of_groups(source: SourceActionsConfig, names: Sequence[str]) -> list[ActionGroup]:
+    called = len(set(names)) == len(names) and all(names)  # else they do not tell the numbers apart
+    groups = []
+    for config in source.groups or ():
+        own = [names[column] for column in config.span] if called and len(names) > config.span[-1] else None
+        label = f"{config.arm}_{config.kind}" if config.arm else config.kind
+        made = [label] if config.kind == "gripper" else [f"{label}_{number}" for number in range(len(config.span))]
+        groups.append(config.named(config.names or own or made))
+    return groups
+
+
+def _of_ranges(source: SourceActionsConfig) -> list[ActionGroup]:
+    axes, d = "xyz"[: _width(source.position)], "d" if source.delta else ""
+    units = (
+        (_LIBERO_POSITION.unit, _LIBERO_ROTATION.unit)
+        if source.delta
+        else (source.position_unit_m or 1.0, source.rotation_unit_rad or 1.0)
     )
+    groups = [ActionGroup("position", tuple(f"{d}{axis}" for axis in axes), units[0], source.delta)]
+    if _width(source.rotation):
+        groups.append(ActionGroup("rotation", ("rx", "ry", "rz"), units[1], source.delta, form="axis_angle"))
+    return [*groups, _GRIPPER]
 
 
 def convert(values: np.ndarray, source: SourceActionsConfig) -> np.ndarray:
     """Actions [N, source dimensions] as float32 [N, A] of `action_spec`.
 
-    Deltas are scaled to LIBERO's units, poses to go to keep theirs; the gripper is mapped linearly, so that open
-    is -1 and closed is +1.
+    Groups are taken as they are. Of ranges, deltas are scaled to LIBERO's units, poses to go to keep theirs; the
+    gripper is mapped linearly, so that open is -1 and closed is +1.
     """
-    position = values[:, slice(*source.position)] * _scale(source, source.position_unit_m, _LIBERO.position_unit_m)
-    rotation = values[:, slice(*source.rotation)] * _scale(source, source.rotation_unit_rad, _LIBERO.rotation_unit_rad)
+    if source.groups is not None:
+        return values[:, source.columns].astype(np.float32)
+    position = values[:, slice(*source.position)] * _scale(source, source.position_unit_m, _LIBERO_POSITION.unit)
+    rotation = values[:, slice(*source.rotation)] * _scale(source, source.rotation_unit_rad, _LIBERO_ROTATION.unit)
     grip = values[:, [source.gripper]]
     grip = map_gripper(grip, source.gripper_open, source.gripper_closed)
     return np.concatenate([position, rotation, grip], axis=1).astype(np.float32)
 
 
-def gripper_fits(converted: np.ndarray, spec: ActionSpec) -> bool:
-    """Whether the gripper's values lie between open and closed, or near."""
-    return bool((np.abs(converted[:, spec.gripper]) <= 1 + 2 * _SLACK).all())
+def gripper_fits(told: np.ndarray, gripper: ActionGroup) -> bool:
+    """Whether a gripper's values [N] lie between open and closed, or near."""
+    return bool((np.abs(map_gripper(told, gripper.open, gripper.closed)) <= 1 + 2 * _SLACK).all())
 
 
-def describe(source: SourceActionsConfig, fps: float) -> str:
-    """How the numbers are turned into Atlas's, for the log."""
-    spec = action_spec(source, fps)
+def describe(source: SourceActionsConfig, spec: ActionSpec) -> str:
+    """How the numbers are turned into those of `spec`, for the log."""
+    if source.groups is not None:
+        return f"{spec.describe()}; taken as they are"
     kind = "deltas" if source.delta else "poses to go to"
-    unit = source.position_unit_m or spec.position_unit_m
-    turn = source.rotation_unit_rad or spec.rotation_unit_rad
+    libero = (_LIBERO_POSITION.unit, _LIBERO_ROTATION.unit)
+    assumed = libero if source.delta else (1.0, 1.0)
+    unit, turn = source.position_unit_m or assumed[0], source.rotation_unit_rad or assumed[1]
     parts = [f"position {list(source.position)} (1 = {unit:g} m)"]
     if _width(source.rotation):
         parts.append(f"axis-angle {list(source.rotation)} (1 = {turn:g} rad)")
     parts.append(f"gripper {source.gripper} ({source.gripper_open:g} open, {source.gripper_closed:g} closed)")
-    scaled = source.delta and (unit, turn) != (_LIBERO.position_unit_m, _LIBERO.rotation_unit_rad)
+    scaled = source.delta and (unit, turn) != libero
     changes = []
     if scaled:
-        changes.append(f"scaled to 1 = {_LIBERO.position_unit_m:g} m and {_LIBERO.rotation_unit_rad:g} rad")
+        changes.append(f"scaled to 1 = {libero[0]:g} m and {libero[1]:g} rad")
     if (source.gripper_open, source.gripper_closed) != (-1.0, 1.0):
         changes.append("the gripper mapped to -1 open, 1 closed")
     return f"{kind} at {spec.control_hz:g} Hz, {', '.join(parts)}; {' and '.join(changes) or 'taken as they are'}"

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from atlas.config.action_sections import SourceActionsConfig
 from atlas.data.arrays import map_array
 from atlas.data.hdf5.gripper_values import is_zero_to_one, open_and_closed
 from atlas.data.lerobot.action_columns import convert, gripper_fits
@@ -161,32 +162,50 @@ def _convert(
 ) -> tuple[np.ndarray, list[str]]:
     """Actions in Atlas's units, and what was noticed. rows_of, proprio: of each episode.
 
-    Raises InputError where the gripper is not as it should be.
+    Raises InputError where a gripper is not as it should be.
     """
     source, notes = features.source, []
-    root, gripper = info.root, values[:, source.gripper]
-    span = (
-        f"the gripper, dimension {source.gripper} of '{features.action.key}', lies within "
-        f"[{gripper.min():g}, {gripper.max():g}]"
-    )
-    if not features.gripper_stated and is_zero_to_one(gripper):
-        ends, why = open_and_closed([gripper[rows] for rows in rows_of], proprio), "by what the fingers do"
-        if ends is None and features.libero is not None:
-            ends, why = (1.0, 0.0), "as OpenVLA's loader has it"
-        if ends is None:
-            raise InputError(
-                f"{root}: {span}, and LIBERO's is -1 (open) to 1 (closed). Say what it is: "
-                "data.features.action_spec={gripper_open: 1, gripper_closed: 0}, or the other way round."
-            )
-        source = source.model_copy(update={"gripper_open": ends[0], "gripper_closed": ends[1]})
-        notes.append(f"{span}: read {why}, {ends[0]:g} open and {ends[1]:g} closed, and mapped to -1 open, 1 closed.")
+    if source.groups is None and not features.gripper_stated and is_zero_to_one(values[:, source.gripper]):
+        source, note = _zero_to_one(values, rows_of, proprio, features, info)
+        notes.append(note)
     converted = convert(values, source)
-    if not gripper_fits(converted, features.action_spec):
-        raise InputError(
-            f"{root}: {span}, and is taken to be {source.gripper_open:g} (open) to {source.gripper_closed:g} (closed). "
-            "Say what it is in data.features.action_spec: gripper_open and gripper_closed."
-        )
+    ends = "open and closed of its group" if source.groups is not None else "gripper_open and gripper_closed"
+    for dimension, gripper in features.action_spec.grippers:
+        if not gripper_fits(converted[:, dimension], gripper):
+            opened, closed = gripper.open, gripper.closed
+            if source.groups is None:
+                opened, closed = source.gripper_open, source.gripper_closed
+            column = source.gripper if source.groups is None else source.columns[dimension]
+            raise InputError(
+                f"{info.root}: {_span(values, column, features)}, and is taken to be {opened:g} (open) to {closed:g} "
+                f"(closed). Say what it is in data.features.action_spec: {ends}."
+            )
     return converted, notes
+
+
+def _zero_to_one(
+    values: np.ndarray, rows_of: Sequence[slice], proprio: Sequence[np.ndarray], features: Features, info: Info
+) -> tuple[SourceActionsConfig, str]:
+    """The source with the ends of its one gripper, which goes from 0 to 1, and how they were found. Raises
+    InputError."""
+    source, gripper = features.source, values[:, features.source.gripper]
+    span = _span(values, source.gripper, features)
+    ends, why = open_and_closed([gripper[rows] for rows in rows_of], proprio), "by what the fingers do"
+    if ends is None and features.libero is not None:
+        ends, why = (1.0, 0.0), "as OpenVLA's loader has it"
+    if ends is None:
+        raise InputError(
+            f"{info.root}: {span}, and LIBERO's is -1 (open) to 1 (closed). Say what it is: "
+            "data.features.action_spec={gripper_open: 1, gripper_closed: 0}, or the other way round."
+        )
+    found = source.model_copy(update={"gripper_open": ends[0], "gripper_closed": ends[1]})
+    note = f"{span}: read {why}, {ends[0]:g} open and {ends[1]:g} closed, and mapped to -1 open, 1 closed."
+    return found, note
+
+
+def _span(values: np.ndarray, column: int, features: Features) -> str:
+    low, high = float(values[:, column].min()), float(values[:, column].max())
+    return f"the gripper, dimension {column} of '{features.action.key}', lies within [{low:g}, {high:g}]"
 
 
 class DataFile:

@@ -344,8 +344,9 @@ class LeRobotDataset:
         """How the numbers are read, as text: what else the columns depend on."""
         features = self._features
         keys = [feature.key for feature in features.proprio]
-        only = (self._source.number.tolist(),) if self._source.partial else ()
-        return repr((FORMAT, features.source, features.action.key, keys, features.libero, features.stated, *only))
+        more = (self._source.number.tolist(),) if self._source.partial else ()
+        more = more if features.source.groups is None else (*more, features.source.groups)
+        return repr((FORMAT, features.source, features.action.key, keys, features.libero, features.stated, *more))
 
     def _digest_of(self, files: Sequence[str]) -> str:
         """Changes with the metadata, and with the names, sizes and times of change of some files."""

@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from atlas.config.data_sections import SourceActionsConfig
+from atlas.config.action_sections import SourceActionsConfig, SourceGroupConfig
 from atlas.data.lerobot.tables import open_parquet, parquet_table, readable_parquet
 from atlas.data.orientation import ORIENTATIONS, Orientation
 from atlas.data.origin import mend
 from atlas.errors import InputError, first_line
 from atlas.system.documents import read_json
 from atlas.system.files import atomic_path, write_json
-from atlas.types import ActionSpec
+from atlas.types import LIBERO_GROUPS, ActionSpec
 
 SIM_STATE = "sim_state"  # float64 [D], where the source has it
 _FOLDER = "meta/atlas"
@@ -60,17 +60,12 @@ class Extras:
 
     @property
     def source_actions(self) -> SourceActionsConfig:
-        """The ActionSpec as a source's numbers are described."""
+        """The ActionSpec as a source's numbers are described. Caches are named after it: LIBERO's stays in ranges."""
         spec = self.action_spec
-        return SourceActionsConfig(
-            position=spec.position,
-            rotation=spec.rotation,
-            gripper=spec.gripper,
-            delta=spec.delta,
-            position_unit_m=spec.position_unit_m,
-            rotation_unit_rad=spec.rotation_unit_rad,
-            control_hz=spec.control_hz,
-        )
+        if spec.groups == LIBERO_GROUPS:
+            return SourceActionsConfig(position_unit_m=0.05, rotation_unit_rad=0.5, control_hz=spec.control_hz)
+        groups = [SourceGroupConfig(columns=(part.start, part.stop), **group.to_dict()) for group, part in spec.spans()]
+        return SourceActionsConfig(groups=groups, control_hz=spec.control_hz)
 
     def episode(self, number: int) -> EpisodeExtras:
         """number: the dataset's own. Raises InputError where the folder is damaged, or of another dataset."""
@@ -106,7 +101,11 @@ def read_extras(root: Path) -> Extras | None:
         values = read_json(path)
         if values["format"] != _FORMAT:
             raise InputError(f"{path}: format is {values['format']}, and this Atlas reads {_FORMAT}; update Atlas.")
-        about = About(values["environment"], ActionSpec.from_dict(values["action_spec"]), values["libero_proprio"])
+        try:
+            spec = ActionSpec.from_dict(values["action_spec"])
+        except InputError as error:
+            raise InputError(f"{path} cannot be used ({first_line(error)}). {mend(path)}") from None
+        about = About(values["environment"], spec, values["libero_proprio"])
         orientation = values["orientation"]
         if orientation not in ORIENTATIONS or not isinstance(about.environment, str | None):
             raise ValueError(f"orientation is {orientation!r} and environment {about.environment!r}")

@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from atlas.config.data_sections import FeaturesConfig, SourceActionsConfig
+from atlas.config.action_sections import SourceActionsConfig
+from atlas.config.data_sections import FeaturesConfig
 from atlas.data.lerobot.action_columns import action_spec, describe
 from atlas.data.lerobot.extras import Extras
 from atlas.data.lerobot.info import Feature, Info
@@ -125,7 +126,7 @@ def find_features(
         proprio=tuple(_vector(info, key, "proprio") for key in ([proprio] if isinstance(proprio, str) else proprio)),
         action=action,
         source=source,
-        action_spec=action_spec(source, info.fps),
+        action_spec=action_spec(source, info.fps, action.names),
         orientation=orientation or (libero.orientation if libero else extras.orientation if extras else "upright"),
         libero=libero.sets if libero else None,
         stated=stated is not None,
@@ -220,7 +221,7 @@ def _vectors(info: Info) -> list[str]:
 
 
 def _check_fits(info: Info, action: Feature, source: SourceActionsConfig) -> None:
-    needed = max(source.position[1], source.rotation[1], source.gripper + 1)
+    needed = max(source.columns) + 1
     if needed > action.shape[0]:
         raise InputError(
             f"data.features.action_spec uses {needed} dimensions, and '{action.key}' in {info.path} has "
@@ -239,7 +240,8 @@ def _check_assumed(info: Info, action: Feature) -> None:
         return
     raise InputError(
         f"{info.path}: {why}. Say which numbers are what in data.features.action_spec, such as "
-        "{position: [0, 3], rotation: [3, 6], gripper: 6, delta: true, position_unit_m: 1.0}."
+        "{position: [0, 3], rotation: [3, 6], gripper: 6, delta: true, position_unit_m: 1.0}, or "
+        "{groups: [{kind: joints, columns: [0, 6]}, {kind: gripper, columns: 6, open: 1, closed: 0}]}."
     )
 
 
@@ -260,7 +262,7 @@ def report(info: Info, features: Features, orientation: Orientation | None) -> N
         features.orientation,
         proprio,
         features.action.key,
-        describe(features.source, info.fps),
+        describe(features.source, features.action_spec),
     )
     if features.depth:
         logger.warning("%s: left out as images of distances: %s.", info.path.parents[1], ", ".join(features.depth))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from atlas.data.randomness import Stream, normal, uniform
+from atlas.policies.modular.action_parts import ActionParts
 from atlas.policies.modular.head_contract import ActionHead
 from atlas.policies.modular.parts import FlowMatchingHeadConfig
 from atlas.policies.modular.solvers import integrate
@@ -25,13 +26,14 @@ class FlowMatchingHead(ActionHead):
 
     Flow matching with straight paths (Lipman et al., 2023; Liu et al., 2023): x_t = (1 - t) noise + t actions, whose
     velocity is actions - noise. Each step of the chunk is a token made of its noisy action and its fused token, and
-    what conditions it is the time and its fused token again. Actions here are normalised, the gripper is in ±1.
+    what conditions it is the time and its fused token again. Actions here are normalised, grippers are in ±1.
     """
 
     def __init__(self, config: FlowMatchingHeadConfig, dim: int, spec: ActionSpec, horizon: int) -> None:
         super().__init__()
-        self._config, self._spec = config, spec
-        numbers = spec.pose_dim + 1  # what is generated of each action: the pose, then the gripper
+        self._config, self._pose_dim, self._has_grippers = config, len(spec.pose), bool(spec.grippers)
+        self.parts = ActionParts(spec)
+        numbers = spec.dim  # what is generated of each action: the pose, then the grippers
         self.token = nn.Sequential(nn.Linear(numbers + dim, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim))
         self.position = nn.Parameter(torch.randn(horizon, config.dim) * 0.02)
         self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim))
@@ -57,17 +59,13 @@ class FlowMatchingHead(ActionHead):
         noise, time = self._draw(target, key)
         reached = torch.lerp(noise, target, time[:, None, None])
         errors = (self._velocity(reached, time, fused, is_pad) - (target - noise)).square()
-        valid = (~is_pad).float()
-        n_valid = valid.sum()
-        pose_loss = (errors[..., :-1].mean(-1) * valid).sum() / n_valid.clamp(min=1)
-        gripper_loss = (errors[..., -1] * valid).sum() / n_valid.clamp(min=1)
-        loss = self._config.pose_weight * pose_loss + self._config.gripper_weight * gripper_loss
-        return LossTerms(loss, pose_loss, gripper_loss, n_valid)
+        grippers = errors[..., self._pose_dim :] if self._has_grippers else None
+        return self.parts.losses(errors[..., : self._pose_dim], grippers, is_pad, self._config)
 
     def sample(
         self, fused: torch.Tensor, key: torch.Tensor | None = None, generator: torch.Generator | None = None
     ) -> torch.Tensor:
-        """Normalised actions float32 [B, H, A], the gripper in [-1, 1]; fused [B, H, dim].
+        """Normalised actions float32 [B, H, A], grippers in [-1, 1]; fused [B, H, dim].
 
         The noise that they grow from is drawn from `generator` if there is one, else follows from `key` (int64 [B]),
         else comes from torch's generator. With a key an answer does not depend on its company in the batch.
@@ -106,15 +104,11 @@ class FlowMatchingHead(ActionHead):
         return velocity
 
     def _pack(self, actions: torch.Tensor) -> torch.Tensor:
-        """[B, H, A] to [B, H, D]: the pose, then the gripper."""
-        gripper = actions[..., self._spec.gripper, None]
-        return torch.cat([actions[..., self._spec.pose], gripper], dim=-1).float()
+        """[B, H, A] to [B, H, A]: the pose, then the grippers."""
+        return torch.cat(self.parts.split(actions), dim=-1).float()
 
     def _unpack(self, x: torch.Tensor) -> torch.Tensor:
-        actions = x.new_zeros(*x.shape[:-1], self._spec.dim)
-        actions[..., self._spec.pose] = x[..., :-1]
-        actions[..., self._spec.gripper] = x[..., -1].clamp(-1, 1)
-        return actions
+        return self.parts.join(x[..., : self._pose_dim], x[..., self._pose_dim :].clamp(-1, 1))
 
 
 def training_time(u: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from atlas.types import LossTerms
 
 class ActionHead(nn.Module):
     """From fused tokens [B, H, dim] to actions; owns the loss. Actions are normalised ones on both sides of it, and
-    the gripper is in [-1, 1].
+    a gripper goes from -1 (open) to 1 (closed).
 
     Where a head needs random numbers they follow from `key`, int64 [B], one a sample; in `sample` a generator goes
     before the key.

@@ -412,11 +412,11 @@ class HeadSection(Section):
 
     def loss_terms(self, spec: ActionSpec) -> tuple[str, ...]:
         """The names of the terms of its loss."""
-        return "pose_loss", "gripper_loss"
+        return ("pose_loss", *(("gripper_loss",) if spec.grippers else ()))
 
 
 class RegressionHeadConfig(HeadSection):
-    """The whole chunk at once: the pose by regression, the gripper as a logit."""
+    """The whole chunk at once: the pose by regression, a gripper as a logit, or by regression where it is continuous."""
 
     name: Literal["regression"] = "regression"
     pose_loss: Literal["l1", "mse", "smooth_l1"] = "l1"

@@ -56,7 +56,7 @@ class ModularPolicy(Policy):
         self.action_scaler = Scaler(
             [s.action for s in statistics],
             scaling.action_normalization,
-            keep=[spec.gripper],
+            ends={dimension: (gripper.open, gripper.closed) for dimension, gripper in spec.grippers},
             methods=[s.action_scaling for s in statistics],
         )
         self.proprio_scaler = Scaler(
@@ -75,7 +75,7 @@ class ModularPolicy(Policy):
 
     @torch.no_grad()
     def sample(self, batch: Batch, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Actions float32 [B, H, A] in the ActionSpec's units, gripper in [-1, 1].
+        """Actions float32 [B, H, A] in the ActionSpec's units, grippers between open and closed.
 
         A generative head draws its noise from `generator`, else from the batch's keys, else from torch's own generator.
         """
@@ -102,7 +102,7 @@ class ModularPolicy(Policy):
             assert isinstance(self.vision, VGGTVisionEncoder)
             aligned = self.alignment(self.vision.patch_grid(seen), batch.unit_images())
             terms.loss = terms.loss + self.alignment.weight * aligned
-            terms.extra["alignment_loss"] = aligned
+            terms.terms["alignment_loss"] = aligned
         return terms
 
     def _actions(self, batch: Batch, fused: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:

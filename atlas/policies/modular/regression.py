@@ -1,4 +1,4 @@
-"""The regression head: the whole chunk at once, the pose as numbers and the gripper as a logit."""
+"""The regression head: the whole chunk at once, the pose as numbers and each gripper as a logit or a number."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from atlas.policies.modular.action_parts import ActionParts
 from atlas.policies.modular.head_contract import ActionHead
 from atlas.policies.modular.parts import RegressionHeadConfig
 from atlas.types import ActionSpec, LossTerms
 
 
 class RegressionHead(ActionHead):
-    """Two linear maps from each fused query; owns the loss. Actions here are normalised, the gripper is in ±1."""
+    """A linear map from each fused query to the pose and one to the grippers, where there are any; owns the loss.
+
+    Actions here are normalised: a gripper is -1 where it is open and +1 where it is closed.
+    """
 
     blocks = ()
 
     def __init__(self, config: RegressionHeadConfig, dim: int, spec: ActionSpec) -> None:
         super().__init__()
-        self._config, self._spec = config, spec
-        self.pose = nn.Linear(dim, spec.pose_dim)
-        self.gripper = nn.Linear(dim, 1)
+        self._config, self._continuous = config, [group.continuous for _, group in spec.grippers]
+        self.parts = ActionParts(spec)
+        self.pose = nn.Linear(dim, len(spec.pose))
+        self.gripper = nn.Linear(dim, len(spec.grippers)) if spec.grippers else None
 
     def forward(
         self, fused: torch.Tensor, actions: torch.Tensor, is_pad: torch.Tensor, key: torch.Tensor | None = None
@@ -29,27 +34,36 @@ class RegressionHead(ActionHead):
 
         Nothing here is random: the key is not used, nor are `sample`'s key and generator.
         """
-        valid = (~is_pad).float()
-        n_valid = valid.sum()
-        pose = self._pose_errors(self.pose(fused).float(), actions[..., self._spec.pose]).mean(-1)
-        label = (actions[..., self._spec.gripper] > 0).float()
-        logit = self.gripper(fused).float().squeeze(-1)
-        gripper = F.binary_cross_entropy_with_logits(logit, label, reduction="none")
-        pose_loss = (pose * valid).sum() / n_valid.clamp(min=1)
-        gripper_loss = (gripper * valid).sum() / n_valid.clamp(min=1)
-        loss = self._config.pose_weight * pose_loss + self._config.gripper_weight * gripper_loss
-        return LossTerms(loss, pose_loss, gripper_loss, n_valid)
+        pose, grippers = self.parts.split(actions)
+        pose_errors = self._errors(self.pose(fused).float(), pose)
+        gripper_errors = self._gripper_errors(self.gripper(fused).float(), grippers) if self.gripper else None
+        return self.parts.losses(pose_errors, gripper_errors, is_pad, self._config)
 
     def sample(
         self, fused: torch.Tensor, key: torch.Tensor | None = None, generator: torch.Generator | None = None
     ) -> torch.Tensor:
-        """Normalised actions float32 [B, H, A]; the gripper is 2 P(close) - 1."""
-        actions = fused.new_zeros(*fused.shape[:2], self._spec.dim, dtype=torch.float32)
-        actions[..., self._spec.pose] = self.pose(fused).float()
-        actions[..., self._spec.gripper] = 2 * torch.sigmoid(self.gripper(fused).float().squeeze(-1)) - 1
-        return actions
+        """Normalised actions float32 [B, H, A]; a binary gripper is 2 P(close) - 1."""
+        pose = self.pose(fused).float()
+        if self.gripper is None:
+            return self.parts.join(pose, None)
+        given = self.gripper(fused).float().unbind(-1)
+        grippers = [
+            value.clamp(-1, 1) if continuous else 2 * torch.sigmoid(value) - 1
+            for value, continuous in zip(given, self._continuous, strict=True)
+        ]
+        return self.parts.join(pose, torch.stack(grippers, -1))
 
-    def _pose_errors(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def _gripper_errors(self, given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """[B, H, grippers] each: of binary ones the cross-entropy of a logit, of others as of the pose."""
+        errors = [
+            self._errors(value, target)
+            if continuous
+            else F.binary_cross_entropy_with_logits(value, (target > 0).float(), reduction="none")
+            for value, target, continuous in zip(given.unbind(-1), wanted.unbind(-1), self._continuous, strict=True)
+        ]
+        return torch.stack(errors, -1)
+
+    def _errors(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         if self._config.pose_loss == "l1":
             return (predicted - target).abs()
         if self._config.pose_loss == "mse":

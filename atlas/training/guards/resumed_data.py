@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from atlas.data.mixture import sources_of
 from atlas.data.training_data import TrainingData
 from atlas.errors import InputError
 from atlas.policies.processor import PolicyProcessor
-from atlas.types import ActionSpec
 
 _OTHER_IMAGES = (
     3.0  # levels of 255 between two mean images; of the same images, whoever decodes them, it is less than 1
@@ -61,8 +59,8 @@ def _differing(processor: PolicyProcessor, data: TrainingData) -> Iterator[str]:
         ("the cameras' size in pixels", processor.camera_size, min(sizes)),
         ("the number of proprio", processor.proprio_dim, dataset.proprio_dim),
     ]
-    was, now = processor.action_spec, dataset.action_spec
-    pairs += [(f"the actions' {f.name}", getattr(was, f.name), getattr(now, f.name)) for f in fields(ActionSpec)]
+    differing = processor.action_spec.differences(dataset.action_spec)
+    pairs += [(f"the actions' {what}", was, now) for what, was, now in differing]
     sources = sources_of(dataset)
     if len(processor.statistics) != len(sources):
         pairs.append(("the number of data.datasets", len(processor.statistics), len(sources)))

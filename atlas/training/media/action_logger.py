@@ -1,4 +1,4 @@
-"""What kind of actions the policy predicts, against what kind was recorded; and when it closes the gripper."""
+"""What kind of actions the policy predicts, against what kind was recorded; and when it closes a gripper."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from atlas.data.episode import EpisodeDataset
-from atlas.drawing.figures import draw_distributions, draw_probability, shorten
+from atlas.drawing.action_curves import panels
+from atlas.drawing.figures import draw_closing, draw_distributions, shorten
 from atlas.drawing.predictions import Predictions, Validated, frame_places, spread
-from atlas.drawing.units import panels, readable
 from atlas.tracking import RunTracker
 
 _MOST_SAMPLES = 4096  # of the distributions
@@ -27,7 +27,8 @@ class ActionShare:
 
 class ActionLogger:
     """Logs the distributions `actions/<dimension>/predicted` and `…/recorded`, both in one figure
-    `actions/distributions`, and `actions/gripper`: P(close) along one validation episode."""
+    `actions/distributions`, and `actions/gripper`, of two arms `actions/left/gripper` and so on: how far each gripper
+    is told to close along one validation episode."""
 
     def __init__(self, dataset: EpisodeDataset, episodes: np.ndarray, tracker: RunTracker) -> None:
         """episodes: those of validation, int64."""
@@ -44,12 +45,12 @@ class ActionLogger:
     def show(self, parts: Sequence[ActionShare], seen: Validated) -> None:
         """Draw and log, on the main rank."""
         self._show_distributions(Predictions.merge([part.sampled for part in parts]), seen)
-        self._show_gripper(Predictions.merge([part.episode for part in parts]))
+        self._show_grippers(Predictions.merge([part.episode for part in parts]))
 
     def _show_distributions(self, sampled: Predictions, seen: Validated) -> None:
         spec = self._dataset.action_spec
         recorded, predicted = (
-            readable(chunks[~sampled.is_pad], spec) for chunks in (sampled.recorded, sampled.predicted)
+            spec.readable(chunks[~sampled.is_pad]) for chunks in (sampled.recorded, sampled.predicted)
         )  # [n, A]
         for number, name in enumerate(spec.names):
             self._tracker.log_histogram(f"actions/{name}/recorded", recorded[:, number])
@@ -58,19 +59,25 @@ class ActionLogger:
         drawn = draw_distributions(recorded, predicted, panels(spec, *seen.action_range), title)
         self._tracker.log_image("actions/distributions", drawn)
 
-    def _show_gripper(self, episode: Predictions) -> None:
+    def _show_grippers(self, episode: Predictions) -> None:
         spec = self._dataset.action_spec
-        probability = readable(episode.predicted[:, 0], spec)[:, spec.gripper]
-        label = (episode.recorded[:, 0, spec.gripper] > 0).astype(np.float64)
+        recorded, predicted = (spec.readable(chunks[:, 0]) for chunks in (episode.recorded, episode.predicted))
         instruction = self._dataset.tasks[self._dataset.task_of[self._episode]]
         title = f"Episode {self._episode}: {shorten(instruction, _LONGEST_TITLE)}"
-        self._tracker.log_image("actions/gripper", draw_probability(probability, label, self._dataset.fps, title))
+        for dimension, group in spec.grippers:
+            told = recorded[:, dimension]
+            label = told if group.continuous else (told > 0.5).astype(np.float64)
+            drawn = draw_closing(predicted[:, dimension], label, group.readable[1], self._dataset.fps, title)
+            arm = f"{group.arm}/" if len(spec.arms) > 1 else ""
+            self._tracker.log_image(f"actions/{arm}gripper", drawn)
 
 
 def _episode_that_grips(dataset: EpisodeDataset, episodes: np.ndarray) -> int:
-    """The first episode in which the gripper is open and closed; the first one where there is none."""
-    gripper = dataset.action_spec.gripper
-    for episode in episodes.tolist():
-        if len(set((dataset.episode(episode).actions[:, gripper] > 0).tolist())) == 2:
-            return int(episode)
+    """The first episode in which a gripper is open and closed; the first one where there is none."""
+    grippers = dataset.action_spec.grippers
+    for episode in episodes.tolist() if grippers else ():
+        actions = dataset.episode(episode).actions
+        for dimension, group in grippers:
+            if len(set((group.closed_share(actions[:, dimension]) > 0.5).tolist())) == 2:
+                return int(episode)
     return int(episodes[0])

@@ -170,7 +170,7 @@ def check_average(checkpoint: Path, saved: bool, wanted: bool) -> None:
 
 
 def _terms_to_list(terms: LossTerms) -> tuple[list[Any], None]:
-    return [terms.loss, terms.pose_loss, terms.gripper_loss, terms.n_valid, terms.extra], None
+    return [terms.loss, terms.n_valid, terms.terms], None
 
 
 def _terms_from_list(values: Any, _: None) -> LossTerms:

@@ -43,7 +43,7 @@ def write_page(path: Path, story: Story) -> None:
 
 
 def _data(story: Story) -> dict[str, Any]:
-    prediction = story.prediction
+    prediction, closed = story.prediction, story.closed
     groups = [
         ("Actions", "as recorded" if story.spec.delta else "poses to go to, as recorded", story.actions),
         ("Proprio", "as the robot measured it", story.proprio),
@@ -63,12 +63,15 @@ def _data(story: Story) -> dict[str, Any]:
         ],
         "path": {
             "title": "path of the hand" if story.path_is_measured else "path that the actions command",
-            "points": _rounded(story.path),
+            "arms": [
+                {"points": _rounded(path), "closed": closed[arm].tolist() if arm in closed else None}
+                for arm, path in story.paths.items()
+            ],
         },
-        "closed": story.closed.tolist(),
+        "closed": [each.tolist() for each in closed.values()],
         "chunks": None if prediction is None else _rounded(prediction.chunks),
-        "error": None if prediction is None else _rounded(prediction.position_mm),
-        "error_unit": "mm",
+        "error": None if prediction is None else _rounded(prediction.farthest[0]),
+        "error_unit": "" if prediction is None else prediction.farthest[1],
     }
 
 

@@ -140,8 +140,9 @@ function showBars() {
 
 // ---- the path of the hand -----------------------------------------------------------------------------------
 
-byId("path-title").textContent = episode.path ? episode.path.title : "";
-const points = episode.path ? episode.path.points : [];
+const arms = episode.path.arms, points = arms.flatMap((arm) => arm.points);
+byId("path-title").textContent = episode.path.title;
+byId("path").parentElement.hidden = !arms.length;
 const low = [0, 1, 2].map((axis) => Math.min(...points.map((p) => p[axis])));
 const high = [0, 1, 2].map((axis) => Math.max(...points.map((p) => p[axis])));
 const middle = low.map((value, axis) => (value + high[axis]) / 2);
@@ -174,23 +175,26 @@ function showPath() {
     stroke([[middle[0] - size, middle[1] + at, floor], [middle[0] + size, middle[1] + at, floor]], colour("edge"), 1);
   }
   pen.lineJoin = pen.lineCap = "round";
-  stroke(points.map(([x, y]) => [x, y, floor]), colour("track"), 3);
-  for (let t = 0; t < points.length - 1; t++) {
-    pen.globalAlpha = t < frame ? 1 : 0.3;
-    stroke([points[t], points[t + 1]], colour(episode.closed[Math.min(t, last)] ? "gripper" : "position"), 2.4);
+  for (const { points, closed } of arms) {
+    stroke(points.map(([x, y]) => [x, y, floor]), colour("track"), 3);
+    for (let t = 0; t < points.length - 1; t++) {
+      pen.globalAlpha = t < frame ? 1 : 0.3;
+      stroke([points[t], points[t + 1]], colour(closed && closed[t] ? "gripper" : "position"), 2.4);
+    }
+    pen.globalAlpha = 1;
+    const here = points[Math.min(frame, points.length - 1)], [x, y] = flat(here), [, ground] = flat([here[0], here[1], floor]);
+    stroke([here, [here[0], here[1], floor]], colour("quiet"), 1);
+    pen.fillStyle = colour("quiet");
+    pen.fillRect(x - 2, ground - 1, 4, 2);
+    pen.fillStyle = colour("text");
+    pen.beginPath();
+    pen.arc(x, y, 5, 0, 7);
+    pen.fill();
   }
-  pen.globalAlpha = 1;
-  const here = points[Math.min(frame, points.length - 1)], [x, y] = flat(here), [, ground] = flat([here[0], here[1], floor]);
-  stroke([here, [here[0], here[1], floor]], colour("quiet"), 1);
-  pen.fillStyle = colour("quiet");
-  pen.fillRect(x - 2, ground - 1, 4, 2);
-  pen.fillStyle = colour("text");
-  pen.beginPath();
-  pen.arc(x, y, 5, 0, 7);
-  pen.fill();
   pen.font = "11px system-ui";
   pen.fillStyle = colour("quiet");
-  pen.fillText(`${(here[0] * 100).toFixed(1)}  ${(here[1] * 100).toFixed(1)}  ${(here[2] * 100).toFixed(1)} cm`, 0, height - 4);
+  const places = arms.map(({ points }) => points[Math.min(frame, points.length - 1)].map((v) => (v * 100).toFixed(1)).join("  "));
+  pen.fillText(`${places.join("   ·   ")} cm`, 0, height - 4);
   const origin = [24, 26], axes = [["x", [1, 0, 0]], ["y", [0, 1, 0]], ["z", [0, 0, 1]]];
   for (const [name, [a, b, up]] of axes) {
     const end = [origin[0] + 16 * (a * s + b * c), origin[1] - 16 * (up * Math.cos(turn.pitch) - (a * c - b * s) * Math.sin(turn.pitch))];
@@ -217,10 +221,11 @@ window.addEventListener("resize", showPath);
 const slider = byId("slider"), speed = byId("speed"), bands = byId("bands");
 slider.max = last;
 bands.setAttribute("viewBox", `0 0 ${Math.max(last, 1)} 10`);
-episode.closed.forEach((closed, t) => {
-  if (closed) bands.append(make("rect", { x: t - 0.5, y: 0, width: 1.02, height: 10, style: "fill: var(--gripper); opacity: .55" }));
-});
-const legend = [["gripper", "gripper told to close"]];
+const share = 10 / episode.closed.length;
+episode.closed.forEach((told, gripper) => told.forEach((closed, t) => {
+  if (closed) bands.append(make("rect", { x: t - 0.5, y: gripper * share, width: 1.02, height: share, style: "fill: var(--gripper); opacity: .55" }));
+}));
+const legend = episode.closed.length ? [["gripper", episode.closed.length > 1 ? "left and right gripper told to close" : "gripper told to close"]] : [];
 if (episode.error) {
   const most = Math.max(...episode.error, 1e-9);
   episode.error.forEach((error, t) =>

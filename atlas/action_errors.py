@@ -1,0 +1,72 @@
+"""How far a group of an action's numbers is from the recorded one, in units that a hand knows.
+
+Each takes numbers [..., n] of the group and the recorded ones, float64, and gives [...].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import normalize
+
+from atlas.types import ActionGroup, Kind
+
+Measure = Callable[[ActionGroup, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def _gripper_error(group: ActionGroup, predicted: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
+    share, wanted = group.closed_share(predicted), group.closed_share(recorded)
+    return (share - (wanted if group.continuous else (wanted > 0.5).double())).abs()[..., 0]
+
+
+def _gripper_accuracy(group: ActionGroup, predicted: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
+    return ((group.closed_share(predicted) > 0.5) == (group.closed_share(recorded) > 0.5)).double()[..., 0]
+
+
+def _position_error_mm(group: ActionGroup, predicted: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
+    return (predicted - recorded).norm(dim=-1) * group.unit * 1000
+
+
+def _joint_error_deg(group: ActionGroup, predicted: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
+    return ((predicted - recorded).abs().mean(-1) * group.unit).rad2deg()
+
+
+def _rotation_error_deg(group: ActionGroup, predicted: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
+    """The geodesic distance. By quaternions: cos(angle / 2) = |<qa, qb>|."""
+    if group.form == "rotation_6d":  # of matrices the Frobenius distance is 2 sqrt(2) sin(angle / 2)
+        apart = (_matrix(predicted) - _matrix(recorded)).flatten(-2).norm(dim=-1)
+        return (2 * torch.asin((apart / 8**0.5).clamp(max=1))).rad2deg()
+    qa, qb = _quaternion(group, predicted), _quaternion(group, recorded)
+    # The sine from the difference keeps small angles exact, where an arccosine would lose them.
+    sign = torch.where((qa * qb).sum(-1, keepdim=True) < 0, -1.0, 1.0)
+    return (4 * torch.asin((0.5 * (qa - sign * qb).norm(dim=-1)).clamp(max=1))).rad2deg()
+
+
+def _quaternion(group: ActionGroup, values: torch.Tensor) -> torch.Tensor:
+    """Rotations [..., n] of the group's form as unit quaternions [..., 4], whose order is the same for one form."""
+    if group.form == "quaternion":
+        return values / values.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    values = values * group.unit
+    if group.form == "euler_xyz":  # about fixed axes, x first
+        (cx, cy, cz), (sx, sy, sz) = (f(values / 2).unbind(-1) for f in (torch.cos, torch.sin))
+        real, x = cx * cy * cz + sx * sy * sz, sx * cy * cz - cx * sy * sz
+        return torch.stack([real, x, cx * sy * cz + sx * cy * sz, cx * cy * sz - sx * sy * cz], -1)
+    angle = values.norm(dim=-1, keepdim=True)
+    return torch.cat([torch.cos(angle / 2), values / 2 * torch.sinc(angle / (2 * torch.pi))], dim=-1)
+
+
+def _matrix(columns: torch.Tensor) -> torch.Tensor:
+    """Rotations as their first two columns one after the other [..., 6], made orthogonal: [..., 3, 3]."""
+    first = normalize(columns[..., :3], dim=-1)
+    second = normalize(columns[..., 3:] - (first * columns[..., 3:]).sum(-1, keepdim=True) * first, dim=-1)
+    return torch.stack([first, second, torch.linalg.cross(first, second, dim=-1)], -1)
+
+
+MEASURES: dict[str, tuple[Kind, Measure]] = {
+    "gripper_error": ("gripper", _gripper_error),
+    "gripper_accuracy": ("gripper", _gripper_accuracy),
+    "position_error_mm": ("position", _position_error_mm),
+    "rotation_error_deg": ("rotation", _rotation_error_deg),
+    "joint_error_deg": ("joints", _joint_error_deg),
+}

@@ -1,0 +1,125 @@
+"""`data.features.action_spec`: what the numbers of a source's actions mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from atlas.config.section import Names, Section
+from atlas.errors import InputError
+from atlas.types import ActionGroup, Arm, Kind, RotationForm
+
+Dimension = Annotated[int, Field(ge=0)]
+Unit = Annotated[float, Field(gt=0)]
+
+
+class SourceGroupConfig(Section):
+    """Numbers of a source's actions that follow each other and mean one thing; taken as they are. See ActionGroup."""
+
+    kind: Kind
+    columns: tuple[Dimension, Dimension] | Dimension  # the first and one past the last; or the only one
+    names: Names | None = None  # null: as the source calls them
+    arm: Arm | None = None  # where there are two
+    unit: Unit = 1.0  # what 1 stands for: m, rad, m/s and rad/s
+    delta: bool = False  # the change in one step; false: where to go to
+    form: RotationForm | None = None  # of a rotation
+    continuous: bool = False  # of a gripper; false: it is open or closed
+    open: float | None = None  # of a gripper: the source's value
+    closed: float | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> SourceGroupConfig:
+        if not len(self.span):
+            raise ValueError(f"columns is {self.columns}, expected the first and one past the last, such as [0, 3]")
+        if self.kind == "gripper" and (self.open is None or self.closed is None):
+            raise ValueError(
+                "a gripper needs open and closed: the source's values for both, such as open: 1, closed: 0"
+            )
+        if self.kind != "gripper" and (self.continuous or (self.open, self.closed) != (None, None)):
+            raise ValueError(f"continuous, open and closed are of a gripper, and kind is {self.kind}")
+        if self.kind != "rotation" and self.form is not None:
+            raise ValueError(f"form is of a rotation, and kind is {self.kind}")
+        if self.names is not None and len(self.names) != len(self.span):
+            raise ValueError(f"names has {len(self.names)} names, and columns {len(self.span)} numbers")
+        try:
+            self.named(self.names or [str(column) for column in self.span])
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def span(self) -> range:
+        """The source's dimensions."""
+        return range(*self.columns) if isinstance(self.columns, tuple) else range(self.columns, self.columns + 1)
+
+    def named(self, names: Sequence[str]) -> ActionGroup:
+        """The group of an ActionSpec. Raises InputError where there is no such group."""
+        ends = {} if self.open is None or self.closed is None else {"open": self.open, "closed": self.closed}
+        return ActionGroup(
+            self.kind,
+            tuple(names),
+            unit=self.unit,
+            delta=self.delta,
+            arm=self.arm,
+            form=self.form,
+            continuous=self.continuous,
+            **ends,
+        )
+
+
+class SourceActionsConfig(Section):
+    """What the numbers of a source's actions mean. Dimensions that are not named are left out.
+
+    Either the ranges of one hand, each the first and one past the last dimension, which Atlas turns into LIBERO's units
+    and order; or `groups`, in order, for anything else.
+    """
+
+    position: tuple[Dimension, Dimension] = (0, 3)
+    rotation: tuple[Dimension, Dimension] = (3, 6)  # axis and angle; an empty range where there is none
+    gripper: Dimension = 6
+    gripper_open: float = -1.0  # the source's value for it
+    gripper_closed: float = 1.0
+    delta: bool = True  # false: a pose to go to
+    position_unit_m: Unit | None = None  # what 1 means; null: 0.05 for deltas (LIBERO's), else 1
+    rotation_unit_rad: Unit | None = None  # likewise; null: 0.5 for deltas, else 1
+    control_hz: Unit | None = None  # actions a second; null: the dataset's fps
+    # In place of the ranges. Not part of the text that caches are named after, so that those of ranges stay.
+    groups: Annotated[list[SourceGroupConfig], Field(min_length=1)] | None = Field(default=None, repr=False)
+
+    @model_validator(mode="after")
+    def _agree(self) -> SourceActionsConfig:
+        if self.groups is not None:
+            return self._agreeing_groups(self.groups)
+        if self.position[1] - self.position[0] not in (1, 2, 3):
+            raise ValueError(
+                f"position is {list(self.position)}, a range of 1 to 3 dimensions is needed, such as [0, 3]"
+            )
+        if self.rotation[1] - self.rotation[0] not in (0, 3):
+            raise ValueError(
+                f"rotation is {list(self.rotation)}, a range of the 3 dimensions of an axis-angle is needed, such as "
+                "[3, 6], or an empty one, such as [3, 3]"
+            )
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("position, rotation and gripper must be dimensions of their own, and two share one")
+        if self.gripper_open == self.gripper_closed:
+            raise ValueError(f"gripper_open and gripper_closed are both {self.gripper_open:g}, and must differ")
+        return self
+
+    def _agreeing_groups(self, groups: Sequence[SourceGroupConfig]) -> SourceActionsConfig:
+        for key, info in type(self).model_fields.items():
+            if key not in ("groups", "control_hz") and getattr(self, key) != info.default:
+                raise ValueError(f"groups and {key} are both set; say it in the group that it is of")
+        used = [column for group in groups for column in group.span]
+        twice = next((column for place, column in enumerate(used) if column in used[:place]), None)
+        if twice is not None:
+            raise ValueError(f"two groups have the column {twice}")
+        return self
+
+    @property
+    def columns(self) -> list[int]:
+        """The source's dimensions that are used."""
+        if self.groups is not None:
+            return [column for group in self.groups for column in group.span]
+        return [*range(*self.position), *range(*self.rotation), self.gripper]
