@@ -78,7 +78,7 @@ def test_a_page_holds_all_of_an_episode_and_refers_to_nothing_else(coloured: Pat
     np.testing.assert_array_equal(gripper, episode.actions[:, 6] > 0)
     for i, curve in enumerate(shown["groups"][1]["curves"]):
         np.testing.assert_allclose(curve["values"], episode.proprio[:, i], atol=1e-3)
-    np.testing.assert_allclose(shown["path"]["points"], episode.proprio[:, :3], atol=1e-3)
+    np.testing.assert_allclose(shown["path"]["arms"][0]["points"], episode.proprio[:, :3], atol=1e-3)
     world = shown["cameras"][0]
     assert world["name"] == "agentview" and len(world["frames"]) == 7
     for frame, channel in ((0, 0), (1, 1), (5, 2)):
@@ -102,7 +102,7 @@ def test_of_an_unknown_robot_the_path_is_what_the_actions_command(tmp_path: Path
 
     shown, episode = data_of(tmp_path / "page.html"), open_dataset(root).episode(0)
     assert "command" in shown["path"]["title"]
-    np.testing.assert_allclose(shown["path"]["points"][3], 0.05 * episode.actions[:3, :3].sum(0), atol=1e-4)
+    np.testing.assert_allclose(shown["path"]["arms"][0]["points"][3], 0.05 * episode.actions[:3, :3].sum(0), atol=1e-4)
     assert [curve["name"] for curve in shown["groups"][1]["curves"]] == [f"state {i}" for i in range(8)]
 
 
