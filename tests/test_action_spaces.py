@@ -17,7 +17,7 @@ from atlas.config import load_config
 from atlas.data import open_dataset
 from atlas.data.convert import Conversion, convert
 from atlas.errors import InputError
-from atlas.policies import AtlasPolicy
+from atlas.policies import load_policy
 from atlas.types import ActionGroup, ActionSpec
 from atlas.viewer.episode_timeline import tell
 from atlas.viewer.page import write_page
@@ -202,7 +202,7 @@ def test_a_policy_is_trained_in_any_space_and_looked_at(journey: str, tmp_path: 
     assert ("val/gripper_loss" in measured) == any("gripper" in name for name in measured) == bool(spec.grippers)
     assert pictures(result.run_dir) >= {*drawn, "plots/chunks", "actions/distributions"}
     assert ("actions/gripper" in pictures(result.run_dir)) == (len(spec.grippers) == 1)
-    policy = AtlasPolicy.from_pretrained(result.best_checkpoint)
+    policy = load_policy(result.best_checkpoint)
     assert policy.processor.action_spec == dataset.action_spec == spec
     errors = [finding for finding in check_data(load_config(None, settings), "none") if finding.severity == "error"]
     assert errors == []

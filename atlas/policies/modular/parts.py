@@ -416,7 +416,7 @@ class HeadSection(Section):
 
 
 class RegressionHeadConfig(HeadSection):
-    """The whole chunk at once: the pose by regression, a gripper as a logit, or by regression where it is continuous."""
+    """The whole chunk at once: the pose and continuous grippers by regression, other grippers as logits."""
 
     name: Literal["regression"] = "regression"
     pose_loss: Literal["l1", "mse", "smooth_l1"] = "l1"
