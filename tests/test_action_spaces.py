@@ -17,7 +17,7 @@ from atlas.config import load_config
 from atlas.data import open_dataset
 from atlas.data.convert import Conversion, convert
 from atlas.errors import InputError
-from atlas.policies import load_policy
+from atlas.policies.base import load_policy
 from atlas.types import ActionGroup, ActionSpec
 from atlas.viewer.episode_timeline import tell
 from atlas.viewer.page import write_page
