@@ -73,7 +73,7 @@ ROWS = {
     "a mapping for HDF5 files": mix("[{path: A, features: {action: a}}]", "data.datasets.0 ('a')", "data.features"),
     "poses beside deltas": mix(
         f"[{{path: A}}, {{{LEROBOT}, features: {{cameras: {KEYS}, action_spec: {{delta: false, control_hz: 20}}}}}}]",
-        "delta is True in 'a' and False in",
+        "delta of position is True in 'a' and False in",
         "features.action_spec",
     ),
     "another control rate": mix(
