@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import torch
 
 import atlas
 from atlas.checks.data_check import check_data
+from atlas.checks.inspection import inspect_dataset
 from atlas.config import load_config
-from atlas.data import open_dataset
+from atlas.config.data_sections import FeaturesConfig
+from atlas.data import open_configured, open_dataset
 from atlas.data.convert import Conversion, convert
+from atlas.data.episode import EpisodeDataset
 from atlas.errors import InputError
 from atlas.policies.base import load_policy
 from atlas.types import ActionGroup, ActionSpec
@@ -32,6 +36,7 @@ from tests.action_spaces import (
     TWO_ARMS,
     MadeUpDataset,
 )
+from tests.conftest import MakeOnce
 from tests.test_same_numbers import SMALL
 
 TWO_HANDS = ActionSpec(
@@ -221,3 +226,90 @@ def pictures(run_dir: Path) -> set[str]:
     events = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"images": 1})
     events.Reload()
     return set(events.Tags()["images"])
+
+
+# ---- datasets of others ----------------------------------------------------------------------------------
+
+SAID: dict[str, Any] = {
+    "control_hz": 50,
+    "groups": [
+        {"kind": "joints", "columns": [0, 6], "arm": "left"},
+        {"kind": "gripper", "columns": 6, "arm": "left", "open": 1, "closed": 0},
+        {"kind": "joints", "columns": [7, 13], "arm": "right"},
+        {"kind": "gripper", "columns": 13, "arm": "right", "open": 1, "closed": 0},
+    ],
+}
+
+
+def as_of_others(folder: Path, spec: ActionSpec = TWO_ARMS) -> Path:
+    """A LeRobot dataset of two arms that Atlas has noted nothing of."""
+    convert(MadeUpDataset(spec), folder, Conversion("lerobot", "png"), workers=1)
+    shutil.rmtree(folder / "meta" / "atlas")
+    return folder
+
+
+def opened(folder: Path, spec: dict[str, Any]) -> EpisodeDataset:
+    return open_dataset(folder, features=FeaturesConfig.model_validate({"action_spec": spec}))
+
+
+def test_a_config_says_what_the_actions_of_a_dataset_are(tmp_path: Path) -> None:
+    root = as_of_others(tmp_path / "set")
+
+    dataset = opened(root, SAID)
+    backwards = opened(root, {"groups": SAID["groups"][2:] + SAID["groups"][:1]})
+
+    assert dataset.action_spec == TWO_ARMS  # called as the dataset itself calls its numbers
+    recorded = MadeUpDataset(TWO_ARMS).numbers().actions
+    np.testing.assert_array_equal(dataset.numbers().actions, recorded)
+    np.testing.assert_array_equal(backwards.numbers().actions, recorded[:, [*range(7, 14), *range(6)]])
+    assert inspect_dataset(dataset)["action_spec"] == TWO_ARMS.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([{"kind": "joints", "columns": [0, 15]}], "uses 15 dimensions, and 'action' .* has 14"),
+        (
+            [{"kind": "joints", "columns": [0, 6]}, {"kind": "joints", "columns": [5, 7]}],
+            "two groups have the column 5",
+        ),
+        ([{"kind": "joints", "columns": [3, 3]}], "columns is .* such as"),
+        ([{"kind": "gripper", "columns": 6}], "a gripper needs open and closed"),
+        ([{"kind": "joints", "columns": 6, "open": 1}], "are of a gripper, and kind is joints"),
+        ([{"kind": "rotation", "columns": [0, 3]}], "form of rotation is None"),
+        ([{"kind": "joints", "columns": [0, 2], "names": ["a"]}], "names has 1 names, and columns 2 numbers"),
+        ([{"kind": "gripper", "columns": 6, "open": 1, "closed": 0}], "no group but grippers"),
+        (
+            [{"kind": "joints", "columns": [0, 6]}, {"kind": "gripper", "columns": 6, "open": 0.1, "closed": 0}],
+            r"the gripper, dimension 6 .*lies within \[0, 1\], and is taken to be 0.1 \(open\) to 0 \(closed\)",
+        ),
+    ],
+)
+def test_groups_that_do_not_fit_the_dataset_are_refused(
+    groups: list[dict[str, Any]], message: str, make_once: MakeOnce
+) -> None:
+    root = make_once("two_arms_of_others", as_of_others)
+
+    with pytest.raises((InputError, ValueError), match=message):
+        opened(root, {"groups": groups}).numbers()
+
+
+def test_ranges_and_groups_are_not_both_said() -> None:
+    with pytest.raises(ValueError, match="groups and gripper are both set"):
+        FeaturesConfig.model_validate({"action_spec": SAID | {"gripper": 3}})
+
+
+def test_a_mixture_brings_grippers_to_the_same_ends(tmp_path: Path) -> None:
+    root = as_of_others(tmp_path / "set")
+    percent = [group | ({"unit": np.pi / 180} if group["kind"] == "joints" else {}) for group in SAID["groups"]]
+    turned = [group | ({"open": 0, "closed": 1} if group["kind"] == "gripper" else {}) for group in percent]
+    sources = [
+        {"path": str(root), "name": name, "features": {"action_spec": {"groups": groups, "control_hz": 50}}}
+        for name, groups in (("rad", SAID["groups"]), ("deg", turned))
+    ]
+
+    mixture, _ = open_configured(load_config({"data": {"datasets": sources}}).data)
+
+    ours, theirs = mixture.episode(0).actions, mixture.episode(5).actions
+    np.testing.assert_allclose(theirs[:, :6], np.deg2rad(ours[:, :6]), rtol=1e-5)
+    np.testing.assert_allclose(theirs[:, [6, 13]], 1 - ours[:, [6, 13]], atol=1e-6)
