@@ -91,7 +91,7 @@ def run(prepared: PreparedRun) -> Result:
             node = join_as_node(config, run_dir, trainer.tracker, accelerator)
             metrics = trainer.train()
             result = _finish(trainer, metrics)
-        trainer.keeper.check()
+        trainer.checkpoint_manager.check()
         exit_code = 0
         return result
     except BaseException as error:
@@ -273,7 +273,7 @@ def make_policy(prepared: PreparedRun) -> Policy:
         config.model.build(_make_processor(config, data)) if checkpoint is None else load_policy(checkpoint)
     )
     if isinstance(policy, LearnsFromTeacher):
-        policy.hire_teacher()
+        policy.load_teacher()
     if config.data.feature_cache is not None:
         _use_features(prepared, policy)
     return policy
@@ -372,10 +372,10 @@ def _finish(trainer: Trainer, metrics: dict[str, float]) -> Result:
     from atlas.rollout.chunk_executor import ChunkExecutor
     from atlas.training.final_summary import final_summary
 
-    config, root = trainer.config, trainer.keeper.checkpoints.root
+    config, root = trainer.config, trainer.checkpoint_manager.checkpoints.root
     link = root / "best" if (root / "best").exists() else root / "latest"
     if not link.exists():
-        trainer.keeper.check()
+        trainer.checkpoint_manager.check()
     best_checkpoint = follow(link)
     report = None
     if trainer.closed_loop is not None and config.evaluation.final_episodes:

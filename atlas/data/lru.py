@@ -10,7 +10,7 @@ Key = TypeVar("Key", bound=Hashable)
 Thing = TypeVar("Thing")
 
 
-class Latest(Generic[Key, Thing]):
+class LRUCache(Generic[Key, Thing]):
     """At most `bound` things, of which the one that was not used for longest goes first. Not for several threads."""
 
     def __init__(self, bound: int, discard: Callable[[Thing], object] = lambda thing: None) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from atlas.data.lru import Latest
+from atlas.data.lru import LRUCache
 from atlas.data.origin import mend
 from atlas.errors import InputError, first_line
 
@@ -51,7 +51,7 @@ class VideoReader:
     def __init__(self, bound: int = OPEN_DECODERS, open_decoder: Callable[[Path], _Decoder] | None = None) -> None:
         """bound: how many decoders stay open. open_decoder: of this library, None for the one that is chosen."""
         self._bound, self._open = bound, open_decoder
-        self._inherited: list[Latest[Path, _Decoder]] = []  # kept, since taking them down may wait for threads
+        self._inherited: list[LRUCache[Path, _Decoder]] = []  # kept, since taking them down may wait for threads
         self._start()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class VideoReader:
                 self._decoders.clear()
 
     def _start(self) -> None:
-        self._decoders: Latest[Path, _Decoder] = Latest(self._bound, lambda decoder: decoder.close())
+        self._decoders: LRUCache[Path, _Decoder] = LRUCache(self._bound, lambda decoder: decoder.close())
         self._lock = threading.Lock()
         self._process = os.getpid()
 

@@ -49,13 +49,13 @@ class _Cause:
     summary: str
 
 
-def tell(ending: Ending) -> list[str]:
+def failure_lines(ending: Ending) -> list[str]:
     """The lines to print; none where all ended well, or as they were told to."""
     if ending.at_once and (ending.ended or ending.lost()):
         return ["Ended at once, by the second signal."]
     hung = [report for report in ending.reports.values() if report.kind == "hang"]
     if hung:
-        return _tell_hang(ending, hung[0])
+        return _hang_lines(ending, hung[0])
     cause = _first_cause(ending)
     lines: list[str] = []
     elsewhere = ending.elsewhere
@@ -66,7 +66,7 @@ def tell(ending: Ending) -> list[str]:
         lines = cause.lines
     elif ending.stopped_by is None:
         return []
-    return [*lines, *_tell_others(ending, cause)]
+    return [*lines, *_other_lines(ending, cause)]
 
 
 def summary(ending: Ending) -> tuple[str, bool] | None:
@@ -109,7 +109,7 @@ def _of_death(ending: Ending, rank: int) -> _Cause:
     return _Cause(rank, ending.deaths.get(rank, 0.0), lines, f"rank {rank} {what}")
 
 
-def _tell_hang(ending: Ending, first: Report) -> list[str]:
+def _hang_lines(ending: Ending, first: Report) -> list[str]:
     """Each rank has shown its stack already; those that could not are named."""
     lines = [first.summary]
     for rank in sorted(ending.ended):
@@ -119,7 +119,7 @@ def _tell_hang(ending: Ending, first: Report) -> list[str]:
     return lines
 
 
-def _tell_others(ending: Ending, cause: _Cause | None) -> list[str]:
+def _other_lines(ending: Ending, cause: _Cause | None) -> list[str]:
     """A line about those that ended with the cause, and one for each that has an error of its own."""
     lines = []
     with_it = ending.consequences()

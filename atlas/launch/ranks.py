@@ -19,7 +19,7 @@ from types import FrameType
 
 from atlas.errors import first_line
 from atlas.launch.device import DEVICE
-from atlas.launch.failure_report import exit_code, summary, tell
+from atlas.launch.failure_report import exit_code, failure_lines, summary
 from atlas.launch.meeting import Meeting, NodeLost
 from atlas.launch.nodes import ALONE, Nodes
 from atlas.launch.overseer import Overseer
@@ -66,7 +66,7 @@ def launch_ranks(arguments: Sequence[str], plan: Plan, module: str = "atlas.cli"
             meeting.wait_for_cause()  # that of the ranks here may be on another machine
             ending.elsewhere = meeting.first_failure
         meeting.code = exit_code(ending, plan.processes)
-    for line in tell(ending):
+    for line in failure_lines(ending):
         print(printable(line), file=sys.stderr)
     return meeting.code
 

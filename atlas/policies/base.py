@@ -179,7 +179,7 @@ def load_model_config(file: Path) -> ModelConfig:
 class LearnsFromTeacher(Protocol):
     """Is trained with the help of a model that is no part of it."""
 
-    def hire_teacher(self, read_weights: bool = True) -> None:
+    def load_teacher(self, read_weights: bool = True) -> None:
         """Read the teacher's weights, before training. Raises InputError where they are not to be had."""
 
 

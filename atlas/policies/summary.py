@@ -43,7 +43,7 @@ def summarize(config: Config, gpu: str = "h100") -> dict[str, Any]:
         part |= counted
     peak = GPU_PEAKS[gpu].bf16
     if isinstance(policy, LearnsFromTeacher):
-        policy.hire_teacher(read_weights=False)
+        policy.load_teacher(read_weights=False)
     training = training_flops(policy.train(), batch)
     return {
         "parts": parts,

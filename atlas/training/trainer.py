@@ -31,7 +31,7 @@ from atlas.training.media.loggers import MediaLoggers
 from atlas.training.metrics import ActionErrors, LossMeter
 from atlas.training.optimizer import learning_rate, set_learning_rate
 from atlas.training.parallel.block_setup import set_up_blocks
-from atlas.training.parallel.consensus import Agreement
+from atlas.training.parallel.consensus import Consensus
 from atlas.training.parallel.strategy import make_strategy
 from atlas.training.perf.cost import Utilisation, sample_cost
 from atlas.training.perf.memory_estimate import out_of_memory_explained
@@ -85,7 +85,7 @@ class Trainer:
         self.policy, self.model = self.strategy.policy, self.strategy.model
         self.optimizer = self.strategy.optimizer
         self.losses = LossMeter(self.policy.loss_names, device)
-        self.keeper = CheckpointManager(
+        self.checkpoint_manager = CheckpointManager(
             config.checkpoint,
             choose_best_metric(config, closed_loop is not None),
             self.strategy,
@@ -96,13 +96,13 @@ class Trainer:
             data.kept_split() if main else None,
         )
         if run.checkpoint is not None:
-            self.losses.set_sums(self.keeper.resume(run.checkpoint))
+            self.losses.set_sums(self.checkpoint_manager.resume(run.checkpoint))
         self.state.batch_size = config.data.batch_samples
         self.state.max_steps, self.state.rate_steps = schedule.max_steps, schedule.rate_steps
 
         self.augment = Augmenter(config.data.augment)
         self._val_share, self._val_loader = self._val_batches()
-        self.agreement = Agreement(accelerator)
+        self.consensus = Consensus(accelerator)
         self.skipped = SkippedSteps(settings.max_skipped_steps, self.state.skipped_steps, self.state.step)
         stopping, best, since = settings.early_stopping, self.state.stopping_best, self.state.stopping_since
         self.early_stopping = EarlyStopping(stopping, best, since) if stopping is not None else None
@@ -110,7 +110,7 @@ class Trainer:
     @property
     def state(self) -> TrainingState:
         """Where training stands."""
-        return self.keeper.state
+        return self.checkpoint_manager.state
 
     # ---- the loop ----------------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class Trainer:
         )
         self.timer.restart()
         with listening() as stop, self._bar() as show, closing(profiler), self._memory_explained(self.policy):
-            over = self.state.stopped_short and self._look(again=True)
+            over = self.state.stopped_short and self._finish_step(again=True)
             for step in range(self.state.step, self.state.step if over else steps.max_steps):
                 rate = learning_rate(step, steps.rate_steps, steps.warmup_steps, self.config.training.learning_rate)
                 set_learning_rate(self.optimizer, rate)
@@ -144,11 +144,11 @@ class Trainer:
                 if stopped_by:
                     self.state.stopped_short = True
                     self.save()
-                    self.keeper.finish()
+                    self.checkpoint_manager.finish()
                     raise Interrupted(stopped_by)
-                if self._look():
+                if self._finish_step():
                     break
-        self.keeper.finish()
+        self.checkpoint_manager.finish()
         return self.metrics
 
     def _optimize(self, batches: Prefetcher, step: int, stop: StopRequest) -> tuple[int, torch.Tensor]:
@@ -202,7 +202,7 @@ class Trainer:
         """
         wanted = stop.signal or (SIGTERM if self.tracker.stop_requested else 0)
         broken = not_finite(terms) | (~grad_norm.isfinite()).long()
-        found = self.agreement.largest(torch.stack([self.agreement.tensor(wanted), broken]))
+        found = self.consensus.largest(torch.stack([self.consensus.tensor(wanted), broken]))
         return found[0], bool(found[1])
 
     def _leave_out(self, step: int, terms: Sequence[LossTerms], grad_norm: torch.Tensor) -> None:
@@ -222,28 +222,28 @@ class Trainer:
             self.state.step = self.tracker.step = self.skipped.last_taken
             self.state.samples_seen = self.schedule.order.samples_seen(self.state.step)
             self.save()
-            self.keeper.finish()
+            self.checkpoint_manager.finish()
             raise self.skipped.too_many()
 
     # ---- judging -----------------------------------------------------------------------------------------
 
-    def _look(self, again: bool = False) -> bool:
+    def _finish_step(self, again: bool = False) -> bool:
         """Validate, evaluate and save where it is due at this step; returns whether it is the last one.
 
         again: the step has been saved, without that, as a signal came.
         """
         steps, done = self.schedule, self.state.step
         self.state.stopped_short = False
-        judged = self._judge(done % steps.val_interval == 0, done % steps.eval_interval == 0)
-        last = self._enough(judged) or done == steps.max_steps
+        judged = self._validate_and_evaluate(done % steps.val_interval == 0, done % steps.eval_interval == 0)
+        last = self._stops_early(judged) or done == steps.max_steps
         if last:
-            judged |= self._judge("val/loss" not in judged, "eval/success_rate" not in judged)
+            judged |= self._validate_and_evaluate("val/loss" not in judged, "eval/success_rate" not in judged)
         self._save_if_due(judged, last or again)
         if judged:
             self.timer.restart()
         return last
 
-    def _judge(self, validate: bool, evaluate: bool) -> dict[str, float]:
+    def _validate_and_evaluate(self, validate: bool, evaluate: bool) -> dict[str, float]:
         """Validate and evaluate where it is due; the metrics that gives."""
         judged: dict[str, float] = {}
         if validate and len(self.val_data):
@@ -252,7 +252,7 @@ class Trainer:
             judged |= self.evaluate(self.closed_loop)
         return judged
 
-    def _enough(self, judged: dict[str, float]) -> bool:
+    def _stops_early(self, judged: dict[str, float]) -> bool:
         """Whether early stopping ends the run here."""
         if self.early_stopping is None or not self.early_stopping.enough(judged):
             return False
@@ -302,11 +302,11 @@ class Trainer:
         self.state.skipped_steps = self.skipped.total
         if self.early_stopping is not None:
             self.state.stopping_best, self.state.stopping_since = self.early_stopping.best, self.early_stopping.since
-        self.keeper.save(self.losses.sums, self.metrics, best)
+        self.checkpoint_manager.save(self.losses.sums, self.metrics, best)
 
     def _save_if_due(self, judged: dict[str, float], anyway: bool) -> None:
         """Save at the interval, when this step is the best so far, and when it is asked for."""
-        best = self.keeper.judge(judged)
+        best = self.checkpoint_manager.judge(judged)
         if best or anyway or self.state.step % self.schedule.save_interval == 0:
             self.save(best)
         if best:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from atlas.drawing.action_curves import Curve
 from atlas.system.progress import progress_bar
 from atlas.tracking.media_values import write_mp4
-from atlas.viewer.episode_timeline import Story
+from atlas.viewer.episode_timeline import EpisodeTimeline
 
 _WIDTH = 1280
 _MARGIN, _GAP = 24, 12
@@ -25,36 +25,38 @@ _PREDICTED = (255, 122, 178)
 _Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-def write_film(path: Path, story: Story) -> None:
+def write_film(path: Path, timeline: EpisodeTimeline) -> None:
     """Write the film as an mp4, atomically, as fast as it happened."""
-    drawing = _Drawing(story)
-    with progress_bar("drawing the film", len(story)) as advance:
+    drawing = _Drawing(timeline)
+    with progress_bar("drawing the film", len(timeline)) as advance:
 
         def frames() -> Iterator[np.ndarray]:
-            for frame, pictures in enumerate(zip(*(story.pictures(camera) for camera in story.cameras), strict=True)):
+            for frame, pictures in enumerate(
+                zip(*(timeline.pictures(camera) for camera in timeline.cameras), strict=True)
+            ):
                 yield drawing.frame(frame, pictures)
                 advance(1)
 
-        write_mp4(path, frames(), story.hz)
+        write_mp4(path, frames(), timeline.hz)
 
 
 class _Drawing:
     """What is the same in every frame is drawn once."""
 
-    def __init__(self, story: Story) -> None:
-        self._story = story
+    def __init__(self, timeline: EpisodeTimeline) -> None:
+        self._story = timeline
         self._small, self._font, self._large = (ImageFont.load_default(size=size) for size in (12, 15, 24))
         self._cameras = self._place_cameras()
         bottom = max(box[3] for box in self._cameras) + _GAP * 2
         half = (_WIDTH - 2 * _MARGIN - 2 * _GAP) // 2
         self._rows: list[tuple[Curve, int, _Box]] = []  # curve, its number among the actions or -1, where it is drawn
-        for column, curves in enumerate((story.actions, story.proprio)):
+        for column, curves in enumerate((timeline.actions, timeline.proprio)):
             left = _MARGIN + column * (half + 2 * _GAP)
             for row, curve in enumerate(curves):
                 top = bottom + row * _ROW
                 box = (left + _NAME, top + 6, left + half - _VALUE, top + _ROW - 6)
                 self._rows.append((curve, row if column == 0 else -1, box))
-        height = bottom + max(len(story.actions), len(story.proprio)) * _ROW + _MARGIN // 2
+        height = bottom + max(len(timeline.actions), len(timeline.proprio)) * _ROW + _MARGIN // 2
         self.height = height + height % 2  # H.264 wants even sides
         self._background = self._draw_background()
 
@@ -99,16 +101,16 @@ class _Drawing:
         return boxes
 
     def _draw_background(self) -> Image.Image:
-        story = self._story
+        timeline = self._story
         image = Image.new("RGB", (_WIDTH, self.height), _GROUND)
         draw = ImageDraw.Draw(image)
-        draw.text((_MARGIN, 30), story.episode.instruction, fill=_TEXT, font=self._large, anchor="lm")
-        outcome = {True: "success", False: "failure", None: "outcome not recorded"}[story.episode.success]
-        about = f"{Path(story.dataset).name}, episode {story.number} of {story.episodes}, {outcome}"
-        if story.prediction is not None:
-            about += f"; {story.prediction.name}: {story.prediction.summary()}".replace("°", " degrees")
+        draw.text((_MARGIN, 30), timeline.episode.instruction, fill=_TEXT, font=self._large, anchor="lm")
+        outcome = {True: "success", False: "failure", None: "outcome not recorded"}[timeline.episode.success]
+        about = f"{Path(timeline.dataset).name}, episode {timeline.number} of {timeline.episodes}, {outcome}"
+        if timeline.prediction is not None:
+            about += f"; {timeline.prediction.name}: {timeline.prediction.summary()}".replace("°", " degrees")
         draw.text((_MARGIN, 57), about, fill=_QUIET, font=self._small, anchor="lm")
-        last = max(1, len(story) - 1)
+        last = max(1, len(timeline) - 1)
         for curve, number, box in self._rows:
             middle = (box[1] + box[3]) // 2
             draw.rectangle((box[0] - 4, box[1] - 4, box[2] + 4, box[3] + 4), fill=_CARD)
@@ -118,8 +120,8 @@ class _Drawing:
             if low < 0 < high:
                 y = _points(np.zeros(1), curve, box, 0, last)[0][1]
                 draw.line((box[0], y, box[2], y), fill=_LINE)
-            if story.prediction is not None and number >= 0:
-                first = _points(story.prediction.chunks[:, 0, number], curve, box, 0, last)
+            if timeline.prediction is not None and number >= 0:
+                first = _points(timeline.prediction.chunks[:, 0, number], curve, box, 0, last)
                 for start in range(0, len(first) - 1, 2):  # dashed
                     draw.line(first[start : start + 2], fill=_PREDICTED)
             draw.line(_points(curve.values, curve, box, 0, last), fill=_COLOURS[curve.kind], width=2)

@@ -18,7 +18,7 @@ _AT_ONCE = 64  # frames in memory
 
 
 @dataclass(frozen=True)
-class Story:
+class EpisodeTimeline:
     """One episode of T frames."""
 
     dataset: str
@@ -55,7 +55,7 @@ class Story:
             yield from self.episode.images(camera, range(first, min(first + _AT_ONCE, len(self))))
 
 
-def tell(dataset: EpisodeDataset, number: int, checkpoint: str | None = None) -> Story:
+def make_timeline(dataset: EpisodeDataset, number: int, checkpoint: str | None = None) -> EpisodeTimeline:
     """Gather what there is to see. Raises InputError for an episode that is not there, as the dataset and `predict`."""
     if not 0 <= number < len(dataset):
         raise InputError(f"--episode is {number}, and {dataset.path} has the episodes 0 to {len(dataset) - 1}.")
@@ -63,7 +63,7 @@ def tell(dataset: EpisodeDataset, number: int, checkpoint: str | None = None) ->
     prediction = predict(checkpoint, dataset, episode) if checkpoint is not None else None
     actions, proprio = np.array(episode.actions), np.array(episode.proprio)
     measured = has_libero_proprio(dataset)
-    return Story(
+    return EpisodeTimeline(
         dataset=str(dataset.path),
         format=dataset.format,
         fps=dataset.fps,

@@ -26,19 +26,19 @@ def check_out(out: Path) -> None:
 
 def look(dataset: EpisodeDataset, number: int, out: Path, checkpoint: str | None = None) -> None:
     """Write an episode, with what the policy of a checkpoint would do, to `out`. Raises InputError."""
-    from atlas.viewer.episode_timeline import tell
+    from atlas.viewer.episode_timeline import make_timeline
 
     check_out(out)
-    story = tell(dataset, number, checkpoint)
+    timeline = make_timeline(dataset, number, checkpoint)
     if out.suffix == ".html":
         from atlas.viewer.page import write_page
 
-        write_page(out, story)
+        write_page(out, timeline)
     elif out.suffix == ".mp4":
         from atlas.viewer.episode_film import write_film
 
-        write_film(out, story)
+        write_film(out, timeline)
     else:
         from atlas.viewer.rerun_recording import write_recording
 
-        write_recording(out, story)
+        write_recording(out, timeline)

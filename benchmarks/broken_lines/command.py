@@ -3,7 +3,7 @@
 from broken_lines.row import of_part
 
 CONFIG = "tests/test_config.py"
-STORY = "tests/launch/test_story.py"
+FAILURE_REPORT = "tests/launch/test_failure_report.py"
 PLAN = "tests/launch/test_launch_plan.py"
 COMMAND = "tests/launch/test_command_line.py"
 
@@ -70,14 +70,14 @@ ROWS = of_part(
         "return min(by_themselves, key=lambda cause: cause.time)",
         "return max(by_themselves, key=lambda cause: cause.time)",
         "the last error is told as the cause",
-        f"{STORY}::test_the_earliest_error_of_its_own_is_the_cause",
+        f"{FAILURE_REPORT}::test_the_earliest_error_of_its_own_is_the_cause",
     ),
     (
         "atlas/launch/failure_report.py",
         "of_themselves = [code for rank, code in codes.items() if rank not in consequences]",
         "of_themselves = list(codes.values())",
         "the exit code may be that of a consequence",
-        f"{STORY}::test_the_exit_code_is_that_of_the_cause",
+        f"{FAILURE_REPORT}::test_the_exit_code_is_that_of_the_cause",
     ),
     (
         "atlas/launch/plan.py",

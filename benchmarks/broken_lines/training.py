@@ -75,8 +75,8 @@ ROWS = of_part(
     ),
     (
         "atlas/training/trainer.py",
-        "self.losses.set_sums(self.keeper.resume(checkpoint))",
-        "self.keeper.resume(checkpoint)",
+        "self.losses.set_sums(self.checkpoint_manager.resume(checkpoint))",
+        "self.checkpoint_manager.resume(checkpoint)",
         "what was summed up for the next line of the log is lost on resume",
         "tests/training/test_going_on.py::test_what_was_added_up_before_the_stop_is_logged_after_it",
     ),

@@ -30,7 +30,7 @@ def make_policy(*overrides: str, hired: bool = True) -> ModularPolicy:
     torch.manual_seed(0)
     policy = ModularPolicy(load_config({}, [*SMALL, *STUDENT, *overrides]).model, make_processor())
     if hired and policy.alignment is not None:
-        policy.alignment.hire()
+        policy.alignment.load_teacher()
     return policy
 
 

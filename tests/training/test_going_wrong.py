@@ -196,20 +196,20 @@ def test_a_full_disk_costs_checkpoints_and_not_the_training(
     trainer_of: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = trainer_of("training.max_steps=6", "checkpoint.save_interval=2", "run_name=full")
-    write = trainer.keeper.checkpoints.write
+    write = trainer.checkpoint_manager.checkpoints.write
 
     def full(contents: Contents) -> Path:
         if contents.state.step == 4:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(contents)
 
-    monkeypatch.setattr(trainer.keeper.checkpoints, "write", full)
+    monkeypatch.setattr(trainer.checkpoint_manager.checkpoints, "write", full)
     trainer.train()
     trainer.tracker.finish(0)
 
-    assert {2, 6} <= set(trainer.keeper.checkpoints.steps())
+    assert {2, 6} <= set(trainer.checkpoint_manager.checkpoints.steps())
     with pytest.raises(NotSaved, match=r"step 4 could not be written.*No space left"):
-        trainer.keeper.check()
+        trainer.checkpoint_manager.check()
 
 
 def test_the_end_after_a_full_disk_is_exit_code_1(make_libero: MakeLibero, tmp_path: Path) -> None:

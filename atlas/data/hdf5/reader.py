@@ -22,7 +22,7 @@ from atlas.data.hdf5.layout import ROBOMIMIC, Layout, array_in, control_of, grou
 from atlas.data.hdf5.masks import sides_of
 from atlas.data.hdf5.opening import Unavailable, find, numbers_in, offset_of, open_file, readable
 from atlas.data.hdf5.texts import attribute_in
-from atlas.data.lru import Latest
+from atlas.data.lru import LRUCache
 from atlas.data.noops import without_noops
 from atlas.data.orientation import Orientation, turn_upright
 from atlas.errors import InputError
@@ -196,8 +196,8 @@ class LiberoDataset:
     def _start(self) -> None:
         self._handles: dict[int, h5py.File] = {}
         self._mapped: dict[int, np.memmap] = {}  # whole files: each takes a file descriptor
-        self._pieces: Latest[tuple[int, str], _Piece | None] = Latest(_KNOWN_PIECES)
-        self._images: Latest[tuple[int, str], h5py.Dataset] = Latest(_OPEN_IMAGES)  # what is in no piece
+        self._pieces: LRUCache[tuple[int, str], _Piece | None] = LRUCache(_KNOWN_PIECES)
+        self._images: LRUCache[tuple[int, str], h5py.Dataset] = LRUCache(_OPEN_IMAGES)  # what is in no piece
         self._pid = os.getpid()
 
     def _file(self, number: int) -> h5py.File:

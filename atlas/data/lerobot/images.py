@@ -11,7 +11,7 @@ import pyarrow as pa
 from PIL import Image
 
 from atlas.data.lerobot.image_copies import FORMATS, ImageCopy, open_copy
-from atlas.data.lru import Latest
+from atlas.data.lru import LRUCache
 from atlas.errors import InputError, first_line
 
 _OPEN_FILES = 128
@@ -22,7 +22,7 @@ class ParquetImages:
     forked processes may share."""
 
     def __init__(self) -> None:
-        self._copies: Latest[tuple[Path, str], ImageCopy] = Latest(_OPEN_FILES)
+        self._copies: LRUCache[tuple[Path, str], ImageCopy] = LRUCache(_OPEN_FILES)
 
     def __reduce__(self) -> tuple[type[ParquetImages], tuple[()]]:
         return ParquetImages, ()  # another process opens its own

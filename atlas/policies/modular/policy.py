@@ -148,10 +148,10 @@ class ModularPolicy(Policy):
 
     # ---- what a training makes use of --------------------------------------------------------------------
 
-    def hire_teacher(self, read_weights: bool = True) -> None:
+    def load_teacher(self, read_weights: bool = True) -> None:
         """The alignment's, where there is one."""
         if self.alignment is not None:
-            self.alignment.hire(read_weights)
+            self.alignment.load_teacher(read_weights)
 
     @property
     def instruction_memory(self) -> InstructionMemory | None:

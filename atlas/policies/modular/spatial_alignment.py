@@ -13,7 +13,7 @@ from atlas.policies.modular.vggt_backbone import PretrainedVGGTEncoder
 class Alignment(nn.Module):
     """1 - cosine between projected patch tokens and the teacher's last layer (Spatial Forcing, Li et al., 2025).
 
-    The projection is trained and saved with the policy; the teacher is there only while training, after `hire`.
+    The projection is trained and saved with the policy; the teacher is there only while training, after `load_teacher`.
     """
 
     def __init__(self, config: AlignmentConfig, dim: int) -> None:
@@ -26,7 +26,7 @@ class Alignment(nn.Module):
         )
         self.teacher: PretrainedVGGTEncoder | None = None
 
-    def hire(self, read_weights: bool = True) -> None:
+    def load_teacher(self, read_weights: bool = True) -> None:
         """Read the teacher's weights. Raises InputError where they are not to be had."""
         frozen = self._config.teacher.model_copy(update={"freeze": True, "lora": None, "pool": 1})
         device = next(self.project.parameters()).device

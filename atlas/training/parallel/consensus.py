@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 
 
-class Agreement:
+class Consensus:
     """One small exchange, so that all ranks skip the same steps and stop after the same one."""
 
     def __init__(self, accelerator: Accelerator) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from atlas.drawing.action_curves import Curve
 from atlas.system.files import write_text
 from atlas.system.progress import progress_bar
-from atlas.viewer.episode_timeline import Story
+from atlas.viewer.episode_timeline import EpisodeTimeline
 
 _PARTS = Path(__file__).parent
 _QUALITY = 86  # of WebP
@@ -27,12 +27,12 @@ _MOST_PIXELS = 100e6  # of all pictures: some fifteen megabytes
 _DIGITS = 5
 
 
-def write_page(path: Path, story: Story) -> None:
+def write_page(path: Path, timeline: EpisodeTimeline) -> None:
     """Write the page, atomically."""
-    data = json.dumps(_data(story), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    data = json.dumps(_data(timeline), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     page = (_PARTS / "page.html").read_text(encoding="utf-8")
     parts = {
-        "TITLE": html.escape(f"{story.episode.instruction} · episode {story.number}"),
+        "TITLE": html.escape(f"{timeline.episode.instruction} · episode {timeline.number}"),
         "STYLE": (_PARTS / "page.css").read_text(encoding="utf-8"),
         "SCRIPT": (_PARTS / "page.js").read_text(encoding="utf-8"),
         "DATA": data.replace("<", "\\u003c"),  # nothing in it can end the script
@@ -42,30 +42,34 @@ def write_page(path: Path, story: Story) -> None:
     write_text(path, page)
 
 
-def _data(story: Story) -> dict[str, Any]:
-    prediction, closed = story.prediction, story.closed
+def _data(timeline: EpisodeTimeline) -> dict[str, Any]:
+    prediction, closed = timeline.prediction, timeline.closed
     groups = [
-        ("Actions", "as recorded" if story.spec.delta else "poses to go to, as recorded", story.actions),
-        ("Proprio", "as the robot measured it", story.proprio),
+        ("Actions", "as recorded" if timeline.spec.delta else "poses to go to, as recorded", timeline.actions),
+        ("Proprio", "as the robot measured it", timeline.proprio),
     ]
     return {
-        "dataset": story.dataset,
-        "number": story.number,
-        "episodes": story.episodes,
-        "instruction": story.episode.instruction,
-        "length": len(story),
-        "hz": story.hz,
-        "chips": _chips(story),
-        "cameras": _cameras(story),
+        "dataset": timeline.dataset,
+        "number": timeline.number,
+        "episodes": timeline.episodes,
+        "instruction": timeline.episode.instruction,
+        "length": len(timeline),
+        "hz": timeline.hz,
+        "chips": _chips(timeline),
+        "cameras": _cameras(timeline),
         "groups": [
-            {"title": title, "note": note, "curves": [_curve(curve, i, story, title) for i, curve in enumerate(curves)]}
+            {
+                "title": title,
+                "note": note,
+                "curves": [_curve(curve, i, timeline, title) for i, curve in enumerate(curves)],
+            }
             for title, note, curves in groups
         ],
         "path": {
-            "title": "path of the hand" if story.path_is_measured else "path that the actions command",
+            "title": "path of the hand" if timeline.path_is_measured else "path that the actions command",
             "arms": [
                 {"points": _rounded(path), "closed": closed[arm].tolist() if arm in closed else None}
-                for arm, path in story.paths.items()
+                for arm, path in timeline.paths.items()
             ],
         },
         "closed": [each.tolist() for each in closed.values()],
@@ -75,23 +79,23 @@ def _data(story: Story) -> dict[str, Any]:
     }
 
 
-def _chips(story: Story) -> list[tuple[str, str]]:
+def _chips(timeline: EpisodeTimeline) -> list[tuple[str, str]]:
     """Short facts, each with how it is coloured."""
     outcome = {True: ("success", "good"), False: ("failure", "bad"), None: ("outcome not recorded", "")}
     facts = [
-        outcome[story.episode.success],
-        (f"{len(story)} frames, {len(story) / story.hz:.1f} s at {story.hz:g} Hz", ""),
-        (story.format, ""),
+        outcome[timeline.episode.success],
+        (f"{len(timeline)} frames, {len(timeline) / timeline.hz:.1f} s at {timeline.hz:g} Hz", ""),
+        (timeline.format, ""),
     ]
-    if story.fps != story.hz:
-        facts.append((f"labelled {story.fps:g} fps", ""))
-    if story.prediction is not None:
-        facts.append((f"{story.prediction.name}: {story.prediction.summary()}", "predicted"))
+    if timeline.fps != timeline.hz:
+        facts.append((f"labelled {timeline.fps:g} fps", ""))
+    if timeline.prediction is not None:
+        facts.append((f"{timeline.prediction.name}: {timeline.prediction.summary()}", "predicted"))
     return facts
 
 
-def _curve(curve: Curve, dimension: int, story: Story, group: str) -> dict[str, Any]:
-    predicted = story.prediction.chunks[:, 0, dimension] if story.prediction and group == "Actions" else None
+def _curve(curve: Curve, dimension: int, timeline: EpisodeTimeline, group: str) -> dict[str, Any]:
+    predicted = timeline.prediction.chunks[:, 0, dimension] if timeline.prediction and group == "Actions" else None
     return {
         "name": curve.name,
         "unit": curve.unit,
@@ -106,13 +110,13 @@ def _curve(curve: Curve, dimension: int, story: Story, group: str) -> dict[str, 
     }
 
 
-def _cameras(story: Story) -> list[dict[str, Any]]:
+def _cameras(timeline: EpisodeTimeline) -> list[dict[str, Any]]:
     found = []
-    with progress_bar("pictures", len(story.cameras) * len(story)) as advance:
-        for camera, (height, width) in story.cameras.items():
-            size = shown_size(height, width, len(story.cameras) * len(story))
+    with progress_bar("pictures", len(timeline.cameras) * len(timeline)) as advance:
+        for camera, (height, width) in timeline.cameras.items():
+            size = shown_size(height, width, len(timeline.cameras) * len(timeline))
             frames = []
-            for picture in story.pictures(camera):
+            for picture in timeline.pictures(camera):
                 frames.append(_encoded(picture, size))
                 advance(1)
             found.append({"name": camera, "height": size[0], "width": size[1], "frames": frames})

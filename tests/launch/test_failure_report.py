@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas.launch.failure_report import Ending, exit_code, tell
+from atlas.launch.failure_report import Ending, exit_code, failure_lines
 from atlas.launch.meeting import Failure
 from atlas.launch.reports import Report, is_consequence
 
@@ -25,27 +25,27 @@ def ending(codes: dict[int, int], *reports: Report, **more: object) -> Ending:
 
 
 def test_nothing_is_said_where_all_is_well() -> None:
-    assert tell(ending({0: 0, 1: 0})) == []
-    assert tell(ending({0: 143, 1: 143}, stopped_by=signal.SIGTERM)) == []
-    assert tell(ending({0: 2, 1: -15})) == []  # rank 0 has printed what was wrong
+    assert failure_lines(ending({0: 0, 1: 0})) == []
+    assert failure_lines(ending({0: 143, 1: 143}, stopped_by=signal.SIGTERM)) == []
+    assert failure_lines(ending({0: 2, 1: -15})) == []  # rank 0 has printed what was wrong
 
 
 def test_the_earliest_error_of_its_own_is_the_cause() -> None:
     ranks = ending({0: 1, 1: 1, 2: 1}, error(0, 1.0, consequence=True, summary="gloo"), error(2, 3.0), error(1, 2.0))
 
-    assert tell(ranks) == ["Rank 1:", "Traceback of 1", "Ranks 0 and 2 ended with it."]
+    assert failure_lines(ranks) == ["Rank 1:", "Traceback of 1", "Ranks 0 and 2 ended with it."]
 
 
 def test_a_second_error_of_another_kind_is_named() -> None:
     ranks = ending({0: 1, 1: 1}, error(0, 1.0), error(1, 2.0, summary="KeyError: 'x'"))
 
-    assert tell(ranks) == ["Rank 0:", "Traceback of 0", "Rank 1 failed, too: KeyError: 'x'"]
+    assert failure_lines(ranks) == ["Rank 0:", "Traceback of 0", "Rank 1 failed, too: KeyError: 'x'"]
 
 
 def test_of_consequences_alone_the_earliest_is_shown() -> None:
     ranks = ending({0: 1, 1: 1}, error(0, 2.0, consequence=True), error(1, 1.0, consequence=True))
 
-    assert tell(ranks)[:2] == ["Rank 1:", "Traceback of 1"]
+    assert failure_lines(ranks)[:2] == ["Rank 1:", "Traceback of 1"]
 
 
 def test_a_sigterm_is_a_cause_only_where_it_came_first() -> None:
@@ -54,14 +54,14 @@ def test_a_sigterm_is_a_cause_only_where_it_came_first() -> None:
     first = ending({0: -15, 1: 1}, gloo, deaths={0: 4.9, 1: 5.1})
     later = ending({0: -15, 1: 1}, gloo, deaths={0: 5.2, 1: 5.1})
 
-    assert tell(first) == ["Rank 0 was killed by SIGTERM.", "Rank 1 ended with it."]
-    assert tell(later) == ["Rank 1:", "Traceback of 1", "Rank 0 ended with it."]
+    assert failure_lines(first) == ["Rank 0 was killed by SIGTERM.", "Rank 1 ended with it."]
+    assert failure_lines(later) == ["Rank 1:", "Traceback of 1", "Rank 0 ended with it."]
 
 
 def test_ranks_that_a_stop_has_caught_early_are_named() -> None:
     ranks = ending({1: 143}, stopped_by=signal.SIGTERM, deaths={0: 1.0, 1: 2.0})
 
-    assert tell(ranks) == ["Rank 0 ended at the signal, before the step was finished."]
+    assert failure_lines(ranks) == ["Rank 0 ended at the signal, before the step was finished."]
     assert exit_code(ranks, processes=2) == 143
 
 
@@ -71,8 +71,8 @@ def test_what_failed_on_another_machine_is_the_cause_of_consequences_only() -> N
     of_it = ending({0: 1}, error(0, 1.0, consequence=True), elsewhere=elsewhere)
     own = ending({0: 1}, error(0, 1.0), elsewhere=elsewhere)
 
-    assert tell(of_it) == ["Node 1 failed first: rank 3: ValueError: a defect.", "Rank 0 ended with it."]
-    assert tell(own) == ["Rank 0:", "Traceback of 0"]
+    assert failure_lines(of_it) == ["Node 1 failed first: rank 3: ValueError: a defect.", "Rank 0 ended with it."]
+    assert failure_lines(own) == ["Rank 0:", "Traceback of 0"]
 
 
 def test_the_exit_code_is_that_of_the_cause() -> None:
