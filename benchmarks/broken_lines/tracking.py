@@ -163,13 +163,6 @@ ROWS = of_part(
     ),
     (
         "atlas/training/publishing.py",
-        "if self._is_main:\n            metadata",
-        "if True:\n            metadata",
-        "every rank uploads the model",
-        "tests/registry/test_publishing.py::test_other_ranks_decide_alike_and_do_nothing",
-    ),
-    (
-        "atlas/training/publishing.py",
         "return low <= value <= high",
         "return True",
         "models are uploaded that are not good enough",
