@@ -12,7 +12,7 @@ from atlas.checks.finding import Finding
 from atlas.checks.motion import MotionFit, explained_by_pose, fit_motion
 from atlas.config.model_section import ProcessorConfig
 from atlas.data.episode import Episode, EpisodeDataset
-from atlas.environments.base import Environment, Simulator
+from atlas.environments.environment import Environment, Simulator
 
 _SAMPLED_EPISODES = 200  # for what needs no more of them; evenly over the dataset
 # The worlds' controller is robosuite's OSC_POSE at 20 Hz, whose answer to a command is known. See checks/motion.py.

@@ -16,7 +16,7 @@ from atlas.checks.action_meaning import AS_RECORDED, Meaning, Recorded, meanings
 from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
 from atlas.data.episode import Episode
-from atlas.environments.base import Simulator
+from atlas.environments.environment import Simulator
 from atlas.errors import InputError
 
 _CLOSE_M = 0.005  # drift of a replay that is as recorded: below a millimetre in the world it was recorded in

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from atlas.environments.base import Environment, EnvironmentSpec
 from atlas.environments.cubes import CubesEnvironment, cubes_spec
+from atlas.environments.environment import Environment, EnvironmentSpec
 from atlas.environments.libero import LiberoEnvironment, libero_spec
 from atlas.environments.libero_package import HORIZONS
 from atlas.errors import InputError

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from atlas.environments.base import EnvironmentSpec, StepResult
 from atlas.environments.camera_renderer import CameraRenderer
+from atlas.environments.environment import EnvironmentSpec, StepResult
 from atlas.environments.rendering import failure_explained, prepare_rendering, quiet_robosuite
 from atlas.errors import InputError
 from atlas.types import ActionSpec, Observation

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from atlas.environments.base import EnvironmentSpec, StepResult
+from atlas.environments.environment import EnvironmentSpec, StepResult
 from atlas.environments.libero_package import HORIZONS, LiberoTask, load_package, read_starts, tasks_of
 from atlas.environments.rendering import prepare_rendering, quiet_robosuite
 from atlas.errors import InputError, did_you_mean

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atlas.environments.base import Environment, Simulator, StepResult
+from atlas.environments.environment import Environment, Simulator, StepResult
 from atlas.errors import InputError
 from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.traces import Trace, TraceRecorder

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from atlas.environments.base import EnvironmentSpec
 from atlas.environments.catalog import environment_spec
+from atlas.environments.environment import EnvironmentSpec
 from atlas.environments.rendering import RenderingGPU
 from atlas.errors import InputError
 from atlas.policies.processor import PolicyProcessor

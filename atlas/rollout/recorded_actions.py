@@ -8,8 +8,8 @@ from contextlib import closing
 import numpy as np
 
 from atlas.data.episode import EpisodeDataset
-from atlas.environments.base import EnvironmentSpec
 from atlas.environments.catalog import environment_spec
+from atlas.environments.environment import EnvironmentSpec
 from atlas.errors import InputError
 from atlas.rollout.actor import image_size_for
 from atlas.rollout.episode_plan import PlannedEpisode

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from atlas.environments.base import Environment, Simulator
+from atlas.environments.environment import Environment, Simulator
 from atlas.rollout.films import FilmDrawing
 from atlas.types import Observation
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from atlas.environments.base import Environment
 from atlas.environments.catalog import make_environment
+from atlas.environments.environment import Environment
 from atlas.environments.rendering import RenderingGPU, render_on
 from atlas.errors import InputError
 from atlas.rollout.episode_plan import PlannedEpisode

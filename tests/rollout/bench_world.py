@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from atlas.environments.base import EnvironmentSpec, StepResult
 from atlas.environments.catalog import World
+from atlas.environments.environment import EnvironmentSpec, StepResult
 from atlas.types import Observation
 
 INSTRUCTIONS = ("press the left button", "press the right button")

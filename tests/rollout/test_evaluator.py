@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from atlas.environments.base import StepResult
 from atlas.environments.cubes import cubes_spec
+from atlas.environments.environment import StepResult
 from atlas.environments.rendering import RenderingGPU
 from atlas.errors import InputError
 from atlas.rollout.chunk_executor import ChunkExecutor

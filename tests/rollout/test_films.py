@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from atlas.environments.base import StepResult
 from atlas.environments.cubes import INSTRUCTIONS, CubesEnvironment
 from atlas.environments.cubes_expert import CubesExpert
+from atlas.environments.environment import StepResult
 from atlas.rollout.films import FilmDrawing
 from atlas.rollout.traces import PICTURE_SIZE, FilmOrder, Trace, TraceRecorder, make_film
 from atlas.types import ActionSpec, Observation

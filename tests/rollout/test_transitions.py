@@ -11,8 +11,8 @@ import numpy as np
 
 from atlas.data import open_dataset
 from atlas.data.episode import EpisodeDataset
-from atlas.environments.base import EnvironmentSpec, StepResult
 from atlas.environments.cubes import CubesEnvironment
+from atlas.environments.environment import EnvironmentSpec, StepResult
 from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.episode_player import EpisodePlayer
 from atlas.rollout.evaluation import Evaluator
