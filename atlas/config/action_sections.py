@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from atlas.config.section import Names, Section
 from atlas.errors import InputError
@@ -13,6 +13,8 @@ from atlas.types import ActionGroup, Arm, Kind, RotationForm
 
 Dimension = Annotated[int, Field(ge=0)]
 Unit = Annotated[float, Field(gt=0)]
+
+_GRIPPER_ENDS = {"gripper_open", "gripper_closed"}
 
 
 class SourceGroupConfig(Section):
@@ -116,6 +118,17 @@ class SourceActionsConfig(Section):
         if twice is not None:
             raise ValueError(f"two groups have the column {twice}")
         return self
+
+    @property
+    def gripper_stated(self) -> bool:
+        """Whether somebody has said what is open and closed; else the data may show that it goes from 0 to 1."""
+        return bool(_GRIPPER_ENDS & self.model_fields_set)
+
+    @model_serializer(mode="wrap")
+    def _what_is_stated(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out ends that nobody has stated: a rank or a resumed run that reads this would take them as stated."""
+        written: dict[str, Any] = dump(self)
+        return {k: v for k, v in written.items() if k not in _GRIPPER_ENDS or k in self.model_fields_set}
 
     @property
     def columns(self) -> list[int]:

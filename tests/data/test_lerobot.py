@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 import atlas
-from atlas.config import DataConfig
+from atlas.config import DataConfig, dump_yaml, load_config
 from atlas.config.action_sections import SourceActionsConfig
 from atlas.config.data_sections import FeaturesConfig
 from atlas.data import open_configured, open_dataset
@@ -231,6 +232,17 @@ def test_an_unknown_gripper_of_0_to_1_is_asked_about(tmp_path: Path) -> None:
     spec = SourceActionsConfig(gripper_open=0, gripper_closed=1)
     read = open_dataset(root, features=FeaturesConfig(action_spec=spec)).episode(0).actions
     np.testing.assert_array_equal(read, open_dataset(FIXTURES / VIDEO).episode(0).actions)
+
+
+@pytest.mark.parametrize(("keys", "stated"), [("position_unit_m: 1.0", False), ("gripper_open: -1.0", True)])
+def test_what_was_not_stated_of_a_gripper_is_not_stated_by_a_runs_config_either(keys: str, stated: bool) -> None:
+    """Its ranks, and who resumes it, read the config that the run has written."""
+    config = load_config({}, [f"data.features.action_spec={{{keys}}}"])
+
+    read = load_config(yaml.safe_load(dump_yaml(config)))
+
+    assert read == config
+    assert read.data.features.action_spec is not None and read.data.features.action_spec.gripper_stated is stated
 
 
 def test_a_mapping_is_for_lerobot_datasets(make_libero: Callable[..., Path]) -> None:

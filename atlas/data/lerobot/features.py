@@ -130,9 +130,7 @@ def find_features(
         orientation=orientation or (libero.orientation if libero else extras.orientation if extras else "upright"),
         libero=libero.sets if libero else None,
         stated=stated is not None,
-        gripper_stated=bool(
-            config.action_spec and {"gripper_open", "gripper_closed"} & config.action_spec.model_fields_set
-        ),
+        gripper_stated=config.action_spec is not None and config.action_spec.gripper_stated,
         unlike=unlike,
         depth=tuple(key for key, feature in info.features.items() if feature.is_depth_camera),
     )
