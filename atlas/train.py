@@ -203,7 +203,7 @@ def share_embeddings(
 
 
 def _use_features(prepared: PreparedRun, policy: Policy) -> None:
-    """Read a frozen encoder's features in place of images. Raises InputError where they are of something else."""
+    """Read a frozen encoder's features instead of images. Raises InputError where they are of something else."""
     from atlas.data.feature_cache import FeatureCache
     from atlas.policies.base import ReadsFeatures
     from atlas.policies.feature_cache_filling import cache_source
@@ -217,7 +217,7 @@ def _use_features(prepared: PreparedRun, policy: Policy) -> None:
     data.train.use_features(cache, augmented=True)
     data.val.use_features(cache, augmented=False)
     how = f"{versions - 1} augmented versions of each frame" if versions > 1 else "without augmentation"
-    logger.info("Features of %s in place of images, %s", cache.folder, how)
+    logger.info("Features of %s instead of images, %s", cache.folder, how)
 
 
 def _settled(prepared: PreparedRun, policy: Policy, accelerator: Accelerator, state: TrainingState | None) -> Config:

@@ -2,7 +2,7 @@
 
     python benchmarks/default_job.py [--vision vggt] [--episodes 100] [--seeds 1] [--out DIR] [key=value ...]
 
-Runs `atlas train` (with the demonstrations recorded anew), then `atlas eval` three times: as it is, with the
+Runs `atlas train` (with the demonstrations recorded again), then `atlas eval` three times: as it is, with the
 instructions exchanged, and blind. With more seeds it trains again with each, on the same demonstrations, and evaluates
 that as it is. Prints a table for docs/benchmarks.md.
 """

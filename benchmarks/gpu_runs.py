@@ -107,9 +107,9 @@ def losses(scalars: dict[str, list[tuple[int, float]]]) -> list[float]:
 
 
 def compare(expected: list[float], found: list[float]) -> str:
-    assert len(expected) == len(found), f"{len(found)} steps in place of {len(expected)}"
+    assert len(expected) == len(found), f"{len(found)} steps instead of {len(expected)}"
     off = max(abs(a - b) / abs(a) for a, b in zip(expected, found, strict=True))
-    assert off < SAME, f"the losses are {found} in place of {expected}"
+    assert off < SAME, f"the losses are {found} instead of {expected}"
     return f"{off:.1e}"
 
 

@@ -9,7 +9,7 @@ nothing of Atlas. They are first run with nothing broken: a test that fails then
 A line is noticed when a test fails, crashes, or takes longer than it may. Prints a table by part of Atlas and, last,
 the survivors; the exit code is 1 when there is one, and 2 when the list is out of date. What is known stays in the
 results file (outputs/mutants.jsonl) until the broken file, its tests or the row changes, so that a run goes on where it
-was stopped; delete the file to begin anew. Not for Windows, which cannot fork.
+was stopped; delete the file to begin again. Not for Windows, which cannot fork.
 """
 
 from __future__ import annotations

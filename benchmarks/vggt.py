@@ -283,7 +283,7 @@ def peak_memory(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def reset_peak() -> int:
-    """Bytes in use now, from where the peak is counted anew. On CPUs the process's memory, as Linux counts it."""
+    """Bytes in use now, from where the peak is counted again. On CPUs the process's memory, as Linux counts it."""
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()

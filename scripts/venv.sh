@@ -136,7 +136,7 @@ make_venv() {
     local made
     if [ -e "$venv/bin" ] && ! "$venv/bin/python" -c '' >/dev/null 2>&1; then
         if [ "$(installation_state)" = by-hand ]; then
-            say "The Python of $venv is gone, and it was not made here: mend it, or remove it, and it is made anew."
+            say "The Python of $venv is gone, and it was not made here: mend it, or remove it, and it is made again."
             return 2
         fi
         say "The Python of the environment in $venv is gone; making it again"

@@ -1,6 +1,6 @@
 """The guides: their commands are run as they stand, every key and every metric is explained, in both languages alike.
 
-A comment above a block says what is to be known of it: `account` (run against a small server in place of wandb's),
+A comment above a block says what is to be known of it: `account` (run against a small server instead of wandb's),
 `slow`, `until stopped` (started, and ended when it is up), or `not run: why`. A block of Python or YAML that begins
 with a file's name is saved under that name, for the commands that follow.
 """
@@ -232,7 +232,7 @@ def _key() -> str:
 
 @contextmanager
 def account_server() -> Iterator[Any]:
-    """A small server in place of wandb's, for the user of the pages."""
+    """A small server instead of wandb's, for the user of the pages."""
     import fake_sweeps
     import fake_wandb
 

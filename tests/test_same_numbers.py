@@ -1,7 +1,7 @@
 """A change of structure changes no number: what twenty steps of small jobs gave before, they give today.
 
 tests/same_numbers.json holds, for each job, the SHA-256 of its weights and the metrics of its last step, and the keys
-of what commands print with --json. `python -m tests.test_same_numbers FILE` writes such a file anew. Bits depend on
+of what commands print with --json. `python -m tests.test_same_numbers FILE` writes such a file again. Bits depend on
 how a processor rounds, so that the weights' hashes are compared where a small computation gives the bits that it gave
 on the machine of the file, and only the metrics elsewhere.
 """

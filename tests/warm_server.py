@@ -163,7 +163,7 @@ _execute_child = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 
 
 def _take_a_spare(started: Any, *given: Any) -> None:
-    """In place of a method of subprocess.Popen: a Python is not started, as long as there are spare copies of one."""
+    """Instead of a method of subprocess.Popen: a Python is not started, as long as there are spare copies of one."""
     asked = inspect.signature(_execute_child).bind(started, *given).arguments
     command = asked["args"]
     if not _spares or isinstance(command, str | bytes) or command[0] != sys.executable or asked["preexec_fn"]:

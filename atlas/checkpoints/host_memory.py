@@ -24,7 +24,7 @@ class HostMemory:
 
     @torch.no_grad()
     def copy(self, value: Any) -> Any:
-        """The same nested dicts, lists and tuples, with copies of the tensors, on the CPU, in place of them.
+        """The same nested dicts, lists and tuples, with copies of the tensors, on the CPU, instead of them.
 
         The copies are valid until the next call. Those from a GPU go through pinned memory, all at once.
         """
@@ -46,7 +46,7 @@ class HostMemory:
         return copies
 
     def _place(self, value: Any, tensors: list[torch.Tensor]) -> Any:
-        """The nested value with memory in place of its tensors, which are added to `tensors`."""
+        """The nested value with memory instead of its tensors, which are added to `tensors`."""
         if isinstance(value, torch.Tensor):
             number, form = len(tensors), (value.shape, value.dtype, value.is_cuda)
             tensors.append(value)

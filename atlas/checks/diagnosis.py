@@ -77,7 +77,7 @@ def _other_view(camera: str, best: Match, evidence: dict[str, object]) -> Findin
     ways = [f"what '{best.camera}' showed"] if best.camera != camera else ["what it showed"]
     if best.turn is not TURNS[0]:
         ways.append(f"but {best.turn.name}")
-    fix = "Correct data.orientation and train anew, or the environment's; `atlas data check` says which it is."
+    fix = "Correct data.orientation and train again, or the environment's; `atlas data check` says which it is."
     if best.camera != camera:
         fix = "Give both cameras the names that they had in training."
     return Finding("view", "error", f"camera '{camera}' shows {', '.join(ways)} in training", fix, evidence)

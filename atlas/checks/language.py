@@ -81,7 +81,7 @@ def _only_one(context: CheckContext) -> Finding:
 
 
 def _alike(tasks: list[str]) -> Iterator[Finding]:
-    """Instructions that differ in form only, and names in place of sentences."""
+    """Instructions that differ in form only, and names instead of sentences."""
     forms = Counter(" ".join(re.findall(r"\w+", task.lower().replace("_", " "))) for task in tasks)
     repeated = [form for form, count in forms.items() if count > 1]
     if repeated:

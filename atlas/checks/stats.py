@@ -120,7 +120,7 @@ def _brought(context: CheckContext, dataset: LeRobotDataset) -> Iterator[Finding
             "warning",
             f"{path} disagrees with the data: {', '.join(wrong)} of observation.state by up to "
             f"{max(wrong.values()):.2g} standard deviations",
-            "Atlas computes its own; compute them anew for other programs.",
+            "Atlas computes its own; compute them again for other programs.",
             {"file": str(path), "deviations": wrong},
         )
 

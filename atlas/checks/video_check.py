@@ -89,7 +89,7 @@ def _files(dataset: LeRobotDataset, damaged: set[Path]) -> Iterator[Finding]:
                 "video",
                 "error",
                 f"{len(wrong)} videos of '{camera}' do not have the frames that they should: {path} {why}",
-                "Make the videos anew at the dataset's rate, or train with data.skip_damaged=true.",
+                "Make the videos again at the dataset's rate, or train with data.skip_damaged=true.",
                 {"files": [str(p) for p, _ in wrong], "why": why},
             )
 
@@ -170,7 +170,7 @@ def _timestamps(dataset: LeRobotDataset) -> Iterator[Finding]:
             "error",
             f"the timestamps of {len(wrong)} of {len(dataset)} episodes are not those of {dataset.fps:g} frames a "
             f"second; in episode {wrong[0]} they are of {rate:.4g}, or have gaps",
-            "Correct fps in meta/info.json, or convert the dataset anew.",
+            "Correct fps in meta/info.json, or convert the dataset again.",
             {"episodes": wrong[:100], "fps": dataset.fps, "fps_by_timestamps": round(rate, 4)},
         )
 
@@ -210,7 +210,7 @@ def _pictures(context: CheckContext, damaged: set[Path]) -> Iterator[Finding]:
             "video",
             "warning",
             f"camera '{camera}' shows the same picture all the time in {len(episodes)} of {len(looked)} episodes",
-            "Look whether its images were recorded anew at each step.",
+            "Look whether its images were recorded again at each step.",
             {"camera": camera, "episodes": episodes},
         )
     if not (unreadable or flat or damaged):

@@ -36,7 +36,7 @@ def evaluate(
     blind: Annotated[bool, typer.Option("--blind", help="Show the policy black images.")] = False,
     open_loop: Annotated[
         str | None,
-        typer.Option("--open-loop", metavar="DATASET", help="Play its recorded actions in place of a policy's."),
+        typer.Option("--open-loop", metavar="DATASET", help="Play its recorded actions instead of a policy's."),
     ] = None,
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="Compare what the policy is shown with what it was trained on.")

@@ -87,7 +87,7 @@ class SourceActionsConfig(Section):
     position_unit_m: Unit | None = None  # what 1 means; null: 0.05 for deltas (LIBERO's), else 1
     rotation_unit_rad: Unit | None = None  # likewise; null: 0.5 for deltas, else 1
     control_hz: Unit | None = None  # actions a second; null: the dataset's fps
-    # In place of the ranges. Not part of the text that caches are named after, so that those of ranges stay.
+    # Instead of the ranges. Not part of the text that caches are named after, so that those of ranges stay.
     groups: Annotated[list[SourceGroupConfig], Field(min_length=1)] | None = Field(default=None, repr=False)
 
     @model_validator(mode="after")

@@ -64,7 +64,7 @@ class SourceConfig(Section):
 
 class DataConfig(Section):
     path: UserPath = "data/cubes"
-    datasets: Annotated[list[SourceConfig], Field(min_length=1)] | None = None  # in place of path: a mixture
+    datasets: Annotated[list[SourceConfig], Field(min_length=1)] | None = None  # instead of path: a mixture
     # What an epoch draws. weights: of each source its weight's share; dataset: of each as many; task: of each
     # instruction as many; samples: each sample once.
     balance: Literal["weights", "dataset", "task", "samples"] = "weights"
@@ -81,13 +81,13 @@ class DataConfig(Section):
     drop_noops: bool = False
     skip_damaged: bool = False  # leave out files and episodes that are damaged, and say which
     frame_cache: UserPath | None = None  # a folder for decoded frames of image_size, filled before training
-    feature_cache: UserPath | None = None  # a folder made by `atlas data cache-features`, read in place of images
+    feature_cache: UserPath | None = None  # a folder made by `atlas data cache-features`, read instead of images
     augment: AugmentConfig = AugmentConfig()
 
     @model_validator(mode="after")
     def _agree(self) -> DataConfig:
         if self.frame_cache is not None and self.feature_cache is not None:
-            raise ValueError("frame_cache and feature_cache are both set; features are read in place of images")
+            raise ValueError("frame_cache and feature_cache are both set; features are read instead of images")
         if self.datasets is None:
             return self
         for key in ("path", "orientation", "features", "instruction", "drop_noops"):

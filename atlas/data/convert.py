@@ -80,7 +80,7 @@ def _convert(
         _to_libero(dataset, settled, result, workers)
     write_json(result / _NOTE, note)
     sync_tree(result)
-    result.rename(out)  # in place of an empty folder too
+    result.rename(out)  # instead of an empty folder too
     shutil.rmtree(work)
 
 

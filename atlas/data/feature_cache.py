@@ -1,4 +1,4 @@
-"""A frozen encoder's outputs on disk: one row of tokens for every frame of a dataset, read in place of its images."""
+"""A frozen encoder's outputs on disk: one row of tokens for every frame of a dataset, read instead of its images."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class FeatureCache:
             values = read_json(index)
             if values["format"] != _FORMAT:
                 raise InputError(
-                    f"{index} is of format {values['format']}, this version reads {_FORMAT}; make it anew."
+                    f"{index} is of format {values['format']}, this version reads {_FORMAT}; make it again."
                 )
             return cls(folder, CacheLayout(**values["layout"]), values["source"])
         except OSError:
@@ -103,7 +103,7 @@ class FeatureCache:
                 f"data.feature_cache: {folder} holds no {INDEX}; make a cache with `atlas data cache-features`."
             ) from None
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{index} is damaged ({error!r}); delete the folder and make the cache anew.") from None
+            raise InputError(f"{index} is damaged ({error!r}); delete the folder and make the cache again.") from None
 
     def check(self, source: Mapping[str, Any]) -> None:
         """Raises InputError that names what differs, where the features are of something else than `source`."""
@@ -169,7 +169,7 @@ class FeatureCache:
         if mapped.shape != wanted or mapped.dtype != np.uint16 or not mapped.flags.c_contiguous:
             raise InputError(
                 f"{path} is {mapped.dtype} of shape {mapped.shape}, and {INDEX} says uint16 of {wanted}; delete the "
-                "folder and make it anew."
+                "folder and make it again."
             )
         return np.asarray(mapped)
 

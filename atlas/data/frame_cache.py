@@ -108,12 +108,12 @@ class FrameCache:
                 mapped = map_array(path)
             except ValueError as error:
                 raise InputError(
-                    f"{path} is damaged ({first_line(error)}); delete it, and training makes it anew."
+                    f"{path} is damaged ({first_line(error)}); delete it, and training makes it again."
                 ) from None
             if mapped.shape != self.shape(shard) or mapped.dtype != np.uint8 or not mapped.flags.c_contiguous:
                 raise InputError(
                     f"{path} is {mapped.dtype} of shape {mapped.shape}, expected uint8 of {self.shape(shard)}; delete "
-                    "it, and training makes it anew."
+                    "it, and training makes it again."
                 )
             self._mapped[shard] = np.asarray(mapped)
         return self._mapped[shard]

@@ -1,4 +1,4 @@
-"""Which side of the split an episode is on, kept with a run: a dataset that grows is not dealt anew.
+"""Which side of the split an episode is on, kept with a run: a dataset that grows is not dealt again.
 
 Episodes are known by what is in them. Files may get other names or another order, and others may be added.
 """

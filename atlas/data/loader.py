@@ -18,7 +18,7 @@ PREFETCHED = 4  # batches that each worker reads ahead
 
 
 class _Batches:
-    """The batches to read, as torch's loader takes them (an object, so that each worker start reads them anew)."""
+    """The batches to read, as torch's loader takes them (an object, so that each worker start reads them again)."""
 
     def __init__(self, batches: Iterable[list[Sample]]) -> None:
         self._batches = batches

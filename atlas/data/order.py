@@ -59,7 +59,7 @@ class Draws:
         return sum(self.counts)
 
     def epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The samples of an epoch in order, int64 [len], and for the how-manieth time each comes, from 0, likewise."""
+        """The samples of an epoch in order, and how often each has come before: both int64 [len]."""
         if len(self.groups) == 1 and len(self.groups[0]) == len(self):
             return self.groups[0][epoch_order(len(self), seed, epoch)], np.full(len(self), epoch)
         group_of = np.repeat(np.arange(len(self.groups)), self.counts)
@@ -80,7 +80,7 @@ class TrainOrder:
 
     Without groups each sample comes exactly once an epoch; a batch may cross the border between two epochs, so that
     none is short. One process with batch 32 and two with batch 16 see the same samples at the same step.
-    A sample is (for the how-manieth time it comes, its index): no such pair comes twice.
+    A sample is (how often it has come before, its index): no such pair comes twice.
     """
 
     def __init__(

@@ -24,4 +24,4 @@ def mend(path: Path) -> str:
     """The last sentence of a message: what to do about a file that is missing, cut off or not what it should be."""
     if from_hub(path):
         return "Fetch the dataset again."
-    return "Copy the file anew if it is a copy; else mend the dataset, or leave out what is damaged (--skip-damaged)."
+    return "Copy the file again if it is a copy; else mend the dataset, or leave out what is damaged (--skip-damaged)."

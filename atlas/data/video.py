@@ -270,7 +270,7 @@ def _not_there(path: Path, wanted: float, found: float, tolerance: float, missin
         return f"{text}Frames are missing, or its frame rate is another one than the dataset's."
     return (
         f"{text}Its frames are shifted by {abs(found - wanted) * 1000:.1f} ms against what the dataset says, which may "
-        "add up where episodes were joined: correct the times at which they begin, or join them anew."
+        "add up where episodes were joined: correct the times at which they begin, or join them again."
     )
 
 

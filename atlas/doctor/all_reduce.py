@@ -38,7 +38,7 @@ def measure(backend: str) -> dict[str, float]:
     dist.all_reduce(total)
     expected = world * (world + 1) / 2
     if not bool((total == expected).all()):
-        raise RuntimeError(f"the sum is wrong: {total.min().item()} to {total.max().item()} in place of {expected}")
+        raise RuntimeError(f"the sum is wrong: {total.min().item()} to {total.max().item()} instead of {expected}")
     times = [_time(own, device) for _ in range(_REPETITIONS)]
     dist.destroy_process_group()
     seconds = min(times)

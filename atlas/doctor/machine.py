@@ -70,7 +70,7 @@ def judge_packages(required: Sequence[str], versions: dict[str, str | None]) -> 
         elif not requirement.specifier.contains(version, prereleases=True):
             wrong.append(f"{requirement.name} is {version}, and Atlas needs {requirement.specifier}")
     if wrong:
-        fix = "pip install -e . in Atlas's folder, or remove .venv and let ./train.sh make it anew."
+        fix = "pip install -e . in Atlas's folder, or remove .venv and let ./train.sh make it again."
         return Finding("packages", "problem", "; ".join(wrong), fix, details)
     shown = ("torch", "accelerate", "transformers", "numpy", *_OPTIONAL)
     seen = ", ".join(f"{name} {versions[name] or '(not installed)'}" for name in shown if name in versions)

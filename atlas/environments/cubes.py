@@ -144,7 +144,7 @@ class CubesEnvironment:
         return np.array(self._env.sim.get_state().flatten())
 
     def set_state(self, state: np.ndarray) -> None:
-        """Put the simulator into a recorded state; the controller starts anew from there."""
+        """Put the simulator into a recorded state; the controller starts again from there."""
         self._env.sim.set_state_from_flattened(np.asarray(state, np.float64))
         self._env.sim.forward()
         self._restart_controller()

@@ -68,7 +68,7 @@ class Simulator(Environment, Protocol):
     def reset(
         self, *, seed: int | None = None, instruction: str | None = None, init_state: np.ndarray | None = None
     ) -> Observation:
-        """See `Environment.reset`. With `init_state` in place of a seed (what `get_state` gave at a start) it begins in
+        """See `Environment.reset`. With `init_state` instead of a seed (what `get_state` gave at a start) it begins in
         that very state. Raises InputError for a state of another world."""
         ...
 

@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}  # our name: robosuite's
 # LIBERO draws where its cabinets and stoves stand with numpy's global generator at each reset, and its states do not
-# hold it. Drawn anew with this seed each time, a task has the same scene in all episodes, and a state says all.
+# hold it. Drawn again with this seed each time, a task has the same scene in all episodes, and a state says all.
 SCENE_SEED = 0
 SETTLE_STEPS = 10  # of LIBERO's protocol: objects of a start may hang a little above what they stand on
 SETTLE_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
@@ -106,7 +106,7 @@ class LiberoEnvironment:
         return self._scene.state()
 
     def set_state(self, state: np.ndarray) -> None:
-        """Put the scene into a recorded state; the controller starts anew from there."""
+        """Put the scene into a recorded state; the controller starts again from there."""
         self._scene.restore(state)
 
     def positions(self) -> dict[str, np.ndarray]:
@@ -182,7 +182,7 @@ class LiberoScene:
         from libero.libero.envs.env_wrapper import ControlEnv
 
         self._size = image_size
-        # The package is left with scene, physics, control and goal. Its reset makes the scene anew each time, which
+        # The package is left with scene, physics, control and goal. Its reset makes the scene again each time, which
         # takes as long as making it the first time; and its pictures are rendered in each step, whoever needs them.
         try:
             made = _with_objects_placed(

@@ -45,7 +45,7 @@ def geometry(
     padded to `image_size`. checkpoint: a .safetensors file, a folder with a model.safetensors, or a hub id. Written are
     `depth_00.png` (picture, depth and confidence, with scales), `depth_00_raw.png` (16 bits; 0: no depth) and so on,
     `cameras.png`, `points.ply` (the more confident half of all pixels) and `geometry.json`, which is also returned.
-    A folder of an earlier call is written anew. Raises InputError for images, weights or a folder that will not do.
+    A folder of an earlier call is written again. Raises InputError for images, weights or a folder that will not do.
     """
     paths = find_images(images)
     _check_sizes(config, camera, depth)

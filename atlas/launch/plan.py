@@ -52,7 +52,7 @@ class Plan:
 
 
 def without_choice(current: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which GPUs are counted anew among those that it shows, whatever was chosen before."""
+    """An environment in which GPUs are counted again among those that it shows, whatever was chosen before."""
     return {name: value for name, value in current.items() if name != _BEFORE}
 
 

@@ -120,7 +120,7 @@ class Policy(nn.Module, ABC):
         """Write model.safetensors, config.yaml, processor.json and README.md, each file atomically.
 
         Frozen pretrained parts are named with their hashes only, unless `full`: then copies of them lie beside.
-        weights: what to write in place of `own_state_dict()`, such as a copy of what that once was.
+        weights: what to write instead of `own_state_dict()`, such as a copy of what that once was.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -211,7 +211,7 @@ class RemembersInstructions(Protocol):
 
 @runtime_checkable
 class ReadsFeatures(Protocol):
-    """Takes batches with `features` in place of images, where its section has a `cached_encoder`."""
+    """Takes batches with `features` instead of images, where its section has a `cached_encoder`."""
 
     def cached_encoder_hash(self) -> str:
         """Of the weights of the encoder whose outputs these are."""

@@ -181,7 +181,7 @@ class Scaler(nn.Module):
         ends: Mapping[int, tuple[float, float]] | None = None,
         methods: Sequence[Sequence[str] | None] | None = None,
     ) -> None:
-        """methods: of each source and dimension, in place of `method`; None where it holds for all of them."""
+        """methods: of each source and dimension, instead of `method`; None where it holds for all of them."""
         super().__init__()
         offsets, scales = [], []
         for columns, of_each in zip(statistics, methods or [None] * len(statistics), strict=True):

@@ -43,7 +43,7 @@ class AblatedActor:
     def __init__(
         self, actor: Actor, instructions: Sequence[str], shuffle_instructions: bool = False, blind: bool = False
     ) -> None:
-        """instructions: the environment's; shuffled, the next of them is said in place of the right one. blind: images
+        """instructions: the environment's; shuffled, the next of them is said instead of the right one. blind: images
         are black."""
         self._actor, self._instructions = actor, instructions
         self._shuffle_instructions, self._blind = shuffle_instructions, blind

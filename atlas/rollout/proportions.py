@@ -33,7 +33,7 @@ def wilson_interval(successes: int, episodes: int, z: float = Z95) -> tuple[floa
 
 
 def mcnemar_p(first_only: int, second_only: int) -> float:
-    """The exact two-sided p of McNemar's test (1947), with the binomial distribution in place of chi-squared's.
+    """The exact two-sided p of McNemar's test (1947), with the binomial distribution instead of chi-squared's.
 
     first_only, second_only: episodes in which just the one or just the other succeeds. If neither policy is better,
     each such episode is a fair coin.

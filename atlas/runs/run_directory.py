@@ -278,7 +278,7 @@ def _state(run_dir: Path, steps: int, total: int | None) -> State:
 def _is_being_written(run_dir: Path, file: Path) -> bool:
     """Whether the process that an event file's name tells of still logs to this run.
 
-    It keeps train.log open (tensorboard opens its own files anew for every flush). What another machine writes is
+    It keeps train.log open (tensorboard opens its own files again for every flush). What another machine writes is
     taken to be written as long as it grows.
     """
     import psutil

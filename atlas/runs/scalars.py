@@ -25,7 +25,7 @@ def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     """Every scalar of a run: {tag: [(step, value), ...]} in the order logged; {} where nothing was logged.
 
     The segments of a resumed run are joined, without the steps a later segment made void: those after the step that it
-    goes on from, and of that step what it has logged anew. Values are float32, as
+    goes on from, and of that step what it has logged again. Values are float32, as
     the files hold them. What is half written at the end of a file is left out. Raises InputError for a damaged file.
     """
     from tensorboard.compat.proto.event_pb2 import SessionLog

@@ -51,7 +51,7 @@ def _refuse_link(file: Path, folder: Path, name: str) -> None:
     if not file.resolve().is_relative_to(folder.resolve()):
         raise InputError(
             f"{folder / name} is a link to {file.resolve()}, outside of the model's folder. Where that belongs to the "
-            "model, put a copy in place of the link; else remove it."
+            "model, put a copy instead of the link; else remove it."
         )
 
 

@@ -20,7 +20,7 @@ _LONGEST_STEM = 100  # what is kept of a name in a partial one; file systems tak
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EACCES}
 _PIECE = 1 << 20  # bytes
-_LONGEST_TARGET = 255  # characters of a text file in place of a link
+_LONGEST_TARGET = 255  # characters of a text file instead of a link
 
 
 def partial_name(path: Path) -> Path:
@@ -66,7 +66,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def finite(value: Any) -> Any:
-    """A copy of nested values with null in place of numbers that are not finite, which neither JSON nor wandb takes."""
+    """A copy of nested values with null instead of numbers that are not finite, which neither JSON nor wandb takes."""
     if isinstance(value, Mapping):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

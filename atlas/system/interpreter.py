@@ -1,7 +1,7 @@
 """Python processes that import nothing from the folder they are started in.
 
 `python -m` and `python -c` look there first, so that a user's own `atlas/`, `random.py` or `queue.py` would be imported
-in place of the real one. Python 3.11 has $PYTHONSAFEPATH against it; what is here works on 3.10, too.
+instead of the real one. Python 3.11 has $PYTHONSAFEPATH against it; what is here works on 3.10, too.
 """
 
 from __future__ import annotations

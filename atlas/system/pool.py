@@ -25,7 +25,7 @@ def worker_start() -> Iterator[None]:
 
     They use one thread each for linear algebra, and render in it (set through the environment, since libraries read it
     when they are loaded), and do not run the caller's script: multiprocessing would import it again in each,
-    so that a script that trains at its top level would start itself anew.
+    so that a script that trains at its top level would start itself again.
     """
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
     before = {name: os.environ.get(name) for name in threads}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 
-# What a terminal obeys in place of showing it (C0 but for tab and newline, DEL, C1), and what turns the direction of
+# What a terminal obeys instead of showing it (C0 but for tab and newline, DEL, C1), and what turns the direction of
 # the text after it.
 _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$@])")

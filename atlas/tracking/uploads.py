@@ -190,7 +190,7 @@ class ModelUploads:
 
     def _move_back(self, alias: str) -> None:
         _, newest = self._newest[alias]
-        for version in newest.collection.artifacts():  # asked anew: what `newest` knows of its aliases is old
+        for version in newest.collection.artifacts():  # asked again: what `newest` knows of its aliases is old
             if version.version == newest.version and alias not in version.aliases:
                 version.aliases.append(alias)
                 version.save()

@@ -35,7 +35,7 @@ class LossMeter:
             self._sums = sums["losses"].to(self._sums)
 
     def read(self, accelerator: Accelerator, prefix: str) -> dict[str, float]:
-        """`prefix/loss` and so on, over all processes; starts anew. Every process must call it."""
+        """`prefix/loss` and so on, over all processes; starts again. Every process must call it."""
         sums = accelerator.reduce(self._sums, "sum").tolist()
         self._sums = torch.zeros_like(self._sums)
         return {f"{prefix}/{name}": sums[i] / max(sums[-1], 1) for i, name in enumerate(self._names)}

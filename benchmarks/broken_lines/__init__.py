@@ -1,6 +1,6 @@
 """Important lines of Atlas, each with a way to break it, what that means, and the tests that must notice.
 
-One module for each part of Atlas. A row is kept with the code it breaks: when that is written anew, the row is too.
+One module for each part of Atlas. A row is kept with the code it breaks: when that is written again, the row is too.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ ROWS = of_part(
         "atlas/launch/device.py",
         'if found or distributed.gpus or distributed.gpu_ids or os.environ.get(DEVICE) == "cuda":',
         "if False:",
-        "the CPU trains in place of GPUs that torch cannot use",
+        "the CPU trains instead of GPUs that torch cannot use",
         "tests/launch/test_device.py",
     ),
     (

@@ -100,7 +100,7 @@ ROWS = of_part(
         "atlas/data/split.py",
         "had = None if kept is None else kept.sides(episode_identities(dataset))",
         "had = None",
-        "a dataset that has grown is split anew: what was trained on is validated with",
+        "a dataset that has grown is split again: what was trained on is validated with",
         "tests/data/test_kept_split.py::test_episodes_are_known_in_files_of_other_names_and_order",
     ),
     (

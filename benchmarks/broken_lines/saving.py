@@ -68,7 +68,7 @@ ROWS = of_part(
         "atlas/checkpoints/run_folder.py",
         "others.sort(key=lambda step: now is not None and step > now)",
         "others.sort()",
-        "in place of a damaged checkpoint the oldest one is gone on from",
+        "instead of a damaged checkpoint the oldest one is gone on from",
         f"{CHECKPOINTS}::test_a_damaged_latest_is_named_and_the_one_before_it_is_used",
     ),
     (
@@ -82,7 +82,7 @@ ROWS = of_part(
         "atlas/checkpoints/run_folder.py",
         "sign = 1 if self.larger_is_better else -1",
         "sign = 1",
-        "the worst checkpoints by their loss are kept in place of the best",
+        "the worst checkpoints by their loss are kept instead of the best",
         f"{CHECKPOINTS}::test_the_best_few_and_every_so_many_steps_are_kept",
     ),
     (
@@ -132,14 +132,14 @@ ROWS = of_part(
         "atlas/checkpoints/contents.py",
         'torch.set_rng_state(state["torch"])',
         "pass",
-        "torch's random numbers begin anew on resume",
+        "torch's random numbers begin again on resume",
         f"{CHECKPOINTS}::test_a_checkpoint_gives_back_weights_sums_and_random_numbers",
     ),
     (
         "atlas/checkpoints/contents.py",
         "np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))",
         "pass",
-        "numpy's random numbers begin anew on resume",
+        "numpy's random numbers begin again on resume",
         f"{CHECKPOINTS}::test_a_checkpoint_gives_back_weights_sums_and_random_numbers",
     ),
     (

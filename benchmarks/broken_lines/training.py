@@ -63,7 +63,7 @@ ROWS = of_part(
         "atlas/training/trainer.py",
         "with self.strategy.judged() as policy:\n            for samples",
         "with self.strategy.inspected() as policy:\n            for samples",
-        "the trained weights are validated in place of the averaged ones, with dropout",
+        "the trained weights are validated instead of the averaged ones, with dropout",
         f"{IMAGES} {LOOP}",
     ),
     (
@@ -196,7 +196,7 @@ ROWS = of_part(
         "atlas/training/guards/early_stopping.py",
         "self.best, self.since = best, since",
         "self.best, self.since = None, 0",
-        "patience begins anew with a resumed run",
+        "patience begins again with a resumed run",
         f"{WRONG}::test_a_run_that_does_not_get_better_ends_early_with_its_last_checkpoint",
     ),
     (
@@ -364,7 +364,7 @@ ROWS = of_part(
         "atlas/train.py",
         'link = root / "best" if (root / "best").exists() else root / "latest"',
         'link = root / "latest"',
-        "the final evaluation is of the last checkpoint in place of the best",
+        "the final evaluation is of the last checkpoint instead of the best",
         f"{LOOP}::test_the_best_checkpoint_is_chosen_on_other_episodes_than_it_is_reported_on",
     ),
     (

@@ -34,7 +34,7 @@ ROWS = [
     ),
     text("bytes that are no text", b"\xff\xfe\x00\x01run_name", "not a text file"),
     text("a control character", "run_name: a\x01b", "not valid YAML"),
-    text("a list in place of sections", "- data\n- model\n", "must hold sections", "a list"),
+    text("a list instead of sections", "- data\n- model\n", "must hold sections", "a list"),
     text("a sentence", "train a policy please", "must hold sections", "train a policy please"),
     text("brackets without end", "data: " + "[" * 3000, "too deep"),
     text("Python objects", "run_name: !!python/object/apply:os.system ['true']", "python/object"),

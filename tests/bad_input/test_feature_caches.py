@@ -32,7 +32,7 @@ def file(name: str, which: str, change: Callable[[Path], Any], *words: str) -> R
 
 
 def shard(name: str, make: Callable[[np.ndarray], Any], *words: str) -> Row:
-    """Other values in place of the features."""
+    """Other values instead of the features."""
 
     def spoil(folder: Path) -> None:
         np.save(folder / SHARD, make(np.load(folder / SHARD)), allow_pickle=True)
@@ -70,7 +70,7 @@ ROWS = [
     file("a flipped signature", SHARD, lambda path: flip(path, 0), "damaged"),
     file("a flipped version", SHARD, lambda path: flip(path, 6), "damaged"),
     file("a flipped header", SHARD, lambda path: flip(path, 15, 30, 45), "damaged"),
-    file("a folder in place of a shard", SHARD, lambda path: (path.unlink(), path.mkdir()), "damaged"),
+    file("a folder instead of a shard", SHARD, lambda path: (path.unlink(), path.mkdir()), "damaged"),
     shard("features in float32", lambda features: features.astype(np.float32), "float32", "uint16"),
     shard("fewer tokens", lambda features: features[:, :, 1:], "uint16", "(52, 1, 18, 96)"),
     shard("flat features", np.ravel, "uint16", "(52, 1, 18, 96)"),

@@ -38,7 +38,7 @@ def as_robomimic(root: Path, env_args: dict[str, Any] | None = None) -> Path:
 
 def store_late(root: Path) -> Path:
     """Move the observations of a folder of LIBERO files up by a row, as LIBERO's own script stores them: each row has
-    the one that its action led to. The last row keeps its own in place of it."""
+    the one that its action led to. The last row keeps its own instead of it."""
     for path in sorted(root.glob("*.hdf5")):
         with h5py.File(path, "a") as file:
             for demo in file["data"].values():

@@ -58,7 +58,7 @@ def rename_feature(root: Path, old: str, new: str) -> None:
 
 
 def replace_column(path: Path, key: str, values: Any) -> None:
-    """Write a column of a Parquet file anew, of any type."""
+    """Write a column of a Parquet file again, of any type."""
     table = pq.read_table(path)
     pq.write_table(table.set_column(table.column_names.index(key), key, pa.array(values)), path)
 
@@ -100,7 +100,7 @@ def cut_video(source: Path, target: Path, start: float, end: float) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(source)) as whole, av.open(str(target), "w") as part:
         stream = whole.streams.video[0]
-        out = part.add_stream_from_template(stream, opaque=True)  # not encoded anew
+        out = part.add_stream_from_template(stream, opaque=True)  # not encoded again
         first = round(start / stream.time_base)
         for packet in whole.demux(stream):
             if packet.pts is not None and first <= packet.pts < round(end / stream.time_base):

@@ -37,7 +37,7 @@ def moved_to(file: h5py.File, key: str, other: Path, name: str) -> None:
 
 
 def replaced(file: h5py.File, key: str, **how: Any) -> None:
-    """Store a dataset anew in another way."""
+    """Store a dataset again in another way."""
     values = file[key][:]
     del file[key]
     file.create_dataset(key, data=values, **how)

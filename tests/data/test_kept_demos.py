@@ -1,4 +1,4 @@
-"""What was read of HDF5 files with many demos is kept: the same numbers, and anew when a file changes."""
+"""What was read of HDF5 files with many demos is kept: the same numbers, and again when a file changes."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Collectives(TorchDispatchMode):
 
 
 def pin_memory(tensor: torch.Tensor, device: Any = None) -> torch.Tensor:
-    """In place of torch's, which wants a driver."""
+    """Instead of torch's, which wants a driver."""
     pinned = tensor.clone()
     _pinned[pinned] = True
     return pinned

@@ -349,7 +349,7 @@ def test_an_active_environment_is_used_as_it_is(
 def test_a_module_in_the_users_folder_is_not_taken_for_an_installed_one(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path, tree: Path
 ) -> None:
-    """The real interpreter looks, in place of the stand-in."""
+    """The real interpreter looks, instead of the stand-in."""
     (tmp_path / "else where" / "importlib.py").write_text("raise SystemExit(0)")
     looks = f"source '{tree}/scripts/venv.sh'; has_modules '{sys.executable}' no_such_module_anywhere"
     (tmp_path / "else where" / "no_such_module_anywhere.py").touch()

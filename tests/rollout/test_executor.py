@@ -189,7 +189,7 @@ def test_an_evaluation_asks_with_its_episodes_seeds() -> None:
 
 
 class Asked:
-    """In place of the simulators: keeps what they would have been asked to play, and for how many actions at once."""
+    """Instead of the simulators: keeps what they would have been asked to play, and for how many actions at once."""
 
     episodes: Sequence[PlannedEpisode]
     actions: int

@@ -143,7 +143,7 @@ def test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name(
 ) -> None:
     checkpoints = Checkpoints(tmp_path, Retention(2))
     root = checkpoints.root
-    for written in ("first", "in place of another"):
+    for written in ("first", "instead of another"):
         with calls_to_the_disk(monkeypatch) as calls:
             checkpoints.write(Training().at(1, best_step=1))
 
@@ -544,7 +544,7 @@ def find_step(latest: Path) -> int:
 
 @pytest.mark.parametrize("saved", [[], [1], [1, 2]])
 def test_kill_9_before_each_operation_on_files_leaves_a_latest_that_loads(tmp_path: Path, saved: list[int]) -> None:
-    """Step 2 is written: as the first one, after another, and in place of one that the links name."""
+    """Step 2 is written: as the first one, after another, and instead of one that the links name."""
     before = tmp_path / "before"
     (before / "checkpoints").mkdir(parents=True)
     for step in saved:

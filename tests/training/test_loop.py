@@ -85,7 +85,7 @@ def test_a_step_is_the_mean_over_its_valid_actions_clipped_and_averaged(settings
 
 
 class Recorder:
-    """In place of the simulator: solves all episodes the first time, and none after that."""
+    """Instead of the simulator: solves all episodes the first time, and none after that."""
 
     env = "nowhere"
 

@@ -61,7 +61,7 @@ def open_columns(folder: Path, root: Path, info: Info, features: Features, episo
     try:
         return _mapped(folder, int(episodes.length.sum()))
     except (OSError, ValueError, LookupError, TypeError):
-        logger.warning("%s was damaged, and is made anew.", folder)
+        logger.warning("%s was damaged, and is made again.", folder)
         (folder / _NOTES).unlink(missing_ok=True)
     _make(folder, root, info, features, episodes)
     return _mapped(folder, int(episodes.length.sum()))

@@ -59,7 +59,7 @@ def open_copy(path: Path, key: str) -> ImageCopy:
         try:
             return _mapped(place)
         except (OSError, pa.ArrowException, ValueError, LookupError):
-            logger.warning("%s was damaged, and is made anew.", place)
+            logger.warning("%s was damaged, and is made again.", place)
             place.unlink(missing_ok=True)
     raise InputError(f"{place} cannot be read; set ATLAS_CACHE_DIR to another folder.")
 

@@ -1,7 +1,7 @@
 """Writes datasets in LeRobot's format 3.0, as LeRobot's own writer does.
 
 First each episode becomes a part (writer_parts.py), in any order and in several processes; then the parts are put
-together: data and metadata into Parquet files, videos joined without encoding anew.
+together: data and metadata into Parquet files, videos joined without encoding again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Videos as LeRobot writes them: an episode is encoded by itself, and episodes are joined without encoding anew."""
+"""Videos as LeRobot writes them: an episode is encoded by itself, and episodes are joined without encoding again."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ class HuggingFaceLanguageEncoder(LanguageEncoder):
                 kept = [file.get_tensor(str(number)) for number in range(len(texts))]
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(
-                f"{path} cannot be read as embeddings of instructions ({error}); delete it, and they are computed anew."
+                f"{path} cannot be read as embeddings of instructions ({error}). Delete it to compute them again."
             ) from None
         self._check_origin(path, metadata)
         self.remember(dict(zip(texts, kept, strict=True)))
@@ -164,13 +164,13 @@ class HuggingFaceLanguageEncoder(LanguageEncoder):
             theirs = f"'{metadata.get('reference')}' (sha256 {metadata.get('sha256', '')[:12]})"
             raise InputError(
                 f"{path} holds embeddings of {theirs}, and {KEY} is {self._name} with other weights (sha256 "
-                f"{self.frozen.sha256[:12]}). Where that is meant, delete the file, and they are computed anew."
+                f"{self.frozen.sha256[:12]}). Where that is meant, delete the file, and they are computed again."
             )
         if metadata.get("max_length") != str(self._config.max_length):
             raise InputError(
                 f"{path} holds embeddings of instructions cut at {metadata.get('max_length')} tokens, and "
                 f"model.language.max_length is {self._config.max_length}. Set it back; or, where the change is meant, "
-                "delete the file, and they are computed anew."
+                "delete the file, and they are computed again."
             )
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> HuggingFaceLanguageEncoder:

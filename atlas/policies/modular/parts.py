@@ -47,7 +47,7 @@ class VisionSection(Section):
         language_dim numbers to tokens [B, N, dim].
 
         `dim` is what fusion would like; an encoder says in its own `dim` what it gives. source: where to read
-        pretrained weights in place of where the section says; without read_weights they are left as they are made.
+        pretrained weights instead of where the section says; without read_weights they are left as they are made.
         Raises InputError.
         """
         raise NotImplementedError(f"{type(self).__name__} has no build")
@@ -174,7 +174,7 @@ class PretrainedVGGTConfig(VisionSection):
     lora: LoRAConfig | None = None
     learning_rate_factor: Annotated[float, Field(gt=0)] = 0.1  # of training.learning_rate, for what is not frozen
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of frozen weights; auto: bf16 on GPUs, fp32 on CPUs
-    recompute: bool = False  # with lora or without freeze: blocks again on the way back, in place of keeping all
+    recompute: bool = False  # with lora or without freeze: blocks again on the way back, instead of keeping all
     compile: bool = False  # torch.compile, with static shapes
     pool: Size = 2  # patch tokens are averaged over pool x pool of them before anything reads them
     embed_dim: Size = 1024
@@ -273,7 +273,7 @@ class LanguageSection(Section):
     def build(self, source: Path | None = None, read_weights: bool = True) -> LanguageEncoder:
         """The encoder: B instructions to LanguageTokens of `dim` numbers each.
 
-        A pretrained one is read from `source`, where given, in place of where the section says; with read_weights false
+        A pretrained one is read from `source`, where given, instead of where the section says; with read_weights false
         its modules are built and its weights are not read. Raises InputError where there is nothing to read.
         """
         raise NotImplementedError(f"{type(self).__name__} has no build")

@@ -40,7 +40,7 @@ class PretrainedVGGTEncoder(VisionEncoder):
         read_weights: bool = True,
         key: str = VISION_KEY,
     ) -> None:
-        """source: where to read the weights in place of `config.pretrained`. Without `read_weights` they stay as they
+        """source: where to read the weights instead of `config.pretrained`. Without `read_weights` they stay as they
         are made, for what needs shapes only. `key` names the setting in messages. Raises InputError."""
         super().__init__()
         self._source = source or config.pretrained

@@ -28,7 +28,7 @@ class VGGTAggregator(nn.Module):
     def __init__(self, config: VGGTConfig) -> None:
         super().__init__()
         self.config = config
-        # Whether to run blocks again on the way back in place of keeping what they need for it.
+        # Whether to run blocks again on the way back instead of keeping what they need for it.
         self.recompute = False
         c = config.embed_dim
         self.normalize = ImageNormalization()

@@ -17,7 +17,7 @@ _ROOM_FOR_MEDIA = 300  # of them those that hold pictures, tables or files
 _MEDIA = (Image, Video, Table, Projection, Model)
 _LAST_WORDS_SECONDS = 1.0  # of the exit timeout, for a sink that is abandoned to close what it can
 # The thread looks for records instead of being woken by each: on busy cores the kernel lets a thread that is woken
-# run at once, in place of the one that trains, which `log` would then wait for.
+# run at once, instead of the one that trains, which `log` would then wait for.
 _LOOK_SECONDS = 0.05
 
 

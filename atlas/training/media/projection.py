@@ -144,7 +144,7 @@ def tsne(components: np.ndarray) -> np.ndarray:
 
     perplexity = min(30.0, (len(components) - 1) / 3)
     model = TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1)
-    with threadpool_limits(1):  # on cores that others use too, its threads wait for each other: 30 s in place of 1.5
+    with threadpool_limits(1):  # on cores that others use too, its threads wait for each other: 30 s instead of 1.5
         return np.asarray(model.fit_transform(components), np.float32)
 
 

@@ -162,7 +162,7 @@ def ddp_settings(training: TrainingConfig) -> DistributedDataParallelKwargs:
 
 
 def check_average(checkpoint: Path, saved: bool, wanted: bool) -> None:
-    """Raises InputError where a checkpoint has trained weights beside averaged ones, and the config none, or so."""
+    """Raises InputError where the checkpoint keeps averaged weights and the config asks for none, or the reverse."""
     if wanted and not saved:
         raise InputError(f"{checkpoint} was saved without training.ema_decay, and this config sets it; set it to 0.")
     if saved and not wanted:

@@ -39,7 +39,7 @@ class StepTimer:
         self._seconds, self._steps, self._start = {}, 0, time.perf_counter()
 
     def read(self, samples_a_step: int) -> dict[str, float]:
-        """`timer/*` and `perf/*`; starts anew."""
+        """`timer/*` and `perf/*`; starts again."""
         steps = max(1, self._steps)
         total = (time.perf_counter() - self._start) / steps
         metrics = {f"timer/{name}": seconds / steps for name, seconds in self._seconds.items()}
