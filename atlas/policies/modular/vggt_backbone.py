@@ -13,8 +13,8 @@ from torch import nn
 
 from atlas.errors import InputError
 from atlas.policies.modular.language_tokens import LanguageTokens
-from atlas.policies.modular.parts import VISION_KEY, LoRAConfig, PretrainedVGGTConfig
 from atlas.policies.modular.vision_contract import VisionEncoder
+from atlas.policies.modular.vision_sections import VISION_KEY, LoRAConfig, PretrainedVGGTConfig
 from atlas.policies.precision import without_autocast
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.policies.vggt import VGGTAggregator, VGGTConfig

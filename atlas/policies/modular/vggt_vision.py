@@ -9,8 +9,8 @@ from torch import nn
 
 from atlas.policies.modular.keypoints import KeypointStem, SpatialSoftmax
 from atlas.policies.modular.language_tokens import LanguageTokens
-from atlas.policies.modular.parts import VGGTVisionConfig
 from atlas.policies.modular.vision_contract import VisionEncoder
+from atlas.policies.modular.vision_sections import VGGTVisionConfig
 from atlas.policies.precision import without_autocast
 from atlas.policies.vggt import VGGTAggregator, VGGTConfig
 

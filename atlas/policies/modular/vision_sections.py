@@ -1,0 +1,254 @@
+"""The vision encoders of a modular policy by name: their sections of the config, each of which builds its encoder.
+
+Another package adds one in the group `atlas.vision_encoders`: a section derived from `VisionSection`, with a name of
+its own as the default of `name`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from atlas.config.section import Layers, Probability, Section, Size, UserPath
+from atlas.system.plugins import PluginTable
+
+if TYPE_CHECKING:
+    from atlas.policies.modular.vision_contract import VisionEncoder
+
+VISION_KEY = "model.vision.pretrained"  # the setting that names weights
+
+
+class VisionSection(Section):
+    """What every vision encoder's section has."""
+
+    name: str
+
+    def build(
+        self,
+        views: int,
+        image_size: int,
+        dim: int,
+        language_dim: int,
+        source: Path | None = None,
+        read_weights: bool = True,
+    ) -> VisionEncoder:
+        """The encoder: images float [B, views, 3, image_size, image_size] in [0, 1] and LanguageTokens of
+        language_dim numbers to tokens [B, N, dim].
+
+        `dim` is what fusion would like; an encoder says in its own `dim` what it gives. source: where to read
+        pretrained weights instead of where the section says; without read_weights they are left as they are made.
+        Raises InputError.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no build")
+
+    @property
+    def rate_factor(self) -> float:
+        """Of training.learning_rate, for its weights."""
+        return 1.0
+
+    @property
+    def patch(self) -> int | None:
+        """Pixels of the patches that a side of an image must be a multiple of; None where any size will do."""
+        return None
+
+    @property
+    def gives_patches(self) -> bool:
+        """Whether its own tokens are a grid of patches, which `model.alignment` can align."""
+        return False
+
+    @property
+    def stays_the_same(self) -> bool:
+        """Whether its outputs do while it is trained, so that `data.feature_cache` may hold them; such a section is a
+        `CachedEncoder` (atlas/policies/feature_cache_filling.py)."""
+        return False
+
+    @property
+    def compiles(self) -> bool:
+        """Whether torch.compile is to compile it, whatever training says."""
+        return False
+
+    def check_pretrained(self) -> None:
+        """See ModelConfig."""
+
+    def memory_advice(self) -> Sequence[str]:
+        """See ModelConfig."""
+        return ()
+
+
+class KeypointVisionConfig(VisionSection):
+    """A small convolutional net whose last maps become keypoints: positions, not only features."""
+
+    name: Literal["keypoints"] = "keypoints"
+    width: Annotated[int, Field(ge=8, le=65536, multiple_of=8)] = 16
+    keypoints: Size = 32
+
+    def build(
+        self,
+        views: int,
+        image_size: int,
+        dim: int,
+        language_dim: int,
+        source: Path | None = None,
+        read_weights: bool = True,
+    ) -> VisionEncoder:
+        from atlas.policies.modular.keypoints import KeypointVisionEncoder
+
+        return KeypointVisionEncoder(self, views, dim, language_dim)
+
+
+class VGGTVisionConfig(VisionSection):
+    """VGGT's alternating-attention aggregator, trained from scratch in a small form."""
+
+    name: Literal["vggt"] = "vggt"
+    stem: Literal["keypoints", "conv", "patch"] = "keypoints"
+    stem_width: Annotated[int, Field(ge=8, le=65536, multiple_of=8)] = (
+        16  # channels of the keypoint stem's first convolution
+    )
+    keypoints: Size = 32  # of each view; keypoint stem only
+    keypoint_groups: Size = 8  # tokens of each view; keypoint stem only
+    embed_dim: Size = 128
+    depth: Layers = 2
+    num_heads: Size = 4
+    num_register_tokens: Annotated[int, Field(ge=0, le=65536)] = 4
+    patch_size: Size = 16
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    rope_freq: Annotated[float, Field(gt=0)] = 100.0
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> VGGTVisionConfig:
+        if self.keypoints % self.keypoint_groups:
+            raise ValueError(f"keypoints is {self.keypoints}, not a multiple of keypoint_groups {self.keypoint_groups}")
+        if self.embed_dim % (4 * self.num_heads):
+            raise ValueError(
+                f"embed_dim is {self.embed_dim}; it must be a multiple of 4 x num_heads ({self.num_heads})"
+            )
+        return self
+
+    def build(
+        self,
+        views: int,
+        image_size: int,
+        dim: int,
+        language_dim: int,
+        source: Path | None = None,
+        read_weights: bool = True,
+    ) -> VisionEncoder:
+        from atlas.policies.modular.vggt_vision import VGGTVisionEncoder
+
+        return VGGTVisionEncoder(self, views, image_size, language_dim)
+
+    @property
+    def patch(self) -> int | None:
+        return self.patch_size if self.gives_patches else None
+
+    @property
+    def gives_patches(self) -> bool:
+        return self.stem != "keypoints"
+
+
+class LoRAConfig(Section):
+    """Low-rank adapters in the attention and MLP layers of a frozen backbone (Hu et al., 2021)."""
+
+    rank: Size = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0  # the adapters' output is scaled by alpha / rank
+    dropout: Probability = 0.0
+
+
+class PretrainedVGGTConfig(VisionSection):
+    """The published VGGT aggregator with its weights. The sizes are VGGT-1B's; another checkpoint needs its own."""
+
+    name: Literal["vggt_pretrained"] = "vggt_pretrained"
+    pretrained: UserPath = "facebook/VGGT-1B"  # a .safetensors file, a folder with a model.safetensors, or a hub id
+    freeze: bool = True
+    lora: LoRAConfig | None = None
+    learning_rate_factor: Annotated[float, Field(gt=0)] = 0.1  # of training.learning_rate, for what is not frozen
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of frozen weights; auto: bf16 on GPUs, fp32 on CPUs
+    recompute: bool = False  # with lora or without freeze: blocks again on the way back, instead of keeping all
+    compile: bool = False  # torch.compile, with static shapes
+    pool: Size = 2  # patch tokens are averaged over pool x pool of them before anything reads them
+    embed_dim: Size = 1024
+    depth: Layers = 24
+    num_heads: Size = 16
+    num_register_tokens: Annotated[int, Field(ge=0, le=65536)] = 4
+    img_size: Size = 518  # of the position grid that the checkpoint holds
+    patch_size: Size = 14
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    rope_freq: Annotated[float, Field(gt=0)] = 100.0
+    patch_embed_depth: Layers = 24
+    patch_embed_num_heads: Size = 16
+
+    @model_validator(mode="after")
+    def _one_way_to_train(self) -> PretrainedVGGTConfig:
+        if self.lora is not None and not self.freeze:
+            raise ValueError("lora is set and freeze is false; adapters go with frozen weights, so set one of the two")
+        return self
+
+    def build(
+        self,
+        views: int,
+        image_size: int,
+        dim: int,
+        language_dim: int,
+        source: Path | None = None,
+        read_weights: bool = True,
+    ) -> VisionEncoder:
+        from atlas.policies.modular.vggt_backbone import PretrainedVGGTEncoder
+
+        return PretrainedVGGTEncoder(self, source, read_weights)
+
+    @property
+    def rate_factor(self) -> float:
+        return 1.0 if self.freeze else self.learning_rate_factor
+
+    @property
+    def patch(self) -> int | None:
+        return self.patch_size
+
+    @property
+    def stays_the_same(self) -> bool:
+        return self.freeze and self.lora is None
+
+    @property
+    def compiles(self) -> bool:
+        return self.compile
+
+    def check_pretrained(self, key: str = VISION_KEY) -> None:
+        """key: the setting that names the weights, for messages."""
+        from atlas.policies.modular.vggt_backbone import check_backbone
+
+        check_backbone(self, key)
+
+    def memory_advice(self) -> Sequence[str]:
+        advice = "model.vision.freeze=true, with model.vision.lora for what should still be learned"
+        return () if self.freeze else (advice,)
+
+    # ---- as a CachedEncoder ------------------------------------------------------------------------------
+
+    def feature_shape(self, image_size: int) -> tuple[int, int]:
+        side = -(-(image_size // self.patch_size) // self.pool)
+        return 1 + self.num_register_tokens + side * side, 2 * self.embed_dim
+
+    def feature_source(self) -> dict[str, Any]:
+        from atlas.policies.modular.vggt_backbone import frozen_dtype
+
+        return {"backbone_precision": str(frozen_dtype(self)).removeprefix("torch."), "pool": self.pool}
+
+    def weights_hash(self) -> str:
+        from atlas.policies.vggt.published import published_hash
+        from atlas.system.hub import find_weights
+
+        return published_hash(find_weights(self.pretrained, VISION_KEY))
+
+    def build_cached(self) -> VisionEncoder:
+        from atlas.policies.modular.vggt_backbone import PretrainedVGGTEncoder
+
+        return PretrainedVGGTEncoder(self)
+
+
+VISION_ENCODERS: PluginTable[type[VisionSection]] = PluginTable(
+    "atlas.vision_encoders",
+    {"keypoints": KeypointVisionConfig, "vggt": VGGTVisionConfig, "vggt_pretrained": PretrainedVGGTConfig},
+)
