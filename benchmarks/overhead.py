@@ -96,7 +96,9 @@ def bare_step_seconds(trainer: Trainer, steps: int) -> float:
     config, policy = trainer.config, trainer.policy
     start = {name: value.clone() for name, value in policy.state_dict().items()}
     optimizer = make_optimizer(policy, config.training)
-    loader = iter(make_loader(trainer.train_data, trainer.order.batches(0, 0, steps), config.data.num_workers or 0))
+    loader = iter(
+        make_loader(trainer.train_data, trainer.schedule.order.batches(0, 0, steps), config.data.num_workers or 0)
+    )
     average = WeightAverage(policy, config.training.ema_decay) if config.training.ema_decay else None
     policy.train()
     marks = []

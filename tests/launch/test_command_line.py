@@ -19,6 +19,7 @@ from atlas import cli
 from atlas.config import Config, load_config
 from atlas.errors import InputError
 from atlas.launch import Plan
+from atlas.training.prepared_run import PreparedRun
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,13 +59,13 @@ class FakeTrain(types.ModuleType):
     def load_run_config(self, config: str | None, overrides: list[str], resume: str | None) -> Config:
         return load_config(config, overrides)
 
-    def prepare(self, config: Config, resume: str | None, locks: Any = None) -> tuple[Config, Path | None]:
+    def prepare(self, config: Config, resume: str | None, locks: Any = None) -> PreparedRun:
         self.calls.append("prepare")
-        return load_config(config, ["run_name=prepared"]), Path("found", resume) if resume else None
+        return PreparedRun(load_config(config, ["run_name=prepared"]), Path("found", resume) if resume else None)
 
-    def run(self, config: Config, checkpoint: Path | None) -> None:
+    def run(self, prepared: PreparedRun) -> None:
         self.calls.append("run")
-        self.config, self.checkpoint = config, checkpoint
+        self.config, self.checkpoint = prepared.config, prepared.checkpoint
         if self.error:
             raise self.error
 
@@ -73,6 +74,7 @@ class FakeTrain(types.ModuleType):
 def training(monkeypatch: pytest.MonkeyPatch) -> FakeTrain:
     module = FakeTrain()
     monkeypatch.setitem(sys.modules, "atlas.train", module)
+    monkeypatch.setattr("atlas.prepare.prepare", module.prepare)
     # What `atlas train` sets for its own process goes again after the test.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("atlas.launch.count_gpus", lambda distributed: 0)
@@ -303,6 +305,12 @@ def test_inspect(
         "tasks": {"stack [all] cubes": 2},
         "cameras": {"agentview": [64, 64]},
         "action_dim": 2,
+        "action_spec": {
+            "groups": [
+                {"kind": "joints", "arm": "left", "names": ["elbow"]},
+                {"kind": "gripper", "arm": None, "names": ["hand"]},
+            ]
+        },
         "proprio_dim": 8,
         "action_min": [-1.0, float("nan")],
         "action_max": [1.0, 0.25],
@@ -316,7 +324,16 @@ def test_inspect(
     assert json.loads(capsys.readouterr().out) == found | {"action_min": [-1.0, None]}  # JSON has no NaN
     assert atlas("data", "inspect", "somewhere") == 0
     out = capsys.readouterr().out
-    for words in ("libero", "80", "agentview 64x64", "stack [all] cubes", "0.25", "an action is not a number"):
+    for words in (
+        "libero",
+        "80",
+        "agentview 64x64",
+        "stack [all] cubes",
+        "elbow",
+        "left joints",
+        "0.25",
+        "an action is not a number",
+    ):
         assert words in out
 
 
