@@ -23,7 +23,7 @@ from atlas.data.episode import EpisodeDataset
 from atlas.errors import InputError
 from atlas.policies.base import load_policy
 from atlas.types import ActionGroup, ActionSpec
-from atlas.viewer.episode_timeline import tell
+from atlas.viewer.episode_timeline import make_timeline
 from atlas.viewer.page import write_page
 from tests.action_spaces import (
     ARM,
@@ -211,12 +211,12 @@ def test_a_policy_is_trained_in_any_space_and_looked_at(journey: str, tmp_path: 
     assert policy.processor.action_spec == dataset.action_spec == spec
     errors = [finding for finding in check_data(load_config(None, settings), "none") if finding.severity == "error"]
     assert errors == []
-    story = tell(dataset, 0, str(result.best_checkpoint))
-    write_page(tmp_path / "page.html", story)
-    assert [curve.name for curve in story.actions] == list(spec.names)
-    assert story.paths.keys() == {group.arm for group, _ in spec.spans("position")}
-    assert len(story.closed) == len(spec.grippers)
-    assert story.prediction is not None and "off by" in story.prediction.summary()
+    timeline = make_timeline(dataset, 0, str(result.best_checkpoint))
+    write_page(tmp_path / "page.html", timeline)
+    assert [curve.name for curve in timeline.actions] == list(spec.names)
+    assert timeline.paths.keys() == {group.arm for group, _ in spec.spans("position")}
+    assert len(timeline.closed) == len(spec.grippers)
+    assert timeline.prediction is not None and "off by" in timeline.prediction.summary()
 
 
 def pictures(run_dir: Path) -> set[str]:
