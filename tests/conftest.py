@@ -32,6 +32,8 @@ from atlas.data.hdf5.libero_writer import write_libero_file
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+_VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
+
 MakeLibero = Callable[..., Path]
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
@@ -93,6 +95,15 @@ def stays_out_of_real_time() -> Iterator[None]:
     yield
     if hasattr(os, "sched_getscheduler"):
         assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+@pytest.fixture(autouse=True)
+def gpus_stay_visible() -> Iterator[None]:
+    """A training on the CPU hides the GPUs from this process, and the next test would not find its renderer's."""
+    yield
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if _VISIBLE is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = _VISIBLE
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,12 +19,10 @@ class PreparedRun:
     heartbeat: is told what was done, so that a `Watchdog` notices when nothing is done any more.
     """
 
-    def __init__(self, config: Config, checkpoint: Path | None = None, data: TrainingData | None = None) -> None:
-        """checkpoint: the one to go on from. data: what the config describes, where it is open already."""
+    def __init__(self, config: Config, checkpoint: Path | None = None) -> None:
+        """checkpoint: the one to go on from."""
         self.config, self.checkpoint = config, checkpoint
         self.heartbeat = Heartbeat()
-        if data is not None:
-            self.data = data
 
     @property
     def run_dir(self) -> Path:

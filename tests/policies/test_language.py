@@ -298,7 +298,7 @@ def test_embeddings_of_something_else_are_refused(saved: Saved, tmp_path: Path) 
     with pytest.raises(InputError, match=r"cut at 128 tokens.*max_length is 64.*Set it back.*delete"):
         encoder_of(saved("t5"), max_length=64).load_embeddings(file)
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(InputError, match=r"cannot be read as embeddings.*delete it"):
+    with pytest.raises(InputError, match=r"cannot be read as embeddings.*Delete it"):
         encoder.load_embeddings(file)
     save_file({"0": torch.zeros(1)}, file)
     with pytest.raises(InputError, match="cannot be read as embeddings"):
