@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -112,6 +113,22 @@ def own_fonts(shared_folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPLCONFIGDIR", str(shared_folder / "matplotlib"))
         yield
+
+
+@pytest.fixture
+def atlas(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run the command in this process; gives the exit code."""
+
+    def run(*arguments: str) -> int:
+        from atlas import cli
+
+        monkeypatch.setattr(sys, "argv", ["atlas", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert isinstance(stop.value.code, int)
+        return stop.value.code
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -233,7 +233,8 @@ def cache_rank(folder: Path) -> None:
     if "RANK" in os.environ:
         die_with_launcher()
     from atlas.config import load_config
-    from atlas.policies.feature_cache_filling import CONFIG, work_on_cache
+    from atlas.policies.feature_cache_filling import work_on_cache
+    from atlas.system.file_store import CONFIG
     from atlas.train import make_accelerator
 
     accelerator = make_accelerator(load_config(folder / CONFIG))

@@ -27,11 +27,10 @@ from atlas.policies.processor import PolicyProcessor
 from atlas.policies.strict_loading import FROZEN, check_frozen, check_weights, read_weights
 from atlas.registry import resolve_policy
 from atlas.system.documents import read_yaml
+from atlas.system.file_store import CONFIG
 from atlas.system.files import atomic_path, write_text
 from atlas.system.tensors import save_tensors
 from atlas.types import Batch, LossTerms
-
-CONFIG = "config.yaml"
 
 
 class Policy(nn.Module, ABC):

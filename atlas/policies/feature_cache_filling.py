@@ -21,10 +21,9 @@ from atlas.data.loader import make_loader, worker_count
 from atlas.data.randomness import sample_keys
 from atlas.errors import InputError
 from atlas.policies.pretrained_weights import FrozenWeights
+from atlas.system.file_store import CONFIG
 from atlas.system.files import write_text
 from atlas.system.progress import progress_bar
-
-CONFIG = "config.yaml"  # in the cache's folder
 
 
 class FrozenEncoder(Protocol):

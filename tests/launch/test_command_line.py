@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import yaml
 
-from atlas import cli
 from atlas.config import Config, load_config
 from atlas.errors import InputError
 from atlas.launch import Plan
@@ -30,20 +29,6 @@ def config_file(tmp_path: Path) -> Path:
     file = tmp_path / "my config.yaml"
     file.write_text("seed: 3\n")
     return file
-
-
-@pytest.fixture
-def atlas(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run the command in this process; gives the exit code."""
-
-    def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["atlas", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        assert isinstance(stop.value.code, int)
-        return stop.value.code
-
-    return run
 
 
 class FakeTrain(types.ModuleType):

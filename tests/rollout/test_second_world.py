@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from atlas import cli
 from tests.conftest import MakeLibero
 from tests.policies.test_policy import make_policy
 from tests.rollout.bench_world import HORIZON, INSTRUCTIONS, SOLVED_AT
@@ -23,20 +21,6 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bench\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[atlas.environments]\nbench = tests.rollout.bench_world:WORLD\n")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-
-
-@pytest.fixture
-def atlas(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run the command in this process; gives the exit code."""
-
-    def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["atlas", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        assert isinstance(stop.value.code, int)
-        return stop.value.code
-
-    return run
 
 
 def test_a_world_that_is_no_simulator_is_evaluated_and_filmed(

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from atlas.policies.modular.parts import HuggingFaceLanguageConfig
 from atlas.policies.precision import without_autocast
 from atlas.policies.pretrained_weights import FrozenWeights, weights_hash
 from atlas.system.documents import parse_json
-from atlas.system.files import atomic_path
+from atlas.system.files import atomic_path, partial_folder
 
 logger = logging.getLogger(__name__)
 
@@ -186,14 +185,12 @@ class HuggingFaceLanguageEncoder(LanguageEncoder):
 
         An earlier folder of that name is replaced when the new one is complete.
         """
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as partial:
-            complete = Path(partial) / "complete"
+        with partial_folder(folder) as partial:
             with quiet():
-                self.model.save_pretrained(complete)
-                self._read_tokenizer().save_pretrained(complete)
+                self.model.save_pretrained(partial)
+                self._read_tokenizer().save_pretrained(partial)
             shutil.rmtree(folder, ignore_errors=True)
-            os.replace(complete, folder)
+            os.replace(partial, folder)
 
     def _hidden(self, ids: torch.Tensor, is_pad: torch.Tensor | None) -> torch.Tensor:
         """ids int64 [N, L] and is_pad bool [N, L] (None: no padding) to hidden states [N, L, dim]."""
