@@ -24,15 +24,13 @@ from atlas.system.progress import training_bar
 from atlas.tracking import RunTracker
 from atlas.training.checkpoint_manager import CheckpointManager
 from atlas.training.closed_loop import ClosedLoop
-from atlas.training.guards.early_stopping import EarlyStopping
 from atlas.training.guards.signals import Interrupted, StopRequest, listening
 from atlas.training.guards.skipping import SkippedSteps, not_finite, places
 from atlas.training.media.loggers import MediaLoggers
 from atlas.training.metrics import ActionErrors, LossMeter
 from atlas.training.optimizer import learning_rate, set_learning_rate
 from atlas.training.parallel.block_setup import set_up_blocks
-from atlas.training.parallel.consensus import Consensus
-from atlas.training.parallel.strategy import make_strategy
+from atlas.training.parallel.strategy import Consensus, make_strategy
 from atlas.training.perf.cost import Utilisation, sample_cost
 from atlas.training.perf.memory_estimate import out_of_memory_explained
 from atlas.training.perf.prefetch import Prefetcher
@@ -41,7 +39,7 @@ from atlas.training.perf.timing import StepTimer
 from atlas.training.prepared_run import PreparedRun
 from atlas.training.publishing import Publisher, run_facts
 from atlas.training.schedule import Schedule
-from atlas.training.selection import choose_best_metric
+from atlas.training.selection import EarlyStopping, choose_best_metric
 from atlas.types import Batch, LossTerms
 
 logger = logging.getLogger(__name__)

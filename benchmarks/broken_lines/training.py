@@ -102,7 +102,7 @@ ROWS = of_part(
         "tests/test_online_training.py::test_the_stop_button_ends_all_ranks_with_a_checkpoint",
     ),
     (
-        "atlas/training/parallel/consensus.py",
+        "atlas/training/parallel/strategy.py",
         "torch.distributed.ReduceOp.MAX",
         "torch.distributed.ReduceOp.MIN",
         "ranks do not agree to stop where one of them is asked to",
@@ -179,21 +179,21 @@ ROWS = of_part(
         "tests/training/test_optimizer.py::test_moments_from_a_file_go_on_with_weights_in_another_memory_format",
     ),
     (
-        "atlas/training/guards/early_stopping.py",
+        "atlas/training/selection.py",
         "if gain > self._config.min_delta and not math.isnan(value):",
         "if gain > 0 and not math.isnan(value):",
         "any improvement, however small, puts off the end",
         f"{WRONG}::test_success_is_better_when_it_rises_and_other_metrics_do_not_count",
     ),
     (
-        "atlas/training/guards/early_stopping.py",
+        "atlas/training/selection.py",
         "return self.since >= self._config.patience",
         "return self.since > self._config.patience",
         "patience lasts one value longer than it says",
         f"{WRONG}::test_patience_ends_after_so_many_values_without_a_better_one",
     ),
     (
-        "atlas/training/guards/early_stopping.py",
+        "atlas/training/selection.py",
         "self.best, self.since = best, since",
         "self.best, self.since = None, 0",
         "patience begins again with a resumed run",

@@ -27,7 +27,7 @@ BATCHES = 2  # the step's own and the next one, which is on its way
 BATCH = {"sent training/perf/prefetch.py:_sent": 6 * BATCHES}
 WORDS = {"sent policies/modular/language_tokens.py:pad_and_send": 1}
 REMEMBERED = {"sent policies/modular/language_tokens.py:__init__": 1, "sent policies/modular/language_tokens.py:of": 1}
-AGREED = {"waits training/parallel/consensus.py:largest": 2}
+AGREED = {"waits training/parallel/strategy.py:largest": 2}
 STEPS = {
     "keypoints": BATCH | REMEMBERED | AGREED,
     "vggt of keypoints": BATCH | WORDS | AGREED,
