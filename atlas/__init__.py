@@ -1,7 +1,7 @@
 """Atlas trains vision-language-action policies from robot demonstrations.
 
-`atlas.train(config)` trains, `atlas.load_policy(reference)` loads what was trained, and `atlas.register(group, name,
-thing)` adds a policy type, an environment and so on; the work behind them is imported when it is first asked for.
+`atlas.train(config)` trains, `atlas.load_policy(reference)` loads a trained policy, and `atlas.register(group, name,
+thing)` adds a policy type, an environment and so on. Each imports its implementation when it is first used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _WHERE = {"load_policy": "atlas.policies.base", "register": "atlas.system.plugin
 
 
 def __getattr__(name: str) -> Any:
-    # The module atlas/train.py is callable, so that `atlas.train` is both the module and the function.
+    # The module atlas/train.py is callable, so `atlas.train` is both the module and the function.
     if name == "train":
         return importlib.import_module("atlas.train")
     if name in _WHERE:

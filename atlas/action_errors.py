@@ -1,6 +1,6 @@
-"""How far a group of an action's numbers is from the recorded one, in units that a hand knows.
+"""How far a group of an action's numbers is from the recorded one, in physical units.
 
-Each takes numbers [..., n] of the group and the recorded ones, float64, and gives [...].
+Each function takes the group's numbers [..., n] and the recorded ones, both float64, and returns [...].
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ def _joint_error_deg(group: ActionGroup, predicted: torch.Tensor, recorded: torc
 
 
 def _rotation_error_deg(group: ActionGroup, predicted: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
-    """The geodesic distance. By quaternions: cos(angle / 2) = |<qa, qb>|."""
-    if group.form == "rotation_6d":  # of matrices the Frobenius distance is 2 sqrt(2) sin(angle / 2)
+    """The geodesic distance. For quaternions: cos(angle / 2) = |<qa, qb>|."""
+    if group.form == "rotation_6d":  # for matrices, the Frobenius distance is 2 sqrt(2) sin(angle / 2)
         apart = (_matrix(predicted) - _matrix(recorded)).flatten(-2).norm(dim=-1)
         return (2 * torch.asin((apart / 8**0.5).clamp(max=1))).rad2deg()
     qa, qb = _quaternion(group, predicted), _quaternion(group, recorded)
-    # The sine from the difference keeps small angles exact, where an arccosine would lose them.
+    # Computing the sine from the difference keeps small angles exact; an arccosine would lose them.
     sign = torch.where((qa * qb).sum(-1, keepdim=True) < 0, -1.0, 1.0)
     return (4 * torch.asin((0.5 * (qa - sign * qb).norm(dim=-1)).clamp(max=1))).rad2deg()
 
 
 def _quaternion(group: ActionGroup, values: torch.Tensor) -> torch.Tensor:
-    """Rotations [..., n] of the group's form as unit quaternions [..., 4], whose order is the same for one form."""
+    """Rotations [..., n] of the group's form as unit quaternions [..., 4]; each form has a fixed component order."""
     if group.form == "quaternion":
         return values / values.norm(dim=-1, keepdim=True).clamp(min=1e-12)
     values = values * group.unit
@@ -57,7 +57,7 @@ def _quaternion(group: ActionGroup, values: torch.Tensor) -> torch.Tensor:
 
 
 def _matrix(columns: torch.Tensor) -> torch.Tensor:
-    """Rotations as their first two columns one after the other [..., 6], made orthogonal: [..., 3, 3]."""
+    """Rotations given as their first two columns [..., 6], made orthogonal: [..., 3, 3]."""
     first = normalize(columns[..., :3], dim=-1)
     second = normalize(columns[..., 3:] - (first * columns[..., 3:]).sum(-1, keepdim=True) * first, dim=-1)
     return torch.stack([first, second, torch.linalg.cross(first, second, dim=-1)], -1)

@@ -1,4 +1,4 @@
-"""The one error users are meant to see: their input is wrong, and here is what would be right."""
+"""The one error meant for users: their input is wrong, and the message says what would be right."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class InputError(Exception):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """' Did you mean ...?' with the nearest of `known`, or '' where nothing comes near."""
+    """' Did you mean ...?' with the nearest of `known`, or '' if none is close."""
     near = get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, without the pages of advice that may follow and without a full stop; else its kind."""
+    """The first line of an error's message without its full stop, or its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")

@@ -24,35 +24,36 @@ Array = TypeVar("Array", "np.ndarray", "torch.Tensor")
 ROTATION_NUMBERS = {"axis_angle": 3, "euler_xyz": 3, "quaternion": 4, "rotation_6d": 6}
 _WITH_ANGLES = ("axis_angle", "euler_xyz")  # the rotations whose numbers are angles
 _UNITS = {"position": "m", "rotation": "rad", "joints": "rad", "base": "m/s and rad/s", "other": ""}
-_OWN_KEYS = {"rotation": ("form",), "gripper": ("continuous", "open", "closed")}  # of a kind; the others lack them
+_OWN_KEYS = {"rotation": ("form",), "gripper": ("continuous", "open", "closed")}  # keys that only this kind has
 
 
 @dataclass(frozen=True)
 class ActionGroup:
-    """Numbers of an action that follow each other and mean one thing.
+    """Consecutive numbers of an action that mean one thing together.
 
-    Raises InputError for what cannot be: an unknown kind, no names, a unit of 0, a gripper whose open is its closed.
+    Raises InputError for an impossible group: an unknown kind, no names, a unit of 0, a gripper whose open value is
+    also its closed one.
     """
 
     kind: Kind
     names: tuple[str, ...]
-    unit: float = 1.0  # what 1 stands for: m of a position, rad of angles, m/s and rad/s of a base
-    delta: bool = False  # the change in one step; false: where to go to (of a base always a velocity)
-    arm: Arm | None = None  # where there are two
-    form: RotationForm | None = None  # of a rotation. Quaternions end with their real part; 6d is two columns
-    continuous: bool = False  # of a gripper, which else is open or closed and nothing between
-    open: float = -1.0  # of a gripper
-    closed: float = 1.0  # of a gripper
+    unit: float = 1.0  # what 1 stands for: m for positions, rad for angles, m/s and rad/s for a base
+    delta: bool = False  # true: the change in one step; false: the target (a base always has velocities)
+    arm: Arm | None = None  # set where there are two
+    form: RotationForm | None = None  # rotations only. Quaternions end with their real part; 6d is two columns
+    continuous: bool = False  # grippers only; false: either open or closed
+    open: float = -1.0  # grippers only
+    closed: float = 1.0  # grippers only
 
     def __post_init__(self) -> None:
         if wrong := self._wrong():
-            raise InputError(f"A group of actions cannot be so: {wrong}.")
+            raise InputError(f"This group of actions is impossible: {wrong}.")
 
     def _wrong(self) -> str | None:
         if self.kind not in get_args(Kind):
             return f"kind is {self.kind!r}, expected one of {', '.join(get_args(Kind))}"
         if not self.names or not all(isinstance(name, str) and name for name in self.names):
-            return f"names of {self.kind} is {list(self.names)}, expected a name for each number"
+            return f"names of {self.kind} is {list(self.names)}, expected one name per number"
         numbers = {"unit": self.unit, "open": self.open, "closed": self.closed}
         for key, value in numbers.items():
             if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
@@ -69,28 +70,28 @@ class ActionGroup:
         if self.form not in ROTATION_NUMBERS:
             return f"form of rotation is {self.form!r}, expected one of {', '.join(ROTATION_NUMBERS)}"
         if len(self.names) != ROTATION_NUMBERS[self.form]:
-            return f"a rotation as {self.form} has {ROTATION_NUMBERS[self.form]} numbers, and {len(self.names)} names"
+            return f"a rotation as {self.form} has {ROTATION_NUMBERS[self.form]} numbers, but {len(self.names)} names"
         if self.form not in _WITH_ANGLES and self.unit != 1:
-            return f"unit of a rotation as {self.form} is {self.unit:g}, and its numbers have none; leave it out"
+            return f"unit of a rotation as {self.form} is {self.unit:g}, but its numbers have no unit; leave it out"
         return None
 
     def _wrong_gripper(self) -> str | None:
         if self.kind != "gripper":
             return None
         if len(self.names) != 1:
-            return f"a gripper is one number, and has the names {list(self.names)}; give each a group of its own"
+            return f"a gripper is one number, but has the names {list(self.names)}; give each its own group"
         if self.open == self.closed:
             return f"open and closed of a gripper are both {self.open:g}, and must differ"
         return None
 
     @property
     def label(self) -> str:
-        """Its kind, with its arm where it has one."""
+        """Its kind, preceded by its arm if it has one."""
         return f"{self.arm} {self.kind}" if self.arm else self.kind
 
     @property
     def readable(self) -> tuple[float, str]:
-        """What people read it in: the factor from the group's numbers, and the unit. A gripper's is `closed_share`."""
+        """How people read it: the factor to multiply the numbers by, and the unit. For grippers see `closed_share`."""
         step = " per step" if self.delta else ""
         if self.kind == "gripper":
             return 1.0, "share closed" if self.continuous else "P(close)"
@@ -101,30 +102,30 @@ class ActionGroup:
         return self.unit, ""
 
     def closed_share(self, values: Array) -> Array:
-        """A gripper's numbers from 0 (open) to 1 (closed), what lies beyond cut off: of a binary one P(close)."""
+        """A gripper's numbers scaled to 0 (open) ... 1 (closed) and clipped; for a binary gripper this is P(close)."""
         low, high = min(self.open, self.closed), max(self.open, self.closed)
         return (values.clip(low, high) - self.open) / (self.closed - self.open)  # type: ignore[return-value]
 
     def describe(self) -> str:
-        """For people, such as 'position dx, dy, dz (deltas, 1 = 0.05 m)'."""
+        """A description for people, such as 'position dx, dy, dz (deltas, 1 = 0.05 m)'."""
         if self.kind == "gripper":
             what = f"{'continuous, ' if self.continuous else ''}{self.open:g} open, {self.closed:g} closed"
         else:
-            what = "velocities" if self.kind == "base" else "deltas" if self.delta else "to go to"
+            what = "velocities" if self.kind == "base" else "deltas" if self.delta else "targets"
             what = f"{self.form}, {what}" if self.form else what
             if self.form in (None, *_WITH_ANGLES):
                 what += f", 1 = {self.unit:g} {_UNITS[self.kind]}".rstrip()
         return f"{self.label} {', '.join(self.names)} ({what})"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: what a group of its kind has."""
+        """The group as JSON, with only the keys that its kind has."""
         keys = ("kind", "names", "arm") + (() if self.kind == "gripper" else ("unit", "delta"))
         values = {key: getattr(self, key) for key in (*keys, *_OWN_KEYS.get(self.kind, ()))}
         return values | {"names": list(self.names)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ActionGroup:
-        """Of `to_dict`'s form. Raises InputError."""
+        """The inverse of `to_dict`. Raises InputError."""
         known = {f.name for f in fields(cls)}
         if unknown := [key for key in values if key not in known]:
             raise InputError(f"A group of actions has no key {unknown[0]!r}; it has {', '.join(sorted(known))}.")
@@ -147,30 +148,30 @@ class ActionSpec:
 
     The default is LIBERO's: seven numbers at 20 Hz, a position delta (1 = 0.05 m), an axis-angle rotation delta
     (1 = 0.5 rad), both in the robot's base frame, and a gripper (-1 open, +1 close). Raises InputError for groups that
-    do not go together: none that moves, two positions, rotations or grippers of one arm, a name that is there twice.
+    do not go together: no group that moves, two positions, rotations or grippers of one arm, a repeated name.
     """
 
-    groups: tuple[ActionGroup, ...] = LIBERO_GROUPS  # their dimensions follow each other
+    groups: tuple[ActionGroup, ...] = LIBERO_GROUPS  # in the order of their dimensions
     control_hz: float = 20.0
 
     def __post_init__(self) -> None:
         if wrong := self._wrong():
-            raise InputError(f"An action space cannot be so: {wrong}.")
+            raise InputError(f"This action space is impossible: {wrong}.")
 
     def _wrong(self) -> str | None:
         hz = self.control_hz
         if not isinstance(hz, int | float) or isinstance(hz, bool) or not math.isfinite(hz) or hz <= 0:
-            return f"control_hz is {hz!r}, expected actions a second"
+            return f"control_hz is {hz!r}, expected the number of actions per second"
         if not self.pose:
-            return "no group but grippers"
+            return "it has no group other than grippers"
         twice = [name for place, name in enumerate(self.names) if name in self.names[:place]]
         if twice:
-            return f"the name '{twice[0]}' is there twice"
+            return f"the name '{twice[0]}' occurs twice"
         once = [group.label for group in self.groups if group.kind in ("position", "rotation", "gripper")]
         if more := [label for place, label in enumerate(once) if label in once[:place]]:
-            return f"two groups are the {more[0]}; say which arm each is of"
+            return f"two groups are the {more[0]}; say which arm each belongs to"
         if len(self.spans("gripper")) > 2:
-            return "it has three grippers, and two at most can be"
+            return "it has three grippers, but at most two are supported"
         return None
 
     # ---- dimensions --------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ class ActionSpec:
         return len(self.names)
 
     def spans(self, *kinds: Kind) -> list[tuple[ActionGroup, slice]]:
-        """The groups of these kinds, of any where none is named, each with its dimensions."""
+        """The groups of these kinds (of all kinds if none is given), each with its dimensions."""
         found, first = [], 0
         for group in self.groups:
             if not kinds or group.kind in kinds:
@@ -194,34 +195,34 @@ class ActionSpec:
 
     @property
     def pose(self) -> list[int]:
-        """The dimensions that are no gripper's."""
+        """All dimensions except the grippers'."""
         return [d for group, part in self.spans() if group.kind != "gripper" for d in range(part.start, part.stop)]
 
     @property
     def grippers(self) -> list[tuple[int, ActionGroup]]:
-        """The dimension of each gripper, and what it is."""
+        """Each gripper with its dimension."""
         return [(part.start, group) for group, part in self.spans("gripper")]
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """Those that groups are said to be of."""
+        """The arms that the groups name."""
         return tuple(dict.fromkeys(group.arm for group in self.groups if group.arm is not None))
 
     @property
     def delta(self) -> bool:
-        """Whether an action of zeros stands still: all that is no gripper's is a change or a velocity."""
+        """Whether an action of zeros stands still: every group except the grippers is a change or a velocity."""
         return all(group.delta or group.kind == "base" for group in self.groups if group.kind != "gripper")
 
     # ---- units, paths, errors ----------------------------------------------------------------------------
 
     @property
     def readable_units(self) -> list[str]:
-        """Of each number that `readable` gives."""
+        """The unit of each number that `readable` gives."""
         return [group.readable[1] for group in self.groups for _ in group.names]
 
     def readable(self, actions: np.ndarray) -> np.ndarray:
         """Actions [..., A] as people read them, float64 [..., A]: lengths in mm, angles in degrees, grippers from 0
-        (open) to 1 (closed), all else in SI units."""
+        (open) to 1 (closed), everything else in SI units."""
         values = actions.astype(np.float64)
         for group, part in self.spans():
             if group.kind == "gripper":
@@ -231,8 +232,8 @@ class ActionSpec:
         return values
 
     def paths(self, actions: np.ndarray) -> dict[Arm | None, np.ndarray]:
-        """Where the positions in actions [T, A] lead, in m, of each arm that has one: float64 [T + 1, D] from the
-        origin for deltas, which are summed; the places to go to, float64 [T, D], else."""
+        """Where the positions in actions [T, A] lead, in m, for each arm that has one. Deltas are summed from the
+        origin: float64 [T + 1, D]; targets are returned as they are: float64 [T, D]."""
         found = {}
         for group, part in self.spans("position"):
             values = actions[:, part].astype(np.float64) * group.unit
@@ -241,16 +242,16 @@ class ActionSpec:
 
     @property
     def error_names(self) -> tuple[str, ...]:
-        """Of what `errors` gives."""
+        """The names of the values that `errors` gives."""
         return ("pose_l2_error", "pose_l1_error", *self._measured())
 
     def errors(self, predicted: torch.Tensor, recorded: torch.Tensor) -> dict[str, torch.Tensor]:
         """How far actions [..., A] are from recorded ones, each float64 [...].
 
-        `pose_l2_error` and `pose_l1_error` are of all that is no gripper's, in the actions' own units;
+        `pose_l2_error` and `pose_l1_error` cover everything except grippers, in the actions' own units;
         `position_error_mm` is a distance, `rotation_error_deg` the angle between two rotations, `joint_error_deg` a
-        mean over joints, `gripper_error` that of `closed_share`, and `gripper_accuracy` whether it lies on the right
-        side of a half. Of two arms each is the mean, and `left/…` and `right/…` are beside it.
+        mean over joints, `gripper_error` the difference in `closed_share`, and `gripper_accuracy` is 1 where both lie
+        on the same side of one half. With two arms each is the mean, and `left/…` and `right/…` give each arm's.
         """
         import torch
 
@@ -264,8 +265,8 @@ class ActionSpec:
         return found
 
     def _measured(self) -> dict[str, list[tuple[Measure, ActionGroup, slice]]]:
-        """{name of an error: what measures it, and of which groups}."""
-        from atlas.action_errors import MEASURES  # reads torch, which configs do without
+        """{name of an error: how each group it covers is measured}."""
+        from atlas.action_errors import MEASURES  # imports torch, which configs do without
 
         found: dict[str, list[tuple[Measure, ActionGroup, slice]]] = {}
         for name, (kind, measure) in MEASURES.items():
@@ -277,14 +278,14 @@ class ActionSpec:
                     found.setdefault(f"{group.arm}/{name}", []).append((measure, group, part))
         return found
 
-    # ---- telling it, and telling it apart ----------------------------------------------------------------
+    # ---- describing and comparing ------------------------------------------------------------------------
 
     def describe(self) -> str:
-        """For people: the groups, and the rate."""
+        """A description for people: the groups and the rate."""
         return f"{'; '.join(group.describe() for group in self.groups)}; {self.control_hz:g} Hz"
 
     def differences(self, other: ActionSpec, ends: bool = True) -> Iterator[tuple[str, object, object]]:
-        """What differs, and its value here and there. Without `ends`, units and grippers' ends may differ."""
+        """What differs, with its value in each. Without `ends`, units and the grippers' end values may differ."""
         if self.control_hz != other.control_hz:
             yield "control_hz", self.control_hz, other.control_hz
         if [(g.kind, len(g.names)) for g in self.groups] != [(g.kind, len(g.names)) for g in other.groups]:
@@ -301,8 +302,8 @@ class ActionSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ActionSpec:
-        """Build a spec from `to_dict`'s form, as JSON has it, or from the form before: one range of position and of
-        rotation, and the gripper's dimension. Raises InputError that says what of it cannot be."""
+        """Build a spec from `to_dict`'s form, as JSON has it, or from the earlier form: one range for position, one for
+        rotation, and the gripper's dimension. Raises InputError that says what is wrong with it."""
         try:
             groups = values["groups"] if "groups" in values else _groups_of_ranges(**values)
             read = tuple(ActionGroup.from_dict(group) for group in groups)
@@ -322,14 +323,14 @@ def _groups_of_ranges(
     delta: bool = True,
     control_hz: float = 20.0,  # read by the caller
 ) -> list[dict[str, Any]]:
-    """The groups in the form before them, in which a range is the first and one past the last dimension."""
+    """The groups of the earlier form, in which a range is its first dimension and the one after its last."""
     ranges = {"position": tuple(position), "rotation": tuple(rotation), "gripper": (gripper, gripper + 1)}
     kinds = sorted((kind for kind, (first, end) in ranges.items() if first < end), key=lambda kind: ranges[kind])
     dimensions = [d for kind in kinds for d in range(*ranges[kind])] if max(map(max, ranges.values())) < 1000 else []
     if dimensions != list(range(len(names))):
         raise InputError(
-            f"position {list(position)}, rotation {list(rotation)} and gripper {gripper} are not, one after the other, "
-            f"the {len(names)} numbers {list(names)}."
+            f"position {list(position)}, rotation {list(rotation)} and gripper {gripper} do not cover, one after the "
+            f"other, the {len(names)} numbers {list(names)}."
         )
     more: dict[str, dict[str, Any]] = {
         "position": {"unit": position_unit_m, "delta": delta},
@@ -339,7 +340,7 @@ def _groups_of_ranges(
     return [{"kind": kind, "names": list(names[slice(*ranges[kind])]), **more[kind]} for kind in kinds]
 
 
-# ---- what a policy is given, and what it answers -------------------------------------------------------------
+# ---- what a policy is given, and what it returns ------------------------------------------------------------
 
 
 @dataclass
@@ -361,24 +362,24 @@ class Batch:
     `actions` and `action_is_pad` are absent (None) when a policy is only asked for actions.
     """
 
-    # uint8 [B, V, 3, H, W]; float in [0, 1] once on the device. V = cameras x frames. None where `features` are there.
+    # uint8 [B, V, 3, H, W]; float in [0, 1] once on the device. V = cameras x frames. None if there are `features`.
     images: torch.Tensor | None
     proprio: torch.Tensor  # float32 [B, P]
     instruction: list[str]
-    source: torch.Tensor  # int64 [B], which dataset of a mixture: its statistics apply
+    source: torch.Tensor  # int64 [B], the dataset of the mixture it comes from, whose statistics apply
     actions: torch.Tensor | None = None  # float32 [B, H, A], in the ActionSpec's units
     action_is_pad: torch.Tensor | None = None  # bool [B, H], true past the end of the episode
-    key: torch.Tensor | None = None  # int64 [B], what each sample's random numbers follow from; see data/randomness.py
-    features: torch.Tensor | None = None  # bfloat16 [B, N, D], what a frozen encoder said of the images
+    key: torch.Tensor | None = None  # int64 [B], seeds each sample's random numbers; see data/randomness.py
+    features: torch.Tensor | None = None  # bfloat16 [B, N, D], a frozen encoder's output for the images
 
     def __len__(self) -> int:
         return len(self.instruction)
 
     def unit_images(self) -> torch.Tensor:
-        """The images as float32 [B, V, 3, H, W] in [0, 1], with a channel's pixels next to each other in memory,
-        whatever order they have come in."""
+        """The images as float32 [B, V, 3, H, W] in [0, 1], with each channel's pixels contiguous in memory, whatever
+        their layout was."""
         assert self.images is not None
-        if self.images.is_floating_point():  # they are already
+        if self.images.is_floating_point():  # already converted
             return self.images
         return self.images.contiguous().float().div_(255)
 
@@ -387,11 +388,11 @@ class Batch:
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """The same batch in memory that GPUs read by themselves; torch's loader calls it."""
+        """The same batch in page-locked memory, which GPUs read directly; torch's loader calls it."""
         return self._with_each(lambda tensor: tensor.pin_memory())
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Those that are there, by their names."""
+        """The tensors that are not None, by name."""
         return {f.name: value for f in fields(self) if hasattr(value := getattr(self, f.name), "pin_memory")}
 
     def _with_each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
@@ -403,7 +404,7 @@ class Batch:
 class LossTerms:
     """What a policy's forward returns.
 
-    The terms are the policy's own: `pose_loss` of all that is no gripper's, `gripper_loss` where there is a gripper,
+    The terms are the policy's own: `pose_loss` for everything except grippers, `gripper_loss` where there is a gripper,
     and others. Each, and the loss, is a mean over `n_valid` action steps (0-d tensors).
     """
 

@@ -69,7 +69,7 @@ def test_the_second_is_told_who_the_first_is_until_that_has_died(tmp_path: Path)
     folder = tmp_path / "run"
     with holder(folder) as first:
         for refused in (lambda: hold(folder, "the run").__enter__(), lambda: check_free(folder, "the run")):
-            with pytest.raises(InputError, match=rf"Process {first} on {socket.gethostname()} works on the run"):
+            with pytest.raises(InputError, match=rf"Process {first} on {socket.gethostname()} is working on the run"):
                 refused()
 
     check_free(folder, "the run")

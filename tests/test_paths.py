@@ -30,7 +30,7 @@ def test_a_name_below_the_folder_is_a_path_in_it(tmp_path: Path, name: str) -> N
         ("a\\..\\b", "backslash"),
         ("a\0b", "control character"),
         ("a\x1b[2Jb", "control character"),
-        ("a\ud800b", "half a character"),
+        ("a\ud800b", "a lone surrogate"),
         ("a" * 256, "too long"),
         ("a/" * 2100, "too long"),
     ],

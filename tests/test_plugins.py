@@ -190,7 +190,7 @@ def test_registering_holds_for_this_process(monkeypatch: pytest.MonkeyPatch) -> 
     atlas.register("atlas.environments", "mine", cubes)
 
     assert environment_spec("mine").name == "cubes" and "mine" in WORLDS.names()
-    with pytest.raises(InputError, match=r"'mine' is registered in atlas.environments already"):
+    with pytest.raises(InputError, match=r"'mine' is already registered in atlas.environments"):
         atlas.register("atlas.environments", "mine", WORLDS)
     with pytest.raises(InputError, match=r"no group 'atlas.enviroments'. Did you mean 'atlas.environments'\?"):
         atlas.register("atlas.enviroments", "mine", cubes)

@@ -48,7 +48,7 @@ def test_runs_that_nobody_named_have_folders_of_their_own(
         names = [prepare(config, None, locks).config.run_name for _ in range(3)]
 
         assert len(set(names)) == 3 and all(str(name).startswith(str(names[0])) for name in names)
-        with pytest.raises(InputError, match=rf"works on the run '{names[0]}'"):
+        with pytest.raises(InputError, match=rf"is working on the run '{names[0]}'"):
             prepare(config.model_copy(update={"run_name": names[0]}))
     prepared = prepare(config.model_copy(update={"run_name": names[0]}))
     assert [path.name for path in prepared.run_dir.iterdir()] == ["config.yaml"]

@@ -1,4 +1,4 @@
-"""From the host's memory onto a GPU, without waiting for it."""
+"""Copying from host memory to a GPU without waiting for the copy."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the CPU on `device`.
+    """A CPU tensor, on `device`.
 
-    To a GPU it goes by way of pinned memory: a copy from ordinary memory holds the host up until the GPU has done what
-    it was given before.
+    The copy to a GPU goes through pinned memory: a copy from pageable memory blocks the host until the GPU has finished
+    the work queued before it.
     """
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,6 +1,6 @@
-"""JSON and YAML that anybody may have written, read within bounds: no file makes the reader hang or fill the memory.
+"""JSON and YAML that anybody may have written, read within limits: no file makes the reader hang or fill the memory.
 
-What they raise is ValueError, whose text says why, or OSError; a caller makes of it a message that names the file.
+The functions raise ValueError, whose text says why, or OSError; callers turn these into a message that names the file.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 import yaml
 
 LARGEST_JSON = 16 * 2**20  # bytes
-_LARGEST_YAML = 2**20  # bytes; it is for people to write
-_MOST_VALUES = 20_000  # of YAML, each as often as it is referred to
-_DEEPEST = 100  # values in one another; what reads or prints them later may need several calls a level
-_LARGEST_NUMBER = 2**63  # of integers, which nothing beyond takes
+_LARGEST_YAML = 2**20  # bytes; people write YAML by hand
+_MOST_VALUES = 20_000  # in YAML; a value counts each time it is referred to
+_DEEPEST = 100  # levels of nesting; code that later reads or prints the values may need several calls per level
+_LARGEST_NUMBER = 2**63  # for integers; nothing accepts larger ones
 _LONGEST_NUMBER = 100  # characters
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
-    """The value in a JSON file of at most so many bytes. Raises OSError, ValueError."""
+    """The value in a JSON file of at most `largest` bytes. Raises OSError, ValueError."""
     return parse_json(_read_text(path, largest))
 
 
@@ -40,12 +40,12 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a YAML file, whose mappings have each key once. Raises OSError, ValueError."""
+    """The value in a YAML file; a repeated key in a mapping is an error. Raises OSError, ValueError."""
     return parse_yaml(_read_text(path, _LARGEST_YAML))
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text; what is referred to several times (`*name`) is a value of its own each time.
+    """The value of a YAML text; each reference to the same value (`*name`) gives a copy of its own.
 
     Raises ValueError.
     """
@@ -59,8 +59,8 @@ def parse_yaml(text: str) -> Any:
         value = loader.construct_document(node)
     except RecursionError:
         raise ValueError(_too_deep()) from None
-    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:  # for values that a tag is not fit for
-        raise ValueError(f"a value cannot be what its tag says ({error})") from None
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:  # for values that do not fit their tag
+        raise ValueError(f"a value does not fit its tag ({error})") from None
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
     finally:
@@ -98,15 +98,15 @@ def _check_depth(value: Any) -> None:
 
 
 def _too_deep() -> str:
-    return "its values lie too deep in one another"
+    return "its values are nested too deeply"
 
 
 def _too_many() -> str:
-    return f"it holds more than {_MOST_VALUES:,} values, with those that are referred to"
+    return f"it holds more than {_MOST_VALUES:,} values, counting each reference"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose mappings have each key once: of two that are equal, PyYAML alone takes the last without a word."""
+    """YAML in which a repeated key is an error; plain PyYAML silently takes the last of the values."""
 
     _depth = _values = 0
 
@@ -127,7 +127,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is there twice", key.start_mark)
+                    raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' occurs twice", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -147,8 +147,8 @@ for _kind in ("int", "float"):
 
 
 def _check_extent(root: yaml.Node) -> None:
-    """Raises ValueError where the nodes, with what each refers to, are too many, too deep, or without an end."""
-    extents: dict[int, tuple[int, int] | None] = {}  # by node: how many values and how deep; None while it is counted
+    """Raises ValueError if the nodes, including what they refer to, are too many, nested too deeply, or endless."""
+    extents: dict[int, tuple[int, int] | None] = {}  # by node: number of values and depth; None while being counted
 
     def measure(node: yaml.Node) -> tuple[int, int]:
         known = extents.get(id(node), ())
@@ -172,7 +172,7 @@ def _check_extent(root: yaml.Node) -> None:
 
 
 def _own(value: Any) -> Any:
-    """A copy that shares nothing. Raises ValueError where it holds half a character, which no file takes."""
+    """A copy that shares nothing. Raises ValueError if it holds a lone surrogate, which no file can store."""
     if isinstance(value, dict):
         return {_own(key): _own(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):

@@ -1,4 +1,4 @@
-"""Which files of a saved model go into an artifact, and what can be said of them without loading it."""
+"""Which files of a saved model go into an artifact, and what can be told about them without loading the model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from atlas.errors import InputError, first_line
 from atlas.system.documents import LARGEST_JSON, parse_json, read_json, read_yaml
 from atlas.system.files import follow
 
-CONFIG = "config.yaml"  # of a run, of a policy, and of what is made with a config
+CONFIG = "config.yaml"  # of a run, of a policy, and of anything else made from a config
 CARD = "README.md"
 _STATE = Path("trainer") / "state.json"
-_LARGEST_CARD = 2**20  # bytes; of one that is larger, the rest is not said
+_LARGEST_CARD = 2**20  # bytes; a longer card is cut off here
 _MOST_AXES = 64  # of a tensor
 _WEIGHTS = ("policy/model.safetensors", "model.safetensors")
 
@@ -26,8 +26,8 @@ _WEIGHTS = ("policy/model.safetensors", "model.safetensors")
 def artifact_files(path: Path) -> dict[str, Path]:
     """{name in the artifact: file} of a checkpoint, a saved policy, any other folder, or a file.
 
-    A checkpoint takes its run's `config.yaml` along, so that training can go on from the artifact alone. Raises
-    InputError where there is nothing, and where a link leads out of the folder: what it names is not part of a model.
+    A checkpoint includes its run's `config.yaml`, so training can resume from the artifact alone. Raises InputError if
+    nothing is there, and if a link leads out of the folder: its target is not part of the model.
     """
     path = follow(Path(path))
     if path.is_file():
@@ -50,8 +50,8 @@ def artifact_files(path: Path) -> dict[str, Path]:
 def _refuse_link(file: Path, folder: Path, name: str) -> None:
     if not file.resolve().is_relative_to(folder.resolve()):
         raise InputError(
-            f"{folder / name} is a link to {file.resolve()}, outside of the model's folder. Where that belongs to the "
-            "model, put a copy instead of the link; else remove it."
+            f"{folder / name} is a link to {file.resolve()}, outside the model's folder. If that file belongs to the "
+            "model, replace the link with a copy; otherwise remove it."
         )
 
 
@@ -61,8 +61,8 @@ def total_bytes(files: Mapping[str, Path]) -> int:
 
 
 def run_config(checkpoint: Path) -> Path | None:
-    """The `config.yaml` of a checkpoint's run: beside policy/ in an artifact, or in the run's folder, which holds
-    `checkpoints/`; in the folder of another name, a file of that name is anybody's."""
+    """The `config.yaml` of a checkpoint's run: beside policy/ in an artifact, or in the run's folder. The latter must
+    contain `checkpoints/`: a config.yaml above a folder of any other name may be anybody's."""
     checkpoint = follow(checkpoint).resolve()
     if not (checkpoint / _STATE).is_file():
         return None
@@ -71,7 +71,7 @@ def run_config(checkpoint: Path) -> Path | None:
 
 
 def describe_files(path: Path) -> dict[str, Any]:
-    """What a saved model says of itself: parameters, file_size_mb, and of a checkpoint step, run_name and data."""
+    """What a saved model says about itself: parameters, file_size_mb, and for a checkpoint step, run_name and data."""
     files = artifact_files(path)
     found: dict[str, Any] = {}
     weights = next((files[name] for name in _WEIGHTS if name in files), None)
@@ -100,7 +100,7 @@ def _keys_of(file: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
 
 
 def card_of(path: Path) -> str | None:
-    """The model card that is saved with a policy, without its YAML head; None where there is none."""
+    """The model card saved with a policy, without its YAML header; None if there is none."""
     for file in (path / "policy" / CARD, path / CARD):
         if file.is_file():
             with file.open("rb") as opened:
@@ -109,12 +109,12 @@ def card_of(path: Path) -> str | None:
 
 
 def without_head(card: str) -> str:
-    """A card without the YAML block that the Hugging Face hub reads, and wandb would show as text."""
+    """A card without the YAML block that the Hugging Face hub reads and wandb would show as text."""
     return re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL).lstrip()
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Another name for a file, which costs no space; a copy where the file system has no hard links."""
+    """A hard link, which takes no space; a copy where the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:
@@ -130,7 +130,7 @@ def _count_parameters(weights: Path) -> int | None:
                 return None
             header = parse_json(file.read(length))
         shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-        # Anything longer is no shape, and its product would take hours.
+        # A longer shape is not a tensor's, and its product would take hours.
         return None if any(len(shape) > _MOST_AXES for shape in shapes) else sum(map(math.prod, shapes))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return None

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the whole new one or the old one, never half of one."""
+"""Writing files so that a reader sees either the whole new file or the old one, never half of one."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PARTIAL = ".partial"  # how names end of what is not complete
-_LONGEST_STEM = 100  # what is kept of a name in a partial one; file systems take 255 bytes
-# Some network and foreign file systems keep folders on the server only, or do not let them be opened.
+PARTIAL = ".partial"  # the ending of names of incomplete files and folders
+_LONGEST_STEM = 100  # characters of the name kept in a partial one; file systems allow 255 bytes
+# Some network and foreign file systems keep folders only on the server, or do not let them be opened.
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF, errno.EISDIR}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EACCES}
 _PIECE = 1 << 20  # bytes
-_LONGEST_TARGET = 255  # characters of a text file instead of a link
+_LONGEST_TARGET = 255  # characters of a text file that replaces a link
 
 
 def partial_name(path: Path) -> Path:
-    """A hidden name beside `path` that nobody else uses: not even a process of the same number on another machine, or
-    in another container, that shares the disk."""
+    """A hidden name beside `path` that nobody else uses: not even a process with the same number on another machine or
+    in another container that shares the disk."""
     return path.with_name(f".{path.name[:_LONGEST_STEM]}.{secrets.token_hex(8)}{PARTIAL}")
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, renamed to it when the block ends well and removed when it raises."""
+    """A temporary file beside `path`, renamed to it when the block succeeds and removed when it raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(path)
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
@@ -44,7 +44,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def partial_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside `path`, to be filled and renamed to it in the block; what is left of it then is removed."""
+    """A new folder beside `path`, which the block fills and renames to it; whatever is left then is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(path)
     partial.mkdir()
@@ -66,7 +66,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def finite(value: Any) -> Any:
-    """A copy of nested values with null instead of numbers that are not finite, which neither JSON nor wandb takes."""
+    """A copy of nested values with null for non-finite numbers, which neither JSON nor wandb accepts."""
     if isinstance(value, Mapping):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -78,8 +78,8 @@ def finite(value: Any) -> Any:
 
 
 def make_link(link: Path, target: str) -> None:
-    """A new link to `target`, a name in the folder where the link will be: a symbolic one, or a text file that holds
-    the name where the file system has no links."""
+    """Create a link to `target`, a name in the link's own folder: a symbolic link, or where the file system has none a
+    text file that holds the name."""
     try:
         link.symlink_to(target)
     except OSError as error:
@@ -90,7 +90,7 @@ def make_link(link: Path, target: str) -> None:
 
 
 def link_target(link: Path) -> str | None:
-    """What a link of `make_link` holds, be it there or not; None for anything else."""
+    """What a link made by `make_link` names, whether or not that exists; None for anything else."""
     if link.is_symlink():
         return os.readlink(link)
     try:
@@ -101,7 +101,7 @@ def link_target(link: Path) -> str | None:
 
 
 def follow(path: Path) -> Path:
-    """The folder that a link of `make_link` leads to; anything else as it is."""
+    """The folder that a link made by `make_link` leads to; any other path unchanged."""
     target = link_target(path)
     return path.parent / target if target is not None and (path.parent / target).is_dir() else path
 
@@ -110,7 +110,7 @@ def follow(path: Path) -> Path:
 
 
 def sha256_of(file: Path) -> str:
-    """Of a file's bytes, in hex digits. Reads in pieces into memory that stays: other threads run on meanwhile."""
+    """The SHA-256 of a file's bytes in hex. Reads piecewise into one buffer, so other threads keep running."""
     digest, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
     with file.open("rb", buffering=0) as opened:
         while count := opened.readinto(piece):
@@ -122,7 +122,7 @@ def sha256_of(file: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Return when the disk has a file's bytes, or a folder's names. Raises OSError."""
+    """Wait until a file's bytes, or a folder's names, are on the disk. Raises OSError."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -135,7 +135,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """`sync` for every file and folder in a folder, and itself. Raises OSError."""
+    """`sync` for a folder and every file and folder in it. Raises OSError."""
     for inside, _, names in os.walk(folder, topdown=False):
         for name in names:
             sync(Path(inside, name))

@@ -1,4 +1,4 @@
-"""What known GPUs could compute at best."""
+"""The peak speed of known GPUs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Peak:
     fp32: float
 
     def at(self, bf16: bool, tf32: bool) -> float:
-        """Of the fastest kind that is used."""
+        """The peak of the fastest kind that is in use."""
         return self.bf16 if bf16 else self.tf32 if tf32 else self.fp32
 
 
@@ -37,7 +37,7 @@ GPU_PEAKS: Mapping[str, Peak] = {
     "gb200": Peak(2500e12, 1250e12, 80e12),
 }
 
-# torch.cuda.get_device_name, after "NVIDIA". A name that goes on otherwise is another card's, or that of a part of one.
+# torch.cuda.get_device_name without "NVIDIA". A name with anything after these is another card, or a part of one.
 _NAMES = {
     r"A100[- ](SXM4|SXM|PCIE|PCIe)[- ](40|80)GB|A100 80GB PCIe": "a100",
     r"L40S": "l40s",
@@ -54,7 +54,7 @@ _NAMES = {
 
 
 def peak_of(device_name: str) -> Peak | None:
-    """Of a GPU by the name that `torch.cuda.get_device_name` gives; None where it is not known."""
+    """The peak of a GPU with this `torch.cuda.get_device_name`; None if it is not known."""
     name = device_name.removeprefix("NVIDIA").strip()
     for pattern, gpu in _NAMES.items():
         if re.fullmatch(pattern, name):

@@ -1,4 +1,4 @@
-"""Pretrained weights on disk, or from the Hugging Face hub."""
+"""Pretrained weights, from the disk or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ WEIGHTS = "model.safetensors"
 def find_weights(reference: str | Path, key: str) -> Path:
     """The safetensors file that `reference` means: a file, a folder with a model.safetensors, or a hub id.
 
-    A hub id is downloaded once into the hub's own cache and found there afterwards, also offline. `key` names in
-    messages the setting that `reference` comes from. Raises InputError where there is none.
+    A hub id is downloaded once into the hub's own cache and found there afterwards, also offline. `key` is the setting
+    that `reference` comes from, for messages. Raises InputError if there is no such file.
     """
     path = Path(reference).expanduser()
     if path.is_file():
@@ -41,18 +41,18 @@ def find_weights(reference: str | Path, key: str) -> Path:
 
 
 class Alternative(NamedTuple):
-    """One form in which a model may be on the hub."""
+    """One form in which a model may be stored on the hub."""
 
     files: Sequence[str]  # patterns of what to fetch
-    complete: Callable[[Path], bool]  # whether the folder then holds what is needed
-    subfolders: bool = False  # whether the patterns reach into them: the hub's `*` does not stop at a slash
+    complete: Callable[[Path], bool]  # whether the folder then holds everything needed
+    subfolders: bool = False  # whether the patterns reach into subfolders: the hub's `*` does not stop at a slash
 
 
 def fetch_folder(name: str, key: str, alternatives: Sequence[Alternative], lacking: str) -> Path:
-    """The folder of a model of the hub in the hub's own cache, in the first of the alternatives that is complete.
+    """The folder of a hub model in the hub's own cache, in the first alternative that is complete.
 
-    What is in the cache is used as it is, also offline, so that a run that goes on later finds the same weights.
-    `lacking` says what none of the alternatives has. Raises InputError that begins with `key`.
+    Cached files are used as they are, also offline, so that a resumed run finds the same weights. `lacking` says what
+    is missing if no alternative is complete. Raises InputError that begins with `key`.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -75,9 +75,9 @@ def fetch_folder(name: str, key: str, alternatives: Sequence[Alternative], lacki
         except LocalEntryNotFoundError:
             why = "it is neither a folder nor in the local cache, and the hub cannot be reached"
         except GatedRepoError:
-            why = "it asks for consent; accept its terms there, then run `hf auth login`"
+            why = "it requires consent; accept its terms there, then run `hf auth login`"
         except RepositoryNotFoundError:
-            why = "there is no folder and no model of that name; a private one needs `hf auth login`"
-        except Exception as error:  # the client's errors have no base of their own, some are its HTTP library's
+            why = "there is no folder or model of that name; a private model needs `hf auth login`"
+        except Exception as error:  # the client's errors share no base class, and some are its HTTP library's
             why = first_line(error)
-    raise InputError(f"{key}: '{name}' could not be had from the Hugging Face hub: {why}.")
+    raise InputError(f"{key}: '{name}' could not be downloaded from the Hugging Face hub: {why}.")

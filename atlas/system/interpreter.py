@@ -1,7 +1,7 @@
 """Python processes that import nothing from the folder they are started in.
 
-`python -m` and `python -c` look there first, so that a user's own `atlas/`, `random.py` or `queue.py` would be imported
-instead of the real one. Python 3.11 has $PYTHONSAFEPATH against it; what is here works on 3.10, too.
+`python -m` and `python -c` look there first, so a user's own `atlas/`, `random.py` or `queue.py` would be imported
+instead of the real one. Python 3.11 has $PYTHONSAFEPATH for this; this module also works on 3.10.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[2]
-# What `python -m` does, once the folder is off the path: nothing but the built-in sys is imported before.
+# What `python -m` does once the folder is off the path: before that, only the built-in sys is imported.
 _START = (
     "import sys; sys.path[:1] = [p for p in sys.path[:1] if p]; import runpy; "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
@@ -29,16 +29,16 @@ def module_command(module: str) -> list[str]:
 
 
 def safe_environment(current: Mapping[str, str]) -> dict[str, str]:
-    """The variables with which such a process finds this very package, and passes the precaution on."""
+    """The variables with which such a process finds this very package, and protects its own children too."""
     installed = {Path(folder) for folder in (*site.getsitepackages(), site.getusersitepackages())}
-    own = [] if _ROOT in installed else [str(_ROOT)]  # before the standard library, where others would be in its way
+    own = [] if _ROOT in installed else [str(_ROOT)]  # before the standard library, which other folders would shadow
     paths = [*own, *filter(None, current.get("PYTHONPATH", "").split(os.pathsep))]
     return {_SAFE_PATH: "1", **({"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))} if paths else {})}
 
 
 @contextmanager
 def safe_workers(version: tuple[int, ...] = sys.version_info[:2]) -> Iterator[None]:
-    """Processes that multiprocessing spawns inside the block take their modules from this process's path alone."""
+    """Processes that multiprocessing spawns inside the block import modules only from this process's path."""
     if version >= (3, 11):
         before = os.environ.get(_SAFE_PATH)
         os.environ[_SAFE_PATH] = "1"
@@ -50,7 +50,7 @@ def safe_workers(version: tuple[int, ...] = sys.version_info[:2]) -> Iterator[No
             else:
                 os.environ[_SAFE_PATH] = before
         return
-    # Python 3.10 knows -I alone, which leaves out $PYTHONPATH as well: workers are told this process's path anyway.
+    # Python 3.10 only has -I, which also drops $PYTHONPATH; workers receive this process's path anyway.
     flags = multiprocessing.util._args_from_interpreter_flags  # type: ignore[attr-defined]
     multiprocessing.util._args_from_interpreter_flags = lambda: ["-I", *flags()]  # type: ignore[attr-defined]
     try:

@@ -1,8 +1,8 @@
-"""Folders that one process at a time works in: the others wait, or are told who does.
+"""Folders that one process at a time works in: the others wait, or are told who is working there.
 
-A folder's lock is a file in it that its process has locked and written its number and host into. The system lets go of
-it when the process ends, however it ends, so none is ever left behind. It works between machines where their common
-file system has such locks; where it has none, that is said once, and nothing is locked.
+A folder's lock is a file in it that the process locks and writes its number and host into. The system releases the
+lock when the process ends, however it ends, so no stale lock remains. It works between machines if their shared file
+system supports such locks; if it does not, one warning says so and nothing is locked.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"  # the file in a folder
 _LOOK_SECONDS = 0.2
-_TRY_SECONDS = 0.6  # in which one who only looks has looked, and one who has just begun has written who it is
-_ABANDONED_SECONDS = 24 * 3600  # without a change; where the file system has no locks
+_TRY_SECONDS = 0.6  # within this, a process that only looks is done, and one that has just begun has written its name
+_ABANDONED_SECONDS = 24 * 3600  # without a change, on file systems without locks
 
 _held: set[int] = set()  # descriptors of this process's locks
-_unlocked: set[str] = set()  # the file systems that have no locks, of which this was said
+_unlocked: set[str] = set()  # file systems without locks that have been warned about
 
 
 class _Busy(Exception):
@@ -39,17 +39,17 @@ class _Busy(Exception):
 
 @contextmanager
 def hold(folder: Path, what: str, *, wait: bool = False) -> Iterator[None]:
-    """Within the block no other process holds this folder, which is made if it is not there.
+    """Keep every other process out of this folder during the block. The folder is created if it does not exist.
 
-    what: what the folder is, for people, such as "the run outputs/first". wait: for the process that holds it, and say
-    so; otherwise InputError names it.
+    what: what the folder is, for people, such as "the run outputs/first". wait: wait for the process that holds it, and
+    say so; otherwise InputError names that process.
     """
     descriptor = _acquire(folder, what, wait)
     owner = os.getpid()
     try:
         yield
     finally:
-        if descriptor is not None and owner == os.getpid():  # a forked copy of this process has none
+        if descriptor is not None and owner == os.getpid():  # a forked copy of this process does not own it
             with contextlib.suppress(OSError):
                 (folder / LOCK).unlink()
             _held.discard(descriptor)
@@ -57,7 +57,7 @@ def hold(folder: Path, what: str, *, wait: bool = False) -> Iterator[None]:
 
 
 def check_free(folder: Path, what: str) -> None:
-    """Raises InputError, as `hold` does, where another process holds the folder. Touches nothing."""
+    """Raises InputError, as `hold` does, if another process holds the folder. Touches nothing."""
     deadline = time.monotonic() + _TRY_SECONDS
     while _is_held(folder / LOCK):
         if time.monotonic() > deadline:
@@ -67,10 +67,10 @@ def check_free(folder: Path, what: str) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Within the block `is_abandoned` says no of this folder, which is there."""
+    """During the block, `is_abandoned` is false for this folder, which must exist."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # no locks here: `is_abandoned` goes by time
+        with contextlib.suppress(OSError):  # no locks here: `is_abandoned` goes by age
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _held.add(descriptor)
         yield
@@ -80,11 +80,11 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def is_abandoned(folder: Path) -> bool:
-    """Whether the process that was `writing` a folder is gone; where there are no locks, whether it is a day old."""
+    """Whether the process that was `writing` a folder is gone; without locks, whether the folder is a day old."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
-        return False  # it has got its name meanwhile, or is another user's
+        return False  # it has been renamed meanwhile, or is another user's
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -102,7 +102,7 @@ def is_abandoned(folder: Path) -> bool:
 
 
 def _acquire(folder: Path, what: str, wait: bool) -> int | None:
-    """The descriptor of the lock; None where the file system has none. Raises InputError."""
+    """The descriptor of the lock; None if the file system has no locks. Raises InputError."""
     deadline, said = time.monotonic() + _TRY_SECONDS, False
     while True:
         try:
@@ -113,8 +113,8 @@ def _acquire(folder: Path, what: str, wait: bool) -> int | None:
                 if not wait:
                     raise InputError(_refusal(folder, what)) from None
                 if not said:
-                    # As a progress bar does: this is before a run has a log.
-                    print(f"Waiting for {_holder(folder)}, which works on {what}.", file=sys.stderr, flush=True)
+                    # On stderr like a progress bar: a run has no log yet.
+                    print(f"Waiting for {_holder(folder)}, which is working on {what}.", file=sys.stderr, flush=True)
                     said = True
             time.sleep(_LOOK_SECONDS)
     if descriptor is not None:
@@ -125,13 +125,13 @@ def _acquire(folder: Path, what: str, wait: bool) -> int | None:
 
 
 def _try(folder: Path) -> int | None:
-    """Raises _Busy; OSError where no file can be made there."""
+    """Raises _Busy; OSError if no file can be created there."""
     path = folder / LOCK
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except FileNotFoundError:  # whoever had it removed the folder
+        except FileNotFoundError:  # its last owner has removed the folder
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,7 +143,7 @@ def _try(folder: Path) -> int | None:
             return None
         if _is_same(descriptor, path):
             return descriptor
-        os.close(descriptor)  # of a file that its owner has removed since it was opened here
+        os.close(descriptor)  # its owner removed the file after it was opened here
 
 
 def _is_same(descriptor: int, path: Path) -> bool:
@@ -173,8 +173,8 @@ def _means_busy(error: OSError) -> bool:
 
 def _refusal(folder: Path, what: str) -> str:
     return (
-        f"{_holder(folder).capitalize()} works on {what} ({folder.absolute()}). Wait until it has ended, end it, or "
-        "choose another folder."
+        f"{_holder(folder).capitalize()} is working on {what} ({folder.absolute()}). Wait until it has ended, stop it, "
+        "or choose another folder."
     )
 
 
@@ -198,7 +198,7 @@ def _say_unlocked(folder: Path, error: OSError) -> None:
 
 
 def _forget() -> None:
-    """A forked process must not keep its parent's locks when that has ended: data workers live a little longer."""
+    """A forked process must not keep its parent's locks after the parent has ended; data workers live a bit longer."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()

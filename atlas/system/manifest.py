@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: the size and the SHA-256 of each of its files, by which damage is found."""
+"""The manifest of a checkpoint: the size and SHA-256 of each of its files, by which damage is found."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Listed = dict[str, dict[str, Any]]  # {name: {"size", "sha256"}}
 
 
 def seal(folder: Path) -> None:
-    """Write the manifest of a checkpoint that is complete but for it, and wait until the disk has all of it.
+    """Write the manifest of an otherwise complete checkpoint, and wait until all of it is on the disk.
 
     Raises OSError.
     """
@@ -32,7 +32,7 @@ def seal(folder: Path) -> None:
 
 
 def read_manifest(checkpoint: Path, needed: Iterable[str]) -> Listed:
-    """What the manifest says of each file. Raises InputError where it is damaged or lacks one that is needed."""
+    """What the manifest says of each file. Raises InputError if it is damaged or lacks a needed file."""
     path = checkpoint / MANIFEST
     require(path)
     try:
@@ -50,23 +50,23 @@ def read_manifest(checkpoint: Path, needed: Iterable[str]) -> Listed:
 
 
 def compare_files(checkpoint: Path, listed: Listed) -> None:
-    """Compare files with what the manifest says of them. Raises InputError that names the file that is damaged, or
-    a name that is not one of a file of the checkpoint."""
+    """Compare files with what the manifest says of them. Raises InputError that names the damaged file, or a name that
+    is not that of a file in the checkpoint."""
     for name, was in listed.items():
         file = inside(checkpoint, name, where=str(checkpoint / MANIFEST), follow_links=True)
         require(file)
         found = file.stat().st_size
         if found != was["size"]:
-            raise InputError(f"{file} is damaged: it has {found} bytes, and was written with {was['size']}.")
+            raise InputError(f"{file} is damaged: it has {found} bytes, but was written with {was['size']}.")
         if sha256_of(file) != was["sha256"]:
             raise InputError(f"{file} is damaged: its bytes are not those that were written (SHA-256 differs).")
 
 
 def verify_policy(folder: Path, needed: Iterable[str]) -> None:
-    """Compare the files of a policy that lies in a checkpoint with the checkpoint's manifest, but for its README.
+    """Compare the files of a policy in a checkpoint, except its README, with the checkpoint's manifest.
 
-    A policy elsewhere, and one of a checkpoint from before there were manifests, has nothing to be compared with.
-    Raises InputError that names the file that is damaged.
+    A policy elsewhere, or in a checkpoint from before there were manifests, has nothing to be compared with. Raises
+    InputError that names the damaged file.
     """
     checkpoint = folder.parent
     if not (checkpoint / MANIFEST).exists():
@@ -77,11 +77,11 @@ def verify_policy(folder: Path, needed: Iterable[str]) -> None:
 
 
 def require(file: Path) -> None:
-    """Raises InputError where a checkpoint lacks a file."""
+    """Raises InputError if a checkpoint lacks this file."""
     if not file.is_file():
         raise InputError(f"{file} is missing; the checkpoint is damaged.")
 
 
 def _digest(files: Listed) -> str:
-    """Of the manifest's own contents: damage to it is not to be taken for damage to others."""
+    """The hash of the manifest's own contents: damage to it must not be taken for damage to the files."""
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

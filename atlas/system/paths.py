@@ -1,4 +1,4 @@
-"""Paths that others give: whether one can be written to, seen before work begins; names that stay in a folder."""
+"""Paths from outside: checking early whether they can be written to, and keeping names inside a folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from atlas.errors import InputError
 
 
 def check_folder(setting: str, folder: Path) -> None:
-    """Raises InputError where `folder` is not there and cannot be made, is a file, or takes no files.
+    """Raises InputError if `folder` does not exist and cannot be created, is a file, or is not writable.
 
     setting: the flag or key that names it.
     """
@@ -18,13 +18,13 @@ def check_folder(setting: str, folder: Path) -> None:
     there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not there.is_dir():
         what = "is a file" if there.exists() else "is a link to nowhere"
-        raise InputError(f"{setting} {folder}: {there} {what}; name a folder, or one that can be made.")
+        raise InputError(f"{setting} {folder}: {there} {what}; name a folder, or one that can be created.")
     for name in folder.relative_to(there).parts:
         try:
             (there / name).lstat()
         except FileNotFoundError:
             pass
-        except (OSError, ValueError) as error:  # too long, or with a zero in it
+        except (OSError, ValueError) as error:  # too long, or with a null character in it
             why = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"{setting}: {name!r} cannot be a folder's name: {why}.") from None
     if not os.access(there, os.W_OK | os.X_OK):
@@ -32,16 +32,16 @@ def check_folder(setting: str, folder: Path) -> None:
 
 
 def check_file(setting: str, file: Path, example: str) -> None:
-    """Raises InputError where `file` is a folder, or its folder cannot be made. example: a name for such a file."""
+    """Raises InputError if `file` is a folder, or its folder cannot be created. example: a name for such a file."""
     if file.is_dir():
         raise InputError(f"{setting} {file} is a folder; name a file, such as {file / example}.")
     check_folder(setting, file.absolute().parent)
 
 
 def file_name(text: str, longest: int = 120) -> str:
-    """A file's name of a text that anybody may have written: its letters, digits, `_` and `-`; may be empty.
+    """A file name made from a text that anybody may have written: its letters, digits, `_` and `-`; may be empty.
 
-    longest: bytes, as files' names are limited to 255 of them.
+    longest: in bytes; file names are limited to 255.
     """
     return os.fsencode(re.sub(r"[^\w-]+", "_", text))[:longest].decode("utf-8", "ignore").strip("_")
 
@@ -49,9 +49,9 @@ def file_name(text: str, longest: int = 120) -> str:
 def inside(folder: Path, name: str, *, where: str = "", follow_links: bool = False) -> Path:
     """The path in `folder` that a name from outside means: from a manifest, a template, a server's answer.
 
-    where: begins the message, and says who gave the name. Links that leave the folder are refused too; with
-    `follow_links` they are the user's own business, as those of the hub's cache are, whose files all lie elsewhere.
-    That is for reading only. Raises InputError for a name that is absolute, leads out of the folder, or is none.
+    where: begins the message, and says where the name comes from. Links that leave the folder are refused too. With
+    `follow_links` they are followed, for reading only: the files of the hub's cache, for one, all lie elsewhere.
+    Raises InputError for a name that is absolute, leads out of the folder, or is no name.
     """
     start = f"{where}: " if where else ""
     if reason := unfit(name):
@@ -60,7 +60,7 @@ def inside(folder: Path, name: str, *, where: str = "", follow_links: bool = Fal
     if not follow_links:
         try:
             there = path.resolve().is_relative_to(folder.resolve())
-        except (OSError, RuntimeError):  # of links in a circle
+        except (OSError, RuntimeError):  # a circle of links
             there = False
         if not there:
             raise InputError(f"{start}{_shown(name)} leaves {folder} through a link.")
@@ -68,10 +68,10 @@ def inside(folder: Path, name: str, *, where: str = "", follow_links: bool = Fal
 
 
 def files_below(folder: Path, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
-    """The files in a folder and all below it, sorted; nothing that is hidden.
+    """The files in a folder and its subfolders, sorted, without hidden ones.
 
-    Linked folders are entered. A file or folder that is there twice through links is taken once, by the first of its
-    paths, so that links in a circle end. Raises InputError for a folder that cannot be read.
+    Linked folders are entered. A file or folder reachable twice through links is taken once, by the first of its paths,
+    so circles of links end. Raises InputError for a folder that cannot be read.
     """
     found: list[Path] = []
     entered: set[tuple[int, int]] = set()
@@ -95,15 +95,15 @@ def files_below(folder: Path, suffixes: tuple[str, ...] = ("",)) -> list[Path]:
     return sorted(found)
 
 
-_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, of Linux
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095  # bytes, on Linux
 
 
 def unfit(name: str) -> str | None:
-    """Why a name, which may have parts, is not one of a file below a folder, on any system; None where it is."""
+    """Why a name, which may have parts, cannot name a file below a folder on every system; None if it can."""
     try:
         parts = [os.fsencode(part) for part in name.split("/")]
     except UnicodeEncodeError:
-        return "it holds half a character"
+        return "it holds a lone surrogate"
     if any(ord(character) < 32 or ord(character) == 127 for character in name):
         return "it holds a control character"
     if name.startswith("/") or re.match("[A-Za-z]:", name):
@@ -111,7 +111,7 @@ def unfit(name: str) -> str | None:
     if "\\" in name:
         return "it holds a backslash"
     if b".." in parts:
-        return "it leads out of it by '..'"
+        return "it leads out of the folder by '..'"
     if max(map(len, parts)) > _LONGEST_NAME or len(name) > _LONGEST_PATH:
         return "it is too long"
     return None if PurePosixPath(name).parts else "it is empty"

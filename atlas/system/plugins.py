@@ -1,12 +1,12 @@
-"""What packages of others add to Atlas by name: with entry points, or with `register`.
+"""What other packages add to Atlas by name, with entry points or with `register`.
 
-A package of one's own names an object under a group of entry points, in its pyproject.toml:
+A package names an object under a group of entry points, in its pyproject.toml:
 
     [project.entry-points."atlas.policies"]
     mine = "my_package.config:MyPolicyConfig"
 
 From then on the name works wherever one of Atlas's own does, in every process of that Python. `atlas.register` does the
-same for the process that calls it. What the object has to be is said where the group's table is.
+same for the process that calls it. What the object has to be is documented where the group's table is.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ Thing = TypeVar("Thing")
 
 
 def register(group: str, name: str, thing: Any) -> None:
-    """Add an object under a name of a group, in this process. Raises InputError for a group that there is not, and for
-    a name that another object has been registered under."""
+    """Add an object under a name in a group, in this process. Raises InputError if there is no such group, or if
+    another object has been registered under the name."""
     if group not in GROUPS:
         raise InputError(f"There is no group '{group}'.{did_you_mean(group, GROUPS)} Known: {', '.join(GROUPS)}.")
     if _registered.setdefault((group, name), thing) is not thing:
-        raise InputError(f"'{name}' is registered in {group} already, for another object; choose another name.")
+        raise InputError(f"'{name}' is already registered in {group}, for another object; choose another name.")
 
 
 @dataclass(frozen=True)
 class PluginTable(Generic[Thing]):
     """The things of one group by name: Atlas's own, then those of other packages.
 
-    built_in: {name: the thing, or "module:attribute", which is imported when the name is first asked for}. Nobody takes
-    the name of one of these.
+    built_in: {name: the thing, or "module:attribute", which is imported when the name is first asked for}. These names
+    cannot be taken by others.
     """
 
     group: str
     built_in: Mapping[str, Thing | str]
 
     def names(self) -> list[str]:
-        """All that `find` knows. Raises InputError where a package takes one of Atlas's names, or two take the same."""
+        """All names that `find` knows. Raises InputError if a package takes one of Atlas's, or two take the same."""
         return [*self.built_in, *sorted(self._added())]
 
     def find(self, name: object) -> Thing | None:
-        """The thing of that name; None where there is none. Raises InputError where it cannot be imported."""
+        """The thing of that name; None if there is none. Raises InputError if it cannot be imported."""
         if not isinstance(name, str):
             return None
         found = self.built_in[name] if name in self.built_in else self._added().get(name)
@@ -73,12 +73,12 @@ class PluginTable(Generic[Thing]):
         return found
 
     def unknown(self, name: object) -> str:
-        """Of a name that there is not: ' Did you mean …? Known: …'."""
+        """For a message about an unknown name: ' Did you mean …? Known: …'."""
         names = self.names()
         return f"{did_you_mean(str(name), names)} Known: {', '.join(names)}."
 
     def _added(self) -> dict[str, Thing | EntryPoint]:
-        """What other packages offer. Looked up each time: packages are installed, and folders come on Python's path."""
+        """What other packages offer. Looked up each time, as packages get installed and Python's path changes."""
         added: dict[str, Thing | EntryPoint] = {
             n: thing for (group, n), thing in _registered.items() if group == self.group
         }
@@ -96,7 +96,7 @@ class PluginTable(Generic[Thing]):
     def _load(self, entry: EntryPoint) -> Thing:
         try:
             loaded: Thing = entry.load()
-        except Exception as error:  # whatever the package stumbles over
+        except Exception as error:  # whatever the package fails with
             raise InputError(
                 f"{_whose(entry)} offers '{entry.name}' in {self.group} as {entry.value}, which cannot be imported "
                 f"({type(error).__name__}: {first_line(error)}). Install what it needs, or remove the package."
@@ -105,7 +105,7 @@ class PluginTable(Generic[Thing]):
 
 
 def _same(there: object, entry: EntryPoint) -> bool:
-    """Whether it is the same entry, found in two places of Python's path."""
+    """Whether it is the same entry, found twice on Python's path."""
     return isinstance(there, EntryPoint) and there.value == entry.value
 
 

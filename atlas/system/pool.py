@@ -1,4 +1,4 @@
-"""Work for several processes: jobs with a progress bar, and a clean start for processes of any kind."""
+"""Work for several processes: jobs with a progress bar, and a clean start for worker processes of any kind."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from atlas.system.cores import available_cores
 from atlas.system.interpreter import safe_workers
 from atlas.system.progress import progress_bar
 
-_not_started: list[Exception] = []  # in a worker process: what its start has raised
+_not_started: list[Exception] = []  # in a worker process: the error its start raised
 
 
 @contextmanager
 def worker_start() -> Iterator[None]:
-    """Worker processes are started inside this block.
+    """Start worker processes inside this block.
 
-    They use one thread each for linear algebra, and render in it (set through the environment, since libraries read it
-    when they are loaded), and do not run the caller's script: multiprocessing would import it again in each,
-    so that a script that trains at its top level would start itself again.
+    They use one thread each for linear algebra and rendering (set through the environment, since libraries read it
+    when they are loaded), and do not run the caller's script: multiprocessing would import it again in each of them,
+    so a script that trains at its top level would start itself again.
     """
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
     before = {name: os.environ.get(name) for name in threads}
@@ -53,10 +53,10 @@ def run_jobs(
     workers: int | None = None,
     may_stay: bool = False,
 ) -> None:
-    """Do the jobs that are left of `total` in processes of their own, with a progress bar; in any order.
+    """Do the jobs that are left of `total` in separate processes, in any order, with a progress bar.
 
-    start: called in each process with `start_with` before its first job. workers: None for one a core. may_stay: do
-    them in this process where one would do them all. What `start` or a job raises ends all, and is raised here.
+    start: called in each process with `start_with` before its first job. workers: None means one per core. may_stay:
+    do the jobs in this process if one worker would do them all. An error in `start` or a job ends all, and is raised.
     """
     workers = min(workers or available_cores(), max(1, len(jobs)))
     with progress_bar(title, total=total, done=total - len(jobs)) as advance:
@@ -79,7 +79,7 @@ def run_jobs(
 
 
 def _begin(start: Callable[..., None], start_with: tuple[Any, ...]) -> None:
-    """The beginning of a worker process."""
+    """The start of a worker process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         start(*start_with)
@@ -94,7 +94,7 @@ def _do(work: Callable[[Any], object], job: Any) -> object:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent has ended: one that is killed cannot tell its workers, which would wait on."""
+    """End this process when its parent has ended: a parent that is killed cannot tell its workers, which would wait."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

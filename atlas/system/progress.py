@@ -1,4 +1,4 @@
-"""Progress on the terminal: a bar where there is one, a line now and then where there is not."""
+"""Progress on the terminal: a bar on a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def progress_bar(title: str | None, total: int, done: int = 0) -> Iterator[Calla
 
 @contextmanager
 def training_bar(total: int, done: int, shown: bool) -> Iterator[Callable[[dict[str, float]], None]]:
-    """A bar of optimizer steps, on a terminal only; yields a function to call after each step with what to show."""
+    """A bar of optimizer steps, on a terminal only; yields a function to call after each step with values to show."""
     if not (shown and sys.stderr.isatty()):
         yield lambda _: None
         return

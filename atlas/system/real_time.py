@@ -10,11 +10,11 @@ from pathlib import Path
 
 @contextmanager
 def no_real_time() -> Iterator[None]:
-    """Put the process's threads that are real-time afterwards back into the usual class.
+    """After the block, put the process's real-time threads back into the usual class.
 
-    For encoding with SVT-AV1: where root runs it, it makes the calling thread and its own ones real-time (SCHED_FIFO,
-    priority 99). The thread stays so when the film is done, and processes it starts are so, too; on a machine without a
-    spare core nothing else runs then, and processes that wait for each other by spinning wait for ever.
+    This is for encoding with SVT-AV1: run by root, it makes the calling thread and its own threads real-time
+    (SCHED_FIFO, priority 99). The calling thread stays so when the film is done, and so do processes it starts; on a
+    machine without a spare core nothing else runs then, and processes that spin while waiting for each other hang.
     """
     try:
         yield
@@ -23,9 +23,9 @@ def no_real_time() -> Iterator[None]:
 
 
 def leave_real_time() -> None:
-    """Do so now: also while an encoder is open, once it has taken its first frame and so has started its threads."""
+    """Do so now, even while an encoder is open, if it has taken its first frame and thus started its threads."""
     if not hasattr(os, "sched_setscheduler"):
-        return  # not Linux, where the encoder does the same by another call and for its own threads only
+        return  # not Linux, where the encoder uses another call, for its own threads only
     for task in Path("/proc/self/task").iterdir():
         thread = int(task.name)
         with suppress(ProcessLookupError):  # a thread that has ended meanwhile

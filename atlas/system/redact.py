@@ -1,4 +1,4 @@
-"""Keys stay out of every line and file this package writes."""
+"""Keep keys out of every line and file this package writes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# Of environment variables: AWS_SECRET_ACCESS_KEY, HF_TOKEN, DB_PASSWORD_OLD; not TOKENIZERS_PARALLELISM.
+# Names of environment variables: AWS_SECRET_ACCESS_KEY, HF_TOKEN, DB_PASSWORD_OLD; not TOKENIZERS_PARALLELISM.
 _SECRET_VARIABLE = re.compile(
     r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASS|PASSPHRASE|CREDENTIALS?|PAT)(_|$)", re.IGNORECASE
 )
-# What is a key by its form: of wandb, Hugging Face, GitHub, OpenAI and AWS.
+# Values recognisable as keys: of wandb, Hugging Face, GitHub, OpenAI and AWS.
 _KEY = re.compile(
     r"\bwandb_v\d+_\w{16,}|\bhf_[A-Za-z0-9]{20,}|\b(gh[pousr]_|github_pat_)\w{20,}|\bsk-[\w-]{20,}|\bAKIA[0-9A-Z]{16}\b"
 )
-_URL_LOGIN = re.compile(r"(?<=://)[^\s/?#]+(?=@)")  # with a password or without: tokens are given as user names
+_URL_LOGIN = re.compile(r"(?<=://)[^\s/?#]+(?=@)")  # with or without a password: tokens are given as user names
 _URL_PARAMETER = re.compile(
     r"([?&][\w.-]*(?:token|key|secret|password|signature|credential)[\w.-]*=)[^&\s\"']+", re.IGNORECASE
 )
@@ -26,8 +26,8 @@ _HIDDEN = "***"
 
 
 def redact(text: str, shortest: int = _SHORTEST_SECRET) -> str:
-    """The text with `***` for keys: values of secret environment variables (from so many characters on), what has the
-    form of a key, logins within URLs.
+    """The text with `***` for keys: values of secret environment variables that are at least `shortest` long, anything
+    that looks like a key, and logins in URLs.
     """
     for name, value in os.environ.items():
         if len(value) >= shortest and value in text and _SECRET_VARIABLE.search(name) and not _is_path(value):
@@ -41,13 +41,13 @@ def _is_path(value: str) -> bool:
 
 
 def cause(error: BaseException) -> str:
-    """An error as the end of a sentence: its kind and the first line of its message, without keys."""
+    """An error as the end of a sentence: its type and the first line of its message, without keys."""
     lines = str(error).strip().splitlines()
     return redact(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
 
 
 def plain(value: Any) -> Any:
-    """A copy of a nested config in mappings, lists, str, numbers, bool and None, without keys."""
+    """A copy of a nested config as mappings, lists, str, numbers, bool and None, without keys."""
     if isinstance(value, Mapping):
         return {redact(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -1,7 +1,7 @@
-"""Tensors in files of the safetensors layout, written so that other threads run on meanwhile.
+"""Tensors in files of the safetensors layout, written so that other threads keep running meanwhile.
 
-The safetensors library copies all that it writes while it holds Python's interpreter; a training loop beside it would
-stand still. Here only file writes are left, and they let go of the interpreter.
+The safetensors library copies everything it writes while it holds Python's interpreter lock, which would stop a
+training loop beside it. Here only file writes remain, and they release the lock.
 The layout: https://huggingface.co/docs/safetensors/index#format
 """
 
@@ -39,7 +39,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
 
     The same tensors give the same bytes. metadata: as in safetensors, for readers.
     """
-    # The widest numbers first, as the layout has no gaps: so all are aligned.
+    # The widest numbers come first: the layout has no gaps, so this keeps all of them aligned.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
@@ -55,7 +55,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
             for name in names:
                 _write(file, _bytes_of(tensors[name]))
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None  # a write alone does not say where
+        raise OSError(error.errno, error.strerror, str(path)) from None  # the original does not name the file
 
 
 def save_nested(path: Path, value: Any) -> None:
@@ -70,7 +70,7 @@ def load_nested(path: Path) -> Any:
     try:
         with safe_open(path, framework="pt") as file:
             described = parse_json((file.metadata() or {})[_NESTED])
-            # Clones, as those of the library may be windows into the file.
+            # Clones, as the library's tensors may be windows into the file.
             return _restore(described, {name: file.get_tensor(name).clone() for name in file.keys()})
     except FileNotFoundError:
         raise InputError(f"{path} is missing.") from None
@@ -80,7 +80,7 @@ def load_nested(path: Path) -> Any:
 
 def _write(file: BinaryIO, rest: memoryview) -> None:
     while rest:
-        rest = rest[file.write(rest) :]  # one write may take a part only
+        rest = rest[file.write(rest) :]  # one write may take only a part
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -1,4 +1,4 @@
-"""What is printed after the terminal was closed."""
+"""Output after the terminal was closed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import termios
 
 
 def leave_lost_terminal() -> None:
-    """Let what is still printed go nowhere, where the terminal is gone: it would raise errors instead. Safe to call in
-    a signal's handler.
+    """If the terminal is gone, discard further output, which would otherwise raise errors. Safe to call in a signal
+    handler.
     """
     for stream in (0, 1, 2):
         try:

@@ -301,7 +301,7 @@ def test_a_run_is_not_made_shorter_than_it_is(place: Path, run_dir: Path) -> Non
 
 
 def test_a_run_that_another_process_trains_is_left_alone(place: Path, run_dir: Path) -> None:
-    who = f"Process {os.getpid()} on {socket.gethostname()} works on the run 'run'"
+    who = f"Process {os.getpid()} on {socket.gethostname()} is working on the run 'run'"
     with hold(run_dir, "the run"):
         for arguments in (resume(run_dir), ["train", "--cpu", "run_name=run"], ["train", "--resume", "auto"]):
             refused(place, [*arguments, "output_dir=outputs", "run_name=run"], who)

@@ -304,7 +304,7 @@ def test_a_copy_is_there_when_it_is_whole_and_goes_on_where_it_was_stopped(
     assert not out.exists()
 
     work = tmp_path / ".copy.converting"
-    with hold(work, "the copy"), pytest.raises(InputError, match=rf"Process {os.getpid()} on .* works on the copy"):
+    with hold(work, "the copy"), pytest.raises(InputError, match=rf"{os.getpid()} on .* is working on the copy"):
         convert(source, out, asked)
     done = next((work / "result").glob("*.hdf5"), None) or work / "parts" / "episode_000000" / "numbers.npz"
     done.write_bytes(b"")  # a power cut has left its name

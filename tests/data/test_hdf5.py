@@ -168,7 +168,7 @@ def too_little_beside_it(file: h5py.File, folder: Path) -> None:
 
 REFUSED: dict[str, tuple[Callable[[h5py.File, Path], object], str]] = {
     "a link to a file of an absolute name": (outside("/etc/passwd"), "lies in another file.*absolute"),
-    "a link out of the folder": (outside("../other.hdf5"), r"leads out of it by '\.\.'"),
+    "a link out of the folder": (outside("../other.hdf5"), r"leads out of the folder by '\.\.'"),
     "a link to a file that is not there": (outside("gone.hdf5"), "gone.hdf5, which is not there"),
     "a link to a device": (outside("pipe"), "pipe, which is not there"),
     "bytes of an absolute name": (etc_passwd_as_pixels, "'/etc/passwd' cannot name a file"),

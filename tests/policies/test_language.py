@@ -440,7 +440,7 @@ def test_a_model_that_is_not_there_is_an_error_not_a_substitute(
 ) -> None:
     go_offline(monkeypatch, tmp_path / "cache")
 
-    with pytest.raises(InputError, match=r"model\.language\.pretrained: 'nobody/nothing' could not be had.*cache"):
+    with pytest.raises(InputError, match=r"'nobody/nothing' could not be downloaded.*cache"):
         HuggingFaceLanguageConfig(pretrained="nobody/nothing").build()
     with pytest.raises(InputError, match=r"model\.language\.pretrained: there is no folder .*encoder; give a folder"):
         HuggingFaceLanguageConfig(pretrained=str(tmp_path / "encoder")).build()
@@ -463,7 +463,7 @@ def test_a_model_in_the_hubs_cache_is_found_offline(
     assert encoder.frozen is not None and encoder.frozen.reference == "someone/tiny-t5"
     assert torch.equal(encoder([LONG]).tokens, encoder_of(saved("t5"))([LONG]).tokens)
     (cached / "snapshots" / commit / "model.safetensors").unlink()  # as after a download that was cut off
-    with pytest.raises(InputError, match="'someone/tiny-t5' could not be had"):
+    with pytest.raises(InputError, match="'someone/tiny-t5' could not be downloaded"):
         HuggingFaceLanguageConfig(pretrained="someone/tiny-t5").build()
 
 

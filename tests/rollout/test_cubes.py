@@ -211,7 +211,7 @@ def test_a_folder_in_which_another_process_records_is_left_alone_or_waited_for(
 ) -> None:
     settings, out = RecordSettings(episodes=8, seed=3, image_size=32), tmp_path / "out"
     with hold(out, "the other recording"):
-        with pytest.raises(InputError, match=rf"Process {os.getpid()} on .* works on this recording"):
+        with pytest.raises(InputError, match=rf"Process {os.getpid()} on .* is working on this recording"):
             record(settings, out)
         waiting = ThreadPoolExecutor(1)
         waited = waiting.submit(record, settings, out, wait=True)
