@@ -1,0 +1,41 @@
+"""The names of pi's tensors in LeRobot's files, and here."""
+
+from __future__ import annotations
+
+_PALIGEMMA = "paligemma_with_expert.paligemma."
+_EXPERT = "paligemma_with_expert.gemma_expert."
+
+# (in a file, here); the first that fits. The rest has the same name on both sides.
+_PREFIXES = (
+    (f"{_PALIGEMMA}model.vision_tower.vision_model.", "vision."),
+    (f"{_PALIGEMMA}model.multi_modal_projector.linear.", "projector."),
+    (f"{_PALIGEMMA}model.language_model.embed_tokens.", "words."),
+    (f"{_PALIGEMMA}model.language_model.", "language."),
+    (f"{_EXPERT}model.", "expert."),
+)
+_NEWER_VISION = f"{_PALIGEMMA}model.vision_tower."  # as newer transformers write it
+
+TABLE = f"{_PALIGEMMA}model.language_model.embed_tokens.weight"  # the word table that is used
+TIED_TABLE = f"{_PALIGEMMA}lm_head.weight"  # the same one under the name that base files have; unused where both are
+UNUSED = f"{_EXPERT}lm_head.weight"
+
+
+def own_name(name: str) -> str:
+    """Here, of a name in a file without `model.` in front."""
+    name = name.replace(_NEWER_VISION, f"{_NEWER_VISION}vision_model.") if _is_newer(name) else name
+    for theirs, ours in _PREFIXES:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def published_name(name: str) -> str:
+    """In a file, of a name here; without `model.` in front."""
+    for theirs, ours in _PREFIXES:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
+def _is_newer(name: str) -> bool:
+    return name.startswith(_NEWER_VISION) and not name.startswith(f"{_NEWER_VISION}vision_model.")

@@ -1,0 +1,168 @@
+"""pi0's and pi0.5's network (Black et al., 2024; Physical Intelligence, 2025): numbers in, velocities out.
+
+A prefix of images and words goes through PaliGemma, and each layer's keys and values are kept; a suffix of noisy
+actions (in pi0 with a token of the state in front) goes through the expert, which reads them. Nothing of the prefix
+depends on the suffix, so that training computes both in one pass and sampling the prefix once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+
+from atlas.policies.pi.action_expert import ActionExpert, Memory
+from atlas.policies.pi.gemma_layers import GemmaLayer, Rotation
+from atlas.policies.pi.pi_masks import Tokens, block_mask, never_blind, positions, suffix_mask, suffix_positions
+from atlas.policies.pi.pi_sizes import BackboneSizes
+from atlas.policies.pi.siglip_tower import SiglipTower
+
+
+@dataclass(frozen=True)
+class PiShape:
+    """What of the network does not follow from the backbone's sizes."""
+
+    kind: Literal["pi0", "pi05"]
+    chunk_size: int
+    max_state_dim: int
+    max_action_dim: int
+    min_period: float = 4e-3
+    max_period: float = 4.0
+
+
+class Prefix(NamedTuple):
+    """What the suffix reads of the prefix."""
+
+    memory: Memory  # of each layer, keys and values [B, KV, M, head_dim]
+    valid: torch.Tensor  # bool [B, M]
+    out: torch.Tensor | None  # [B, M, D] after the final norm, where it was asked for
+
+
+class LanguageModel(nn.Module):
+    """Gemma's layers over the prefix. What is wanted of it is its memory; the last layer then stops half-way."""
+
+    def __init__(self, sizes: BackboneSizes) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            GemmaLayer(sizes.text, sizes.rms_norm_eps, act=sizes.hidden_act) for _ in range(sizes.text.depth)
+        )
+        self.norm = GemmaRMSNorm(sizes.text.width, sizes.rms_norm_eps)
+        self._head_dim, self._rope_theta = sizes.text.head_dim, sizes.rope_theta
+
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, whole: bool = False
+    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor | None]:
+        """x [B, M, D], mask bool [B, M, M], positions int64 [B, M] to the memory and, if `whole`, what comes out."""
+        cos, sin = Rotation.of(positions, self._head_dim, self._rope_theta)
+        memory = []
+        for depth, layer in enumerate(self.layers, start=1):
+            last = depth == len(self.layers)
+            x, keys, values = layer(x, cos, sin, mask[:, None], memory_only=last and not whole)
+            memory.append((keys, values))
+        return memory, self.norm(x) if whole else None
+
+
+class PiNetwork(nn.Module):
+    """Pictures [-1, 1], token ids, padded states and padded noisy actions to velocities."""
+
+    def __init__(self, sizes: BackboneSizes, shape: PiShape) -> None:
+        super().__init__()
+        self.sizes, self.shape = sizes, shape
+        text, expert = sizes.text.width, sizes.expert.width
+        self.vision = SiglipTower(sizes.vision)
+        self.projector = nn.Linear(sizes.vision.hidden_size, text)
+        self.words = nn.Embedding(sizes.vocab_size, text)
+        self.language = LanguageModel(sizes)
+        adaptive = shape.kind == "pi05"
+        self.expert = ActionExpert(
+            sizes.expert, sizes.rms_norm_eps, sizes.rope_theta, expert if adaptive else None, sizes.hidden_act
+        )
+        self.action_in_proj = nn.Linear(shape.max_action_dim, expert)
+        self.action_out_proj = nn.Linear(expert, shape.max_action_dim)
+        if adaptive:
+            self.time_mlp_in, self.time_mlp_out = nn.Linear(expert, expert), nn.Linear(expert, expert)
+        else:
+            self.state_proj = nn.Linear(shape.max_state_dim, expert)
+            self.action_time_mlp_in, self.action_time_mlp_out = nn.Linear(2 * expert, expert), nn.Linear(expert, expert)
+
+    # ---- the prefix --------------------------------------------------------------------------------------
+
+    def embed_prefix(
+        self, images: Sequence[torch.Tensor], seen: Sequence[torch.Tensor], ids: torch.Tensor, valid: torch.Tensor
+    ) -> Tokens:
+        """images: of each slot float [B, 3, S, S]; seen: of each slot bool [B], whether there is a camera; ids int64
+        [B, L] and valid bool [B, L] of the words. Images are not scaled, words are by the root of their width."""
+        parts, there = [], []
+        for picture, is_there in zip(images, seen, strict=True):
+            tokens = self.embed_image(picture)
+            parts.append(tokens)
+            there.append(is_there[:, None].expand(-1, tokens.shape[1]))
+        words = self.words(ids)
+        parts.append(words * torch.tensor(self.sizes.word_scale, dtype=words.dtype, device=words.device))
+        there.append(valid)
+        embeddings = torch.cat([part.to(words.dtype) for part in parts], dim=1)
+        all_valid = torch.cat(there, dim=1)
+        return Tokens(embeddings, all_valid, torch.zeros_like(all_valid))
+
+    def embed_image(self, images: torch.Tensor) -> torch.Tensor:
+        """[B, 3, S, S] to tokens [B, patches, D]."""
+        tokens: torch.Tensor = self.projector(self.vision(images).to(self.projector.weight.dtype))
+        return tokens
+
+    def read_prefix(self, prefix: Tokens, whole: bool = False) -> Prefix:
+        """What each layer of the language model says of the prefix. whole: also what comes out at its end."""
+        mask = never_blind(block_mask(prefix.valid, prefix.begins))
+        memory, out = self.language(prefix.embeddings, mask, positions(prefix.valid), whole)
+        return Prefix(memory, prefix.valid, out)
+
+    # ---- the suffix --------------------------------------------------------------------------------------
+
+    def embed_suffix(
+        self, state: torch.Tensor, noisy: torch.Tensor, time: torch.Tensor
+    ) -> tuple[Tokens, torch.Tensor | None]:
+        """state [B, max_state_dim], noisy actions [B, H, max_action_dim], time [B] (1 is noise); and the condition
+        [B, D] of adaptive norms, None in pi0. pi0.5 has the state in its words."""
+        actions = self.action_in_proj(noisy)  # [B, H, D]
+        waves = time_embedding(time, actions.shape[-1], self.shape.min_period, self.shape.max_period)
+        waves = waves.to(actions.dtype)
+        condition = None
+        if self.shape.kind == "pi05":
+            condition = F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(waves))))
+            embeddings, first = actions, [True]
+        else:
+            both = torch.cat([actions, waves[:, None].expand_as(actions)], dim=-1)
+            actions = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(both)))
+            embeddings, first = torch.cat([self.state_proj(state)[:, None], actions], dim=1), [True, True]
+        valid = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+        begins = torch.zeros_like(valid)
+        begins[:, : len(first)] = True
+        return Tokens(embeddings, valid, begins), condition
+
+    def read_suffix(self, suffix: Tokens, prefix: Prefix, condition: torch.Tensor | None) -> torch.Tensor:
+        """[B, N, D] after the expert's final norm."""
+        mask = suffix_mask(prefix.valid, suffix.valid, suffix.begins)
+        where = suffix_positions(prefix.valid, suffix.valid)
+        out: torch.Tensor = self.expert(suffix.embeddings, prefix.memory, mask, where, condition)
+        return out
+
+    def velocity(self, prefix: Prefix, state: torch.Tensor, noisy: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """float32 [B, H, max_action_dim], from actions (time 0) to noise (time 1)."""
+        suffix, condition = self.embed_suffix(state, noisy, time)
+        out = self.read_suffix(suffix, prefix, condition)[:, -noisy.shape[1] :]
+        answer: torch.Tensor = self.action_out_proj(out.to(self.action_out_proj.weight.dtype))
+        return answer.float()
+
+
+def time_embedding(time: torch.Tensor, width: int, shortest: float, longest: float) -> torch.Tensor:
+    """Sines, then cosines, of width / 2 periods from shortest to longest in even ratios: float64 [B, width].
+
+    In float32 a sine of 2 pi t / 0.004 is off by 6e-5, which a velocity shows.
+    """
+    place = torch.linspace(0, 1, width // 2, dtype=torch.float64, device=time.device)
+    angles = time.double()[:, None] * (2 * torch.pi / (shortest * (longest / shortest) ** place))
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
