@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Train a policy: finds or makes the Python environment, then hands over to `python -m atlas.cli train`.
+# Train a policy: finds or creates the Python environment, then hands over to `python -m atlas.cli train`.
 set -euo pipefail
 
-# The folder of this script, where it is called through a link too, and whatever CDPATH holds.
+# The folder of this script, also if it is called through a link, and whatever CDPATH holds.
 unset CDPATH
 here=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd)
 
@@ -14,9 +14,9 @@ Usage: ./train.sh [options] [key=value ...]
 
   --config FILE       YAML config file (default: atlas/configs/train_config.yaml)
   --mode single|multi one process, or several (default: all visible GPUs, or one CPU process)
-  --gpus N            number of processes, one a GPU; with --cpu: CPU processes
+  --gpus N            number of processes, one per GPU; with --cpu: CPU processes
   --gpu-ids 0,2       which of the visible GPUs
-  --cpu               use no GPU
+  --cpu               do not use a GPU
   --num-nodes N       several machines: start the same command on each (default: SLURM's number, or 1)
   --node-rank R       which of them this is, from 0 (default: SLURM's)
   --master-addr HOST  the address of machine 0 (default: SLURM's first host)
@@ -24,13 +24,13 @@ Usage: ./train.sh [options] [key=value ...]
   --resume auto|DIR|wandb:ENTITY/PROJECT/NAME:ALIAS
                       continue from a checkpoint; auto: the latest of the run, or a fresh start
   --skip-damaged      leave out damaged files and episodes of the data; each is named
-  --wandb             log to Weights & Biases too
+  --wandb             also log to Weights & Biases
   --wandb-project P   its project (default: atlas-vla)
   --wandb-entity E    its user or team
   --wandb-name N      the run's name there (default: run_name)
   --log FILE          append everything that is printed to FILE as well
   --background        run detached; prints the process id and the log's path, and returns
-  --debug             a few steps, to see that everything runs; Weights & Biases stays off
+  --debug             a few steps, to check that everything runs; Weights & Biases stays off
   --help              this text
 
   key=value           any key of the config, such as training.max_steps=100 data.path=my_data
@@ -43,8 +43,8 @@ Examples:
   sbatch --nodes=4 scripts/slurm.sh run_name=large                    # on a cluster
   ./train.sh --background --log runs.log --resume auto run_name=first
 
-Relative paths start at the folder you are in. The environment is made in .venv beside this script when there is none;
-one that imports atlas is used as it is, and so is an active virtualenv or conda environment.
+Relative paths start at the current folder. The environment is created in .venv beside this script if there is none;
+a .venv that imports atlas is used as it is, and so is an active virtualenv or conda environment.
 
 SIGINT, SIGTERM, SIGUSR1 and SIGHUP finish the step and write a checkpoint; a second signal ends at once.
 Exit codes: 0 done; 2 the input is wrong; 130 stopped by SIGINT, 143 by another signal, with a checkpoint; 1 other.
@@ -85,8 +85,8 @@ while [ $# -gt 0 ]; do
     shift
 done
 
-# Shells leave a tilde alone behind =.
-# shellcheck disable=SC2088  # it is that of --log=~/…, which nobody has expanded
+# Shells do not expand a tilde after =.
+# shellcheck disable=SC2088  # this is the tilde of --log=~/…, which nobody has expanded
 case $log in "~/"*) log=$HOME/${log#"~/"} ;; esac
 
 if $background && [ -z "$log" ]; then
@@ -98,7 +98,7 @@ if [ -n "$log" ]; then
 fi
 
 if $background; then
-    set -m # a process group of its own, and SIGINT is not ignored there
+    set -m # its own process group, in which SIGINT is not ignored
     # The process id stays the same when the script hands over to Python.
     nohup bash "$here/train.sh" ${arguments[@]+"${arguments[@]}"} >>"$log" 2>&1 </dev/null &
     echo "process id: $!"
@@ -107,7 +107,7 @@ if $background; then
 fi
 
 if [ -n "$log" ]; then
-    # tee outlives the signals that are meant for the training, so that the last words are kept.
+    # tee outlives the signals that are meant for the training, so the last output is kept.
     exec > >(trap '' INT TERM HUP && exec tee -a -- "$log") 2>&1
 fi
 
@@ -118,12 +118,12 @@ if [ "$extras" = sim,wandb ]; then
     add_to_own_venv "$extras" wandb
 fi
 
-# The source beside this script is what runs, though there may be another `atlas` in the folder the user is in.
+# The source beside this script runs, even if the user's folder contains another `atlas`.
 export PYTHONSAFEPATH=1
 if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     exec "$python" -m atlas.cli train ${arguments[@]+"${arguments[@]}"}
 fi
-# Python 3.10 does not know the variable, and would look into that folder first: see atlas/system/interpreter.py.
+# Python 3.10 does not know the variable and would look into that folder first: see atlas/system/interpreter.py.
 start='import sys; sys.path[:1] = [p for p in sys.path[:1] if p]; import runpy; '
 start+='runpy.run_module("atlas.cli", run_name="__main__", alter_sys=True)'
 exec "$python" -c "$start" train ${arguments[@]+"${arguments[@]}"}

@@ -275,9 +275,9 @@ def test_a_config_says_what_the_actions_of_a_dataset_are(tmp_path: Path) -> None
         ),
         ([{"kind": "joints", "columns": [3, 3]}], "columns is .* such as"),
         ([{"kind": "gripper", "columns": 6}], "a gripper needs open and closed"),
-        ([{"kind": "joints", "columns": 6, "open": 1}], "are of a gripper, and kind is joints"),
+        ([{"kind": "joints", "columns": 6, "open": 1}], "are for grippers, but kind is joints"),
         ([{"kind": "rotation", "columns": [0, 3]}], "form of rotation is None"),
-        ([{"kind": "joints", "columns": [0, 2], "names": ["a"]}], "names has 1 names, and columns 2 numbers"),
+        ([{"kind": "joints", "columns": [0, 2], "names": ["a"]}], "names has 1 names, but columns has 2 numbers"),
         ([{"kind": "gripper", "columns": 6, "open": 1, "closed": 0}], "no group other than grippers"),
         (
             [{"kind": "joints", "columns": [0, 6]}, {"kind": "gripper", "columns": 6, "open": 0.1, "closed": 0}],

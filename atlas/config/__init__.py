@@ -1,6 +1,6 @@
 """The configuration: every section typed and checked, read from YAML, changed by `key=value` overrides.
 
-Imports no torch, so that the command line can refuse a wrong config in a moment.
+Imports no torch, so the command line can refuse a wrong config at once.
 """
 
 from atlas.config.data_sections import AugmentConfig, DataConfig, RecordConfig, SourceConfig

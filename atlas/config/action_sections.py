@@ -18,33 +18,35 @@ _GRIPPER_ENDS = {"gripper_open", "gripper_closed"}
 
 
 class SourceGroupConfig(Section):
-    """Numbers of a source's actions that follow each other and mean one thing; taken as they are. See ActionGroup."""
+    """Consecutive numbers of a source's actions that mean one thing; used unchanged. See ActionGroup."""
 
     kind: Kind
-    columns: tuple[Dimension, Dimension] | Dimension  # the first and one past the last; or the only one
-    names: Names | None = None  # null: as the source calls them
-    arm: Arm | None = None  # where there are two
+    columns: tuple[Dimension, Dimension] | Dimension  # the first dimension and the one after the last; or the only one
+    names: Names | None = None  # null: the source's own names
+    arm: Arm | None = None  # set where there are two
     unit: Unit = 1.0  # what 1 stands for: m, rad, m/s and rad/s
-    delta: bool = False  # the change in one step; false: where to go to
-    form: RotationForm | None = None  # of a rotation
-    continuous: bool = False  # of a gripper; false: it is open or closed
-    open: float | None = None  # of a gripper: the source's value
+    delta: bool = False  # true: the change in one step; false: the target
+    form: RotationForm | None = None  # rotations only
+    continuous: bool = False  # grippers only; false: either open or closed
+    open: float | None = None  # grippers only: the source's value
     closed: float | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> SourceGroupConfig:
         if not len(self.span):
-            raise ValueError(f"columns is {self.columns}, expected the first and one past the last, such as [0, 3]")
+            raise ValueError(
+                f"columns is {self.columns}, expected the first dimension and the one after the last, such as [0, 3]"
+            )
         if self.kind == "gripper" and (self.open is None or self.closed is None):
             raise ValueError(
                 "a gripper needs open and closed: the source's values for both, such as open: 1, closed: 0"
             )
         if self.kind != "gripper" and (self.continuous or (self.open, self.closed) != (None, None)):
-            raise ValueError(f"continuous, open and closed are of a gripper, and kind is {self.kind}")
+            raise ValueError(f"continuous, open and closed are for grippers, but kind is {self.kind}")
         if self.kind != "rotation" and self.form is not None:
-            raise ValueError(f"form is of a rotation, and kind is {self.kind}")
+            raise ValueError(f"form is for rotations, but kind is {self.kind}")
         if self.names is not None and len(self.names) != len(self.span):
-            raise ValueError(f"names has {len(self.names)} names, and columns {len(self.span)} numbers")
+            raise ValueError(f"names has {len(self.names)} names, but columns has {len(self.span)} numbers")
         try:
             self.named(self.names or [str(column) for column in self.span])
         except InputError as error:
@@ -57,7 +59,7 @@ class SourceGroupConfig(Section):
         return range(*self.columns) if isinstance(self.columns, tuple) else range(self.columns, self.columns + 1)
 
     def named(self, names: Sequence[str]) -> ActionGroup:
-        """The group of an ActionSpec. Raises InputError where there is no such group."""
+        """The group of an ActionSpec. Raises InputError if such a group is impossible."""
         ends = {} if self.open is None or self.closed is None else {"open": self.open, "closed": self.closed}
         return ActionGroup(
             self.kind,
@@ -72,22 +74,22 @@ class SourceGroupConfig(Section):
 
 
 class SourceActionsConfig(Section):
-    """What the numbers of a source's actions mean. Dimensions that are not named are left out.
+    """What the numbers of a source's actions mean. Dimensions that no range or group names are left out.
 
-    Either the ranges of one hand, each the first and one past the last dimension, which Atlas turns into LIBERO's units
-    and order; or `groups`, in order, for anything else.
+    Either ranges for one arm, each given as its first dimension and the one after its last, which Atlas turns into
+    LIBERO's units and order; or `groups`, in order, for anything else.
     """
 
     position: tuple[Dimension, Dimension] = (0, 3)
-    rotation: tuple[Dimension, Dimension] = (3, 6)  # axis and angle; an empty range where there is none
+    rotation: tuple[Dimension, Dimension] = (3, 6)  # an axis-angle; an empty range if there is none
     gripper: Dimension = 6
-    gripper_open: float = -1.0  # the source's value for it
+    gripper_open: float = -1.0  # the source's value
     gripper_closed: float = 1.0
-    delta: bool = True  # false: a pose to go to
-    position_unit_m: Unit | None = None  # what 1 means; null: 0.05 for deltas (LIBERO's), else 1
-    rotation_unit_rad: Unit | None = None  # likewise; null: 0.5 for deltas, else 1
-    control_hz: Unit | None = None  # actions a second; null: the dataset's fps
-    # Instead of the ranges. Not part of the text that caches are named after, so that those of ranges stay.
+    delta: bool = True  # false: a target pose
+    position_unit_m: Unit | None = None  # what 1 means; null: 0.05 for deltas (LIBERO's), otherwise 1
+    rotation_unit_rad: Unit | None = None  # what 1 means; null: 0.5 for deltas, otherwise 1
+    control_hz: Unit | None = None  # actions per second; null: the dataset's fps
+    # Instead of the ranges. Left out of the text that names caches, so that caches made with ranges keep their names.
     groups: Annotated[list[SourceGroupConfig], Field(min_length=1)] | None = Field(default=None, repr=False)
 
     @model_validator(mode="after")
@@ -96,15 +98,15 @@ class SourceActionsConfig(Section):
             return self._agreeing_groups(self.groups)
         if self.position[1] - self.position[0] not in (1, 2, 3):
             raise ValueError(
-                f"position is {list(self.position)}, a range of 1 to 3 dimensions is needed, such as [0, 3]"
+                f"position is {list(self.position)}, expected a range of 1 to 3 dimensions, such as [0, 3]"
             )
         if self.rotation[1] - self.rotation[0] not in (0, 3):
             raise ValueError(
-                f"rotation is {list(self.rotation)}, a range of the 3 dimensions of an axis-angle is needed, such as "
+                f"rotation is {list(self.rotation)}, expected a range of the 3 dimensions of an axis-angle, such as "
                 "[3, 6], or an empty one, such as [3, 3]"
             )
         if len(set(self.columns)) < len(self.columns):
-            raise ValueError("position, rotation and gripper must be dimensions of their own, and two share one")
+            raise ValueError("position, rotation and gripper must not share dimensions, but two of them do")
         if self.gripper_open == self.gripper_closed:
             raise ValueError(f"gripper_open and gripper_closed are both {self.gripper_open:g}, and must differ")
         return self
@@ -112,7 +114,7 @@ class SourceActionsConfig(Section):
     def _agreeing_groups(self, groups: Sequence[SourceGroupConfig]) -> SourceActionsConfig:
         for key, info in type(self).model_fields.items():
             if key not in ("groups", "control_hz") and getattr(self, key) != info.default:
-                raise ValueError(f"groups and {key} are both set; say it in the group that it is of")
+                raise ValueError(f"groups and {key} are both set; set it in the group it belongs to")
         used = [column for group in groups for column in group.span]
         twice = next((column for place, column in enumerate(used) if column in used[:place]), None)
         if twice is not None:
@@ -121,12 +123,12 @@ class SourceActionsConfig(Section):
 
     @property
     def gripper_stated(self) -> bool:
-        """Whether somebody has said what is open and closed; else the data may show that it goes from 0 to 1."""
+        """Whether the config says what is open and closed; otherwise the data may show a gripper from 0 to 1."""
         return bool(_GRIPPER_ENDS & self.model_fields_set)
 
     @model_serializer(mode="wrap")
     def _what_is_stated(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out ends that nobody has stated: a rank or a resumed run that reads this would take them as stated."""
+        """Leave out gripper ends nobody has set: a rank or resumed run that reads this would take them as set."""
         written: dict[str, Any] = dump(self)
         return {k: v for k, v in written.items() if k not in _GRIPPER_ENDS or k in self.model_fields_set}
 

@@ -1,4 +1,4 @@
-"""A section that comes in kinds: one of its keys says which, and other packages may add some."""
+"""A section that comes in kinds: one of its keys says which, and other packages may add kinds."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from atlas.system.plugins import PluginTable
 class Chosen:
     """Marks a field: `vision: Annotated[VisionSection, Chosen(VISION_ENCODERS, VisionSection, "name", "keypoints")]`.
 
-    table: the kinds' sections by name; each is a `base` and has that name as the default of `key`. default: the kind
-    that is meant where the key is left out. What a section complains of, it complains of under the field's own key.
+    table: the kinds' sections by name; each derives from `base` and has that name as the default of `key`. default: the
+    kind used if the key is left out. Errors inside a section are reported under the field's own key.
     """
 
     table: PluginTable[type[Any]]
@@ -28,14 +28,14 @@ class Chosen:
     default: str
 
     def kind(self, values: Mapping[str, Any]) -> type[Section] | None:
-        """The section that plain values are of; None where no kind has that name. Raises InputError for one of another
-        package that is not as it should be."""
+        """The section class that plain values belong to; None if no kind has that name. Raises InputError if another
+        package's class is not a proper section."""
         return self._section(values.get(self.key, self.default))
 
     def validate(self, values: Any) -> Any:
-        """The section of plain values, checked; one that is a section already is left as it is.
+        """The checked section for plain values; a value that is already a section is returned unchanged.
 
-        Raises ValueError (of pydantic's kinds), and InputError as `kind`.
+        Raises ValueError (of pydantic's kinds), and InputError as `kind` does.
         """
         if isinstance(values, self.base):
             return values
@@ -61,17 +61,17 @@ class Chosen:
         if not sound or found.model_fields[self.key].default != name:
             raise InputError(
                 f"'{name}' in {self.table.group} should be a section derived from {self.base.__name__} with "
-                f'`{self.key}: Literal["{name}"] = "{name}"`, and is {found!r}.'
+                f'`{self.key}: Literal["{name}"] = "{name}"`, but is {found!r}.'
             )
         return found
 
-    # ---- what pydantic asks for --------------------------------------------------------------------------
+    # ---- pydantic's hooks --------------------------------------------------------------------------------
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self.validate)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Each kind that there is, those of other packages too."""
+        """Every kind there is, including those of other packages."""
         kinds = [self._section(name) for name in self.table.names()]
         schemas = [kind.__pydantic_core_schema__ for kind in kinds if kind is not None]
         return handler(core_schema.union_schema(list(schemas)))

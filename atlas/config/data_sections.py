@@ -1,4 +1,4 @@
-"""`data`: what is trained on."""
+"""`data`: what the policy is trained on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atlas.errors import InputError
 
 
 class RecordConfig(Section):
-    """The demonstrations recorded when `data.path` is the default one and absent."""
+    """The demonstrations that are recorded if `data.path` is the default and does not exist."""
 
     env: Literal["cubes"] = "cubes"
     episodes: Annotated[int, Field(ge=2, lt=10**5)] = 240
@@ -22,24 +22,24 @@ class RecordConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Random changes of training images; each is a pure function of (seed, epoch, sample)."""
+    """Random changes to training images; each is a pure function of (seed, epoch, sample)."""
 
-    shift: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # of the image's size, in both directions
+    shift: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # as a share of the image's size, in both directions
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.2
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.2
     saturation: Annotated[float, Field(ge=0, lt=1)] = 0.2
 
 
 class FeaturesConfig(Section):
-    """Which of a LeRobot dataset's features are what; null: as its names say."""
+    """Which features of a LeRobot dataset mean what; null: decided by their names."""
 
     cameras: Annotated[dict[str, str], Field(min_length=1)] | None = None  # {name: key of a video or image feature}
-    proprio: str | Names | None = None  # a key, or several whose numbers come one after the other
+    proprio: str | Names | None = None  # a key, or several whose numbers are concatenated
     action: str | None = None  # a key
     action_spec: SourceActionsConfig | None = None  # null: LIBERO's seven numbers
 
 
-# Which way up a source stores its images; auto: as its format has it. See atlas/data/orientation.py.
+# Which way up a source stores its images; auto: as usual for its format. See atlas/data/orientation.py.
 StoredOrientation = Literal["auto", "upright", "upside_down", "rotated_180", "mirrored"]
 
 
@@ -47,9 +47,9 @@ class SourceConfig(Section):
     """One source of a mixture, and how it is read."""
 
     path: UserPath
-    name: str | None = None  # in messages and in the saved statistics; null: made of the path
-    weight: Annotated[float, Field(gt=0)] = 1.0  # its share of the samples, where data.balance is weights
-    # Those that are used, by its own names; or {the mixture's name: its own}. null: all
+    name: str | None = None  # used in messages and in the saved statistics; null: derived from the path
+    weight: Annotated[float, Field(gt=0)] = 1.0  # its share of the samples if data.balance is weights
+    # The cameras to use, by the source's names; or {the mixture's name: the source's name}. null: all
     cameras: Annotated[list[str], Field(min_length=1)] | Annotated[dict[str, str], Field(min_length=1)] | None = None
     orientation: StoredOrientation = "auto"
     features: FeaturesConfig | None = None  # for LeRobot datasets whose names Atlas does not know
@@ -58,19 +58,19 @@ class SourceConfig(Section):
 
     @property
     def label(self) -> str:
-        """Its name, or one made of its path."""
+        """Its name, or one derived from its path."""
         return self.name or PurePath(self.path).name or self.path
 
 
 class DataConfig(Section):
     path: UserPath = "data/cubes"
     datasets: Annotated[list[SourceConfig], Field(min_length=1)] | None = None  # instead of path: a mixture
-    # What an epoch draws. weights: of each source its weight's share; dataset: of each as many; task: of each
-    # instruction as many; samples: each sample once.
+    # What an epoch draws. weights: from each source its weight's share; dataset: equally many from each source; task:
+    # equally many from each instruction; samples: each sample once.
     balance: Literal["weights", "dataset", "task", "samples"] = "weights"
     record: RecordConfig = RecordConfig()
-    batch_size: Positive | Literal["auto"] = 64  # samples a process; auto: the largest that fits
-    num_workers: NotNegative | None = None  # null: 4 with a GPU, else none
+    batch_size: Positive | Literal["auto"] = 64  # samples per process; auto: the largest that fits
+    num_workers: NotNegative | None = None  # null: 4 with a GPU, otherwise none
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     cameras: Annotated[list[str], Field(min_length=1)] | None = None  # null: all of the dataset's
     image_size: Annotated[int, Field(ge=16, le=1024)] = 64
@@ -79,7 +79,7 @@ class DataConfig(Section):
     features: FeaturesConfig | None = None  # for LeRobot datasets whose names Atlas does not know
     instruction: str | None = None  # for datasets that have none
     drop_noops: bool = False
-    skip_damaged: bool = False  # leave out files and episodes that are damaged, and say which
+    skip_damaged: bool = False  # leave out damaged files and episodes, and say which
     frame_cache: UserPath | None = None  # a folder for decoded frames of image_size, filled before training
     feature_cache: UserPath | None = None  # a folder made by `atlas data cache-features`, read instead of images
     augment: AugmentConfig = AugmentConfig()
@@ -93,27 +93,27 @@ class DataConfig(Section):
         for key in ("path", "orientation", "features", "instruction", "drop_noops"):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(
-                    f"datasets and {key} are both set; say {key} of each of the datasets, such as "
+                    f"datasets and {key} are both set; set {key} in each of the datasets, such as "
                     f"datasets=[{{path: …{'' if key == 'path' else f', {key}: …'}}}]"
                 )
         names = [source.label for source in self.datasets]
         for i, name in enumerate(names):
             if name in names[:i]:
                 raise ValueError(
-                    f"datasets.{i} and datasets.{names.index(name)} are both called '{name}'; give one of them a name "
-                    f"of its own: {{path: {self.datasets[i].path}, name: …}}"
+                    f"datasets.{i} and datasets.{names.index(name)} are both called '{name}'; give one of them another "
+                    f"name: {{path: {self.datasets[i].path}, name: …}}"
                 )
         weighted = next((i for i, source in enumerate(self.datasets) if source.weight != 1), None)
         if weighted is not None and self.balance != "weights":
             raise ValueError(
-                f"datasets.{weighted}.weight is {self.datasets[weighted].weight:g} and balance is '{self.balance}', "
+                f"datasets.{weighted}.weight is {self.datasets[weighted].weight:g}, but balance is '{self.balance}', "
                 "which takes no weights; leave the weights out, or set balance to weights"
             )
         return self
 
     @property
     def sources(self) -> list[SourceConfig]:
-        """What is read: the datasets of the mixture, or the one at `path`."""
+        """What is read: the datasets of the mixture, or the single one at `path`."""
         if self.datasets is not None:
             return self.datasets
         same = ("path", "orientation", "features", "instruction", "drop_noops")
@@ -121,18 +121,18 @@ class DataConfig(Section):
 
     @property
     def reads_default(self) -> bool:
-        """Whether the default dataset is among the sources: it is recorded when absent."""
+        """Whether the default dataset, which is recorded if absent, is among the sources."""
         return any(source.path == type(self).model_fields["path"].default for source in self.sources)
 
     @property
     def label(self) -> str:
-        """A short name for what is trained on, which can be part of a folder's."""
+        """A short name for what is trained on, usable as part of a folder's name."""
         names = [source.label.replace("/", "-") for source in self.sources]
         return "+".join(names) if len(names) <= 3 else f"{names[0]}+{len(names) - 1}"
 
     @property
     def batch_samples(self) -> int:
-        """`batch_size` as a number. Raises InputError while it is 'auto', which training settles at its start."""
+        """`batch_size` as a number. Raises InputError while it is 'auto', which training settles when it starts."""
         if isinstance(self.batch_size, int):
             return self.batch_size
-        raise InputError("data.batch_size is 'auto', which only a training can find out; give a number here.")
+        raise InputError("data.batch_size is 'auto', which only training can resolve; give a number here.")

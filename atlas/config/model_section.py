@@ -1,6 +1,6 @@
-"""`model`: what every policy's section has, whatever its type, and the table of the types.
+"""`model`: what every policy's section has, whatever its type, and the table of types.
 
-Another package adds a type of its own in the group `atlas.policies`: a section derived from ModelConfig, with a name as
+Another package adds a type in the group `atlas.policies`: a section derived from ModelConfig, with the type's name as
 the default of its `type`, whose `build` gives a `Policy` (atlas/policies/base.py).
 """
 
@@ -27,58 +27,58 @@ class ProcessorConfig(Section):
 
 
 class ModelConfig(Section):
-    """The section of a policy: builds it, and says before that what it needs. It is saved with the policy.
+    """The section of a policy: it builds the policy, and knows beforehand what that needs. It is saved with the policy.
 
-    `build` is the one thing that a type must have; of the rest it says what is not true of it.
+    A type must define `build`; it overrides the other methods where their defaults are wrong for it.
     """
 
     type: str
     processor: ProcessorConfig = ProcessorConfig()
 
     def build(self, processor: Any, folder: Path | None = None, read_weights: bool = True) -> Any:
-        """The Policy, with weights as training begins with them, for a PolicyProcessor.
+        """The Policy for a PolicyProcessor, with the weights that training starts from.
 
-        folder: of a saved policy; copies of pretrained weights in it go before where the section says. Without
-        read_weights nothing pretrained is read, for what needs shapes only. Raises InputError.
+        folder: of a saved policy; copies of pretrained weights in it take precedence over what the section names.
+        Without read_weights nothing pretrained is read, for callers that only need shapes. Raises InputError.
         """
         raise NotImplementedError(f"{type(self).__name__} has no build")
 
     @property
     def label(self) -> str:
-        """A word for the names of runs."""
+        """A word for names of runs."""
         return self.type
 
     def describe(self) -> str:
-        """What the policy consists of, in a phrase of Markdown, for its card."""
+        """What the policy consists of, as a phrase of Markdown for its card."""
         return f"type `{self.type}`"
 
     def loss_terms(self, spec: ActionSpec) -> tuple[str, ...]:
-        """The names of the terms of its loss beside the loss itself, where it is trained on such actions."""
+        """The names of the terms of its loss, apart from the loss itself, for such actions."""
         return ()
 
     def check_data(self, data: DataConfig) -> None:
-        """Raises ValueError, in the words of the config, where the two do not go together."""
+        """Raises ValueError, in the config's terms, if the policy and the data do not fit together."""
 
     def check_pretrained(self) -> None:
-        """Find what is needed of pretrained weights, download what is missing, and see that it fits.
+        """Find the pretrained weights that are needed, download what is missing, and check that they fit.
 
-        Before a run is begun, and once for all its processes. Names and shapes only: weights are read, and hashed, when
-        the policy is built. Raises InputError that names the key of the config.
+        Called before a run starts, once for all its processes. It checks names and shapes only: weights are read, and
+        hashed, when the policy is built. Raises InputError that names the key of the config.
         """
 
     @property
     def cached_encoder(self) -> Any:
-        """The `CachedEncoder` whose outputs `data.feature_cache` may hold; None where no part's stay the same while
-        training. See atlas/policies/feature_cache_filling.py."""
+        """The `CachedEncoder` whose outputs `data.feature_cache` may hold; None if no part's outputs stay the same
+        during training. See atlas/policies/feature_cache_filling.py."""
         return None
 
     @property
     def compiling_key(self) -> str | None:
-        """The setting by which it has parts of it compiled by torch.compile, whatever training says."""
+        """The setting that makes it compile parts of itself with torch.compile, whatever `training` says."""
         return None
 
     def memory_advice(self) -> Sequence[str]:
-        """What to set, and why, where a GPU's memory is not enough; the cheapest first."""
+        """What to set, and why, if a GPU's memory is too small; the cheapest measure first."""
         return ()
 
 

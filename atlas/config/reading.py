@@ -22,7 +22,7 @@ def load_config(source: str | Path | Config | dict[str, Any] | None = None, over
     """Read a config from a YAML file (None: the default one), a mapping or a Config, with overrides on top.
 
     overrides: 'key=value' with dotted keys, values as YAML: 'training.learning_rate=3e-4', 'data.cameras=[agentview]'.
-    Raises InputError that names the key, and the nearest valid one where it is unknown.
+    Raises InputError that names the key, and for an unknown key the nearest valid one.
     """
     name = "the config"
     if isinstance(source, Config):
@@ -39,7 +39,7 @@ def load_config(source: str | Path | Config | dict[str, Any] | None = None, over
 
 
 def parse_config(values: dict[str, Any], name: str = "the config") -> Config:
-    """A checked Config of plain values; `name` says in messages where they are from. Raises InputError."""
+    """A checked Config from plain values; `name` is their origin, for messages. Raises InputError."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -69,7 +69,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         held = "a list" if isinstance(values, list) else f"'{values}'"
-        raise InputError(f"The config file {path} must hold sections such as 'data:', and holds {held}.")
+        raise InputError(f"The config file {path} must hold sections such as 'data:', but holds {held}.")
     return values
 
 
@@ -91,7 +91,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             raise InputError(f"'{override}': '{section}' is a value and has no keys below it.")
     another = place.get("type", MODEL.default) if sections == ["model"] and last == "type" else place.get("name")
     if sections[:1] == ["model"] and last in ("name", "type") and another != value:
-        place.clear()  # another kind of part: the settings of the old one are not its own
+        place.clear()  # a different kind of part: the old one's settings do not apply to it
     place[last] = value
 
 
@@ -99,7 +99,7 @@ _NO_SECTION = ("model_type", "model_attributes_type", "dict_type")
 
 
 def _explain_all(problems: Sequence[dict[str, Any]], values: dict[str, Any]) -> list[str]:
-    """A line for each key that pydantic complains of; of a value that may be of several kinds, it says all of them."""
+    """One line for each key that pydantic complains about; if a value may be of several kinds, it names them all."""
     by_key: dict[str, list[dict[str, Any]]] = {}
     for problem in problems:
         by_key.setdefault(_key(problem, values), []).append(problem)
@@ -107,7 +107,7 @@ def _explain_all(problems: Sequence[dict[str, Any]], values: dict[str, Any]) -> 
 
 
 def _key(problem: dict[str, Any], values: Any) -> str:
-    """The key of the file that a complaint is of: its location, without pydantic's names for alternatives."""
+    """The key in the file that a complaint is about: its location without pydantic's names for alternatives."""
     parts = []
     for part in problem["loc"]:
         there = part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int)
@@ -118,7 +118,7 @@ def _key(problem: dict[str, Any], values: Any) -> str:
 
 
 def _explain(key: str, problems: Sequence[dict[str, Any]], values: dict[str, Any]) -> str:
-    """One line for pydantic's complaints of one key, in the words of the file."""
+    """One line for pydantic's complaints about one key, in the file's terms."""
     problem = problems[0]
     location = problem["loc"]
     if problem["type"] == "extra_forbidden":
@@ -140,10 +140,10 @@ def _explain(key: str, problems: Sequence[dict[str, Any]], values: dict[str, Any
 
 
 def _section(location: Sequence[Any], values: Any) -> type[BaseModel] | None:
-    """The section at a location of pydantic's in values that are wrong somewhere; None for a value."""
+    """The section at one of pydantic's locations, in values that are wrong somewhere; None for a value."""
     section: type[BaseModel] | None = Config
     for part in location:
-        if not isinstance(part, int):  # else a place in a list of sections, all of one kind
+        if not isinstance(part, int):  # an int is an index into a list of sections, all of one kind
             field = section.model_fields.get(part) if section is not None else None
             if field is None:
                 return None
@@ -156,7 +156,7 @@ def _section(location: Sequence[Any], values: Any) -> type[BaseModel] | None:
 
 
 def _classes_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections that a value may be, or a list of it may hold."""
+    """The sections that a value may be, or that a list of it may hold."""
     inside = getattr(annotation, "__args__", ())
     for part in inside:
         yield from _classes_in(part)

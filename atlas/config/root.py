@@ -16,7 +16,7 @@ from atlas.system.paths import unfit
 
 
 class Config(Section):
-    run_name: str | None = None  # null: made of dataset, policy, learning rate and time
+    run_name: str | None = None  # null: made of the dataset, the policy, the learning rate and the time
     output_dir: UserPath = "outputs"
     seed: Annotated[int, Field(ge=0, lt=10**6)] = 0
     data: DataConfig = DataConfig()
@@ -31,7 +31,7 @@ class Config(Section):
 
     @property
     def run_dir(self) -> Path:
-        """The folder of a run whose name is settled."""
+        """The folder of a run whose name has been settled."""
         assert self.run_name is not None
         return Path(self.output_dir) / self.run_name
 
@@ -39,7 +39,7 @@ class Config(Section):
     def _agree(self) -> Config:
         if self.evaluation.execute > self.data.action_horizon:
             raise ValueError(
-                f"evaluation.execute is {self.evaluation.execute} and data.action_horizon is "
+                f"evaluation.execute is {self.evaluation.execute}, but data.action_horizon is "
                 f"{self.data.action_horizon}; at most the predicted actions can be executed"
             )
         self.model.check_data(self.data)

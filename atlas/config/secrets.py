@@ -1,4 +1,4 @@
-"""Keys that somebody has written into the config stay out of the run's files."""
+"""Keep keys and passwords written into the config out of the run's files."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from atlas.system.redact import CERTAIN_SECRET, redact
 
 logger = logging.getLogger(__name__)
 
-# Keys of the config that only describe a run.
+# Keys of the config that only describe a run, and do not change what it does.
 _DESCRIPTIONS = ("wandb.notes", "wandb.name", "wandb.tags", "wandb.group")
 
 
 def without_keys(config: Config) -> Config:
-    """The config without the keys that somebody has written into it: it is kept in files and sent to others.
+    """The config without keys and passwords written into it, since it is stored in files and sent to others.
 
-    In what only describes the run they become `***`, with a warning. Raises InputError, without the value, where a key
-    is in what decides what is done.
+    In fields that only describe the run they become `***`, with a warning. Raises InputError, without showing the
+    value, if one is in a field that decides what the run does.
     """
     values = config.model_dump(mode="json")
     found = [place for place in _texts(values) if place.text != redact(place.text)]
@@ -32,18 +32,18 @@ def without_keys(config: Config) -> Config:
             logger.warning("%s held a key or a password, which is left out.", place.key)
         elif place.text != redact(place.text, CERTAIN_SECRET):
             raise InputError(
-                f"{place.key} holds a key, a password or a login, and would be kept in the run's files. Leave it out: "
-                "keys are taken from the environment, such as WANDB_API_KEY and HF_TOKEN."
+                f"{place.key} holds a key, a password or a login, which would be stored in the run's files. Leave it "
+                "out: keys are taken from the environment, such as WANDB_API_KEY and HF_TOKEN."
             )
     return parse_config(values) if found else config
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A text in nested values."""
+    """A text within nested values."""
 
     key: str
-    holder: Any  # the mapping or list that it is in
+    holder: Any  # the mapping or list that contains it
     index: Any
 
     @property

@@ -1,4 +1,4 @@
-"""What every section is made of."""
+"""The types that sections are built from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
-Size = Annotated[int, Field(ge=1, le=65536)]  # of what is allocated: widths, pixels, tokens
+Size = Annotated[int, Field(ge=1, le=65536)]  # for anything allocated: widths, pixels, tokens
 Layers = Annotated[int, Field(ge=1, le=1000)]
 NotNegative = Annotated[int, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -25,7 +25,7 @@ SomeSection = TypeVar("SomeSection", bound=Section)
 
 
 def check_heads(section: SomeSection) -> SomeSection:
-    """Validates any section with `dim` and `heads`."""
+    """Validator for any section with `dim` and `heads`."""
     dim, heads = section.dim, section.heads  # type: ignore[attr-defined]
     if dim % heads:
         near = max(1, round(dim / heads)) * heads

@@ -1,4 +1,4 @@
-"""`logging`, `wandb` and `model_management`: what is kept of a run, and where."""
+"""`logging`, `wandb` and `model_management`: what is recorded of a run, and where."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PlotLoggerConfig(Section):
     """Predicted and recorded action chunks in figures and camera views, and a table of the worst samples."""
 
     interval: NotNegative = 600  # optimizer steps, at the next validation; 0: off
-    samples: Positive = 4  # drawn, the same ones each time
+    samples: Positive = 4  # the number drawn, the same ones each time
     worst: Positive = 8  # rows of the table
 
 
@@ -39,7 +39,7 @@ class EpisodeLoggerConfig(Section):
 
 
 class VisDatasetConfig(Section):
-    """A map of the dataset: the features that the policy's vision has of its frames, in two dimensions."""
+    """A two-dimensional map of the dataset: the features that the policy's vision computes for its frames."""
 
     interval: NotNegative = 600  # optimizer steps, at the next validation; 0: off
     frames: Annotated[int, Field(ge=10)] = 400
@@ -47,7 +47,7 @@ class VisDatasetConfig(Section):
 
 
 class MediaConfig(Section):
-    """Records beyond scalars, each in TensorBoard and in wandb."""
+    """Records other than scalars, each in both TensorBoard and wandb."""
 
     gradient_logger: GradientLoggerConfig = GradientLoggerConfig()
     plot_logger: PlotLoggerConfig = PlotLoggerConfig()
@@ -57,7 +57,7 @@ class MediaConfig(Section):
 
 
 class LoggingConfig(Section):
-    exit_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0  # the longest that a tracker may hold the exit
+    exit_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0  # how long trackers may delay the exit at most
     system_interval_seconds: Annotated[float, Field(ge=0)] = 15.0  # between samples of system/*; 0: off
     media: MediaConfig = MediaConfig()
 
@@ -67,25 +67,25 @@ class LoggingConfig(Section):
 
 class WandbConfig(Section):
     enabled: bool = False
-    project: str | None = None  # null: $WANDB_PROJECT, else atlas-vla
-    entity: str | None = None  # null: $WANDB_ENTITY, else the user's own
-    name: str | None = None  # null: $WANDB_NAME, else run_name
+    project: str | None = None  # null: $WANDB_PROJECT, otherwise atlas-vla
+    entity: str | None = None  # null: $WANDB_ENTITY, otherwise the user's own
+    name: str | None = None  # null: $WANDB_NAME, otherwise run_name
     tags: list[str] = []  # none: $WANDB_TAGS
     notes: str | None = None  # null: $WANDB_NOTES
     save_code: bool = False
     resume: Literal["allow", "must", "never", "auto"] = "allow"
-    rewind: bool = False  # when training goes on from a checkpoint: cut off what wandb has beyond it
+    rewind: bool = False  # on resuming from a checkpoint: cut off what wandb has beyond it
     mode: Literal["online", "offline", "disabled"] = "online"
     group: str | None = None  # null: $WANDB_RUN_GROUP
     system_stats: bool = True
-    shared: bool = False  # several nodes: each adds its own system metrics to the one run
+    shared: bool = False  # with several nodes: each adds its own system metrics to the same run
 
 
 # ---- models ----------------------------------------------------------------------------------------------
 
 
 class Bounds(Section):
-    """What a metric must be."""
+    """The range that a metric must lie in."""
 
     min: float | None = None
     max: float | None = None
@@ -93,9 +93,9 @@ class Bounds(Section):
     @model_validator(mode="after")
     def _some(self) -> Bounds:
         if self.min is None and self.max is None:
-            raise ValueError("neither min nor max is set; write such as {max: 0.05}")
+            raise ValueError("neither min nor max is set; write for example {max: 0.05}")
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min is {self.min} and max is {self.max}; no value is both")
+            raise ValueError(f"min is {self.min} and max is {self.max}; no value satisfies both")
         return self
 
 
@@ -106,22 +106,22 @@ _OWN_ALIASES = re.compile(r"latest|best|step-\d+|v\d+")
 
 
 def rises(metric: str) -> bool:
-    """Whether larger values of a metric are better, by its name: what a mode of `auto` takes."""
+    """Whether larger values of a metric are better, judged by its name; this is what the mode `auto` uses."""
     return any(part in metric for part in ("success", "accuracy", "reward"))
 
 
 class ModelManagementConfig(Section):
-    """Checkpoints as versioned artifacts in wandb, and which of them is the best."""
+    """Checkpoints as versioned artifacts in wandb, and how the best of them is chosen."""
 
     upload_frequency: NotNegative = 1  # every Nth checkpoint; 0: none but the best
-    save_best_models: bool = True  # each new best one, whatever upload_frequency says
-    best_model_metric: str = "auto"  # auto: eval/success_rate when there are rollouts, else val/loss
+    save_best_models: bool = True  # upload each new best one, whatever upload_frequency says
+    best_model_metric: str = "auto"  # auto: eval/success_rate if there are rollouts, otherwise val/loss
     best_model_mode: Literal["auto", "max", "min"] = "auto"
     # {metric: {min: …, max: …}}; only checkpoints that meet all of them are uploaded. min_success_rate: 0.8 and
     # min_reward_threshold: 0.5 are short for a min of eval/success_rate and eval/mean_reward.
     upload_conditions: dict[str, Bounds] = {}
-    keep_last_n: Positive = 3  # versions, besides the best one and those with an alias that somebody has set
-    aliases: list[str] = []  # of every uploaded model, besides latest, step-N and best
+    keep_last_n: Positive = 3  # versions, in addition to the best one and those with an alias set by somebody
+    aliases: list[str] = []  # for every uploaded model, in addition to latest, step-N and best
     registry: str | None = None  # REGISTRY/COLLECTION that uploaded models are linked to
 
     @model_validator(mode="before")
@@ -135,7 +135,7 @@ class ModelManagementConfig(Section):
             if name in _SHORT_CONDITIONS:
                 metric = _SHORT_CONDITIONS[name]
                 if metric in conditions:
-                    raise ValueError(f"upload_conditions has {name} and {metric}, which are the same; keep one")
+                    raise ValueError(f"upload_conditions has {name} and {metric}, which mean the same; keep one")
                 spelled[metric] = {"min": bounds}
             else:
                 spelled[name] = bounds
@@ -149,9 +149,9 @@ class ModelManagementConfig(Section):
                 raise ValueError(f"upload_conditions: '{name}' is no metric such as val/pose_l2_error, nor {known}")
         for alias in self.aliases:
             if not _ARTIFACT_ALIAS.fullmatch(alias):
-                raise ValueError(f"aliases: '{alias}' holds / or :, which an alias may not")
+                raise ValueError(f"aliases: '{alias}' contains / or :, which an alias must not")
             if _OWN_ALIASES.fullmatch(alias):
-                raise ValueError(f"aliases: '{alias}' is set where it belongs without being asked for")
+                raise ValueError(f"aliases: '{alias}' is set automatically where it applies; leave it out")
         if self.registry is not None and not re.fullmatch(r"[^/:]+/[^/:]+", self.registry):
             raise ValueError(f"registry is '{self.registry}'; it should be REGISTRY/COLLECTION, such as models/cubes")
         return self

@@ -1,4 +1,4 @@
-"""`training`, `checkpoint`, `evaluation` and `distributed`: how it is trained."""
+"""`training`, `checkpoint`, `evaluation` and `distributed`: how the policy is trained."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from atlas.config.section import NotNegative, Positive, Section, UserPath, Weigh
 
 
 class EarlyStoppingConfig(Section):
-    """End before max_steps, when a metric has not improved for `patience` of its values."""
+    """End before max_steps once a metric has not improved for `patience` of its values in a row."""
 
     metric: Annotated[str, Field(pattern="^(val|eval)/")]
     mode: Literal["auto", "max", "min"] = "auto"  # auto: by the metric's name
     patience: Positive = 5
-    min_delta: Weight = 0.0  # an improvement by less counts as none
+    min_delta: Weight = 0.0  # a smaller improvement does not count
 
 
 class ProfileConfig(Section):
-    """Trace some steps: what ran when, on the CPU and the GPU."""
+    """Trace some steps: what ran when, on the CPU and on the GPU."""
 
     start: NotNegative = 20  # optimizer steps of this process before the first one traced
     steps: Positive = 3
@@ -34,20 +34,20 @@ class TrainingConfig(Section):
     warmup_steps: NotNegative = 100
     gradient_accumulation_steps: Positive = 1
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on GPUs that have it, else fp32
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on GPUs that have it, otherwise fp32
     log_interval: Positive = 50
     val_interval: Positive = 500
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995  # 0: no averaging of the weights
-    max_skipped_steps: Positive = 10  # in a row, for a loss or gradient that is not finite; then training stops
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.995  # 0: the weights are not averaged
+    max_skipped_steps: Positive = 10  # in a row, because the loss or gradient is not finite; then training stops
     early_stopping: EarlyStoppingConfig | None = None
     activation_checkpointing: bool = False  # compute activations twice instead of keeping them: less memory
-    compile: bool = False  # the policy's blocks, by torch.compile
+    compile: bool = False  # compile the policy's blocks with torch.compile
     fused_optimizer: bool = True
-    # The learning rate of a run that goes on with another number of steps. keep: as it was, and at its lowest after the
-    # steps that it was made for; stretch: that of the new number, which makes it jump.
+    # The learning rate when a run is resumed with another max_steps. keep: the schedule stays, and is at its lowest
+    # after the steps it was made for; stretch: the schedule of the new number, which makes the rate jump.
     schedule_on_resume: Literal["keep", "stretch"] = "keep"
-    # same: a run goes on with the episodes that it began with, in files of any names; changed: others may have come or
-    # gone. Those that it knows stay for training or for validation as they were.
+    # same: a run resumes with the episodes it began with, whatever their files are called; changed: episodes may have
+    # been added or removed. Those the run knows stay in training or validation as they were.
     data_on_resume: Literal["same", "changed"] = "same"
     tf32: bool = True  # for float32 matrix products on GPUs: faster, with 10 bits of mantissa
     profile: ProfileConfig | None = None
@@ -62,24 +62,24 @@ class TrainingConfig(Section):
 
 class CheckpointConfig(Section):
     save_interval: Positive = 1000
-    keep_last_n: Positive = 3  # besides those of the next two
+    keep_last_n: Positive = 3  # in addition to those that the next two keep
     keep_best: Positive = 1  # the best ones by model_management.best_model_metric
-    keep_every_n_steps: Positive | None = None  # and each whose step is a multiple of it
+    keep_every_n_steps: Positive | None = None  # those whose step is a multiple of this are kept too
 
 
 class EvaluationConfig(Section):
     """Closed-loop episodes in a simulator: during training (to choose the best checkpoint) and at the end."""
 
-    env: str = "auto"  # auto: the world that the data was recorded in, where there is an adapter for it; none
-    seed: Annotated[int, Field(ge=0, lt=10**6)] = 0  # of the episodes: runs with the same one can be compared as pairs
+    env: str = "auto"  # auto: the world the data was recorded in, if there is an adapter for it; none: no evaluation
+    seed: Annotated[int, Field(ge=0, lt=10**6)] = 0  # of the episodes: runs that share it can be compared in pairs
     episodes: NotNegative = 20  # at each evaluation during training; 0: no rollouts
     interval: Positive = 1000  # optimizer steps
-    final_episodes: NotNegative = 40  # of the best checkpoint, after training
+    final_episodes: NotNegative = 40  # with the best checkpoint, after training
     video: NotNegative = 4  # episodes filmed in the final evaluation
     record_path: UserPath | None = None  # a folder for films of evaluations; null: videos/ in the run's folder
-    execute: Positive = 4  # actions of each predicted chunk that are executed
-    ensemble: Annotated[float, Field(ge=0)] | None = None  # temporal ensembling's weight; null: off
-    workers: Positive | None = None  # environment processes a rank; null: one a core, up to 16
+    execute: Positive = 4  # how many actions of each predicted chunk are executed
+    ensemble: Annotated[float, Field(ge=0)] | None = None  # the weight of temporal ensembling; null: off
+    workers: Positive | None = None  # environment processes per rank; null: one per core, up to 16
 
 
 class DistributedConfig(Section):
@@ -87,26 +87,26 @@ class DistributedConfig(Section):
     gpus: Positive | None = None  # processes; with cpu: true, CPU processes
     gpu_ids: list[NotNegative] | None = None
     cpu: bool = False
-    # ddp: every process has the whole policy; fsdp: weights, gradients and optimizer state are spread over them.
+    # ddp: every process has the whole policy; fsdp: weights, gradients and optimizer state are sharded over them.
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    timeout_minutes: Annotated[float, Field(gt=0)] = 30.0  # in which one process does nothing: it has hung
-    num_nodes: Positive | None = None  # machines; null: SLURM's number, else 1
-    node_rank: NotNegative | None = None  # which of them this is; null: SLURM's number, else 0
-    master_addr: str | None = None  # the first one's address; null: SLURM's first node
-    master_port: Annotated[int, Field(ge=1024, le=65535)] = 29500  # a free one there
+    timeout_minutes: Annotated[float, Field(gt=0)] = 30.0  # a process that does nothing for so long has hung
+    num_nodes: Positive | None = None  # machines; null: SLURM's number, otherwise 1
+    node_rank: NotNegative | None = None  # which of them this is; null: SLURM's number, otherwise 0
+    master_addr: str | None = None  # the first machine's address; null: SLURM's first node
+    master_port: Annotated[int, Field(ge=1024, le=65535)] = 29500  # a free port on that machine
 
     @property
     def group_timeout(self) -> timedelta:
-        """How long processes wait for one that does not come: longer than the watch over hangs, which first shows where
-        each of them is."""
+        """How long processes wait for one that does not arrive. It is longer than the hang watchdog's time, so that
+        the watchdog first shows where each process is."""
         return timedelta(minutes=self.timeout_minutes + 1)
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> DistributedConfig:
         if self.mode == "single" and (self.gpus or 1) > 1:
-            raise ValueError(f"mode is 'single' and gpus is {self.gpus}; use mode 'multi', or gpus 1")
+            raise ValueError(f"mode is 'single' but gpus is {self.gpus}; use mode 'multi', or gpus 1")
         if self.cpu and self.gpu_ids:
-            raise ValueError("cpu is true and gpu_ids are given; set one of them")
+            raise ValueError("cpu is true but gpu_ids are given; set only one of them")
         if self.gpu_ids is not None and self.gpus is not None and len(self.gpu_ids) != self.gpus:
-            raise ValueError(f"gpus is {self.gpus} and gpu_ids names {len(self.gpu_ids)}; give one, or make them agree")
+            raise ValueError(f"gpus is {self.gpus} but gpu_ids names {len(self.gpu_ids)}; set one, or make them agree")
         return self

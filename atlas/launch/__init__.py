@@ -1,4 +1,4 @@
-"""Starting the ranks of a run on one or several machines, and how they end. Imports torch only where it is used."""
+"""Starting the ranks of a run on one or several machines, and how they end. Torch is only imported where it is used."""
 
 from atlas.launch.device import check_gpu_of_rank, settle_device
 from atlas.launch.failure_report import common_exit_code

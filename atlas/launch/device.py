@@ -1,4 +1,4 @@
-"""What this process trains on: the GPUs that are meant, or the CPU where that is meant; never one for the other."""
+"""What this process trains on: the GPUs that were asked for, or the CPU if asked for; never one for the other."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ DEVICE = "ATLAS_DEVICE"  # what the launcher has planned for its ranks: cpu or c
 
 
 def settle_device(distributed: DistributedConfig) -> Literal["cpu", "cuda"]:
-    """Have this process see only the GPUs that `gpu_ids` names, and say what it trains on.
+    """Make this process see only the GPUs that `gpu_ids` names, and return what it trains on.
 
-    To be called before anything else asks for CUDA, which reads the variable once; again, it changes nothing.
-    Raises InputError, with torch's reason, where there are GPUs, or some are asked for, and CUDA does not work.
+    Call it before anything else uses CUDA, which reads the variable only once; calling it again changes nothing. Raises
+    InputError, with torch's reason, if there are GPUs or some are asked for, but CUDA does not work.
     """
     if distributed.cpu:
         return "cpu"
@@ -29,38 +29,38 @@ def settle_device(distributed: DistributedConfig) -> Literal["cpu", "cuda"]:
 
     found = count_gpus(distributed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch warns of is the reason, and told below
+        warnings.simplefilter("ignore")  # torch's warning is the reason, which is reported below
         works = torch.cuda.is_available()
     if works:
         return "cuda"
     if found or distributed.gpus or distributed.gpu_ids or os.environ.get(DEVICE) == "cuda":
         there = "GPUs are asked for" if not found else f"{found} GPU{' is' if found == 1 else 's are'} there"
         raise InputError(
-            f"{there}, and torch cannot use CUDA: {_reason()}. `atlas doctor` says more; with --cpu "
+            f"{there}, but torch cannot use CUDA: {_reason()}. `atlas doctor` says more; with --cpu "
             "(distributed.cpu=true) it trains on the CPU."
         )
     return "cpu"
 
 
 def check_gpu_of_rank(distributed: DistributedConfig) -> None:
-    """Raise InputError where the processes of this machine and the GPUs that they see do not match: two would share a
+    """Raise InputError if the number of processes and the GPUs they see do not match: two processes would share a
     GPU, or one would be left out.
     """
     import torch
 
     rank, processes = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     seen = torch.cuda.device_count()
-    if rank >= seen > 1:  # of a single one a cluster may show each process its own
+    if rank >= seen > 1:  # if only one is seen, a cluster may show each process a different one
         raise InputError(
-            f"Process {rank} of this machine has no GPU: {seen} can be seen ({VISIBLE}={os.environ.get(VISIBLE)}). "
+            f"Process {rank} of this machine has no GPU: {seen} are visible ({VISIBLE}={os.environ.get(VISIBLE)}). "
             "Start as many processes as there are GPUs."
         )
     ids = distributed.gpu_ids
     if ids and len(ids) != processes:
         shown = ",".join(map(str, ids))
         raise InputError(
-            f"distributed.gpu_ids names {shown}, and there {'is 1 process' if processes == 1 else f'are {processes}'} "
-            "to use them: name one GPU a process, or start it by `atlas train`."
+            f"distributed.gpu_ids names {shown}, but there {'is 1 process' if processes == 1 else f'are {processes}'} "
+            "to use them: name one GPU per process, or start with `atlas train`."
         )
 
 
@@ -72,7 +72,7 @@ def _show_only(ids: list[int]) -> None:
         return
     if torch.cuda.is_initialized():
         raise InputError(
-            f"distributed.gpu_ids names {','.join(map(str, ids))}, and this process uses CUDA already, which cannot "
+            f"distributed.gpu_ids names {','.join(map(str, ids))}, but this process already uses CUDA, which cannot "
             f"choose again: set {VISIBLE} before it starts."
         )
     os.environ.update(chosen)

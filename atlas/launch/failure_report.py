@@ -1,4 +1,4 @@
-"""What is said of ranks that failed, once: the first cause, and a line about the others; and their exit code."""
+"""What is said about failed ranks: the first cause once, a line about the others, and their exit code."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ class Ending:
     """How the ranks of one launcher ended."""
 
     codes: dict[int, int]  # by rank; negative where a signal killed one
-    told: dict[int, int]  # of them those that the ranks left themselves
+    told: dict[int, int]  # the codes that ranks reported themselves
     reports: dict[int, Report]
     deaths: dict[int, float] = field(default_factory=dict)  # when the launcher saw each gone, in seconds since 1970
-    ended: dict[int, str] = field(default_factory=dict)  # those that the launcher had to kill, and what they did
-    stacks: dict[int, str] = field(default_factory=dict)  # of ranks that crashed or were asked
+    ended: dict[int, str] = field(default_factory=dict)  # ranks the launcher had to kill, and what they were doing
+    stacks: dict[int, str] = field(default_factory=dict)  # of ranks that crashed or were asked for theirs
     elsewhere: Failure | None = None  # what failed first on another machine
     stopped_by: int | None = None  # the signal that asked the launcher to stop
-    at_once: bool = False  # and whether a second one came
+    at_once: bool = False  # whether a second signal came
 
     def silent(self) -> dict[int, int]:
-        """The codes of ranks that ended without a word, and not by the launcher's hand."""
+        """The codes of ranks that ended without a report, and were not killed by the launcher."""
         known = {*self.told, *self.reports, *self.ended}
         return {rank: code for rank, code in self.codes.items() if code and rank not in known}
 
     def lost(self) -> set[int]:
-        """The ranks that are gone, said nothing, and were not killed by the launcher."""
+        """The ranks that are gone, reported nothing, and were not killed by the launcher."""
         return set(self.deaths) - {*self.told, *self.reports, *self.ended}
 
     def consequences(self) -> set[int]:
@@ -50,9 +50,9 @@ class _Cause:
 
 
 def failure_lines(ending: Ending) -> list[str]:
-    """The lines to print; none where all ended well, or as they were told to."""
+    """The lines to print; none if all ranks ended well or as they were told to."""
     if ending.at_once and (ending.ended or ending.lost()):
-        return ["Ended at once, by the second signal."]
+        return ["Ended at once by the second signal."]
     hung = [report for report in ending.reports.values() if report.kind == "hang"]
     if hung:
         return _hang_lines(ending, hung[0])
@@ -70,7 +70,7 @@ def failure_lines(ending: Ending) -> list[str]:
 
 
 def summary(ending: Ending) -> tuple[str, bool] | None:
-    """The first cause in one line, and whether it is only a consequence of another machine's; None without one."""
+    """The first cause in one line, and whether it only follows from another machine's; None if there is none."""
     hung = [report for report in ending.reports.values() if report.kind == "hang"]
     cause = _first_cause(ending)
     if hung:
@@ -79,10 +79,10 @@ def summary(ending: Ending) -> tuple[str, bool] | None:
 
 
 def _first_cause(ending: Ending) -> _Cause | None:
-    """The earliest failure that is no consequence of another one, else the earliest."""
+    """The earliest failure that does not follow from another one; if there is none, the earliest."""
     causes = [_of_report(report) for report in ending.reports.values()]
     deaths = {} if ending.stopped_by is not None else ending.silent()
-    # A SIGTERM is torchrun's, and follows a failure, unless there was none before.
+    # A SIGTERM comes from torchrun and follows a failure, unless there was none before.
     terminated = [_of_death(ending, rank) for rank, code in deaths.items() if code == -signal.SIGTERM]
     causes += [_of_death(ending, rank) for rank, code in deaths.items() if code != -signal.SIGTERM]
     consequences = ending.consequences()
@@ -101,7 +101,7 @@ def _of_report(report: Report) -> _Cause:
 
 def _of_death(ending: Ending, rank: int) -> _Cause:
     code = ending.codes[rank]
-    what = f"was killed by {_name(-code)}" if code < 0 else f"ended with code {code} and said nothing"
+    what = f"was killed by {_name(-code)}" if code < 0 else f"ended with code {code} without an error message"
     hint = "; the machine may be out of memory" if code == -signal.SIGKILL else ""
     lines = [f"Rank {rank} {what}{hint}."]
     if -code in _CRASHES and ending.stacks.get(rank):
@@ -113,14 +113,14 @@ def _hang_lines(ending: Ending, first: Report) -> list[str]:
     """Each rank has shown its stack already; those that could not are named."""
     lines = [first.summary]
     for rank in sorted(ending.ended):
-        lines.append(f"Rank {rank} said nothing and was killed; it {ending.ended[rank]}.")
+        lines.append(f"Rank {rank} did not report and was killed; it {ending.ended[rank]}.")
         if ending.stacks.get(rank):
             lines.append(f"Its stack:\n{ending.stacks[rank]}")
     return lines
 
 
 def _other_lines(ending: Ending, cause: _Cause | None) -> list[str]:
-    """A line about those that ended with the cause, and one for each that has an error of its own."""
+    """A line about the ranks that ended because of the cause, and one for each rank with an error of its own."""
     lines = []
     with_it = ending.consequences()
     same = ending.reports.get(cause.rank) if cause is not None else None
@@ -128,8 +128,8 @@ def _other_lines(ending: Ending, cause: _Cause | None) -> list[str]:
         if same is not None and report.summary == same.summary:
             with_it.add(rank)
         elif rank not in with_it:
-            lines.append(f"Rank {rank} failed, too: {report.summary}")
-    if ending.stopped_by is None:  # those that torchrun has told to stop had nothing to say
+            lines.append(f"Rank {rank} also failed: {report.summary}")
+    if ending.stopped_by is None:  # ranks that torchrun told to stop had nothing to report
         with_it |= {rank for rank, code in ending.silent().items() if code == -signal.SIGTERM}
     if cause is not None:
         with_it.discard(cause.rank)
@@ -160,10 +160,10 @@ def _name(number: int) -> str:
 
 
 def exit_code(ending: Ending, processes: int) -> int:
-    """The launcher's exit code: that of the ranks which failed by themselves, if any did."""
+    """The launcher's exit code: that of the ranks that failed by themselves, if any did."""
     codes: Mapping[int, int] = ending.codes
     if ending.stopped_by is not None and (ending.at_once or len(codes) < processes):
-        codes = {**codes, -1: -ending.stopped_by}  # some ranks were stopped before they could say how they ended
+        codes = {**codes, -1: -ending.stopped_by}  # some ranks were stopped before they could report how they ended
     consequences = ending.consequences()
     of_themselves = [code for rank, code in codes.items() if rank not in consequences]
     if not any(of_themselves) and ending.elsewhere is not None and any(codes.values()):
@@ -172,10 +172,10 @@ def exit_code(ending: Ending, processes: int) -> int:
 
 
 def common_exit_code(codes: Iterable[int]) -> int:
-    """One exit code for the codes of several ranks, negative where a signal killed one.
+    """One exit code for the codes of several ranks; a negative code means a signal killed the rank.
 
-    Wrong input is first, because the other ranks then fail as a consequence; then any failure; then having been
-    stopped (130, 143), because the launcher stops the others when one rank fails; 0 when all ended well.
+    Wrong input comes first, because the other ranks then fail as a consequence; then any failure; then being stopped
+    (130, 143), because the launcher stops the others when one rank fails; 0 if all ended well.
     """
     shell = [128 - code if code < 0 else code for code in codes]
     stopped = (128 + signal.SIGINT, 128 + signal.SIGTERM)

@@ -1,8 +1,8 @@
 """Where the launchers of a run meet, and what they tell each other while its ranks run: who is there, who has failed.
 
-The first one holds torch's store, which torchrun's static rendezvous and the ranks use as well: a run has one place to
-meet, and one port. A run on one machine has it on the loopback interface and nowhere else. torchrun's other rendezvous,
-c10d, would unpickle what a stranger puts into the store, and choose by host names which machine is the first.
+The first launcher holds torch's store, which torchrun's static rendezvous and the ranks use as well: a run has one
+meeting point and one port. A run on one machine has it on the loopback interface only. torchrun's other rendezvous,
+c10d, would unpickle what a stranger puts into the store, and would choose the first machine by host name.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
 _BEAT_SECONDS = 0.5
-_SILENCE_SECONDS = 15.0  # without a beat a machine counts as gone
+_SILENCE_SECONDS = 15.0  # a machine without a heartbeat for so long counts as gone
 _LOOK_SECONDS = 0.1
 _ANSWER_SECONDS = 10.0  # for the store to answer
-_SAY_SECONDS = 10.0  # of waiting, after which it says for what
-_LINGER_SECONDS = 30.0  # of the first one, for the others to end: what has failed is told through its store
+_SAY_SECONDS = 10.0  # after waiting so long, it says what it waits for
+_LINGER_SECONDS = 30.0  # for which the first one waits for the others to end: they learn of failures through its store
 
 
 class NodeLost(Exception):
-    """Another machine is gone, or never came. Not the user's input, as a rule, and no defect either."""
+    """Another machine is gone, or never came. This is usually neither wrong input nor a bug."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What a node tells of the failure of its ranks."""
+    """What a node reports about the failure of its ranks."""
 
     node: int
     text: str  # the first cause, in one line
-    consequence: bool = False  # whether it says no more than that another rank is gone
+    consequence: bool = False  # whether it only says that another rank is gone
     hang: bool = False  # whether nothing moved for too long
-    code: int = 1  # the exit code that goes with it
+    code: int = 1  # the exit code to end with
 
 
 class Meeting:
-    """This machine's part in it. Inside `with` all machines of the run are there, or there was an error."""
+    """This machine's part in the meeting. Inside `with`, all machines of the run are there, or an error was raised."""
 
     def __init__(self, nodes: Nodes) -> None:
         self.nodes = nodes
@@ -62,14 +62,14 @@ class Meeting:
         self._own: Failure | None = None
         self._ended = False
         self._failures: dict[int, Failure] = {}
-        self._last: dict[int, bytes] = {}  # what each of the others has told last; written by the thread
-        self._heard: dict[int, float] = {}  # and when; never again, once it has ended
+        self._last: dict[int, bytes] = {}  # the last thing each of the others has sent; written by the thread
+        self._heard: dict[int, float] = {}  # and when; without those that have ended
         self._store: TCPStore | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="atlas-nodes", daemon=True)
 
     def __enter__(self) -> Meeting:
-        """Raises InputError where an address, a port or a number is wrong; NodeLost where a machine does not come."""
+        """Raises InputError if an address, a port or a number is wrong; NodeLost if a machine does not come."""
         self._store = self._connect() if self.nodes.rank else self._hold()
         try:
             self._wait_for_all()
@@ -85,7 +85,7 @@ class Meeting:
         self._over.set()
         if self._others:
             self._thread.join(_ANSWER_SECONDS)
-            if not self._thread.is_alive():  # else it waits for a store that does not answer
+            if not self._thread.is_alive():  # otherwise it waits for a store that does not answer
                 self._ended = True
                 with contextlib.suppress(NodeLost):
                     self._say()
@@ -117,32 +117,32 @@ class Meeting:
 
     @property
     def told(self) -> bool:
-        """Whether this node has told a failure."""
+        """Whether this node has reported a failure."""
         return self._own is not None
 
     def tell(self, text: str, *, consequence: bool = False, hang: bool = False, code: int = 1) -> None:
-        """Have the others told, soon, that ranks of this node have failed; as `Failure` has it. Never waits."""
+        """Report soon to the others that ranks of this node have failed; see `Failure`. Never waits."""
         self._own = Failure(self.nodes.rank, text, consequence, hang, code or 1)
 
     def failures(self) -> list[Failure]:
-        """What is known to have failed on other nodes. Never waits."""
+        """The known failures of other nodes. Never waits."""
         for node in self._silent():
-            text = f"nothing was heard of it for {_SILENCE_SECONDS:g} s; its launcher or the machine is gone"
+            text = f"nothing was heard from it for {_SILENCE_SECONDS:g} s; its launcher or the machine is gone"
             self._failures.setdefault(node, Failure(node, text))
         return list(self._failures.values())
 
     @property
     def cause(self) -> Failure | None:
-        """What failed first on another machine, by itself."""
+        """The first failure on another machine that does not follow from another one."""
         return next((failure for failure in self.failures() if not failure.consequence), None)
 
     @property
     def first_failure(self) -> Failure | None:
-        """The cause, or where none is known, a consequence on another machine."""
+        """The cause, or if none is known, a consequence on another machine."""
         return self.cause or next(iter(self.failures()), None)
 
     def wait_for_cause(self) -> None:
-        """Where ranks here ended because of others: wait until it is known why, as long as noticing can take."""
+        """If ranks here ended because of others, wait until it is known why, for as long as noticing it can take."""
         end = time.monotonic() + _SILENCE_SECONDS + 2 * _BEAT_SECONDS
         while self._others and self.cause is None and time.monotonic() < end:
             time.sleep(_LOOK_SECONDS)
@@ -179,7 +179,7 @@ class Meeting:
         return [node for node, at in list(self._heard.items()) if time.monotonic() - at > _SILENCE_SECONDS]
 
     def _linger(self) -> None:
-        """The first one keeps the store until the others have read and ended, within limits."""
+        """The first one keeps the store until the others have read it and ended, within limits."""
         end = time.monotonic() + _LINGER_SECONDS
         while self.nodes.rank == 0 and set(self._heard) - set(self._silent()) and time.monotonic() < end:
             self._listen()
@@ -196,7 +196,7 @@ class Meeting:
             return _store("localhost", nodes.master_port, is_master=True)
         except RuntimeError as error:
             raise InputError(
-                f"--master-port {nodes.master_port} (distributed.master_port) of this machine cannot be used "
+                f"--master-port {nodes.master_port} (distributed.master_port) cannot be used on this machine "
                 f"({first_line(error)}). Choose another, the same on every machine."
             ) from None
 
@@ -221,7 +221,7 @@ class Meeting:
         return [node for node in self._others if not self._ask("check", [_key(node)])]
 
     def _wait(self, done: Callable[[], bool], for_what: Callable[[], str]) -> bool:
-        """Whether it was done in time; says what is waited for when that takes long."""
+        """Whether it was done in time; says what it waits for if that takes long."""
         start = time.monotonic()
         said = False
         while not done():
@@ -241,7 +241,7 @@ class Meeting:
         except RuntimeError as error:
             if self.nodes.rank == 0:
                 raise NodeLost(f"The store of the nodes failed: {first_line(error)}") from None
-            raise NodeLost("Node 0 has ended; what it has printed says why.") from None
+            raise NodeLost("Node 0 has ended; its output says why.") from None
 
 
 def _named(nodes: list[int]) -> str:
@@ -255,7 +255,7 @@ def _key(node: int) -> str:
 def _store(host: str, port: int, **more: Any) -> TCPStore:
     from torch.distributed import TCPStore
 
-    # Of several tenants: torchrun, in this process too, then uses the one that listens.
+    # With several tenants, torchrun (in this process too) uses the one that listens.
     wait = timedelta(seconds=_ANSWER_SECONDS)
     return TCPStore(host, port, timeout=wait, wait_for_workers=False, multi_tenant=True, **more)
 

@@ -1,4 +1,4 @@
-"""Which of several machines this is, and where the first one is: by flags or config, else by SLURM's variables."""
+"""Which of several machines this is, and where the first one is: from flags or config, otherwise SLURM's variables."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Nodes:
     wait_minutes: float = 30.0  # for each other, before the ranks start
 
 
-ALONE = Nodes(1, 0, LOOPBACK, 0)  # at a port that is free
+ALONE = Nodes(1, 0, LOOPBACK, 0)  # port 0: any free port
 
 
 def plan_nodes(distributed: DistributedConfig, environment: Mapping[str, str]) -> Nodes:
-    """The machines that are to take part; `ALONE` where it is this one.
+    """The machines that take part; `ALONE` if it is only this one.
 
-    Flags and config win over SLURM's variables. Raises InputError where they cannot work, and where the address cannot
-    be found.
+    Flags and config take precedence over SLURM's variables. Raises InputError if they cannot work, or if the address
+    cannot be found.
     """
     number = distributed.num_nodes or _slurm_number(environment, "SLURM_STEP_NUM_NODES", "SLURM_NNODES") or 1
     rank = distributed.node_rank
@@ -48,8 +48,8 @@ def plan_nodes(distributed: DistributedConfig, environment: Mapping[str, str]) -
     if number == 1:
         if distributed.master_addr is not None:
             raise InputError(
-                f"--master-addr {distributed.master_addr} (distributed.master_addr) is for several machines, and there "
-                f"is one: add --num-nodes N, or leave it out."
+                f"--master-addr {distributed.master_addr} (distributed.master_addr) is for several machines, but there "
+                f"is only one: add --num-nodes N, or leave it out."
             )
         return ALONE
     if distributed.num_nodes is None:
@@ -65,7 +65,7 @@ def plan_nodes(distributed: DistributedConfig, environment: Mapping[str, str]) -
 
 
 def _slurm_number(environment: Mapping[str, str], *names: str) -> int | None:
-    """The first of the variables that is there. A step's own come first: it may have fewer machines than the job."""
+    """The first of the variables that is set. A step's own come first: it may have fewer machines than the job."""
     for name in (*names, *(["SLURM_JOB_NUM_NODES"] if "SLURM_NNODES" in names else [])):
         text = environment.get(name, "")
         if text.isdigit():
@@ -92,17 +92,17 @@ def _check_tasks(environment: Mapping[str, str], number: int) -> None:
     tasks = _slurm_number(environment, "SLURM_STEP_NUM_TASKS")
     if tasks is not None and tasks > number:
         raise InputError(
-            f"SLURM has started {tasks} tasks on {number} machines. One on each is enough (srun --ntasks-per-node=1): "
-            f"it starts a process for every GPU itself."
+            f"SLURM has started {tasks} tasks on {number} machines. One per machine is enough (srun "
+            f"--ntasks-per-node=1): it starts a process for every GPU itself."
         )
 
 
 def _check_address(host: str, port: int) -> None:
     try:
         socket.getaddrinfo(host, port)
-    except (OSError, UnicodeError) as error:  # the latter for what cannot be a name, such as a..b
+    except (OSError, UnicodeError) as error:  # UnicodeError for what cannot be a host name, such as a..b
         reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"--master-addr {host} (distributed.master_addr) cannot be found by this machine ({reason}); give the "
+            f"--master-addr {host} (distributed.master_addr) cannot be resolved on this machine ({reason}); give the "
             f"first machine's name or address."
         ) from None

@@ -1,4 +1,4 @@
-"""Keeps a rank on the cores next to its GPU, on machines whose memory is in several parts (NUMA nodes)."""
+"""Keep a rank on the cores next to its GPU, on machines whose memory is in several parts (NUMA nodes)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SYS = Path("/sys")
 
 
 def stay_near_gpu(root: Path = SYS) -> None:
-    """In one of several ranks of a machine that train on GPUs: use the cores that the system names for its GPU.
+    """In one of several ranks that train on a machine's GPUs, use the cores that the system lists for the rank's GPU.
 
-    Does nothing where the system does not say (another system than Linux, one NUMA node, a virtual machine), and where
-    a user or a batch system has chosen the cores: then it knows better.
+    Does nothing if the system does not tell (not Linux, one NUMA node, a virtual machine), or if a user or a batch
+    system has chosen the cores, since they know better.
     """
     rank, ranks = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if sys.platform != "linux" or ranks == 1:
@@ -32,15 +32,15 @@ def stay_near_gpu(root: Path = SYS) -> None:
     mine = near[rank] & allowed
     if not mine or mine == allowed:
         return
-    for thread in os.listdir("/proc/self/task"):  # those that there are; later ones inherit it
-        with suppress(OSError):  # it has ended meanwhile
+    for thread in os.listdir("/proc/self/task"):  # the existing threads; later ones inherit it
+        with suppress(OSError):  # the thread has ended meanwhile
             os.sched_setaffinity(int(thread), mine)
     os.environ[RANKS_ON_CORES] = str(sum(cores == near[rank] for cores in near))
     logger.info("Stays on the %d cores next to GPU %d (%s)", len(mine), rank, addresses[rank])
 
 
 def _address(gpu: int) -> str | None:
-    """The PCI address of a GPU by torch's number, such as 0000:1b:00.0; None where the driver does not tell it."""
+    """The PCI address of a GPU by torch's number, such as 0000:1b:00.0; None if the driver does not tell."""
     import torch
 
     try:
@@ -52,15 +52,15 @@ def _address(gpu: int) -> str | None:
             text = pynvml.nvmlDeviceGetPciInfo(handle).busId
         finally:
             pynvml.nvmlShutdown()
-    except Exception as error:  # of kinds made at run time; of torch's; or the package is missing
+    except Exception as error:  # some types are made at run time, some are torch's; or the package is missing
         logger.debug("The PCI address of GPU %d is not known: %s", gpu, error)
         return None
     address = text.decode() if isinstance(text, bytes) else str(text)
-    return address.lower()[-len("0000:00:00.0") :]  # NVML writes a domain of eight digits, Linux one of four
+    return address.lower()[-len("0000:00:00.0") :]  # NVML writes a domain with eight digits, Linux with four
 
 
 def _near(root: Path, address: str) -> set[int]:
-    """The cores next to a device; none where it has no NUMA node."""
+    """The cores next to a device; none if it has no NUMA node."""
     device = root / "bus/pci/devices" / address
     try:
         node = int((device / "numa_node").read_text())
@@ -70,7 +70,7 @@ def _near(root: Path, address: str) -> set[int]:
 
 
 def _listed(file: Path) -> set[int]:
-    """The numbers in one of the kernel's lists, such as 0-3,8-11; none where there is no such file."""
+    """The numbers in one of the kernel's lists, such as 0-3,8-11; none if there is no such file."""
     cores: set[int] = set()
     with suppress(OSError, ValueError):
         for part in file.read_text().strip().split(","):

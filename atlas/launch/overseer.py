@@ -1,8 +1,8 @@
-"""Watches the ranks of one launcher: where one fails, the others end soon; a second signal ends all at once.
+"""Watches the ranks of one launcher: if one fails, the others end soon; a second signal ends all of them at once.
 
-torchrun tells the ranks to stop when one has failed, and waits. But they may sit in a collective that never returns, be
-stopped, or take long to close what they log to. This thread gives them a time that depends on what they do, and then
-kills them with everything they have started.
+torchrun tells the ranks to stop when one has failed, and waits. But they may be stuck in a collective that never
+returns, be stopped, or take long to close their trackers. This thread gives each a time that depends on what it does,
+and then kills it with everything it has started.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from atlas.launch.rank import ASK_FOR_STACK
 from atlas.launch.reports import HANG, IN_GOOD_ORDER, now, read_codes, read_reports
 
 _LOOK_SECONDS = 0.1
-# After a failure. Together with the time to see it, these stay below the 30 s that torchrun waits.
-_STUCK_SECONDS = 10  # for ranks that have not said that they end: most sit in a collective
+# Counted from a failure. Together with the time to notice it, these stay below the 30 s that torchrun waits.
+_STUCK_SECONDS = 10  # for ranks that have not announced their end: most are stuck in a collective
 _ENDING_SECONDS = 20  # for those that have: they close their trackers
-_ECHO_SECONDS = 1.0  # a wrapper may pass on a signal that has reached the launcher already
+_ECHO_SECONDS = 1.0  # within which a signal may be the same one, passed on by a wrapper
 _SECOND_SECONDS = 1.0  # from the second signal to SIGKILL
 _STACK_SECONDS = 1.0  # from asking for a stack to SIGKILL
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class Overseer:
-    """Runs beside torchrun, from `with` to its end. Must be made in the main thread, as signals are Python's there.
+    """Runs beside torchrun while its `with` block lasts. Create it in the main thread, where Python handles signals.
 
-    deaths, ended, stacks: what `Ending` says of them.
+    deaths, ended, stacks: as in `Ending`.
     """
 
     def __init__(self, folder: Path, processes: int, meeting: Meeting) -> None:
-        """folder: where the ranks leave what they have to say; processes: how many there will be; meeting: with the
+        """folder: where ranks leave their reports; processes: how many ranks there will be; meeting: with the
         launchers of other machines."""
         self._folder, self._processes, self._meeting = folder, processes, meeting
         self.deaths: dict[int, float] = {}
         self.ended: dict[int, str] = {}
         self.stacks: dict[int, str] = {}
-        self.signals = 0  # that asked to stop
+        self.signals = 0  # the number of signals that asked to stop
         self._ranks: dict[int, psutil.Process] = {}
         self._failed_at: float | None = None
         self._second_at: float | None = None
@@ -69,14 +69,13 @@ class Overseer:
         self._thread.join()
         os.close(self._reading)
         os.close(self._writing)
-        self._look()  # at how the last ones ended
+        self._look()  # a last time, at how the last ones ended
         self.stacks |= self._read_stacks()
 
     def ending(self, codes: dict[int, int], stopped_by: int | None) -> Ending:
         """How the ranks ended, given the exit codes that torchrun knows and the signal that stopped it."""
         told, reports = read_codes(self._folder), read_reports(self._folder)
-        # A rank that failed after it had said that all is well is one that failed, and one that was killed while it
-        # ended had failed before.
+        # A rank that failed after reporting success has failed, and one that was killed while ending had failed before.
         failed = {rank: 2 if report.kind == "input" else 1 for rank, report in reports.items()}
         codes = {**told, **codes, **failed, **{rank: code for rank, code in told.items() if code}}
         return Ending(
@@ -125,12 +124,12 @@ class Overseer:
             self._failed_at = time.monotonic()
 
     def _find_ranks(self) -> None:
-        """torchrun starts them and keeps their numbers to itself; they are the children that have a rank."""
+        """torchrun starts the ranks and does not tell their process ids; they are the children with a rank."""
         with contextlib.suppress(psutil.Error):
             for child in psutil.Process().children():
                 with contextlib.suppress(psutil.Error):
                     variables = child.environ()
-                    if "TORCHELASTIC_RUN_ID" in variables:  # else it is between fork and exec, or something else
+                    if "TORCHELASTIC_RUN_ID" in variables:  # otherwise between fork and exec, or something else
                         self._ranks.setdefault(int(variables["RANK"]), child)
 
     def _fails_here(self) -> bool:
@@ -138,7 +137,7 @@ class Overseer:
         return failed or bool(self._lost()) or bool(read_reports(self._folder))
 
     def _lost(self) -> list[int]:
-        """The ranks that are gone and said nothing. Once this thread has killed some, the others may follow so."""
+        """The ranks that are gone without a report. Once this thread has killed some, others may follow that way."""
         known = {*read_codes(self._folder), *read_reports(self._folder)}
         return [] if self.ended else sorted(set(self.deaths) - known)
 
@@ -158,7 +157,7 @@ class Overseer:
                 self._kill(rank, process)
 
     def _asks_for_stack(self, process: psutil.Process) -> bool:
-        """Where nothing moves, each rank's stack is what the user needs; True while it is being waited for."""
+        """When nothing moves, users need each rank's stack; True while it is being waited for."""
         if not (self._folder / HANG).exists() or _status(process) == psutil.STATUS_STOPPED:
             return False
         if self._asked_at is None:
@@ -174,10 +173,10 @@ class Overseer:
         self.ended.setdefault(rank, "was stopped (SIGSTOP)" if stopped else "was running")
         with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
             if process.is_running():
-                os.killpg(process.pid, signal.SIGKILL)  # torchrun gives each a group of its own
+                os.killpg(process.pid, signal.SIGKILL)  # torchrun gives each rank its own process group
 
     def _tell(self) -> None:
-        """Tell the other machines what has failed here first, as far as it is known: they cannot wait for more."""
+        """Report to the other machines what has failed here first, as far as is known: they cannot wait for more."""
         ending = self.ending({}, None)
         code = exit_code(ending, 0)
         if ending.at_once:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from atlas.config import DistributedConfig
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-# What it was before some were chosen ("all": not set), so that choosing again, in a rank say, changes nothing.
+# The variable's value before GPUs were chosen ("all": not set), so that choosing again, say in a rank, changes nothing.
 _BEFORE = "ATLAS_VISIBLE_DEVICES"
 _ALL = "all"
 
@@ -24,17 +24,17 @@ class Plan:
 
     processes: int
     cpu: bool
-    gpu_ids: tuple[int, ...] = ()  # among the visible GPUs; empty: the first ones, one a process
+    gpu_ids: tuple[int, ...] = ()  # among the visible GPUs; empty: the first ones, one per process
 
     def environment(self, current: Mapping[str, str]) -> dict[str, str]:
-        """The variables that the processes need, given those there are."""
+        """The variables that the processes need, given the current ones."""
         changes = self.visible(current)
         if self.processes > 1 and "OMP_NUM_THREADS" not in current:
             changes["OMP_NUM_THREADS"] = str(max(1, available_cores() // self.processes))
         return changes
 
     def visible(self, current: Mapping[str, str]) -> dict[str, str]:
-        """The variables that show CUDA the GPUs of the plan; for all of them, none. Raises InputError."""
+        """The variables that show CUDA the plan's GPUs; none if it uses all of them. Raises InputError."""
         if self.cpu:
             return {VISIBLE: ""}
         if not self.gpu_ids:
@@ -45,19 +45,19 @@ class Plan:
         )
         if max(self.gpu_ids) >= len(names):
             raise InputError(
-                f"--gpu-ids (distributed.gpu_ids): GPU {max(self.gpu_ids)} is asked for and {VISIBLE}={before} shows "
+                f"--gpu-ids (distributed.gpu_ids): GPU {max(self.gpu_ids)} is asked for, but {VISIBLE}={before} shows "
                 f"{len(names)}."
             )
         return {VISIBLE: ",".join(names[i].strip() for i in self.gpu_ids), _BEFORE: before}
 
 
 def without_choice(current: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which GPUs are counted again among those that it shows, whatever was chosen before."""
+    """An environment in which GPUs are counted among those it showed originally, whatever was chosen since."""
     return {name: value for name, value in current.items() if name != _BEFORE}
 
 
 def plan_processes(distributed: DistributedConfig, gpus_found: int) -> Plan:
-    """How many processes to start, and on what. Raises InputError when there are fewer GPUs than are asked for."""
+    """How many processes to start, and on what. Raises InputError if there are fewer GPUs than asked for."""
     if distributed.cpu:
         if distributed.mode == "multi" and distributed.gpus is None:
             raise InputError("--mode multi with --cpu needs the number of CPU processes: add --gpus N.")
@@ -66,11 +66,11 @@ def plan_processes(distributed: DistributedConfig, gpus_found: int) -> Plan:
         return _chosen_gpus(distributed, gpus_found)
     if distributed.gpus is not None:
         if distributed.gpus > gpus_found:
-            raise InputError(f"{distributed.gpus} GPUs are asked for and {_found(gpus_found)}. {_instead(gpus_found)}")
+            raise InputError(f"{distributed.gpus} GPUs are asked for, but {_found(gpus_found)}. {_instead(gpus_found)}")
         return Plan(distributed.gpus, cpu=False)
     if distributed.mode == "multi":
         if gpus_found == 0:
-            raise InputError(f"--mode multi asks for all GPUs and {_found(0)}. {_instead(0)}")
+            raise InputError(f"--mode multi asks for all GPUs, but {_found(0)}. {_instead(0)}")
         return Plan(gpus_found, cpu=False)
     if distributed.mode == "single" or gpus_found == 0:
         return Plan(1, cpu=gpus_found == 0)
@@ -86,9 +86,9 @@ def _chosen_gpus(distributed: DistributedConfig, gpus_found: int) -> Plan:
         raise InputError(f"--gpu-ids {shown} names a GPU twice.")
     if max(ids) >= gpus_found:
         have = f" (ids 0 to {gpus_found - 1})" if gpus_found > 1 else " (id 0)" if gpus_found else ""
-        raise InputError(f"--gpu-ids {shown}: GPU {max(ids)} is asked for and {_found(gpus_found)}{have}.")
+        raise InputError(f"--gpu-ids {shown}: GPU {max(ids)} is asked for, but {_found(gpus_found)}{have}.")
     if distributed.mode == "single" and len(ids) > 1:
-        raise InputError(f"--mode single uses one GPU and --gpu-ids names {len(ids)}; use --mode multi, or one id.")
+        raise InputError(f"--mode single uses one GPU, but --gpu-ids names {len(ids)}; use --mode multi, or one id.")
     return Plan(len(ids), cpu=False, gpu_ids=ids)
 
 
@@ -101,7 +101,7 @@ def _instead(gpus: int) -> str:
 
 
 def count_gpus(distributed: DistributedConfig) -> int:
-    """The GPUs that are visible; not looked for where only CPUs are wanted. Does not initialise CUDA."""
+    """The number of visible GPUs; not looked for if only CPUs are wanted. Does not initialise CUDA."""
     if distributed.cpu:
         return 0
     import torch

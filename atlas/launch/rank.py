@@ -1,4 +1,4 @@
-"""In a rank: learn which run it is of, end with the launcher, and tell it how and why this rank ends."""
+"""Inside a rank: learn which run it belongs to, end with the launcher, and report how and why this rank ends."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from atlas.config import Config
 
 LAUNCHER_PID = "ATLAS_LAUNCHER_PID"
-FOLDER = "ATLAS_LAUNCHER_FOLDER"  # in which ranks leave what the launcher needs to know
-ASK_FOR_STACK = signal.SIGUSR2  # the launcher's, to a rank that has said nothing
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+FOLDER = "ATLAS_LAUNCHER_FOLDER"  # where ranks leave what the launcher needs to know
+ASK_FOR_STACK = signal.SIGUSR2  # sent by the launcher to a rank that has reported nothing
+_PR_SET_PDEATHSIG = 1  # for Linux's prctl
 _LOOK_SECONDS = 0.1
 _SHARED_SECONDS = 30.0  # for a shared file system to show what another machine has written
-_kept: list[Any] = []  # what must live as long as the process
+_kept: list[Any] = []  # objects that must live as long as the process
 
 
 def launcher_folder() -> Path | None:
-    """The folder of the launcher that has started this rank; None in any other process."""
+    """The folder of the launcher that started this rank; None in any other process."""
     folder = os.environ.get(FOLDER)
     return Path(folder) if folder and "RANK" in os.environ and Path(folder).is_dir() else None
 
@@ -48,7 +48,7 @@ def die_with_launcher() -> None:
     if folder is not None:
         file = (folder / f"stack_{os.environ['RANK']}").open("w")
         _kept.append(file)
-        faulthandler.enable(file)  # a crash in C says where it was, too
+        faulthandler.enable(file)  # so that a crash in C also says where it was
         faulthandler.register(ASK_FOR_STACK, file)
     launcher = os.environ.get(LAUNCHER_PID)
     if launcher is None or sys.platform != "linux":
@@ -56,23 +56,23 @@ def die_with_launcher() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         os.kill(int(launcher), 0)
-    except ProcessLookupError:  # it was gone before the kernel was told
+    except ProcessLookupError:  # it had ended before the kernel was told
         os._exit(128 + signal.SIGKILL)
 
 
 def leave_exit_code(code: int) -> None:
-    """Tell the launcher how this rank ended: torchrun keeps only that it failed. Does nothing elsewhere."""
+    """Report to the launcher how this rank ended: torchrun only keeps that it failed. Does nothing elsewhere."""
     folder = launcher_folder()
     if folder is not None:
         write_code(folder, int(os.environ["RANK"]), code)
 
 
 def leave_error(error: BaseException) -> bool:
-    """Give the launcher an error to tell; False where there is none, and whoever asks has to tell it.
+    """Give the launcher an error to report; False if there is no launcher, and the caller has to report it.
 
     Best called before anything else is done about the error: from then on the launcher waits for this rank to end, and
     no longer for the others, and the SIGTERM that torchrun sends when another rank has failed does not disturb this
-    one. Errors that ask for an exit code of their own are no failures, and are not kept.
+    one. Errors that ask for their own exit code are not failures, and are not kept.
     """
     folder = launcher_folder()
     if folder is None:
@@ -104,15 +104,15 @@ def _traceback(error: BaseException) -> str:
 
 
 def end_at_once(code: int, error: BaseException | None = None) -> None:
-    """End a rank that has failed, where the others may still wait for it in a collective; does nothing elsewhere.
+    """End a failed rank although the others may still wait for it in a collective; does nothing elsewhere.
 
-    Leaving the process group in good order, as Python's own end would, waits for them in turn, for ever on GPUs.
-    error: is shown before, where nobody above will.
+    Leaving the process group properly, as Python's own exit would, waits for the others in turn: on GPUs, for ever.
+    error: shown first, for callers above which nobody will show it.
     """
     distributed = sys.modules.get("torch.distributed")
     if code == 0 or distributed is None or not distributed.is_initialized() or distributed.get_world_size() == 1:
         return
-    with contextlib.suppress(OSError, ValueError):  # where these are gone, nobody listens
+    with contextlib.suppress(OSError, ValueError):  # if these are closed, nobody is listening
         if error is not None:
             from atlas.system.redact import redact
 
@@ -126,17 +126,17 @@ def end_at_once(code: int, error: BaseException | None = None) -> None:
 
 
 def is_rank() -> bool:
-    """Whether this process is one of those that torchrun has started."""
+    """Whether this process is one that torchrun has started."""
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
 
 
 def on_first_rank(prepare: Callable[[], tuple[Config, Path | None]]) -> tuple[Config, Path | None]:
-    """What `prepare` gives, which rank 0 alone does where there are several; elsewhere simply `prepare()`.
+    """The result of `prepare`, which only rank 0 runs if there are several ranks; elsewhere simply `prepare()`.
 
-    It goes to the others as JSON, through the store at which the ranks meet: whoever reaches that store may have
-    written what is there, so that nothing of it is believed that is not checked. Raises InputError where `prepare`
-    does, on rank 0 and the first rank of every other machine; where a machine has another version of Atlas; and where
-    it does not see the run's folder. The other ranks of a machine then end with 2, without a word.
+    The other ranks get it as JSON through the store at which the ranks meet. Whoever reaches that store may have
+    written to it, so everything in it is checked. Raises InputError if `prepare` does, on rank 0 and the first rank of
+    every other machine; if a machine has another version of Atlas; and if it does not see the run's folder. The other
+    ranks of a machine then end with 2, silently.
     """
     if not is_rank() or int(os.environ["WORLD_SIZE"]) == 1:
         return prepare()
@@ -144,7 +144,7 @@ def on_first_rank(prepare: Callable[[], tuple[Config, Path | None]]) -> tuple[Co
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, _ = next(rendezvous("env://"))
-    _kept.append(store)  # without torchrun's own, rank 0 holds it, and the others read from it later
+    _kept.append(store)  # unless torchrun has a store of its own, rank 0 holds it, and the others read from it later
     shared = PrefixStore("atlas", store)
     if rank == 0:
         try:
@@ -167,13 +167,13 @@ def on_first_rank(prepare: Callable[[], tuple[Config, Path | None]]) -> tuple[Co
 
 
 def write_prepared(config: Config, checkpoint: Path | None) -> str:
-    """A run that is ready to start, for the other ranks."""
+    """A run that is ready to start, as text for the other ranks."""
     named = None if checkpoint is None else str(checkpoint)
     return json.dumps({"atlas": __version__, "config": config.model_dump(mode="json"), "checkpoint": named})
 
 
 def read_prepared(text: str | bytes) -> tuple[Config, Path | None]:
-    """What `write_prepared` has written. Raises InputError for anything else, and with what rank 0 has refused."""
+    """The inverse of `write_prepared`. Raises InputError for anything else, and with rank 0's refusal."""
     from atlas.config import parse_config
 
     try:
@@ -182,19 +182,19 @@ def read_prepared(text: str | bytes) -> tuple[Config, Path | None]:
             raise InputError(refused)
         version, config, checkpoint = values.pop("atlas"), values.pop("config"), values.pop("checkpoint")
         if values or not isinstance(config, dict) or not isinstance(checkpoint, str | None):
-            raise ValueError("other keys or values than a run has")
+            raise ValueError("its keys or values are not those of a run")
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"What the ranks' store holds is not the run that rank 0 has prepared ({error}).") from None
+        raise InputError(f"The ranks' store does not hold the run that rank 0 has prepared ({error}).") from None
     if version != __version__:
         raise InputError(
-            f"This machine has Atlas {__version__}, and the first one, which has prepared the run, {version}: install "
-            f"the same version on all."
+            f"This machine has Atlas {__version__}, but the first one, which has prepared the run, has {version}: "
+            f"install the same version on all."
         )
     return parse_config(config, "what rank 0 has prepared"), None if checkpoint is None else Path(checkpoint)
 
 
 def _check_shared(config: Config) -> None:
-    """Wait until this machine sees the config that rank 0 has written. Raises InputError where it does not."""
+    """Wait until this machine sees the config that rank 0 has written. Raises InputError if it does not."""
     from atlas.config import load_config
 
     assert config.run_name is not None
@@ -204,6 +204,6 @@ def _check_shared(config: Config) -> None:
         if time.monotonic() > end:
             raise InputError(
                 f"{folder.absolute()} is not the run's folder that the first machine has made. All machines need the "
-                f"same output_dir, on a file system that they share: start in the same folder, or give an absolute one."
+                f"same output_dir on a shared file system: start in the same folder, or give an absolute path."
             )
         time.sleep(_LOOK_SECONDS)

@@ -1,6 +1,6 @@
-"""Starting the ranks of this machine with `torch.distributed.run`, one process a rank, and ending with them.
+"""Starting the ranks of this machine with `torch.distributed.run`, one process per rank, and ending with them.
 
-The launcher passes SIGINT, SIGTERM, SIGUSR1 and SIGHUP on, tells once what went wrong, ends with the exit code of its
+The launcher passes on SIGINT, SIGTERM, SIGUSR1 and SIGHUP, reports once what went wrong, ends with the exit code of its
 ranks, and takes them with it when it is killed.
 """
 
@@ -32,16 +32,15 @@ from atlas.system.terminal import leave_lost_terminal
 
 # How long ranks that a user told to stop may take to write a checkpoint and to finish their trackers.
 _STOP_SECONDS = 300
-_LOOPBACK = ("lo", "lo0")  # the interface's name on Linux, and elsewhere
+_LOOPBACK = ("lo", "lo0")  # the interface's names on Linux and elsewhere
 _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
 
 
 def launch_ranks(arguments: Sequence[str], plan: Plan, module: str = "atlas.cli", nodes: Nodes = ALONE) -> int:
     """Run `python -m module arguments…` in every rank, wait for all of them and return their common exit code.
 
-    nodes: the machines that take part; `plan` is this one's share. What failed is told on stderr. Raises InputError
-    and NodeLost where the machines do not meet. Must be called in the main thread: it handles signals while the ranks
-    run.
+    nodes: the machines that take part; `plan` is this one's share. Failures are reported on stderr. Raises InputError
+    and NodeLost if the machines do not meet. Call it in the main thread: it handles signals while the ranks run.
     """
     with tempfile.TemporaryDirectory(prefix="atlas-ranks-") as name, Meeting(nodes) as meeting:
         folder = Path(name)
@@ -54,7 +53,7 @@ def launch_ranks(arguments: Sequence[str], plan: Plan, module: str = "atlas.cli"
             FOLDER: name,
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_STOP_SECONDS)),
         }
-        # A single process has its machine for itself, and yet may be one of several: accelerate would say so.
+        # A single process has its machine to itself, yet may be one of several: accelerate would say so.
         variables.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(available_cores())))
         options = [*meeting.torchrun_options(), "--nproc-per-node", str(plan.processes)]
         options += ["--log-dir", str(folder / "torchrun"), "--no-python", *module_command(module), *arguments]
@@ -63,7 +62,7 @@ def launch_ranks(arguments: Sequence[str], plan: Plan, module: str = "atlas.cli"
         ending = overseer.ending(codes, stopped_by)
         said = summary(ending)
         if said is not None and said[1]:
-            meeting.wait_for_cause()  # that of the ranks here may be on another machine
+            meeting.wait_for_cause()  # the cause of failures here may be on another machine
             ending.elsewhere = meeting.first_failure
         meeting.code = exit_code(ending, plan.processes)
     for line in failure_lines(ending):
@@ -72,7 +71,7 @@ def launch_ranks(arguments: Sequence[str], plan: Plan, module: str = "atlas.cli"
 
 
 def _run(options: Sequence[str]) -> tuple[dict[int, int], int | None]:
-    """torchrun: the exit codes of the ranks that failed, and the signal that stopped it."""
+    """Run torchrun: returns the exit codes of the ranks that failed, and the signal that stopped it."""
     from torch.distributed import DistError
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -81,7 +80,7 @@ def _run(options: Sequence[str]) -> tuple[dict[int, int], int | None]:
     parsed = torchrun.parse_args(options)
     if hasattr(parsed, "signals_to_handle"):
         parsed.signals_to_handle = "SIGTERM,SIGINT,SIGQUIT"  # SIGHUP is handled here, or ignored: see `_signals`
-    # torchrun reports each failure at length; what the rank itself has said says it better.
+    # torchrun reports each failure at length; the rank's own report is clearer.
     logging.disable(logging.ERROR)
     try:
         torchrun.run(parsed)
@@ -97,7 +96,7 @@ def _run(options: Sequence[str]) -> tuple[dict[int, int], int | None]:
 
 
 def _own_interface() -> dict[str, str]:
-    """What keeps the connections between ranks of one machine on its loopback interface, unless a user has chosen."""
+    """Variables that keep connections between a machine's ranks on its loopback interface, unless a user has chosen."""
     there = {name for _, name in socket.if_nameindex()}
     name = next((name for name in _LOOPBACK if name in there), None)
     return {} if name is None else {v: os.environ.get(v, name) for v in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
@@ -119,8 +118,8 @@ def _variables(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """SLURM's warning and the end of the terminal become the SIGTERM that torchrun passes on; under nohup, the latter
-    changes nothing. Afterwards the handlers are what they were.
+    """Turn SLURM's warning and the end of the terminal into the SIGTERM that torchrun passes on; under nohup, the
+    latter changes nothing. Afterwards the handlers are restored.
     """
     before = {number: signal.getsignal(number) for number in _HANDLED}
 

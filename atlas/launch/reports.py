@@ -1,7 +1,7 @@
-"""What ranks leave in their launcher's folder: how each ended, and why, for the launcher to tell it once.
+"""What ranks leave in their launcher's folder: how and why each ended, for the launcher to report once.
 
-`code_3` holds the exit code of rank 3, `report_3.json` its error, `stack_3` what it did when it was asked or crashed;
-`hang` is there once some rank has found that nothing moves.
+`code_3` holds the exit code of rank 3, `report_3.json` its error, `stack_3` its stack when it was asked or crashed;
+`hang` exists once some rank has found that nothing moves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from atlas.system.files import write_json
 
 HANG = "hang"
 IN_GOOD_ORDER = (0, 130, 143)  # the exit codes of ranks that are done, or were told to stop
-# How gloo and NCCL say that another process is gone; both raise plain RuntimeErrors, too.
+# How gloo and NCCL say that another process is gone; both also raise plain RuntimeErrors.
 _CONNECTION = re.compile(
     r"gloo|nccl|connection (closed|reset|refused|was aborted)|broken pipe|socket (timeout|error)|failed to recv"
     r"|process group|watchdog",
@@ -35,13 +35,13 @@ class Report:
 
     rank: int
     kind: Literal["error", "input", "hang"]
-    text: str  # the traceback; of wrong input its message; of a hang what the rank did last
+    text: str  # a traceback; for wrong input its message; for a hang what the rank did last
     summary: str  # in one line
-    consequence: bool  # whether it says no more than that another rank is gone
+    consequence: bool  # whether it only says that another rank is gone
     time: float  # seconds since 1970
 
     def write(self, folder: Path) -> None:
-        """Leave it for the launcher. The first one stays: what follows while a rank ends is a consequence."""
+        """Leave it for the launcher. The first one is kept: errors while a rank ends are consequences."""
         path = folder / f"report_{self.rank}.json"
         if not path.exists():
             write_json(path, asdict(self))
@@ -65,8 +65,8 @@ def read_codes(folder: Path) -> dict[int, int]:
 
 
 def is_consequence(error: BaseException) -> bool:
-    """Whether an error only says that another process is gone. What started the chain of errors decides: while one
-    unwinds, its rank's connections may break as well.
+    """Whether an error only says that another process is gone. The first error of a chain decides: while it unwinds,
+    its rank's connections may break as well.
     """
     first = list(_chain(error))[-1]
     torch = sys.modules.get("torch")
@@ -76,7 +76,7 @@ def is_consequence(error: BaseException) -> bool:
 
 
 def own_frames(stack: list[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
-    """A stack, outermost frame first, without how the command line or a thread came to call the package."""
+    """A stack, outermost frame first, without the frames in which the command line or a thread called the package."""
     outer = [i for i, frame in enumerate(stack) if f"{os.sep}typer{os.sep}" in frame.filename]
     start = outer[-1] + 1 if outer else 0
     while start < len(stack) - 1 and stack[start].name in ("_bootstrap", "_bootstrap_inner", "run"):

@@ -45,7 +45,7 @@ TRAIN = [
     line("--num-nodes 2 --node-rank 2 --master-addr 127.0.0.1 --cpu", "--node-rank 2", "0 to 1"),
     line("--node-rank 1 --cpu", "--node-rank 1", "one machine"),
     line("--master-addr 127.0.0.1 --cpu", "--master-addr 127.0.0.1", "add --num-nodes N"),
-    line("--num-nodes 2 --master-addr no..host --cpu", "--master-addr no..host", "cannot be found"),
+    line("--num-nodes 2 --master-addr no..host --cpu", "--master-addr no..host", "cannot be resolved"),
     line("--master-port 80 --cpu", "--master-port", "equal to 1024"),
     line("--config nowhere.yaml --cpu", "nowhere.yaml", "No such file"),
     line("--config HERE --cpu", "HERE", "Is a directory"),

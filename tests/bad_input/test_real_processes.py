@@ -45,7 +45,7 @@ def train_script(place: Path, *arguments: str) -> subprocess.CompletedProcess[st
     ("arguments", "words"),
     [
         (["training.lerning_rate=1"], ["training.lerning_rate", "Did you mean 'learning_rate'"]),
-        (["--cpu", "--gpu-ids", "0"], ["cpu is true and gpu_ids are given"]),
+        (["--cpu", "--gpu-ids", "0"], ["cpu is true but gpu_ids are given"]),
         (["--cpu", "--config", "gone.yaml"], ["gone.yaml"]),
         (["--cpu", "--resume", "gone"], ["no checkpoint", "gone"]),
         (["--cpu", "data.path=gone"], ["no dataset", "gone"]),

@@ -68,7 +68,7 @@ def test_gpus_that_torch_cannot_use_are_refused_with_its_reason(old_driver: Mach
 
 @pytest.mark.parametrize("start", [prepare, make_accelerator])
 def test_neither_the_preparation_nor_a_rank_falls_back_to_the_cpu(old_driver: Machine, start: Any) -> None:
-    with pytest.raises(InputError, match="8 GPUs are there, and torch cannot use CUDA"):
+    with pytest.raises(InputError, match="8 GPUs are there, but torch cannot use CUDA"):
         start(Config())
 
 
@@ -109,24 +109,24 @@ def test_a_choice_is_made_once(machine: Machine, monkeypatch: pytest.MonkeyPatch
 
 def test_a_choice_beyond_what_is_visible_is_refused(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    with pytest.raises(InputError, match="GPU 2 is asked for and CUDA_VISIBLE_DEVICES=4,5 shows 2"):
+    with pytest.raises(InputError, match="GPU 2 is asked for, but CUDA_VISIBLE_DEVICES=4,5 shows 2"):
         settle_device(DistributedConfig(gpu_ids=[2]))
 
 
 def test_a_choice_that_comes_too_late_is_refused(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    with pytest.raises(InputError, match="uses CUDA already"):
+    with pytest.raises(InputError, match="already uses CUDA"):
         settle_device(DistributedConfig(gpu_ids=[1]))
 
 
 def test_two_ranks_share_no_gpu(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "8")
-    with pytest.raises(InputError, match="Process 8 of this machine has no GPU: 8 can be seen"):
+    with pytest.raises(InputError, match="Process 8 of this machine has no GPU: 8 are visible"):
         check_gpu_of_rank(DistributedConfig())
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")  # a cluster may show each process its own
     check_gpu_of_rank(DistributedConfig())
-    with pytest.raises(InputError, match="names 0,2, and there is 1 process"):
+    with pytest.raises(InputError, match="names 0,2, but there is 1 process"):
         check_gpu_of_rank(DistributedConfig(gpu_ids=[0, 2]))
 
 

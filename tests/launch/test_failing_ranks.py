@@ -123,7 +123,7 @@ def test_wrong_input_that_a_rank_finds_is_its_message(outcomes: dict[str, Outcom
 def test_a_rank_that_leaves_without_a_word_is_named(outcomes: dict[str, Outcome]) -> None:
     end = outcomes["sleep,exit"]
 
-    assert (end.code, end.said) == (7, ["Rank 1 ended with code 7 and said nothing.", "Rank 0 ended with it."])
+    assert (end.code, end.said) == (7, ["Rank 1 ended with code 7 without an error message.", "Rank 0 ended with it."])
 
 
 def test_a_crash_in_c_shows_where_it_was(outcomes: dict[str, Outcome]) -> None:
@@ -158,7 +158,7 @@ def test_a_frozen_rank_is_named_and_killed(outcomes: dict[str, Outcome]) -> None
     end = outcomes["hang,freeze"]
 
     assert end.code == 1
-    assert end.said[-1] == "Rank 1 said nothing and was killed; it was stopped (SIGSTOP)."
+    assert end.said[-1] == "Rank 1 did not report and was killed; it was stopped (SIGSTOP)."
     assert {file.name for file in end.folder.glob("hang_*")} == {"hang_rank_0.txt"}
 
 
@@ -166,7 +166,7 @@ def test_a_rank_that_keeps_the_lock_of_python_is_asked_for_its_stack(outcomes: d
     end = outcomes["hang,hold"]
 
     assert end.code == 1
-    assert "Rank 1 said nothing and was killed; it was running." in end.said
+    assert "Rank 1 did not report and was killed; it was running." in end.said
     assert any("in hold_forever" in line for line in end.said)
 
 
@@ -258,4 +258,4 @@ def test_a_second_signal_ends_all_at_once(start: Start, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
 
     # Sooner than ranks that do not answer are given up.
-    assert finish(process, tmp_path, within=overseer._STUCK_SECONDS) == (130, ["Ended at once, by the second signal."])
+    assert finish(process, tmp_path, within=overseer._STUCK_SECONDS) == (130, ["Ended at once by the second signal."])

@@ -39,7 +39,7 @@ def test_the_earliest_error_of_its_own_is_the_cause() -> None:
 def test_a_second_error_of_another_kind_is_named() -> None:
     ranks = ending({0: 1, 1: 1}, error(0, 1.0), error(1, 2.0, summary="KeyError: 'x'"))
 
-    assert failure_lines(ranks) == ["Rank 0:", "Traceback of 0", "Rank 1 failed, too: KeyError: 'x'"]
+    assert failure_lines(ranks) == ["Rank 0:", "Traceback of 0", "Rank 1 also failed: KeyError: 'x'"]
 
 
 def test_of_consequences_alone_the_earliest_is_shown() -> None:

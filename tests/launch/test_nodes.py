@@ -98,7 +98,7 @@ def test_flags_win_over_slurm(scontrol: None, port: int) -> None:
         ({"num_nodes": 2, "node_rank": 2, **HERE}, {}, ["--node-rank 2", "0 to 1", "2 machines"]),
         ({"num_nodes": 2}, {}, ["--num-nodes 2", "--master-addr"]),
         ({"master_addr": "127.0.0.1"}, {}, ["--master-addr 127.0.0.1", "--num-nodes"]),
-        ({"num_nodes": 2, "master_addr": "no such host"}, {}, ["--master-addr no such host", "cannot be found"]),
+        ({"num_nodes": 2, "master_addr": "no such host"}, {}, ["--master-addr no such host", "cannot be resolved"]),
         ({}, {**SLURM, "PATH": ""}, ["scontrol", "node[2-4]", "--master-addr"]),
         (HERE, {**SLURM, "SLURM_STEP_NUM_TASKS": "32"}, ["32 tasks on 4 machines", "--ntasks-per-node=1"]),
     ],
@@ -212,7 +212,7 @@ def test_a_machine_that_does_not_see_the_run_says_so(
     text = write_prepared(config, None)
     write_text(tmp_path / "run" / "config.yaml", "seed: 4")  # as a run of the same name on another disk
 
-    with pytest.raises(InputError, match=rf"{tmp_path}/run is not the run's folder .* file system that they share"):
+    with pytest.raises(InputError, match=rf"{tmp_path}/run is not the run's folder .* on a shared file system"):
         prepared(text)
 
 
@@ -331,7 +331,7 @@ def test_a_rank_that_fails_ends_those_on_the_other_machine(
     )
 
 
-@pytest.mark.parametrize(("killed", "word"), [(0, "its launcher has ended"), (1, "nothing was heard of it for 5 s")])
+@pytest.mark.parametrize(("killed", "word"), [(0, "its launcher has ended"), (1, "nothing was heard from it for 5 s")])
 def test_a_machine_that_is_gone_ends_the_others(
     start_pair: Callable[[str], list[Machine]], tmp_path: Path, killed: int, word: str
 ) -> None:
