@@ -122,7 +122,8 @@ def test_the_shipped_configs_are_valid_and_say_what_to_expect(path: Path) -> Non
     config = load_config(path)
     comment = "".join(line.lstrip("# ") for line in path.read_text().splitlines(True) if line.startswith("#"))
 
-    assert config.model.vision.name == "vggt_pretrained" and config.model.vision.freeze
+    assert config.model.vision.name in ("vggt_pretrained", "huggingface")
+    assert config.model.vision.freeze == ("trained" not in path.stem)
     assert config.data.image_size in (224, 518) and config.data.action_horizon == 8
     assert f"atlas/configs/{path.name}" in comment
     assert re.search(r"Expected, (measured|computed)", comment)
@@ -131,12 +132,15 @@ def test_the_shipped_configs_are_valid_and_say_what_to_expect(path: Path) -> Non
 
 def test_the_shipped_configs_are_the_documented_ones() -> None:
     assert [path.stem for path in SHIPPED] == [
+        "libero_dinov3_1gpu",
+        "libero_dinov3_8gpu",
+        "libero_dinov3_trained_8gpu",
         "libero_vggt_1gpu",
         "libero_vggt_518px_cached",
         "libero_vggt_8gpu",
         "libero_vggt_flow",
     ]
-    eight, flow, cached = (load_config(SHIPPED[i]) for i in (2, 3, 1))
+    eight, flow, cached = (load_config(SHIPPED[i]) for i in (5, 6, 4))
     assert eight.distributed.gpus == 8 and eight.training.precision == "bf16"
     assert flow.model.head.name == "flow_matching"
     assert cached.data.image_size == 518 and cached.data.feature_cache is not None

@@ -60,8 +60,8 @@ def frozen_encoder(config: Config) -> CachedEncoder:
     encoder: CachedEncoder | None = config.model.cached_encoder
     if encoder is None:
         raise InputError(
-            "Only a frozen encoder's features can be cached: model.vision.name must be vggt_pretrained, with freeze "
-            "true and lora null."
+            "Only a frozen encoder's features can be cached: model.vision.name must be vggt_pretrained or huggingface, "
+            "with freeze true and lora null."
         )
     return encoder
 

@@ -230,7 +230,7 @@ def test_more_than_the_disk_holds_is_refused_before_it_starts(
 
 
 def test_only_a_frozen_backbone_can_be_cached(make_libero: MakeLibero, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="must be vggt_pretrained, with freeze"):
+    with pytest.raises(InputError, match="must be vggt_pretrained or huggingface, with freeze"):
         begin_cache(load_config({}, [f"data.path={make_libero()}"]), tmp_path / "cache")
 
 

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from atlas.errors import InputError
-from atlas.policies.modular.huggingface_text import TextTower, find_model, is_unread, quiet, read_tokenizer
+from atlas.policies.huggingface_folder import quiet, read_tokenizer, repeated_blocks
+from atlas.policies.modular.huggingface_text import TextTower, find_text_model, is_unread
 from atlas.policies.modular.language_contract import LanguageEncoder
 from atlas.policies.modular.language_tokens import LanguageTokens, Remembered, distinct, pad_and_send
 from atlas.policies.modular.parts import LANGUAGE_KEY as KEY
@@ -51,9 +52,9 @@ class HuggingFaceLanguageEncoder(LanguageEncoder):
         super().__init__()
         self._config = config
         self._name = f"'{config.pretrained}'" + (f" (read from {source})" if source is not None else "")
-        self._folder = find_model(config.pretrained if source is None else source, read_weights)
+        self._folder = find_text_model(config.pretrained if source is None else source, read_weights)
         tower = TextTower.find(self._folder, self._name)
-        self._tokenizer = read_tokenizer(self._folder, self._name) if read_weights else None
+        self._tokenizer = read_tokenizer(self._folder, self._name, KEY) if read_weights else None
         if read_weights:
             self.model = tower.read(dtype=None if config.freeze else torch.float32)
         else:
@@ -81,7 +82,7 @@ class HuggingFaceLanguageEncoder(LanguageEncoder):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        return _repeated(self.model)
+        return repeated_blocks(self.model)
 
     def forward(self, instructions: Sequence[str]) -> LanguageTokens:
         """B instructions to tokens float32 [B, L, dim]; each distinct instruction is encoded once."""
@@ -246,20 +247,13 @@ class HuggingFaceLanguageEncoder(LanguageEncoder):
 
     def _read_tokenizer(self) -> Any:
         if self._tokenizer is None:
-            self._tokenizer = read_tokenizer(self._folder, self._name)
+            self._tokenizer = read_tokenizer(self._folder, self._name, KEY)
         return self._tokenizer
 
     def _read_tensors(self) -> list[tuple[str, torch.Tensor]]:
         """What the embeddings depend on: all but parts that are not read, tensors that are tied once."""
         tied = _tied(self.model)
         return [(k, v) for k, v in self.model.state_dict().items() if k not in tied and not is_unread(k)]
-
-
-def _repeated(model: nn.Module) -> list[nn.Module]:
-    """The members of a model's outermost lists of modules: its layers, whatever the model calls them."""
-    if isinstance(model, nn.ModuleList):
-        return list(model)
-    return [block for child in model.children() for block in _repeated(child)]
 
 
 def _positions(model: nn.Module) -> int:

@@ -15,6 +15,7 @@ class LanguageEncoder(nn.Module):
 
     dim: int
     frozen: FrozenWeights | None = None  # what is neither trained nor saved; None where it is trained, or was not read
+    copy_name = "language"  # of what `save_source` writes, in a policy's folder
 
     @property
     def blocks(self) -> Sequence[nn.Module]:

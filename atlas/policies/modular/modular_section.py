@@ -65,12 +65,13 @@ class ModularConfig(ModelConfig):
             if not self.vision.gives_patches:
                 raise ValueError(
                     "model.alignment needs an encoder of its own that has patches to align: "
-                    "set model.vision to {name: vggt, stem: conv} or {name: vggt, stem: patch}"
+                    "set model.vision to {name: vggt, stem: conv}, {name: vggt, stem: patch}, or {name: huggingface, "
+                    "pretrained: …, freeze: false}"
                 )
         if data.feature_cache is not None and self.cached_encoder is None:
             raise ValueError(
-                "data.feature_cache holds what a frozen backbone says; it needs model.vision.name vggt_pretrained, "
-                "frozen and without lora"
+                "data.feature_cache holds what a frozen backbone says; it needs model.vision.name vggt_pretrained or "
+                "huggingface, frozen and without lora"
             )
 
     def check_pretrained(self) -> None:

@@ -91,12 +91,13 @@ class HuggingFaceLanguageConfig(LanguageSection):
         return 1.0 if self.freeze else self.learning_rate_factor
 
     def check_pretrained(self) -> None:
-        from atlas.policies.modular.huggingface_text import TextTower, find_model, read_tokenizer
+        from atlas.policies.huggingface_folder import read_tokenizer
+        from atlas.policies.modular.huggingface_text import TextTower, find_text_model
 
         name = f"'{self.pretrained}'"
-        folder = find_model(self.pretrained, weights=True)
+        folder = find_text_model(self.pretrained, weights=True)
         TextTower.find(folder, name)
-        read_tokenizer(folder, name)
+        read_tokenizer(folder, name, LANGUAGE_KEY)
 
     def memory_advice(self) -> Sequence[str]:
         return () if self.freeze else ("model.language.freeze=true",)

@@ -13,7 +13,6 @@ from atlas.policies.modular.modular_section import ModularConfig
 from atlas.policies.modular.parts import LanguageSection
 from atlas.policies.modular.spatial_alignment import Alignment
 from atlas.policies.modular.unused_biases import hold_key_biases
-from atlas.policies.modular.vggt_vision import VGGTVisionEncoder
 from atlas.policies.modular.vision_contract import VisionEncoder
 from atlas.policies.modular.vision_sections import VisionSection
 from atlas.policies.pretrained_weights import FrozenWeights
@@ -21,7 +20,7 @@ from atlas.policies.processor import PolicyProcessor, Scaler
 from atlas.types import Batch, LossTerms
 
 # Where a saved policy that includes its frozen parts has them.
-FROZEN_FILES = {"vision": "vision.safetensors", "language": "language"}
+FROZEN_FILES = {"vision": ("vision.safetensors", "vision"), "language": ("language",)}
 
 
 class ModularPolicy(Policy):
@@ -39,8 +38,7 @@ class ModularPolicy(Policy):
         """See `ModelConfig.build`."""
         super().__init__(config, processor)
         spec, horizon = processor.action_spec, processor.action_horizon
-        copies = {part: folder / name for part, name in FROZEN_FILES.items()} if folder is not None else {}
-        sources = {part: path for part, path in copies.items() if path.exists()}
+        sources = _copies(folder) if folder is not None else {}
         self.language = config.language.build(sources.get("language"), read_weights)
         self.vision = config.vision.build(
             len(processor.cameras),
@@ -93,14 +91,13 @@ class ModularPolicy(Policy):
         language = self.language(batch.instruction)
         seen = batch.features if batch.features is not None else self.vision(batch.unit_images(), language)
         proprio = self.proprio_scaler.normalize(batch.proprio, batch.source)
-        return seen, self.fusion(seen, language, proprio)
+        return seen, self.fusion(self.vision.finish(seen), language, proprio)
 
     def _losses(self, batch: Batch, seen: torch.Tensor, fused: torch.Tensor) -> LossTerms:
         assert batch.actions is not None and batch.action_is_pad is not None
         actions = self.action_scaler.normalize(batch.actions, batch.source)
         terms: LossTerms = self.head(fused, actions, batch.action_is_pad, batch.key)
         if self.alignment is not None and self.alignment.teacher is not None:
-            assert isinstance(self.vision, VGGTVisionEncoder)
             aligned = self.alignment(self.vision.patch_grid(seen), batch.unit_images())
             terms.loss = terms.loss + self.alignment.weight * aligned
             terms.terms["alignment_loss"] = aligned
@@ -145,7 +142,7 @@ class ModularPolicy(Policy):
 
     def save_frozen(self, part: str, directory: Path) -> None:
         saved: VisionEncoder | LanguageEncoder = self.vision if part == "vision" else self.language
-        saved.save_source(directory / FROZEN_FILES[part])
+        saved.save_source(directory / saved.copy_name)
 
     # ---- what a training makes use of --------------------------------------------------------------------
 
@@ -174,3 +171,9 @@ class ModularPolicy(Policy):
         language = self.language(batch.instruction)
         seen = batch.features if batch.features is not None else self.vision(batch.unit_images(), language)
         return {"vision": seen.shape[1], "language": language.tokens.shape[1]}
+
+
+def _copies(folder: Path) -> dict[str, Path]:
+    """The frozen parts that a saved policy's folder has copies of."""
+    found = ((part, folder / name) for part, names in FROZEN_FILES.items() for name in names)
+    return {part: path for part, path in found if path.exists()}

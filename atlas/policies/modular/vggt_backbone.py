@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atlas.errors import InputError
+from atlas.policies.adapters import add_adapters, check_adapters
 from atlas.policies.modular.language_tokens import LanguageTokens
 from atlas.policies.modular.vision_contract import VisionEncoder
-from atlas.policies.modular.vision_sections import VISION_KEY, LoRAConfig, PretrainedVGGTConfig
-from atlas.policies.precision import without_autocast
+from atlas.policies.modular.vision_sections import LORA_KEY, VISION_KEY, PretrainedVGGTConfig
+from atlas.policies.precision import frozen_dtype, without_autocast
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.policies.vggt import VGGTAggregator, VGGTConfig
 from atlas.policies.vggt.published import check_published_file, copy_published_file
@@ -53,15 +52,15 @@ class PretrainedVGGTEncoder(VisionEncoder):
         else:
             with torch.device("meta"):  # no time spent on numbers that are about to be replaced
                 self.aggregator = VGGTAggregator(aggregator_config(config))
-            self.aggregator.to(frozen_dtype(config) if config.freeze else torch.float32).to_empty(device="cpu")
+            dtype = frozen_dtype(config.precision) if config.freeze else torch.float32
+            self.aggregator.to(dtype).to_empty(device="cpu")
             sha256 = self.aggregator.load_checkpoint(self._source, key)
             if config.freeze:
                 self.frozen = FrozenWeights(config.pretrained, sha256)
         if config.freeze:
             self.aggregator.requires_grad_(False)
         if config.lora is not None:
-            _check_adapters()
-            _add_adapters(self.aggregator, config.lora)
+            add_adapters(self.aggregator, config.lora, _ADAPTED, LORA_KEY)
         self.aggregator.recompute = config.recompute
         self._compiled_for: torch.Size | None = None
         self._compile = config.compile
@@ -121,7 +120,7 @@ def pool_patches(tokens: torch.Tensor, grid: tuple[int, int], specials: int, poo
 def check_backbone(config: PretrainedVGGTConfig, key: str) -> None:
     """Raises InputError where the weights are not to be had, or are not those of a VGGT of the config's sizes."""
     if config.lora is not None:
-        _check_adapters()
+        check_adapters(LORA_KEY)
     path = find_weights(config.pretrained, key)
     with torch.device("meta"):
         model = VGGTAggregator(aggregator_config(config))
@@ -142,36 +141,6 @@ def aggregator_config(config: PretrainedVGGTConfig) -> VGGTConfig:
         patch_embed_depth=config.patch_embed_depth,
         patch_embed_num_heads=config.patch_embed_num_heads,
     )
-
-
-def frozen_dtype(config: PretrainedVGGTConfig) -> torch.dtype:
-    """The precision of frozen weights; `auto`: bfloat16 with a GPU, and on CPUs float32, which is faster there."""
-    if config.precision == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    return torch.bfloat16 if config.precision == "bf16" else torch.float32
-
-
-def _add_adapters(aggregator: VGGTAggregator, config: LoRAConfig) -> None:
-    from peft import LoraConfig, inject_adapter_in_model
-
-    settings = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]  # declared as a whole number, used as a factor
-        lora_dropout=config.dropout,
-        target_modules=list(_ADAPTED),
-    )
-    inject_adapter_in_model(settings, aggregator)
-    for parameter in aggregator.parameters():
-        if parameter.requires_grad:
-            # They come in the precision of what they adapt. A small step would be lost in the rounding of bfloat16.
-            parameter.data = parameter.data.float()
-
-
-def _check_adapters() -> None:
-    if find_spec("peft") is None:
-        raise InputError(
-            "model.vision.lora needs the package peft: run `pip install peft`, or install the extra 'lora'."
-        )
 
 
 def compile_blocks(aggregator: VGGTAggregator) -> None:

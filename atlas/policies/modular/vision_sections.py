@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from atlas.config.section import Layers, Probability, Section, Size, UserPath
+from atlas.config.lora_section import LoRAConfig, check_one_way_to_train
+from atlas.config.section import Layers, Section, Size, UserPath
 from atlas.system.plugins import PluginTable
 
 if TYPE_CHECKING:
     from atlas.policies.modular.vision_contract import VisionEncoder
 
 VISION_KEY = "model.vision.pretrained"  # the setting that names weights
+LORA_KEY = "model.vision.lora"
 
 
 class VisionSection(Section):
@@ -149,14 +151,6 @@ class VGGTVisionConfig(VisionSection):
         return self.stem != "keypoints"
 
 
-class LoRAConfig(Section):
-    """Low-rank adapters in the attention and MLP layers of a frozen backbone (Hu et al., 2021)."""
-
-    rank: Size = 16
-    alpha: Annotated[float, Field(gt=0)] = 32.0  # the adapters' output is scaled by alpha / rank
-    dropout: Probability = 0.0
-
-
 class PretrainedVGGTConfig(VisionSection):
     """The published VGGT aggregator with its weights. The sizes are VGGT-1B's; another checkpoint needs its own."""
 
@@ -180,11 +174,7 @@ class PretrainedVGGTConfig(VisionSection):
     patch_embed_depth: Layers = 24
     patch_embed_num_heads: Size = 16
 
-    @model_validator(mode="after")
-    def _one_way_to_train(self) -> PretrainedVGGTConfig:
-        if self.lora is not None and not self.freeze:
-            raise ValueError("lora is set and freeze is false; adapters go with frozen weights, so set one of the two")
-        return self
+    _one_way = model_validator(mode="after")(check_one_way_to_train)
 
     def build(
         self,
@@ -232,9 +222,9 @@ class PretrainedVGGTConfig(VisionSection):
         return 1 + self.num_register_tokens + side * side, 2 * self.embed_dim
 
     def feature_source(self) -> dict[str, Any]:
-        from atlas.policies.modular.vggt_backbone import frozen_dtype
+        from atlas.policies.precision import frozen_dtype
 
-        return {"backbone_precision": str(frozen_dtype(self)).removeprefix("torch."), "pool": self.pool}
+        return {"backbone_precision": str(frozen_dtype(self.precision)).removeprefix("torch."), "pool": self.pool}
 
     def weights_hash(self) -> str:
         from atlas.policies.vggt.published import published_hash
@@ -248,7 +238,91 @@ class PretrainedVGGTConfig(VisionSection):
         return PretrainedVGGTEncoder(self)
 
 
+class HuggingFaceVisionConfig(VisionSection):
+    """A published image encoder (DINOv3, DINOv2, SigLIP 2, SigLIP, CLIP, ViT), with the sizes of its own config. Each
+    view is read by itself, and gives its patches' tokens."""
+
+    name: Literal["huggingface"] = "huggingface"
+    pretrained: UserPath  # a folder, or a name on the Hugging Face hub: facebook/dinov3-vitb16-pretrain-lvd1689m
+    freeze: bool = True
+    lora: LoRAConfig | None = None
+    learning_rate_factor: Annotated[float, Field(gt=0)] = 0.1  # of training.learning_rate, where it is not frozen
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of frozen weights; auto: bf16 on GPUs, fp32 on CPUs
+    pool: Size = 1  # patch tokens are averaged over pool x pool of them before anything reads them
+
+    _one_way = model_validator(mode="after")(check_one_way_to_train)
+
+    def build(
+        self,
+        views: int,
+        image_size: int,
+        dim: int,
+        language_dim: int,
+        source: Path | None = None,
+        read_weights: bool = True,
+    ) -> VisionEncoder:
+        from atlas.policies.modular.huggingface_vision import HuggingFaceVisionEncoder
+
+        return HuggingFaceVisionEncoder(self, views, image_size, source, read_weights)
+
+    @property
+    def rate_factor(self) -> float:
+        return 1.0 if self.freeze else self.learning_rate_factor
+
+    @property
+    def gives_patches(self) -> bool:
+        return not self.stays_the_same
+
+    @property
+    def stays_the_same(self) -> bool:
+        return self.freeze and self.lora is None
+
+    def check_pretrained(self) -> None:
+        from atlas.policies.adapters import check_adapters
+        from atlas.policies.huggingface_folder import read_image_settings
+        from atlas.policies.modular.huggingface_images import ImageTower, find_image_model
+
+        if self.lora is not None:
+            check_adapters(LORA_KEY)
+        folder, name = find_image_model(self.pretrained, weights=True), f"'{self.pretrained}'"
+        ImageTower.find(folder, name)
+        read_image_settings(folder, name, VISION_KEY)
+
+    def memory_advice(self) -> Sequence[str]:
+        advice = "model.vision.freeze=true, with model.vision.lora for what should still be learned"
+        return () if self.freeze else (advice,)
+
+    # ---- as a CachedEncoder ------------------------------------------------------------------------------
+
+    def feature_shape(self, image_size: int) -> tuple[int, int]:
+        from atlas.policies.modular.huggingface_images import ImageTower, find_image_model
+
+        tower = ImageTower.find(find_image_model(self.pretrained, weights=False), f"'{self.pretrained}'")
+        side = -(-tower.patches_a_side(image_size) // self.pool)
+        return side * side, tower.dim
+
+    def feature_source(self) -> dict[str, Any]:
+        from atlas.policies.precision import frozen_dtype
+
+        return {"backbone_precision": str(frozen_dtype(self.precision)).removeprefix("torch."), "pool": self.pool}
+
+    def weights_hash(self) -> str:
+        from atlas.policies.modular.huggingface_images import ImageTower, find_image_model
+
+        return ImageTower.find(find_image_model(self.pretrained, weights=True), f"'{self.pretrained}'").weights_hash()
+
+    def build_cached(self) -> VisionEncoder:
+        from atlas.policies.modular.huggingface_vision import HuggingFaceVisionEncoder
+
+        return HuggingFaceVisionEncoder(self, views=None)
+
+
 VISION_ENCODERS: PluginTable[type[VisionSection]] = PluginTable(
     "atlas.vision_encoders",
-    {"keypoints": KeypointVisionConfig, "vggt": VGGTVisionConfig, "vggt_pretrained": PretrainedVGGTConfig},
+    {
+        "keypoints": KeypointVisionConfig,
+        "vggt": VGGTVisionConfig,
+        "vggt_pretrained": PretrainedVGGTConfig,
+        "huggingface": HuggingFaceVisionConfig,
+    },
 )
