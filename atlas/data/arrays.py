@@ -1,4 +1,4 @@
-"""Arrays in files of a cache, which may be damaged like any other file."""
+"""Array files in a cache, which may be damaged like any other file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from atlas.errors import first_line
 
 
 def map_array(path: Path) -> np.ndarray:
-    """A .npy file mapped into memory, to be read. Raises ValueError, whose text says why it cannot be."""
+    """A .npy file mapped into memory, read-only. Raises ValueError whose text says why it cannot be mapped."""
     try:
         return np.lib.format.open_memmap(path, mode="r")
-    # What is written in the header numpy has Python parse, and believes: of more than there is memory for, too.
+    # numpy lets Python parse the header and believes it, even if it claims more than fits into memory.
     except (
         OSError,
         ValueError,

@@ -1,4 +1,4 @@
-"""Random changes of training images on the whole batch, each a pure function of (seed, epoch, sample)."""
+"""Random changes to training images, applied to the whole batch; each is a pure function of (seed, epoch, sample)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Augmenter:
         padded = F.pad(views, (most, most, most, most), mode="replicate")
         top = ((down + 1) / 2 * (2 * most + 1)).long().clamp(0, 2 * most)
         left = ((right + 1) / 2 * (2 * most + 1)).long().clamp(0, 2 * most)
-        if views.device.type == "cpu":  # slices copy whole rows, which is several times faster there
+        if views.device.type == "cpu":  # slices copy whole rows, which is several times faster on a CPU
             cuts = zip(padded, top.tolist(), left.tolist(), strict=True)
             return torch.stack([view[:, y : y + height, x : x + width] for view, y, x in cuts])
         rows = top[:, None] + torch.arange(height, device=views.device)  # [n, H]
@@ -50,7 +50,7 @@ class Augmenter:
     def _colour(
         self, views: torch.Tensor, brightness: torch.Tensor, contrast: torch.Tensor, saturation: torch.Tensor
     ) -> torch.Tensor:
-        """Scales brightness, then moves each pixel from its grey value, then from the view's mean grey.
+        """Scales brightness, then each pixel's distance from its grey value, then from the view's mean grey.
 
         The three together are one affine map of the colours, x -> matrix @ x + offset, applied in one pass.
         """
@@ -77,6 +77,6 @@ class Augmenter:
 
 @lru_cache(maxsize=32)
 def _luma(device: torch.device) -> torch.Tensor:
-    """What each colour adds to the grey value (ITU-R BT.601): float32 [3]."""
-    with torch.inference_mode(False):  # a first call in it would leave what training may not use
+    """How much each colour adds to the grey value (ITU-R BT.601): float32 [3]."""
+    with torch.inference_mode(False):  # a tensor first made in inference mode could not be used in training
         return torch.tensor([0.299, 0.587, 0.114], device=device)

@@ -1,4 +1,4 @@
-"""What an epoch draws of which sample, as `data.balance` says."""
+"""How often an epoch draws each sample, as `data.balance` says."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ logger = logging.getLogger(__name__)
 
 
 def balanced_draws(data: ChunkDataset, config: DataConfig) -> Draws:
-    """The samples of an epoch: of each source or task its share; as many in all as there are samples.
+    """The samples of an epoch: each source's or task's share; in all as many as there are samples.
 
-    Raises InputError where a share is less than one sample.
+    Raises InputError if a share is less than one sample.
     """
     sources = data.sources
     if config.balance == "task":
@@ -26,8 +26,8 @@ def balanced_draws(data: ChunkDataset, config: DataConfig) -> Draws:
         return Draws.each_once(len(data))
     else:
         of, names = data.source_of, [f"The dataset '{source.name}'" for source in sources]
-        shares = [source.weight for source in sources]  # all 1 where datasets are balanced
-    present = np.unique(of).tolist()  # all episodes of a task may be for validation
+        shares = [source.weight for source in sources]  # all 1 if datasets are balanced
+    present = np.unique(of).tolist()  # a task's episodes may all be for validation
     groups = [np.flatnonzero(of == number) for number in present]
     return Draws.by_shares(groups, [shares[i] for i in present], [names[i] for i in present])
 

@@ -21,14 +21,14 @@ from atlas.types import Batch
 
 Sample = tuple[int, int]  # epoch, index
 
-_AT_ONCE = 16  # images that are held as the dataset has them, which may be larger than what is trained on
+_AT_ONCE = 16  # images held at a time in the dataset's own size, which may exceed the size trained on
 
 
 class ChunkDataset:
-    """Samples of the chosen episodes, one a frame; reads the images of that frame only.
+    """Samples of the chosen episodes, one per frame; only the images of that frame are read.
 
-    Asked for many samples at once it gives a whole Batch (`__getitems__`, which torch's loader calls). Actions and
-    proprio are the datasets' own arrays, which are mapped into memory where the format permits it.
+    Asked for many samples at once, it returns a whole Batch (`__getitems__`, which torch's loader calls). Actions and
+    proprio are the datasets' own arrays, mapped into memory if the format permits it.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class ChunkDataset:
         horizon: int,
         seed: int = 0,
     ) -> None:
-        """seed: of the samples' random numbers. Raises InputError where no episode is as long as a chunk."""
+        """seed: for the samples' random numbers. Raises InputError if no episode is as long as a chunk."""
         lengths = dataset.lengths[episodes]
         if len(episodes) and horizon > lengths.max():
             raise InputError(
-                f"data.action_horizon is {horizon}, and the longest of the {len(episodes)} episodes of {dataset.path} "
+                f"data.action_horizon is {horizon}, but the longest of the {len(episodes)} episodes of {dataset.path} "
                 f"has {lengths.max()} frames; a chunk must fit into an episode."
             )
         self.sources = sources_of(dataset)
@@ -53,7 +53,7 @@ class ChunkDataset:
         self._image_size, self._seed = image_size, seed
         self.horizon = horizon
         self.episodes = episodes
-        self._place = np.repeat(np.arange(len(episodes), dtype=np.int32), lengths)  # which of `episodes` a frame is of
+        self._place = np.repeat(np.arange(len(episodes), dtype=np.int32), lengths)  # each frame's index in `episodes`
         starts = np.cumsum(lengths) - lengths
         self._frame = (np.arange(lengths.sum()) - np.repeat(starts, lengths)).astype(np.int32)
         first = np.cumsum(dataset.lengths) - dataset.lengths
@@ -67,7 +67,7 @@ class ChunkDataset:
         self._features: FeatureCache | None = None
         self._augmented = False
         self._decoded: tuple[FrameCache, ...] | None = None
-        # How many actions of a frame's chunk lie within the episode.
+        # How many actions of each frame's chunk lie within the episode.
         self.valid_steps = np.minimum(horizon, np.repeat(lengths, lengths) - self._frame)
 
     def __len__(self) -> int:
@@ -102,13 +102,13 @@ class ChunkDataset:
         )
 
     def use_features(self, cache: FeatureCache, augmented: bool) -> None:
-        """Give a frozen encoder's features from now on, and no images. augmented: any version of a frame, as the
-        sample's key decides, and not only the plain one."""
+        """Return a frozen encoder's features from now on instead of images. augmented: any version of a frame, chosen
+        by the sample's key; otherwise only the plain one."""
         assert cache.layout.frames == self._dataset.lengths.sum()
         self._features, self._augmented = cache, augmented
 
     def use_frames(self, caches: Sequence[FrameCache]) -> None:
-        """Read images from caches of decoded frames from now on, one for each source."""
+        """Read images from caches of decoded frames from now on, one cache per source."""
         assert len(caches) == len(self.sources)
         self._decoded = tuple(caches)
 
@@ -118,12 +118,12 @@ class ChunkDataset:
 
     @property
     def source_of(self) -> np.ndarray:
-        """int64 [samples]: which source a sample is of."""
+        """int64 [samples]: the source of each sample."""
         return self._source_of_episode[self._place]
 
     @property
     def task_of(self) -> np.ndarray:
-        """int64 [samples]: which of `tasks` a sample is of."""
+        """int64 [samples]: the index in `tasks` of each sample."""
         return self._dataset.task_of[self.episodes][self._place]
 
     @property
@@ -136,7 +136,7 @@ class ChunkDataset:
         return self._dataset.tasks[self._dataset.task_of[self.episodes[self._place[index]]]]
 
     def place(self, index: int) -> tuple[int, int]:
-        """Where a sample is in the dataset: (episode, frame)."""
+        """The place of a sample in the dataset: (episode, frame)."""
         return int(self.episodes[self._place[index]]), int(self._frame[index])
 
     def instructions(self) -> list[str]:
@@ -144,7 +144,7 @@ class ChunkDataset:
         return [self._dataset.tasks[task] for task in sorted(set(self._dataset.task_of[self.episodes].tolist()))]
 
     def _rows_of(self, place: int) -> np.ndarray:
-        """int64 [frames]: the rows of one of `episodes` in its source's numbers."""
+        """int64 [frames]: the rows of one of `episodes` among its source's numbers."""
         source = self.sources[self._source_of_episode[place]]
         rows = source.dataset.rows(int(self.episodes[place]) - source.first)
         return np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
@@ -163,11 +163,11 @@ class ChunkDataset:
         )
 
     def _images(self, index: np.ndarray, source: np.ndarray) -> torch.Tensor:
-        """uint8 [B, V, 3, size, size] of the samples int64 [B], which are of the sources int64 [B]."""
+        """uint8 [B, V, 3, size, size] of samples int64 [B], which come from sources int64 [B]."""
         size = self._image_size
         if self._decoded is None:
-            # In memory the channels of a pixel are next to each other, as decoders give them: turning that costs a
-            # worker more than all else it does after decoding, and a GPU nothing.
+            # In memory the channels of a pixel are contiguous, as decoders deliver them: reordering them costs a worker
+            # more than everything else after decoding, and a GPU nothing.
             pixels = _room(len(index), len(self._cameras), size, size, 3)
             for number in np.unique(source).tolist():
                 here = np.flatnonzero(source == number)
@@ -183,7 +183,7 @@ class ChunkDataset:
         return images
 
     def _decode(self, source: Source, index: np.ndarray, places: Sequence[int], out: np.ndarray) -> None:
-        """Read the images of samples int64 [n] of a source into these places of uint8 [B, V, size, size, 3]."""
+        """Read the images of a source's samples int64 [n] into the given places of uint8 [B, V, size, size, 3]."""
         episodes, frames = self.episodes[self._place[index]] - source.first, self._frame[index].astype(np.int64)
         for view, camera in enumerate(self._cameras):
             images = source.dataset.images(source.camera(camera), episodes, frames)
@@ -201,8 +201,8 @@ class ChunkDataset:
 
 
 def _room(*shape: int) -> torch.Tensor:
-    """Memory for uint8 `shape`; in a data worker it is shared, so that the batch is not copied on its way out."""
+    """A uint8 tensor of this shape; in a data worker in shared memory, so that the batch is not copied again."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own collation has it
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own collation does
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)

@@ -1,4 +1,4 @@
-"""Copies a dataset into another format: in parallel, resumable, and there whole or not at all."""
+"""Copies a dataset into another format: in parallel and resumable; the copy appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from atlas.types import ActionSpec
 Format = Literal["lerobot", "libero-hdf5"]
 FORMATS: tuple[Format, ...] = ("lerobot", "libero-hdf5")
 DEFAULT_CODEC = "av1"
-_NOTE = "conversion.json"  # in the copy and while it is made: what was asked
-_FORMAT = 1  # raised when the files change, so that older unfinished work is not gone on with
+_NOTE = "conversion.json"  # what was asked for; in the copy, and beside the work in progress
+_FORMAT = 1  # raised when the files change, so that older unfinished work is not continued
 _LIBERO_PROPRIO = 8
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a copy is to be."""
+    """What the copy should be."""
 
     to: Format
-    codec: str | None = None  # of a LeRobot dataset's images; None: av1
-    fps: float | None = None  # that a LeRobot dataset says it has; None: the source's. No frame is left out
+    codec: str | None = None  # for a LeRobot dataset's images; None: av1
+    fps: float | None = None  # the rate that a LeRobot dataset states; None: the source's. No frame is left out
 
 
 def convert(dataset: EpisodeDataset, out: Path, asked: Conversion, workers: int | None = None) -> bool:
-    """Write all episodes of a dataset into the new folder `out`; False where they are there already.
+    """Write all episodes of a dataset into the new folder `out`; False if they are there already.
 
-    The work is done in a hidden folder beside `out`, which becomes `out` when all is written; what is found there of
-    the same conversion is gone on with. workers: processes, None for one a core.
+    The work is done in a hidden folder beside `out`, which is renamed to `out` when all is written; unfinished work of
+    the same conversion found there is continued. workers: processes; None means one per core.
 
-    Raises InputError where `out` holds something else, the format cannot have the source, or the source is damaged.
+    Raises InputError if `out` holds something else, the format cannot hold the source, or the source is damaged.
     """
     settled = _settle(dataset, asked)
     note = {"format": _FORMAT, "source": str(dataset.path), "fingerprint": dataset.fingerprint(), **asdict(asked)}
@@ -80,12 +80,12 @@ def _convert(
         _to_libero(dataset, settled, result, workers)
     write_json(result / _NOTE, note)
     sync_tree(result)
-    result.rename(out)  # instead of an empty folder too
+    result.rename(out)  # also replaces an empty folder
     shutil.rmtree(work)
 
 
 def check_form(asked: Conversion, cameras: Mapping[str, tuple[int, int]]) -> None:
-    """Raises InputError where a format cannot have images of these sizes, or what was asked does not go together.
+    """Raises InputError if a format cannot hold images of these sizes, or the requested settings contradict.
 
     cameras: {name: height and width}.
     """
@@ -98,21 +98,21 @@ def check_form(asked: Conversion, cameras: Mapping[str, tuple[int, int]]) -> Non
 
 
 def check_target(out: Path) -> None:
-    """Raises InputError where `out` holds anything that no conversion has left."""
+    """Raises InputError if `out` holds anything that no conversion has left."""
     if out.exists() and _read_note(out) is None and any(out.iterdir()):
-        raise InputError(f"{out} is not empty; give another folder for the copy.")
+        raise InputError(f"{out} is not empty; name another folder for the copy.")
 
 
 def _settle(dataset: EpisodeDataset, asked: Conversion) -> Plan | list[tuple[int, str]]:
-    """How it is written, seen before anything is: a LeRobot dataset's plan, or LIBERO's tasks and file names."""
+    """How it will be written, settled beforehand: a LeRobot dataset's plan, or LIBERO's tasks and file names."""
     check_form(asked, {camera: dataset.image_size(camera) for camera in dataset.cameras})
     if asked.to == "lerobot":
         return plan(dataset, asked.codec or DEFAULT_CODEC, asked.fps)
     if dataset.action_spec != ActionSpec() or dataset.proprio_dim != _LIBERO_PROPRIO:
         raise InputError(
-            f"LIBERO's files hold LIBERO's seven action numbers at 20 Hz and {_LIBERO_PROPRIO} of proprio, and "
+            f"LIBERO's files hold LIBERO's seven action numbers at 20 Hz and {_LIBERO_PROPRIO} proprio numbers, but "
             f"{dataset.path} has {', '.join(dataset.action_spec.names)} at {dataset.action_spec.control_hz:g} Hz and "
-            f"{dataset.proprio_dim} of proprio. Use --to lerobot."
+            f"{dataset.proprio_dim} proprio numbers. Use --to lerobot."
         )
     names: dict[str, int] = {}
     for task in dict.fromkeys(dataset.task_of.tolist()):
@@ -131,7 +131,7 @@ def _is_done(out: Path, note: dict[str, Any]) -> bool:
         differing = ", ".join(
             f"{key}: {found.get(key)} there, {value} asked" for key, value in note.items() if found.get(key) != value
         )
-        raise InputError(f"{out} holds another copy ({differing}). Remove it, or give another folder.")
+        raise InputError(f"{out} holds another copy ({differing}). Remove it, or name another folder.")
     return True
 
 
@@ -151,7 +151,7 @@ def _to_lerobot(dataset: EpisodeDataset, plan: Plan, parts: Path, result: Path, 
     missing = [number for number, part in enumerate(places) if not part.complete]
     title = f"converting {dataset.path.name}"
     run_jobs(title, len(places), missing, _write_part, _start, (dataset, plan, parts), workers, may_stay=True)
-    shutil.rmtree(result, ignore_errors=True)  # of a conversion that was stopped while it put the parts together
+    shutil.rmtree(result, ignore_errors=True)  # left by a conversion that was stopped while joining the parts
     with progress_bar(f"writing {plan.codec} into one dataset", len(places)) as advance:
         assemble(result, plan, places, advance)
 
@@ -173,7 +173,7 @@ def _to_libero(dataset: EpisodeDataset, tasks: list[tuple[int, str]], result: Pa
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a file is there, and not what a power cut leaves of it: its name without its bytes."""
+    """Whether a file is there with its bytes: a power cut may leave only its name."""
     return file.is_file() and h5py.is_hdf5(file)
 
 
@@ -189,7 +189,7 @@ def _episodes(dataset: EpisodeDataset, task: int) -> Iterator[RecordedEpisode]:
     for number in np.flatnonzero(dataset.task_of == task).tolist():
         episode = dataset.episode(number)
         rewards = episode.rewards
-        if rewards is None and episode.success is not None:  # as LIBERO has it: 1 when it is done
+        if rewards is None and episode.success is not None:  # LIBERO's convention: 1 when the task is done
             rewards = np.zeros(len(episode), np.float32)
             rewards[-1] = episode.success
         yield RecordedEpisode(

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 def fit_images(images: np.ndarray, size: int) -> torch.Tensor:
     """Upright images uint8 [n, H, W, 3] to uint8 [n, 3, size, size].
 
-    The larger side is cropped to a centred square, which is then resized (bilinear, antialiased). Images that have
-    the size already are passed through unchanged, as a view of the same memory.
+    The larger side is cropped to a centred square, which is then resized (bilinear, antialiased). Images that already
+    have the size are returned unchanged, as a view of the same memory.
     """
     height, width = images.shape[1:3]
     side = min(height, width)

@@ -33,7 +33,7 @@ class Episode(Protocol):
 
     @property
     def rewards(self) -> np.ndarray | None:
-        """float32 [T]; None where the source has none, as with all that follow."""
+        """float32 [T]; None if the source has none, as for all that follow."""
         ...
 
     @property
@@ -58,14 +58,14 @@ class Episode(Protocol):
 
 
 class Numbers(NamedTuple):
-    """The numbers of frames, one row a frame; mapped into memory where the format permits it."""
+    """The numbers of frames, one row per frame; mapped into memory if the format permits it."""
 
     actions: np.ndarray  # float32 [rows, A], in the ActionSpec's units
     proprio: np.ndarray  # float32 [rows, P]
 
 
 class Side(IntEnum):
-    """What a dataset itself says an episode is for."""
+    """Which side of the split a dataset itself assigns an episode to."""
 
     UNSAID = -1
     TRAINING = 0
@@ -73,7 +73,7 @@ class Side(IntEnum):
 
 
 class EpisodeDataset(Protocol):
-    """A collection of episodes; the same for every format on disk."""
+    """A collection of episodes; the interface is the same for every format on disk."""
 
     path: Path
     format: str
@@ -82,24 +82,24 @@ class EpisodeDataset(Protocol):
     fps: float
     action_spec: ActionSpec
     proprio_dim: int
-    environment: str | None  # the name of the world it was recorded in, where Atlas has an adapter for it
+    environment: str | None  # the name of the world it was recorded in, if Atlas has an adapter for it
     lengths: np.ndarray  # int64 [episodes], frames
     task_of: np.ndarray  # int64 [episodes], index into tasks
-    sides: np.ndarray | None  # int8 [episodes], a `Side` each; None where the dataset says nothing of them
+    sides: np.ndarray | None  # int8 [episodes], a `Side` each; None if the dataset does not assign any
 
     def __len__(self) -> int: ...
 
     def episode(self, index: int) -> Episode: ...
 
     def images(self, camera: str, episodes: np.ndarray, frames: np.ndarray) -> np.ndarray:
-        """uint8 [n, H, W, 3], upright: frame `frames[i]` of episode `episodes[i]` (int64 [n]), at places i in order.
+        """uint8 [n, H, W, 3], upright: at position i, frame `frames[i]` of episode `episodes[i]` (both int64 [n]).
 
-        No other frame is read, and what is in one file in one pass: ascending numbers are fastest.
+        No other frame is read, and each file is read in one pass: ascending numbers are fastest.
         """
         ...
 
     def numbers(self) -> Numbers:
-        """Of all episodes."""
+        """The numbers of all episodes."""
         ...
 
     def rows(self, index: int) -> slice | np.ndarray:
@@ -116,7 +116,7 @@ class EpisodeDataset(Protocol):
 
 
 def images_by_episode(dataset: EpisodeDataset, camera: str, episodes: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """What `EpisodeDataset.images` gives, for formats that gain nothing by knowing of several episodes at once."""
+    """Implements `EpisodeDataset.images` for formats that gain nothing from seeing several episodes at once."""
     images: dict[int, np.ndarray] = {}
     for number in np.unique(episodes).tolist():
         here = np.flatnonzero(episodes == number)
@@ -126,13 +126,13 @@ def images_by_episode(dataset: EpisodeDataset, camera: str, episodes: np.ndarray
 
 @dataclass
 class RecordedEpisode:
-    """One episode as a recorder delivers it. T frames; images upright."""
+    """One episode as a recorder delivers it, with T frames; images are upright."""
 
     instruction: str
     images: dict[str, np.ndarray]  # {camera: uint8 [T, H, W, 3]}
     proprio: np.ndarray  # float32 [T, 8]: eef position 3, axis-angle 3, finger positions 2
     actions: np.ndarray  # float64 [T, 7]
-    joints: np.ndarray | None = None  # float64 [T, 7]; None where they are not known, as all that follow
+    joints: np.ndarray | None = None  # float64 [T, 7]; None if unknown, as for all that follow
     rewards: np.ndarray | None = None  # float32 [T]
     sim_states: np.ndarray | None = None  # float64 [T, D]
     init_state: np.ndarray | None = None  # float64 [D]; None: the first of sim_states

@@ -23,15 +23,15 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """The shape of a cache. Frames are those of all episodes of the dataset, one after the other."""
+    """The shape of a cache. Frames are counted over all episodes of the dataset, one after the other."""
 
     frames: int
-    versions: int  # of each frame: the image as it is, then augmented ones
+    versions: int  # per frame: the image as it is, then augmented ones
     tokens: int
     dim: int
 
     def __post_init__(self) -> None:
-        """Raises ValueError for what is no number from 1 up."""
+        """Raises ValueError if a field is not an integer from 1 up."""
         for name, value in asdict(self).items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value!r}, expected a number from 1 up")
@@ -59,19 +59,19 @@ class CacheLayout:
 
 
 class FeatureCache:
-    """A folder: `cache.json`, which says what was computed from what, and `shard_00000.npy` and so on.
+    """A folder with `cache.json`, which says what was computed from what, and `shard_00000.npy` and so on.
 
     A shard is [frames, versions, tokens, dim] in the bits of bfloat16 (numpy has no such type, so uint16). It is mapped
-    into memory when it is first read, and there or not there, never half written.
+    into memory when it is first read, and is never half written.
     """
 
     def __init__(self, folder: Path, layout: CacheLayout, source: Mapping[str, Any]) -> None:
-        """source: what the features depend on, as plain values; a cache of anything else is refused."""
+        """source: what the features depend on, as plain values; a cache for any other source is refused."""
         self.folder, self.layout, self.source = folder, layout, dict(source)
 
     @classmethod
     def create(cls, folder: Path, layout: CacheLayout, source: Mapping[str, Any]) -> FeatureCache:
-        """Begin a cache, or go on with one of the same source. Raises InputError where another one is there."""
+        """Begin a cache, or continue one for the same source. Raises InputError if another one is there."""
         if (folder / INDEX).exists():
             there = cls.read(folder)
             there.check(source)
@@ -81,7 +81,7 @@ class FeatureCache:
                     "Choose another folder, or delete that one."
                 )
             for path in map(there.shard_path, range(layout.shards)):
-                if path.is_file() and not path.stat().st_size:  # a power cut has left its name without its bytes
+                if path.is_file() and not path.stat().st_size:  # a power cut left the name without the bytes
                     path.unlink()
             return there
         write_json(folder / INDEX, {"format": _FORMAT, "layout": asdict(layout), "source": dict(source)})
@@ -89,13 +89,13 @@ class FeatureCache:
 
     @classmethod
     def read(cls, folder: Path) -> FeatureCache:
-        """Open a cache, complete or not. Raises InputError where there is none or its index is damaged."""
+        """Open a cache, complete or not. Raises InputError if there is none or its index is damaged."""
         index = folder / INDEX
         try:
             values = read_json(index)
             if values["format"] != _FORMAT:
                 raise InputError(
-                    f"{index} is of format {values['format']}, this version reads {_FORMAT}; make it again."
+                    f"{index} has format {values['format']}, but this version reads {_FORMAT}; make the cache again."
                 )
             return cls(folder, CacheLayout(**values["layout"]), values["source"])
         except OSError:
@@ -106,7 +106,7 @@ class FeatureCache:
             raise InputError(f"{index} is damaged ({error!r}); delete the folder and make the cache again.") from None
 
     def check(self, source: Mapping[str, Any]) -> None:
-        """Raises InputError that names what differs, where the features are of something else than `source`."""
+        """Raises InputError that names what differs if the features were not computed from `source`."""
         differing = [
             f"{name} was {self.source.get(name)!r} and is {source.get(name)!r}"
             for name in sorted({*self.source, *source})
@@ -114,18 +114,18 @@ class FeatureCache:
         ]
         if differing:
             raise InputError(
-                f"The feature cache {self.folder} is of something else: {'; '.join(differing)}. "
-                "Make one for this with `atlas data cache-features --out ANOTHER`, or set the config as it was."
+                f"The feature cache {self.folder} was made from something else: {'; '.join(differing)}. Make one for "
+                "this with `atlas data cache-features --out ANOTHER`, or set the config as it was."
             )
 
     def check_complete(self) -> None:
-        """Raises InputError where shards are missing or have another size than they should."""
-        there = {path.name for path in self.folder.glob("shard_*.npy")}  # the index may speak of any number
+        """Raises InputError if shards are missing or have the wrong size."""
+        there = {path.name for path in self.folder.glob("shard_*.npy")}  # the index may claim any number
         lacking = self.layout.shards - len(there)
         if lacking > 0 or not all(self.shard_path(i).name in there for i in range(self.layout.shards)):
             raise InputError(
                 f"The feature cache {self.folder} lacks {max(lacking, 1)} of {self.layout.shards} shards; "
-                "run `atlas data cache-features` again, which goes on where it stopped."
+                "run `atlas data cache-features` again, which continues where it stopped."
             )
         for shard in range(self.layout.shards):
             self._open(shard)
@@ -143,7 +143,7 @@ class FeatureCache:
             np.save(file, features.contiguous().view(torch.uint16).numpy())
 
     def features(self, frames: np.ndarray, versions: np.ndarray) -> torch.Tensor:
-        """bfloat16 [n, tokens, dim] of the frames and versions int64 [n]; reads these alone."""
+        """bfloat16 [n, tokens, dim] for frames and versions int64 [n]; nothing else is read."""
         shards, rows = np.divmod(frames, self.layout.frames_a_shard)
         places = zip(shards.tolist(), rows.tolist(), versions.tolist(), strict=True)
         read = np.stack([self._shard(shard)[row, version] for shard, row, version in places])
@@ -168,8 +168,8 @@ class FeatureCache:
         wanted = self._shape(shard)
         if mapped.shape != wanted or mapped.dtype != np.uint16 or not mapped.flags.c_contiguous:
             raise InputError(
-                f"{path} is {mapped.dtype} of shape {mapped.shape}, and {INDEX} says uint16 of {wanted}; delete the "
-                "folder and make it again."
+                f"{path} is {mapped.dtype} of shape {mapped.shape}, but {INDEX} says uint16 of {wanted}; delete the "
+                "folder and make the cache again."
             )
         return np.asarray(mapped)
 

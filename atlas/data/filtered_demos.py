@@ -1,4 +1,4 @@
-"""What was read of HDF5 files with many demos, kept in the cache: to look through thousands takes a minute."""
+"""The numbers read from HDF5 files with many demos, kept in the cache: reading thousands again takes a minute."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from atlas.system.pool import run_jobs
 logger = logging.getLogger(__name__)
 
 _FORMAT = 3
-_FEW = 20  # demos of a file: sooner read than kept
+_FEW = 20  # demos per file: reading them is faster than keeping them
 _DEMO = re.compile(r"demo_\d+")
 _SHOWN = 5
-_MANY = 400  # demos: worth processes of their own
+_MANY = 400  # demos: worth separate processes
 
 
 class Demo(NamedTuple):
@@ -51,9 +51,9 @@ class Demo(NamedTuple):
 
 
 def demo_names(data: h5py.Group, path: Path) -> list[str]:
-    """The demos of a file, in the order of the numbers in their names: `demo_0`, and whatever else has actions.
+    """The demos of a file, in the order of the numbers in their names: `demo_0` and so on, and any group with actions.
 
-    What has none is passed over, and the log says so. Raises InputError where nothing is a demo and something is there.
+    Other groups are passed over with a warning. Raises InputError if there are groups but none is a demo.
     """
     names = names_in(data)
     demos = [name for name in names if _DEMO.fullmatch(name) or _has_actions(data, name, path)]
@@ -72,12 +72,12 @@ def _has_actions(data: h5py.Group, name: str, path: Path) -> bool:
     try:
         found = find(data, name, f"{path}: data")
         return isinstance(found, h5py.Group) and "actions" in names_in(found)
-    except InputError:  # it will be said when it is read
+    except InputError:  # reported when it is read
         return True
 
 
 def read_whole_demo(data: h5py.Group, name: str, path: Path, layout: Layout | None, action_dim: int) -> Demo:
-    """Read and check a demo. layout: of the file, None for what its names say. Raises InputError."""
+    """Read and check a demo. layout: the file's; None to derive it from the names. Raises InputError."""
     where = f"{path}: data/{name}"
     demo = group_in(data, name, f"{path}: data")
     layout = layout or layout_of(group_in(demo, "obs", where))
@@ -85,7 +85,7 @@ def read_whole_demo(data: h5py.Group, name: str, path: Path, layout: Layout | No
 
 
 def kept_demos(path: Path) -> dict[str, Demo]:
-    """The demos of a file by name, where they are kept; else none."""
+    """The demos of a file by name if they are kept; otherwise none."""
     try:
         with np.load(_place(path)) as kept:
             about = parse_json(str(kept["about"]))
@@ -103,19 +103,19 @@ def kept_demos(path: Path) -> dict[str, Demo]:
         AttributeError,
         EOFError,
         zipfile.BadZipFile,
-    ):  # not there, or not whole
+    ):  # absent or incomplete
         return {}
 
 
 def keep_demos(path: Path, demos: dict[str, Demo]) -> None:
-    """Keep all demos of a file, where they are many and of one kind."""
+    """Keep all demos of a file if there are many and all are of one kind."""
     if len(demos) < _FEW:
         return
     one = next(iter(demos.values()))
     if any((demo.layout, demo.cameras) != (one.layout, one.cameras) for demo in demos.values()):
         return
     with readable(str(path)), open_file(path) as file:
-        if leads_elsewhere(file):  # what is there may change, and the file not
+        if leads_elsewhere(file):  # the target may change while this file does not
             return
     about = {
         "format": one.layout.format,
@@ -138,9 +138,9 @@ def keep_demos(path: Path, demos: dict[str, Demo]) -> None:
 
 
 def keep_many(files: Sequence[Path], action_dim: int) -> None:
-    """Read files that are not kept yet in processes of their own, where they have many demos. What is wrong with one
-    is left to whoever reads it next."""
-    if multiprocessing.current_process().daemon:  # may not have any
+    """Read files that are not kept yet in separate processes if they have many demos. Errors are left to whoever reads
+    the file next."""
+    if multiprocessing.current_process().daemon:  # daemons may not start processes
         return
     missing = [file for file in files if not _place(file).is_file()]
     if len(missing) > 1 and sum(map(_count, missing)) >= _MANY:
@@ -161,7 +161,7 @@ def _read_and_keep(job: tuple[Path, int]) -> None:
 
 
 def _nothing() -> None:
-    """There is nothing to start with."""
+    """No start-up work."""
 
 
 def _count(path: Path) -> int:
@@ -173,7 +173,7 @@ def _count(path: Path) -> int:
 
 
 def _place(path: Path) -> Path:
-    """Where a file's numbers are kept; named after the file, its size and its time of change."""
+    """Where a file's numbers are kept; the name is derived from the file, its size and its modification time."""
     stat = path.stat()
     key = repr((_FORMAT, str(path.resolve()), stat.st_size, stat.st_mtime_ns))
     return cache_root() / "hdf5" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"

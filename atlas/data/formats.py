@@ -1,4 +1,4 @@
-"""Opens a dataset of any known format. Another package adds a `DatasetFormat` in the group `atlas.datasets`."""
+"""Opens a dataset of any known format. Other packages add a `DatasetFormat` in the group `atlas.datasets`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from atlas.system.plugins import PluginTable
 
 
 class DatasetFormat(Protocol):
-    """A format of another package. Its datasets are read by `open`, and nothing of Atlas's looks into them."""
+    """A format from another package. Its datasets are read through `open`, and Atlas itself does not look into them."""
 
     def recognises(self, path: str) -> bool:
-        """Whether a `path` of the config, which is no LeRobot dataset, is of this format."""
+        """Whether a `path` from the config, which is not a LeRobot dataset, has this format."""
 
     def open(self, source: SourceConfig, cameras: Sequence[str] | None, skip_damaged: bool) -> EpisodeDataset:
         """The episodes at `source.path`, read as the source says; images come out upright.
 
-        cameras: those that will be used (None: all). skip_damaged: leave out what is damaged, with a warning, in place
-        of refusing it. Raises InputError, also for a setting of the source that means nothing here.
+        cameras: those that will be used (None: all). skip_damaged: leave out what is damaged, with a warning, instead
+        of refusing it. Raises InputError, also for a setting of the source that does not apply to this format.
         """
 
 
@@ -37,16 +37,16 @@ FORMATS: PluginTable[DatasetFormat] = PluginTable("atlas.datasets", {})
 
 
 def open_configured(config: DataConfig) -> tuple[EpisodeDataset, list[str]]:
-    """The dataset that a config names, or the mixture of several, and which of its cameras are used, in order.
+    """The dataset that a config names, or the mixture of several, and the cameras that are used, in order.
 
-    Raises InputError as `open_dataset` and `Mixture`, and where the config names a camera that the dataset does not
-    have, or a file of it is truncated.
+    Raises InputError as `open_dataset` and `Mixture` do, if the config names a camera that the dataset does not have,
+    or if a file is truncated.
     """
     if config.datasets is None:
         dataset = _open_source(config.sources[0], config, config.cameras)
         unknown = [camera for camera in config.cameras or [] if camera not in dataset.cameras]
         if unknown:
-            raise InputError(f"data.cameras names {unknown}, and {dataset.path} has the cameras {dataset.cameras}.")
+            raise InputError(f"data.cameras names {unknown}, but {dataset.path} has the cameras {dataset.cameras}.")
         return dataset, config.cameras or dataset.cameras
     datasets = []
     for number, source in enumerate(config.datasets):
@@ -59,7 +59,7 @@ def open_configured(config: DataConfig) -> tuple[EpisodeDataset, list[str]]:
 
 
 def _used(source: SourceConfig, cameras: Sequence[str] | None) -> list[str] | None:
-    """Which of a source's cameras are used, by its own names; None for all. Those that it lacks are left to others."""
+    """Which of a source's cameras are used, by its own names; None for all. Missing ones are reported later."""
     wanted = source.cameras if source.cameras is not None else cameras
     if isinstance(wanted, dict):
         return [own for name, own in wanted.items() if cameras is None or name in cameras] or None
@@ -80,7 +80,7 @@ def _open_source(source: SourceConfig, config: DataConfig, cameras: Sequence[str
     if isinstance(dataset, LeRobotDataset):
         dataset.check_files()
         if dataset.has_videos:
-            chosen_decoder()  # said here once, and not by each data worker
+            chosen_decoder()  # logged here once, rather than by each data worker
     return dataset
 
 
@@ -93,15 +93,15 @@ def open_dataset(
     instruction: str | None = None,
     skip_damaged: bool = False,
 ) -> EpisodeDataset:
-    """Open the episodes at `path`; every format gives the same interface.
+    """Open the episodes at `path`; every format has the same interface.
 
-    path: a LIBERO or robomimic HDF5 file or a folder of them, a LeRobot folder, `hf:owner/name[@revision]`, a LeRobot
-    dataset of the Hugging Face hub, or what a format of another package recognises.
-    orientation: which way up the source stores its images (None: as its format has it); images come out upright.
+    path: a LIBERO or robomimic HDF5 file or a folder of them, a LeRobot folder, `hf:owner/name[@revision]` for a
+    LeRobot dataset on the Hugging Face hub, or whatever another package's format recognises.
+    orientation: which way up the source stores its images (None: as usual for its format); images come out upright.
     drop_noops: leave out frames whose action does nothing.
-    features: which of a LeRobot dataset's features are what (None: as its names say).
-    cameras: those that will be used (None: all); of a LeRobot dataset, the files of others need not be there.
-    instruction: of all episodes, for HDF5 files that have none.
+    features: which features of a LeRobot dataset mean what (None: decided by their names).
+    cameras: those that will be used (None: all); a LeRobot dataset's files for other cameras may be absent.
+    instruction: for all episodes, if the HDF5 files have none.
     skip_damaged: leave out files and episodes that are damaged, each with a warning.
     Raises InputError that names what is missing or damaged.
     """
@@ -122,20 +122,20 @@ def open_dataset(
     if not folder.exists():
         raise InputError(
             f"There is no dataset at {folder}. Give a LIBERO HDF5 file or a folder of them, a LeRobot folder, or "
-            "hf:owner/name for one of the Hugging Face hub, as data.path."
+            "hf:owner/name for a dataset on the Hugging Face hub, as data.path."
         )
     if is_lerobot(folder):
         if instruction is not None:
             raise InputError(
-                f"data.instruction is '{instruction}', and {folder} has instructions of its own. Leave it out."
+                f"data.instruction is '{instruction}', but {folder} has its own instructions. Leave it out."
             )
         return LeRobotDataset(folder, orientation, drop_noops, features, cameras, skip_damaged)
     if features is not None:
-        raise InputError(f"data.features is for LeRobot datasets, and {folder} is none: it has no meta/info.json.")
+        raise InputError(f"data.features is for LeRobot datasets, but {folder} is not one: it has no meta/info.json.")
     return LiberoDataset(folder, orientation, drop_noops, instruction, skip_damaged)
 
 
 def _other_format(path: str) -> DatasetFormat | None:
-    """The format of another package that a path is of."""
+    """The format from another package that recognises a path."""
     found = [FORMATS.find(name) for name in FORMATS.names()]
     return next((each for each in found if each is not None and each.recognises(path)), None)

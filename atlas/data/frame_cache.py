@@ -1,4 +1,4 @@
-"""Decoded frames on disk: every frame of a dataset as the network sees it, mapped into memory by all who read it."""
+"""Decoded frames on disk: every frame of a dataset as the network sees it, memory-mapped by all readers."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from atlas.system.paths import check_folder
 from atlas.system.pool import run_jobs
 
 _FORMAT = 1
-_ABOUT = "about.json"  # what the frames are of; for people, since the folder's name is a hash of it
+_ABOUT = "about.json"  # what the frames come from; for people, since the folder's name is a hash
 _SHARD_BYTES = 128 * 2**20
-_AT_ONCE = 64  # frames that are decoded together
+_AT_ONCE = 64  # frames decoded together
 _WORTH_PROCESSES = 2000  # images
 
 
 class FrameCache:
     """The frames of one dataset: a folder of `frames_00000.npy` and so on, uint8 [n, V, 3, size, size] each.
 
-    The folder is named after what the frames depend on, so that other data has another one. A file is there whole or
-    not at all; filling the cache goes on where it was stopped.
+    The folder's name is derived from what the frames depend on, so other data uses another folder. A file is written
+    completely or not at all, and an interrupted fill is continued.
     """
 
     def __init__(self, root: Path, source: Source, cameras: Sequence[str], size: int):
@@ -65,19 +65,19 @@ class FrameCache:
         return [shard for shard in range(self.shards) if not self._is_there(shard)]
 
     def _is_there(self, shard: int) -> bool:
-        """With its bytes: a power cut may leave its name without them."""
+        """Whether the file is there with its bytes: a power cut may leave only its name."""
         path = self.path(shard)
         return path.exists() and path.stat().st_size > 0
 
     def bytes(self, shards: Sequence[int]) -> int:
-        """What these files take on disk."""
+        """The disk space that these files take."""
         return sum(int(np.prod(self.shape(shard))) for shard in shards)
 
     def path(self, shard: int) -> Path:
         return self.folder / f"frames_{shard:05d}.npy"
 
     def span(self, shard: int) -> tuple[int, int]:
-        """The first and one past the last frame of a file."""
+        """The first frame of a file, and the one after its last."""
         first = shard * self.about["frames_a_file"]
         return first, min(first + self.about["frames_a_file"], self.about["frames"])
 
@@ -86,17 +86,17 @@ class FrameCache:
         return end - first, len(self.cameras), 3, self._size, self._size
 
     def frame(self, number: int) -> np.ndarray:
-        """uint8 [V, 3, size, size]: a frame, counted over all episodes, where it is mapped into memory."""
+        """uint8 [V, 3, size, size]: a frame, counted over all episodes, still mapped into memory."""
         shard, row = divmod(number, self.about["frames_a_file"])
         return self._shard(shard)[row]
 
     def check(self) -> None:
-        """Raises InputError where files are missing, or not what they should be."""
+        """Raises InputError if files are missing, or are not what they should be."""
         missing = self.missing
         if missing:
             raise InputError(
                 f"data.frame_cache: {self.folder} lacks {len(missing)} of {self.shards} files of '{self.name}', which "
-                "are made before training, on the machine that starts it; the folder must be one that all machines see."
+                "are made before training, on the machine that starts it; all machines must see the folder."
             )
         for shard in range(self.shards):
             self._shard(shard)
@@ -127,7 +127,7 @@ def frame_caches(root: Path, dataset: EpisodeDataset, cameras: Sequence[str], si
 def fill_caches(root: Path, dataset: EpisodeDataset, cameras: Sequence[str], size: int) -> None:
     """Decode every frame that is not in the caches yet, on all cores, and show the progress.
 
-    Says first what it takes on disk. Raises InputError where there is no room, or a frame cannot be read.
+    First prints the disk space needed. Raises InputError if there is too little, or a frame cannot be read.
     """
     check_folder("data.frame_cache", root)
     caches = frame_caches(root, dataset, cameras, size)
@@ -138,7 +138,7 @@ def fill_caches(root: Path, dataset: EpisodeDataset, cameras: Sequence[str], siz
     needed = sum(cache.bytes(missing) for cache, _, missing in wanted)
     check_room(root, needed)
     names = ", ".join(f"'{cache.name}'" for cache, *_ in wanted)
-    # As a progress bar does: this is before a run has a log.
+    # On stderr like a progress bar: a run has no log yet.
     print(f"data.frame_cache: the decoded frames of {names} take {_size_of(needed)} in {root}.", file=sys.stderr)
     for cache, source, _ in wanted:
         with hold(cache.folder, f"the frame cache of '{cache.name}'", wait=True):
@@ -146,25 +146,25 @@ def fill_caches(root: Path, dataset: EpisodeDataset, cameras: Sequence[str], siz
 
 
 def _fill(cache: FrameCache, source: Source) -> None:
-    """Decode what is missing of one cache, which no other process fills."""
-    missing = cache.missing  # without what was waited for
+    """Decode what is missing in one cache; no other process fills it meanwhile."""
+    missing = cache.missing  # computed now, as another process may have filled it while this one waited
     if not missing:
         return
     write_json(cache.folder / _ABOUT, cache.about)
-    # Few frames are decoded sooner than processes start.
+    # A few frames are decoded faster than processes start.
     few = sum(cache.shape(shard)[0] for shard in missing) * len(cache.cameras) < _WORTH_PROCESSES
     workers, start_with = 1 if few else None, (cache, source.dataset)
     run_jobs(f"decoding {cache.name}", cache.shards, missing, _write, _start, start_with, workers, may_stay=True)
 
 
 def check_room(root: Path, needed: int) -> None:
-    """Raises InputError where the folder's disk has less room than so many bytes."""
+    """Raises InputError if the folder's disk has less than `needed` bytes free."""
     there = next(parent for parent in (root, *root.absolute().parents) if parent.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
         raise InputError(
-            f"data.frame_cache: the frames take {_size_of(needed)}, and {there} has {_size_of(free)} free. Choose "
-            "another folder, a smaller data.image_size, or leave it out."
+            f"data.frame_cache: the frames take {_size_of(needed)}, but {there} has {_size_of(free)} free. Choose "
+            "another folder or a smaller data.image_size, or leave it out."
         )
 
 
@@ -180,7 +180,7 @@ def _start(cache: FrameCache, dataset: EpisodeDataset) -> None:
 
 
 def _write(shard: int) -> None:
-    """Decode the frames of one file. Raises InputError where one cannot be read, or there is no room."""
+    """Decode the frames of one file. Raises InputError if one cannot be read, or there is no space."""
     cache, dataset = _at_work[0]
     first, end = cache.span(shard)
     starts = np.concatenate([[0], np.cumsum(dataset.lengths)])

@@ -1,4 +1,4 @@
-"""What a policy was shown in training, in a few numbers, so that evaluation can be compared with it."""
+"""A few numbers about what a policy was shown in training, so that evaluation can be compared with it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 from atlas.data.crop_geometry import fit_images
 from atlas.data.episode import EpisodeDataset
 
-THUMBNAIL = 16  # pixels of its sides
+THUMBNAIL = 16  # pixels per side
 _FRAMES = 96
-_STEP = 0.381966  # of an episode, from one looked at to the next: all parts of episodes are seen
+_STEP = 0.381966  # of an episode, between the frames looked at, so that all parts of episodes are seen
 _INSTRUCTIONS = 1000
 
 
 @dataclass(frozen=True)
 class CameraSummary:
-    """A camera's images as the network gets them. Of each frame the mean of each colour and the deviation of all
-    pixels are taken; low and high are the smallest and largest of these four numbers. In levels of 255."""
+    """A camera's images as the network gets them. For each frame, the mean of each colour and the deviation of all
+    pixels are computed; low and high are the smallest and largest of these four numbers. In levels of 255."""
 
     low: tuple[float, float, float, float]
     high: tuple[float, float, float, float]
@@ -29,14 +29,14 @@ class CameraSummary:
 
     @classmethod
     def of(cls, images: np.ndarray, first: np.ndarray) -> CameraSummary:
-        """Of uint8 [n, H, W, 3]: images of all parts of episodes, and first ones."""
+        """images, first: uint8 [n, H, W, 3], from all parts of episodes, and from their starts."""
         numbers = frame_numbers(np.concatenate([images, first]))
         return cls(_four(numbers.min(0)), _four(numbers.max(0)), thumbnail_of(first))
 
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """Of the training episodes."""
+    """What the training episodes look like."""
 
     cameras: Mapping[str, CameraSummary]
     instructions: tuple[str, ...]
@@ -56,7 +56,7 @@ class TrainingInputs:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingInputs:
-        """Raises KeyError, TypeError or ValueError for another form."""
+        """Raises KeyError, TypeError or ValueError for any other form."""
         cameras = {}
         for name, summary in values["cameras"].items():
             pixels = np.frombuffer(base64.b64decode(summary["thumbnail"]), np.uint8)
@@ -68,7 +68,7 @@ class TrainingInputs:
 def summarise_inputs(
     dataset: EpisodeDataset, episodes: np.ndarray, cameras: Sequence[str], image_size: int
 ) -> TrainingInputs:
-    """A look at some frames of some episodes, the same ones each time."""
+    """Looks at some frames of some episodes, the same ones each time."""
     chosen = episodes[np.unique(np.linspace(0, len(episodes) - 1, min(_FRAMES, len(episodes))).round().astype(int))]
     each = -(-_FRAMES // len(chosen))
     images: dict[str, list[np.ndarray]] = {camera: [] for camera in cameras}
@@ -90,13 +90,13 @@ def summarise_inputs(
 
 
 def frame_numbers(images: np.ndarray) -> np.ndarray:
-    """Of uint8 [n, H, W, 3]: float64 [n, 4], each frame's mean of each colour and deviation of all pixels."""
+    """float64 [n, 4] for uint8 [n, H, W, 3]: each frame's mean of each colour and deviation of all pixels."""
     values = images.astype(np.float64)
     return np.concatenate([values.mean(axis=(1, 2)), values.std(axis=(1, 2, 3))[:, None]], axis=1)
 
 
 def thumbnail_of(images: np.ndarray) -> np.ndarray:
-    """The mean of uint8 [n, H, W, 3], small: uint8 [THUMBNAIL, THUMBNAIL, 3]."""
+    """The mean of uint8 [n, H, W, 3], shrunk to uint8 [THUMBNAIL, THUMBNAIL, 3]."""
     mean = images.astype(np.float64).mean(0).round().astype(np.uint8)[None]
     return fit_images(mean, THUMBNAIL)[0].permute(1, 2, 0).numpy()
 

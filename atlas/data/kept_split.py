@@ -1,6 +1,6 @@
-"""Which side of the split an episode is on, kept with a run: a dataset that grows is not dealt again.
+"""The side of the split that each episode is on, kept with a run so that a growing dataset is not split again.
 
-Episodes are known by what is in them. Files may get other names or another order, and others may be added.
+Episodes are identified by their content, so files may be renamed or reordered, and others may be added.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ class KeptSplit:
 
     @classmethod
     def of(cls, dataset: EpisodeDataset, training: np.ndarray, validation: np.ndarray) -> KeptSplit:
-        """Of episode numbers int64 [n]."""
+        """training, validation: episode numbers int64 [n]."""
         identities = episode_identities(dataset)
         return cls(identities[training], identities[validation])
 
     def sides(self, identities: np.ndarray) -> np.ndarray:
-        """int8, a `Side` for each identity; UNSAID for those that are new."""
+        """int8, a `Side` for each identity; UNSAID for new ones."""
         sides = np.full(len(identities), Side.UNSAID, np.int8)
         sides[np.isin(identities, self.training)] = Side.TRAINING
         sides[np.isin(identities, self.validation)] = Side.VALIDATION
         return sides
 
     def change(self, identities: np.ndarray) -> str | None:
-        """How a dataset with these episodes differs from the one that was split, in words; None where it does not."""
+        """How a dataset with these episodes differs from the one that was split, in words; None if it does not."""
         known = np.concatenate([self.training, self.validation])
         new, gone = int((~np.isin(identities, known)).sum()), int((~np.isin(known, identities)).sum())
         if gone == len(known):
@@ -50,7 +50,7 @@ class KeptSplit:
 
 
 def episode_identities(dataset: EpisodeDataset) -> np.ndarray:
-    """int64 [episodes]: hashes of each one's instruction, actions and proprio, and of how many like it came before."""
+    """int64 [episodes]: hashes of the instruction, actions and proprio, and of how many equal episodes came before."""
     found = np.empty(len(dataset), np.int64)
     alike: Counter[bytes] = Counter()
     for source in sources_of(dataset):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from atlas.data.chunks import ChunkDataset, Sample
 from atlas.types import Batch
 
-_FOR_ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # what a whole group may be sent
+_FOR_ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # signals that a whole group may receive
 PREFETCHED = 4  # batches that each worker reads ahead
 
 
@@ -28,7 +28,7 @@ class _Batches:
 
 
 class _Loader(DataLoader[Batch]):
-    """Signals wait while workers start: until one has left the rank's process group it would end by what is for all."""
+    """Holds signals back while workers start: until a worker has left the rank's process group, they would end it."""
 
     def __iter__(self) -> Any:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_ALL)
@@ -39,7 +39,7 @@ class _Loader(DataLoader[Batch]):
 
 
 def worker_count(asked: int | None, device: torch.device) -> int:
-    """What `data.num_workers` means. Left open: 4 for a GPU, else none, which leaves the CPUs to the model."""
+    """What `data.num_workers` means. If null: 4 with a GPU, otherwise none, which leaves the CPUs to the model."""
     return asked if asked is not None else 4 * (device.type == "cuda")
 
 
@@ -50,9 +50,9 @@ def make_loader(
     pin_memory: bool = False,
     again: bool = False,
 ) -> DataLoader[Batch]:
-    """A loader that gives one Batch for each list of samples, in that order.
+    """A loader that yields one Batch for each list of samples, in that order.
 
-    again: it is gone through several times, and its workers live on between them.
+    again: it is iterated over several times, and its workers stay alive in between.
     """
     return _Loader(
         dataset,  # type: ignore[arg-type]
@@ -63,13 +63,13 @@ def make_loader(
         pin_memory=pin_memory,
         prefetch_factor=PREFETCHED if num_workers else None,
         persistent_workers=again and num_workers > 0,
-        generator=torch.Generator(),  # each pass draws a number, which is not to be one of the training's
+        generator=torch.Generator(),  # each pass draws a number, which must not come from training's generator
     )
 
 
 def _leave_process_group(_: int) -> None:
     """A signal to the rank's whole group (Ctrl-C, a scheduler's SIGTERM) is for the rank, which still needs its data
-    to finish the step and save. Workers end with it: torch's watch over their parent sees to that."""
+    to finish the step and save. Workers end with the rank: torch has them watch their parent."""
     os.setpgrp()
     for number in signal.sigpending() & {*_FOR_ALL}:
         signal.sigwait({number})

@@ -1,4 +1,4 @@
-"""The last used of things that are costly to have: open files, decoders, what is known of a file."""
+"""The most recently used of things that are costly to create: open files, decoders, facts about a file."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ Thing = TypeVar("Thing")
 
 
 class LRUCache(Generic[Key, Thing]):
-    """At most `bound` things, of which the one that was not used for longest goes first. Not for several threads."""
+    """At most `bound` things, of which the least recently used goes first. Not thread-safe."""
 
     def __init__(self, bound: int, discard: Callable[[Thing], object] = lambda thing: None) -> None:
-        """discard: called with each thing that goes, such as to close it."""
+        """discard: called with each thing that goes, for example to close it."""
         assert bound >= 1
         self._bound, self._discard = bound, discard
         self._things: OrderedDict[Key, Thing] = OrderedDict()
 
     def get(self, key: Key, make: Callable[[], Thing]) -> Thing:
-        """The thing of a key, made where there is none."""
+        """The thing for a key, made if there is none."""
         if key not in self._things:
             self._things[key] = make()
             if len(self._things) > self._bound:
@@ -29,12 +29,12 @@ class LRUCache(Generic[Key, Thing]):
         return self._things[key]
 
     def drop(self, key: Key) -> None:
-        """Discard one."""
+        """Discard one thing."""
         self._discard(self._things.pop(key))
 
     @property
     def keys(self) -> list[Key]:
-        """From the one that would go first to the last used one."""
+        """Least recently used first."""
         return list(self._things)
 
     def clear(self) -> None:

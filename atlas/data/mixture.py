@@ -20,29 +20,29 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset, and how it is brought to the form that all sources of a mixture have."""
+    """A dataset, and how it is brought to the common form of a mixture's sources."""
 
     name: str
     dataset: EpisodeDataset
     first: int  # the number of its first episode in the mixture
     cameras: Mapping[str, str] | None = None  # {the mixture's name: its own}; None: the same
-    scale: np.ndarray | None = None  # float32 [A], to the mixture's units; None: the same
-    offset: np.ndarray | None = None  # float32 [A], added then; None: nothing
+    scale: np.ndarray | None = None  # float32 [A], factors to the mixture's units; None: the units are the same
+    offset: np.ndarray | None = None  # float32 [A], added afterwards; None: nothing
     weight: float = 1.0
 
     def camera(self, name: str) -> str:
-        """Its own name of a camera."""
+        """The dataset's own name of a camera."""
         return name if self.cameras is None else self.cameras[name]
 
     def actions(self, rows: slice | np.ndarray) -> np.ndarray:
-        """float32 [..., A] of rows of its dataset's numbers, in the mixture's units."""
+        """float32 [..., A]: the actions in some rows of its dataset's numbers, in the mixture's units."""
         actions = self.dataset.numbers().actions[rows]
         actions = actions if self.scale is None else actions * self.scale
         return actions if self.offset is None else actions + self.offset
 
 
 def sources_of(dataset: EpisodeDataset) -> tuple[Source, ...]:
-    """The sources of a mixture; of any other dataset, itself as the only one."""
+    """The sources of a mixture; for any other dataset, itself as the only source."""
     if isinstance(dataset, Mixture):
         return dataset.sources
     return (Source(dataset.path.name, dataset, 0),)
@@ -51,17 +51,17 @@ def sources_of(dataset: EpisodeDataset) -> tuple[Source, ...]:
 class Mixture:
     """Episodes of several datasets as one dataset. Episodes keep their order: the first dataset's come first.
 
-    Equal instructions of two datasets are one task. Where several were recorded in a simulator, evaluation is in the
-    first one's.
+    Equal instructions of two datasets are one task. If several datasets were recorded in a simulator, evaluation uses
+    the first one's.
     """
 
     format = "mixture"
-    sides: np.ndarray | None = None  # each source is split as it says itself
+    sides: np.ndarray | None = None  # None: each source is split as it says itself
 
     def __init__(self, configs: Sequence[SourceConfig], datasets: Sequence[EpisodeDataset], cameras: Sequence[str]):
-        """configs: of the datasets. cameras: the names that all sources' cameras are brought to.
+        """configs: the datasets' sections. cameras: the common names of all sources' cameras.
 
-        Raises InputError that names the source and what of it differs, where the datasets cannot be brought together.
+        Raises InputError that names the source and what differs in it, if the datasets cannot be combined.
         """
         names = [config.label for config in configs]
         spec = _common_spec(names, datasets)
@@ -78,7 +78,7 @@ class Mixture:
             )
             for config, dataset, first in zip(configs, datasets, firsts, strict=False)
         )
-        self.path = Path(" + ".join(names))  # what people call it
+        self.path = Path(" + ".join(names))  # a name for people
         self.cameras = list(cameras)
         self.action_spec = spec
         self.fps, self.proprio_dim = datasets[0].fps, datasets[0].proprio_dim
@@ -100,11 +100,11 @@ class Mixture:
         return MixedEpisode(source, index - source.first)
 
     def images(self, camera: str, episodes: np.ndarray, frames: np.ndarray) -> np.ndarray:
-        """uint8 [n, H, W, 3], upright, of episodes whose images are of one size."""
+        """uint8 [n, H, W, 3], upright, for episodes whose images have the same size."""
         return images_by_episode(self, camera, episodes, frames)
 
     def numbers(self) -> Numbers:
-        """Copies of all episodes' numbers, in memory: `ChunkDataset` reads those of the sources instead."""
+        """Copies of all episodes' numbers, in memory; `ChunkDataset` reads those of the sources instead."""
         episodes = [self.episode(i) for i in range(len(self))]
         return Numbers(np.concatenate([e.actions for e in episodes]), np.concatenate([e.proprio for e in episodes]))
 
@@ -113,7 +113,7 @@ class Mixture:
         return slice(int(self._first_row[index]), int(self._first_row[index] + self.lengths[index]))
 
     def image_size(self, camera: str) -> tuple[int, int]:
-        """Of the source that the evaluation's simulator is that of, else of the first."""
+        """The size for the source whose simulator evaluation uses, or otherwise for the first source."""
         source = self._simulated or self.sources[0]
         return source.dataset.image_size(source.camera(camera))
 
@@ -132,7 +132,7 @@ class Mixture:
 
 
 class MixedEpisode:
-    """An episode of a source, with the mixture's names of cameras and units of actions."""
+    """An episode of a source, with the mixture's camera names and action units."""
 
     def __init__(self, source: Source, index: int) -> None:
         self._source, self._index = source, index
@@ -176,7 +176,7 @@ class MixedEpisode:
 
 
 def camera_names(config: SourceConfig, dataset: EpisodeDataset) -> dict[str, str]:
-    """{the mixture's name: the dataset's own} of the cameras that a source has for a mixture. Raises InputError."""
+    """{the mixture's name: the dataset's own} for the cameras that a source brings to a mixture. Raises InputError."""
     names = config.cameras
     if names is None:
         return {camera: camera for camera in dataset.cameras}
@@ -184,7 +184,7 @@ def camera_names(config: SourceConfig, dataset: EpisodeDataset) -> dict[str, str
     unknown = [own for own in names.values() if own not in dataset.cameras]
     if unknown:
         raise InputError(
-            f"the cameras of the dataset '{config.label}' (data.datasets) name {unknown}, and {dataset.path} has the "
+            f"the cameras of the dataset '{config.label}' (data.datasets) name {unknown}, but {dataset.path} has the "
             f"cameras {dataset.cameras}."
         )
     return names
@@ -193,9 +193,9 @@ def camera_names(config: SourceConfig, dataset: EpisodeDataset) -> dict[str, str
 def common_cameras(
     configs: Sequence[SourceConfig], datasets: Sequence[EpisodeDataset], wanted: Sequence[str] | None
 ) -> list[str]:
-    """The cameras of a mixture: those that are wanted, which all sources must have, else all, if these are the same.
+    """The cameras of a mixture: the wanted ones, which all sources must have; otherwise all, if they are the same.
 
-    In the order that is asked for, or the first source's. Raises InputError that says which source lacks what.
+    In the order asked for, or the first source's. Raises InputError that says which source lacks what.
     """
     has = {config.label: list(camera_names(config, dataset)) for config, dataset in zip(configs, datasets, strict=True)}
     lists = list(has.values())
@@ -217,7 +217,7 @@ def common_cameras(
 
 
 def _common_spec(names: Sequence[str], datasets: Sequence[EpisodeDataset]) -> ActionSpec:
-    """The first source's spec, once all others are seen to differ from it in units at most. Raises InputError."""
+    """The first source's spec, after checking that the others differ from it at most in units. Raises InputError."""
     spec = datasets[0].action_spec
     for name, dataset in zip(names[1:], datasets[1:], strict=True):
         other = dataset.action_spec
@@ -228,14 +228,14 @@ def _common_spec(names: Sequence[str], datasets: Sequence[EpisodeDataset]) -> Ac
         if differing:
             raise InputError(
                 f"The actions of the datasets '{names[0]}' and '{name}' mean different things: {'; '.join(differing)}. "
-                f"Say what is right for '{name}' in data.datasets, features.action_spec, or leave it out."
+                f"Correct '{name}' in data.datasets, features.action_spec, or leave it out."
             )
     return spec
 
 
 def _conversion(own: ActionSpec, common: ActionSpec) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """What actions in a source's units are multiplied by, and what is then added: float32 [A] each; None where nothing
-    is to be done."""
+    """The factors that bring actions in a source's units to the common ones, and what is added afterwards: float32 [A]
+    each; None if nothing has to be done."""
     if own == common:
         return None, None
     scale, offset = np.ones(own.dim, np.float32), np.zeros(own.dim, np.float32)
@@ -254,7 +254,7 @@ def _check_proprio(names: Sequence[str], datasets: Sequence[EpisodeDataset]) -> 
         said = ", ".join(f"{dim} in '{name}'" for name, dim in dims.items())
         raise InputError(
             f"The datasets of the mixture have different numbers of proprio: {said}. Say which of a LeRobot dataset's "
-            "features they are in data.datasets, features.proprio."
+            "features are its proprio in data.datasets, features.proprio."
         )
 
 
@@ -263,7 +263,7 @@ def _simulated(sources: Sequence[Source]) -> Source | None:
     found = [source for source in sources if source.dataset.environment is not None]
     if len(found) > 1:
         logger.info(
-            "Several datasets were recorded in simulators (%s); evaluation is in that of '%s', by its statistics.",
+            "Several datasets were recorded in simulators (%s); evaluation uses that of '%s', with its statistics.",
             ", ".join(f"'{source.name}': {source.dataset.environment}" for source in found),
             found[0].name,
         )

@@ -1,4 +1,4 @@
-"""Frames whose action does nothing, which the better recipes leave out."""
+"""Frames whose action does nothing, which good recipes leave out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _STILL = 1e-4
 
 
 def without_noops(actions: np.ndarray, spec: ActionSpec) -> np.ndarray:
-    """The frames, int64, whose action moves (norm of the pose at least 1e-4) or changes a gripper.
+    """The frames, int64, whose action moves (the norm of its pose is at least 1e-4) or changes a gripper.
 
     actions: float [T, A] of one episode, deltas.
     """

@@ -9,7 +9,7 @@ import numpy as np
 
 from atlas.errors import InputError
 
-_WHICH_GROUP = 1  # keeps the order of groups apart from the orders within them
+_WHICH_GROUP = 1  # makes the order of groups independent of the orders within them
 
 
 @lru_cache(maxsize=16)
@@ -19,43 +19,43 @@ def epoch_order(samples: int, seed: int, epoch: int, group: int = 0) -> np.ndarr
 
 
 class Draws:
-    """What an epoch draws of which samples: of each group of samples a number of its own.
+    """How many samples an epoch draws from each group of samples, and in which order.
 
-    A group is gone through again and again, each time in another order, and from where the last epoch left it: none of
-    its samples comes again before all others have come. Which group is next is shuffled over the epoch.
+    Each group is repeated in a new order each time, continuing where the last epoch left it: none of its samples comes
+    again before all others have come. The order of groups is shuffled over the epoch.
     """
 
     def __init__(self, groups: Sequence[np.ndarray], counts: Sequence[int]) -> None:
-        """groups: the samples int64 [n] of each. counts: how many samples an epoch draws of each."""
+        """groups: the samples of each, int64 [n]. counts: how many samples an epoch draws from each."""
         assert len(groups) == len(counts) >= 1 and all(len(g) for g in groups) and min(counts) >= 1
         self.groups, self.counts = tuple(groups), tuple(counts)
 
     @classmethod
     def each_once(cls, samples: int) -> Draws:
-        """Every one of 0 … samples-1 once an epoch."""
+        """Every one of 0 … samples-1 once per epoch."""
         return cls([np.arange(samples)], [samples])
 
     @classmethod
     def by_shares(cls, groups: Sequence[np.ndarray], shares: Sequence[float], names: Sequence[str]) -> Draws:
-        """Of each group its share of an epoch, which draws as many samples as all groups have.
+        """Each group's share of an epoch, which draws as many samples as all groups have.
 
-        names: of the groups, for messages. Raises InputError where a share is less than one sample.
+        names: the groups', for messages. Raises InputError if a share is less than one sample.
         """
         total = sum(len(group) for group in groups)
         exact = np.asarray(shares, np.float64) / sum(shares) * total
         counts = np.floor(exact).astype(np.int64)
-        # What rounding leaves goes to those that lost most by it.
+        # The rest from rounding goes to the groups that lost most by it.
         counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
         for name, count, share in zip(names, counts, shares, strict=True):
             if not count:
                 raise InputError(
-                    f"{name} has {share / sum(shares):.2g} of the samples, less than one of the {total} of an epoch; "
+                    f"{name} has {share / sum(shares):.2g} of the samples, less than one of the {total} in an epoch; "
                     "give it a larger weight, or leave it out."
                 )
         return cls(groups, counts.tolist())
 
     def __len__(self) -> int:
-        """Samples an epoch."""
+        """The number of samples per epoch."""
         return sum(self.counts)
 
     def epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -76,10 +76,10 @@ class Draws:
 
 
 class TrainOrder:
-    """An endless stream of samples, epoch after epoch, dealt to the processes in batches.
+    """An endless stream of samples, epoch after epoch, distributed to the processes in batches.
 
-    Without groups each sample comes exactly once an epoch; a batch may cross the border between two epochs, so that
-    none is short. One process with batch 32 and two with batch 16 see the same samples at the same step.
+    Without groups each sample comes exactly once per epoch; a batch may span two epochs, so none is short. One process
+    with batch 32 and two with batch 16 see the same samples at the same step.
     A sample is (how often it has come before, its index): no such pair comes twice.
     """
 
@@ -92,8 +92,8 @@ class TrainOrder:
         world_size: int = 1,
         start: tuple[int, int] = (0, 0),
     ) -> None:
-        """samples: how many there are, of which an epoch draws each once, or what else it draws.
-        start: a step and the samples seen by then, where a resumed run with other batches goes on."""
+        """samples: their number, if an epoch draws each once; otherwise what it draws.
+        start: a step and the samples seen by then, from where a resumed run with other batches continues."""
         self._draws = samples if isinstance(samples, Draws) else Draws.each_once(samples)
         self._samples, self._seed, self._start = len(self._draws), seed, start
         self.batch_size, self._accumulation, self._world = batch_size, accumulation, world_size
@@ -101,25 +101,25 @@ class TrainOrder:
         self._epoch = lru_cache(maxsize=2)(self._draws.epoch)
 
     def steps_for(self, epochs: int) -> int:
-        """Optimizer steps until so many epochs are gone through."""
+        """The optimizer steps that this many epochs take."""
         first_step, seen = self._start
         return first_step + max(0, -(-(self._samples * epochs - seen) // self.samples_a_step))
 
     def epoch_at(self, step: int) -> float:
-        """Epochs gone through after `step` optimizer steps."""
+        """The epochs completed after `step` optimizer steps."""
         return self.samples_seen(step) / self._samples
 
     def samples_seen(self, step: int) -> int:
-        """Samples that all processes together have seen after `step` optimizer steps."""
+        """The samples that all processes together have seen after `step` optimizer steps."""
         first_step, seen = self._start
         return seen + (step - first_step) * self.samples_a_step
 
     def step_samples(self, step: int) -> np.ndarray:
-        """(time, index) of all samples of all processes at one optimizer step (from 0): int64 [samples a step, 2]."""
+        """(time, index) of all processes' samples at one optimizer step (from 0): int64 [samples per step, 2]."""
         return self._samples_from(self.samples_seen(step), self.samples_a_step)
 
     def batches(self, rank: int, first_step: int, last_step: int) -> Iterator[list[tuple[int, int]]]:
-        """One process's batches of the steps [first_step, last_step), `accumulation` a step."""
+        """One process's batches for the steps [first_step, last_step), `accumulation` per step."""
         for step in range(first_step, last_step):
             for part in range(self._accumulation):
                 start = self.samples_seen(step) + (part * self._world + rank) * self.batch_size
@@ -130,7 +130,7 @@ class TrainOrder:
         return [index for batch in self.batches(rank, step, step + 1) for _, index in batch]
 
     def _samples_from(self, position: int, count: int) -> np.ndarray:
-        """(time, index) of `count` samples from a position of the stream on: int64 [count, 2]."""
+        """(time, index) of `count` samples from a position in the stream: int64 [count, 2]."""
         found = np.empty((count, 2), np.int64)
         done = 0
         while done < count:

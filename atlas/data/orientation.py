@@ -6,8 +6,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-# upright: as a person expects. upside_down: rows reversed (OpenGL, so robosuite and LIBERO's HDF5 files).
-# rotated_180: rows and columns reversed. mirrored: columns reversed (LIBERO sets that came through RLDS: the raw,
+# upright: as a person expects. upside_down: rows reversed (OpenGL, and so robosuite and LIBERO's HDF5 files).
+# rotated_180: rows and columns reversed. mirrored: columns reversed (LIBERO datasets that came through RLDS: the raw,
 # upside-down images rotated by 180 degrees).
 Orientation = Literal["upright", "upside_down", "rotated_180", "mirrored"]
 ORIENTATIONS: tuple[Orientation, ...] = get_args(Orientation)

@@ -1,14 +1,14 @@
-"""Where a dataset is from, as far as its folder shows, and so what can be done about a file of it that is damaged."""
+"""Where a dataset comes from, judged by its folder, and thus how to repair a damaged file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_PARENTS = 12  # of a file, that are looked at
+_PARENTS = 12  # parent folders of a file that are looked at
 
 
 def from_hub(path: Path) -> bool:
-    """Whether a file, or folder, was fetched from the Hugging Face hub: into its cache, or to a folder of the user's.
+    """Whether a file or folder was downloaded from the Hugging Face hub: into its cache, or into a user's folder.
 
     The cache has `…/snapshots/<commit>/` beside `…/refs/` and `…/blobs/`; in other folders the client leaves notes.
     """
@@ -23,5 +23,5 @@ def from_hub(path: Path) -> bool:
 def mend(path: Path) -> str:
     """The last sentence of a message: what to do about a file that is missing, cut off or not what it should be."""
     if from_hub(path):
-        return "Fetch the dataset again."
-    return "Copy the file again if it is a copy; else mend the dataset, or leave out what is damaged (--skip-damaged)."
+        return "Download the dataset again."
+    return "Copy the file again if it is a copy; else repair the dataset, or leave out damaged parts (--skip-damaged)."

@@ -14,14 +14,14 @@ LIBERO_PROPRIO = (
 
 
 def has_libero_proprio(dataset: EpisodeDataset) -> bool:
-    """Whether the proprio is LIBERO's: by the format, and of a LeRobot dataset where it is known."""
+    """Whether the proprio is LIBERO's, known from the format; for a LeRobot dataset, if it says so."""
     if dataset.proprio_dim != len(LIBERO_PROPRIO):
         return False
     return not isinstance(dataset, LeRobotDataset) or dataset.has_libero_proprio
 
 
 def proprio_names(dataset: EpisodeDataset) -> list[tuple[str, str]]:
-    """Name and unit of each number: LIBERO's where it is LIBERO's, else as the dataset says; '' where it says none."""
+    """Name and unit of each number: LIBERO's if it is LIBERO's, otherwise the dataset's; '' if it names none."""
     if has_libero_proprio(dataset):
         return list(LIBERO_PROPRIO)
     names = dataset.proprio_names if isinstance(dataset, LeRobotDataset) else []

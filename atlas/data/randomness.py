@@ -1,4 +1,4 @@
-"""Random numbers that are a pure function of (seed, epoch, sample), whoever asks for them, where and in what order."""
+"""Random numbers that are a pure function of (seed, epoch, sample), whoever draws them, where and in what order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 class Stream(IntEnum):
-    """Keeps the different uses of a key apart: each draws numbers of its own."""
+    """Keeps the different uses of a key apart: each draws its own numbers."""
 
     AUGMENTATION = 1
     FLOW_NOISE = 2
@@ -29,15 +29,14 @@ _SECOND = _signed(0x94D049BB133111EB)
 
 
 def sample_keys(seed: int, epochs: torch.Tensor, samples: torch.Tensor) -> torch.Tensor:
-    """What all random numbers of a sample in an epoch follow from: int64 [n]; epochs, samples: int64 [n]."""
+    """The keys that determine all random numbers of a sample in an epoch: int64 [n]; epochs, samples: int64 [n]."""
     return _mix(_mix(_mix(torch.full_like(samples, seed)) + epochs) + samples)
 
 
 def uniform(keys: torch.Tensor, stream: Stream, count: int) -> torch.Tensor:
-    """float64 [n, count] in [0, 1) of keys int64 [n], the same on every device.
+    """float64 [n, count] in [0, 1) for keys int64 [n], the same on every device.
 
-    SplitMix64 (Steele, Lea and Flood, 2014) mixes the key, which makes
-    one number from each counter without any state to carry.
+    SplitMix64 (Steele, Lea and Flood, 2014) mixes the key; it turns each counter into a number and carries no state.
     """
     start = _mix(_mix(keys) + stream)
     counters = start[:, None] + torch.arange(1, count + 1, device=keys.device) * _GOLDEN

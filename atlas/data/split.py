@@ -12,8 +12,8 @@ from atlas.data.mixture import sources_of
 def split_dataset(
     dataset: EpisodeDataset, val_fraction: float, seed: int, kept: KeptSplit | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Episode numbers for training and for validation, each sorted: every source of a mixture is split as it would be
-    alone, and as it says itself where it does. kept: of a run that goes on; its episodes keep their sides."""
+    """Episode numbers for training and for validation, each sorted. Every source of a mixture is split as it would be
+    alone, or as it says itself. kept: the split of a resumed run, whose episodes keep their sides."""
     had = None if kept is None else kept.sides(episode_identities(dataset))
     train, val = [], []
     for source in sources_of(dataset):
@@ -32,8 +32,8 @@ def split_episodes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Episode numbers for training and for validation, each sorted; a pure function of the arguments.
 
-    task_of: int64 [episodes]. sides: as `EpisodeDataset.sides`. Of the episodes of each task of which the dataset says
-    nothing, `val_fraction` (rounded) are for validation: at least one where there are two or more, and never all.
+    task_of: int64 [episodes]. sides: as `EpisodeDataset.sides`. Of each task's episodes that the dataset does not
+    assign, `val_fraction` (rounded) are for validation: at least one if there are two or more, and never all.
     """
     sides = np.full(len(task_of), Side.UNSAID) if sides is None else sides
     validation: list[int] = np.flatnonzero(sides == Side.VALIDATION).tolist()
@@ -50,9 +50,9 @@ def split_episodes(
 def deal_new(
     task_of: np.ndarray, val_fraction: float, seed: int, had: np.ndarray, said: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `split_episodes`, where some episodes have their side: `had`, int8 [episodes], a `Side` each.
+    """Like `split_episodes`, if some episodes already have their side: `had`, int8 [episodes], a `Side` each.
 
-    The new ones of a task fill its validation up to what `split_episodes` would give it, as far as they go.
+    A task's new episodes fill its validation set up to the size that `split_episodes` would give it, if they suffice.
     """
     sides = np.where((had == Side.UNSAID) & (said is not None), Side.UNSAID if said is None else said, had)
     validation: list[int] = np.flatnonzero(sides == Side.VALIDATION).tolist()

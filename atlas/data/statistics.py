@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.ma  # quantiles need it, and numpy 2.4 fails where several threads import it at once
+import numpy.ma  # quantiles need it, and numpy 2.4 fails if several threads import it at once
 
 from atlas.system.cache_root import cache_root
 from atlas.system.cores import available_cores
@@ -20,11 +20,11 @@ from atlas.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1  # of what is kept in the cache
+_FORMAT = 1  # of the cached statistics
 METHODS = ("quantiles", "mean_std", "min_max")
-SMALLEST_RANGE = 1e-3  # a dimension that hardly moves is not blown up
-_FARTHEST = 50.0  # what the largest value of a dimension may become, scaled by quantiles
-_SHOWN_FROM = 2_000_000  # numbers; fewer are counted in no time
+SMALLEST_RANGE = 1e-3  # so that a dimension that hardly moves is not amplified
+_FARTHEST = 50.0  # the limit for a dimension's largest value after scaling by quantiles
+_SHOWN_FROM = 2_000_000  # numbers; fewer take no noticeable time
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class ColumnStatistics:
 
     @classmethod
     def of(cls, values: np.ndarray, title: str = "") -> ColumnStatistics:
-        """Of float [N, D], computed in float64, on several cores. title: of the bar, where there is much to do."""
+        """values: float [N, D]. Computed in float64 on several cores. title: of the progress bar, if it takes long."""
         values = values.astype(np.float64)
         quantiles = []
         with (
             progress_bar(title if title and values.size >= _SHOWN_FROM else None, values.shape[1]) as advance,
-            ThreadPoolExecutor(available_cores()) as pool,  # numpy sorts without Python's lock
+            ThreadPoolExecutor(available_cores()) as pool,  # numpy sorts without holding Python's lock
         ):
             for pair in pool.map(lambda column: np.quantile(column, [0.01, 0.99]), values.T):
                 quantiles.append(pair)
@@ -55,7 +55,7 @@ class ColumnStatistics:
         return cls(*(tuple(float(v) for v in row) for row in rows))
 
     def is_of(self, width: int) -> bool:
-        """Whether each of its rows is so many finite numbers: what a file has held may be anything."""
+        """Whether each row is `width` finite numbers: values read from a file may be anything."""
         rows = asdict(self).values()
         return all(len(r) == width and all(isinstance(v, int | float) and math.isfinite(v) for v in r) for r in rows)
 
@@ -66,16 +66,16 @@ class ColumnStatistics:
 
 @dataclass(frozen=True)
 class DatasetStatistics:
-    """What a policy needs to know of one source of data to scale its actions and proprio."""
+    """What a policy must know about one source of data to scale its actions and proprio."""
 
-    source: str  # a name for people: where the data is from
+    source: str  # a name for people: where the data comes from
     frames: int
     episodes: int
     action: ColumnStatistics
     proprio: ColumnStatistics
-    environment: str | None = None  # the name of the world that it was recorded in
-    # How each dimension is scaled, of `METHODS`; None: as the processor's config has it for all, as it was for policies
-    # that were saved before it was decided for each.
+    environment: str | None = None  # the name of the world it was recorded in
+    # How each dimension is scaled, one of `METHODS`; None: all as the processor's config says, which is the case for
+    # policies saved before this was decided per dimension.
     action_scaling: tuple[str, ...] | None = None
     proprio_scaling: tuple[str, ...] | None = None
 
@@ -100,8 +100,8 @@ class DatasetStatistics:
 
 
 def seldom_used(columns: ColumnStatistics) -> list[int]:
-    """The dimensions that are used in so few frames that quantiles do not see it: scaled by them, the largest value
-    would be beyond `_FARTHEST`."""
+    """The dimensions used in so few frames that quantiles do not show it: scaled by them, their largest value would
+    exceed `_FARTHEST`."""
     low, high, smallest, largest = (np.array(getattr(columns, name)) for name in ("q01", "q99", "min", "max"))
     middle, half = (low + high) / 2, (high - low) / 2
     reach = np.maximum(largest - middle, middle - smallest)
@@ -109,13 +109,13 @@ def seldom_used(columns: ColumnStatistics) -> list[int]:
 
 
 def scaling_of(columns: ColumnStatistics, method: str) -> tuple[str, ...]:
-    """How each dimension is scaled: as `method` says, but by its deviation where quantiles do not see its use."""
+    """How each dimension is scaled: as `method` says, but by its deviation if quantiles do not show its use."""
     seldom = seldom_used(columns) if method == "quantiles" else []
     return tuple("mean_std" if dimension in seldom else method for dimension in range(len(columns.mean)))
 
 
 def kept_statistics(values: np.ndarray, title: str) -> ColumnStatistics:
-    """`ColumnStatistics.of` values float32 [N, D], computed once: kept in the cache under the values' own hash."""
+    """`ColumnStatistics.of` for values float32 [N, D], computed once and cached under the hash of the values."""
     values = np.ascontiguousarray(values)
     digest = hashlib.blake2b(repr((_FORMAT, values.shape)).encode(), digest_size=16)
     digest.update(values.data)
@@ -124,7 +124,7 @@ def kept_statistics(values: np.ndarray, title: str) -> ColumnStatistics:
         kept = ColumnStatistics.from_dict(read_json(file))
         if kept.is_of(values.shape[1]):
             return kept
-    except (OSError, ValueError, TypeError, AttributeError):  # not there, or not whole
+    except (OSError, ValueError, TypeError, AttributeError):  # absent or incomplete
         pass
     found = ColumnStatistics.of(values, title)
     try:

@@ -1,4 +1,4 @@
-"""What a config trains on: the episodes for training and for validation, and what an epoch draws of them."""
+"""What a config trains on: the episodes for training and for validation, and what an epoch draws from them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class TrainingData:
 
 
 def open_training_data(config: Config, kept: KeptSplit | None = None) -> TrainingData:
-    """Open and split what a prepared config trains on. kept: the split of a run that goes on. Raises InputError."""
+    """Open and split the data of a prepared config. kept: the split of a resumed run. Raises InputError."""
     data = split_data(config, *open_configured(config.data), kept)
     read_cached_frames(config, data)
     return data
 
 
 def read_cached_frames(config: Config, data: TrainingData) -> None:
-    """Read images from `data.frame_cache`, where it is set and filled. Raises InputError where it is of other data."""
+    """Read images from `data.frame_cache` if it is set and filled. Raises InputError if it is of other data."""
     if config.data.frame_cache is None:
         return
     caches = frame_caches(Path(config.data.frame_cache), data.dataset, data.cameras, config.data.image_size)
@@ -52,7 +52,7 @@ def read_cached_frames(config: Config, data: TrainingData) -> None:
 def split_data(
     config: Config, dataset: EpisodeDataset, cameras: list[str], kept: KeptSplit | None = None
 ) -> TrainingData:
-    """Split an open dataset, and balance it. Raises InputError where a chunk is too long, or a share too small."""
+    """Split an open dataset, and balance it. Raises InputError if a chunk is too long, or a share too small."""
     train, val = (
         ChunkDataset(dataset, episodes, cameras, config.data.image_size, config.data.action_horizon, seed=config.seed)
         for episodes in split_dataset(dataset, config.data.val_fraction, config.seed, kept)

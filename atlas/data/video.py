@@ -1,4 +1,4 @@
-"""Frames of video files by their exact time: torchcodec where it loads, else PyAV."""
+"""Frames of video files by their exact time: with torchcodec if it loads, otherwise PyAV."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from atlas.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE_S = 1e-4  # how far a frame's time may lie from the one asked for, where nothing is known of the rate
-FRAME_TOLERANCE = 0.2  # of what lies between two frames, likewise: times of joined videos drift, by 0.3 ms an episode
-OPEN_DECODERS = 32  # a process
+TOLERANCE_S = 1e-4  # how far a frame's time may be from the one asked for, if the frame rate is unknown
+FRAME_TOLERANCE = 0.2  # the same as a share of a frame's duration: times of joined videos drift, by 0.3 ms per episode
+OPEN_DECODERS = 32  # per process
 
 
 class _Decoder(Protocol):
@@ -30,28 +30,28 @@ class _Decoder(Protocol):
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of its frames, by its header."""
+        """Height and width of its frames, from its header."""
         ...
 
     def read(self, times: Sequence[float], tolerance: float = TOLERANCE_S) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [n, H, W, 3] and float64 [n], the frames nearest to ascending times in seconds, and their times.
+        """uint8 [n, H, W, 3] and float64 [n]: the frames nearest to ascending times in seconds, and their times.
 
-        A frame that is no further than `tolerance` from a time is found."""
+        A frame no further than `tolerance` from a time is found."""
         ...
 
     def close(self) -> None: ...
 
 
 class VideoReader:
-    """Decodes the frames that are asked for and no others; the last used decoders stay open, in each process its own.
+    """Decodes only the frames that are asked for; each process keeps its most recently used decoders open.
 
-    A process that was forked never touches the decoders it inherits, whose threads it does not have.
+    A forked process never touches the decoders it inherits, as it lacks their threads.
     """
 
     def __init__(self, bound: int = OPEN_DECODERS, open_decoder: Callable[[Path], _Decoder] | None = None) -> None:
-        """bound: how many decoders stay open. open_decoder: of this library, None for the one that is chosen."""
+        """bound: how many decoders stay open. open_decoder: the library to use; None: the one that is chosen."""
         self._bound, self._open = bound, open_decoder
-        self._inherited: list[LRUCache[Path, _Decoder]] = []  # kept, since taking them down may wait for threads
+        self._inherited: list[LRUCache[Path, _Decoder]] = []  # kept alive, since closing them may wait for threads
         self._start()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -62,10 +62,10 @@ class VideoReader:
         self._start()
 
     def frames(self, path: Path, times: Sequence[float] | np.ndarray, tolerance: float = TOLERANCE_S) -> np.ndarray:
-        """uint8 [n, H, W, 3], RGB: the frames of a file at some times in seconds, in that order, in one pass.
+        """uint8 [n, H, W, 3], RGB: the frames of a file at these times in seconds, in that order, in one pass.
 
-        tolerance: seconds that a frame may lie off; well under half of what lies between two. Raises InputError where
-        the file is missing or damaged, or has no frame so near.
+        tolerance: seconds that a frame may be off; well under half of a frame's duration. Raises InputError if the file
+        is missing or damaged, or has no frame that near.
         """
         wanted, place = np.unique(np.asarray(times, np.float64), return_inverse=True)
         with self._opening(path) as decoder:
@@ -79,13 +79,13 @@ class VideoReader:
         return images if len(place) == len(images) and (np.diff(place) > 0).all() else images[place]
 
     def size(self, path: Path) -> tuple[int, int]:
-        """Height and width of a file's frames, by its header. Raises InputError."""
+        """Height and width of a file's frames, from its header. Raises InputError."""
         with self._opening(path) as decoder:
             return decoder.size
 
     @contextmanager
     def _opening(self, path: Path) -> Iterator[_Decoder]:
-        """The decoder of a file, which is not for several threads at once."""
+        """The decoder of a file, which several threads must not use at once."""
         if self._process != os.getpid():
             self._inherited.append(self._decoders)
             self._start()
@@ -94,12 +94,12 @@ class VideoReader:
             try:
                 yield decoder
             except InputError:
-                self._decoders.drop(path)  # who knows where in the file it stopped
+                self._decoders.drop(path)  # its position in the file is unknown now
                 raise
 
     @property
     def open_files(self) -> list[Path]:
-        """The files whose decoders are open in this process, the last used one at the end."""
+        """The files whose decoders are open in this process, the most recently used last."""
         return self._decoders.keys if self._process == os.getpid() else []
 
     def close(self) -> None:
@@ -127,7 +127,7 @@ def video_reader() -> VideoReader:
 
 @functools.cache
 def chosen_decoder() -> Callable[[Path], _Decoder]:
-    """The library that decodes, chosen once in a process, and said in the log."""
+    """The library that decodes; chosen once per process, and logged."""
     try:
         import torchcodec.decoders  # noqa: F401
     except Exception as error:  # it loads FFmpeg's libraries, and fails in as many ways as they can be missing
@@ -139,21 +139,21 @@ def chosen_decoder() -> Callable[[Path], _Decoder]:
 
 
 class TorchcodecDecoder:
-    """A video file, by torchcodec."""
+    """A video file opened with torchcodec."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # Approximate: a frame is found by the rate and its number, without reading the whole file at first.
+        # Approximate: a frame is found by its number and the rate, without first reading the whole file.
         self._exact = False
         self._decoder = self._opened("approximate")
 
     @property
     def size(self) -> tuple[int, int]:
-        """As of `_Decoder`."""
+        """See `_Decoder`."""
         return self._size
 
     def read(self, times: Sequence[float], tolerance: float = TOLERANCE_S) -> tuple[np.ndarray, np.ndarray]:
-        """As of `_Decoder`."""
+        """See `_Decoder`."""
         with _readable(self._path):
             if not self._exact:
                 indices = [min(max(0, round(time * self._fps)), self._count - 1) for time in times]
@@ -164,7 +164,7 @@ class TorchcodecDecoder:
                 logger.debug("%s: the frames are not evenly spaced; its index is read.", self._path)
                 self._exact, self._decoder = True, self._opened("exact")
             first, end = self._decoder.metadata.begin_stream_seconds, self._decoder.metadata.end_stream_seconds
-            # A frame is shown from its time on: a little later it is that one, whatever the rounding.
+            # A frame is shown from its time on: a little later it is still that frame, whatever the rounding.
             shown = np.asarray(times) + tolerance + _rounding(np.asarray(times))
             shown = np.clip(shown, first, np.nextafter(end, first))
             batch = self._decoder.get_frames_played_at(shown.tolist())
@@ -180,18 +180,18 @@ class TorchcodecDecoder:
         with _readable(self._path):
             decoder = VideoDecoder(
                 str(self._path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode=seek_mode
-            )  # data workers are the parallelism
+            )  # the data workers already run in parallel
             self._fps, self._count = decoder.metadata.average_fps, decoder.metadata.num_frames
             if not self._fps or not self._count:
                 raise InputError(
-                    f"{self._path} does not say its frame rate and number of frames; it is no usable video."
+                    f"{self._path} does not state its frame rate and number of frames; it is not a usable video."
                 )
             self._size = int(decoder.metadata.height), int(decoder.metadata.width)
             return decoder
 
 
 class PyAVDecoder:
-    """A video file, by PyAV."""
+    """A video file opened with PyAV."""
 
     def __init__(self, path: Path) -> None:
         import av
@@ -204,7 +204,7 @@ class PyAVDecoder:
             if not self._container.streams.video:
                 raise InputError(f"{path} holds no video.")
             self._stream: Any = self._container.streams.video[0]
-            self._stream.codec_context.thread_count = 1  # data workers are the parallelism
+            self._stream.codec_context.thread_count = 1  # the data workers already run in parallel
             # From the file's own index, without reading its frames.
             self._keys = sorted(entry.timestamp for entry in self._stream.index_entries if entry.is_keyframe)
             assert self._stream.time_base is not None  # FFmpeg gives every stream of a file one
@@ -215,14 +215,14 @@ class PyAVDecoder:
 
     @property
     def size(self) -> tuple[int, int]:
-        """As of `_Decoder`."""
+        """See `_Decoder`."""
         return self._size
 
     def read(self, times: Sequence[float], tolerance: float = TOLERANCE_S) -> tuple[np.ndarray, np.ndarray]:
-        """As of `_Decoder`."""
+        """See `_Decoder`."""
         with _readable(self._path):
             frames = [self._nearest(time) for time in times]
-            # One thread: left alone, it starts one for each core and each open file.
+            # One thread: by default it starts one per core and open file.
             images = [self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray() for frame in frames]
             return np.stack(images), np.array([frame.pts * self._tick for frame in frames])
 
@@ -232,7 +232,7 @@ class PyAVDecoder:
         self._container.close()
 
     def _nearest(self, time: float) -> Any:
-        """The frame nearest to a time: decoded from the last keyframe before it, or from where decoding is."""
+        """The frame nearest to a time: decoded from the last keyframe before it, or from the current position."""
         target = round(time / self._tick)
         if self._last is None or target < self._last.pts or self._key_between(self._last.pts, target):
             self._seek(target)
@@ -248,7 +248,7 @@ class PyAVDecoder:
         return min(found, key=lambda frame: abs(frame.pts - target))
 
     def _seek(self, target: int) -> None:
-        for start in (max(target, 0), 0):  # some files' keyframes are shown later than their place says
+        for start in (max(target, 0), 0):  # in some files, keyframes are shown later than their position says
             self._container.seek(start, stream=self._stream, backward=True)
             self._frames = self._container.decode(self._stream)
             self._last = next(self._frames, None)
@@ -256,18 +256,18 @@ class PyAVDecoder:
                 return
 
     def _key_between(self, position: int, target: int) -> bool:
-        """Whether a keyframe lies beyond `position` and not beyond `target`: then it is shorter to start there."""
+        """Whether a keyframe lies beyond `position` but not beyond `target`: starting there is then shorter."""
         return not self._keys or bisect_right(self._keys, target) > bisect_right(self._keys, position)
 
 
 def _not_there(path: Path, wanted: float, found: float, tolerance: float, missing: bool) -> str:
-    """What is said of a time at which there is no frame: one that is near is shifted, and else it is missing."""
+    """The message for a time without a frame: if one is near, it is shifted; otherwise it is missing."""
     text = (
         f"{path} has no frame at {wanted:.4f} s: the nearest is at {found:.4f} s, and at most {tolerance:g} s are "
         "allowed. "
     )
     if missing:
-        return f"{text}Frames are missing, or its frame rate is another one than the dataset's."
+        return f"{text}Frames are missing, or its frame rate differs from the dataset's."
     return (
         f"{text}Its frames are shifted by {abs(found - wanted) * 1000:.1f} ms against what the dataset says, which may "
         "add up where episodes were joined: correct the times at which they begin, or join them again."
@@ -275,12 +275,12 @@ def _not_there(path: Path, wanted: float, found: float, tolerance: float, missin
 
 
 def _rounding(times: np.ndarray) -> np.ndarray:
-    """How far times may be off because datasets keep them as float32, whose steps grow with the time."""
+    """How far times may be off because datasets store them as float32, whose steps grow with the time."""
     return np.spacing(np.abs(times).astype(np.float32)).astype(np.float64)
 
 
 class _readable:
-    """Turns what a decoder raises for a damaged file into an InputError that names the file."""
+    """Turns errors that a decoder raises for a damaged file into an InputError that names the file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -93,7 +93,7 @@ def test_processes_share_the_work_and_a_stopped_one_goes_on(
 
     shared = begin_cache(config, tmp_path / "shared")
     fill_cache(shared, encoder, every_frame(config), config, CPU, rank=1, world_size=2)
-    with pytest.raises(InputError, match=r"lacks 3 of 6 shards.*goes on where it stopped"):
+    with pytest.raises(InputError, match=r"lacks 3 of 6 shards.*continues where it stopped"):
         shared.check_complete()
     again = begin_cache(config, tmp_path / "shared")
     assert "3 of them there already" in describe(again)

@@ -137,7 +137,7 @@ def test_the_disk_it_takes_is_said_and_seen_to_first(
     usage = shutil.disk_usage(tmp_path)._replace(free=2**16)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
 
-    with pytest.raises(InputError, match=r"data\.frame_cache: the frames take 0\.2 MiB, and .* has 0\.1 MiB free"):
+    with pytest.raises(InputError, match=r"data\.frame_cache: the frames take 0\.2 MiB, but .* has 0\.1 MiB free"):
         fill(config_of(libero), tmp_path / "frames")
     assert not (tmp_path / "frames").exists()
 
