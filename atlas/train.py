@@ -17,6 +17,7 @@ from atlas.config import Config
 from atlas.prepare import environment_of, load_run_config, prepare, prepare_once
 from atlas.runs.run_directory import RESULTS
 from atlas.system.files import follow, write_json
+from atlas.system.redact import cause
 from atlas.system.threads import yield_cores
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ def run(prepared: PreparedRun) -> Result:
             if trainer is not None:
                 failed_rank = exit_code in (1, 2) and launcher_folder() is not None
                 trainer.tracker.finish(exit_code, _FAILED_RANK_SECONDS if failed_rank else None)
+                if exit_code == 0 and accelerator.is_main_process:
+                    _tell(run_dir)
             if node is not None:
                 node.finish(exit_code)
             if exit_code not in (1, 2):  # all ranks come through here: none leaves while one still uploads
@@ -400,6 +403,16 @@ def _finish(trainer: Trainer, metrics: dict[str, float]) -> Result:
         )
         logger.info("%s", final_summary(trainer.run_dir, best_checkpoint, metrics, report))
     return Result(trainer.run_dir, best_checkpoint, metrics, report)
+
+
+def _tell(run_dir: Path) -> None:
+    """Write the run's report, once all that it logged is on disk. What fails is said, and fails no training."""
+    from atlas.report import write_report
+
+    try:
+        write_report(run_dir)
+    except Exception as error:  # of any kind: it reads all that the run has left
+        logger.warning("The report could not be written: %s", cause(error).rstrip("."))
 
 
 class _CallableModule(types.ModuleType):

@@ -26,6 +26,7 @@ ROOMS = [
     "checks",
     "viewer",
     "geometry",
+    "report",
     "checkpoints",
     "training",
     "prepare",

@@ -14,6 +14,7 @@ from atlas.cli import data_commands as data
 from atlas.cli import doctor_command as doctor
 from atlas.cli import evaluate_command as evaluate
 from atlas.cli import registry_commands as registry
+from atlas.cli import report_command as report
 from atlas.cli import runs_commands as runs
 from atlas.cli import sweep_command as sweep
 from atlas.cli import train_command as train
@@ -32,6 +33,7 @@ app.command()(train.train)
 app.command(hidden=True)(train.rank)
 app.command("eval")(evaluate.evaluate)
 app.command()(doctor.doctor)
+app.command()(report.report)
 app.command("cache-rank", hidden=True)(data.cache_rank)
 app.add_typer(data.data_app, name="data")
 app.add_typer(registry.model_app, name="model")  # with the verbs of model.py

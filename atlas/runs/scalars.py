@@ -33,7 +33,7 @@ def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     scalars: dict[str, list[tuple[int, float]]] = {}
     before: dict[str, int] = {}  # points of earlier segments
     for file in event_files(run_dir):
-        for event in _events(file):
+        for event in events(file):
             if event.HasField("session_log") and event.session_log.status == SessionLog.START:
                 for points in scalars.values():
                     points[:] = [point for point in points if point[0] < event.step]
@@ -57,7 +57,8 @@ def _begun(file: Path) -> tuple[int, ...]:
     return tuple(int(part) for part in file.name.split(".") if part.isdecimal())
 
 
-def _events(file: Path) -> Iterator[Event]:
+def events(file: Path) -> Iterator[Event]:
+    """The records of an event file, up to what is half written. Raises InputError for a damaged one."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from tensorboard.compat.proto.event_pb2 import Event
 

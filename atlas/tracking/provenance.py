@@ -7,21 +7,50 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from atlas.system.cores import available_cores
 
 _PACKAGES = ("atlas-vla", "torch", "accelerate", "transformers", "numpy", "tensorboard", "wandb", "mujoco", "robosuite")
 _GIT_SECONDS = 5.0
 
 
 def provenance() -> dict[str, Any]:
-    """{"git": …, "packages": {name: version}, "python": …, "platform": …}, for the run's config."""
+    """{"git": …, "packages": {name: version}, "python": …, "platform": …, "machine": …}, for the run's config."""
     return {
         "git": git_state(),
         "packages": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "machine": machine(),
     }
+
+
+def machine() -> dict[str, Any]:
+    """{"processor": its name, "cores": that may be used, "memory_gib": in all, "gpus": their names}."""
+    import psutil
+
+    torch = sys.modules.get("torch")
+    has_gpus = torch is not None and torch.cuda.is_available()
+    return {
+        "processor": _processor_name(),
+        "cores": available_cores(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch and has_gpus else [],
+    }
+
+
+def _processor_name() -> str:
+    """As the system has it; Linux says it in a file alone."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 @functools.cache

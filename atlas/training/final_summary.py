@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from atlas.report import REPORT
 from atlas.rollout.proportions import wilson_interval
 from atlas.rollout.success_report import EvaluationReport
 
@@ -36,6 +37,7 @@ def final_summary(
     lines += ["", f"Best checkpoint: {best_checkpoint}"]
     if report is not None and any(outcome.video for outcome in report.outcomes):
         lines.append(f"Videos:          {run_dir / 'videos'}")
+    lines.append(f"Report:          {run_dir / REPORT}")
     lines.append(f"Dashboard:       tensorboard --logdir {run_dir.parent}")
     return "\n".join(lines)
 

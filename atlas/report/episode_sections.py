@@ -1,0 +1,160 @@
+"""What happened in rollouts: films of failures and successes, every episode, and what perturbations cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from atlas.report.film_strip import FilmRoom, failure_kind, films_of, strip
+from atlas.report.first_screen import bar
+from atlas.report.markup import Html, Part, fold, section, table, tag
+from atlas.report.run_facts import PlayedEvaluation, RunFacts
+
+_LEVELS = range(1, 6)
+_MOST_EPISODES = 400  # in the table
+
+
+def episodes(runs: Sequence[RunFacts]) -> Html | None:
+    """Of each run its failures and their films, and a list of all episodes."""
+    room = FilmRoom()
+    sides = [_of_run(facts, room, len(runs) > 1) for facts in runs if facts.evaluations]
+    if not sides:
+        return None
+    note = None
+    if room.left_out:
+        films = "film is" if room.left_out == 1 else "films are"
+        note = f"{room.left_out} {films} left out, to keep the page small; all are in the runs' folders."
+    return section("episodes", "What happened in the episodes", tag("div", sides, class_="sides"), note=note)
+
+
+def _of_run(facts: RunFacts, room: FilmRoom, several: bool) -> Html:
+    parts: list[Part] = [tag("h3", facts.name)] if several else []
+    played = facts.headline
+    if played is not None:
+        parts.append(_failures(played))
+    filmed = films_of(facts)
+    if filmed is None:
+        parts.append(
+            tag("p", "No episode was filmed: evaluation.video and logging.media.episode_logger do.", class_="note")
+        )
+    else:
+        chosen, failures, successes = filmed
+        if failures:
+            parts += [tag("h4", f"Films of failures, {_which(chosen)}"), strip(failures, chosen, room)]
+        if successes:
+            shown = strip(successes, chosen, room)
+            parts.append(fold(f"Films of successes, {_which(chosen)}", shown, opened=not failures))
+    if played is not None:
+        parts.append(_list_of_all(played))
+    return tag("div", parts)
+
+
+def _which(played: PlayedEvaluation) -> str:
+    if played.purpose == "final":
+        return "of the evaluation at the end"
+    return f"of the evaluation during training at step {played.step or 0:,}"
+
+
+def _failures(played: PlayedEvaluation) -> Html:
+    failed = [outcome for outcome in played.outcomes if not outcome["success"]]
+    if not failed:
+        return tag("p", "No episode failed.")
+    kinds = Counter(kind for outcome in failed if (kind := failure_kind(outcome)) is not None)
+    chips = [tag("span", f"{kind}: {count}", class_="chip bad") for kind, count in kinds.most_common()]
+    said = f"{len(failed)} of {len(played.outcomes)} episodes failed. "
+    return tag("p", said, chips or None)
+
+
+def _list_of_all(played: PlayedEvaluation) -> Html:
+    outcomes = sorted(enumerate(played.outcomes), key=lambda item: bool(item[1]["success"]))[:_MOST_EPISODES]
+    has_kinds = any(failure_kind(outcome) for _, outcome in outcomes)
+    rows: list[list[Part]] = [
+        [
+            str(number),
+            str(outcome["instruction"]),
+            tag("span", "success" if outcome["success"] else "failure", class_="good" if outcome["success"] else "bad"),
+            *([failure_kind(outcome) or ""] if has_kinds else []),
+            str(outcome["length"]),
+            str(outcome["seed"]),
+        ]
+        for number, outcome in outcomes
+    ]
+    columns = ["episode", "instruction", "outcome", *(["how it failed"] if has_kinds else []), "steps", "seed"]
+    left = len(played.outcomes) - len(rows)
+    more = tag("p", f"{left} more are in the evaluation's file.", class_="note") if left else None
+    return fold(f"All {len(played.outcomes)} episodes, failures first", table(columns, rows), more)
+
+
+# ---- perturbations -------------------------------------------------------------------------------------------
+
+
+def perturbations(runs: Sequence[RunFacts]) -> Html | None:
+    """Success under each perturbation and level, of each run that was tried under some."""
+    sides = []
+    for facts in runs:
+        found = perturbed(facts.results) or perturbed_scalars(facts)
+        if found:
+            sides.append(tag("div", tag("h3", facts.name) if len(runs) > 1 else None, _grid(found)))
+    if not sides:
+        return None
+    note = "Success when what the policy sees, or what its actions do, is changed; level 1 is the least and 5 the most."
+    return section("perturbations", "Perturbations", tag("div", sides, class_="sides"), note=note)
+
+
+Rates = dict[str, dict[str, Mapping[str, Any]]]  # {perturbation: {level: {successes, episodes} or {success_rate}}}
+
+
+def perturbed(results: Mapping[str, Any]) -> Rates:
+    """Of results.json: `perturbations`, {name: {level: an evaluation's numbers}}."""
+    found: Rates = {}
+    parts = results.get("perturbations")
+    for name, levels in parts.items() if isinstance(parts, Mapping) else ():
+        if isinstance(levels, Mapping):
+            if "success_rate" in levels:
+                found[str(name)] = {"": levels}
+            else:
+                kept = {str(k): v for k, v in levels.items() if isinstance(v, Mapping) and "success_rate" in v}
+                found |= {str(name): kept} if kept else {}
+    return found
+
+
+def perturbed_scalars(facts: RunFacts) -> Rates:
+    """Of what was logged: the last `eval/<perturbation>/success_rate`, where results.json has none."""
+    found: Rates = {}
+    for name, points in facts.run.scalars.items():
+        parts = name.split("/")
+        if len(parts) == 3 and parts[0] == "eval" and parts[2] == "success_rate":
+            found[parts[1]] = {"": {"success_rate": points[-1][1]}}
+    return found
+
+
+def _grid(found: Rates) -> Html:
+    """A row a perturbation: a cell a level, the darker the fewer succeed; or a bar where levels are not apart."""
+    levels = sorted(
+        {level for each in found.values() for level in each if level}, key=lambda level: (len(level), level)
+    )
+    if not levels:
+        return tag("div", (_rate_bar(name, each[""]) for name, each in found.items()), class_="bars")
+    rows: list[list[Part]] = [
+        [name.replace("_", " "), *(_cell(each.get(level)) for level in levels)] for name, each in found.items()
+    ]
+    return table(["perturbation", *(f"level {level}" for level in levels)], rows)
+
+
+def _rate_bar(name: str, values: Mapping[str, Any]) -> Html:
+    label = name.replace("_", " ")
+    if "episodes" in values and "successes" in values:
+        return bar(label, values, "")
+    percent = f"{100 * float(values['success_rate']):.0f}%"
+    track = tag("span", tag("i", style=f"width:{percent}"), class_="track")
+    return tag("div", tag("span", label), track, tag("span", percent, class_="count"), class_="bar")
+
+
+def _cell(values: Mapping[str, Any] | None) -> Html | None:
+    if values is None:
+        return None
+    rate = float(values["success_rate"])
+    interval = values.get("ci95")
+    hint = f"95% interval {100 * float(interval[0]):.0f} to {100 * float(interval[1]):.0f}%" if interval else None
+    return tag("span", f"{100 * rate:.0f}%", class_="heat", style=f"--rate:{rate:.3f}", title=hint)

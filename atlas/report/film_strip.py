@@ -1,0 +1,93 @@
+"""The films of a page, which holds them itself: failures first, as many as there is room for."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from atlas.report.markup import Html, tag
+from atlas.report.run_facts import Film, PlayedEvaluation, RunFacts
+
+ROOM = 9_500_000  # bytes of all films of a page, which grow by a third in it
+_MOST_FAILURES, _MOST_SUCCESSES = 8, 4
+
+
+class FilmRoom:
+    """How many bytes of films a page may still take."""
+
+    def __init__(self, room: int = ROOM) -> None:
+        self._left = room
+        self.left_out = 0
+
+    def take(self, film: Film) -> str | None:
+        """The film as the address of a video that is in the page; None where it is too large, or gone."""
+        try:
+            size = film.path.stat().st_size
+            if size > self._left:
+                self.left_out += 1
+                return None
+            data = film.path.read_bytes()
+        except OSError:
+            return None
+        self._left -= len(data)
+        return f"data:video/mp4;base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def films_of(facts: RunFacts) -> tuple[PlayedEvaluation, list[Film], list[Film]] | None:
+    """The evaluation whose films are shown, its failures and some successes; None where nothing was filmed.
+
+    The one that the headline is of, unless that has no film of a failure, and one before it has.
+    """
+    plain = [each for each in facts.evaluations if each.films and not each.probes]
+    if not plain:
+        return None
+    order = [*([facts.headline] if facts.headline in plain else []), *reversed(plain)]
+    chosen = next((each for each in order if each is not None and _failures(each)), order[0])
+    assert chosen is not None
+    return chosen, _failures(chosen)[:_MOST_FAILURES], _successes(chosen)[:_MOST_SUCCESSES]
+
+
+def _failures(played: PlayedEvaluation) -> list[Film]:
+    return _each_once(film for film in played.films if not film.success)
+
+
+def _successes(played: PlayedEvaluation) -> list[Film]:
+    return _each_once(film for film in played.films if film.success)
+
+
+def _each_once(films: Any) -> list[Film]:
+    """One film an episode."""
+    found: dict[int, Film] = {}
+    for film in films:
+        found.setdefault(film.number, film)
+    return list(found.values())
+
+
+def strip(films: Sequence[Film], played: PlayedEvaluation, room: FilmRoom) -> Html | None:
+    """Films beside each other, each with what its episode was; None where there is none to show."""
+    shown = [figure for film in films if (figure := _figure(film, played, room)) is not None]
+    return tag("div", shown, class_="films") if shown else None
+
+
+def _figure(film: Film, played: PlayedEvaluation, room: FilmRoom) -> Html | None:
+    address = room.take(film)
+    if address is None:
+        return None
+    outcomes = played.outcomes
+    outcome: Mapping[str, Any] = outcomes[film.number] if film.number < len(outcomes) else {}
+    video = tag("video", src=address, controls=True, muted=True, loop=True, playsinline=True, preload="metadata")
+    said = [tag("b", str(outcome.get("instruction", film.path.stem)))]
+    if film.rank is not None:
+        said.append(tag("span", f"the {film.rank} episode", class_="chip"))
+    if kind := failure_kind(outcome):
+        said.append(tag("span", kind, class_="chip bad"))
+    if outcome:
+        said.append(tag("small", f"episode {film.number}, {outcome['length']} steps, seed {outcome['seed']}"))
+    return tag("figure", video, tag("figcaption", said), class_="film " + ("good" if film.success else "bad"))
+
+
+def failure_kind(outcome: Mapping[str, Any]) -> str | None:
+    """How an episode failed, in words, where the evaluation says it."""
+    kind = outcome.get("failure")
+    return str(kind).replace("_", " ") if kind else None

@@ -1,0 +1,201 @@
+"""What a run's folder tells: read from its files alone, with as much as there is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from atlas.errors import InputError
+from atlas.policies.processor import PolicyProcessor
+from atlas.runs.run_directory import EVALUATIONS, RESULTS, Run, RunSummary, summarize
+from atlas.runs.run_origin import RunOrigin, read_origin
+from atlas.system.documents import read_json
+from atlas.system.files import follow
+from atlas.tracking.sinks.console import LOG
+
+DIAGNOSIS = "doctor.json"  # in a run's folder: what `atlas doctor RUN` and the end of training have found
+_VERSION = 1  # of results.json; those without one are older
+_FILM = re.compile(r"(?:(?P<rank>best|median|worst)_)?episode_(?P<number>\d+)_.*_(?P<outcome>success|failure)\.mp4")
+_WARNING = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (?:WARNING:? )(?P<text>.*)$")
+_MOST_WARNINGS = 20
+_LARGEST_LOG = 4 * 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Film:
+    path: Path
+    number: int  # of the episode in its evaluation
+    success: bool
+    rank: str | None  # best, median or worst
+
+
+@dataclass(frozen=True)
+class PlayedEvaluation:
+    """An evaluation's file, as it is, with its films."""
+
+    values: Mapping[str, Any]
+    films: Sequence[Film]
+
+    @property
+    def purpose(self) -> str:
+        return str(self.values["purpose"])
+
+    @property
+    def probes(self) -> tuple[str, ...]:
+        return tuple(map(str, self.values.get("probes", ())))
+
+    @property
+    def step(self) -> int | None:
+        return None if self.values.get("step") is None else int(self.values["step"])
+
+    @property
+    def outcomes(self) -> Sequence[Mapping[str, Any]]:
+        return list(self.values["outcomes"])
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Of one run. What its folder does not have is None or empty."""
+
+    run: Run
+    summary: RunSummary | None  # None of an evaluation without a run
+    results: Mapping[str, Any]  # results.json
+    evaluations: Sequence[PlayedEvaluation]
+    processor: PolicyProcessor | None
+    origin: RunOrigin
+    warnings: Sequence[str]
+    diagnosis: Mapping[str, Any] | None
+    notes: list[str] = field(default_factory=list)  # what could not be read, for the reader
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    @property
+    def headline(self) -> PlayedEvaluation | None:
+        """The evaluation by which a run is judged: the final one, else one on demand, else the last that chose."""
+        plain = [each for each in self.evaluations if not each.probes]
+        for purpose in ("final", "report", "selection"):
+            found = [each for each in plain if each.purpose == purpose]
+            if found:
+                return found[-1]
+        return None
+
+    def twin(self, probe: str) -> Mapping[str, Any] | None:
+        """The same with less than the truth (`blind`, `instruction_shuffle`); None where nobody tried it."""
+        probes = self.results.get("probes")
+        if isinstance(probes, Mapping) and isinstance(probes.get(probe), Mapping):
+            return dict(probes[probe])
+        found = [each for each in self.evaluations if each.probes == (probe,)]
+        return found[-1].values if found else None
+
+
+def gather(run: Run) -> RunFacts:
+    """All that there is to tell of a run. Raises InputError where what it holds is damaged, or of a later version."""
+    folder = run.path
+    if not folder.is_dir():
+        played = [_played(folder, ())]
+        return RunFacts(run, None, {}, played, None, RunOrigin(), [], None)
+    notes: list[str] = []
+    results = _read_results(folder / RESULTS)
+    return RunFacts(
+        run,
+        summarize(folder, run.name) if run.config else None,
+        results,
+        _evaluations(run),
+        _processor(folder, notes),
+        read_origin(folder),
+        _warnings(folder / LOG),
+        _document(folder / DIAGNOSIS),
+        notes,
+    )
+
+
+def _read_results(file: Path) -> dict[str, Any]:
+    found = _document(file) or {}
+    version = found.get("format_version", found.get("version", _VERSION))
+    if version != _VERSION:
+        raise InputError(
+            f"{file} is of version {version!r}, and this Atlas reads version {_VERSION}: read the run with the Atlas "
+            "that wrote it (`pip show atlas-vla` says which one is installed), or a later one."
+        )
+    return found
+
+
+def _document(file: Path) -> dict[str, Any] | None:
+    try:
+        found = read_json(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not valid JSON"
+        raise InputError(f"The run's {file} cannot be read: {reason}. Move it away to report without it.") from None
+    if not isinstance(found, dict):
+        raise InputError(f"The run's {file} is damaged: it should hold one object. Move it away to report without it.")
+    return found
+
+
+def _evaluations(run: Run) -> list[PlayedEvaluation]:
+    """Of the run's folder, ascending in the step."""
+    films: dict[str, list[Film]] = {}
+    for folder in _film_folders(run):
+        films[folder.name] = [film for path in sorted(folder.glob("*.mp4")) if (film := _film(path)) is not None]
+    found = []
+    for file in sorted((run.path / EVALUATIONS).glob("*.json")):
+        purpose, _, rest = file.stem.partition("_step_")
+        if rest:
+            name = f"step_{rest}" if purpose == "selection" else f"{purpose}_step_{rest}"
+            found.append(_played(file, films.get(name, ())))
+    return sorted(found, key=lambda each: each.step or 0)
+
+
+def _played(file: Path, films: Sequence[Film]) -> PlayedEvaluation:
+    values = read_json(file)  # `read_run` has seen that it is one, but for files of other names
+    try:
+        for outcome in values["outcomes"]:
+            _ = int(outcome["seed"]), str(outcome["instruction"]), bool(outcome["success"]), int(outcome["length"])
+        low, high = map(float, values["ci95"])
+        _ = str(values["purpose"]), float(values["success_rate"]), int(values["successes"]), int(values["episodes"])
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{file} cannot be read as the outcomes of an evaluation. Move it away to go on.") from None
+    return PlayedEvaluation(values, films)
+
+
+def _film_folders(run: Run) -> list[Path]:
+    elsewhere = run.config.get("evaluation", {}).get("record_path") if isinstance(run.config, dict) else None
+    root = Path(str(elsewhere)) / run.path.name if elsewhere else run.path / "videos"
+    return sorted(path for path in root.glob("*step_*") if path.is_dir())
+
+
+def _film(path: Path) -> Film | None:
+    found = _FILM.fullmatch(path.name)
+    if found is None or path.is_symlink():
+        return None
+    return Film(path, int(found["number"]), found["outcome"] == "success", found["rank"])
+
+
+def _processor(folder: Path, notes: list[str]) -> PolicyProcessor | None:
+    """Of the best checkpoint, else the latest."""
+    for link in ("best", "latest"):
+        file = follow(folder / "checkpoints" / link) / "policy" / "processor.json"
+        if file.is_file():
+            try:
+                return PolicyProcessor.load(file)
+            except InputError as error:
+                notes.append(f"The policy's facts are left out: {error}")
+                return None
+    return None
+
+
+def _warnings(log: Path) -> list[str]:
+    """What training warned of, each once, in the order said."""
+    try:
+        with log.open("rb") as file:
+            text = file.read(_LARGEST_LOG).decode("utf-8", "replace")
+    except OSError:
+        return []
+    found = (_WARNING.match(line) for line in text.splitlines())
+    return list(dict.fromkeys(match["text"] for match in found if match is not None))[:_MOST_WARNINGS]
