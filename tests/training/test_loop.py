@@ -119,3 +119,4 @@ def test_the_best_checkpoint_is_chosen_on_other_episodes_than_it_is_reported_on(
     assert recorder.asked == [("selection", "step 2", 2), ("selection", "step 4", 4), final]
     found = json.loads((result.run_dir / "results.json").read_text())
     assert found["best_checkpoint"] == str(result.best_checkpoint)
+    assert "step_00000002" in (result.run_dir / "report.html").read_text()
