@@ -268,7 +268,7 @@ def test_a_config_says_what_the_actions_of_a_dataset_are(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ([{"kind": "joints", "columns": [0, 15]}], "uses 15 dimensions, and 'action' .* has 14"),
+        ([{"kind": "joints", "columns": [0, 15]}], "uses 15 dimensions, but 'action' .* has 14"),
         (
             [{"kind": "joints", "columns": [0, 6]}, {"kind": "joints", "columns": [5, 7]}],
             "two groups have the column 5",
@@ -281,7 +281,7 @@ def test_a_config_says_what_the_actions_of_a_dataset_are(tmp_path: Path) -> None
         ([{"kind": "gripper", "columns": 6, "open": 1, "closed": 0}], "no group other than grippers"),
         (
             [{"kind": "joints", "columns": [0, 6]}, {"kind": "gripper", "columns": 6, "open": 0.1, "closed": 0}],
-            r"the gripper, dimension 6 .*lies within \[0, 1\], and is taken to be 0.1 \(open\) to 0 \(closed\)",
+            r"the gripper, dimension 6 .*lies within \[0, 1\], but is read as 0.1 \(open\) to 0 \(closed\)",
         ),
     ],
 )

@@ -245,7 +245,7 @@ ROWS = of_part(
     ),
     (
         "atlas/data/lerobot/features.py",
-        "return f\"'{other}' is no task of LIBERO's\"",
+        "return f\"'{other}' is not one of LIBERO's tasks\"",
         "return None",
         "other robots with LIBERO's names are mirrored",
         f"{VARIANTS}::test_another_robot_whose_features_are_called_as_liberos_is_not_taken_for_libero",
@@ -261,7 +261,7 @@ ROWS = of_part(
         "atlas/data/hdf5/gripper_values.py",
         "return (1.0, 0.0) if agreement > 0 else (0.0, 1.0)",
         "return (0.0, 1.0) if agreement > 0 else (1.0, 0.0)",
-        "a gripper from 0 to 1 is turned against what the fingers do",
+        "a gripper from 0 to 1 is read against the fingers' motion",
         f"{LIBERO}::test_a_gripper_from_0_to_1_is_turned_by_what_the_fingers_do",
     ),
     (

@@ -184,7 +184,7 @@ def test_poses_that_are_taken_for_deltas_are_named(good: EpisodeDataset) -> None
     found = findings_in(Changed(good, remade=poses))
 
     assert error_ids(found) == {"scale"}, found
-    assert "poses to go to" in said(found, "scale")
+    assert "target poses" in said(found, "scale")
 
 
 def test_a_single_wild_action_is_named(good: EpisodeDataset) -> None:

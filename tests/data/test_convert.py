@@ -347,7 +347,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is(make_libero: MakeL
     assert "not empty" in refused(source, full, "--to", "lerobot")
     assert "expected lerobot or libero-hdf5" in refused(source, out, "--to", "rlds")
     assert "expected png or one of av1, h264, hevc" in refused(source, out, "--to", "lerobot", "--codec", "vp9")
-    assert "from 64 pixels a side" in refused(source, out, "--to", "lerobot", "--codec", "av1")
+    assert "at least 64 pixels per side" in refused(source, out, "--to", "lerobot", "--codec", "av1")
     assert "even sides" in refused(odd, out, "--to", "lerobot", "--codec", "h264")
     assert "--codec is for --to lerobot" in refused(source, out, "--to", "libero-hdf5", "--codec", "png")
     assert "There is no dataset" in refused(tmp_path / "nowhere", out, "--to", "lerobot")
@@ -355,7 +355,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is(make_libero: MakeL
 
 
 def test_a_recording_that_could_not_be_encoded_is_not_begun(tmp_path: Path) -> None:
-    for to, codec, says in (("lerobot", None, "from 64 pixels"), ("libero-hdf5", "png", "--codec is for --to lerobot")):
+    for to, codec, says in (("lerobot", None, "64 pixels"), ("libero-hdf5", "png", "--codec is for --to lerobot")):
         flags = ["--to", to, *(["--codec", codec] if codec else [])]
         command = ["data", "record", "--env", "cubes", "--episodes", "2", "--image-size", "32", *flags]
         result = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "out")])

@@ -1,4 +1,4 @@
-"""HDF5 files that others wrote: links, other files' bytes, sizes that are not to be believed, locks."""
+"""HDF5 files that others wrote: links, other files' bytes, sizes that cannot be true, locks."""
 
 from __future__ import annotations
 
@@ -169,15 +169,15 @@ def too_little_beside_it(file: h5py.File, folder: Path) -> None:
 REFUSED: dict[str, tuple[Callable[[h5py.File, Path], object], str]] = {
     "a link to a file of an absolute name": (outside("/etc/passwd"), "lies in another file.*absolute"),
     "a link out of the folder": (outside("../other.hdf5"), r"leads out of the folder by '\.\.'"),
-    "a link to a file that is not there": (outside("gone.hdf5"), "gone.hdf5, which is not there"),
-    "a link to a device": (outside("pipe"), "pipe, which is not there"),
+    "a link to a file that is not there": (outside("gone.hdf5"), "gone.hdf5, which does not exist"),
+    "a link to a device": (outside("pipe"), "pipe, which does not exist"),
     "bytes of an absolute name": (etc_passwd_as_pixels, "'/etc/passwd' cannot name a file"),
     "such bytes in a virtual dataset": (etc_passwd_behind_a_virtual_dataset, "'/etc/passwd' cannot name a file"),
-    "fewer bytes than values": (too_little_beside_it, "is to have 4,608 bytes in other files, and they have 100"),
-    "a virtual dataset of a file that is not there": (put_together_of("gone.bin", 6), "gone.bin, which is not there"),
-    "a virtual dataset with a gap": (put_together_of("images.bin", 4), "put together of 3,072 values.* have 4,608"),
+    "fewer bytes than values": (too_little_beside_it, "should have 4,608 bytes in other files, but they have 100"),
+    "a virtual dataset of a file that is not there": (put_together_of("gone.bin", 6), "gone.bin, which does not exist"),
+    "a virtual dataset with a gap": (put_together_of("images.bin", 4), "assembled from 3,072 values.* have 4,608"),
     "a link to itself": (lambda f, _: f.__setitem__(IMAGES, h5py.SoftLink(f"/{IMAGES}")), "leads in a circle"),
-    "a link to nowhere": (lambda f, _: f.__setitem__(IMAGES, h5py.SoftLink("/nowhere")), "link to something that is"),
+    "a link to nowhere": (lambda f, _: f.__setitem__(IMAGES, h5py.SoftLink("/nowhere")), "link to something that does"),
     "a type": (lambda f, _: f.__setitem__(IMAGES, np.dtype("f4")), "neither a group nor a dataset"),
     "images that were never written": (
         lambda f, _: f.create_dataset(IMAGES, (6, 16, 16, 3), np.uint8),
@@ -195,7 +195,7 @@ REFUSED: dict[str, tuple[Callable[[h5py.File, Path], object], str]] = {
     ),
     "images of 2^42 pixels": (
         lambda f, _: f.create_dataset(IMAGES, (6, 2**21, 2**21, 3), np.uint8, chunks=(1, 2**14, 2**14, 3)),
-        "13,194,139,533,312 bytes.* not to be believed",
+        "13,194,139,533,312 bytes.* cannot be true",
     ),
 }
 
@@ -218,7 +218,7 @@ def test_more_numbers_than_the_file_can_hold_are_refused(root: Path) -> None:
         actions = file.create_dataset("data/demo_1/actions", (2**39, 7), np.float64, chunks=(2**22, 7))
         actions[0] = 1.0
 
-    with pytest.raises(InputError, match=r"demo_1/actions says that it holds 30,786,325,577,728 bytes"):
+    with pytest.raises(InputError, match=r"demo_1/actions claims to hold 30,786,325,577,728 bytes"):
         open_dataset(root)
 
 

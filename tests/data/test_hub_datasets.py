@@ -111,10 +111,10 @@ def test_what_cannot_be_had_is_said(hub: LocalHub, monkeypatch: pytest.MonkeyPat
         open_dataset("hf:someone/else")
     with pytest.raises(InputError, match=f"'hf:{NAME}@v9' .*no revision 'v9'"):
         open_dataset(f"hf:{NAME}@v9")
-    with pytest.raises(InputError, match=r"'hf:libero' is no reference .*hf:lerobot/libero"):
+    with pytest.raises(InputError, match=r"'hf:libero' is not a reference .*hf:lerobot/libero"):
         open_dataset("hf:libero")
     hub.folder = FIXTURES / VIDEO / "meta" / "episodes"
-    with pytest.raises(InputError, match=r"is no LeRobot dataset: it has no meta/info\.json"):
+    with pytest.raises(InputError, match=r"is not a LeRobot dataset: it has no meta/info\.json"):
         open_dataset(f"hf:{NAME}")
     point_to("http://127.0.0.1:1", monkeypatch)
     with pytest.raises(InputError, match=r"'hf:someone/else' .*local cache, and the hub cannot be reached"):

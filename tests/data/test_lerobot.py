@@ -217,7 +217,7 @@ def test_actions_of_another_width_need_a_mapping(tmp_path: Path) -> None:
     ):
         open_dataset(root)
     edit_feature(root, ACTION, shape=[7], names={"motors": [*(f"joint_{i}" for i in range(6)), "gripper"]})
-    with pytest.raises(InputError, match=r"'action' seems to be of joints .*data\.features\.action_spec"):
+    with pytest.raises(InputError, match=r"'action' seems to hold joints .*data\.features\.action_spec"):
         open_dataset(root)
 
 
@@ -445,7 +445,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda root: replace_column(root / EPISODES, "length", [9, 13, 7, 11]),
         ["meta/episodes", "episode 1 has length 13", "rows are 9 to 23"],
     ),
-    "two tasks in an episode": (two_tasks, [EPISODES, "row 1 has 2 tasks", "one instruction an episode"]),
+    "two tasks in an episode": (two_tasks, [EPISODES, "row 1 has 2 tasks", "trains on one per episode"]),
     "no tasks": (lambda root: (root / "meta/tasks.parquet").unlink(), ["tasks.parquet is missing"]),
     "a task that is not known": (
         lambda root: replace_column(root / "meta/tasks.parquet", "task", ["a", "b", "c"]),
@@ -453,7 +453,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "no data": (lambda root: (root / DATA).unlink(), [f"lacks 1 of its files, such as {DATA}"]),
     "data that is cut off": (lambda root: truncate(root / DATA), [DATA, "truncated"]),
-    "data that is empty": (lambda root: (root / DATA).write_bytes(b""), [DATA, "no Parquet file"]),
+    "data that is empty": (lambda root: (root / DATA).write_bytes(b""), [DATA, "not a Parquet file"]),
     "fewer rows": (lambda root: rewrite(root / DATA, lambda table: table.slice(0, 39)), [DATA, "39 rows", "have 40"]),
     "no actions": (
         lambda root: rewrite(root / DATA, lambda table: table.drop_columns([ACTION])),
@@ -461,7 +461,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     ),
     "a state of another width": (
         lambda root: replace_column(root / DATA, STATE, [[0.0] * 6] * 40),
-        [DATA, f"'{STATE}'", "it has 8 numbers a row"],
+        [DATA, f"'{STATE}'", "says 8 numbers per row"],
     ),
     "a state of text": (
         lambda root: replace_column(root / DATA, STATE, ["x"] * 40),
@@ -479,7 +479,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "rows of another task": (other_task, [DATA, "'task_index' of row 39 is 0", "episode 3"]),
     "no video": (lambda root: (root / FILM).unlink(), [f"lacks 1 of its files, such as {FILM}"]),
     "a video that is cut off": (lambda root: truncate(root / FILM), [FILM, "truncated"]),
-    "a video that is none": (lambda root: (root / FILM).write_text("film" * 100), [FILM, "no MP4 file"]),
+    "a video that is none": (lambda root: (root / FILM).write_text("film" * 100), [FILM, "not an MP4 file"]),
 }
 
 
@@ -514,7 +514,7 @@ OLD_FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda root: (root / "meta/episodes.jsonl").write_text(
             '{"episode_index": 0, "tasks": ["x"], "length": 1}\n' * 2
         ),
-        ["episodes must have numbers of their own"],
+        ["episodes must have distinct numbers"],
     ),
     "no data": (
         lambda root: (root / "data/chunk-000/episode_000002.parquet").unlink(),
@@ -545,7 +545,7 @@ def test_images_of_another_size_than_said_are_an_error(tmp_path: Path) -> None:
         root = copy_fixture(name, tmp_path / name)
         edit_feature(root, FRONT, shape=[48, 64, 3])
 
-        with pytest.raises(InputError, match=rf"'{FRONT}' are 64 x 64 .*info\.json they are 48 x 64"):
+        with pytest.raises(InputError, match=rf"'{FRONT}' are 64 x 64 .*info\.json says 48 x 64"):
             open_configured(DataConfig(path=str(root)))
 
 

@@ -89,7 +89,7 @@ def other_tasks(root: Path) -> None:
     [
         (lambda root: edit_info(root, robot_type="ur5"), "its robot_type is 'ur5'"),
         (lambda root: edit_info(root, fps=15), "its fps is 15"),
-        (other_tasks, "screw' is no task of LIBERO's"),
+        (other_tasks, "screw' is not one of LIBERO's tasks"),
     ],
 )
 def test_another_robot_whose_features_are_called_as_liberos_is_not_taken_for_libero(
@@ -125,7 +125,7 @@ def test_a_depth_map_of_three_channels_is_left_out_and_named(tmp_path: Path, cap
         edit_feature(root, WRIST, **{key: says})
 
         assert lerobot(root).cameras == ["image"]
-        assert f"left out as images of distances: {WRIST}" in caplog.text
+        assert f"depth images are left out: {WRIST}" in caplog.text
         caplog.clear()
 
 
@@ -201,7 +201,7 @@ def test_numbers_of_metadata_that_are_not_whole_are_refused(tmp_path: Path) -> N
     root = copy_fixture(VIDEO, tmp_path / "set")
     replace_column(root / EPISODES, "data/file_index", [0.0, 0.5, 0.0, 0.0])
 
-    with pytest.raises(InputError, match=r"file-000\.parquet: 'data/file_index' holds numbers that are not whole"):
+    with pytest.raises(InputError, match=r"file-000\.parquet: 'data/file_index' holds numbers that are not integers"):
         lerobot(root)
 
 
@@ -360,7 +360,7 @@ def test_a_file_that_claims_more_rows_than_it_can_hold_is_refused(tmp_path: Path
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"episode_index": values}), path)
 
-    with pytest.raises(InputError, match="bytes, and says that it holds 10000000 rows"):
+    with pytest.raises(InputError, match="bytes, but claims to hold 10000000 rows"):
         parquet_table(path, ["episode_index"])
 
 

@@ -141,7 +141,7 @@ def test_files_without_attributes_are_read_by_their_names(
     assert "STUDY_SCENE1_pick_up_the_book_demo.hdf5 holds no episodes" in caplog.text
     chunks = ChunkDataset(dataset, np.arange(5), dataset.cameras, image_size=32, horizon=4)
     assert [each.episodes for each in chunks.statistics()] == [5]  # of the whole folder
-    with pytest.raises(InputError, match="no file of it has a demo"):
+    with pytest.raises(InputError, match="no file in it has a demo"):
         open_dataset(root / "STUDY_SCENE1_pick_up_the_book_demo.hdf5")
 
 
@@ -321,7 +321,7 @@ def test_columns_of_different_lengths_are_an_error(make_libero: MakeLibero) -> N
         del file["data/demo_0/obs/ee_pos"]
         file["data/demo_0/obs/ee_pos"] = positions
 
-    with pytest.raises(InputError, match="obs/ee_pos has 4 frames, and actions has 6"):
+    with pytest.raises(InputError, match="obs/ee_pos has 4 frames, but actions has 6"):
         open_dataset(root)
 
 

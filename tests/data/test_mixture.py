@@ -167,7 +167,7 @@ def test_cameras_are_brought_together_by_name(mix: Mix) -> None:
         ({"cameras": {"agentview": "top"}}, {}, ["'cups'", "['top']", "['agentview', 'eye_in_hand']"]),
         ({}, {"cameras": ["agentview", "top"]}, ["'drawer' lacks ['top']", "'cups' lacks ['top']"]),
         ({"path": "nowhere"}, {}, ["data.datasets.1 ('nowhere')", "no dataset at nowhere"]),
-        ({"instruction": "lift"}, {}, ["data.datasets.1 ('cups')", "'lift'", "one of its own"]),
+        ({"instruction": "lift"}, {}, ["data.datasets.1 ('cups')", "'lift'", "its own"]),
         ({"weight": 1e-6}, {}, ["The dataset 'cups'", "larger weight"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a gripper's numbers mean where a source does not say: one answer for all formats and for the checks."""
+"""What a gripper's numbers mean if a source does not say: the same answer for all formats and for the checks."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-CLEAR = 0.2  # a correlation between the gripper's action and the fingers' motion that is no chance
-_CLEARLY_THERE = 0.5  # likewise with where the fingers are, which other things sway as well
-_FINGERS = (6, 8)  # of LIBERO's proprio
+CLEAR = 0.2  # a correlation of the gripper's action with the fingers' motion that is not chance
+_CLEARLY_THERE = 0.5  # the same with the fingers' position, which other things influence as well
+_FINGERS = (6, 8)  # in LIBERO's proprio
 _SLACK = 1e-3
-_BOTH_ENDS = 0.5  # values that differ less are of one end, or in another unit
+_BOTH_ENDS = 0.5  # values that span less show only one end, or are in another unit
 
 
 def is_zero_to_one(values: np.ndarray) -> bool:
-    """Whether a gripper's values go from 0 to 1, as OpenVLA's loader and many robots have them, and not -1 to 1."""
+    """Whether a gripper's values lie between 0 and 1, as in OpenVLA's loader and many robots, and not -1 and 1."""
     low, high = float(values.min()), float(values.max())
     return low >= -_SLACK and high <= 1 + _SLACK and high - low > _BOTH_ENDS
 
 
 def open_and_closed(grippers: Sequence[np.ndarray], proprio: Sequence[np.ndarray]) -> tuple[float, float] | None:
-    """The values for open and for closed of a gripper that is -1 to 1 or `is_zero_to_one`: of the latter what the
-    fingers do tells which end is which. None where they do not tell.
+    """The open and closed values of a gripper that goes from -1 to 1 or `is_zero_to_one`. For the latter, the fingers'
+    motion tells which end is which; None if it does not tell.
 
     grippers: [T] each, of some episodes; proprio: [T, P] each, of the same.
     """
@@ -34,14 +34,14 @@ def open_and_closed(grippers: Sequence[np.ndarray], proprio: Sequence[np.ndarray
 
 
 def map_gripper(values: np.ndarray, opened: float, closed: float) -> np.ndarray:
-    """Values mapped linearly, so that open is -1 and closed is +1; to the bit what they are where they are so."""
+    """Values mapped linearly, so that open is -1 and closed is +1; bit for bit unchanged if they already are."""
     return values if (opened, closed) == (-1.0, 1.0) else 2 * (values - opened) / (closed - opened) - 1
 
 
 def fingers_follow(grippers: Sequence[np.ndarray], proprio: Sequence[np.ndarray]) -> float | None:
-    """Correlation of the gripper's action with the opening of the fingers that follows; below 0 where +1 closes them.
+    """Correlation of the gripper's action with the fingers' opening that follows; negative if +1 closes them.
 
-    None where proprio has no pair of fingers that move against each other, as LIBERO's has in its last two numbers.
+    None if proprio has no pair of fingers that move against each other, like the last two numbers of LIBERO's.
     """
     first, end = _FINGERS
     if not len(proprio) or proprio[0].shape[1] != end:
@@ -56,7 +56,7 @@ def fingers_follow(grippers: Sequence[np.ndarray], proprio: Sequence[np.ndarray]
     opens = _correlation(told, np.concatenate([np.diff(each) for each in apart]))
     if opens is not None and abs(opens) > CLEAR:
         return opens
-    # In a long episode in which they close once, the moment hardly counts; where they are from then on does.
+    # In a long episode with one closing, the moment itself hardly counts; the fingers' position afterwards does.
     is_open = _correlation(told, np.concatenate([each[1:] for each in apart]))
     return is_open if is_open is not None and abs(is_open) > _CLEARLY_THERE else opens
 

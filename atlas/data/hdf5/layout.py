@@ -1,4 +1,4 @@
-"""What HDF5 layouts promise, LIBERO's and robomimic's, seen to when a file is opened: a reader that guesses would
+"""What HDF5 layouts promise, LIBERO's and robomimic's, checked when a file is opened: a reader that guesses would
 train on garbage."""
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from atlas.types import ActionSpec
 logger = logging.getLogger(__name__)
 
 _LIBERO_SPEC = ActionSpec()
-# A scene's name, which is no part of the instruction, and then at least three words.
+# A scene's name, which is not part of the instruction, and then at least three words.
 _LIBERO_NAME = re.compile(r"(?:[A-Z]+(?:_[A-Z]+)*_SCENE\d+_)?([a-z]+(?:_[a-z]+){2,})_demo\.(?:hdf5|h5)")
-_MUCH_CLOSER = 0.2  # observations may be a step of the physics older than the state beside them, a 25th of a row
+_MUCH_CLOSER = 0.2  # observations may be one physics step, 1/25 of a row, older than the state beside them
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,18 @@ class Layout:
 
     project: str
     format: str
-    proprio: Mapping[str, int]  # the parts, in order, and how many numbers each has; 4 are a quaternion
-    images: str  # the end of a camera's name among the observations
-    robot: str  # what the names of cameras on the robot begin with
+    proprio: Mapping[str, int]  # the parts in order, and how many numbers each has; 4 means a quaternion
+    images: str  # the ending of an image observation's name
+    robot: str  # the beginning of the names of cameras on the robot
     orientation: Orientation  # of the stored images
 
     def image_key(self, camera: str, names: Collection[str]) -> str:
-        """Which of the names of a demo's observations is that of a camera's images."""
+        """The name of a camera's images among the names of a demo's observations."""
         key, on_robot = f"{camera}{self.images}", f"{self.robot}{camera}{self.images}"
         return on_robot if key not in names and on_robot in names else key
 
     def cameras(self, names: Collection[str]) -> list[str]:
-        """The cameras among the names of a demo's observations; they are called the same in both layouts."""
+        """The cameras among the names of a demo's observations; both layouts give them the same names."""
         keys = [key for key in names if key.endswith(self.images)]
         return sorted(key.removesuffix(self.images).removeprefix(self.robot) for key in keys)
 
@@ -64,17 +64,17 @@ ROBOMIMIC = Layout(
     proprio={"obs/robot0_eef_pos": 3, "obs/robot0_eef_quat": 4, "obs/robot0_gripper_qpos": 2},
     images="_image",
     robot="robot0_",
-    orientation="upright",  # robomimic turns what robosuite returns before it stores it
+    orientation="upright",  # robomimic flips robosuite's images before storing them
 )
 
 
 def layout_of(observations: h5py.Group) -> Layout:
-    """Whose layout a demo's observations have: robomimic's where they are called as there, else LIBERO's."""
+    """The layout of a demo's observations: robomimic's if the names are robomimic's, otherwise LIBERO's."""
     return ROBOMIMIC if any(key.startswith("robot0_") for key in observations) else LIBERO
 
 
 def group_in(parent: h5py.Group, key: str, where: str, layout: Layout = LIBERO) -> h5py.Group:
-    """A group of the layout. Raises InputError where it is missing, or is something else."""
+    """A group of the layout. Raises InputError if it is missing, or is something else."""
     found = _member(parent, key, where, layout)
     if not isinstance(found, h5py.Group):
         raise InputError(f"{where}/{key} is a dataset, where {layout.project}'s layout has a group.")
@@ -82,7 +82,7 @@ def group_in(parent: h5py.Group, key: str, where: str, layout: Layout = LIBERO) 
 
 
 def array_in(parent: h5py.Group, key: str, where: str, layout: Layout = LIBERO) -> h5py.Dataset:
-    """A dataset of the layout. Raises InputError where it is missing, or is something else."""
+    """A dataset of the layout. Raises InputError if it is missing, or is something else."""
     found = _member(parent, key, where, layout)
     if not isinstance(found, h5py.Dataset):
         raise InputError(f"{where}/{key} is a group, where {layout.project}'s layout has a dataset.")
@@ -99,10 +99,10 @@ def _member(parent: h5py.Group, key: str, where: str, layout: Layout) -> h5py.Gr
 def read_demo(
     demo: h5py.Group, where: str, layout: Layout, action_dim: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, tuple[int, int]]]:
-    """A demo's actions [T, action_dim], proprio float32 [T, 8] and its cameras with their images' height and width,
-    once its parts are seen to fit together.
+    """A demo's actions [T, action_dim], proprio float32 [T, 8] and cameras with their images' height and width, after
+    checking that the parts fit together.
 
-    Images are looked at from outside only: their type, size and place in the file. Raises InputError.
+    Images are not read; only their type, size and place in the file are checked. Raises InputError.
     """
     observations = group_in(demo, "obs", where, layout)
     names = set(observations)
@@ -124,17 +124,17 @@ def read_demo(
         sizes[camera] = (size[0], size[1])
     for key, count in frames.items():
         if count != len(actions):
-            raise InputError(f"{where}/{key} has {count} frames, and actions has {len(actions)}.")
+            raise InputError(f"{where}/{key} has {count} frames, but actions has {len(actions)}.")
     parts = [_axis_angle(values) if values.shape[1] == 4 else values for values in proprio.values()]
     return actions, np.concatenate(parts, axis=1).astype(np.float32), sizes
 
 
 def stored_late(demo: h5py.Group, where: str) -> bool:
-    """Whether the observation in a row is the one that its action led to, and not the one before it.
+    """Whether the observation in a row is the one that its action led to, rather than the one before it.
 
-    LIBERO's own files are so: the script that made them (scripts/create_dataset.py of its repository) first steps and
-    then stores, while the state in a row is always that before its action. The robot's joints are in both, among the
-    states as the first of MuJoCo's positions, after the time. False where they are not there, or do not tell.
+    This is so in LIBERO's own files: the script that made them (scripts/create_dataset.py of its repository) first
+    steps and then stores, while the state in a row is always that before its action. The robot's joints are in both; in
+    the states they are the first of MuJoCo's positions, after the time. False if they are missing, or do not tell.
     """
     found = [find(demo, key, where) for key in ("obs/joint_states", "states")]
     if not all(isinstance(each, h5py.Dataset) and each.dtype.kind == "f" and each.ndim == 2 for each in found):
@@ -144,13 +144,13 @@ def stored_late(demo: h5py.Group, where: str) -> bool:
     if len(joints) != len(states) or len(joints) < 3 or states.shape[1] <= width:
         return False
     positions = states[:, 1 : 1 + width]
-    with np.errstate(invalid="ignore", over="ignore"):  # of numbers that are not finite, which tell nothing
+    with np.errstate(invalid="ignore", over="ignore"):  # non-finite numbers tell nothing
         here, ahead = np.abs(joints - positions).mean(), np.abs(joints[:-1] - positions[1:]).mean()
     return bool(ahead < _MUCH_CLOSER * here)
 
 
 def _axis_angle(quaternions: np.ndarray) -> np.ndarray:
-    """Unit quaternions [T, 4], scalar last, as axis times angle [T, 3], the angle in [0, 2 pi], as robosuite has it."""
+    """Unit quaternions [T, 4], scalar last, as axis times angle [T, 3] with the angle in [0, 2 pi], as in robosuite."""
     quaternions = quaternions.astype(np.float64)
     w = quaternions[:, 3:].clip(-1, 1)
     sine = np.sqrt(1 - w**2)
@@ -158,7 +158,7 @@ def _axis_angle(quaternions: np.ndarray) -> np.ndarray:
 
 
 def _numbers(demo: h5py.Group, key: str, width: int, where: str, layout: Layout) -> np.ndarray:
-    """A column [T, width] of numbers that are finite as float32."""
+    """A column [T, width] of finite numbers, as float32."""
     stored = array_in(demo, key, where, layout)
     if stored.dtype.kind not in "fiu":
         raise InputError(f"{where}/{key} is of type {stored.dtype}, expected numbers.")
@@ -170,13 +170,13 @@ def _numbers(demo: h5py.Group, key: str, width: int, where: str, layout: Layout)
     if len(bad):
         raise InputError(
             f"{where}/{key} holds values that are not finite, in {len(bad)} of {len(values)} frames; the first is "
-            f"frame {bad[0]}. Mend the file, or leave it out."
+            f"frame {bad[0]}. Repair the file, or leave it out."
         )
     return values
 
 
 def _images_of(observations: h5py.Group, key: str, where: str, layout: Layout) -> tuple[int, int, int]:
-    """How many images there are, their height and their width."""
+    """The number of images, their height and their width."""
     images = array_in(observations, key, where, layout)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not min(images.shape[1:]):
         raise InputError(
@@ -188,8 +188,8 @@ def _images_of(observations: h5py.Group, key: str, where: str, layout: Layout) -
 
 
 def instruction_of(data: h5py.Group, path: Path, given: str | None) -> str:
-    """What the file's demos do: by the file, by the config (`given`), or by the file's name, which is the task's in
-    LIBERO and in what others made of it, such as OpenVLA. Raises InputError."""
+    """The instruction of the file's demos: from the file, from the config (`given`), or from the file's name, which is
+    the task's name in LIBERO and in datasets made from it, such as OpenVLA's. Raises InputError."""
     info = attribute_in(data, "problem_info", f"{path}: data")
     if info is None:
         if given is not None:
@@ -199,9 +199,9 @@ def instruction_of(data: h5py.Group, path: Path, given: str | None) -> str:
             logger.info("%s: the instruction is taken from the file's name: '%s'.", path, instruction)
             return instruction
         raise InputError(
-            f"{path}: data lacks the attribute 'problem_info', where LIBERO keeps the instruction, and the file is not "
-            "named as LIBERO's are, such as open_the_middle_drawer_demo.hdf5. Say what its episodes do: "
-            "data.instruction='lift the cube' (of a mixture, data.datasets' instruction)."
+            f"{path}: data lacks the attribute 'problem_info', where LIBERO stores the instruction, and the file is "
+            "not named like LIBERO's, such as open_the_middle_drawer_demo.hdf5. Say what its episodes do: "
+            "data.instruction='lift the cube' (in a mixture, the instruction in data.datasets)."
         )
     try:
         instruction = parse_json(data.attrs["problem_info"])["language_instruction"]
@@ -212,12 +212,12 @@ def instruction_of(data: h5py.Group, path: Path, given: str | None) -> str:
         raise InputError(f"{path}: 'language_instruction' in 'problem_info' is {instruction!r}, expected text.")
     text = " ".join(words).strip().strip('"')
     if given is not None:
-        raise InputError(f"data.instruction is '{given}', and {path} has one of its own: '{text}'. Leave the key out.")
+        raise InputError(f"data.instruction is '{given}', but {path} has its own: '{text}'. Leave the key out.")
     return text
 
 
 def read_env_args(data: h5py.Group, path: Path) -> dict[str, Any]:
-    """What the file says of the world that it was recorded in; empty where it says nothing. Raises InputError."""
+    """What the file says about the world it was recorded in; empty if it says nothing. Raises InputError."""
     if "env_args" not in data.attrs:
         return {}
     try:
@@ -229,15 +229,15 @@ def read_env_args(data: h5py.Group, path: Path) -> dict[str, Any]:
 
 
 def control_of(env_args: Mapping[str, Any], path: Path) -> float:
-    """Actions a second, where `env_args` says how the robot was controlled; else LIBERO's.
+    """Actions per second, if `env_args` says how the robot was controlled; otherwise LIBERO's rate.
 
-    Raises InputError where the actions are other ones than LIBERO's, as far as it is said.
+    Raises InputError if, as far as the file says, the actions are not LIBERO's.
     """
     settings = env_args.get("env_kwargs")
     settings = settings if isinstance(settings, Mapping) else {}
     control = settings.get("controller_configs")
     control = control if isinstance(control, Mapping) else {}
-    parts = control.get("body_parts")  # robosuite 1.5 says it of each part of the robot
+    parts = control.get("body_parts")  # robosuite 1.5 has one entry per part of the robot
     control = parts.get("right", {}) if isinstance(parts, Mapping) else control
     spec = _LIBERO_SPEC
     largest = [group.unit for group in spec.groups if group.kind != "gripper" for _ in group.names]
@@ -246,9 +246,9 @@ def control_of(env_args: Mapping[str, Any], path: Path) -> float:
         if control.get(key, wanted) != wanted:
             raise InputError(
                 f"{path}: its actions are not LIBERO's: {key} in controller_configs of 'env_args' is {control[key]!r}, "
-                f"and Atlas reads {wanted!r}. Convert the file with its own project's scripts."
+                f"but Atlas reads {wanted!r}. Convert the file with its own project's scripts."
             )
     rate = settings.get("control_freq", spec.control_hz)
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 10_000:
-        raise InputError(f"{path}: control_freq in 'env_args' is {rate!r}, expected actions a second.")
+        raise InputError(f"{path}: control_freq in 'env_args' is {rate!r}, expected the number of actions per second.")
     return float(rate)

@@ -1,4 +1,4 @@
-"""Writes episodes in LIBERO's HDF5 layout: one file a task, images as robosuite returns them (upside down)."""
+"""Writes episodes in LIBERO's HDF5 layout: one file per task, with images as robosuite returns them (upside down)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_libero_file(
 ) -> None:
     """Write one task's episodes as data/demo_0, demo_1, …; the file appears when it is complete.
 
-    Cameras `X` become `obs/X_rgb`. `env_args` names the environment, so that a reader knows which world it is.
+    Cameras `X` become `obs/X_rgb`. `env_args` names the environment, so that readers know the world.
     """
     with atomic_path(path) as partial, h5py.File(partial, "w") as file:
         data = file.create_group("data")
@@ -53,7 +53,7 @@ def _write_demo(group: h5py.Group, episode: RecordedEpisode) -> None:
     if episode.model_xml is not None:
         group.attrs["model_file"] = episode.model_xml
     if episode.rewards is not None:
-        whole = episode.rewards.astype(np.uint8)  # as LIBERO has them; rewards between 0 and 1 stay what they are
+        whole = episode.rewards.astype(np.uint8)  # as LIBERO stores them; rewards between 0 and 1 stay as they are
         group["rewards"] = whole if np.array_equal(whole, episode.rewards) else episode.rewards
     dones = np.zeros(length, np.uint8)
     dones[-1] = 1

@@ -19,10 +19,10 @@ _TRAIN, _VALID = "train", "valid"
 
 
 def sides_of(file: h5py.File, names: Sequence[str], path: Path) -> dict[str, Side]:
-    """The demos that are used, in the order of `names`, and what the file says each of them is for.
+    """The demos that are used, in the order of `names`, and the side of the split that the file assigns each to.
 
-    Where one of the two lists is missing, it is all that is not in the other. Demos that are in neither of two lists
-    are left out, and the log says so. Raises InputError where a demo is in both.
+    If one of the two lists is missing, it is everything that is not in the other. Demos that are in neither of two
+    lists are left out with a warning. Raises InputError if a demo is in both.
     """
     lists = _lists(file, path)
     if not lists:
@@ -37,7 +37,7 @@ def sides_of(file: h5py.File, names: Sequence[str], path: Path) -> dict[str, Sid
     sides = {name: Side.VALIDATION if name in valid else Side.TRAINING for name in names if name in train | valid}
     if len(set(sides.values())) < 2:
         said = ", ".join(f"mask/{name} names {len(demos & set(names))}" for name, demos in lists.items())
-        logger.warning("%s: %s of %d demos, which is no split; Atlas splits them itself.", path, said, len(names))
+        logger.warning("%s: %s of %d demos, which is not a split; Atlas splits them itself.", path, said, len(names))
         return dict.fromkeys(names, Side.UNSAID)
     validated = sum(side == Side.VALIDATION for side in sides.values())
     logger.info(
@@ -59,12 +59,12 @@ def sides_of(file: h5py.File, names: Sequence[str], path: Path) -> dict[str, Sid
 
 
 def _lists(file: h5py.File, path: Path) -> dict[str, set[str]]:
-    """Those of the two lists that the file has."""
+    """The lists that the file has, of the two."""
     found = {name: find(file, f"mask/{name}", str(path)) for name in (_TRAIN, _VALID)}
     return {name: _names(each, f"{path}: mask/{name}") for name, each in found.items() if each is not None}
 
 
 def _names(stored: h5py.Group | h5py.Dataset, where: str) -> set[str]:
     if not isinstance(stored, h5py.Dataset):
-        raise InputError(f"{where} is a group, where robomimic has a list of the names of demos.")
+        raise InputError(f"{where} is a group, but robomimic has a list of demo names there.")
     return set(texts_in(stored, where))

@@ -1,5 +1,5 @@
-"""Opening HDF5 files that others wrote, and finding what is in them: nothing outside of the file's own folder is read,
-and nothing is taken into memory that the file is too small to hold."""
+"""Opening HDF5 files that others wrote, and finding what is in them: nothing outside the file's own folder is read, and
+nothing is loaded into memory that the file is too small to hold."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ import numpy as np
 from atlas.errors import InputError, first_line
 from atlas.system.paths import inside
 
-_MOST_LINKS = 16  # that lead to one another: more are a circle
-_LARGEST_NUMBERS = 256 * 2**20  # bytes of one array of an episode's numbers: days of it
+_MOST_LINKS = 16  # in a chain; more count as a circle
+_LARGEST_NUMBERS = 256 * 2**20  # bytes of one array of an episode's numbers: days of recording
 _LARGEST_FRAME = 64 * 2**20  # bytes of one image
-_LARGEST_CHUNK = 2**30  # bytes: HDF5 holds a whole one in memory to read anything of it
+_LARGEST_CHUNK = 2**30  # bytes: HDF5 holds a whole chunk in memory to read any part of it
 _MOST_CHUNKS = 200_000  # of one dataset: each takes a look-up
-_MOST_COMPRESSION = 1100  # times: deflate gives at most 1032
-_FREE = 2**20  # bytes that need no reason
+_MOST_COMPRESSION = 1100  # a factor: deflate reaches at most 1032
+_FREE = 2**20  # bytes that are allowed without justification
 _LOCKED = (errno.EAGAIN, errno.EACCES)
 _CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 class Unavailable(InputError):
-    """A file may be sound and cannot be read now: nothing that is damaged, and nothing to leave out."""
+    """A file that may be sound but cannot be read now: it is not damaged, and must not be left out."""
 
 
 @contextmanager
 def readable(where: str) -> Iterator[None]:
-    """Turn what h5py raises for a damaged file, which is of many kinds, into an InputError that says where."""
+    """Turn the many kinds of errors that h5py raises for a damaged file into an InputError that says where."""
     try:
         yield
     except InputError:
@@ -44,11 +44,11 @@ def readable(where: str) -> Iterator[None]:
         *(ArithmeticError, MemoryError, NotImplementedError),
     ) as error:
         said = first_line(error)
-        raise InputError(f"{where} is damaged ({said}); fetch or copy it again, or leave it out.") from error
+        raise InputError(f"{where} is damaged ({said}); download or copy it again, or leave it out.") from error
 
 
 def open_file(path: Path) -> h5py.File:
-    """The file, to read. Raises InputError where it is not HDF5, or cut off, and Unavailable where it is in use."""
+    """The file, opened for reading. Raises InputError if it is not HDF5 or cut off, and Unavailable if it is in use."""
     try:
         return h5py.File(path, "r")
     except OSError as error:
@@ -64,16 +64,16 @@ def _why_not(path: Path, error: OSError) -> InputError:
         if number in _CANNOT_LOCK:
             return Unavailable(
                 f"{path} cannot be locked by its file system, as HDF5 does before it reads ({os.strerror(number)}). "
-                "Where nothing writes to it, set HDF5_USE_FILE_LOCKING=FALSE."
+                "If nothing writes to it, set HDF5_USE_FILE_LOCKING=FALSE."
             )
         return Unavailable(
-            f"{path} is in use: {_holders(path)}. Wait for it, or end it. Where nothing writes to the file, as may be "
+            f"{path} is in use: {_holders(path)}. Wait for it, or stop it. If nothing writes to the file, for example "
             "after a network file system lost a lock, set HDF5_USE_FILE_LOCKING=FALSE."
         )
     if "already open for write" in said:
         return Unavailable(
             f"{path} is marked as being written to: a program has it open, or ended without closing it. Wait for it; "
-            f"where there is none, `h5clear -s {path}` takes the mark away."
+            f"if there is none, `h5clear -s {path}` removes the mark."
         )
     if isinstance(error, PermissionError):
         return Unavailable(f"{path} cannot be read: {os.strerror(error.errno or errno.EACCES)}.")
@@ -81,7 +81,7 @@ def _why_not(path: Path, error: OSError) -> InputError:
 
 
 def _holders(path: Path) -> str:
-    """Which processes hold a lock of the file, as far as Linux says."""
+    """Which processes hold a lock on the file, as far as Linux tells."""
     try:
         inode = path.stat().st_ino
         locks = [line.split() for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines()]
@@ -100,10 +100,10 @@ def _name(process: int) -> str:
 
 
 def find(parent: h5py.Group, key: str, where: str) -> h5py.Group | h5py.Dataset | None:
-    """What a group has under a key such as `obs/ee_pos`; None where there is nothing.
+    """What a group has under a key such as `obs/ee_pos`; None if there is nothing.
 
-    Links within the file are followed, and links to files in its folder. Raises InputError for all others, and for a
-    dataset whose values lie elsewhere or cannot be what it says.
+    Links within the file, and links to files in its folder, are followed. Raises InputError for all others, and for a
+    dataset whose values are stored elsewhere or cannot be what it claims.
     """
     with readable(f"{where}/{key}"):
         try:
@@ -116,7 +116,7 @@ def find(parent: h5py.Group, key: str, where: str) -> h5py.Group | h5py.Dataset 
 
 
 def names_in(group: h5py.Group) -> list[str]:
-    """The keys of a group, numbers in them in the order of numbers."""
+    """The keys of a group, sorted with numbers in numeric order."""
     return sorted(group, key=lambda name: (natural(name), name))
 
 
@@ -126,7 +126,7 @@ def leads_elsewhere(file: h5py.File) -> bool:
 
 
 def numbers_in(stored: h5py.Dataset, where: str) -> np.ndarray:
-    """All values of a dataset of numbers, as they are stored. Raises InputError."""
+    """All values of a numeric dataset, as they are stored. Raises InputError."""
     with readable(where):
         size = math.prod(stored.shape) if stored.shape is not None else 0
         if stored.dtype.kind not in "fiub" or stored.shape is None:
@@ -137,43 +137,43 @@ def numbers_in(stored: h5py.Dataset, where: str) -> np.ndarray:
 
 
 def check_size(stored: h5py.Dataset, wanted: int, most: int, where: str) -> None:
-    """Raises InputError where so many bytes of a dataset are more than is sensible, or than its file can give."""
+    """Raises InputError if `wanted` bytes of a dataset are more than is sensible, or more than its file can hold."""
     held = stored.id.get_storage_size() if wanted > _FREE else wanted
     if wanted > most or wanted > max(_FREE, _MOST_COMPRESSION * held):
         raise InputError(
-            f"{where} says that it holds {wanted:,} bytes in shape {stored.shape}, which is not to be believed: the "
-            f"file has {held:,} for it. It is damaged; fetch or copy it again, or leave it out."
+            f"{where} claims to hold {wanted:,} bytes in shape {stored.shape}, which cannot be true: the file has "
+            f"{held:,} bytes for it. It is damaged; download or copy it again, or leave it out."
         )
 
 
 def check_images(stored: h5py.Dataset, where: str) -> None:
-    """See from outside whether the frames of a dataset can be read one at a time. Raises InputError."""
+    """Check, without reading them, that the frames of a dataset can be read one at a time. Raises InputError."""
     check_size(stored, math.prod(stored.shape[1:]), _LARGEST_FRAME, where)
     _check_written(stored, where)
 
 
 def _check_written(stored: h5py.Dataset, where: str) -> None:
-    """HDF5 reads as zeros what nobody has written."""
+    """Refuse datasets that nobody has written to, which HDF5 reads as zeros."""
     if math.prod(stored.shape) and not stored.is_virtual and not stored.id.get_storage_size():
-        raise InputError(f"{where} has room for shape {stored.shape}, and nothing was ever written to it.")
+        raise InputError(f"{where} has room for shape {stored.shape}, but nothing was ever written to it.")
 
 
 def offset_of(stored: h5py.Dataset, file: h5py.File) -> int | None:
-    """Where in a file the bytes of a dataset of uint8 lie as they are read, in one piece; None where they do not."""
+    """Where a uint8 dataset's bytes lie in its file, if they are stored raw and in one piece; otherwise None."""
     if h5py.h5o.get_info(stored.id).fileno != h5py.h5o.get_info(file.id).fileno:
         return None  # behind a link: an offset in another file
     if not any(stored.id.get_type().equal(kind) for kind in (h5py.h5t.STD_U8LE, h5py.h5t.STD_U8BE)):
-        return None  # of fewer bits
-    offset = stored.id.get_offset()  # None where it is chunked, compact, virtual or stored elsewhere
+        return None  # fewer than 8 bits are used
+    offset = stored.id.get_offset()  # None if it is chunked, compact, virtual or stored elsewhere
     return None if offset is None else int(offset)
 
 
 class _NotThere(KeyError):
-    """A key that a group does not have."""
+    """A group does not have this key."""
 
 
 def _follow(parent: h5py.Group, key: str, where: str, hops: int) -> h5py.Group | h5py.Dataset:
-    """As `find`, but of a dataset nothing is looked at. hops: links that may still be followed."""
+    """Like `find`, but without checking a dataset's values. hops: links that may still be followed."""
     if key.startswith("/"):
         parent = parent.file["/"]
     here: h5py.Group | h5py.Dataset = parent
@@ -205,7 +205,7 @@ def _step(group: h5py.Group, name: str, where: str, hops: int) -> h5py.Group | h
             file, target = (os.fsdecode(part) for part in group.id.links.get_val(encoded))
             return _follow(_other_file(group, file, where), target, where, hops - 1)
     except _NotThere as error:
-        raise InputError(f"{where} is a link to something that is not there: {error}.") from None
+        raise InputError(f"{where} is a link to something that does not exist: {error}.") from None
     raise InputError(f"{where} is a link of a kind that Atlas does not follow.")
 
 
@@ -219,7 +219,7 @@ def _wrap(found: h5py.h5g.ObjectID, where: str) -> h5py.Group | h5py.Dataset:
 
 
 def _other_file(near: h5py.Group | h5py.Dataset, name: str, where: str) -> h5py.Group:
-    """The root of another file in the folder of a file."""
+    """The root of another file, in the same folder."""
     path = _beside(near, name, where)
     if path.samefile(near.file.filename):
         return near.file["/"]
@@ -227,16 +227,16 @@ def _other_file(near: h5py.Group | h5py.Dataset, name: str, where: str) -> h5py.
 
 
 def _beside(near: h5py.Group | h5py.Dataset, name: str, where: str) -> Path:
-    """A file that another one names, which must be in its folder."""
+    """A file that another one refers to, which must be in the same folder."""
     folder = Path(near.file.filename).parent
     path = inside(folder, name, where=f"{where} lies in another file", follow_links=True)
     if not path.is_file():
-        raise InputError(f"{where} lies in another file, {path}, which is not there.")
+        raise InputError(f"{where} lies in another file, {path}, which does not exist.")
     return path
 
 
 def _check_values(stored: h5py.Dataset, where: str, hops: int) -> h5py.Dataset:
-    """The dataset, once its values are seen to lie in this file, or in files of its folder. Raises InputError."""
+    """The dataset, after checking that its values lie in this file or in files of its folder. Raises InputError."""
     made = stored.id.get_create_plist()
     layout = made.get_layout()
     if layout == h5py.h5d.VIRTUAL:
@@ -246,7 +246,7 @@ def _check_values(stored: h5py.Dataset, where: str, hops: int) -> h5py.Dataset:
     elif layout == h5py.h5d.CONTIGUOUS and made.get_external_count():
         return _in_other_files(stored, made, where)
     elif layout == h5py.h5d.CONTIGUOUS:
-        offset = stored.id.get_offset()  # None where nothing was ever written
+        offset = stored.id.get_offset()  # None if nothing was ever written
         if offset is not None and offset + _bytes(stored) > h5py.h5i.get_file_id(stored.id).get_filesize():
             raise InputError(f"{where} lies beyond the end of the file, which is damaged.")
     return stored
@@ -269,57 +269,57 @@ def _check_chunks(stored: h5py.Dataset, made: h5py.h5p.PropDCID, where: str) -> 
     size = math.prod(chunk) * int(stored.id.get_type().get_size())
     if count > _MOST_CHUNKS or size > _LARGEST_CHUNK:
         raise InputError(
-            f"{where} is stored in {count:,} chunks of {size:,} bytes, and Atlas reads up to {_MOST_CHUNKS:,} chunks "
-            f"of up to {_LARGEST_CHUNK:,}. Where the file is not damaged, h5repack stores it otherwise."
+            f"{where} is stored in {count:,} chunks of {size:,} bytes, but Atlas reads at most {_MOST_CHUNKS:,} chunks "
+            f"of at most {_LARGEST_CHUNK:,}. If the file is not damaged, h5repack can store it differently."
         )
 
 
 def _in_other_files(stored: h5py.Dataset, made: h5py.h5p.PropDCID, where: str) -> h5py.Dataset:
-    """A dataset whose values are bytes of other files, opened so that they are looked for beside this one."""
+    """A dataset whose values are bytes in other files, opened so that they are looked for beside this file."""
     there = 0
     for number in range(made.get_external_count()):
         name, offset, size = made.get_external(number)
         path = _beside(stored, os.fsdecode(name), where)
         there += max(0, min(int(size), path.stat().st_size - int(offset)))
     if there < _bytes(stored):
-        raise InputError(f"{where} is to have {_bytes(stored):,} bytes in other files, and they have {there:,}.")
+        raise InputError(f"{where} should have {_bytes(stored):,} bytes in other files, but they have {there:,}.")
     access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
-    access.set_efile_prefix(b"${ORIGIN}")  # else they would be looked for where Atlas was started
+    access.set_efile_prefix(b"${ORIGIN}")  # otherwise they would be looked for where Atlas was started
     path = h5py.h5i.get_name(stored.id)
     folder, _, name = path.rpartition(b"/")
     group = h5py.h5g.open(stored.file.id, folder or b"/")
-    stored.id._close()  # HDF5 opens a dataset that is open already as it was opened
+    stored.id._close()  # an open dataset would be opened again with its old settings
     return h5py.Dataset(h5py.h5d.open(group, name, access))
 
 
 def _check_virtual(stored: h5py.Dataset, where: str, hops: int) -> None:
-    """See whether the parts of a virtual dataset are all there, in files of the same folder; HDF5 would fill what is
-    missing with zeros."""
+    """Check that the parts of a virtual dataset all exist, in files of the same folder; HDF5 would fill in zeros for
+    what is missing."""
     if hops == 0:
-        raise InputError(f"{where} is put together of datasets that are put together of it.")
+        raise InputError(f"{where} is assembled from datasets that are assembled from it.")
     mapped = 0
     for part in stored.virtual_sources():
         if "%" in part.file_name or "%" in part.dset_name:
-            raise InputError(f"{where} is put together of files by number, which Atlas does not read.")
+            raise InputError(f"{where} is assembled from numbered files, which Atlas does not read.")
         root = stored.file["/"] if part.file_name == "." else _other_file(stored, part.file_name, where)
         try:
             source = _follow(root, part.dset_name, where, hops - 1)
         except _NotThere:
             source = None
         if not isinstance(source, h5py.Dataset):
-            raise InputError(f"{where} is put together of '{part.dset_name}' in {part.file_name}, which is not there.")
+            raise InputError(f"{where} is assembled from '{part.dset_name}' in {part.file_name}, which does not exist.")
         _check_values(source, where, hops - 1)
         _, last = part.src_space.get_select_bounds()
         if source.id.get_create_plist().get_external_count():
-            raise InputError(f"{where} is put together of values that lie in yet other files.")
+            raise InputError(f"{where} is assembled from values that lie in yet other files.")
         if any(end >= length for end, length in zip(last, source.shape, strict=True)):
-            raise InputError(f"{where} is put together of more of {part.file_name} than it holds.")
+            raise InputError(f"{where} is assembled from more of {part.file_name} than it holds.")
         mapped += int(part.vspace.get_select_npoints())
     if mapped < math.prod(stored.shape):
-        raise InputError(f"{where} is put together of {mapped:,} values, and should have {math.prod(stored.shape):,}.")
+        raise InputError(f"{where} is assembled from {mapped:,} values, but should have {math.prod(stored.shape):,}.")
 
 
 def natural(name: str) -> Sequence[tuple[int, str]]:
-    """A key to sort names by: numbers in them as numbers."""
+    """A sort key for names that compares the numbers in them as numbers."""
     parts = re.split(r"(\d+)", name)
     return [(len(part.lstrip("0")), part.lstrip("0")) if i % 2 else (0, part) for i, part in enumerate(parts)]

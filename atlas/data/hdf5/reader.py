@@ -32,9 +32,9 @@ from atlas.types import ActionSpec
 logger = logging.getLogger(__name__)
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
-_ATLAS_WORLDS = ("cubes",)  # env_args names that Atlas has an adapter for
-_KNOWN_PIECES = 100_000  # samples are of all episodes in turn, and looking into the file takes longer than reading
-_OPEN_IMAGES = 64  # compressed images of an episode's camera: HDF5 keeps up to a megabyte of each
+_ATLAS_WORLDS = ("cubes",)  # names in env_args that Atlas has an adapter for
+_KNOWN_PIECES = 100_000  # samples come from all episodes in turn, and looking into the file takes longer than reading
+_OPEN_IMAGES = 64  # datasets of compressed images: HDF5 keeps up to a megabyte for each
 
 
 class _Piece(NamedTuple):
@@ -46,18 +46,18 @@ class _Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class _Demo:
-    """Where one episode is: file, group name, and which of its frames are kept."""
+    """Where one episode is: its file, its group's name, and which of its frames are kept."""
 
     file: int
     name: str
     task: int
-    kept: np.ndarray | None  # int64 rows of its actions and states, None for all
+    kept: np.ndarray | None  # int64 rows of its actions and states; None for all
     late: bool  # whether the observation before an action is in the row before it
-    side: Side  # of the split, as the file itself has it
+    side: Side  # of the split, if the file itself assigns one
 
     @property
     def seen(self) -> np.ndarray | None:
-        """int64: the rows of its observations, None for all."""
+        """int64: the rows of its observations; None for all."""
         return self.kept if self.kept is None or not self.late else self.kept - 1
 
 
@@ -65,10 +65,10 @@ class LiberoDataset:
     """Episodes of HDF5 files in LIBERO's or robomimic's layout, in the order of file names and then demo numbers.
 
     Actions are LIBERO's own (the default ActionSpec), so nothing is converted. Proprio [8] is the end effector's
-    position and axis-angle and the two finger positions. Where a file's rows hold the observation after their action
-    (`stored_late`), each action is given the one before it, and the first row's action, which has none, is left out.
-    Files are opened when they are first read, by each process for itself. At the start all is read but the images, of
-    which type and size are looked at.
+    position and axis-angle and the two finger positions. If a file's rows hold the observation after their action
+    (`stored_late`), each action is paired with the one before it, and the first row's action, which has none, is left
+    out. Each process opens a file itself when it first reads from it. At the start everything but the images is read;
+    of these, type and size are checked.
 
     Raises InputError that names the file and the key for a file that is truncated or damaged, lacks something, or
     holds another type, another shape or numbers that are not finite; with `skip_damaged` such files and episodes are
@@ -85,7 +85,7 @@ class LiberoDataset:
         instruction: str | None = None,
         skip_damaged: bool = False,
     ) -> None:
-        """instruction: of all episodes, for files that have none."""
+        """instruction: for all episodes of files that have none."""
         self.path = path
         self.action_spec = ActionSpec()
         self.files = _find_files(path)
@@ -103,16 +103,16 @@ class LiberoDataset:
             for number, file in enumerate(self.files):
                 self._read_file(number, file)
         finally:
-            self.close()  # workers that are forked from here must not share open files
+            self.close()  # workers forked from here must not share open files
         if not self._demos:
             if not skip_damaged:
-                raise InputError(f"{path} holds no episodes: no file of it has a demo.")
+                raise InputError(f"{path} holds no episodes: no file in it has a demo.")
             raise InputError(f"{path} holds no episode that is not damaged; the warnings say what is wrong.")
         assert self._layout is not None
         if late := sum(demo.late for demo in self._demos):
             logger.info(
                 "%s: in %d of %d episodes the observation in a row is the one after its action, as LIBERO's own script "
-                "stores them; each action is given the one before it, and the first action is left out.",
+                "stores them; each action is paired with the one before it, and the first action is left out.",
                 path,
                 late,
                 len(self._demos),
@@ -155,7 +155,7 @@ class LiberoDataset:
         return self._sizes[camera]
 
     def fingerprint(self) -> str:
-        """Changes with the files' names, sizes, times of change, and how they are read."""
+        """Changes with the files' names, sizes and modification times, and with how they are read."""
         digest = hashlib.sha256(repr((self.orientation, int(self.lengths.sum()), self.tasks)).encode())
         for file in self.files:
             stat = file.stat()
@@ -172,7 +172,7 @@ class LiberoDataset:
         self._mapped.clear()
 
     def where(self, index: int) -> str:
-        """An episode's place, for people."""
+        """An episode's place, for messages."""
         demo = self._demos[index]
         return f"{self.files[demo.file]}: data/{demo.name}"
 
@@ -197,7 +197,7 @@ class LiberoDataset:
         self._handles: dict[int, h5py.File] = {}
         self._mapped: dict[int, np.memmap] = {}  # whole files: each takes a file descriptor
         self._pieces: LRUCache[tuple[int, str], _Piece | None] = LRUCache(_KNOWN_PIECES)
-        self._images: LRUCache[tuple[int, str], h5py.Dataset] = LRUCache(_OPEN_IMAGES)  # what is in no piece
+        self._images: LRUCache[tuple[int, str], h5py.Dataset] = LRUCache(_OPEN_IMAGES)  # those not stored in one piece
         self._pid = os.getpid()
 
     def _file(self, number: int) -> h5py.File:
@@ -215,15 +215,15 @@ class LiberoDataset:
         return array_in(observations, key, f"{self.where(index)}/obs", self._layout)
 
     def _piece(self, index: int, camera: str) -> _Piece | None:
-        """Where a camera's images of an episode lie in the file, where they are one piece of it."""
+        """Where a camera's images of an episode lie in the file, if they are stored in one piece."""
         images = self._array(index, camera)
         offset = offset_of(images, self._file(self._demos[index].file))
         return None if offset is None else _Piece(offset, images.shape)
 
     def _stored_images(self, index: int, camera: str) -> Any:
-        """[T, H, W, 3] as stored: memory-mapped where the file keeps it in one piece, else HDF5's dataset."""
+        """[T, H, W, 3] as stored: memory-mapped if the file keeps it in one piece, otherwise HDF5's dataset."""
         number = self._demos[index].file
-        self._file(number)  # first, so that nothing of another process is used
+        self._file(number)  # first, so that nothing opened by another process is used
         piece = self._pieces.get((index, camera), lambda: self._piece(index, camera))
         if piece is None:
             return self._images.get((index, camera), lambda: self._array(index, camera))
@@ -263,7 +263,7 @@ class LiberoDataset:
             keep_demos(path, read)
 
     def _add(self, number: int, name: str, demo: Demo, side: Side, instruction: str, env_args: dict[str, Any]) -> None:
-        """Register an episode. Raises InputError where it does not go with those before it."""
+        """Register an episode. Raises InputError if it does not fit those before it."""
         path, spec = self.files[number], self.action_spec
         where = f"{path}: data/{name}"
         rate = control_of(env_args, path) if demo.layout is ROBOMIMIC else ActionSpec().control_hz
@@ -271,7 +271,7 @@ class LiberoDataset:
             self._layout, self.cameras, self._sizes = demo.layout, list(demo.cameras), demo.cameras
             self.action_spec = spec = replace(spec, control_hz=rate)
         elif demo.layout is not self._layout:
-            raise InputError(f"{where} has {demo.layout.project}'s layout, and the first episode another one.")
+            raise InputError(f"{where} has {demo.layout.project}'s layout, but the first episode has another one.")
         elif list(demo.cameras) != self.cameras:
             raise InputError(
                 f"{where}/obs has cameras {list(demo.cameras)}, while the first episode has {self.cameras}."
@@ -282,7 +282,7 @@ class LiberoDataset:
                 "Bring them to one size; files of one size each can be the sources of a mixture (data.datasets)."
             )
         elif rate != spec.control_hz:
-            raise InputError(f"{path} was recorded at {rate:g} Hz, and the first file at {spec.control_hz:g} Hz.")
+            raise InputError(f"{path} was recorded at {rate:g} Hz, but the first file at {spec.control_hz:g} Hz.")
         kept = without_noops(demo.actions, spec) if self._drop_noops else None
         if demo.late:
             kept = np.arange(1, len(demo.actions)) if kept is None else kept[kept > 0]
@@ -296,9 +296,9 @@ class LiberoDataset:
         self._read.append(Numbers(actions, proprio) if kept is None else Numbers(actions[kept], proprio[place.seen]))
 
     def _map_grippers(self) -> None:
-        """Bring the grippers of files where they go from 0 to 1 to -1 (open) and +1 (closed), and say so.
+        """Map the grippers of files in which they go from 0 to 1 to -1 (open) and +1 (closed), and log it.
 
-        Raises InputError where nothing tells which end is which.
+        Raises InputError if nothing tells which end is which.
         """
         ((gripper, _),) = self.action_spec.grippers
         of_file = np.array([demo.file for demo in self._demos])
@@ -307,13 +307,13 @@ class LiberoDataset:
             ends = open_and_closed([each.actions[:, gripper] for each in read], [each.proprio for each in read])
             if ends is None:
                 raise InputError(
-                    f"{self.files[number]}: the gripper's actions lie within [0, 1], and LIBERO's are -1 (open) to 1 "
+                    f"{self.files[number]}: the gripper's actions lie within [0, 1], but LIBERO's are -1 (open) to 1 "
                     "(closed). The fingers do not tell which end is which; map the actions where the file is made."
                 )
             if ends == (-1.0, 1.0):
                 continue
             logger.warning(
-                "%s: the gripper's actions lie within [0, 1]; by what the fingers do, %g is open and %g closed, and "
+                "%s: the gripper's actions lie within [0, 1]; judging by the fingers, %g is open and %g closed, and "
                 "they are mapped to -1 open, 1 closed.",
                 self.files[number],
                 *ends,
@@ -322,7 +322,7 @@ class LiberoDataset:
                 each.actions[:, gripper] = map_gripper(each.actions[:, gripper], *ends)
 
     def _leave_out(self, error: InputError) -> None:
-        """Say that a file or an episode is left out. Raises the error where nothing is to be left out."""
+        """Warn that a file or an episode is left out. Raises the error if nothing may be left out."""
         if not self._skip_damaged or isinstance(error, Unavailable):
             raise error
         logger.warning("Left out: %s", error)
@@ -359,14 +359,14 @@ class LiberoEpisode:
 
     @property
     def init_state(self) -> np.ndarray | None:
-        if self._demo.late:  # what is stored is from before the action that is left out
+        if self._demo.late:  # the stored state is from before the action that is left out
             assert self.sim_states is not None
             return np.asarray(self.sim_states[0], np.float64)
         with readable(self._where):
             state = attribute_in(self._group, "init_state", self._where)
             if state is None and find(self._group, "states", self._where) is not None:
                 states = array_in(self._group, "states", self._where)
-                state = numbers_in(states, self._where)[0]  # robomimic's: the first of all, whatever frames are kept
+                state = numbers_in(states, self._where)[0]  # robomimic: the very first state, whatever is kept
             return None if state is None else np.asarray(state, np.float64)
 
     @property
@@ -398,7 +398,7 @@ class LiberoEpisode:
         values = numbers_in(array_in(self._group, key, self._where), where)
         rows = len(self) if self._demo.kept is None else int(self._demo.kept[-1]) + 1
         if values.ndim == 0 or len(values) < rows or (self._demo.kept is None and len(values) > rows):
-            raise InputError(f"{where} has shape {values.shape}, and the last frame of the episode is row {rows - 1}.")
+            raise InputError(f"{where} has shape {values.shape}, but the last frame of the episode is row {rows - 1}.")
         return values if self._demo.kept is None else values[self._demo.kept]
 
 

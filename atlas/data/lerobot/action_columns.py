@@ -11,19 +11,19 @@ from atlas.data.hdf5.gripper_values import map_gripper
 from atlas.types import LIBERO_GROUPS, ActionGroup, ActionSpec
 
 _LIBERO_POSITION, _LIBERO_ROTATION, _GRIPPER = LIBERO_GROUPS
-_SLACK = 0.1  # how far beyond open and closed a gripper's value may lie, of what is between them
+_SLACK = 0.1  # how far beyond open and closed a gripper's value may lie, as a share of their distance
 
 
 def action_spec(source: SourceActionsConfig, fps: float, names: Sequence[str] = ()) -> ActionSpec:
-    """The ActionSpec of the numbers that `convert` gives: the source's groups as they are, or position, rotation and
-    gripper, deltas in LIBERO's units. names: of the source's dimensions, where it has any. Raises InputError for groups
-    that do not go together."""
+    """The ActionSpec of the numbers that `convert` returns: the source's groups unchanged, or position, rotation and
+    gripper, with deltas in LIBERO's units. names: of the source's dimensions, if it has any. Raises InputError for
+    groups that do not go together."""
     groups = _of_ranges(source) if source.groups is None else _of_groups(source, names)
     return ActionSpec(tuple(groups), source.control_hz or fps)
 
 
 def _of_groups(source: SourceActionsConfig, names: Sequence[str]) -> list[ActionGroup]:
-    called = len(set(names)) == len(names) and all(names)  # else they do not tell the numbers apart
+    called = len(set(names)) == len(names) and all(names)  # otherwise the names do not tell the numbers apart
     groups = []
     for config in source.groups or ():
         own = [names[column] for column in config.span] if called and len(names) > config.span[-1] else None
@@ -49,7 +49,7 @@ def _of_ranges(source: SourceActionsConfig) -> list[ActionGroup]:
 def convert(values: np.ndarray, source: SourceActionsConfig) -> np.ndarray:
     """Actions [N, source dimensions] as float32 [N, A] of `action_spec`.
 
-    Groups are taken as they are. Of ranges, deltas are scaled to LIBERO's units, poses to go to keep theirs; the
+    Groups are left unchanged. With ranges, deltas are scaled to LIBERO's units and target poses keep theirs; the
     gripper is mapped linearly, so that open is -1 and closed is +1.
     """
     if source.groups is not None:
@@ -62,15 +62,15 @@ def convert(values: np.ndarray, source: SourceActionsConfig) -> np.ndarray:
 
 
 def gripper_fits(told: np.ndarray, gripper: ActionGroup) -> bool:
-    """Whether a gripper's values [N] lie between open and closed, or near."""
+    """Whether a gripper's values [N] lie between open and closed, or close to that."""
     return bool((np.abs(map_gripper(told, gripper.open, gripper.closed)) <= 1 + 2 * _SLACK).all())
 
 
 def describe(source: SourceActionsConfig, spec: ActionSpec) -> str:
     """How the numbers are turned into those of `spec`, for the log."""
     if source.groups is not None:
-        return f"{spec.describe()}; taken as they are"
-    kind = "deltas" if source.delta else "poses to go to"
+        return f"{spec.describe()}; used unchanged"
+    kind = "deltas" if source.delta else "target poses"
     libero = (_LIBERO_POSITION.unit, _LIBERO_ROTATION.unit)
     assumed = libero if source.delta else (1.0, 1.0)
     unit, turn = source.position_unit_m or assumed[0], source.rotation_unit_rad or assumed[1]
@@ -84,7 +84,7 @@ def describe(source: SourceActionsConfig, spec: ActionSpec) -> str:
         changes.append(f"scaled to 1 = {libero[0]:g} m and {libero[1]:g} rad")
     if (source.gripper_open, source.gripper_closed) != (-1.0, 1.0):
         changes.append("the gripper mapped to -1 open, 1 closed")
-    return f"{kind} at {spec.control_hz:g} Hz, {', '.join(parts)}; {' and '.join(changes) or 'taken as they are'}"
+    return f"{kind} at {spec.control_hz:g} Hz, {', '.join(parts)}; {' and '.join(changes) or 'used unchanged'}"
 
 
 def _width(span: tuple[int, int]) -> int:

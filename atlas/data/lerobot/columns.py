@@ -1,7 +1,7 @@
-"""A LeRobot dataset's numbers, turned into Atlas's once and mapped into memory from then on.
+"""A LeRobot dataset's numbers, converted to Atlas's form once and mapped into memory from then on.
 
-They are kept in the cache, in a folder of .npy files that is named after what they were made of. A row of them is a
-frame; episodes follow one another in the dataset's order.
+They are kept in the cache, in a folder of .npy files whose name is derived from their sources. Each row is a frame;
+episodes follow one another in the dataset's order.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from atlas.system.progress import progress_bar
 
 FORMAT = 2  # of the folder; part of its name
 logger = logging.getLogger(__name__)
-_NOTES = "notes.json"  # written last: what was noticed when the numbers were read
-_SHOWN_FROM_FILES = 50  # below, reading takes no time worth a progress bar
+_NOTES = "notes.json"  # written last: what was noticed while the numbers were read
+_SHOWN_FROM_FILES = 50  # fewer are read too fast for a progress bar
 _OWN = ("timestamp", "episode_index", "frame_index", "task_index")
 _REWARD, _SUCCESS = "next.reward", "next.success"
 
 
 @dataclass(frozen=True)
 class Columns:
-    """All frames of a dataset, mapped into memory: float32, one row a frame."""
+    """All frames of a dataset, mapped into memory: float32, one row per frame."""
 
     action: np.ndarray  # [frames, A], in the ActionSpec's units
     proprio: np.ndarray  # [frames, P]
     timestamp: np.ndarray  # [frames], seconds into the episode
-    reward: np.ndarray | None  # [frames]; None where the dataset has none
-    success: np.ndarray | None  # [frames], 0 or 1, likewise
-    notes: list[str]  # what a user should know of how they were read
+    reward: np.ndarray | None  # [frames]; None if the dataset has none
+    success: np.ndarray | None  # [frames], 0 or 1; None if the dataset has none
+    notes: list[str]  # what a user should know about how they were read
 
 
 def open_columns(folder: Path, root: Path, info: Info, features: Features, episodes: Episodes) -> Columns:
-    """The columns in the cache's `folder`, made first where it is not there.
+    """The columns in the cache's `folder`, created first if it does not exist.
 
-    Raises InputError that names file and column for data files that are missing, damaged, or not what meta says.
+    Raises InputError that names file and column if data files are missing, damaged, or not what the metadata says.
     """
     if not (folder / _NOTES).is_file():
         _make(folder, root, info, features, episodes)
@@ -70,7 +70,7 @@ def open_columns(folder: Path, root: Path, info: Info, features: Features, episo
 def _mapped(folder: Path, frames: int) -> Columns:
     arrays = {path.stem: np.asarray(map_array(path)) for path in folder.glob("*.npy")}
     if any(len(array) != frames for array in arrays.values()):
-        raise ValueError("a column is of another length")
+        raise ValueError("a column has another length")
     return Columns(
         action=arrays["action"],
         proprio=arrays["proprio"],
@@ -82,30 +82,30 @@ def _mapped(folder: Path, frames: int) -> Columns:
 
 
 def _make(folder: Path, root: Path, info: Info, features: Features, episodes: Episodes) -> None:
-    """Fill the folder under another name and rename it: it is there whole or not at all."""
+    """Fill the folder under another name and rename it: it appears complete or not at all."""
     try:
         with partial_folder(folder) as partial:
             write_json(partial / _NOTES, _write(partial, root, info, features, episodes))
             if folder.exists() and not (folder / _NOTES).is_file():
-                shutil.rmtree(folder)  # somebody has removed a part of it
+                shutil.rmtree(folder)  # a part of it has been removed
             try:
                 partial.rename(folder)
             except OSError:
-                if not (folder / _NOTES).is_file():  # else another process was first
+                if not (folder / _NOTES).is_file():  # otherwise another process was faster
                     raise
     except OSError as error:
         raise InputError(
-            f"The numbers of {root} cannot be kept in {folder.parent} ({error.strerror}); set ATLAS_CACHE_DIR to a "
-            "folder that can be written to and has room."
+            f"The numbers of {root} cannot be stored in {folder.parent} ({error.strerror}); set ATLAS_CACHE_DIR to a "
+            "writable folder with enough space."
         ) from None
 
 
 def _write(folder: Path, root: Path, info: Info, features: Features, episodes: Episodes) -> list[str]:
     """Read all data files, check them against the metadata, and write the columns; returns notes."""
     frames, most = int(episodes.length.sum()), sum(most_rows(root / name) for name in episodes.files)
-    if frames > most:  # before room is taken for them
+    if frames > most:  # checked before space is allocated for them
         raise InputError(
-            f"{root}: by the metadata its {len(episodes.files)} data files hold {frames} rows. {mend(root)}"
+            f"{root}: according to the metadata its {len(episodes.files)} data files hold {frames} rows. {mend(root)}"
         )
     parts = {"proprio": [f.key for f in features.proprio], "timestamp": ["timestamp"]}
     parts |= {name: [key] for name, key in (("reward", _REWARD), ("success", _SUCCESS)) if _is_scalar(info, key)}
@@ -140,7 +140,7 @@ def _write(folder: Path, root: Path, info: Info, features: Features, episodes: E
 def _create(folder: Path, name: str, shape: tuple[int, ...]) -> np.memmap:
     path = folder / f"{name}.npy"
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and would be the end of the process later
+    if hasattr(os, "posix_fallocate"):  # raises an error if the disk is full, which would later end the process
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array
@@ -151,7 +151,7 @@ def _is_scalar(info: Info, key: str) -> bool:
 
 
 def _runs(starts: np.ndarray, lengths: np.ndarray) -> slice | np.ndarray:
-    """The rows of episodes that begin at `starts`: a slice where they follow one another."""
+    """The rows of episodes that begin at `starts`; a slice if they follow one another."""
     if (starts[1:] == starts[:-1] + lengths[:-1]).all():
         return slice(int(starts[0]), int(starts[-1] + lengths[-1]))
     return np.concatenate([np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)])
@@ -160,9 +160,9 @@ def _runs(starts: np.ndarray, lengths: np.ndarray) -> slice | np.ndarray:
 def _convert(
     values: np.ndarray, rows_of: Sequence[slice], proprio: Sequence[np.ndarray], features: Features, info: Info
 ) -> tuple[np.ndarray, list[str]]:
-    """Actions in Atlas's units, and what was noticed. rows_of, proprio: of each episode.
+    """Actions in Atlas's units, and what was noticed. rows_of, proprio: one entry per episode.
 
-    Raises InputError where a gripper is not as it should be.
+    Raises InputError if a gripper's values are implausible.
     """
     source, notes = features.source, []
     if source.groups is None and not features.gripper_stated and is_zero_to_one(values[:, source.gripper]):
@@ -177,7 +177,7 @@ def _convert(
                 opened, closed = source.gripper_open, source.gripper_closed
             column = source.gripper if source.groups is None else source.columns[dimension]
             raise InputError(
-                f"{info.root}: {_span(values, column, features)}, and is taken to be {opened:g} (open) to {closed:g} "
+                f"{info.root}: {_span(values, column, features)}, but is read as {opened:g} (open) to {closed:g} "
                 f"(closed). Say what it is in data.features.action_spec: {ends}."
             )
     return converted, notes
@@ -186,16 +186,16 @@ def _convert(
 def _zero_to_one(
     values: np.ndarray, rows_of: Sequence[slice], proprio: Sequence[np.ndarray], features: Features, info: Info
 ) -> tuple[SourceActionsConfig, str]:
-    """The source with the ends of its one gripper, which goes from 0 to 1, and how they were found. Raises
+    """The source with the end values of its one gripper, which goes from 0 to 1, and how they were found. Raises
     InputError."""
     source, gripper = features.source, values[:, features.source.gripper]
     span = _span(values, source.gripper, features)
-    ends, why = open_and_closed([gripper[rows] for rows in rows_of], proprio), "by what the fingers do"
+    ends, why = open_and_closed([gripper[rows] for rows in rows_of], proprio), "judging by the fingers"
     if ends is None and features.libero is not None:
-        ends, why = (1.0, 0.0), "as OpenVLA's loader has it"
+        ends, why = (1.0, 0.0), "as in OpenVLA's loader"
     if ends is None:
         raise InputError(
-            f"{info.root}: {span}, and LIBERO's is -1 (open) to 1 (closed). Say what it is: "
+            f"{info.root}: {span}, but LIBERO's is -1 (open) to 1 (closed). Say what it is: "
             "data.features.action_spec={gripper_open: 1, gripper_closed: 0}, or the other way round."
         )
     found = source.model_copy(update={"gripper_open": ends[0], "gripper_closed": ends[1]})
@@ -212,7 +212,7 @@ class DataFile:
     """The numbers of one data file; its images are not read."""
 
     def __init__(self, path: Path, info: Info, keys: Sequence[str], rows: np.ndarray | None = None) -> None:
-        """rows: those that are read, int64 [n]; None for all."""
+        """rows: the rows to read, int64 [n]; None for all."""
         self._path, self._info = path, info
         columns = list(dict.fromkeys([*_OWN, *keys]))
         with readable_parquet(path):
@@ -226,31 +226,31 @@ class DataFile:
             if rows is not None:
                 if len(rows) and rows.max() >= self.all_rows:
                     raise InputError(
-                        f"{path} has {self.all_rows} rows, and by the metadata a row {rows.max()}. {mend(path)}"
+                        f"{path} has {self.all_rows} rows, but the metadata refers to row {rows.max()}. {mend(path)}"
                     )
                 self._table = self._table.take(rows)
 
     def check(self, episodes: Episodes, here: np.ndarray) -> None:
-        """Whether the file has the rows of the episodes `here`, by their order in it, and no others of theirs.
+        """Check that the file has the rows of the episodes `here`, in the right order, and no other rows of theirs.
 
-        Unless some are left out, also whether it has nothing else: where it has, two takes of an episode may be in it,
-        and nothing says which one was to be kept.
+        Unless some episodes are left out, also check that it has no other rows at all: an episode may have been
+        recorded twice, and nothing says which take was meant to be kept.
         """
         lengths, numbers = episodes.length[here], episodes.number[here]
         of_file = int(episodes.file_rows[episodes.file[here[0]]])
         moved = not episodes.partial and (episodes.row[here] != np.cumsum(lengths) - lengths).any()
         if not episodes.partial and (self.all_rows != of_file or moved):
             raise InputError(
-                f"{self._path} has {self.all_rows} rows, and the episodes that are in it by the metadata have "
-                f"{of_file}. {self._mend}"
+                f"{self._path} has {self.all_rows} rows, but according to the metadata its episodes have {of_file}. "
+                f"{self._mend}"
             )
         ordered = np.sort(self._all_episodes)
         counts = np.searchsorted(ordered, numbers, "right") - np.searchsorted(ordered, numbers, "left")
         if (counts != lengths).any():
             wrong = int(np.flatnonzero(counts != lengths)[0])
             raise InputError(
-                f"{self._path} has {counts[wrong]} rows of episode {numbers[wrong]}, and by the metadata the episode "
-                f"has {lengths[wrong]} frames. {self._mend}"
+                f"{self._path} has {counts[wrong]} rows of episode {numbers[wrong]}, but according to the metadata the "
+                f"episode has {lengths[wrong]} frames. {self._mend}"
             )
         tasks = episodes.source_task
         found_tasks, which = np.unique(self._own("task_index"), return_inverse=True)
@@ -265,7 +265,7 @@ class DataFile:
                 episode = np.repeat(numbers, lengths)[wrong_rows[0]]
                 raise InputError(
                     f"{self._path}: '{key}' of row {wrong_rows[0]} is {self._own(key)[wrong_rows[0]]:g}, which "
-                    f"disagrees with what the metadata says of episode {episode}. {self._mend}"
+                    f"disagrees with what the metadata says about episode {episode}. {self._mend}"
                 )
 
     @property
@@ -273,16 +273,16 @@ class DataFile:
         return mend(self._path)
 
     def numbers(self, keys: Sequence[str]) -> np.ndarray:
-        """float32 [rows, D]: columns beside one another, all finite."""
+        """float32 [rows, D]: columns side by side, all finite."""
         return np.concatenate([self._column(key) for key in keys], axis=1)
 
     def _column(self, key: str) -> np.ndarray:
-        """float32 [rows, D], of numbers or of lists of D numbers."""
+        """float32 [rows, D], from numbers or from lists of D numbers."""
         width = math.prod(self._info.features[key].shape) if key in self._info.features else 1
         values, found = _flat(self._table.column(key)), f"of type {self._table.column(key).type}"
         if values is None or len(values) != self._table.num_rows * width:
             raise InputError(
-                f"{self._path}: '{key}' is {found}, and by {self._info.path} it has {width} numbers a row and no nulls."
+                f"{self._path}: '{key}' is {found}, but {self._info.path} says {width} numbers per row and no nulls."
             )
         with np.errstate(over="ignore"):
             numbers = values.astype(np.float32).reshape(-1, width)
@@ -290,7 +290,7 @@ class DataFile:
         if len(bad):
             raise InputError(
                 f"{self._path}: '{key}' holds values that are not finite, in {len(bad)} rows; the first is row "
-                f"{bad[0]}. Mend the dataset, or leave the episode out."
+                f"{bad[0]}. Repair the dataset, or leave the episode out."
             )
         return numbers
 
@@ -298,20 +298,20 @@ class DataFile:
         values = _flat(self._table.column(key))
         if values is None or len(values) != self._table.num_rows:
             raise InputError(
-                f"{self._path}: '{key}' is of type {self._table.column(key).type}, expected a number a row."
+                f"{self._path}: '{key}' is of type {self._table.column(key).type}, expected one number per row."
             )
         return values
 
 
 def _flat(column: pa.ChunkedArray) -> np.ndarray | None:
-    """All numbers of a column of numbers or of lists of as many each; None where there are nulls, or other things."""
+    """All numbers of a column of numbers or of equally long lists; None if there are nulls or other things."""
     parts = []
     for chunk in column.chunks:
         uneven = False
         if pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type):
             uneven = len(np.unique(np.diff(chunk.offsets.to_numpy()))) > 1
         values = chunk
-        while is_list(values.type) and not values.null_count:  # an array of several dimensions is lists of lists
+        while is_list(values.type) and not values.null_count:  # a multi-dimensional array is a list of lists
             values = values.flatten()
         if pa.types.is_dictionary(values.type):
             values = values.dictionary_decode()

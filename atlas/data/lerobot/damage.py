@@ -1,4 +1,4 @@
-"""Which episodes of a LeRobot dataset cannot be used, so that the others can."""
+"""Which episodes of a LeRobot dataset cannot be used, so that the others can be."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from atlas.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-_SHOWN_FROM = 50  # episodes; fewer are looked at in no time
+_SHOWN_FROM = 50  # episodes; fewer are checked too fast for a progress bar
 Look = Callable[[Episodes, str, np.ndarray, np.ndarray, np.ndarray], object]
 
 
 def leave_out_damaged(
     root: Path, info: Info, features: Features, episodes: Episodes, look: Look, known: Path
 ) -> Episodes:
-    """The episodes whose numbers can be read, and whose first and last images; each other one is named in a warning.
+    """The episodes whose numbers, first and last images can be read; each of the others is named in a warning.
 
     look: reads images: (all episodes, camera, episodes, frames, times in seconds in the episodes, the last three [n]);
     raises InputError.
-    known: a file of the cache for what is found, which is looked for once for a state of the dataset.
-    Raises InputError where no episode is left.
+    known: a file in the cache for the findings, which are computed once per state of the dataset.
+    Raises InputError if no episode is left.
     """
     noted = _noted(known)
     if noted is None:
@@ -40,7 +40,7 @@ def leave_out_damaged(
         write_json(known, {"damaged": {str(index): why for index, why in noted[0].items()}, "strays": noted[1]})
     damaged, strays = noted
     for name, rows in strays.items():
-        logger.warning("Left out: %d rows of %s that are of no episode.", rows, root / name)
+        logger.warning("Left out: %d rows of %s that belong to no episode.", rows, root / name)
     for why in dict.fromkeys(damaged.values()):
         numbers = [int(episodes.number[index]) for index, its in damaged.items() if its == why]
         named = f"episode {numbers[0]}" if len(numbers) == 1 else f"episodes {', '.join(map(str, numbers))}"
@@ -52,7 +52,7 @@ def leave_out_damaged(
 
 
 def _noted(known: Path) -> tuple[dict[int, str], dict[str, int]] | None:
-    """What was found before; None where nothing was noted, or it cannot be read."""
+    """The earlier findings; None if there are none, or they cannot be read."""
     try:
         values = read_json(known)
         return {int(index): str(why) for index, why in values["damaged"].items()}, dict(values["strays"])
@@ -63,7 +63,7 @@ def _noted(known: Path) -> tuple[dict[int, str], dict[str, int]] | None:
 def _damaged(
     root: Path, info: Info, features: Features, episodes: Episodes, look: Look
 ) -> tuple[dict[int, str], dict[str, int]]:
-    """What is wrong with which episodes; and how many rows of which files are of no episode, where all others are
+    """What is wrong with which episodes, and how many rows of which files belong to no episode although all others are
     sound."""
     strays: dict[str, int] = {}
     faults = {name: why for name in dict.fromkeys(episodes.all_files()) if (why := fault(root / name)) is not None}
@@ -101,8 +101,8 @@ def _damaged(
 def _read_numbers(
     root: Path, info: Info, features: Features, episodes: Episodes, here: np.ndarray
 ) -> tuple[dict[int, np.ndarray], dict[int, str], int]:
-    """Read the numbers of episodes of one data file: the frames' times of those that can be read, what is wrong with
-    the others, and how many rows the file has beside those of its episodes."""
+    """Read the numbers of a data file's episodes: the frames' times of those that can be read, what is wrong with the
+    others, and how many rows the file has in addition to theirs."""
     if not len(here):
         return {}, {}, 0
     keys = [features.action.key, *(feature.key for feature in features.proprio), "timestamp"]

@@ -1,4 +1,4 @@
-"""Reads LeRobot datasets of the versions 3.0, 2.1 and 2.0, with images in videos or in Parquet files."""
+"""Reads LeRobot datasets of versions 3.0, 2.1 and 2.0, with images in videos or in Parquet files."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from atlas.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-_LOOKED_INTO = 32  # of a camera's files, to see whether they are as they should be
-# Folders in the cache, with a file for each state of a dataset whose files were found whole, or of one size.
+_LOOKED_INTO = 32  # of a camera's files, to check that they are as they should be
+# Folders in the cache, with one file for each state of a dataset whose files were found complete, or of one size.
 _CHECKED, _SIZED = "whole", "sizes"
-_SHOWN_FROM = 200  # files; fewer are looked at in no time
+_SHOWN_FROM = 200  # files; fewer are checked too fast for a progress bar
 
 
 def is_lerobot(path: Path) -> bool:
@@ -49,9 +49,9 @@ def is_lerobot(path: Path) -> bool:
 class LeRobotDataset:
     """Episodes of a LeRobot dataset, in the order of their numbers.
 
-    At the start only metadata is read, and it is seen to that all files are there. Actions, proprio and times are
-    turned into Atlas's once, when they are first needed, and mapped into memory from the cache. A camera's images are
-    read when they are asked for, and no others.
+    At the start only metadata is read, and the presence of all files is checked. Actions, proprio and times are
+    converted to Atlas's form once, when they are first needed, and mapped into memory from the cache. Only the images
+    that are asked for are read.
 
     Raises InputError that names file and key for a dataset that is incomplete, damaged, or not what it says.
     """
@@ -67,7 +67,7 @@ class LeRobotDataset:
         cameras: Sequence[str] | None = None,
         skip_damaged: bool = False,
     ) -> None:
-        """features, cameras: as `find_features` takes them; of other cameras, no file needs to be there.
+        """features, cameras: as for `find_features`; files for other cameras may be absent.
         skip_damaged: leave out the episodes that cannot be read, each with a warning."""
         self.path = path
         self._info = read_info(path)
@@ -100,7 +100,7 @@ class LeRobotDataset:
         if missing:
             raise InputError(f"{path} lacks {len(missing)} of its files, such as {missing[0]}. {mend(path)}")
         self.lengths = self._source.length
-        self._first = np.cumsum(self._source.length) - self._source.length  # row in the columns
+        self._first = np.cumsum(self._source.length) - self._source.length  # the first row in the columns
         self._kept = [self._moving(i) for i in range(len(self))] if drop_noops else None
         if self._kept is not None:
             self.lengths = np.array([len(kept) for kept in self._kept], np.int64)
@@ -114,20 +114,20 @@ class LeRobotDataset:
 
     @cached_property
     def columns(self) -> Columns:
-        """The numbers of all frames, mapped into memory, episode after episode; no-ops are among them.
+        """The numbers of all frames, mapped into memory, episode after episode, including no-ops.
 
-        Raises InputError where the data files are damaged, or not what the metadata says.
+        Raises InputError if the data files are damaged, or not what the metadata says.
         """
         folder = cache_root() / "lerobot" / _digest(self._digest_of(self._source.files), self._reading)
         columns = open_columns(folder, self.path, self._info, self._features, self._source)
-        if not self._copied:  # a data worker's copy has nothing new to say
+        if not self._copied:  # a data worker's copy has nothing new to report
             for note in columns.notes:
                 logger.warning("%s: %s", self.path, note)
         return columns
 
     @property
     def _tolerance(self) -> float:
-        """Seconds that a frame of a video may lie off."""
+        """Seconds that a video frame may be off."""
         return FRAME_TOLERANCE / self._info.fps
 
     @property
@@ -141,7 +141,7 @@ class LeRobotDataset:
 
     @property
     def proprio_names(self) -> list[str]:
-        """What the dataset calls the numbers of the proprio; fewer where it does not say."""
+        """The dataset's names for the numbers of the proprio; fewer if it does not name all."""
         return [name for feature in self._features.proprio for name in feature.names]
 
     def episode(self, index: int) -> LeRobotEpisode:
@@ -151,20 +151,20 @@ class LeRobotDataset:
         return self._features.cameras[camera].image_size
 
     def fingerprint(self) -> str:
-        """Changes with the files' names, sizes, times of change, and how they are read."""
+        """Changes with the files' names, sizes and modification times, and with how they are read."""
         kept = int(self.lengths.sum())
         return _digest(
             self._digest_of(self._source.all_files()), self.orientation, kept, self.tasks, self._reading, self.cameras
         )
 
     def check_files(self) -> None:
-        """See whether every file is whole, by its outline, whether all images are of the size that they are said to be,
-        and the last frame of some files as it is said to be; and make ready what images are read from.
+        """Check that every file is complete, judged by its structure, that all images have the stated size, and that
+        the last frame of some files is as stated; and prepare what images are read from.
 
-        Done once for a state of the dataset, and noted in the cache. Raises InputError that names what is wrong.
+        Done once for each state of the dataset, and noted in the cache. Raises InputError that names what is wrong.
         """
         stored = [feature.key for feature in self._features.cameras.values() if feature.dtype == "image"]
-        copy_images(self.path, self._source.files, stored)  # not part of what is noted: copies can be deleted
+        copy_images(self.path, self._source.files, stored)  # not part of what is noted, since copies can be deleted
 
         def look() -> None:
             check_whole(self.path, self._source.all_files())
@@ -176,14 +176,14 @@ class LeRobotDataset:
         self.check_sizes()
 
     def check_sizes(self) -> None:
-        """See whether all images are of the size that the dataset says they have, by the headers of videos and images.
+        """Check that all images have the size that the dataset states, from the headers of videos and images.
 
-        Done once for a state of the dataset. Raises InputError that names the first file with others.
+        Done once for each state of the dataset. Raises InputError that names the first file that differs.
         """
         self._once(_SIZED, self._look_at_sizes)
 
     def _once(self, what: str, look: Callable[[], None]) -> None:
-        """Look at something, unless it was found right before, by a note in the cache."""
+        """Run a check, unless a note in the cache says that it has passed before."""
         keys = [feature.key for feature in self._features.cameras.values()]
         marker = cache_root() / "lerobot" / what / _digest(self._digest_of(self._source.all_files()), keys)
         if marker.is_file():
@@ -212,7 +212,7 @@ class LeRobotDataset:
                 advance(1)
 
     def _check_size(self, feature: Feature, path: Path, sizes: np.ndarray, rows: np.ndarray | None = None) -> None:
-        """sizes: int64 [n, 2]; rows: of the file, where the images are in rows. Raises InputError."""
+        """sizes: int64 [n, 2]; rows: in the file, if the images are in rows. Raises InputError."""
         wrong = np.flatnonzero((sizes != feature.image_size).any(axis=1))
         if not len(wrong):
             return
@@ -221,9 +221,9 @@ class LeRobotDataset:
         if not height:
             raise InputError(f"{path}: the image '{feature.key}'{row} is missing or damaged. {mend(path)}")
         raise InputError(
-            f"{path}: the images '{feature.key}' are {height} x {width} pixels high and wide{row}, "
-            f"and by {self._info.path} they are {feature.image_size[0]} x {feature.image_size[1]}. Correct the shape "
-            f"there, or bring all images to one size. {mend(path)}"
+            f"{path}: the images '{feature.key}' are {height} x {width} pixels (height x width){row}, "
+            f"but {self._info.path} says {feature.image_size[0]} x {feature.image_size[1]}. Correct the shape there, "
+            f"or bring all images to one size. {mend(path)}"
         )
 
     def numbers(self) -> Numbers:
@@ -238,7 +238,7 @@ class LeRobotDataset:
 
     def images(self, camera: str, episodes: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """uint8 [n, H, W, 3], upright."""
-        # The frames as the dataset counts them, no-ops included.
+        # The frames as the dataset counts them, including no-ops.
         stored = frames
         if self._kept is not None:
             stored = np.array([self._kept[episode][frame] for episode, frame in zip(episodes, frames, strict=True)])
@@ -260,7 +260,7 @@ class LeRobotDataset:
             here = np.flatnonzero(file == number)
             its_times = None if times is None else times[here]
             found = self._images_of_file(of, camera, episodes[here], frames[here], its_times)
-            if not len(images):  # not before an image is seen to be as large as the metadata says
+            if not len(images):  # allocate only after one image was found to be as large as the metadata says
                 images = np.empty((len(frames), *found[0].shape), np.uint8)
             for place, image in zip(here, found, strict=True):
                 images[place] = image
@@ -269,7 +269,7 @@ class LeRobotDataset:
     def _images_of_file(
         self, of: Episodes, camera: str, episodes: np.ndarray, frames: np.ndarray, times: np.ndarray | None
     ) -> np.ndarray | list[np.ndarray]:
-        """As `_stored_images`, of episodes that are in one file."""
+        """Like `_stored_images`, for episodes that are in one file."""
         feature = self._features.cameras[camera]
         if feature.dtype == "video":
             assert times is not None
@@ -281,12 +281,12 @@ class LeRobotDataset:
         path = self.path / of.files[of.file[episodes[0]]]
         rows = of.row[episodes] + frames
         sizes = self._images.sizes(path, feature.key, rows)
-        there = sizes.all(axis=1)  # of the others decoding says what is wrong
-        self._check_size(feature, path, sizes[there], rows[there])  # before an image of any size is decoded
+        there = sizes.all(axis=1)  # for the others, decoding says what is wrong
+        self._check_size(feature, path, sizes[there], rows[there])  # before decoding an image of unexpected size
         return self._images.read(path, feature.key, rows.tolist())
 
     def _look(self, of: Episodes, camera: str, episodes: np.ndarray, frames: np.ndarray, times: np.ndarray) -> None:
-        """Read images, and see whether all of their episodes' are of the right size. Raises InputError."""
+        """Read images, and check that all images of their episodes have the right size. Raises InputError."""
         self._stored_images(of, camera, episodes, frames, times)
         feature = self._features.cameras[camera]
         if feature.dtype == "image":
@@ -302,13 +302,13 @@ class LeRobotDataset:
         return leave_out_damaged(self.path, self._info, self._features, self._source, self._look, known)
 
     def extras(self, index: int) -> EpisodeExtras:
-        """What Atlas kept of an episode when it wrote the dataset; nothing where it was written by others."""
+        """What Atlas stored about an episode when it wrote the dataset; empty if somebody else wrote it."""
         if self._extras is None:
             return EpisodeExtras()
         return self._extras.episode(int(self._source.number[index]))
 
     def sim_states(self, index: int) -> np.ndarray | None:
-        """float64 [T, D]: the simulator's states of an episode, where Atlas kept them."""
+        """float64 [T, D]: the simulator's states in an episode, if Atlas stored them."""
         width = self.extras(index).sim_dim
         if width is None:
             return None
@@ -317,8 +317,8 @@ class LeRobotDataset:
         return states if self._kept is None else states[self._kept[index]]
 
     def _last_in_files(self) -> list[int]:
-        """The last episodes of the files, of some evenly spread ones where there are many: their ends are where a
-        frame rate or a number of frames that is not what it should be shows."""
+        """The last episodes of the files, or of some evenly spread ones if there are many: a wrong frame rate or number
+        of frames shows at their ends."""
         places = [(self._source.file, self._source.row)]
         places += [(videos.file, videos.start) for videos in self._source.videos.values()]
         chosen: set[int] = set()
@@ -329,7 +329,7 @@ class LeRobotDataset:
         return sorted(chosen)
 
     def _moving(self, index: int) -> np.ndarray:
-        """An episode's frames without the no-ops."""
+        """An episode's frames without no-ops."""
         first = int(self._first[index])
         kept = without_noops(self.columns.action[first : first + self._source.length[index]], self.action_spec)
         if not len(kept):
@@ -341,7 +341,7 @@ class LeRobotDataset:
 
     @property
     def _reading(self) -> str:
-        """How the numbers are read, as text: what else the columns depend on."""
+        """How the numbers are read, as text: the rest of what the columns depend on."""
         features = self._features
         keys = [feature.key for feature in features.proprio]
         more = (self._source.number.tolist(),) if self._source.partial else ()
@@ -349,7 +349,7 @@ class LeRobotDataset:
         return repr((FORMAT, features.source, features.action.key, keys, features.libero, features.stated, *more))
 
     def _digest_of(self, files: Sequence[str]) -> str:
-        """Changes with the metadata, and with the names, sizes and times of change of some files."""
+        """Changes with the metadata, and with the names, sizes and modification times of some files."""
         digest = hashlib.sha256()
         meta = sorted(str(file.relative_to(self.path)) for file in files_below(self.path / "meta"))
         for name in [*meta, *files]:

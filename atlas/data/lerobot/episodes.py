@@ -17,9 +17,9 @@ from atlas.data.lerobot.tables import is_text, json_lines, lists_of_texts, numbe
 from atlas.data.origin import mend
 from atlas.errors import InputError
 
-# What GR00T's datasets have beside an episode's instruction: marks, and no instructions.
+# Marks that GR00T's datasets store beside an episode's instruction, and which are not instructions.
 _VALID, _INVALID = "valid", "invalid"
-_MOST_FRAMES = 10**8  # of an episode: more is a number that was damaged
+_MOST_FRAMES = 10**8  # per episode; a larger number is damaged
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class VideoPlaces:
     """Where each episode is in a camera's videos."""
 
     files: list[str]  # relative to the dataset's folder
-    file: np.ndarray  # int64 [episodes], index into files; -1 where the metadata does not say
-    start: np.ndarray  # float64 [episodes], seconds into the file; NaN likewise
+    file: np.ndarray  # int64 [episodes], index into files; -1 if the metadata does not say
+    start: np.ndarray  # float64 [episodes], seconds into the file; NaN if the metadata does not say
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Episodes:
     length: np.ndarray  # frames
     files: list[str]  # data files, relative to the dataset's folder
     file: np.ndarray  # index into files
-    file_rows: np.ndarray  # int64 [files]: how many rows of a file are of episodes, those left out included
+    file_rows: np.ndarray  # int64 [files]: how many rows of a file belong to episodes, including those left out
     row: np.ndarray  # the first row in the file
     videos: Mapping[str, VideoPlaces]  # by key
     partial: bool = False  # whether some of the dataset's episodes, or rows of its files, are left out
@@ -52,17 +52,17 @@ class Episodes:
         return [*self.files, *(file for places in self.videos.values() for file in places.files)]
 
     def rows_in_file(self, here: np.ndarray) -> np.ndarray | None:
-        """The rows int64 [n] of the episodes `here`, which are in one data file; None where these are all it has."""
+        """The rows int64 [n] of the episodes `here`, which are in one data file; None if these are all its rows."""
         if not self.partial:
             return None
         return np.concatenate([np.arange(self.row[i], self.row[i] + self.length[i]) for i in here])
 
     def without_place(self) -> dict[int, str]:
-        """Episodes for which the metadata does not say where they are in a video, and that video's key."""
+        """Episodes for which the metadata does not say where they are in a video, with that video's key."""
         return {int(index): key for key, places in self.videos.items() for index in np.flatnonzero(places.file < 0)}
 
     def only(self, kept: np.ndarray) -> Episodes:
-        """Some of the episodes, int64 [n] in order, and of tasks and files those that they have."""
+        """Some of the episodes, int64 [n] in order, with the tasks and files that they use."""
         tasks, task = np.unique(self.task[kept], return_inverse=True)
         files, file = np.unique(self.file[kept], return_inverse=True)
         place = {int(task): i for i, task in enumerate(tasks)}
@@ -86,12 +86,12 @@ class Episodes:
 
 def _used_places(places: VideoPlaces, kept: np.ndarray) -> VideoPlaces:
     used, which = np.unique(places.file[kept], return_inverse=True)
-    unknown = int(len(used) > 0 and used[0] < 0)  # -1 comes first, and stays what it is
+    unknown = int(len(used) > 0 and used[0] < 0)  # -1 comes first, and stays -1
     return VideoPlaces([places.files[i] for i in used[unknown:]], which.reshape(-1) - unknown, places.start[kept])
 
 
 def read_episodes(root: Path, info: Info, video_keys: Sequence[str]) -> Episodes:
-    """Read the metadata of all episodes, and where `video_keys` are. Raises InputError that names file and key."""
+    """Read the metadata of all episodes, and their places in the videos. Raises InputError that names file and key."""
     read = _read_version_2 if info.one_file_an_episode else _read_version_3
     episodes = read(root, info, video_keys)
     for what, said, found in (
@@ -100,14 +100,14 @@ def read_episodes(root: Path, info: Info, video_keys: Sequence[str]) -> Episodes
     ):
         if said != found:
             raise InputError(
-                f"{info.path}: {what} is {said}, and the episodes' metadata has {found}; the dataset is incomplete or "
+                f"{info.path}: {what} is {said}, but the episodes' metadata has {found}; the dataset is incomplete or "
                 f"was being written. {mend(root)}"
             )
     return episodes
 
 
 def missing_files(root: Path, files: Sequence[str]) -> list[str]:
-    """Those of `files` that are not in the folder, found by listing it: datasets may have 100,000s of files."""
+    """Which of `files` are not in the folder, found by listing it: datasets may have 100,000s of files."""
     there: dict[str, set[str]] = {}
     missing = []
     for file in files:
@@ -120,7 +120,7 @@ def missing_files(root: Path, files: Sequence[str]) -> list[str]:
 
 
 def _read_version_3(root: Path, info: Info, video_keys: Sequence[str]) -> Episodes:
-    """Several episodes a file; the metadata in Parquet files."""
+    """Several episodes per file; the metadata is in Parquet files."""
     meta = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
     if not meta:
         raise InputError(
@@ -137,7 +137,7 @@ def _read_version_3(root: Path, info: Info, video_keys: Sequence[str]) -> Episod
     if len(wrong):
         raise InputError(
             f"{root}/meta/episodes: episode {rows.numbers['episode_index'][wrong[0]]} has length {length[wrong[0]]}, "
-            f"and its rows are {first[wrong[0]]} to {rows.numbers['dataset_to_index'][wrong[0]]}."
+            f"but its rows are {first[wrong[0]]} to {rows.numbers['dataset_to_index'][wrong[0]]}."
         )
     files, file = _numbered(rows.numbers["data/chunk_index"], rows.numbers["data/file_index"], info.data_file)
     first_of_file = np.full(len(files), np.iinfo(np.int64).max)
@@ -163,7 +163,7 @@ def _read_version_3(root: Path, info: Info, video_keys: Sequence[str]) -> Episod
 
 
 def _places(chunk: np.ndarray, index: np.ndarray, start: np.ndarray, name: Callable[..., str]) -> VideoPlaces:
-    """Where the episodes are in the videos of a camera; of some nothing may be said."""
+    """Where the episodes are in a camera's videos, which for some may be unknown."""
     said = (chunk >= 0) & (index >= 0) & np.isfinite(start)
     file = np.full(len(chunk), -1, np.int64)
     files: list[str] = []
@@ -179,7 +179,7 @@ def _numbered(chunk: np.ndarray, index: np.ndarray, name: Callable[..., str]) ->
 
 
 def _read_version_2(root: Path, info: Info, video_keys: Sequence[str]) -> Episodes:
-    """One file an episode, whose time starts at 0; the metadata in JSON lines."""
+    """One file per episode, with times from 0; the metadata is in JSON lines."""
     rows = _Rows([root / "meta" / "episodes.jsonl"], json_lines, ["episode_index", "length"], [], {})
     numbers = rows.numbers["episode_index"].tolist()
     each, zeros = np.arange(len(numbers)), np.zeros(len(numbers), np.int64)
@@ -206,7 +206,7 @@ _Read = Callable[[Path, Sequence[str]], pa.Table]
 
 
 class _Rows:
-    """What the metadata says of the episodes, by their numbers. Raises InputError that names file and column."""
+    """What the metadata says about the episodes, by number. Raises InputError that names file and column."""
 
     def __init__(
         self,
@@ -216,7 +216,7 @@ class _Rows:
         floats: Sequence[str],
         nulls: Mapping[str, float],
     ) -> None:
-        """nulls: what stands for missing numbers, of the columns that may have some."""
+        """nulls: what replaces missing numbers in the columns that may have some."""
         tables = [read(path, [*integers, *floats, "tasks"]) for path in paths]
         each = list(zip(tables, paths, strict=True))
         numbers = {
@@ -230,16 +230,16 @@ class _Rows:
         self.tasks = [tasks[i] for i in order]
         index, length = self.numbers["episode_index"], self.numbers["length"]
         if not len(index) or index[0] < 0 or (np.diff(index) == 0).any() or length.min() < 1:
-            raise InputError(f"{paths[0].parent}: episodes must have numbers of their own and a length above 0.")
+            raise InputError(f"{paths[0].parent}: episodes must have distinct numbers and a length above 0.")
         if length.max() > _MOST_FRAMES:
             raise InputError(f"{paths[0].parent}: an episode cannot have {length.max()} frames. {mend(paths[0])}")
         negative = [key for key in integers if key not in nulls and self.numbers[key].min() < 0]
         if negative:
-            raise InputError(f"{paths[0].parent}: '{negative[0]}' holds numbers below 0.")
+            raise InputError(f"{paths[0].parent}: '{negative[0]}' holds negative numbers.")
 
 
 def task_texts(root: Path, info: Info) -> list[str]:
-    """The instructions that a dataset numbers, by their numbers; some may be of no episode. Raises InputError."""
+    """The instructions that a dataset numbers, by number; some may belong to no episode. Raises InputError."""
     return list(_known_tasks(root, info)[1].values())
 
 
@@ -253,7 +253,7 @@ def _known_tasks(root: Path, info: Info) -> tuple[Path, dict[int, str]]:
         table = parquet_table(path, ["task_index"], texts=True)
     columns = [name for name in table.column_names if is_text(table.column(name).type)]
     if not columns:
-        raise InputError(f"{path} has no column of text, which would be the tasks.")
+        raise InputError(f"{path} has no text column, which would hold the tasks.")
     column = "task" if "task" in columns else columns[0]  # older writers leave the index unnamed
     numbers = numbers_of(table, "task_index", np.int64, path).tolist()
     texts = texts_of(table, column, path)
@@ -262,7 +262,7 @@ def _known_tasks(root: Path, info: Info) -> tuple[Path, dict[int, str]]:
 
 
 def _tasks(root: Path, info: Info, texts: Sequence[str]) -> dict[str, Any]:
-    """What `Episodes` says of tasks. texts: those of the episodes."""
+    """The fields of `Episodes` about tasks. texts: the episodes' instructions."""
     path, known = _known_tasks(root, info)
     used = set(texts)
     tasks = list(dict.fromkeys(text for text in known.values() if text in used))
@@ -279,18 +279,18 @@ def _only_tasks(table: pa.Table, path: Path) -> list[str]:
 
 
 def _only_task(tasks: Sequence[str], path: Path, row: int) -> str:
-    """The episode's instruction. That it is the right one is seen when the rows are read, which have its number."""
+    """The episode's instruction. The rows, which have its number, are checked against it when they are read."""
     found = set(tasks)
     if len(found) > 1:
         found.discard(_VALID)
     if len(found) > 1 and _INVALID in found:
         raise InputError(
-            f"{path}: the episode in row {row} is marked '{_INVALID}': whoever recorded it does not want it trained "
-            "on. Take the episode out of the dataset, or the mark."
+            f"{path}: the episode in row {row} is marked '{_INVALID}': whoever recorded it does not want it used for "
+            "training. Remove the episode from the dataset, or the mark."
         )
     if len(found) != 1:
         raise InputError(
-            f"{path}: the episode in row {row} has {len(tasks)} tasks, and Atlas trains on one instruction an "
-            "episode. Split the episode where the task changes, or leave it out."
+            f"{path}: the episode in row {row} has {len(tasks)} tasks, but Atlas trains on one per episode. "
+            "Split the episode where the task changes, or leave it out."
         )
     return next(iter(found))

@@ -1,7 +1,7 @@
-"""What Atlas knows of a dataset and LeRobot's format has no place for: the folder meta/atlas of a dataset.
+"""What Atlas knows about a dataset that LeRobot's format has no place for: the folder meta/atlas of a dataset.
 
-LeRobot's reader leaves the folder alone, and the hub keeps it with the rest. The states of a simulator are a feature
-of the dataset like any other, `sim_state`, and here is how many of its numbers each episode uses.
+LeRobot's reader ignores the folder, and the hub keeps it with the rest. The states of a simulator are an ordinary
+feature of the dataset, `sim_state`; the folder says how many of its numbers each episode uses.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from atlas.system.documents import read_json
 from atlas.system.files import atomic_path, write_json
 from atlas.types import LIBERO_GROUPS, ActionSpec
 
-SIM_STATE = "sim_state"  # float64 [D], where the source has it
+SIM_STATE = "sim_state"  # float64 [D], if the source has it
 _FOLDER = "meta/atlas"
 _DATASET, _EPISODES, _MODELS = "dataset.json", "episodes.parquet", "models.parquet"
 _FORMAT = 1
@@ -34,7 +34,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class About:
-    """Of all episodes."""
+    """Facts about all episodes."""
 
     environment: str | None  # the world they were recorded in
     spec: ActionSpec
@@ -43,15 +43,15 @@ class About:
 
 @dataclass(frozen=True)
 class EpisodeExtras:
-    """Of one episode; None where its source has none."""
+    """Facts about one episode; None if its source has none."""
 
-    sim_dim: int | None = None  # how many numbers of `sim_state` are its own; the rest is zero
+    sim_dim: int | None = None  # how many numbers of `sim_state` it uses; the rest is zero
     init_state: np.ndarray | None = None  # float64 [D]
     model_xml: str | None = None
 
 
 class Extras:
-    """meta/atlas of a dataset. What is kept of each episode is read when it is first asked for."""
+    """meta/atlas of a dataset. The facts about single episodes are read when they are first asked for."""
 
     def __init__(self, root: Path, about: About, orientation: Orientation) -> None:
         self.environment, self.action_spec, self.libero_proprio = about.environment, about.spec, about.libero_proprio
@@ -60,7 +60,7 @@ class Extras:
 
     @property
     def source_actions(self) -> SourceActionsConfig:
-        """The ActionSpec as a source's numbers are described. Caches are named after it: LIBERO's stays in ranges."""
+        """The ActionSpec, described like a source's. Caches derive their names from it: LIBERO's stays in ranges."""
         spec = self.action_spec
         if spec.groups == LIBERO_GROUPS:
             return SourceActionsConfig(position_unit_m=0.05, rotation_unit_rad=0.5, control_hz=spec.control_hz)
@@ -68,12 +68,12 @@ class Extras:
         return SourceActionsConfig(groups=groups, control_hz=spec.control_hz)
 
     def episode(self, number: int) -> EpisodeExtras:
-        """number: the dataset's own. Raises InputError where the folder is damaged, or of another dataset."""
+        """number: the dataset's own. Raises InputError if the folder is damaged, or belongs to another dataset."""
         table, models = self._tables
         if number not in table:
             raise InputError(
                 f"{self._root / _FOLDER}/{_EPISODES} does not know episode {number}: the dataset was changed after "
-                "Atlas wrote it. Delete that folder; what it holds is lost then."
+                "Atlas wrote it. Delete that folder; its contents are lost then."
             )
         row = table[number]
         state, model, sim_dim = row["init_state"], row["model"], row["sim_dim"]
@@ -95,12 +95,12 @@ class Extras:
 
 
 def read_extras(root: Path) -> Extras | None:
-    """What Atlas noted of a dataset; None where it is not Atlas's. Raises InputError that names the key."""
+    """What Atlas noted about a dataset; None if Atlas did not write it. Raises InputError that names the key."""
     path = root / _FOLDER / _DATASET
     try:
         values = read_json(path)
         if values["format"] != _FORMAT:
-            raise InputError(f"{path}: format is {values['format']}, and this Atlas reads {_FORMAT}; update Atlas.")
+            raise InputError(f"{path}: format is {values['format']}, but this Atlas reads {_FORMAT}; update Atlas.")
         try:
             spec = ActionSpec.from_dict(values["action_spec"])
         except InputError as error:
@@ -110,7 +110,7 @@ def read_extras(root: Path) -> Extras | None:
         if orientation not in ORIENTATIONS or not isinstance(about.environment, str | None):
             raise ValueError(f"orientation is {orientation!r} and environment {about.environment!r}")
         extras = Extras(root, about, orientation)
-        assert extras.source_actions is not None  # seen to be such as a config may have it
+        assert extras.source_actions is not None  # checks that a config may have it
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
@@ -119,7 +119,7 @@ def read_extras(root: Path) -> Extras | None:
 
 
 def write_extras(root: Path, about: About, episodes: Sequence[EpisodeExtras]) -> None:
-    """Write the folder, of a dataset whose images are stored upright."""
+    """Write the folder for a dataset whose images are stored upright."""
     models = list(dict.fromkeys(e.model_xml for e in episodes if e.model_xml is not None))
     number = {xml: i for i, xml in enumerate(models)}
     states = [None if e.init_state is None else e.init_state.tolist() for e in episodes]
@@ -159,5 +159,5 @@ def read_sim_states(path: Path, first: int, count: int, width: int) -> np.ndarra
 
 def _read(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     table = parquet_table(path, columns)
-    with readable_parquet(path):  # its texts may be none
+    with readable_parquet(path):  # its texts may not be text
         return list(table.to_pylist())

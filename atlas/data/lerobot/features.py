@@ -25,7 +25,7 @@ _LIBERO_LABELS = (10.0, 20.0)  # the fps that its conversions are labelled with
 _LIBERO_ROBOTS = ("panda", "franka", "libero", "unknown")  # what a conversion may call the robot, if anything
 _JOINTS = re.compile(r"joint|motor_|waist|shoulder|elbow|forearm|wrist|qpos", re.IGNORECASE)
 
-# The beginnings of the SHA-256 of the 112 instructions of its 130 tasks; a test makes them of the package's own.
+# The beginnings of the SHA-256 of the 112 instructions of its 130 tasks; a test computes them from LIBERO's package.
 _LIBERO_DIGESTS = frozenset(
     (
         "01d5e1 02de9d 02f15a 0a91f8 0a9dc6 100273 112b7c 11d41c 11e2c5 12f791 1c7346 1ccbc4 1d600d 21b143 22f3a8 "
@@ -63,7 +63,7 @@ LIBERO_SETS = (
 
 @dataclass(frozen=True)
 class Features:
-    """What is read of a dataset, and how."""
+    """What is read from a dataset, and how."""
 
     cameras: Mapping[str, Feature]  # by Atlas's names, in order
     proprio: tuple[Feature, ...]
@@ -73,9 +73,9 @@ class Features:
     orientation: Orientation
     libero: str | None  # which conversion of LIBERO it is
     stated: bool  # whether the config, or Atlas when it wrote them, says what the actions mean
-    gripper_stated: bool = False  # whether the config says what of the gripper is open and closed
-    unlike: str | None = None  # why it is not taken for LIBERO although its features are called as a conversion's
-    depth: tuple[str, ...] = ()  # images of distances, which are left out
+    gripper_stated: bool = False  # whether the config says which gripper values are open and closed
+    unlike: str | None = None  # why it is not taken for LIBERO although its features have a conversion's names
+    depth: tuple[str, ...] = ()  # depth images, which are left out
 
     @property
     def proprio_dim(self) -> int:
@@ -94,11 +94,11 @@ def find_features(
     extras: Extras | None = None,
     tasks: Sequence[str] = (),
 ) -> Features:
-    """Settle what is read: by the config, else by what Atlas noted when it wrote the dataset, else by the names of a
-    known conversion of LIBERO where robot, rate and tasks are LIBERO's too, else by LeRobot's names.
+    """Settle what is read: from the config, otherwise from what Atlas noted when it wrote the dataset, otherwise from
+    the names of a known conversion of LIBERO if robot, rate and tasks are LIBERO's too, otherwise from LeRobot's names.
 
-    cameras: those that are wanted, None for all. tasks: the dataset's instructions. Raises InputError that names the
-    key and the feature.
+    cameras: the wanted ones, None for all. tasks: the dataset's instructions. Raises InputError that names the key and
+    the feature.
     """
     config = config or FeaturesConfig()
     libero = None if extras is not None else _named_as(info)
@@ -109,7 +109,7 @@ def find_features(
     found = {name: _camera(info, name, key) for name, key in keys.items()}
     unknown = [name for name in cameras or [] if name not in found]
     if unknown:
-        raise InputError(f"data.cameras names {unknown}, and {info.path.parents[1]} has the cameras {list(found)}.")
+        raise InputError(f"data.cameras names {unknown}, but {info.path.parents[1]} has the cameras {list(found)}.")
     default_proprio = libero.proprio if libero else _first(info, ("observation.state", "state"), "proprio")
     proprio = config.proprio or default_proprio
     action = _vector(
@@ -147,7 +147,7 @@ def _named_as(info: Info) -> Libero | None:
 
 
 def _unlike_libero(info: Info, tasks: Sequence[str]) -> str | None:
-    """What shows that a dataset is not LIBERO, although its features are called so; None for nothing.
+    """What shows that a dataset is not LIBERO although its features have LIBERO's names; None if nothing does.
 
     The names alone prove little: people record their own robots with the script that converted LIBERO.
     """
@@ -157,17 +157,17 @@ def _unlike_libero(info: Info, tasks: Sequence[str]) -> str | None:
         return f"its fps is {info.fps:g}"
     other = next((text for text in tasks if not is_libero_task(text)), None)
     if other is not None:
-        return f"'{other}' is no task of LIBERO's"
+        return f"'{other}' is not one of LIBERO's tasks"
     return None if tasks else "it has no tasks"
 
 
 def _cameras_by_name(info: Info) -> dict[str, str]:
-    """All cameras, called by what follows `observation.images.` in their keys."""
+    """All cameras, named by what follows `observation.images.` in their keys."""
     keys = [key for key, feature in info.features.items() if feature.is_camera]
     if not keys:
         raise InputError(
             f"{info.path}: none of the features is a video or image with 3 channels"
-            + (" that is not of distances." if any(f.is_depth_camera for f in info.features.values()) else ".")
+            + (" other than depth images." if any(f.is_depth_camera for f in info.features.values()) else ".")
         )
     return {key.removeprefix(_CAMERA_PREFIX): key for key in keys}
 
@@ -178,7 +178,7 @@ def _camera(info: Info, name: str, key: str) -> Feature:
     if not feature.is_camera:
         raise InputError(
             f"{setting}: '{key}' is a {feature.dtype} of shape {list(feature.shape)}"
-            f"{', of distances,' if feature.is_depth else ''} in {info.path}, expected a video or image with 3 "
+            f"{', of depth,' if feature.is_depth else ''} in {info.path}, expected a video or image with 3 "
             "channels."
         )
     return feature
@@ -207,7 +207,7 @@ def _first(info: Info, names: Sequence[str], setting: str) -> str:
     found = next((name for name in names if name in info.features), None)
     if found is None:
         raise InputError(
-            f"{info.path} has no feature '{names[0]}'. Name the one that is meant in data.features.{setting}; it has "
+            f"{info.path} has no feature '{names[0]}'. Name the right one in data.features.{setting}; it has "
             f"{_vectors(info)}."
         )
     return found
@@ -222,18 +222,18 @@ def _check_fits(info: Info, action: Feature, source: SourceActionsConfig) -> Non
     needed = max(source.columns) + 1
     if needed > action.shape[0]:
         raise InputError(
-            f"data.features.action_spec uses {needed} dimensions, and '{action.key}' in {info.path} has "
+            f"data.features.action_spec uses {needed} dimensions, but '{action.key}' in {info.path} has "
             f"{action.shape[0]}{_named(action)}."
         )
 
 
 def _check_assumed(info: Info, action: Feature) -> None:
-    """Where nothing says what the actions are, they may be LIBERO's; refuse those that cannot."""
+    """If nothing says what the actions are, they may be LIBERO's; refuse those that cannot be."""
     width, libero = action.shape[0], ActionSpec().dim
     if width != libero:
-        why = f"'{action.key}' has {width} numbers{_named(action)}, and LIBERO's actions have {libero}"
+        why = f"'{action.key}' has {width} numbers{_named(action)}, but LIBERO's actions have {libero}"
     elif any(_JOINTS.search(name) for name in action.names):
-        why = f"'{action.key}' seems to be of joints{_named(action)}, and not of an end effector"
+        why = f"'{action.key}' seems to hold joints{_named(action)}, not an end effector's motion"
     else:
         return
     raise InputError(
@@ -248,7 +248,7 @@ def _named(action: Feature) -> str:
 
 
 def report(info: Info, features: Features, orientation: Orientation | None) -> None:
-    """Say in the log what was settled, and warn of what was assumed. orientation: the one that was asked for."""
+    """Log what was settled, and warn of what was assumed. orientation: the one that was asked for."""
     cameras = ", ".join(f"{name} = {feature.key}" for name, feature in features.cameras.items())
     proprio = ", ".join(feature.key for feature in features.proprio)
     logger.info(
@@ -263,10 +263,10 @@ def report(info: Info, features: Features, orientation: Orientation | None) -> N
         describe(features.source, features.action_spec),
     )
     if features.depth:
-        logger.warning("%s: left out as images of distances: %s.", info.path.parents[1], ", ".join(features.depth))
+        logger.warning("%s: depth images are left out: %s.", info.path.parents[1], ", ".join(features.depth))
     assumed = []
     if features.unlike is not None:
-        assumed.append(f"its features are called as LIBERO's are, and {features.unlike}")
+        assumed.append(f"its features have LIBERO's names, but {features.unlike}")
     if not features.stated and features.libero is None:
         assumed.append("its actions are taken for LIBERO's; data.features.action_spec says what they are")
     if orientation is None and features.libero is None:
@@ -279,11 +279,11 @@ def report(info: Info, features: Features, orientation: Orientation | None) -> N
 
 
 def is_libero_task(text: str) -> bool:
-    """Whether a text is an instruction of LIBERO's, however it is written: `Open_the_microwave.` is."""
+    """Whether a text is one of LIBERO's instructions, however it is written: `Open_the_microwave.` is."""
     return libero_digest(text) in _LIBERO_DIGESTS
 
 
 def libero_digest(text: str) -> str:
-    """What of an instruction is kept here."""
+    """The part of an instruction's hash that is stored here."""
     words = " ".join(text.lower().replace("_", " ").rstrip(". ").split())
     return hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:6]

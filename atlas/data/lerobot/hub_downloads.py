@@ -1,4 +1,4 @@
-"""LeRobot datasets of the Hugging Face hub, in the hub's own cache: fetched once, resumed, found there offline."""
+"""LeRobot datasets on the Hugging Face hub, in the hub's own cache: downloaded once, resumable, usable offline."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class HubReference(NamedTuple):
 
 
 def parse_reference(text: str) -> HubReference:
-    """Read `hf:owner/name[@revision]`. Raises InputError for another form."""
+    """Parse `hf:owner/name[@revision]`. Raises InputError for any other form."""
     match = _REFERENCE.fullmatch(text)
     if match is None:
         raise InputError(
-            f"'{text}' is no reference to a dataset of the Hugging Face hub; it should be such as hf:lerobot/libero or "
+            f"'{text}' is not a reference to a dataset on the Hugging Face hub, such as hf:lerobot/libero or "
             "hf:lerobot/libero@v3.0."
         )
     return HubReference(match["name"], match["revision"])
@@ -46,17 +46,17 @@ def parse_reference(text: str) -> HubReference:
 def fetch_dataset(
     reference: HubReference, features: FeaturesConfig | None = None, cameras: Sequence[str] | None = None
 ) -> Path:
-    """The folder of a dataset of the hub, with its metadata, its data files, and the videos of the cameras.
+    """The folder of a hub dataset, with its metadata, its data files, and the videos of the cameras.
 
-    What is in the cache is used as it is, without asking the hub, so that a run that goes on later finds the same data.
-    What is missing is fetched, of the same commit; an interrupted download goes on where it stopped.
-    Raises InputError where something is missing and cannot be had, or is no LeRobot dataset.
+    Cached files are used as they are, without asking the hub, so that a resumed run finds the same data. What is
+    missing is downloaded from the same commit; an interrupted download continues where it stopped.
+    Raises InputError if something is missing and cannot be downloaded, or is not a LeRobot dataset.
     """
     root = _cached(reference)
     if root is None or not (root / INFO).is_file():
         root = _fetch(reference, reference.revision, _META)
     if not (root / INFO).is_file():
-        raise InputError(f"data.path: '{reference}' is no LeRobot dataset: it has no {INFO}.")
+        raise InputError(f"data.path: '{reference}' is not a LeRobot dataset: it has no {INFO}.")
     if _metadata_is_partial(root):
         _fetch(reference, root.name, _META)
     info = read_info(root)
@@ -64,7 +64,7 @@ def fetch_dataset(
     keys = found.video_keys
     missing = missing_files(root, read_episodes(root, info, keys).all_files())
     if missing:
-        # Folders rather than names, which are many; a key is a folder of its own in every version.
+        # Folders rather than names, which are many; each key has its own folder in every version.
         fetched = _fetch(reference, root.name, ["data/*", *(f"videos/*{key}/*" for key in keys)])
         assert fetched == root
     return root
@@ -78,7 +78,7 @@ def _metadata_is_partial(root: Path) -> bool:
 
 
 def _cached(reference: HubReference) -> Path | None:
-    """What of the dataset is in the hub's cache, complete or not; None for nothing."""
+    """The part of the dataset that is in the hub's cache, complete or not; None if nothing is."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -92,7 +92,7 @@ def _cached(reference: HubReference) -> Path | None:
 
 
 def _fetch(reference: HubReference, revision: str | None, patterns: Sequence[str]) -> Path:
-    """Fetch what of the dataset matches the patterns and is not in the cache. Raises InputError."""
+    """Download what matches the patterns and is not in the cache. Raises InputError."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -101,22 +101,22 @@ def _fetch(reference: HubReference, revision: str | None, patterns: Sequence[str
         RevisionNotFoundError,
     )
 
-    logger.info("Fetching %s of %s from the Hugging Face hub.", ", ".join(patterns), reference)
+    logger.info("Downloading %s of %s from the Hugging Face hub.", ", ".join(patterns), reference)
     try:
         # Of the two ways to download, this one says at once when the hub cannot be reached.
         found = snapshot_download(reference.name, repo_type="dataset", revision=revision, allow_patterns=list(patterns))
         return Path(found)
     except LocalEntryNotFoundError:
         why = (
-            "it is not, or not whole, in the local cache, and the hub cannot be reached; fetch it where there is a "
-            "network, or give the folder of a copy"
+            "it is not, or not completely, in the local cache, and the hub cannot be reached; download it where there "
+            "is a network, or give the folder of a copy"
         )
     except GatedRepoError:
-        why = "it asks for consent; accept its terms there, then run `hf auth login`"
+        why = "it requires consent; accept its terms there, then run `hf auth login`"
     except RepositoryNotFoundError:
         why = "there is no dataset of that name; a private one needs `hf auth login`"
     except RevisionNotFoundError:
         why = f"it has no revision '{revision}'"
-    except Exception as error:  # the client's errors have no base of their own, some are its HTTP library's
+    except Exception as error:  # the client's errors share no base class, and some are its HTTP library's
         why = first_line(error)
-    raise InputError(f"data.path: '{reference}' could not be had from the Hugging Face hub: {why}.")
+    raise InputError(f"data.path: '{reference}' could not be downloaded from the Hugging Face hub: {why}.")

@@ -1,8 +1,8 @@
-"""Images of Parquet files, copied once to where single ones are read fast.
+"""Images of Parquet files, copied once to where single images can be read fast.
 
-An image is wanted at random, and a Parquet file gives no less than a row group, which is often a whole episode. So each
-column of images is copied into a file of Arrow's own format in the cache, as it is stored, and mapped into memory from
-there. It takes the disk as much as the images in the dataset do.
+Images are needed in random order, but a Parquet file is read by row groups, which are often whole episodes. So each
+column of images is copied as stored into a file of Arrow's own format in the cache, and mapped into memory from there.
+The copy takes as much disk space as the images in the dataset.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from atlas.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("PNG", "JPEG", "WEBP")  # what images may be; Pillow knows many more, some of which start programs
+FORMATS = ("PNG", "JPEG", "WEBP")  # allowed formats; Pillow knows many more, some of which start programs
 _FORMAT = 1  # of the copies; part of their names
-_AT_ONCE = 64  # images that are copied together
-_LOCKS = 16  # files that keep two processes from making the same copy
-_SAID_FROM = 16 * 2**20  # bytes; less is copied in no time
+_AT_ONCE = 64  # images copied together
+_LOCKS = 16  # lock files that keep two processes from making the same copy
+_SAID_FROM = 16 * 2**20  # bytes; less is copied too fast to mention
 
 
 @dataclass(frozen=True)
 class ImageCopy:
     """The images of one column of one file, by row."""
 
-    images: pa.ChunkedArray  # of bytes, mapped into memory; null where there is none
-    sizes: np.ndarray  # int64 [rows, 2], height and width; 0 where there is no image, or one that is damaged
+    images: pa.ChunkedArray  # of bytes, mapped into memory; null if there is no image
+    sizes: np.ndarray  # int64 [rows, 2], height and width; 0 if there is no image, or it is damaged
 
     def __len__(self) -> int:
         return len(self.sizes)
 
 
 def open_copy(path: Path, key: str) -> ImageCopy:
-    """The copy of a file's column, made where there is none. Raises InputError that names the file."""
+    """The copy of a file's column, created if there is none. Raises InputError that names the file."""
     place = _place(path, key)
     for _ in range(2):
         if not place.is_file():
@@ -65,9 +65,9 @@ def open_copy(path: Path, key: str) -> ImageCopy:
 
 
 def copy_images(root: Path, files: Sequence[str], keys: Sequence[str]) -> None:
-    """Make the copies of a dataset's columns that are not there, and say before what they take and where.
+    """Make the missing copies of a dataset's columns, after printing how much space they take and where.
 
-    Raises InputError where there is no room for them, or a file is damaged.
+    Raises InputError if there is not enough space, or a file is damaged.
     """
     missing = [(root / name, key) for name in files for key in keys if not _place(root / name, key).is_file()]
     needed = sum(_bytes(path, key) for path, key in missing)
@@ -78,12 +78,12 @@ def copy_images(root: Path, files: Sequence[str], keys: Sequence[str]) -> None:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise InputError(
-            f"{root}: its images, {_shown(needed)}, are copied to where single ones are read fast, and {there} has "
+            f"{root}: its images, {_shown(needed)}, are copied to where single ones can be read fast, but {there} has "
             f"{_shown(free)} free. Set ATLAS_CACHE_DIR to a folder with room, or make them videos (atlas data convert)."
         )
     shown = needed >= _SAID_FROM
-    if shown:  # as a progress bar does: this is before a run has a log
-        why = "copied once to where single ones are read fast"
+    if shown:  # on stderr like a progress bar: a run has no log yet
+        why = "copied once to where single ones can be read fast"
         print(f"The images of {root.name} are {why}: {_shown(needed)} in {folder}.", file=sys.stderr)
     with progress_bar(f"Copying images of {root.name}" if shown else None, len(missing)) as advance:
         for path, key in missing:
@@ -92,7 +92,7 @@ def copy_images(root: Path, files: Sequence[str], keys: Sequence[str]) -> None:
 
 
 def sizes_in(path: Path, key: str) -> np.ndarray:
-    """int64 [rows, 2]: height and width of all images of a column, 0 where there is none, or it is damaged.
+    """int64 [rows, 2]: height and width of all images of a column; 0 if there is none, or it is damaged.
 
     Nothing is copied for it. Raises InputError that names the file.
     """
@@ -104,13 +104,13 @@ def sizes_in(path: Path, key: str) -> np.ndarray:
 
 
 def image_size(data: bytes | None) -> tuple[int, int]:
-    """Height and width by an image's header; 0, 0 where there is none."""
+    """Height and width from an image's header; 0, 0 if there is none."""
     if not data:
         return 0, 0
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.height, image.width
-    except Exception:  # Pillow's errors for damaged images are of a dozen kinds
+    except Exception:  # Pillow raises a dozen kinds of errors for damaged images
         return 0, 0
 
 
@@ -123,7 +123,7 @@ def _folder() -> Path:
 
 
 def _place(path: Path, key: str) -> Path:
-    """Where the copy of a file's column is; named after the file, and after its state."""
+    """Where the copy of a file's column is; the name is derived from the file and its state."""
     try:
         stat = path.stat()
     except OSError as error:
@@ -140,7 +140,7 @@ def _mapped(place: Path) -> ImageCopy:
 
 
 def _make(path: Path, key: str, place: Path) -> None:
-    """Copy a column. It is there whole or not at all; of several processes one makes it. Raises InputError."""
+    """Copy a column, completely or not at all; of several processes one makes it. Raises InputError."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with _locked(place):
@@ -151,12 +151,12 @@ def _make(path: Path, key: str, place: Path) -> None:
                     _write(path, key, sink)
                 sync(partial)
             for old in place.parent.glob(f"{place.stem.split('-')[0]}-*.arrow"):
-                if old != place:  # of an earlier state of the file; who has it mapped keeps it
+                if old != place:  # from an earlier state of the file; processes that have it mapped keep it
                     old.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
             f"The images of {path} cannot be copied to {place.parent} ({error.strerror}); set ATLAS_CACHE_DIR to a "
-            "folder that can be written to and has room."
+            "writable folder with enough space."
         ) from None
 
 
@@ -169,7 +169,7 @@ def _write(path: Path, key: str, sink: Any) -> None:
 
 
 def _batches(path: Path, key: str) -> Iterator[pa.LargeBinaryArray]:
-    """The images of a column, some at a time; to be used within `readable_parquet`."""
+    """The images of a column, some at a time; use it within `readable_parquet`."""
     file = open_parquet(path, pre_buffer=False)
     for batch in file.iter_batches(_AT_ONCE, columns=[_column(file, path, key)], use_threads=False):
         column = batch.column(0)
@@ -178,7 +178,7 @@ def _batches(path: Path, key: str) -> Iterator[pa.LargeBinaryArray]:
 
 
 def _bytes(path: Path, key: str) -> int:
-    """What a column takes before compression, by what the file says."""
+    """The uncompressed size of a column, according to the file."""
     with readable_parquet(path):
         file = open_parquet(path)
         name, metadata = _column(file, path, key), file.metadata
@@ -188,7 +188,7 @@ def _bytes(path: Path, key: str) -> int:
 
 
 def _column(file: Any, path: Path, key: str) -> str:
-    """A column of images as Parquet names it."""
+    """Parquet's name for a column of images."""
     schema = file.schema_arrow
     kind: Any = schema.field(key).type if schema.names.count(key) == 1 else pa.null()
     is_struct = pa.types.is_struct(kind)
@@ -206,6 +206,6 @@ def _locked(place: Path) -> Iterator[None]:
     with open(place.parent / f".lock-{number}", "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems have none: then a copy is made twice, and is right
+        except OSError as error:  # some network file systems have none: then a copy is made twice, which is harmless
             logger.info("%s cannot be locked: %s.", file.name, error.strerror)
         yield

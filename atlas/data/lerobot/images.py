@@ -1,4 +1,4 @@
-"""Images that a LeRobot dataset keeps in its Parquet files, as PNG or JPEG files in a column."""
+"""Images that a LeRobot dataset stores in its Parquet files, as PNG or JPEG files in a column."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _OPEN_FILES = 128
 
 
 class ParquetImages:
-    """Decodes single images of Parquet files, out of their copies. The last used ones stay mapped into memory, which
-    forked processes may share."""
+    """Decodes single images of Parquet files from their copies. The most recently used ones stay mapped into memory,
+    which forked processes may share."""
 
     def __init__(self) -> None:
         self._copies: LRUCache[tuple[Path, str], ImageCopy] = LRUCache(_OPEN_FILES)
@@ -28,7 +28,7 @@ class ParquetImages:
         return ParquetImages, ()  # another process opens its own
 
     def sizes(self, path: Path, key: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """int64 [n, 2]: height and width of images by their headers; 0 where there is none, or it is damaged.
+        """int64 [n, 2]: height and width of images from their headers; 0 if there is none, or it is damaged.
 
         Raises InputError that names file and key.
         """
@@ -43,7 +43,7 @@ class ParquetImages:
     def _copy(self, path: Path, key: str, last: int) -> ImageCopy:
         copy = self._copies.get((path, key), lambda: open_copy(path, key))
         if last >= len(copy):
-            raise InputError(f"{path} has {len(copy)} rows, and row {last} is needed.")
+            raise InputError(f"{path} has {len(copy)} rows, but row {last} is needed.")
         return copy
 
 
@@ -55,5 +55,5 @@ def _decode(data: pa.Scalar, path: Path, key: str, row: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    except Exception as error:  # what Pillow raises for damaged images is of a dozen kinds
+    except Exception as error:  # Pillow raises a dozen kinds of errors for damaged images
         raise InputError(f"{path}: the image '{key}' in row {row} is damaged ({first_line(error)}).") from None

@@ -1,4 +1,4 @@
-"""What a LeRobot dataset says of itself: meta/info.json of the versions 3.0, 2.1 and 2.0."""
+"""What a LeRobot dataset says about itself: meta/info.json of versions 3.0, 2.1 and 2.0."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from atlas.system.paths import inside
 INFO = "meta/info.json"
 VERSIONS = ("v3.0", "v2.1", "v2.0")
 _CHANNEL = ("channel", "channels", "c", "rgb")
-_DEPTH = ("is_depth_map", "video.is_depth_map")  # how the versions say that a video is of distances
-_PLAIN_NUMBER = re.compile(r"0?[1-9]?d?")  # how a template may write a number: 03d, 6d, or as it is
-_LARGEST = 2**16  # of a shape that is used: the pixels of a side, or numbers of a row
-_DEEPEST = 8  # names within names
-_MOST_FILES = 10**9  # a number beyond is none of a file
-_FPS, _COUNT = (1e-3, 1e5), (1, 2**53)  # what can be
+_DEPTH = ("is_depth_map", "video.is_depth_map")  # how the versions mark a video of depth images
+_PLAIN_NUMBER = re.compile(r"0?[1-9]?d?")  # how a template may format a number: 03d, 6d, or without a format
+_LARGEST = 2**16  # dimension of a shape: pixels per side, or numbers per row
+_DEEPEST = 8  # levels of nested names
+_MOST_FILES = 10**9  # a larger number is not a file's
+_FPS, _COUNT = (1e-3, 1e5), (1, 2**53)  # plausible ranges
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One column of a dataset, or one video of it."""
+    """One column of a dataset, or one of its videos."""
 
     key: str
     dtype: str  # a numpy name, `image`, `video` or `string`
     shape: tuple[int, ...]
-    names: tuple[str, ...]  # of its numbers, or of an image's dimensions; empty where they are not said
-    is_depth: bool = False  # whether the images are of distances, whatever number of channels they are stored in
+    names: tuple[str, ...]  # of its numbers, or of an image's dimensions; empty if not stated
+    is_depth: bool = False  # whether the images are depth images, however many channels they have
 
     @property
     def is_camera(self) -> bool:
@@ -71,7 +71,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Info:
-    """The parts of info.json that are used here; others are left to others."""
+    """The parts of info.json that are used here."""
 
     path: Path
     version: str
@@ -79,7 +79,7 @@ class Info:
     features: Mapping[str, Feature]
     episodes: int
     frames: int
-    chunk: int  # episodes a folder, in the versions 2
+    chunk: int  # episodes per folder, in versions 2
     data_path: str  # templates of the files' names
     video_path: str | None
     robot: str | None = None  # robot_type
@@ -93,7 +93,7 @@ class Info:
         return self._fill("data_path", self.data_path, numbers)
 
     def video_file(self, key: str, **numbers: int) -> str:
-        """Likewise, of a video."""
+        """The same for a video."""
         assert self.video_path is not None
         return self._fill("video_path", self.video_path, {"video_key": key, **numbers})
 
@@ -106,17 +106,17 @@ class Info:
         filled = _filled(template, values)
         if filled is None:
             raise InputError(
-                f"{self.path}: {name} is '{template[:200]}', which has other parts than {', '.join(values)}, or writes "
-                "one otherwise than as it is or with a small width, such as {episode_index:06d}."
+                f"{self.path}: {name} is '{template[:200]}', which has fields other than {', '.join(values)}, or a "
+                "format that is not plain or a small width, such as {episode_index:06d}."
             )
         inside(self.root, filled, where=f"{self.path}: {name}", follow_links=True)
         return filled
 
 
 def _filled(template: str, values: Mapping[str, Any]) -> str | None:
-    """The template with its parts' values; None where it has another part, or asks for one in an odd way.
+    """The template with its fields filled in; None if it has another field, or formats one unusually.
 
-    What `str.format` can do beyond that is not for names from outside: attributes, cuts, widths without an end.
+    `str.format` can do more, which is unsafe for text from outside: attributes, slices, unlimited widths.
     """
     found = []
     try:
@@ -131,7 +131,7 @@ def _filled(template: str, values: Mapping[str, Any]) -> str | None:
             if (form and not (number and _PLAIN_NUMBER.fullmatch(form))) or (isinstance(value, int) and not number):
                 return None
             found.append(format(value, form))
-    except ValueError:  # of a brace that is not closed
+    except ValueError:  # an unclosed brace
         return None
     return "".join(found)
 
@@ -197,7 +197,7 @@ def _template(path: Path, key: str, found: Any) -> str:
 
 
 def _feature(path: Path, key: str, values: Any) -> Feature:
-    """A feature as it is described; one whose shape is none is refused when it is used."""
+    """A feature as described; one with an impossible shape is refused when it is used."""
     if not isinstance(values, dict) or not isinstance(values.get("dtype"), str):
         raise InputError(
             f"{path}: the feature '{key[:200]}' is {_shown(values)}, expected an object with dtype and shape."
@@ -210,7 +210,7 @@ def _feature(path: Path, key: str, values: Any) -> Feature:
 
 
 def _names(values: Any, depth: int = 0) -> list[str]:
-    """The names of a feature's dimensions, which are a list, or lists by kind (`{"motors": […]}`), or null."""
+    """The names of a feature's dimensions: a list, or lists by kind (`{"motors": […]}`), or null."""
     if isinstance(values, dict):
         return [name for part in values.values() for name in _names(part, depth + 1)] if depth < _DEEPEST else []
     if isinstance(values, list):
@@ -219,6 +219,6 @@ def _names(values: Any, depth: int = 0) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    """A value of somebody's file, short enough for a message."""
+    """A value from somebody's file, short enough for a message."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}…"

@@ -1,7 +1,7 @@
-"""Columns of Parquet files and of lines of JSON, whatever library wrote them.
+"""Columns of Parquet files and of JSON lines, whatever library wrote them.
 
-pandas 3, polars and pyarrow have several types for the same: text as string, large_string, string_view or a dictionary
-of them, whole numbers as floats where one may be missing, lists with long or short offsets.
+pandas 3, polars and pyarrow have several types for the same data: text as string, large_string, string_view or a
+dictionary of them, integers as floats if one may be missing, lists with long or short offsets.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from atlas.data.origin import mend
 from atlas.errors import InputError, first_line
 from atlas.system.documents import parse_json
 
-_ROWS_A_BYTE = 4  # of a file, at most: its frames have numbers of their own, which take room
+_ROWS_A_BYTE = 4  # of a file, at most: its frames have distinct numbers, which take space
 _FEW_ROWS = 100_000  # are never too many
 
 
 @contextmanager
 def readable_parquet(path: Path) -> Iterator[None]:
-    """Turn what pyarrow raises for a file that is missing or damaged into an InputError that names the file."""
+    """Turn the errors that pyarrow raises for a missing or damaged file into an InputError that names the file."""
     try:
         yield
     except InputError:
         raise
     except FileNotFoundError:
         raise InputError(f"{path} is missing. {mend(path)}") from None
-    # ArrowException is not all of it: names that are no text, and sizes that no list can have, are Python's errors.
+    # ArrowException does not cover all: names that are not text, and impossible list sizes, raise Python's errors.
     except (OSError, pa.ArrowException, ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
         raise InputError(f"{path} cannot be read as Parquet ({first_line(error)}). {mend(path)}") from None
 
 
 def open_parquet(path: Path, **options: Any) -> pq.ParquetFile:
-    """The file, once it does not say that it holds more than it can. To be used within `readable_parquet`."""
+    """The file, after checking that it does not claim more rows than it can hold. Use it within `readable_parquet`."""
     file = pq.ParquetFile(path, **options)
     rows = file.metadata.num_rows
     if not 0 <= rows <= most_rows(path):
-        raise InputError(f"{path} has {path.stat().st_size} bytes, and says that it holds {rows} rows. {mend(path)}")
+        raise InputError(f"{path} has {path.stat().st_size} bytes, but claims to hold {rows} rows. {mend(path)}")
     return file
 
 
@@ -52,9 +52,9 @@ def most_rows(path: Path) -> int:
 
 
 def parquet_table(path: Path, columns: Sequence[str], texts: bool = False) -> pa.Table:
-    """Columns of a file of metadata; texts: and all that hold text. Raises InputError."""
+    """Columns of a metadata file; texts: also all columns that hold text. Raises InputError."""
     with readable_parquet(path):
-        # LeRobot's recorder leaves thousands of row groups a file, which take a third longer to read ahead.
+        # LeRobot's recorder leaves thousands of row groups per file, which take a third longer to read ahead.
         file = open_parquet(path, pre_buffer=False)
         schema = file.schema_arrow
         more = [field.name for field in schema if texts and is_text(field.type)]
@@ -67,7 +67,7 @@ def parquet_table(path: Path, columns: Sequence[str], texts: bool = False) -> pa
 
 
 def json_lines(path: Path, columns: Sequence[str], texts: bool = False) -> pa.Table:
-    """The same of a file with an object of JSON in each line. Raises InputError."""
+    """The same for a file with one JSON object per line. Raises InputError."""
     try:
         with open(path, encoding="utf-8") as file:
             rows = [parse_json(line) for line in file if line.strip()]
@@ -76,7 +76,7 @@ def json_lines(path: Path, columns: Sequence[str], texts: bool = False) -> pa.Ta
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as lines of JSON ({first_line(error)}). {mend(path)}") from None
     if any(not isinstance(row, dict) for row in rows):
-        raise InputError(f"{path} has lines that are no JSON object.")
+        raise InputError(f"{path} has lines that are not JSON objects.")
     names = list(columns)
     if texts and rows:
         names += [name for name, value in rows[0].items() if isinstance(value, str) and name not in names]
@@ -85,12 +85,12 @@ def json_lines(path: Path, columns: Sequence[str], texts: bool = False) -> pa.Ta
         raise InputError(f"{path} lacks the column '{lacking[0]}'." if lacking else f"{path} is empty. {mend(path)}")
     try:
         return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
-    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:  # values of several kinds in a column
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:  # a column holds several kinds of values
         raise InputError(f"{path} cannot be read as lines of JSON ({first_line(error)}). {mend(path)}") from None
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds text, in any of the types that there are for it."""
+    """Whether a column of this type holds text, in any of the types for it."""
     if pa.types.is_dictionary(kind):
         return is_text(kind.value_type)
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
@@ -117,9 +117,9 @@ def lists_of_texts(table: pa.Table, key: str, path: Path) -> list[list[str]]:
 
 
 def numbers_of(table: pa.Table, key: str, dtype: Any, path: Path, nulls: float | None = None) -> np.ndarray:
-    """A column of numbers [rows]: np.int64, of whole ones in whatever type they are, or np.float64.
+    """A column of numbers [rows]: np.int64 for integers of whatever type, or np.float64.
 
-    nulls: what stands for those that are missing, None where none may be. Raises InputError.
+    nulls: what replaces missing values; None if none may be missing. Raises InputError.
     """
     column = table.column(key)
     with readable_parquet(path):
@@ -132,7 +132,7 @@ def numbers_of(table: pa.Table, key: str, dtype: Any, path: Path, nulls: float |
         missing = column.null_count
         if number:
             values: np.ndarray = column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
-            missing = int(np.isnan(values).sum())  # as which nulls come out, too
+            missing = int(np.isnan(values).sum())  # nulls become NaN too
         if not number or (missing and nulls is None):
             raise InputError(f"{path}: '{key}' is of type {kind} with {missing} nulls, expected numbers.")
         if missing:
@@ -140,7 +140,7 @@ def numbers_of(table: pa.Table, key: str, dtype: Any, path: Path, nulls: float |
         if dtype is np.float64:
             return values
         if not np.isfinite(values).all() or (np.abs(values) >= 2**53).any() or (values != np.round(values)).any():
-            raise InputError(f"{path}: '{key}' holds numbers that are not whole, or too large; expected whole numbers.")
+            raise InputError(f"{path}: '{key}' holds numbers that are not integers, or too large; expected integers.")
         return values.astype(np.int64)
 
 

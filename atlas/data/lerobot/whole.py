@@ -1,4 +1,4 @@
-"""Whether files are whole, by their ends and lengths: what a download that was cut off leaves is found early."""
+"""Whether files are complete, judged by their ends and lengths: an interrupted download is found early."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from atlas.errors import InputError
 
 _PARQUET = b"PAR1"
 _FIRST = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")  # what an MP4 file may begin with
-_NAMED = 3  # of the damaged files, in the message
+_NAMED = 3  # damaged files named in the message
 
 
 def check_whole(root: Path, files: Sequence[str]) -> None:
-    """Look at the outline of Parquet files and MP4 videos. Raises InputError that names those that are damaged."""
+    """Check the structure of Parquet files and MP4 videos. Raises InputError that names the damaged ones."""
     damaged = [f"{name} ({why})" for name in files if (why := fault(root / name)) is not None]
     if damaged:
         more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
@@ -25,7 +25,7 @@ def check_whole(root: Path, files: Sequence[str]) -> None:
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with the outline of a file; None for nothing."""
+    """What is wrong with the structure of a file; None if nothing is."""
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
@@ -37,7 +37,7 @@ def fault(path: Path) -> str | None:
 
 def _parquet_fault(descriptor: int, size: int) -> str | None:
     if size < 12 or os.pread(descriptor, 4, 0) != _PARQUET:
-        return "is no Parquet file"
+        return "is not a Parquet file"
     end = os.pread(descriptor, 8, size - 8)
     if end[4:] != _PARQUET or int.from_bytes(end[:4], "little") > size - 12:
         return "is truncated"
@@ -45,7 +45,7 @@ def _parquet_fault(descriptor: int, size: int) -> str | None:
 
 
 def _mp4_fault(descriptor: int, size: int) -> str | None:
-    """An MP4 file is a row of boxes, each with its length before it; `moov` says where the frames are."""
+    """An MP4 file is a sequence of boxes, each preceded by its length; `moov` says where the frames are."""
     kinds: set[bytes] = set()
     position = 0
     while position < size:
@@ -53,10 +53,10 @@ def _mp4_fault(descriptor: int, size: int) -> str | None:
         length, kind = int.from_bytes(head[:4], "big"), head[4:8]
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
-        elif length == 0:  # the last one: to the end
+        elif length == 0:  # the last box: it reaches to the end
             length = size - position
         if not kinds and kind not in _FIRST:
-            return "is no MP4 file"
+            return "is not an MP4 file"
         if length < 8:
             return "is damaged"
         kinds.add(kind)

@@ -1,7 +1,7 @@
 """Writes datasets in LeRobot's format 3.0, as LeRobot's own writer does.
 
-First each episode becomes a part (writer_parts.py), in any order and in several processes; then the parts are put
-together: data and metadata into Parquet files, videos joined without encoding again.
+First each episode becomes a part (writer_parts.py), in any order and in several processes; then the parts are joined:
+data and metadata into Parquet files, videos without encoding them again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MB = 2**20
 
 @dataclass(frozen=True)
 class Sizes:
-    """When a new file and a new folder are begun; LeRobot's own numbers."""
+    """When a new file or folder is begun; LeRobot's own numbers."""
 
     files_a_chunk: int = 1000
     data_mb: float = 100
@@ -48,7 +48,7 @@ class Plan:
 
     cameras: Mapping[str, tuple[int, int]]  # {name: height and width}
     codec: str  # one of CODECS, or png: images within the Parquet files
-    fps: float  # that the copy says it has
+    fps: float  # the rate that the copy states
     lengths: np.ndarray  # int64 [episodes]
     tasks: list[str]
     task_of: np.ndarray  # int64 [episodes]
@@ -62,24 +62,24 @@ class Plan:
 
 
 def check_codec(codec: str, cameras: Mapping[str, tuple[int, int]]) -> None:
-    """Raises InputError where the codec is unknown, or cannot have the images. cameras: {name: height and width}."""
+    """Raises InputError if the codec is unknown, or cannot hold the images. cameras: {name: height and width}."""
     if codec != PNG and codec not in CODECS:
         raise InputError(f"--codec is '{codec}', expected {PNG} or one of {', '.join(CODECS)}.")
     for camera, (height, width) in cameras.items():
         if "/" in camera or unfit(camera):
             why = unfit(camera) or "it holds a '/'"
-            raise InputError(f"The camera {camera!r} cannot be called so in a LeRobot dataset: {why}.")
+            raise InputError(f"The camera {camera!r} cannot have this name in a LeRobot dataset: {why}.")
         check_size(codec, camera, height, width)
 
 
 def plan(dataset: EpisodeDataset, codec: str, fps: float | None, sizes: Sizes | None = None) -> Plan:
     """Settle how a dataset is written. codec: `png` or one of CODECS; fps: None for the dataset's own.
 
-    Raises InputError where the codec is unknown, or cannot have the images.
+    Raises InputError if the codec is unknown, or cannot hold the images.
     """
     cameras = {camera: dataset.image_size(camera) for camera in dataset.cameras}
     check_codec(codec, cameras)
-    order = list(dict.fromkeys(dataset.task_of.tolist()))  # as LeRobot numbers them: by their first episode
+    order = list(dict.fromkeys(dataset.task_of.tolist()))  # numbered as in LeRobot: by their first episode
     return Plan(
         cameras=cameras,
         codec=codec,
@@ -94,7 +94,7 @@ def plan(dataset: EpisodeDataset, codec: str, fps: float | None, sizes: Sizes | 
 
 
 def assemble(root: Path, plan: Plan, parts: Sequence[Part], advance: Callable[[int], object]) -> None:
-    """Put the parts of all episodes together in a new folder. advance: called for each that is done."""
+    """Join the parts of all episodes in a new folder. advance: called for each episode that is done."""
     columns, extras = _common(plan, parts)
     rows = _begin_rows(plan)
     for camera in plan.cameras if plan.is_video else ():
@@ -112,7 +112,7 @@ def assemble(root: Path, plan: Plan, parts: Sequence[Part], advance: Callable[[i
 
 
 def _common(plan: Plan, parts: Sequence[Part]) -> tuple[Columns, list[EpisodeExtras]]:
-    """What is a column, since all episodes have it, and what is kept of each."""
+    """The columns, which are what all episodes have, and what is kept of each."""
     rewards = success = True
     extras = []
     for part in parts:
@@ -137,7 +137,7 @@ def _common(plan: Plan, parts: Sequence[Part]) -> tuple[Columns, list[EpisodeExt
 
 
 def _begin_rows(plan: Plan) -> list[dict[str, Any]]:
-    """Of the episodes' table."""
+    """The first columns of the episodes' table."""
     return [
         {"episode_index": number, "tasks": [plan.tasks[task]], "length": length}
         for number, (task, length) in enumerate(zip(plan.task_of.tolist(), plan.lengths.tolist(), strict=True))
@@ -182,7 +182,7 @@ def _info(plan: Plan, columns: Columns) -> dict[str, Any]:
 
 
 def _features(plan: Plan, columns: Columns) -> dict[str, dict[str, Any]]:
-    """The cameras, and then the columns of numbers."""
+    """The cameras, followed by the columns of numbers."""
     found: dict[str, dict[str, Any]] = {}
     for camera, (height, width) in plan.cameras.items():
         key = columns.cameras[camera]
@@ -196,6 +196,6 @@ def _features(plan: Plan, columns: Columns) -> dict[str, dict[str, Any]]:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    """As LeRobot indents it, with text as it is."""
+    """JSON with LeRobot's indentation, and text unescaped."""
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(value, indent=4, ensure_ascii=False, allow_nan=False), encoding="utf-8")

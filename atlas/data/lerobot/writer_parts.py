@@ -1,4 +1,4 @@
-"""One episode on its way into a LeRobot dataset: encoded by itself, in a folder that is there whole or not at all."""
+"""One episode on its way into a LeRobot dataset: encoded separately, in a folder that is complete or absent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from atlas.system.files import partial_folder
 
 _NUMBERS, _IMAGES = "numbers.npz", "images.parquet"
 _AT_ONCE = 64  # frames in memory
-_COMPRESSION = 3  # of PNG: in a third of the default level's time, and hardly larger on pictures with a grain
+_COMPRESSION = 3  # of PNG: a third of the default level's time, and hardly larger for grainy pictures
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -33,7 +33,7 @@ class Part:
 
     @property
     def complete(self) -> bool:
-        """Whether it is there, and not what a power cut leaves of it: names of files without their bytes."""
+        """Whether it is there with its bytes: a power cut may leave only names of files."""
         return zipfile.is_zipfile(self.folder / _NUMBERS) and all(file.stat().st_size for file in self.folder.iterdir())
 
     def video(self, camera: str) -> Path:
@@ -58,11 +58,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What an episode has beside images; None where its source has none."""
+    """An episode's data other than images; None if its source has none."""
 
     actions: np.ndarray  # float32 [T, A]
     proprio: np.ndarray  # float32 [T, P]
-    levels: dict[str, np.ndarray]  # {camera: int64 [3, 256]}, what its images' statistics follow from
+    levels: dict[str, np.ndarray]  # {camera: int64 [3, 256]}, from which its images' statistics follow
     rewards: np.ndarray | None = None  # float32 [T]
     success: bool | None = None
     sim_states: np.ndarray | None = None  # float64 [T, D]
@@ -86,12 +86,12 @@ def write_part(part: Part, episode: Episode, cameras: list[str], codec: str, fps
             table = pa.table({camera: pa.array(values, IMAGE) for camera, values in files.items()})
             pq.write_table(table, partial / _IMAGES, compression="none", use_dictionary=False)
         _write_numbers(partial / _NUMBERS, episode, levels)
-        shutil.rmtree(part.folder, ignore_errors=True)  # what was not complete
+        shutil.rmtree(part.folder, ignore_errors=True)  # an incomplete part
         partial.rename(part.folder)
 
 
 def _counted(episode: Episode, camera: str, levels: np.ndarray) -> Iterator[np.ndarray]:
-    """The episode's images, some at once; adds to `levels`."""
+    """The episode's images, some at a time; adds to `levels`."""
     for first in range(0, len(episode), _AT_ONCE):
         images = episode.images(camera, range(first, min(first + _AT_ONCE, len(episode))))
         levels += writer_statistics.count_levels(images)

@@ -1,4 +1,4 @@
-"""The statistics that a LeRobot dataset carries, of each episode and of all; quantiles are exact, as numpy has them."""
+"""The statistics that a LeRobot dataset stores, per episode and in all; quantiles are exact, as in numpy."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def of_numbers(values: np.ndarray) -> dict[str, Any]:
 
 
 def count_levels(images: np.ndarray) -> np.ndarray:
-    """How often each value is there in each channel of uint8 [n, H, W, 3]: int64 [3, 256]."""
+    """How often each value occurs in each channel of uint8 [n, H, W, 3]: int64 [3, 256]."""
     return np.stack([np.bincount(images[..., channel].reshape(-1), minlength=_LEVELS) for channel in range(3)])
 
 
 def of_images(levels: np.ndarray, frames: int) -> dict[str, Any]:
-    """Statistics of a camera from `count_levels`, summed over its frames: shaped [3, 1, 1], of pixels in [0, 1]."""
+    """Statistics of a camera from `count_levels`, summed over its frames: shape [3, 1, 1], for pixels in [0, 1]."""
     value = np.arange(_LEVELS) / (_LEVELS - 1)
     pixels = levels.sum(1)
     mean = levels @ value / pixels
     std = np.sqrt(np.maximum(levels @ value**2 / pixels - mean**2, 0))
-    ends = levels.cumsum(1)  # how many pixels are of this level or below
+    ends = levels.cumsum(1)  # how many pixels have this level or a lower one
     found: dict[str, Sequence[float]] = {"mean": mean.tolist(), "std": std.tolist()}
     found["min"] = [float(value[np.flatnonzero(channel)[0]]) for channel in levels]
     found["max"] = [float(value[np.flatnonzero(channel)[-1]]) for channel in levels]
@@ -42,7 +42,7 @@ def of_images(levels: np.ndarray, frames: int) -> dict[str, Any]:
 
 
 def _quantile(ends: np.ndarray, value: np.ndarray, q: float) -> float:
-    """Between the two nearest of the sorted pixels, in proportion, as np.quantile does it."""
+    """Interpolates between the two nearest of the sorted pixels, as np.quantile does."""
     place = q * (int(ends[-1]) - 1)
     low, high = value[np.searchsorted(ends, [np.floor(place), np.ceil(place)], side="right")]
     return float(low + (high - low) * (place - np.floor(place)))

@@ -18,8 +18,8 @@ from atlas.data.lerobot.extras import SIM_STATE
 from atlas.data.lerobot.writer_parts import IMAGE, Numbers
 from atlas.system.files import atomic_path
 
-_EPISODES_AT_ONCE = 1000  # in a row group of the episodes' table
-_IMAGE_PAGE = 64 * 2**10  # bytes: single images are read, and not those beside them
+_EPISODES_AT_ONCE = 1000  # per row group of the episodes' table
+_IMAGE_PAGE = 64 * 2**10  # bytes; small, so that single images can be read without their neighbours
 _TYPES = {"float32": pa.float32(), "float64": pa.float64(), "int64": pa.int64(), "bool": pa.bool_()}
 
 
@@ -28,13 +28,13 @@ class Columns:
     """The columns of the data files."""
 
     cameras: Mapping[str, str]  # {name: key}
-    images_within: bool  # PNG files in the data files; else there are videos
+    images_within: bool  # true: PNG files in the data files; false: videos
     fps: float
     proprio_dim: int
     action_dim: int
     rewards: bool
     success: bool
-    sim_dim: int | None  # of the widest state; None: not kept
+    sim_dim: int | None  # of the widest state; None: states are not stored
 
     @cached_property
     def numbers(self) -> dict[str, tuple[str, int]]:
@@ -52,7 +52,7 @@ class Columns:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """With the features as the `datasets` library keeps them in a file."""
+        """The schema, including the features as the `datasets` library stores them in a file."""
         fields = [(key, IMAGE) for key in self.cameras.values()] if self.images_within else []
         known: dict[str, Any] = {key: {"_type": "Image"} for key, _ in fields}
         for key, (dtype, width) in self.numbers.items():
@@ -109,7 +109,7 @@ class DataWriter:
         self._files.close()
 
     def write(self, number: int, task: int, episode: Numbers, images: pa.Table | None) -> dict[str, Any]:
-        """Write an episode's rows; returns what its row in the episodes' table says of them."""
+        """Write an episode's rows; returns what its row in the episodes' table says about them."""
         columns, length = self._columns, len(episode.actions)
         values = columns.values(number, task, self._frames, episode)
         arrays: dict[str, Any] = {}
@@ -137,7 +137,7 @@ class DataWriter:
         }
 
     def statistics(self) -> dict[str, Any]:
-        """Of all frames: stats.json."""
+        """Statistics over all frames: stats.json."""
         keys = self._columns.cameras
         found = {keys[camera]: statistics.of_images(levels, self._frames) for camera, levels in self._levels.items()}
         return found | {
@@ -147,7 +147,7 @@ class DataWriter:
 
 
 def write_episodes(folder: Path, rows: Sequence[Mapping[str, Any]], most_bytes: float, files_a_chunk: int) -> None:
-    """Write the episodes' table. rows: with equal keys; where each row is itself is added."""
+    """Write the episodes' table. rows: with equal keys; the place of each row itself is added."""
     order = ["data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index"]
     names = sorted(rows[0], key=lambda name: (name.startswith("stats/"), name.startswith("videos/"), name in order))
     fields = [(name, _episode_type(name, rows[0][name])) for name in names]
@@ -163,7 +163,7 @@ def write_episodes(folder: Path, rows: Sequence[Mapping[str, Any]], most_bytes: 
 
 
 def write_tasks(path: Path, tasks: Sequence[str]) -> None:
-    """Write the tasks as pandas does with the text as the index, which is how LeRobot finds a task's number."""
+    """Write the tasks as pandas does with the text as the index, where LeRobot looks up a task's number."""
     texts = {"metadata": None, "field_name": "task", "name": "task", "pandas_type": "unicode", "numpy_type": "object"}
     index = {"metadata": None, "field_name": "task_index", "name": "task_index", "pandas_type": "int64"}
     pandas = {
@@ -187,7 +187,7 @@ def write_tasks(path: Path, tasks: Sequence[str]) -> None:
 
 
 class _Files:
-    """Tables dealt to files chunk-000/file-000.parquet and so on: a new one where the last one is full."""
+    """Distributes tables to files chunk-000/file-000.parquet and so on: a new one when the last one is full."""
 
     def __init__(
         self, folder: Path, schema: pa.Schema, most_bytes: float, files_a_chunk: int, options: Mapping[str, Any]
@@ -226,7 +226,7 @@ class _Files:
 
 
 def _leaves(columns: Columns) -> Iterator[str]:
-    """The columns as Parquet numbers them: a struct's parts and a list's numbers each by a path."""
+    """The columns as Parquet numbers them: a struct's parts and a list's numbers each have a path."""
     for field in columns.schema:
         if pa.types.is_struct(field.type):
             yield from (f"{field.name}.bytes", f"{field.name}.path")

@@ -1,4 +1,4 @@
-"""Videos as LeRobot writes them: an episode is encoded by itself, and episodes are joined without encoding again."""
+"""Videos as LeRobot writes them: each episode is encoded separately, and episodes are joined without encoding again."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from atlas.errors import InputError
 from atlas.system.real_time import leave_real_time, no_real_time
 
 _PIXELS = "yuv420p"
-_EVERY = 2  # frames from one keyframe to the next, so that any frame is soon decoded
-_SMALLEST_AV1 = 64  # pixels of a side, by the encoder
+_EVERY = 2  # frames from one keyframe to the next, so that any frame is decoded quickly
+_SMALLEST_AV1 = 64  # pixels per side, a limit of the encoder
 
 
 @dataclass(frozen=True)
 class Codec:
-    """An encoder of FFmpeg's, and how it is set."""
+    """One of FFmpeg's encoders with its settings."""
 
-    name: str  # as info.json has it
+    name: str  # as in info.json
     encoder: str
     crf: int
     preset: int | str
@@ -33,8 +33,8 @@ class Codec:
         return {"g": str(_EVERY), "crf": str(self.crf), "preset": str(self.preset), **dict(self.options)}
 
 
-# LeRobot's own choice is av1 as here. The others' crf is of another scale, on which 23 looks like av1's 30.
-# One thread each: the episodes are encoded side by side. No B-frames: frames are stored in the order of their times.
+# LeRobot's own choice is av1 as here. The others' crf has another scale, on which 23 looks like av1's 30.
+# One thread each: the episodes are encoded in parallel. No B-frames: frames are stored in the order of their times.
 CODECS = {
     "av1": Codec("av1", "libsvtav1", 30, 12, (("svtav1-params", "lp=1"),)),
     "h264": Codec("h264", "libx264", 23, "medium", (("bf", "0"),)),
@@ -43,21 +43,21 @@ CODECS = {
 
 
 def check_size(codec: str, camera: str, height: int, width: int) -> None:
-    """Raises InputError where a codec cannot have images of a size."""
+    """Raises InputError if a codec cannot hold images of a size."""
     if codec == "av1" and min(height, width) < _SMALLEST_AV1:
         raise InputError(
-            f"--codec av1 takes images from {_SMALLEST_AV1} pixels a side, and '{camera}' has {height} x {width}; use "
-            "--codec h264, or png."
+            f"--codec av1 takes images of at least {_SMALLEST_AV1} pixels per side, but '{camera}' has {height} x "
+            f"{width}; use --codec h264, or png."
         )
     if codec in CODECS and codec != "av1" and (height % 2 or width % 2):
         raise InputError(
-            f"--codec {codec} takes images of even sides, and '{camera}' has {height} x {width}; use --codec av1, or "
+            f"--codec {codec} takes images with even sides, but '{camera}' has {height} x {width}; use --codec av1, or "
             "png."
         )
 
 
 def video_info(codec: str, height: int, width: int, fps: float) -> dict[str, Any]:
-    """What info.json says of a camera's videos."""
+    """What info.json says about a camera's videos."""
     chosen = CODECS[codec]
     return {
         "video.height": height,
@@ -78,7 +78,7 @@ def video_info(codec: str, height: int, width: int, fps: float) -> dict[str, Any
 
 
 def whole(fps: float) -> int | float:
-    """A rate as JSON has it: 20 and not 20.0."""
+    """A rate as JSON writes it: 20, not 20.0."""
     return int(fps) if fps == int(fps) else fps
 
 
@@ -87,10 +87,10 @@ def frame_rate(fps: float) -> Fraction:
 
 
 def encode(path: Path, frames: Iterable[np.ndarray], codec: str, fps: float) -> None:
-    """Write an episode's frames, uint8 [n, H, W, 3] each, as a video of its own. Raises InputError."""
+    """Write an episode's frames, uint8 [n, H, W, 3] each, as a separate video. Raises InputError."""
     import av
 
-    os.environ.setdefault("SVT_LOG", "1")  # errors only: the encoder has two dozen lines to say of each video
+    os.environ.setdefault("SVT_LOG", "1")  # errors only: the encoder prints two dozen lines per video
     chosen, stream = CODECS[codec], None
     try:
         with no_real_time(), av.open(str(path), "w", format="mp4") as container:
@@ -109,7 +109,7 @@ def encode(path: Path, frames: Iterable[np.ndarray], codec: str, fps: float) -> 
 
 
 def dealt(parts: Sequence[Path], most_bytes: float) -> Iterator[list[int]]:
-    """Which parts go into one file: those that follow one another, up to `most_bytes`, and one at least."""
+    """Which parts go into one file: consecutive ones up to `most_bytes`, and at least one."""
     here: list[int] = []
     size = 0
     for number, part in enumerate(parts):
@@ -124,7 +124,7 @@ def dealt(parts: Sequence[Path], most_bytes: float) -> Iterator[list[int]]:
 
 
 def write_joined(path: Path, parts: Sequence[Path], lengths: Sequence[int], fps: float) -> None:
-    """Put episodes of `lengths` frames one after the other into one file, frame n at n / fps seconds."""
+    """Join episodes of `lengths` frames into one file, with frame n at n / fps seconds."""
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
