@@ -1,6 +1,6 @@
-"""Models from elsewhere, kept on this machine: whole and unchanged, or not at all.
+"""Downloaded models kept on this machine: complete and unchanged, or not at all.
 
-A model's folder is filled under another name and renamed when it is complete, with a receipt that has the SHA-256 of
+A model's folder is filled under another name and renamed when it is complete, with a receipt that holds the SHA-256 of
 every file. Each use checks the files against it.
 """
 
@@ -32,7 +32,7 @@ _ABANDONED_SECONDS = 24 * 3600
 
 @dataclass(frozen=True)
 class Receipt:
-    """What was fetched. digest: the whole artifact's, by its server; sha256: {name in the artifact: hex digest}."""
+    """What was downloaded. digest: the whole artifact's, from its server; sha256: {name in it: hex digest}."""
 
     reference: str
     digest: str
@@ -56,7 +56,7 @@ class ArtifactCache:
         self._root = cache_root() / "wandb" / quote(urlsplit(server).netloc, safe="")
 
     def find(self, reference: ArtifactReference) -> Cached | None:
-        """The model of a version, where it is here and as it was fetched; one that is not is removed."""
+        """The model of a version, if it is here and unchanged; a damaged one is removed."""
         folder = self._folder(reference)
         try:
             receipt = Receipt(**read_json(folder / _RECEIPT))
@@ -66,7 +66,7 @@ class ArtifactCache:
             receipt = None
         if receipt is not None and _intact(folder / _FILES, receipt):
             return Cached(folder / _FILES, receipt)
-        logger.warning("%s in the cache is damaged and is removed from it (%s).", reference, folder)
+        logger.warning("%s in the cache is damaged and has been removed from it (%s).", reference, folder)
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
@@ -76,7 +76,7 @@ class ArtifactCache:
         return sorted(found, key=lambda version: int(version[1:]))
 
     def add(self, reference: ArtifactReference, fill: Callable[[Path], Receipt]) -> Cached:
-        """Let `fill` put a model's files into a folder; it is kept only when that ends well."""
+        """Let `fill` put a model's files into a folder, which is kept only if that succeeds."""
         folder = self._folder(reference)
         _remove_old_partials(folder)
         with partial_folder(folder) as partial:
@@ -85,7 +85,7 @@ class ArtifactCache:
             write_json(partial / _RECEIPT, asdict(receipt))
             try:
                 partial.rename(folder)
-            except OSError:  # there is one: of another process that was first, or of a version that was replaced
+            except OSError:  # one is there: another process was faster, or it is a version that was replaced
                 found = self.find(reference)
                 if found is not None and found.receipt.digest == receipt.digest:
                     return found
@@ -99,7 +99,7 @@ class ArtifactCache:
 
 
 def _remove_old_partials(folder: Path) -> None:
-    """Remove what downloads left behind that were killed; those of the last day may still go on, on any machine."""
+    """Remove what killed downloads left behind, except those of the last day: they may still go on, on any machine."""
     for partial in folder.parent.glob(f".{folder.name}.*.partial"):
         if time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
             shutil.rmtree(partial, ignore_errors=True)
@@ -116,7 +116,7 @@ def place(source: Path, target: Path) -> Path:
     """Copy a folder to `target`, complete or not at all; an empty folder there is filled. Raises InputError."""
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} is there already and holds something; choose another folder, or remove it.")
+        raise InputError(f"{target} already exists and is not empty; choose another folder, or remove it.")
     with partial_folder(target) as partial:
         shutil.copytree(source, partial, copy_function=shutil.copyfile, dirs_exist_ok=True)
         os.replace(partial, target)

@@ -1,4 +1,4 @@
-"""The connection to wandb, and its failures as sentences."""
+"""The connection to wandb, and its failures in plain sentences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atlas.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT_SECONDS = 20  # of one question; wandb's own process asks again and again meanwhile
+TIMEOUT_SECONDS = 20  # per request; within it wandb's own process retries
 MODEL = "model"  # the type of artifact
 
 _NO_KEY = "wandb has no API key here. Run `wandb login`, or set WANDB_API_KEY."
@@ -22,7 +22,7 @@ _NO_KEY = "wandb has no API key here. Run `wandb login`, or set WANDB_API_KEY."
 
 def find_wandb() -> ModuleType | None:
     """The wandb package; None where it is not installed."""
-    # Reports of wandb's own errors to its makers delay the exit by 12 s where there is no network.
+    # Reports of wandb's own errors to its makers delay the exit by 12 s if there is no network.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
         import wandb
@@ -30,14 +30,14 @@ def find_wandb() -> ModuleType | None:
         if error.name != "wandb":
             raise
         return None
-    # A folder of runs named wandb, beside the script, imports as an empty package.
+    # A folder of runs named wandb, beside the script, is imported as an empty package.
     return wandb if hasattr(wandb, "init") else None
 
 
 def import_wandb() -> ModuleType:
     """The wandb package. Raises InputError that names the extra to install.
 
-    A training imports it before any worker process is forked: one forked while another thread imports inherits the
+    Training imports it before any worker process is forked: one forked while another thread imports inherits the
     import's locks, and hangs on them.
     """
     wandb = find_wandb()
@@ -47,7 +47,7 @@ def import_wandb() -> ModuleType:
 
 
 def base_url(wandb: ModuleType) -> str:
-    """The server that is used: WANDB_BASE_URL, wandb's settings file, or wandb's own."""
+    """The server in use: WANDB_BASE_URL, wandb's settings file, or wandb's own."""
     return str(wandb.setup().settings.base_url)
 
 
@@ -70,7 +70,7 @@ def connect() -> Any:
 
 @contextmanager
 def _quiet(wandb: ModuleType) -> Iterator[None]:
-    """Without wandb's lines on whose key it found, for which it asks the server; afterwards it is as it was."""
+    """Silence wandb's lines about whose key it found, for which it asks the server; afterwards restore the setting."""
     settings = wandb.setup().settings
     before, settings.silent = settings.silent, True
     wandb.termsetup(settings, None)
@@ -97,15 +97,15 @@ def explained(subject: str) -> Iterator[None]:
 
 
 def end_service(wandb: ModuleType) -> None:
-    """End wandb's own process, where no run needs it.
+    """End wandb's own process if no run needs it.
 
-    It goes on asking a server that does not answer, and the exit of this process would wait for it: for ever, as seen.
+    It keeps asking a server that does not answer, and the exit of this process would wait for it, possibly for ever.
     """
     if wandb.run is not None:
         return
     kill_service()
     try:
-        wandb.teardown()  # takes back the exit hook, which would end in a traceback now
+        wandb.teardown()  # removes the exit hook, which would end in a traceback now
     except (Exception, SystemExit):
         logger.debug("wandb's process has ended", exc_info=True)
 
@@ -130,12 +130,12 @@ def kill_service() -> None:
 
 
 def unreachable(error: BaseException | None) -> bool:
-    """Whether a failure is that nobody answered, and not what was answered."""
+    """Whether a failure means that nobody answered, rather than what was answered."""
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
     while error is not None:
         if isinstance(error, WandbApiFailedError):
-            return error.response is None  # with an answer, it says what was wrong
+            return error.response is None  # an answer would say what was wrong
         if isinstance(error, ConnectionError | TimeoutError):
             return True
         error = getattr(error, "exc", None) or error.__cause__

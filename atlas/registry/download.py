@@ -1,4 +1,4 @@
-"""From wandb into the cache, with every file's digest checked against the artifact's manifest."""
+"""Downloads from wandb into the cache, with every file's digest checked against the artifact's manifest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from atlas.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 3  # for each file: a line may drop, and an address is good for a while only
+_ATTEMPTS = 3  # per file: a line may drop, and an address is valid only for a while
 _CHUNK = 1 << 20
 _TIMEOUTS = (10, 60)  # seconds to connect, and between two pieces
 _LIST_SECONDS = 120.0  # wandb itself would try for 20 minutes
@@ -29,14 +29,14 @@ _WORTH_A_BAR = 20  # MiB
 
 
 class _Damaged(Exception):
-    """A file that came is not the one in the manifest."""
+    """A downloaded file is not the one in the manifest."""
 
 
 def fetch_artifact(reference: str | ArtifactReference) -> Cached:
     """The model that a reference means, from the cache or from wandb; verified.
 
-    A version (`:v3`) that is in the cache needs no network; what an alias points to, only the server knows. Raises
-    InputError where there is no such model, no key, no network, or where the files cannot be had as they should be.
+    A version (`:v3`) in the cache needs no network; only the server knows what an alias points to. Raises InputError if
+    there is no such model, no key or no network, or if the files cannot be downloaded undamaged.
     """
     if isinstance(reference, str):
         reference = parse_artifact(reference)
@@ -46,7 +46,7 @@ def fetch_artifact(reference: str | ArtifactReference) -> Cached:
         return found
     artifact = _look_up(reference, cache)
     if not is_version(artifact.version):
-        raise InputError(f"{reference}: the server calls its version {artifact.version!r}; it should be such as v3.")
+        raise InputError(f"{reference}: the server calls its version {artifact.version!r}, expected one such as v3.")
     exact = reference.at(artifact.version)
     found = cache.find(exact)
     if found is not None and found.receipt.digest == artifact.digest:
@@ -56,14 +56,14 @@ def fetch_artifact(reference: str | ArtifactReference) -> Cached:
 
 
 def look_up(reference: ArtifactReference, api: Any) -> Any:
-    """wandb's Artifact of a reference. Raises InputError that says what there is, where it is not there."""
+    """wandb's Artifact for a reference. Raises InputError that says what there is instead, if it does not exist."""
     from wandb.errors import CommError
 
     with explained(str(reference)):
         try:
             return api.artifact(reference.path)
         except CommError as error:
-            if not isinstance(error.exc, ValueError):  # that is how it says that there is none
+            if not isinstance(error.exc, ValueError):  # wandb raises ValueError if there is none
                 raise
         raise InputError(f"There is no {reference}.{_what_there_is(reference, api)}")
 
@@ -98,12 +98,14 @@ def _download(artifact: Any, reference: ArtifactReference, folder: Path) -> Rece
     entries = _in_time(lambda: artifact.manifest.entries, f"{reference}: the list of its files")
     outside = [name for name, entry in entries.items() if entry.ref is not None]
     if outside:
-        raise InputError(f"{reference} only refers to files elsewhere ({entries[outside[0]].ref}); fetch them there.")
+        raise InputError(
+            f"{reference} only refers to files elsewhere ({entries[outside[0]].ref}); get them from there."
+        )
     addresses = {file.name: file.direct_url for file in artifact.files(per_page=1000)}
     size = sum(entry.size or 0 for entry in entries.values()) / 2**20
     title = f"Downloading {reference.path} ({size:,.0f} MiB)" if size >= _WORTH_A_BAR else None
     logger.info("Downloading %s (%d files, %.1f MiB)", reference, len(entries), size)
-    targets = {name: _target(folder, name, reference) for name in entries}  # before anything is written
+    targets = {name: _target(folder, name, reference) for name in entries}  # checked before anything is written
     sha256 = {}
     with progress_bar(title, max(1, round(size))) as advance, requests.Session() as session:
         meter = _Meter(advance)
@@ -114,8 +116,10 @@ def _download(artifact: Any, reference: ArtifactReference, folder: Path) -> Rece
                     break
                 except (_Damaged, requests.RequestException, KeyError) as error:
                     if attempt == _ATTEMPTS:
-                        raise InputError(f"{reference}: the file {name} cannot be had: {_why(error)}.") from error
-                    logger.warning("%s: %s comes again: %s", reference, name, _why(error))
+                        raise InputError(
+                            f"{reference}: the file {name} cannot be downloaded: {_why(error)}."
+                        ) from error
+                    logger.warning("%s: downloading %s again: %s", reference, name, _why(error))
                     addresses |= {file.name: file.direct_url for file in artifact.files(names=[name])}
     metadata = finite(dict(artifact.metadata))
     return Receipt(str(reference), artifact.digest, sha256, metadata, artifact.description)
@@ -130,7 +134,7 @@ def _target(folder: Path, name: str, reference: ArtifactReference) -> Path:
 
 
 def _in_time(fetch: Callable[[], Any], what: str) -> Any:
-    """The result of a call of wandb's that knows no time limit. Raises InputError when it takes too long."""
+    """The result of one of wandb's calls that have no time limit. Raises InputError if it takes too long."""
     done: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
 
     def work() -> None:
@@ -144,7 +148,7 @@ def _in_time(fetch: Callable[[], Any], what: str) -> Any:
         result, error = done.get(timeout=_LIST_SECONDS)
     except queue.Empty:
         raise InputError(
-            f"{what} does not come: where the files are kept, nobody answers. (A firewall, a proxy?)"
+            f"{what} does not arrive: the server that stores the files does not answer. (A firewall, a proxy?)"
         ) from None
     if error is not None:
         raise error
@@ -152,7 +156,7 @@ def _in_time(fetch: Callable[[], Any], what: str) -> Any:
 
 
 class _Meter:
-    """Turns bytes into the whole MiB of a progress bar."""
+    """Converts bytes into the whole MiB of a progress bar."""
 
     def __init__(self, advance: Callable[[int], object]) -> None:
         self._advance, self._left = advance, 0
@@ -164,9 +168,9 @@ class _Meter:
 
 
 def _fetch(session: Any, url: str, target: Path, entry: Any, meter: _Meter) -> str:
-    """Download one file; returns its SHA-256. Raises _Damaged where it is not what the manifest says, and is not kept.
+    """Download one file; returns its SHA-256. Raises _Damaged, and keeps nothing, if it is not what the manifest says.
 
-    Of a file that is larger than that, no more is taken.
+    Downloading stops at the first byte beyond the size in the manifest.
     """
     digest, sha256, size = _hasher(entry), hashlib.sha256(), 0
     with session.get(url, stream=True, timeout=_TIMEOUTS) as response, atomic_path(target) as partial:
@@ -181,14 +185,14 @@ def _fetch(session: Any, url: str, target: Path, entry: Any, meter: _Meter) -> s
                 sha256.update(chunk)
                 meter.add(len(chunk))
         if entry.size not in (None, size):
-            raise _Damaged(f"{size:,} bytes came, and the manifest says {entry.size:,}")
+            raise _Damaged(f"{size:,} bytes came, but the manifest says {entry.size:,}")
         if base64.b64encode(digest.digest()).decode() != entry.digest:
-            raise _Damaged(f"{size:,} bytes came, and their digest is not the manifest's")
+            raise _Damaged(f"{size:,} bytes came, but their digest is not the manifest's")
     return sha256.hexdigest()
 
 
 def _hasher(entry: Any) -> Any:
-    """Of the kind that the manifest's digest of a file is."""
+    """A hasher of the same kind as the manifest's digest of a file."""
     if "XXH128" in entry.digest_algorithm().name:
         import xxhash
 
@@ -197,7 +201,7 @@ def _hasher(entry: Any) -> Any:
 
 
 def _why(error: Exception) -> str:
-    """A reason without the file's address, which lets whoever reads it fetch the file."""
+    """A reason without the file's address, with which any reader could download the file."""
     if isinstance(error, _Damaged):
         return str(error)
     response = getattr(error, "response", None)

@@ -1,4 +1,4 @@
-"""References to policies and checkpoints: folders, and what is fetched into folders."""
+"""References to policies and checkpoints: folders, and models that are downloaded into folders."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from atlas.system.files import follow
 from atlas.system.manifest import verify_policy
 
 POLICY_FILES = ("model.safetensors", CONFIG, "processor.json")
-# All but the first are frozen parts of one that is saved in full: of a modular one, and of any other type.
+# All but the first are frozen parts of a policy that is saved in full: of a modular one, and of any other type.
 _BESIDE = ("README.md", "vision.safetensors", "language/*", "frozen/*")
 
 
 def resolve_policy(reference: str | Path) -> Path:
     """The verified local directory of a saved policy.
 
-    reference: a directory (the policy, a checkpoint, or a run, of which it is the best checkpoint's),
-    `wandb:entity/project/name:alias`, or `hf:owner/name`. Raises InputError when there is none, one with a file
-    missing, or one that cannot be fetched.
+    reference: a directory (the policy, a checkpoint, or a run, which means its best checkpoint),
+    `wandb:entity/project/name:alias`, or `hf:owner/name`. Raises InputError if there is none, if a file is missing, or
+    if it cannot be downloaded.
     """
     kind = kind_of(reference)
     if kind == "hf":
@@ -33,7 +33,7 @@ def resolve_policy(reference: str | Path) -> Path:
 
 
 def find_policy(root: Path, called: str) -> Path:
-    """The saved policy in a folder: itself, its `policy/`, or that of its best checkpoint, undamaged.
+    """The saved policy in a folder: the folder itself, its `policy/`, or that of its best checkpoint, undamaged.
 
     Raises InputError.
     """
@@ -53,10 +53,10 @@ def find_policy(root: Path, called: str) -> Path:
 
 
 def fetch_checkpoint(reference: str) -> Path:
-    """The verified local directory of a whole checkpoint in wandb, to go on training from: see `--resume`.
+    """The verified local directory of a whole checkpoint in wandb, to resume training from: see `--resume`.
 
     It holds `policy/`, `trainer/` and the run's `config.yaml`, whose `run_name` is the run's. The directory belongs to
-    the cache: read it, and write elsewhere. Raises InputError where it cannot be had or is a policy alone.
+    the cache: read it, and write elsewhere. Raises InputError if it cannot be downloaded or is only a policy.
     """
     from atlas.registry.download import fetch_artifact
 
@@ -64,7 +64,7 @@ def fetch_checkpoint(reference: str) -> Path:
     missing = [name for name in ("trainer/state.json", "policy/processor.json", CONFIG) if not (folder / name).exists()]
     if missing:
         raise InputError(
-            f"{reference} is no checkpoint to go on training from: it lacks {', '.join(missing)}. "
+            f"{reference} is not a checkpoint to resume training from: it lacks {', '.join(missing)}. "
             "A policy alone can be loaded with atlas.load_policy, and evaluated."
         )
     return folder

@@ -1,4 +1,4 @@
-"""A model ready to be sent: its files beside what will be said of them, so that nothing is lost when sending fails."""
+"""A model ready to be sent: its files beside their description, so that nothing is lost if sending fails."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def stage(
 ) -> Package:
     """Link a model's files (see `artifact_files`) into `files/` in a new folder of `staging`.
 
-    The source may be deleted then, and with `copy`, which takes the time and the space, changed as well. name and
-    aliases: such as wandb takes. Raises InputError where there is no model at `source`, OSError.
+    The source may then be deleted, and with `copy`, which takes time and space, also changed. name and aliases: in a
+    form that wandb accepts. Raises InputError if there is no model at `source`, OSError.
     """
     found = artifact_files(source)
     folder = _new_folder(staging)
@@ -58,14 +58,14 @@ def stage(
         else:
             link_or_copy(file, target)
     record = {"name": name, "aliases": list(aliases), "metadata": finite(metadata), "description": description}
-    write_json(folder / _RECORD, record)  # last: with it the package is complete
+    write_json(folder / _RECORD, record)  # last: it marks the package as complete
     package = read_package(folder)
     assert package is not None
     return package
 
 
 def read_package(folder: Path) -> Package | None:
-    """The package that is staged in a folder; None where it is none, or not complete."""
+    """The package staged in a folder; None if there is none, or it is incomplete."""
     try:
         record = read_json(folder / _RECORD)
         known = (record["name"], record["aliases"], record["metadata"], record["description"])
@@ -75,18 +75,18 @@ def read_package(folder: Path) -> Package | None:
 
 
 def waiting_in(staging: Path) -> list[Package]:
-    """The packages in a folder of `stage`, oldest first: of those that were sent, each that has not arrived."""
+    """The packages in a folder of `stage`, oldest first: those that have not been sent successfully."""
     folders = sorted(staging.iterdir()) if staging.is_dir() else []
     return [package for folder in folders if (package := read_package(folder)) is not None]
 
 
 def send(wandb: ModuleType, run: Any, package: Package, timeout_seconds: float) -> Any:
-    """Hand a package to a wandb run; returns the Artifact once wandb has confirmed it, in an offline run at once.
+    """Hand a package to a wandb run; returns the Artifact once wandb has confirmed it, or at once in an offline run.
 
-    Offline, the files are read in place, and later: they must stay. Raises what wandb raises.
+    Offline, the files are read later and in place, so they must stay. Raises what wandb raises.
     """
     description = package.description
-    if description is not None and not run.offline:  # only the server says whose run it is where nothing is configured
+    if description is not None and not run.offline:  # if nothing is configured, only the server says whose run it is
         description = description.replace(f"{WANDB}{SOMEBODY}/", f"{WANDB}{run.entity}/")
     artifact = wandb.Artifact(package.name, type=MODEL, metadata=dict(package.metadata), description=description)
     for inside, file in package.files.items():  # wandb's own `add_dir` prints
@@ -94,12 +94,12 @@ def send(wandb: ModuleType, run: Any, package: Package, timeout_seconds: float) 
         artifact.add_file(str(file), name=inside, policy="immutable", skip_cache=True)
     logged = run.log_artifact(artifact, aliases=list(package.aliases))
     if not run.offline:
-        logged.wait(timeout=timeout_seconds)  # once only: a wait that has timed out cannot be taken up again
+        logged.wait(timeout=timeout_seconds)  # only once: a wait that has timed out cannot be resumed
     return logged
 
 
 def _new_folder(staging: Path) -> Path:
-    """The first free number: other packages may wait there, of an earlier process too."""
+    """The first free number: other packages may be waiting there, also from an earlier process."""
     staging.mkdir(parents=True, exist_ok=True)
     for number in count(1):
         folder = staging / f"{number:04d}"
@@ -108,4 +108,4 @@ def _new_folder(staging: Path) -> Path:
         except FileExistsError:
             continue
         return folder
-    raise AssertionError("numbers do not end")
+    raise AssertionError("there is always a free number")

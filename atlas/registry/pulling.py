@@ -1,4 +1,4 @@
-"""Fetching a model to look at or to use: from wandb, the Hugging Face hub, or a run on this machine."""
+"""Getting a model to inspect or use: from wandb, the Hugging Face hub, or a run on this machine."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from atlas.registry.references import WANDB, kind_of
 
 @dataclass(frozen=True)
 class Pulled:
-    """What was fetched. reference: with the version an alias pointed to; path: the folder with its files.
+    """The result. reference: with the version that an alias pointed to; path: the folder with its files.
 
-    description: the model card that it has in wandb, where it comes from there.
+    description: its model card in wandb, if it comes from there.
     """
 
     reference: str
@@ -31,7 +31,7 @@ class Pulled:
 
     @property
     def policy(self) -> Path | None:
-        """The saved policy in it, for `load_policy`; None where there is none."""
+        """The saved policy in it, for `load_policy`; None if there is none."""
         try:
             return find_policy(self.path, self.reference)
         except InputError:
@@ -39,11 +39,11 @@ class Pulled:
 
 
 def pull(reference: str | Path, out: Path | None = None) -> Pulled:
-    """The model that a reference means; copied to `out` where that is given.
+    """The model that a reference means; copied to `out` if that is given.
 
     reference: `entity/project/name:alias`, with or without `wandb:`; `hf:owner/name`; or a folder: a saved policy, a
-    checkpoint, or a run, of which it is the best checkpoint's policy, or, where the checkpoints are gone, the last
-    model that is staged for wandb. Raises InputError.
+    checkpoint, or a run, which means its best checkpoint's policy or, if the checkpoints are gone, the last model
+    staged for wandb. Raises InputError.
     """
     found = _find(reference)
     return found if out is None else replace(found, path=place(found.path, out))
@@ -60,8 +60,8 @@ def _find(reference: str | Path) -> Pulled:
         return Pulled(text, _policy_or_staged(folder))
     if kind == "folder" and ":" not in text:
         raise InputError(
-            f"There is no folder {text}; a model in wandb is such as {WANDB}entity/project/name:best, one on the "
-            "Hugging Face hub hf:owner/name."
+            f"There is no folder {text}; a model in wandb is given as {WANDB}entity/project/name:best, one on the "
+            "Hugging Face hub as hf:owner/name."
         )
     cached = fetch_artifact(text)
     return Pulled(cached.receipt.reference, cached.path, cached.receipt.description)

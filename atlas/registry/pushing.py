@@ -39,16 +39,16 @@ def push(
 ) -> ArtifactReference:
     """Upload a checkpoint, a saved policy, or a model that training could not send; returns the new version.
 
-    path: of a run, its best checkpoint. By default a checkpoint is called like its run and a folder by its own name,
-    what is known of it from its files is its metadata, and its model card the description. It returns when wandb has
-    confirmed the upload. Raises InputError.
+    path: of a run, its best checkpoint is sent. By default a checkpoint has its run's name and a folder its own name;
+    the facts in its files are its metadata, and its model card is the description. It returns when wandb has confirmed
+    the upload. Raises InputError.
     """
     source = model_in(path)
     for alias in aliases:
         check_alias(alias)
     wandb = import_wandb()
     package = _package(source, name, aliases, metadata, description)
-    connect()  # says what is wrong in a few seconds, where `wandb.init` takes a minute and a half
+    connect()  # reports errors within seconds, while `wandb.init` takes a minute and a half
     size = total_bytes(package.files) / 1e6
     title = f"Uploading {package.name} ({len(package.files)} files, {size:,.1f} MB)"
     own_project, own_entity = project_and_entity()
@@ -61,7 +61,7 @@ def push(
 
 
 def model_in(path: str | Path) -> Path:
-    """What of a path is pushed: of a run its best checkpoint, or else its latest; else the path itself."""
+    """What is pushed for a path: for a run its best checkpoint, or otherwise its latest; else the path itself."""
     root = follow(Path(path).expanduser()).resolve()
     links = (follow(root / "checkpoints" / name) for name in ("best", "latest"))
     return next((link.resolve() for link in links if link.exists()), root)
@@ -75,7 +75,7 @@ def _package(
     description: str | None,
 ) -> Package:
     staged = read_package(source)
-    if staged is not None:  # what training could not send knows all of it
+    if staged is not None:  # a model that training could not send carries all of its facts
         return replace(
             staged,
             name=safe_name(name or staged.name),
@@ -108,7 +108,7 @@ def _upload(
         try:
             artifact = send(wandb, run, package, timeout_seconds)
         except ValueError as error:
-            raise InputError(f"{package.name} was not taken by wandb: {str(error).strip()}") from error
+            raise InputError(f"wandb did not accept {package.name}: {str(error).strip()}") from error
         exit_code = 0
     finally:
         run.finish(exit_code=exit_code)
@@ -119,7 +119,7 @@ def _upload(
 
 @contextmanager
 def _still_at_it(title: str) -> Iterator[None]:
-    """Say on stderr what begins, and now and then how long it has taken: wandb does not say how far it is."""
+    """Print on stderr what begins, and now and then how long it has taken: wandb does not report progress."""
     done, start = threading.Event(), time.monotonic()
     print(title, file=sys.stderr, flush=True)
 

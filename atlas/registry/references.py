@@ -13,16 +13,16 @@ WANDB, HUB = "wandb:", "hf:"
 SOMEBODY = "ENTITY"  # in a card that is written before the entity is known
 REGISTRY_PREFIX = "wandb-registry-"  # of the project in which wandb keeps a registry
 
-_PART = r"(?!\.\.?(?:[/:]|$))[^/:\s]+"  # no `.` and `..`: parts are folders of the cache
+_PART = r"(?!\.\.?(?:[/:]|$))[^/:\s]+"  # no `.` and `..`: parts are folders in the cache
 _ARTIFACT = re.compile(rf"(?:(?P<entity>{_PART})/)?(?P<project>{_PART})/(?P<name>{_PART})(?::(?P<alias>[^/:]+))?")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _VERSION = re.compile(r"v\d+")
-_NAME_LENGTH = 128  # the longest name that wandb takes
+_NAME_LENGTH = 128  # the longest name that wandb accepts
 
 
 @dataclass(frozen=True)
 class ArtifactReference:
-    """A model in wandb. Without an entity it is the user's own, or, of a registry, the organization's."""
+    """A model in wandb. Without an entity it is the user's own or, in a registry, the organization's."""
 
     entity: str | None
     project: str
@@ -56,7 +56,7 @@ def is_version(alias: str) -> bool:
 
 
 def kind_of(reference: str | Path) -> Literal["wandb", "hf", "folder"]:
-    """Where a reference points: by its prefix, else it is a folder."""
+    """Where a reference points, judged by its prefix; without one it is a folder."""
     text = str(reference)
     if text.startswith(WANDB):
         return "wandb"
@@ -66,7 +66,7 @@ def kind_of(reference: str | Path) -> Literal["wandb", "hf", "folder"]:
 def parse_artifact(text: str) -> ArtifactReference:
     """Read `[wandb:]entity/project/name:alias`, or `[org/]wandb-registry-REGISTRY/collection:alias`.
 
-    Raises InputError for another form, and where the alias is missing.
+    Raises InputError for any other form, and if the alias is missing.
     """
     reference = parse_collection(text)
     if reference.alias is None:
@@ -75,26 +75,26 @@ def parse_artifact(text: str) -> ArtifactReference:
 
 
 def parse_collection(text: str) -> ArtifactReference:
-    """Like `parse_artifact`; the alias may be missing. Raises InputError for another form."""
+    """Like `parse_artifact`, but the alias may be missing. Raises InputError for any other form."""
     match = _ARTIFACT.fullmatch(text.removeprefix(WANDB))
     if match is None or (match["entity"] is None and not match["project"].startswith(REGISTRY_PREFIX)):
         raise InputError(
-            f"'{text}' is not a reference to a model in wandb; it should be such as "
-            "wandb:entity/project/name:best, or wandb:wandb-registry-models/cubes:prod."
+            f"'{text}' is not a reference to a model in wandb, such as wandb:entity/project/name:best or "
+            "wandb:wandb-registry-models/cubes:prod."
         )
     return ArtifactReference(match["entity"], match["project"], match["name"], match["alias"])
 
 
 def parse_hub(text: str) -> str:
-    """The `owner/name` of `hf:owner/name`. Raises InputError for another form."""
+    """The `owner/name` of `hf:owner/name`. Raises InputError for any other form."""
     name = text.removeprefix(HUB)
     if not _HUB_NAME.fullmatch(name):
-        raise InputError(f"'{text}' is not a reference to the Hugging Face hub; it should be such as hf:owner/name.")
+        raise InputError(f"'{text}' is not a reference to the Hugging Face hub, such as hf:owner/name.")
     return name
 
 
 def registry_path(text: str) -> str:
-    """wandb's path of `registry/collection`, with or without the organization in front. Raises InputError."""
+    """wandb's path for `registry/collection`, with or without the organization in front. Raises InputError."""
     parts = text.split("/")
     if len(parts) not in (2, 3) or not all(re.fullmatch(_PART, part) for part in parts):
         raise InputError(
@@ -105,14 +105,14 @@ def registry_path(text: str) -> str:
 
 
 def safe_name(name: str) -> str:
-    """A name that an artifact may have, near to the one given."""
+    """A name that an artifact may have, close to the given one."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-")[:_NAME_LENGTH] or "model"
 
 
 def check_alias(alias: str) -> str:
-    """The alias, where it may be one. Raises InputError."""
+    """The alias, if it is a valid one. Raises InputError."""
     if not re.fullmatch(r"[^/:]+", alias):
-        raise InputError(f"'{alias}' cannot be an alias: it is empty, or holds / or :.")
+        raise InputError(f"'{alias}' cannot be an alias: it is empty, or contains / or :.")
     if is_version(alias):
         raise InputError(f"'{alias}' cannot be an alias: wandb gives the versions v0, v1, … itself.")
     return alias

@@ -1,4 +1,4 @@
-"""Two lines in somebody's own training script: models of the active wandb run, verified.
+"""Two lines for your own training script: models of the active wandb run, verified.
 
 registry.upload_model(model.state_dict(), step)
 registry.save_and_upload_best(model, step, {"val/loss": loss}, "val/loss", best)
@@ -38,16 +38,16 @@ def upload_model(
     metadata: Mapping[str, Any] | None = None,
     timeout_seconds: float = _TIMEOUT_SECONDS,
 ) -> bool:
-    """Keep a model as the next version of an artifact of the active wandb run; True when it is there.
+    """Keep a model as the next version of an artifact of the active wandb run; True if it has arrived.
 
     state_dict_or_dir: a state dict (of tensors: it becomes a model.safetensors; of anything else: a model.pt that
     `torch.load` reads), a folder such as `policy.save_pretrained` writes, or a file. It may change afterwards.
-    alias: besides `latest` and `step-N`. name: of the artifact; default: the run's. timeout_seconds: the longest to
-    wait until wandb confirms the upload.
+    alias: in addition to `latest` and `step-N`. name: of the artifact; default: the run's. timeout_seconds: how long to
+    wait at most until wandb confirms the upload.
 
-    A model that does not arrive is reported, kept in the run's folder and sent again with the next call; that is no
-    reason for training to stop, so nothing is raised. An offline run keeps it for `wandb sync`. Raises InputError
-    without an active run, or where there is no such folder.
+    A model that does not arrive is reported, kept in the run's folder and sent again with the next call; since that is
+    no reason to stop training, nothing is raised. An offline run keeps it for `wandb sync`. Raises InputError without
+    an active run, or if there is no such folder.
     """
     run = _active_run()
     if alias != "latest":
@@ -83,12 +83,12 @@ def save_and_upload_best(
     name: str | None = None,
     timeout_seconds: float = _TIMEOUT_SECONDS,
 ) -> bool:
-    """Upload a model as `best` when it is the best so far; True when it was, and is there.
+    """Upload a model as `best` if it is the best so far; True if it was, and has arrived.
 
     model: a torch module, a policy, or what `upload_model` takes. threshold_metric: the name in eval_metrics that
-    decides. best_value_tracker: `{}` at the start, kept by the caller; it comes to hold the best value under the
-    metric's name. mode: 'max' or 'min'; 'auto': more is better where the name speaks of success, accuracy or reward,
-    else less is. Raises InputError without an active run, and for a metric that is not there or is not a number.
+    decides. best_value_tracker: `{}` at the start, kept by the caller; it will hold the best value under the metric's
+    name. mode: 'max' or 'min'; 'auto': more is better if the name contains success, accuracy or reward, otherwise less
+    is. Raises InputError without an active run, and for a metric that is missing or not a number.
     """
     if mode not in ("auto", "max", "min"):
         raise InputError(f"mode is '{mode}'; it should be auto, max or min.")
@@ -99,8 +99,8 @@ def save_and_upload_best(
     numbers = {key: value for key, item in eval_metrics.items() if (value := _number(item)) is not None}
     value = numbers.get(threshold_metric)
     if value is None:
-        raise InputError(f"'{threshold_metric}' should be a number and is {eval_metrics[threshold_metric]!r}.")
-    if value != value:  # NaN is not the best of anything
+        raise InputError(f"'{threshold_metric}' should be a number, but is {eval_metrics[threshold_metric]!r}.")
+    if value != value:  # NaN is never the best
         return False
     rising = mode == "max" or (mode == "auto" and rises(threshold_metric))
     best = best_value_tracker.get(threshold_metric)
@@ -114,8 +114,8 @@ def save_and_upload_best(
 def download_model(reference: str, root: str | Path | None = None) -> Path:
     """The folder of a model, verified by digest: in the cache, or copied to `root`.
 
-    reference: `wandb:entity/project/name:alias`, or `name:alias` in the active run's project; a run notes down that
-    it has used the model. Raises InputError where it cannot be had.
+    reference: `wandb:entity/project/name:alias`, or `name:alias` in the active run's project; the run records that it
+    has used the model. Raises InputError if it cannot be downloaded.
     """
     wandb = import_wandb()
     run = wandb.run
@@ -128,7 +128,7 @@ def download_model(reference: str, root: str | Path | None = None) -> Path:
     if run is not None and not run.offline and not run.disabled:
         try:
             run.use_artifact(parsed.path)
-        except Exception as error:  # a note for the graph of a project; the model is here
+        except Exception as error:  # only the project's graph lacks this note; the model is here
             logger.warning("wandb did not note down that this run uses %s: %s.", parsed, first_line(error))
     return found.path if root is None else place(found.path, Path(root))
 
@@ -137,7 +137,7 @@ def download_model(reference: str, root: str | Path | None = None) -> Path:
 
 
 def _active_run() -> Any:
-    """The run that `wandb.init` has started. Raises InputError where there is none."""
+    """The run that `wandb.init` has started. Raises InputError if there is none."""
     run = import_wandb().run
     if run is None:
         raise InputError("There is no active wandb run: call wandb.init(project=…) first, or use `atlas model push`.")
@@ -158,7 +158,7 @@ def _upload(model: Any, step: int, name: str | None, metadata: Mapping[str, Any]
 
 
 def _send(run: Any, package: Package, timeout_seconds: float) -> bool:
-    """Send what failed before and then this one; True when this one has arrived, or is kept for `wandb sync`."""
+    """Send what failed before and then this one; True if this one has arrived, or is kept for `wandb sync`."""
     wandb = import_wandb()
     arrived = False
     for waiting in [package] if run.offline else waiting_in(package.folder.parent):
@@ -167,7 +167,7 @@ def _send(run: Any, package: Package, timeout_seconds: float) -> bool:
         except Exception as error:
             arrived = False
             logger.warning(
-                "wandb did not take the model %s (%s): %s. It is in %s, and is sent again with the next one.",
+                "wandb did not accept the model %s (%s): %s. It is in %s, and is sent again with the next one.",
                 waiting.name,
                 ", ".join(waiting.aliases),
                 first_line(error),
@@ -202,5 +202,5 @@ def _number(value: Any) -> float | None:
 
 
 def _own(value: torch.Tensor) -> torch.Tensor:
-    """A copy in one piece, with memory of its own: the file format knows no views, and no tensors that share."""
+    """A contiguous copy with its own memory: the file format supports neither views nor tensors that share memory."""
     return value.detach().cpu().contiguous().clone()

@@ -23,7 +23,7 @@ from atlas.registry.references import (
 logger = logging.getLogger(__name__)
 
 _STEP = re.compile(r"step-\d+")
-_SET_BY_TRAINING = re.compile(r"latest|step-\d+")  # these keep no version from being removed; `best` does
+_SET_BY_TRAINING = re.compile(r"latest|step-\d+")  # these do not keep a version from being removed; `best` does
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ModelVersions:
 def list_models(project: str, name: str | None = None, entity: str | None = None) -> list[ModelVersions]:
     """The models of a project, or the one of that name, with their versions.
 
-    entity: the owner; None: the user that the key is of. Raises InputError.
+    entity: the owner; None: the user that the key belongs to. Raises InputError.
     """
     api = connect()
     entity = entity or api.default_entity
@@ -47,7 +47,7 @@ def list_models(project: str, name: str | None = None, entity: str | None = None
         else:
             try:
                 names = sorted(found.name for found in api.artifact_type(MODEL, f"{entity}/{project}").collections())
-            except ValueError:  # that is how it says that the project has none
+            except ValueError:  # wandb raises it if the project has none
                 names = []
         references = [ArtifactReference(entity, project, found, None) for found in names]
         listed = [ModelVersions(reference, versions_of(reference, api)) for reference in references]
@@ -57,12 +57,12 @@ def list_models(project: str, name: str | None = None, entity: str | None = None
 
 
 def versions_of(reference: ArtifactReference, api: Any) -> list[Any]:
-    """The versions of a model, oldest first; none where there is no such model."""
+    """The versions of a model, oldest first; none if there is no such model."""
     from wandb.errors import CommError
 
     try:
         return sorted(api.artifacts(MODEL, reference.collection), key=_number)
-    except ValueError:  # that is how it says that there is none
+    except ValueError:  # wandb raises it if there is none
         return []
     except CommError as error:
         if isinstance(error.exc, ValueError):
@@ -73,7 +73,7 @@ def versions_of(reference: ArtifactReference, api: Any) -> list[Any]:
 def promote(reference: str, registry: str, aliases: Sequence[str] = ()) -> ArtifactReference:
     """Link a version to a registry's collection, where the aliases then point to it; returns its reference there.
 
-    reference: such as entity/project/name:v3; registry: such as models/cubes. Raises InputError.
+    reference: for example entity/project/name:v3; registry: for example models/cubes. Raises InputError.
     """
     source, target = parse_artifact(reference), registry_path(registry)
     checked = [check_alias(alias) for alias in aliases]
@@ -85,16 +85,16 @@ def promote(reference: str, registry: str, aliases: Sequence[str] = ()) -> Artif
 
 @dataclass(frozen=True)
 class Pruned:
-    """What of a model was removed, or would be."""
+    """What was removed of a model, or would be."""
 
     removed: list[str]
     kept: list[str]
 
 
 def prune(reference: str, keep_last_n: int, dry_run: bool = False) -> Pruned:
-    """Remove a model's older versions, all but the last `keep_last_n` and those that somebody wants.
+    """Remove a model's older versions, except the last `keep_last_n` and those that are still wanted.
 
-    Wanted is what carries `best`, an alias that somebody has set, or a link to a registry. Raises InputError.
+    A version is wanted if it has `best`, an alias set by somebody, or a link to a registry. Raises InputError.
     """
     if keep_last_n < 1:
         raise InputError(f"{keep_last_n} versions cannot be kept; at least the latest one stays.")
@@ -113,7 +113,7 @@ def prune(reference: str, keep_last_n: int, dry_run: bool = False) -> Pruned:
 def remove_old(
     versions: Sequence[Any], keep_last_n: int, dry_run: bool = False, linked_to: str | None = None
 ) -> list[str]:
-    """Delete all but the last `keep_last_n` and the wanted of these (Artifact objects); returns what was deleted.
+    """Delete all of these (Artifact objects) but the last `keep_last_n` and the wanted ones; returns what was deleted.
 
     linked_to: `wandb-registry-REGISTRY/COLLECTION` that training itself links its models to: such a link keeps a
     version only while an alias points to it there. Raises what wandb raises.
@@ -122,7 +122,7 @@ def remove_old(
     for artifact in sorted(versions, key=_number)[:-keep_last_n]:
         if artifact.is_link or not all(_SET_BY_TRAINING.fullmatch(alias) for alias in artifact.aliases):
             continue
-        links = list(artifact.linked_artifacts)  # a registry's files would be gone with it
+        links = list(artifact.linked_artifacts)  # a registry's files would be deleted with it
         if not all(_set_by_training(link, linked_to) for link in links):
             continue
         if not dry_run:
@@ -135,7 +135,7 @@ def remove_old(
 
 
 def _set_by_training(link: Any, linked_to: str | None) -> bool:
-    """Whether a link is one that training has made, and nothing in the registry points to it."""
+    """Whether training made a link, and nothing in the registry points to it."""
     if linked_to is None or not link.qualified_name.partition(":")[0].endswith(f"/{linked_to}"):
         return False
     return all(is_version(alias) or _STEP.fullmatch(alias) for alias in link.aliases)

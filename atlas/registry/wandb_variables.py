@@ -1,4 +1,4 @@
-"""wandb's environment variables: they stand where config and flags say nothing, as everywhere that wandb is used."""
+"""wandb's environment variables: they apply where config and flags say nothing, as everywhere with wandb."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from atlas.errors import InputError, did_you_mean
 from atlas.system.paths import check_folder
 
 DEFAULT_PROJECT = "atlas-vla"
-# WANDB_DIR, which no key is for, is in `wandb_folder`; the mode, where the variable goes first, in `effective_mode`.
+# WANDB_DIR, which no key stands for, is in `wandb_folder`; the mode, where the variable wins, in `effective_mode`.
 _VARIABLES = {
     "project": "WANDB_PROJECT",
     "entity": "WANDB_ENTITY",
@@ -25,7 +25,7 @@ _MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "
 
 
 def with_variables(config: WandbConfig, environment: Mapping[str, str]) -> WandbConfig:
-    """The config with what the variables say where it says nothing, and with a project; unchanged by a second time."""
+    """The config with gaps filled from the variables, and with a project; applying it twice changes nothing."""
     found: dict[str, Any] = {}
     for key, variable in _VARIABLES.items():
         value = environment.get(variable, "").strip()
@@ -37,13 +37,13 @@ def with_variables(config: WandbConfig, environment: Mapping[str, str]) -> Wandb
 
 
 def project_and_entity() -> tuple[str, str | None]:
-    """Where models and sweeps are that nobody has said more of; None: the key's own user or team."""
+    """Where models and sweeps are if nothing more is said; None: the key's own user or team."""
     own = with_variables(WandbConfig(), os.environ)
     return str(own.project), own.entity
 
 
 def effective_mode(config: WandbConfig) -> str:
-    """'online', 'offline' or 'disabled': $WANDB_MODE where it is set, else `wandb.mode`. Raises InputError."""
+    """'online', 'offline' or 'disabled': $WANDB_MODE if it is set, otherwise `wandb.mode`. Raises InputError."""
     asked = os.environ.get("WANDB_MODE", "").strip().lower()
     if asked and asked not in _MODES:
         right = [mode for mode in _MODES if mode == _MODES[mode]]
@@ -52,11 +52,11 @@ def effective_mode(config: WandbConfig) -> str:
 
 
 def wandb_folder(run_dir: Path) -> Path:
-    """The folder in which wandb makes its own, `wandb`: $WANDB_DIR, else that of the run."""
+    """The folder in which wandb makes its own, `wandb`: $WANDB_DIR, otherwise the run's."""
     return Path(os.environ.get("WANDB_DIR") or run_dir)
 
 
 def check_variables(config: WandbConfig) -> None:
-    """Raise InputError where wandb is asked for and cannot do what the variables say."""
+    """Raise InputError if wandb is asked for and cannot do what the variables say."""
     if config.enabled and effective_mode(config) != "disabled" and os.environ.get("WANDB_DIR"):
         check_folder("WANDB_DIR", wandb_folder(Path()))

@@ -1,4 +1,4 @@
-"""What a run reports and where it goes: TensorBoard always, wandb when enabled, the console and `train.log`."""
+"""What a run logs and where it goes: TensorBoard always, wandb if enabled, the console and `train.log`."""
 
 from atlas.tracking.tracker import Resumed, RunTracker
 

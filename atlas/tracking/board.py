@@ -1,4 +1,4 @@
-"""What makes TensorBoard's first look arranged: a layout of charts, and the run's settings as hyperparameters."""
+"""What TensorBoard shows first: a layout of charts, and the run's settings as hyperparameters."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _LAYOUT: dict[str, dict[str, list[str]]] = {
         "pose error (action units)": ["^val/pose_l1_error$", "^val/pose_l2_error$"],
         "gripper": ["^val/gripper_error$", "^val/gripper_accuracy$"],
     },
-    "4 is the optimizer well": {
+    "4 is the optimizer healthy": {
         "learning rate": ["^train/lr$"],
         "gradient norm": ["^train/grad_norm$"],
         "gradient norm of each module": ["^gradients/.*norm"],
     },
     "5 is it fast": {
-        "samples a second": ["^perf/samples_per_second$"],
-        "seconds a step": ["^timer/"],
+        "samples per second": ["^perf/samples_per_second$"],
+        "seconds per step": ["^timer/"],
         "machine (%)": ["^system/.*percent$"],
         "memory (GiB)": ["^system/.*gib$", "^perf/gpu_memory_gib$"],
     },
@@ -44,12 +44,12 @@ _HPARAM_METRICS = ("eval/success_rate", "val/loss", "val/pose_l2_error", "val/po
 
 
 def layout() -> dict[str, dict[str, list[Any]]]:
-    """In the form that `SummaryWriter.add_custom_scalars` takes."""
+    """The layout in the form that `SummaryWriter.add_custom_scalars` takes."""
     return {group: {chart: ["Multiline", tags] for chart, tags in charts.items()} for group, charts in _LAYOUT.items()}
 
 
 def hparams(config: Mapping[str, Any]) -> dict[str, bool | float | str]:
-    """The settings of data, model and training by their dotted keys; {} where there are none of these sections."""
+    """The settings of data, model and training by their dotted keys; {} if there are none of these sections."""
     flat: dict[str, bool | float | str] = {}
 
     def add(key: str, value: Any) -> None:
@@ -60,7 +60,7 @@ def hparams(config: Mapping[str, Any]) -> dict[str, bool | float | str]:
             flat[key] = value
         elif isinstance(value, int | float):
             flat[key] = float(value)
-        else:  # lists and null, which the plugin has no column for
+        else:  # lists and null, for which the plugin has no column
             flat[key] = str(value)
 
     for section in _HPARAM_SECTIONS:

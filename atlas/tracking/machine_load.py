@@ -1,4 +1,4 @@
-"""`system/*`: what the machine does while it trains, sampled now and then on a thread of its own."""
+"""`system/*`: the machine's load during training, sampled at intervals on a separate thread."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class SystemMonitor:
             logger.warning("system/* is switched off: %s", cause(error))
 
     def sample(self) -> dict[str, float]:
-        """The machine's use since the last sample.
+        """The machine's load since the last sample.
 
-        cpu_percent: of all cores. process_cpu_percent: of one core, this process. Memory in GiB of 2^30 bytes.
+        cpu_percent: of all cores. process_cpu_percent: this process, where 100 is one core. Memory in GiB (2^30 bytes).
         """
         import psutil
 
@@ -59,9 +59,9 @@ class SystemMonitor:
 
 
 def gpu_sample() -> dict[str, float]:
-    """Use, memory, temperature (°C) and power (W) of every visible GPU, as far as the driver tells; {} without one.
+    """Load, memory, temperature (°C) and power (W) of every visible GPU, as far as the driver tells; {} without a GPU.
 
-    Through NVIDIA's management library, which takes no memory on the GPU, as torch's own calls for other devices would.
+    Uses NVIDIA's management library, which takes no GPU memory, unlike torch's own calls for other devices.
     """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
@@ -75,8 +75,8 @@ def gpu_sample() -> dict[str, float]:
     values: dict[str, float] = {}
     for gpu in range(torch.cuda.device_count()):
         for name, query in queries.items():
-            # A part of a GPU has no power of its own, some cards no temperature: that costs this number alone. The
-            # errors are of the driver's library (of kinds made at run time), or torch's where that is missing.
+            # A part of a GPU has no power reading of its own, and some cards no temperature: only that number is left
+            # out. The errors are the driver library's (of types made at run time), or torch's if it is missing.
             with suppress(Exception):
                 values[f"system/gpu{gpu}_{name}"] = query(gpu)
     return values

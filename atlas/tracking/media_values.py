@@ -14,15 +14,15 @@ import numpy as np
 from atlas.system.files import atomic_path
 
 _GIF_FPS = 10.0
-_GIF_FRAMES = 100  # a GIF sits whole within the event file, so it is kept small
+_GIF_FRAMES = 100  # a GIF lies whole within the event file, so it is kept small
 _GIF_SIDE = 384
-_PALETTE_PICTURES = 8  # of a film, from which the colours of its GIF are chosen
+_PALETTE_PICTURES = 8  # pictures of a film from which the colours of its GIF are chosen
 
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Write frames uint8 [H, W, 3], one at least, as an H.264 mp4 that browsers play, atomically.
+    """Write frames uint8 [H, W, 3], at least one, as an H.264 mp4 that browsers play, atomically.
 
-    An odd side gains a pixel. An array [T, H, W, 3] will do, and so will frames that are made one after the other.
+    An odd side gains a pixel. `frames` may be an array [T, H, W, 3] or an iterator that makes them one by one.
     """
     import av
 
@@ -31,12 +31,12 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
     height, width, _ = first.shape
     odd = ((0, height % 2), (0, width % 2), (0, 0))
     with atomic_path(path) as partial, av.open(str(partial), "w", format="mp4") as container:
-        # As small as the default preset on films of robots, in less than half of the time.
+        # As small as with the default preset for films of robots, in less than half the time.
         options = {"preset": "veryfast"}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=options)
         stream.width, stream.height = width + width % 2, height + height % 2
         stream.pix_fmt = "yuv420p"
-        stream.thread_count = 1  # x264 takes every core otherwise, and the run needs them
+        stream.thread_count = 1  # otherwise x264 takes every core, and the run needs them
         for pixels in chain([first], frames):
             even = np.ascontiguousarray(np.pad(pixels, odd, mode="edge"))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
@@ -44,7 +44,7 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
 
 
 def mp4_to_gif(path: Path) -> tuple[bytes, int, int]:
-    """An mp4 as an animated GIF of at most 100 frames and 384 pixels a side: (its bytes, height, width)."""
+    """An mp4 as an animated GIF of at most 100 frames and 384 pixels per side: (its bytes, height, width)."""
     import av
     from PIL import Image
 
@@ -70,9 +70,9 @@ def mp4_to_gif(path: Path) -> tuple[bytes, int, int]:
 
 
 def _common_palette(pictures: list[Any]) -> Any:
-    """An image with 256 colours that suit all of the pictures, chosen from some of them at half their size.
+    """An image with 256 colours that suit all pictures, chosen from some of them at half their size.
 
-    One palette for the whole film takes a fifth of the time of one a picture, and still parts stay still.
+    One palette for the whole film takes a fifth of the time of one per picture, and still parts do not flicker.
     """
     from PIL import Image
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class SharedNode:
-    """This machine's part in a wandb run that another one leads. Logs nothing of its own."""
+    """This machine's part in a wandb run that another machine leads. It logs nothing else."""
 
     def __init__(self, config: Config, run_dir: Path, wandb_id: str, node: int) -> None:
-        """node: 1, 2, …; `run_dir` gets wandb's files, in a folder for each node where it is shared."""
+        """node: 1, 2, …; `run_dir` gets wandb's files, in a folder per node if it is shared."""
         self._timeout = config.logging.exit_timeout_seconds
         folder = run_dir / f"node_{node}"
         sink = WandbSink(
@@ -34,7 +34,7 @@ class SharedNode:
             RunIdentity(wandb_id, given=False),
             "online",
             self._timeout,
-            request_stop=lambda: None,  # the leading node hears of it, too
+            request_stop=lambda: None,  # the leading node is told as well
             node=node,
         )
         self._sink = QueuedSink(sink)
@@ -44,7 +44,7 @@ class SharedNode:
 
 
 def join_as_node(config: Config, run_dir: Path, tracker: RunTracker, accelerator: Accelerator) -> SharedNode | None:
-    """The part of this process's machine, where `wandb.shared` asks for it and this is a further node's first rank.
+    """This machine's part in the run, if `wandb.shared` asks for it and this is the first rank of a further node.
 
     Every rank calls it, because the leading one says which run it is.
     """

@@ -1,4 +1,4 @@
-"""Points for TensorBoard's projector: files beside the event files, which it finds through one text file.
+"""Points for TensorBoard's projector: files beside the event files, which the plugin finds through one text file.
 
 SummaryWriter.add_embedding forgets what an earlier segment of a resumed run wrote, and prints to stdout.
 """
@@ -27,12 +27,12 @@ _DIGITS = "%.5g"
 def to_projection(
     name: str, points: Any, columns: Sequence[str], rows: Sequence[Sequence[Any]], thumbnails: Any, step: int
 ) -> Projection:
-    """A checked record. Raises TypeError or ValueError that names it where the parts do not fit together."""
+    """A checked record. Raises TypeError or ValueError that names it if the parts do not fit together."""
     array = to_array(name, points).astype(np.float32)
     if array.ndim != 2 or not array.size or not np.isfinite(array).all():
         raise ValueError(f"'{name}' must hold finite points [N, D], not {list(array.shape)}")
     if len(rows) != len(array) or any(len(row) != len(columns) for row in rows):
-        raise ValueError(f"'{name}' has {len(array)} points, and needs as many rows of {len(columns)} cells")
+        raise ValueError(f"'{name}' has {len(array)} points, so it needs as many rows of {len(columns)} cells")
     pictures = None if thumbnails is None else to_array(name, thumbnails)
     if pictures is not None and (
         pictures.dtype != np.uint8 or pictures.ndim != 4 or len(pictures) != len(array) or pictures.shape[3] != 3
@@ -42,14 +42,14 @@ def to_projection(
 
 
 def write_projection(log_dir: Path, projection: Projection) -> None:
-    """Write a projection's files into `<log_dir>/projector/<name>/<step>/`, and tell the plugin of all that are there,
-    those of an earlier segment of the run too."""
+    """Write a projection's files into `<log_dir>/projector/<name>/<step>/`, and tell the plugin about all that exist,
+    including those from an earlier segment of the run."""
     place = f"{_FOLDER}/{projection.name}/{projection.step:08d}"
     folder = log_dir / place
     text = io.StringIO()
     np.savetxt(text, projection.points, fmt=_DIGITS, delimiter="\t")
     write_text(folder / "tensors.tsv", text.getvalue())
-    # The plugin takes the first line for a header where there are several columns, and only there.
+    # The plugin takes the first line as a header only if there are several columns.
     lines = ([projection.columns] if len(projection.columns) > 1 else []) + list(projection.rows)
     write_text(folder / "metadata.tsv", "".join("\t".join(line) + "\n" for line in lines))
     entry = {
@@ -71,7 +71,7 @@ def write_projection(log_dir: Path, projection: Projection) -> None:
 
 
 def _sprite(thumbnails: np.ndarray | None) -> Any:
-    """All thumbnails [N, h, w, 3] in the rows of one square PIL image; None where it would be too large."""
+    """All thumbnails [N, h, w, 3] in the rows of one square PIL image; None if it would be too large."""
     from PIL import Image
 
     if thumbnails is None:

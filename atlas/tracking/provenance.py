@@ -30,7 +30,7 @@ def provenance() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """{"processor": its name, "cores": that may be used, "memory_gib": in all, "gpus": their names}."""
+    """{"processor": its name, "cores": the number that may be used, "memory_gib": in all, "gpus": their names}."""
     import psutil
 
     torch = sys.modules.get("torch")
@@ -44,7 +44,7 @@ def machine() -> dict[str, Any]:
 
 
 def _processor_name() -> str:
-    """As the system has it; Linux says it in a file alone."""
+    """The processor's name; Linux gives it only in a file."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             name, _, value = line.partition(":")
@@ -55,13 +55,13 @@ def _processor_name() -> str:
 
 @functools.cache
 def git_state() -> dict[str, Any] | None:
-    """Commit, branch and changes of the code that runs; None where it is not from a git repository.
+    """Commit, branch and changes of the running code; None if it is not in a git repository.
 
-    "diff" is a hash of what differs from the commit (null: nothing does), so that two runs of the same changes can be
-    told from two of different ones.
+    "diff" is a hash of the changes since the commit (null: none), which tells two runs with the same changes from two
+    with different ones.
     """
     commit = _git("rev-parse", "HEAD")
-    # A package that is installed somewhere within another repository is not a part of it.
+    # A package installed somewhere inside another repository is not part of it.
     if commit is None or _git("ls-files", "--error-unmatch", __file__) is None:
         return None
     diff = _git("diff", "HEAD", "--", ".") or ""

@@ -1,7 +1,7 @@
-"""What a run can be told, and the small interface of whoever listens.
+"""What a run can log, and the small interface of its listeners.
 
-The tracker checks every value once and makes a record of it; a sink takes records and leaves out the kinds it
-cannot show. Records own their data: nothing the caller changes afterwards changes them.
+The tracker checks every value once and makes a record of it; a sink takes records and leaves out kinds that it cannot
+show. Records own their data: changes that the caller makes afterwards do not affect them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Finite values, already counted, so that a queue holds a few hundred bytes and not the values."""
+    """Finite values, already counted, so that a queue holds a few hundred bytes instead of the values."""
 
     name: str
     counts: np.ndarray  # int64 [bins]
@@ -54,7 +54,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are None, bool, int, float or str, and one column holds one of these kinds (and None)."""
+    """Cells are None, bool, int, float or str, and each column holds one of these kinds (and None)."""
 
     name: str
     columns: Sequence[str]
@@ -64,7 +64,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Projection:
-    """Points to be looked at in a few dimensions, each with a row of labels and, where there are some, a thumbnail."""
+    """Points to look at in a few dimensions, each with a row of labels and optionally a thumbnail."""
 
     name: str
     points: np.ndarray  # float32 [N, D]
@@ -102,10 +102,10 @@ Record = Scalars | Image | Video | Histogram | Table | Projection | RunConfig | 
 
 
 class Sink:
-    """Takes records, each sink on a daemon thread of its own (see queued.py), so that it may be slow or hang.
+    """Takes records. Each sink runs on its own daemon thread (see queued.py), so it may be slow or hang.
 
-    Only `prepare` and `abandon` run on the caller's thread and must return quickly. Whatever a sink raises switches
-    it off with one warning; training goes on. A sink of one's own needs a `name` and `write`.
+    Only `prepare` and `abandon` run on the caller's thread and must return quickly. Any exception from a sink switches
+    it off with one warning; training goes on. A sink needs a `name` and `write`.
     """
 
     name: str
@@ -114,18 +114,18 @@ class Sink:
         """Called once, before anything is written."""
 
     def prepare(self, record: Record) -> Record | None:
-        """Keep what may be gone when the record's turn comes; None leaves it out. On the caller's thread."""
+        """Keep what may be gone by the record's turn; None leaves the record out. On the caller's thread."""
         return record
 
     def write(self, record: Record) -> None:
-        """Show the record, or leave it out where its kind cannot be shown."""
+        """Show the record, or leave it out if its kind cannot be shown."""
         raise NotImplementedError
 
     def flush(self) -> None:
-        """Have what was written on disk, so that it survives whatever happens to this process."""
+        """Get everything written onto the disk, so that it survives whatever happens to this process."""
 
     def finish(self, exit_code: int) -> None:
         """Close, within the time that is left."""
 
     def abandon(self) -> None:
-        """Time is up: make sure that nothing holds the exit of the process. On the caller's thread."""
+        """Time is up: make sure that nothing delays the exit of the process. On the caller's thread."""

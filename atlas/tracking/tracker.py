@@ -1,8 +1,8 @@
-"""`RunTracker`: the one thing the trainer, rollouts and users talk to when there is something to show.
+"""`RunTracker`: what the trainer, rollouts and users call when there is something to show.
 
-It checks values once and makes records of them; a thread puts these into the queue of every sink, each of which has a
-thread of its own. Nothing that goes wrong here reaches the training loop: a wrong value is left out with one warning,
-a failing sink is switched off with one warning, a stalled one loses what it has no room for, counted.
+It checks values once and makes records of them; a thread puts these into the queue of every sink, each of which has its
+own thread. No failure here reaches the training loop: a wrong value is left out with one warning, a failing sink is
+switched off with one warning, a stalled one drops what it has no room for, and counts it.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ logger = py_logging.getLogger(__name__)
 
 _HAND_OUT_SECONDS = 0.05
 _FLUSH_SECONDS = 2.0
-_LOCAL_SHARE = 0.8  # of the exit timeout: the console and TensorBoard may take this much; as a rule they need none
+_LOCAL_SHARE = 0.8  # of the exit timeout: the console and TensorBoard may take this much; usually they need none
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """Where a run goes on from: what a checkpoint keeps for the tracker."""
+    """Where a run resumes from: what a checkpoint keeps for the tracker."""
 
-    step: int  # of the checkpoint; what was logged beyond it is void
+    step: int  # of the checkpoint; everything logged beyond it is void
     wandb_id: str | None = None
     wandb_row: int | None = None  # the last row that wandb had at the checkpoint
 
@@ -53,7 +53,7 @@ class RunTracker:
     """Logs a run to the console, TensorBoard and, when enabled, wandb. Safe to call on every rank and every thread.
 
     step: the optimizer step that calls without one are logged at; the trainer keeps it current.
-    wandb_id: the id of the wandb run, to be kept in checkpoints so that a resumed run continues it; None without.
+    wandb_id: the id of the wandb run, kept in checkpoints so that a resumed run continues it; None without wandb.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class RunTracker:
         models: ModelManagementConfig | None = None,
         strict: bool = False,
     ) -> None:
-        """Open the sinks; with is_main False there are none, and nothing is imported or written.
+        """Open the sinks; if is_main is False there are none, and nothing is imported or written.
 
-        wandb_id: the wandb run to be, where somebody else has chosen it. total_steps: of the whole run, for the
+        wandb_id: the id of the wandb run, if it has been chosen elsewhere. total_steps: of the whole run, for the
         console. extra_sinks: further listeners. models: how many versions wandb keeps, and where it links them.
         strict: raise for a value that cannot be logged, for tests.
         """
@@ -140,27 +140,27 @@ class RunTracker:
 
     @property
     def wandb_row(self) -> int | None:
-        """The last row given to wandb, to be kept in checkpoints for `wandb.rewind`; None where it is not known."""
+        """The last row given to wandb, kept in checkpoints for `wandb.rewind`; None if unknown."""
         self._hand_out()
         return None if self._wandb is None else self._wandb.last_row
 
     @property
     def stop_requested(self) -> bool:
-        """True once somebody has pressed wandb's stop button; seen by the main rank only."""
+        """True once somebody has pressed wandb's stop button; only the main rank sees it."""
         return self._stop.is_set()
 
     # ---- logging ---------------------------------------------------------------------------------------------
 
     def log(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log numbers, numpy scalars or 0-d tensors as they are; nothing is averaged over steps or ranks.
+        """Log numbers, numpy scalars or 0-d tensors unchanged; nothing is averaged over steps or ranks.
 
-        A value that is not one number is left out, with one warning for its name; with `strict`, TypeError.
+        A value that is not a single number is left out, with one warning per name; with `strict`, TypeError.
         """
         if self._finished:
             return
         values: dict[str, float] = {}
         for name, value in metrics.items():
-            if type(value) is float and type(name) is str:  # as nearly always, and without the time of three calls
+            if type(value) is float and type(name) is str:  # the usual case, without the time of three calls
                 values[name] = value
                 continue
             try:
@@ -175,9 +175,9 @@ class RunTracker:
         self._log_checked(name, lambda: to_image(name, image, self._at(step)))
 
     def log_video(self, name: str, video: Any, fps: float = 20.0, step: int | None = None) -> None:
-        """Log an mp4 file by its path, or uint8 [T, H, W, 3] frames, which go to `<run_dir>/videos/` as an mp4.
+        """Log an mp4 file by its path, or uint8 [T, H, W, 3] frames, which are written to `<run_dir>/videos/` as mp4.
 
-        fps is that of frames; a file has its own.
+        fps applies to frames; a file has its own.
         """
 
         def make() -> Video:
@@ -193,7 +193,7 @@ class RunTracker:
         self._log_checked(name, make)
 
     def log_histogram(self, name: str, values: Any, step: int | None = None) -> None:
-        """Log the distribution of the finite ones of some numbers: an array or tensor of any shape."""
+        """Log the distribution of the finite values in an array or tensor of any shape."""
         self._log_checked(name, lambda: to_histogram(name, values, self._at(step)))
 
     def log_counts(
@@ -207,7 +207,7 @@ class RunTracker:
         total_squares: float,
         step: int | None = None,
     ) -> None:
-        """Log a distribution that is counted already, on another device say: counts int64 [bins] between edges
+        """Log a distribution that is already counted, for example on another device: counts int64 [bins] between edges
         float64 [bins + 1]; total and total_squares: the sums of the values and of their squares."""
         number = int(counts.sum())
         self._log_checked(
@@ -218,11 +218,11 @@ class RunTracker:
     def log_table(
         self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int | None = None
     ) -> None:
-        """Log rows of numbers and text, one cell a column; a column of mixed kinds becomes text."""
+        """Log rows of numbers and text, one cell per column; a column of mixed kinds becomes text."""
         self._log_checked(name, lambda: to_table(name, columns, rows, self._at(step)))
 
     def log_figure(self, name: str, figure: Any, step: int | None = None) -> None:
-        """Log a figure, as an image: anything with `savefig` (matplotlib's), or a PIL image."""
+        """Log a figure as an image: anything with `savefig` (such as matplotlib's), or a PIL image."""
         self._log_checked(name, lambda: to_image(name, figure_pixels(figure), self._at(step)))
 
     def log_projection(
@@ -234,8 +234,8 @@ class RunTracker:
         thumbnails: Any = None,
         step: int | None = None,
     ) -> None:
-        """Log points [N, D] for TensorBoard's projector, each with a row of labels and perhaps a thumbnail: uint8
-        [N, h, w, 3]. wandb has no such view and is given nothing."""
+        """Log points [N, D] for TensorBoard's projector, each with a row of labels and optionally a thumbnail: uint8
+        [N, h, w, 3]. wandb has no such view and gets nothing."""
         self._log_checked(name, lambda: to_projection(name, points, columns, rows, thumbnails, self._at(step)))
 
     def log_config(self, values: Mapping[str, Any]) -> None:
@@ -253,8 +253,8 @@ class RunTracker:
     ) -> None:
         """Keep a saved model, a folder or a file, as a wandb artifact; without wandb, log where it is.
 
-        The files may be deleted afterwards, but not changed in place. Characters that names and aliases of
-        artifacts may not hold become '-'. description: a model card, in Markdown.
+        The files may be deleted afterwards, but not changed in place. Characters that artifact names and aliases may
+        not contain become '-'. description: a model card, in Markdown.
         """
 
         def make() -> Model:
@@ -267,9 +267,9 @@ class RunTracker:
         self._log_checked(name, make)
 
     def flush(self) -> None:
-        """Have what was logged so far in TensorBoard's file, within two seconds.
+        """Get everything logged so far into TensorBoard's file, within two seconds.
 
-        Called before a checkpoint is written, so that a run that goes on from it has the whole curve.
+        Called before a checkpoint is written, so that a run resumed from it has the whole curve.
         """
         self._hand_out()
         for sink in self._sinks:
@@ -277,9 +277,9 @@ class RunTracker:
                 sink.flush(_FLUSH_SECONDS)
 
     def finish(self, exit_code: int = 0, within: float | None = None) -> None:
-        """Write what waits and close every sink, within `logging.exit_timeout_seconds`; later calls do nothing.
+        """Write what is waiting and close every sink, within `logging.exit_timeout_seconds`; later calls do nothing.
 
-        within: seconds, where there is less time than that.
+        within: seconds, if there is less time than that.
         """
         if self._finished:
             return
@@ -295,7 +295,7 @@ class RunTracker:
         self._hand_out()
         try:
             for sink in self._sinks:
-                # wandb comes last: what the others still say belongs into its log.
+                # wandb comes last: what the others still log belongs in its log.
                 if sink.sink is not self._wandb:
                     sink.finish(exit_code, start + _LOCAL_SHARE * self._exit_timeout)
             if self._lines is not None:
@@ -304,7 +304,7 @@ class RunTracker:
             for sink in self._sinks:
                 if sink.sink is self._wandb:
                     sink.finish(exit_code, start + self._exit_timeout)
-        except KeyboardInterrupt:  # without this, the exit would wait for a frozen wandb for ever
+        except KeyboardInterrupt:  # otherwise the exit would wait for a frozen wandb for ever
             for sink in self._sinks:
                 sink.sink.abandon()
             raise
@@ -313,7 +313,7 @@ class RunTracker:
     # ---- handing out -----------------------------------------------------------------------------------------
 
     def _log_checked(self, name: str, make: Callable[[], Record]) -> None:
-        """Hand out the record that `make` builds of a user's value, or warn once that it cannot be built."""
+        """Hand out the record that `make` builds from a user's value, or warn once that it cannot be built."""
         if self._finished:
             return
         try:
@@ -323,7 +323,7 @@ class RunTracker:
             return
         self._waiting.append(record)
         if isinstance(record, Model):
-            self._hand_out()  # now, while its files are there
+            self._hand_out()  # now, while its files exist
             if self._wandb is None:
                 log_model_line(record)
 
@@ -332,7 +332,7 @@ class RunTracker:
             self._hand_out()
 
     def _hand_out(self) -> None:
-        """Put what waits into the queue of every sink; it takes little time, but more than `log` may."""
+        """Put what is waiting into the queue of every sink; it takes little time, but more than `log` may."""
         with self._handing_out:
             while self._waiting:
                 record = self._waiting.popleft()

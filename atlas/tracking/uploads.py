@@ -1,7 +1,7 @@
-"""Models on their way to wandb, on a thread of their own, so that neither training nor scalars wait for them.
+"""Uploads of models to wandb on a separate thread, so that neither training nor scalars wait for them.
 
-`run.finish` hides it when an upload fails, and `wandb sync` does not send the models of an online run that did not
-arrive; so each one is waited for, sent again when it fails, and kept on disk until it is there.
+`run.finish` hides a failed upload, and `wandb sync` does not send models of an online run that did not arrive; so each
+upload is waited for, repeated if it fails, and kept on disk until it has arrived.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from atlas.tracking.records import Model
 
 logger = logging.getLogger(__name__)
 
-_TIMEOUT_SECONDS = 1800.0  # of one upload: some GB over a slow line
-_MOST_WAITING = 3  # models that failed and are kept to be sent again, besides the best one: they take disk space
-_LAST_WORDS_SECONDS = 0.5  # of the exit, for what was asked of wandb before to come back
+_TIMEOUT_SECONDS = 1800.0  # per upload: some GB over a slow line
+_MOST_WAITING = 3  # failed models kept to be sent again, in addition to the best one: they take disk space
+_LAST_WORDS_SECONDS = 0.5  # of the exit time, for answers to earlier requests to wandb
 _STEP_ALIAS = re.compile(r"step-\d+")
 _BEST, _LATEST = "best", "latest"
 
 
 def stage_model(model: Model, staging: Path) -> Model:
-    """The model with its files linked into a new folder of `staging`, so that they may be deleted where they are.
+    """The model with its files linked into a new folder in `staging`, so that the originals may be deleted.
 
-    For the training thread: hard links take no time and no space. A checkpoint takes its run's config.yaml along.
-    Raises OSError, InputError.
+    For the training thread: hard links take no time and no space. A checkpoint includes its run's config.yaml. Raises
+    OSError, InputError.
     """
     package = stage(model.path, staging, model.name, model.aliases, model.metadata, model.description or None)
     return replace(model, path=package.folder)
@@ -69,17 +69,17 @@ class ModelUploads:
         registry: str | None = None,
         timeout_seconds: float = _TIMEOUT_SECONDS,
     ) -> None:
-        """keep_last_n: older versions that nobody wants are removed (see `remove_old`); None: none are.
+        """keep_last_n: older versions that nobody needs are removed (see `remove_old`); None: none are.
 
-        registry: the registry/collection that each model is linked to. timeout_seconds: of one upload.
+        registry: the registry/collection that each model is linked to. timeout_seconds: per upload.
         """
         self._wandb, self._run = wandb, run
         self._keep, self._registry = keep_last_n, registry_path(registry) if registry else None
         self._timeout = timeout_seconds
         self._offline = bool(run.offline)
-        self._waiting: list[_Waiting] = []  # in order; of the thread alone, as is all that follows
+        self._waiting: list[_Waiting] = []  # in order; used by the thread only, as is all that follows
         self._arrived_step = -1
-        self._newest: dict[str, tuple[int, Any]] = {}  # moving alias: the newest model that carries it
+        self._newest: dict[str, tuple[int, Any]] = {}  # moving alias: the newest model that has it
         self._given_up = 0
         self._warned: set[str] = set()
         self._deadline: float | None = None
@@ -90,10 +90,10 @@ class ModelUploads:
         self._thread = threading.Thread(target=self._work, name="atlas-uploads", daemon=True)
         self._thread.start()
 
-    # ---- for the sink ----------------------------------------------------------------------------------------
+    # ---- called by the sink ------------------------------------------------------------------------------
 
     def add(self, model: Model) -> None:
-        """Send a staged model, after those before it; returns at once."""
+        """Send a staged model after those before it; returns at once."""
         package = read_package(model.path)
         if package is None:
             logger.warning("wandb does not get the model of step %d: %s is gone.", model.step, model.path)
@@ -101,9 +101,9 @@ class ModelUploads:
         self._queue.put(_Waiting(package, model.step))
 
     def finish(self, deadline: float) -> bool:
-        """Send what waits, until `deadline` (of `time.monotonic()`); True when everything has arrived.
+        """Send what is waiting, until `deadline` (of `time.monotonic()`); True if everything has arrived.
 
-        Offline, True when everything is staged and noted down. Says what has not arrived, and how to send it.
+        Offline, True if everything is staged and noted down. Logs what has not arrived, and how to send it.
         """
         self._deadline = deadline
         self._queue.put(None)
@@ -131,7 +131,7 @@ class ModelUploads:
             self._send_waiting()
 
     def _send_waiting(self) -> None:
-        """Send all that waits, oldest first; stop at one that gets no answer, for the next would get none either."""
+        """Send all that is waiting, oldest first; stop at one that gets no answer, as the next one would not either."""
         for waiting in list(self._waiting):
             if self._off.is_set():
                 return
@@ -143,7 +143,7 @@ class ModelUploads:
                 self._say_failed(waiting)
                 if isinstance(error, ConnectionError):  # wandb's own process has died
                     self._off.set()
-                if not isinstance(error, ValueError):  # that is how wandb says that the server refuses
+                if not isinstance(error, ValueError):  # wandb raises ValueError if the server refuses
                     break
                 continue
             self._waiting.remove(waiting)
@@ -152,9 +152,9 @@ class ModelUploads:
         self._limit_waiting()
 
     def _send(self, waiting: _Waiting) -> Any:
-        """Log a model and wait until it is there; offline, log it and return None."""
+        """Log a model and wait until it has arrived; offline, log it and return None."""
         package = waiting.package
-        if waiting.step < self._arrived_step:  # what moves stays with the newer model
+        if waiting.step < self._arrived_step:  # moving aliases stay with the newer model
             taken = {alias for alias, (step, _) in self._newest.items() if step > waiting.step}
             package = replace(package, aliases=[alias for alias in package.aliases if alias not in taken])
         artifact = send(self._wandb, self._run, package, self._patience())
@@ -167,7 +167,7 @@ class ModelUploads:
         return max(0.1, min(self._timeout, self._deadline - time.monotonic()))
 
     def _settle(self, artifact: Any, waiting: _Waiting) -> None:
-        """A model has arrived: see to the aliases, the registry, older versions, and its staged files."""
+        """Handle a model that has arrived: its aliases, the registry, older versions, and its staged files."""
         package = waiting.package
         if waiting.failures:
             logger.info("wandb has the model %s of step %d now.", package.name, waiting.step)
@@ -175,7 +175,7 @@ class ModelUploads:
             if not _STEP_ALIAS.fullmatch(alias) and waiting.step >= self._newest.get(alias, (-1, None))[0]:
                 self._newest[alias] = (waiting.step, artifact)
         if waiting.step < self._arrived_step:
-            self._try("its aliases", lambda: self._move_back(_LATEST))  # wandb gives it to whatever comes last
+            self._try("its aliases", lambda: self._move_back(_LATEST))  # wandb gives `latest` to whatever comes last
         self._arrived_step = max(self._arrived_step, waiting.step)
         if self._registry is not None:
             aliases = [a for a in package.aliases if a != _LATEST and self._newest.get(a, (0, artifact))[1] is artifact]
@@ -190,7 +190,7 @@ class ModelUploads:
 
     def _move_back(self, alias: str) -> None:
         _, newest = self._newest[alias]
-        for version in newest.collection.artifacts():  # asked again: what `newest` knows of its aliases is old
+        for version in newest.collection.artifacts():  # fetched again: the aliases in `newest` are outdated
             if version.version == newest.version and alias not in version.aliases:
                 version.aliases.append(alias)
                 version.save()
@@ -200,7 +200,7 @@ class ModelUploads:
         self._run.link_artifact(artifact, self._registry, list(aliases))
 
     def _try(self, what: str, do: Callable[[], object]) -> None:
-        """Something that may fail without harm to the model; the first failure of a kind is said."""
+        """Something that may fail without harm to the model; the first failure of each kind is logged."""
         try:
             do()
         except ConnectionError:
@@ -208,10 +208,10 @@ class ModelUploads:
         except Exception as error:
             level = logging.DEBUG if what in self._warned else logging.WARNING
             self._warned.add(what)
-            logger.log(level, "wandb has the model, but %s could not be seen to: %s", what, cause(error))
+            logger.log(level, "wandb has the model, but setting %s failed: %s", what, cause(error))
 
     def _limit_waiting(self) -> None:
-        """Give up the oldest of many that failed, but not the newest of the best ones."""
+        """Give up the oldest of many failed models, but not the newest of the best ones."""
         best = next((w for w in reversed(self._waiting) if _BEST in w.package.aliases), None)
         others = [waiting for waiting in self._waiting if waiting is not best]
         for waiting in others[:-_MOST_WAITING]:
@@ -219,10 +219,10 @@ class ModelUploads:
             self._given_up += 1
             shutil.rmtree(waiting.package.folder, ignore_errors=True)
 
-    # ---- what is said ----------------------------------------------------------------------------------------
+    # ---- messages ----------------------------------------------------------------------------------------
 
     def _say_failed(self, waiting: _Waiting) -> None:
-        first = waiting.failures == 1 and self._deadline is None  # at the end, `_say_lost` says it
+        first = waiting.failures == 1 and self._deadline is None  # at the end, `_say_lost` reports it
         logger.log(
             logging.WARNING if first else logging.DEBUG,
             "wandb did not take the model %s of step %d: %s. It is tried again with the next one, and at the end.",
@@ -243,7 +243,7 @@ class ModelUploads:
         )
 
     def _unsent(self) -> list[_Waiting]:
-        """What the thread has not come to."""
+        """What the thread has not got to."""
         unsent: list[_Waiting] = []
         while True:
             try:

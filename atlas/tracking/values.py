@@ -1,4 +1,4 @@
-"""Values made safe once for every sink: what comes out of here no sink can choke on.
+"""Values made safe once for every sink: no sink fails on what these functions return.
 
 TensorBoard fails on str, None and tensors of several elements; wandb on NaN in histograms, on columns of mixed
 types and on whatever does not serialise. Every function raises TypeError or ValueError that names the metric.
@@ -24,7 +24,7 @@ def to_float(name: str, value: Any) -> float:
     Raises TypeError that names the metric for anything else: str, None, complex, several elements.
     """
     try:
-        if type(value) is float or type(value) is int:  # what it nearly always is, and ten times as quick to say
+        if type(value) is float or type(value) is int:  # the usual case, ten times as fast to check
             return float(value)
         if isinstance(value, numbers.Real):
             return float(value)
@@ -68,7 +68,7 @@ def to_frames(name: str, frames: Any) -> np.ndarray:
 
 
 def to_histogram(name: str, values: Any, step: int) -> Histogram:
-    """The finite values counted in 64 bins. Raises ValueError where there are none."""
+    """The finite values counted in 64 bins. Raises ValueError if there are none."""
     array = to_array(name, values).astype(np.float64).ravel()
     array = array[np.isfinite(array)]
     if not array.size:
@@ -122,7 +122,7 @@ def _cell(value: Any) -> Any:
 
 
 def _is_tensor(value: Any) -> bool:
-    # A tensor cannot exist before torch is imported, so nobody has to import it to ask.
+    # A tensor cannot exist before torch is imported, so this check need not import it.
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 

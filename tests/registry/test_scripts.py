@@ -116,5 +116,5 @@ def test_without_a_run_it_says_what_to_do(server: FakeWandb) -> None:
 def test_a_metric_that_is_not_there_is_named(run: Any) -> None:
     with pytest.raises(InputError, match="has no 'val/los'; it has val/loss"):
         registry.save_and_upload_best({}, 1, {"val/loss": 1.0}, "val/los", {})
-    with pytest.raises(InputError, match="should be a number and is 'low'"):
+    with pytest.raises(InputError, match="should be a number, but is 'low'"):
         registry.save_and_upload_best({}, 1, {"val/loss": "low"}, "val/loss", {})  # type: ignore[dict-item]

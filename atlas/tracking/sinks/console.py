@@ -1,4 +1,4 @@
-"""The terminal and `train.log`: where the package's log lines go, and one readable line a logging call."""
+"""The terminal and `train.log`: the package's log lines, and one readable line per logging call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atlas.tracking.records import LogLine, Model, Record, Scalars, Sink
 
 logger = logging.getLogger(__name__)
 
-# Of the metrics whose names are known, those worth a place in a line, in this order: label and format.
+# The known metrics that are worth a place in a line, in this order: label and format.
 _SHOWN: dict[str, tuple[str, str]] = {
     "train/loss": ("loss", "{:.4f}"),
     "train/pose_loss": ("pose", "{:.4f}"),
@@ -33,11 +33,11 @@ _SHOWN: dict[str, tuple[str, str]] = {
     "eval/episode_length": ("length", "{:.1f}"),
     "perf/samples_per_second": ("", "{:.0f} samples/s"),
 }
-# Parts, variants and repetitions of the above: in the dashboards, not in the line.
+# Parts, variants and repetitions of the above: shown in the dashboards, not in the line.
 _HIDDEN = {
     "train/step",
     "train/restart",
-    "train/skipped_steps",  # a warning tells each
+    "train/skipped_steps",  # each has a warning of its own
     "val/pose_loss",
     "val/gripper_loss",
     "val/pose_l1_error",
@@ -45,7 +45,7 @@ _HIDDEN = {
 }
 LOG = "train.log"  # in the run's folder
 _SECTIONS = ("train", "val", "eval")
-NOT_ON_TERMINAL = {"not_on_terminal": True}  # as `extra` of a line that is for train.log and wandb alone
+NOT_ON_TERMINAL = {"not_on_terminal": True}  # the `extra` of a line that is only for train.log and wandb
 
 
 class ConsoleSink(Sink):
@@ -65,7 +65,7 @@ class ConsoleSink(Sink):
 
 
 def format_line(record: Scalars, total_steps: int | None = None) -> str:
-    """`step  120/3000  loss 0.0321  pose 0.0297  812 samples/s`, or '' where there is nothing to show."""
+    """`step  120/3000  loss 0.0321  pose 0.0297  812 samples/s`, or '' if there is nothing to show."""
     parts = []
     for section in _SECTIONS:
         # Metrics of one task (`val/<task>/...`) would fill the screen.
@@ -89,7 +89,7 @@ def _field(name: str, value: float) -> str:
 
 
 def log_model_line(model: Model) -> None:
-    """Say where a model is, where no dashboard keeps it."""
+    """Log where a model is, if no dashboard keeps it."""
     aliases = f" ({', '.join(model.aliases)})" if model.aliases else ""
     logger.info("model %s%s at step %d: %s", model.name, aliases, model.step, model.path)
 
@@ -98,8 +98,8 @@ def log_model_line(model: Model) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """Time, rank where it is not the main one, level where it is not INFO, message; and never a key, or what a terminal
-    obeys, whether the message or a traceback holds it.
+    """Time, rank if it is not the main one, level if it is not INFO, message; without keys and terminal control
+    characters, whether they are in the message or in a traceback.
     """
 
     def __init__(self, prefix: str, date_format: str) -> None:
@@ -112,7 +112,7 @@ class _Formatter(logging.Formatter):
 
 
 class LineHandler(logging.Handler):
-    """Hands the package's log lines on as records, from INFO up, until it is closed."""
+    """Passes on the package's log lines as records, from INFO up, until it is closed."""
 
     def __init__(self, emit: Callable[[LogLine], object]) -> None:
         super().__init__(logging.INFO)
@@ -129,7 +129,7 @@ class LineHandler(logging.Handler):
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that is given up, with one line on stderr, when it cannot be written (a full disk)."""
+    """A log file that is given up, with one line on stderr, if it cannot be written (for example, a full disk)."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         logging.getLogger("atlas").removeHandler(self)
@@ -137,7 +137,7 @@ class _LogFile(logging.FileHandler):
 
 
 def setup_logging(run_dir: Path, is_main: bool, rank: int | None = None) -> Callable[[], None]:
-    """Send the `atlas` logger's lines to stderr, and on the main rank to `<run_dir>/train.log` (appended) too.
+    """Send the `atlas` logger's lines to stderr, and on the main rank also to `<run_dir>/train.log` (appended).
 
     The main rank shows INFO and above; others WARNING and above, with their rank (default: $RANK) in front, and
     no file. Returns a function that undoes it and closes the file; call it when the run is over, and before

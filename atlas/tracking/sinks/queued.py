@@ -1,4 +1,4 @@
-"""A sink on a thread of its own, so that a slow, hung or dying one costs the training thread nothing."""
+"""A sink on its own thread, so that a slow, hung or dying one costs the training thread nothing."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from atlas.tracking.records import Image, Model, Projection, Record, Sink, Table
 
 logger = logging.getLogger(__name__)
 
-_ROOM = 50_000  # records that wait while a sink starts or stalls; then the newest are dropped
-_ROOM_FOR_MEDIA = 300  # of them those that hold pictures, tables or files
+_ROOM = 50_000  # records that wait while a sink starts or stalls; beyond that, new ones are dropped
+_ROOM_FOR_MEDIA = 300  # of these, records that hold pictures, tables or files
 _MEDIA = (Image, Video, Table, Projection, Model)
-_LAST_WORDS_SECONDS = 1.0  # of the exit timeout, for a sink that is abandoned to close what it can
-# The thread looks for records instead of being woken by each: on busy cores the kernel lets a thread that is woken
-# run at once, instead of the one that trains, which `log` would then wait for.
+_LAST_WORDS_SECONDS = 1.0  # of the exit timeout, for an abandoned sink to close what it can
+# The thread polls for records instead of being woken by each: on busy cores the kernel lets a woken thread run at once,
+# instead of the training thread, which `log` would then wait for.
 _LOOK_SECONDS = 0.05
 
 
 class _Flush:
-    """Waits in the queue with the records: whoever put it there is told when all before it is on disk."""
+    """Waits in the queue with the records: its sender is told when everything before it is on disk."""
 
     def __init__(self) -> None:
         self.done = threading.Event()
 
 
 class QueuedSink:
-    """Feeds a sink from a bounded queue on a daemon thread; full means the record is dropped and counted."""
+    """Feeds a sink from a bounded queue on a daemon thread; if it is full, the record is dropped and counted."""
 
     def __init__(self, sink: Sink, room: int = _ROOM) -> None:
         self.name = sink.name
@@ -45,13 +45,13 @@ class QueuedSink:
         self._thread.start()
 
     def write(self, record: Record) -> bool:
-        """Hand the record over, in microseconds; False where there was no room or the sink is off."""
+        """Hand over the record, in microseconds; False if there was no room or the sink is off."""
         if self._off.is_set():
             return False
         if len(self._waiting) >= self._room or (isinstance(record, _MEDIA) and not self._media.acquire(blocking=False)):
             self.dropped += 1
             if self.dropped == 1:
-                logger.warning("%s falls behind: what it has no room for is dropped, and counted.", self.name)
+                logger.warning("%s falls behind: records that it has no room for are dropped, and counted.", self.name)
             return False
         try:
             prepared = self.sink.prepare(record)
@@ -65,13 +65,13 @@ class QueuedSink:
         return prepared is not None
 
     def flush(self, seconds: float) -> bool:
-        """Wait, at most so long, until all that was handed over is on disk; True when it is."""
+        """Wait, for at most `seconds`, until everything handed over is on disk; True if it is."""
         flush = _Flush()
         self._waiting.append(flush)
         return flush.done.wait(seconds)
 
     def finish(self, exit_code: int, deadline: float) -> None:
-        """Let the thread write what waits and close the sink, until `deadline` (of time.monotonic)."""
+        """Let the thread write what is waiting and close the sink, until `deadline` (of time.monotonic)."""
         start = time.monotonic()
         self._exit_code = exit_code
         self._ending.set()
@@ -90,7 +90,7 @@ class QueuedSink:
                 )
             self._off.set()
             self.sink.abandon()
-            # What held the thread is gone now, as a rule: give it a moment to close what it can.
+            # What held the thread is usually gone now: give it a moment to close what it can.
             self._thread.join(max(0.0, deadline - time.monotonic()))
         if self.dropped:
             logger.warning("%s dropped %d records because it fell behind.", self.name, self.dropped)
@@ -102,7 +102,7 @@ class QueuedSink:
             self._switch_off(error)
         ending = False
         while not ending:
-            ending = self._ending.wait(_LOOK_SECONDS)  # first, so that all that was given before it is written
+            ending = self._ending.wait(_LOOK_SECONDS)  # first, so that everything given before it is written
             self._write_what_waits()
         try:
             self.sink.finish(self._exit_code)
@@ -110,7 +110,7 @@ class QueuedSink:
             self._switch_off(error)
 
     def _write_what_waits(self) -> None:
-        """A sink that is off is fed from as well, so that nothing piles up."""
+        """A sink that is off is still emptied, so that nothing piles up."""
         while (record := self._next()) is not None:
             if isinstance(record, _MEDIA):
                 self._media.release()
@@ -128,7 +128,7 @@ class QueuedSink:
     def _next(self) -> Record | _Flush | None:
         try:
             return self._waiting.popleft()
-        except IndexError:  # nothing waits, or `finish` has just thrown it away
+        except IndexError:  # nothing is waiting, or `finish` has just thrown it away
             return None
 
     def _switch_off(self, error: Exception) -> None:
@@ -141,5 +141,5 @@ class QueuedSink:
 
 
 def warn_switched_off(name: str, error: Exception) -> None:
-    """The one warning a sink is given when it fails."""
+    """The one warning when a sink fails."""
     logger.warning("%s is switched off: %s. Training goes on.", name, cause(error).rstrip("."))

@@ -19,8 +19,8 @@ class TensorBoardSink(Sink):
     name = "tensorboard"
 
     def __init__(self, run_dir: Path, resume_step: int | None) -> None:
-        """Open an event file. After a resume from step N, what an earlier segment logged beyond N is void; without one,
-        as where that was killed before its first checkpoint, all of it is."""
+        """Open an event file. After resuming from step N, what an earlier segment logged beyond N is void; without a
+        checkpoint to resume from, as after a run killed before its first one, all of it is."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._folder = run_dir / FOLDER
@@ -62,7 +62,7 @@ class TensorBoardSink(Sink):
         import yaml
 
         text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
-        # Markdown shows an indented block as it is, whatever the text holds.
+        # Markdown shows an indented block unchanged, whatever the text contains.
         self._writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()))
         settings = board.hparams(values)
         if settings:
@@ -74,7 +74,7 @@ class TensorBoardSink(Sink):
         self._writer._get_file_writer().add_summary(summary, step)
 
     def _write_video(self, name: str, path: Path, step: int) -> None:
-        # SummaryWriter.add_video shows nothing without moviepy; an image summary that holds a GIF plays by itself.
+        # SummaryWriter.add_video needs moviepy to show anything; an image summary that holds a GIF plays by itself.
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         gif, height, width = mp4_to_gif(path)

@@ -1,7 +1,7 @@
-"""The wandb sink. What it must never do: ask for a key, hold up training or the exit, or lose what it was given.
+"""The wandb sink. It must never ask for a key, hold up training or the exit, or lose what it was given.
 
-Rows carry `train/step` as data and wandb counts its own steps, because an explicit `step=` below the last one is
-dropped: after a resume, whole stretches would be missing.
+Rows carry `train/step` as data and wandb counts its own steps, because rows with an explicit `step=` below the last one
+are dropped: after a resume, whole stretches would be missing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 INIT_TIMEOUT_SECONDS = 20.0
 _FLUSH_SECONDS = 2.0
 _GIT_SECONDS = 5.0
-_FINISH_SHARE = 0.7  # of the exit timeout: wandb's uploads may take this much, the rest is for the queue before it
+_FINISH_SHARE = 0.7  # of the exit timeout: wandb's uploads may take this much; the rest is for the queue before them
 _DATA_DIR = "WANDB_DATA_DIR"
 _AXES = {
     "train/*": "train/step",
@@ -57,7 +57,7 @@ _AXES = {
 }
 
 
-_ROWS = (Scalars, Image, Video, Histogram, Table)  # the records that are each one row of the run
+_ROWS = (Scalars, Image, Video, Histogram, Table)  # each of these records is one row of the run
 _PACKAGE = Path(__file__).parents[2]
 
 
@@ -67,7 +67,7 @@ class WandbUnavailable(Exception):
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """Which wandb run this is. `given`: by a sweep's agent or by the run that is already active: never overridden."""
+    """Which wandb run this is. `given`: set by a sweep's agent or by the active run; never overridden."""
 
     run_id: str
     given: bool
@@ -85,7 +85,7 @@ def choose_identity(wandb: ModuleType, config: WandbConfig, run_dir: Path, wandb
 
 
 class WandbSink(Sink):
-    """See `Sink`: everything but `prepare` and `abandon` runs on a thread of its own."""
+    """See `Sink`: everything except `prepare` and `abandon` runs on its own thread."""
 
     name = "wandb"
 
@@ -105,8 +105,8 @@ class WandbSink(Sink):
     ) -> None:
         """mode: 'online' or 'offline'; request_stop: called, from any thread, when the stop button is pressed.
 
-        rewind_to: a row of the run, beyond which everything is cut off. node: above 0, another process is the run's
-        main one, and this one only adds its machine's system metrics.
+        rewind_to: a row of the run, beyond which everything is cut off. node: above 0, another process leads the run,
+        and this one only adds its machine's system metrics.
         """
         self._wandb = wandb
         self._config = with_variables(config, os.environ)
@@ -120,10 +120,10 @@ class WandbSink(Sink):
         self._rewind_to = rewind_to
         self._node = node
         folder = wandb_folder(run_dir)
-        # Nodes write apart, since they may share the disk; `run_dir` is such a folder already.
+        # Nodes write separately, since they may share the disk; `run_dir` is already such a folder.
         self._place = folder / f"node_{node}" if node and folder != run_dir else folder
         self._run: Any = None
-        self._owned = wandb.run is None  # a run that somebody else has started is theirs to finish
+        self._owned = wandb.run is None  # a run started elsewhere is finished where it was started
         self._defined: set[str] = set()
         self._rows_given = 0
         self._uploads: ModelUploads | None = None
@@ -133,17 +133,17 @@ class WandbSink(Sink):
 
     @property
     def last_row(self) -> int | None:
-        """The run's row that the last record accepted so far is or will be; None before the run is open."""
+        """The run's row that the last accepted record has or will have; None before the run is open."""
         return None if self._run is None else self._run.starting_step + self._rows_given - 1
 
     # ---- starting --------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Start the run; where it cannot be online, offline with one warning. Raises when that fails as well."""
+        """Start the run; if it cannot be online, offline with one warning. Raises if that fails as well."""
         for folder in (self._run_dir, self._place):
             (folder / "wandb").mkdir(parents=True, exist_ok=True)
         self._keep_files_in_run_dir()
-        sys.argv[1:] = map(redact, sys.argv[1:])  # wandb notes them down
+        sys.argv[1:] = map(redact, sys.argv[1:])  # wandb records them
         if not self._owned:
             self._run = self._wandb.run
         elif self._mode == "online":
@@ -168,7 +168,7 @@ class WandbSink(Sink):
             logger.info("wandb: %s", self._run.url)
 
     def _open_online(self) -> Any:
-        """The online run, or None after the one warning that says why there is none and what to do."""
+        """The online run, or None after one warning that says why there is none and what to do."""
         try:
             # wandb.init would ask for a missing key on a terminal, and wait for ever.
             self._wandb.setup(self._wandb.Settings(silent=True))
@@ -177,29 +177,29 @@ class WandbSink(Sink):
             else:
                 return self._init("shared" if self._config.shared else "online", self._resumption())
         except Exception as error:
-            if self._core_is_gone:  # abandoned meanwhile: it is too late for another start
+            if self._core_is_gone:  # abandoned meanwhile: too late for another start
                 raise
             logger.warning("wandb cannot start online and goes offline: %s. %s", cause(error).rstrip("."), self._hint())
-        # Without it, a second init with the same id fails as the first did.
+        # Without this, a second init with the same id fails as the first did.
         self._teardown()
         return None
 
     def _hint(self) -> str:
-        """What may be behind it when wandb does not start online."""
+        """A possible reason why wandb does not start online."""
         if self._config.resume in ("must", "never"):
-            return f"(wandb.resume is {self._config.resume}; with `allow`, a run goes on if it is there.)"
-        return "(Is the key right, see `wandb login`? The network?)"
+            return f"(wandb.resume is {self._config.resume}; with `allow`, an existing run is continued.)"
+        return "(Is the key correct, see `wandb login`? Is there a network?)"
 
     def _resumption(self) -> dict[str, Any]:
-        """What says to wandb which run this is, and how it goes on."""
+        """What tells wandb which run this is, and how it continues."""
         if self._rewind_to is not None:
             return {"resume_from": f"{self._identity.run_id}?_step={self._rewind_to}"}
         return {"id": self._identity.run_id, "resume": None if self._config.shared else self._config.resume}
 
     def _init(self, mode: str, resumption: Mapping[str, Any]) -> Any:
         config = self._config
-        # Not promised by wandb, so given only where they exist. The first: how long rows stay in the memory of wandb's
-        # process, where they are lost when it has to be killed; its default is 15 s.
+        # wandb does not promise these settings, so they are passed only if they exist. The first: how long rows stay in
+        # the memory of wandb's process, where they are lost if it has to be killed; its default is 15 s.
         private: dict[str, Any] = {"x_transaction_log_flush_interval": _FLUSH_SECONDS}
         if not config.system_stats:
             private["x_disable_stats"] = True
@@ -213,18 +213,18 @@ class WandbSink(Sink):
         if remote is not None:
             private["git_remote_url"] = redact(remote)
         settings = self._wandb.Settings(
-            silent=True,  # wandb's own lines would go around train.log
-            console="off",  # it would make every line that is printed wait for wandb's process; see LogLine
+            silent=True,  # wandb's own lines would bypass train.log
+            console="off",  # it would make every printed line wait for wandb's process; see LogLine
             init_timeout=INIT_TIMEOUT_SECONDS,
             finish_timeout=self._finish_seconds / 2,
             finish_timeout_raises=True,
-            # The default interrupts this rank alone, and the others wait for it for ever. A function of its own: wandb
-            # copies its settings, and a bound method is copied with its object, whose locks cannot be.
+            # The default interrupts only this rank, and the others wait for it for ever. A plain function: wandb copies
+            # its settings, and a bound method is copied with its object, whose locks cannot be.
             stop_fn=lambda: self._request_stop(),
             **{key: value for key, value in private.items() if key in self._wandb.Settings.model_fields},
         )
         place: dict[str, Any] = {}
-        if not self._identity.given:  # a sweep's agent has said all of this
+        if not self._identity.given:  # otherwise a sweep's agent has set all of this
             place = {"project": config.project, "entity": config.entity, **resumption}
         run = self._wandb.init(
             **place,
@@ -238,12 +238,12 @@ class WandbSink(Sink):
             settings=settings,
         )
         if config.save_code and self._node == 0:
-            # What wandb calls the code is the script that was started, which says nothing here.
+            # wandb takes the script that was started for the code, which says nothing here.
             run.log_code(str(_PACKAGE), include_fn=lambda path: path.endswith((".py", ".yaml")))
         return run
 
     def _keep_files_in_run_dir(self) -> None:
-        """Tables wait for their upload in the home folder otherwise, which may be full, read-only or elsewhere."""
+        """By default, tables wait for their upload in the home folder, which may be full, read-only or elsewhere."""
         if _DATA_DIR not in os.environ:
             os.environ[_DATA_DIR] = str(self._run_dir / "wandb")
             self._data_dir_set = True
@@ -251,7 +251,7 @@ class WandbSink(Sink):
     # ---- writing ---------------------------------------------------------------------------------------------
 
     def finish_within(self, seconds: float) -> None:
-        """How long the end may take, before `finish` begins."""
+        """Set how long the end may take; called before `finish`."""
         self._finish_seconds = seconds * _FINISH_SHARE
 
     def prepare(self, record: Record) -> Record | None:
@@ -262,7 +262,7 @@ class WandbSink(Sink):
             return record
         try:
             return stage_model(record, self._staging())
-        except (OSError, InputError) as error:  # a full disk, say: it costs this model, and not the metrics
+        except (OSError, InputError) as error:  # for example a full disk: it costs this model, but not the metrics
             logger.warning("wandb does not get the model %s of step %d: %s", record.name, record.step, cause(error))
             return None
 
@@ -296,7 +296,7 @@ class WandbSink(Sink):
 
     def _log(self, row: Mapping[str, Any], step: int) -> None:
         for name in row:
-            # Names outside of the known sections, a user's own among them, get the optimizer step for an axis too.
+            # Names outside the known sections, including a user's own, also get the optimizer step as their axis.
             if f"{name.partition('/')[0]}/*" not in self._defined and name not in self._defined:
                 self._run.define_metric(name, step_metric="train/step")
                 self._defined.add(name)
@@ -305,7 +305,7 @@ class WandbSink(Sink):
     # ---- ending ----------------------------------------------------------------------------------------------
 
     def finish(self, exit_code: int) -> None:
-        """Close the run and wait for its uploads, for a bounded time; say where it is."""
+        """Close the run and wait for its uploads, for a limited time; log where it is."""
         if not self._owned:
             if self._uploads is not None:
                 self._uploads.finish(time.monotonic() + self._finish_seconds)
@@ -315,14 +315,14 @@ class WandbSink(Sink):
             return
         folder = self._folder()
         url = None if self._run.offline else self._run.url
-        # Half of the time: an upload without an answer also holds `run.finish`.
+        # Half of the time: an unanswered upload also blocks `run.finish`.
         deadline = time.monotonic() + self._finish_seconds / 2
         if self._uploads is not None:
             if self._core_is_gone:
                 self._uploads.abandon()
             self._uploads.finish(deadline)
         try:
-            if not self._core_is_gone:  # it would wait in vain
+            if not self._core_is_gone:  # otherwise it would wait in vain
                 self._run.finish(exit_code=exit_code)
         except TimeoutError:
             logger.warning("wandb did not upload everything in time; `wandb sync %s` sends the rest.", folder)
@@ -330,8 +330,8 @@ class WandbSink(Sink):
             self._core_is_gone = True
             raise
         finally:
-            # The run's file is complete only when wandb's own process has ended; where that has died, this takes
-            # back an exit hook that would end the program in a traceback.
+            # The run's file is complete only when wandb's own process has ended. If that has died, this also removes an
+            # exit hook that would end the program in a traceback.
             self._teardown(exit_code)
             if self._data_dir_set:
                 os.environ.pop(_DATA_DIR, None)
@@ -345,13 +345,13 @@ class WandbSink(Sink):
     def _teardown(self, exit_code: int | None = None) -> None:
         try:
             self._wandb.teardown(exit_code)
-        except SystemExit as error:  # how it hands on that its process did not end well
+        except SystemExit as error:  # wandb's way of reporting that its process did not end well
             logger.debug("wandb's process ended with %s", error.code)
-        except Exception as error:  # nobody there to be told: its process has died
+        except Exception as error:  # its process has died, so nobody can be told
             logger.debug("wandb's process is gone: %s", cause(error))
 
     def abandon(self) -> None:
-        """End wandb's process: its exit hook would wait for it, for ever where it is frozen."""
+        """End wandb's process: otherwise its exit hook would wait for it, for ever if it is frozen."""
         if self._owned:
             self._core_is_gone = True
             if self._uploads is not None:
@@ -360,7 +360,7 @@ class WandbSink(Sink):
         self._say_what_is_left()
 
     def _say_what_is_left(self) -> None:
-        """Say once where the rows of a run are whose process is gone."""
+        """Log once where the rows are of a run whose process is gone."""
         if self._run is not None and not self._said_what_is_left:
             self._said_what_is_left = True
             logger.warning("What wandb has on disk can be uploaded: wandb sync %s", self._folder())
@@ -373,7 +373,7 @@ class WandbSink(Sink):
 
 
 def _remote_with_login() -> str | None:
-    """The address of the git repository around, which wandb notes down, where it holds a key; else None."""
+    """The address of the surrounding git repository, which wandb records, if it contains a key; otherwise None."""
     command = ["git", "config", "--get", "remote.origin.url"]
     try:
         said = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=_GIT_SECONDS, text=True)
