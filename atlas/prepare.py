@@ -1,4 +1,4 @@
-"""What is settled once, before the ranks start: is the input right, which run is this, where does it go on from."""
+"""What is settled once, before the ranks start: whether the input is right, which run it is, where it resumes from."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def load_run_config(
     config: Config | dict[str, Any] | str | Path | None, overrides: Sequence[str], resume: str | Path | None
 ) -> Config:
-    """The config of a run. Without one, a run that is resumed by its folder goes on with its own."""
+    """The config of a run. Without one, a run that is resumed by its folder keeps its own."""
     if config is None and _is_artifact(resume):
         # The folder for outputs is that of the machine it was saved on.
         config = load_config(_fetched(str(resume)) / CONFIG).model_copy(update={"output_dir": Config().output_dir})
@@ -42,7 +42,7 @@ def load_run_config(
 
 
 def prepare_once(make: Callable[[], PreparedRun]) -> PreparedRun:
-    """What `make` gives; under a plain torchrun the first rank alone calls it, and the others open the same run."""
+    """The result of `make`; under a plain torchrun only the first rank calls it, and the others open the same run."""
     from atlas.launch import on_first_rank
     from atlas.training.prepared_run import PreparedRun
 
@@ -57,10 +57,10 @@ def prepare_once(make: Callable[[], PreparedRun]) -> PreparedRun:
 
 
 def prepare(config: Config, resume: str | Path | None = None, locks: ExitStack | None = None) -> PreparedRun:
-    """Check all that can be checked, record missing demonstrations, and make the run's folder with its config.
+    """Check everything that can be checked, record missing demonstrations, and create the run's folder with its config.
 
-    The run has its name then, and the checkpoint to go on from. locks: where the lock of the run's folder is kept, for
-    as long as it is trained; without, it is let go of at the end. Raises InputError.
+    The returned run has its name and the checkpoint to resume from. locks: keeps the lock of the run's folder for as
+    long as the run is trained; without it, the lock is released at the end. Raises InputError.
     """
     with ExitStack() as own:
         return _prepare(config, resume, own if locks is None else locks)
@@ -88,7 +88,7 @@ def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> Pre
         _check_fits(checkpoint, config)
     if config.data.reads_default:
         settings = RecordSettings(**config.data.record.model_dump())
-        record(settings, Path(DataConfig().path), wait=True)  # does nothing where they are there
+        record(settings, Path(DataConfig().path), wait=True)  # does nothing if they exist
     prepared = PreparedRun(config, checkpoint)
     prepared.data = data = _open_data(prepared)
     _check_data(prepared)
@@ -112,7 +112,7 @@ def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> Pre
 
 
 def _open_data(prepared: PreparedRun) -> TrainingData:
-    """The data of a run, split, before what is cached of it is filled. Raises InputError."""
+    """The data of a run, split, before its caches are filled. Raises InputError."""
     from atlas.data import open_configured
     from atlas.data.training_data import split_data
 
@@ -128,7 +128,7 @@ def _open_data(prepared: PreparedRun) -> TrainingData:
 
 
 def _with_name_of_its_own(config: Config) -> Config:
-    """Make the folder of a run that nobody has named, under a number where another one was begun in the same second."""
+    """Create the folder of an unnamed run, with a number appended if another one was begun in the same second."""
     number, name = 1, config.run_name
     while True:
         try:
@@ -144,7 +144,7 @@ def _what(run_dir: Path) -> str:
 
 
 def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path | None]:
-    """Name the run; refuse to write over one that is there; find the checkpoint to go on from, undamaged."""
+    """Name the run; refuse to overwrite an existing one; find the checkpoint to resume from, undamaged."""
     from atlas.checkpoints import find_checkpoint, find_undamaged, saved_steps, verify
 
     if _is_artifact(resume):
@@ -178,24 +178,24 @@ def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path
         return config, None
     if resume is None:
         raise InputError(
-            f"The run '{config.run_name}' in {config.output_dir} has checkpoints already. Continue it with "
+            f"The run '{config.run_name}' in {config.output_dir} already has checkpoints. Continue it with "
             f"--resume auto, or choose another run_name."
         )
     return config, find_undamaged(run_dir)
 
 
 def _newest_unfinished_run(config: Config) -> Path | None:
-    """What `--resume auto` means without a run_name: the last run of this data and model that did not end."""
+    """What `--resume auto` means without a run_name: the last run of this data and model that did not finish."""
     from atlas.checkpoints import saved_steps
 
     roots = [root for root in Path(config.output_dir).glob("*/checkpoints") if saved_steps(root)]
-    roots.sort(key=lambda root: root.stat().st_mtime, reverse=True)  # when the last one was put there
+    roots.sort(key=lambda root: root.stat().st_mtime, reverse=True)  # by when the last checkpoint was put there
     for run_dir in (root.parent for root in roots):
         if not (run_dir / RESULTS).exists():
             try:
                 was = load_config(run_dir / CONFIG)
             except InputError:
-                continue  # of another version, or none of ours
+                continue  # a run of another version, or not of Atlas
             if (was.data, was.model) == (config.data, config.model):
                 return run_dir
     return None
@@ -209,24 +209,26 @@ def _is_artifact(resume: str | Path | None) -> bool:
 
 @functools.cache
 def _fetched(reference: str) -> Path:
-    """The checkpoint in wandb's artifact, asked for once: an alias may move meanwhile."""
+    """The checkpoint in wandb's artifact, looked up once: an alias may move meanwhile."""
     from atlas.registry import fetch_checkpoint
 
     return fetch_checkpoint(reference)
 
 
 def _check_same_run(checkpoint: Path, run_dir: Path, reference: str) -> None:
-    """Refuse to go on in the folder of another run that has the same name."""
+    """Refuse to continue in the folder of another run that has the same name."""
     from atlas.checkpoints import find_checkpoint, load_state, saved_steps
 
     if not saved_steps(run_dir / "checkpoints"):
         return
     if load_state(find_checkpoint(run_dir)).wandb_id != load_state(checkpoint).wandb_id:
-        raise InputError(f"{run_dir} is another run than {reference}. Choose another run_name, or another output_dir.")
+        raise InputError(
+            f"{run_dir} is a different run from {reference}. Choose another run_name, or another output_dir."
+        )
 
 
 def _check_fits(checkpoint: Path, config: Config) -> None:
-    """Refuse to go on from a checkpoint whose policy is another one than the config describes, or that is further."""
+    """Refuse to resume from a checkpoint whose policy differs from the config's, or that is further along."""
     from atlas.checkpoints import load_state
     from atlas.checkpoints.shards import has_trained_weights
     from atlas.policies.processor import PolicyProcessor
@@ -238,8 +240,8 @@ def _check_fits(checkpoint: Path, config: Config) -> None:
         saved = read_yaml(file)
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read ({error}); the checkpoint is damaged.") from None
-    with contextlib.suppress(ValueError):  # what is no config of a model differs in any case
-        saved = MODEL.validate(saved).model_dump(mode="json")  # with keys that were not there once
+    with contextlib.suppress(ValueError):  # if it is not a config of a model, it differs in any case
+        saved = MODEL.validate(saved).model_dump(mode="json")  # fills in keys that are newer than the checkpoint
     differing = _differences("model", saved, config.model.model_dump(mode="json"))
     processor = PolicyProcessor.load(checkpoint / "policy" / "processor.json")
     for key, was in (("image_size", processor.image_size), ("action_horizon", processor.action_horizon)):
@@ -250,8 +252,8 @@ def _check_fits(checkpoint: Path, config: Config) -> None:
     step, wanted = load_state(checkpoint).step, config.training.max_steps
     if wanted is not None and wanted < step:
         raise InputError(
-            f"training.max_steps is {wanted}, and the checkpoint {checkpoint} has {step} steps behind it already. Set "
-            f"it to {step} or more, or go on from an earlier checkpoint."
+            f"training.max_steps is {wanted}, but the checkpoint {checkpoint} is already at step {step}. Set it to "
+            f"{step} or more, or resume from an earlier checkpoint."
         )
 
 
@@ -262,7 +264,7 @@ def _differences(key: str, was: Any, now: Any) -> list[str]:
 
 
 def _check_data(prepared: PreparedRun) -> None:
-    """Raises InputError for data that cannot be trained on, or not with this config. Leaves warnings in the run."""
+    """Raises InputError for data that cannot be trained on, or not with this config. Keeps warnings in the run."""
     import torch
 
     from atlas.environments.catalog import environment_spec
@@ -271,7 +273,7 @@ def _check_data(prepared: PreparedRun) -> None:
     from atlas.training.selection import check_metrics
 
     config, data, checkpoint = prepared.config, prepared.data, prepared.checkpoint
-    _ = prepared.warnings  # raises where there is worse
+    _ = prepared.warnings  # raises if there is something worse
     if checkpoint is not None:
         check_resumed(checkpoint, config, data, prepared.kept_split)
         _check_epochs(checkpoint, config, len(data.draws))
@@ -284,15 +286,15 @@ def _check_data(prepared: PreparedRun) -> None:
 
 
 def _check_epochs(checkpoint: Path, config: Config, samples: int) -> None:
-    """Refuse to go on for fewer epochs than are done. samples: of an epoch."""
+    """Refuse to resume for fewer epochs than are done. samples: per epoch."""
     from atlas.checkpoints import load_state
 
     state, epochs = load_state(checkpoint), config.training.num_epochs
     beyond = state.samples_seen - samples * (epochs or 0)
     if epochs is not None and state.step and beyond > state.samples_seen / state.step:  # the last step may go beyond
         raise InputError(
-            f"training.num_epochs is {epochs}, and the checkpoint {checkpoint} has {state.samples_seen / samples:.4g} "
-            "epochs behind it already. Set it to more, or go on from an earlier checkpoint."
+            f"training.num_epochs is {epochs}, but the checkpoint {checkpoint} has already done "
+            f"{state.samples_seen / samples:.4g} epochs. Set it to more, or resume from an earlier checkpoint."
         )
 
 
@@ -305,6 +307,6 @@ def _check_machine(config: Config, device: str) -> None:
 
 
 def environment_of(config: Config, dataset: EpisodeDataset) -> str | None:
-    """The world for closed-loop evaluation; None where there is none for the data or no episodes are asked for."""
+    """The world for closed-loop evaluation; None if there is none for the data, or no episodes are asked for."""
     env = dataset.environment if config.evaluation.env == "auto" else config.evaluation.env
     return None if env in (None, "none") or config.evaluation.episodes == 0 else env

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FAILED_RANK_SECONDS = 15.0  # for what it has logged; its launcher ends it soon after
-INSTRUCTIONS = "instructions.safetensors"  # in the run's folder: what a frozen language encoder says of them
+_FAILED_RANK_SECONDS = 15.0  # for what a failed rank has logged; its launcher ends it soon after
+INSTRUCTIONS = "instructions.safetensors"  # in the run's folder: a frozen language encoder's output for them
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ def train(
     overrides: Sequence[str] = (),
     resume: str | Path | None = None,
 ) -> Result:
-    """Train in this process: one GPU where there is one, else the CPU; under `torchrun`, one rank of several.
+    """Train in this process: on one GPU if there is one, otherwise the CPU; under `torchrun`, as one rank of several.
 
     config: a YAML file, a mapping or a Config; None is the default job. overrides: 'training.max_steps=100', … on top.
-    resume: a run or a checkpoint to go on from; 'auto': this run's latest checkpoint, if it has one.
-    Raises InputError, before anything is touched, where the input is wrong; Interrupted after a signal.
+    resume: a run or a checkpoint to resume from; 'auto': this run's latest checkpoint, if it has one.
+    Raises InputError, before anything is touched, if the input is wrong; Interrupted after a signal.
     """
     from atlas.launch import end_at_once
 
@@ -99,7 +99,7 @@ def run(prepared: PreparedRun) -> Result:
         leave_error(error)
         exit_code = getattr(error, "exit_code", 1)
         if not hasattr(error, "exit_code") and not isinstance(error, KeyboardInterrupt):
-            logger.error("Training failed", exc_info=error, extra=NOT_ON_TERMINAL)  # whoever catches it shows it there
+            logger.error("Training failed", exc_info=error, extra=NOT_ON_TERMINAL)  # the caller shows it there
         raise
     finally:
         if closed_loop is not None:
@@ -112,16 +112,16 @@ def run(prepared: PreparedRun) -> Result:
                     _tell(run_dir)
             if node is not None:
                 node.finish(exit_code)
-            if exit_code not in (1, 2):  # all ranks come through here: none leaves while one still uploads
+            if exit_code not in (1, 2):  # all ranks get here: none leaves while one is still uploading
                 accelerator.wait_for_everyone()
         undo_logging()
-        if exit_code not in (1, 2) or accelerator.num_processes == 1:  # else others may wait: see `end_at_once`
+        if exit_code not in (1, 2) or accelerator.num_processes == 1:  # otherwise others may wait: see `end_at_once`
             accelerator.end_training()
 
 
 @contextmanager
 def _undisturbed(accelerator: Accelerator) -> Iterator[None]:
-    """Let this rank end in good order when another has ended first: the launcher then sends a SIGTERM to the rest."""
+    """Let this rank end properly if another has ended first: the launcher then sends a SIGTERM to the rest."""
     from atlas.training.guards.signals import listening
 
     if accelerator.num_processes == 1:
@@ -176,7 +176,7 @@ def build_trainer(prepared: PreparedRun, accelerator: Accelerator) -> Trainer:
 
 
 def _warn(prepared: PreparedRun) -> None:
-    """Say what looks wrong in the data, and what of it has changed since the checkpoint."""
+    """Log what looks wrong in the data, and what has changed in it since the checkpoint."""
     from atlas.data.kept_split import episode_identities
 
     for warning in prepared.warnings:
@@ -189,8 +189,8 @@ def _warn(prepared: PreparedRun) -> None:
 def share_embeddings(
     memory: InstructionMemory, instructions: Sequence[str], file: Path, accelerator: Accelerator, resumed: bool
 ) -> None:
-    """Have a frozen language encoder read each instruction once in the life of a run: each process some of them, on
-    the device that it has."""
+    """Have a frozen language encoder read each instruction once per run: each process reads some of them, on its own
+    device."""
     from accelerate.utils import gather_object
 
     if resumed and file.exists():
@@ -198,7 +198,7 @@ def share_embeddings(
     new = memory.unknown(instructions)
     memory.to(accelerator.device)
     mine = memory.encode(new[accelerator.process_index :: accelerator.num_processes])
-    memory.to("cpu")  # until all of the policy goes
+    memory.to("cpu")  # until the whole policy is moved
     found = {text: tokens for part in gather_object([mine]) for text, tokens in part.items()}
     memory.remember({text: found[text] for text in new})
     if accelerator.is_main_process:
@@ -206,7 +206,7 @@ def share_embeddings(
 
 
 def _use_features(prepared: PreparedRun, policy: Policy) -> None:
-    """Read a frozen encoder's features instead of images. Raises InputError where they are of something else."""
+    """Read a frozen encoder's features instead of images. Raises InputError if they were made from something else."""
     from atlas.data.feature_cache import FeatureCache
     from atlas.policies.base import ReadsFeatures
     from atlas.policies.feature_cache_filling import cache_source
@@ -224,7 +224,7 @@ def _use_features(prepared: PreparedRun, policy: Policy) -> None:
 
 
 def _settled(prepared: PreparedRun, policy: Policy, accelerator: Accelerator, state: TrainingState | None) -> Config:
-    """The config with numbers for `data.batch_size`, that of a run that goes on or the largest that fits, and for
+    """The config with numbers for `data.batch_size` (the resumed run's, or the largest that fits) and for
     `data.num_workers`."""
     from atlas.training.perf.batch_size import find_batch_size
     from atlas.training.perf.worker_room import settle_workers
@@ -240,7 +240,7 @@ def _settled(prepared: PreparedRun, policy: Policy, accelerator: Accelerator, st
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """This process's part of the run's processes and devices. Raises InputError where they are not there."""
+    """This process's part of the run's processes and devices. Raises InputError if they do not exist."""
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
@@ -268,7 +268,7 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def make_policy(prepared: PreparedRun) -> Policy:
-    """The policy that the config describes, or that of the checkpoint, ready to be trained."""
+    """The policy that the config describes, or the checkpoint's, ready to be trained."""
     from atlas.policies.base import LearnsFromTeacher, load_policy
 
     config, data, checkpoint = prepared.config, prepared.data, prepared.checkpoint
@@ -303,7 +303,7 @@ def _make_processor(config: Config, data: TrainingData) -> PolicyProcessor:
 def _make_closed_loop(
     prepared: PreparedRun, policy: Policy, accelerator: Accelerator, tracker: RunTracker
 ) -> ClosedLoop | None:
-    """The closed-loop evaluation, or None where there is no world for the data or no episodes are asked for."""
+    """The closed-loop evaluation, or None if there is no world for the data or no episodes are asked for."""
     from atlas.environments.catalog import environment_spec
     from atlas.rollout.evaluation import check_agreement
     from atlas.training.closed_loop import ClosedLoop
@@ -321,7 +321,7 @@ def _make_closed_loop(
 
 
 def _announce(prepared: PreparedRun, trainer: Trainer) -> None:
-    """Say at the start what will run, and log it as the run's config; on the main rank, which is heard."""
+    """Log at the start what will run, and also as the run's config; on the main rank, whose log is shown."""
     if not trainer.accelerator.is_main_process:
         return
     from atlas.data.balance import describe_draws
@@ -406,17 +406,17 @@ def _finish(trainer: Trainer, metrics: dict[str, float]) -> Result:
 
 
 def _tell(run_dir: Path) -> None:
-    """Write the run's report, once all that it logged is on disk. What fails is said, and fails no training."""
+    """Write the run's report, once all that it logged is on disk. A failure is logged, and does not fail training."""
     from atlas.report import write_report
 
     try:
         write_report(run_dir)
-    except Exception as error:  # of any kind: it reads all that the run has left
+    except Exception as error:  # of any kind: it reads everything that the run has left
         logger.warning("The report could not be written: %s", cause(error).rstrip("."))
 
 
 class _CallableModule(types.ModuleType):
-    """Lets `atlas.train` be both this module and, as the documentation has it, the function."""
+    """Lets `atlas.train` be both this module and, as documented, the function."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Result:
         return train(*args, **kwargs)

@@ -174,4 +174,4 @@ def test_going_on_in_the_folder_of_another_run_is_refused(
 
     done = run(tmp_path, server, "train", "--cpu", "--resume", "wandb:somebody/atlas-vla/first:latest", code=2)
 
-    assert "is another run than wandb:somebody/atlas-vla/first:latest" in done.stderr
+    assert "is a different run from wandb:somebody/atlas-vla/first:latest" in done.stderr

@@ -15,19 +15,19 @@ from atlas.checkpoints.run_folder import Checkpoints
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_AT_EXIT = 20.0  # that a process which ends without `wait`, as after an error, waits for its write
+_SECONDS_AT_EXIT = 20.0  # how long a process that ends without `wait`, as after an error, waits for its write
 
 _writing: set[threading.Thread] = set()
 
 
 class BackgroundWriter:
-    """Writes one checkpoint at a time on a thread of its own.
+    """Writes one checkpoint at a time on a separate thread.
 
-    failed: what could not be written, a sentence each; training went on without.
+    failed: what could not be written, one sentence each; training went on without it.
     """
 
     def __init__(self, checkpoints: Checkpoints, before: Callable[[], object] | None = None) -> None:
-        """before: called on the other thread before each write, such as for what must be on the disk earlier."""
+        """before: called on the writing thread before each write, for what must be on the disk earlier."""
         self.failed: list[str] = []
         self._checkpoints, self._before = checkpoints, before
         self._thread: threading.Thread | None = None
@@ -36,18 +36,18 @@ class BackgroundWriter:
     def begin(self, contents: Contents, then: Callable[[Path], object] | None = None) -> None:
         """Begin to write a checkpoint, after the one before it; see `Checkpoints.write` and `prune`.
 
-        contents: stays as it is until `wait` returns, see `Snapshot.copied`. then: called on the other thread with the
-        checkpoint's folder, when it is complete and linked. Raises what `wait` raises.
+        contents: must not change until `wait` returns, see `Snapshot.copied`. then: called on the writing thread with
+        the checkpoint's folder, once it is complete and linked. Raises what `wait` raises.
         """
         self.wait()
-        # A daemon, as Python would wait for another kind at its end without a limit.
+        # A daemon thread, as Python would wait without limit for any other kind at its end.
         self._thread = threading.Thread(target=self._run, args=(contents, then), name="atlas-checkpoint", daemon=True)
         self._thread.start()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait for the write that was begun, at most so long; False where it is not done.
+        """Wait for the write in progress, at most `seconds`; False if it is not done by then.
 
-        Raises the error that it ended with, once, unless it is one of the disk: that is in `failed`.
+        Raises the error that it ended with, once, unless it is a disk error: those are in `failed`.
         """
         if self._thread is not None:
             self._thread.join(seconds)
@@ -90,7 +90,7 @@ class BackgroundWriter:
         try:
             free = f"{_size(shutil.disk_usage(root).free)} are free in {root}"
         except OSError as error:
-            free = f"{root} cannot be looked at ({error})"
+            free = f"{root} cannot be read ({error})"
         steps = self._checkpoints.steps()
         rest = f"the one of step {steps[-1]} is still there" if steps else "there is none yet"
         return f"It takes {_size(contents.nbytes)} and {free}; {rest}."
@@ -106,7 +106,7 @@ def _size(count: int) -> str:
 
 @atexit.register
 def _finish_writing() -> None:
-    """A process that ends without `wait` finishes its write too, but not at any price."""
+    """A process that ends without `wait` also finishes its write, but waits only for a limited time."""
     deadline = time.monotonic() + _SECONDS_AT_EXIT
     for thread in list(_writing):
         thread.join(max(0.0, deadline - time.monotonic()))

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: weights, optimizer, where training stands. As it was at one moment, written, read back."""
+"""What a checkpoint holds (weights, optimizer, the state of training), captured at one moment, written, read back."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from atlas.system.files import finite, write_json
 from atlas.system.tensors import load_nested, save_nested
 
 STATE = "trainer/state.json"  # in a checkpoint
-# Of one rank: {"random": see `random_state`, "sums": {name: tensor}}; that of the first has "split".
+# Per rank: {"random": see `random_state`, "sums": {name: tensor}}; the first rank's also has "split".
 RankState = Mapping[str, Any]
 _WEIGHTS, _OPTIMIZER, _RANKS = "weights", "optimizer", "ranks"  # files of trainer/
-_OLDER = {_WEIGHTS: "weights.pt", _OPTIMIZER: "optimizer.pt", _RANKS: "random.pt"}  # what they were called once
+_OLDER = {_WEIGHTS: "weights.pt", _OPTIMIZER: "optimizer.pt", _RANKS: "random.pt"}  # their former names
 
 
 @dataclass
 class TrainingState:
-    """Where training stands; everything else of it is in tensors."""
+    """Where training stands; everything else about it is in tensors."""
 
     step: int  # optimizer steps done
     samples_seen: int  # position in the endless stream of samples
@@ -37,18 +37,18 @@ class TrainingState:
     best_step: int | None = None
     best_value: float | None = None
     wandb_id: str | None = None
-    wandb_row: int | None = None  # the last one that wandb had been given
+    wandb_row: int | None = None  # the last row given to wandb
     checkpoints: int = 0  # written so far, this one included
-    restarts: int = 0  # how often training has gone on from a checkpoint
-    skipped_steps: int = 0  # left out, since their loss or gradient was not finite
+    restarts: int = 0  # how often training has resumed from a checkpoint
+    skipped_steps: int = 0  # left out because their loss or gradient was not finite
     stopping_best: float | None = None  # the best value that early stopping has seen
-    stopping_since: int = 0  # its values since
-    stopped_short: bool = False  # a signal came before what is due at this step: validating, evaluating, saving
-    batch_size: int | None = None  # samples a process, where data.batch_size is auto
-    max_steps: int | None = None  # that the run is to have
+    stopping_since: int = 0  # the number of values since
+    stopped_short: bool = False  # a signal came before this step was validated, evaluated and saved as due
+    batch_size: int | None = None  # samples per process, if data.batch_size is auto
+    max_steps: int | None = None  # the planned length of the run
     rate_steps: int | None = None  # see Schedule
     metric: str | None = None  # by which the best checkpoint is chosen
-    value: float | None = None  # of that metric for these weights; None where it was not measured at this step
+    value: float | None = None  # that metric's value for these weights; None if it was not measured at this step
 
 
 def load_state(checkpoint: Path) -> TrainingState:
@@ -81,9 +81,9 @@ class Contents(Protocol):
 class Snapshot:
     """The contents of a checkpoint.
 
-    policy: gives its config, processor and card; none of its weights. weights: what is saved as `policy/`, without
-    frozen pretrained parts. trained: the weights that training goes on with, where they are other ones (an average is
-    on). optimizer: its state dict. rank_states: one a rank.
+    policy: provides its config, processor and card, but no weights. weights: what is saved as `policy/`, without frozen
+    pretrained parts. trained: the weights that training continues with, if they differ (when weights are averaged).
+    optimizer: its state dict. rank_states: one per rank.
     """
 
     policy: Policy
@@ -102,21 +102,21 @@ class Snapshot:
         state: TrainingState,
         rank_states: Sequence[RankState],
     ) -> Snapshot:
-        """A view of what there is now, which costs nothing and is true until the next step; see `copied`.
+        """A view of the current contents, which costs nothing and is valid until the next step; see `copied`.
 
-        policy: what is saved as `policy/`; trained: what training goes on with, often the same.
+        policy: what is saved as `policy/`; trained: what training continues with, often the same.
         """
         others = None if trained is policy else trained.own_state_dict()
         return cls(policy, policy.own_state_dict(), others, optimizer.state_dict(), rank_states, replace(state))
 
     def copied(self, memory: HostMemory) -> Snapshot:
-        """The same in memory of its own, where the next steps do not change it."""
+        """The same in separate memory, which the next steps do not change."""
         weights, trained, optimizer, rank_states = memory.copy(self._parts)
         return Snapshot(self.policy, weights, trained, optimizer, rank_states, self.state)
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all tensors: about what the checkpoint takes on the disk."""
+        """The bytes of all tensors: about the size of the checkpoint on disk."""
         return sum(leaf.nbytes for leaf in tree_leaves(self._parts) if isinstance(leaf, torch.Tensor))
 
     @property
@@ -136,7 +136,7 @@ class Snapshot:
 
 
 def load_trained_weights(checkpoint: Path) -> dict[str, torch.Tensor] | None:
-    """The weights that training goes on with, where they are others than those in `policy/`. Raises InputError."""
+    """The weights that training continues with, if they differ from those in `policy/`. Raises InputError."""
     if not any((checkpoint / "trainer" / name).exists() for name in (f"{_WEIGHTS}.safetensors", _OLDER[_WEIGHTS])):
         return None
     weights: dict[str, torch.Tensor] = _load(checkpoint, _WEIGHTS)
@@ -156,12 +156,12 @@ def load_rank_states(checkpoint: Path) -> list[RankState]:
 
 
 def split_of(split: KeptSplit) -> dict[str, torch.Tensor]:
-    """A split as it is kept in a checkpoint, with the first rank's state."""
+    """A split in the form in which a checkpoint stores it, with the first rank's state."""
     return {"training": torch.from_numpy(split.training), "validation": torch.from_numpy(split.validation)}
 
 
 def load_split(checkpoint: Path) -> KeptSplit | None:
-    """The split of a run; None in checkpoints of before it was kept. Raises InputError."""
+    """The split of a run; None in older checkpoints, which do not store it. Raises InputError."""
     found = next((state["split"] for state in load_rank_states(checkpoint) if "split" in state), None)
     return None if found is None else KeptSplit(found["training"].numpy(), found["validation"].numpy())
 
@@ -172,7 +172,7 @@ def _load(checkpoint: Path, name: str) -> Any:
         return load_nested(checkpoint / "trainer" / f"{name}.safetensors")
     try:
         return torch.load(older, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
+    except Exception as error:  # torch raises many kinds of errors for a damaged file
         raise InputError(f"{older} is damaged ({type(error).__name__}: {error}).") from None
 
 
@@ -180,10 +180,10 @@ def _load(checkpoint: Path, name: str) -> Any:
 
 
 def state_of_rank(states: Sequence[RankState], rank: int, world_size: int) -> RankState:
-    """What of a checkpoint's rank states belongs to a rank of a run of `world_size` ranks.
+    """The part of a checkpoint's rank states that belongs to a rank of a run with `world_size` ranks.
 
-    The same number of ranks: its own. Another number: no "random", and the sums of all on rank 0, zeros elsewhere, so
-    that means over all ranks go on. Those of older checkpoints are random states alone, without sums.
+    With the same number of ranks: its own. With another number: no "random", and the sums of all ranks on rank 0, zeros
+    elsewhere, so that means over all ranks continue. Older checkpoints have random states only, without sums.
     """
     states = [state if "random" in state else {"random": state, "sums": {}} for state in states]
     if len(states) == world_size:
@@ -201,13 +201,13 @@ def random_state() -> dict[str, Any]:
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
         "python": [version, list(internal), gauss],
     }
-    if torch.cuda.is_initialized():  # to ask a GPU that is not used would take memory of it
+    if torch.cuda.is_initialized():  # asking an unused GPU would take memory on it
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Go on from a `random_state`."""
+    """Continue from a `random_state`."""
     torch.set_rng_state(state["torch"])
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))

@@ -1,4 +1,4 @@
-"""Copies of tensors in the host's memory, made while training is held up for as short as can be."""
+"""Copies of tensors in the host's memory, made while training is held up as briefly as possible."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import torch
 
 from atlas.system.cores import available_cores
 
-_LARGE = 1 << 17  # bytes; below, the copying is over before another thread has begun
-_THREADS = 4  # few cores have the memory's whole bandwidth
+_LARGE = 1 << 17  # bytes; smaller copies are done before another thread would have begun
+_THREADS = 4  # a few cores use the memory's whole bandwidth
 
 
 class HostMemory:
-    """Memory for one set of copies, kept for the next one: new pages cost more than the copying."""
+    """Memory for one set of copies, kept for the next one: allocating pages costs more than copying."""
 
     def __init__(self) -> None:
         self._kept: list[_Place] = []
 
     @torch.no_grad()
     def copy(self, value: Any) -> Any:
-        """The same nested dicts, lists and tuples, with copies of the tensors, on the CPU, instead of them.
+        """The same nested dicts, lists and tuples, with the tensors replaced by copies on the CPU.
 
-        The copies are valid until the next call. Those from a GPU go through pinned memory, all at once.
+        The copies are valid until the next call. Copies from a GPU go through pinned memory, all at once.
         """
         tensors: list[torch.Tensor] = []
         copies = self._place(value, tensors)
@@ -46,12 +46,12 @@ class HostMemory:
         return copies
 
     def _place(self, value: Any, tensors: list[torch.Tensor]) -> Any:
-        """The nested value with memory instead of its tensors, which are added to `tensors`."""
+        """The nested value with memory in place of its tensors, which are added to `tensors`."""
         if isinstance(value, torch.Tensor):
             number, form = len(tensors), (value.shape, value.dtype, value.is_cuda)
             tensors.append(value)
             if number >= len(self._kept) or self._kept[number].form != form:
-                del self._kept[number:]  # first, so that there are never two sets
+                del self._kept[number:]  # first, so that two sets never exist at once
                 self._kept.append(_Place(*form))
             return self._kept[number].tensor
         if isinstance(value, dict):
@@ -67,14 +67,14 @@ class _Place:
     def __init__(self, shape: torch.Size, dtype: torch.dtype, from_gpu: bool) -> None:
         self.form = (shape, dtype, from_gpu)
         self.tensor = torch.empty(shape, dtype=dtype, pin_memory=from_gpu)
-        self.large = self.tensor.nbytes >= _LARGE and not from_gpu  # other threads should copy it
+        self.large = self.tensor.nbytes >= _LARGE and not from_gpu  # copied by other threads
 
 
 @contextmanager
 def _copying(blocks: Sequence[tuple[int, int, int]]) -> Iterator[None]:
-    """Copy blocks of memory: (to, from, bytes). Begun by other threads within the block, and done after it.
+    """Copy blocks of memory: (to, from, bytes). Other threads begin within the block, and are done after it.
 
-    The threads of torch wait for one another after each tensor, which takes seconds in all where cores are shared.
+    torch's own threads wait for one another after each tensor, which takes seconds in all on shared cores.
     """
     rest = iter(blocks)
     threads = min(_THREADS, available_cores(), 1 + len(blocks))
@@ -89,4 +89,4 @@ def _copying(blocks: Sequence[tuple[int, int, int]]) -> Iterator[None]:
 
 def _work(blocks: Iterator[tuple[int, int, int]]) -> None:
     for target, source, size in blocks:
-        ctypes.memmove(target, source, size)  # without Python's lock
+        ctypes.memmove(target, source, size)  # without holding Python's lock

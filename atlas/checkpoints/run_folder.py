@@ -42,8 +42,8 @@ class Retention:
         """The steps to keep, of those that are saved.
 
         values: {step saved: its value of the metric, or None}. now: the step saved last. linked: the steps that links
-        name; they are kept in any case. So are those after `now`: training went back to before them, and leaves them
-        alone until it has passed them again.
+        name, which are always kept. So are steps after `now`: training went back to before them, and does not touch
+        them until it has passed them again.
         """
         reached = sorted(step for step in values if step <= now)
         kept = {step for step in values if step > now or step in linked}
@@ -51,7 +51,7 @@ class Retention:
         if self.every_n_steps is not None:
             kept.update(step for step in reached if step % self.every_n_steps == 0)
         sign = 1 if self.larger_is_better else -1
-        # Of equal ones the later, as where the best is chosen.
+        # Of equal ones the later, as when the best is chosen.
         ranked = sorted(
             (sign * value, step) for step in reached if (value := values[step]) is not None and math.isfinite(value)
         )
@@ -62,12 +62,12 @@ class Retention:
 class Checkpoints:
     """`<run_dir>/checkpoints/step_00001000/{policy/, trainer/}` and the links `latest` and `best`.
 
-    A process or a machine may be stopped at any moment: a folder of this name, and what a link names, is a complete
-    checkpoint. Only one process writes, one checkpoint at a time.
+    A process or a machine may be stopped at any moment: a folder with this name, and what a link names, is always a
+    complete checkpoint. Only one process writes, one checkpoint at a time.
     """
 
     def __init__(self, run_dir: Path, retention: Retention | int) -> None:
-        """retention: a number is the last_n of one."""
+        """retention: a number is short for a Retention with that last_n."""
         self.root = run_dir / "checkpoints"
         self._retention = Retention(retention) if isinstance(retention, int) else retention
 
@@ -75,13 +75,14 @@ class Checkpoints:
         return _folder(self.root, step)
 
     def steps(self) -> list[int]:
-        """The steps that are saved, ascending."""
+        """The saved steps, ascending."""
         return saved_steps(self.root)
 
     def write(self, contents: Contents) -> Path:
         """Write a checkpoint and point `latest` at it, and `best` at the one that its state calls the best.
 
-        One of the same step is replaced. Raises OSError, such as for a full disk; all is as it was before then.
+        A checkpoint of the same step is replaced. Raises OSError, for example if the disk is full; nothing has changed
+        then.
         """
         self._make_root()
         self._tidy()
@@ -104,16 +105,16 @@ class Checkpoints:
             self._remove(self.path(step))
 
     def adopt(self, checkpoint: Path) -> Path:
-        """Make a checkpoint the one that the run goes on from: `latest` names it, and `best` the best one up to it.
+        """Make a checkpoint the one that the run resumes from: `latest` names it, and `best` the best one up to it.
 
-        One from elsewhere is copied to where the run keeps its own, unless it is there undamaged. Returns where it is
-        then. Raises InputError for one that is damaged, OSError.
+        One from elsewhere is copied into the run's folder, unless it is there undamaged. Returns where it is then.
+        Raises InputError if it is damaged, OSError.
         """
         state = load_state(checkpoint)
         final = self.path(state.step)
         self._make_root()
         self._settle()
-        # One that lay in a link's place has its own name by now.
+        # A checkpoint that lay in a link's place has its own name by now.
         if checkpoint.exists() and checkpoint.resolve() != final.resolve() and not _is_sound(final):
             with _partial(final) as folder:
                 for part in ("policy", "trainer"):
@@ -140,7 +141,7 @@ class Checkpoints:
             sync(self.root)
 
     def _target(self, name: str) -> str | None:
-        """What a link holds, be it there or not."""
+        """The target of a link, whether or not it exists."""
         return link_target(self.root / name)
 
     def _linked(self, name: str) -> int | None:
@@ -149,7 +150,7 @@ class Checkpoints:
         return _step_of(target) if target is not None else None
 
     def _value(self, step: int) -> float | None:
-        """A checkpoint's value of the metric by which the best are kept; None for one without, or damaged."""
+        """A checkpoint's value of the metric that decides which are kept; None if it has none, or is damaged."""
         try:
             state = load_state(self.path(step))
         except InputError:
@@ -164,9 +165,9 @@ class Checkpoints:
             sync(self.root.parent)
 
     def _put_in_place(self, complete: Path, final: Path) -> None:
-        """Give a complete folder its name. Where another has it, links never name half of one or none.
+        """Give a complete folder its final name. If another folder has that name, links never lead to a partial one.
 
-        Meanwhile they name a stand-in: another folder with the same files.
+        Meanwhile they lead to a stand-in: another folder with the same files.
         """
         if final.exists():
             standin = self.root / f".{final.name}{_STANDIN}"
@@ -180,8 +181,8 @@ class Checkpoints:
         self._settle()
 
     def _settle(self) -> None:
-        """End with stand-ins: the links that name one name the folder it stands for, which is made from it if lost.
-        And with folders in the place of links."""
+        """Remove stand-ins: links to one lead to the folder it stands for, which is restored from it if lost. Then do
+        the same for folders in the place of links."""
         for name in _LINKS:
             self._unfold(self.root / name)
         for standin in self.root.glob(f".step_*{_STANDIN}"):
@@ -199,8 +200,8 @@ class Checkpoints:
             shutil.rmtree(standin)
 
     def _unfold(self, link: Path) -> None:
-        """Programs that copy what links lead to (`scp -r`, `cp -L`) leave a folder in a link's place: it becomes the
-        checkpoint that it is a copy of, unless that is there too."""
+        """Programs that copy what links lead to (`scp -r`, `cp -L`) leave a folder in a link's place: rename it to the
+        checkpoint that it is a copy of, unless that exists too."""
         if link.is_symlink() or not link.is_dir():
             return
         try:
@@ -219,14 +220,14 @@ class Checkpoints:
         self._point(link.name, final)
 
     def _remove(self, folder: Path) -> None:
-        """Renamed first, so that what has a checkpoint's name is a whole one."""
+        """Rename it first, so that whatever has a checkpoint's name is complete."""
         gone = partial_name(folder)
         os.replace(folder, gone)
         with writing(gone):
             shutil.rmtree(gone)
 
     def _tidy(self) -> None:
-        """Remove what a process left that was killed, and nothing that another one is writing."""
+        """Remove what a killed process left, but nothing that another one is writing."""
         self._settle()
         for folder in self.root.glob(f".*{PARTIAL}"):
             if is_abandoned(folder):
@@ -235,7 +236,7 @@ class Checkpoints:
 
 @contextmanager
 def _partial(final: Path) -> Iterator[Path]:
-    """A folder to fill and to rename, which the tidying of other processes leaves alone."""
+    """A folder to fill and rename, which other processes do not tidy away."""
     with partial_folder(final) as folder, writing(folder):
         yield folder
 
@@ -244,7 +245,7 @@ def _partial(final: Path) -> Iterator[Path]:
 
 
 def saved_steps(root: Path) -> list[int]:
-    """The steps of the checkpoints in a folder `checkpoints`, ascending."""
+    """The steps of the checkpoints in a `checkpoints` folder, ascending."""
     found = [_step_of(folder.name) for folder in root.glob("step_*") if folder.is_dir()]
     return sorted(step for step in found if step is not None)
 
@@ -252,7 +253,7 @@ def saved_steps(root: Path) -> list[int]:
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that `path` means: itself, or the latest of the run it is. It may be damaged: see `verify`.
 
-    Where a run's `latest` leads nowhere, it is the one of the largest step. Raises InputError where there is none.
+    If a run's `latest` leads nowhere, it is the one with the largest step. Raises InputError if there is none.
     """
     path = path.expanduser()
     for candidate in (path, path / "checkpoints" / "latest", path / "latest"):
@@ -266,14 +267,14 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def find_undamaged(run_dir: Path) -> Path:
-    """A run's latest checkpoint, or, where that is damaged, the one before it, with a warning that says so.
+    """A run's latest checkpoint or, if that is damaged, the one before it, with a warning that says so.
 
-    Raises InputError where there is none, and where all are damaged.
+    Raises InputError if there is none, and if all are damaged.
     """
     latest = find_checkpoint(run_dir)
     root, now = latest.parent, _step_of(latest.name)
     others = [step for step in reversed(saved_steps(root)) if step != now]
-    # Those after the latest are from before training went back to an earlier one.
+    # Checkpoints after the latest are from before training went back to an earlier one.
     others.sort(key=lambda step: now is not None and step > now)
     problems = []
     for checkpoint in (latest, *(_folder(root, step) for step in others)):
@@ -289,10 +290,10 @@ def find_undamaged(run_dir: Path) -> Path:
 
 
 def verify(checkpoint: Path) -> None:
-    """Compare every file of a checkpoint with its manifest. Raises InputError that names the file that is damaged.
+    """Compare every file of a checkpoint with its manifest. Raises InputError that names the damaged file.
 
-    Files that the manifest does not name are no damage. A checkpoint from before there were manifests has none: of it
-    only the names of its files are looked at.
+    Files that the manifest does not name are ignored. A checkpoint from before there were manifests has none: only the
+    names of its files are checked.
     """
     if (checkpoint / MANIFEST).exists() or not (checkpoint / _OLDER).exists():
         compare_files(checkpoint, read_manifest(checkpoint, _NEEDED))
@@ -307,7 +308,7 @@ def _folder(root: Path, step: int) -> Path:
 
 
 def _step_of(name: str) -> int | None:
-    """The step that the name of a checkpoint's folder, or of a stand-in, tells; None for other names."""
+    """The step in the name of a checkpoint's folder, or of a stand-in; None for other names."""
     match = _NAME.fullmatch(name)
     return int(match[1]) if match else None
 
@@ -327,7 +328,7 @@ def _is_twin(checkpoint: Path, other: Path) -> bool:
 
 
 def _link_tree(source: Path, target: Path) -> None:
-    """The same files in another folder, which takes no space where the file system has hard links."""
+    """The same files in another folder, which takes no space if the file system has hard links."""
     shutil.copytree(
         source, target, copy_function=lambda file, name: link_or_copy(Path(file), Path(name)), dirs_exist_ok=True
     )

@@ -1,5 +1,5 @@
-"""Checkpoints that all ranks write together, a file a rank of trained weights and optimizer state, and that any number
-of ranks reads back."""
+"""Checkpoints that all ranks write together, with one file per rank for trained weights and optimizer state, and that
+any number of ranks reads back."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from atlas.system.documents import parse_json
 from atlas.system.tensors import save_tensors
 
 SHARDS = "trainer/shards"  # in a checkpoint
-_WEIGHTS = "weights"  # the kind of trained weights; the others are AdamW's
+_WEIGHTS = "weights"  # the kind for trained weights; the other kinds are AdamW's
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-_NUMBER = "number"  # the key of a file's metadata: which of how many files it is
+_NUMBER = "number"  # a key of a file's metadata: its number, and how many files there are
 
 
 def name_training(
     weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, averaged: bool
 ) -> dict[str, torch.Tensor]:
-    """What training goes on with, as "<kind>/<name of a weight>": AdamW's state, and trained weights where `policy/`
+    """What training continues with, as "<kind>/<name of a weight>": AdamW's state, and the trained weights if `policy/`
     has averaged ones."""
     tensors = {f"{_WEIGHTS}/{name}": weight.detach() for name, weight in weights.items()} if averaged else {}
     for name, weight in weights.items():
@@ -37,8 +37,8 @@ def name_training(
 def write_shard(folder: Path, rank: int, ranks: int, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write a rank's part of `name_training`'s tensors into a checkpoint's folder. Raises OSError.
 
-    A rank has some rows (of dimension 0) of each, rank 0 the first ones; what has no dimension is the same everywhere.
-    Not by torch.distributed.checkpoint, whose index is a pickle: reading a checkpoint must not run what is in it.
+    Each rank has some rows (of dimension 0) of every tensor, rank 0 the first ones; 0-d tensors are the same on all.
+    This does not use torch.distributed.checkpoint, whose index is a pickle: reading a checkpoint must not run its code.
     """
     kept = {name: t for name, t in tensors.items() if t.numel() and (t.ndim or rank == 0)}
     path = folder / SHARDS / f"{rank:05d}.safetensors"
@@ -50,7 +50,7 @@ class Shards:
     """The files that `write_shard` wrote, read as if they were one."""
 
     def __init__(self, checkpoint: Path) -> None:
-        """Raises InputError for parts that are damaged or missing."""
+        """Raises InputError for damaged or missing parts."""
         self._folder = checkpoint / SHARDS
         self._files = []
         paths = sorted(self._folder.glob("*.safetensors"))
@@ -65,20 +65,20 @@ class Shards:
             self._files.append(file)
         if not paths:
             raise InputError(f"{self._folder} is incomplete: it holds no file.")
-        self._places: dict[str, list[int]] = {}  # the numbers of the files that have rows of it
+        self._places: dict[str, list[int]] = {}  # the numbers of the files that have rows of a tensor
         for number, file in enumerate(self._files):
             for name in file.keys():
                 self._places.setdefault(name, []).append(number)
         kinds = {name.split("/", 1)[0] for name in self._places}
         self.has_weights = _WEIGHTS in kinds
-        self.has_moments = not kinds.isdisjoint(_MOMENTS)  # not before the first step
+        self.has_moments = not kinds.isdisjoint(_MOMENTS)  # there are none before the first step
 
     def weight(self, name: str, shape: Sequence[int], rows: slice = slice(None)) -> torch.Tensor:
-        """Rows of a trained weight of this shape, on the CPU. Raises InputError where it is another one."""
+        """Rows of a trained weight of this shape, on the CPU. Raises InputError if its shape is different."""
         return self._read(f"{_WEIGHTS}/{name}", shape, rows)
 
     def moments(self, name: str, shape: Sequence[int], rows: slice = slice(None)) -> dict[str, torch.Tensor]:
-        """AdamW's state of such rows: {"step": 0-d, "exp_avg", "exp_avg_sq"}. Raises InputError."""
+        """AdamW's state for the same rows: {"step": 0-d, "exp_avg", "exp_avg_sq"}. Raises InputError."""
         return {
             kind: self._read(f"{kind}/{name}", () if kind == "step" else shape, slice(None) if kind == "step" else rows)
             for kind in _MOMENTS
@@ -104,17 +104,17 @@ class Shards:
 
 
 def has_trained_weights(checkpoint: Path) -> bool:
-    """Whether a checkpoint has weights that training goes on with, beside those in `policy/`. Raises InputError."""
+    """Whether a checkpoint has weights that training continues with, beside those in `policy/`. Raises InputError."""
     if (checkpoint / SHARDS).exists():
         return Shards(checkpoint).has_weights
     return any((checkpoint / "trainer").glob(f"{_WEIGHTS}.*"))
 
 
 class Whole:
-    """The same of a checkpoint that one rank wrote, read as `Shards` are."""
+    """A checkpoint that one rank wrote, with the interface of `Shards`."""
 
     def __init__(self, checkpoint: Path, order: Sequence[str]) -> None:
-        """order: the names of the weights as the optimizer has them. Raises InputError."""
+        """order: the names of the weights in the optimizer's order. Raises InputError."""
         self._checkpoint = checkpoint
         self._weights = load_trained_weights(checkpoint)
         optimizer = load_optimizer_state(checkpoint)
@@ -122,10 +122,10 @@ class Whole:
             numbers = [number for group in optimizer["param_groups"] for number in group["params"]]
             self._moments = {name: optimizer["state"].get(number) for name, number in zip(order, numbers, strict=False)}
         except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{checkpoint / 'trainer'} holds no state of an optimizer ({error!r}).") from None
+            raise InputError(f"{checkpoint / 'trainer'} holds no optimizer state ({error!r}).") from None
         if len(numbers) != len(order):
             raise InputError(
-                f"{checkpoint} does not fit the policy's config: its optimizer has {len(numbers)} weights, and "
+                f"{checkpoint} does not fit the policy's config: its optimizer has {len(numbers)} weights, but "
                 f"{len(order)} are trained."
             )
         self.has_weights = self._weights is not None
@@ -148,7 +148,7 @@ class Whole:
                 else f"has the shape {list(tensor.shape)}, expected {list(shape)}"
             )
             raise InputError(
-                f"{self._checkpoint / 'trainer'} does not fit the policy's config: of '{name}' one {what}."
+                f"{self._checkpoint / 'trainer'} does not fit the policy's config: a moment of '{name}' {what}."
             )
         return tensor
 
@@ -156,7 +156,7 @@ class Whole:
 def open_training(
     checkpoint: Path, weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer
 ) -> Shards | Whole:
-    """What training goes on with, however a checkpoint has it. Raises InputError where that is damaged."""
+    """What training continues with, in whichever form a checkpoint stores it. Raises InputError if it is damaged."""
     if (checkpoint / SHARDS).exists():
         return Shards(checkpoint)
     return Whole(checkpoint, [name for name, _ in _in_order(weights, optimizer)])
@@ -167,7 +167,7 @@ def restore_moments(
     weights: Mapping[str, torch.Tensor],
     read: Callable[[str, torch.Tensor], Mapping[str, torch.Tensor]],
 ) -> None:
-    """Give AdamW the state that `read` gives for each weight by its name. Rates and decays stay as they are."""
+    """Give AdamW the state that `read` returns for each weight by name. Rates and decays are not changed."""
     state = {
         n: _formed_as(weight, read(name, weight)) for n, (name, weight) in enumerate(_in_order(weights, optimizer))
     }
@@ -175,13 +175,13 @@ def restore_moments(
 
 
 def _in_order(weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> list[tuple[str, torch.Tensor]]:
-    """Weights with their names as the optimizer numbers them."""
+    """Weights with their names, in the order in which the optimizer numbers them."""
     names = {id(weight): name for name, weight in weights.items()}
     return [(names[id(weight)], weight) for group in optimizer.param_groups for weight in group["params"]]
 
 
 def _formed_as(weight: torch.Tensor, moments: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """In the weight's memory format: AdamW's fused kernel goes through both as they lie in memory."""
+    """In the weight's memory format: AdamW's fused kernel walks through both in memory order."""
     return {kind: torch.empty_like(weight).copy_(m) if m.ndim else m for kind, m in moments.items()}
 
 
@@ -189,20 +189,20 @@ def _formed_as(weight: torch.Tensor, moments: Mapping[str, torch.Tensor]) -> dic
 
 
 class JointCheckpoints(Checkpoints):
-    """The main rank has the folder and gives it its name when every rank has written its part into it.
+    """The main rank creates the folder, and gives it its name once every rank has written its part into it.
 
-    Every rank calls `write`, on any thread, in the same order. The other methods are the main rank's, but for `prune`,
+    Every rank calls `write`, on any thread, in the same order. The other methods are for the main rank, except `prune`,
     which does nothing elsewhere.
     """
 
     def __init__(self, run_dir: Path, retention: Retention | int, group: dist.ProcessGroup) -> None:
-        """group: of all ranks, for these checkpoints alone; its tensors are on the CPU."""
+        """group: of all ranks, used only for these checkpoints; its tensors are on the CPU."""
         super().__init__(run_dir, retention)
         self._group = group
         self._is_main = dist.get_rank(group) == 0
 
     def write(self, contents: Contents) -> Path:
-        """As `Checkpoints.write`. Raises OSError on every rank where one cannot write."""
+        """Like `Checkpoints.write`. Raises OSError on every rank if one cannot write."""
         if not self._is_main:
             folder = _tell(None, self._group)
             if folder is None:
@@ -222,7 +222,7 @@ class JointCheckpoints(Checkpoints):
 
 
 class _Announced:
-    """The main rank's contents, whose folder is told to the others when it is there."""
+    """The main rank's contents; the other ranks are told their folder once it exists."""
 
     def __init__(self, contents: Contents, group: dist.ProcessGroup) -> None:
         self._contents, self._group = contents, group
@@ -248,7 +248,7 @@ class _Announced:
 
 
 def _tell(folder: Path | None, group: dist.ProcessGroup) -> Path | None:
-    """What the main rank says: the folder to write into, or None where it has none."""
+    """What the main rank announces: the folder to write into, or None if it has none."""
     said = [folder]
     dist.broadcast_object_list(said, src=0, group=group)
     return said[0]
@@ -258,7 +258,7 @@ def _write_together(contents: Contents, folder: Path, group: dist.ProcessGroup) 
     error: Exception | None = None
     try:
         contents.write(folder)
-    except Exception as raised:  # first all must know
+    except Exception as raised:  # all ranks must learn of it first
         error = raised
     found: list[tuple[bool, str] | None] = [None] * dist.get_world_size(group)
     dist.all_gather_object(found, None if error is None else (isinstance(error, OSError), str(error)), group=group)

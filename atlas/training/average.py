@@ -11,7 +11,7 @@ from atlas.policies.base import Policy
 
 
 class WeightAverage:
-    """A copy of the policy whose weights follow the trained ones slowly; it is what is validated and saved.
+    """A copy of the policy whose weights follow the trained ones slowly; the copy is validated and saved.
 
     The decay grows with the steps, (1 + t) / (10 + t), up to `decay`, so that the first weights are soon forgotten.
     """
@@ -21,15 +21,15 @@ class WeightAverage:
         self._decay = decay
 
     def update(self, policy: Policy, step: int) -> None:
-        """After optimizer step `step` (from 0)."""
+        """Call it after optimizer step `step` (from 0)."""
         pairs = [(a, p) for a, p in zip(self.policy.parameters(), policy.parameters(), strict=True) if p.requires_grad]
         follow([a for a, _ in pairs], [p for _, p in pairs], self._decay, step)
 
 
 def twin_of(policy: Policy) -> Policy:
-    """A copy in eval mode, without gradients, that shares with the policy what no training changes.
+    """A copy in eval mode, without gradients, that shares with the policy everything that training does not change.
 
-    Make it before the policy is wrapped: a copy of what a wrapper has put in its place would lead back to it.
+    Make it before the policy is wrapped: a copy of what a wrapper puts in its place would lead back to it.
     """
     return copy.deepcopy(policy, _shared(policy)).eval().requires_grad_(False)
 
@@ -42,7 +42,7 @@ def follow(averages: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], de
 
 
 def _shared(policy: Policy) -> dict[int, object]:
-    """What a copy has in common with the policy, as deepcopy's memo: what no training changes, such as a backbone."""
+    """What a copy shares with the policy, as deepcopy's memo: parts that training does not change."""
     frozen_parts = [m for m in policy.modules() if all(not p.requires_grad for p in m.parameters())]
     frozen_weights = [p for p in policy.parameters() if not p.requires_grad]
     return {id(shared): shared for shared in (*frozen_parts, *frozen_weights)}

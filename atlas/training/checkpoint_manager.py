@@ -1,4 +1,4 @@
-"""Saving a run: when it is due, what of it, and which checkpoint is the best."""
+"""Saving a run: when it is due, what is saved, and which checkpoint is the best."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ Sums = Mapping[str, torch.Tensor]
 
 
 class NotSaved(Exception):
-    """Training is over, and some of its checkpoints could not be written. The message says which and why."""
+    """Training is over, but some of its checkpoints could not be written. The message says which and why."""
 
     exit_code = 1
 
 
 class CheckpointManager:
-    """Writes a run's checkpoints in the background, and finds its way back into one. Every rank has one.
+    """Writes a run's checkpoints in the background, and resumes from one. Every rank has one.
 
-    state: where training stands, which the Trainer moves on.
+    state: the state of training, which the Trainer updates.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class CheckpointManager:
         publisher: Publisher | None = None,
         split: KeptSplit | None = None,
     ) -> None:
-        """publisher, split: on the main rank; the split of the data goes on with the run."""
+        """publisher, split: only on the main rank; split is the data's, which stays with the run."""
         name, larger = best_metric.name, best_metric.larger_is_better
         retention = Retention(config.keep_last_n, config.keep_best, config.keep_every_n_steps, name, larger)
         self.checkpoints = strategy.checkpoints(run_dir, retention)
@@ -67,13 +67,13 @@ class CheckpointManager:
         self._publisher = publisher
         self._split = None if split is None else split_of(split)
         self._failed: list[str] = []
-        # What was logged before a checkpoint is on the disk before it, so that a run that goes on has the whole curve.
+        # What was logged before a checkpoint is on disk before it, so that a resumed run has the whole curve.
         self._writer = BackgroundWriter(self.checkpoints, before=tracker.flush)
 
     def resume(self, checkpoint: Path) -> Sums:
-        """Go on from a checkpoint: weights, optimizer, random numbers, state. Returns this rank's sums, see `save`.
+        """Resume from a checkpoint: weights, optimizer, random numbers, state. Returns this rank's sums, see `save`.
 
-        Raises InputError where it does not fit.
+        Raises InputError if it does not fit.
         """
         accelerator = self._accelerator
         rank, world = accelerator.process_index, accelerator.num_processes
@@ -90,8 +90,8 @@ class CheckpointManager:
             ) from None
         if "random" not in mine and accelerator.is_main_process:
             logger.warning(
-                "The checkpoint is of %d processes and this run has %d: it goes on at the same sample, but its random "
-                "numbers are other ones, so it is not the same run bit for bit.",
+                "The checkpoint is from %d processes, but this run has %d: it resumes at the same sample, but with "
+                "other random numbers, so it is not the same run bit for bit.",
                 self.state.world_size,
                 world,
             )
@@ -100,7 +100,7 @@ class CheckpointManager:
         return sums
 
     def judge(self, judged: Mapping[str, float]) -> bool:
-        """Take note of a step's metrics; True where they make it the best step so far."""
+        """Take note of a step's metrics; True if they make it the best step so far."""
         value = judged.get(self.best_metric.name)
         self.state.metric, self.state.value = self.best_metric.name, value
         if value is None or not self.best_metric.improves(value, self.state.best_value):
@@ -109,15 +109,15 @@ class CheckpointManager:
         return True
 
     def save(self, sums: Sums, metrics: Mapping[str, float], best: bool = False) -> None:
-        """Begin to write a checkpoint of this step; every rank calls it. It is uploaded after that, where that is due.
+        """Begin to write a checkpoint of this step; every rank calls it. It is uploaded afterwards, if that is due.
 
-        sums: what this rank has added up since it was last logged; so that means go on after a resume. metrics: the
-        latest value of each that the run has. Waits for the checkpoint before it.
+        sums: what this rank has added up since it last logged, so that means continue after a resume. metrics: the
+        latest value of each of the run's metrics. Waits for the previous checkpoint.
         """
         self._writer.wait()
         self.state.checkpoints += 1
         self.state.wandb_id, self.state.wandb_row = self._tracker.wandb_id, self._tracker.wandb_row
-        # Objects are pickled with their devices: a tensor of each rank's GPU would open that GPU on every rank.
+        # Objects are pickled with their devices: a tensor on each rank's GPU would open that GPU on every rank.
         mine = {"random": random_state(), "sums": {name: value.cpu() for name, value in sums.items()}}
         if self._split is not None:
             mine["split"] = self._split
@@ -133,11 +133,11 @@ class CheckpointManager:
         return partial(self._publisher.after_save, number=number, step=step, metrics=metrics, best=best)
 
     def finish(self) -> None:
-        """Wait until everything is written; every rank calls it, and none returns before the others' part is."""
+        """Wait until everything is written; every rank calls it, and none returns before all are done."""
         self._writer.wait()
         self._failed = gather_object(self._writer.failed)
 
     def check(self) -> None:
-        """Raises NotSaved, on every rank, where a checkpoint could not be written; after `finish`."""
+        """Raises NotSaved, on every rank, if a checkpoint could not be written; call it after `finish`."""
         if self._failed:
             raise NotSaved(" ".join(["Not everything could be saved.", *self._failed]))

@@ -1,4 +1,4 @@
-"""Closed-loop evaluation during training: the episodes are spread over the ranks."""
+"""Closed-loop evaluation during training, with the episodes distributed over the ranks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from atlas.runs.run_directory import EVALUATIONS
 from atlas.system.cores import cores_of_rank
 from atlas.training.media.episode_logger import EpisodeLogger
 
-VIDEOS = "videos"  # in the run's folder, with the films of each evaluation, unless evaluation.record_path is another
-_HIGHLIGHT_PICTURES = 60  # a picture takes almost as long as a step, so the films of highlights leave out steps
+VIDEOS = "videos"  # in the run's folder, for the films of evaluations unless evaluation.record_path names another
+_HIGHLIGHT_PICTURES = 60  # a picture takes almost as long as a step, so films of highlights leave out steps
 
 
 class ClosedLoop:
-    """Evaluates actors in one environment, whose processes start with the first evaluation and live on.
+    """Evaluates actors in one environment, whose processes start with the first evaluation and stay alive.
 
-    Every evaluation leaves the outcomes of its episodes in a file, and is shown by the logger where that is due.
+    Every evaluation writes the outcomes of its episodes into a file, and is shown by the logger when that is due.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ClosedLoop:
         logger: EpisodeLogger,
         beat: Callable[[str], None],
     ) -> None:
-        """beat: is told what was done, again and again."""
+        """beat: called with what was done, again and again."""
         self.env = env
         self._config, self._accelerator = config, accelerator
         self._outcomes, self._logger = run_dir / EVALUATIONS, logger
@@ -51,8 +51,8 @@ class ClosedLoop:
     ) -> EvaluationReport:
         """Every rank runs its share and gets the whole report; the main one writes it, makes the films, and logs.
 
-        name, step: say in the report which policy it was, and how many optimizer steps it had learned for.
-        videos: so many of the first episodes are filmed, every step of them, beside the highlights that are shown.
+        name, step: for the report: which policy it was, and how many optimizer steps it had been trained for.
+        videos: how many of the first episodes are filmed completely, in addition to the highlights that are shown.
         """
         accelerator = self._accelerator
         shown = self._logger.due(purpose)
@@ -71,7 +71,7 @@ class ClosedLoop:
         titles = {outcome.seed: f"episode_{i:03d}" for i, outcome in enumerate(outcomes[:videos])}
         if shown:
             titles |= {o.seed: f"{rank}_episode_{numbers[o.seed]:03d}" for rank, o in highlights(outcomes).items()}
-        # The traces of these few episodes are small: the main rank gets them, so that all films are on its disk.
+        # The traces of these few episodes are small: the main rank collects them, so that all films are on its disk.
         traced = gather_object([p for p in played if p.outcome.seed in titles])
         if accelerator.is_main_process:
             report.save(self._outcomes / f"{purpose}_step_{step:08d}.json")
@@ -94,13 +94,13 @@ class ClosedLoop:
     def _film(
         self, report: EvaluationReport, played: Mapping[int, PlayedEpisode], titles: Mapping[int, str], whole: int
     ) -> EvaluationReport:
-        """Film the episodes that have a title (all by their seeds) into a folder of this evaluation's own.
+        """Film the episodes that have a title (all by their seeds) into a separate folder for this evaluation.
 
-        Of the first `whole` episodes the film shows every step. The report that is returned knows where films are.
+        For the first `whole` episodes the film shows every step. The returned report knows where films are.
         """
         assert self._evaluator is not None and report.step is not None
         folder = self._films / f"{'' if report.purpose == 'selection' else report.purpose + '_'}step_{report.step:08d}"
-        for old in folder.glob("*.mp4"):  # of the same evaluation, before training was taken up at an earlier step
+        for old in folder.glob("*.mp4"):  # from the same evaluation, before training resumed at an earlier step
             old.unlink()
         orders = {}
         for number, outcome in enumerate(report.outcomes):

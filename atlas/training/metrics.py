@@ -15,7 +15,7 @@ class LossMeter:
     """The mean of each loss term since it was last read, weighted by valid action steps. Holds sums on the device."""
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
-        """names: `loss`, and of the LossTerms' terms."""
+        """names: `loss`, and the names of the LossTerms' terms."""
         self._names = tuple(names)
         self._sums = torch.zeros(len(self._names) + 1, dtype=torch.float64, device=device)
 
@@ -26,16 +26,16 @@ class LossMeter:
 
     @property
     def sums(self) -> dict[str, torch.Tensor]:
-        """What was added since it was last read, on this process."""
+        """The sums since the last read, on this process."""
         return {"losses": self._sums}
 
     def set_sums(self, sums: Mapping[str, torch.Tensor]) -> None:
-        """Go on from what `sums` gave; with nothing in it, from zero."""
+        """Continue from what `sums` returned; an empty mapping starts from zero."""
         if "losses" in sums:
             self._sums = sums["losses"].to(self._sums)
 
     def read(self, accelerator: Accelerator, prefix: str) -> dict[str, float]:
-        """`prefix/loss` and so on, over all processes; starts again. Every process must call it."""
+        """`prefix/loss` and so on, over all processes; then starts again. Every process must call it."""
         sums = accelerator.reduce(self._sums, "sum").tolist()
         self._sums = torch.zeros_like(self._sums)
         return {f"{prefix}/{name}": sums[i] / max(sums[-1], 1) for i, name in enumerate(self._names)}
@@ -44,7 +44,7 @@ class LossMeter:
 class ActionErrors:
     """How far sampled actions are from the recorded ones: the means of `ActionSpec.errors`.
 
-    Sums per task, so that the means per task come from the same numbers as the means over all.
+    Sums are kept per task, so that the means per task and over all come from the same numbers.
     """
 
     def __init__(self, spec: ActionSpec, tasks: list[str], device: torch.device) -> None:

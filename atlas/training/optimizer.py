@@ -14,9 +14,9 @@ from atlas.policies.base import Policy
 def make_optimizer(policy: Policy, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters; weight decay for matrices and kernels only, not for norms and biases.
 
-    Each group has a `factor` of the learning rate, as the policy says. With `fused_optimizer` one kernel updates many
-    weights at once; without it torch chooses (on GPUs a few kernels for all of them), and rounds a little otherwise.
-    State that is loaded keeps its moments and takes on this config's settings.
+    Each group has a `factor` for the learning rate, as the policy says. With `fused_optimizer` one kernel updates many
+    weights at once; without it torch chooses (on GPUs a few kernels for all of them), with slightly different rounding.
+    Loaded state keeps its moments and takes on this config's settings.
     """
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in policy.named_parameters():
@@ -36,16 +36,16 @@ def make_optimizer(policy: Policy, config: TrainingConfig) -> torch.optim.AdamW:
 
 
 def _with_own_settings(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A state dict with the optimizer's own settings: torch would take over those that it was saved with."""
+    """A state dict with the optimizer's own settings: torch would take over those it was saved with."""
     own, saved = optimizer.state_dict()["param_groups"], state["param_groups"]
     if len(own) != len(saved):
-        return state  # which torch refuses
+        return state  # torch will refuse it
     return {**state, "param_groups": [{**o, "params": s["params"]} for o, s in zip(own, saved, strict=True)]}
 
 
 def _in_the_weights_formats(optimizer: torch.optim.Optimizer) -> None:
-    """Have each moment in its weight's memory format: files know of none, and the fused kernel, which goes through both
-    as they lie in memory, would pair a channels-last weight with the moments of others."""
+    """Put each moment into its weight's memory format. Files do not store it, and the fused kernel, which walks through
+    both in memory order, would pair a channels-last weight with the wrong moments."""
     for weight, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == weight.shape and value.stride() != weight.stride():

@@ -1,4 +1,4 @@
-"""A run that is ready to be trained: what preparing gives and training takes."""
+"""A run that is ready to be trained: the result of preparing, and the input of training."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from atlas.training.guards.watchdog import Heartbeat
 
 
 class PreparedRun:
-    """A run whose config is checked and whose name is settled, with its data, which is opened once a process.
+    """A run with a checked config, a settled name, and its data, which is opened once per process.
 
-    heartbeat: is told what was done, so that a `Watchdog` notices when nothing is done any more.
+    heartbeat: told what was done, so that a `Watchdog` notices when nothing happens any more.
     """
 
     def __init__(self, config: Config, checkpoint: Path | None = None) -> None:
-        """checkpoint: the one to go on from."""
+        """checkpoint: the one to resume from."""
         self.config, self.checkpoint = config, checkpoint
         self.heartbeat = Heartbeat()
 
@@ -30,12 +30,12 @@ class PreparedRun:
 
     @cached_property
     def kept_split(self) -> KeptSplit | None:
-        """How the data was split, of a run that goes on from a checkpoint which says so."""
+        """How the data was split, for a run resumed from a checkpoint that says so."""
         return load_split(self.checkpoint) if self.checkpoint is not None else None
 
     @cached_property
     def data(self) -> TrainingData:
-        """Raises InputError where it cannot be opened, or not be split."""
+        """Raises InputError if it cannot be opened or split."""
         return open_training_data(self.config, self.kept_split)
 
     @cached_property

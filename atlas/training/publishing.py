@@ -1,4 +1,4 @@
-"""Which checkpoints go to wandb as versions of a model, and what is said of each.
+"""Which checkpoints go to wandb as versions of a model, and what is said about each.
 
 publisher = Publisher(config, tracker, run_facts(config, policy, dataset))
 publisher.after_save(checkpoint, number, step, metrics, best)
@@ -38,7 +38,7 @@ class Publisher:
     """Decides after every checkpoint, by `model_management`, whether wandb gets it. For the main rank."""
 
     def __init__(self, config: Config, tracker: RunTracker, facts: Mapping[str, Any]) -> None:
-        """facts: what is true of the whole run, see `run_facts`."""
+        """facts: what holds for the whole run, see `run_facts`."""
         self._settings = config.model_management
         self._tracker = tracker
         self._facts = dict(facts)
@@ -47,10 +47,10 @@ class Publisher:
         self._said: set[str] = set()
 
     def after_save(self, checkpoint: Path, number: int, step: int, metrics: Mapping[str, float], best: bool) -> bool:
-        """Hand a checkpoint to wandb where it is due and good enough; True when it was handed over.
+        """Hand a checkpoint to wandb if it is due and good enough; True if it was handed over.
 
-        number: of the run's checkpoints, from 1. metrics: the latest value of each that the run has. best: it is the
-        best checkpoint so far.
+        number: the checkpoint's in the run, from 1. metrics: the latest value of each of the run's metrics. best:
+        whether it is the best checkpoint so far.
         """
         every = self._settings.upload_frequency
         due = every > 0 and number % every == 0
@@ -89,7 +89,7 @@ class Publisher:
         kept = {name: float(value) for name, value in sorted(metrics.items()) if name.startswith(_KEPT_METRICS)}
         epoch = {"epoch": metrics["train/epoch"]} if "train/epoch" in metrics else {}
         size = {"file_size_mb": round(total_bytes(artifact_files(checkpoint)) / 1e6, 3)}
-        # The metrics in one entry: wandb takes no more than 100.
+        # All metrics in one entry: wandb takes at most 100 entries.
         return {**self._facts, "step": step, **epoch, **size, "metrics": kept}
 
 
@@ -109,12 +109,12 @@ def run_facts(config: Config, policy: Policy, dataset: EpisodeDataset) -> dict[s
 
 
 def config_hash(config: Config) -> str:
-    """A hash of what makes the model: the config without names, folders, loggers and machines. 16 hex digits."""
+    """A hash of what determines the model: the config without names, folders, loggers and machines. 16 hex digits."""
     values = {key: value for key, value in config.model_dump(mode="json").items() if key not in _NOT_OF_THE_MODEL}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:_HASH_LENGTH]
 
 
 def git_commit() -> str | None:
-    """The commit of Atlas's own code, with `+changes` where files differ from it; None where it is no checkout."""
+    """The commit of Atlas's own code, with `+changes` if files differ from it; None if it is not a git checkout."""
     state = git_state()
     return None if state is None else state["commit"] + ("+changes" if state["dirty"] else "")

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 class Schedule:
     order: TrainOrder  # which samples each step takes
     max_steps: int
-    rate_steps: int  # at which the learning rate has come down: max_steps, unless training was made longer or shorter
+    rate_steps: int  # when the learning rate reaches its lowest: max_steps, unless training was made longer or shorter
     warmup_steps: int
     log_interval: int
     val_interval: int
@@ -26,9 +26,9 @@ class Schedule:
 
 
 def make_schedule(config: Config, draws: Draws, ranks: int, state: TrainingState | None = None) -> Schedule:
-    """The config's schedule for training with so many ranks; what is longer than the run is shortened, and said.
+    """The config's schedule for training with `ranks` ranks. What is longer than the run is shortened, with a log line.
 
-    draws: of the training samples; state: that of the checkpoint which the run goes on from.
+    draws: of the training samples; state: the checkpoint's, if the run resumes from one.
     """
     settings = config.training
     start = (state.step, state.samples_seen) if state is not None else (0, 0)
@@ -56,7 +56,7 @@ def make_schedule(config: Config, draws: Draws, ranks: int, state: TrainingState
 
 
 def say_change(config: Config, schedule: Schedule, state: TrainingState) -> None:
-    """Log what becomes of the learning rate where a run goes on with another number of steps than before."""
+    """Log what happens to the learning rate if a run resumes with another number of steps than before."""
     was, now = state.max_steps, schedule.max_steps
     if was is None or was == now:
         return
@@ -69,7 +69,7 @@ def say_change(config: Config, schedule: Schedule, state: TrainingState) -> None
         if steps < now:
             what += f". From step {steps} on it stays at {_rate(config, steps, steps):.3g}"
     logger.warning(
-        "The run was to have %d steps and is to have %d. The learning rate %s (training.schedule_on_resume).",
+        "The run was planned for %d steps, and now for %d. The learning rate %s (training.schedule_on_resume).",
         was,
         now,
         what,

@@ -14,18 +14,18 @@ from atlas.types import ActionSpec
 
 @dataclass(frozen=True)
 class BestMetric:
-    """By which metric the best checkpoint is chosen."""
+    """The metric that chooses the best checkpoint."""
 
     name: str
     larger_is_better: bool
 
     def improves(self, value: float, best: float | None) -> bool:
-        """Equal values count as better: of two checkpoints that do alike, the later has learned longer."""
+        """Equal values count as better: of two equally good checkpoints, the later has been trained longer."""
         return best is None or (value >= best if self.larger_is_better else value <= best)
 
 
 def choose_best_metric(config: Config, rollouts: bool) -> BestMetric:
-    """The metric that the config names; 'auto' is success where there are rollouts, else the validation loss."""
+    """The metric that the config names; 'auto' is success if there are rollouts, otherwise the validation loss."""
     name, mode = config.model_management.best_model_metric, config.model_management.best_model_mode
     if name == "auto":
         name = "eval/success_rate" if rollouts else "val/loss"
@@ -33,7 +33,7 @@ def choose_best_metric(config: Config, rollouts: bool) -> BestMetric:
 
 
 class EarlyStopping:
-    """Says to stop when `patience` values of a metric in a row were no improvement by more than `min_delta`."""
+    """Says to stop when `patience` values of a metric in a row have not improved by more than `min_delta`."""
 
     def __init__(self, config: EarlyStoppingConfig, best: float | None = None, since: int = 0) -> None:
         """best: the best value so far; since: how many values came after it."""
@@ -42,7 +42,7 @@ class EarlyStopping:
         self._rising = rises(config.metric) if config.mode == "auto" else config.mode == "max"
 
     def enough(self, metrics: Mapping[str, float]) -> bool:
-        """Look at newly measured metrics; those without the metric count for nothing, NaN for no improvement."""
+        """Look at newly measured metrics; those without the metric do not count, and NaN counts as no improvement."""
         value = metrics.get(self._config.metric)
         if value is None:
             return False
@@ -54,7 +54,7 @@ class EarlyStopping:
         return self.since >= self._config.patience
 
     def reason(self) -> str:
-        """Why, for people."""
+        """The reason, for people."""
         best = "no number" if self.best is None else f"{self.best:.6g}"
         return f"{self._config.metric} has not improved on {best} for {self.since} values"
 
@@ -62,7 +62,7 @@ class EarlyStopping:
 def check_metrics(
     config: Config, spec: ActionSpec, tasks: Sequence[str], rollouts: bool, validation: bool = True
 ) -> None:
-    """Raises InputError where the config names a metric that no training with these actions and tasks would ever have.
+    """Raises InputError if the config names a metric that training with these actions and tasks can never have.
 
     rollouts: whether there is closed-loop evaluation during training; validation: whether there are episodes for it.
     """
@@ -76,12 +76,12 @@ def check_metrics(
     for key, metric in named.items():
         if metric in in_closed_loop and not rollouts:
             raise InputError(
-                f"{key} is {metric}, and there are no rollouts during training: evaluation.episodes is 0, or the data "
+                f"{key} is {metric}, but there are no rollouts during training: evaluation.episodes is 0, or the data "
                 f"has no simulator. Choose a metric such as val/loss."
             )
         if metric in measured and not validation:
             raise InputError(
-                f"{key} is {metric}, and there is no validation: each task has one episode, which is trained on."
+                f"{key} is {metric}, but there is no validation: each task has one episode, which is trained on."
             )
         if metric not in ("auto", *measured, *in_closed_loop):
             near = did_you_mean(metric, [*measured, *in_closed_loop])

@@ -49,7 +49,7 @@ class Trainer:
     """Trains a policy on the chunks of a dataset, validates it, tries it in closed loop and saves it.
 
     Every rank has one. The data order, the loss and all metrics are the same for any number of ranks with the same
-    total batch. `trainer.tracker.log({"custom/metric": value})` logs a metric of one's own.
+    total batch. `trainer.tracker.log({"custom/metric": value})` logs a custom metric.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Trainer:
         closed_loop: ClosedLoop | None = None,
         media: MediaLoggers | None = None,
     ) -> None:
-        """policy: is spread over the ranks, in place. Raises InputError where the run's checkpoint does not fit."""
+        """policy: is distributed over the ranks, in place. Raises InputError if the run's checkpoint does not fit."""
         config, data, settings = run.config, run.data, run.config.training
         self.config, self.run_dir, self.tracker, self.schedule = config, run.run_dir, tracker, schedule
         self.accelerator, self.closed_loop, self.media = accelerator, closed_loop, media
@@ -115,7 +115,7 @@ class Trainer:
     def train(self) -> dict[str, float]:
         """Train to the last step, validate, evaluate and save; returns the latest value of every metric.
 
-        Raises Interrupted, after a checkpoint, when a signal asked to stop; NotFinite; OutOfMemory.
+        Raises Interrupted, after writing a checkpoint, if a signal asked to stop; NotFinite; OutOfMemory.
         """
         steps = self.schedule
         batches = self._train_batches()
@@ -152,7 +152,7 @@ class Trainer:
     def _optimize(self, batches: Prefetcher, step: int, stop: StopRequest) -> tuple[int, torch.Tensor]:
         """One optimizer step; returns the signal that asks some rank to stop (or 0) and the gradient's norm (0-d).
 
-        A step whose loss or gradient is not finite is left out, on all ranks alike.
+        A step whose loss or gradient is not finite is left out, on all ranks.
         """
         settings = self.config.training
         valid = int(self.train_data.valid_steps[self.schedule.order.step_samples(step)[:, 1]].sum())
@@ -183,7 +183,7 @@ class Trainer:
         return stopped_by, grad_norm
 
     def _backward(self, batch: Batch, valid: int, exchange: AbstractContextManager[None]) -> LossTerms:
-        """Add this batch's share of the step's gradient. `valid`: the action steps of the whole step, on all ranks."""
+        """Add this batch's share of the step's gradient. `valid`: the action steps in the whole step, on all ranks."""
         with exchange:
             with self.timer.part("forward"):
                 terms: LossTerms = self.model(self._as_floats(batch, augment=True))
@@ -194,9 +194,9 @@ class Trainer:
         return terms
 
     def _agree(self, stop: StopRequest, terms: Sequence[LossTerms], grad_norm: torch.Tensor) -> tuple[int, bool]:
-        """What one rank knows and all must: (the signal that asks to stop, or 0; whether the step is to be left out).
+        """What all ranks must agree on: (the signal that asks to stop, or 0; whether the step is to be left out).
 
-        This waits for the device: the one place in a step that does.
+        This waits for the device, at the only point in a step.
         """
         wanted = stop.signal or (SIGTERM if self.tracker.stop_requested else 0)
         broken = not_finite(terms) | (~grad_norm.isfinite()).long()
@@ -204,7 +204,7 @@ class Trainer:
         return found[0], bool(found[1])
 
     def _leave_out(self, step: int, terms: Sequence[LossTerms], grad_norm: torch.Tensor) -> None:
-        """Note a step that is not taken. Raises NotFinite, with a checkpoint from before, where there are too many."""
+        """Note a step that is left out. Raises NotFinite, with a checkpoint from before, if there are too many."""
         rank = self.accelerator.process_index
         losses = ", ".join(f"{float(t.loss.detach()):g}" for t in terms)
         samples = places(self.train_data, self.schedule.order.rank_samples(rank, step))
@@ -226,9 +226,9 @@ class Trainer:
     # ---- judging -----------------------------------------------------------------------------------------
 
     def _finish_step(self, again: bool = False) -> bool:
-        """Validate, evaluate and save where it is due at this step; returns whether it is the last one.
+        """Validate, evaluate and save if it is due at this step; returns whether it is the last one.
 
-        again: the step has been saved, without that, as a signal came.
+        again: the step has been saved already, but without these, as a signal came.
         """
         steps, done = self.schedule, self.state.step
         self.state.stopped_short = False
@@ -242,7 +242,7 @@ class Trainer:
         return last
 
     def _validate_and_evaluate(self, validate: bool, evaluate: bool) -> dict[str, float]:
-        """Validate and evaluate where it is due; the metrics that gives."""
+        """Validate and evaluate if due; returns the resulting metrics."""
         judged: dict[str, float] = {}
         if validate and len(self.val_data):
             judged |= self.validate()
@@ -296,14 +296,14 @@ class Trainer:
     # ---- saving ------------------------------------------------------------------------------------------
 
     def save(self, best: bool = False) -> None:
-        """Begin to write a checkpoint of this step, which goes on in the background; every rank calls it."""
+        """Begin to write a checkpoint of this step, which continues in the background; every rank calls it."""
         self.state.skipped_steps = self.skipped.total
         if self.early_stopping is not None:
             self.state.stopping_best, self.state.stopping_since = self.early_stopping.best, self.early_stopping.since
         self.checkpoint_manager.save(self.losses.sums, self.metrics, best)
 
     def _save_if_due(self, judged: dict[str, float], anyway: bool) -> None:
-        """Save at the interval, when this step is the best so far, and when it is asked for."""
+        """Save at the interval, when this step is the best so far, and when asked to."""
         best = self.checkpoint_manager.judge(judged)
         if best or anyway or self.state.step % self.schedule.save_interval == 0:
             self.save(best)
@@ -321,7 +321,7 @@ class Trainer:
         return Prefetcher(iter(loader), device)
 
     def _val_batches(self) -> tuple[list[list[Sample]], DataLoader[Batch]]:
-        """This rank's validation samples in batches, and what loads them, as often as it is gone through."""
+        """This rank's validation samples in batches, and a loader for them that can be iterated over repeatedly."""
         accelerator, data = self.accelerator, self.config.data
         rank, ranks, device = accelerator.process_index, accelerator.num_processes, accelerator.device
         share = validation_batches(len(self.val_data), data.batch_samples, rank, ranks)
@@ -336,7 +336,7 @@ class Trainer:
         return replace(batch, images=self.augment(images, batch) if augment else images)
 
     def _memory_explained(self, policy: Policy) -> AbstractContextManager[None]:
-        """Within it, OutOfMemory is raised where memory runs out."""
+        """Within it, OutOfMemory is raised if memory runs out."""
         return out_of_memory_explained(self.config, len(policy.processor.cameras), self.accelerator.device, self.cost)
 
     def _utilisation(self, policy: Policy) -> Utilisation | None:

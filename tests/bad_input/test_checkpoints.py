@@ -280,7 +280,7 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(place: Path, run_dir: Pa
     for overrides, words in (
         (["data.cameras=[eye_in_hand, agentview]"], "data.cameras was ['agentview', 'eye_in_hand'] and is ['eye"),
         (["data.cameras=[agentview]"], "data.cameras was ['agentview', 'eye_in_hand'] and is ['agentview']"),
-        (["data.orientation=upright"], "the images of agentview and eye_in_hand are others"),
+        (["data.orientation=upright"], "the images of agentview and eye_in_hand differ"),
         ([f"data.path={other}"], "has none of the 5 episodes that were trained on"),
         ([f"data.path={grown}"], "3 episodes of 8 are new"),
         ([f"data.path={shorter}"], "2 episodes of 5 are gone"),
@@ -290,14 +290,16 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(place: Path, run_dir: Pa
 
 
 def test_a_run_is_not_made_shorter_than_it_is(place: Path, run_dir: Path) -> None:
-    refused(place, [*resume(run_dir), "training.max_steps=1"], "training.max_steps is 1", "has 2 steps", LATEST)
+    refused(
+        place, [*resume(run_dir), "training.max_steps=1"], "training.max_steps is 1", "is already at step 2", LATEST
+    )
     (run_dir / "results.json").unlink()
     state = run_dir / LATEST / STATE
     in_json(lambda s: s.update(step=20, samples_seen=160))(state)  # of 45 samples
     (run_dir / LATEST / MANIFEST).unlink()
     seal(run_dir / LATEST)
     epochs = ["training.max_steps=null", "training.num_epochs=2"]
-    refused(place, [*resume(run_dir), *epochs], "training.num_epochs is 2", "epochs behind it", LATEST)
+    refused(place, [*resume(run_dir), *epochs], "training.num_epochs is 2", "has already done", LATEST)
 
 
 def test_a_run_that_another_process_trains_is_left_alone(place: Path, run_dir: Path) -> None:

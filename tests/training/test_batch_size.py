@@ -119,7 +119,7 @@ def test_the_largest_batch_is_found_by_whole_training_steps(
     assert sizes[found] and not sizes[min(size for size in sizes if size > found)]
     assert found >= 8 and found % 8 == 0 and found < len(data)
     assert find_batch_size(config, policy, data, Accelerator(cpu=True)) == found
-    assert f"data.batch_size: auto is {found} samples a process" in caplog.text
+    assert f"data.batch_size: auto is {found} samples per process" in caplog.text
     assert all(torch.equal(weights[name], value) for name, value in policy.state_dict().items())
     assert all(p.grad is None for p in policy.parameters())
     now = random_state()

@@ -123,7 +123,7 @@ def test_with_another_batch_and_length_it_goes_on_at_the_same_sample_and_rate(
     assert rates[4] == pytest.approx(dict(read_scalars(whole)["train/lr"])[4])
     assert rates[5] == rates[6] == pytest.approx(PEAK / 100)
     (said,) = [r.getMessage() for r in caplog.records if "schedule_on_resume" in r.getMessage()]
-    assert "was to have 4 steps and is to have 6" in said and "keeps to its 4 steps" in said
+    assert "was planned for 4 steps, and now for 6" in said and "keeps to its 4 steps" in said
     state = load_state(copy / "checkpoints" / "latest")
     assert (state.step, state.max_steps, state.rate_steps) == (6, 6, 4)
 

@@ -92,7 +92,7 @@ def test_memory_of_other_programs_and_in_pieces_comes_first() -> None:
     crowded = explain(RuntimeError("full"), load_config(), 2, replace(FULL, allocated=20 * GIB, reserved=40 * GIB))
 
     advice = crowded.split("What helps, the cheapest first:\n")[1].splitlines()
-    assert "end the other programs on this GPU, which have up to 39.0 GiB" in advice[0]
+    assert "end the other programs on this GPU, which use up to 39.0 GiB" in advice[0]
     assert "expandable_segments:True" in advice[1]
 
 

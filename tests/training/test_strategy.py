@@ -141,7 +141,7 @@ def test_one_process_has_nothing_to_spread(caplog: pytest.LogCaptureFixture) -> 
         training = Training("distributed.strategy=fsdp")
 
     assert isinstance(training.strategy, Replicated)
-    assert "nothing to spread" in caplog.text
+    assert "nothing to shard" in caplog.text
 
 
 # ---- parts of checkpoints --------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def test_dockers_shared_memory_is_too_small_for_four_workers(
     assert settle_workers(asked(config, 1), data, CPU, ranks=1).data.num_workers == 1
     monkeypatch.setattr(shutil, "disk_usage", in_docker)
 
-    with pytest.raises(InputError, match=r"data\.num_workers is 4, and there is room for 0\. .*64 MiB.*--shm-size"):
+    with pytest.raises(InputError, match=r"data\.num_workers is 4, but there is room for 0\. .*64 MiB.*--shm-size"):
         settle_workers(asked(config, 4), data, CPU, ranks=1)
     assert settle_workers(asked(config, 0), data, GPU, ranks=8).data.num_workers == 0
     assert settle_workers(asked(config, None), data, GPU, ranks=1).data.num_workers == 0

@@ -1,4 +1,4 @@
-"""Whether the data of a run that goes on are those that it began with, as its policy's processor knows them."""
+"""Whether a resumed run has the data that it began with, as its policy's processor knows them."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ from atlas.errors import InputError
 from atlas.policies.processor import PolicyProcessor
 
 _OTHER_IMAGES = (
-    3.0  # levels of 255 between two mean images; of the same images, whoever decodes them, it is less than 1
+    3.0  # levels of 255 between two mean images; for the same images with different decoders it is less than 1
 )
 
 
 def check_resumed(checkpoint: Path, config: Config, data: TrainingData, kept: KeptSplit | None) -> None:
     """Raises InputError that names what differs between the data and what the checkpoint was trained on.
 
-    kept: the checkpoint's split; None in those of before it was kept.
+    kept: the checkpoint's split; None in older ones, which do not store it.
     """
     processor = PolicyProcessor.load(checkpoint / "policy" / "processor.json")
     differing = list(_differing(processor, data))
     if differing:
         raise InputError(
-            f"The checkpoint {checkpoint} does not fit the data: {'; '.join(differing)}. Set the `data` section as it "
-            "was, or begin another run."
+            f"The checkpoint {checkpoint} does not fit the data: {'; '.join(differing)}. Restore the `data` section "
+            "or begin another run."
         )
     change = _change(processor, data) if kept is None else kept.change(episode_identities(data.dataset))
     if change is not None:
         if config.training.data_on_resume == "same":
             raise InputError(
                 f"{data.dataset.path} is not what the checkpoint {checkpoint} was trained on: {change}. Add "
-                "training.data_on_resume=changed to go on with it (episodes that the run knows stay on their side of "
-                "the split, and numbers are scaled as before), or begin another run."
+                "training.data_on_resume=changed to continue with it (episodes that the run knows stay on their side "
+                "of the split, and numbers are scaled as before), or begin another run."
             )
         return
     size = processor.image_size
     summary = summarise_inputs(data.dataset, data.train.episodes, list(processor.cameras), size)
     if processor.inputs is not None and (others := _other_images(processor.inputs, summary)):
         raise InputError(
-            f"The checkpoint {checkpoint} does not fit the data: the images of {' and '.join(others)} are others than "
-            "it was trained on, and the numbers are the same. Look at data.orientation, and at which camera is which."
+            f"The checkpoint {checkpoint} does not fit the data: the images of {' and '.join(others)} differ "
+            "from those it was trained on, while the numbers are the same. Check data.orientation and data.cameras."
         )
 
 
 def _differing(processor: PolicyProcessor, data: TrainingData) -> Iterator[str]:
-    """What the policy's processor holds and the data have otherwise."""
+    """What differs between the policy's processor and the data."""
     dataset, cameras = data.dataset, data.cameras
     sizes = [min(dataset.image_size(camera)) for camera in cameras]
     pairs: list[tuple[str, object, object]] = [
         ("data.cameras", list(processor.cameras), cameras),
         ("the cameras' size in pixels", processor.camera_size, min(sizes)),
-        ("the number of proprio", processor.proprio_dim, dataset.proprio_dim),
+        ("the number of proprio values", processor.proprio_dim, dataset.proprio_dim),
     ]
     differing = processor.action_spec.differences(dataset.action_spec)
     pairs += [(f"the actions' {what}", was, now) for what, was, now in differing]
@@ -76,14 +76,14 @@ def _differing(processor: PolicyProcessor, data: TrainingData) -> Iterator[str]:
 
 
 def _change(processor: PolicyProcessor, data: TrainingData) -> str | None:
-    """As `KeptSplit.change`, by what there is where no split was kept: how many episodes and frames were trained on."""
+    """Like `KeptSplit.change`, for checkpoints without a split: from the number of episodes and frames trained on."""
     source_of = np.searchsorted([s.first for s in data.train.sources], data.train.episodes, side="right") - 1
     frames = np.bincount(data.train.source_of, minlength=len(processor.statistics))
     for number, source in enumerate(processor.statistics):
         found = int((source_of == number).sum()), int(frames[number])
         if found != (source.episodes, source.frames):
             return (
-                f"{source.episodes} episodes of {source.frames} frames were trained on, and there are {found[0]} of "
+                f"{source.episodes} episodes of {source.frames} frames were trained on, but there are {found[0]} of "
                 f"{found[1]}"
             )
     return None

@@ -1,4 +1,4 @@
-"""Stopping in good order: a signal asks the loop to end after the step, with a checkpoint."""
+"""Stopping properly: a signal asks the loop to end after the step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Interrupted(Exception):
-    """Training was stopped by a signal; its checkpoint is written. `exit_code` is 130 after SIGINT, else 143."""
+    """Training was stopped by a signal; its checkpoint is written. `exit_code` is 130 after SIGINT, otherwise 143."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        # The others ask for what SIGTERM asks for.
+        # The other signals ask for the same as SIGTERM.
         self.exit_code = 128 + (signal.SIGINT if signal_number == signal.SIGINT else signal.SIGTERM)
 
 
@@ -33,18 +33,18 @@ class StopRequest:
 
 @contextmanager
 def listening(numbers: Sequence[signal.Signals] = _SIGNALS) -> Iterator[StopRequest]:
-    """Inside the block the first of the signals is only noted; a second one acts as it would without.
+    """Inside the block the first of the signals is only noted; a second one acts as usual.
 
     In a rank of Atlas's launcher a second one changes nothing: a scheduler may signal every process of a job, and the
-    launcher passes on what it gets, however late. It is the launcher that ends all ranks at its own second signal.
+    launcher passes on what it gets, however late. The launcher itself ends all ranks at its own second signal.
 
-    Outside of the main thread (inside a sweep's agent, say) Python allows no handlers, and none are set.
+    Outside the main thread (for example inside a sweep's agent) Python allows no handlers, and none are set.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    # Under nohup, the end of the terminal is to change nothing.
+    # Under nohup, the end of the terminal must change nothing.
     numbers = [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.getsignal(number) for number in numbers}
     launched = launcher_folder() is not None

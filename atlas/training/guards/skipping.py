@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: left out by all ranks together, counted, and traced to their samples."""
+"""Steps whose loss or gradient is not finite: skipped by all ranks together, counted, and traced to their samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN = 64  # samples that a message names
 
 
 class NotFinite(Exception):
-    """Training was ended: too many steps in a row had a loss or a gradient that is not finite."""
+    """Training has ended: in too many steps in a row the loss or gradient was not finite."""
 
     exit_code = 1
 
@@ -25,24 +25,24 @@ class SkippedSteps:
     """How many steps were left out, in all and in a row."""
 
     def __init__(self, limit: int, total: int, step: int) -> None:
-        """limit: so many in a row are too many. total, step: left out, and done, when training begins or goes on."""
+        """limit: the number in a row that is too many. total, step: steps left out, and done, when training begins."""
         self.total, self.last_taken = total, step  # last_taken: optimizer steps done when the last one was taken
         self._limit, self._in_a_row = limit, 0
 
     def taken(self, step: int) -> None:
-        """A step was taken, which makes `step` done."""
+        """A step was taken; `step` steps are done."""
         self.last_taken, self._in_a_row = step, 0
 
     def left_out(self) -> bool:
-        """A step was left out; True where that makes too many."""
+        """A step was left out; True if that makes too many."""
         self.total += 1
         self._in_a_row += 1
         return self._in_a_row >= self._limit
 
     def too_many(self) -> NotFinite:
-        """What to raise when the checkpoint of the last step that was taken is written."""
+        """The error to raise once the checkpoint of the last step that was taken is written."""
         return NotFinite(
-            f"Training ends: loss or gradient was not finite in {self._in_a_row} steps in a row "
+            f"Training ends: the loss or gradient was not finite in {self._in_a_row} steps in a row "
             f"(training.max_skipped_steps). The checkpoint of step {self.last_taken} is from before. The log names the "
             f"samples of each step. A lower training.learning_rate, a longer "
             f"training.warmup_steps or training.precision=fp32 may help."
@@ -50,7 +50,7 @@ class SkippedSteps:
 
 
 def not_finite(terms: Iterable[LossTerms]) -> torch.Tensor:
-    """int64 0-d: 1 where any of the losses is not finite. No wait for the device."""
+    """int64 0-d: 1 if any of the losses is not finite. Does not wait for the device."""
     losses = torch.stack([t.loss.detach().float() for t in terms])
     return (~losses.isfinite().all()).long()
 

@@ -1,4 +1,4 @@
-"""Ends a rank in which nothing has happened for too long, after it has shown where each of its threads is."""
+"""Ends a rank in which nothing has happened for too long, after showing where each of its threads is."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from atlas.launch.reports import HANG, Report, now, own_frames, write_code
 from atlas.system.files import write_text
 
 _LOOK_SECONDS = 1.0
-_LATE_SECONDS = 5.0  # a look may be late by this; beyond it the process itself was stopped, which is no hang
-_SAY_SECONDS = 5.0  # for a file or a pipe to take the stacks: it may be what hangs
+_LATE_SECONDS = 5.0  # a check may be late by this; beyond it the process itself was stopped, which is not a hang
+_SAY_SECONDS = 5.0  # for a file or a pipe to take the stacks, since it may be what hangs
 
 
 class Heartbeat:
-    """How often something was done, and what it was last, in a few words."""
+    """Counts what was done, and remembers the last of it, in a few words."""
 
     def __init__(self) -> None:
         self.count, self.what = 0, "the start"
 
     def beat(self, what: str) -> None:
-        """Something was done. Costs less than a microsecond."""
+        """Note that something was done. Costs less than a microsecond."""
         self.what = what
         self.count += 1
 
 
 class Watchdog:
-    """From `with` to its end, ends the process with exit code 1 when a heart has not beaten for `timeout_seconds`.
+    """While its `with` block lasts, ends the process with exit code 1 if nothing happens for `timeout_seconds`.
 
-    Before, the stack of every thread goes to stderr and to `hang_rank_<rank>.txt` in the run's folder. Where one rank
-    of a launcher finds this, the others show theirs and end as well, whatever time they have left. Time during which
-    the process was stopped (SIGSTOP) does not count.
+    First, the stack of every thread goes to stderr and to `hang_rank_<rank>.txt` in the run's folder. If one rank of a
+    launcher finds this, the others show theirs and end as well, whatever time they have left. Time during which the
+    process was stopped (SIGSTOP) does not count.
     """
 
     def __init__(self, heartbeat: Heartbeat, timeout_seconds: float, rank: int, run_dir: Path) -> None:
@@ -74,13 +74,13 @@ class Watchdog:
                 self._end(f"another rank has hung; here nothing has happened for {_span(quiet)}")
 
     def _end(self, why: str) -> None:
-        """Nothing here may wait for what hangs: no logging, no lock of a stream, and files only for some seconds."""
+        """Nothing here may wait for what hangs: no logging, no stream locks, and files only for some seconds."""
         when = time.strftime("%Y-%m-%d %H:%M:%S")
         text = f"{when} Rank {self._rank}: {why} after {self._heartbeat.what}. Its threads:\n\n{self._stacks()}"
         if self._marker is not None:
             summary = (
-                f"Training has hung: {_span(self._timeout)} without a step (distributed.timeout_minutes). Above and in "
-                f"{self._file.parent}/hang_rank_*.txt is where each rank was."
+                f"Training has hung: {_span(self._timeout)} without a step (distributed.timeout_minutes). Where each "
+                f"rank was is shown above and in {self._file.parent}/hang_rank_*.txt."
             )
             self._marker.touch()
             Report(self._rank, "hang", why, summary, False, now()).write(self._marker.parent)
@@ -101,7 +101,7 @@ class Watchdog:
         return "\n".join(parts)
 
     def _show(self, text: str) -> None:
-        """One rank at a time, where they share a terminal."""
+        """One rank at a time, as they may share a terminal."""
         if self._marker is None:
             _write_stderr(text)
             return

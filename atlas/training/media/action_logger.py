@@ -1,4 +1,4 @@
-"""What kind of actions the policy predicts, against what kind was recorded; and when it closes a gripper."""
+"""The distribution of the policy's actions compared with the recorded ones, and when it closes a gripper."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from atlas.drawing.figures import draw_closing, draw_distributions, shorten
 from atlas.drawing.predictions import Predictions, Validated, frame_places, spread
 from atlas.tracking import RunTracker
 
-_MOST_SAMPLES = 4096  # of the distributions
+_MOST_SAMPLES = 4096  # for the distributions
 _LONGEST_TITLE = 64  # characters, beside the legend
 
 
 @dataclass(frozen=True)
 class ActionShare:
-    """What one rank adds."""
+    """One rank's contribution."""
 
     sampled: Predictions
     episode: Predictions
 
 
 class ActionLogger:
-    """Logs the distributions `actions/<dimension>/predicted` and `…/recorded`, both in one figure
-    `actions/distributions`, and `actions/gripper`, of two arms `actions/left/gripper` and so on: how far each gripper
-    is told to close along one validation episode."""
+    """Logs the distributions `actions/<dimension>/predicted` and `…/recorded`, all of them in the figure
+    `actions/distributions`, and `actions/gripper` (with two arms `actions/left/gripper` and so on): how far each
+    gripper is told to close along one validation episode."""
 
     def __init__(self, dataset: EpisodeDataset, episodes: np.ndarray, tracker: RunTracker) -> None:
         """episodes: those of validation, int64."""
@@ -73,7 +73,7 @@ class ActionLogger:
 
 
 def _episode_that_grips(dataset: EpisodeDataset, episodes: np.ndarray) -> int:
-    """The first episode in which a gripper is open and closed; the first one where there is none."""
+    """The first episode in which a gripper is both open and closed; the first episode if there is none."""
     grippers = dataset.action_spec.grippers
     for episode in episodes.tolist() if grippers else ():
         actions = dataset.episode(episode).actions

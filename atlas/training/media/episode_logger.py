@@ -9,10 +9,10 @@ from atlas.tracking import RunTracker
 
 
 class EpisodeLogger:
-    """Shows every `interval`-th evaluation during training, beginning with the first, and the final one.
+    """Shows every `interval`-th evaluation during training, starting with the first, and the final one.
 
     During training: the distributions `eval/return_distribution` and `eval/length_distribution` of the episodes, and
-    films of the best, the median and the worst as `eval/video_best`, …; of the final evaluation: `eval/final/…`.
+    films of the best, the median and the worst as `eval/video_best`, …; for the final evaluation: `eval/final/…`.
     """
 
     def __init__(self, config: EpisodeLoggerConfig, tracker: RunTracker) -> None:
@@ -21,7 +21,7 @@ class EpisodeLogger:
         self._seen = 0
 
     def due(self, purpose: Purpose) -> bool:
-        """Whether the evaluation that begins now is to be shown; asked once for each, on every rank alike."""
+        """Whether the evaluation that begins now is to be shown; asked once for each, on every rank."""
         if purpose == "final" or not self._interval:
             return self._interval > 0
         self._seen += 1

@@ -17,15 +17,15 @@ _STATISTICS = 5  # minimum, maximum, number, sum, sum of squares; then the count
 class GradientLogger:
     """Logs `gradients/<module>/norm` as numbers, `gradients/<module>` and `weights/<module>` as histograms.
 
-    A module here is a part of the policy and what is right below it (`vision/stems`, `head/pose`); norms come for the
-    parts as a whole too. Only what is trained is looked at.
+    A module here is a part of the policy or a direct child of one (`vision/stems`, `head/pose`); norms are also given
+    for the parts as a whole. Only trained weights are looked at.
     """
 
     def __init__(self, tracker: RunTracker) -> None:
         self._tracker = tracker
 
     def log(self, policy: nn.Module, step: int) -> None:
-        """Look at the gradients that are there. Everything is counted on the device and read at once."""
+        """Log the current gradients. Everything is counted on the device and read at once."""
         groups = group_parameters(policy)
         summaries = {
             **{f"weights/{name}": summarize(parameters) for name, parameters in groups.items()},
@@ -45,7 +45,7 @@ class GradientLogger:
     def _log_histogram(self, name: str, row: np.ndarray, step: int) -> None:
         minimum, maximum, number, total, total_squares = row[:_STATISTICS].tolist()
         if not np.isfinite([minimum, maximum]).all():
-            return  # of a gradient that is not finite, the norm says so
+            return  # for a gradient that is not finite, the norm says so
         edges = np.linspace(minimum, minimum + _width(minimum, maximum), _BINS + 1)
         self._tracker.log_counts(
             name,
@@ -60,7 +60,7 @@ class GradientLogger:
 
 
 def group_parameters(policy: nn.Module) -> dict[str, list[torch.Tensor]]:
-    """What is trained, by the first two parts of its name: {'head/pose': [weight, bias]}."""
+    """The trained parameters, by the first two parts of their names: {'head/pose': [weight, bias]}."""
     groups: dict[str, list[torch.Tensor]] = {}
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
@@ -76,7 +76,7 @@ def gradients_of(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 def summarize(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Minimum, maximum, number, sum, sum of squares and the counts in 64 bins of all values: float64 [5 + 64].
 
-    Stays on the device, and copies one tensor at a time. The bins reach from the minimum over `_width`.
+    Stays on the device, and copies one tensor at a time. The bins span `_width`, starting at the minimum.
     """
     extremes = torch.stack([torch.stack(t.aminmax()) for t in tensors]).double()  # [n, 2]
     minimum, maximum = extremes[:, 0].min(), extremes[:, 1].max()
@@ -92,5 +92,5 @@ def summarize(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _width(minimum: float, maximum: float) -> float:
-    """Of all bins together: the range, or where all values are (nearly) one, enough for bins to be told apart."""
+    """The width of all bins together: the range or, if all values are (nearly) equal, enough to tell bins apart."""
     return max(maximum - minimum, 1e-3 * max(abs(minimum), abs(maximum)), 1e-12)

@@ -1,4 +1,4 @@
-"""When each kind of media is logged, what the ranks have to do with it, and what happens when one fails."""
+"""When each kind of media is logged, how the ranks take part, and what happens if one fails."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class ValidationLogger(Protocol):
 
 
 class MediaLoggers:
-    """The kinds of `logging.media` that look at training and validation; those of evaluations are elsewhere.
+    """The kinds of `logging.media` that look at training and validation; those for evaluations are elsewhere.
 
-    They change nothing of training: neither weights nor random numbers. What fails is switched off with one warning.
-    seconds: what each has taken so far on this rank.
+    They do not affect training: neither weights nor random numbers. One that fails is switched off with one warning.
+    seconds: the time each has taken so far on this rank.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class MediaLoggers:
         self._off: set[str] = set()
         self.seconds = dict.fromkeys(self._intervals, 0.0)
         self._gradients = GradientLogger(tracker)
-        # Made when they are first needed.
+        # Created when they are first needed.
         self._at_validation: dict[str, Callable[[], ValidationLogger]] = {
             "plot_logger": lambda: PlotLogger(media.plot_logger, dataset, data.cameras, data.val, tracker),
             "action_logger": lambda: ActionLogger(dataset, data.val.episodes, tracker),
@@ -76,23 +76,23 @@ class MediaLoggers:
         return interval > 0 and step % interval == 0
 
     def log_gradients(self, policy: Policy, step: int) -> None:
-        """For the main rank, when a step's gradients are complete, and not clipped yet."""
+        """For the main rank, when a step's gradients are complete and not yet clipped."""
         self._attempt("gradient_logger", lambda: self._gradients.log(policy, step))
 
     def watch(self, step: int) -> ValidationWatch | None:
-        """What wants to see the validation after `step`; None where nothing is due. The same on every rank."""
+        """What needs to see the validation after `step`; None if nothing is due. The same on every rank."""
         due = [n for n in self._at_validation if due_at_validation(self._intervals[n], step, self._val_interval)]
         return ValidationWatch(self._nothing, lambda seen: self._log(due, seen)) if due else None
 
     def _log(self, due: Sequence[str], seen: Validated) -> None:
-        """Send the shares to the main rank and show them there. Every rank comes through here with the same `due`,
-        whatever has failed on it, so that none waits for another."""
+        """Send the shares to the main rank and show them there. Every rank gets here with the same `due`, whatever has
+        failed on it, so that none waits for another."""
         for name in due:
             part = self._attempt(name, partial(self._share, name, seen))
             parts = gather_object([part])
             if not self._accelerator.is_main_process:
                 continue
-            if any(part is None for part in parts):  # whoever failed has said so
+            if any(part is None for part in parts):  # the rank that failed has logged it
                 self._off.add(name)
             else:
                 self._attempt(name, partial(self._made[name].show, parts, seen))
@@ -103,7 +103,7 @@ class MediaLoggers:
         return self._made[name].share(seen)
 
     def _attempt(self, name: str, work: Callable[[], Found]) -> Found | None:
-        """What `work` gives; None where it fails, or this kind has failed before."""
+        """The result of `work`; None if it fails, or this kind has failed before."""
         if name in self._off:
             return None
         start, state = time.perf_counter(), random_state()
@@ -122,13 +122,13 @@ class ValidationWatch:
     """Keeps a rank's predictions while validation goes over its samples, and hands them over at its end."""
 
     def __init__(self, nothing: Predictions, hand_over: Callable[[Validated], None]) -> None:
-        """nothing: what has the right shapes where a rank has no sample."""
+        """nothing: predictions of the right shapes, for a rank without samples."""
         self._nothing, self._hand_over = nothing, hand_over
         self._seen: list[tuple[Sequence[tuple[int, int]], torch.Tensor, Batch]] = []
 
     def add(self, samples: Sequence[tuple[int, int]], predicted: torch.Tensor, batch: Batch) -> None:
         """samples: (epoch, index) of the batch's rows; predicted: float [B, H, A], in the ActionSpec's units."""
-        self._seen.append((samples, predicted, replace(batch, images=None, features=None)))  # on the device, for now
+        self._seen.append((samples, predicted, replace(batch, images=None, features=None)))  # still on the device
 
     def finish(self, policy: Policy) -> None:
         """Log. Every rank calls it; policy: the one that was validated, in eval mode."""
@@ -143,8 +143,8 @@ def due_at_validation(interval: int, step: int, val_interval: int) -> bool:
 
 
 def fit_intervals(media: MediaConfig, max_steps: int) -> dict[str, int]:
-    """The interval of each kind in steps, for a run of `max_steps`; what is longer than the run is shortened, and
-    said."""
+    """The interval of each kind in steps, for a run of `max_steps`; longer ones are shortened to the run, with a log
+    line."""
     asked = {name: getattr(media, name).interval for name in _KINDS}
     fitted = {name: min(interval, max_steps) for name, interval in asked.items()}
     shortened = [f"{name}.interval {asked[name]} -> {fitted[name]}" for name in asked if fitted[name] < asked[name]]

@@ -1,4 +1,4 @@
-"""A map of the dataset: the features that the policy's vision has of its frames, in two dimensions."""
+"""A two-dimensional map of the dataset: the features that the policy's vision computes for its frames."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OUTCOMES = ("failure", "success", "not said")
 
 
 def check_method(config: VisDatasetConfig) -> None:
-    """Raises InputError where the method needs a package that is not installed."""
+    """Raises InputError if the method needs a package that is not installed."""
     if config.interval and config.method == "tsne" and importlib.util.find_spec("sklearn") is None:
         raise InputError(
             "logging.media.vis_dataset.method is tsne, which needs scikit-learn: pip install 'atlas-vla[vis]', or set "
@@ -36,19 +36,19 @@ def check_method(config: VisDatasetConfig) -> None:
 
 @dataclass(frozen=True)
 class FeatureShare:
-    """What one rank adds; n of the frames."""
+    """One rank's contribution: n of the frames."""
 
     index: np.ndarray  # int64 [n], training samples
     features: np.ndarray  # float32 [n, D]
-    thumbnails: np.ndarray | None  # uint8 [n, 32, 32, 3], of the first camera; None where images are not read
+    thumbnails: np.ndarray | None  # uint8 [n, 32, 32, 3], from the first camera; None if images are not read
 
 
 class DatasetMap:
     """Logs `dataset/frames_by_task` and `dataset/frames_by_success` as figures, and `dataset/frames` for
     TensorBoard's projector.
 
-    The features are those that the policy shows of a frame, unaugmented (from a feature cache: of the version that the
-    sample has in the first epoch).
+    The features are those of unaugmented frames (from a feature cache: of the version that the sample has in the first
+    epoch).
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class DatasetMap:
         self._frames = spread(len(train_data), config.frames)
 
     def share(self, seen: Validated) -> FeatureShare:
-        """Look at this rank's part of the frames. Raises InputError where the policy does not show what it sees."""
+        """Look at this rank's part of the frames. Raises InputError if the policy does not show its features."""
         if not isinstance(seen.policy, ShowsFeatures):
             raise InputError(f"a policy of the type {seen.policy.config.type} has no features of images to show")
         policy: ShowsFeatures = seen.policy
@@ -74,12 +74,12 @@ class DatasetMap:
         mine = self._frames[accelerator.process_index :: accelerator.num_processes]
         parts = [self._look(policy, mine[i : i + self._batch_size]) for i in range(0, len(mine), self._batch_size)]
         thumbnails = [small for _, small in parts if small is not None]
-        features = [features for features, _ in parts] or [np.empty((0, 0), np.float32)]  # of a rank without any
+        features = [features for features, _ in parts] or [np.empty((0, 0), np.float32)]  # for a rank without any
         return FeatureShare(mine, np.concatenate(features), np.concatenate(thumbnails) if thumbnails else None)
 
     @torch.no_grad()
     def _look(self, policy: ShowsFeatures, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """float32 [n, D], and thumbnails where there are images."""
+        """float32 [n, D], and thumbnails if there are images."""
         batch = self._train_data.__getitems__([(0, int(i)) for i in samples])
         small = None if batch.images is None else _thumbnails(batch.images[:, 0])
         with self._accelerator.autocast():
@@ -118,7 +118,7 @@ class DatasetMap:
         )
 
     def _outcomes(self, episodes: np.ndarray) -> np.ndarray:
-        """Of each of the episodes int64 [n], an index into _OUTCOMES."""
+        """For each of the episodes int64 [n], an index into _OUTCOMES."""
         found = {episode: self._dataset.episode(episode).success for episode in set(episodes.tolist())}
         return np.array([2 if found[e] is None else int(bool(found[e])) for e in episodes.tolist()])
 
@@ -130,7 +130,7 @@ def principal_components(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     centred -= centred.mean(0)
     u, s, _ = torch.linalg.svd(centred, full_matrices=False)
     scores = (u * s)[:, :_KEPT_COMPONENTS]
-    # A component's sign means nothing. The larger side is to the right, so that maps of different steps look alike.
+    # A component's sign means nothing. Its longer side points right, so that maps of different steps look alike.
     scores *= torch.where((scores**3).sum(0) < 0, -1.0, 1.0)
     share = s**2 / (s**2).sum().clamp(min=1e-30)
     missing = max(0, 2 - scores.shape[1])
@@ -144,7 +144,7 @@ def tsne(components: np.ndarray) -> np.ndarray:
 
     perplexity = min(30.0, (len(components) - 1) / 3)
     model = TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1)
-    with threadpool_limits(1):  # on cores that others use too, its threads wait for each other: 30 s instead of 1.5
+    with threadpool_limits(1):  # on shared cores its threads wait for each other: 30 s instead of 1.5
         return np.asarray(model.fit_transform(components), np.float32)
 
 

@@ -1,4 +1,4 @@
-"""How the policy's blocks run while they are trained: recomputed on the way back, compiled, or as they are."""
+"""How the policy's blocks run during training: recomputed in the backward pass, compiled, or unchanged."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from atlas.policies.base import Policy, RecomputesBlocks
 
 
 def set_up_blocks(policy: Policy, recompute: bool, compiled: bool) -> None:
-    """Have the policy's trained blocks run so from now on; their names, weights and hooks stay as they are.
+    """Make the policy's trained blocks run this way from now on; their names, weights and hooks stay the same.
 
-    recompute: keep a block's inputs only, and run it again on the way back (Chen et al., 2016). Loss and gradients are
-    the same bit for bit. compiled: run it as torch.compile has it, which rounds differently; the first call compiles.
-    Both hold where gradients are wanted: validation and rollouts run the blocks as they are.
+    recompute: keep only a block's inputs, and run it again in the backward pass (Chen et al., 2016). Loss and gradients
+    are the same bit for bit. compiled: run it through torch.compile, which rounds differently; the first call compiles.
+    Both apply only when gradients are needed: validation and rollouts run the blocks unchanged.
     """
     if not (recompute or compiled):
         return
     if recompute:
-        _stop_own_recomputing(policy)  # else blocks would be run three times
-    forms: dict[type, Callable[..., Any]] = {}  # blocks of a kind share one
+        _stop_own_recomputing(policy)  # otherwise blocks would be run three times
+    forms: dict[type, Callable[..., Any]] = {}  # blocks of the same kind share one
     for block in policy.blocks():
         kind = type(block)
-        # The backbone's own setting compiles a block with all that its call does; recomputing must stay outside.
+        # The backbone's own setting compiles a block with everything its call does; recomputing must stay outside.
         if compiled or block._compiled_call_impl is not None:
             forms.setdefault(kind, torch.compile(kind.forward, dynamic=False))
             block._compiled_call_impl = None
         way = _InTraining(kind.forward, forms.get(kind), recompute)
-        # Set on the block and not wrapped around it, which would change names. A deep copy calls itself, not this one.
+        # Set on the block instead of wrapping it, which would change names. A deep copy calls itself, not this block.
         block.forward = functools.partial(way, block)
 
 
 class _InTraining:
-    """Takes the place of a block's forward."""
+    """Replaces a block's forward."""
 
     def __init__(self, forward: Callable[..., Any], compiled: Callable[..., Any] | None, recompute: bool) -> None:
         self._forward, self._compiled, self._recompute = forward, compiled, recompute
@@ -63,15 +63,15 @@ class _InTraining:
         return checkpoint(functools.partial(run, block), *args, use_reentrant=False, **kwargs)
 
     def _as_first(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """Whether the inputs have the shapes of the first ones, for which the block is compiled. Others, such as those
-        of another set of instructions, would each take seconds to compile for, and are run as they are."""
+        """Whether the inputs have the shapes of the first ones, for which the block is compiled. Compiling for others,
+        such as another set of instructions, would take seconds each; they run uncompiled."""
         shapes = _shapes(args), _shapes(kwargs)
         self._compiled_for = self._compiled_for or shapes
         return shapes == self._compiled_for
 
 
 def _shapes(value: Any) -> object:
-    """What of an argument a compiled form depends on."""
+    """The properties of an argument that a compiled form depends on."""
     if isinstance(value, torch.Tensor):
         return value.shape, value.dtype
     if isinstance(value, list | tuple):
@@ -82,12 +82,12 @@ def _shapes(value: Any) -> object:
 
 
 def plain_copy(policy: Policy, device: torch.device | str) -> Policy:
-    """A copy of its own on `device`, whose blocks run as they are; on "meta" one that costs nothing."""
+    """A separate copy on `device` whose blocks run unchanged; on "meta" it costs nothing."""
     places = [p for module in policy.modules() for p in (module._parameters, module._buffers)]
     tensors = {id(t): t for place in places for t in place.values() if t is not None}
     memo: dict[int, Any] = {}
     for key, tensor in tensors.items():
-        moved = torch.empty_like(tensor, device=device).copy_(tensor.detach())  # `to` might give the tensor itself
+        moved = torch.empty_like(tensor, device=device).copy_(tensor.detach())  # `to` might return the tensor itself
         weight = isinstance(tensor, nn.Parameter)
         memo[key] = nn.Parameter(moved, requires_grad=tensor.requires_grad) if weight else moved
     copied = copy.deepcopy(policy, memo).to(device)
@@ -106,26 +106,26 @@ def _stop_own_recomputing(policy: Policy) -> None:
 
 def set_tf32(allowed: bool) -> None:
     """Whether this process computes float32 matrix products and convolutions on GPUs in TF32: 10 bits of mantissa, and
-    several times as fast. Processes that do not call it have torch's default, which is TF32 for convolutions alone.
+    several times as fast. Processes that do not call it have torch's default, which is TF32 for convolutions only.
 
-    `torch.set_float32_matmul_precision` would change CPUs too, and their numbers with them.
+    `torch.set_float32_matmul_precision` would also change results on CPUs.
     """
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
 
 
 def check_blocks(config: Config, gpu: bool) -> None:
-    """Raises InputError where blocks are to be compiled and there is nothing to compile with."""
+    """Raises InputError if blocks are to be compiled but there is nothing to compile with."""
     key = "training.compile" if config.training.compile else config.model.compiling_key
     if key is None:
         return
     missing = _missing(gpu)
     if missing is not None:
-        raise InputError(f"{key} is true, and torch.compile lacks {missing}. Install it, or set {key}=false.")
+        raise InputError(f"{key} is true, but torch.compile lacks {missing}. Install it, or set {key}=false.")
 
 
 def _missing(gpu: bool) -> str | None:
-    """What torch.compile lacks here: on GPUs Triton compiles, and C for what calls it; on CPUs it is C++."""
+    """What torch.compile lacks here: on GPUs it needs Triton, and C for what calls it; on CPUs it needs C++."""
     if gpu and importlib.util.find_spec("triton") is None:
         return "the package triton"
     language, variable = ("C", "CC") if gpu else ("C++", "CXX")

@@ -1,4 +1,4 @@
-"""A policy spread over the ranks: each keeps a part of every weight, gradient and optimizer state (FSDP2)."""
+"""A policy sharded over the ranks: each keeps a part of every weight, gradient and optimizer state (FSDP2)."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ Hook = Callable[[torch.Tensor], torch.Tensor | None]
 
 
 class Sharded:
-    """Rank r of n has the r-th n-th of the rows of every trained weight, of its gradient, its moments and its average.
+    """Rank r of n has the r-th n-th of the rows of every trained weight, its gradient, its moments and its average.
 
-    A block's weights are put together just before it runs, and again on its way back (Zhao et al., 2023; torch's
+    A block's weights are gathered just before it runs, and again in the backward pass (Zhao et al., 2023; torch's
     `fully_shard`, block by block as the policy names them). Frozen weights stay whole on every rank: they have neither
-    gradients nor optimizer state, and are often in another precision. See `Strategy` for the methods.
+    gradients nor optimizer state, and often another precision. See `Strategy` for the methods.
     """
 
     def __init__(self, policy: Policy, config: Config, accelerator: Accelerator) -> None:
-        """policy: on the accelerator's device, the same on every rank; it is spread in place."""
+        """policy: on the accelerator's device, the same on every rank; it is sharded in place."""
         self._twin = twin_of(policy)
         self._forms = {name: p.stride() for name, p in policy.named_parameters() if p.requires_grad}
         self._empty_twin()
@@ -53,7 +53,7 @@ class Sharded:
         self._averages: dict[str, DTensor] | None = None
         if self._decay:
             self._averages = {name: _spread_like(w, w.to_local().detach().clone()) for name, w in self._weights.items()}
-        # A group of its own: checkpoints are written while training goes on.
+        # A separate group: checkpoints are written while training goes on.
         self._saving = dist.new_group(backend="gloo", timeout=config.distributed.group_timeout)
         self._rank, self._ranks = accelerator.process_index, accelerator.num_processes
         self._memory = HostMemory()
@@ -114,17 +114,17 @@ class Sharded:
             yield self._twin.eval()
         finally:
             self._empty_twin()
-            self.policy.train()  # also what the twin shares with the policy
+            self.policy.train()  # including what the twin shares with the policy
 
     def _allot(self, name: str, values: torch.Tensor) -> nn.Parameter:
-        """Give a weight of the twin memory, in the format that the policy came with, and its values."""
+        """Give a weight of the twin memory, in the policy's original memory format, and its values."""
         weight = self._twin.get_parameter(name)
         memory = torch.empty_strided(values.shape, self._forms[name], dtype=values.dtype, device=weight.device)
         weight.data = memory.copy_(values)
         return weight
 
     def _empty_twin(self) -> None:
-        """When it is not looked at it has no weights, so that training has the memory."""
+        """Outside of use the twin has no weights, so that training has the memory."""
         for name in self._forms:
             weight = self._twin.get_parameter(name).requires_grad_(False)
             weight.grad = None
@@ -144,7 +144,7 @@ class Sharded:
 
     @torch.no_grad()
     def _whole_on_host(self) -> dict[str, torch.Tensor]:
-        """What is saved as `policy/`, put together on the main rank one by one; empty elsewhere."""
+        """What is saved as `policy/`, gathered on the main rank one weight at a time; empty elsewhere."""
         for name, value in self.policy.own_state_dict().items():
             tensor = self._judged.get(name, value)
             whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -172,7 +172,7 @@ class Sharded:
         return load_rank_states(checkpoint)
 
     def _load_judged(self, path: Path) -> None:
-        """By way of the twin, which knows what fits."""
+        """Load through the twin, which knows what fits."""
         for name, shard in self._judged.items():
             self._allot(name, torch.empty(shard.shape, dtype=shard.dtype))
         self._twin.load_weights(path)
@@ -185,8 +185,8 @@ class Sharded:
 class ShardedSnapshot:
     """A rank's part of a checkpoint's contents, on the CPU.
 
-    policy: gives its config, processor and card; none of its weights. whole: on the main rank what is saved as
-    `policy/`, elsewhere nothing. part: this rank's rows, see `name_training`.
+    policy: provides its config, processor and card, but no weights. whole: on the main rank what is saved as `policy/`,
+    elsewhere nothing. part: this rank's rows, see `name_training`.
     """
 
     policy: Policy
@@ -199,7 +199,7 @@ class ShardedSnapshot:
 
     @property
     def nbytes(self) -> int:
-        """Of this rank's part."""
+        """The bytes of this rank's part."""
         return sum(t.numel() * t.element_size() for t in (*self.whole.values(), *self.part.values()))
 
     def write(self, folder: Path) -> None:
@@ -215,10 +215,9 @@ class ShardedSnapshot:
 
 
 def spread(policy: Policy, mesh: DeviceMesh, low_precision: bool) -> None:
-    """Shard a policy in place: each of its blocks by itself, and the rest of its trained weights together.
+    """Shard a policy in place: each of its blocks separately, and the rest of its trained weights together.
 
-    low_precision: blocks are put together in bfloat16, which halves what is sent; their gradients are exchanged in
-    float32.
+    low_precision: blocks are gathered in bfloat16, which halves the traffic; their gradients are exchanged in float32.
     """
     frozen = {p for p in policy.parameters() if not p.requires_grad}
     for weight in set(policy.parameters()) - frozen:
@@ -233,9 +232,9 @@ def spread(policy: Policy, mesh: DeviceMesh, low_precision: bool) -> None:
 
 
 def _precision(mesh: DeviceMesh, low: bool) -> MixedPrecisionPolicy:
-    """Of a block. What it computes in is left to autocast, so that it is the same as with DDP: inputs are not cast.
+    """The precision of a block. Its computation is left to autocast, as with DDP, so inputs are not cast.
 
-    On CPUs weights stay in float32, as autocast has no norms with weights in bfloat16 there.
+    On CPUs weights stay in float32, as autocast has no norms with bfloat16 weights there.
     """
     if low and mesh.device_type == "cuda":
         return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
@@ -243,12 +242,12 @@ def _precision(mesh: DeviceMesh, low: bool) -> MixedPrecisionPolicy:
 
 
 def _gradient_hooks(module: nn.Module) -> dict[str, list[Hook]]:
-    """What the policy does to gradients of weights, by their names in the module."""
+    """What the policy does to gradients of weights, by the weights' names in the module."""
     return {name: list(p._backward_hooks.values()) for name, p in module.named_parameters() if p._backward_hooks}
 
 
 def _put_back(module: nn.Module, hooks: Mapping[str, list[Hook]]) -> None:
-    """Hooks of weights go with them: FSDP makes other tensors of them, which are there from the first run on."""
+    """Hooks belong to weights, which FSDP replaces by other tensors; these exist from the first run on."""
 
     @torch.compiler.disable
     def put_back(module: nn.Module, _: object) -> None:
@@ -258,11 +257,11 @@ def _put_back(module: nn.Module, hooks: Mapping[str, list[Hook]]) -> None:
         handle.remove()
 
     if hooks:
-        handle = module.register_forward_pre_hook(put_back)  # runs after FSDP's own, which is put first
+        handle = module.register_forward_pre_hook(put_back)  # runs after FSDP's own, which comes first
 
 
 def _rows(shard: DTensor) -> slice:
-    """Which rows of the whole tensor this rank has, as torch.chunk deals them."""
+    """Which rows of the whole tensor this rank has, distributed as by torch.chunk."""
     mesh = shard.device_mesh
     count = -(-shard.shape[0] // mesh.size())
     start = min(mesh.get_local_rank() * count, shard.shape[0])
@@ -270,7 +269,7 @@ def _rows(shard: DTensor) -> slice:
 
 
 def _spread_like(shard: DTensor, rows: torch.Tensor) -> DTensor:
-    """These rows as a tensor that is spread as another one is, on its device."""
+    """These rows as a tensor that is sharded like another one, on its device."""
     mesh, placements = shard.device_mesh, shard.placements
     local = rows.to(shard.device)
     return DTensor.from_local(local, mesh, placements, run_check=False, shape=shard.shape, stride=shard.stride())

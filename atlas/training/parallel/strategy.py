@@ -1,4 +1,4 @@
-"""How a policy and its training are laid out over the ranks: whole on each of them, or spread."""
+"""How a policy and its training are laid out over the ranks: whole on each of them, or sharded."""
 
 from __future__ import annotations
 
@@ -31,58 +31,58 @@ logger = logging.getLogger(__name__)
 
 
 class Strategy(Protocol):
-    """What the Trainer needs to know of ranks. Every rank has one and calls the same methods in the same order.
+    """What the Trainer needs to know about ranks. Every rank has one and calls the same methods in the same order.
 
     A step: `model(batch)` and a backward for each part of it, all but the last within `accumulating`; then `clip`, the
     optimizer's step and `stepped`. Gradients are means over the ranks.
     """
 
     policy: Policy  # what is trained
-    model: nn.Module  # is called with a Batch and gives LossTerms
+    model: nn.Module  # called with a Batch, returns LossTerms
     optimizer: torch.optim.Optimizer
 
     def accumulating(self) -> AbstractContextManager[None]:
-        """Within it, forward and backward add to the gradients and exchange none."""
+        """Within it, forward and backward add to the gradients but do not exchange them."""
 
     def clip(self, max_norm: float) -> torch.Tensor:
-        """Scale the gradients down to `max_norm`; returns their norm before, 0-d, the same on every rank."""
+        """Scale the gradients down to `max_norm`; returns their norm before that, 0-d, the same on every rank."""
 
     def stepped(self, step: int) -> None:
-        """After optimizer step `step` (from 0): the average follows the weights."""
+        """Call it after optimizer step `step` (from 0): the average follows the weights."""
 
     def inspected(self) -> AbstractContextManager[Policy | None]:
-        """Within it, on the main rank, a policy with the trained weights and their gradients, all of them whole."""
+        """Within it, on the main rank, a policy with the trained weights and their gradients, all of them complete."""
 
     def judged(self) -> AbstractContextManager[Policy]:
-        """Within it, what is validated and evaluated: a whole policy on each rank, in eval mode, with the averaged
-        weights where there are some. Ranks may use it as much or as little as they like. Training goes on after it."""
+        """Within it, the policy to validate and evaluate: complete on each rank, in eval mode, with the averaged
+        weights if there are any. Ranks may use it as much or as little as they like. Training continues afterwards."""
 
     def checkpoints(self, run_dir: Path, retention: Retention | int) -> Checkpoints:
         """Where `snapshot`'s contents are written, by each rank that has some."""
 
     def snapshot(self, state: TrainingState, rank_states: Sequence[RankState]) -> Contents | None:
-        """What a checkpoint of now holds, copied to the CPU; None where this rank has no part in writing it.
+        """The contents of a checkpoint now, copied to the CPU; None if this rank takes no part in writing it.
 
-        It stays as it is until the next one: write the last one first. rank_states: one a rank.
+        They are valid until the next call: write them before that. rank_states: one per rank.
         """
 
     def load(self, checkpoint: Path) -> list[RankState]:
-        """Go on from a checkpoint, also of another strategy or number of ranks. Returns the states of its ranks.
+        """Resume from a checkpoint, also of another strategy or number of ranks. Returns the states of its ranks.
 
-        Raises InputError where something is damaged or does not fit.
+        Raises InputError if something is damaged or does not fit.
         """
 
 
 class Replicated:
-    """Each rank has all of the policy and of the optimizer, and gradients are averaged (DDP); also the only process."""
+    """Each rank has the whole policy and optimizer, and gradients are averaged (DDP); also for a single process."""
 
     def __init__(self, policy: Policy, config: Config, accelerator: Accelerator) -> None:
-        """policy: on the accelerator's device. The accelerator is one with `ddp_settings`."""
+        """policy: on the accelerator's device. The accelerator must have been made with `ddp_settings`."""
         self.policy = policy
         decay = config.training.ema_decay
         self._average = WeightAverage(policy, decay) if decay else None
         self.optimizer: torch.optim.Optimizer = make_optimizer(policy, config.training)
-        with warnings.catch_warnings():  # of a newer name for a setting that accelerate does not have yet
+        with warnings.catch_warnings():  # about a newer name for a setting, which accelerate does not have yet
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             self.model: nn.Module = accelerator.prepare_model(policy)
         self._accelerator = accelerator
@@ -107,7 +107,7 @@ class Replicated:
         try:
             yield self._judged.eval()
         finally:
-            self.model.train()  # also what the average shares with the policy
+            self.model.train()  # including what the average shares with the policy
 
     @property
     def _judged(self) -> Policy:
@@ -135,14 +135,14 @@ class Replicated:
 
 
 def make_strategy(policy: Policy, config: Config, accelerator: Accelerator) -> Strategy:
-    """The one that `distributed.strategy` names; with one process there is nothing to spread, which is said.
+    """The one that `distributed.strategy` names; with one process there is nothing to shard, which is logged.
 
     policy: on the accelerator's device, the same on every rank. Parts of it are replaced in place.
     """
     if config.distributed.strategy == "ddp":
         return Replicated(policy, config, accelerator)
     if accelerator.num_processes == 1:
-        logger.info("distributed.strategy is fsdp, and with one process there is nothing to spread.")
+        logger.info("distributed.strategy is fsdp, but with one process there is nothing to shard.")
         return Replicated(policy, config, accelerator)
     from atlas.training.parallel.sharded import Sharded
 
@@ -150,23 +150,23 @@ def make_strategy(policy: Policy, config: Config, accelerator: Accelerator) -> S
 
 
 def ddp_settings(training: TrainingConfig) -> DistributedDataParallelKwargs:
-    """How accelerate is to wrap a policy in DDP. Weights that are frozen need no setting: DDP leaves them out."""
+    """How accelerate wraps a policy in DDP. Frozen weights need no setting: DDP leaves them out."""
     return DistributedDataParallelKwargs(
         gradient_as_bucket_view=True,
         # Statistics and frozen backbones have buffers, which are the same everywhere and stay so.
         broadcast_buffers=False,
-        # A policy uses the same weights in every step. Not where gradients are accumulated: torch then takes the first
-        # backward without an exchange for the one to learn the graph from, and raises (pytorch/pytorch#187732).
+        # A policy uses the same weights in every step. Not when gradients are accumulated: torch then mistakes the
+        # first backward without an exchange for the one to learn the graph from, and raises (pytorch/pytorch#187732).
         static_graph=training.gradient_accumulation_steps == 1,
     )
 
 
 def check_average(checkpoint: Path, saved: bool, wanted: bool) -> None:
-    """Raises InputError where the checkpoint keeps averaged weights and the config asks for none, or the reverse."""
+    """Raises InputError if the checkpoint has averaged weights and the config asks for none, or the reverse."""
     if wanted and not saved:
-        raise InputError(f"{checkpoint} was saved without training.ema_decay, and this config sets it; set it to 0.")
+        raise InputError(f"{checkpoint} was saved without training.ema_decay, but this config sets it; set it to 0.")
     if saved and not wanted:
-        raise InputError(f"{checkpoint} was saved with training.ema_decay, and this config has none; set it as it was.")
+        raise InputError(f"{checkpoint} was saved with training.ema_decay, but this config has none; set it as it was.")
 
 
 def _terms_to_list(terms: LossTerms) -> tuple[list[Any], None]:
@@ -177,7 +177,7 @@ def _terms_from_list(values: Any, _: None) -> LossTerms:
     return LossTerms(*values)
 
 
-# DDP with a static graph, and FSDP, hook into what a model returns. They see what torch's trees know of.
+# DDP with a static graph, and FSDP, hook into what a model returns; they only see types that torch's trees know.
 _pytree.register_pytree_node(LossTerms, _terms_to_list, _terms_from_list)
 
 
@@ -195,5 +195,5 @@ class Consensus:
         return values.tolist()
 
     def tensor(self, value: int) -> torch.Tensor:
-        """int64 0-d on the device, which is not waited for."""
+        """int64 0-d on the device, without waiting for it."""
         return torch.full((), value, dtype=torch.int64, device=self._device)

@@ -23,32 +23,32 @@ from atlas.training.perf.memory_estimate import GPUMemory, OutOfMemory, explain,
 logger = logging.getLogger(__name__)
 
 _GRAIN = 8  # sizes that matrix units like; GPUs round others up
-# Left free of a GPU's memory: for what the trial does not have, such as the exchange between GPUs and rendering.
+# The share of a GPU's memory left free for what the trial lacks, such as the exchange between GPUs and rendering.
 _MARGIN = 0.1
 _STEPS = 2  # the second one has the optimizer's state from the start
 
 
 def check_batch_size(config: Config, gpu: bool) -> None:
-    """Raises InputError where 'auto' cannot be found out."""
+    """Raises InputError if 'auto' cannot be resolved."""
     if config.data.batch_size != "auto":
         return
     if not gpu:
         raise InputError(
-            "data.batch_size is 'auto', which is found by filling a GPU's memory, and training runs on CPUs. Their "
-            "memory belongs to all programs, and the system ends a program that fills it; give a number, such as 64."
+            "data.batch_size is 'auto', which is found by filling a GPU's memory, but training runs on CPUs. Their "
+            "memory is shared by all programs, and the system ends a program that fills it; give a number, such as 64."
         )
     if config.distributed.strategy == "fsdp":
         raise InputError(
-            "data.batch_size is 'auto' and distributed.strategy is 'fsdp'. The size is tried on each GPU by itself, "
+            "data.batch_size is 'auto', but distributed.strategy is 'fsdp'. The size is tried on each GPU separately, "
             "where the policy is whole; give a number, or use the strategy 'ddp'."
         )
 
 
 def largest_batch(fits: Callable[[int], bool], most: int) -> int:
-    """The largest batch size up to `most` that fits, as far as it is a power of two below 8, or a multiple of both 8
-    and an eighth of the power of two below it; 0 where not even 1 fits.
+    """The largest batch size up to `most` that fits, among powers of two below 8 and multiples of both 8 and an eighth
+    of the power of two below them; 0 if not even 1 fits.
 
-    Asks by doubling, then by bisection: what is larger than a size that does not fit is never asked for.
+    Tries doubling, then bisection: nothing larger than a size that does not fit is ever tried.
     """
     best, size = 0, 1
     while size <= most and fits(size):
@@ -64,10 +64,10 @@ def largest_batch(fits: Callable[[int], bool], most: int) -> int:
 
 
 def find_batch_size(config: Config, policy: Policy, data: ChunkDataset, accelerator: Accelerator) -> int:
-    """The largest number of samples a process that all processes' GPUs can train with; the same on every process.
+    """The largest number of samples per process that all processes' GPUs can train with; the same on every process.
 
-    Every process must call it, before its policy is on the GPU. Policy and random numbers stay as they are, and no
-    memory stays taken. Compiled blocks are tried as they are, which takes more. Raises OutOfMemory where not even one
+    Every process must call it, before its policy is on the GPU. Policy and random numbers are not changed, and no
+    memory stays allocated. Compiled blocks are tried uncompiled, which takes more. Raises OutOfMemory if not even one
     sample fits.
     """
     settings, processes = config.training, accelerator.num_processes
@@ -80,12 +80,12 @@ def find_batch_size(config: Config, policy: Policy, data: ChunkDataset, accelera
             found = largest_batch(trial.fits, most)
             problem = trial.problem
             del trial
-        except RuntimeError as error:  # not even the weights
+        except RuntimeError as error:  # not even the weights fit
             if not is_out_of_memory(error):
                 raise
-            problem = error.with_traceback(None)  # whose frames hold tensors
+            problem = error.with_traceback(None)  # its frames hold tensors
     _tidy(accelerator.device)
-    _forget_peak(accelerator.device)  # what is logged is the training's
+    _forget_peak(accelerator.device)  # so that the logged peak is training's
     smallest = int(_minimum(found, accelerator))
     memory = GPUMemory.of(accelerator.device)
     if smallest == 0:
@@ -93,7 +93,7 @@ def find_batch_size(config: Config, policy: Policy, data: ChunkDataset, accelera
         one = config.model_copy(update={"data": config.data.model_copy(update={"batch_size": 1})})
         raise OutOfMemory(explain(where, one, len(policy.processor.cameras), memory))
     logger.info(
-        "data.batch_size: auto is %d samples a process%s; %.1f steps are an epoch",
+        "data.batch_size: auto is %d samples per process%s; %.1f steps are an epoch",
         smallest,
         ", as many as there are" if smallest > most - _GRAIN else "",
         len(data) / (smallest * processes * settings.gradient_accumulation_steps),
@@ -102,7 +102,7 @@ def find_batch_size(config: Config, policy: Policy, data: ChunkDataset, accelera
 
 
 class Trial:
-    """Training steps of a copy of the policy, with all that takes memory in them: the next batch, too."""
+    """Training steps of a copy of the policy, with everything that takes memory in them, including the next batch."""
 
     def __init__(self, config: Config, policy: Policy, data: ChunkDataset, accelerator: Accelerator) -> None:
         settings = config.training
@@ -113,9 +113,9 @@ class Trial:
         self._average = WeightAverage(self._policy, settings.ema_decay) if settings.ema_decay else None
         self._augment = Augmenter(config.data.augment)
         self._max_grad_norm = settings.max_grad_norm
-        # With several parts, and where gradients are exchanged, the next forward finds the last gradients in its way.
+        # With several parts, and if gradients are exchanged, the next forward runs while the last gradients exist.
         self._parts = 2 if settings.gradient_accumulation_steps > 1 or accelerator.num_processes > 1 else 1
-        self.problem: BaseException | None = None  # why the last size that did not fit did not
+        self.problem: BaseException | None = None  # why the last size that did not fit failed
 
     def fits(self, size: int) -> bool:
         """Whether steps with batches of `size` samples leave a tenth of the GPU's memory free."""
@@ -126,7 +126,7 @@ class Trial:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            self.problem = error.with_traceback(None)  # whose frames hold tensors
+            self.problem = error.with_traceback(None)  # its frames hold tensors
             fits = False
         else:
             fits = device.type != "cuda" or _leaves_margin(device)
@@ -162,7 +162,7 @@ def _leaves_margin(device: torch.device) -> bool:
 
 
 def _minimum(number: int, accelerator: Accelerator) -> torch.Tensor:
-    """Over all processes."""
+    """The smallest over all processes."""
     return accelerator.gather(torch.tensor([number], device=accelerator.device)).min()
 
 
@@ -172,6 +172,6 @@ def _forget_peak(device: torch.device) -> None:
 
 
 def _tidy(device: torch.device) -> None:
-    gc.collect()  # modules whose blocks are set up refer to themselves
+    gc.collect()  # modules whose blocks are set up contain reference cycles
     if device.type == "cuda":
         torch.cuda.empty_cache()

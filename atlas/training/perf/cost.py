@@ -1,4 +1,4 @@
-"""What a sample of a training costs in arithmetic, and how much of the GPUs' peak the training reaches."""
+"""What a training sample costs in arithmetic, and which share of the GPUs' peak the training reaches."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from atlas.types import Batch
 
 @dataclass(frozen=True)
 class SampleCost:
-    """Of one sample: floating-point operations of a training step, and the tokens of each kind that it has."""
+    """The floating-point operations of a training step per sample, and its number of tokens of each kind."""
 
     flops: float
     tokens: Mapping[str, int]
 
 
 def example_batch(data: ChunkDataset, size: int, device: torch.device | str) -> Batch:
-    """A batch of `size` samples in the dataset's shapes, on `device`: its first sample again and again, with other
-    keys, and with the instructions in turn, the longest first. Nothing of it is padded."""
+    """A batch of `size` samples in the dataset's shapes, on `device`: its first sample repeated, with different keys,
+    and with all instructions in turn, the longest first. Nothing in it is padded."""
     sample = data[(0, 0)].to(device)
     instructions = sorted(data.instructions(), key=len, reverse=True)
     assert sample.actions is not None and sample.action_is_pad is not None and sample.key is not None
@@ -47,11 +47,11 @@ def example_batch(data: ChunkDataset, size: int, device: torch.device | str) -> 
 
 
 def sample_cost(policy: Policy, data: ChunkDataset, batch_size: int) -> SampleCost:
-    """Counted by torch while a copy of the policy that holds no numbers goes forward and back through a batch, and
-    divided by its size: an instruction is encoded once a batch, however many samples have it.
+    """Counted by torch while an empty copy of the policy goes forward and backward through a batch, and divided by the
+    batch's size: an instruction is encoded once per batch, however many samples have it.
 
-    The operations are the model's, as the utilisation of Chowdhery et al. (PaLM, 2022, appendix B) has them: those
-    that come from computing activations twice are left out. A multiplication and an addition count as two.
+    The operations are the model's, as for the utilisation of Chowdhery et al. (PaLM, 2022, appendix B): recomputing
+    activations is not counted. A multiplication and an addition count as two.
     """
     counted = plain_copy(policy, "meta").train()
     batch = example_batch(data, batch_size, "meta")
@@ -68,13 +68,13 @@ class Utilisation:
 
     @classmethod
     def on(cls, device: torch.device, processes: int, cost: SampleCost, bf16: bool, tf32: bool) -> Utilisation | None:
-        """For a training on `processes` GPUs like this one; None where its peak is not known, and on CPUs.
+        """For training on `processes` GPUs like this one; None if its peak is unknown, and on CPUs.
 
-        bf16, tf32: whether the matrix products are computed so.
+        bf16, tf32: whether the matrix products are computed in these.
         """
         peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         return cls(cost.flops, processes * peak.at(bf16, tf32)) if peak is not None else None
 
     def metrics(self, samples_per_second: float) -> dict[str, float]:
-        """`perf/mfu`, from 0 to 1, at a rate of all processes together."""
+        """`perf/mfu`, from 0 to 1, at the given rate of all processes together."""
         return {"perf/mfu": self._flops * samples_per_second / self._peak}

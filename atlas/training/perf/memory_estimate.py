@@ -1,4 +1,4 @@
-"""Running out of GPU memory, said in words that help."""
+"""Running out of GPU memory, explained in words that help."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atlas.errors import first_line
 from atlas.training.perf.cost import SampleCost
 
 _GIB = 2**30
-# What of CUDA, its libraries and NCCL ends so without torch's allocator having been asked.
+# How CUDA, its libraries and NCCL report it, when torch's allocator was not involved.
 _ELSEWHERE = (
     "CUDA error: out of memory",
     "CUDA driver error: out of memory",
@@ -27,19 +27,19 @@ _ELSEWHERE = (
     "CUFFT_ALLOC_FAILED",
     "Cuda failure 2 'out of memory'",
 )
-_MUCH = 0.1  # of a GPU's memory: worth a word
+_MUCH = 0.1  # of a GPU's memory: worth mentioning
 
 
 class OutOfMemory(Exception):
-    """A GPU's memory is not enough for this training. The message says for what, and what to lower."""
+    """A GPU's memory is too small for this training. The message says for what, and what to reduce."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class GPUMemory:
-    """Of one GPU, in bytes: allocated is torch's tensors in this process, reserved what torch holds for them, free
-    what no program has."""
+    """The memory of one GPU, in bytes: allocated by torch's tensors in this process, reserved by torch for them, and
+    free, that is, used by no program."""
 
     name: str
     total: int
@@ -49,7 +49,7 @@ class GPUMemory:
 
     @classmethod
     def of(cls, device: torch.device) -> GPUMemory | None:
-        """As it is now; None for a CPU."""
+        """The current state; None for a CPU."""
         if device.type != "cuda":
             return None
         free, total = torch.cuda.mem_get_info(device)
@@ -58,7 +58,7 @@ class GPUMemory:
 
     @property
     def elsewhere(self) -> int:
-        """What other programs have, and CUDA itself."""
+        """The memory of other programs, and of CUDA itself."""
         return max(0, self.total - self.free - self.reserved)
 
     def describe(self) -> str:
@@ -75,9 +75,9 @@ class GPUMemory:
 def out_of_memory_explained(
     config: Config, views: int, device: torch.device, cost: SampleCost | None = None
 ) -> Iterator[None]:
-    """Around training: where memory runs out in it, OutOfMemory is raised, whose text is the message for the user.
+    """Around training: if memory runs out, OutOfMemory is raised, with a message for the user.
 
-    views: images a sample. device: this process's.
+    views: images per sample. device: this process's.
     """
     try:
         yield
@@ -88,20 +88,20 @@ def out_of_memory_explained(
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory has run out, in torch's allocator or in a library that has memory of its own."""
+    """Whether memory has run out, in torch's allocator or in a library that has its own memory."""
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _ELSEWHERE)
 
 
 def explain(
     error: BaseException, config: Config, views: int, memory: GPUMemory | None, cost: SampleCost | None = None
 ) -> str:
-    """What was too large, where the memory is, and what to lower."""
+    """What was too large, where the memory is, and what to reduce."""
     size = config.data.image_size
     batch = f"data.batch_size is {config.data.batch_size}: samples of {views} views of {size} x {size} pixels"
     if cost is not None:
         counts = " and ".join(f"{count} of {kind}" for kind, count in cost.tokens.items())
         batch += f", {counts.replace(' of', ' tokens of', 1)} each" if counts else ""
-    asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))  # torch goes on about it at length
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))  # torch's message goes on at length
     lines = [f"Out of GPU memory: {f'{asked[1]} more were asked for' if asked else first_line(error)}.", f"{batch}."]
     if memory is not None:
         lines.append(memory.describe())
@@ -110,9 +110,9 @@ def explain(
 
 
 def _allocator_advice(version: str, environment: Mapping[str, str]) -> str | None:
-    """What may help against memory in pieces; None where a user has set it already, by either name.
+    """What may help against fragmented memory; None if a user has set it already, by either name.
 
-    Before 2.9, torch knows the old name alone; up to 2.11 it complains about that and may ignore the new one.
+    Before 2.9, torch only knows the old name; up to 2.11 it warns about that one but may ignore the new one.
     """
     new, old = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
     major, minor = (int(part) for part in version.split(".")[:2])
@@ -121,13 +121,13 @@ def _allocator_advice(version: str, environment: Mapping[str, str]) -> str | Non
     if "expandable_segments:True" in is_set:
         return None
     value = f"{is_set},expandable_segments:True" if is_set else "expandable_segments:True"
-    return f"{name}={value} in the environment, since much is reserved in pieces"
+    return f"{name}={value} in the environment, since much is reserved in fragments"
 
 
 def _advice(config: Config, memory: GPUMemory | None) -> Iterator[str]:
     training, distributed = config.training, config.distributed
     if memory is not None and memory.elsewhere > _MUCH * memory.total:
-        yield f"end the other programs on this GPU, which have up to {memory.elsewhere / _GIB:.1f} GiB (nvidia-smi)"
+        yield f"end the other programs on this GPU, which use up to {memory.elsewhere / _GIB:.1f} GiB (nvidia-smi)"
     if memory is not None and memory.reserved - memory.allocated > _MUCH * memory.total:
         advice = _allocator_advice(torch.__version__, os.environ)
         if advice is not None:
@@ -140,10 +140,10 @@ def _advice(config: Config, memory: GPUMemory | None) -> Iterator[str]:
             "data.batch_size=auto looks for the largest that fits"
         )
     if training.precision == "fp32":
-        yield "training.precision=bf16, where the GPU has it"
+        yield "training.precision=bf16, if the GPU has it"
     if not training.activation_checkpointing:
-        yield "training.activation_checkpointing=true: the same training, for a second forward pass"
+        yield "training.activation_checkpointing=true: the same training, at the cost of a second forward pass"
     if distributed.strategy == "ddp":
-        yield "distributed.strategy=fsdp, where there are several GPUs"
+        yield "distributed.strategy=fsdp, if there are several GPUs"
     yield from config.model.memory_advice()
     yield "a smaller data.image_size, fewer data.cameras, or a smaller model"

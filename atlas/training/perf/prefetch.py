@@ -1,4 +1,4 @@
-"""Batches on their way to the device while it is busy with the ones before."""
+"""Batches copied to the device while it is busy with the previous ones."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from atlas.types import Batch
 
 
 class Prefetcher:
-    """Gives a loader's batches, in their order, on the device; one is fetched ahead where `begin` is called.
+    """Yields a loader's batches, in order, on the device; each call of `begin` fetches one ahead.
 
-    To a GPU a batch is copied beside what the GPU computes, on a stream of its own, which takes pinned memory.
+    A batch is copied to a GPU while the GPU computes, on a separate stream, which needs pinned memory.
     """
 
     def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
@@ -21,15 +21,15 @@ class Prefetcher:
         self._next: Batch | Exception | None = None
 
     def begin(self) -> None:
-        """Fetch the next batch, unless it is there, and have it on its way. What goes wrong is raised by `take`."""
+        """Fetch the next batch, unless it is there, and start copying it. Errors are raised by `take`."""
         if self._next is None:
             try:
                 self._next = self._sent(next(self._batches))
-            except Exception as error:  # the step that is at work needs no part of it, and shall be done
+            except Exception as error:  # the step in progress does not need this batch, and should be finished
                 self._next = error
 
     def take(self) -> Batch:
-        """The next batch. Raises StopIteration after the last one, and what reading it raises."""
+        """The next batch. Raises StopIteration after the last one, and whatever reading it raised."""
         self.begin()
         found, self._next = self._next, None
         if isinstance(found, Exception):
@@ -39,7 +39,7 @@ class Prefetcher:
             now = torch.cuda.current_stream(self._device)
             now.wait_stream(self._stream)
             for tensor in found.tensors().values():
-                tensor.record_stream(now)  # whose memory belongs to the other stream
+                tensor.record_stream(now)  # its memory belongs to the other stream
         return found
 
     def _sent(self, batch: Batch) -> Batch:

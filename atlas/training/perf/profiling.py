@@ -20,14 +20,14 @@ from atlas.training.perf.timing import StepTimer
 logger = logging.getLogger(__name__)
 
 PROFILE = "profile"  # in the run's folder
-_WARM_UP = 1  # a step that is traced and thrown away: the first one pays for the tracing's own start
+_WARM_UP = 1  # a step that is traced and thrown away: the first one includes the start of tracing itself
 
 
 class StepProfiler:
-    """Traces the steps that the config names, and writes one file a rank when they are done.
+    """Traces the steps that the config names, and writes one file per rank when they are done.
 
-    In the trace, the timer's parts are ranges of their names ("atlas.data", "atlas.forward", ...). Other steps cost
-    nothing: torch's profiler is only there while it is used.
+    In the trace, the timer's parts are ranges with their names ("atlas.data", "atlas.forward", ...). Other steps cost
+    nothing: torch's profiler exists only while it is used.
     """
 
     def __init__(self, config: ProfileConfig | None, run_dir: Path, timer: StepTimer, rank: int, step: int) -> None:
@@ -39,7 +39,7 @@ class StepProfiler:
         self._begin_if_due()
 
     def step(self) -> None:
-        """After each optimizer step."""
+        """Call it after each optimizer step."""
         self._done += 1
         if self._running is not None:
             self._running.step()
@@ -49,7 +49,7 @@ class StepProfiler:
         self._begin_if_due()
 
     def close(self) -> None:
-        """Write what there is, when training ends; does nothing when all was written."""
+        """Write what there is, when training ends; does nothing if all was written."""
         if self._running is None or self._config is None:
             return
         running, self._running = self._running, None
@@ -60,7 +60,7 @@ class StepProfiler:
             if traced > 0:
                 self._write(running)
                 logger.info("A trace of %d steps: %s (https://ui.perfetto.dev, TensorBoard)", traced, self._file)
-        except (OSError, RuntimeError) as error:  # it is a help, and training goes on without
+        except (OSError, RuntimeError) as error:  # a trace is only a help, so training continues
             logger.warning("The trace %s could not be written: %s.", self._file, first_line(error))
 
     def _begin_if_due(self) -> None:

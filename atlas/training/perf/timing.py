@@ -12,11 +12,11 @@ from torch.profiler import record_function
 class StepTimer:
     """Seconds spent in the parts of a step, averaged since they were last read.
 
-    Times are taken on the host: on a GPU, work that was only queued is counted where the host waits for it.
+    Times are taken on the host: work queued on a GPU is counted where the host waits for it.
     """
 
     def __init__(self) -> None:
-        self.traced = False  # whether torch's profiler looks on, and is shown the parts
+        self.traced = False  # whether torch's profiler is running and is told about the parts
         self._seconds: dict[str, float] = {}
         self._steps = 0
         self._start = time.perf_counter()
@@ -39,7 +39,7 @@ class StepTimer:
         self._seconds, self._steps, self._start = {}, 0, time.perf_counter()
 
     def read(self, samples_a_step: int) -> dict[str, float]:
-        """`timer/*` and `perf/*`; starts again."""
+        """`timer/*` and `perf/*`; then starts again."""
         steps = max(1, self._steps)
         total = (time.perf_counter() - self._start) / steps
         metrics = {f"timer/{name}": seconds / steps for name, seconds in self._seconds.items()}

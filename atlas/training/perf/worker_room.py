@@ -1,7 +1,7 @@
-"""Whether this machine has room for the data workers that are asked for: seen before they start.
+"""Whether this machine has room for the requested data workers, checked before they start.
 
-A batch goes from a worker to its rank through shared memory (/dev/shm, of which Docker gives a container 64 MB), as one
-open file a tensor. What runs out later ends a worker without a word of why.
+A batch goes from a worker to its rank through shared memory (/dev/shm, of which Docker gives a container 64 MB), with
+one open file per tensor. If either runs out later, a worker ends without explanation.
 """
 
 from __future__ import annotations
@@ -24,18 +24,17 @@ from atlas.types import Batch
 logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
-_LOADERS = 2  # of training and of validation
-_OTHER_FILES = 64  # what is opened beside: data, logs, checkpoints
+_LOADERS = 2  # for training and validation
+_OTHER_FILES = 64  # other open files: data, logs, checkpoints
 _FILES_A_WORKER = 6  # pipes and locks
-_MOST_SHARED = 0.9  # of the shared memory that is free
-_ENOUGH = 1 << 16  # open files; with more, processes are slow that close all they could have
+_MOST_SHARED = 0.9  # of the free shared memory
+_ENOUGH = 1 << 16  # open files; a higher limit slows processes that close all they could have open
 
 
 def settle_workers(config: Config, data: TrainingData, device: torch.device, ranks: int) -> Config:
-    """The config with a number for `data.num_workers`, where that has been left open: as many as there is room for.
+    """The config with a number for `data.num_workers` if it was left open: as many as there is room for.
 
-    ranks: on this machine, as far as they are known. Raises InputError where there is no room for the number that was
-    asked for.
+    ranks: on this machine, as far as they are known. Raises InputError if there is no room for the requested number.
     """
     wanted = worker_count(config.data.num_workers, device)
     if not wanted:
@@ -46,15 +45,15 @@ def settle_workers(config: Config, data: TrainingData, device: torch.device, ran
         return config
     why = " ".join(reason for most, reason in room if most < wanted)
     if config.data.num_workers is not None:
-        raise InputError(f"data.num_workers is {wanted}, and there is room for {fits}. {why}")
+        raise InputError(f"data.num_workers is {wanted}, but there is room for {fits}. {why}")
     logger.warning("%d data workers instead of %d. %s", fits, wanted, why)
     return config.model_copy(update={"data": config.data.model_copy(update={"num_workers": fits})})
 
 
 def _most_workers(sample: Batch, batch_samples: int, ranks: int) -> list[tuple[int, str]]:
-    """How many workers a rank can have at most, by each thing that they need, and what to do about it."""
+    """How many workers a rank can have at most, for each resource they need, and what to do about it."""
     tensors = [t for f in fields(sample) if isinstance(t := getattr(sample, f.name), torch.Tensor)]
-    in_flight = _LOADERS * (PREFETCHED + 1)  # batches a worker
+    in_flight = _LOADERS * (PREFETCHED + 1)  # batches per worker
     found = []
     if SHARED_MEMORY.is_dir():
         free, size = shutil.disk_usage(SHARED_MEMORY).free, sum(t.nbytes for t in tensors) * batch_samples
@@ -80,7 +79,7 @@ def _most_workers(sample: Batch, batch_samples: int, ranks: int) -> list[tuple[i
 
 
 def _open_files_limit() -> int:
-    """How many files this process may have open, once it has taken what the system lets it have."""
+    """How many files this process may have open, after raising the limit as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, most = (_ENOUGH if n == resource.RLIM_INFINITY else min(n, _ENOUGH) for n in (soft, hard))
     if soft < most:
