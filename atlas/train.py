@@ -297,6 +297,7 @@ def _make_processor(config: Config, data: TrainingData) -> PolicyProcessor:
         statistics=tuple(scaled_well(s, config.model.processor) for s in data.train.statistics()),
         scaling=config.model.processor,
         inputs=summarise_inputs(dataset, data.train.episodes, cameras, size),
+        fit=config.model.image_fit(),
     )
 
 

@@ -6,7 +6,7 @@ the default of its `type`, whose `build` gives a `Policy` (atlas/policies/base.p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,6 +59,16 @@ class ModelConfig(Section):
     def check_data(self, data: DataConfig) -> None:
         """Raises ValueError, in the config's terms, if the policy and the data do not fit together."""
 
+    def image_fit(self) -> Any:
+        """The `ImageFit` by which it fits whole pictures itself (atlas/data/image_fit.py); None: it is given squares of
+        `data.image_size`. Raises InputError where that is said by something that is not there."""
+        return None
+
+    @classmethod
+    def training_preset(cls) -> Mapping[str, Any]:
+        """Settings of `training` that are meant where the config does not say them."""
+        return {}
+
     def check_pretrained(self) -> None:
         """Find the pretrained weights that are needed, download what is missing, and check that they fit.
 
@@ -83,7 +93,13 @@ class ModelConfig(Section):
 
 
 MODEL = Chosen(
-    PluginTable("atlas.policies", {"modular": "atlas.policies.modular.modular_section:ModularConfig"}),
+    PluginTable(
+        "atlas.policies",
+        {
+            "modular": "atlas.policies.modular.modular_section:ModularConfig",
+            "smolvla": "atlas.policies.smolvla.smolvla_section:SmolVLAConfig",
+        },
+    ),
     ModelConfig,
     key="type",
     default="modular",

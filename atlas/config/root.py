@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -28,6 +29,18 @@ class Config(Section):
     wandb: WandbConfig = WandbConfig()
     model_management: ModelManagementConfig = ModelManagementConfig()
     distributed: DistributedConfig = DistributedConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        """What a policy's type means by the keys of `training` that the config does not have."""
+        if not isinstance(values, Mapping):
+            return values
+        model, training = values.get("model", {}), values.get("training", {})
+        kind = MODEL.kind(model) if isinstance(model, Mapping) else type(model)
+        if isinstance(training, Mapping) and isinstance(kind, type) and issubclass(kind, ModelConfig):
+            return {**values, "training": {**kind.training_preset(), **training}}
+        return values
 
     @property
     def run_dir(self) -> Path:

@@ -30,6 +30,11 @@ class TrainingConfig(Section):
     max_steps: Positive | None = 2000  # optimizer steps; or num_epochs
     num_epochs: Positive | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    # cosine: a linear warm-up, then a cosine down over the steps that are left. cosine_from_start: LeRobot's, whose
+    # cosine is of decay_steps, counted from the first step; a shorter run shrinks it and the warm-up in proportion
+    schedule: Literal["cosine", "cosine_from_start"] = "cosine"
+    final_learning_rate: Annotated[float, Field(gt=0)] | None = None  # where it ends; null: a hundredth
+    decay_steps: Positive | None = None  # of cosine_from_start; null: as many as there are
     weight_decay: Weight = 0.01
     warmup_steps: NotNegative = 100
     gradient_accumulation_steps: Positive = 1
@@ -57,6 +62,12 @@ class TrainingConfig(Section):
         if (self.max_steps is None) == (self.num_epochs is None):
             state = "neither is set" if self.max_steps is None else "both are set"
             raise ValueError(f"max_steps and num_epochs: {state}; set one, and the other to null")
+        if self.decay_steps is not None and self.schedule == "cosine":
+            raise ValueError("decay_steps is of the schedule cosine_from_start, and schedule is cosine")
+        if self.final_learning_rate is not None and self.final_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"final_learning_rate is {self.final_learning_rate:g}, more than learning_rate ({self.learning_rate:g})"
+            )
         return self
 
 

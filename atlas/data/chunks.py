@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from atlas.data.crop_geometry import fit_images
 from atlas.data.episode import EpisodeDataset
 from atlas.data.feature_cache import FeatureCache
 from atlas.data.frame_cache import FrameCache
+from atlas.data.image_fit import ImageFit, ViewForm
 from atlas.data.mixture import Source, sources_of
 from atlas.data.randomness import Stream, sample_keys, uniform
 from atlas.data.statistics import DatasetStatistics, kept_statistics
@@ -39,8 +39,10 @@ class ChunkDataset:
         image_size: int,
         horizon: int,
         seed: int = 0,
+        fit: ImageFit | None = None,
     ) -> None:
-        """seed: for the samples' random numbers. Raises InputError if no episode is as long as a chunk."""
+        """seed: for the samples' random numbers. fit: how the policy fits whole pictures; None: it is given squares of
+        image_size. Raises InputError if no episode is as long as a chunk."""
         lengths = dataset.lengths[episodes]
         if len(episodes) and horizon > lengths.max():
             raise InputError(
@@ -50,7 +52,9 @@ class ChunkDataset:
         self.sources = sources_of(dataset)
         self._dataset = dataset
         self._cameras = list(cameras)
-        self._image_size, self._seed = image_size, seed
+        sizes = [source.dataset.image_size(source.camera(camera)) for source in self.sources for camera in cameras]
+        self._form = ViewForm.of(image_size, fit, sizes)
+        self._pixels, self._seed = self._form.room(sizes), seed
         self.horizon = horizon
         self.episodes = episodes
         self._place = np.repeat(np.arange(len(episodes), dtype=np.int32), lengths)  # each frame's index in `episodes`
@@ -163,12 +167,12 @@ class ChunkDataset:
         )
 
     def _images(self, index: np.ndarray, source: np.ndarray) -> torch.Tensor:
-        """uint8 [B, V, 3, size, size] of samples int64 [B], which come from sources int64 [B]."""
-        size = self._image_size
+        """[B, V, 3, H, W], in the form of `ViewForm`, of samples int64 [B], which come from sources int64 [B]."""
+        height, width = self._form.height, self._form.width
         if self._decoded is None:
             # In memory the channels of a pixel are contiguous, as decoders deliver them: reordering them costs a worker
             # more than everything else after decoding, and a GPU nothing.
-            pixels = _room(len(index), len(self._cameras), size, size, 3)
+            pixels = _room((len(index), len(self._cameras), height, width, 3), self._pixels)
             for number in np.unique(source).tolist():
                 here = np.flatnonzero(source == number)
                 here = here[np.argsort(index[here])]  # in the files' order
@@ -176,18 +180,18 @@ class ChunkDataset:
                     some = here[first : first + _AT_ONCE]
                     self._decode(self.sources[number], index[some], some.tolist(), pixels.numpy())
             return pixels.permute(0, 1, 4, 2, 3)
-        images = _room(len(index), len(self._cameras), 3, size, size)
+        images = _room((len(index), len(self._cameras), 3, height, width))
         frames = self._frame_in_dataset[index] - self._first_frame[source]
         for views, number, frame in zip(images.numpy(), source.tolist(), frames.tolist(), strict=True):
             views[:] = self._decoded[number].frame(frame)
         return images
 
     def _decode(self, source: Source, index: np.ndarray, places: Sequence[int], out: np.ndarray) -> None:
-        """Read the images of a source's samples int64 [n] into the given places of uint8 [B, V, size, size, 3]."""
+        """Read the images of a source's samples int64 [n] into the given places of [B, V, H, W, 3]."""
         episodes, frames = self.episodes[self._place[index]] - source.first, self._frame[index].astype(np.int64)
         for view, camera in enumerate(self._cameras):
             images = source.dataset.images(source.camera(camera), episodes, frames)
-            fitted = fit_images(images, self._image_size).permute(0, 2, 3, 1).numpy()
+            fitted = self._form(images, self._pixels).permute(0, 2, 3, 1).numpy()
             for place, image in zip(places, fitted, strict=True):
                 out[place, view] = image
 
@@ -200,9 +204,9 @@ class ChunkDataset:
         return self._features.features(self._frame_in_dataset[index], versions)
 
 
-def _room(*shape: int) -> torch.Tensor:
-    """A uint8 tensor of this shape; in a data worker in shared memory, so that the batch is not copied again."""
+def _room(shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+    """A tensor of this shape; in a data worker in shared memory, so that the batch is not copied again."""
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own collation does
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+        return torch.empty(shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)  # as torch's own collation does
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)

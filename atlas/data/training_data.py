@@ -53,8 +53,9 @@ def split_data(
     config: Config, dataset: EpisodeDataset, cameras: list[str], kept: KeptSplit | None = None
 ) -> TrainingData:
     """Split an open dataset, and balance it. Raises InputError if a chunk is too long, or a share too small."""
+    size, horizon, fit = config.data.image_size, config.data.action_horizon, config.model.image_fit()
     train, val = (
-        ChunkDataset(dataset, episodes, cameras, config.data.image_size, config.data.action_horizon, seed=config.seed)
+        ChunkDataset(dataset, episodes, cameras, size, horizon, seed=config.seed, fit=fit)
         for episodes in split_dataset(dataset, config.data.val_fraction, config.seed, kept)
     )
     return TrainingData(dataset, cameras, train, val, balanced_draws(train, config.data))

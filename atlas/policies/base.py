@@ -13,19 +13,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import yaml
 from torch import nn
 
 from atlas.config.model_section import MODEL, ModelConfig
-from atlas.errors import InputError, first_line
+from atlas.errors import InputError, did_you_mean, first_line
 from atlas.policies.model_card import model_card
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.policies.processor import PolicyProcessor
 from atlas.policies.strict_loading import FROZEN, check_frozen, check_weights, read_weights
 from atlas.registry import resolve_policy
+from atlas.registry.lerobot_policies import is_lerobot_policy, lerobot_kind
 from atlas.system.documents import read_yaml
 from atlas.system.file_store import CONFIG
 from atlas.system.files import atomic_path, write_text
@@ -138,12 +139,15 @@ class Policy(nn.Module, ABC):
 def load_policy(reference: str | Path) -> Policy:
     """Load a saved policy, strictly, in eval mode on the CPU; `reference` as in `atlas.registry`.
 
-    The `type` in its config.yaml says what it is (absent: `modular`). Frozen parts are read from the policy's folder
+    The `type` in its config.yaml says what it is (absent: `modular`); a folder of LeRobot's, with a config.json, is a
+    policy of the type that this names, with the processor that is in it. Frozen parts are read from the policy's folder
     where it has copies, else from where its config says; their hashes must be those that it was saved with. Raises
     InputError that names the file for one that is missing, damaged or does not fit its config, and a type that is not
     known here.
     """
     directory = resolve_policy(reference)
+    if is_lerobot_policy(directory):
+        return _of_lerobot(directory, str(reference))
     config = load_model_config(directory / CONFIG)
     processor = PolicyProcessor.load(directory / "processor.json")
     try:
@@ -153,6 +157,22 @@ def load_policy(reference: str | Path) -> Policy:
     assert isinstance(policy, Policy), f"{type(config).__name__}.build gives {type(policy).__name__}, no Policy"
     policy.load_weights(directory / "model.safetensors")
     return policy.eval()
+
+
+def _of_lerobot(directory: Path, reference: str) -> Policy:
+    """The policy of a folder of LeRobot's. Raises InputError for a type that is not read here."""
+    kinds = {name: MODEL.table.find(name) for name in MODEL.table.names()}
+    readers: dict[str, Any] = {name: kind for name, kind in kinds.items() if hasattr(kind, "of_lerobot")}
+    kind = lerobot_kind(directory)
+    if kind not in readers:
+        near = did_you_mean(kind, list(readers))
+        raise InputError(
+            f"{reference} is a policy of LeRobot of the type '{kind}', which Atlas does not read.{near} "
+            f"Known: {', '.join(readers)}."
+        )
+    policy = readers[kind](pretrained=reference).of_lerobot(directory)
+    assert isinstance(policy, Policy)
+    return policy
 
 
 def load_model_config(file: Path) -> ModelConfig:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from atlas.config import ProcessorConfig
-from atlas.data.crop_geometry import fit_images
+from atlas.data.image_fit import ImageFit, gather_views
 from atlas.data.inputs import TrainingInputs
 from atlas.data.statistics import METHODS, SMALLEST_RANGE, ColumnStatistics, DatasetStatistics, scaling_of
 from atlas.errors import InputError
@@ -39,9 +39,10 @@ class PolicyProcessor:
     statistics: tuple[DatasetStatistics, ...]  # one a source; a batch's `source` says which
     scaling: ProcessorConfig
     inputs: TrainingInputs | None = None  # what it was shown in training; None where nobody kept it
+    fit: ImageFit | None = None  # how the policy fits whole pictures, which it is handed then; None: cropped squares
 
     def batch(self, observations: Sequence[Observation], source: int = 0) -> Batch:
-        """Observations of running episodes as a Batch without actions; the images go through `fit_images`, as in
+        """Observations of running episodes as a Batch without actions; the images go through `gather_views`, as in
         training. Raises InputError where an observation lacks a camera or has another proprio."""
         for observation in observations:
             missing = [camera for camera in self.cameras if camera not in observation.images]
@@ -55,12 +56,7 @@ class PolicyProcessor:
                     f"The policy needs a proprio of {self.proprio_dim} numbers, got {observation.proprio.shape}."
                 )
         return Batch(
-            images=torch.stack(
-                [
-                    torch.cat([fit_images(o.images[c][None], self.image_size) for c in self.cameras])
-                    for o in observations
-                ]
-            ),
+            images=gather_views([[o.images[c] for c in self.cameras] for o in observations], self.image_size, self.fit),
             proprio=torch.stack([torch.from_numpy(o.proprio).float() for o in observations]),
             instruction=[o.instruction for o in observations],
             source=torch.full((len(observations),), source),
@@ -98,6 +94,8 @@ class PolicyProcessor:
             "statistics": [s.to_dict() for s in self.statistics],
             "inputs": None if self.inputs is None else self.inputs.to_dict(),
         }
+        if self.fit is not None:
+            values["fit"] = self.fit.to_dict()
         write_json(path, values)
 
     @classmethod
@@ -115,6 +113,7 @@ class PolicyProcessor:
                 statistics=tuple(DatasetStatistics.from_dict(s) for s in values["statistics"]),
                 scaling=ProcessorConfig(**values["scaling"]),
                 inputs=TrainingInputs.from_dict(values["inputs"]) if values.get("inputs") else None,
+                fit=ImageFit.from_dict(values["fit"]) if values.get("fit") else None,
             )
             _check(processor)
         except InputError as error:  # of its action_spec

@@ -158,6 +158,7 @@ def _example_processor(config: Config, cameras: tuple[str, ...]) -> PolicyProces
         action_spec=spec,
         statistics=(statistics,),
         scaling=config.model.processor,
+        fit=config.model.image_fit(),
     )
 
 

@@ -5,14 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from atlas.errors import InputError
+from atlas.registry.lerobot_policies import (
+    LEROBOT_BESIDE,
+    LEROBOT_FILES,
+    LEROBOT_NEEDED,
+    check_lerobot_policy,
+    is_lerobot_policy,
+)
 from atlas.registry.references import HUB, kind_of
 from atlas.system.file_store import CONFIG
 from atlas.system.files import follow
 from atlas.system.manifest import verify_policy
 
 POLICY_FILES = ("model.safetensors", CONFIG, "processor.json")
-# All but the first are frozen parts of a policy that is saved in full: of a modular one, and of any other type.
-_BESIDE = ("README.md", "vision.safetensors", "language/*", "frozen/*")
+# All but the first are frozen parts of a policy that is saved in full: of a modular one, and of any other type. A
+# published policy has the rest of LeRobot's folder.
+_BESIDE = ("README.md", "vision.safetensors", "language/*", "frozen/*", "lerobot/*")
 
 
 def resolve_policy(reference: str | Path) -> Path:
@@ -41,6 +49,9 @@ def find_policy(root: Path, called: str) -> Path:
     best = (follow(folder / "best") / "policy" for folder in (root / "checkpoints", root))
     candidates = (root, root / "policy", *best)
     for folder in candidates:
+        if is_lerobot_policy(folder):
+            check_lerobot_policy(folder)
+            return folder
         if (folder / "processor.json").exists() or (folder / "model.safetensors").exists():
             missing = [name for name in POLICY_FILES if not (folder / name).exists()]
             if missing:
@@ -71,7 +82,7 @@ def fetch_checkpoint(reference: str) -> Path:
 
 
 def fetch_hub_policy(reference: str) -> Path:
-    """The local directory of a policy on the Hugging Face hub, `hf:owner/name`. Raises InputError."""
+    """The local directory of a policy of the hub, `hf:owner/name`, Atlas's or LeRobot's. Raises InputError."""
     from atlas.registry.references import parse_hub
     from atlas.system.hub import Alternative, fetch_folder
 
@@ -79,5 +90,7 @@ def fetch_hub_policy(reference: str) -> Path:
         return all((folder / name).is_file() for name in POLICY_FILES)
 
     name = parse_hub(reference)
-    files = Alternative((*POLICY_FILES, *_BESIDE), complete, subfolders=True)
-    return fetch_folder(name, HUB + name, [files], f"it lacks some of {', '.join(POLICY_FILES)}")
+    own = Alternative((*POLICY_FILES, *_BESIDE), complete, subfolders=True)
+    others = Alternative((*LEROBOT_FILES, *LEROBOT_BESIDE), is_lerobot_policy, subfolders=True)
+    needed = f"{', '.join(POLICY_FILES)}, or of {' and '.join(LEROBOT_NEEDED)} as LeRobot has them"
+    return fetch_folder(name, HUB + name, [own, others], f"it lacks some of {needed}")

@@ -58,10 +58,34 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["factor"]
 
 
-def learning_rate(step: int, steps: int, warmup_steps: int, peak: float) -> float:
-    """The rate of optimizer step `step` (from 0): linear warm-up, then a cosine down to a hundredth of the peak, where
-    it stays after `steps`."""
+def warmup_for(config: TrainingConfig, steps: int) -> int:
+    """The steps of the warm-up of a run of so many: a tenth of them at most, or as `cosine_from_start` shrinks it."""
+    if config.schedule == "cosine_from_start":
+        return int(config.warmup_steps * min(1.0, steps / (config.decay_steps or steps)))
+    return min(config.warmup_steps, steps // 10)
+
+
+def learning_rate(step: int, steps: int, warmup_steps: int, config: TrainingConfig) -> float:
+    """The rate of optimizer step `step` (from 0): linear warm-up, then a cosine down, which stays low after `steps`."""
+    if config.schedule == "cosine_from_start":
+        return _from_start(step, min(config.decay_steps or steps, steps), warmup_steps, config)
+    peak, low = config.learning_rate, _lowest(config)
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+    return peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def _from_start(step: int, decay_steps: int, warmup_steps: int, config: TrainingConfig) -> float:
+    """As LeRobot computes it: the warm-up starts at 1 / (its steps + 1), and the cosine has gone on meanwhile."""
+    peak, low = config.learning_rate, _lowest(config)
+    if step < warmup_steps:
+        first = 1 / (warmup_steps + 1)
+        return peak * ((first - 1) * (1 - step / warmup_steps) + 1)
+    fallen = 0.5 * (1 + math.cos(math.pi * min(step, decay_steps) / decay_steps))
+    return peak * ((1 - low) * fallen + low)
+
+
+def _lowest(config: TrainingConfig) -> float:
+    """As a share of the peak."""
+    return 0.01 if config.final_learning_rate is None else config.final_learning_rate / config.learning_rate

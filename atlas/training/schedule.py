@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from atlas.checkpoints.contents import TrainingState
 from atlas.config import Config
 from atlas.data.order import Draws, TrainOrder
-from atlas.training.optimizer import learning_rate
+from atlas.training.optimizer import learning_rate, warmup_for
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def make_schedule(config: Config, draws: Draws, ranks: int, state: TrainingState
         "checkpoint.save_interval": config.checkpoint.save_interval,
     }
     # A warm-up that takes the whole run would leave nothing at the full rate.
-    longest = {name: max_steps for name in asked} | {"training.warmup_steps": rate_steps // 10}
+    longest = {name: max_steps for name in asked} | {"training.warmup_steps": warmup_for(settings, rate_steps)}
     fitted = {name: min(steps, longest[name]) for name, steps in asked.items()}
     shortened = [f"{name} {asked[name]} -> {fitted[name]}" for name in asked if fitted[name] < asked[name]]
     if shortened:
@@ -78,4 +78,4 @@ def say_change(config: Config, schedule: Schedule, state: TrainingState) -> None
 
 def _rate(config: Config, steps: int, step: int) -> float:
     settings = config.training
-    return learning_rate(step, steps, min(settings.warmup_steps, steps // 10), settings.learning_rate)
+    return learning_rate(step, steps, warmup_for(settings, steps), settings)

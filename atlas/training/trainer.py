@@ -127,7 +127,7 @@ class Trainer:
         with listening() as stop, self._bar() as show, closing(profiler), self._memory_explained(self.policy):
             over = self.state.stopped_short and self._finish_step(again=True)
             for step in range(self.state.step, self.state.step if over else steps.max_steps):
-                rate = learning_rate(step, steps.rate_steps, steps.warmup_steps, self.config.training.learning_rate)
+                rate = learning_rate(step, steps.rate_steps, steps.warmup_steps, self.config.training)
                 set_learning_rate(self.optimizer, rate)
                 stopped_by, grad_norm = self._optimize(batches, step, stop)
                 self.timer.step_done()

@@ -12,6 +12,7 @@ import pytest
 
 from atlas.checkpoints import load_state
 from atlas.checkpoints.contents import load_split
+from atlas.config import TrainingConfig
 from atlas.data import open_dataset
 from atlas.data.chunks import ChunkDataset
 from atlas.data.hdf5.libero_writer import write_libero_file
@@ -134,7 +135,7 @@ def test_a_schedule_can_be_stretched(data: Path, copy: Path, caplog: pytest.LogC
     trainer.tracker.finish(0)
 
     assert trainer.schedule.rate_steps == trainer.schedule.max_steps == 8
-    rates = [learning_rate(3, steps, 0, PEAK) for steps in (4, 8)]
+    rates = [learning_rate(3, steps, 0, TrainingConfig(learning_rate=PEAK)) for steps in (4, 8)]
     said = " ".join(record.getMessage() for record in caplog.records)
     assert f"stretched to 8: {rates[1]:.3g} at step 4; keep would make it {rates[0]:.3g}" in said
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from atlas.config import load_config
+from atlas.config import TrainingConfig, load_config
 from atlas.data.order import Draws
 from atlas.training.average import WeightAverage
 from atlas.training.metrics import ActionErrors, LossMeter
@@ -106,7 +106,7 @@ def test_the_loss_meter_weights_by_valid_steps_and_starts_anew() -> None:
 
 
 def test_the_learning_rate_warms_up_and_falls_to_a_hundredth() -> None:
-    rates = [learning_rate(step, 100, 10, 1e-3) for step in range(101)]
+    rates = [learning_rate(step, 100, 10, TrainingConfig(learning_rate=1e-3)) for step in range(101)]
 
     assert rates[0] == pytest.approx(1e-4) and rates[9] == pytest.approx(1e-3) == max(rates)
     assert rates[9:] == sorted(rates[9:], reverse=True) and rates[100] == pytest.approx(1e-5)

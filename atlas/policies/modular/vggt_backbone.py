@@ -17,7 +17,7 @@ from atlas.policies.modular.vision_sections import LORA_KEY, VISION_KEY, Pretrai
 from atlas.policies.precision import frozen_dtype, without_autocast
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.policies.vggt import VGGTAggregator, VGGTConfig
-from atlas.policies.vggt.published import check_published_file, copy_published_file
+from atlas.policies.vggt.published_checkpoint import check_published_file, copy_published_file
 from atlas.system.hub import find_weights
 
 # The linear layers of the blocks, and of the DINOv2 inside, by their last names.

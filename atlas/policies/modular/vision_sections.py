@@ -227,7 +227,7 @@ class PretrainedVGGTConfig(VisionSection):
         return {"backbone_precision": str(frozen_dtype(self.precision)).removeprefix("torch."), "pool": self.pool}
 
     def weights_hash(self) -> str:
-        from atlas.policies.vggt.published import published_hash
+        from atlas.policies.vggt.published_checkpoint import published_hash
         from atlas.system.hub import find_weights
 
         return published_hash(find_weights(self.pretrained, VISION_KEY))

@@ -10,7 +10,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from atlas.errors import InputError
-from atlas.policies.vggt import published as checkpoint
+from atlas.policies.vggt import published_checkpoint as checkpoint
 from atlas.policies.vggt.attention_blocks import Block, Rotation, grid_rotation, rotation, token_positions
 from atlas.policies.vggt.sizes import VGGTConfig
 from atlas.policies.vggt.stems import Dinov2Stem, ImageNormalization, build_stem

@@ -1,0 +1,141 @@
+"""What LeRobot's folder says of a policy beside its weights, and the processor that follows from it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from atlas.config.model_section import ProcessorConfig
+from atlas.data.image_fit import ImageFit
+from atlas.data.statistics import ColumnStatistics, DatasetStatistics
+from atlas.errors import InputError
+from atlas.policies.processor import PolicyProcessor
+from atlas.policies.published.lerobot_folder import ACTION, STATE, LeRobotFolder
+from atlas.policies.published.lerobot_scaling import LeRobotScaler, columns_of, identity_columns
+from atlas.policies.published.processor_files import ProcessorFiles, TokenizerStep, read_processor_files
+from atlas.policies.published.published_section import PublishedConfig
+from atlas.policies.published.tokenized_prompt import PromptTokenizer, find_tokenizer
+from atlas.types import ActionGroup, ActionSpec
+
+logger = logging.getLogger(__name__)
+
+EMPTY_CAMERA = "empty_camera_"  # LeRobot's names for slots without a camera
+
+
+@dataclass(frozen=True)
+class Description:
+    """A folder's config.json and processor files."""
+
+    folder: LeRobotFolder
+    files: ProcessorFiles
+    # Whose statistics these are is known: of a policy that Atlas has saved they are in its processor.json.
+    saved: bool = False
+
+    @classmethod
+    def read(cls, path: Path, kind: str, own_steps: Sequence[str], called: str, saved: bool = False) -> Description:
+        """Raises InputError for a folder of another type, or with steps that are not known."""
+        folder = LeRobotFolder.open(path, kind, called)
+        return cls(folder, read_processor_files(folder, own_steps), saved)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The slots that are meant for a camera."""
+        return tuple(name for name in self.folder.cameras if not name.startswith(EMPTY_CAMERA))
+
+    def tokenizer(self, config: PublishedConfig, step: TokenizerStep) -> PromptTokenizer:
+        """The one that the section names, else that of the processor files, else that of `step`. Raises InputError."""
+        step = self.files.tokenizer or step
+        if config.tokenizer is not None and not self.saved:
+            found = find_tokenizer(config.tokenizer, self.folder.path, "model.tokenizer")
+            return PromptTokenizer(found, step, "model.tokenizer")
+        key = f"The tokenizer of {self.folder.called}"
+        return PromptTokenizer(find_tokenizer(step.name, self.folder.path, key), step, key)
+
+    def scalers(self, processor: PolicyProcessor) -> tuple[LeRobotScaler, LeRobotScaler]:
+        """Of the state and of actions, by a processor's statistics."""
+        modes, eps = self.files.modes, self.files.eps
+        states = [source.proprio for source in processor.statistics]
+        actions = [source.action for source in processor.statistics]
+        return LeRobotScaler(states, modes["STATE"], eps), LeRobotScaler(actions, modes["ACTION"], eps)
+
+    def with_statistics(self, processor: PolicyProcessor, choice: str) -> PolicyProcessor:
+        """The processor with the folder's statistics where the choice (model.statistics) is that, and they fit.
+
+        Each of state and action by itself; what is taken from where is said. Raises InputError where the folder's are
+        asked for and cannot be used.
+        """
+        if self.saved or choice == "dataset":
+            return processor
+        wanted = {"action": (ACTION, "ACTION", processor.action_spec.dim)}
+        wanted["proprio"] = (STATE, "STATE", processor.proprio_dim)
+        for name, (feature, kind, dim) in wanted.items():
+            found = columns_of(self.files, feature, self.files.modes[kind], dim)
+            if isinstance(found, ColumnStatistics):
+                logger.info("'%s' is scaled by the statistics of %s.", feature, self.folder.called)
+                sources = tuple(
+                    replace(s, action=found) if name == "action" else replace(s, proprio=found)
+                    for s in processor.statistics
+                )
+                processor = replace(processor, statistics=sources)
+            elif choice == "checkpoint":
+                raise InputError(
+                    f"model.statistics is 'checkpoint', and {self.folder.called} cannot give them: {found}."
+                )
+            else:
+                logger.warning("%s: %s. '%s' is scaled by the dataset's.", self.folder.called, found, feature)
+        return processor
+
+    def own_processor(self, fit: ImageFit) -> PolicyProcessor:
+        """The processor of the folder by itself, without any data.
+
+        Numbers that it has no statistics of pass as they are, which is said. Raises InputError where it has some that
+        do not fit.
+        """
+        state, dim = self.folder.state_dim, self.folder.action_dim
+        columns = {}
+        for feature, kind, width in ((ACTION, "ACTION", dim), (STATE, "STATE", state)):
+            found = columns_of(self.files, feature, self.files.modes[kind], width)
+            if not isinstance(found, ColumnStatistics):
+                if self.files.statistics.get(feature):
+                    raise InputError(f"{self.folder.called} cannot be used as it is: {found}.")
+                if self.files.modes[kind] != "identity":
+                    logger.warning("%s: %s. '%s' passes as it is.", self.folder.called, found, feature)
+                found = identity_columns(width)
+            columns[feature] = found
+        statistics = DatasetStatistics(self.folder.called, 0, 0, columns[ACTION], columns[STATE])
+        shapes = [self.folder.camera_shapes[name] for name in self.cameras]
+        sizes = [min(shape[-2:]) for shape in shapes if len(shape) == 3]
+        return PolicyProcessor(
+            cameras=self.cameras,
+            camera_size=min(sizes, default=min(fit.height, fit.width)),
+            image_size=min(fit.height, fit.width),
+            action_horizon=self.folder.integer("chunk_size"),
+            proprio_dim=state,
+            action_spec=_spec(dim, self.folder.called),
+            statistics=(statistics,),
+            scaling=ProcessorConfig(),
+            fit=fit,
+        )
+
+
+def _spec(dim: int, called: str) -> ActionSpec:
+    """What the numbers of an action mean, as far as that can be told by how many there are."""
+    if dim == ActionSpec().dim:
+        logger.info("%s does not say what its %d action numbers mean; they are taken for LIBERO's.", called, dim)
+        return ActionSpec()
+    logger.info("%s does not say what its %d action numbers mean.", called, dim)
+    return ActionSpec((ActionGroup("other", tuple(f"action_{i}" for i in range(dim))),))
+
+
+def check_widths(description: Description, processor: PolicyProcessor, state: int, action: int) -> None:
+    """Raises InputError where the data has more numbers than the weights take."""
+    for what, has, most in (
+        ("actions have", processor.action_spec.dim, action),
+        ("state (proprio) has", processor.proprio_dim, state),
+    ):
+        if has > most:
+            raise InputError(
+                f"The data's {what} {has} numbers, and the weights of {description.folder.called} take {most}."
+            )

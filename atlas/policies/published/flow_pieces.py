@@ -1,0 +1,153 @@
+"""Flow matching as SmolVLA, pi0 and pi0.5 do it, where time 1 is noise and time 0 the action.
+
+    x_t = t noise + (1 - t) action          target velocity: noise - action
+
+(Black et al., 2024, "pi0"; the direction of time is that of openpi's and LeRobot's code, opposite to the paper's.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from atlas.data.randomness import Stream, normal, uniform
+from atlas.errors import InputError
+
+Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # x_t [B, H, W], time [B] -> [B, H, W]
+
+
+@dataclass(frozen=True)
+class FlowTime:
+    """Of training: Beta(alpha, 1) times scale plus offset. A uniform number to the power 1/alpha is of that Beta."""
+
+    alpha: float = 1.5
+    scale: float = 0.999
+    offset: float = 0.001
+
+    def __call__(self, u: torch.Tensor) -> torch.Tensor:
+        """float32 [B] of uniform numbers [B] in [0, 1)."""
+        return (u.double() ** (1 / self.alpha) * self.scale + self.offset).float()
+
+
+def check_beta(alpha: float, beta: float, where: str) -> float:
+    """alpha, where the distribution can be drawn. Raises InputError."""
+    if beta != 1.0 or alpha <= 0:
+        raise InputError(f"{where}: the training's time is of Beta({alpha:g}, {beta:g}); Atlas has Beta(a, 1) only.")
+    return alpha
+
+
+def draw_training(
+    shape: tuple[int, int, int], key: torch.Tensor | None, device: torch.device, time: FlowTime
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise float32 [B, H, W] and times float32 [B]. They follow from the samples' keys int64 [B], else from torch."""
+    if key is None:
+        return torch.randn(shape, device=device), time(torch.rand(shape[0], device=device))
+    noise = normal(key, Stream.FLOW_NOISE, shape[1] * shape[2]).view(shape).float()
+    return noise, time(uniform(key, Stream.FLOW_TIME, 1)[:, 0])
+
+
+def draw_start(
+    shape: tuple[int, int, int], key: torch.Tensor | None, generator: torch.Generator | None, device: torch.device
+) -> torch.Tensor:
+    """Noise float32 [B, H, W] to start sampling from: of `generator`, else of the keys, else of torch's generator."""
+    if generator is not None:
+        return torch.randn(shape, generator=generator, device=generator.device).to(device)
+    if key is not None:
+        return normal(key, Stream.FLOW_SAMPLING, shape[1] * shape[2]).view(shape).float()
+    return torch.randn(shape, device=device)
+
+
+def mix(actions: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x_t and the target velocity, both [B, H, W], of normalised actions and noise [B, H, W] and time [B]."""
+    t = time[:, None, None]
+    return t * noise + (1 - t) * actions, noise - actions
+
+
+def time_embedding(time: torch.Tensor, width: int, shortest: float, longest: float) -> torch.Tensor:
+    """float64 [B, width] of time [B]: sines, then cosines, of 2 pi t / period, periods spaced geometrically.
+
+    In float64, as 2 pi t / 0.004 is large: float32 is wrong by 6e-5 in the waves and by 1e-4 in velocities.
+    """
+    periods = shortest * (longest / shortest) ** torch.linspace(
+        0.0, 1.0, width // 2, dtype=torch.float64, device=time.device
+    )
+    angles = 2 * math.pi * time.double()[:, None] / periods
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def look_ahead_mask(valid: torch.Tensor, flags: torch.Tensor) -> torch.Tensor:
+    """bool [B, N, N]: whether a query (row) may look at a key, of valid bool [B, N] and block flags int or bool [N].
+
+    A flag of 1 begins a new block; a token looks at the blocks before its own and at its own, where both are valid.
+    """
+    block = flags.long().cumsum(-1)  # [N], or [B, N]
+    allowed = block[..., None, :] <= block[..., :, None]
+    return allowed & valid[:, None, :] & valid[:, :, None]
+
+
+def positions_of(valid: torch.Tensor) -> torch.Tensor:
+    """int64 [B, N]: the running count of valid tokens minus 1; padded ones repeat a number."""
+    return valid.long().cumsum(-1) - 1
+
+
+@torch.no_grad()
+def integrate_euler(velocity: Velocity, start: torch.Tensor, steps: int, guide: Guidance | None = None) -> torch.Tensor:
+    """From noise at time 1 to actions at time 0 in equal steps; the times are 1 - i/steps, rounded once each."""
+    x = start
+    for step in range(steps):
+        time = torch.full((len(x),), 1.0 - step / steps, dtype=torch.float32, device=x.device)
+        v = velocity(x, time)
+        if guide is not None:
+            v = guide(x, v, 1.0 - step / steps)
+        x = x - v / steps
+    return x
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Real-time chunking: draws a chunk to what is left of the chunk before, while that is executed.
+
+    Black, Galliker and Levine, 2025, with the identity for the gradient through the network, as LeRobot computes it.
+    previous: float32 [B, H, W], normalised, zeros past its end. weights: float32 [H].
+    """
+
+    previous: torch.Tensor
+    weights: torch.Tensor
+    most: float = 10.0
+
+    def __call__(self, x: torch.Tensor, velocity: torch.Tensor, time: float) -> torch.Tensor:
+        """The guided velocity at x [B, H, W] and time."""
+        done = 1.0 - time
+        strength = self.most
+        if done > 0:
+            rest = 1.0 - done
+            spread = (rest**2 + done**2) / rest**2 if rest > 0 else math.inf
+            strength = min(self.most, rest / done * spread) if rest > 0 else self.most
+        error = self.previous - (x - time * velocity)
+        return velocity - strength * self.weights[:, None] * error
+
+
+def guidance_weights(horizon: int, left: int, delay: int, reach: int, schedule: str = "linear") -> torch.Tensor:
+    """float32 [horizon]: 1 for the first `delay` actions, which will be executed before the new chunk is there, then
+    down to 0 at `reach`, which is at most `left`, the number of actions that the chunk before still has.
+
+    schedule: linear; exp (falls faster); ones (1 up to `reach`); zeros (0 from `delay` on). Raises InputError.
+    """
+    if schedule not in ("linear", "exp", "ones", "zeros"):
+        raise InputError(f"real-time chunking's schedule is '{schedule}'; known: linear, exp, ones, zeros.")
+    end = min(reach, left, horizon)
+    start = min(delay, end)
+    weights = torch.zeros(horizon)
+    if schedule == "zeros":
+        weights[:start] = 1.0
+    elif schedule == "ones":
+        weights[:end] = 1.0
+    else:
+        falling = torch.linspace(1.0, 0.0, end - start + 2)[1:-1]
+        if schedule == "exp":
+            falling = falling * torch.expm1(falling) / (math.e - 1)
+        weights[:start], weights[start:end] = 1.0, falling
+    return weights

@@ -1,0 +1,294 @@
+"""A policy that looks at a prefix once and lets an action expert grow a chunk from noise: SmolVLA, pi0 and pi0.5."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from atlas.data.image_fit import ImageFit
+from atlas.policies.base import Policy
+from atlas.policies.pretrained_weights import FrozenWeights, weights_hash
+from atlas.policies.processor import PolicyProcessor
+from atlas.policies.published.camera_slots import CameraSlots
+from atlas.policies.published.description import Description
+from atlas.policies.published.flow_pieces import (
+    FlowTime,
+    Guidance,
+    draw_start,
+    draw_training,
+    guidance_weights,
+    integrate_euler,
+    mix,
+)
+from atlas.policies.published.processor_files import TokenizerStep
+from atlas.policies.published.published_section import DESCRIPTION, PublishedConfig
+from atlas.policies.published.tokenized_prompt import PromptTokenizer
+from atlas.policies.published.weight_filling import BACKBONE_FILE
+from atlas.system.files import atomic_path
+from atlas.system.tensors import save_tensors
+from atlas.types import Batch, LossTerms
+
+BACKBONE = "backbone"  # the frozen part's name
+
+
+@dataclass
+class Prefix:
+    """What an expert reads at every step: of each layer the keys and values of B samples with P tokens."""
+
+    keys: list[torch.Tensor]  # [B, P, key-value heads, head size] a layer, rotated
+    values: list[torch.Tensor]
+    valid: torch.Tensor  # bool [B, P]
+    state: torch.Tensor | None = None  # float32 [B, width]: normalised and padded, where the suffix has it
+
+
+class FlowPolicy(Policy):
+    """`look` and `velocity` are a type's own; time, noise, loss, sampling, scaling and what is saved are common.
+
+    A type's `__init__` sets `network`, whose names are those of the published file without `model.` in front, then
+    calls `_hold_trained`.
+    """
+
+    config: PublishedConfig
+    network: nn.Module
+
+    def __init__(
+        self,
+        config: PublishedConfig,
+        processor: PolicyProcessor,
+        description: Description,
+        slots: CameraSlots,
+        tokenizer: PromptTokenizer | None,
+        fit: ImageFit,
+        width: int,
+        time: FlowTime,
+        steps: int,
+    ) -> None:
+        """width: of padded actions. tokenizer: None where only shapes are needed."""
+        super().__init__(config, processor)
+        self.description, self.slots, self.fit = description, slots, fit
+        self._tokenizer, self._width, self._time = tokenizer, width, time
+        self._steps = config.sampling_steps or steps
+        self.state_scaler, self.action_scaler = description.scalers(processor)
+        self._trained: frozenset[str] = frozenset()
+
+    # ---- a type's own ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def look(self, batch: Batch) -> Prefix:
+        """The prefix of a batch."""
+
+    @abstractmethod
+    def velocity(self, prefix: Prefix, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """float32 [B, H, width] at x float32 [B, H, width] and time float32 [B]."""
+
+    # ---- acting and learning ---------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> LossTerms:
+        """Mean squared errors of the velocity over real dimensions and steps that are not padding."""
+        return self._losses(batch, self._look(batch))
+
+    @torch.no_grad()
+    def sample(self, batch: Batch, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Actions float32 [B, H, A] in the ActionSpec's units."""
+        return self._actions(batch, self._look(batch), generator)
+
+    @torch.no_grad()
+    def losses_and_sample(self, batch: Batch) -> tuple[LossTerms, torch.Tensor]:
+        prefix = self._look(batch)
+        return self._losses(batch, prefix), self._actions(batch, prefix, None)
+
+    @torch.no_grad()
+    def sample_chunk(
+        self,
+        batch: Batch,
+        start: torch.Tensor | None = None,
+        previous: torch.Tensor | None = None,
+        delay: int = 0,
+        reach: int | None = None,
+        schedule: str = "linear",
+        most: float = 10.0,
+    ) -> torch.Tensor:
+        """As `sample`, with real-time chunking where `previous` is given.
+
+        start: noise float32 [B, H, width]. previous: the unexecuted rest of the chunk before, float32 [B, R, A] in the
+        ActionSpec's units. delay: how many of its actions are executed before this one is there. reach: up to where the
+        new chunk is drawn to it (None: all of the rest).
+        """
+        guide = None
+        if previous is not None:
+            rest = self.action_scaler.normalize(previous.float(), batch.source)
+            guide = self.guidance(rest, delay, previous.shape[1] if reach is None else reach, schedule, most)
+        return self._actions(batch, self._look(batch), None, start, guide)
+
+    def guidance(
+        self, rest: torch.Tensor, delay: int, reach: int, schedule: str = "linear", most: float = 10.0
+    ) -> Guidance:
+        """Of what is left of a chunk, float32 [B, R, <= width], normalised."""
+        horizon = self.processor.action_horizon
+        weights = guidance_weights(horizon, rest.shape[1], delay, reach, schedule).to(rest.device)
+        padded = F.pad(rest[:, :horizon], (0, self._width - rest.shape[2], 0, max(0, horizon - rest.shape[1])))
+        return Guidance(padded, weights, most)
+
+    def _look(self, batch: Batch) -> Prefix:
+        """Without gradients where nothing of the prefix is trained."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.prefix_trained):
+            return self.look(batch)
+
+    @property
+    def prefix_trained(self) -> bool:
+        """Whether anything that the prefix is made with is trained."""
+        return True
+
+    def _losses(self, batch: Batch, prefix: Prefix) -> LossTerms:
+        assert batch.actions is not None and batch.action_is_pad is not None
+        actions = pad_last(self.action_scaler.normalize(batch.actions, batch.source), self._width)
+        noise, time = draw_training(tuple(actions.shape), batch.key, actions.device, self._time)  # type: ignore[arg-type]
+        reached, target = mix(actions, noise, time)
+        errors = (self.velocity(prefix, reached, time) - target).square()
+        return self.reduce(errors[..., : batch.actions.shape[-1]], batch.action_is_pad)
+
+    def reduce(self, errors: torch.Tensor, is_pad: torch.Tensor) -> LossTerms:
+        """The loss of squared errors float32 [B, H, A] of the real dimensions; is_pad bool [B, H]."""
+        spec = self.processor.action_spec
+        valid = (~is_pad).float()
+        n_valid = valid.sum()
+
+        def mean(values: torch.Tensor) -> torch.Tensor:
+            return (values.mean(-1) * valid).sum() / n_valid.clamp(min=1)
+
+        terms = {"pose_loss": mean(errors[..., spec.pose])}
+        if spec.grippers:
+            terms["gripper_loss"] = mean(errors[..., [dimension for dimension, _ in spec.grippers]])
+        return LossTerms(mean(errors), n_valid, terms)
+
+    def _actions(
+        self,
+        batch: Batch,
+        prefix: Prefix,
+        generator: torch.Generator | None,
+        start: torch.Tensor | None = None,
+        guide: Guidance | None = None,
+    ) -> torch.Tensor:
+        chunk = self.grow(batch, prefix, generator, start, guide)
+        real = chunk[..., : self.processor.action_spec.dim]
+        return self.action_scaler.denormalize(real.float(), batch.source)
+
+    def grow(
+        self,
+        batch: Batch,
+        prefix: Prefix,
+        generator: torch.Generator | None = None,
+        start: torch.Tensor | None = None,
+        guide: Guidance | None = None,
+    ) -> torch.Tensor:
+        """The chunk float32 [B, H, width], normalised, from noise: `start`, or drawn."""
+        device = prefix.valid.device
+        if start is None:
+            shape = (len(batch), self.processor.action_horizon, self._width)
+            start = draw_start(shape, batch.key, generator, device)
+
+        def velocity(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            return self.velocity(prefix, x, time)
+
+        return integrate_euler(velocity, start, self._steps, guide)
+
+    # ---- what goes in ----------------------------------------------------------------------------------------
+
+    def pictures(self, batch: Batch) -> list[torch.Tensor]:
+        """Of each slot that has a camera float32 [B, 3, height, width] in [-1, 1], in the slots' order."""
+        fitted = self.fit(batch.unit_images())
+        return [fitted[:, view] * 2 - 1 for view in self.slots.views]
+
+    def empty_picture(self, device: torch.device) -> torch.Tensor:
+        """What stands for a camera that is not there: float32 [1, 3, height, width], all -1."""
+        return torch.full((1, 3, self.fit.height, self.fit.width), -1.0, device=device)
+
+    def words(self, texts: Sequence[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids int64 [B, L] and which are words, bool [B, L]."""
+        if self._tokenizer is None:  # only shapes are needed
+            step = self.description.files.tokenizer
+            shape = len(texts), step.max_length if step is not None else 48
+            return torch.zeros(shape, dtype=torch.int64, device=device), torch.ones(
+                shape, dtype=torch.bool, device=device
+            )
+        ids, valid = self._tokenizer(texts)
+        return ids.to(device, non_blocking=True), valid.to(device, non_blocking=True)
+
+    # ---- what is saved ---------------------------------------------------------------------------------------
+
+    def _hold_trained(self) -> None:
+        """Remember what is trained now, which is what is saved; call it when the weights are there."""
+        self._trained = frozenset(name for name, p in self.named_parameters() if p.requires_grad)
+
+    @property
+    def frozen(self) -> dict[str, FrozenWeights]:
+        held = [(name, p) for name, p in self.named_parameters() if name not in self._trained]
+        if not held or self.config.weights == "random" or any(p.is_meta for _, p in held):
+            return {}
+        if not hasattr(self, "_frozen_hash"):
+            self._frozen_hash = weights_hash(held)
+        return {BACKBONE: FrozenWeights(self.config.pretrained, self._frozen_hash)}
+
+    def is_own(self, name: str) -> bool:
+        return self.config.weights == "random" or name in self._trained
+
+    def save_frozen(self, part: str, directory: Path) -> None:
+        (directory / "frozen").mkdir(parents=True, exist_ok=True)
+        held = {name: p for name, p in self.named_parameters() if name not in self._trained}
+        with atomic_path(directory / "frozen" / BACKBONE_FILE) as partial:
+            save_tensors(partial, held, {"format": "pt"})
+
+    def save_pretrained(self, directory, full=False, weights=None) -> None:  # type: ignore[no-untyped-def]
+        """As `Policy.save_pretrained`, and the folder `lerobot` with the rest of what LeRobot's folder says."""
+        super().save_pretrained(directory, full, weights)
+        self.save_description(Path(directory) / DESCRIPTION)
+
+    def save_description(self, folder: Path) -> None:
+        """Write config.json, processor files and tokenizer, from which the policy is built again."""
+        from atlas.policies.published.lerobot_export import write_description
+
+        write_description(self, folder)
+
+    # ---- given back to LeRobot -------------------------------------------------------------------------------
+
+    lerobot_steps: ClassVar[tuple[str, ...]]  # the preprocessor's, in order
+
+    @property
+    def tokenizer_step(self) -> TokenizerStep:
+        """How instructions become ids."""
+        assert self._tokenizer is not None, "a policy of shapes alone has no words"
+        return self._tokenizer.step
+
+    def lerobot_options(self) -> Mapping[str, Any]:
+        """Settings of config.json that the type's section has changed."""
+        return {}
+
+    def extra_files(self) -> Mapping[str, Any]:
+        """{name: JSON} of what a type keeps beside config.json, such as sizes that it does not have."""
+        return {}
+
+    def export_lerobot(self, folder: Path) -> None:
+        """Write the folder that LeRobot loads."""
+        from atlas.policies.published.lerobot_export import export_lerobot
+
+        export_lerobot(self, folder)
+
+    def named_for_lerobot(self) -> dict[str, torch.Tensor]:
+        """All weights under the names that LeRobot gives them."""
+        return {f"model.{name}": tensor for name, tensor in self.network.state_dict().items()}
+
+    @property
+    def prompt_tokenizer(self) -> PromptTokenizer | None:
+        return self._tokenizer
+
+
+def pad_last(values: torch.Tensor, width: int) -> torch.Tensor:
+    """Zeros behind the last dimension up to `width`."""
+    return F.pad(values, (0, width - values.shape[-1]))

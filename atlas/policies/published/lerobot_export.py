@@ -1,0 +1,155 @@
+"""A policy in the files of LeRobot's folder: config.json, processor files with statistics, tokenizer, weights.
+
+The processor files have the form that release 0.4.4 and main both read. A folder that Atlas has read is given back with
+what training has changed of it: cameras, numbers of state and actions, horizon and statistics.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from atlas.data.statistics import ColumnStatistics
+from atlas.policies.published.description import EMPTY_CAMERA
+from atlas.policies.published.lerobot_folder import ACTION, IMAGES, POSTPROCESSOR, PREPROCESSOR, STATE, feature_name
+from atlas.policies.published.processor_files import MODES
+from atlas.policies.published.tokenized_prompt import TOKENIZER
+from atlas.registry.lerobot_policies import CONFIG_JSON, WEIGHTS
+from atlas.system.files import atomic_path, write_text
+from atlas.system.tensors import save_tensors
+
+if TYPE_CHECKING:
+    from atlas.policies.published.flow_policy import FlowPolicy
+
+_NORMALIZED = "policy_preprocessor_step_{}_normalizer_processor.safetensors"
+_UNNORMALIZED = "policy_postprocessor_step_0_unnormalizer_processor.safetensors"
+_DEVICE: dict[str, Any] = {"device": "cpu", "float_dtype": None}
+
+
+def export_lerobot(policy: FlowPolicy, folder: Path) -> None:
+    """Write all that LeRobot loads a policy from, each file atomically. Numbers of weights are written as they are."""
+    write_description(policy, folder)
+    weights = {name: tensor.detach() for name, tensor in policy.named_for_lerobot().items()}
+    with atomic_path(folder / WEIGHTS) as partial:
+        save_tensors(partial, weights, {"format": "pt"})
+
+
+def write_description(policy: FlowPolicy, folder: Path) -> None:
+    """All of the folder but its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    features = _features(policy)
+    _write(folder / CONFIG_JSON, _config(policy, features))
+    for name, extra in policy.extra_files().items():
+        _write(folder / name, extra)
+    steps = _before(policy, features)
+    place = next(i for i, step in enumerate(steps) if step["registry_name"] == "normalizer_processor")
+    steps[place]["state_file"] = _NORMALIZED.format(place)
+    _write(folder / PREPROCESSOR, {"name": "policy_preprocessor", "steps": steps})
+    _write(folder / POSTPROCESSOR, {"name": "policy_postprocessor", "steps": _after(policy, features)})
+    statistics = _statistics(policy)
+    for file in (_NORMALIZED.format(place), _UNNORMALIZED):
+        with atomic_path(folder / file) as partial:
+            save_tensors(partial, statistics)
+    if policy.prompt_tokenizer is not None:
+        policy.prompt_tokenizer.save(folder / TOKENIZER)
+
+
+def _features(policy: FlowPolicy) -> dict[str, dict[str, Any]]:
+    """{feature: its type and shape} of what goes in, and of the actions."""
+    processor, was = policy.processor, policy.description.folder
+    side = processor.camera_size
+    shapes = was.camera_shapes
+    cameras = [name for name, _ in policy.slots.present] + list(policy.slots.absent)
+    found: dict[str, dict[str, Any]] = {
+        feature_name(name): {"type": "VISUAL", "shape": list(shapes.get(name, (3, side, side)))}
+        for name in sorted(cameras, key=_order(was.cameras))
+    }
+    if processor.proprio_dim:
+        state = {STATE: {"type": "STATE", "shape": [processor.proprio_dim]}}
+        empty = {name: found.pop(name) for name in list(found) if name.startswith(IMAGES + EMPTY_CAMERA)}
+        found |= state | empty
+    return found | {ACTION: {"type": "ACTION", "shape": [processor.action_spec.dim]}}
+
+
+def _order(names: tuple[str, ...]):  # type: ignore[no-untyped-def]
+    """The config's own order; new ones behind it."""
+    return lambda name: names.index(name) if name in names else len(names)
+
+
+def _config(policy: FlowPolicy, features: Mapping[str, Any]) -> dict[str, Any]:
+    """What was read, with what training has changed."""
+    horizon = policy.processor.action_horizon
+    config = dict(policy.description.folder.config)
+    config["input_features"] = {name: feature for name, feature in features.items() if name != ACTION}
+    config["output_features"] = {ACTION: features[ACTION]}
+    config["n_action_steps"] = min(config.get("n_action_steps") or horizon, horizon)
+    config["chunk_size"] = horizon
+    config["normalization_mapping"] = _norm_map(policy)
+    return config | dict(policy.lerobot_options())
+
+
+def _norm_map(policy: FlowPolicy) -> dict[str, str]:
+    names = {mode: name for name, mode in MODES.items()}
+    modes = policy.description.files.modes
+    return {"VISUAL": "IDENTITY", "STATE": names[modes["STATE"]], "ACTION": names[modes["ACTION"]]}
+
+
+def _before(policy: FlowPolicy, features: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The preprocessor's steps, in the type's own order."""
+    step, eps = policy.tokenizer_step, policy.description.files.eps
+    known: dict[str, dict[str, Any]] = {
+        "rename_observations_processor": {"rename_map": {}},
+        "tokenizer_processor": {
+            "max_length": step.max_length,
+            "task_key": "task",
+            "padding_side": "right",
+            "padding": step.padding,
+            "truncation": step.truncation,
+            "tokenizer_name": _tokenizer_name(policy),
+        },
+        "device_processor": _DEVICE,
+        "normalizer_processor": {"eps": eps, "features": dict(features), "norm_map": _norm_map(policy)},
+    }
+    return [{"registry_name": name, "config": dict(known.get(name, {}))} for name in policy.lerobot_steps]
+
+
+def _tokenizer_name(policy: FlowPolicy) -> str:
+    """A name on the hub is kept, which every release reads; else it is the folder beside, which main reads."""
+    name = policy.tokenizer_step.name
+    return name if name.count("/") == 1 and not name.startswith((".", "~")) else TOKENIZER
+
+
+def _after(policy: FlowPolicy, features: Mapping[str, Any]) -> list[dict[str, Any]]:
+    config = {
+        "eps": policy.description.files.eps,
+        "features": {ACTION: features[ACTION]},
+        "norm_map": _norm_map(policy),
+    }
+    step = {"registry_name": "unnormalizer_processor", "config": config, "state_file": _UNNORMALIZED}
+    return [step, {"registry_name": "device_processor", "config": _DEVICE}]
+
+
+def _statistics(policy: FlowPolicy) -> dict[str, torch.Tensor]:
+    """{feature.statistic: float32 [D]} of the source that rollouts are scaled by."""
+    processor = policy.processor
+    source = processor.statistics[processor.source_for()]
+    found = {}
+    for feature, columns in ((ACTION, source.action), (STATE, source.proprio)):
+        for name in _known(columns):
+            found[f"{feature}.{name}"] = torch.tensor(getattr(columns, name), dtype=torch.float32)
+    return found
+
+
+def _known(columns: ColumnStatistics) -> list[str]:
+    """Quantiles that are minimum and maximum are none; see `columns_of`."""
+    quantiles = columns.q01 != columns.min or columns.q99 != columns.max
+    return ["mean", "std", "min", "max", *(["q01", "q99"] if quantiles else [])]
+
+
+def _write(file: Path, values: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(values, indent=4) + "\n")

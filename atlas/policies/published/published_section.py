@@ -1,0 +1,70 @@
+"""`model` of the types that start from published weights: what their sections have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from atlas.config.data_sections import DataConfig
+from atlas.config.model_section import ModelConfig, ProcessorConfig
+from atlas.config.section import Size
+
+if TYPE_CHECKING:
+    from atlas.types import ActionSpec
+
+KEY = "model.pretrained"
+DESCRIPTION = "lerobot"  # the folder of a saved policy with what LeRobot's folder says beside weights
+
+
+class PublishedConfig(ModelConfig):
+    """What they are made of is in LeRobot's folder; here is where that is, and what is changed of it."""
+
+    pretrained: str  # hf:owner/name, or a folder of LeRobot's
+    # random: the folder describes the network, and its weights are drawn at random
+    weights: Literal["pretrained", "random"] = "pretrained"
+    # {the weights' name: the data's}; null: by name
+    cameras: Annotated[dict[str, str], Field(min_length=1)] | None = None
+    tokenizer: str | None = None  # a folder, or a model of the hub; null: as the processor files have it
+    # By which state and action are scaled. checkpoint: the folder's; dataset: the training episodes'; auto: the first
+    # where it can be used, else the second, which is said
+    statistics: Literal["auto", "checkpoint", "dataset"] = "auto"
+    sampling_steps: Size | None = None  # of Euler's method; null: as config.json has it
+    precision: Literal["stored", "float32", "bfloat16"] = "stored"  # of frozen weights; trained ones are float32
+
+    @model_validator(mode="after")
+    def _scaled_as_published(self) -> PublishedConfig:
+        if self.processor != ProcessorConfig():
+            raise ValueError(f"processor cannot be set for the type {self.type}, which scales as its config.json says")
+        return self
+
+    @property
+    def label(self) -> str:
+        return self.type
+
+    def describe(self) -> str:
+        return f"type `{self.type}`, from `{self.pretrained}`"
+
+    def loss_terms(self, spec: ActionSpec) -> tuple[str, ...]:
+        return "pose_loss", *(("gripper_loss",) if spec.grippers else ())
+
+    def check_data(self, data: DataConfig) -> None:
+        for key in ("feature_cache", "frame_cache"):
+            if getattr(data, key) is not None:
+                raise ValueError(
+                    f"data.{key} is set, and a policy of type {self.type} sees whole pictures in its own size; leave "
+                    f"data.{key} out"
+                )
+
+    def find(self, folder: Path | None = None, weights: bool = True) -> Path:
+        """The folder that describes the policy: that of a saved one, or LeRobot's. Raises InputError."""
+        from atlas.policies.published.lerobot_folder import find_lerobot
+
+        if folder is not None and (folder / DESCRIPTION).is_dir():
+            return folder / DESCRIPTION
+        return find_lerobot(self.pretrained, KEY, weights and self.weights == "pretrained")
+
+    def of_lerobot(self, directory: Path) -> Any:
+        """The Policy of a folder of LeRobot's, as it is there; in eval mode on the CPU. Raises InputError."""
+        raise NotImplementedError(f"{type(self).__name__} reads no folder of LeRobot's")

@@ -1,0 +1,162 @@
+"""Published weights into a network, strictly: every tensor of a file is used, or left out for a reason that is said."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from atlas.errors import InputError
+from atlas.policies.published.lazy_tensors import TensorFile
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "model."  # in front of every name, or of none
+# Statistics that LeRobot once kept among the weights; they are read from the processor files instead.
+OLD_STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.", "normalize.", "unnormalize.")
+BACKBONE_FILE = "backbone.safetensors"  # below `frozen` in a saved policy: the copy of what is not trained
+_LISTED = 5  # problems named in a message
+
+Names = Mapping[str, str]  # {the network's name: the file's}
+Precision = Callable[[str, torch.dtype], torch.dtype]  # from the network's name and how it is stored
+
+
+def match_names(
+    file: TensorFile,
+    expected: Mapping[str, Iterable[int]],
+    called: str,
+    aliases: Mapping[str, str] | None = None,
+    unused: Iterable[str] = (),
+) -> Names:
+    """Which tensor of a file each tensor of a network is. Names and shapes alone are looked at.
+
+    expected: {name as the file may have it, without `model.`: shape}. aliases: {name: another one that holds the same
+    numbers}, for a table that some files store once. unused: names that may be there and the network does not have.
+    Raises InputError that names what is missing, extra or of another shape.
+    """
+    stored = {_without_prefix(name): name for name in file.tensors}
+    old = [name for name in stored if name.startswith(OLD_STATISTICS)]
+    if old:
+        logger.warning("%s: %d old statistics among the weights are left out: %s.", called, len(old), _some(old))
+    if len(stored) < len(file.tensors):
+        raise InputError(f"{file.path} has names both with and without '{PREFIX}' in front.")
+    names, problems = {}, []
+    for name, shape in expected.items():
+        other = (aliases or {}).get(name)
+        found = stored.get(name, stored.get(other) if other is not None else None)
+        if found is None:
+            problems.append(f"'{name}' is missing")
+        elif file.tensors[found].shape != tuple(shape):
+            problems.append(f"'{name}' has shape {list(file.tensors[found].shape)}, expected {list(shape)}")
+        else:
+            names[name] = found
+    left = set(stored) - set(expected) - set(old) - set(unused)
+    problems += [f"'{name}' is not part of this policy" for name in sorted(left)]
+    if problems:
+        more = f" (and {len(problems) - _LISTED} more)" if len(problems) > _LISTED else ""
+        raise InputError(f"{file.path} does not fit its config: {'; '.join(problems[:_LISTED])}{more}.")
+    return names
+
+
+def precision_of(network: nn.Module, frozen: str) -> Precision:
+    """float32 for what is trained; else what `frozen` says: stored, float32 or bfloat16."""
+    trained = {name for name, p in network.named_parameters() if p.requires_grad}
+    chosen = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(frozen)
+
+    def precision(name: str, stored: torch.dtype) -> torch.dtype:
+        return torch.float32 if name in trained else chosen or stored
+
+    return precision
+
+
+def fill(
+    network: nn.Module,
+    path: Path,
+    precision: Precision,
+    called: str,
+    aliases: Mapping[str, str] | None = None,
+    device: torch.device | str = "cpu",
+    only: Collection[str] | None = None,
+    unused: Iterable[str] = (),
+) -> None:
+    """Give each tensor of a network, which may be on the meta device, its numbers of a published file, strictly.
+
+    Each is read by itself, brought to the device and into its precision, and the memory that it came in is let go of.
+    only: the names to fill; the others stay as they are, and are looked for in the file all the same. See `match_names`
+    for the rest. Raises InputError, then before anything is changed, and for numbers that are not finite.
+    """
+    state = network.state_dict()
+    with TensorFile(path) as file:
+        names = match_names(file, {name: tensor.shape for name, tensor in state.items()}, called, aliases, unused)
+        for name in state:
+            if only is None or name in only:
+                values = file.read(names[name])
+                if values.is_floating_point() and not bool(values.isfinite().all()):
+                    raise InputError(f"{path}: '{names[name]}' holds values that are not finite.")
+                put(network, name, values.to(device=device, dtype=precision(name, values.dtype)))
+
+
+def fill_backbone(
+    network: nn.Module,
+    folder: Path,
+    published: Callable[[], Path],
+    precision: Precision,
+    called: str,
+    aliases: Mapping[str, str] | None = None,
+    unused: Iterable[str] = (),
+) -> None:
+    """Give the frozen weights of a saved policy their numbers: of the copy in its folder, else of the published one."""
+    frozen = [name for name, p in network.named_parameters() if not p.requires_grad]
+    copy = folder / "frozen" / BACKBONE_FILE
+    if not copy.exists():
+        if frozen:
+            fill(network, published(), precision, called, aliases, only=frozen, unused=unused)
+        return
+    with TensorFile(copy) as file:
+        names = {name: f"network.{name}" for name in frozen}
+        missing = [name for name in names.values() if name not in file.tensors]
+        if missing or len(names) != len(file.tensors):
+            raise InputError(f"{copy} is not the frozen part of this policy: {_some(missing) or 'it has more'}.")
+        for name in frozen:
+            values = file.read(names[name])
+            put(network, name, values.to(precision(name, values.dtype)))
+
+
+def allocate(network: nn.Module, everything: bool = False) -> None:
+    """Memory on the CPU, float32, for the weights that are trained, or for all: they are read into it next."""
+    trained = {name for name, p in network.named_parameters() if p.requires_grad}
+    for name, tensor in network.state_dict().items():
+        if everything or name in trained:
+            put(network, name, torch.empty(tensor.shape, device="cpu"))
+
+
+def put(network: nn.Module, name: str, values: torch.Tensor) -> None:
+    """Set a parameter or buffer by its name, also one of another device or precision."""
+    owner_name, _, leaf = name.rpartition(".")
+    owner = network.get_submodule(owner_name)
+    was = getattr(owner, leaf)
+    setattr(owner, leaf, nn.Parameter(values, was.requires_grad) if isinstance(was, nn.Parameter) else values)
+
+
+def check_file(
+    path: Path,
+    network: nn.Module,
+    called: str,
+    aliases: Mapping[str, str] | None = None,
+    unused: Iterable[str] = (),
+) -> None:
+    """See that a file fits a network, without reading numbers. Raises InputError as `match_names`."""
+    with TensorFile(path) as file:
+        shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+        match_names(file, shapes, called, aliases, unused)
+
+
+def _without_prefix(name: str) -> str:
+    return name.removeprefix(PREFIX)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

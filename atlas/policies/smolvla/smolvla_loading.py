@@ -1,0 +1,142 @@
+"""A SmolVLA policy of LeRobot's folder, of one that Atlas has saved, or with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from atlas.data.image_fit import ImageFit
+from atlas.policies.processor import PolicyProcessor
+from atlas.policies.published.camera_slots import assign_cameras
+from atlas.policies.published.description import Description, check_widths
+from atlas.policies.published.processor_files import TokenizerStep
+from atlas.policies.published.published_section import DESCRIPTION
+from atlas.policies.published.weight_filling import (
+    allocate,
+    check_file,
+    fill,
+    fill_backbone,
+    precision_of,
+)
+from atlas.policies.smolvla.published_base import base_description
+from atlas.policies.smolvla.smolvla_network import TABLES, SmolVLANetwork
+from atlas.policies.smolvla.smolvla_policy import SmolVLAPolicy
+from atlas.policies.smolvla.smolvla_section import SmolVLAConfig
+from atlas.policies.smolvla.smolvla_sizes import read_sizes
+from atlas.registry.lerobot_policies import WEIGHTS
+
+OWN_STEPS = ("smolvla_new_line_processor",)
+_VOCABULARY_STD = 0.02  # of random word vectors, as transformers draws them
+
+
+def read_description(config: SmolVLAConfig, folder: Path | None = None, read_weights: bool = True) -> Description:
+    """What a saved policy's folder says, or LeRobot's. Raises InputError.
+
+    Without read_weights, nothing is fetched for the published base model, whose sizes are known.
+    """
+    saved = folder is not None and (folder / DESCRIPTION).is_dir()
+    known = None if read_weights or saved else base_description(config.pretrained)
+    if known is not None:
+        return known
+    path = config.find(folder, weights=read_weights)
+    return Description.read(path, config.type, OWN_STEPS, str(folder) if saved else config.pretrained, saved)
+
+
+def fit_of(description: Description) -> ImageFit:
+    """Pictures at the right and the bottom of a black border, never antialiased."""
+    width, height = description.folder.pair("resize_imgs_with_padding")
+    return ImageFit(height, width, "right_bottom")
+
+
+def build(config: SmolVLAConfig, processor: PolicyProcessor, folder: Path | None, read_weights: bool) -> SmolVLAPolicy:
+    """See `ModelConfig.build`."""
+    description = read_description(config, folder, read_weights)
+    processor = description.with_statistics(processor, config.statistics) if read_weights else processor
+    if not read_weights:
+        return _assemble(config, processor, description, _network(config, description), with_words=False)
+    if config.weights == "random" and folder is None:
+        network = _network(config, description)
+        nn.init.normal_(network.text.get_parameter("embed_tokens.weight"), std=_VOCABULARY_STD)
+        return _assemble(config, processor, description, network)
+    with torch.device("meta"):
+        network = _network(config, description)
+    if folder is None:
+        fill(
+            network,
+            description.folder.path / WEIGHTS,
+            precision_of(network, config.precision),
+            config.pretrained,
+            TABLES,
+        )
+    else:
+        allocate(network, config.weights == "random")  # and what is saved is read into it
+        if config.weights == "pretrained":
+            precision = precision_of(network, config.precision)
+            fill_backbone(network, folder, lambda: config.find() / WEIGHTS, precision, config.pretrained, TABLES)
+    return _assemble(config, processor, description, network)
+
+
+def of_lerobot(config: SmolVLAConfig, directory: Path) -> SmolVLAPolicy:
+    """The policy of a folder of LeRobot's, with its own processor, in eval mode."""
+    description = Description.read(directory, config.type, OWN_STEPS, config.pretrained)
+    with torch.device("meta"):
+        network = _network(config, description)
+    fill(network, directory / WEIGHTS, precision_of(network, config.precision), config.pretrained, TABLES)
+    policy = _assemble(config, description.own_processor(fit_of(description)), description, network)
+    policy.eval()
+    return policy
+
+
+def check(config: SmolVLAConfig) -> None:
+    """See `ModelConfig.check_pretrained`."""
+    description = read_description(config)
+    with torch.device("meta"):
+        network = _network(config, description)
+    if config.weights == "pretrained":
+        check_file(description.folder.path / WEIGHTS, network, config.pretrained, TABLES)
+    _words(config, description, network)
+
+
+def _network(config: SmolVLAConfig, description: Description) -> SmolVLANetwork:
+    folder = description.folder
+    network = SmolVLANetwork(read_sizes(folder, config.vlm))
+    asked = (config.train_expert_only, config.freeze_vision_encoder, config.train_state_proj)
+    keys = ("train_expert_only", "freeze_vision_encoder", "train_state_proj")
+    network.set_trained(*(folder.boolean(k, True) if own is None else own for own, k in zip(asked, keys, strict=True)))
+    return network
+
+
+def _words(config: SmolVLAConfig, description: Description, network: SmolVLANetwork):  # type: ignore[no-untyped-def]
+    """The tokenizer; of a folder without processor files, that of the vision-language model."""
+    folder = description.folder
+    step = TokenizerStep(
+        folder.text("vlm_model_name"),
+        folder.integer("tokenizer_max_length", 48),
+        folder.text("pad_language_to", "longest", ("longest", "max_length")),
+    )
+    tokenizer = description.tokenizer(config, step)
+    tokenizer.check_vocabulary(network.sizes.vocabulary)
+    return tokenizer
+
+
+def _assemble(
+    config: SmolVLAConfig,
+    processor: PolicyProcessor,
+    description: Description,
+    network: SmolVLANetwork,
+    with_words: bool = True,
+) -> SmolVLAPolicy:
+    sizes, folder = network.sizes, description.folder
+    check_widths(description, processor, sizes.state, sizes.action)
+    slots = assign_cameras(
+        folder.cameras,
+        processor.cameras,
+        config.cameras,
+        description.files.renamed,
+        folder.integer("empty_cameras", 0, least=0),
+        folder.called,
+    )
+    tokenizer = _words(config, description, network) if with_words else None
+    return SmolVLAPolicy(config, processor, description, network, slots, tokenizer, fit_of(description))

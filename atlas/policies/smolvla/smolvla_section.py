@@ -1,0 +1,67 @@
+"""`model` of the type `smolvla`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from atlas.policies.published.published_section import PublishedConfig
+
+if TYPE_CHECKING:
+    from atlas.policies.processor import PolicyProcessor
+    from atlas.policies.smolvla.smolvla_policy import SmolVLAPolicy
+
+
+class SmolVLAConfig(PublishedConfig):
+    """SmolVLA from a folder of LeRobot's; by default what LeRobot trains is trained."""
+
+    type: Literal["smolvla"] = "smolvla"
+    pretrained: str = "hf:lerobot/smolvla_base"
+    vlm: str | None = None  # the config of its vision-language model: a folder or a hub name; null: as config.json says
+    # What is trained; null: as config.json has it, which in published policies is the expert and the state's projection
+    train_expert_only: bool | None = None
+    freeze_vision_encoder: bool | None = None
+    train_state_proj: bool | None = None
+
+    def build(self, processor: PolicyProcessor, folder: Path | None = None, read_weights: bool = True) -> SmolVLAPolicy:
+        from atlas.policies.smolvla.smolvla_loading import build
+
+        return build(self, processor, folder, read_weights)
+
+    def of_lerobot(self, directory: Path) -> SmolVLAPolicy:
+        from atlas.policies.smolvla.smolvla_loading import of_lerobot
+
+        return of_lerobot(self, directory)
+
+    def image_fit(self) -> Any:
+        from atlas.policies.smolvla.smolvla_loading import fit_of, read_description
+
+        return fit_of(read_description(self, None, read_weights=False))
+
+    def check_pretrained(self) -> None:
+        from atlas.policies.smolvla.smolvla_loading import check
+
+        check(self)
+
+    @classmethod
+    def training_preset(cls) -> Mapping[str, Any]:
+        """LeRobot's optimizer and schedule for SmolVLA."""
+        return {
+            "learning_rate": 1e-4,
+            "weight_decay": 1e-10,
+            "max_grad_norm": 10.0,
+            "warmup_steps": 1000,
+            "schedule": "cosine_from_start",
+            "final_learning_rate": 2.5e-6,
+            "decay_steps": 30_000,
+            "ema_decay": 0.0,
+        }
+
+    def memory_advice(self) -> Sequence[str]:
+        advice = []
+        if self.train_expert_only is False:
+            advice.append("model.train_expert_only=true: the vision-language model stays as it is")
+        if self.precision != "bfloat16":
+            advice.append("model.precision=bfloat16, for the weights that are not trained")
+        return advice
