@@ -29,6 +29,7 @@ ROOMS = [
     "report",
     "checkpoints",
     "training",
+    "serving",
     "prepare",
     "train",
     "sweeps",

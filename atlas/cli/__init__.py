@@ -16,6 +16,7 @@ from atlas.cli import evaluate_command as evaluate
 from atlas.cli import registry_commands as registry
 from atlas.cli import report_command as report
 from atlas.cli import runs_commands as runs
+from atlas.cli import serve_commands as serve
 from atlas.cli import sweep_command as sweep
 from atlas.cli import train_command as train
 from atlas.cli.options import PLAIN, with_home
@@ -32,6 +33,8 @@ app = typer.Typer(
 app.command()(train.train)
 app.command(hidden=True)(train.rank)
 app.command("eval")(evaluate.evaluate)
+app.command()(serve.serve)
+app.command("bench-serve")(serve.bench_serve)
 app.command()(doctor.doctor)
 app.command()(report.report)
 app.command("cache-rank", hidden=True)(data.cache_rank)

@@ -9,6 +9,7 @@ import typer
 
 from atlas.cli.options import Json, Workers
 from atlas.cli.output import print_json, print_table, say, stdout_kept_for_the_report
+from atlas.cli.serve_commands import KeyFile, Layout
 from atlas.errors import InputError
 from atlas.system.paths import check_file, check_folder
 
@@ -21,6 +22,9 @@ def evaluate(
     env: Annotated[str, typer.Option(help="The environment, such as cubes.")],
     checkpoint: Annotated[
         str | None, typer.Option(metavar="DIR", help="A checkpoint, or the policy folder in it.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(metavar="URL", help="A policy server instead, such as ws://127.0.0.1:8000.")
     ] = None,
     episodes: Annotated[int, typer.Option(min=1, metavar="N", help="Episodes in all.")] = 100,
     seed: Annotated[int, typer.Option(min=0, metavar="S", help="Of the episodes' starts.")] = 0,
@@ -45,11 +49,23 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write every episode's outcome there; `atlas runs compare`.")
     ] = None,
+    api_key_file: KeyFile = None,
+    layout: Layout = "auto",
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=16, max=1024, metavar="PIXELS", help="For another server than Atlas's; default: 224."),
+    ] = None,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Roll a trained policy out and count its successes."""
-    _check_flags(checkpoint, open_loop, probed=instruction_shuffle or blind or diagnose, video=video)
+    _check_flags(checkpoint, open_loop, policy, probed=instruction_shuffle or blind or diagnose, video=video)
+    if policy is None and (api_key_file is not None or layout != "auto" or image_size is not None):
+        raise InputError("--api-key-file, --layout and --image-size are for a server; give it with --policy URL.")
+    if policy is not None and (ensemble is not None or diagnose):
+        raise InputError(
+            "--ensemble and --diagnose need the policy itself: give --checkpoint, or leave them out with --policy."
+        )
     if out is not None:
         check_file("--out", out, "outcomes.json")
     if video is not None:
@@ -61,6 +77,23 @@ def evaluate(
             from atlas.rollout.recorded_actions import evaluate_recorded
 
             evaluation = evaluate_recorded(open_dataset(open_loop), env, episodes, workers)
+        elif policy is not None:
+            from atlas.serving.remote_evaluation import evaluate_server
+
+            evaluation = evaluate_server(
+                url=policy,
+                env=env,
+                episodes=episodes,
+                seed=seed,
+                execute=execute,
+                key_file=api_key_file,
+                layout=layout,
+                image_size=image_size,
+                instruction_shuffle=instruction_shuffle,
+                blind=blind,
+                video=video,
+                workers=workers,
+            )
         else:
             from atlas.rollout.evaluation import evaluate_checkpoint
             from atlas.rollout.input_recorder import InputRecorder
@@ -101,9 +134,14 @@ def evaluate(
         say(f"The outcomes are in {out}.")
 
 
-def _check_flags(checkpoint: str | None, open_loop: str | None, probed: bool, video: Path | None) -> None:
-    if (checkpoint is None) == (open_loop is None):
-        raise InputError("Give --checkpoint, or --open-loop to play recorded actions; one of them.")
+def _check_flags(
+    checkpoint: str | None, open_loop: str | None, policy: str | None, probed: bool, video: Path | None
+) -> None:
+    if [checkpoint, open_loop, policy].count(None) != 2:
+        raise InputError(
+            "Give --checkpoint, --policy with the address of a server, or --open-loop to play recorded actions; one of "
+            "them."
+        )
     if open_loop is not None and (probed or video is not None):
         raise InputError(
             "--open-loop plays recorded actions without a policy: leave out --instruction-shuffle, --blind, --diagnose "

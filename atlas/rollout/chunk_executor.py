@@ -57,6 +57,10 @@ class ChunkExecutor:
         """Forget an episode's state; call it when one begins. seed: of its policy's random numbers."""
         self._episodes[episode] = _Episode(seed)
 
+    def forget(self, episode: int) -> None:
+        """Keep nothing of an episode that nobody will ask about again."""
+        self._episodes.pop(episode, None)
+
     def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
         """Of each episode the actions [n, A] to execute before it must be observed again, in the ActionSpec's units."""
         device = next(self._policy.parameters()).device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from atlas.environments.environment import EnvironmentSpec
 from atlas.environments.rendering import RenderingGPU
 from atlas.errors import InputError
 from atlas.policies.processor import PolicyProcessor
-from atlas.rollout.actor import AblatedActor, Actor
+from atlas.rollout.actor import AblatedActor, Actor, image_size_for
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.episode_plan import PlannedEpisode, plan_episodes
 from atlas.rollout.episode_player import Segment
@@ -193,23 +193,59 @@ def evaluate_checkpoint(
     """
     from atlas.policies.base import load_policy
 
-    if episodes < 1:
-        raise InputError(f"--episodes must be at least 1, got {episodes}.")
-    planned = plan_episodes(env, episodes, "report", seed)
-    if video is not None:
-        check_folder("The folder for films", video)
+    check_request(env, episodes, video)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     policy = load_policy(checkpoint).to(device)
     check_agreement(policy.processor, environment_spec(env))
     actor: Actor = ChunkExecutor(policy, execute or max(1, policy.processor.action_horizon // 2), ensemble, env)
     if recorder is not None:
         actor = RecordedActor(actor, recorder)
+    return evaluate_actor(
+        actor,
+        str(checkpoint),
+        env,
+        episodes,
+        seed,
+        instruction_shuffle,
+        blind,
+        video,
+        workers,
+        gpu=RenderingGPU.of(device),
+    )
+
+
+def check_request(env: str, episodes: int, video: Path | None) -> None:
+    """Before a policy is loaded or asked for. Raises InputError for an environment, a number of episodes or a folder
+    for films that cannot be."""
+    if episodes < 1:
+        raise InputError(f"--episodes must be at least 1, got {episodes}.")
+    environment_spec(env)
+    if video is not None:
+        check_folder("The folder for films", video)
+
+
+def evaluate_actor(
+    actor: Actor,
+    name: str,
+    env: str,
+    episodes: int = 100,
+    seed: int = 0,
+    instruction_shuffle: bool = False,
+    blind: bool = False,
+    video: Path | None = None,
+    workers: int | None = None,
+    gpu: RenderingGPU | None = None,
+) -> EvaluationReport:
+    """Evaluate an actor on episodes that neither training nor its selection ever used; see `evaluate_checkpoint`.
+
+    name: what the report calls it. gpu: what renders, if any.
+    """
+    planned = plan_episodes(env, episodes, "report", seed)
     if instruction_shuffle or blind:
         actor = AblatedActor(actor, environment_spec(env).instructions, instruction_shuffle, blind)
     if video is not None:
         video.mkdir(parents=True, exist_ok=True)
-    evaluator = Evaluator(env, policy.processor.camera_size, workers, gpu=RenderingGPU.of(device))
-    try:
+    with closing(Evaluator(env, image_size_for(actor), workers, gpu=gpu)) as evaluator:
         outcomes = evaluator.run(
             actor,
             planned,
@@ -217,11 +253,9 @@ def evaluate_checkpoint(
             video_dir=video,
             title=f"evaluating in '{env}'",
         )
-    finally:
-        evaluator.close()
     probes = {"instruction_shuffle": instruction_shuffle, "blind": blind}
     return EvaluationReport(
-        env, str(checkpoint), tuple(outcomes), "report", seed=seed, probes=tuple(k for k, on in probes.items() if on)
+        env, name, tuple(outcomes), "report", seed=seed, probes=tuple(k for k, on in probes.items() if on)
     )
 
 

@@ -1,0 +1,275 @@
+"""How a client calls what it sees: from the keys of its messages to the observation that a policy takes, and back.
+
+The layouts that are in use are built in; a file of one's own has the same three entries:
+
+    cameras: {agentview: observation/image, eye_in_hand: observation/wrist_image}   # the policy's: the client's
+    state: [observation/state]                                                      # joined, in this order
+    instruction: prompt
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from atlas.config.section import Names, Section
+from atlas.errors import InputError, did_you_mean
+from atlas.system.documents import read_yaml
+from atlas.system.shown import printable
+from atlas.types import Observation
+
+AUTO = "auto"
+_MOST_SIDE = 8192  # pixels
+_LONGEST_INSTRUCTION = 10_000  # characters
+
+
+class ClientLayout(Section):
+    """The keys of a client's messages."""
+
+    cameras: dict[str, str] = {}  # the policy's camera: the client's key; others by `camera_prefix` or their last word
+    camera_prefix: str | None = None  # in front of the policy's camera, where the client calls it the same
+    state: Names  # keys whose numbers follow each other
+    instruction: Annotated[list[str], Field(min_length=1)]  # the key, or several of which a client has one
+
+    def camera_key(self, camera: str) -> str | None:
+        """The client's key for one of the policy's cameras; None where the layout has none."""
+        if camera in self.cameras:
+            return self.cameras[camera]
+        if self.camera_prefix is not None:
+            return self.camera_prefix + camera
+        return next((key for key in self.cameras.values() if re.split(r"[/.]", key)[-1] == camera), None)
+
+
+_WORLD, _WRIST = "agentview", "eye_in_hand"
+_PREFIX = "observation."
+LAYOUTS = {
+    "lerobot": ClientLayout(
+        camera_prefix=f"{_PREFIX}images.", state=[f"{_PREFIX}state"], instruction=["task", "prompt", "instruction"]
+    ),
+    "libero": ClientLayout(
+        cameras={_WORLD: "observation/image", _WRIST: "observation/wrist_image"},
+        state=["observation/state"],
+        instruction=["prompt"],
+    ),
+    "droid": ClientLayout(
+        cameras={
+            "exterior_image_1_left": "observation/exterior_image_1_left",
+            "exterior_image_2_left": "observation/exterior_image_2_left",
+            "wrist_image_left": "observation/wrist_image_left",
+        },
+        state=["observation/joint_position", "observation/gripper_position"],
+        instruction=["prompt"],
+    ),
+    "vla-eval": ClientLayout(
+        cameras={_WORLD: "images.agentview", _WRIST: "images.wrist"}, state=["states"], instruction=["task_description"]
+    ),
+    "groot": ClientLayout(
+        camera_prefix="video.",
+        state=["state.*"],
+        instruction=["language.task", "annotation.human.task_description", "task"],
+    ),
+}
+
+
+def read_layout(name: str) -> ClientLayout | None:
+    """A layout by its name, or of a YAML file; None for `auto`, which looks at each message. Raises InputError."""
+    if name == AUTO or name in LAYOUTS:
+        return LAYOUTS.get(name)
+    if not name.endswith((".yaml", ".yml")):
+        known = [AUTO, *LAYOUTS]
+        raise InputError(
+            f"--layout {name}: there is no such layout.{did_you_mean(name, known)} Known: {', '.join(known)}, or a "
+            "YAML file with cameras, state and instruction."
+        )
+    try:
+        values = read_yaml(Path(name))
+        if isinstance(values, dict) and isinstance(values.get("instruction"), str):
+            values["instruction"] = [values["instruction"]]
+        return ClientLayout.model_validate(values)
+    except OSError as error:
+        raise InputError(f"--layout {name} cannot be read: {error.strerror}.") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place, has = ".".join(map(str, problem["loc"])), ", ".join(ClientLayout.model_fields)
+        raise InputError(f"--layout {name}: '{place}': {problem['msg']}. A layout has {has}.") from None
+    except ValueError as error:
+        raise InputError(f"--layout {name} is not valid YAML: {error}") from None
+
+
+class ObservationReader:
+    """Makes observations for one policy of its clients' messages."""
+
+    def __init__(self, cameras: Sequence[str], proprio_dim: int, layout: ClientLayout | None = None) -> None:
+        """layout: None takes the built-in one whose keys a message has. Raises InputError where the layout has no key
+        for one of the cameras."""
+        self._cameras, self._proprio_dim, self._layout = tuple(cameras), proprio_dim, layout
+        if layout is not None:
+            self._camera_keys(layout)
+
+    def read(self, message: Any) -> Observation:
+        """Raises InputError that says what is wanted, for a message that lacks something or has it in another form."""
+        if not isinstance(message, Mapping):
+            raise InputError(f"The message is a {type(message).__name__}; it should be a mapping. {self.wanted()}")
+        found = _flat(message)
+        layout = self._layout or self._recognised(found)
+        keys = self._camera_keys(layout)
+        missing = [key for key in keys.values() if key not in found]
+        if missing:
+            raise InputError(f"The message lacks {_listed(missing)}, and has {_listed(found)}. {self.wanted(layout)}")
+        return Observation(
+            {camera: _image(key, found[key]) for camera, key in keys.items()},
+            self._proprio(layout, found),
+            self._instruction(layout, found),
+        )
+
+    def wanted(self, layout: ClientLayout | None = None) -> str:
+        """What a message should hold, for people."""
+        layout = layout or self._layout
+        if layout is None:
+            options = [name for name, each in LAYOUTS.items() if None not in map(each.camera_key, self._cameras)]
+            return " Or, ".join(f"as {name}: {self.wanted(LAYOUTS[name])}" for name in options)
+        images = ", ".join(f"'{key}'" for key in self._camera_keys(layout).values())
+        state = ", ".join(f"'{key}'" for key in layout.state)
+        return (
+            f"This policy takes {images} (uint8 [H, W, 3], upright), {state} ({self._proprio_dim} numbers in all) and "
+            f"'{layout.instruction[0]}' (a text)."
+        )
+
+    # ---- the parts of a message --------------------------------------------------------------------------
+
+    def _recognised(self, found: Mapping[str, Any]) -> ClientLayout:
+        """The built-in layout that knows most of the message's keys."""
+        scores = {}
+        for name, layout in LAYOUTS.items():
+            keys = [layout.camera_key(camera) for camera in self._cameras]
+            if None not in keys:
+                scores[name] = sum(key in found for key in (*keys, *layout.state)) + bool(
+                    _matching(layout.state, found)
+                )
+        best = max(scores, key=lambda name: scores[name], default=None)
+        if best is None or not scores[best]:
+            raise InputError(
+                f"The message has {_listed(found)}, which is none of the layouts {', '.join(LAYOUTS)} for the cameras "
+                f"{', '.join(self._cameras)}. {self.wanted()} Other keys: start the server with --layout FILE.yaml."
+            )
+        return LAYOUTS[best]
+
+    def _camera_keys(self, layout: ClientLayout) -> dict[str, str]:
+        keys = {camera: layout.camera_key(camera) for camera in self._cameras}
+        unknown = [camera for camera, key in keys.items() if key is None]
+        if unknown:
+            raise InputError(
+                f"The layout has the cameras {', '.join(layout.cameras)}, and the policy looks through "
+                f"{', '.join(self._cameras)}: it says no key for {', '.join(unknown)}. Write a layout of your own, "
+                f"such as cameras: {{{unknown[0]}: observation/image}}, and give it as --layout FILE.yaml."
+            )
+        return {camera: key for camera, key in keys.items() if key is not None}
+
+    def _proprio(self, layout: ClientLayout, found: Mapping[str, Any]) -> np.ndarray:
+        keys = _matching(layout.state, found)
+        missing = [key for key in layout.state if not _matching([key], found)]
+        if missing:
+            raise InputError(f"The message lacks {_listed(missing)}. {self.wanted(layout)}")
+        parts = [_numbers(key, found[key]) for key in keys]
+        state = np.concatenate(parts)
+        if len(state) != self._proprio_dim:
+            sizes = ", ".join(f"'{key}' has {len(part)}" for key, part in zip(keys, parts, strict=True))
+            raise InputError(
+                f"The policy takes a state of {self._proprio_dim} numbers, and {sizes}. {self.wanted(layout)}"
+            )
+        if not np.isfinite(state).all():
+            raise InputError(f"The state {_listed(keys)} holds numbers that are not finite: {state.tolist()}.")
+        return state
+
+    def _instruction(self, layout: ClientLayout, found: Mapping[str, Any]) -> str:
+        key = next((key for key in layout.instruction if key in found), None)
+        if key is None:
+            raise InputError(f"The message lacks '{layout.instruction[0]}'. {self.wanted(layout)}")
+        text = found[key]
+        while isinstance(text, list | tuple) and len(text) == 1:  # GR00T sends [[text]]
+            text = text[0]
+        if not isinstance(text, str) or len(text) > _LONGEST_INSTRUCTION:
+            what = f"of {len(text)} characters" if isinstance(text, str) else type(text).__name__
+            raise InputError(f"'{key}' should be a text of at most {_LONGEST_INSTRUCTION} characters, and is {what}.")
+        return text
+
+
+def to_message(observation: Observation, layout: ClientLayout) -> dict[str, Any]:
+    """What a client with this layout sends. Raises InputError where the layout has no key for one of the cameras, or
+    its state is of several parts, whose sizes an observation does not say."""
+    keys = {camera: layout.camera_key(camera) for camera in observation.images}
+    unknown = [camera for camera, key in keys.items() if key is None]
+    if unknown or len(layout.state) > 1 or "*" in layout.state[0]:
+        what = f"key for {', '.join(unknown)}" if unknown else "single key for the state"
+        raise InputError(f"The layout has no {what}; give --layout FILE.yaml with cameras, state and instruction.")
+    images = {str(keys[camera]): image for camera, image in observation.images.items()}
+    return {**images, layout.state[0]: observation.proprio, layout.instruction[0]: observation.instruction}
+
+
+# ---- values of a message -------------------------------------------------------------------------------------
+
+
+def _flat(message: Mapping[Any, Any]) -> dict[str, Any]:
+    """Mappings in mappings as GR00T sends them, {"video": {"front": …}}, with joined keys: {"video.front": …}."""
+    found: dict[str, Any] = {}
+    for key, value in message.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{inner}": each for inner, each in value.items() if not isinstance(each, Mapping)}
+        else:
+            found[str(key)] = value
+    return found
+
+
+def _matching(wanted: Sequence[str], found: Mapping[str, Any]) -> list[str]:
+    """The keys that are there of those that are wanted; `state.*` is all that begin so, in the message's order."""
+    keys: list[str] = []
+    for key in wanted:
+        if key.endswith("*"):
+            keys += [each for each in found if each.startswith(key[:-1])]
+        elif key in found:
+            keys.append(key)
+    return keys
+
+
+def _image(key: str, value: Any) -> np.ndarray:
+    """uint8 [H, W, 3], writable, of an image that may have axes of size 1 in front, colours first, or be in 0..1."""
+    if not isinstance(value, np.ndarray):
+        raise InputError(f"'{key}' should be an array, uint8 [H, W, 3], and is a {type(value).__name__}.")
+    image = value
+    while image.ndim > 3 and image.shape[0] == 1:
+        image = image[0]
+    if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
+        image = image.transpose(1, 2, 0)
+    if image.ndim != 3 or image.shape[2] != 3 or not 1 <= min(image.shape[:2]) <= max(image.shape[:2]) <= _MOST_SIDE:
+        raise InputError(f"'{key}' should be an image, uint8 [H, W, 3], and has the shape {list(value.shape)}.")
+    if image.dtype.kind == "f":
+        if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
+            raise InputError(f"'{key}' is of {image.dtype}, whose values should be from 0 to 1; or send uint8.")
+        return np.round(255 * image).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise InputError(f"'{key}' should be of uint8, and is of {image.dtype}.")
+    return np.array(image)
+
+
+def _numbers(key: str, value: Any) -> np.ndarray:
+    """float32 [n] of an array, a list of numbers, or a number."""
+    try:
+        numbers = np.asarray(value)
+    except ValueError:
+        numbers = np.array([""])
+    if numbers.dtype.kind not in "biuf" or numbers.size != max(numbers.shape, default=1):
+        said = f"{numbers.dtype} {list(numbers.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise InputError(f"'{key}' should be numbers [n], and is {said}.")
+    with np.errstate(over="ignore"):  # what is not finite any more is refused
+        return numbers.reshape(-1).astype(np.float32)
+
+
+def _listed(keys: Any) -> str:
+    """Keys that anybody may have sent, for a message."""
+    names = [f"'{printable(str(key))[:60]}'" for key in keys]
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "nothing"

@@ -1,0 +1,100 @@
+"""openpi's protocol over a websocket, which its own client, many robots and `AtlasClient` speak.
+
+    connect           the server sends what it says of its policy (a mapping)
+    -> observation    a mapping of arrays and texts, in msgpack
+    <- answer         {"actions": [n, A], "policy_timing": {…}, "server_timing": {…}}
+    <- a text         what is wrong with the observation; the next one may be sent
+                      where the policy itself fails, or no message can be read: the text, then the close code 1011
+
+Every array of an answer has the actions first: openpi's ActionChunkBroker takes slices of all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from atlas.errors import InputError
+from atlas.serving.access import Access, Limits, Listening
+from atlas.serving.array_codec import pack, unpack
+from atlas.serving.client_layout import ObservationReader
+from atlas.serving.policy_service import Answer, PolicyService
+from atlas.serving.served_policy import ServedPolicy, seed_of_new_episode
+from atlas.serving.websocket_server import close_with_error, listen, receive, send
+
+if TYPE_CHECKING:
+    from websockets.asyncio.server import ServerConnection
+
+logger = logging.getLogger(__name__)
+
+
+class OpenpiProtocol:
+    """Talks with the clients of one service."""
+
+    def __init__(self, service: PolicyService, reader: ObservationReader, sends: int, limits: Limits) -> None:
+        """sends: how many actions an answer holds."""
+        self._service, self._reader, self._limits = service, reader, limits
+        served = ServedPolicy(service.processor, sends)
+        self._greeting = pack(served.to_message(reader.wanted()))
+
+    async def listen(self, access: Access) -> Listening:
+        """Raises InputError where the address cannot be had."""
+        return await listen(self._talk, access, self._limits, lambda: self._service.full)
+
+    async def _talk(self, connection: ServerConnection) -> None:
+        try:
+            session = self._service.open()
+        except InputError as error:  # taken since the connection was admitted
+            await close_with_error(connection, str(error), self._limits)
+            return
+        try:
+            if await send(connection, self._greeting, self._limits):
+                await self._answer_all(connection, session)
+        finally:
+            self._service.close(session)
+
+    async def _answer_all(self, connection: ServerConnection, session: int) -> None:
+        took_ms: float | None = None
+        while (frame := await receive(connection, self._limits)) is not None:
+            begun = time.monotonic()
+            try:
+                message = _message(frame)
+            except InputError as error:
+                await close_with_error(connection, str(error), self._limits)
+                return
+            try:
+                answer: str | bytes = await self._answer(session, message, begun, took_ms)
+            except InputError as error:
+                answer = str(error)
+            except (RuntimeError, asyncio.TimeoutError) as error:
+                said = str(error) or f"the policy took more than {self._limits.answer_seconds:g} seconds"
+                await close_with_error(connection, f"The server failed: {said}.", self._limits)
+                return
+            if not await send(connection, answer, self._limits):
+                return
+            took_ms = 1000 * (time.monotonic() - begun)
+
+    async def _answer(self, session: int, message: Any, begun: float, took_ms: float | None) -> bytes:
+        seed = seed_of_new_episode(message)
+        observation = self._reader.read(message)
+        if seed is not None:
+            self._service.reset(session, seed)
+        found = await asyncio.wait_for(self._service.act(session, observation), self._limits.answer_seconds)
+        return pack({"actions": found.actions, **_timings(found, begun, took_ms)})
+
+
+def _message(frame: str | bytes) -> Any:
+    """Raises InputError for what no client of this protocol sends."""
+    if isinstance(frame, str):
+        raise InputError("This server speaks openpi's protocol: an observation is a binary frame of msgpack, not text.")
+    return unpack(frame)
+
+
+def _timings(answer: Answer, begun: float, took_ms: float | None) -> dict[str, dict[str, float]]:
+    """As openpi's server says them: the last answer's time in all is known only now."""
+    server = {"infer_ms": 1000 * (time.monotonic() - begun), "wait_ms": answer.waited_ms, "batch": answer.together}
+    if took_ms is not None:
+        server["prev_total_ms"] = took_ms
+    return {"policy_timing": {"infer_ms": answer.infer_ms}, "server_timing": server}

@@ -1,0 +1,222 @@
+"""The other end of a policy server: an actor whose actions come over a websocket.
+
+with AtlasClient("ws://gpu-machine:8000") as client:
+    client.reset(0, seed=1)
+    actions = client.plan({0: observation})[0]  # [n, A], to execute before the next observation
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas.config import ProcessorConfig
+from atlas.environments.environment import EnvironmentSpec
+from atlas.errors import InputError, first_line
+from atlas.policies.processor import PolicyProcessor
+from atlas.serving.array_codec import pack, unpack
+from atlas.serving.client_layout import LAYOUTS, ClientLayout, to_message
+from atlas.serving.served_policy import ServedPolicy, episode_begins
+from atlas.serving.websocket_server import import_websockets
+from atlas.system.shown import printable
+from atlas.types import Observation
+
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
+
+_LARGEST_ANSWER = 64 * 2**20  # bytes
+_OWN_LAYOUT = "lerobot"
+OTHERS_IMAGE_SIZE = 224  # pixels, of servers that do not say it; that of openpi's policies
+
+
+class AtlasClient:
+    """An actor on somebody's policy server, with a connection for each of the episodes that run side by side.
+
+    Servers of Atlas's say what they want. Of others it must be known how they call things (`layout`), and what the
+    actions mean is taken to be what the environment says (`spec`).
+    """
+
+    def __init__(
+        self,
+        url: str,
+        execute: int | None = None,
+        key: str | None = None,
+        layout: ClientLayout | None = None,
+        spec: EnvironmentSpec | None = None,
+        image_size: int | None = None,
+        timeout: float = 60.0,
+    ) -> None:
+        """execute: actions of each answer that are executed (None: half of the policy's chunk). image_size: of the
+        images that another server than Atlas's is shown. timeout: seconds to connect in, and to wait for an answer.
+
+        Raises InputError where nothing answers there, or it cannot be understood.
+        """
+        import_websockets()
+        if not url.startswith(("ws://", "wss://")):
+            raise InputError(f"'{url}' is no address of a policy server, which is such as ws://127.0.0.1:8000.")
+        self._url, self._key, self._timeout = url, key, timeout
+        self._open = ExitStack()
+        self._connections: dict[int, ClientConnection] = {}
+        self._seeds: dict[int, int] = {}
+        self._free: ClientConnection | None = None
+        try:
+            self._free, greeting = self._connect()  # the first episode's
+            served = ServedPolicy.from_message(greeting)
+            self._own = served is not None
+            self._layout = layout or self._known_layout()
+            self._processor, sends = (
+                (served.processor, served.sends) if served is not None else self._found_out(spec, image_size)
+            )
+            most = min(sends, self._processor.action_horizon)
+            if execute is not None and execute > most:
+                raise InputError(f"The server at {url} sends {most} actions at a time; {execute} cannot be executed.")
+            self._execute = execute or min(most, max(1, self._processor.action_horizon // 2))
+        except InputError:
+            self.close()
+            raise
+
+    @property
+    def processor(self) -> PolicyProcessor:
+        """What the server says of its policy; it has no statistics."""
+        return self._processor
+
+    def reset(self, episode: int, seed: int) -> None:
+        """A server of Atlas's is told with the next observation; in openpi's protocol a reset sends nothing."""
+        self._seeds[episode] = seed
+
+    def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
+        """Of each episode the actions [n, A] to execute. All are asked before the first is waited for, so that the
+        server sees together what waits together. Raises InputError where the server refuses."""
+        asked = {number: self._ask(number, observation) for number, observation in observations.items()}
+        return {number: self._answer(connection)[: self._execute] for number, connection in asked.items()}
+
+    def close(self) -> None:
+        """End all connections."""
+        self._open.close()
+        self._connections, self._free = {}, None
+
+    def __enter__(self) -> AtlasClient:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # ---- talking -----------------------------------------------------------------------------------------
+
+    def _connect(self) -> tuple[ClientConnection, Any]:
+        """A connection, and what the server says first."""
+        from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
+        from websockets.sync.client import connect
+
+        headers = {"Authorization": f"Api-Key {self._key}"} if self._key is not None else {}
+        try:
+            connection = self._open.enter_context(
+                connect(
+                    self._url,
+                    compression=None,
+                    max_size=_LARGEST_ANSWER,
+                    additional_headers=headers,
+                    open_timeout=self._timeout,
+                    close_timeout=1,
+                )
+            )
+        except InvalidURI as error:
+            raise InputError(f"'{self._url}' is no address of a policy server: {first_line(error)}.") from None
+        except InvalidHandshake as error:
+            body = getattr(getattr(error, "response", None), "body", b"") or b""
+            said = printable(body.decode("utf-8", "replace").strip()[:300])
+            raise InputError(f"The server at {self._url} does not let this client in: {said or error}") from None
+        except (OSError, EOFError, WebSocketException) as error:
+            raise InputError(f"There is no policy server at {self._url} ({first_line(error)}).") from None
+        return connection, self._received(connection)
+
+    def _received(self, connection: ClientConnection) -> Any:
+        from websockets.exceptions import ConnectionClosed
+
+        try:
+            frame = connection.recv(self._timeout)
+        except TimeoutError:
+            raise InputError(
+                f"The server at {self._url} has said nothing for {self._timeout:g} seconds; is it one of openpi's "
+                "protocol?"
+            ) from None
+        except ConnectionClosed as error:
+            raise InputError(f"The server at {self._url} has closed the connection ({first_line(error)}).") from None
+        if isinstance(frame, str):
+            raise InputError(f"The server at {self._url} answers: {printable(frame[-2000:].strip())}")
+        return unpack(frame)
+
+    def _ask(self, number: int, observation: Observation) -> ClientConnection:
+        from websockets.exceptions import ConnectionClosed
+
+        if number not in self._connections:
+            connection, self._free = self._free or self._connect()[0], None
+            self._connections[number] = connection
+        connection = self._connections[number]
+        message = to_message(self._seen(observation), self._layout)
+        if self._own and number in self._seeds:
+            message |= episode_begins(self._seeds.pop(number))
+        with suppress(ConnectionClosed):  # why is said where the answer is read
+            connection.send(pack(message))
+        return connection
+
+    def _seen(self, observation: Observation) -> Observation:
+        """The observation without cameras that the policy does not look through."""
+        missing = [camera for camera in self._processor.cameras if camera not in observation.images]
+        if missing:
+            raise InputError(
+                f"The policy at {self._url} needs the cameras {list(self._processor.cameras)}; the observation lacks "
+                f"{missing} and has {list(observation.images)}."
+            )
+        images = {camera: observation.images[camera] for camera in self._processor.cameras}
+        return Observation(images, observation.proprio, observation.instruction)
+
+    def _answer(self, connection: ClientConnection) -> np.ndarray:
+        """float32 [n, A]"""
+        answer = self._received(connection)
+        actions = answer.get("actions") if isinstance(answer, Mapping) else None
+        if not isinstance(actions, np.ndarray) or actions.ndim != 2 or actions.dtype.kind not in "fiu":
+            raise InputError(f"The server at {self._url} answers without 'actions' [n, A].")
+        width = self._processor.action_spec.dim
+        if actions.shape[1] != width or not len(actions) or not np.isfinite(actions).all():
+            raise InputError(
+                f"The server at {self._url} sends actions {list(actions.shape)}; {width} finite numbers each are taken."
+            )
+        return actions.astype(np.float32)
+
+    # ---- servers of others -------------------------------------------------------------------------------
+
+    def _known_layout(self) -> ClientLayout:
+        if not self._own:
+            raise InputError(
+                f"The server at {self._url} is none of Atlas's, and does not say what it wants: give --layout "
+                f"{' or '.join(name for name in LAYOUTS)}, or a YAML file."
+            )
+        return LAYOUTS[_OWN_LAYOUT]
+
+    def _found_out(self, spec: EnvironmentSpec | None, image_size: int | None) -> tuple[PolicyProcessor, int]:
+        """The processor that suits a server which says nothing, and the length of its chunks: it is asked once, about
+        black images."""
+        if spec is None:
+            raise InputError(f"The server at {self._url} does not say what its actions mean; name the environment.")
+        cameras = tuple(camera for camera in spec.cameras if self._layout.camera_key(camera) is not None)
+        if not cameras:
+            raise InputError(
+                f"The layout has no key for any of the cameras {', '.join(spec.cameras)} of '{spec.name}'."
+            )
+        size = image_size or OTHERS_IMAGE_SIZE
+        self._processor = PolicyProcessor(
+            cameras, size, size, 1, spec.proprio_dim, spec.action_spec, statistics=(), scaling=ProcessorConfig()
+        )
+        black = {camera: np.zeros((size, size, 3), np.uint8) for camera in cameras}
+        seen = Observation(black, np.zeros(spec.proprio_dim, np.float32), spec.instructions[0])
+        assert self._free is not None
+        self._free.send(pack(to_message(seen, self._layout)))
+        sends = len(self._answer(self._free))
+        return PolicyProcessor(
+            cameras, size, size, sends, spec.proprio_dim, spec.action_spec, statistics=(), scaling=ProcessorConfig()
+        ), sends

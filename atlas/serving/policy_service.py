@@ -1,0 +1,208 @@
+"""One policy for many clients: what waits is planned together, and each session has an episode of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from atlas.errors import InputError
+from atlas.policies.processor import PolicyProcessor
+from atlas.types import Observation
+
+logger = logging.getLogger(__name__)
+
+_LIVELY_SECONDS = 1.0  # a session that has asked within these may ask again any moment
+
+
+class ServedActor(Protocol):
+    """What a service needs of a ChunkExecutor."""
+
+    @property
+    def processor(self) -> PolicyProcessor: ...
+
+    def reset(self, episode: int, seed: int) -> None: ...
+
+    def forget(self, episode: int) -> None: ...
+
+    def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a session is to do, and what it took to find out."""
+
+    actions: np.ndarray  # float32 [n, A], in the ActionSpec's units
+    infer_ms: float  # of the policy, for all that were planned together
+    waited_ms: float  # from asking until the policy began
+    together: int  # sessions that were planned together
+
+
+@dataclass
+class _Request:
+    session: int
+    observation: Observation
+    answer: asyncio.Future[Answer]
+    asked: float
+
+
+@dataclass
+class _Session:
+    asked: float = field(default=-_LIVELY_SECONDS)  # when it last did
+    seed: int | None = 0  # to begin an episode with before the next plan; None where one is running
+    waiting: bool = False
+
+
+class PolicyService:
+    """Plans for sessions, as many as wait together, in a thread of its own.
+
+    A request is planned at once where the policy is free and nobody else is expected; else with all that have come
+    while the policy was busy, and it waits at most `wait_ms` for those sessions that have asked lately.
+
+        async with PolicyService(actor) as service:
+            session = service.open()
+            answer = await service.act(session, observation)
+            service.close(session)
+    """
+
+    def __init__(self, actor: ServedActor, most: int = 32, wait_ms: float = 2.0, sessions: int = 100) -> None:
+        """most: sessions that are planned together. sessions: how many there may be at a time."""
+        self._actor, self._most, self._wait, self._limit = actor, most, wait_ms / 1000, sessions
+        self._sessions: dict[int, _Session] = {}
+        self._gone: list[int] = []  # to be forgotten by the actor
+        self._requests: deque[_Request] = deque()
+        self._work = asyncio.Event()
+        self._opened = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="policy")
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> PolicyService:
+        self._task = asyncio.create_task(self._serve())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._thread.shutdown(wait=True)
+        for request in self._requests:
+            request.answer.cancel()
+
+    @property
+    def processor(self) -> PolicyProcessor:
+        return self._actor.processor
+
+    @property
+    def full(self) -> bool:
+        """Whether no further session can be opened."""
+        return len(self._sessions) >= self._limit
+
+    def open(self) -> int:
+        """The number of a new session, in which an episode of seed 0 begins. Raises InputError where there are too
+        many."""
+        if self.full:
+            raise InputError(f"There are {self._limit} sessions already, as many as this server takes; try later.")
+        self._opened += 1
+        self._sessions[self._opened] = _Session()
+        return self._opened
+
+    def reset(self, session: int, seed: int = 0) -> None:
+        """An episode begins; seed: of the random numbers that the policy may draw."""
+        self._sessions[session].seed = seed
+
+    def close(self, session: int) -> None:
+        """Forget all about a session."""
+        if self._sessions.pop(session, None) is not None:
+            self._gone.append(session)
+            self._work.set()
+
+    async def act(self, session: int, observation: Observation) -> Answer:
+        """What to do next. Raises InputError where the session is asking already, RuntimeError where the policy
+        fails."""
+        state = self._sessions[session]
+        if state.waiting:
+            raise InputError("This session has a request that is not answered yet; ask again after that.")
+        state.asked, state.waiting = time.monotonic(), True
+        request = _Request(session, observation, asyncio.get_running_loop().create_future(), state.asked)
+        self._requests.append(request)
+        self._work.set()
+        try:
+            return await request.answer
+        finally:
+            state.waiting = False
+
+    # ---- planning ----------------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        while True:
+            await self._work.wait()
+            await self._gather()
+            self._work.clear()
+            requests = [self._requests.popleft() for _ in range(min(self._most, len(self._requests)))]
+            if self._requests:
+                self._work.set()
+            await self._plan([request for request in requests if not request.answer.done()])
+
+    async def _gather(self) -> None:
+        """Wait for as many requests as may be expected, until the oldest has waited long enough."""
+        while self._requests and len(self._requests) < min(self._most, self._expected()):
+            left = self._requests[0].asked + self._wait - time.monotonic()
+            self._work.clear()
+            try:
+                await asyncio.wait_for(self._work.wait(), max(0.0, left))
+            except asyncio.TimeoutError:
+                return
+
+    def _expected(self) -> int:
+        since = time.monotonic() - _LIVELY_SECONDS
+        return sum(session.asked >= since for session in self._sessions.values())
+
+    async def _plan(self, requests: list[_Request]) -> None:
+        gone, self._gone = self._gone, []
+        begun = {}
+        for request in requests:
+            session = self._sessions.get(request.session)
+            if session is not None and session.seed is not None:
+                begun[request.session], session.seed = session.seed, None
+        observations = {request.session: request.observation for request in requests}
+        loop = asyncio.get_running_loop()
+        try:
+            start, planned, took = await loop.run_in_executor(self._thread, self._ask, gone, begun, observations)
+        except Exception as error:  # the sessions are told, and the service goes on
+            logger.exception("The policy failed")
+            for request in requests:
+                _fail(request, RuntimeError(f"the policy failed ({type(error).__name__}: {error})"))
+            return
+        for request in requests:
+            if request.answer.done():
+                continue
+            actions = planned[request.session]
+            if not np.isfinite(actions).all():
+                _fail(request, RuntimeError("the policy's actions are not finite numbers, and are not sent"))
+                continue
+            waited = 1000 * (start - request.asked)
+            request.answer.set_result(Answer(actions, 1000 * took, waited, len(requests)))
+
+    def _ask(
+        self, gone: list[int], begun: Mapping[int, int], observations: Mapping[int, Observation]
+    ) -> tuple[float, dict[int, np.ndarray], float]:
+        """When the policy began, what it says, and the seconds it took; in the policy's thread."""
+        for session in gone:
+            self._actor.forget(session)
+        for session, seed in begun.items():
+            self._actor.reset(session, seed)
+        start = time.monotonic()
+        planned = self._actor.plan(observations) if observations else {}
+        return start, planned, time.monotonic() - start
+
+
+def _fail(request: _Request, error: Exception) -> None:
+    if not request.answer.done():
+        request.answer.set_exception(error)

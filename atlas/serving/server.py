@@ -1,0 +1,150 @@
+"""`atlas serve`: a saved policy behind a protocol, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atlas.errors import InputError
+from atlas.policies.processor import PolicyProcessor
+from atlas.rollout.chunk_executor import ChunkExecutor
+from atlas.serving.access import Access, Limits
+from atlas.serving.client_layout import AUTO, ObservationReader, read_layout
+from atlas.serving.groot_protocol import GrootProtocol
+from atlas.serving.openpi_protocol import OpenpiProtocol
+from atlas.serving.policy_service import PolicyService, ServedActor
+from atlas.serving.vla_eval_protocol import VlaEvalProtocol
+from atlas.types import Observation
+
+DEFAULT_PORTS = {"openpi": 8000, "groot": 5555, "vla-eval": 8000}
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What is served, and how."""
+
+    protocol: str = "openpi"
+    access: Access = field(default_factory=Access)
+    limits: Limits = field(default_factory=Limits)
+    layout: str = AUTO  # of its clients' messages: a name, or a YAML file
+    execute: int | None = None  # actions that an answer holds; None: the whole chunk
+    batch: int = 32  # sessions that are planned together
+    batch_wait_ms: float = 2.0  # the longest that a request waits for others
+    allow_kill: bool = False  # whether a client of GR00T's protocol may end the server
+
+
+def load_actor(checkpoint: str | Path, settings: ServerSettings, environment: str | None = None) -> ChunkExecutor:
+    """The actor of a saved policy, on the GPU where there is one. Raises InputError."""
+    import torch
+
+    from atlas.policies.base import load_policy
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    policy = load_policy(checkpoint).to(device)
+    return ChunkExecutor(policy, settings.execute or policy.processor.action_horizon, environment=environment)
+
+
+@asynccontextmanager
+async def serving(
+    actor: ServedActor, settings: ServerSettings, on_kill: Callable[[], object] = lambda: None
+) -> AsyncIterator[int]:
+    """Serve an actor while the context lasts; gives the port. Raises InputError where it cannot be served so."""
+    processor = actor.processor
+    reader = ObservationReader(processor.cameras, processor.proprio_dim, read_layout(settings.layout))
+    sends = settings.execute or processor.action_horizon
+    settings.access.warn()
+    async with AsyncExitStack() as stack:
+        service = await stack.enter_async_context(
+            PolicyService(actor, settings.batch, settings.batch_wait_ms, settings.limits.sessions)
+        )
+        listening = await _protocol(service, reader, sends, settings, on_kill).listen(settings.access)
+        stack.push_async_callback(listening.stop)
+        await warm_up(service, processor)
+        yield listening.port
+
+
+def _protocol(
+    service: PolicyService,
+    reader: ObservationReader,
+    sends: int,
+    settings: ServerSettings,
+    on_kill: Callable[[], object],
+) -> OpenpiProtocol | GrootProtocol | VlaEvalProtocol:
+    limits = settings.limits
+    if settings.protocol == "groot":
+        return GrootProtocol(service, reader, sends, limits, on_kill if settings.allow_kill else None)
+    if settings.protocol == "vla-eval":
+        return VlaEvalProtocol(service, reader, limits)
+    return OpenpiProtocol(service, reader, sends, limits)
+
+
+async def warm_up(service: PolicyService, processor: PolicyProcessor) -> None:
+    """Ask once about black images: the first client need not wait for what is made at the first time.
+
+    Raises InputError where the policy cannot answer even that.
+    """
+    size = processor.camera_size
+    black = {camera: np.zeros((size, size, 3), np.uint8) for camera in processor.cameras}
+    session = service.open()
+    try:
+        await service.act(session, Observation(black, np.zeros(processor.proprio_dim, np.float32), "stand still"))
+    except RuntimeError as error:
+        raise InputError(f"The policy cannot be served: {error}.") from error
+    finally:
+        service.close(session)
+
+
+async def serve_until_stopped(actor: ServedActor, settings: ServerSettings, on_ready: Callable[[int], object]) -> int:
+    """Serve until SIGINT or SIGTERM comes, whose number is given. on_ready: is told the port."""
+    stopped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def stop(number: int) -> None:
+        if not stopped.done():
+            stopped.set_result(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    async with serving(actor, settings, on_kill=lambda: stop(signal.SIGTERM)) as port:
+        on_ready(port)
+        return await stopped
+
+
+@contextmanager
+def serving_in_a_thread(actor: ServedActor, settings: ServerSettings) -> Iterator[int]:
+    """`serving` in a thread of this process, for those that ask in this one; gives the port."""
+    ready: threading.Event = threading.Event()
+    found: dict[str, Any] = {}
+
+    async def serve() -> None:
+        async with serving(actor, settings) as port:
+            found.update(port=port, loop=asyncio.get_running_loop(), stop=asyncio.Event())
+            ready.set()
+            await found["stop"].wait()
+
+    def run() -> None:
+        try:
+            asyncio.run(serve())
+        except BaseException as error:
+            found["error"] = error
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=run, name="server", daemon=True)
+    thread.start()
+    ready.wait()
+    try:
+        if "error" in found:
+            raise found["error"]
+        yield found["port"]
+    finally:
+        if "loop" in found:
+            found["loop"].call_soon_threadsafe(found["stop"].set)
+        thread.join()

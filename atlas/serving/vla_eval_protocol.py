@@ -1,0 +1,136 @@
+"""vla-eval's protocol over a websocket: one server reaches all of its benchmarks.
+
+Frames are {"type", "payload", "seq", "timestamp"} in msgpack. A benchmark says hello, begins episodes, and sends an
+observation for every step; each is answered with one action. The policy is asked once a chunk: what is left of it is
+kept for the episode's next steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas import __version__
+from atlas.errors import InputError
+from atlas.serving.access import Access, Limits, Listening
+from atlas.serving.array_codec import pack, unpack
+from atlas.serving.client_layout import ObservationReader
+from atlas.serving.policy_service import PolicyService
+from atlas.serving.websocket_server import close_with_error, listen, receive, send
+from atlas.types import ActionGroup, ActionSpec
+
+if TYPE_CHECKING:
+    from websockets.asyncio.server import ServerConnection
+
+PROTOCOL_VERSION = 1
+_KINDS = ("hello", "observation", "action", "episode_start", "episode_end", "error")
+_ROTATIONS = {"axis_angle": "axis_angle", "euler_xyz": "euler_xyz", "quaternion": "quaternion_xyzw"}
+
+
+class VlaEvalProtocol:
+    """Talks with the benchmarks of one service."""
+
+    def __init__(self, service: PolicyService, reader: ObservationReader, limits: Limits) -> None:
+        self._service, self._reader, self._limits = service, reader, limits
+
+    async def listen(self, access: Access) -> Listening:
+        """Raises InputError where the address cannot be had."""
+        return await listen(self._talk, access, self._limits, lambda: self._service.full)
+
+    async def _talk(self, connection: ServerConnection) -> None:
+        try:
+            session = self._service.open()
+        except InputError as error:  # taken since the connection was admitted
+            await close_with_error(connection, str(error), self._limits)
+            return
+        rest: list[np.ndarray] = []  # of the chunk: one action a step
+        try:
+            while (frame := await receive(connection, self._limits)) is not None:
+                try:
+                    message = _checked(frame)
+                except InputError as error:
+                    await close_with_error(connection, str(error), self._limits)
+                    return
+                answer = await self._answer(session, message, rest)
+                if answer is not None and not await send(connection, answer, self._limits):
+                    return
+        finally:
+            self._service.close(session)
+
+    async def _answer(self, session: int, message: Mapping[str, Any], rest: list[np.ndarray]) -> bytes | None:
+        kind = message["type"]
+        if kind == "hello":
+            told = message["payload"].get("protocol_version", PROTOCOL_VERSION)
+            if told != PROTOCOL_VERSION:
+                why = f"this server speaks version {PROTOCOL_VERSION} of vla-eval's protocol, and not {told!r:.20}"
+                return _frame("error", {"error": why}, message)
+            return _frame("hello", self._hello(), message)
+        if kind == "episode_start":
+            rest.clear()
+            self._service.reset(session)
+        if kind != "observation":
+            return None
+        try:
+            if not rest:
+                observation = self._reader.read(message["payload"])
+                found = await asyncio.wait_for(self._service.act(session, observation), self._limits.answer_seconds)
+                rest[:] = found.actions
+        except InputError as error:
+            return _frame("error", {"error": str(error)}, message)
+        except (RuntimeError, asyncio.TimeoutError) as error:
+            return _frame("error", {"error": f"The server failed: {error or 'it took too long'}."}, message)
+        return _frame("action", {"actions": rest.pop(0)}, message)
+
+    def _hello(self) -> dict[str, Any]:
+        """What a benchmark configures itself by, and compares with what it takes."""
+        processor = self._service.processor
+        return {
+            "harness_version": f"atlas {__version__}",
+            "protocol_version": PROTOCOL_VERSION,
+            "model_server": "atlas",
+            "capabilities": {},
+            "observation_params": {"send_wrist_image": len(processor.cameras) > 1, "send_state": True},
+            "action_spec": described_actions(processor.action_spec),
+        }
+
+
+def described_actions(spec: ActionSpec) -> dict[str, dict[str, Any]]:
+    """The groups of an action in vla-eval's words."""
+    described = {}
+    for group in spec.groups:
+        name = f"{group.arm}_{group.kind}" if group.arm else group.kind
+        described[name] = {"name": name, "dims": len(group.names), "format": _format(group)}
+    return described
+
+
+def _format(group: ActionGroup) -> str:
+    if group.kind == "position":
+        return "delta_xyz" if group.delta else "absolute_xyz"
+    if group.kind == "rotation":
+        return _ROTATIONS.get(str(group.form), "raw")
+    if group.kind == "gripper" and not group.continuous:
+        ends = {(-1.0, 1.0): "binary_close_positive", (1.0, -1.0): "binary_close_negative"}
+        return ends.get((group.open, group.closed), "raw")
+    return "raw"
+
+
+def _checked(frame: str | bytes) -> Mapping[str, Any]:
+    """Raises InputError for what is no frame of this protocol."""
+    wanted = f"vla-eval's protocol takes binary frames of type, payload, seq and timestamp; types: {', '.join(_KINDS)}."
+    if isinstance(frame, str):
+        raise InputError(f"The message is a text. {wanted}")
+    message = unpack(frame)
+    if not isinstance(message, Mapping) or message.get("type") not in _KINDS:
+        raise InputError(f"The message is none of its types. {wanted}")
+    if not isinstance(message.get("payload"), Mapping) or not isinstance(message.get("seq"), int):
+        raise InputError(f"The message has no payload that is a mapping, or no seq. {wanted}")
+    return message
+
+
+def _frame(kind: str, payload: Mapping[str, Any], asked: Mapping[str, Any]) -> bytes:
+    """An answer, with the number of what it answers."""
+    return pack({"type": kind, "payload": payload, "seq": asked["seq"], "timestamp": time.time()}, "vla-eval")

@@ -1,0 +1,121 @@
+"""A websocket server within limits, for the protocols that use one."""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from atlas.errors import InputError
+from atlas.serving.access import Access, Limits, Listening, refused_address
+
+if TYPE_CHECKING:
+    from websockets.asyncio.server import ServerConnection
+    from websockets.http11 import Request, Response
+
+logger = logging.getLogger(__name__)
+
+_KEY_SCHEMES = ("Api-Key ", "Bearer ")
+_OPEN_SECONDS = 10
+_PING_SECONDS = 20
+INTERNAL_ERROR = 1011  # the close code of RFC 6455, section 7.4.1
+
+
+def import_websockets() -> None:
+    """Raises InputError that says how to install what is missing."""
+    try:
+        import msgpack  # noqa: F401
+        import websockets  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"The policy server and its client need {error.name}: pip install 'atlas-vla[serve]'"
+        ) from None
+
+
+async def listen(
+    talk: Callable[[ServerConnection], Awaitable[None]], access: Access, limits: Limits, full: Callable[[], bool]
+) -> Listening:
+    """Start to listen; each connection that may be there is given to `talk`. full: whether no more are taken.
+
+    GET /healthz answers 200 with "OK". Requests of web pages are refused: a page that a user of this machine looks at
+    must not move a robot. Raises InputError where the address cannot be had.
+    """
+    import_websockets()
+    from websockets.asyncio.server import serve
+
+    def admit(connection: ServerConnection, request: Request) -> Response | None:
+        if request.path == "/healthz":
+            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        if not access.allows(_key_of(request)):
+            return connection.respond(
+                http.HTTPStatus.UNAUTHORIZED, "This server wants the header Authorization: Api-Key KEY.\n"
+            )
+        if full():
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "All sessions are taken; try later.\n")
+        return None
+
+    logging.getLogger("websockets.server").setLevel(logging.CRITICAL)  # of handshakes that anybody may break off
+    try:
+        server = await serve(
+            talk,
+            access.host,
+            access.port,
+            process_request=admit,
+            origins=[None],
+            compression=None,  # pictures do not shrink, and a small message may not become a large one
+            max_size=limits.message_bytes,
+            max_queue=1,  # messages that wait in memory; the rest waits at the client
+            open_timeout=_OPEN_SECONDS,
+            ping_interval=_PING_SECONDS,
+            ping_timeout=limits.answer_seconds,
+            close_timeout=1,
+        )
+    except OSError as error:
+        raise refused_address(access, error) from None
+
+    async def stop() -> None:
+        server.close()
+        await server.wait_closed()
+
+    return Listening(next(iter(server.sockets)).getsockname()[1], stop)
+
+
+async def receive(connection: ServerConnection, limits: Limits) -> str | bytes | None:
+    """The next message; None where the client is gone, or has said nothing for too long."""
+    from websockets.exceptions import ConnectionClosed
+
+    try:
+        return await asyncio.wait_for(connection.recv(), limits.idle_seconds)
+    except ConnectionClosed:
+        return None
+    except asyncio.TimeoutError:
+        await connection.close(1001, f"nothing was asked for {limits.idle_seconds:g} seconds")
+        return None
+
+
+async def send(connection: ServerConnection, message: str | bytes, limits: Limits) -> bool:
+    """Whether the client has taken it; one that does not read is cut off."""
+    from websockets.exceptions import ConnectionClosed
+
+    try:
+        await asyncio.wait_for(connection.send(message), limits.answer_seconds)
+        return True
+    except ConnectionClosed:
+        return False
+    except asyncio.TimeoutError:
+        connection.transport.abort()
+        return False
+
+
+async def close_with_error(connection: ServerConnection, text: str, limits: Limits) -> None:
+    """Tell what went wrong in a text frame, then close with 1011."""
+    if await send(connection, text, limits):
+        await connection.close(INTERNAL_ERROR, "see the message before")
+
+
+def _key_of(request: Any) -> str | None:
+    values = request.headers.get_all("Authorization")
+    said = values[0] if len(values) == 1 else ""
+    return next((said[len(scheme) :].strip() for scheme in _KEY_SCHEMES if said.startswith(scheme)), None)
