@@ -98,6 +98,7 @@ MODEL = Chosen(
         {
             "modular": "atlas.policies.modular.modular_section:ModularConfig",
             "smolvla": "atlas.policies.smolvla.smolvla_section:SmolVLAConfig",
+            "vlm": "atlas.policies.vlm.vlm_section:VLMConfig",
         },
     ),
     ModelConfig,

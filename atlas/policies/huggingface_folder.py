@@ -121,7 +121,7 @@ def read_weights(
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """The members of a model's outermost lists of modules: its layers, whatever the model calls them."""
     if isinstance(model, nn.ModuleList):
-        return list(model)
+        return [block for m in model for block in (repeated_blocks(m) if isinstance(m, nn.ModuleList) else [m])]
     return [block for child in model.children() for block in repeated_blocks(child)]
 
 

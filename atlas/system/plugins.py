@@ -27,6 +27,7 @@ GROUPS = (
     "atlas.language_encoders",
     "atlas.fusions",
     "atlas.heads",
+    "atlas.vlm_heads",
     "atlas.environments",
     "atlas.datasets",
 )

@@ -58,10 +58,10 @@ class ModularConfig(ModelConfig):
 
     def check_data(self, data: DataConfig) -> None:
         if self.vision.patch is not None:
-            _check_patches("data.image_size", data.image_size, "model.vision.patch_size", self.vision.patch)
+            check_patches("data.image_size", data.image_size, "model.vision.patch_size", self.vision.patch)
         if self.alignment is not None:
             patch = self.alignment.teacher.patch_size
-            _check_patches("model.alignment.image_size", self.alignment.image_size, "its teacher's patch_size", patch)
+            check_patches("model.alignment.image_size", self.alignment.image_size, "its teacher's patch_size", patch)
             if not self.vision.gives_patches:
                 raise ValueError(
                     "model.alignment needs an encoder of its own that has patches to align: "
@@ -92,7 +92,8 @@ class ModularConfig(ModelConfig):
         return *self.vision.memory_advice(), *self.language.memory_advice()
 
 
-def _check_patches(key: str, size: int, patch_key: str, patch: int) -> None:
+def check_patches(key: str, size: int, patch_key: str, patch: int) -> None:
+    """Raises ValueError, in the words of the config, for a size that patches do not fill."""
     if size % patch:
         near = max(1, round(size / patch)) * patch
         raise ValueError(f"{key} is {size}; it must be a multiple of {patch_key} ({patch}), such as {near}")

@@ -16,9 +16,10 @@ class Alignment(nn.Module):
     The projection is trained and saved with the policy; the teacher is there only while training, after `load_teacher`.
     """
 
-    def __init__(self, config: AlignmentConfig, dim: int) -> None:
+    def __init__(self, config: AlignmentConfig, dim: int, key: str = TEACHER_KEY) -> None:
+        """dim: of the tokens. key: the setting that names the teacher's weights, for messages."""
         super().__init__()
-        self._config = config
+        self._config, self._key = config, key
         self.weight = config.weight
         target = 2 * config.teacher.embed_dim
         self.project = nn.Sequential(
@@ -30,7 +31,7 @@ class Alignment(nn.Module):
         """Read the teacher's weights. Raises InputError where they are not to be had."""
         frozen = self._config.teacher.model_copy(update={"freeze": True, "lora": None, "pool": 1})
         device = next(self.project.parameters()).device
-        self.teacher = PretrainedVGGTEncoder(frozen, read_weights=read_weights, key=TEACHER_KEY).to(device).eval()
+        self.teacher = PretrainedVGGTEncoder(frozen, read_weights=read_weights, key=self._key).to(device).eval()
 
     def forward(self, tokens: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """tokens [B, V, rows, columns, dim] of images float [B, V, 3, H, W] in [0, 1]; a mean over all tokens, 0-d."""

@@ -1,0 +1,268 @@
+"""Reading image-text models of the Hugging Face hub or of folders, strictly, as an image part and a language part."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from atlas.errors import InputError, first_line
+from atlas.policies import huggingface_folder
+from atlas.policies.adapters import add_adapters, check_adapters
+from atlas.policies.huggingface_folder import (
+    UNREADABLE,
+    quiet,
+    read_description,
+    read_image_settings,
+    read_tokenizer,
+    read_weights,
+    repeated_blocks,
+)
+from atlas.policies.precision import frozen_dtype
+from atlas.policies.pretrained_weights import FrozenWeights, weights_hash
+from atlas.policies.vlm.families import Family, family_of
+from atlas.policies.vlm.image_part import ImagePart
+from atlas.policies.vlm.image_rule import ImageRule
+from atlas.policies.vlm.language_part import LanguagePart
+from atlas.policies.vlm.prompts import Positions, Prompts
+from atlas.policies.vlm.vlm_section import BACKBONE_KEY as KEY
+from atlas.policies.vlm.vlm_section import LORA_KEY, BackboneConfig
+from atlas.system.files import partial_folder, write_text
+
+_EXAMPLE = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+
+
+class Backbone(NamedTuple):
+    """An image-text model before its weights are read."""
+
+    settings: BackboneConfig
+    folder: Path
+    name: str  # for messages
+    kind: Any  # a class of transformers, without a head that speaks
+    config: Any  # its config, with the language layers that are wanted
+    family: Family
+    images: dict[str, Any]  # what preprocessor_config.json holds
+
+    @classmethod
+    def find(cls, settings: BackboneConfig, source: Path | None = None, weights: bool = True) -> Backbone:
+        """Read what describes the model, from `source`, where given, instead of where the settings say. Raises
+        InputError where there is none, or it is no image-text model, or has fewer layers than are wanted."""
+        from transformers import AutoModel, AutoModelForImageTextToText
+
+        name = f"'{settings.pretrained}'" + (f" (read from {source})" if source is not None else "")
+        wanted = "config.json, weights, tokenizer and preprocessor_config.json"
+        reference = settings.pretrained if source is None else source
+        folder = huggingface_folder.find_model(reference, weights, KEY, wanted, _EXAMPLE)
+        config = read_description(folder, name, KEY)
+        if type(config) not in AutoModelForImageTextToText._model_mapping or not hasattr(config, "text_config"):
+            raise InputError(
+                f"{KEY}: {name} is a model of the kind '{config.model_type}', which does not read images and text "
+                f"together; give an image-text model such as {_EXAMPLE}. (A text model alone is for "
+                "model.language of the type modular.)"
+            )
+        kind = AutoModel._model_mapping[type(config)]
+        _cut_layers(config, settings.language_layers, name)
+        images = read_image_settings(folder, name, KEY)
+        return cls(settings, folder, name, kind, config, family_of(config.model_type), images)
+
+    # ---- without weights ---------------------------------------------------------------------------------
+
+    def rule(self, image_size: int) -> ImageRule:
+        """What becomes of images of so many pixels a side. Raises InputError."""
+        return ImageRule.of(self.images, self.config, self.family, image_size, self.settings.image_size, self.name)
+
+    def shape(self, image_size: int) -> tuple[int, int]:
+        """The tokens of a view of so many pixels, and the numbers of a token. Raises InputError where the model does
+        not take such images."""
+        tokens = self._tried(image_size)[1]
+        return tokens.shape[1], tokens.shape[2]
+
+    def _tried(self, image_size: int) -> tuple[nn.Module, torch.Tensor]:
+        """An image part that holds no numbers, and its tokens of one view, [1, N, D]."""
+        config = copy.deepcopy(self.config)
+        _set_layers(config.text_config, 1)
+        rule = self.rule(image_size)
+        try:
+            with torch.device("meta"), quiet():
+                part = ImagePart(_without_language(self.kind(config))[0], self.family, rule, None, stays=False)
+                return part, part(torch.zeros(1, 1, 3, image_size, image_size))
+        except UNREADABLE as error:
+            raise InputError(
+                f"{KEY}: {self.name} does not take images of {rule.size} pixels ({first_line(error)}). Set another "
+                "model.backbone.image_size, or leave it out."
+            ) from error
+
+    def _unread_images(self, image_size: int) -> set[str]:
+        """The weights of the image part that its tokens do not depend on, such as a pooler's, by a trial."""
+        part, tokens = self._tried(image_size)
+        tokens.sum().backward()  # type: ignore[no-untyped-call]
+        return {name for name, p in part.named_parameters() if p.grad is None}
+
+    def prompts(self, model: Any, image_size: int, words: int) -> Prompts:
+        """Makes rows of tokens. model: of transformers, for what it says of positions. Raises InputError."""
+        tokenizer = read_tokenizer(self.folder, self.name, KEY)
+        grid = self.rule(image_size).grid
+        return Prompts(
+            self.settings,
+            self.family,
+            tokenizer,
+            int(self.config.image_token_id),
+            words,
+            self.shape(image_size)[0],
+            _spatial_positions(model, grid) if hasattr(model, "get_rope_index") else None,
+            _longest(self.config.text_config),
+            self.name,
+        )
+
+    # ---- with weights ------------------------------------------------------------------------------------
+
+    def build(self) -> tuple[nn.Module, nn.Module]:
+        """The image part and the language part of transformers with random weights, or with none on the meta device."""
+        with quiet():
+            return _without_language(self.kind(self.config))
+
+    def read(self, dtype: torch.dtype | None = None) -> tuple[nn.Module, nn.Module]:
+        """The same with their weights; `dtype` None: as they are stored. Raises InputError."""
+        return _without_language(self._read_whole(dtype))
+
+    def _read_whole(self, dtype: torch.dtype | None = None) -> Any:
+        return read_weights(self.kind, self.config, self.folder, self.name, KEY, dtype=dtype, may_lack=_is_unread)
+
+    def vision_hash(self) -> str:
+        """Of the image part's weights in the folder. Raises InputError where they cannot be read."""
+        return weights_hash(self.read()[0].state_dict().items())
+
+    def read_vision(self) -> nn.Module:
+        """The image part alone, for a feature cache; it is asked for images of one size, the first that it sees."""
+        return _AnySize(self)
+
+    def parts(self, image_size: int, weights: bool = True) -> tuple[ImagePart, LanguagePart, Prompts]:
+        """What a policy has of it: the parts that are frozen in their own precision, the others in float32, with
+        adapters where they are wanted. Without `weights` they are as they are made. Raises InputError."""
+        settings, rule = self.settings, self.rule(image_size)
+        stays = {"vision": settings.vision_stays, "language": settings.freeze}
+        frozen: dict[str, FrozenWeights | None] = dict.fromkeys(stays)
+        models = dict(zip(stays, self.read() if weights else self.build(), strict=True))
+        if weights:
+            for part, model in models.items():
+                if stays[part]:
+                    frozen[part] = FrozenWeights(settings.pretrained, weights_hash(model.state_dict().items()))
+                model.to(frozen_dtype(settings.precision) if stays[part] else torch.float32)
+        words = models["language"].get_input_embeddings().num_embeddings  # type: ignore[operator]
+        prompts = self.prompts(models["vision"], image_size, words)
+        vision = ImagePart(models["vision"], self.family, rule, frozen["vision"], stays["vision"])
+        language = LanguagePart(models["language"], self.family, frozen["language"], stays["language"])
+        if not stays["vision"]:
+            unread = self._unread_images(image_size)
+            for name, parameter in vision.named_parameters():
+                parameter.requires_grad_(name not in unread)
+        if settings.lora is not None:
+            add_adapters(language.model, settings.lora, _linear_layers(language.model), LORA_KEY)
+        return vision, language, prompts
+
+    def save_copy(self, path: Path) -> None:
+        """Write model, tokenizer and image settings as a Hugging Face folder, from which another can be read.
+
+        An earlier folder of that name is replaced when the new one is complete.
+        """
+        with partial_folder(path) as partial:
+            with quiet():
+                self._read_whole().save_pretrained(partial)
+                read_tokenizer(self.folder, self.name, KEY).save_pretrained(partial)
+            write_text(partial / "preprocessor_config.json", json.dumps(self.images, indent=2))
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(partial, path)
+
+
+class _AnySize(nn.Module):
+    """A frozen image part that is built when the size of the images is known."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self._backbone = backbone
+        self.model = backbone.read()[0]
+        self.frozen = FrozenWeights(backbone.settings.pretrained, weights_hash(self.model.state_dict().items()))
+        self.model.to(frozen_dtype(backbone.settings.precision)).eval()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        backbone = self._backbone
+        part = ImagePart(self.model, backbone.family, backbone.rule(images.shape[-1]), self.frozen, stays=True)
+        tokens: torch.Tensor = part(images)
+        return tokens
+
+
+def check_backbone(settings: BackboneConfig) -> None:
+    """Raises InputError where a policy could not be built on the model; its weights are not read."""
+    if settings.lora is not None:
+        check_adapters(LORA_KEY)
+    backbone = Backbone.find(settings)
+    read_tokenizer(backbone.folder, backbone.name, KEY)
+
+
+# ---- of models of transformers -----------------------------------------------------------------------------
+
+
+def _without_language(model: Any) -> tuple[nn.Module, nn.Module]:
+    """A whole model as what is left of it without its language part, and that part; of one with an encoder and a
+    decoder, the encoder."""
+    name = next((n for n in ("language_model", "text_model") if isinstance(getattr(model, n, None), nn.Module)), None)
+    if name is None:
+        raise InputError(f"{KEY}: a {type(model).__name__} has no language part that could be read by itself.")
+    language = getattr(model, name)
+    setattr(model, name, None)
+    if getattr(language.config, "is_encoder_decoder", False):
+        language = language.encoder
+    return model, language
+
+
+def _is_unread(tensor: str) -> bool:
+    """Whether a file may be without a tensor: the decoder's, of a model of which the encoder is read."""
+    return ".decoder." in tensor or tensor.startswith("decoder.")
+
+
+def _cut_layers(config: Any, wanted: int | None, name: str) -> None:
+    there = config.text_config.num_hidden_layers
+    if wanted is None:
+        return
+    if wanted > there:
+        raise InputError(f"model.backbone.language_layers is {wanted}, and {name} has {there} language layers.")
+    _set_layers(config.text_config, wanted)
+
+
+def _set_layers(config: Any, count: int) -> None:
+    config.num_hidden_layers = count
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:count]
+
+
+def _longest(config: Any) -> int:
+    """The longest row that a language part has learned positions for; rotated ones have no end."""
+    learned = getattr(config, "is_encoder_decoder", False)
+    return int(config.max_position_embeddings) if learned else 2**31
+
+
+def _spatial_positions(model: Any, grid: int) -> Positions:
+    """For models whose places have a time, a row and a column (M-RoPE, as Qwen's)."""
+    merge = model.config.vision_config.spatial_merge_size
+    find = model.get_rope_index
+
+    def positions(ids: torch.Tensor, is_image: torch.Tensor) -> torch.Tensor:
+        images = int(is_image.sum()) // (grid // merge) ** 2
+        grids = torch.tensor([[1, grid, grid]] * images)
+        found: torch.Tensor = find(ids, mm_token_type_ids=is_image.int(), image_grid_thw=grids)[0]
+        return found
+
+    return positions
+
+
+def _linear_layers(model: nn.Module) -> Iterable[str]:
+    """The names of those in a model's blocks."""
+    inside = {id(m) for block in repeated_blocks(model) for m in block.modules() if isinstance(m, nn.Linear)}
+    return [name for name, module in model.named_modules() if id(module) in inside]

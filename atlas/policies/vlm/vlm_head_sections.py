@@ -1,0 +1,84 @@
+"""The heads of a policy on an image-text model by name: their sections of the config, each of which builds its head.
+
+Another package adds one in the group `atlas.vlm_heads`: a section derived from `VLMHeadSection`, with a name of its own
+as the default of `name`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from atlas.config.section import Layers, Section, Size, Weight, check_heads
+from atlas.policies.modular.parts import RegressionHeadConfig
+from atlas.system.plugins import PluginTable
+
+if TYPE_CHECKING:
+    from atlas.policies.vlm.vlm_head_contract import VLMHead
+    from atlas.types import ActionSpec
+
+
+class VLMHeadSection(Section):
+    """What every head's section has."""
+
+    name: str
+
+    def build(self, width: int, layers: int, spec: ActionSpec, horizon: int, proprio_dim: int) -> VLMHead:
+        """The head for a language part of so many layers, whose hidden states are `width` wide; see VLMHead."""
+        raise NotImplementedError(f"{type(self).__name__} has no build")
+
+    def loss_terms(self, spec: ActionSpec) -> tuple[str, ...]:
+        """The names of the terms of its loss."""
+        return ("pose_loss", *(("gripper_loss",) if spec.grippers else ()))
+
+
+class RegressingSection(VLMHeadSection):
+    """What the heads have that regress the whole chunk at once."""
+
+    pose_loss: Literal["l1", "mse", "smooth_l1"] = "l1"
+    pose_weight: Weight = 1.0
+    gripper_weight: Weight = 0.1
+
+    @property
+    def regression(self) -> RegressionHeadConfig:
+        """Of the last step, from one token an action to the action."""
+        return RegressionHeadConfig(
+            pose_loss=self.pose_loss, pose_weight=self.pose_weight, gripper_weight=self.gripper_weight
+        )
+
+
+class OFTHeadConfig(RegressingSection):
+    """One query an action behind the instruction; an MLP turns what the model makes of it into the action."""
+
+    name: Literal["vlm-oft"] = "vlm-oft"
+    dim: Size = 512  # of the MLP
+    blocks: Layers = 2
+
+    def build(self, width: int, layers: int, spec: ActionSpec, horizon: int, proprio_dim: int) -> VLMHead:
+        from atlas.policies.vlm.oft_head import OFTHead
+
+        return OFTHead(self, width, spec, horizon, proprio_dim)
+
+
+class AdapterHeadConfig(RegressingSection):
+    """A small transformer over the chunk, whose layers read the hidden states of the model's layers by bridges."""
+
+    name: Literal["vlm-adapter"] = "vlm-adapter"
+    queries: Annotated[int, Field(ge=0, le=4096)] = 64  # behind the instruction; 0: only what is there without any
+    dim: Size = 512
+    layers: Layers | None = None  # of the bridges, over layers of the model that are evenly spread; null: one for each
+    heads: Size = 8
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+
+    _heads_fit = model_validator(mode="after")(check_heads)
+
+    def build(self, width: int, layers: int, spec: ActionSpec, horizon: int, proprio_dim: int) -> VLMHead:
+        from atlas.policies.vlm.adapter_head import AdapterHead
+
+        return AdapterHead(self, width, layers, spec, horizon, proprio_dim)
+
+
+VLM_HEADS: PluginTable[type[VLMHeadSection]] = PluginTable(
+    "atlas.vlm_heads", {"vlm-oft": OFTHeadConfig, "vlm-adapter": AdapterHeadConfig}
+)

@@ -1,0 +1,187 @@
+"""A policy on an image-text model: its image part, its language part, and a head that reads the hidden states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from atlas.errors import InputError
+from atlas.policies.base import Policy
+from atlas.policies.modular.spatial_alignment import Alignment
+from atlas.policies.modular.unused_biases import hold_key_biases
+from atlas.policies.pretrained_weights import FrozenWeights
+from atlas.policies.processor import PolicyProcessor, Scaler
+from atlas.policies.vlm.backbone import Backbone
+from atlas.policies.vlm.vlm_head_contract import HiddenStates
+from atlas.policies.vlm.vlm_section import TEACHER_KEY, VLMConfig
+from atlas.types import Batch, LossTerms
+
+_COPY = "backbone"  # where a saved policy that includes its frozen parts has the model
+
+
+class VLMPolicy(Policy):
+    """Images, an instruction and proprio to a chunk of H actions."""
+
+    config: VLMConfig
+
+    def __init__(
+        self,
+        config: VLMConfig,
+        processor: PolicyProcessor,
+        folder: Path | None = None,
+        read_weights: bool = True,
+    ) -> None:
+        """See `ModelConfig.build`."""
+        super().__init__(config, processor)
+        copy = folder / _COPY if folder is not None and (folder / _COPY).exists() else None
+        self._backbone = Backbone.find(config.backbone, copy, read_weights)
+        self.vision, self.language, self._prompts = self._backbone.parts(processor.image_size, read_weights)
+        spec, layers = processor.action_spec, len(self.language.layers)
+        self.head = config.head.build(
+            self.language.width, layers, spec, processor.action_horizon, processor.proprio_dim
+        )
+        # The head's tokens have unit deviation; the model's words have another.
+        words = self.language.model.get_input_embeddings()
+        some = torch.arange(0, words.num_embeddings, max(1, words.num_embeddings // 1024))
+        self.token_scale = nn.Buffer(words(some).float().std().detach())
+        self._aligned_layer, self.alignment = 0, None
+        if config.alignment is not None:
+            self._aligned_layer = _inner_layer(config.alignment.layer, layers)
+            self.alignment = Alignment(config.alignment, self.language.width, TEACHER_KEY)
+        statistics, scaling = processor.statistics, processor.scaling
+        self.action_scaler = Scaler(
+            [s.action for s in statistics],
+            scaling.action_normalization,
+            ends={dimension: (gripper.open, gripper.closed) for dimension, gripper in spec.grippers},
+            methods=[s.action_scaling for s in statistics],
+        )
+        self.proprio_scaler = Scaler(
+            [s.proprio for s in statistics],
+            scaling.proprio_normalization,
+            methods=[s.proprio_scaling for s in statistics],
+        )
+        self._trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        hold_key_biases(self)
+
+    # ---- acting and learning -----------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> LossTerms:
+        """The losses of a batch with actions; images float in [0, 1] or uint8, or a frozen image part's features."""
+        return self._losses(batch, *self._read(batch))
+
+    @torch.no_grad()
+    def sample(self, batch: Batch, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Actions float32 [B, H, A] in the ActionSpec's units, grippers between open and closed."""
+        return self._actions(batch, self._read(batch)[1], generator)
+
+    @torch.no_grad()
+    def losses_and_sample(self, batch: Batch) -> tuple[LossTerms, torch.Tensor]:
+        """What `forward` and `sample` give, for one look at the images."""
+        states, fused = self._read(batch)
+        return self._losses(batch, states, fused), self._actions(batch, fused, None)
+
+    def _read(self, batch: Batch) -> tuple[HiddenStates, torch.Tensor]:
+        """The language part's hidden states, and one fused token an action, [B, H, dim]."""
+        seen = self._see(batch)
+        proprio = self.proprio_scaler.normalize(batch.proprio, batch.source)
+        prompts = self._prompts.batch(batch.instruction, self._views, self.head.extra_tokens, seen.device)
+        states = self.language(prompts, seen, self.head.extras(proprio) * self.token_scale)
+        return states, self.head.fuse(states, proprio)
+
+    def _see(self, batch: Batch) -> torch.Tensor:
+        """The images' tokens [B, V * N, D]."""
+        if batch.features is not None:
+            return batch.features
+        if batch.images is None or batch.images.shape[1] == 0:
+            raise InputError(
+                "A policy of the type vlm needs images, or a frozen image part's features; there are none."
+            )
+        tokens: torch.Tensor = self.vision(batch.unit_images())
+        return tokens
+
+    def _losses(self, batch: Batch, states: HiddenStates, fused: torch.Tensor) -> LossTerms:
+        assert batch.actions is not None and batch.action_is_pad is not None
+        actions = self.action_scaler.normalize(batch.actions, batch.source)
+        terms: LossTerms = self.head(fused, actions, batch.action_is_pad, batch.key)
+        if self.alignment is not None and self.alignment.teacher is not None:
+            prompts = self._prompts.batch(batch.instruction, self._views, self.head.extra_tokens, fused.device)
+            inner = states.layers[self._aligned_layer - 1]
+            seen = inner.gather(1, prompts.image_slots.unsqueeze(-1).expand(-1, -1, inner.shape[-1]))
+            grid = self.vision.patch_grid(seen.to(fused.dtype), self._views)
+            aligned = self.alignment(grid, batch.unit_images())
+            terms.loss = terms.loss + self.alignment.weight * aligned
+            terms.terms["alignment_loss"] = aligned
+        return terms
+
+    def _actions(self, batch: Batch, fused: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        return self.action_scaler.denormalize(self.head.sample(fused, batch.key, generator), batch.source)
+
+    @property
+    def _views(self) -> int:
+        return len(self.processor.cameras)
+
+    def blocks(self) -> list[nn.Module]:
+        """Blocks without a trainable parameter are left out, unless something goes back through them."""
+        vision = [block for block in self.vision.blocks if any(p.requires_grad for p in block.parameters())]
+        return [*vision, *self.language.blocks, *self.head.blocks]
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        taught = self.alignment is not None and self.alignment.teacher is not None
+        names = ("loss", *self.config.loss_terms(self.processor.action_spec))
+        return names if taught else tuple(name for name in names if name != "alignment_loss")
+
+    def learning_rate_factor(self, name: str) -> float:
+        """Pretrained weights may learn more slowly."""
+        pretrained = name.startswith(("vision.", "language.")) and not self.config.backbone.freeze
+        return self.config.backbone.learning_rate_factor if pretrained else 1.0
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"vision": self.vision, "language": self.language, "head": self.head}
+
+    # ---- what is saved -----------------------------------------------------------------------------------
+
+    @property
+    def frozen(self) -> dict[str, FrozenWeights]:
+        parts = {"vision": self.vision.frozen, "language": self.language.frozen}
+        return {name: weights for name, weights in parts.items() if weights is not None}
+
+    def is_own(self, name: str) -> bool:
+        """Adapters of a frozen part are; the alignment's teacher is not."""
+        left_out = (*(f"{part}." for part in self.frozen), "alignment.teacher.")
+        return name in self._trained or not name.startswith(left_out)
+
+    def save_frozen(self, part: str, directory: Path) -> None:
+        """One copy of the model is of both parts."""
+        if part == next(iter(self.frozen)):
+            self._backbone.save_copy(directory / _COPY)
+
+    # ---- what a training makes use of --------------------------------------------------------------------
+
+    def load_teacher(self, read_weights: bool = True) -> None:
+        """The alignment's, where there is one."""
+        if self.alignment is not None:
+            self.alignment.load_teacher(read_weights)
+
+    def cached_encoder_hash(self) -> str:
+        return self.frozen["vision"].sha256
+
+    def image_features(self, batch: Batch) -> torch.Tensor:
+        """The mean of a sample's image tokens."""
+        return self._see(batch).float().mean(1)
+
+    @torch.no_grad()
+    def count_tokens(self, batch: Batch) -> dict[str, int]:
+        """Of the images, and of the longest instruction with what stands around it and the head's own."""
+        prompts = self._prompts.batch(batch.instruction, self._views, self.head.extra_tokens, batch.proprio.device)
+        seen = prompts.image_slots.shape[1]
+        return {"vision": seen, "language": prompts.ids.shape[1] - seen}
+
+
+def _inner_layer(asked: int | None, layers: int) -> int:
+    """Raises InputError for one that is not there."""
+    if asked is not None and asked > layers:
+        raise InputError(f"model.alignment.layer is {asked}, and the model has {layers} language layers.")
+    return asked or max(1, round(0.75 * layers))

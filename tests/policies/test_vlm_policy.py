@@ -1,0 +1,358 @@
+"""A policy on an image-text model: learning, saving, features of its image part, arithmetic, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import atlas
+from atlas.config import load_config
+from atlas.errors import InputError
+from atlas.policies.base import CountsTokens, LearnsFromTeacher, ReadsFeatures, ShowsFeatures, load_policy
+from atlas.policies.summary import summarize
+from atlas.policies.vlm.vlm_policy import VLMPolicy
+from atlas.training.average import WeightAverage
+from atlas.training.parallel.block_setup import plain_copy, set_up_blocks
+from tests.conftest import MakeLibero, MakeOnce
+from tests.policies.image_text_models import VLM_KINDS, save_image_text_model
+from tests.policies.test_alignment import alignment
+from tests.policies.test_policy import make_batch, make_processor
+
+Saved = Callable[[str], Path]
+HEADS = {
+    "vlm-oft": "head: {name: vlm-oft, dim: 32, blocks: 1}",
+    "vlm-adapter": "head: {name: vlm-adapter, dim: 32, heads: 2, queries: 5}",
+}
+WAYS = ("freeze: true", "lora: {rank: 2}", "freeze: false", "freeze: false, freeze_vision: true")
+
+
+@pytest.fixture(scope="module")
+def saved(make_once: MakeOnce) -> Saved:
+    """The folder of a kind of model, written once; to be left as it is."""
+    return lambda kind: make_once(f"vlm_{kind}", lambda folder: save_image_text_model(kind, folder))
+
+
+def model(folder: Path, *backbone: str, head: str = "vlm-oft") -> list[str]:
+    """Overrides for a policy on a model; `backbone` are further keys of model.backbone."""
+    keys = ", ".join((f"pretrained: {folder}", "precision: fp32", *backbone))
+    return [f"model={{type: vlm, backbone: {{{keys}}}, {HEADS[head]}}}", "data.image_size=32"]
+
+
+def make_policy(folder: Path, *backbone: str, head: str = "vlm-oft", more: tuple[str, ...] = ()) -> VLMPolicy:
+    torch.manual_seed(0)
+    config = load_config({}, [*model(folder, *backbone, head=head), *more])
+    policy = config.model.build(make_processor())
+    assert isinstance(policy, VLMPolicy)
+    return policy
+
+
+def learn(policy: VLMPolicy, steps: int = 2) -> list[float]:
+    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1e-3)
+    losses = []
+    for _ in range(steps):
+        terms = policy.train()(make_batch())
+        terms.loss.backward()
+        losses.append(float(terms.loss.detach()))
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("kind", VLM_KINDS)
+def test_all_that_is_trained_learns(kind: str, head: str, saved: Saved) -> None:
+    for way in WAYS[1:3]:
+        policy = make_policy(saved(kind), way, head=head).train()
+
+        for _ in range(2):  # the first step moves B of adapters only, and gates, which start at zero
+            policy(make_batch()).loss.backward()
+
+        idle = [name for name, p in policy.named_parameters() if p.requires_grad and p.grad is None]
+        frozen = [name for name, p in policy.named_parameters() if not p.requires_grad and p.grad is not None]
+        assert not idle and not frozen
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_chunk_is_learned_by_heart(head: str, saved: Saved) -> None:
+    losses = learn(make_policy(saved("smolvlm"), head=head), steps=60)
+
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_saved_policy_acts_the_same_when_loaded(way: str, head: str, saved: Saved, tmp_path: Path) -> None:
+    policy = make_policy(saved("smolvlm"), way, head=head)
+    learn(policy)
+    policy.eval().save_pretrained(tmp_path)
+
+    loaded = load_policy(tmp_path)
+
+    kept = load_file(tmp_path / "model.safetensors")
+    inside = {name.split(".")[0] for name in kept if not name.startswith("head.") and "lora" not in name}
+    parts = {"freeze: true": set(), "lora: {rank: 2}": set(), "freeze: false": {"vision", "language"}}
+    assert torch.equal(loaded.sample(make_batch()), policy.sample(make_batch()))
+    assert inside - {"token_scale"} == parts.get(way, {"language"})
+    assert any("lora" in name for name in kept) == ("lora" in way)
+    assert set(policy.frozen) == {"vision", "language"} - inside
+
+
+def test_a_policy_is_all_that_a_training_asks_of_one(saved: Saved) -> None:
+    policy = make_policy(saved("qwen3_vl"), "freeze: false").eval()
+
+    for protocol in (CountsTokens, ReadsFeatures, ShowsFeatures, LearnsFromTeacher):
+        assert isinstance(policy, protocol)
+    terms, actions = policy.losses_and_sample(make_batch())
+    assert torch.equal(terms.loss, policy(make_batch()).loss) and torch.equal(actions, policy.sample(make_batch()))
+    assert policy.loss_names == ("loss", "pose_loss", "gripper_loss") == ("loss", *terms.terms)
+    assert policy.image_features(make_batch()).shape[0] == 3
+    rates = {policy.learning_rate_factor(f"{part}.model.x") for part in ("vision", "language")}
+    assert rates == {0.1} and policy.learning_rate_factor("head.queries") == 1.0
+    inside = [id(m) for block in policy.blocks() for m in block.modules()]
+    assert len(inside) == len(set(inside))
+
+
+def test_padding_does_not_count(saved: Saved) -> None:
+    policy, batch = make_policy(saved("smolvlm")).eval(), make_batch()
+    assert batch.actions is not None and batch.action_is_pad is not None
+    batch.action_is_pad[1:, 2:] = True
+    before = policy(batch).loss
+
+    batch.actions[1:, 2:] = 77.0
+
+    torch.testing.assert_close(policy(batch).loss, before)
+
+
+@pytest.mark.parametrize("kind", ["smolvlm", "qwen3_vl"])
+def test_features_instead_of_images_give_the_same_loss(kind: str, saved: Saved) -> None:
+    policy, batch = make_policy(saved(kind)).eval(), make_batch()
+    encoder = policy.config.cached_encoder.build_cached()
+    features = encoder(batch.unit_images())
+
+    tokens, dim = policy.config.cached_encoder.feature_shape(32)
+    assert features.shape == (3, 2 * tokens, dim) and features.dtype == torch.bfloat16
+    assert encoder.frozen == policy.frozen["vision"] and encoder.frozen.sha256 == policy.cached_encoder_hash()
+    assert policy.config.cached_encoder.weights_hash() == policy.cached_encoder_hash()
+    assert torch.equal(policy(batch).loss, policy(replace(batch, images=None, features=features)).loss)
+
+
+def test_running_blocks_again_gives_the_same_gradients(saved: Saved) -> None:
+    gradients = []
+    for recompute in (False, True):
+        policy = make_policy(saved("qwen3_vl"), "freeze: false").train()
+        set_up_blocks(policy, recompute, compiled=False)
+        policy(make_batch()).loss.backward()
+        gradients.append([p.grad for p in policy.parameters() if p.grad is not None])
+
+    for kept, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(kept, again)
+
+
+def test_an_average_of_the_weights_shares_what_is_frozen(saved: Saved) -> None:
+    policy = make_policy(saved("smolvlm"))
+
+    average = WeightAverage(policy, 0.9).policy
+
+    assert average.vision is policy.vision and average.head is not policy.head
+    assert torch.equal(average.sample(make_batch()), policy.eval().sample(make_batch()))
+
+
+@pytest.mark.parametrize("kind", VLM_KINDS)
+def test_arithmetic_is_counted_without_numbers(kind: str, saved: Saved) -> None:
+    found = summarize(load_config({}, [*model(saved(kind), "freeze: false"), "data.action_horizon=4"]))
+
+    vision, language, head = found["parts"]
+    policy = make_policy(saved(kind), "freeze: false")
+    assert found["parameters"] == sum(p.numel() for p in policy.parameters())
+    assert min(part["flops"] for part in found["parts"]) > 0 and head["trainable"] == head["parameters"]
+    assert vision["tokens"] and found["training_flops_per_sample"] > 2 * found["flops_per_sample"]
+    counted = plain_copy(policy, "meta")
+    assert counted.count_tokens(make_batch(1).to("meta"))["vision"] == vision["tokens"]
+
+
+# ---- frozen weights ----------------------------------------------------------------------------------------
+
+
+def test_other_weights_than_those_trained_with_are_refused_and_a_full_copy_needs_none(
+    saved: Saved, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(saved("smolvlm"), tmp_path / "model")
+    policy = make_policy(folder, "language_layers: 2").eval()
+    policy.save_pretrained(tmp_path / "policy")
+    policy.save_pretrained(tmp_path / "full", full=True)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.text_model.layers.0.mlp.up_proj.weight"] += 1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    with pytest.raises(InputError, match=r"other frozen language weights.*Give it the weights of then"):
+        load_policy(tmp_path / "policy")
+    shutil.rmtree(folder)
+    assert torch.equal(load_policy(tmp_path / "full").sample(make_batch()), policy.sample(make_batch()))
+
+
+# ---- alignment ---------------------------------------------------------------------------------------------
+
+
+def aligned(layer: str = "") -> tuple[str, ...]:
+    return tuple(alignment()) + ((f"model.alignment.layer={layer}",) if layer else ())
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "florence2"])
+def test_image_tokens_of_an_inner_layer_are_drawn_towards_a_teachers(kind: str, saved: Saved, tmp_path: Path) -> None:
+    policy = make_policy(saved(kind), "lora: {rank: 2}", more=aligned("2"))
+    policy.load_teacher()
+
+    terms = policy.train()(make_batch())
+    terms.terms["alignment_loss"].backward()
+
+    assert 0 < terms.terms["alignment_loss"].item() < 2 and policy.loss_names[-1] == "alignment_loss"
+    touched = {
+        name.split(".layers.")[1][0] for name, p in policy.named_parameters() if p.grad is not None and "lora" in name
+    }
+    assert touched == {"0", "1"}  # what lies behind the second layer has no part in it
+    policy.eval().save_pretrained(tmp_path)
+    loaded = load_policy(tmp_path)
+    assert torch.equal(loaded.sample(make_batch()), policy.sample(make_batch()))
+    assert not any("teacher" in name for name in load_file(tmp_path / "model.safetensors"))
+
+
+# ---- a whole run -------------------------------------------------------------------------------------------
+
+
+def test_a_run_trains_from_images_and_from_features_alike(
+    saved: Saved, make_libero: MakeLibero, tmp_path: Path, atlas: Callable[..., int]
+) -> None:
+    settings = [*model(saved("smolvlm")), f"data.path={make_libero()}", "data.batch_size=8", "data.num_workers=0"]
+    settings += ["data.augment={brightness: 0, contrast: 0, saturation: 0}", "data.val_fraction=0.3"]
+    cache = tmp_path / "features"
+    assert atlas("data", "cache-features", "--out", str(cache), "--cpu", *settings) == 0
+
+    losses = [
+        run(tmp_path, name, [*settings, *more], "training.max_steps=3")["val/loss"]
+        for name, more in (("images", []), ("features", [f"data.feature_cache={cache}"]))
+    ]
+
+    assert losses[0] == losses[1] > 0
+    run(tmp_path, "images", settings, "training.max_steps=4", resume="auto")
+    assert load_policy(tmp_path / "images").sample(make_batch(1)).shape == (1, 8, 7)
+
+
+def run(folder: Path, name: str, settings: list[str], *more: str, resume: str | None = None) -> dict[str, float]:
+    steps = ["training.warmup_steps=1", "training.log_interval=2", "distributed.cpu=true", *more]
+    where = [f"output_dir={folder}", f"run_name={name}"]
+    result = atlas.train({}, [*settings, *steps, *where], **({"resume": resume} if resume else {}))  # type: ignore[operator]
+    return dict(result.metrics)
+
+
+# ---- wrong input, from the command line --------------------------------------------------------------------
+
+
+def untouched(folder: Path) -> None: ...
+
+
+def a_text_model(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+
+
+def no_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+def another_tokenizer(folder: Path) -> None:
+    from tests.policies.test_language import make_tokenizer
+
+    make_tokenizer().save_pretrained(folder)
+
+
+def no_images(folder: Path) -> None:
+    (folder / "preprocessor_config.json").unlink()
+
+
+def no_size(folder: Path) -> None:
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    del settings["size"], settings["max_image_size"]
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+
+
+def a_tensor_less(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.connector.modality_projection.proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def gone(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+BAD = {
+    "gone": (gone, (), (), "model.backbone.pretrained: there is no folder"),
+    "text model": (a_text_model, (), (), "'llama', which does not read images and text together"),
+    "no tokenizer": (no_tokenizer, (), (), "model.backbone.pretrained: the tokenizer of"),
+    "another tokenizer": (another_tokenizer, (), (), "the tokenizer of"),
+    "no image settings": (no_images, (), (), "does not say how images are scaled"),
+    "no image size": (no_size, (), (), "does not say in which size it takes square images"),
+    "missing tensor": (a_tensor_less, (), (), "connector.modality_projection.proj.weight' is missing"),
+    "no such target": (
+        untouched,
+        ("lora: {targets: [q_prej]}",),
+        (),
+        "model.backbone.lora.targets names 'q_prej', and no linear layer there has that name. Did you mean 'q_proj'?",
+    ),
+    "too many layers": (
+        untouched,
+        ("language_layers: 9",),
+        (),
+        "model.backbone.language_layers is 9, and",
+    ),
+    "no images": (untouched, (), ("data.cameras=[]",), "'data.cameras': list should have at least 1 item"),
+    "lora without freeze": (untouched, ("lora: {}", "freeze: false"), (), "lora is set and freeze is false"),
+    "prompt": (untouched, ("prompt: '{images} go'",), (), "must have {instruction} in it once"),
+    "unknown mark": (untouched, ("prompt: '{images}<mark>{instruction}'",), (), "it has no token '<mark>'"),
+    "trained features": (
+        untouched,
+        ("freeze: false",),
+        ("data.feature_cache=there",),
+        "set model.backbone.freeze or model.backbone.freeze_vision",
+    ),
+    "aligned but frozen": (untouched, (), aligned(), "none of it is trained"),
+    "alignment layer": (
+        untouched,
+        ("lora: {}",),
+        aligned("7"),
+        "model.alignment.layer is 7, and the model has 3 language layers",
+    ),
+    "unknown head": (untouched, (), ("model.head={name: vlm-ofd}",), "'model.head'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_does_not_fit_ends_a_run_with_exit_code_2(
+    case: str,
+    saved: Saved,
+    make_libero: MakeLibero,
+    tmp_path: Path,
+    atlas: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spoil, backbone, more, complaint = BAD[case]
+    folder = shutil.copytree(saved("smolvlm"), tmp_path / "model")
+    spoil(folder)
+    where = [f"data.path={make_libero()}", f"output_dir={tmp_path / 'out'}", "training.max_steps=1"]
+
+    code = atlas("train", "run_name=run", "--cpu", *model(folder, *backbone), *where, *more)
+
+    assert code == 2
+    assert complaint in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_batch_without_images_is_refused(saved: Saved) -> None:
+    with pytest.raises(InputError, match="needs images"):
+        make_policy(saved("smolvlm"))(replace(make_batch(), images=None))
