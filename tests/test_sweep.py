@@ -125,18 +125,18 @@ TRAIN_SH = {"program": "train.sh"}
     [
         (SEED, {"method": "bayes"}, "atlas sweep create"),
         (SEED, {"method": "random"}, "atlas sweep create"),
-        (SEED, {"method": "gird"}, "'method': it is 'gird' and should be one of grid, random, bayes"),
+        (SEED, {"method": "gird"}, "'method': it is 'gird', expected one of grid, random, bayes"),
         ({}, {}, "'parameters': it should hold keys of the config"),
-        ({"seed": 1}, {}, "'parameters.seed': it is 1 and should be such as {values: [1, 2]}"),
+        ({"seed": 1}, {}, "'parameters.seed': it is 1, expected for example {values: [1, 2]}"),
         ({"seed": {"values": []}}, {}, "'parameters.seed': a grid takes values"),
-        ({"seed": {"values": [1, 2, 1]}}, {}, "'parameters.seed': its values hold 1 twice"),
+        ({"seed": {"values": [1, 2, 1]}}, {}, "'parameters.seed': its values contain 1 twice"),
         ({"seed": {"min": 1, "max": 3}}, {}, "'parameters.seed': a grid takes values"),
         ({"run_name": {"values": ["a"]}}, {}, "'parameters.run_name': the grid sets it itself"),
         ({"trainin.max_steps": {"value": 1}}, {}, "Did you mean 'training'?"),
         ({"training.max_steps": {"values": [1, 0]}}, {}, "asks for max_steps=0"),
-        (SEED, {"run_cap": 2}, "'run_cap': a grid on this machine has no use for it"),
+        (SEED, {"run_cap": 2}, "'run_cap': a grid on this machine does not use it"),
         (SEED, {"metric": {"name": "val/loss", "goal": "least"}}, "'metric.goal': it is 'least'"),
-        (SEED, {"metric": "val/loss"}, "'metric': it should be such as {name: val/loss, goal: minimize}"),
+        (SEED, {"metric": "val/loss"}, "'metric': expected for example {name: val/loss, goal: minimize}"),
         (SEED, {"program": "other.py"}, "'command': a grid on this machine starts Atlas"),
         (SEED, TRAIN_SH, "'command': it is missing"),
         (SEED, TRAIN_SH | {"command": ["bash", "${program}"]}, "${args_no_hyphens} is missing"),
@@ -144,7 +144,7 @@ TRAIN_SH = {"program": "train.sh"}
         (SEED, {"command": ["bash", "train.sh", ARGUMENTS, "--resume", "x"]}, "--resume cannot be"),
         (SEED, {"command": ["bash", "train.sh", ARGUMENTS, "--log=x"]}, "--log=x cannot be"),
         (SEED, {"command": ["bash", "train.sh", ARGUMENTS, "seed=${envvar:S}"]}, "does not know seed=${envvar:S}"),
-        (SEED, {"command": "bash train.sh"}, "'command': it should be a list"),
+        (SEED, {"command": "bash train.sh"}, "'command': expected a list"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(
@@ -290,7 +290,7 @@ def test_a_grid_that_is_stopped_or_killed_goes_on_where_it_was(grid_file: Callab
         wait_until(lambda: log.exists() and "step   3/100" in log.read_text())
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal
         said = process.communicate(timeout=120)[0]
-        assert process.returncode == 130 and "the same command goes on" in said, said
+        assert process.returncode == 130 and "the same command continues" in said, said
         stopped_at = latest_step(first)
         assert 3 <= stopped_at < steps and not second.exists()
 

@@ -1,4 +1,4 @@
-"""What else the numbers of recorded actions may mean: each is a change that turns them into the world's own."""
+"""What else the numbers of recorded actions may mean: each meaning is a change that turns them into the world's own."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Change = Callable[[np.ndarray, "Recorded"], np.ndarray]
 
 @dataclass(frozen=True)
 class Recorded:
-    """An episode with what was where in its frames."""
+    """An episode with the positions of things in its frames."""
 
     number: int
     episode: Episode
-    positions: list[dict[str, np.ndarray]]  # of each frame, see Environment.positions
+    positions: list[dict[str, np.ndarray]]  # per frame, see Environment.positions
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Meaning:
     fix: str
     change: Change
     steps_a_frame: int = 1
-    first: int = 0  # the frame from which on the actions are known
+    first: int = 0  # the frame from which the actions are known
     value: float | None = None
 
 
@@ -43,9 +43,9 @@ AS_RECORDED = Meaning("replay", "as recorded", "", lambda actions, _: actions)
 
 
 def meanings(spec: ActionSpec, ratio: float) -> Iterator[Meaning]:
-    """What else actions may mean, in a world of this spec.
+    """Other meanings that actions may have, in a world with this spec.
 
-    ratio: how far the hand went in the recording, by how far it goes when the actions are taken as they are.
+    ratio: how far the hand went in the recording, divided by how far it goes with the actions unchanged.
     """
     where = "where the data is converted"
     yield from _gripper_meanings(spec, where)
@@ -94,7 +94,7 @@ def meanings(spec: ActionSpec, ratio: float) -> Iterator[Meaning]:
         ((group, place),) = positions
         yield Meaning(
             "scale",
-            "with the position read as the place to go to",
+            "with the position read as a target",
             "Set delta: false in data.features.action_spec, or convert the actions to deltas.",
             lambda actions, recorded: _as_deltas(actions, recorded, place, group.unit),
         )
@@ -131,7 +131,7 @@ def _gripper_meanings(spec: ActionSpec, where: str) -> Iterator[Meaning]:
 
 
 def _as_deltas(actions: np.ndarray, recorded: Recorded, position: slice, unit_m: float) -> np.ndarray:
-    """Places to go to, as deltas from where the hand was."""
+    """Target positions as deltas from where the hand was."""
     hand = np.stack([positions["hand"] for positions in recorded.positions])[: len(actions)]
     changed = actions.astype(np.float64)
     changed[:, position] = (changed[:, position] - hand) / unit_m

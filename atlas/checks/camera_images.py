@@ -19,8 +19,8 @@ _BAR = (64, 64, 64)
 
 
 def draw_histograms(path: Path, values: np.ndarray, names: Sequence[str]) -> None:
-    """The distribution of each dimension of values [N, D], as a PNG; bars are by the root of their counts, so that
-    rare values are seen."""
+    """The distribution of each dimension of values [N, D], as a PNG; bars show the root of their counts, so that rare
+    values are visible."""
     rows = -(-len(names) // _COLUMNS)
     width, height = _PANEL
     image = Image.new("RGB", (_COLUMNS * (width + _GAP) + _GAP, rows * (height + _HEAD + _FOOT + _GAP) + _GAP), PAPER)
@@ -44,8 +44,7 @@ def draw_histograms(path: Path, values: np.ndarray, names: Sequence[str]) -> Non
 
 
 def draw_side_by_side(path: Path, title: str, rows: Sequence[Sequence[tuple[str, np.ndarray]]], marked: str) -> None:
-    """Rows of pictures uint8 [H, W, 3] with what is written under them; those whose text begins with `marked` get a
-    frame."""
+    """Rows of pictures uint8 [H, W, 3] with text under them; those whose text begins with `marked` get a frame."""
     columns = max(len(row) for row in rows)
     width = max(columns * (_TILE + _GAP) + _GAP, 420)
     image = Image.new("RGB", (width, _HEAD + len(rows) * (_TILE + _FOOT + _GAP) + _GAP), PAPER)

@@ -1,4 +1,4 @@
-"""What the checks look at: an opened dataset, its split, and the world that it will be evaluated in."""
+"""What the checks look at: an opened dataset, its split, and the world in which it will be evaluated."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from atlas.config.model_section import ProcessorConfig
 from atlas.data.episode import Episode, EpisodeDataset
 from atlas.environments.environment import Environment, Simulator
 
-_SAMPLED_EPISODES = 200  # for what needs no more of them; evenly over the dataset
-# The worlds' controller is robosuite's OSC_POSE at 20 Hz, whose answer to a command is known. See checks/motion.py.
-_POSES = 0.9  # R^2 from which on actions are taken for poses
+_SAMPLED_EPISODES = 200  # for checks that need no more; evenly over the dataset
+# The worlds' controller is robosuite's OSC_POSE at 20 Hz, whose response to a command is known. See checks/motion.py.
+_POSES = 0.9  # R^2 above which actions are taken for poses
 _LIBERO_FORMATS = ("libero-hdf5",)
 
 
 @dataclass
 class CheckContext:
-    """dataset: as training reads it. train, val: the episodes of both sides of its split."""
+    """dataset: as training reads it. train, val: the episodes on both sides of its split."""
 
     dataset: EpisodeDataset
     cameras: list[str]
     train: np.ndarray  # int64
     val: np.ndarray  # int64
     environment: Environment | None = None
-    pictures: Path | None = None  # a folder for them, which is there; None: none are drawn
+    pictures: Path | None = None  # an existing folder for them; None: none are drawn
     replayed: int = 10  # episodes that are replayed at most
-    found: list[Finding] = field(default_factory=list)  # by the checks before
+    found: list[Finding] = field(default_factory=list)  # by the earlier checks
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)  # how training scales numbers
 
     @property
@@ -39,7 +39,7 @@ class CheckContext:
         return len(self.dataset)
 
     def sample(self, most: int) -> list[int]:
-        """At most so many episode numbers, evenly over the dataset."""
+        """At most `most` episode numbers, evenly over the dataset."""
         return np.unique(np.linspace(0, self.episodes - 1, min(most, self.episodes)).round().astype(int)).tolist()
 
     @cached_property
@@ -50,12 +50,12 @@ class CheckContext:
 
     @cached_property
     def not_finite(self) -> list[int]:
-        """The episodes whose actions or proprio hold numbers that are not finite."""
+        """The episodes whose actions or proprio contain non-finite numbers."""
         return [i for i in range(self.episodes) if not _finite(self.dataset.episode(i))]
 
     @cached_property
     def motion(self) -> MotionFit | None:
-        """How the hand follows the actions; None where proprio does not begin with its position, or too little moves.
+        """How the hand follows the actions; None if proprio does not begin with its position, or too little moves.
 
         Actions and proprio must be finite.
         """
@@ -63,7 +63,7 @@ class CheckContext:
 
     @cached_property
     def poses_r2(self) -> float:
-        """How much of the actions' position the hand's next position explains; 0 where there is nothing to compare."""
+        """How much of the actions' position the hand's next position explains; 0 if there is nothing to compare."""
         positions = self.dataset.action_spec.spans("position")
         if len(positions) != 1 or not positions[0][0].delta or self.dataset.proprio_dim < len(positions[0][0].names):
             return 0.0
@@ -71,12 +71,12 @@ class CheckContext:
 
     @property
     def takes_poses(self) -> bool:
-        """Whether actions that are said to be deltas are poses to go to."""
+        """Whether actions that are said to be deltas are target poses."""
         return self.poses_r2 > _POSES and (self.motion is None or self.motion.axes_r2 < self.poses_r2)
 
     @cached_property
     def seconds_a_frame(self) -> float | None:
-        """By the simulator's clock, which is the first number of its recorded states; None where there are none."""
+        """By the simulator's clock, which is the first number of its recorded states; None if there are none."""
         steps = []
         for index in self.sample(10):
             states = self.dataset.episode(index).sim_states
@@ -94,13 +94,13 @@ class CheckContext:
 
     @property
     def simulator(self) -> Simulator:
-        """The environment, where recorded states can be shown to it: where `no_replay` is None."""
+        """The environment, if recorded states can be shown in it, that is, if `no_replay` is None."""
         assert isinstance(self.environment, Simulator)
         return self.environment
 
     @cached_property
     def no_replay(self) -> str | None:
-        """Why recorded states cannot be shown to the environment; None where they can."""
+        """Why recorded states cannot be shown in the environment; None if they can."""
         if not isinstance(self.environment, Simulator):
             return "its state cannot be set"
         if any(self.dataset.episode(i).sim_states is None for i in self.sample(self.replayed)):
@@ -109,14 +109,14 @@ class CheckContext:
 
     @cached_property
     def states_fit(self) -> bool:
-        """Whether recorded states are as long as the environment's, in the task that they are of."""
+        """Whether recorded states are as long as the environment's, in the task that they belong to."""
         episode = self.dataset.episode(0)
         self.simulator.reset(seed=0, instruction=self.simulator.spec.known(episode.instruction))
         states = episode.sim_states
         return states is not None and states.shape[1] == len(self.simulator.get_state())
 
     def where_to_change(self, keys: str) -> str:
-        """Where the meaning of actions is corrected; `keys` of data.features.action_spec, for formats that have it."""
+        """Where to correct the meaning of actions; `keys` of data.features.action_spec, for formats that have it."""
         converted = "where the data is converted"
         return f"{converted}, or by {keys} of data.features.action_spec" if self._has_features else converted
 
@@ -125,7 +125,7 @@ class CheckContext:
         return self.dataset.format.startswith("lerobot")
 
     def has_errors(self, *checks: str) -> bool:
-        """Whether an error was found before, by one of these checks."""
+        """Whether one of these checks has found an error before."""
         return any(f.severity == "error" and f.check in checks for f in self.found)
 
 

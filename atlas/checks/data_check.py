@@ -28,7 +28,7 @@ from atlas.system.progress import progress_bar
 
 Check = Callable[[CheckContext], Iterator[Finding]]
 
-# Each is told what those before it found. The last two need the world.
+# Each knows the findings of those before it. The last two need the world.
 CHECKS: tuple[tuple[CheckId, Check], ...] = (
     ("video", check_video),
     ("language", check_language),
@@ -52,25 +52,27 @@ def run_checks(
             try:
                 for finding in check(context):
                     context.found.append(finding)
-            except InputError as error:  # of a file that is read only now
+            except InputError as error:  # for a file that is only read now
                 if context.has_errors("video"):
                     context.found.append(Finding(name, "info", f"not looked at to the end: {error}"))
                 else:
-                    context.found.append(Finding("video", "error", str(error), "Mend what is named, or leave it out."))
+                    context.found.append(
+                        Finding("video", "error", str(error), "Repair what is named, or leave it out.")
+                    )
             advance(1)
             if name == "actions" and context.not_finite:
-                break  # nothing can be computed of such numbers
+                break  # nothing can be computed from such numbers
     return context.found
 
 
 def check_data(
     config: Config, env: str | None = None, pictures: Path | None = None, replayed: int = 10, title: str | None = None
 ) -> list[Finding]:
-    """All checks of the dataset that a config's `data` section names, read and split as training does it.
+    """All checks of the dataset that a config's `data` section names, read and split as in training.
 
-    env: the world in which recordings are replayed and rendered; None: the one that the dataset was recorded in, where
-    Atlas has it; `none`: none. pictures: a folder for evidence. title: of a progress bar. Raises InputError where there
-    is no dataset that could be looked at, or the world cannot be started.
+    env: the world in which recordings are replayed and rendered; None: the one that the dataset was recorded in, if
+    Atlas has it; `none`: none. pictures: a folder for evidence. title: of a progress bar. Raises InputError if there is
+    no readable dataset, or the world cannot be started.
     """
     dataset, damaged = open_what_can_be(config.data)
     if dataset is None:
@@ -94,9 +96,9 @@ def check_data(
 
 
 def open_what_can_be(config: DataConfig) -> tuple[EpisodeDataset | None, list[Finding]]:
-    """The dataset without what is damaged in it, and what that is; None where nothing of it can be read.
+    """The dataset without what is damaged in it, and findings about that; None if nothing in it can be read.
 
-    Raises InputError where there is no dataset, or what describes it is damaged.
+    Raises InputError if there is no dataset, or its description is damaged.
     """
     try:
         return _opened(config), []
@@ -112,11 +114,11 @@ def open_what_can_be(config: DataConfig) -> tuple[EpisodeDataset | None, list[Fi
 
 
 class _Unreadable(InputError):
-    """A dataset can be opened, and its numbers cannot be read."""
+    """A dataset can be opened, but its numbers cannot be read."""
 
 
 def _opened(config: DataConfig) -> EpisodeDataset:
-    """Without looking through its files, which the checks do."""
+    """Opened without looking through its files, which the checks do."""
     source = config.sources[0]
     orientation = None if source.orientation == "auto" else source.orientation
     dataset = open_dataset(
@@ -136,7 +138,7 @@ def _opened(config: DataConfig) -> EpisodeDataset:
 
 
 def _faults(config: DataConfig, error: InputError) -> list[str]:
-    """What is wrong with each file of a folder of files that are datasets of their own; else the one error."""
+    """What is wrong with each file in a folder whose files are independent datasets; otherwise the one error."""
     folder = Path(config.sources[0].path).expanduser()
     files = files_below(folder, HDF5_SUFFIXES) if folder.is_dir() else []
     found = []
@@ -151,17 +153,17 @@ def _faults(config: DataConfig, error: InputError) -> list[str]:
 
 def _damage(fault: str) -> Finding:
     check: CheckId = "actions" if "not finite" in fault else "video"
-    fix = "Mend it or fetch it again, or train with data.skip_damaged=true, which leaves it out."
+    fix = "Repair it or download it again, or train with data.skip_damaged=true, which leaves it out."
     return Finding(check, "error", fault, fix, {"damaged": fault})
 
 
 def _cameras(config: DataConfig, dataset: EpisodeDataset) -> list[str]:
     unknown = [camera for camera in config.cameras or [] if camera not in dataset.cameras]
     if unknown:
-        raise InputError(f"data.cameras names {unknown}, and {dataset.path} has the cameras {dataset.cameras}.")
+        raise InputError(f"data.cameras names {unknown}, but {dataset.path} has the cameras {dataset.cameras}.")
     return list(config.cameras or dataset.cameras)
 
 
 def _camera_size(context: CheckContext) -> int:
-    """What evaluation renders at: the size of the recorded pictures."""
+    """The size that evaluation renders at: that of the recorded pictures."""
     return min(min(context.dataset.image_size(camera)) for camera in context.cameras)

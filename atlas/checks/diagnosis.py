@@ -1,4 +1,4 @@
-"""`atlas eval --diagnose`: is what the policy was shown in an evaluation like what it was shown in training."""
+"""`atlas eval --diagnose`: does the policy see in evaluation what it saw in training?"""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from atlas.errors import did_you_mean
 from atlas.policies.processor import PolicyProcessor
 from atlas.rollout.input_recorder import InputRecorder
 
-_MOST, _SOME = 0.5, 0.1  # of what was seen lies outside of what was trained on
-_SEVERAL = 0.25  # likewise, of pictures
-_WIDER = 0.5  # of the range of training, on both sides: a few frames do not show all of it
-_LEVELS = 12.0  # of 255, likewise
-_PROPRIO = 0.1  # of the range, likewise
+_MOST, _SOME = 0.5, 0.1  # shares of what was seen that lie outside what was trained on
+_SEVERAL = 0.25  # the same, for pictures
+_WIDER = 0.5  # of the range of training, added on both sides: a few frames do not show all of it
+_LEVELS = 12.0  # the same in levels of 255
+_PROPRIO = 0.1  # the same for proprio, as a share of its range
 _SMALLEST_RANGE = 1e-3
-_CLEARLY, _ALIKE = 0.15, 0.7  # correlations of mean images, by which another way of turning them fits
+_CLEARLY, _ALIKE = 0.15, 0.7  # correlations of mean images that show that turning them another way fits
 _STILL = 0.1  # of training's deviation
 _COLOURS = ("red", "green", "blue", "contrast")
 
 
 def diagnose(shown: InputRecorder, processor: PolicyProcessor, env: str) -> list[Finding]:
-    """Compare pictures, proprio and instructions of an evaluation with those of training, and what was answered with
-    the actions of training."""
+    """Compare pictures, proprio and instructions of an evaluation with those of training, and the policy's actions with
+    the recorded ones."""
     statistics = processor.statistics[processor.source_for(env)]
     found = list(_pictures(shown, processor.inputs))
     found += _proprio(shown, statistics.proprio)
@@ -51,7 +51,7 @@ def _pictures(shown: InputRecorder, inputs: TrainingInputs | None) -> Iterator[F
 
 
 def _turned(camera: str, seen: np.ndarray, trained: dict[str, np.ndarray]) -> Finding | None:
-    """Whether the mean first picture is training's, turned in some way, of another camera, or with other colours."""
+    """Whether the mean first picture is training's, but turned, from another camera, or with other colours."""
     matches = compare(seen, trained)
     best = matches[0]
     own = next(m for m in matches if m.camera == camera and m.turn is TURNS[0])
@@ -77,7 +77,7 @@ def _other_view(camera: str, best: Match, evidence: dict[str, object]) -> Findin
     ways = [f"what '{best.camera}' showed"] if best.camera != camera else ["what it showed"]
     if best.turn is not TURNS[0]:
         ways.append(f"but {best.turn.name}")
-    fix = "Correct data.orientation and train again, or the environment's; `atlas data check` says which it is."
+    fix = "Correct data.orientation and train again, or the environment's; `atlas data check` says which is wrong."
     if best.camera != camera:
         fix = "Give both cameras the names that they had in training."
     return Finding("view", "error", f"camera '{camera}' shows {', '.join(ways)} in training", fix, evidence)
@@ -85,7 +85,7 @@ def _other_view(camera: str, best: Match, evidence: dict[str, object]) -> Findin
 
 def _light(camera: str, shown: InputRecorder, summary: CameraSummary) -> Finding:
     """Whether brightness, colours and contrast are within those of training: at the starts, which the policy cannot
-    change, and after them."""
+    change, and afterwards."""
     low, high = np.array(summary.low), np.array(summary.high)
     slack = _WIDER * (high - low) + _LEVELS
     parts = {"starts": frame_numbers(shown.start_images(camera)), "later": frame_numbers(shown.later_images(camera))}
@@ -106,10 +106,10 @@ def _light(camera: str, shown: InputRecorder, summary: CameraSummary) -> Finding
     return Finding(
         "view",
         "error" if when == "starts" and share > _MOST else "warning",
-        f"camera '{camera}' has another light than in training: in {share:.0%} of the pictures "
+        f"camera '{camera}' has other lighting than in training: in {share:.0%} of the pictures "
         f"{'at the start' if when == 'starts' else 'after the start'} {_COLOURS[worst]} is "
         f"{parts[when][:, worst].mean():.0f} of 255 on average, and was {low[worst]:.0f} to {high[worst]:.0f}",
-        "Compare how images are made and scaled (8 bits, 0 to 255), and whether a camera is black, or looks elsewhere.",
+        "Compare how images are made and scaled (8 bits, 0 to 255), and whether a camera is black or points elsewhere.",
         evidence,
     )
 
@@ -118,7 +118,7 @@ def _light(camera: str, shown: InputRecorder, summary: CameraSummary) -> Finding
 
 
 def _proprio(shown: InputRecorder, trained: ColumnStatistics) -> Iterator[Finding]:
-    """Of the starts, which the policy cannot change, and of all that follows, which it can."""
+    """For the starts, which the policy cannot change, and for everything after them, which it can."""
     low, high = np.array(trained.min), np.array(trained.max)
     slack = _PROPRIO * np.maximum(high - low, _SMALLEST_RANGE)
     outside = (shown.proprio < low - slack) | (shown.proprio > high + slack)  # [observations, P]
@@ -135,9 +135,9 @@ def _proprio(shown: InputRecorder, trained: ColumnStatistics) -> Iterator[Findin
         yield Finding(
             "stats",
             "error" if of_starts.max() > _MOST else "warning",
-            f"{of_starts.max():.0%} of the episodes start outside of training's proprio: number {worst} is "
+            f"{of_starts.max():.0%} of the episodes start outside training's proprio: number {worst} is "
             f"{values.mean():.4g} on average, and was {low[worst]:.4g} to {high[worst]:.4g}",
-            "Compare what proprio is made of, its units and order, in the dataset and in the environment.",
+            "Compare what proprio consists of, its units and order, in the dataset and in the environment.",
             evidence,
         )
     elif of_later.max() > _SOME:
@@ -145,7 +145,7 @@ def _proprio(shown: InputRecorder, trained: ColumnStatistics) -> Iterator[Findin
         yield Finding(
             "stats",
             "warning",
-            f"the policy leaves what it was trained on: number {worst} of proprio is outside of training's range in "
+            f"the policy leaves what it was trained on: number {worst} of proprio is outside training's range in "
             f"{of_later.max():.0%} of what it sees after the start",
             "Look at the films: it may need demonstrations that recover, or its actions mean something else here.",
             evidence,
@@ -164,13 +164,13 @@ def _language(shown: InputRecorder, inputs: TrainingInputs | None) -> Iterator[F
         return
     known = {word for text in inputs.instructions for word in _words(text)}
     strange = sorted({word for text in unknown for word in _words(text)} - known)
-    words = f", with words that it never read: {', '.join(strange[:8])}" if strange else ", of words that it knows"
+    words = f", with words that it never read: {', '.join(strange[:8])}" if strange else ", though it knows the words"
     yield Finding(
         "language",
         "error" if len(unknown) == len(shown.instructions) else "warning",
         f"the policy was not trained on {len(unknown)} of {len(shown.instructions)} instructions, such as "
         f"'{unknown[0]}'{words}.{did_you_mean(unknown[0], inputs.instructions)}",
-        "Say tasks in the words of the training data, or look at how its instructions were loaded.",
+        "Use the training data's words for tasks, or check how its instructions were loaded.",
         {"unknown": unknown, "unknown_words": strange, "trained": list(inputs.instructions[:50])},
     )
 
@@ -180,7 +180,7 @@ def _words(text: str) -> list[str]:
 
 
 def _actions(shown: InputRecorder, trained: ColumnStatistics, processor: PolicyProcessor) -> Iterator[Finding]:
-    """What the policy answers, in the range of training's actions (-1 to 1)."""
+    """The policy's actions, relative to the range of training's actions (-1 to 1)."""
     names = processor.action_spec.names
     low, high = np.array(trained.min), np.array(trained.max)
     centre, half = (low + high) / 2, np.maximum((high - low) / 2, _SMALLEST_RANGE)
@@ -198,7 +198,7 @@ def _actions(shown: InputRecorder, trained: ColumnStatistics, processor: PolicyP
         yield Finding(
             "actions",
             "warning",
-            f"{outside.max():.0%} of the actions in {names[int(outside.argmax())]} lie outside of training's range",
+            f"{outside.max():.0%} of the actions in {names[int(outside.argmax())]} lie outside training's range",
             "Compare the statistics in the policy's processor.json with those of the data.",
             evidence,
         )
@@ -208,7 +208,7 @@ def _actions(shown: InputRecorder, trained: ColumnStatistics, processor: PolicyP
             "actions",
             "warning",
             f"the policy hardly varies its actions in {still}: by less than a tenth of training's deviation",
-            "It has learned an average; train for longer, or look whether it sees anything (--blind as the reference).",
+            "It has learned an average; train for longer, or check that it sees anything (--blind as the reference).",
             evidence,
         )
     for dimension, gripper in processor.action_spec.grippers:
@@ -220,7 +220,7 @@ def _actions(shown: InputRecorder, trained: ColumnStatistics, processor: PolicyP
             yield Finding(
                 "gripper",
                 "warning",
-                f"the policy keeps the {gripper.label} {what} all the time, and in training it was both",
+                f"the policy keeps the {gripper.label} {what} all the time, but in training it was both",
                 "Look at the gripper's error in validation, and at its sign in the data: `atlas data check`.",
                 {"share_closed": float(closed.mean())},
             )

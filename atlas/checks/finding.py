@@ -1,4 +1,4 @@
-"""What a check of data says."""
+"""The result of a data check."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a check has seen. evidence: plain numbers, lists and paths of pictures, by names."""
+    """One thing that a check has found. evidence: plain numbers, lists and paths of pictures, by name."""
 
     check: CheckId
     severity: Severity
     message: str
     fix: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
-    fatal: bool = False  # of an error: training refuses such data
+    fatal: bool = False  # for errors: training refuses such data
 
     def __post_init__(self) -> None:
-        assert (self.fix is None) == (self.severity == "info"), "what is not well comes with what to do"
+        assert (self.fix is None) == (self.severity == "info"), "every problem comes with what to do about it"
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -1,4 +1,4 @@
-"""A first look at a dataset: what is in it, and what looks wrong; and what training refuses."""
+"""A first look at a dataset: what is in it, what looks wrong, and what training refuses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from atlas.data.lerobot import LeRobotDataset
 from atlas.data.mixture import Source, sources_of
 from atlas.errors import InputError
 
-# Those that read no pictures and need no simulator.
+# The checks that read no pictures and need no simulator.
 _NUMBERS: tuple[tuple[CheckId, Check], ...] = (
     ("language", check_instructions),
     ("actions", check_actions),
@@ -32,7 +32,7 @@ _BEFORE_TRAINING: tuple[tuple[CheckId, Check], ...] = (*_NUMBERS, ("split", chec
 
 
 def inspect_dataset(dataset: EpisodeDataset) -> dict[str, Any]:
-    """What `atlas data inspect --json` prints. Raises InputError for images that are not of the size that it says."""
+    """What `atlas data inspect --json` prints. Raises InputError for images that do not have the stated size."""
     actions = dataset.numbers().actions
     if isinstance(dataset, LeRobotDataset):
         dataset.check_sizes()
@@ -62,11 +62,10 @@ def dataset_warnings(dataset: EpisodeDataset) -> list[str]:
 def check_before_training(
     dataset: EpisodeDataset, train: np.ndarray, val: np.ndarray, processor: ProcessorConfig
 ) -> list[str]:
-    """The checks that read no pictures, of each source of a mixture: what looks wrong, in sentences.
+    """The checks that read no pictures, for each source of a mixture: what looks wrong, in sentences.
 
-    train, val: int64, the episodes of both sides of the split; processor: how training scales numbers. Raises
-    InputError for what cannot be trained on: numbers that are not finite, actions that never change, an episode on both
-    sides.
+    train, val: int64, the episodes on both sides of the split; processor: how training scales numbers. Raises
+    InputError for what cannot be trained on: non-finite numbers, actions that never change, an episode on both sides.
     """
     return [sentence for source in sources_of(dataset) for sentence in _check_source(source, train, val, processor)]
 

@@ -1,4 +1,4 @@
-"""`language`: are there instructions, does each task have its own, and do they say anything about the actions."""
+"""`language`: are there instructions, does each task have its own, and do they tell anything about the actions?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
 
-# What loaders and converters write where they have no instruction; compared without case, digits and punctuation.
+# What loaders and converters write when they have no instruction; compared without case, digits and punctuation.
 _PLACEHOLDERS = frozenset(
     "no instruction|no instructions|no language|no task|no description|none|null|nan|na|n a|not available|unknown|"
     "undefined|missing|empty|todo|tbd|fixme|placeholder|placeholder instruction|dummy|dummy task|dummy instruction|"
@@ -20,9 +20,9 @@ _PLACEHOLDERS = frozenset(
     "description|prompt|text|string|example|example task|sample|test|test task|untitled|episode|demo|lorem ipsum|"
     "do something|do the task|perform the task|your task here|task instruction|complete the task".split("|")
 )
-_FEWEST_EPISODES = 24  # to say how much an instruction tells about the actions
+_FEWEST_EPISODES = 24  # to judge how much an instruction tells about the actions
 _MOST_EPISODES = 300
-_PIXELS = 6  # of the sides of the first images that stand for the scene where no simulator states are there
+_PIXELS = 6  # per side of the first images, which stand for the scene if there are no simulator states
 _RIDGES = (1e-2, 1e-1, 1.0, 10.0)
 
 
@@ -42,7 +42,7 @@ def check_instructions(context: CheckContext) -> Iterator[Finding]:
         yield Finding(
             "language",
             "error",
-            f"{episodes} of {context.episodes} episodes have no instruction but a placeholder: {shown}",
+            f"{episodes} of {context.episodes} episodes have only a placeholder as their instruction: {shown}",
             "Load the instructions where the data was converted; a policy cannot know which task is meant.",
             {"placeholders": placeholders, "episodes": episodes},
         )
@@ -53,20 +53,20 @@ def check_instructions(context: CheckContext) -> Iterator[Finding]:
 
 
 def is_placeholder(text: str) -> bool:
-    """Whether an instruction is empty, or one of the words that stand for none."""
+    """Whether an instruction is empty, or a word that stands for none."""
     words = " ".join(re.sub(r"[\W\d_]+", " ", text.lower()).split())
     return not words or words in _PLACEHOLDERS
 
 
 def _only_one(context: CheckContext) -> Finding:
-    """One instruction for all: a fault where something else says that there are several tasks."""
+    """The same instruction for all: a fault if something else says that there are several tasks."""
     task = context.dataset.tasks[0]
     files = [Path(file).stem.removesuffix("_demo") for file in getattr(context.dataset, "files", [])]
-    if len(files) > 1:  # LIBERO's layout has a file for each task
+    if len(files) > 1:  # LIBERO's layout has one file per task
         return Finding(
             "language",
             "error",
-            f"all {len(files)} files have the same instruction '{task}', and each file is a task of its own: "
+            f"all {len(files)} files have the same instruction '{task}', but each file is a task of its own: "
             f"{', '.join(files[:3])}",
             "Give each file its own instruction (language_instruction in the attribute problem_info of data).",
             {"instructions": 1, "files": len(files)},
@@ -74,14 +74,14 @@ def _only_one(context: CheckContext) -> Finding:
     return Finding(
         "language",
         "warning",
-        f"there is one instruction only ('{task}'): a policy cannot learn to listen to it",
-        "Nothing needs to be done for a policy of a single task; else look at how instructions were loaded.",
+        f"there is only one instruction ('{task}'): a policy cannot learn to listen to it",
+        "For a policy with a single task nothing needs to be done; otherwise check how instructions were loaded.",
         {"instructions": 1},
     )
 
 
 def _alike(tasks: list[str]) -> Iterator[Finding]:
-    """Instructions that differ in form only, and names instead of sentences."""
+    """Instructions that differ only in form, and names instead of sentences."""
     forms = Counter(" ".join(re.findall(r"\w+", task.lower().replace("_", " "))) for task in tasks)
     repeated = [form for form, count in forms.items() if count > 1]
     if repeated:
@@ -97,8 +97,8 @@ def _alike(tasks: list[str]) -> Iterator[Finding]:
         yield Finding(
             "language",
             "warning",
-            f"{len(names)} instructions are names and not sentences, such as '{names[0]}'",
-            "Write them as they will be said at evaluation.",
+            f"{len(names)} instructions are names instead of sentences, such as '{names[0]}'",
+            "Write them as they will be given at evaluation.",
             {"names": names[:10]},
         )
 
@@ -106,7 +106,7 @@ def _alike(tasks: list[str]) -> Iterator[Finding]:
 def _bits(context: CheckContext) -> Finding:
     tasks, among = len(context.dataset.tasks), entropy(context)
     evidence = {"instructions": tasks, "entropy_bits": round(among, 3)}
-    said = f"{tasks} instructions, {among:.2f} bits an episode"
+    said = f"{tasks} instructions, {among:.2f} bits per episode"
     bits = instruction_bits(context)
     if bits is None:
         return Finding(
@@ -116,25 +116,25 @@ def _bits(context: CheckContext) -> Finding:
     return Finding(
         "language",
         "info",
-        f"{said}; beside what can be seen at the start they tell {bits:.2f} bits about where the hand goes",
+        f"{said}; beyond what can be seen at the start they tell {bits:.2f} bits about where the hand goes",
         None,
         evidence,
     )
 
 
 def entropy(context: CheckContext) -> float:
-    """Of an episode's instruction, in bits."""
+    """The entropy of an episode's instruction, in bits."""
     shares = np.bincount(context.dataset.task_of) / len(context.dataset.task_of)
     return float(-(shares[shares > 0] * np.log2(shares[shares > 0])).sum())
 
 
 def instruction_bits(context: CheckContext) -> float | None:
-    """How many bits the instruction carries about an episode's actions, beside the scene at its start.
+    """How many bits the instruction carries about an episode's actions, beyond the scene at its start.
 
     The mean action of each third of an episode is predicted from the scene by kernel ridge regression, once with and
-    once without the instruction; the bits are those of Gaussian errors, sum over numbers of log2(error without / error
-    with), by leave-one-out, and no more than the instruction has. What such a regression does not find is not counted.
-    None for too few episodes.
+    once without the instruction. The bits are those of Gaussian errors: the sum over numbers of log2(error without /
+    error with), by leave-one-out, and at most the bits of the instruction. What such a regression does not find is not
+    counted. None for too few episodes.
     """
     numbers = context.sample(_MOST_EPISODES)
     if len(numbers) < _FEWEST_EPISODES:
@@ -158,20 +158,20 @@ def instruction_bits(context: CheckContext) -> float | None:
     targets = _standardised(np.stack(moves))
     kernel = 1.0 + scene @ scene.T / max(1, scene.shape[1])
     without = _left_out_errors(kernel, targets)
-    told = _left_out_errors(kernel + kernel * same, targets)  # each task may have an answer of its own
+    told = _left_out_errors(kernel + kernel * same, targets)  # each task may have a different answer
     bits = max(0.0, float(0.5 * np.log2(without / np.minimum(told, without)).sum()))
-    return min(bits, entropy(context))  # numbers that go together were counted each
+    return min(bits, entropy(context))  # numbers that vary together were each counted
 
 
 def _standardised(values: np.ndarray) -> np.ndarray:
-    """[n, D] with the columns that vary, each of mean 0 and deviation 1."""
+    """[n, D] with only the columns that vary, scaled to mean 0 and deviation 1."""
     deviation = values.std(0)
     varying = deviation > 1e-9 * np.maximum(1.0, np.abs(values).max(0))
     return (values[:, varying] - values[:, varying].mean(0)) / deviation[varying]
 
 
 def _left_out_errors(kernel: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Mean squared leave-one-out errors [D] of kernel ridge regression, with the ridge that is best over all."""
+    """Mean squared leave-one-out errors [D] of kernel ridge regression, with the ridge that is best overall."""
     best = None
     for ridge in _RIDGES:
         inverse = np.linalg.inv(kernel + ridge * np.eye(len(kernel)))

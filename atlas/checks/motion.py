@@ -1,10 +1,10 @@
 """How the hand follows the actions, learned from recordings: with what delay, by how much, and along which axes.
 
 The hand's motion from t to t + 1 is regressed on the actions around t (a finite impulse response, the same for all
-axes). Where actions and observations belong together the answer begins with the action at t: no weight lies on later
-actions, and the first one lies on that at t. robosuite's OSC_POSE controller at 20 Hz, which is LIBERO's, answers
-within two steps (weights of about 0.10, 0.08, 0.02 of the commanded metres) and so by about a fifth in all: each
-command is relative to where the hand is, and gets only one step of time.
+axes). If actions and observations belong together, the response begins with the action at t: later actions have no
+weight, and the first weight is that of t. robosuite's OSC_POSE controller at 20 Hz, which is LIBERO's, responds within
+two steps (weights of about 0.10, 0.08, 0.02 of the commanded metres) and so by about a fifth in all: each command is
+relative to where the hand is, and gets only one step of time.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 
 from atlas.types import ActionSpec
 
-LAGS = np.arange(-4, 6)  # frames between an action and the motion that it may explain; before 0 it comes too late
-_ANSWER = 4  # lags from the first one on whose weights make up the gain
+LAGS = np.arange(-4, 6)  # frames between an action and the motion it may explain; negative: the action comes later
+_ANSWER = 4  # lags, from the first one with weight, whose weights make up the gain
 _FEWEST_ROWS = 90  # for 10 weights
 _MOST_ROWS = 5000
 _SMALLEST_R2 = 0.3
-_STARTS = 0.4  # of the largest weight: where the answer begins
+_STARTS = 0.4  # of the largest weight: where the response begins
 _RIDGE = 1e-3
 _STILL_ACTION, _STILL_M = 1e-3, 1e-5
 
@@ -31,13 +31,13 @@ Recorded = Sequence[tuple[np.ndarray, np.ndarray]]  # actions [T, A] and proprio
 
 @dataclass(frozen=True)
 class MotionFit:
-    """The answer of the hand's position to the actions' position."""
+    """The response of the hand's position to the actions' position."""
 
-    weights: np.ndarray  # [lags], metres a frame for an action of 1
-    r2: float  # of the motion's variance, so much is explained
+    weights: np.ndarray  # [lags], metres per frame for an action of 1
+    r2: float  # the explained share of the motion's variance
     delay: int  # frames from an action to the first motion that it explains
-    gain: float  # of the commanded metres, so many are moved
-    axes: tuple[tuple[int, int], ...]  # for each axis of the hand, which one of the actions moves it, and its sign
+    gain: float  # the share of the commanded metres that is moved
+    axes: tuple[tuple[int, int], ...]  # for each axis of the hand, which action axis moves it, and with which sign
     axes_r2: float  # with these axes
 
     @property
@@ -47,8 +47,8 @@ class MotionFit:
 
 
 def fit_motion(recorded: Recorded, spec: ActionSpec) -> MotionFit | None:
-    """Fit the answer; None where actions are no deltas of one 3-D position or proprio does not begin with its position,
-    as far as that can be told: nothing explains what moves."""
+    """Fit the response. None if actions are not deltas of one 3-D position or proprio does not begin with its position,
+    as far as that can be told: nothing explains the motion."""
     deltas = [(group, part) for group, part in spec.spans("position") if group.delta and len(group.names) == 3]
     if len(deltas) != 1 or len(spec.spans("position")) > 1 or not recorded or recorded[0][1].shape[1] < 3:
         return None
@@ -58,7 +58,7 @@ def fit_motion(recorded: Recorded, spec: ActionSpec) -> MotionFit | None:
     history = [_around(a) for a in actions]  # [T - 1, lags, 3] each
     x = np.concatenate([h[: len(m)] for h, m in zip(history, motions, strict=True)])
     y = np.concatenate(motions)
-    usable = np.isfinite(x).all(axis=(1, 2))  # not so near to the ends that some actions are unknown
+    usable = np.isfinite(x).all(axis=(1, 2))  # not so close to the ends that some actions are unknown
     x, y = x[usable], y[usable]
     every = max(1, len(y) // _MOST_ROWS)
     x, y = x[::every], y[::every]
@@ -82,8 +82,8 @@ def fit_motion(recorded: Recorded, spec: ActionSpec) -> MotionFit | None:
 
 
 def explained_by_pose(recorded: Recorded, position: slice) -> float:
-    """How much of the actions' position the hand's next position explains (R^2): near 1 where actions say where to go
-    and not how far. position: its dimensions."""
+    """How much of the actions' position the hand's next position explains (R^2): near 1 if actions say where to go
+    rather than how far. position: its dimensions."""
     a = np.concatenate([a[:-1, position] for a, _ in recorded])
     p = np.concatenate([p[1:, : a.shape[1]] for _, p in recorded])
     a, p = a - a.mean(0), p - p.mean(0)
@@ -95,7 +95,7 @@ def explained_by_pose(recorded: Recorded, position: slice) -> float:
 
 
 def _around(actions: np.ndarray) -> np.ndarray:
-    """[T, lags, 3]: the actions around each frame; not a number where they lie outside of the episode."""
+    """[T, lags, 3]: the actions around each frame; NaN where they lie outside the episode."""
     length = len(actions)
     place = np.arange(length)[:, None] - LAGS[None, :]
     around = actions[np.clip(place, 0, length - 1)].copy()

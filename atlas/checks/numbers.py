@@ -1,4 +1,4 @@
-"""`actions`: the numbers of actions and state are finite, within their ranges, and not the same again and again."""
+"""`actions`: the numbers of actions and state are finite, within their ranges, and not always the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from atlas.checks.finding import Finding
 from atlas.data.noops import without_noops
 
 _STILL = 1e-6
-_MOVED_M = 0.005  # a hand that moves so far along an axis did so for a reason
+_MOVED_M = 0.005  # a hand that moves this far along an axis did so on purpose
 _SATURATED = 0.5  # of the frames lie at the same end of the range
 _OUTLIER = 20.0  # times the range of 90% of the values
 _NOOPS = 0.3
@@ -28,7 +28,7 @@ def check_actions(context: CheckContext) -> Iterator[Finding]:
             "actions",
             "error",
             f"{len(bad)} of {len(dataset)} episodes hold actions or proprio that are not finite: {bad[:_SHOWN]}",
-            "Mend these episodes or leave them out.",
+            "Repair these episodes or leave them out.",
             {"episodes": bad},
             fatal=True,
         )
@@ -41,11 +41,11 @@ def check_actions(context: CheckContext) -> Iterator[Finding]:
 
 
 def _stuck(context: CheckContext, actions: np.ndarray) -> Iterator[Finding]:
-    """Dimensions that never change. It is an error where they hold something, or the hand moves all the same."""
+    """Dimensions that never change. This is an error if they hold something, or the hand moves all the same."""
     spec = context.dataset.action_spec
     lost: list[str] = []
     unused: list[str] = []
-    for dimension in spec.pose:  # of a gripper, `gripper` says so
+    for dimension in spec.pose:  # for grippers, the check `gripper` says so
         name = spec.names[dimension]
         if np.ptp(actions[:, dimension]) >= _STILL:
             continue
@@ -55,8 +55,8 @@ def _stuck(context: CheckContext, actions: np.ndarray) -> Iterator[Finding]:
         yield Finding(
             "actions",
             "error",
-            f"the action dimensions {lost} never change, and the hand moves as if they did",
-            "Look at the column that they were read from (data.features.action_spec says which).",
+            f"the action dimensions {lost} never change, but the hand moves as if they did",
+            "Check the column that they were read from (data.features.action_spec names it).",
             {"constant": lost},
         )
     if unused:
@@ -64,14 +64,14 @@ def _stuck(context: CheckContext, actions: np.ndarray) -> Iterator[Finding]:
             "actions",
             "warning",
             f"the action dimensions {unused} never change",
-            "Leave them out of the action space, or look whether they were read from the right column.",
+            "Leave them out of the action space, or check whether they were read from the right column.",
             {"constant": unused},
         )
 
 
 def _hand_moves_along(context: CheckContext, dimension: int) -> bool:
-    """Whether the hand moves along a position axis, as far as proprio is known to begin with its position."""
-    if context.motion is None:  # else there is one position, and proprio begins with it
+    """Whether the hand moves along a position axis, if proprio is known to begin with its position."""
+    if context.motion is None:  # otherwise there is one position, and proprio begins with it
         return False
     ((_, part),) = context.dataset.action_spec.spans("position")
     axis = dimension - part.start
@@ -90,7 +90,7 @@ def _ranges(context: CheckContext, actions: np.ndarray) -> Iterator[Finding]:
             "error",
             f"{frames} frames have actions far from all others in {[spec.names[d] for d in wild]}: up to "
             f"{max(max(-low[d], high[d]) for d in wild):.4g}, where 90% lie within {max(reach[d] for d in wild):.4g}",
-            "Leave these episodes out, or mend the jumps.",
+            "Leave these episodes out, or repair the jumps.",
             {"frames": frames, "dimensions": [spec.names[d] for d in wild]},
         )
     outside = float((np.abs(actions[:, spec.pose]) > 1 + 1e-3).mean())
@@ -99,13 +99,13 @@ def _ranges(context: CheckContext, actions: np.ndarray) -> Iterator[Finding]:
         yield Finding(
             "actions",
             "warning",
-            f"{outside:.1%} of the pose actions lie outside of [-1, 1], where the controller clips them",
+            f"{outside:.1%} of the pose actions lie outside [-1, 1], where the controller clips them",
             "Give the unit of the actions in data.features.action_spec, or clip them when they are recorded.",
             {"share_outside": round(outside, 4)},
         )
     for dimension in spec.pose:
         values = actions[:, dimension]
-        if q01[dimension] == q99[dimension]:  # it is used in few frames: `stats` says so
+        if q01[dimension] == q99[dimension]:  # it is used in few frames, which `stats` reports
             continue
         at_end = max(
             float((values <= low[dimension] + _STILL).mean()), float((values >= high[dimension] - _STILL).mean())
@@ -115,13 +115,13 @@ def _ranges(context: CheckContext, actions: np.ndarray) -> Iterator[Finding]:
                 "actions",
                 "warning",
                 f"{at_end:.0%} of the actions in {spec.names[dimension]} lie at one end of their range",
-                "Look whether the demonstrations were clipped when they were recorded.",
+                "Check whether the demonstrations were clipped when they were recorded.",
                 {"dimension": spec.names[dimension], "share": round(at_end, 3)},
             )
 
 
 def _repeats(context: CheckContext) -> Iterator[Finding]:
-    """Frames that are there twice, and frames whose action does nothing."""
+    """Frames that occur twice, and frames whose action does nothing."""
     spec = context.dataset.action_spec
     frames = repeated = idle = 0
     for actions, proprio in context.sampled:
@@ -134,8 +134,8 @@ def _repeats(context: CheckContext) -> Iterator[Finding]:
         yield Finding(
             "actions",
             "warning",
-            f"{repeated / frames:.0%} of the frames are the one before once more, action and proprio alike",
-            "Look whether frames were repeated to reach another rate; leave the copies out.",
+            f"{repeated / frames:.0%} of the frames repeat the one before, both action and proprio",
+            "Check whether frames were repeated to reach another rate; leave the copies out.",
             {"share_repeated": round(repeated / frames, 3)},
         )
     if idle > _NOOPS * frames:

@@ -1,4 +1,4 @@
-"""`gripper`, `lag` and `scale`, as far as recordings alone show them: do actions mean what their ActionSpec says."""
+"""`gripper`, `lag` and `scale`, as far as recordings alone show them: do actions mean what their ActionSpec says?"""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from atlas.checks.motion import MotionFit
 from atlas.data.hdf5.gripper_values import CLEAR, fingers_follow, is_zero_to_one, map_gripper
 from atlas.types import ActionGroup
 
-_GAIN, _USUAL_GAIN = (0.12, 0.40), 0.22  # of robosuite's OSC_POSE at 20 Hz: 0.18 to 0.26 in recordings
-_ANY_GAIN = (0.02, 1.5)  # of any controller: the hand moves, and not further than it is told to
+_GAIN, _USUAL_GAIN = (0.12, 0.40), 0.22  # for robosuite's OSC_POSE at 20 Hz: 0.18 to 0.26 in recordings
+_ANY_GAIN = (0.02, 1.5)  # for any controller: the hand moves, but not further than it is told to
 
 
 def check_gripper(context: CheckContext) -> Iterator[Finding]:
@@ -23,7 +23,7 @@ def check_gripper(context: CheckContext) -> Iterator[Finding]:
         values = np.concatenate(told)
         yield from _values(context, gripper, values)
         if np.ptp(values) >= 1e-6 and not _in_another_range(gripper, values):
-            # From -1, open, to 1, closed, which to the bit they are where they are so.
+            # From -1, open, to 1, closed; unchanged to the bit if they already are.
             turned = [map_gripper(each, gripper.open, gripper.closed) for each in told]
             agreement = fingers_follow(turned, [proprio for _, proprio in context.sampled])
             if agreement is not None:
@@ -35,14 +35,14 @@ def _in_another_range(gripper: ActionGroup, values: np.ndarray) -> bool:
 
 
 def _values(context: CheckContext, gripper: ActionGroup, values: np.ndarray) -> Iterator[Finding]:
-    """values: float64 [frames], told to a gripper."""
+    """values: float64 [frames], the commands to a gripper."""
     low, high = float(values.min()), float(values.max())
     evidence, name = {"min": low, "max": high}, gripper.label
     if _in_another_range(gripper, values):
         yield Finding(
             "gripper",
             "error",
-            f"the {name}'s actions lie within [{low:g}, {high:g}], and are to be -1 (open) to +1 (closed)",
+            f"the {name}'s actions lie within [{low:g}, {high:g}], but should be -1 (open) to +1 (closed)",
             f"Map them {context.where_to_change('gripper_open and gripper_closed')}.",
             evidence,
         )
@@ -75,7 +75,7 @@ def _values(context: CheckContext, gripper: ActionGroup, values: np.ndarray) -> 
             "gripper",
             "warning",
             f"the {name} is told to be {what} all the time",
-            "Look at the column that it was read from, unless the task needs no gripper.",
+            "Check the column that it was read from, unless the task needs no gripper.",
             evidence,
         )
 
@@ -89,18 +89,18 @@ def _sign(context: CheckContext, gripper: ActionGroup, agreement: float) -> Iter
         yield Finding(
             "gripper",
             "error",
-            f"the {name}'s sign is flipped: the fingers open where the action nears {closed}, which is to close them "
+            f"the {name}'s sign is flipped: the fingers open when the action nears {closed}, which should close them "
             f"(correlation {agreement:.2f})",
             f"Negate the gripper's action {context.where_to_change(ends)}.",
             evidence,
         )
     elif agreement < -CLEAR:
-        said = f"the fingers close where the action is {closed} (correlation {agreement:.2f})"
+        said = f"the fingers close when the action is {closed} (correlation {agreement:.2f})"
         yield Finding("gripper", "info", said, None, evidence)
 
 
 def check_lag(context: CheckContext) -> Iterator[Finding]:
-    """Whether the action at t explains the motion from t to t + 1, or an earlier or a later one does."""
+    """Whether the motion from t to t + 1 is explained by the action at t, or by an earlier or later one."""
     motion = context.motion
     if motion is None or context.takes_poses:
         return
@@ -137,7 +137,7 @@ def check_lag(context: CheckContext) -> Iterator[Finding]:
             "lag",
             "warning",
             f"the hand begins to move {frames} after the action (R2 {motion.axes_r2:.2f}), as robots may",
-            f"If it is no robot with such a delay, move the actions {frames} towards the end.",
+            f"If the robot has no such delay, move the actions {frames} towards the end.",
             evidence,
         )
 
@@ -149,7 +149,7 @@ def check_scale(context: CheckContext) -> Iterator[Finding]:
         yield Finding(
             "scale",
             "error",
-            f"the actions are poses to go to, not deltas: the hand's next position explains them (R2 "
+            f"the actions are target poses, not deltas: the hand's next position explains them (R2 "
             f"{context.poses_r2:.2f})",
             f"Convert them to deltas, or say what they are {context.where_to_change('delta: false')}.",
             {"r2_with_position": round(context.poses_r2, 3)},
@@ -167,7 +167,7 @@ def check_scale(context: CheckContext) -> Iterator[Finding]:
         yield Finding(
             "scale",
             "error",
-            f"the actions' axes are not those of proprio: {', '.join(moves)} (R2 {motion.axes_r2:.2f}, and "
+            f"the actions' axes are not those of proprio: {', '.join(moves)} (R2 {motion.axes_r2:.2f}, but "
             f"{motion.r2:.2f} as they are named)",
             "Put actions and proprio into the robot's base frame where the data is converted.",
             {"axes": [list(axis) for axis in motion.axes], "r2": round(motion.axes_r2, 3)},
@@ -181,7 +181,7 @@ def _gain(context: CheckContext, motion: MotionFit) -> Finding:
     unit_m = group.unit
     low, high = _GAIN if context.known_controller else _ANY_GAIN
     evidence = {"gain": round(motion.gain, 4), "expected": [low, high], "unit_m": unit_m}
-    if low <= motion.gain <= high or context.has_errors("video"):  # at another rate it moves further in a frame
+    if low <= motion.gain <= high or context.has_errors("video"):  # at another rate it moves further per frame
         said = f"the hand moves {motion.gain:.2f} of the commanded distance (1 = {unit_m:g} m)"
         return Finding("scale", "info", said, None, evidence)
     unit = unit_m * motion.gain / (_USUAL_GAIN if context.known_controller else 1.0)

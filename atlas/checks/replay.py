@@ -1,8 +1,8 @@
 """`replay`: the recorded actions, played again in the world from the recorded start, do what was recorded.
 
-Where they do not, other meanings of the actions are tried, and the one that brings the hand back to where it was
-recorded is named under `gripper`, `scale`, `lag` or `video` (the rate). A wrong meaning shows within a second, so it is
-tried on short pieces of few episodes, and then played on whole ones.
+If they do not, other meanings of the actions are tried, and the one that brings the hand back to where it was recorded
+is named under `gripper`, `scale`, `lag` or `video` (the rate). A wrong meaning shows within a second, so it is tried on
+short pieces of a few episodes, and then played on whole ones.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from atlas.data.episode import Episode
 from atlas.environments.environment import Simulator
 from atlas.errors import InputError
 
-_CLOSE_M = 0.005  # drift of a replay that is as recorded: below a millimetre in the world it was recorded in
-_ENOUGH = 0.8  # of the episodes are to succeed
+_CLOSE_M = 0.005  # drift of a faithful replay: below a millimetre in the world it was recorded in
+_ENOUGH = 0.8  # of the episodes must succeed
 _PIECE = 20  # frames
 _PIECES = 2  # episodes
-_BETTER = 0.35  # of the drift is left where a meaning is the right one
+_BETTER = 0.35  # of the drift is left when a meaning is the right one
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a replay came to. Drift: the largest distance from the recorded place, in metres."""
+    """The result of a replay. Drift: the largest distance from the recorded place, in metres."""
 
     success: bool
     hand_m: float  # of the hand and its fingers
     objects_m: float  # of everything else
     moved: np.ndarray  # [3], how far the hand went in the world's axes, summed over its steps
-    recorded: np.ndarray  # [3], likewise as recorded
+    recorded: np.ndarray  # [3], the same as recorded
 
 
 def check_replay(context: CheckContext) -> Iterator[Finding]:
@@ -48,9 +48,7 @@ def check_replay(context: CheckContext) -> Iterator[Finding]:
     actions, takes = context.dataset.action_spec.dim, env.spec.action_spec.dim
     if actions != takes or not context.states_fit:
         what = (
-            f"actions have {actions} numbers, and it takes {takes}"
-            if actions != takes
-            else "states are of another size"
+            f"actions have {actions} numbers, but it takes {takes}" if actions != takes else "states have another size"
         )
         yield Finding(
             "replay",
@@ -102,7 +100,7 @@ def _replay(
 ) -> Replayed:
     """Play the actions of an episode, or of a piece of it, and measure how far from the recorded places things get.
 
-    limit: a drift of the hand, in metres, from which on it is of no use to go on.
+    limit: a drift of the hand, in metres, beyond which playing on is pointless.
     """
     episode = recorded.episode
     env.reset(init_state=_start(episode, first), instruction=instruction or env.spec.known(episode.instruction))
@@ -168,8 +166,8 @@ def _well(context: CheckContext, plain: list[Replayed]) -> Finding:
 
 
 def _other_tasks(env: Simulator, recorded: list[Recorded], plain: list[Replayed]) -> tuple[dict[int, str], list[int]]:
-    """Of the episodes that do not succeed as their instruction says: {place: the instruction by which they do}, and the
-    places of those for which there is none."""
+    """For the episodes that do not succeed at their instruction: {place: the instruction that they do succeed at}, and
+    the places of those for which there is none."""
     other, unlike = {}, []
     for place, (episode, result) in enumerate(zip(recorded, plain, strict=True)):
         if result.success:
@@ -189,7 +187,7 @@ def _succeeds_as(env: Simulator, recorded: Recorded, instruction: str) -> bool:
     try:
         return _replay(env, recorded, AS_RECORDED, instruction).success
     except InputError:
-        return False  # the scene of that task cannot be in the recorded state
+        return False  # the recorded state cannot contain that task's scene
 
 
 def _wrong_instructions(recorded: list[Recorded], other: dict[int, str]) -> Finding:
@@ -211,7 +209,7 @@ def _wrong_instructions(recorded: list[Recorded], other: dict[int, str]) -> Find
 def _explain(
     context: CheckContext, env: Simulator, recorded: list[Recorded], plain: list[Replayed], unlike: list[int]
 ) -> Iterator[Finding]:
-    """Try other meanings on pieces of the episodes that drift most; name what helps, and that nothing does."""
+    """Try other meanings on pieces of the episodes that drift most; name the one that helps, or that none does."""
     worst = sorted(range(len(recorded)), key=lambda place: plain[place].hand_m, reverse=True)
     pieces = [recorded[place] for place in worst if len(recorded[place].episode) > 8][:_PIECES]
     if _drift(plain) < _CLOSE_M or not pieces or context.has_errors("actions", "video"):
@@ -243,7 +241,7 @@ def _explain(
 
 
 def _suspected_first(context: CheckContext, tried: Iterator[Meaning]) -> list[Meaning]:
-    """Those first for which the checks before have found something."""
+    """Meanings first that the earlier checks have raised findings about."""
     return sorted(tried, key=lambda meaning: not context.has_errors(meaning.check))
 
 
@@ -264,7 +262,7 @@ def _unexplained(context: CheckContext, env: Simulator, plain: list[Replayed], u
         yield Finding(
             "replay",
             "warning",
-            f"{said}; the world is not quite the one that it was recorded in",
+            f"{said}; the world differs from the one that it was recorded in",
             f"Compare the versions of the simulator of '{env.spec.name}' with those of the recording.",
             _numbers(plain),
         )
@@ -273,6 +271,6 @@ def _unexplained(context: CheckContext, env: Simulator, plain: list[Replayed], u
             "replay",
             "error",
             f"{said}, and none of the usual meanings of actions explains it",
-            "Look at how the actions and states were recorded, and at the versions of the simulator.",
+            "Check how the actions and states were recorded, and the versions of the simulator.",
             _numbers(plain),
         )

@@ -1,4 +1,4 @@
-"""`split`: no episode, and none that is nearly another, is both in training and in validation."""
+"""`split`: no episode, or near copy of one, is both in training and in validation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
 
 _SAME = 0.1  # RMS difference, in deviations, of most numbers of two episodes that are nearly the same
-_CANDIDATE = 0.6  # of a summary's numbers, likewise
+_CANDIDATE = 0.6  # the same for a summary's numbers
 _SHIFTS = 6  # frames by which one may begin later
 _LENGTHS = 10  # frames by which their lengths may differ
 _MOST_EPISODES = 5000  # compared with each other
@@ -37,7 +37,7 @@ def check_split(context: CheckContext) -> Iterator[Finding]:
         yield Finding(
             "split",
             "warning",
-            "no episode is left for validation: each task has one only",
+            "no episode is left for validation: each task has only one",
             "Add episodes; a task with two or more gives one to validation.",
             {"train": len(train), "val": 0},
         )
@@ -48,7 +48,7 @@ def check_split(context: CheckContext) -> Iterator[Finding]:
             yield Finding(
                 "split",
                 "warning",
-                f"{len(alone)} of {len(context.dataset.tasks)} tasks have one episode each, which is trained on: "
+                f"{len(alone)} of {len(context.dataset.tasks)} tasks have only one episode, which is trained on: "
                 "they are not validated",
                 "Add episodes; a task with two or more gives one to validation.",
                 {"tasks": [context.dataset.tasks[task] for task in alone[:_SHOWN].tolist()]},
@@ -57,7 +57,7 @@ def check_split(context: CheckContext) -> Iterator[Finding]:
     leaking = [pair for pair in pairs if len(train & set(pair)) == 1 and len(val & set(pair)) == 1]
     if pairs:
         shown = ", ".join(f"{a} and {b}" for a, b in (leaking or pairs)[:_SHOWN])
-        where = f"{len(leaking)} of them on both sides of the split" if leaking else "and another seed may part them"
+        where = f"{len(leaking)} of them on both sides of the split" if leaking else "and another seed may split them"
         yield Finding(
             "split",
             "error",
@@ -102,7 +102,7 @@ def _numbers(context: CheckContext, index: int) -> np.ndarray:
 
 
 def _summary(context: CheckContext, index: int) -> np.ndarray:
-    """Means of the quarters of an episode, which a few frames more or less hardly change."""
+    """Means of the quarters of an episode, which hardly change with a few frames more or less."""
     numbers = _numbers(context, index)
     edges = np.linspace(0, len(numbers), 5).astype(int)
     quarters = [numbers[min(a, len(numbers) - 1) : max(b, a + 1)] for a, b in itertools.pairwise(edges)]
@@ -121,7 +121,7 @@ def _deviation(context: CheckContext) -> np.ndarray:
 
 
 def _same(context: CheckContext, first: int, second: int, scale: np.ndarray) -> bool:
-    """Whether two episodes are nearly the same, when one is moved by a few frames against the other."""
+    """Whether two episodes are nearly the same when one is shifted by a few frames against the other."""
     varying = np.isfinite(scale)
     a, b = (_numbers(context, index)[:, varying] / scale[varying] for index in (first, second))
     for shift in range(-_SHIFTS, _SHIFTS + 1):

@@ -1,4 +1,4 @@
-"""`stats`: the statistics that a policy would be scaled by, and those that the dataset brings."""
+"""`stats`: the statistics that a policy would be scaled by, and those stored in the dataset."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atlas.data.statistics import ColumnStatistics, seldom_used
 from atlas.system.documents import read_json
 
 _SMALLEST_STD = 1e-6
-_TAIL = 8.0  # standard deviations from the mean, beyond which the largest value sets the scale alone
+_TAIL = 8.0  # standard deviations from the mean beyond which the largest value alone sets the scale
 _AGREE = 0.05  # of a standard deviation
 _SOURCES = "meta/stats.json"
 
@@ -31,7 +31,7 @@ def check_stats(context: CheckContext) -> Iterator[Finding]:
     for what, (values, names) in columns.items():
         names = names or tuple(str(i) for i in range(values.shape[1]))
         if not np.isfinite(values).all():
-            return  # `actions` says so
+            return  # `actions` reports it
         scaling = getattr(context.processor, f"{what}_normalization")
         kept = {names[d] for d, _ in dataset.action_spec.grippers} if what == "action" else set()
         found = list(_of_column(what, ColumnStatistics.of(values), names, scaling, kept))
@@ -60,7 +60,7 @@ def _of_column(
             "stats",
             "error",
             f"no dimension of {what} varies over the training episodes",
-            "Look at the columns that were read; there is nothing to learn from.",
+            "Check the columns that were read; there is nothing to learn from.",
             {"column": what},
             fatal=True,
         )
@@ -69,11 +69,11 @@ def _of_column(
         yield Finding(
             "stats",
             "warning",
-            f"the dimensions {still} of {what} do not vary in training: elsewhere, scaled, they may be far off",
+            f"the dimensions {still} of {what} do not vary in training: elsewhere, after scaling, they may be far off",
             "Leave them out with data.features.proprio, unless they never vary in the world either.",
             {"column": what, "dimensions": still},
         )
-    # By the smallest and the largest value, `tails` says it.
+    # For scaling by the smallest and the largest value, `tails` reports it.
     seldom = [] if scaling == "min_max" else [d for d in seldom_used(statistics) if names[d] not in (*still, *kept)]
     for dimension in seldom:
         q01, q99 = statistics.q01[dimension], statistics.q99[dimension]
@@ -81,9 +81,9 @@ def _of_column(
         yield Finding(
             "stats",
             "warning",
-            f"{what} {names[dimension]} lies within [{q01:.4g}, {q99:.4g}] in 98% of the frames, and reaches "
-            f"{farthest:.4g} in few" + (": it is scaled by its deviation" if scaling == "quantiles" else ""),
-            "Look at these frames; record more of them where they are meant, and leave them out where they are not.",
+            f"{what} {names[dimension]} lies within [{q01:.4g}, {q99:.4g}] in 98% of the frames, but reaches "
+            f"{farthest:.4g} in a few" + (": it is scaled by its deviation" if scaling == "quantiles" else ""),
+            "Look at these frames; record more of them if they are intended, and leave them out if not.",
             {"column": what, "dimension": names[dimension], "q01": q01, "q99": q99, "farthest": float(farthest)},
         )
     reach = np.maximum(high - mean, mean - low) / np.maximum(std, _SMALLEST_STD)
@@ -101,7 +101,7 @@ def _of_column(
 
 
 def _brought(context: CheckContext, dataset: LeRobotDataset) -> Iterator[Finding]:
-    """What the dataset says of itself. Atlas never uses it; others do."""
+    """The statistics stored in the dataset. Atlas never uses them, but others do."""
     path = dataset.path / _SOURCES
     said = _read(path)
     if said is None:

@@ -1,4 +1,4 @@
-"""`video`: images are there for every frame, at the times that they should have, in files that can be read."""
+"""`video`: every frame has images, at the right times, in files that can be read."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from atlas.data.lerobot.whole import fault
 from atlas.data.video import FRAME_TOLERANCE
 from atlas.errors import InputError, first_line
 
-_CLOCK = 0.02  # relative difference of two rates that are the same
+_CLOCK = 0.02  # relative difference up to which two rates are the same
 _DECODED_EPISODES = 12
 _MOST_VIDEOS = 400  # whose frames are counted
 _ONE_COLOUR = 1.0  # standard deviation of the pixels of a picture that shows nothing
 _SHOWN = 3
-_FETCH = "Fetch or copy these files again, or train with data.skip_damaged=true, which leaves their episodes out."
+_FETCH = "Download or copy these files again, or train with data.skip_damaged=true, which leaves their episodes out."
 
 
 def check_video(context: CheckContext) -> Iterator[Finding]:
@@ -35,16 +35,16 @@ def check_video(context: CheckContext) -> Iterator[Finding]:
 
 
 def _rate(context: CheckContext) -> Iterator[Finding]:
-    """The rate that the dataset says, against the simulator's clock and the world that it will be evaluated in."""
+    """Compare the dataset's stated rate with the simulator's clock and the world that it will be evaluated in."""
     said, spec = context.dataset.fps, context.dataset.action_spec
     step = context.seconds_a_frame
     if step is not None and abs(step * spec.control_hz - 1) > _CLOCK:
         yield Finding(
             "video",
             "error",
-            f"the dataset says {spec.control_hz:g} actions a second, and by the simulator's clock a frame takes "
-            f"{step:.4g} s: {1 / step:.4g} a second",
-            "Record and train at one rate: frames may have been left out, or the rate (fps) is written wrongly.",
+            f"the dataset states {spec.control_hz:g} actions per second, but by the simulator's clock a frame takes "
+            f"{step:.4g} s: {1 / step:.4g} per second",
+            "Record and train at one rate: frames may have been left out, or the rate (fps) may be wrong.",
             {"control_hz": spec.control_hz, "fps": said, "hz_by_clock": round(1 / step, 4)},
         )
     elif context.environment is not None and spec.control_hz != context.environment.spec.action_spec.control_hz:
@@ -52,14 +52,14 @@ def _rate(context: CheckContext) -> Iterator[Finding]:
         yield Finding(
             "video",
             "error",
-            f"the dataset says {spec.control_hz:g} actions a second, and the world '{world}' takes {hz:g}",
+            f"the dataset states {spec.control_hz:g} actions per second, but the world '{world}' takes {hz:g}",
             "If each row is one step of that world, set control_hz of data.features.action_spec.",
             {"control_hz": spec.control_hz, "environment_hz": hz},
         )
 
 
 def _files(dataset: LeRobotDataset, damaged: set[Path]) -> Iterator[Finding]:
-    """Every file by its outline, and the frames of the videos, counted without decoding them."""
+    """Check every file's structure, and count the frames of the videos without decoding them."""
     faults: dict[str, str] = {}
     for name in _files_of(dataset):
         if (why := fault(dataset.path / name)) is not None:
@@ -95,13 +95,13 @@ def _files(dataset: LeRobotDataset, damaged: set[Path]) -> Iterator[Finding]:
 
 
 def _sizes(dataset: LeRobotDataset, damaged: set[Path]) -> Iterator[Finding]:
-    """Images of another size than the dataset says, which training refuses."""
+    """Images that do not have the size stated in the dataset, which training refuses."""
     try:
         dataset.check_sizes()
     except InputError as error:
         fix = "Bring all images to one size, or train with data.skip_damaged=true, which leaves the others out."
         yield Finding("video", "error", str(error), fix, {"size": str(error)})
-        damaged.add(dataset.path)  # what is said of it is not said again
+        damaged.add(dataset.path)  # so that it is not reported again
 
 
 def _files_of(dataset: LeRobotDataset) -> list[str]:
@@ -109,7 +109,7 @@ def _files_of(dataset: LeRobotDataset) -> list[str]:
 
 
 def _spans_of(dataset: LeRobotDataset, camera: str) -> dict[Path, list[tuple[float, int]]]:
-    """Of each video of a camera, where its episodes begin, in seconds, and how many frames they have."""
+    """For each video of a camera, where its episodes begin, in seconds, and how many frames they have."""
     places = dataset._source.videos.get(dataset._features.cameras[camera].key)
     spans: dict[Path, list[tuple[float, int]]] = {}
     if places is not None:
@@ -119,7 +119,7 @@ def _spans_of(dataset: LeRobotDataset, camera: str) -> dict[Path, list[tuple[flo
 
 
 def _frames_fault(path: Path, spans: list[tuple[float, int]], fps: float) -> str | None:
-    """What is wrong with a video whose episodes begin at some times, in seconds, and have so many frames."""
+    """What is wrong with a video whose episodes begin at these times, in seconds, with these numbers of frames."""
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
@@ -130,20 +130,18 @@ def _frames_fault(path: Path, spans: list[tuple[float, int]], fps: float) -> str
     if len(there) > 1:
         rate = 1 / float(np.median(np.diff(there)))
         if abs(rate / fps - 1) > _CLOCK:
-            return f"has {rate:.4g} frames a second, and the dataset {fps:g}"
+            return f"has {rate:.4g} frames per second, but the dataset {fps:g}"
     wanted = np.concatenate([start + np.arange(length) / fps for start, length in sorted(spans)])
     off = _distances(wanted, there)
     missing = int((off > 0.5 / fps).sum())
     if missing and len(wanted) != len(there):
         return f"lacks {missing} of {len(wanted)} frames"
-    if len(wanted) == len(there):  # then each frame is the one of its place, however far its time is
+    if len(wanted) == len(there):  # then each frame is the right one, however far its time is
         off = np.abs(wanted - there)
     if (off > FRAME_TOLERANCE / fps).any():
-        return (
-            f"has frames that are shifted, by up to {off.max() * 1000:.1f} ms against where its episodes should begin"
-        )
+        return f"has frames that are shifted by up to {off.max() * 1000:.1f} ms against where its episodes should begin"
     extra = len(there) - len(wanted)
-    return f"has {extra} frames more than its episodes" if extra > 0 else None
+    return f"has {extra} more frames than its episodes" if extra > 0 else None
 
 
 def _distances(wanted: np.ndarray, there: np.ndarray) -> np.ndarray:
@@ -155,7 +153,7 @@ def _distances(wanted: np.ndarray, there: np.ndarray) -> np.ndarray:
 
 
 def _timestamps(dataset: LeRobotDataset) -> Iterator[Finding]:
-    """The times of the rows against the rate: frame k of an episode is at k / fps."""
+    """Compare the rows' times with the rate: frame k of an episode is at k / fps."""
     stamps = dataset.columns.timestamp
     wrong = []
     for index in range(len(dataset)):
@@ -168,15 +166,15 @@ def _timestamps(dataset: LeRobotDataset) -> Iterator[Finding]:
         yield Finding(
             "video",
             "error",
-            f"the timestamps of {len(wrong)} of {len(dataset)} episodes are not those of {dataset.fps:g} frames a "
-            f"second; in episode {wrong[0]} they are of {rate:.4g}, or have gaps",
+            f"the timestamps of {len(wrong)} of {len(dataset)} episodes are not those of {dataset.fps:g} frames per "
+            f"second; in episode {wrong[0]} they imply {rate:.4g}, or have gaps",
             "Correct fps in meta/info.json, or convert the dataset again.",
             {"episodes": wrong[:100], "fps": dataset.fps, "fps_by_timestamps": round(rate, 4)},
         )
 
 
 def _pictures(context: CheckContext, damaged: set[Path]) -> Iterator[Finding]:
-    """Decode a few pictures of some episodes: can they be, do they show something, and does it change."""
+    """Decode a few pictures of some episodes: is that possible, do they show something, and does it change?"""
     unreadable: list[str] = []
     flat: dict[str, list[int]] = {}
     frozen: dict[str, list[int]] = {}
@@ -201,8 +199,8 @@ def _pictures(context: CheckContext, damaged: set[Path]) -> Iterator[Finding]:
         yield Finding(
             "video",
             "error",
-            f"camera '{camera}' shows one colour only in {len(episodes)} of {len(looked)} episodes",
-            "Look whether its images were recorded; leave the camera out with data.cameras.",
+            f"camera '{camera}' shows only one colour in {len(episodes)} of {len(looked)} episodes",
+            "Check whether its images were recorded; leave the camera out with data.cameras.",
             {"camera": camera, "episodes": episodes},
         )
     for camera, episodes in frozen.items():
@@ -210,7 +208,7 @@ def _pictures(context: CheckContext, damaged: set[Path]) -> Iterator[Finding]:
             "video",
             "warning",
             f"camera '{camera}' shows the same picture all the time in {len(episodes)} of {len(looked)} episodes",
-            "Look whether its images were recorded again at each step.",
+            "Check whether its images were recorded at each step.",
             {"camera": camera, "episodes": episodes},
         )
     if not (unreadable or flat or damaged):

@@ -1,8 +1,8 @@
 """`view`: the recorded pictures are what evaluation will show, camera by camera.
 
-The recorded states are rendered by the world that evaluation uses, go through the function that evaluation's pictures
-go through, and are compared with the recorded pictures: by their grey values, under the 8 flips and rotations, of each
-of the world's cameras; and then by their colours, as they are and in reversed order.
+The recorded states are rendered by the world that evaluation uses, go through the same function as evaluation's
+pictures, and are compared with the recorded pictures: by grey values, under the 8 flips and rotations, for each of the
+world's cameras; and then by colours, as they are and in reversed order.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from atlas.data.orientation import Orientation, turn_upright
 from atlas.system.paths import file_name
 
 _EPISODES, _FRAMES = 4, 3
-_LARGEST = 96  # pixels of the sides of what is compared
+_LARGEST = 96  # pixels per side of the compared pictures
 _SAME_AS_BEST = 0.02  # correlations that differ by less are alike: some pictures are almost their own mirror image
-_COLOURFUL, _CLEARLY = 4.0, 0.2  # mean square of what differs from grey (of 255); difference of correlations
+_COLOURFUL, _CLEARLY = 4.0, 0.2  # mean square of the difference from grey (of 255); difference of correlations
 _FADED = 0.6  # of the colours are left: video codecs keep few of them in small pictures
-_ONE_COLOUR = 1.0  # standard deviation of pixels; `video` says so
+_ONE_COLOUR = 1.0  # standard deviation of pixels; `video` reports it
 _ALIKE = 0.5  # correlation of pictures of one scene, whatever light and compression did to them
-_GAIN, _OFFSET = (0.6, 1.6), 40.0  # of brightness, as a line; beyond, it is another normalisation and not another light
+_GAIN, _OFFSET = (0.6, 1.6), 40.0  # of brightness, as a line; beyond, normalisation differs and not just the light
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Turn:
     columns: bool
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Images [n, H, W, 3], square where they are transposed."""
+        """Images [n, H, W, 3]; they must be square if they are transposed."""
         turned = images.swapaxes(1, 2) if self.transpose else images
         return np.ascontiguousarray(turned[:, :: -1 if self.rows else 1, :: -1 if self.columns else 1])
 
     @property
     def orientation(self) -> Orientation | None:
-        """The same as a source's orientation; None for those by 90 degrees."""
+        """The same as a source's orientation; None for turns by 90 degrees."""
         if self.transpose:
             return None
         if self.rows:
@@ -70,7 +70,7 @@ TURNS = (
 
 @dataclass(frozen=True)
 class Match:
-    """How alike the recorded pictures of a camera and the rendered ones of one are, in one way of showing these."""
+    """How alike a camera's recorded pictures and a world camera's rendered ones are, turned in one way."""
 
     camera: str  # the world's
     turn: Turn
@@ -85,7 +85,7 @@ def check_view(context: CheckContext) -> Iterator[Finding]:
         yield Finding("view", "info", f"no pictures were compared with '{env.spec.name}': {why}", None, {"compared": 0})
         return
     if not context.states_fit:
-        return  # `replay` says so
+        return  # `replay` reports it
     size = min(_LARGEST, *(min(context.dataset.image_size(camera)) for camera in context.cameras))
     recorded, rendered = _pictures(context, size)
     for camera in context.cameras:
@@ -114,7 +114,7 @@ def _pictures(context: CheckContext, size: int) -> tuple[dict[str, np.ndarray], 
 
 
 def _as_policies_see(images: np.ndarray, size: int) -> np.ndarray:
-    """Through the function of training and rollouts: uint8 [n, size, size, 3]."""
+    """Through the function used in training and rollouts: uint8 [n, size, size, 3]."""
     return fit_images(images, size).permute(0, 2, 3, 1).numpy()
 
 
@@ -130,7 +130,7 @@ def compare(recorded: np.ndarray, rendered: dict[str, np.ndarray]) -> list[Match
 
 
 def colours_reversed(recorded: np.ndarray, rendered: np.ndarray) -> bool:
-    """Whether pictures that are alike have red and blue swapped, as far as they have colours."""
+    """Whether pictures that are alike have red and blue swapped, if they have colours at all."""
     mine, other = _chroma(recorded), _chroma(rendered)
     size = float(np.linalg.norm(mine) * np.linalg.norm(other))
     if size < _COLOURFUL * mine.size:
@@ -140,23 +140,23 @@ def colours_reversed(recorded: np.ndarray, rendered: np.ndarray) -> bool:
 
 
 def _colours_left(recorded: np.ndarray, rendered: np.ndarray) -> float:
-    """The share of the rendered pictures' colours that the recorded ones have; 1 where there are none."""
+    """The share of the rendered pictures' colours that the recorded ones have; 1 if there are none."""
     mine, other = _chroma(recorded), _chroma(rendered)
     return float((mine * other).sum() / (other**2).sum()) if (other**2).mean() > _COLOURFUL else 1.0
 
 
 def _chroma(images: np.ndarray) -> np.ndarray:
-    """float32 [n, H, W, 3]: what differs from grey."""
+    """float32 [n, H, W, 3]: the difference from grey."""
     return np.asarray(images.astype(np.float32) - _grey(images))
 
 
 def _grey(images: np.ndarray) -> np.ndarray:
-    """float32 [n, H, W, 1]; the same in whatever order the colours are."""
+    """float32 [n, H, W, 1]; the same whatever the order of the colours."""
     return images.astype(np.float32).mean(axis=-1, keepdims=True)
 
 
 def _normalised(images: np.ndarray) -> np.ndarray:
-    """Each picture of mean 0 and deviation 1, so that its light does not matter."""
+    """Each picture scaled to mean 0 and deviation 1, so that its lighting does not matter."""
     mean, deviation = images.mean(axis=(1, 2, 3), keepdims=True), images.std(axis=(1, 2, 3), keepdims=True)
     return np.asarray((images - mean) / np.maximum(deviation, 1e-3))
 
@@ -181,15 +181,15 @@ def _judge(context: CheckContext, camera: str, recorded: np.ndarray, rendered: d
         _draw(path, camera, recorded, rendered, matches, best)
         evidence["picture"] = str(path)
     if recorded.std(axis=(1, 2, 3)).max() < _ONE_COLOUR:
-        said = f"camera '{camera}' shows one colour only, and cannot be compared"
+        said = f"camera '{camera}' shows only one colour, and cannot be compared"
         return Finding("view", "info", said, None, evidence)
     if best.correlation < _ALIKE:
         return Finding(
             "view",
             "error",
-            f"camera '{camera}' looks like none of the cameras of '{world}', however they are turned (best correlation "
+            f"camera '{camera}' looks like none of the cameras of '{world}', however it is turned (best correlation "
             f"{best.correlation:.2f})",
-            "Look at the picture: the camera's place, the scene or the frames' order is another one.",
+            "Look at the picture: the camera's place, the scene or the frames' order differs.",
             evidence,
         )
     if best.camera != camera:
@@ -218,7 +218,7 @@ def _judge(context: CheckContext, camera: str, recorded: np.ndarray, rendered: d
         return Finding(
             "view",
             "error",
-            f"camera '{camera}' has another brightness than evaluation shows: recorded = {gain:.2f} x rendered "
+            f"camera '{camera}' has a different brightness from evaluation: recorded = {gain:.2f} x rendered "
             f"{offset:+.0f} (of 255)",
             "Store images as 8 bits from 0 to 255, without normalisation; policies bring their own.",
             evidence,
@@ -249,7 +249,7 @@ def _own(own: Match | None) -> str:
 
 
 def _brightness(recorded: np.ndarray, rendered: np.ndarray) -> tuple[float, float]:
-    """recorded = gain * rendered + offset, by the deviations and means, which noise hardly changes."""
+    """recorded = gain * rendered + offset, from the deviations and means, which noise hardly changes."""
     gain = float(recorded.std() / max(1e-3, float(rendered.std())))
     return gain, float(recorded.mean() - gain * rendered.mean())
 

@@ -1,1 +1,1 @@
-"""All that is drawn: figures, films and curves."""
+"""Everything that is drawn: figures, films and curves."""

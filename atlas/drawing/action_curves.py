@@ -1,4 +1,4 @@
-"""Actions and proprio as curves that people can read: in millimetres and degrees, grippers as P(close)."""
+"""Actions and proprio as readable curves: in millimetres and degrees, grippers as P(close)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from atlas.drawing.figures import Panel
 from atlas.types import ActionSpec
 
 _MARGIN = 0.06  # of a curve's height, above and below
-_SHOWN_AS = {"joints": "rotation", "base": "position", "other": "state"}  # kinds without a colour of their own
+_SHOWN_AS = {"joints": "rotation", "base": "position", "other": "state"}  # kinds without their own colour
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Curve:
     unit: str
     kind: str  # position, rotation, gripper or state: its colour
     values: np.ndarray  # float64 [T]
-    ends: tuple[float, float]  # the least and the most of what is drawn
+    ends: tuple[float, float]  # the smallest and largest drawn value
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -34,7 +34,7 @@ class Curve:
 
 
 def action_curves(actions: np.ndarray, predicted: np.ndarray | None, spec: ActionSpec) -> list[Curve]:
-    """Of actions [T, A], which leave room for the `predicted` chunks [T, H, A] too; both as `readable` gives them."""
+    """Curves of actions [T, A] that also leave room for the `predicted` chunks [T, H, A]; both as from `readable`."""
     curves = []
     for group, part in spec.spans():
         for name, dimension in zip(group.names, range(part.start, part.stop), strict=True):
@@ -59,7 +59,7 @@ def panels(spec: ActionSpec, smallest: np.ndarray, largest: np.ndarray) -> list[
 
 
 def proprio_curves(proprio: np.ndarray, dataset: EpisodeDataset) -> list[Curve]:
-    """Of proprio [T, P], by the names that the dataset gives its numbers."""
+    """Curves of proprio [T, P], with the dataset's names for its numbers."""
     kinds = {"m": "position", "rad": "rotation"}
     curves = []
     for (name, unit), values in zip(proprio_names(dataset), proprio.T.astype(np.float64), strict=True):

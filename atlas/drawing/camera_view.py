@@ -1,4 +1,4 @@
-"""Where the hand's path lies in a fixed camera's picture, for episodes that carry their simulator's model."""
+"""Where the hand's path lies in a fixed camera's picture, for episodes that include their simulator's model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FixedCamera:
     fovy_deg: float  # the vertical field of view
 
     def project(self, points: np.ndarray, height: int, width: int) -> np.ndarray | None:
-        """Pixels (right, down) [n, 2] of points [n, 3] (m, world) in a picture; None where one lies behind."""
+        """Pixels (right, down) [n, 2] of points [n, 3] (m, world) in a picture; None if one lies behind the camera."""
         right, up, back = ((points - self.position) @ self.rotation).T
         if (back > -1e-3).any():
             return None
@@ -35,8 +35,8 @@ class FixedCamera:
 
 
 def find_camera(model_xml: str | None, name: str) -> FixedCamera | None:
-    """A camera of a MuJoCo model by its name; None where there is none that is fixed in the world and described by
-    its position, quaternion and field of view alone."""
+    """A camera of a MuJoCo model by name; None if there is none that is fixed in the world and described only by its
+    position, quaternion and field of view."""
     if model_xml is None:
         return None
     try:
@@ -54,7 +54,7 @@ def find_camera(model_xml: str | None, name: str) -> FixedCamera | None:
 
 
 def _rotation(quaternion: np.ndarray) -> np.ndarray:
-    """A rotation matrix [3, 3] of a quaternion [4], scalar first."""
+    """The rotation matrix [3, 3] of a quaternion [4], scalar first."""
     w, x, y, z = quaternion / np.linalg.norm(quaternion)
     return np.array(
         [
@@ -66,10 +66,10 @@ def _rotation(quaternion: np.ndarray) -> np.ndarray:
 
 
 def following(episodes: Sequence[Episode], spec: ActionSpec, horizon: int) -> float | None:
-    """How much of a commanded path the hand moves: the least-squares factor over all chunks of `horizon` actions.
+    """The share of a commanded path that the hand moves: the least-squares factor over all chunks of `horizon` actions.
 
-    An arm is still on its way when the next command comes, so this is well below 1. None where the first three
-    numbers of proprio do not move with the commands, and hence are not the hand's position (m) in their frame.
+    An arm is still on its way when the next command comes, so this is well below 1. None if the first three numbers of
+    proprio do not move with the commands, and hence are not the hand's position (m) in their frame.
     """
     positions = spec.spans("position")
     if len(positions) != 1 or not positions[0][0].delta or len(positions[0][0].names) != 3:

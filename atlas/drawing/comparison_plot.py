@@ -1,4 +1,4 @@
-"""A picture of runs side by side: a panel a metric, and one of their success."""
+"""A picture of runs side by side: one panel per metric, and one for success."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".svg", ".pdf")
 _PANEL = (5.2, 3.4)  # inches
 _COLUMNS = (3, 4)  # of panels; whichever leaves fewer places empty
-_SMOOTHED_FROM = 30  # points; a curve of fewer is what it is
+_SMOOTHED_FROM = 30  # points; shorter curves are not smoothed
 _WINDOW = 0.1  # of a curve's points: how far back the smoothed one looks
 
 
 def check_plot_file(file: Path) -> None:
-    """Raise InputError where the name does not say a format that can be drawn."""
+    """Raise InputError if the name does not end in a format that can be drawn."""
     if file.suffix.lower() not in FORMATS:
         raise InputError(f"--plot {file}: the name should end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
 
@@ -40,7 +40,7 @@ def save_plot(comparison: Comparison, runs: Sequence[Run], file: Path) -> None:
 
 
 def draw(comparison: Comparison, runs: Sequence[Run]) -> Figure:
-    """One panel a metric, and one of success where there are evaluations. Raises InputError with nothing to draw."""
+    """One panel per metric, and one for success if there are evaluations. Raises InputError with nothing to draw."""
     from matplotlib.figure import Figure
 
     evaluations = comparison.success.evaluations if comparison.success else {}
@@ -78,7 +78,7 @@ def _colors(number: int) -> list[Any]:
 
 
 def _draw_curve(axis: Axes, points: Points, color: Any) -> None:
-    """The values as they are, faintly, with the smoothed ones over them; a curve of few points just once."""
+    """The raw values, faintly, with the smoothed ones over them; a curve with few points only once."""
     steps, values = zip(*sorted(points, key=lambda point: point[0]), strict=True)
     if len(points) < _SMOOTHED_FROM:
         axis.plot(steps, values, color=color, marker="o", markersize=3)
@@ -88,7 +88,7 @@ def _draw_curve(axis: Axes, points: Points, color: Any) -> None:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """An exponential moving average, without the bias to its start, over some 10% of the values; NaN is left out."""
+    """An exponential moving average over about 10% of the values, without the bias to its start; NaN is left out."""
     keep = 1 - 1 / max(1.0, _WINDOW * len(values))
     average, weight = 0.0, 0.0
     smoothed = []

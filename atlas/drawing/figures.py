@@ -1,7 +1,7 @@
-"""Pictures of actions and features: arrays in, uint8 [H, W, 3] out. Nothing here knows of policies or runs.
+"""Pictures of actions and features: arrays in, uint8 [H, W, 3] out. Nothing here knows about policies or runs.
 
-What is recorded is dark and what is predicted orange. matplotlib draws what has axes, through its object interface;
-a pair of axes costs it some 30 ms, so there are few of them. PIL draws camera views.
+Recorded values are dark and predicted ones orange. matplotlib draws everything with axes, through its object interface;
+a pair of axes takes it about 30 ms, so there are few of them. PIL draws camera views.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _HEAD_INCHES = 0.45  # above the panels, for the title
 
 # Of camera views, in pixels.
 _TILE, _GAP, _HEAD, _FOOT = 240, 8, 44, 20
-_FINER = 2  # they are drawn at twice the size, and reduced: smooth lines at little cost
-_SHORTEST_SPAN_M = 0.01  # of the motion, so that one of a millimetre does not fill the picture
+_FINER = 2  # drawn at twice the size and reduced: smooth lines at little cost
+_SHORTEST_SPAN_M = 0.01  # of the motion, so that a motion of a millimetre does not fill the picture
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A dimension: its name, the unit of its numbers, and what range is shown whatever they are, so that pictures of
-    different steps look alike; numbers beyond it widen it."""
+    """A dimension: its name, the unit of its numbers, and the range that is always shown, so that pictures of different
+    steps look alike; numbers beyond it widen it."""
 
     name: str
     unit: str = ""
@@ -51,9 +51,8 @@ class Panel:
 def draw_chunks(
     recorded: np.ndarray, predicted: np.ndarray, panels: Sequence[Panel], labels: Sequence[str], title: str
 ) -> np.ndarray:
-    """Action chunks [samples, H, A], a panel for each of the A dimensions, the samples side by side under `labels`.
-
-    NaN where a chunk has ended.
+    """Action chunks [samples, H, A], with a panel for each of the A dimensions and the samples side by side under
+    `labels`. NaN after a chunk has ended.
     """
     samples, horizon, _ = recorded.shape
     starts = np.arange(samples) * (horizon + max(1, horizon // 4))
@@ -71,7 +70,7 @@ def draw_chunks(
 def draw_distributions(
     recorded: np.ndarray, predicted: np.ndarray, panels: Sequence[Panel], title: str, bins: int = 40
 ) -> np.ndarray:
-    """The finite ones of values [n, A], a panel for each dimension: two histograms over each other, in percent."""
+    """The finite values of [n, A], with a panel for each dimension: two overlaid histograms, in percent."""
     figure, areas = _figure_with(panels, title, _FILLED)
     for number, (panel, axes) in enumerate(zip(panels, areas, strict=True)):
         pair = [values[np.isfinite(values[:, number]), number] for values in (recorded, predicted)]
@@ -106,7 +105,7 @@ def draw_closing(predicted: np.ndarray, recorded: np.ndarray, unit: str, fps: fl
 
 @dataclass(frozen=True)
 class CameraView:
-    """One camera's picture, uint8 [H, W, 3], and the motion in it where that is known: [n, 2] in its pixels, (right,
+    """One camera's picture, uint8 [H, W, 3], and the motion in it if that is known: [n, 2] in its pixels, (right,
     down)."""
 
     name: str
@@ -125,7 +124,7 @@ def draw_views(
 ) -> np.ndarray:
     """Camera pictures side by side, then the motion [n, 2 or 3] (m, from the origin) from above and from the side.
 
-    The planes show the first two dimensions, and the first and the third; both at one scale, which a bar shows.
+    The planes show the first two dimensions, and the first and the third, both at the scale that a bar shows.
     """
     dims = recorded.shape[1]
     planes = [("from above", 1)] + ([("from the side", 2)] if dims > 2 else [])
@@ -158,7 +157,7 @@ def draw_views(
 
 
 class _Pen:
-    """Draws on a canvas of `_FINER` times the size that its arguments are in."""
+    """Draws on a canvas that is `_FINER` times larger than its arguments say."""
 
     def __init__(self, canvas: Image.Image) -> None:
         self._canvas, self._draw = canvas, ImageDraw.Draw(canvas)
@@ -177,7 +176,7 @@ class _Pen:
         return self.text((x + 19, y), name, 11, colour) + 14
 
     def picture(self, corner: tuple[int, int], pixels: np.ndarray) -> float:
-        """A picture within a tile; returns by how much it is larger now."""
+        """A picture within a tile; returns its enlargement."""
         scale = _TILE / max(pixels.shape[:2])
         size = [round(side * scale * _FINER) for side in (pixels.shape[1], pixels.shape[0])]
         picture = Image.fromarray(pixels).resize((size[0], size[1]), Image.Resampling.BICUBIC)
@@ -198,8 +197,8 @@ class _Pen:
         self.text((right - length * pixels_a_metre, foot[1] - 17), f"{1000 * length:g} mm", 11, "#777777")
 
     def path(self, corner: tuple[int, int], points: np.ndarray, colour: str, width: float = 2.2) -> None:
-        """A line through points [n, 2] of a tile, with a small disc at its start and a larger one at its end; what is
-        outside of the tile is cut."""
+        """A line through points [n, 2] of a tile, with a small disc at its start and a larger one at its end; parts
+        outside the tile are cut off."""
         mask = Image.new("L", (_TILE * _FINER, _TILE * _FINER))
         shape = ImageDraw.Draw(mask)
         places = [(float(x) * _FINER, float(y) * _FINER) for x, y in np.clip(points, -_TILE, 2 * _TILE)]

@@ -17,7 +17,7 @@ FAINT: Colour = (110, 114, 122)
 MASKED: Colour = (200, 202, 206)  # where there is no value
 _LINE = 13  # pixels that a tick's text needs
 
-# From the lowest value to the highest; lightness only falls, or only rises, so that they also read in grey.
+# From the lowest value to the highest; lightness only falls, or only rises, so they also read in grey.
 NEAR_TO_FAR = np.array(
     [(255, 236, 140), (250, 176, 76), (229, 100, 78), (168, 54, 112), (92, 38, 122), (22, 20, 66)], dtype=np.float64
 )
@@ -36,7 +36,7 @@ def write(
 
 
 def shortened(text: str, size: int, width: float) -> str:
-    """The text, or its beginning and its end, in at most `width` pixels."""
+    """The text, or its beginning and end, in at most `width` pixels."""
     letters = font(size)
     if letters.getlength(text) <= width:
         return text
@@ -58,11 +58,11 @@ class Scale:
 
     @staticmethod
     def over(values: np.ndarray, colours: np.ndarray, high_above: bool) -> Scale:
-        """A scale over all values, which must be above 0, but for two hundredths at either end."""
+        """A scale over all values, which must be above 0, except two hundredths at either end."""
         if not values.size:
             return Scale(1.0, 2.0, colours, high_above)
         low, high = (float(q) for q in np.quantile(values, (0.02, 0.98)))
-        if high < 1.001 * low:  # as good as one value: put it in the middle
+        if high < 1.001 * low:  # practically one value: put it in the middle
             low, high = low / 1.1, high * 1.1
         return Scale(low, high, colours, high_above)
 
@@ -71,7 +71,7 @@ class Scale:
         return np.clip(np.log(np.asarray(values, np.float64) / self.low) / math.log(self.high / self.low), 0, 1)
 
     def paint(self, values: np.ndarray, shown: np.ndarray) -> np.ndarray:
-        """Values [h, w], of which `shown` says which are there, as uint8 [h, w, 3]."""
+        """Values [h, w], of which `shown` says which exist, as uint8 [h, w, 3]."""
         place = self.place(np.where(shown, values, self.low)) * (len(self.colours) - 1)
         left = np.minimum(place.astype(int), len(self.colours) - 2)
         share = (place - left)[..., None]
@@ -88,7 +88,7 @@ class Scale:
         return [value for value in found if self.low <= value <= self.high]
 
     def draw(self, image: Image.Image, box: tuple[int, int, int, int], marks: Sequence[float] = ()) -> None:
-        """The scale as an upright bar in the box (left, top, right, bottom), with its ticks to the right of it.
+        """The scale as an upright bar in the box (left, top, right, bottom), with its ticks to the right.
 
         marks: further values, shown by a line across the bar.
         """
@@ -111,7 +111,7 @@ class Scale:
 
 
 def even_ticks(low: float, high: float, about: int) -> list[float]:
-    """Round, evenly spaced values from low to high, about so many."""
+    """About `about` round, evenly spaced values from low to high."""
     step = (high - low) / about
     power = 10.0 ** math.floor(math.log10(step))
     step = power * min((1, 2, 5, 10), key=lambda factor: abs(factor - step / power))

@@ -18,22 +18,22 @@ from atlas.drawing.predictions import Predictions, Validated, frame_places, spre
 from atlas.tracking import RunTracker
 from atlas.types import ActionGroup, ActionSpec
 
-_WORST_ERRORS = {  # those of an ActionSpec's errors that are in the table
+_WORST_ERRORS = {  # the errors of an ActionSpec that are in the table
     "pose_l2_error": "pose L2 error",
     "position_error_mm": "position error (mm)",
     "joint_error_deg": "joint error (deg)",
     "gripper_error": "gripper error",
 }
 _LONGEST_TITLE = 80  # characters, for the instruction
-_MOST_EPISODES = 20  # from which it is learned how far the arm follows a command
+_MOST_EPISODES = 20  # used to measure how far the arm follows a command
 
 
 @dataclass(frozen=True)
 class PlotShare:
-    """What one rank adds."""
+    """One rank's contribution."""
 
     chosen: Predictions
-    worst: np.ndarray  # float64 [rows, 1 + errors]: sample, then what `sample_errors` gives
+    worst: np.ndarray  # float64 [rows, 1 + errors]: the sample, then the values from `sample_errors`
 
 
 class PlotLogger:
@@ -89,7 +89,7 @@ class PlotLogger:
         spec, valid = self._dataset.action_spec, ~chosen.is_pad[number]
         recorded, predicted = (spec.paths(chunks[number, valid]) for chunks in (chosen.recorded, chosen.predicted))
         for group, _ in spec.spans("position"):
-            if 2 <= len(group.names) <= 3:  # else there is nothing that a plane could show
+            if 2 <= len(group.names) <= 3:  # otherwise a plane can show nothing
                 start = 0 if group.delta else recorded[group.arm][0]
                 self._show_arm(chosen, number, group, recorded[group.arm] - start, predicted[group.arm] - start)
 
@@ -111,7 +111,7 @@ class PlotLogger:
         self._tracker.log_image(f"plots/views/{number + 1}{arm}", drawn)
 
     def _view(self, camera: str, place: int, frame: int, recorded: np.ndarray, predicted: np.ndarray) -> CameraView:
-        """With the motion drawn in where the camera's place is known and the hand's is too."""
+        """A camera's picture, with the motion drawn in if the places of camera and hand are known."""
         episode = self._dataset.episode(place)
         pixels = episode.images(camera, [frame])[0]
         calibrated, factor = find_camera(episode.model_xml, camera), self._factor()
@@ -138,12 +138,12 @@ class PlotLogger:
 
 
 def _worst_errors(spec: ActionSpec) -> dict[str, str]:
-    """{name of an error: its column} of those that the actions have."""
+    """{name of an error: its column} for the errors that the actions have."""
     return {name: column for name, column in _WORST_ERRORS.items() if name in spec.error_names}
 
 
 def sample_errors(found: Predictions, spec: ActionSpec) -> np.ndarray:
-    """The errors of each sample that the table has, means over its steps as those of validation are: float64
+    """The errors of each sample that the table shows, as means over its steps like those of validation: float64
     [n, errors]."""
     errors = spec.errors(torch.from_numpy(found.predicted), torch.from_numpy(found.recorded))
     steps = np.stack([errors[name].numpy() for name in _worst_errors(spec)], axis=-1)  # [n, H, errors]

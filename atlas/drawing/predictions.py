@@ -1,4 +1,4 @@
-"""What the policy predicts for the validation samples, kept while validation goes over them anyway."""
+"""The policy's predictions for the validation samples, kept while validation runs anyway."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atlas.types import Batch
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of n validation samples."""
+    """Predictions for n validation samples."""
 
     index: np.ndarray  # int64 [n], the samples
     predicted: np.ndarray  # float32 [n, H, A], in the ActionSpec's units
@@ -31,7 +31,7 @@ class Predictions:
 
     @classmethod
     def none(cls, horizon: int, action_dim: int) -> Predictions:
-        """Of no sample: of a rank whose share is empty."""
+        """Predictions for no sample: for a rank whose share is empty."""
         chunks = np.empty((0, horizon, action_dim), np.float32)
         return cls(np.empty(0, np.int64), chunks, chunks, np.empty((0, horizon), bool))
 
@@ -43,14 +43,14 @@ class Predictions:
         return cls(*(np.concatenate([getattr(part, name) for part in parts])[order] for name in columns))
 
     def of(self, samples: np.ndarray) -> Predictions:
-        """Those of the samples int64 [m] that are among these."""
+        """The predictions for those of the samples int64 [m] that are among these."""
         rows = np.flatnonzero(np.isin(self.index, samples))
         return Predictions(self.index[rows], self.predicted[rows], self.recorded[rows], self.is_pad[rows])
 
 
 @dataclass(frozen=True)
 class Validated:
-    """What a logger is given after a validation: the policy, in eval mode, and what it predicted on this rank."""
+    """What a logger gets after a validation: the policy, in eval mode, and what it predicted on this rank."""
 
     policy: Policy
     predictions: Predictions
@@ -63,7 +63,7 @@ class Validated:
 
 
 def frame_places(dataset: EpisodeDataset, episodes: np.ndarray) -> np.ndarray:
-    """Episode (of the dataset) and frame of every sample of a ChunkDataset of these episodes: int64 [samples, 2]."""
+    """The episode (in the dataset) and frame of every sample of a ChunkDataset for these: int64 [samples, 2]."""
     lengths = dataset.lengths[episodes]
     frames = [np.arange(length) for length in lengths]
     return np.stack([np.repeat(episodes, lengths), np.concatenate(frames)], axis=1)

@@ -25,9 +25,9 @@ from atlas.geometry.scene import Scene
 _MARGIN = 16
 _TITLE = 30  # pixels above a panel or a plot
 _BAR, _LABELS = 14, 36  # widths of a colour bar and of the text beside it
-_LEAST = 320  # small images are shown in whole multiples of their size, at least so wide
+_LEAST = 320  # small images are enlarged by whole factors to at least this width
 _SIDE, _TICKS, _ROW = 560, 48, 20  # a plot's side, the width of its ticks' text, the height of a line of the legend
-_FINER = 2  # plots are drawn so many times larger, for smooth lines
+_FINER = 2  # plots are drawn this many times larger, for smooth lines
 _POINTS = 300_000  # at most, in a plot
 _STEEPEST = 3.0  # half a drawn pyramid's width over its height
 _GRID: Colour = (232, 233, 236)
@@ -43,7 +43,7 @@ _COLOURS: list[Colour] = [
 def depth_pictures(scene: Scene, names: Sequence[str], threshold: float) -> list[Image.Image]:
     """For each view a picture of what it shows, of its depth and of its confidence.
 
-    All have the same two scales, so that their colours can be compared. threshold: the confidence from which on pixels
+    All share the same two scales, so that their colours can be compared. threshold: the confidence above which pixels
     became points, which is marked.
     """
     depth = Scale.over(scene.depth[scene.visible], NEAR_TO_FAR, high_above=False)
@@ -92,7 +92,7 @@ class _Projection:
     reach: float
     across: Axis
     up: Axis
-    towards: Axis  # the reader
+    towards: Axis  # the axis that points at the reader
 
     def at(self, points: np.ndarray, side: int) -> np.ndarray:
         """Points [..., 3] to pixels (right, down) [..., 2] of a square picture."""
@@ -101,7 +101,7 @@ class _Projection:
         return (np.stack((places[..., i] * right, -places[..., j] * up), axis=-1) + 1) / 2 * side
 
     def ticks(self, axis: Axis) -> list[tuple[str, float]]:
-        """An axis's round numbers and how far along the picture each is, 0 to 1."""
+        """An axis's round numbers, and how far along the picture each is, 0 to 1."""
         middle = float(self.middle[axis[0]]) * axis[1]
         found = even_ticks(middle - self.reach, middle + self.reach, 6)
         return [(f"{value:.3g}", (value - middle + self.reach) / (2 * self.reach)) for value in found]
@@ -140,7 +140,7 @@ def _extent(cameras: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, float]
 
 
 def _frusta(scene: Scene, length: float) -> np.ndarray:
-    """For each camera its place and the four corners of its picture at `length` before it: [S, 5, 3] in the world."""
+    """For each camera its position and the four corners of its picture at distance `length`: [S, 5, 3] in the world."""
     height, width = scene.depth.shape[1:]
     found = []
     for view, k in enumerate(scene.intrinsics):
@@ -152,7 +152,7 @@ def _frusta(scene: Scene, length: float) -> np.ndarray:
 
 
 def _plot(view: _Projection, frusta: np.ndarray, points: np.ndarray, colours: np.ndarray) -> Image.Image:
-    """The picture within a plot's frame: grid, points, cameras."""
+    """The inside of a plot's frame: grid, points, cameras."""
     side = _FINER * _SIDE
     image = Image.new("RGB", (side, side), (255, 255, 255))
     draw = ImageDraw.Draw(image)
@@ -178,7 +178,7 @@ def _plot(view: _Projection, frusta: np.ndarray, points: np.ndarray, colours: np
 
 
 def _draw_camera(draw: ImageDraw.ImageDraw, corners: np.ndarray, number: int) -> None:
-    """A camera's place and its picture's corners, [5, 2] pixels, as a pyramid with the camera's number behind it."""
+    """A camera's position and its picture's corners, [5, 2] pixels, as a pyramid with the camera's number behind it."""
     colour = _COLOURS[number % len(_COLOURS)]
     apex, *base = (tuple(corner) for corner in corners.tolist())
     for corner in base:
@@ -214,7 +214,7 @@ def _frame(image: Image.Image, at: tuple[int, int], view: _Projection) -> None:
 
 
 def _list_camera(image: Image.Image, at: tuple[int, int], scene: Scene, number: int, name: str) -> None:
-    """A line of the legend: the camera's colour, number, file, place and fields of view."""
+    """A line of the legend: the camera's colour, number, file, position and fields of view."""
     draw = ImageDraw.Draw(image)
     x, y = at
     place = ", ".join(f"{value:.3g}" for value in scene.positions[number])

@@ -1,4 +1,4 @@
-"""What VGGT says of a scene: cameras, depth and confidence of all views in one world, and the points they make."""
+"""VGGT's output for a scene: cameras, depth and confidence of all views in one world, and the points they make."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Scene:
     def positions(self) -> np.ndarray:
         """Where the cameras are in the world: float64 [S, 3]."""
         rotation, translation = self.extrinsics[:, :, :3], self.extrinsics[:, :, 3]
-        return 0.0 - np.einsum("sji,sj->si", rotation, translation)  # not a mere minus: the first would be at -0
+        return 0.0 - np.einsum("sji,sj->si", rotation, translation)  # 0.0 - x, so that the first is not at -0
 
     @property
     def fields_of_view(self) -> np.ndarray:
@@ -35,23 +35,23 @@ class Scene:
         return np.degrees(2 * np.arctan(slopes)) % 360  # a negative focal length is a field beyond 180 degrees
 
     def to_world(self, view: int, points: np.ndarray) -> np.ndarray:
-        """Points [..., 3] in a camera's axes to the world's."""
+        """Points [..., 3], from a camera's axes to the world's."""
         rotation, translation = self.extrinsics[view, :, :3], self.extrinsics[view, :, 3]
         return (points - translation) @ rotation
 
     def confidence_threshold(self, share: float) -> float:
-        """The confidence that this share of all visible pixels reaches; infinite where none is visible."""
+        """The confidence that this share of all visible pixels reaches; infinite if none is visible."""
         seen = self.confidence[self.visible]
         return float(np.quantile(seen, 1 - share)) if seen.size else np.inf
 
     def points(self, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """All visible pixels of at least this confidence as points of the world.
+        """All visible pixels with at least this confidence, as points in the world.
 
         Returns positions float32 [N, 3] and colours uint8 [N, 3], view by view. Points too far for float32 are left
         out.
         """
         height, width = self.depth.shape[1:]
-        v, u = np.mgrid[:height, :width] + 0.5  # the middles of the pixels
+        v, u = np.mgrid[:height, :width] + 0.5  # the centres of the pixels
         positions, colours = [], []
         for view, k in enumerate(self.intrinsics):
             kept = self.visible[view] & (self.confidence[view] >= threshold)
@@ -70,5 +70,5 @@ def seen_from_first(extrinsics: np.ndarray) -> np.ndarray:
     rotation, translation = extrinsics[:, :, :3], extrinsics[:, :, 3:]
     turned = rotation @ rotation[0].T
     moved = np.concatenate((turned, translation - turned @ translation[0]), axis=-1)
-    moved[0] = np.eye(3, 4)  # but for rounding, it is
+    moved[0] = np.eye(3, 4)  # exactly, without rounding
     return moved

@@ -24,9 +24,9 @@ from atlas.system.gpu_facts import has_bf16
 from atlas.system.hub import find_weights
 
 REPORT = "geometry.json"
-_KEPT = 0.5  # of all pixels, the more confident ones, become points
+_KEPT = 0.5  # the share of all pixels, the most confident ones, that become points
 _RAW_MAX = 65535
-_PICTURES = ("depth_picture", "depth_raw")  # of each view; keys of the report
+_PICTURES = ("depth_picture", "depth_raw")  # per view; keys of the report
 _PLY_COLOURS = ("red", "green", "blue")
 
 
@@ -40,12 +40,12 @@ def geometry(
 ) -> dict[str, Any]:
     """Look at images (files, or folders of them) of one scene with VGGT, and write what it sees into `out`.
 
-    The first image's camera is the world: its axes are x right, y down, z forward. Lengths are in a unit of the scene,
-    which VGGT chooses. Intrinsics and fields of view are those of the picture as VGGT gets it: resized, and cropped or
-    padded to `image_size`. checkpoint: a .safetensors file, a folder with a model.safetensors, or a hub id. Written are
-    `depth_00.png` (picture, depth and confidence, with scales), `depth_00_raw.png` (16 bits; 0: no depth) and so on,
-    `cameras.png`, `points.ply` (the more confident half of all pixels) and `geometry.json`, which is also returned.
-    A folder of an earlier call is written again. Raises InputError for images, weights or a folder that will not do.
+    The first image's camera is the world: its axes are x right, y down, z forward. Lengths are in a unit of the scene
+    that VGGT chooses. Intrinsics and fields of view are those of the picture as VGGT gets it: resized, and cropped or
+    padded to `image_size`. checkpoint: a .safetensors file, a folder with a model.safetensors, or a hub id. The files
+    are `depth_00.png` (picture, depth and confidence, with scales), `depth_00_raw.png` (16 bits; 0: no depth) and so
+    on, `cameras.png`, `points.ply` (the more confident half of all pixels) and `geometry.json`, which is also returned.
+    A folder from an earlier call is overwritten. Raises InputError for unusable images, weights or folders.
     """
     paths = find_images(images)
     _check_sizes(config, camera, depth)
@@ -69,7 +69,7 @@ def _check_sizes(config: VGGTConfig, camera: CameraHeadConfig, depth: DepthHeadC
 
 
 def _stale_pictures(out: Path) -> list[Path]:
-    """What an earlier call left in the folder, its report first. Raises InputError where the folder is not ours."""
+    """The files that an earlier call left in the folder, its report first. Raises InputError if others made it."""
     if out.exists() and not out.is_dir():
         raise InputError(f"out: {out} is a file; name a folder to write into.")
     if not out.exists() or not any(out.iterdir()):
@@ -79,7 +79,7 @@ def _stale_pictures(out: Path) -> list[Path]:
         return [out / REPORT, *(out / Path(entry[key]).name for entry in entries for key in _PICTURES)]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
-            f"out: the folder {out} is not empty and holds no {REPORT} of an earlier call; name another folder."
+            f"out: the folder {out} is not empty and holds no {REPORT} from an earlier call; name another folder."
         ) from None
 
 
@@ -91,9 +91,9 @@ def _look(
 ) -> Scene:
     """Run the aggregator and both heads over all views at once."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with torch.device("meta"):  # no time is lost on random weights
+    with torch.device("meta"):  # no time is spent on random weights
         aggregator, camera_head, depth_head = VGGTAggregator(config), VGGTCameraHead(camera), VGGTDepthHead(depth)
-    for part in (camera_head, depth_head, aggregator):  # the small ones first, should the file not fit
+    for part in (camera_head, depth_head, aggregator):  # the small ones first, in case the file does not fit
         part.to_empty(device=device).eval()
         part.load_checkpoint(weights)
 
@@ -108,7 +108,7 @@ def _look(
         distances, confidence = (values[0].cpu().numpy() for values in depth_head(layers, size))
     extrinsics, intrinsics = (values.cpu().numpy() for values in pose_to_cameras(pose, size))
     if not np.isfinite(extrinsics).all():
-        raise InputError(f"checkpoint: the weights in {weights} give camera poses that are no numbers.")
+        raise InputError(f"checkpoint: the weights in {weights} give camera poses that are not finite.")
     shown = np.zeros(confidence.shape, dtype=bool)
     for i, view in enumerate(views):
         shown[i, view.rows] = True
@@ -127,7 +127,7 @@ def _look(
 
 
 def _describe(scene: Scene, views: list[View]) -> dict[str, Any]:
-    """What goes into geometry.json; where there is no number, such as an infinite focal length, null."""
+    """The contents of geometry.json, with null for numbers such as an infinite focal length."""
     names = [f"depth_{i:02d}" for i in range(len(views))]
     described = []
     for i, (view, name) in enumerate(zip(views, names, strict=True)):
@@ -172,7 +172,7 @@ def _warnings(scene: Scene, views: list[View]) -> list[str]:
     if lowest != highest:
         found.append(f"the images have several shapes: those less than {highest} rows high were padded with white")
     if not scene.visible.any():
-        found.append("no pixel has a depth that is a number")
+        found.append("no pixel has a finite depth")
     return found
 
 
@@ -193,7 +193,7 @@ def _raw_unit(scene: Scene, view: int) -> float | None:
 
 
 def _write(scene: Scene, views: list[View], report: dict[str, Any], out: Path, stale: list[Path]) -> None:
-    """All files, the report last, so that it is never beside another call's pictures; adds the points' number."""
+    """All files, the report last, so that it never stands beside another call's pictures; adds the number of points."""
     for path in stale:
         path.unlink(missing_ok=True)
     threshold = scene.confidence_threshold(_KEPT)

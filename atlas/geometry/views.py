@@ -17,7 +17,7 @@ _WHITE = 255
 
 @dataclass(frozen=True)
 class View:
-    """A picture as the model sees it: uint8 [H, W, 3], of which the rows outside of `rows` are white padding."""
+    """A picture as the model sees it: uint8 [H, W, 3], in which the rows outside `rows` are white padding."""
 
     path: Path
     pixels: np.ndarray
@@ -25,7 +25,7 @@ class View:
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files, with every folder's images, sorted by name, in its place. Raises InputError where there are none."""
+    """The files, with each folder replaced by its images, sorted by name. Raises InputError if there are none."""
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -46,9 +46,9 @@ def read_views(paths: Sequence[Path], size: int, patch: int) -> list[View]:
     """Files as views of one height H and width W = size, both multiples of `patch`.
 
     Each image is resized (bicubic) to the width `size`, its height to the nearest multiple of `patch`; what is higher
-    than wide is cropped to its middle `size` rows. So is VGGT's published preprocessing. Where the heights differ, the
-    lower ones are padded with white to the highest, above and below alike, which leaves the cameras' axes in the
-    middle. Raises InputError that names a file that is no image.
+    than wide is cropped to its middle `size` rows. This is VGGT's published preprocessing. If the heights differ, the
+    lower ones are padded with white to the highest, equally above and below, which leaves the cameras' axes in the
+    middle. Raises InputError that names a file that is not an image.
     """
     pictures = [_fit(_read(path), size, patch) for path in paths]
     height = max(len(picture) for picture in pictures)
@@ -63,7 +63,7 @@ def read_views(paths: Sequence[Path], size: int, patch: int) -> list[View]:
 
 
 def _read(path: Path) -> Image.Image:
-    """An image file, upright, in RGB; what is transparent becomes white."""
+    """An image file, upright, in RGB; transparent parts become white."""
     try:
         with Image.open(path) as file:
             file.load()
@@ -73,7 +73,7 @@ def _read(path: Path) -> Image.Image:
         raise InputError(f"images: {path} cannot be read as an image: {why}") from None
     if image.mode[0] in "IF":
         raise InputError(
-            f"images: {path} has one channel of mode {image.mode}, as depth images have; give a picture of 8 bits."
+            f"images: {path} has one channel of mode {image.mode}, as depth images have; give a picture with 8 bits."
         )
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -1,6 +1,6 @@
 """Sweeps over config keys: a grid on this machine, or wandb's agents with the same file.
 
-From Python, `wandb.agent` calls a function of one's own, and the run that wandb has begun is the one that is logged to:
+From Python, `wandb.agent` calls your own function, which logs to the run that wandb has begun:
 
     import atlas, wandb
 

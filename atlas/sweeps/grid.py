@@ -1,4 +1,4 @@
-"""Sweep files: what is varied, what each run is called, and what it is started with. The format is wandb's."""
+"""Sweep files: what is varied, the name of each run, and the command that starts it. The format is wandb's."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from atlas.system.documents import read_yaml
 METHODS = ("grid", "random", "bayes")
 _GOALS: dict[str, Better] = {"minimize": "lower", "maximize": "higher"}
 _KEYS = ("program", "command", "method", "parameters", "metric", "name", "description", "project", "entity")
-_OWN_KEYS = ("run_name", "output_dir")  # what `atlas sweep local` sets itself
+_OWN_KEYS = ("run_name", "output_dir")  # set by `atlas sweep local` itself
 _ARGUMENTS = "${args_no_hyphens}"
 _TRAIN = "train.sh"
 # Options that a run of a grid cannot have, and why.
 _NOT_LOCAL = {
-    "--resume": "every run of the grid goes on from its own latest checkpoint",
+    "--resume": "every run of the grid resumes from its own latest checkpoint",
     "--log": "every run of the grid has a log in its folder",
-    "--background": "the grid waits for its runs; put it itself into the background",
+    "--background": "the grid waits for its runs; start the grid itself in the background",
     "--debug": "it changes what the grid asks for; set training.max_steps instead",
 }
-# Whose min and max are values; those of others are logarithms, or they have none.
+# Distributions whose min and max are values; those of the others are logarithms, or they have none.
 _VALUE_DISTRIBUTIONS = ("uniform", "int_uniform", "log_uniform_values", "inv_log_uniform_values")
-_NAME_LENGTH = 120  # of a folder; with the hash and what is written in it, below the file systems' 255
+_NAME_LENGTH = 120  # of a folder; with the hash and the files in it, below the file systems' limit of 255
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file, as far as it is the same for every way to run it."""
+    """The parts of a sweep file that are the same however it is run."""
 
     file: Path
     values: dict[str, Any]  # the whole file
     method: str
     parameters: dict[str, dict[str, Any]]  # {key of the config: how its values are chosen}
-    metric: tuple[str, Better] | None  # what is to be reached
+    metric: tuple[str, Better] | None  # what to optimise
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ def read_sweep(file: Path) -> Sweep:
         raise InputError(f"The sweep file {file} should hold keys such as 'method:' and 'parameters:'.")
     method, parameters = values.get("method"), values.get("parameters")
     if method not in METHODS:
-        raise _wrong(file, "method", f"it is {method!r} and should be one of {', '.join(METHODS)}")
+        raise _wrong(file, "method", f"it is {method!r}, expected one of {', '.join(METHODS)}")
     if not isinstance(parameters, dict) or not parameters:
         raise _wrong(file, "parameters", "it should hold keys of the config, each with its values: [1, 2] or value: 1")
     for key, choice in parameters.items():
         if not isinstance(choice, dict) or not choice:
-            raise _wrong(file, f"parameters.{key}", f"it is {choice!r} and should be such as {{values: [1, 2]}}")
+            raise _wrong(file, f"parameters.{key}", f"it is {choice!r}, expected for example {{values: [1, 2]}}")
     return Sweep(file, values, method, parameters, _metric(file, values.get("metric")))
 
 
@@ -83,10 +83,10 @@ def _metric(file: Path, metric: Any) -> tuple[str, Better] | None:
     if metric is None:
         return None
     if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
-        raise _wrong(file, "metric", "it should be such as {name: val/loss, goal: minimize}")
+        raise _wrong(file, "metric", "expected for example {name: val/loss, goal: minimize}")
     goal = metric.get("goal", "minimize")
     if goal not in _GOALS:
-        raise _wrong(file, "metric.goal", f"it is {goal!r} and should be minimize or maximize")
+        raise _wrong(file, "metric.goal", f"it is {goal!r}, expected minimize or maximize")
     return metric["name"], _GOALS[goal]
 
 
@@ -98,11 +98,11 @@ def grid_points(sweep: Sweep) -> list[Point]:
     if sweep.method != "grid":
         raise InputError(
             f"In the sweep file {sweep.file}: 'method': {sweep.method} needs wandb's server, which chooses the values: "
-            f"run `atlas sweep create {sweep.file}`. On this machine alone there is the method grid."
+            f"run `atlas sweep create {sweep.file}`. On this machine alone, only the method grid is available."
         )
     for key in sweep.values:
         if key not in _KEYS:
-            raise _wrong(sweep.file, key, f"a grid on this machine has no use for it; it knows {', '.join(_KEYS)}")
+            raise _wrong(sweep.file, key, f"a grid on this machine does not use it; it knows {', '.join(_KEYS)}")
     choices = {key: _values(sweep.file, key, choice) for key, choice in sweep.parameters.items()}
     swept = [key for key, choice in sweep.parameters.items() if "values" in choice]
     combinations = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
@@ -112,21 +112,21 @@ def grid_points(sweep: Sweep) -> list[Point]:
 
 def _values(file: Path, key: str, choice: dict[str, Any]) -> list[Any]:
     if key in _OWN_KEYS:
-        raise _wrong(file, f"parameters.{key}", "the grid sets it itself; give the folder with --out")
+        raise _wrong(file, f"parameters.{key}", "the grid sets it itself; name the folder with --out")
     if set(choice) == {"value"}:
         return [choice["value"]]
     values = choice.get("values")
     if set(choice) != {"values"} or not isinstance(values, list) or not values:
-        raise _wrong(file, f"parameters.{key}", f"a grid takes values: [1, 2] or value: 1, and this is {choice!r}")
+        raise _wrong(file, f"parameters.{key}", f"a grid takes values: [1, 2] or value: 1, but this is {choice!r}")
     written = [json.dumps(value, default=str, sort_keys=True) for value in values]
     twice = [value for value, count in Counter(written).items() if count > 1]
     if twice:
-        raise _wrong(file, f"parameters.{key}", f"its values hold {twice[0]} twice")
+        raise _wrong(file, f"parameters.{key}", f"its values contain {twice[0]} twice")
     return values
 
 
 def _names(stem: str, points: Sequence[Mapping[str, Any]]) -> list[str]:
-    """`learning_rate=0.001,layers=2`: the values that vary, of paths the end, in a form that folders can have."""
+    """`learning_rate=0.001,layers=2`: the values that vary, the ends of paths, in a form that folders can have."""
     if not points[0]:
         return [stem]
     short = _short_keys(list(points[0]))
@@ -139,12 +139,12 @@ def _names(stem: str, points: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _cut(name: str) -> str:
-    """At most so many bytes of it, as the names of folders are limited."""
+    """The name cut to a number of bytes, as folders' names are limited."""
     return name.encode()[:_NAME_LENGTH].decode(errors="ignore")
 
 
 def _short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """{key: the least of its end that no other one has}; of a `.name`, what it is the name of."""
+    """{key: its shortest unique ending}; for a key ending in `.name`, the name of its section."""
     parts = {key: key.removesuffix(".name").split(".") for key in keys}
     short = {}
     for key, own in parts.items():
@@ -173,7 +173,7 @@ def _digest(point: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Start:
-    """What every run of a sweep is started with, from the file's `command`."""
+    """What every run of a sweep is started with, according to the file's `command`."""
 
     options: list[str]  # of `atlas train`
     config: str | None  # the file that --config names
@@ -181,12 +181,12 @@ class Start:
 
 
 def read_start(sweep: Sweep) -> Start | None:
-    """What follows the program in `command`; None where it does not start Atlas. Raises InputError."""
+    """What follows the program in `command`; None if it does not start Atlas. Raises InputError."""
     arguments = _after_program(sweep)
     if arguments is None:
         return None
     if _ARGUMENTS not in arguments:
-        raise _wrong(sweep.file, "command", f"{_ARGUMENTS} is missing, so that no run would hear of its values")
+        raise _wrong(sweep.file, "command", f"{_ARGUMENTS} is missing, so no run would get its values")
     options, config, overrides = [], None, []
     rest = iter(arguments)
     for part in rest:
@@ -206,7 +206,7 @@ def read_start(sweep: Sweep) -> Start | None:
 def _after_program(sweep: Sweep) -> list[str] | None:
     command = sweep.values.get("command") or []
     if not isinstance(command, list):
-        raise _wrong(sweep.file, "command", f"it should be a list such as [bash, {_TRAIN}, '{_ARGUMENTS}']")
+        raise _wrong(sweep.file, "command", f"expected a list such as [bash, {_TRAIN}, '{_ARGUMENTS}']")
     command = [str(part) for part in command]
     program = str(sweep.values.get("program"))
     for i, part in enumerate(command):
@@ -220,9 +220,9 @@ def _after_program(sweep: Sweep) -> list[str] | None:
 
 
 def check_values(sweep: Sweep, start: Start) -> None:
-    """Raise InputError where a parameter is no key of the config, or does not take a value that it is given.
+    """Raise InputError if a parameter is not a key of the config, or does not accept one of its values.
 
-    Of values that are drawn, the ends of the range are tried, where it is one of values and not of their logarithms.
+    For values that are drawn, the ends of the range are tried, unless they are logarithms.
     """
     tried = {key: _some_values(choice) for key, choice in sweep.parameters.items()}
     usual = {key: values[0] for key, values in tried.items() if values}
@@ -244,9 +244,9 @@ def _some_values(choice: Mapping[str, Any]) -> list[Any]:
 
 
 def local_start(sweep: Sweep) -> Start:
-    """What the runs of a grid on this machine are started with; a file without `command` has nothing to say.
+    """What the runs of a grid on this machine are started with; a file may do without `command`.
 
-    --wandb is left out. Raises InputError for what such a run cannot have.
+    --wandb is left out. Raises InputError for options that such a run cannot have.
     """
     start = read_start(sweep)
     if start is None:
@@ -255,7 +255,7 @@ def local_start(sweep: Sweep) -> Start:
         return Start([], None, [])
     for option in start.options:
         if option.partition("=")[0] in _NOT_LOCAL:
-            raise _wrong(sweep.file, "command", f"{option} cannot be: {_NOT_LOCAL[option.partition('=')[0]]}")
+            raise _wrong(sweep.file, "command", f"{option} is not possible: {_NOT_LOCAL[option.partition('=')[0]]}")
     for part in (*start.options, *start.overrides):
         if "${" in part:
             raise _wrong(sweep.file, "command", f"a grid on this machine does not know {part}")
@@ -269,7 +269,7 @@ def arguments_of(point: Point, start: Start, out: Path) -> list[str]:
 
 
 def config_of(sweep: Sweep, point: Point, start: Start, out: Path) -> Config:
-    """The config of a point, without what options say. Raises InputError."""
+    """The config of a point, without what options set. Raises InputError."""
     return _load(sweep.file, point.name, start.config, _overrides(point, start, out))
 
 

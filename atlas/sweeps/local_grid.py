@@ -1,5 +1,5 @@
-"""A grid on this machine, without any account: one training process a point, so many at a time; goes on where it was
-stopped.
+"""A grid on this machine, without any account: one training process per point, several at a time; continues where it
+was stopped.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from atlas.system.terminal import leave_lost_terminal
 
 State = Literal["finished", "failed", "stopped", "waiting"]
 
-LOG = "sweep.log"  # in a run's folder: all that its process printed
+LOG = "sweep.log"  # in a run's folder: everything its process printed
 _POLL_SECONDS = 0.2
-_LOG_LINES = 5  # of a failed run, that are shown
+_LOG_LINES = 5  # lines shown of a failed run's log
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Sections in which a run may differ from the grid and still be the one that the grid asks for.
+# Sections in which a run may differ from the grid and still be the run that the grid asks for.
 _NO_MATTER = ("distributed", "wandb", "logging", "model_management")
 
 
@@ -44,7 +44,7 @@ class Trial:
     point: Point
     run_dir: Path
     state: State = "waiting"
-    exit_code: int | None = None  # None where it was not started, or had been finished before
+    exit_code: int | None = None  # None if it was not started, or had finished before
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -59,15 +59,15 @@ class Trial:
 class Grid:
     """The runs of a sweep file in one folder.
 
-    Making one checks all that can be wrong, before anything is started. Raises InputError.
+    Creating one checks everything that can be wrong before anything is started. Raises InputError.
     """
 
     def __init__(self, sweep: Sweep, out: Path, parallel: int = 1) -> None:
-        """parallel: how many runs at a time; they share the machine's GPUs and cores among them."""
+        """parallel: how many runs at a time; they share the machine's GPUs and cores."""
         self.out, self._sweep, self._parallel = out, sweep, parallel
         self._start = local_start(sweep)
         if parallel > 1 and any(option.startswith("--gpu-ids") for option in self._start.options):
-            raise InputError(f"--parallel shares out the GPUs, and 'command' in {sweep.file} has --gpu-ids; keep one.")
+            raise InputError(f"--parallel shares out the GPUs, but 'command' in {sweep.file} has --gpu-ids; keep one.")
         self.trials = [Trial(point, out / point.name) for point in grid_points(sweep)]
         self._configs = [config_of(sweep, trial.point, self._start, out) for trial in self.trials]
         for trial, config in zip(self.trials, self._configs, strict=True):
@@ -75,16 +75,16 @@ class Grid:
                 trial.state = "finished"
 
     def run(self, say: Callable[[str], None]) -> int:
-        """Train what is not finished. `say` is told a line at a time. Returns the exit code: 0 where every point is
-        finished, 130 or 143 where a signal stopped the grid (its runs have checkpoints then), else 1.
+        """Train what is not finished. `say` is called with one line at a time. Returns the exit code: 0 if every point
+        is finished, 130 or 143 if a signal stopped the grid (its runs then have checkpoints), otherwise 1.
         """
         waiting = [trial for trial in self.trials if trial.state == "waiting"]
         if len(waiting) < len(self.trials):
-            say(f"{len(self.trials) - len(waiting)} of {len(self.trials)} runs are finished already")
+            say(f"{len(self.trials) - len(waiting)} of {len(self.trials)} runs are already finished")
         if waiting:
             _record_missing_data(self._configs)
         environments = _environments(self._parallel, self._start)
-        running: dict[int, _Process] = {}  # by the place among those at a time
+        running: dict[int, _Process] = {}  # by slot, of the `parallel` slots
         with _listening() as stop:
             while waiting or running:
                 for place in range(self._parallel):
@@ -101,12 +101,12 @@ class Grid:
                 if stop.signal is not None and not running:
                     break
         if stop.signal is not None:
-            say("Stopped; the same command goes on.")
+            say("Stopped; the same command continues.")
             return 128 + stop.signal
         return int(any(trial.state != "finished" for trial in self.trials))
 
     def compare(self, say: Callable[[str], None]) -> Comparison | None:
-        """The finished runs side by side, ranked by the file's metric; None where none is finished."""
+        """The finished runs side by side, ranked by the file's metric; None if none is finished."""
         runs = [read_run(trial.run_dir) for trial in self.trials if trial.state == "finished"]
         if not runs:
             return None
@@ -124,7 +124,7 @@ class Grid:
 
 
 def _finished(run_dir: Path, config: Config) -> bool:
-    """Whether the run is there and finished. Raises InputError where it is another one, or is being trained."""
+    """Whether the run exists and is finished. Raises InputError if it is a different one, or is being trained."""
     if not is_run(run_dir):
         return False
     was = _flat(load_config(run_dir / CONFIG).model_dump(mode="json"))
@@ -152,7 +152,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _record_missing_data(configs: Sequence[Config]) -> None:
-    """The default demonstrations, once, before several runs would record them at the same time."""
+    """Record the default demonstrations once, before several runs would record them at the same time."""
     if any(config.data.reads_default for config in configs):
         from atlas.rollout.recording import RecordSettings, record
 
@@ -162,10 +162,10 @@ def _record_missing_data(configs: Sequence[Config]) -> None:
 
 
 def _environments(parallel: int, start: Start) -> list[dict[str, str]]:
-    """The environment of each of the runs at a time, each with its share of the GPUs, or of the cores."""
+    """The environment of each parallel run, with its share of the GPUs or cores."""
     common = {**without_choice(os.environ), **safe_environment(os.environ)}
     if "SLURM_NNODES" in common:
-        common["SLURM_STEP_NUM_NODES"] = "1"  # a run is of this machine, however many the allocation has
+        common["SLURM_STEP_NUM_NODES"] = "1"  # a run uses this machine only, however many the allocation has
     if parallel == 1:
         return [common]
     environments = []
@@ -177,8 +177,8 @@ def _environments(parallel: int, start: Start) -> list[dict[str, str]]:
 
 
 def shared_gpus(parallel: int, gpus: int) -> list[tuple[int, ...]]:
-    """Which GPUs each of so many runs at a time gets: a share of its own, or with fewer GPUs than runs, one together
-    with others; () without any.
+    """The GPUs that each of the parallel runs gets: its own share or, with fewer GPUs than runs, one shared with
+    others; () without any.
     """
     if gpus < parallel:
         return [(place % gpus,) if gpus else () for place in range(parallel)]
@@ -190,7 +190,7 @@ def shared_gpus(parallel: int, gpus: int) -> list[tuple[int, ...]]:
 
 
 class _StopRequest:
-    """The signals that asked to stop, so far."""
+    """The stop signals so far."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -199,7 +199,7 @@ class _StopRequest:
 
 @contextmanager
 def _listening() -> Iterator[_StopRequest]:
-    """Inside the block SIGINT, SIGTERM and SIGHUP (but under nohup) are only noted."""
+    """Inside the block SIGINT, SIGTERM and SIGHUP (except under nohup) are only noted."""
     request = _StopRequest()
 
     def note(number: int, _: FrameType | None) -> None:
@@ -217,7 +217,7 @@ def _listening() -> Iterator[_StopRequest]:
 
 
 class _Process:
-    """The training process of a trial, in a session of its own: Ctrl-C reaches it through the grid alone."""
+    """The training process of a trial, in its own session: Ctrl-C reaches it only through the grid."""
 
     def __init__(self, trial: Trial, arguments: Sequence[str], environment: dict[str, str], number: str) -> None:
         self._trial, self._number = trial, number
@@ -248,7 +248,7 @@ class _Process:
         return self._process.poll() is not None
 
     def outcome(self) -> str:
-        """Note how the process has ended; what to say of it."""
+        """Note how the process has ended; returns a line about it."""
         code = self._process.wait()
         self._trial.exit_code = 128 - code if code < 0 else code
         seconds = time.monotonic() - self._began

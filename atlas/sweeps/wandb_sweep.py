@@ -1,4 +1,4 @@
-"""Sweeps on wandb's server, which chooses the values: making one, and working on one."""
+"""Sweeps on wandb's server, which chooses the values: creating one, and working on one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from atlas.system.redact import cause
 
 
 class SweepFailed(Exception):
-    """wandb did not do what it was asked; the message says why."""
+    """wandb did not do what was asked; the message says why."""
 
     exit_code = 1
 
@@ -38,15 +38,15 @@ class CreatedSweep:
 
     @property
     def path(self) -> str:
-        """What an agent is given."""
+        """The argument for an agent."""
         return f"{self.entity}/{self.project}/{self.id}"
 
 
 def create_sweep(sweep: Sweep, project: str | None = None, entity: str | None = None) -> CreatedSweep:
-    """Make a sweep on the server.
+    """Create a sweep on the server.
 
-    project, entity: default: those of the file, of $WANDB_PROJECT and $WANDB_ENTITY, atlas-vla and the user's own.
-    Raises InputError where the file is wrong or nobody is logged in, SweepFailed where the server refuses.
+    project, entity: default: those in the file, then $WANDB_PROJECT and $WANDB_ENTITY, then atlas-vla and the user's
+    own. Raises InputError if the file is wrong or nobody is logged in, SweepFailed if the server refuses.
     """
     start = read_start(sweep)
     if start is not None:
@@ -63,15 +63,15 @@ def create_sweep(sweep: Sweep, project: str | None = None, entity: str | None = 
 
 
 def run_agent(sweep: str, count: int | None = None) -> None:
-    """Train what the server asks for, one run after the other, `count` of them or until the sweep is at its end.
+    """Train what the server asks for, one run after the other, `count` of them or until the sweep ends.
 
     sweep: ID, PROJECT/ID or ENTITY/PROJECT/ID.
-    Raises InputError where that is none or nobody is logged in, SweepFailed where the server does not know it, and
+    Raises InputError if it has another form or nobody is logged in, SweepFailed if the server does not know it, and
     AgentStopped after a signal: it is passed on to the run, which stops with a checkpoint.
     """
     parts = sweep.split("/")
     if not 1 <= len(parts) <= 3 or not all(parts):
-        raise InputError(f"'{sweep}' is not a sweep; it should be ID, PROJECT/ID or ENTITY/PROJECT/ID.")
+        raise InputError(f"'{sweep}' is not a sweep, expected ID, PROJECT/ID or ENTITY/PROJECT/ID.")
     wandb = _logged_in()
     project = project_and_entity()[0] if len(parts) == 1 else None
     with _stopped_by_signals(), _failures():
@@ -90,7 +90,7 @@ def _logged_in() -> ModuleType:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Have SIGTERM stop the agent as Ctrl-C does, and say afterwards that it was stopped, which wandb does not."""
+    """Make SIGTERM stop the agent as Ctrl-C does, and afterwards report that it was stopped, which wandb does not."""
     seen: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -112,7 +112,7 @@ def _stopped_by_signals() -> Iterator[None]:
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """wandb's errors, of which there are many kinds, as one."""
+    """Turn wandb's many kinds of errors into one."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""An episode as a film: the cameras side by side, and below them the curves with a cursor that moves over them."""
+"""An episode as a film: the cameras side by side, and below them the curves with a moving cursor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def write_film(path: Path, timeline: EpisodeTimeline) -> None:
-    """Write the film as an mp4, atomically, as fast as it happened."""
+    """Write the film as an mp4, atomically, at real speed."""
     drawing = _Drawing(timeline)
     with progress_bar("drawing the film", len(timeline)) as advance:
 
@@ -41,7 +41,7 @@ def write_film(path: Path, timeline: EpisodeTimeline) -> None:
 
 
 class _Drawing:
-    """What is the same in every frame is drawn once."""
+    """Draws frames; what is the same in every frame is drawn once."""
 
     def __init__(self, timeline: EpisodeTimeline) -> None:
         self._story = timeline

@@ -1,4 +1,4 @@
-"""Everything that is shown of an episode, whatever it is shown in."""
+"""Everything that is shown of an episode, in any format."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class EpisodeTimeline:
 
     dataset: str
     format: str
-    fps: float  # that the dataset says it has
+    fps: float  # the rate that the dataset states
     number: int
     episodes: int
     episode: Episode
@@ -31,7 +31,7 @@ class EpisodeTimeline:
     cameras: dict[str, tuple[int, int]]  # {name: height and width}
     actions: list[Curve]
     proprio: list[Curve]
-    # {arm: float64 [T, 3], metres}: of the end effector where it is known, else where the actions lead; {} for neither
+    # {arm: float64 [T, 3], metres}: the end effector's path if it is known, otherwise where the actions lead; may be {}
     paths: dict[Arm | None, np.ndarray]
     path_is_measured: bool
     prediction: Prediction | None
@@ -41,12 +41,12 @@ class EpisodeTimeline:
 
     @property
     def hz(self) -> float:
-        """Frames a second as it happened: a frame is a step of the robot, whatever fps its dataset is labelled with."""
+        """Frames per second in reality: a frame is a step of the robot, whatever fps its dataset is labelled with."""
         return self.spec.control_hz
 
     @property
     def closed(self) -> dict[Arm | None, np.ndarray]:
-        """{arm: bool [T]}: whether its gripper is told to close, of the arms that have one."""
+        """{arm: bool [T]}: whether its gripper is told to close, for the arms that have one."""
         return {gripper.arm: self.actions[dimension].values > 0.5 for dimension, gripper in self.spec.grippers}
 
     def pictures(self, camera: str) -> Iterator[np.ndarray]:
@@ -56,9 +56,9 @@ class EpisodeTimeline:
 
 
 def make_timeline(dataset: EpisodeDataset, number: int, checkpoint: str | None = None) -> EpisodeTimeline:
-    """Gather what there is to see. Raises InputError for an episode that is not there, as the dataset and `predict`."""
+    """Gather what there is to see. Raises InputError if there is no such episode, and as the dataset and `predict`."""
     if not 0 <= number < len(dataset):
-        raise InputError(f"--episode is {number}, and {dataset.path} has the episodes 0 to {len(dataset) - 1}.")
+        raise InputError(f"--episode is {number}, but {dataset.path} has the episodes 0 to {len(dataset) - 1}.")
     episode, spec = dataset.episode(number), dataset.action_spec
     prediction = predict(checkpoint, dataset, episode) if checkpoint is not None else None
     actions, proprio = np.array(episode.actions), np.array(episode.proprio)
@@ -85,7 +85,7 @@ def _only_arm(spec: ActionSpec) -> Arm | None:
 
 
 def _commanded_paths(actions: np.ndarray, spec: ActionSpec) -> dict[Arm | None, np.ndarray]:
-    """{arm: float64 [T, 3], m}, where each action of actions [T, A] is taken; what a path lacks of three axes is 0."""
+    """{arm: float64 [T, 3], m}: where each of the actions [T, A] leads; missing axes of a path are 0."""
     return {
         arm: np.pad(path[: len(actions)], [(0, 0), (0, 3 - path.shape[1])]) for arm, path in spec.paths(actions).items()
     }

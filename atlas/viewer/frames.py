@@ -1,4 +1,4 @@
-"""`atlas data view`: one episode into a file, of a kind that its name says."""
+"""`atlas data view`: one episode into a file, whose kind is decided by its name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KINDS = (".html", ".mp4", ".rrd")
 
 
 def check_out(out: Path) -> None:
-    """See that a file can be written, before work begins. Raises InputError."""
+    """Check that a file can be written, before work begins. Raises InputError."""
     if out.suffix not in KINDS:
         raise InputError(f"--out is {out}; its name must end in {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
     check_file("--out", out, "episode.html")

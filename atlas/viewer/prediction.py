@@ -12,14 +12,14 @@ from atlas.system.progress import progress_bar
 from atlas.types import ActionSpec, Observation
 
 _AT_ONCE = 32
-# {error: its unit} of those that a hand knows; and what is said where the actions have none of them.
+# {error: its unit} for errors in physical units; and the text if the actions have none of them.
 _ERRORS = {"position_error_mm": " mm", "rotation_error_deg": "°", "joint_error_deg": "° a joint"}
 _PLAIN = {"pose_l1_error": " in the actions' units"}
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The chunks of all frames."""
+    """The predicted chunks for all frames."""
 
     checkpoint: str
     chunks: np.ndarray  # float64 [T, H, A], as `ActionSpec.readable` gives them
@@ -27,11 +27,11 @@ class Prediction:
 
     @property
     def name(self) -> str:
-        """The end of where it is, such as a run's name and `checkpoints/best`."""
+        """The end of its path, such as a run's name and `checkpoints/best`."""
         return "/".join(self.checkpoint.rstrip("/").split("/")[-3:])
 
     def summary(self) -> str:
-        """The means, in a line."""
+        """The mean errors, in one line."""
         said = [f"{self.errors[name].mean():.2f}{unit}" for name, unit in self._said.items()]
         line = f"off by {' and '.join(said)} on average"
         right = self.errors.get("gripper_accuracy")
@@ -45,12 +45,12 @@ class Prediction:
 
     @property
     def _said(self) -> dict[str, str]:
-        """{error: its unit} of those that are said."""
+        """{error: its unit} for the errors in the summary."""
         return {name: unit for name, unit in _ERRORS.items() if name in self.errors} or _PLAIN
 
 
 def predict(checkpoint: str, dataset: EpisodeDataset, episode: Episode) -> Prediction:
-    """Ask a policy at every frame of an episode. Raises InputError where it cannot be loaded or is for other data."""
+    """Ask a policy at every frame of an episode. Raises InputError if it cannot be loaded or is for other data."""
     import torch
 
     from atlas.policies.base import load_policy
@@ -78,7 +78,7 @@ def predict(checkpoint: str, dataset: EpisodeDataset, episode: Episode) -> Predi
 
 
 def compare(checkpoint: str, chunks: np.ndarray, actions: np.ndarray, spec: ActionSpec) -> Prediction:
-    """Chunks float [T, H, A] against the recorded actions [T, A], both in the spec's units."""
+    """Compare chunks float [T, H, A] with the recorded actions [T, A], both in the spec's units."""
     import torch
 
     errors = spec.errors(torch.from_numpy(chunks[:, 0]), torch.from_numpy(np.array(actions)))

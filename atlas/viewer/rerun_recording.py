@@ -1,4 +1,4 @@
-"""An episode as a recording for Rerun's viewer (https://rerun.io), which is installed apart."""
+"""An episode as a recording for Rerun's viewer (https://rerun.io), which is installed separately."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ PICTURES = [(name, check) for name, check in CHECKS if name in ("video", "view")
         ("rotated by 90 degrees to the left", lambda images: images.swapaxes(1, 2)[:, ::-1]),
         ("transposed", lambda images: images.swapaxes(1, 2)),
         ("red and blue swapped", lambda images: images[..., ::-1]),
-        ("another brightness", lambda images: (images * 0.4).astype(np.uint8)),
+        ("a different brightness", lambda images: (images * 0.4).astype(np.uint8)),
         (
             "looks like none of the cameras",
             lambda images: np.random.default_rng(0).integers(0, 255, images.shape, "u1"),
@@ -299,7 +299,7 @@ def test_a_camera_that_shows_nothing_is_named_once(good: EpisodeDataset, env: Cu
 
     found = findings_in(black, env, checks=PICTURES)
 
-    assert error_ids(found) == {"video"} and "'eye_in_hand' shows one colour only" in said(found, "video")
+    assert error_ids(found) == {"video"} and "'eye_in_hand' shows only one colour" in said(found, "video")
 
 
 # ---- language --------------------------------------------------------------------------------------------------
@@ -319,7 +319,9 @@ def test_one_instruction_for_all_tasks_is_named(good: EpisodeDataset, env: Cubes
 def test_placeholders_are_named(good: EpisodeDataset) -> None:
     found = findings_in(Changed(good, instruction="No instruction"))
 
-    assert error_ids(found) == {"language"} and "placeholder: 'No instruction'" in said(found, "language")
+    assert error_ids(found) == {"language"} and "placeholder as their instruction: 'No instruction'" in said(
+        found, "language"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "  ", "No instruction.", "<task>", "TASK_3", "n/a", "None", "dummy task", "42"])
@@ -380,7 +382,7 @@ def test_another_rate_than_the_simulators_is_named(good: EpisodeDataset) -> None
     every_second = Changed(good, keep=slice(None, None, 2))
     labelled = Changed(good, fps=10.0, action_spec=replace(ActionSpec(), control_hz=10.0))
 
-    for slow, words in ((every_second, "10 a second"), (labelled, "10 actions a second")):
+    for slow, words in ((every_second, "10 per second"), (labelled, "10 actions per second")):
         found = findings_in(slow)
 
         assert error_ids(found) == {"video"}, found
@@ -394,7 +396,7 @@ def test_a_video_dataset_with_another_rate_is_named(tmp_path: Path) -> None:
     found = check_data(Config(data=DataConfig(path=str(root))))
 
     assert error_ids(found) == {"video"}
-    assert "10 frames a second, and the dataset 15" in said(found, "video")
+    assert "10 frames per second, but the dataset 15" in said(found, "video")
 
 
 def test_every_damaged_video_is_named(tmp_path: Path) -> None:
@@ -492,7 +494,7 @@ def test_a_dimension_that_is_hardly_used_is_named_with_how_it_is_scaled(good: Ep
 
     (finding,) = [f for f in found if f.severity != "info"]
     assert finding.message == (
-        "action rx lies within [0, 0] in 98% of the frames, and reaches 0.9 in few: it is scaled by its deviation"
+        "action rx lies within [0, 0] in 98% of the frames, but reaches 0.9 in a few: it is scaled by its deviation"
     )
 
 

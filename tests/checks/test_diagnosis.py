@@ -97,11 +97,11 @@ def test_an_evaluation_like_training_is_found_to_be_like_it(good: EpisodeDataset
         ("view", "but upside down", pictures(lambda i: i[::-1])),
         ("view", "but rotated by 180 degrees", pictures(lambda i: i[::-1, ::-1])),
         ("view", "but rotated by 90 degrees", pictures(lambda i: i.swapaxes(0, 1)[::-1])),
-        ("view", "another light", pictures(lambda i: (i / 255).astype(np.uint8))),
-        ("view", "another light", pictures(lambda i: (i * 0.5).astype(np.uint8))),
-        ("view", "another light", pictures(lambda i: i * 0)),
+        ("view", "other lighting", pictures(lambda i: (i / 255).astype(np.uint8))),
+        ("view", "other lighting", pictures(lambda i: (i * 0.5).astype(np.uint8))),
+        ("view", "other lighting", pictures(lambda i: i * 0)),
         ("view", "red and blue swapped", pictures(lambda i: i[..., ::-1])),
-        ("stats", "start outside of training's proprio", lambda o: replace(o, proprio=o.proprio + 1)),
+        ("stats", "start outside training's proprio", lambda o: replace(o, proprio=o.proprio + 1)),
         ("language", "never read: azure, grasp", lambda o: replace(o, instruction="grasp the azure cube")),
     ],
 )
@@ -127,7 +127,7 @@ def test_swapped_cameras_are_named(good: EpisodeDataset) -> None:
     ("check", "words", "act"),
     [
         ("actions", "hardly varies its actions in ['dx', 'dy', 'dz'", lambda a: a * 0.01),
-        ("actions", "outside of training's range", lambda a: a * 3),
+        ("actions", "outside training's range", lambda a: a * 3),
         ("gripper", "keeps the gripper open", lambda a: np.hstack([a[:, :6], a[:, 6:] * 0.5 - 0.6])),
     ],
 )

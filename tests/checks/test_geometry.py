@@ -234,7 +234,7 @@ def test_folders_of_others_stay_untouched(pictures: list[Path], checkpoint: Path
     for report in (None, "[]", "no JSON", '{"images": [1]}'):
         if report is not None:
             (mine / "geometry.json").write_text(report)
-        with pytest.raises(InputError, match=r"holds no geometry\.json of an earlier call"):
+        with pytest.raises(InputError, match=r"holds no geometry\.json from an earlier call"):
             geometry(pictures, mine, checkpoint, **SIZES)
     assert (mine / "depth_00.png").read_text() == "of a camera, say"
 

@@ -328,10 +328,10 @@ def test_times_that_are_too_far_off_are_told_from_frames_that_are_missing(tmp_pa
     root = drifting(copy_fixture(VIDEO, tmp_path / "set"), 0.015)
     with pytest.raises(InputError, match=r"file-000\.mp4 has no frame at .* shifted by 45\.0 ms"):
         lerobot(root)
-    assert [f for f in check_video(context(root)) if "shifted, by up to 45.0 ms" in f.message]
+    assert [f for f in check_video(context(root)) if "shifted by up to 45.0 ms" in f.message]
 
     drifting(root, 0.085)  # the last episode by three frames: each of its times has a frame, and it is another one
-    assert [f for f in check_video(context(root)) if "shifted, by up to 300.0 ms" in f.message]
+    assert [f for f in check_video(context(root)) if "shifted by up to 300.0 ms" in f.message]
 
 
 def context(root: Path) -> CheckContext:

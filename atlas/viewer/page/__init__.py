@@ -1,4 +1,4 @@
-"""One HTML file that holds all of an episode, and needs nothing else."""
+"""One HTML file that holds all of an episode, and needs no other file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from atlas.viewer.episode_timeline import EpisodeTimeline
 _PARTS = Path(__file__).parent
 _QUALITY = 86  # of WebP
 _SIDES = (512, 384, 256, 192, 128)  # pixels that a picture's longer side may have
-_MOST_PIXELS = 100e6  # of all pictures: some fifteen megabytes
+_MOST_PIXELS = 100e6  # in all pictures: about fifteen megabytes
 _DIGITS = 5
 
 
@@ -37,7 +37,7 @@ def write_page(path: Path, timeline: EpisodeTimeline) -> None:
         "SCRIPT": (_PARTS / "page.js").read_text(encoding="utf-8"),
         "DATA": data.replace("<", "\\u003c"),  # nothing in it can end the script
     }
-    # All at once: what is put in may hold such a mark itself, as an instruction, and is not looked at again.
+    # All at once: what is put in, such as an instruction, may contain such a mark itself, and is not searched again.
     page = re.sub("@([A-Z]+)@", lambda match: parts[match[1]], page)
     write_text(path, page)
 
@@ -45,7 +45,7 @@ def write_page(path: Path, timeline: EpisodeTimeline) -> None:
 def _data(timeline: EpisodeTimeline) -> dict[str, Any]:
     prediction, closed = timeline.prediction, timeline.closed
     groups = [
-        ("Actions", "as recorded" if timeline.spec.delta else "poses to go to, as recorded", timeline.actions),
+        ("Actions", "as recorded" if timeline.spec.delta else "targets, as recorded", timeline.actions),
         ("Proprio", "as the robot measured it", timeline.proprio),
     ]
     return {
@@ -80,7 +80,7 @@ def _data(timeline: EpisodeTimeline) -> dict[str, Any]:
 
 
 def _chips(timeline: EpisodeTimeline) -> list[tuple[str, str]]:
-    """Short facts, each with how it is coloured."""
+    """Short facts, each with its colour."""
     outcome = {True: ("success", "good"), False: ("failure", "bad"), None: ("outcome not recorded", "")}
     facts = [
         outcome[timeline.episode.success],
@@ -124,7 +124,7 @@ def _cameras(timeline: EpisodeTimeline) -> list[dict[str, Any]]:
 
 
 def shown_size(height: int, width: int, pictures: int) -> tuple[int, int]:
-    """Height and width of pictures on the page: as they are, or smaller where all of them would be too much."""
+    """Height and width of pictures on the page: unchanged, or smaller if all of them would be too much."""
     fitting = (side for side in _SIDES if pictures * height * width * (side / max(height, width)) ** 2 <= _MOST_PIXELS)
     scale = min(1.0, next(fitting, _SIDES[-1]) / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
