@@ -10,6 +10,7 @@ import typer
 
 from atlas.cli.options import PLAIN, ConfigFile, Json, Overrides
 from atlas.cli.output import print_json, print_table, say, stdout_kept_for_the_report
+from atlas.system.paths import check_folder
 
 model_app = typer.Typer(help="Look at models, and manage their versions.", **PLAIN)
 
@@ -55,6 +56,27 @@ def model_summary(
         f"{memory['weights_and_optimizer']:.2f} weights, gradients and optimizer, {memory['activations']:.2f} "
         "activations in float32 (bf16: about half)"
     )
+
+
+@model_app.command("export")
+def model_export(
+    reference: Annotated[
+        str, typer.Argument(metavar="REF", help="A run, a checkpoint, a saved policy, hf:owner/name or wandb:….")
+    ],
+    to: Annotated[str, typer.Option(metavar="FORM", help="lerobot: the folder that LeRobot loads.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")],
+    as_json: Json = False,
+) -> None:
+    """Write a policy in another program's form."""
+    check_folder("--out", out)
+    with stdout_kept_for_the_report(as_json):
+        from atlas.policies.exporting import export_policy
+
+        folder = export_policy(reference, to, out)
+    if as_json:
+        print_json({"path": str(folder), "form": to, "files": sorted(p.name for p in folder.iterdir())})
+        return
+    say(f"{reference} is in {folder}, for {to}.")
 
 
 @model_app.command("geometry")

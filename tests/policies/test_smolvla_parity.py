@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
@@ -11,7 +14,8 @@ import torch.nn.functional as F
 
 from atlas.policies.base import load_policy
 from atlas.policies.published.flow_pieces import look_ahead_mask, mix, positions_of, time_embedding
-from atlas.policies.smolvla.smolvla_policy import SmolVLAPolicy, prompts
+from atlas.policies.smolvla import smolvla_layers, smolvla_network, smolvla_policy, smolvla_vision
+from atlas.policies.smolvla.smolvla_policy import SmolVLAPolicy
 from atlas.policies.smolvla.smolvla_section import SmolVLAConfig
 from tests.policies.golden import Golden, Values, wrong
 
@@ -36,7 +40,7 @@ def measure(policy: SmolVLAPolicy, golden: Golden) -> Values:
     network, sizes, batch, inputs = policy.network, policy.network.sizes, golden.batch(policy.processor), golden.inputs
     b = len(batch)
     found: Values = {}
-    found["tokens"], found["token_mask"] = policy.words(prompts(batch.instruction), torch.device("cpu"))
+    found["tokens"], found["token_mask"] = policy.words(smolvla_policy.prompts(batch.instruction), torch.device("cpu"))
     found["state_normalized"] = policy.state_scaler.normalize(batch.proprio, batch.source)
     assert batch.actions is not None and batch.action_is_pad is not None
     actions = found["action_normalized"] = policy.action_scaler.normalize(batch.actions, batch.source)
@@ -47,7 +51,7 @@ def measure(policy: SmolVLAPolicy, golden: Golden) -> Values:
         found[f"vision_out.{slot}"] = network.vision(picture).expand(b, -1, -1)
         found[f"image_emb.{slot}"] = network.embed_pictures(picture).expand(b, -1, -1)
     time_width = sizes.expert.width
-    found["time_emb"] = time_embedding(inputs["time"], time_width, *sizes.periods)
+    found["time_emb"] = smolvla_network.time_embedding(inputs["time"], time_width, *sizes.periods)
     padded = F.pad(actions, (0, sizes.action - actions.shape[-1]))
     found["x_t"], found["u_t"] = mix(padded, inputs["noise"], inputs["time"])
     found["suffix_embs"] = network.embed_actions(found["x_t"], inputs["time"])
@@ -156,3 +160,101 @@ def test_real_time_chunking(golden: Golden) -> None:
 
     measured = {"rtc.actions_normalized": chunk[..., : policy.processor.action_spec.dim]}
     assert wrong(golden.differences("full", measured)) == {}
+
+
+# ---- mistakes: each is planted, and seen at the place where it is made -----------------------------------------
+
+
+def _cosines_first(time: torch.Tensor, width: int, shortest: float, longest: float) -> torch.Tensor:
+    return time_embedding(time, width, shortest, longest).roll(width // 2, -1)
+
+
+def _in_float32(time: torch.Tensor, width: int, shortest: float, longest: float) -> torch.Tensor:
+    periods = shortest * (longest / shortest) ** torch.linspace(0.0, 1.0, width // 2)
+    angles = 2 * torch.pi * time[:, None] / periods
+    return torch.cat([angles.sin(), angles.cos()], -1).double()
+
+
+def _both_ways(valid: torch.Tensor, flags: torch.Tensor) -> torch.Tensor:
+    return look_ahead_mask(valid, flags.clone().index_fill_(-1, torch.arange(len(flags) - 9, len(flags)), 0))
+
+
+def _positions_go_on(positions: torch.Tensor, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    starts_at_zero = positions.shape[1] == 10 and int(positions.min()) == 0
+    return smolvla_layers.rotation(positions + 61 if starts_at_zero else positions, head_dim)
+
+
+def _shifted_patches(policy: SmolVLAPolicy) -> None:
+    """Rows and columns 0, 0, 1, 2, …: what a release of transformers gave."""
+    table, side = policy.network.vision.embeddings.position_embedding, policy.network.sizes.vision.side
+    at = (torch.arange(side) - 1).clamp(min=0)
+    table.weight = torch.nn.Parameter(table.weight[(at[:, None] * side + at).flatten()])
+
+
+def _other_shuffle(connector: torch.nn.Module, patches: torch.Tensor) -> torch.Tensor:
+    b, n, width = patches.shape
+    side = round(n**0.5)
+    grid = patches.view(b, side // 4, 4, side // 4, 4, width).permute(0, 1, 3, 4, 2, 5)
+    projected: torch.Tensor = connector.modality_projection["proj"](grid.reshape(b, n // 16, 16 * width))  # type: ignore[index, operator]
+    return projected
+
+
+Planted = tuple[str, str, Callable[[SmolVLAPolicy, ExitStack], object]]  # mistakes.json's name, where it is seen, what
+MISTAKES: list[Planted] = [
+    ("antialiased_resize", "image.0", lambda p, _: _refit(p, antialias=True)),
+    (
+        "border_on_the_other_side_or_centred",
+        "image.0",
+        lambda p, _: _refit(p, placing="centre"),
+    ),
+    (
+        "time_embedding_cos_before_sin",
+        "time_emb",
+        lambda _, s: _swap(s, smolvla_network, "time_embedding", _cosines_first),
+    ),
+    ("time_embedding_in_float32", "time_emb", lambda _, s: _swap(s, smolvla_network, "time_embedding", _in_float32)),
+    (
+        "actions_see_each_other_the_other_way",
+        "layer.0.suffix",
+        lambda _, s: _swap(s, smolvla_network, "look_ahead_mask", _both_ways),
+    ),
+    (
+        "rope_base_of_the_language_model_100000",
+        "layer.0.prefix",
+        lambda _, s: _swap(s, smolvla_layers, "ROPE_BASE", 1e5),
+    ),
+    (
+        "cross_attention_positions_not_started_at_zero",
+        "layer.1.suffix",
+        lambda _, s: _swap(s, smolvla_network, "rotation", _positions_go_on),
+    ),
+    ("patch_positions_of_transformers_4_57", "vision_out.0", lambda p, _: _shifted_patches(p)),
+    ("newline_not_appended", "tokens", lambda _, s: _swap(s, smolvla_policy, "prompts", list)),
+    ("", "image_emb.0", lambda _, s: _swap(s, smolvla_vision.Connector, "forward", _other_shuffle)),
+]
+
+
+def _refit(policy: SmolVLAPolicy, **changes: object) -> None:
+    policy.processor = replace(policy.processor, fit=replace(policy.fit, **changes))
+
+
+def _swap(stack: ExitStack, owner: object, name: str, other: object) -> None:
+    stack.enter_context(patch.object(owner, name, other))
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=[name or "pixel_shuffle" for name, _, _ in MISTAKES])
+def test_a_mistake_is_seen_where_it_is_made(golden: Golden, mistake: Planted) -> None:
+    name, place, plant = mistake
+    policy = policy_for(golden, "full")
+
+    with ExitStack() as stack:
+        plant(policy, stack)
+        measured = measure(policy, golden)
+
+    assert next(iter(wrong(golden.differences("full", measured)))) == place
+    told = json.loads((golden.folder / "mistakes.json").read_text())
+    if name in told and name not in (
+        "actions_see_each_other_the_other_way",
+        "cross_attention_positions_not_started_at_zero",
+    ):
+        assert float(measured["loss"]) == pytest.approx(told[name]["loss"], abs=1e-3)

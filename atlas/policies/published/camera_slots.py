@@ -10,6 +10,8 @@ from atlas.errors import InputError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
+EMPTY_CAMERA = "empty_camera_"  # LeRobot's names for slots that never have a camera
+
 
 @dataclass(frozen=True)
 class CameraSlots:
@@ -39,7 +41,7 @@ def assign_cameras(
     of other names take the free slots in order, which is said. most_absent: how many slots without a camera are kept.
     Raises InputError for a mapping that names nothing.
     """
-    free = list(slots)
+    free = [slot for slot in slots if not slot.startswith(EMPTY_CAMERA)]
     if mapping is not None:
         taken = _mapped(slots, cameras, mapping)
         free = [slot for slot in free if slot not in taken]

@@ -12,6 +12,7 @@ from atlas.data.image_fit import ImageFit
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
 from atlas.errors import InputError
 from atlas.policies.processor import PolicyProcessor
+from atlas.policies.published.camera_slots import EMPTY_CAMERA
 from atlas.policies.published.lerobot_folder import ACTION, STATE, LeRobotFolder
 from atlas.policies.published.lerobot_scaling import LeRobotScaler, columns_of, identity_columns
 from atlas.policies.published.processor_files import ProcessorFiles, TokenizerStep, read_processor_files
@@ -20,8 +21,6 @@ from atlas.policies.published.tokenized_prompt import PromptTokenizer, find_toke
 from atlas.types import ActionGroup, ActionSpec
 
 logger = logging.getLogger(__name__)
-
-EMPTY_CAMERA = "empty_camera_"  # LeRobot's names for slots without a camera
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Description:
         """The one that the section names, else that of the processor files, else that of `step`. Raises InputError."""
         step = self.files.tokenizer or step
         if config.tokenizer is not None and not self.saved:
-            found = find_tokenizer(config.tokenizer, self.folder.path, "model.tokenizer")
+            found = find_tokenizer(config.tokenizer, Path(), "model.tokenizer")
             return PromptTokenizer(found, step, "model.tokenizer")
         key = f"The tokenizer of {self.folder.called}"
         return PromptTokenizer(find_tokenizer(step.name, self.folder.path, key), step, key)

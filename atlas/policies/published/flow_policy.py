@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -71,8 +71,8 @@ class FlowPolicy(Policy):
         steps: int,
     ) -> None:
         """width: of padded actions. tokenizer: None where only shapes are needed."""
-        super().__init__(config, processor)
-        self.description, self.slots, self.fit = description, slots, fit
+        super().__init__(config, replace(processor, fit=fit))
+        self.description, self.slots = description, slots
         self._tokenizer, self._width, self._time = tokenizer, width, time
         self._steps = config.sampling_steps or steps
         self.state_scaler, self.action_scaler = description.scalers(processor)
@@ -198,6 +198,12 @@ class FlowPolicy(Policy):
             return self.velocity(prefix, x, time)
 
         return integrate_euler(velocity, start, self._steps, guide)
+
+    @property
+    def fit(self) -> ImageFit:
+        """How pictures are fitted."""
+        assert self.processor.fit is not None
+        return self.processor.fit
 
     # ---- what goes in ----------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from atlas.data.statistics import ColumnStatistics
-from atlas.policies.published.description import EMPTY_CAMERA
+from atlas.policies.published.camera_slots import EMPTY_CAMERA
 from atlas.policies.published.lerobot_folder import ACTION, IMAGES, POSTPROCESSOR, PREPROCESSOR, STATE, feature_name
 from atlas.policies.published.processor_files import MODES
 from atlas.policies.published.tokenized_prompt import TOKENIZER

@@ -31,6 +31,7 @@ _RENAME, _TOKENIZER = "rename_observations_processor", "tokenizer_processor"
 _NORMALIZER, _UNNORMALIZER = "normalizer_processor", "unnormalizer_processor"
 _PLAIN = {"to_batch_processor", "device_processor", _RENAME, _TOKENIZER, _NORMALIZER, _UNNORMALIZER}
 _OFF = {"relative_actions_processor", "absolute_actions_processor"}  # are read where they do nothing
+_Statistics = Mapping[str, torch.Tensor]
 _LARGEST_STATISTICS = 65536  # numbers of a feature
 
 
@@ -88,7 +89,7 @@ def read_processor_files(folder: LeRobotFolder, own_steps: Sequence[str]) -> Pro
     if out["ACTION"] != modes["ACTION"]:
         raise InputError(f"{after}: actions are {out['ACTION']} there, and {modes['ACTION']} in {before.name}.")
     statistics = _statistics(before, normalizer)
-    statistics |= {name: found for name, found in _statistics(after, unnormalizer).items() if name == ACTION}
+    _check_same(before, after, statistics.get(ACTION), _statistics(after, unnormalizer).get(ACTION))
     return ProcessorFiles(
         modes,
         _eps(before, normalizer["config"].get("eps", 1e-8)),
@@ -162,6 +163,16 @@ def _statistics(file: Path, step: Mapping[str, Any]) -> dict[str, dict[str, torc
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read as safetensors ({error}).") from None
     return found
+
+
+def _check_same(before: Path, after: Path, first: _Statistics | None, second: _Statistics | None) -> None:
+    """Raises InputError if actions come out by other statistics than they go in."""
+    if bool(first) != bool(second):
+        raise InputError(f"Of {before.name} and {after.name} in {before.parent}, one has statistics of actions alone.")
+    for name, values in (first or {}).items():
+        other = (second or {}).get(name)
+        if other is not None and not other.equal(values):
+            raise InputError(f"{after}: '{name}' of actions is another one than in {before.name}.")
 
 
 def _eps(file: Path, value: Any) -> float:

@@ -23,9 +23,10 @@ _REMEMBERED = 4096  # prompts
 
 
 def find_tokenizer(name: str, beside: Path, key: str) -> Path:
-    """The folder of a tokenizer: one beside a policy's files, a path, or a model of the hub (also as hf:owner/name).
+    """The folder of a tokenizer: a path, below `beside` if it is not absolute, or a model of the hub.
 
-    name: as processor files or a setting have it. Raises InputError that begins with `key`.
+    name: as processor files or a setting have it; hf:owner/name is always the hub's. In a policy's folder, `tokenizer`
+    is what Atlas keeps of the one that it has fetched by name. Raises InputError that begins with `key`.
     """
     if not name.startswith(HUB):
         local = Path(os.path.expanduser(name))
@@ -33,7 +34,7 @@ def find_tokenizer(name: str, beside: Path, key: str) -> Path:
             local = inside(beside, name, where=f"{key}: ", follow_links=True)
         if local.is_dir():
             return _complete(local, key)
-        if (beside / TOKENIZER).is_dir():  # what Atlas keeps of one that it has fetched
+        if beside != Path() and (beside / TOKENIZER).is_dir():
             return _complete(beside / TOKENIZER, key)
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise InputError(

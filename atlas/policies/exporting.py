@@ -1,0 +1,43 @@
+"""Policies in the files of other programs: back to where published ones come from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from atlas.errors import InputError, did_you_mean
+from atlas.policies.base import load_policy
+from atlas.system.files import partial_folder
+
+FORMS = ("lerobot",)
+
+
+@runtime_checkable
+class GoesToLeRobot(Protocol):
+    """A policy that LeRobot has, too."""
+
+    def export_lerobot(self, folder: Path) -> None:
+        """Write the folder that LeRobot loads."""
+
+
+def export_policy(reference: str | Path, form: str, out: Path) -> Path:
+    """Write a policy in another program's form into a new or empty folder, completely or not at all.
+
+    reference: as in `load_policy`. form: one of FORMS. Returns the folder. Raises InputError for an unknown form, a
+    policy that the program does not have, and a folder that holds something.
+    """
+    if form not in FORMS:
+        raise InputError(f"--to {form} is not known.{did_you_mean(form, FORMS)} Known: {', '.join(FORMS)}.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out} is there already and holds something; choose another folder, or remove it.")
+    policy = load_policy(reference)
+    if not isinstance(policy, GoesToLeRobot):
+        raise InputError(
+            f"{reference} is a policy of the type '{policy.config.type}', which LeRobot does not have; only types that "
+            "come from there go back there."
+        )
+    with partial_folder(out) as partial:
+        policy.export_lerobot(partial)
+        os.replace(partial, out)
+    return out
