@@ -1,4 +1,4 @@
-"""The `atlas` command. Each verb is thin, and imports what it needs when it runs, so that `--help` is quick."""
+"""The `atlas` command. Each verb is thin, and imports what it needs when it runs, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ app.add_typer(config.config_app, name="config")
 
 
 def main() -> None:
-    """The entry point: run a verb and turn what it raises into a message and an exit code."""
+    """The entry point: run a verb, and turn what it raises into a message and an exit code."""
     from atlas.launch import end_at_once, leave_exit_code
 
     yield_cores()
@@ -60,7 +60,7 @@ def main() -> None:
 def _run() -> int:
     try:
         app([with_home(argument) for argument in sys.argv[1:]], prog_name="atlas")
-    except SystemExit as stop:  # how typer ends, usage errors (2) included
+    except SystemExit as stop:  # typer ends this way, including usage errors (2)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except InputError as error:
         from atlas.launch import leave_error
@@ -76,7 +76,7 @@ def _run() -> int:
         if code in (None, 1):
             from atlas.launch import leave_error
 
-            if leave_error(error):  # of several ranks, the launcher tells the first error, once
+            if leave_error(error):  # with several ranks, the launcher reports the first error, once
                 return 1
         if code is None:
             import traceback
@@ -84,7 +84,7 @@ def _run() -> int:
             from atlas.system.redact import redact
 
             say(redact(traceback.format_exc()), end="", file=sys.stderr)
-        elif str(error) and os.environ.get("RANK", "0") == "0":  # every rank is stopped; one says so
+        elif str(error) and os.environ.get("RANK", "0") == "0":  # every rank is stopped; only one says so
             from atlas.system.redact import redact
 
             say(redact(str(error)), file=sys.stderr)

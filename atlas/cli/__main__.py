@@ -1,4 +1,4 @@
 from atlas.cli import main
 
-if __name__ == "__main__":  # processes that are spawned import this module again
+if __name__ == "__main__":  # spawned processes import this module again
     main()

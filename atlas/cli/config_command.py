@@ -7,7 +7,7 @@ import typer
 from atlas.cli.options import PLAIN, ConfigFile, Json, Overrides
 from atlas.cli.output import print_json
 
-config_app = typer.Typer(help="Look at the configuration.", **PLAIN)
+config_app = typer.Typer(help="Show the configuration.", **PLAIN)
 
 
 @config_app.command("schema")

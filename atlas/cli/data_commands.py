@@ -1,4 +1,4 @@
-"""`atlas data`: record and inspect demonstrations, cache features of them."""
+"""`atlas data`: record and inspect demonstrations, and cache features of them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from atlas.cli.output import print_json, print_table, say, stdout_kept_for_the_r
 from atlas.errors import InputError, did_you_mean
 from atlas.system.paths import check_folder
 
-data_app = typer.Typer(help="Record, inspect, convert and look at demonstrations.", **PLAIN)
+data_app = typer.Typer(help="Record, inspect, convert and view demonstrations.", **PLAIN)
 
 Codec = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Of a LeRobot dataset's images: av1 (default), h264, hevc or png.")
+    str | None, typer.Option(metavar="NAME", help="For a LeRobot dataset's images: av1 (default), h264, hevc or png.")
 ]
 
 
@@ -25,7 +25,7 @@ def record(
     env: Annotated[str, typer.Option(help="The environment, such as cubes.")],
     episodes: Annotated[int, typer.Option(metavar="N", help="Demonstrations in all, balanced over the tasks.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the files.")],
-    seed: Annotated[int, typer.Option(min=0, metavar="S", help="Of the episodes' starts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="S", help="The seed of the episodes' starts.")] = 0,
     workers: Workers = None,
     image_size: Annotated[int, typer.Option(min=16, max=1024, metavar="PIXELS", help="Height and width.")] = 64,
     to: Annotated[str, typer.Option(metavar="FORMAT", help="libero-hdf5 or lerobot.")] = "libero-hdf5",
@@ -49,12 +49,12 @@ def convert(
     overrides: Overrides = None,
     codec: Codec = None,
     fps: Annotated[
-        float | None, typer.Option(min=0.1, max=1000, help="Frames a second that the copy says it has.")
+        float | None, typer.Option(min=0.1, max=1000, help="Frames per second that the copy states.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, metavar="W", help="Processes; default: one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, metavar="W", help="Processes; default: one per core.")] = None,
     skip_damaged: SkipDamaged = False,
 ) -> None:
-    """Copy a dataset into another format; goes on where it was stopped."""
+    """Copy a dataset into another format; continues where it was stopped."""
     from atlas.data import convert as converting
 
     check_folder("DST", out)
@@ -70,15 +70,13 @@ def view(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A dataset of any format, or hf:owner/name.")],
     overrides: Overrides = None,
     episode: Annotated[int, typer.Option(min=0, metavar="N", help="Its number.")] = 0,
-    checkpoint: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Show beside it what this policy would do.")
-    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(metavar="DIR", help="Also show what this policy would do.")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A page (.html), a film (.mp4), or for Rerun (.rrd).")
     ] = None,
     skip_damaged: SkipDamaged = False,
 ) -> None:
-    """Look at an episode: a page for the browser that needs nothing else, or a film."""
+    """Look at an episode: as a page for the browser that needs no other file, or as a film."""
     from atlas import viewer
 
     out = out or Path(f"{path.rstrip('/').split('/')[-1].split(':')[-1]}-episode-{episode}.html")
@@ -88,7 +86,7 @@ def view(
 
 
 def as_format(name: str) -> Any:
-    """What --to names. Raises InputError."""
+    """The format that --to names. Raises InputError."""
     from atlas.data.convert import FORMATS
 
     if name not in FORMATS:
@@ -97,7 +95,7 @@ def as_format(name: str) -> Any:
 
 
 def open_source(path: str, overrides: list[str] | None, skip_damaged: bool = False) -> Any:
-    """The dataset at a path, read as the `data` section of the overrides says. Raises InputError."""
+    """The dataset at a path, read as the overrides' `data` section says. Raises InputError."""
     from atlas.config import load_config
     from atlas.data import open_dataset
 
@@ -122,7 +120,7 @@ def inspect(
     skip_damaged: SkipDamaged = False,
     as_json: Json = False,
 ) -> None:
-    """Say what a dataset holds."""
+    """Show what a dataset holds."""
     with stdout_kept_for_the_report(as_json):
         from atlas.checks.inspection import inspect_dataset
         from atlas.config import DataConfig
@@ -158,11 +156,11 @@ def check(
         str | None,
         typer.Option(metavar="cubes|libero…|none", help="Replay in this world; default: the one it was recorded in."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Put the pictures there.")] = None,
-    replay: Annotated[int, typer.Option(min=1, metavar="N", help="Episodes that are replayed.")] = 10,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder for pictures.")] = None,
+    replay: Annotated[int, typer.Option(min=1, metavar="N", help="Episodes to replay.")] = 10,
     as_json: Json = False,
 ) -> None:
-    """Look for what would make a policy fail; exit code 1 where an error is found."""
+    """Look for what would make a policy fail; exit code 1 if an error is found."""
     if out is not None:
         check_folder("--out", out)
     with stdout_kept_for_the_report(as_json):
@@ -192,12 +190,12 @@ def cache_features(
     config: ConfigFile = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder; default: data.feature_cache.")] = None,
     variants: Annotated[
-        int, typer.Option(min=0, metavar="K", help="Augmented versions of each frame, beside the plain one.")
+        int, typer.Option(min=0, metavar="K", help="Augmented versions of each frame, in addition to the plain one.")
     ] = 0,
     gpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes; default: all visible GPUs.")] = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False,
 ) -> None:
-    """Compute a frozen backbone's features of every frame, once; goes on where it was stopped."""
+    """Compute a frozen backbone's features of every frame, once; continues where it was stopped."""
     from atlas.config import load_config
     from atlas.launch import count_gpus, launch_ranks, plan_processes, settle_device
 
@@ -208,7 +206,7 @@ def cache_features(
         raise InputError("Name the folder for the features: --out DIR, or data.feature_cache=DIR.")
     check_folder("--out", out)
     plan = plan_processes(resolved.distributed, count_gpus(resolved.distributed))
-    os.environ.update(plan.visible(os.environ))  # before anything asks CUDA, which looks at it once
+    os.environ.update(plan.visible(os.environ))  # before anything asks CUDA, which reads it once
     settle_device(resolved.distributed)
     from atlas.config.secrets import without_keys
     from atlas.policies.feature_cache_filling import begin_cache, describe

@@ -45,7 +45,7 @@ def _paragraph(finding: Finding) -> str:
 
 
 def _wrap(text: str, begin: str, margin: str) -> str:
-    # Paths and commands stay whole, so that they can be copied.
+    # Paths and commands are not broken, so that they can be copied.
     return textwrap.fill(
         text, _LINE, initial_indent=begin, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
     )

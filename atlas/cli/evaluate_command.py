@@ -27,15 +27,15 @@ def evaluate(
         str | None, typer.Option(metavar="URL", help="A policy server instead, such as ws://127.0.0.1:8000.")
     ] = None,
     episodes: Annotated[int, typer.Option(min=1, metavar="N", help="Episodes in all.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, metavar="S", help="Of the episodes' starts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="S", help="The seed of the episodes' starts.")] = 0,
     execute: Annotated[
-        int | None, typer.Option(min=1, metavar="E", help="Actions executed of each predicted chunk.")
+        int | None, typer.Option(min=1, metavar="E", help="Actions of each predicted chunk that are executed.")
     ] = None,
     ensemble: Annotated[
         float | None, typer.Option(min=0, metavar="W", help="Average overlapping chunks with this weight (off).")
     ] = None,
     instruction_shuffle: Annotated[
-        bool, typer.Option("--instruction-shuffle", help="Tell the policy another task than the one that counts.")
+        bool, typer.Option("--instruction-shuffle", help="Give the policy a different task from the one that counts.")
     ] = False,
     blind: Annotated[bool, typer.Option("--blind", help="Show the policy black images.")] = False,
     open_loop: Annotated[
@@ -43,7 +43,7 @@ def evaluate(
         typer.Option("--open-loop", metavar="DATASET", help="Play its recorded actions instead of a policy's."),
     ] = None,
     diagnose: Annotated[
-        bool, typer.Option("--diagnose", help="Compare what the policy is shown with what it was trained on.")
+        bool, typer.Option("--diagnose", help="Compare what the policy sees with what it was trained on.")
     ] = False,
     video: Annotated[Path | None, typer.Option(metavar="DIR", help="Film the episodes into this folder.")] = None,
     out: Annotated[

@@ -1,8 +1,8 @@
 """One run of a grid, in a process that does not outlive the grid: `python -m atlas.cli.grid_point train …`.
 
-The grid holds the other end of this process's standard input, and never writes. When that end closes, the grid is
-gone, however it went, and the run is asked to stop as a user would ask it. (Linux's PR_SET_PDEATHSIG would ask once for
-every thread of the grid, and a second SIGTERM is not a request any more.)
+The grid holds the other end of this process's standard input, and never writes to it. When that end closes, the grid is
+gone, for whatever reason, and the run is asked to stop as a user would ask it. (Linux's PR_SET_PDEATHSIG would ask once
+for every thread of the grid, and a second SIGTERM is no longer a request.)
 """
 
 from __future__ import annotations
@@ -28,5 +28,5 @@ def _stop_with_the_grid(watched: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-if __name__ == "__main__":  # processes that are spawned import this module again
+if __name__ == "__main__":  # spawned processes import this module again
     main()

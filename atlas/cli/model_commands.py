@@ -1,4 +1,4 @@
-"""`atlas model`: look at models."""
+"""`atlas model`: inspect models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from atlas.cli.options import PLAIN, ConfigFile, Json, Overrides
 from atlas.cli.output import print_json, print_table, say, stdout_kept_for_the_report
 from atlas.system.paths import check_folder
 
-model_app = typer.Typer(help="Look at models, and manage their versions.", **PLAIN)
+model_app = typer.Typer(help="Inspect models, and manage their versions.", **PLAIN)
 
 
 @model_app.command("summary")
@@ -44,15 +44,15 @@ def model_summary(
     ]
     total = (f"{found['parameters']:,}", f"{found['trainable_parameters']:,}", "")
     rows.append(("all", *total, f"{found['flops_per_sample'] / 1e9:.4g}"))
-    print_table("model", ("part", "parameters", "trainable", "tokens", "GFLOPs a sample"), rows)
+    print_table("model", ("part", "parameters", "trainable", "tokens", "GFLOPs per sample"), rows)
     roofline, memory = found["roofline"], found["memory_gib"]
-    say(f"training: {found['training_flops_per_sample'] / 1e9:.4g} GFLOPs a sample, forward and backward")
+    say(f"training: {found['training_flops_per_sample'] / 1e9:.4g} GFLOPs per sample, forward and backward")
     say(
         f"roofline: {roofline['samples_per_second']:,.0f} samples/s on one {gpu} at its peak of "
         f"{roofline['peak_flops'] / 1e12:.0f} TFLOP/s (dense bf16); half of it is a good run"
     )
     say(
-        f"memory:   {memory['total']:.2f} GiB a GPU with batches of {resolved.data.batch_size}: "
+        f"memory:   {memory['total']:.2f} GiB per GPU with batches of {resolved.data.batch_size}: "
         f"{memory['weights_and_optimizer']:.2f} weights, gradients and optimizer, {memory['activations']:.2f} "
         "activations in float32 (bf16: about half)"
     )
@@ -96,7 +96,7 @@ def model_geometry(
     with stdout_kept_for_the_report(as_json):
         from atlas.geometry import geometry
 
-        # All after the first of `--images a.png b.png` are arguments, not the option's values.
+        # Everything after the first of `--images a.png b.png` is an argument, not the option's value.
         report = geometry([*(images or []), *(more or [])], out, checkpoint)
     if as_json:
         print_json(report)

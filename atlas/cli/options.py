@@ -1,4 +1,4 @@
-"""Options that several verbs share, and the way of every group of verbs."""
+"""Options that several verbs share, and settings for every group of verbs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-# Plain text instead of boxes: messages are not broken over lines, and rich is not imported for --help.
+# Plain text instead of boxes: messages are not broken over lines, and --help does not import rich.
 PLAIN: dict[str, Any] = {"rich_markup_mode": None, "no_args_is_help": True, "add_completion": False}
 
-ConfigFile = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML file; default: atlas's own.")]
+ConfigFile = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML file; default: Atlas's own.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Config keys, such as training.max_steps=100.")
 ]
@@ -22,7 +22,7 @@ SkipDamaged = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, metavar="W", help="Simulator processes; default: one a core, 16 at most to evaluate."),
+    typer.Option(min=1, metavar="W", help="Simulator processes; default: one per core, at most 16 for evaluation."),
 ]
 Resume = Annotated[
     str | None,
@@ -33,7 +33,7 @@ Resume = Annotated[
 
 
 def with_home(argument: str) -> str:
-    """An argument with the user's home for `~`, which shells leave as it is behind `=`: --config=~/a.yaml."""
+    """An argument with the user's home for `~`, which shells do not expand after `=`: --config=~/a.yaml."""
     found = _HOME.fullmatch(argument)
     return argument if found is None else found[1] + os.path.expanduser(found[2])
 
@@ -42,5 +42,5 @@ _HOME = re.compile(r"((?:[\w.-]+=)?)(~[\w.-]*/.*)", re.DOTALL)
 
 
 def as_overrides(values: dict[str, Any]) -> list[str]:
-    """Values as `key=value`; None means not given. JSON is YAML, so that any text survives."""
+    """Values as `key=value`; None means not given. JSON is YAML, so any text survives."""
     return [f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in values.items() if v is not None]

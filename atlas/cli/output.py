@@ -17,7 +17,7 @@ from atlas.system.shown import printable
 
 @contextmanager
 def stdout_kept_for_the_report(as_json: bool) -> Iterator[None]:
-    """With --json, whatever is printed meanwhile goes to stderr, from C libraries and worker processes too."""
+    """With --json, everything printed meanwhile goes to stderr, also from C libraries and worker processes."""
     if not as_json:
         yield
         return
@@ -33,18 +33,18 @@ def stdout_kept_for_the_report(as_json: bool) -> Iterator[None]:
 
 
 def say(text: str, end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:
-    """Print a text that may hold what others have written: data, names, answers of servers."""
+    """Print a text that may contain what others have written: data, names, answers of servers."""
     print(printable(text), end=end, file=file, flush=flush)
 
 
 def print_json(value: Any) -> None:
     text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
-    # JSON has its own way to write what a terminal would obey; below U+0020 it is used already.
+    # JSON has its own escapes for what a terminal would obey; below U+0020 they are used already.
     print(re.sub(r"[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def show_log_lines_as_text() -> None:
-    """Of the package's log lines that nobody has set up: no keys, and nothing that a terminal obeys."""
+    """Print the package's log lines, when logging is not set up, without keys or terminal control characters."""
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Text())
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Project = Annotated[str | None, typer.Option(metavar="P", help="wandb's project; default: the config's, atlas-vla.")]
 Entity = Annotated[str | None, typer.Option(metavar="E", help="wandb's user or team; default: the key's user.")]
 Aliases = Annotated[
-    list[str] | None, typer.Option("--alias", metavar="ALIAS", help="Such as prod; may be given several times.")
+    list[str] | None, typer.Option("--alias", metavar="ALIAS", help="For example prod; may be given several times.")
 ]
 
 
@@ -54,7 +54,7 @@ def pull(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Copy it there; default: the cache's folder.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch a model, verified, and say where it is."""
+    """Download a model, verify it, and print where it is."""
     with stdout_kept_for_the_report(as_json):
         from atlas.registry import pull as pull_model
 
@@ -114,7 +114,7 @@ def list_versions(
 @model_app.command("promote")
 def promote(
     model: Annotated[str, typer.Argument(metavar="NAME:vN", help="A version: [[entity/]project/]name:v3, or :best.")],
-    to: Annotated[str, typer.Option(metavar="REGISTRY/COLLECTION", help="Such as models/cubes.")],
+    to: Annotated[str, typer.Option(metavar="REGISTRY/COLLECTION", help="For example models/cubes.")],
     alias: Aliases = None,
     project: Project = None,
     entity: Entity = None,
@@ -136,13 +136,13 @@ def promote(
 @model_app.command("prune")
 def prune(
     model: Annotated[str, typer.Argument(metavar="NAME", help="A model: [[entity/]project/]name.")],
-    keep: Annotated[int, typer.Option(min=1, metavar="N", help="The latest versions that stay in any case.")] = 3,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
+    keep: Annotated[int, typer.Option(min=1, metavar="N", help="The number of latest versions that always stay.")] = 3,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, but remove nothing.")] = False,
     project: Project = None,
     entity: Entity = None,
     as_json: Json = False,
 ) -> None:
-    """Remove a model's older versions; best, and those with an alias of yours or a link to a registry, stay."""
+    """Remove a model's older versions, except best and those with an alias of yours or a link to a registry."""
     with stdout_kept_for_the_report(as_json):
         from atlas.registry import prune as prune_versions
 
@@ -179,13 +179,13 @@ def card(
 
 
 def _split(model: str | None, entity: str | None, project: str | None) -> tuple[str | None, str, str | None]:
-    """Entity, project and name of `[[entity/]project/]name`, and of the options where it leaves them out."""
+    """Entity, project and name from `[[entity/]project/]name`, with gaps filled from the options."""
     from atlas.registry.wandb_variables import project_and_entity
 
     own_project, own_entity = project_and_entity()
     parts = model.removeprefix("wandb:").split("/") if model else []
     if len(parts) > 3 or any(not part for part in parts) or (model and ":" in parts[-1]):
-        raise InputError(f"'{model}' is not a model's name; it should be such as entity/project/name.")
+        raise InputError(f"'{model}' is not a model's name, such as entity/project/name.")
     name = parts[-1] if parts else None
     return (
         (parts[-3] if len(parts) > 2 else entity or own_entity),
@@ -195,7 +195,7 @@ def _split(model: str | None, entity: str | None, project: str | None) -> tuple[
 
 
 def _complete(model: str, entity: str | None, project: str | None) -> ArtifactReference:
-    """A reference, with the project and the key's user where it leaves them out."""
+    """A reference, with a missing project and entity filled in from the options and the key's user."""
     from atlas.registry.client import connect
     from atlas.registry.references import parse_collection
     from atlas.registry.wandb_variables import project_and_entity
@@ -224,6 +224,6 @@ def _describe(version: Any) -> dict[str, Any]:
 
 
 def _shown(metrics: dict[str, Any]) -> dict[str, float]:
-    """The few that a line has room for."""
+    """The few metrics that fit into a line."""
     chosen = ("eval/success_rate", "val/loss", "val/pose_l2_error")
     return {key: metrics[key] for key in chosen if isinstance(metrics.get(key), int | float)}

@@ -1,4 +1,4 @@
-"""`atlas runs`: list runs and put them side by side, from their files."""
+"""`atlas runs`: list runs and compare them, using their files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from atlas.runs.paired_success import Pair, SuccessComparison
     from atlas.runs.run_directory import RunSummary
 
-runs_app = typer.Typer(help="List and compare runs, from their folders alone.", **PLAIN)
+runs_app = typer.Typer(help="List and compare runs, using only their folders.", **PLAIN)
 
-_RUNS_AS_COLUMNS = 4  # more become rows, and so do runs with long names
+_RUNS_AS_COLUMNS = 4  # more runs, and runs with long names, become rows
 _NAMES_AS_COLUMNS = 60  # characters in all
-_PAIRS_SHOWN = 10  # of more, those of the best run
+_PAIRS_SHOWN = 10  # if there are more, those of the best run
 _MISSING = "-"
 _ARROWS = {"lower": "↓", "higher": "↑"}
 
@@ -39,7 +39,7 @@ def list_runs(
 
         found = find_runs(folder)
         if not found:
-            raise InputError(f"{folder} holds no runs; they are where output_dir of the config says.")
+            raise InputError(f"{folder} holds no runs; they are in the folder that the config's output_dir names.")
         summaries, damaged = [], []
         for name, path in found.items():
             try:
@@ -85,7 +85,7 @@ def compare(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Put runs side by side: settings, metrics, and whether their success differs."""
+    """Compare runs: settings, metrics, and whether their success differs."""
     with stdout_kept_for_the_report(as_json):
         from atlas.drawing.comparison_plot import check_plot_file, save_plot
         from atlas.runs.comparison import compare_runs
@@ -123,7 +123,7 @@ def print_comparison(comparison: Comparison) -> None:
         say("The configs do not differ.")
     if comparison.metrics:
         metrics = {_metric_label(name, metric): metric for name, metric in comparison.metrics.items()}
-        with_steps = _as_columns(names)  # or the table would be too wide
+        with_steps = _as_columns(names)  # otherwise the table would be too wide
         _print_grid(
             f"latest value (best{', at step' if with_steps else ''}); {_ARROWS['lower']} lower is better, "
             f"{_ARROWS['higher']} higher",
@@ -140,7 +140,7 @@ def print_comparison(comparison: Comparison) -> None:
 def _print_grid(
     title: str, rows: tuple[str, Sequence[str]], runs: Sequence[str], cell: Callable[[str, str], str]
 ) -> None:
-    """A table with the runs as columns, or as rows where they are many."""
+    """A table with the runs as columns, or as rows if there are many."""
     corner, keys = rows
     if _as_columns(runs):
         print_table(title, (corner, *runs), [(key, *(cell(key, run) for run in runs)) for key in keys])
@@ -185,7 +185,7 @@ def _print_success(success: SuccessComparison, ranking: Ranking | None) -> None:
     pairs = success.pairs
     if len(pairs) > _PAIRS_SHOWN and ranking is not None:
         pairs = [pair for pair in pairs if ranking.runs[0][0] in (pair.first, pair.second)]
-        say(f"Of {len(success.pairs)} pairs, those of {ranking.runs[0][0]} are shown; --json has all.")
+        say(f"Of {len(success.pairs)} pairs, those with {ranking.runs[0][0]} are shown; --json has all.")
     if pairs:
         p = "p" if len(success.pairs) == 1 else f"p (of {len(success.pairs)})"
         columns = ("pair", "only one succeeds", "difference (95% interval)", p)

@@ -1,4 +1,4 @@
-"""`atlas sweep`: vary config keys, with wandb's agents or on this machine alone."""
+"""`atlas sweep`: vary config keys, with wandb's agents or only on this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def local(
     parallel: Annotated[int, typer.Option(min=1, metavar="N", help="Runs at a time; they share the GPUs.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Train every point of a grid, without any account; goes on where it was stopped."""
+    """Train every point of a grid, without any account; continues where it was stopped."""
     with stdout_kept_for_the_report(as_json):
         from atlas.sweeps.grid import read_sweep
         from atlas.sweeps.local_grid import Grid
@@ -58,7 +58,7 @@ def create(
     entity: Annotated[str | None, typer.Option(metavar="E", help="Its user or team.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a sweep on wandb's server, which chooses the values."""
+    """Create a sweep on wandb's server, which chooses the values."""
     with stdout_kept_for_the_report(as_json):
         from atlas.sweeps.grid import read_sweep
         from atlas.sweeps.wandb_sweep import create_sweep
@@ -73,7 +73,7 @@ def create(
 @sweep_app.command("agent")
 def agent(
     sweep: Annotated[str, typer.Argument(metavar="ID", help="ID, PROJECT/ID or ENTITY/PROJECT/ID.")],
-    count: Annotated[int | None, typer.Option(min=1, metavar="N", help="Runs; default: to the sweep's end.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, metavar="N", help="Runs; default: until the sweep ends.")] = None,
 ) -> None:
     """Train what wandb's server asks for."""
     from atlas.sweeps.wandb_sweep import run_agent

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Mode(str, Enum):
-    """What `--mode` takes."""
+    """The values of `--mode`."""
 
     single = "single"
     multi = "multi"
@@ -29,7 +29,7 @@ def train(
     mode: Annotated[Mode | None, typer.Option(help="One process, or several; default: all visible GPUs.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes; with --cpu, CPU processes.")] = None,
     gpu_ids: Annotated[str | None, typer.Option(metavar="0,2", help="Which of the visible GPUs.")] = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Use no GPU.")] = False,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Do not use a GPU.")] = False,
     num_nodes: Annotated[int | None, typer.Option(min=1, metavar="N", help="Machines; default: SLURM's, or 1.")] = None,
     node_rank: Annotated[int | None, typer.Option(min=0, metavar="R", help="Which of them this is, from 0.")] = None,
     master_addr: Annotated[str | None, typer.Option(metavar="HOST", help="The address of machine 0.")] = None,
@@ -38,14 +38,16 @@ def train(
     ] = None,
     resume: Resume = None,
     skip_damaged: SkipDamaged = False,
-    wandb: Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases too.")] = False,
+    wandb: Annotated[bool, typer.Option("--wandb", help="Also log to Weights & Biases.")] = False,
     wandb_project: Annotated[str | None, typer.Option(metavar="P", help="Its project.")] = None,
     wandb_entity: Annotated[str | None, typer.Option(metavar="E", help="Its user or team.")] = None,
     wandb_name: Annotated[str | None, typer.Option(metavar="N", help="The run's name there.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="A few steps, to see that everything runs; no wandb.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="A few steps, to check that everything runs; no wandb.")
+    ] = False,
 ) -> None:
     """Train a policy."""
-    # Where another process is gone, torch prints stacks of its C++ before it raises the error that says so.
+    # If another process is gone, torch prints C++ stacks before it raises the error that says so.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     flags = {
         "distributed.mode": mode.value if mode else None,
@@ -75,7 +77,7 @@ def train(
     from atlas.prepare import prepare, prepare_once
     from atlas.train import run
 
-    if is_rank():  # by a plain torchrun, or on one of several machines
+    if is_rank():  # started by a plain torchrun, or on one of several machines
         die_with_launcher()
         with ExitStack() as locks:
             run(prepare_once(lambda: prepare(_resolve(config, given, resume, debug), resume, locks)))
@@ -83,14 +85,14 @@ def train(
     resolved = _resolve(config, given, resume, debug)
     nodes = plan_nodes(resolved.distributed, os.environ)
     plan = plan_processes(resolved.distributed, count_gpus(resolved.distributed))
-    os.environ.update(plan.visible(os.environ))  # before anything asks CUDA, which looks at it once
+    os.environ.update(plan.visible(os.environ))  # before anything asks CUDA, which reads it once
     settle_device(resolved.distributed)
     if nodes.number > 1:  # one of their ranks prepares the run
         named = [*(["--config", config] if config else []), *(["--resume", resume] if resume else [])]
         arguments = ["train", *given, *named, *(["--debug"] if debug else [])]
         raise typer.Exit(launch_ranks(arguments, plan, nodes=nodes))
     with ExitStack() as locks:
-        # All that can be wrong is found here, once, before there are several processes.
+        # Everything that can be wrong is found here, once, before there are several processes.
         prepared = prepare(resolved, resume, locks)
         if plan.processes == 1:
             os.environ.update(plan.environment(os.environ))
@@ -98,7 +100,7 @@ def train(
             return
         arguments = ["rank", str(prepared.run_dir)]
         arguments += ["--resume", str(prepared.checkpoint)] if prepared.checkpoint else []
-        del prepared  # each rank opens the data for itself
+        del prepared  # each rank opens the data itself
         raise typer.Exit(launch_ranks(arguments, plan))
 
 
@@ -111,7 +113,7 @@ def _resolve(config: str | None, overrides: list[str], resume: str | None, debug
 
 
 def rank(run_dir: Path, resume: Annotated[Path | None, typer.Option(metavar="CHECKPOINT")] = None) -> None:
-    """One process of a training of several; started by `atlas train`."""
+    """One of several training processes; started by `atlas train`."""
     from atlas.launch import die_with_launcher
 
     die_with_launcher()
@@ -133,7 +135,7 @@ def _gpu_ids(text: str | None) -> list[int] | None:
 
 
 def _debug_overrides(config: Config) -> list[str]:
-    """What `--debug` changes: what takes time becomes small, and nothing larger than it was."""
+    """The changes for `--debug`: what takes time becomes small, and nothing becomes larger."""
     steps, episodes = 5, 2
     smaller = {
         "training.max_steps": (config.training.max_steps or steps, steps),

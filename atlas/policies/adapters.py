@@ -12,16 +12,16 @@ from atlas.errors import InputError, did_you_mean
 
 
 def check_adapters(key: str) -> None:
-    """Raises InputError where there is no peft; `key` is the setting that asks for it."""
+    """Raises InputError if peft is not installed; `key` is the setting that asks for it."""
     if find_spec("peft") is None:
         raise InputError(f"{key} needs the package peft: run `pip install peft`, or install the extra 'lora'.")
 
 
 def add_adapters(module: nn.Module, config: LoRAConfig, usual: Iterable[str], key: str) -> None:
-    """Put adapters into linear layers below `module`, in place, and train them alone, in float32.
+    """Put adapters into linear layers below `module`, in place, and train only these, in float32.
 
-    usual: the layers' names, or last names, where the config names none. Raises InputError, which begins with `key`,
-    where a name of the config's is of no linear layer, or peft is missing.
+    usual: the layers' names, or last names, if the config names none. Raises InputError, which begins with `key`, if a
+    name in the config is not a linear layer's, or peft is missing.
     """
     check_adapters(key)
     from peft import LoraConfig, inject_adapter_in_model
@@ -30,7 +30,7 @@ def add_adapters(module: nn.Module, config: LoRAConfig, usual: Iterable[str], ke
     for target in config.targets or ():
         if target not in linear:
             raise InputError(
-                f"{key}.targets names '{target}', and no linear layer there has that name."
+                f"{key}.targets names '{target}', but no linear layer there has that name."
                 f"{did_you_mean(target, linear)} There are: {', '.join(linear)}."
             )
     settings = LoraConfig(
@@ -42,5 +42,5 @@ def add_adapters(module: nn.Module, config: LoRAConfig, usual: Iterable[str], ke
     inject_adapter_in_model(settings, module)
     for parameter in module.parameters():
         if parameter.requires_grad:
-            # They come in the precision of what they adapt. A small step would be lost in the rounding of bfloat16.
+            # They have the precision of what they adapt. A small step would be lost in bfloat16's rounding.
             parameter.data = parameter.data.float()

@@ -1,9 +1,9 @@
-"""The contract of policies: what a trainer, a rollout and a server need of one, and nothing more.
+"""The contract of policies: what a trainer, a rollout and a server need, and nothing more.
 
     policy = load_policy("outputs/first")       # a run, a checkpoint, a saved policy, wandb:… or hf:…
     actions = policy.sample(batch)              # float32 [B, H, A]
 
-A type is a section of the config derived from `ModelConfig`, whose `build` gives a class derived from `Policy`.
+A type is a section of the config derived from `ModelConfig`, whose `build` returns a class derived from `Policy`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from atlas.types import Batch, LossTerms
 class Policy(nn.Module, ABC):
     """A network between the numbers of a dataset and actions, with the processor that says what both mean.
 
-    A type has a forward, `sample` and `losses_and_sample`; of the rest it says what is not true of it.
+    A type must define forward, `sample` and `losses_and_sample`; it overrides the rest where the defaults are wrong.
     """
 
     def __init__(self, config: ModelConfig, processor: PolicyProcessor) -> None:
@@ -54,43 +54,43 @@ class Policy(nn.Module, ABC):
     def sample(self, batch: Batch, generator: torch.Generator | None = None) -> torch.Tensor:
         """Actions float32 [B, H, A] in the ActionSpec's units, without gradients.
 
-        What is random follows from `generator`, else from the batch's keys, else from torch's own generator.
+        Random choices follow from `generator`, otherwise from the batch's keys, otherwise from torch's own generator.
         """
 
     @abstractmethod
     def losses_and_sample(self, batch: Batch) -> tuple[LossTerms, torch.Tensor]:
-        """What `forward` and `sample` give, without gradients, for one look at the images."""
+        """The results of `forward` and `sample`, without gradients, with a single look at the images."""
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        """Of the terms that `forward` returns, "loss" first."""
+        """The names of the terms that `forward` returns, "loss" first."""
         return ("loss", *self.config.loss_terms(self.processor.action_spec))
 
     def blocks(self) -> list[nn.Module]:
         """The repeated blocks that are trained, in the order in which `forward` first calls them.
 
-        Each is called as a module, takes and gives tensors, and is not part of another. They are what is computed again
-        on the way back, compiled, and put together one by one where the policy is spread over GPUs.
+        Each is called as a module, takes and returns tensors, and is not part of another. These blocks are recomputed
+        in the backward pass, compiled, and gathered one by one if the policy is sharded over GPUs.
         """
         return []
 
     def learning_rate_factor(self, name: str) -> float:
-        """Of the training's learning rate, for a parameter by its name."""
+        """The factor of training's learning rate for a parameter, by its name."""
         return 1.0
 
     def parts(self) -> dict[str, nn.Module]:
-        """What it consists of, by name, for a summary: all of its parameters that are there in a rollout."""
+        """Its parts, by name, for a summary: together they hold all parameters used in a rollout."""
         return {name: part for name, part in self.named_children() if any(True for _ in part.parameters())}
 
     # ---- saving and loading ------------------------------------------------------------------------------
 
     @property
     def frozen(self) -> dict[str, FrozenWeights]:
-        """The parts whose weights are pretrained and frozen: named in what is saved, and not part of it."""
+        """The parts with frozen pretrained weights, which are named in what is saved but not part of it."""
         return {}
 
     def is_own(self, name: str) -> bool:
-        """Whether a tensor of the state dict is saved: not where `frozen` names it, or it is for training alone."""
+        """Whether a tensor of the state dict is saved: not if `frozen` covers it, or it is for training only."""
         return True
 
     def save_frozen(self, part: str, directory: Path) -> None:
@@ -102,13 +102,13 @@ class Policy(nn.Module, ABC):
         return {name: tensor for name, tensor in self.state_dict().items() if self.is_own(name)}
 
     def load_own_state_dict(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take what `own_state_dict` gives; the names must be the same."""
+        """The inverse of `own_state_dict`; the names must be the same."""
         assert weights.keys() == self.own_state_dict().keys()
         self.load_state_dict(weights, strict=False)
 
     def load_weights(self, path: Path) -> None:
         """Load a safetensors file strictly. Raises InputError that names the first tensors that do not fit, or the
-        frozen part that is another one than the weights were trained with."""
+        frozen part that differs from the one the weights were trained with."""
         weights, frozen = read_weights(path)
         check_frozen(path, frozen, self.frozen)
         check_weights(path, weights, self.own_state_dict())
@@ -119,8 +119,8 @@ class Policy(nn.Module, ABC):
     ) -> None:
         """Write model.safetensors, config.yaml, processor.json and README.md, each file atomically.
 
-        Frozen pretrained parts are named with their hashes only, unless `full`: then copies of them lie beside.
-        weights: what to write instead of `own_state_dict()`, such as a copy of what that once was.
+        Frozen pretrained parts are only named, with their hashes, unless `full`: then copies of them are saved too.
+        weights: what to write instead of `own_state_dict()`, such as an earlier copy of it.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -139,11 +139,10 @@ class Policy(nn.Module, ABC):
 def load_policy(reference: str | Path) -> Policy:
     """Load a saved policy, strictly, in eval mode on the CPU; `reference` as in `atlas.registry`.
 
-    The `type` in its config.yaml says what it is (absent: `modular`); a folder of LeRobot's, with a config.json, is a
-    policy of the type that this names, with the processor that is in it. Frozen parts are read from the policy's folder
-    where it has copies, else from where its config says; their hashes must be those that it was saved with. Raises
-    InputError that names the file for one that is missing, damaged or does not fit its config, and a type that is not
-    known here.
+    The `type` in its config.yaml says what it is (absent: `modular`); a LeRobot folder, with a config.json, is a policy
+    of the type that this names, with the processor in it. Frozen parts are read from the policy's folder if it has
+    copies, otherwise from where its config says; their hashes must be those it was saved with. Raises InputError that
+    names the file if one is missing, damaged or does not fit its config, or the type if it is not known here.
     """
     directory = resolve_policy(reference)
     if is_lerobot_policy(directory):
@@ -160,14 +159,14 @@ def load_policy(reference: str | Path) -> Policy:
 
 
 def _of_lerobot(directory: Path, reference: str) -> Policy:
-    """The policy of a folder of LeRobot's. Raises InputError for a type that is not read here."""
+    """The policy in a LeRobot folder. Raises InputError for a type that is not supported here."""
     kinds = {name: MODEL.table.find(name) for name in MODEL.table.names()}
     readers: dict[str, Any] = {name: kind for name, kind in kinds.items() if hasattr(kind, "of_lerobot")}
     kind = lerobot_kind(directory)
     if kind not in readers:
         near = did_you_mean(kind, list(readers))
         raise InputError(
-            f"{reference} is a policy of LeRobot of the type '{kind}', which Atlas does not read.{near} "
+            f"{reference} is a LeRobot policy of the type '{kind}', which Atlas does not read.{near} "
             f"Known: {', '.join(readers)}."
         )
     policy = readers[kind](pretrained=reference).of_lerobot(directory)
@@ -191,20 +190,20 @@ def load_model_config(file: Path) -> ModelConfig:
     return config
 
 
-# ---- what some types can do beyond that, and a training makes use of -------------------------------------
+# ---- optional abilities of some types that training uses -------------------------------------------------
 
 
 @runtime_checkable
 class LearnsFromTeacher(Protocol):
-    """Is trained with the help of a model that is no part of it."""
+    """Is trained with the help of a model that is not part of it."""
 
     def load_teacher(self, read_weights: bool = True) -> None:
-        """Read the teacher's weights, before training. Raises InputError where they are not to be had."""
+        """Read the teacher's weights, before training. Raises InputError if they are not available."""
 
 
 @runtime_checkable
 class InstructionMemory(Protocol):
-    """What a frozen language encoder has said of instructions; see HuggingFaceLanguageEncoder."""
+    """A frozen language encoder's output for instructions; see HuggingFaceLanguageEncoder."""
 
     def to(self, device: torch.device | str) -> object: ...
 
@@ -221,39 +220,39 @@ class InstructionMemory(Protocol):
 
 @runtime_checkable
 class RemembersInstructions(Protocol):
-    """Reads each instruction once, where its language encoder is frozen."""
+    """Reads each instruction once, if its language encoder is frozen."""
 
     @property
     def instruction_memory(self) -> InstructionMemory | None:
-        """None where the language encoder is trained."""
+        """None if the language encoder is trained."""
 
 
 @runtime_checkable
 class ReadsFeatures(Protocol):
-    """Takes batches with `features` instead of images, where its section has a `cached_encoder`."""
+    """Takes batches with `features` instead of images, if its section has a `cached_encoder`."""
 
     def cached_encoder_hash(self) -> str:
-        """Of the weights of the encoder whose outputs these are."""
+        """The hash of the weights of the encoder that computes these."""
 
 
 @runtime_checkable
 class ShowsFeatures(Protocol):
-    """Can say how it sees a sample, for a map of the dataset."""
+    """Can show how it sees a sample, for a map of the dataset."""
 
     def image_features(self, batch: Batch) -> torch.Tensor:
-        """What its vision makes of the images, or features, of each sample: float [B, D]."""
+        """What its vision computes from the images, or features, of each sample: float [B, D]."""
 
 
 @runtime_checkable
 class RecomputesBlocks(Protocol):
-    """A module inside a policy that computes its blocks again on the way back by itself, as long as this is true."""
+    """A module inside a policy that recomputes its own blocks in the backward pass, as long as this is true."""
 
     recompute: bool
 
 
 @runtime_checkable
 class CountsTokens(Protocol):
-    """Works on tokens, and can say on how many."""
+    """Works on tokens, and can count them."""
 
     def count_tokens(self, batch: Batch) -> dict[str, int]:
-        """Of each kind a sample, such as {"vision": 138, "language": 12}; the batch may be on the meta device."""
+        """The tokens of each kind per sample, such as {"vision": 138, "language": 12}; may be on the meta device."""

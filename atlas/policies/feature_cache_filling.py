@@ -37,16 +37,16 @@ class FrozenEncoder(Protocol):
 
 
 class CachedEncoder(Protocol):
-    """The section of an encoder that is frozen; see `ModelConfig.cached_encoder`."""
+    """The section of a frozen encoder; see `ModelConfig.cached_encoder`."""
 
     def feature_shape(self, image_size: int) -> tuple[int, int]:
-        """The tokens of a view of so many pixels, and the numbers of a token."""
+        """The number of tokens for a view of `image_size` pixels, and the numbers per token."""
 
     def feature_source(self) -> dict[str, Any]:
         """The settings that its outputs depend on, as plain values."""
 
     def weights_hash(self) -> str:
-        """Of the weights where they are now. Raises InputError where they are not to be had."""
+        """The hash of the weights as they are now. Raises InputError if they are not available."""
 
     def check_pretrained(self) -> None:
         """See `ModelConfig`."""
@@ -56,7 +56,7 @@ class CachedEncoder(Protocol):
 
 
 def frozen_encoder(config: Config) -> CachedEncoder:
-    """The config's encoder. Raises InputError where it has none whose outputs stay the same while training."""
+    """The config's encoder. Raises InputError if it has none whose outputs stay the same during training."""
     encoder: CachedEncoder | None = config.model.cached_encoder
     if encoder is None:
         raise InputError(
@@ -67,7 +67,7 @@ def frozen_encoder(config: Config) -> CachedEncoder:
 
 
 def cache_layout(config: Config, frames: int, views: int, variants: int) -> CacheLayout:
-    """What the features of all frames take, with `variants` augmented versions of each beside the plain one."""
+    """The shape of a cache for all frames, with `variants` augmented versions of each in addition to the plain one."""
     tokens, dim = frozen_encoder(config).feature_shape(config.data.image_size)
     return CacheLayout(frames, 1 + variants, views * tokens, dim)
 
@@ -91,7 +91,7 @@ def cache_source(
 
 
 def check_cache(config: Config, dataset: EpisodeDataset, cameras: Sequence[str]) -> None:
-    """Raises InputError where the config's feature cache is incomplete, or of something else than the config."""
+    """Raises InputError if the config's feature cache is incomplete, or was made from something else."""
     assert config.data.feature_cache is not None
     cache = FeatureCache.read(Path(config.data.feature_cache))
     cache.check_complete()
@@ -100,18 +100,18 @@ def check_cache(config: Config, dataset: EpisodeDataset, cameras: Sequence[str])
 
 
 def check_space(folder: Path, layout: CacheLayout) -> None:
-    """Raises InputError where the disk has less room than the whole cache takes."""
+    """Raises InputError if the disk has less space than the whole cache takes."""
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(there).free + sum(file.stat().st_size for file in folder.glob("shard_*.npy"))
     if layout.bytes > free:
         raise InputError(
-            f"The features take {layout.bytes / 2**30:.1f} GiB, and {there} has {free / 2**30:.1f} GiB free. Choose "
+            f"The features take {layout.bytes / 2**30:.1f} GiB, but {there} has {free / 2**30:.1f} GiB free. Choose "
             "another --out, fewer --variants, a larger model.vision.pool or a smaller data.image_size."
         )
 
 
 def begin_cache(config: Config, folder: Path, variants: int = 0) -> FeatureCache:
-    """Check everything and make the folder, or find the one to go on with.
+    """Check everything and create the folder, or find the one to continue.
 
     The folder also gets the config, from which every process that shares the work starts. Raises InputError.
     """
@@ -127,7 +127,7 @@ def begin_cache(config: Config, folder: Path, variants: int = 0) -> FeatureCache
 
 
 def describe(cache: FeatureCache) -> str:
-    """What a cache takes, and how much of it is there."""
+    """The size of a cache, and how much of it is there."""
     layout = cache.layout
     versions = "version" if layout.versions == 1 else "versions"
     return (
@@ -138,7 +138,7 @@ def describe(cache: FeatureCache) -> str:
 
 
 def work_on_cache(folder: Path, accelerator: Accelerator) -> None:
-    """As one of the processes: compute a share of a cache that was begun."""
+    """As one of the processes, compute a share of a cache that was begun."""
     config = load_config(folder / CONFIG)
     cache = FeatureCache.read(folder)
     dataset, cameras = open_configured(config.data)
@@ -160,7 +160,7 @@ def fill_cache(
     rank: int = 0,
     world_size: int = 1,
 ) -> None:
-    """Compute this process's share of the shards, those left out that are there already.
+    """Compute this process's share of the shards that are not there yet.
 
     frames: every frame of the dataset, once. The first process shows its progress.
     """

@@ -1,7 +1,7 @@
-"""Models of the Hugging Face hub or of folders: finding the folder, and reading config, weights and tokenizer strictly.
+"""Models from the Hugging Face hub or folders: finding the folder, and reading config, weights and tokenizer strictly.
 
-transformers itself is lenient: weights that a file lacks are drawn at random, and a folder without a tokenizer gives an
-empty one. Here each of these is an InputError that begins with `key`, the setting that names the model.
+transformers itself is lenient: weights missing from a file are initialised at random, and a folder without a tokenizer
+yields an empty one. Here each of these is an InputError that begins with `key`, the setting that names the model.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from atlas.errors import InputError, first_line
 from atlas.system.documents import read_json
 from atlas.system.hub import Alternative, fetch_folder
 
-UNREADABLE = Exception  # the library trusts the files: of one that is wrong it raises whatever it stumbles over
+UNREADABLE = Exception  # the library trusts the files, and fails in any way on one that is wrong
 
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
-_DESCRIPTION = ("*.json", "*.txt", "*.model", "*.tiktoken")  # config, tokenizer, what is done with images
+_DESCRIPTION = ("*.json", "*.txt", "*.model", "*.tiktoken")  # config, tokenizer, image preprocessing
 _SAFETENSORS = ("model.safetensors", "model-*-of-*.safetensors")
 _TORCH = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")  # older models have only these; read without unpickling code
 
@@ -32,12 +32,11 @@ _TORCH = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")  # older models have 
 
 
 def find_model(reference: str | Path, weights: bool, key: str, wanted: str, example: str) -> Path:
-    """The folder of a model: `reference` itself, or a model of the hub in the hub's own cache.
+    """The folder of a model: `reference` itself, or a hub model in the hub's own cache.
 
-    A name on the hub is downloaded where it is not in the cache; what is there is used as it is, also offline, so that
-    a run that goes on later finds the same weights. Without `weights`, only what describes the model is fetched.
-    wanted: what its folder must hold, and example: a name on the hub, for messages. Raises InputError where there is
-    none.
+    A hub model is downloaded if it is not in the cache; cached files are used as they are, also offline, so that a
+    resumed run finds the same weights. Without `weights`, only the model's description is downloaded. wanted: what the
+    folder must hold, and example: a name on the hub, for messages. Raises InputError if there is no such model.
     """
     path = Path(reference).expanduser()
     if path.is_dir():
@@ -63,7 +62,7 @@ def _from_hub(name: str, weights: bool, key: str) -> Path:
 
 
 def read_description(folder: Path, name: str, key: str) -> Any:
-    """The config of transformers that config.json holds. Raises InputError."""
+    """transformers' config from config.json. Raises InputError."""
     from transformers import AutoConfig
 
     with quiet():
@@ -88,8 +87,8 @@ def read_weights(
 ) -> Any:
     """A model of the class `kind` with its weights, in eval mode; `dtype` None: as they are stored.
 
-    may_lack: says of a tensor by its name whether the file may be without it. options: for the class. Raises InputError
-    that names tensors that are missing or of another shape, or the file that cannot be read.
+    may_lack: whether the file may lack a tensor, by its name. options: for the class. Raises InputError that names
+    tensors that are missing or have another shape, or the file that cannot be read.
     """
     with quiet():
         try:
@@ -119,7 +118,7 @@ def read_weights(
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The members of a model's outermost lists of modules: its layers, whatever the model calls them."""
+    """The members of a model's outermost module lists: its layers, whatever the model calls them."""
     if isinstance(model, nn.ModuleList):
         return [block for m in model for block in (repeated_blocks(m) if isinstance(m, nn.ModuleList) else [m])]
     return [block for child in model.children() for block in repeated_blocks(child)]
@@ -129,13 +128,13 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def read_tokenizer(folder: Path, name: str, key: str) -> Any:
-    """The tokenizer that a model's folder holds. Raises InputError where there is none, or it cannot be read."""
+    """The tokenizer in a model's folder. Raises InputError if there is none, or it cannot be read."""
     from transformers import AutoTokenizer
 
     with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            # Some classes make an empty tokenizer where there is no file; a few, such as ByT5's, need none.
+            # Some classes make an empty tokenizer if there is no file; a few, such as ByT5's, need none.
             files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
             if not tokenizer.vocab_files_names:
                 files.add("tokenizer_config.json")
@@ -150,8 +149,8 @@ def read_tokenizer(folder: Path, name: str, key: str) -> Any:
 
 
 def read_image_settings(folder: Path, name: str, key: str) -> dict[str, Any]:
-    """What a model's folder says of the images that it takes: preprocessor_config.json, or the part of
-    processor_config.json that newer folders have in its place. Raises InputError where there is neither."""
+    """What a model's folder says about the images that it takes: preprocessor_config.json, or the part of
+    processor_config.json that replaces it in newer folders. Raises InputError if there is neither."""
     for file in ("preprocessor_config.json", "processor_config.json"):
         try:
             settings = read_json(folder / file)
@@ -173,7 +172,7 @@ def read_image_settings(folder: Path, name: str, key: str) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings and progress bars of transformers; what matters of them is an InputError here."""
+    """Silence the warnings and progress bars of transformers; what matters in them is an InputError here."""
     from transformers.utils import logging as chatter
 
     level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""The model card: beside the weights what the policy takes and gives; with a checkpoint, how it was trained too."""
+"""The model card: beside the weights, what the policy takes and returns; with a checkpoint, also how it was trained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atlas.system.shown import markdown, markdown_code
 if TYPE_CHECKING:
     from atlas.policies.base import Policy
 
-# What is said of the training, where it is known: {key of the metadata: how it is called}.
+# The known facts about training: {key of the metadata: its name}.
 _FACTS = {
     "run_name": "run",
     "step": "optimizer steps",
@@ -21,7 +21,7 @@ _FACTS = {
     "data": "dataset",
     "dataset_fingerprint": "fingerprint of the dataset",
     "parameters": "parameters",
-    "trainable_parameters": "of them trained",
+    "trainable_parameters": "of which trained",
     "file_size_mb": "size in MB",
     "config_hash": "hash of the config",
     "git_commit": "git commit",
@@ -29,7 +29,7 @@ _FACTS = {
 
 
 def model_card(policy: Policy) -> str:
-    """README.md of a saved policy: what it takes and gives, and from which data its statistics are."""
+    """README.md of a saved policy: what it takes and returns, and which data its statistics are from."""
     processor = policy.processor
     spec = processor.action_spec
     parameters = sum(p.numel() for p in policy.parameters())
@@ -68,10 +68,10 @@ policy = atlas.load_policy("this folder")
 
 
 def checkpoint_card(folder: Path, facts: Mapping[str, Any] | None = None, reference: str | None = None) -> str | None:
-    """The card of a checkpoint or a saved policy in Markdown; None where the folder holds no policy's card.
+    """The card of a checkpoint or a saved policy in Markdown; None if the folder holds no policy's card.
 
-    facts: the metadata of an artifact (see `Publisher`), its `metrics` among it; None: what the files say. reference:
-    what `load_policy` loads it by, where that is not the folder itself.
+    facts: the metadata of an artifact (see `Publisher`), including its `metrics`; None: what the files say. reference:
+    what `load_policy` loads it by, if that is not the folder itself.
     """
     folder = Path(folder)
     card = card_of(folder) if folder.is_dir() else None
@@ -84,7 +84,7 @@ def checkpoint_card(folder: Path, facts: Mapping[str, Any] | None = None, refere
     if rows:
         parts.append("## Training\n\n" + _table("", rows))
     if metrics:
-        parts.append("## Metrics\n\nAs they were last measured before it was saved.\n\n" + _table("metric", metrics))
+        parts.append("## Metrics\n\nAs last measured before it was saved.\n\n" + _table("metric", metrics))
     return "\n".join(parts)
 
 

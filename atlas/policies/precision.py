@@ -1,4 +1,4 @@
-"""The precision of frozen weights, and keeping autocast out of what has a precision of its own."""
+"""The precision of frozen weights, and keeping autocast away from modules with their own precision."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Within it, tensors on `device` are computed in the precision that they have; also where no autocast exists."""
+    """Within it, tensors on `device` are computed in their own precision; also where no autocast exists."""
     return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 
 def frozen_dtype(precision: str) -> torch.dtype:
-    """The type of frozen weights: `fp32`, `bf16`, or `auto`: bfloat16 with a GPU, and on CPUs float32, which is faster
-    there."""
+    """The type of frozen weights: `fp32`, `bf16`, or `auto`: bfloat16 with a GPU, and float32 on CPUs, where it is
+    faster."""
     if precision == "auto":
         return torch.bfloat16 if torch.cuda.is_available() else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32

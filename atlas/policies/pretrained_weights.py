@@ -1,4 +1,4 @@
-"""Pretrained weights that a policy uses as they are: named in what is saved, not written into it."""
+"""Pretrained weights that a policy uses unchanged: named in what is saved, but not written into it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 @dataclass(frozen=True)
 class FrozenWeights:
-    """Where a part's frozen weights are from, and what they were; a policy refuses others when it is loaded."""
+    """Where a part's frozen weights come from, and their hash; a policy refuses others when it is loaded."""
 
     reference: str  # as in the config: a path, or a name on a hub
     sha256: str  # of `WeightsHash`
 
 
 class WeightsHash:
-    """SHA-256 over tensors' names, types, shapes and bytes, fed in any order that is always the same."""
+    """SHA-256 over tensors' names, types, shapes and bytes, fed in any fixed order."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()

@@ -36,14 +36,14 @@ class PolicyProcessor:
     action_horizon: int
     proprio_dim: int
     action_spec: ActionSpec
-    statistics: tuple[DatasetStatistics, ...]  # one a source; a batch's `source` says which
+    statistics: tuple[DatasetStatistics, ...]  # one per source; a batch's `source` says which
     scaling: ProcessorConfig
-    inputs: TrainingInputs | None = None  # what it was shown in training; None where nobody kept it
-    fit: ImageFit | None = None  # how the policy fits whole pictures, which it is handed then; None: cropped squares
+    inputs: TrainingInputs | None = None  # what it was shown in training; None if that was not kept
+    fit: ImageFit | None = None  # how the policy itself fits whole pictures; None: it gets cropped squares
 
     def batch(self, observations: Sequence[Observation], source: int = 0) -> Batch:
         """Observations of running episodes as a Batch without actions; the images go through `gather_views`, as in
-        training. Raises InputError where an observation lacks a camera or has another proprio."""
+        training. Raises InputError if an observation lacks a camera or has another proprio."""
         for observation in observations:
             missing = [camera for camera in self.cameras if camera not in observation.images]
             if missing:
@@ -65,7 +65,7 @@ class PolicyProcessor:
     def source_for(self, environment: str | None = None) -> int:
         """The source whose statistics apply in a rollout: the first that was recorded in that world (None: in any).
 
-        Where none was, the first of all; of several sources the log says which it is.
+        If none was, the first of all; with several sources the log says which it is.
         """
         recorded = [i for i, s in enumerate(self.statistics) if s.environment is not None]
         fitting = [i for i in recorded if environment in (None, self.statistics[i].environment)]
@@ -74,7 +74,7 @@ class PolicyProcessor:
             why = "the first of all: none was" if not fitting else "the only one"
             why = f"the first of {len(fitting)}" if len(fitting) > 1 else why
             logger.info(
-                "Rollouts are by the statistics of '%s', %s recorded in %s.",
+                "Rollouts use the statistics of '%s', %s recorded in %s.",
                 self.statistics[source].source,
                 why,
                 environment or "a simulator",
@@ -100,7 +100,7 @@ class PolicyProcessor:
 
     @classmethod
     def load(cls, path: Path) -> PolicyProcessor:
-        """Read processor.json. Raises InputError for one that is damaged or of another form."""
+        """Read processor.json. Raises InputError if it is damaged or has another form."""
         try:
             values: dict[str, Any] = read_json(path)
             processor = cls(
@@ -116,17 +116,17 @@ class PolicyProcessor:
                 fit=ImageFit.from_dict(values["fit"]) if values.get("fit") else None,
             )
             _check(processor)
-        except InputError as error:  # of its action_spec
-            raise InputError(f"{path} is not a processor of Atlas: {error}") from None
+        except InputError as error:  # from its action_spec
+            raise InputError(f"{path} is not an Atlas processor: {error}") from None
         except FileNotFoundError:
             raise InputError(f"{path} is missing; a saved policy has one.") from None
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise InputError(f"{path} is not a processor of Atlas: {error!r}") from None
+            raise InputError(f"{path} is not an Atlas processor: {error!r}") from None
         return processor
 
 
 def scaled_well(statistics: DatasetStatistics, scaling: ProcessorConfig) -> DatasetStatistics:
-    """The statistics with how each dimension is scaled: as the config has it, wherever the statistics permit."""
+    """The statistics, with how each dimension is scaled: as the config says, wherever the statistics permit."""
     return replace(
         statistics,
         action_scaling=scaling_of(statistics.action, scaling.action_normalization),
@@ -135,7 +135,7 @@ def scaled_well(statistics: DatasetStatistics, scaling: ProcessorConfig) -> Data
 
 
 def _check(processor: PolicyProcessor) -> None:
-    """Raises ValueError that names what a policy cannot be served with."""
+    """Raises ValueError that names what makes it unusable."""
     for name in ("camera_size", "image_size", "action_horizon", "proprio_dim"):
         value = getattr(processor, name)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
@@ -166,8 +166,8 @@ def _check_scaling(name: str, methods: Sequence[str] | None, width: int) -> None
 class Scaler(nn.Module):
     """Scales each dimension by its source's statistics, to about [-1, 1] or to unit deviation.
 
-    Of the dimensions in `ends` the first end becomes -1 and the second 1, whatever the statistics. The numbers are no
-    weights, and not in the state dict.
+    For the dimensions in `ends`, the first end becomes -1 and the second 1, whatever the statistics. The numbers are
+    not weights, and not in the state dict.
     """
 
     offset: torch.Tensor  # [sources, D]
@@ -180,7 +180,7 @@ class Scaler(nn.Module):
         ends: Mapping[int, tuple[float, float]] | None = None,
         methods: Sequence[Sequence[str] | None] | None = None,
     ) -> None:
-        """methods: of each source and dimension, instead of `method`; None where it holds for all of them."""
+        """methods: per source and dimension, instead of `method`; None if `method` holds for all of them."""
         super().__init__()
         offsets, scales = [], []
         for columns, of_each in zip(statistics, methods or [None] * len(statistics), strict=True):

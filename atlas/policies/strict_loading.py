@@ -1,4 +1,4 @@
-"""Weights of a policy on disk, and whether they fit the policy that is to take them."""
+"""A policy's weights on disk, and whether they fit the policy that is to load them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FROZEN = "frozen"  # the key of the file's metadata that names the frozen parts
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, FrozenWeights]]:
-    """The tensors of a safetensors file, and the frozen parts that they were trained with. Raises InputError."""
+    """The tensors of a safetensors file, and the frozen parts they were trained with. Raises InputError."""
     try:
         with safe_open(path, framework="pt") as file:
             named = parse_json((file.metadata() or {}).get(FROZEN, "{}"))
@@ -48,18 +48,18 @@ def check_weights(path: Path, weights: Mapping[str, torch.Tensor], own: Mapping[
 
 
 def check_frozen(path: Path, saved: Mapping[str, FrozenWeights], frozen: Mapping[str, FrozenWeights]) -> None:
-    """Raises InputError where a policy's frozen parts are not those that the weights in a file were trained with."""
+    """Raises InputError if a policy's frozen parts are not those that the weights in a file were trained with."""
     for part, now in frozen.items():
         was = saved.get(part)
         if was is None:
-            raise InputError(f"{path} was saved with a {part} part of its own, and its config names a frozen one.")
+            raise InputError(f"{path} was saved with its own {part} part, but its config names a frozen one.")
         if was.sha256 != now.sha256:
             raise InputError(
                 f"{path} was trained with other frozen {part} weights: '{was.reference}' then had the hash "
-                f"{was.sha256[:12]}, and '{now.reference}' has {now.sha256[:12]}. Give it the weights of then."
+                f"{was.sha256[:12]}, but '{now.reference}' now has {now.sha256[:12]}. Give it the original weights."
             )
 
 
 def _is_finite(values: torch.Tensor) -> bool:
-    """Also of types in which torch does not compute, such as 8-bit floats."""
+    """Works for types in which torch does not compute, too, such as 8-bit floats."""
     return bool((values.float() if values.is_floating_point() else values).isfinite().all())

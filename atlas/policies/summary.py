@@ -1,4 +1,4 @@
-"""What a configured policy consists of and what it takes: parameters, tokens, arithmetic, memory."""
+"""What a configured policy consists of and what it costs: parameters, tokens, arithmetic, memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from atlas.policies.processor import PolicyProcessor
 from atlas.system.gpu_facts import GPU_PEAKS
 from atlas.types import ActionSpec, Batch
 
-_PROPRIO_DIM = 8  # LIBERO's; a dataset with another one changes one small matrix
+_PROPRIO_DIM = 8  # LIBERO's; another number changes one small matrix
 _CAMERAS = ("agentview", "eye_in_hand")
 _GIB = 2**30
 
@@ -27,9 +27,9 @@ _GIB = 2**30
 def summarize(config: Config, gpu: str = "h100") -> dict[str, Any]:
     """Parameters, tokens, FLOPs and memory of the policy that a config describes, for data like LIBERO's.
 
-    FLOPs are counted by torch while the policy runs forward, and for training also backward, on one sample of no
-    content (a multiplication and an addition count as two). The roofline is what a GPU would reach at its peak: real
-    runs get half of it at best. Nothing is downloaded but the config of a language encoder. Raises InputError.
+    FLOPs are counted by torch while the policy runs forward, and for training also backward, on one empty sample (a
+    multiplication and an addition count as two). The roofline is what a GPU would reach at its peak: real runs reach
+    half of it at best. Nothing is downloaded except the config of a language encoder. Raises InputError.
     """
     if gpu not in GPU_PEAKS:
         near = did_you_mean(gpu, list(GPU_PEAKS))
@@ -62,13 +62,13 @@ def _count(name: str, part: nn.Module) -> dict[str, Any]:
 
 
 def _flops_and_tokens(policy: Policy, batch: Batch) -> list[dict[str, Any]]:
-    """Of each part, while actions are sampled once: FLOPs, and the tokens that it hands on."""
+    """For each part, while actions are sampled once: its FLOPs, and the tokens that it passes on."""
     tokens: dict[str, int] = {}
     parts = policy.parts()
     for name, part in parts.items():
         part.register_forward_hook(lambda _m, _i, out, name=name: tokens.update(_tokens(name, out)))
     trained = {name: p.requires_grad for name, p in policy.named_parameters()}
-    policy.requires_grad_(False)  # torch's counter follows gradients where there are some
+    policy.requires_grad_(False)  # torch's counter would also follow gradients
     with FlopCounterMode(display=False) as counter:
         policy(batch)
     for name, parameter in policy.named_parameters():
@@ -79,16 +79,16 @@ def _flops_and_tokens(policy: Policy, batch: Batch) -> list[dict[str, Any]]:
 
 
 def _flops_of(path: str, module: nn.Module, by_module: Mapping[str, int]) -> int:
-    """Of a module; of one that is not called itself, such as a list of others, those that it holds."""
+    """The FLOPs of a module; if it is not called itself, such as a list of others, those of its members."""
     if path in by_module:
         return by_module[path]
     return sum(_flops_of(f"{path}.{name}", child, by_module) for name, child in module.named_children())
 
 
 def training_flops(policy: Policy, batch: Batch) -> int:
-    """Of the whole batch, forward and backward; both on the meta device, where nothing is computed.
+    """The FLOPs of the whole batch, forward and backward; both on the meta device, where nothing is computed.
 
-    Frozen weights take part in the former only, or need no gradient of their own.
+    Frozen weights take part only in the forward pass, or need no gradient of their own.
     """
     with FlopCounterMode(display=False) as counter:
         policy(batch).loss.backward()
@@ -99,8 +99,9 @@ def training_flops(policy: Policy, batch: Batch) -> int:
 def _memory(config: Config, policy: Policy, batch: Batch) -> dict[str, float]:
     """GiB on a GPU at the config's batch size, without the allocator's and CUDA's own share.
 
-    Frozen weights in bfloat16; trained ones in float32 with gradients, AdamW's two moments and the average. Activations
-    are what autograd keeps for the way back, counted on one sample in float32; bfloat16 takes about half.
+    Frozen weights are in bfloat16; trained ones in float32 with gradients, AdamW's two moments and the average.
+    Activations are what autograd keeps for the backward pass, counted on one sample in float32; bfloat16 takes about
+    half.
     """
     trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     of_frozen = sum(p.numel() for p in policy.parameters() if not p.requires_grad)
@@ -118,7 +119,7 @@ def _memory(config: Config, policy: Policy, batch: Batch) -> dict[str, float]:
 
 
 def _kept_for_backward(policy: Policy, batch: Batch) -> int:
-    """Bytes a sample that autograd keeps, weights left out."""
+    """The bytes per sample that autograd keeps, without weights."""
     weights = {p.untyped_storage()._cdata for p in policy.parameters()}
     kept: dict[int, int] = {}
 
@@ -126,7 +127,7 @@ def _kept_for_backward(policy: Policy, batch: Batch) -> int:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
             kept[storage._cdata] = storage.nbytes()
-        holds.append(tensor)  # else its storage's place in memory is given to the next one
+        holds.append(tensor)  # otherwise its storage's address would be reused for the next one
         return tensor
 
     holds: list[torch.Tensor] = []
@@ -136,7 +137,7 @@ def _kept_for_backward(policy: Policy, batch: Batch) -> int:
 
 
 def _tokens(part: str, output: Any) -> dict[str, int]:
-    """{part: tokens}, where it gives tokens [B, N, D]."""
+    """{part: tokens}, if it returns tokens [B, N, D]."""
     tokens = output[0] if isinstance(output, tuple) else output
     return {part: int(tokens.shape[1])} if isinstance(tokens, torch.Tensor) and tokens.ndim == 3 else {}
 

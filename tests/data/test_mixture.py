@@ -260,4 +260,4 @@ def test_a_mixture_is_trained_on_and_its_policy_knows_each_source(
             {camera: np.zeros((32, 32, 3), np.uint8) for camera in policy.processor.cameras}, np.zeros(8), "lift"
         )
         ChunkExecutor(policy, execute=1, environment="cubes").plan({0: observation})
-    assert asked == [[1]] and "by the statistics of 'worlds', the only one recorded in cubes" in caplog.text
+    assert asked == [[1]] and "use the statistics of 'worlds', the only one recorded in cubes" in caplog.text

@@ -121,7 +121,7 @@ def test_the_teachers_images_must_fit_its_patches() -> None:
 
 
 def test_features_and_alignment_do_not_go_together() -> None:
-    with pytest.raises(InputError, match=r"data\.feature_cache holds what a frozen backbone says"):
+    with pytest.raises(InputError, match=r"data\.feature_cache holds a frozen backbone.s outputs"):
         load_config({}, [*STUDENT, *alignment(), "data.feature_cache=somewhere"])
 
 

@@ -244,7 +244,7 @@ def test_what_is_not_such_a_model_is_refused(spoil: Callable[[Path], str], saved
 @pytest.mark.parametrize(
     ("changes", "more", "complaint"),
     [
-        (("lora: {targets: [qkvv]}",), (), r"model\.vision\.lora\.targets names 'qkvv', and no linear layer.*q_proj"),
+        (("lora: {targets: [qkvv]}",), (), r"model\.vision\.lora\.targets names 'qkvv', but no linear layer.*q_proj"),
         (("freeze: false", "lora: {}"), (), "lora is set and freeze is false"),
         (("freeze: false",), ("data.feature_cache=there",), "needs model.vision.name vggt_pretrained or huggingface"),
     ],

@@ -147,8 +147,8 @@ def test_load_checkpoint_fills_a_model_built_on_meta(images: dict[str, Tensor], 
         ("aggregator.global_blocks.3.ls2.gamma", None, "is missing"),
         ("aggregator.frame_blocks.4.ls1.gamma", torch.ones(48), "is not one of its tensors"),
         ("text_head.weight", torch.ones(2), "is not one of its tensors"),
-        ("aggregator.patch_embed.blocks.0.attn.qkv.bias", torch.ones(48), "is [48] and should be [144]"),
-        ("aggregator.camera_token", torch.ones(1, 1, 1, 48), "is [1, 1, 1, 48] and should be [1, 2, 1, 48]"),
+        ("aggregator.patch_embed.blocks.0.attn.qkv.bias", torch.ones(48), "is [48] but should be [144]"),
+        ("aggregator.camera_token", torch.ones(1, 1, 1, 48), "is [1, 1, 1, 48] but should be [1, 2, 1, 48]"),
     ],
 )
 def test_load_checkpoint_is_strict(
@@ -282,7 +282,7 @@ def test_tokens_that_do_not_fit_are_refused() -> None:
     model = small("none")
     with pytest.raises(InputError, match="has no stem"):
         model(torch.rand(1, 1, 3, 32, 32))
-    with pytest.raises(InputError, match=r"got 6 tokens a view and the grid \(2, 2\)"):
+    with pytest.raises(InputError, match=r"got 6 tokens per view and the grid \(2, 2\)"):
         model.forward_tokens(torch.rand(1, 1, 6, 32), (2, 2))
     with pytest.raises(InputError, match="each token's position"):
         model.forward_tokens(torch.rand(1, 1, 6, 32))

@@ -118,7 +118,7 @@ def test_another_backbone_than_the_one_trained_with_is_refused(tmp_path: Path, o
     tensors["aggregator.camera_token"] += 1
     save_file(tensors, own_weights)
 
-    with pytest.raises(InputError, match=r"other frozen vision weights.*Give it the weights of then"):
+    with pytest.raises(InputError, match=r"other frozen vision weights.*Give it the original weights"):
         load_policy(tmp_path / "policy")
 
 
@@ -330,7 +330,7 @@ def of_another_width(weights: Path) -> str:
     tensors = load_file(weights)
     tensors["aggregator.camera_token"] = torch.zeros(1, 2, 1, 64)
     save_file(tensors, weights)
-    return "aggregator.camera_token is [1, 2, 1, 64] and should be [1, 2, 1, 48]"
+    return "aggregator.camera_token is [1, 2, 1, 64] but should be [1, 2, 1, 48]"
 
 
 def of_another_network(weights: Path) -> str:

@@ -191,7 +191,7 @@ def test_other_weights_than_those_trained_with_are_refused_and_a_full_copy_needs
     weights["model.text_model.layers.0.mlp.up_proj.weight"] += 1
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
-    with pytest.raises(InputError, match=r"other frozen language weights.*Give it the weights of then"):
+    with pytest.raises(InputError, match=r"other frozen language weights.*Give it the original weights"):
         load_policy(tmp_path / "policy")
     shutil.rmtree(folder)
     assert torch.equal(load_policy(tmp_path / "full").sample(make_batch()), policy.sample(make_batch()))
@@ -304,7 +304,7 @@ BAD = {
         untouched,
         ("lora: {targets: [q_prej]}",),
         (),
-        "model.backbone.lora.targets names 'q_prej', and no linear layer there has that name. Did you mean 'q_proj'?",
+        "model.backbone.lora.targets names 'q_prej', but no linear layer there has that name. Did you mean 'q_proj'?",
     ),
     "too many layers": (
         untouched,

@@ -1,4 +1,4 @@
-"""What of an action is pose and what grippers, and the losses of both: the same for every head."""
+"""Which dimensions of an action are pose and which grippers, and the losses of both: the same for every head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from atlas.types import ActionSpec, LossTerms
 
 
 class ActionParts(nn.Module):
-    """The dimensions of an action's pose, which is all that is no gripper's, and of its grippers; on the device."""
+    """The dimensions of an action's pose (everything except grippers), and of its grippers; on the device."""
 
     pose: torch.Tensor  # int64 [P]
     grippers: torch.Tensor  # int64 [G], with G from 0 to 2
@@ -26,7 +26,7 @@ class ActionParts(nn.Module):
         return actions[..., self.pose], actions[..., self.grippers]
 
     def join(self, pose: torch.Tensor, grippers: torch.Tensor | None) -> torch.Tensor:
-        """What `split` takes apart, float32 [..., A]; None: there is no gripper."""
+        """The inverse of `split`, float32 [..., A]; None: there is no gripper."""
         dim = len(self.pose) + len(self.grippers)
         actions = pose.new_zeros(*pose.shape[:-1], dim, dtype=torch.float32)
         actions[..., self.pose] = pose
@@ -41,7 +41,7 @@ class ActionParts(nn.Module):
         is_pad: torch.Tensor,
         weights: RegressionHeadConfig | FlowMatchingHeadConfig,
     ) -> LossTerms:
-        """Means of errors over the steps that are there: pose [B, H, P], grippers [B, H, G], is_pad bool [B, H]."""
+        """Means of errors over the valid steps: pose [B, H, P], grippers [B, H, G], is_pad bool [B, H]."""
         valid = (~is_pad).float()
         n_valid = valid.sum()
         terms = {"pose_loss": (pose.mean(-1) * valid).sum() / n_valid.clamp(min=1)}

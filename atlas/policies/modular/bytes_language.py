@@ -1,4 +1,4 @@
-"""The default language encoder: small, trained from scratch, and without any file to download."""
+"""The default language encoder: small, trained from scratch, without any file to download."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 class BytesLanguageEncoder(LanguageEncoder):
     """A small transformer over UTF-8 bytes (ByT5's tokenizer, which needs no file), trained from scratch.
 
-    An instruction ends with an end token, which is all that an empty one has. One that is longer than `max_length` is
-    cut, with a warning.
+    An instruction ends with an end token, which is all that an empty one has. One longer than `max_length` is cut off,
+    with a warning.
     """
 
     def __init__(self, config: BytesLanguageConfig) -> None:

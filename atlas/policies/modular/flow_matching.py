@@ -16,7 +16,7 @@ from atlas.policies.modular.solvers import integrate
 from atlas.policies.modular.unused_biases import hold_key_bias
 from atlas.types import ActionSpec, LossTerms
 
-_LAST_TIME = 0.999  # in training; what is left then is less than any step of a solver
+_LAST_TIME = 0.999  # in training; the rest is shorter than any step of a solver
 _TIME_FEATURES = 64
 _TIME_PERIODS = (4e-3, 4.0)  # shortest and longest of the features' waves, in units of the flow's time
 
@@ -25,15 +25,15 @@ class FlowMatchingHead(ActionHead):
     """Learns the velocity that carries noise (time 0) to actions (time 1); owns the loss.
 
     Flow matching with straight paths (Lipman et al., 2023; Liu et al., 2023): x_t = (1 - t) noise + t actions, whose
-    velocity is actions - noise. Each step of the chunk is a token made of its noisy action and its fused token, and
-    what conditions it is the time and its fused token again. Actions here are normalised, grippers are in ±1.
+    velocity is actions - noise. Each step of the chunk is a token made of its noisy action and its fused token, and is
+    conditioned on the time and again on its fused token. Actions here are normalised, grippers are in ±1.
     """
 
     def __init__(self, config: FlowMatchingHeadConfig, dim: int, spec: ActionSpec, horizon: int) -> None:
         super().__init__()
         self._config, self._pose_dim, self._has_grippers = config, len(spec.pose), bool(spec.grippers)
         self.parts = ActionParts(spec)
-        numbers = spec.dim  # what is generated of each action: the pose, then the grippers
+        numbers = spec.dim  # generated per action: the pose, then the grippers
         self.token = nn.Sequential(nn.Linear(numbers + dim, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim))
         self.position = nn.Parameter(torch.randn(horizon, config.dim) * 0.02)
         self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim))
@@ -49,10 +49,10 @@ class FlowMatchingHead(ActionHead):
     def forward(
         self, fused: torch.Tensor, actions: torch.Tensor, is_pad: torch.Tensor, key: torch.Tensor | None = None
     ) -> LossTerms:
-        """Mean squared errors of the velocity over the steps that are there.
+        """Mean squared errors of the velocity over the valid steps.
 
-        fused [B, H, dim], actions [B, H, A], is_pad bool [B, H]. Noise and time of a sample follow from its `key`
-        (int64 [B]), so that they are the same on one process and on eight and after a resume; without keys they come
+        fused [B, H, dim], actions [B, H, A], is_pad bool [B, H]. A sample's noise and time follow from its `key`
+        (int64 [B]), so that they are the same on one process and on eight, and after a resume; without keys they come
         from torch's generator.
         """
         target = self._pack(actions)  # [B, H, D]
@@ -67,8 +67,8 @@ class FlowMatchingHead(ActionHead):
     ) -> torch.Tensor:
         """Normalised actions float32 [B, H, A], grippers in [-1, 1]; fused [B, H, dim].
 
-        The noise that they grow from is drawn from `generator` if there is one, else follows from `key` (int64 [B]),
-        else comes from torch's generator. With a key an answer does not depend on its company in the batch.
+        The initial noise is drawn from `generator` if there is one, otherwise it follows from `key` (int64 [B]),
+        otherwise it comes from torch's generator. With a key, the actions do not depend on the rest of the batch.
         """
         shape = (*fused.shape[:2], self.velocity.out_features)
         if generator is not None:
@@ -93,8 +93,8 @@ class FlowMatchingHead(ActionHead):
     def _velocity(
         self, x: torch.Tensor, time: torch.Tensor, fused: torch.Tensor, is_pad: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The velocity float32 [B, H, D] at x [B, H, D] and time [B], as far as the network knows it."""
-        condition = F.silu(self.time(_waves(time))[:, None] + self.context(fused))  # [B, H, C]: of each step its own
+        """The network's estimate of the velocity, float32 [B, H, D], at x [B, H, D] and time [B]."""
+        condition = F.silu(self.time(_waves(time))[:, None] + self.context(fused))  # [B, H, C]: one per step
         mask = None if is_pad is None else _attendable(is_pad)
         h = self.token(torch.cat([x, fused], dim=-1)) + self.position
         for block in self.blocks:
@@ -114,9 +114,9 @@ class FlowMatchingHead(ActionHead):
 def training_time(u: torch.Tensor) -> torch.Tensor:
     """The flow's time in training, in [0, 0.999], from uniform numbers in [0, 1].
 
-    1 - t/0.999 is from Beta(1.5, 1): most samples are noisy ones, where it is decided what to do, and the density falls
-    to zero at the end, where hardly anything is left to do (pi0; Black et al., 2024). The distribution function is
-    x^1.5, which is inverted.
+    1 - t/0.999 is from Beta(1.5, 1): most samples are noisy ones, where the network decides what to do, and the density
+    falls to zero at the end, where hardly anything is left to do (pi0; Black et al., 2024). The distribution function
+    is x^1.5, which is inverted.
     """
     return _LAST_TIME * (1 - u ** (1 / 1.5))
 
@@ -164,10 +164,10 @@ def _modulate(h: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torc
 
 
 def _attendable(is_pad: torch.Tensor) -> torch.Tensor:
-    """Which steps each step may attend to, bool [B, 1, H, H]: those that are there, and itself.
+    """Which steps each step may attend to, bool [B, 1, H, H]: the valid ones, and itself.
 
-    A padded step holds a copy of the episode's last action under noise of its own. Read together, such copies would
-    tell the other steps their answer, which nothing will do when actions are sampled.
+    A padded step holds a copy of the episode's last action under its own noise. Together, such copies would reveal the
+    answer to the other steps, which nothing does when actions are sampled.
     """
     own = torch.eye(is_pad.shape[1], dtype=torch.bool, device=is_pad.device)
     return (~is_pad[:, None, :] | own)[:, None]

@@ -1,4 +1,4 @@
-"""Fusion: one query an action, attending to what was seen, said and felt."""
+"""Fusion: one query per action, attending to vision, language and proprio."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atlas.policies.modular.parts import BidirectionalFusionConfig, QueryFusionC
 
 class Fusion(nn.Module):
     """`forward(vision, language, proprio)`: vision tokens [B, N, Dv], LanguageTokens and proprio [B, P] (scaled) to one
-    token an action, [B, H, dim]. Tokens may come in the lower precision of a frozen encoder."""
+    token per action, [B, H, dim]. Tokens may have the lower precision of a frozen encoder."""
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -24,8 +24,8 @@ class Fusion(nn.Module):
 class QueryFusion(Fusion):
     """H action queries that attend to each other and to the tokens of vision, language and proprio.
 
-    Spatial tokens are kept one by one, never averaged. Inputs are normalised first, since encoders such as VGGT's
-    give tokens that are not.
+    Spatial tokens are kept one by one, never averaged. Inputs are normalised first, since encoders such as VGGT's give
+    unnormalised tokens.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class QueryFusion(Fusion):
     def forward(self, vision: torch.Tensor, language: LanguageTokens, proprio: torch.Tensor) -> torch.Tensor:
         """vision [B, N, Dv], language [B, L, Dl], proprio [B, P] (scaled) to [B, H, dim].
 
-        Tokens may come in the lower precision of a frozen encoder.
+        Tokens may have the lower precision of a frozen encoder.
         """
         precision = self.queries.dtype
         seen = self.vision(vision.to(precision)) + self.kinds[0]
@@ -74,7 +74,7 @@ class QueryFusion(Fusion):
 class BidirectionalFusion(Fusion):
     """The tokens of vision and language attend to each other, then the queries of `QueryFusion` read both.
 
-    So that an image's tokens say what they are for this instruction before anything is asked of them.
+    This lets an image's tokens express what they mean for this instruction before the queries read them.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class _Exchange(nn.Module):
     def forward(
         self, seen: torch.Tensor, said: torch.Tensor, is_pad: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """seen [B, N, dim], said [B, L, dim], is_pad bool [B, L] (words that are not there) to the same two."""
+        """seen [B, N, dim], said [B, L, dim], is_pad bool [B, L] (padding of said); returns the first two, updated."""
         sights, words = self.vision_norm(seen), self.language_norm(said)
         told = self.to_vision(sights, words, words, key_padding_mask=is_pad, need_weights=False)[0]
         shown = self.to_language(words, sights, sights, need_weights=False)[0]

@@ -1,4 +1,4 @@
-"""What an action head of a modular policy is."""
+"""The contract of a modular policy's action head."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from atlas.types import LossTerms
 
 
 class ActionHead(nn.Module):
-    """From fused tokens [B, H, dim] to actions; owns the loss. Actions are normalised ones on both sides of it, and
-    a gripper goes from -1 (open) to 1 (closed).
+    """From fused tokens [B, H, dim] to actions; owns the loss. Actions are normalised on both sides of it, and a
+    gripper goes from -1 (open) to 1 (closed).
 
-    Where a head needs random numbers they follow from `key`, int64 [B], one a sample; in `sample` a generator goes
-    before the key.
+    If a head needs random numbers, they follow from `key`, int64 [B], one per sample; in `sample` a generator takes
+    precedence over the key.
     """
 
-    blocks: Sequence[nn.Module] | nn.ModuleList  # see `Policy.blocks`; () where it has none
+    blocks: Sequence[nn.Module] | nn.ModuleList  # see `Policy.blocks`; () if it has none
 
     @abstractmethod
     def forward(
         self, fused: torch.Tensor, actions: torch.Tensor, is_pad: torch.Tensor, key: torch.Tensor | None = None
     ) -> LossTerms:
-        """actions [B, H, A], is_pad bool [B, H]; means over the steps that are there."""
+        """actions [B, H, A], is_pad bool [B, H]; means over the valid steps."""
 
     @abstractmethod
     def sample(

@@ -1,4 +1,4 @@
-"""Reading image encoders of the Hugging Face hub or of folders: the image tower of whatever model it is, strictly."""
+"""Reading image encoders from the Hugging Face hub or folders: the image tower of any model, strictly."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from atlas.policies.huggingface_folder import quiet, read_description, read_weig
 from atlas.policies.modular.vision_sections import VISION_KEY as KEY
 from atlas.policies.pretrained_weights import weights_hash
 
-# Of what lies beside or behind the patches' last hidden states nothing is read: files may lack it, and it is not
-# trained. (CLIP's post_layernorm is for its pooled token alone, the mask token for training with parts left out.)
+# Nothing beside or behind the patches' last hidden states is read: files may lack it, and it is not trained. (CLIP's
+# post_layernorm is only for its pooled token, the mask token for training with parts left out.)
 _UNREAD = ("pooler", "head")
 _UNREAD_ENDS = ("embeddings.mask_token",)
 
@@ -28,18 +28,18 @@ def _plain(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _interpolated(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """For models that take images of another size than their own only when told to."""
+    """For models that take images of a size other than their own only when told to."""
     hidden: torch.Tensor = model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
     return hidden
 
 
 def _patches(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """For SigLIP 2 of any resolution, which takes patches [n, N, p * p * 3], each of them row by row."""
+    """For SigLIP 2 at any resolution, which takes patches [n, N, p * p * 3], each of them row by row."""
     patch = model.config.patch_size
     rows, columns = pixels.shape[-2] // patch, pixels.shape[-1] // patch
     cut = pixels.unflatten(-2, (rows, patch)).unflatten(-1, (columns, patch))  # [n, 3, rows, p, columns, p]
     flat = cut.permute(0, 2, 4, 3, 5, 1).reshape(len(pixels), rows * columns, -1)
-    # All images are of one size: the grid of positions is made once, and goes for each of them.
+    # All images have one size: the grid of positions is computed once, for all of them.
     shape = torch.tensor([[rows, columns]], device="cpu")
     hidden: torch.Tensor = model(pixel_values=flat, pixel_attention_mask=None, spatial_shapes=shape).last_hidden_state
     return hidden
@@ -49,7 +49,7 @@ class _Kind(NamedTuple):
     model: str  # a class of transformers
     look: Callable[[Any, torch.Tensor], torch.Tensor]  # (model, pixels [n, 3, H, W]) to hidden states [n, S + N, dim]
     specials: Callable[[Any], int]  # (config) to the tokens S before the patches
-    unread: tuple[str, ...] = ()  # further tensors that the hidden states do not depend on, by how they begin
+    unread: tuple[str, ...] = ()  # beginnings of further tensors that the hidden states do not depend on
 
 
 def _registers(config: Any) -> int:
@@ -74,7 +74,7 @@ def find_image_model(reference: str | Path, weights: bool) -> Path:
 
 
 class ImageTower(NamedTuple):
-    """The part of a model that reads images: the whole of an image model, one of the two towers of SigLIP and CLIP."""
+    """The part of a model that reads images: the whole of an image model, or one of SigLIP's and CLIP's two towers."""
 
     folder: Path
     name: str  # for messages
@@ -83,7 +83,7 @@ class ImageTower(NamedTuple):
 
     @classmethod
     def find(cls, folder: Path, name: str) -> ImageTower:
-        """Read config.json. Raises InputError where it is missing, or of a model that has no image encoder."""
+        """Read config.json. Raises InputError if it is missing, or the model has no image encoder."""
         described = read_description(folder, name, KEY)
         config = getattr(described, "vision_config", described)
         kind = _KINDS.get(getattr(config, "model_type", ""))
@@ -96,7 +96,7 @@ class ImageTower(NamedTuple):
         if hasattr(config, "vision_use_head"):
             config.vision_use_head = False
         for name_of in ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale"):
-            if hasattr(config, name_of):  # DINOv3 draws other positions while it is trained: Atlas augments by itself
+            if hasattr(config, name_of):  # DINOv3 randomises positions in training: Atlas does its own augmentation
                 setattr(config, name_of, None)
         return cls(folder, name, kind, config)
 
@@ -107,12 +107,12 @@ class ImageTower(NamedTuple):
 
     @property
     def patch(self) -> int:
-        """Pixels a side of a patch."""
+        """Pixels per side of a patch."""
         size = self.config.patch_size
         return int(size if isinstance(size, int) else size[0])
 
     def patches_a_side(self, image_size: int) -> int:
-        """Of images of so many pixels. Raises InputError for a size that patches do not fill."""
+        """For images with this many pixels per side. Raises InputError for a size that patches do not fill."""
         if image_size % self.patch:
             near = max(1, round(image_size / self.patch)) * self.patch
             raise InputError(
@@ -122,7 +122,7 @@ class ImageTower(NamedTuple):
         return image_size // self.patch
 
     def look(self, model: Any, pixels: torch.Tensor) -> torch.Tensor:
-        """The patches' tokens [n, rows * columns, dim] of images [n, 3, H, W], scaled as the model has them."""
+        """The patches' tokens [n, rows * columns, dim] for images [n, 3, H, W], scaled as the model expects."""
         return self.kind.look(model, pixels)[:, self.kind.specials(self.config) :]
 
     def build(self) -> Any:
@@ -133,7 +133,7 @@ class ImageTower(NamedTuple):
     def read(self, dtype: torch.dtype | None) -> Any:
         """The model with its weights, in eval mode; `dtype` None: as they are stored.
 
-        Raises InputError that names tensors that are missing or of another shape, or the file that cannot be read.
+        Raises InputError that names tensors that are missing or have another shape, or the file that cannot be read.
         """
         return read_weights(
             self._class(),
@@ -151,11 +151,11 @@ class ImageTower(NamedTuple):
         return tensor.startswith((*_UNREAD, *self.kind.unread)) or tensor.endswith(_UNREAD_ENDS)
 
     def hash_of(self, model: Any) -> str:
-        """Of what the tokens depend on, in a model that `read(None)` gave."""
+        """The hash of what the tokens depend on, for a model returned by `read(None)`."""
         return weights_hash((k, v) for k, v in model.state_dict().items() if not self.is_unread(k))
 
     def weights_hash(self) -> str:
-        """Of the weights in the folder. Raises InputError where they cannot be read."""
+        """The hash of the weights in the folder. Raises InputError if they cannot be read."""
         return self.hash_of(self.read(None))
 
     def _class(self) -> Any:
@@ -169,7 +169,7 @@ class ImageTower(NamedTuple):
 
 
 class PixelScale(NamedTuple):
-    """How a model wants its pixels: (p * 255 * rescale - mean) / std, of pixels p in [0, 1]."""
+    """How a model expects its pixels: (p * 255 * rescale - mean) / std, for pixels p in [0, 1]."""
 
     rescale: float
     mean: tuple[float, float, float]
@@ -177,7 +177,7 @@ class PixelScale(NamedTuple):
 
     @classmethod
     def of(cls, settings: dict[str, Any], name: str, key: str) -> PixelScale:
-        """From what preprocessor_config.json holds. Raises InputError for one that does not say it."""
+        """From the contents of preprocessor_config.json. Raises InputError if they do not say it."""
         rescale = float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 1.0
         if not settings.get("do_normalize", True):
             return cls(rescale, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -201,7 +201,7 @@ class PixelScale(NamedTuple):
 
 def pool_grid(tokens: torch.Tensor, side: int, pool: int) -> torch.Tensor:
     """Tokens [n, side * side, D] averaged over pool x pool of them; at the borders of a grid that does not divide, over
-    those that there are: [n, N', D]."""
+    those that exist: [n, N', D]."""
     if pool == 1:
         return tokens
     maps = tokens.transpose(1, 2).unflatten(2, (side, side))

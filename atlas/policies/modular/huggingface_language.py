@@ -31,19 +31,19 @@ logger = logging.getLogger(__name__)
 
 
 class HuggingFaceLanguageEncoder(LanguageEncoder):
-    """The last hidden states of a text model of the Hugging Face hub, or of a folder; frozen by default.
+    """The last hidden states of a text model from the Hugging Face hub, or from a folder; frozen by default.
 
-    A frozen one keeps its weights in the type that they are stored in, encodes each distinct instruction once and by
-    itself, outside autocast, and remembers the result; so an embedding depends neither on what else is in the batch
-    nor on the precision of training. What it remembers can be written to a file and read by other processes and later
-    runs. One that is trained has float32 weights and encodes the distinct instructions of a batch together.
+    A frozen encoder keeps its weights in their stored type, encodes each distinct instruction once and alone, outside
+    autocast, and remembers the result; so an embedding depends neither on the rest of the batch nor on the precision of
+    training. Remembered embeddings can be written to a file and read by other processes and later runs. A trained
+    encoder has float32 weights and encodes the distinct instructions of a batch together.
 
     Padding is never attended to. An instruction longer than `config.max_length` tokens, or than the model has positions
-    for, is cut, with a warning. One without any token (an empty one, where the tokenizer adds no special tokens) is
+    for, is cut off, with a warning. One without any token (an empty one, if the tokenizer adds no special tokens) is
     read as the end-of-text token alone.
 
-    Raises InputError when the model is not there and cannot be downloaded, or lacks weights or a tokenizer; another
-    model or random weights are never put in its place.
+    Raises InputError if the model does not exist and cannot be downloaded, or lacks weights or a tokenizer; it is never
+    replaced by another model or random weights.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class HuggingFaceLanguageEncoder(LanguageEncoder):
         self.dim = tower.dim
         self._max_length = min(config.max_length, _positions(self.model))
         self._ids: dict[str, torch.Tensor] = {}
-        # Of a frozen model: [L, dim] for each instruction, in the model's own type, on the CPU; and where the model is.
+        # For a frozen model: [L, dim] for each instruction, in the model's own type, on the CPU; and on its device.
         self._memory: dict[str, torch.Tensor] = {}
         self._placed: Remembered | None = None
         self.frozen: FrozenWeights | None = None
@@ -101,26 +101,26 @@ class HuggingFaceLanguageEncoder(LanguageEncoder):
     # ---- what a frozen encoder remembers -----------------------------------------------------------------
 
     def embed(self, instructions: Iterable[str]) -> None:
-        """Encode those that are not remembered yet, and remember them."""
+        """Encode the instructions that are not remembered yet, and remember them."""
         self.remember(self.encode(self.unknown(instructions)))
 
     def unknown(self, instructions: Iterable[str]) -> list[str]:
-        """The distinct ones that are not remembered yet."""
+        """The distinct instructions that are not remembered yet."""
         return [text for text in dict.fromkeys(instructions) if text not in self._memory]
 
     def encode(self, instructions: Iterable[str]) -> dict[str, torch.Tensor]:
-        """What a frozen model says of each by itself: [L, dim] in its own type, on the CPU."""
+        """A frozen model's output for each instruction alone: [L, dim] in its own type, on the CPU."""
         return {text: self._encode(text) for text in instructions}
 
     def remember(self, tokens: Mapping[str, torch.Tensor]) -> None:
-        """Take what `encode` has given, here or in another process, instead of computing it."""
+        """Store what `encode` has returned, here or in another process, instead of computing it."""
         if tokens:
             self._memory |= tokens
             self._placed = None
 
     def _encode(self, text: str) -> torch.Tensor:
         ids, device = self._token_ids(text), self.model.device
-        if device.type == "meta":  # where arithmetic is counted; what is done once costs nothing a sample
+        if device.type == "meta":  # used for counting arithmetic; what is done once costs nothing per sample
             return torch.empty(len(ids), self.dim)
         assert self.frozen is not None, "only a frozen encoder whose weights were read remembers"
         with torch.no_grad(), without_autocast(device):
@@ -140,9 +140,9 @@ class HuggingFaceLanguageEncoder(LanguageEncoder):
             save_file(tensors, partial, metadata)
 
     def load_embeddings(self, path: Path) -> int:
-        """Remember what `save_embeddings` wrote, instead of computing it; returns the number of instructions.
+        """Load what `save_embeddings` wrote, instead of computing it; returns the number of instructions.
 
-        Raises InputError for a file of other weights, of another `max_length`, or that cannot be read.
+        Raises InputError for a file made with other weights or another `max_length`, or that cannot be read.
         """
         assert self.frozen is not None
         try:
@@ -163,18 +163,18 @@ class HuggingFaceLanguageEncoder(LanguageEncoder):
         if metadata.get("sha256") != self.frozen.sha256:
             theirs = f"'{metadata.get('reference')}' (sha256 {metadata.get('sha256', '')[:12]})"
             raise InputError(
-                f"{path} holds embeddings of {theirs}, and {KEY} is {self._name} with other weights (sha256 "
-                f"{self.frozen.sha256[:12]}). Where that is meant, delete the file, and they are computed again."
+                f"{path} holds embeddings of {theirs}, but {KEY} is {self._name} with other weights (sha256 "
+                f"{self.frozen.sha256[:12]}). If this is intended, delete the file, and they are computed again."
             )
         if metadata.get("max_length") != str(self._config.max_length):
             raise InputError(
-                f"{path} holds embeddings of instructions cut at {metadata.get('max_length')} tokens, and "
-                f"model.language.max_length is {self._config.max_length}. Set it back; or, where the change is meant, "
+                f"{path} holds embeddings of instructions cut at {metadata.get('max_length')} tokens, but "
+                f"model.language.max_length is {self._config.max_length}. Set it back or, if the change is intended, "
                 "delete the file, and they are computed again."
             )
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> HuggingFaceLanguageEncoder:
-        """What is remembered goes where the model goes."""
+        """Moves what is remembered along with the model."""
         super()._apply(fn, recurse)
         self._placed = None
         return self
@@ -184,7 +184,7 @@ class HuggingFaceLanguageEncoder(LanguageEncoder):
     def save_source(self, folder: Path) -> None:
         """Write model and tokenizer as a Hugging Face folder, which `HuggingFaceLanguageConfig.build(folder)` reads.
 
-        An earlier folder of that name is replaced when the new one is complete.
+        An earlier folder of that name is replaced once the new one is complete.
         """
         with partial_folder(folder) as partial:
             with quiet():
@@ -197,12 +197,12 @@ class HuggingFaceLanguageEncoder(LanguageEncoder):
         """ids int64 [N, L] and is_pad bool [N, L] (None: no padding) to hidden states [N, L, dim]."""
         device = self.model.device
         there = None if is_pad is None else (~is_pad).long()  # int64 [N, L]
-        if device.type == "meta":  # transformers looks into a mask that is not spelled out for each pair of tokens
+        if device.type == "meta":  # transformers reads the mask's values unless it is given for each pair of tokens
             there = torch.zeros(len(ids), 1, ids.shape[1], ids.shape[1], device=device)
         hidden: torch.Tensor = self.model(input_ids=ids, attention_mask=there).last_hidden_state
         if hidden.shape[-1] != self.dim:
             raise InputError(
-                f"{KEY}: {self._name} gives {hidden.shape[-1]} numbers a token, where its config.json has "
+                f"{KEY}: {self._name} gives {hidden.shape[-1]} numbers per token, but its config.json says "
                 f"{self.dim}; a {type(self.model).__name__} of this form is not supported."
             )
         return hidden
@@ -214,8 +214,8 @@ class HuggingFaceLanguageEncoder(LanguageEncoder):
             ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
             if len(ids) > self._max_length:
                 logger.warning(
-                    "An instruction has %d tokens, %s reads at most %d (model.language.max_length, or the positions "
-                    "it has), and it is cut there: '%s'",
+                    "An instruction has %d tokens, but %s reads at most %d (model.language.max_length, or the "
+                    "positions it has), and it is cut there: '%s'",
                     len(ids),
                     self._name,
                     self._max_length,
@@ -235,13 +235,13 @@ class HuggingFaceLanguageEncoder(LanguageEncoder):
             if max(ids) >= known:
                 raise InputError(
                     f"{KEY}: the tokenizer of {self._name} is of another model: it gives the token {max(ids)} for "
-                    f"'{text}', and the model knows {known}."
+                    f"'{text}', but the model knows {known}."
                 )
             self._ids[text] = torch.tensor(ids)
         return self._ids[text]
 
     def _pad_id(self) -> int:
-        """What fills up a row of ids; it is not attended to, so any token does."""
+        """The token that fills up a row of ids; it is not attended to, so any token will do."""
         tokenizer = self._read_tokenizer()
         return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
@@ -251,7 +251,7 @@ class HuggingFaceLanguageEncoder(LanguageEncoder):
         return self._tokenizer
 
     def _read_tensors(self) -> list[tuple[str, torch.Tensor]]:
-        """What the embeddings depend on: all but parts that are not read, tensors that are tied once."""
+        """What the embeddings depend on: everything except unread parts, with tied tensors once."""
         tied = _tied(self.model)
         return [(k, v) for k, v in self.model.state_dict().items() if k not in tied and not is_unread(k)]
 
@@ -261,14 +261,14 @@ def _positions(model: nn.Module) -> int:
     longest = getattr(model.config, "max_position_embeddings", None) or 2**31
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa counts positions from behind the padding token's id.
+            # RoBERTa counts positions starting after the padding token's id.
             offset = 0 if module.padding_idx is None else module.padding_idx + 1
             longest = min(longest, module.num_embeddings - offset)
     return int(longest)
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
-    """The names under which a model has a parameter again, and the first name of each."""
+    """Further names under which a model holds the same parameter, and the first name of each."""
     first: dict[int, str] = {}
     names = [(name, first.setdefault(id(p), name)) for name, p in model.named_parameters(remove_duplicate=False)]
     return {name: earlier for name, earlier in names if name != earlier}

@@ -1,4 +1,4 @@
-"""Reading text models of the Hugging Face hub or of folders: the text tower of whatever model it is, strictly."""
+"""Reading text models from the Hugging Face hub or folders: the text tower of any model, strictly."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from atlas.policies import huggingface_folder
 from atlas.policies.huggingface_folder import UNREADABLE, quiet, read_description, read_weights
 from atlas.policies.modular.parts import LANGUAGE_KEY as KEY
 
-# Parts that some kinds have on top of the last hidden states, which are all that is read here: a pooler, SigLIP's head.
-# They are left out where the kind allows it. Where it does not, files may lack them and they are not trained.
+# Parts that some models have on top of the last hidden states, which are all that is read: a pooler, SigLIP's head.
+# They are left out if the class allows it. If not, files may lack them and they are not trained.
 UNREAD = ("pooler", "head")
 
 
@@ -25,7 +25,7 @@ def find_text_model(reference: str | Path, weights: bool) -> Path:
 
 
 class TextTower(NamedTuple):
-    """The part of a model that reads text: the whole of a text model, one of the two towers of CLIP and SigLIP."""
+    """The part of a model that reads text: the whole of a text model, or one of the two towers of CLIP and SigLIP."""
 
     folder: Path
     name: str  # for messages
@@ -34,7 +34,7 @@ class TextTower(NamedTuple):
 
     @classmethod
     def find(cls, folder: Path, name: str) -> TextTower:
-        """Read config.json. Raises InputError where it is missing, or of a model that has no text encoder."""
+        """Read config.json. Raises InputError if it is missing, or the model has no text encoder."""
         described = read_description(folder, name, KEY)
         try:
             candidates = [described.get_text_config(), described]
@@ -44,9 +44,9 @@ class TextTower(NamedTuple):
             kind = _text_class(config)
             if kind is not None:
                 if kind.__name__.endswith("EncoderModel"):
-                    config.is_encoder_decoder = False  # of T5 and its like only the encoder is built
+                    config.is_encoder_decoder = False  # for T5 and the like, only the encoder is built
                 if hasattr(config, "use_cache"):
-                    config.use_cache = False  # keys and values for the next word, which is never asked for
+                    config.use_cache = False  # keys and values for the next word, which is never needed
                 return cls(folder, name, kind, config)
         raise InputError(
             f"{KEY}: {name} is a model of the kind '{described.model_type}', which has no text encoder that could be "
@@ -67,7 +67,7 @@ class TextTower(NamedTuple):
     def read(self, dtype: torch.dtype | None) -> Any:
         """The model with its weights, in eval mode; `dtype` None: as they are stored.
 
-        Raises InputError that names tensors that are missing or of another shape, or the file that cannot be read.
+        Raises InputError that names tensors that are missing or have another shape, or the file that cannot be read.
         """
         return read_weights(
             self.kind, self.config, self.folder, self.name, KEY, dtype=dtype, may_lack=is_unread, **self._options()
@@ -79,7 +79,7 @@ class TextTower(NamedTuple):
 
 
 def _text_class(config: Any) -> Any:
-    """The class of transformers that turns ids into hidden states for a config; None where there is none."""
+    """The class in transformers that turns ids into hidden states for a config; None if there is none."""
     import transformers
     from transformers import AutoModel, AutoModelForTextEncoding
 
@@ -87,15 +87,15 @@ def _text_class(config: Any) -> Any:
     if type(config) in AutoModelForTextEncoding._model_mapping:
         kind = AutoModelForTextEncoding._model_mapping[type(config)]
     elif getattr(config, "is_encoder_decoder", False):
-        return None  # BART and its like: the last hidden states are the decoder's
+        return None  # BART and the like: the last hidden states are the decoder's
     elif type(config) in AutoModel._model_mapping:
         kind = AutoModel._model_mapping[type(config)]
-    else:  # towers that no mapping has are named for their configs, such as SigLIP's
+    else:  # towers that are in no mapping are named after their configs, such as SigLIP's
         kind = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
     kind = kind[0] if isinstance(kind, tuple) else kind
     return kind if kind is not None and kind.main_input_name == "input_ids" else None
 
 
 def is_unread(parameter: str) -> bool:
-    """Whether a tensor is of a part that does not take part in the last hidden states."""
+    """Whether a tensor belongs to a part that does not contribute to the last hidden states."""
     return parameter.split(".", 1)[0] in UNREAD

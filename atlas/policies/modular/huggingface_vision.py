@@ -1,4 +1,4 @@
-"""A published image encoder as a policy's vision encoder: frozen, with adapters, or trained on."""
+"""A published image encoder as a policy's vision encoder: frozen, with adapters, or trained further."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class HuggingFaceVisionEncoder(VisionEncoder):
     """The last hidden states of each view's patches as tokens [B, V * N', dim]; N' after pooling.
 
     Images are scaled by the model's own mean and deviation. Frozen weights leave no trace in training: no gradients, no
-    optimizer state, no place in a checkpoint, which names them and their hash; what they say is rounded to bfloat16,
-    with or without a feature cache in between. Which view a token is of is added afterwards, as a learned vector.
+    optimizer state, and no place in a checkpoint, which holds only their names and hash; their output is rounded to
+    bfloat16, with or without a feature cache. The view of each token is added afterwards, as a learned vector.
 
-    Raises InputError where the model is not there and cannot be downloaded, lacks weights, or does not say how images
-    are scaled for it; another model or random weights are never put in its place.
+    Raises InputError if the model does not exist and cannot be downloaded, lacks weights, or does not say how images
+    are scaled for it; it is never replaced by another model or random weights.
     """
 
     copy_name = "vision"
@@ -44,7 +44,7 @@ class HuggingFaceVisionEncoder(VisionEncoder):
         source: str | Path | None = None,
         read_weights: bool = True,
     ) -> None:
-        """views: None for the tokens alone, without what is learned of views. image_size: checked, where given."""
+        """views: None for the tokens alone, without the learned vectors of views. image_size: checked, if given."""
         super().__init__()
         self._pool, self._inference = config.pool, config.freeze and config.lora is None
         name = f"'{config.pretrained}'" + (f" (read from {source})" if source is not None else "")
@@ -75,14 +75,14 @@ class HuggingFaceVisionEncoder(VisionEncoder):
         return self
 
     def forward(self, images: torch.Tensor, language: LanguageTokens | None = None) -> torch.Tensor:
-        """images float [B, V, 3, H, W] in [0, 1], H and W multiples of the patch size; the words change nothing."""
+        """images float [B, V, 3, H, W] in [0, 1], H and W multiples of the patch size; the words have no effect."""
         if not self._inference:
             return self._tokens(images)
         with torch.no_grad(), without_autocast(images.device):
             return self._tokens(images).bfloat16()
 
     def finish(self, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens [B, V * N', dim] with what is learned of their views."""
+        """tokens [B, V * N', dim], with the learned vectors of their views added."""
         assert self.views is not None
         by_view = tokens.unflatten(1, (len(self.views), -1)).to(self.views.dtype)
         return (by_view + self.views.unsqueeze(1)).flatten(1, 2)
@@ -100,7 +100,7 @@ class HuggingFaceVisionEncoder(VisionEncoder):
     def save_source(self, path: Path) -> None:
         """Write the pretrained model as a Hugging Face folder, from which another encoder can read it.
 
-        An earlier folder of that name is replaced when the new one is complete.
+        An earlier folder of that name is replaced once the new one is complete.
         """
         settings = read_image_settings(self._folder, self._tower.name, KEY)
         with partial_folder(path) as partial:
@@ -118,6 +118,6 @@ class HuggingFaceVisionEncoder(VisionEncoder):
 
 
 def _linear_layers(model: nn.Module) -> list[str]:
-    """The names of those in the model's blocks."""
+    """The names of the linear layers in the model's blocks."""
     inside = {id(m) for block in repeated_blocks(model) for m in block.modules() if isinstance(m, nn.Linear)}
     return [name for name, module in model.named_modules() if id(module) in inside]

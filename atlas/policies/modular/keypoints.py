@@ -1,4 +1,4 @@
-"""A small convolutional vision encoder whose last maps become keypoints: where things are, as numbers."""
+"""A small convolutional vision encoder whose last maps become keypoints: the positions of things, as numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from atlas.policies.precision import without_autocast
 class SpatialSoftmax(nn.Module):
     """The expected position of each map's activation (Levine et al., 2016, section 5.1), in [-1, 1].
 
-    In float32 also under autocast, as is what is computed from positions first: of a position, bfloat16 keeps 8 bits.
+    Computed in float32 also under autocast, like the first layer on positions: bfloat16 keeps 8 bits of a position.
     """
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
@@ -33,7 +33,7 @@ class SpatialSoftmax(nn.Module):
 
 
 class KeypointStem(nn.Module):
-    """Convolutions over one view, told by the instruction what to look for (FiLM), down to K maps of 1/4 size."""
+    """Convolutions over one view, conditioned on the instruction (FiLM), down to K maps of 1/4 size."""
 
     def __init__(self, width: int, keypoints: int, language_dim: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class KeypointStem(nn.Module):
 
 
 class KeypointVisionEncoder(VisionEncoder):
-    """One token a view, made of its keypoints' positions; each view has convolutions of its own."""
+    """One token per view, made of its keypoints' positions; each view has its own convolutions."""
 
     def __init__(self, config: KeypointVisionConfig, views: int, dim: int, language_dim: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a language encoder of a modular policy is: an instruction becomes tokens that vision and fusion attend to."""
+"""The contract of a modular policy's language encoder: an instruction becomes tokens for vision and fusion."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class LanguageEncoder(nn.Module):
     """`forward(instructions)`: B instructions to LanguageTokens of `dim` numbers each."""
 
     dim: int
-    frozen: FrozenWeights | None = None  # what is neither trained nor saved; None where it is trained, or was not read
-    copy_name = "language"  # of what `save_source` writes, in a policy's folder
+    frozen: FrozenWeights | None = None  # what is neither trained nor saved; None if it is trained, or was not read
+    copy_name = "language"  # the name of what `save_source` writes, in a policy's folder
 
     @property
     def blocks(self) -> Sequence[nn.Module]:

@@ -1,4 +1,4 @@
-"""`model` of the type `modular`: a policy of parts, vision | language | fusion | head."""
+"""`model` of the type `modular`: a policy made of parts, vision | language | fusion | head."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class AlignmentConfig(Section):
     """Draws the policy's own image tokens towards a frozen VGGT's (Spatial Forcing); costs nothing in a rollout."""
 
     teacher: PretrainedVGGTConfig = PretrainedVGGTConfig()
-    image_size: Size = 224  # what the teacher sees
+    image_size: Size = 224  # the image size for the teacher
     weight: Annotated[float, Field(gt=0)] = 0.5
 
 
@@ -64,13 +64,13 @@ class ModularConfig(ModelConfig):
             check_patches("model.alignment.image_size", self.alignment.image_size, "its teacher's patch_size", patch)
             if not self.vision.gives_patches:
                 raise ValueError(
-                    "model.alignment needs an encoder of its own that has patches to align: "
+                    "model.alignment needs a trained encoder that has patches to align: "
                     "set model.vision to {name: vggt, stem: conv}, {name: vggt, stem: patch}, or {name: huggingface, "
                     "pretrained: …, freeze: false}"
                 )
         if data.feature_cache is not None and self.cached_encoder is None:
             raise ValueError(
-                "data.feature_cache holds what a frozen backbone says; it needs model.vision.name vggt_pretrained or "
+                "data.feature_cache holds a frozen backbone's outputs; it needs model.vision.name vggt_pretrained or "
                 "huggingface, frozen and without lora"
             )
 
@@ -93,7 +93,7 @@ class ModularConfig(ModelConfig):
 
 
 def check_patches(key: str, size: int, patch_key: str, patch: int) -> None:
-    """Raises ValueError, in the words of the config, for a size that patches do not fill."""
+    """Raises ValueError, in the config's terms, for a size that patches do not fill."""
     if size % patch:
         near = max(1, round(size / patch)) * patch
         raise ValueError(f"{key} is {size}; it must be a multiple of {patch_key} ({patch}), such as {near}")

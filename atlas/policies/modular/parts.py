@@ -1,7 +1,7 @@
 """The parts of a modular policy by name: their sections of the config, each of which builds its part.
 
 Another package adds a part in the groups `atlas.vision_encoders`, `atlas.language_encoders`, `atlas.fusions` and
-`atlas.heads`: a section derived from the one of its kind here, with a name of its own as the default of `name`.
+`atlas.heads`: a section derived from the one of its kind here, with the part's name as the default of `name`.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class LanguageSection(Section):
     def build(self, source: Path | None = None, read_weights: bool = True) -> LanguageEncoder:
         """The encoder: B instructions to LanguageTokens of `dim` numbers each.
 
-        A pretrained one is read from `source`, where given, instead of where the section says; with read_weights false
-        its modules are built and its weights are not read. Raises InputError where there is nothing to read.
+        A pretrained one is read from `source`, if given, instead of where the section says; without read_weights its
+        modules are built but its weights are not read. Raises InputError if there is nothing to read.
         """
         raise NotImplementedError(f"{type(self).__name__} has no build")
 
     @property
     def rate_factor(self) -> float:
-        """Of training.learning_rate, for its weights."""
+        """The factor of training.learning_rate for its weights."""
         return 1.0
 
     def check_pretrained(self) -> None:
@@ -62,7 +62,7 @@ class BytesLanguageConfig(LanguageSection):
     dim: Size = 64
     layers: Layers = 2
     heads: Size = 4
-    max_length: Size = 128  # bytes and an end token; what is longer is cut, with a warning
+    max_length: Size = 128  # bytes and an end token; longer instructions are cut off, with a warning
 
     _heads_fit = model_validator(mode="after")(check_heads)
 
@@ -78,8 +78,8 @@ class HuggingFaceLanguageConfig(LanguageSection):
     name: Literal["huggingface"] = "huggingface"
     pretrained: UserPath  # a folder, or a name on the Hugging Face hub, such as google-t5/t5-small
     freeze: bool = True  # each instruction is then encoded once
-    learning_rate_factor: Annotated[float, Field(gt=0)] = 0.1  # of training.learning_rate, where it is not frozen
-    max_length: Annotated[int, Field(ge=4, le=65536)] = 128  # tokens; what is longer is cut, with a warning
+    learning_rate_factor: Annotated[float, Field(gt=0)] = 0.1  # of training.learning_rate, if it is not frozen
+    max_length: Annotated[int, Field(ge=4, le=65536)] = 128  # tokens; longer ones are cut off, with a warning
 
     def build(self, source: Path | None = None, read_weights: bool = True) -> LanguageEncoder:
         from atlas.policies.modular.huggingface_language import HuggingFaceLanguageEncoder
@@ -115,7 +115,7 @@ class FusionSection(Section):
     """What every fusion's section has."""
 
     name: str
-    dim: Size = 128  # of its tokens, one an action
+    dim: Size = 128  # of its tokens, one per action
 
     def build(self, horizon: int, vision_dim: int, language_dim: int, proprio_dim: int) -> Fusion:
         """The fusion: vision tokens [B, N, vision_dim], LanguageTokens of language_dim and proprio [B, proprio_dim] to
@@ -141,7 +141,7 @@ class QueryFusionConfig(FusionSection):
 
 
 class BidirectionalFusionConfig(FusionSection):
-    """As `queries`, after layers in which the tokens of vision and language attend to each other."""
+    """Like `queries`, after layers in which the tokens of vision and language attend to each other."""
 
     name: Literal["bidirectional"] = "bidirectional"
     exchange_layers: Layers = 1

@@ -1,4 +1,4 @@
-"""A policy of parts: vision, language, fusion and an action head, each of them chosen by name."""
+"""A policy made of parts: vision, language, fusion and an action head, each of them chosen by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.policies.processor import PolicyProcessor, Scaler
 from atlas.types import Batch, LossTerms
 
-# Where a saved policy that includes its frozen parts has them.
+# Where a saved policy that includes its frozen parts stores them.
 FROZEN_FILES = {"vision": ("vision.safetensors", "vision"), "language": ("language",)}
 
 
@@ -76,18 +76,19 @@ class ModularPolicy(Policy):
     def sample(self, batch: Batch, generator: torch.Generator | None = None) -> torch.Tensor:
         """Actions float32 [B, H, A] in the ActionSpec's units, grippers between open and closed.
 
-        A generative head draws its noise from `generator`, else from the batch's keys, else from torch's own generator.
+        A generative head draws its noise from `generator`, otherwise from the batch's keys, otherwise from torch's own
+        generator.
         """
         return self._actions(batch, self._look(batch)[1], generator)
 
     @torch.no_grad()
     def losses_and_sample(self, batch: Batch) -> tuple[LossTerms, torch.Tensor]:
-        """What `forward` and `sample` give, for one look at the images."""
+        """The results of `forward` and `sample`, with a single look at the images."""
         seen, fused = self._look(batch)
         return self._losses(batch, seen, fused), self._actions(batch, fused, None)
 
     def _look(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vision tokens [B, N, D], and one fused token an action, [B, H, dim]."""
+        """Vision tokens [B, N, D], and one fused token per action, [B, H, dim]."""
         language = self.language(batch.instruction)
         seen = batch.features if batch.features is not None else self.vision(batch.unit_images(), language)
         proprio = self.proprio_scaler.normalize(batch.proprio, batch.source)
@@ -107,7 +108,7 @@ class ModularPolicy(Policy):
         return self.action_scaler.denormalize(self.head.sample(fused, batch.key, generator), batch.source)
 
     def blocks(self) -> list[nn.Module]:
-        """Blocks without a trainable parameter are left out: nothing goes back through them."""
+        """Blocks without a trainable parameter are left out, as no gradient flows through them."""
         parts = (self.language, self.vision, self.fusion, self.head)
         blocks = [block for part in parts for block in part.blocks]
         return [block for block in blocks if any(p.requires_grad for p in block.parameters())]
@@ -147,7 +148,7 @@ class ModularPolicy(Policy):
     # ---- what a training makes use of --------------------------------------------------------------------
 
     def load_teacher(self, read_weights: bool = True) -> None:
-        """The alignment's, where there is one."""
+        """The alignment's, if there is one."""
         if self.alignment is not None:
             self.alignment.load_teacher(read_weights)
 

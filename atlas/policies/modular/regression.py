@@ -13,9 +13,9 @@ from atlas.types import ActionSpec, LossTerms
 
 
 class RegressionHead(ActionHead):
-    """A linear map from each fused query to the pose and one to the grippers, where there are any; owns the loss.
+    """A linear map from each fused query to the pose and one to the grippers, if there are any; owns the loss.
 
-    Actions here are normalised: a gripper is -1 where it is open and +1 where it is closed.
+    Actions here are normalised: a gripper is -1 when open and +1 when closed.
     """
 
     blocks = ()
@@ -30,9 +30,9 @@ class RegressionHead(ActionHead):
     def forward(
         self, fused: torch.Tensor, actions: torch.Tensor, is_pad: torch.Tensor, key: torch.Tensor | None = None
     ) -> LossTerms:
-        """fused [B, H, dim], actions [B, H, A], is_pad bool [B, H]; means over the steps that are there.
+        """fused [B, H, dim], actions [B, H, A], is_pad bool [B, H]; means over the valid steps.
 
-        Nothing here is random: the key is not used, nor are `sample`'s key and generator.
+        Nothing here is random: neither the key nor `sample`'s key and generator are used.
         """
         pose, grippers = self.parts.split(actions)
         pose_errors = self._errors(self.pose(fused).float(), pose)
@@ -54,7 +54,7 @@ class RegressionHead(ActionHead):
         return self.parts.join(pose, torch.stack(grippers, -1))
 
     def _gripper_errors(self, given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """[B, H, grippers] each: of binary ones the cross-entropy of a logit, of others as of the pose."""
+        """[B, H, grippers] each: cross-entropy of a logit for binary ones, the same error as the pose's for others."""
         errors = [
             self._errors(value, target)
             if continuous

@@ -1,4 +1,4 @@
-"""Solvers of differential equations from time 0 to 1, with steps of equal length."""
+"""Solvers for differential equations from time 0 to 1, with steps of equal length."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 
 Solver = Literal["euler", "midpoint", "rk4"]
-Velocity = Callable[[torch.Tensor, float], torch.Tensor]  # of x at a time, in x's shape
+Velocity = Callable[[torch.Tensor, float], torch.Tensor]  # at x and a time, in x's shape
 
 
 def integrate(velocity: Velocity, x: torch.Tensor, solver: Solver, steps: int) -> torch.Tensor:
-    """Where x, at time 0, is carried by time 1; a step asks for the velocity 1, 2 (midpoint) or 4 times (rk4)."""
+    """Where x, at time 0, is carried by time 1; a step evaluates the velocity 1, 2 (midpoint) or 4 times (rk4)."""
     step, dt = _STEPS[solver], 1 / steps
     for number in range(steps):
         x = x + dt * step(velocity, x, number * dt, dt)
@@ -20,7 +20,7 @@ def integrate(velocity: Velocity, x: torch.Tensor, solver: Solver, steps: int) -
 
 
 def _euler(velocity: Velocity, x: torch.Tensor, time: float, dt: float) -> torch.Tensor:
-    """The mean velocity from `time` to `time + dt`, as the method estimates it; the others alike."""
+    """The mean velocity from `time` to `time + dt`, as the method estimates it; the same for the other solvers."""
     return velocity(x, time)
 
 

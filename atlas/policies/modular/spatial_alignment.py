@@ -1,4 +1,4 @@
-"""Drawing a small encoder's patch tokens towards those of a frozen VGGT, which knows more of space."""
+"""Drawing a small encoder's patch tokens towards those of a frozen VGGT, which knows more about space."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atlas.policies.modular.vggt_backbone import PretrainedVGGTEncoder
 class Alignment(nn.Module):
     """1 - cosine between projected patch tokens and the teacher's last layer (Spatial Forcing, Li et al., 2025).
 
-    The projection is trained and saved with the policy; the teacher is there only while training, after `load_teacher`.
+    The projection is trained and saved with the policy; the teacher exists only in training, after `load_teacher`.
     """
 
     def __init__(self, config: AlignmentConfig, dim: int, key: str = TEACHER_KEY) -> None:
@@ -28,7 +28,7 @@ class Alignment(nn.Module):
         self.teacher: PretrainedVGGTEncoder | None = None
 
     def load_teacher(self, read_weights: bool = True) -> None:
-        """Read the teacher's weights. Raises InputError where they are not to be had."""
+        """Read the teacher's weights. Raises InputError if they are not available."""
         frozen = self._config.teacher.model_copy(update={"freeze": True, "lora": None, "pool": 1})
         device = next(self.project.parameters()).device
         self.teacher = PretrainedVGGTEncoder(frozen, read_weights=read_weights, key=self._key).to(device).eval()
@@ -49,5 +49,5 @@ class Alignment(nn.Module):
         patches = tokens.unflatten(1, (v, -1))[:, :, -side * side :]  # [B, V, side * side, 2C]
         maps = patches.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))
         pooled = F.adaptive_avg_pool2d(maps, (grid[0], grid[1]))
-        # VGGT's outputs are not normalised; without it, a few large channels would be all that the cosine sees.
+        # VGGT's outputs are not normalised; without this, a few large channels would dominate the cosine.
         return F.layer_norm(pooled.permute(0, 2, 3, 1), (pooled.shape[1],)).unflatten(0, (b, v))

@@ -7,10 +7,10 @@ from torch import nn
 
 
 def hold_bias(bias: torch.Tensor) -> None:
-    """Give a bias that a softmax takes away again a gradient of exactly zero.
+    """Give a bias that a softmax cancels a gradient of exactly zero.
 
-    Its true gradient is zero, and what is computed is rounding. AdamW divides gradients by their size, so it would turn
-    that rounding into steps of the whole learning rate, and each number of processes would end with other weights.
+    Its true gradient is zero, and the computed one is rounding noise. AdamW divides gradients by their size, so it
+    would turn that noise into full-size steps, and each number of processes would end with different weights.
     """
     if bias.requires_grad:
         bias.register_hook(torch.zeros_like)
@@ -19,7 +19,7 @@ def hold_bias(bias: torch.Tensor) -> None:
 def hold_key_bias(bias: torch.Tensor) -> None:
     """`hold_bias` for the keys' part of an attention layer's bias, [queries, keys, values].
 
-    A bias of all keys adds the same to each of a query's scores. (Not where keys are normalised or rotated after it.)
+    A common bias of all keys adds the same to each of a query's scores. (Not if keys are then normalised or rotated.)
     """
     if bias.requires_grad:
         bias.register_hook(_without_keys)

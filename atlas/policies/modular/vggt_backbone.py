@@ -1,4 +1,4 @@
-"""The published VGGT as a policy's vision encoder: frozen, with adapters, or trained on."""
+"""The published VGGT as a policy's vision encoder: frozen, with adapters, or trained further."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _ADAPTED = ("qkv", "proj", "q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
 class PretrainedVGGTEncoder(VisionEncoder):
     """The aggregator's last layer as tokens [B, V * (1 + R + N'), 2C]; N' after pooling the patches.
 
-    Frozen weights leave no trace in training: no gradients, no optimizer state, no place in a checkpoint, which names
-    them and their hash. What they say is rounded to bfloat16, with or without a feature cache in between. The tokens
+    Frozen weights leave no trace in training: no gradients, no optimizer state, and no place in a checkpoint, which
+    holds only their names and hash. Their output is rounded to bfloat16, with or without a feature cache. The tokens
     are not normalised.
     """
 
@@ -39,8 +39,8 @@ class PretrainedVGGTEncoder(VisionEncoder):
         read_weights: bool = True,
         key: str = VISION_KEY,
     ) -> None:
-        """source: where to read the weights instead of `config.pretrained`. Without `read_weights` they stay as they
-        are made, for what needs shapes only. `key` names the setting in messages. Raises InputError."""
+        """source: where to read the weights instead of `config.pretrained`. Without `read_weights` they stay
+        uninitialised, for callers that only need shapes. `key` names the setting in messages. Raises InputError."""
         super().__init__()
         self._source = source or config.pretrained
         self._pool = config.pool
@@ -50,7 +50,7 @@ class PretrainedVGGTEncoder(VisionEncoder):
         if not read_weights:
             self.aggregator = VGGTAggregator(aggregator_config(config))
         else:
-            with torch.device("meta"):  # no time spent on numbers that are about to be replaced
+            with torch.device("meta"):  # no time is spent on numbers that are about to be replaced
                 self.aggregator = VGGTAggregator(aggregator_config(config))
             dtype = frozen_dtype(config.precision) if config.freeze else torch.float32
             self.aggregator.to(dtype).to_empty(device="cpu")
@@ -72,7 +72,7 @@ class PretrainedVGGTEncoder(VisionEncoder):
         return super().train(mode and not self._inference)
 
     def forward(self, images: torch.Tensor, language: LanguageTokens | None = None) -> torch.Tensor:
-        """images float [B, V, 3, H, W] in [0, 1], H and W multiples of the patch size; the words change nothing."""
+        """images float [B, V, 3, H, W] in [0, 1], H and W multiples of the patch size; the words have no effect."""
         if not self._inference:
             with self._compiled(images.shape):
                 return self._tokens(images)
@@ -85,8 +85,8 @@ class PretrainedVGGTEncoder(VisionEncoder):
         return self.aggregator.blocks
 
     def _compiled(self, shape: torch.Size) -> AbstractContextManager[object]:
-        """The first shape is compiled for. Others, such as a last batch's or a rollout's, would each take seconds to
-        compile for, and run as they are."""
+        """Compiles for the first shape. Compiling for others, such as a last batch's or a rollout's, would take seconds
+        each; they run uncompiled."""
         if not self._compile:
             return nullcontext()
         self._compiled_for = self._compiled_for or shape
@@ -106,7 +106,7 @@ class PretrainedVGGTEncoder(VisionEncoder):
 def pool_patches(tokens: torch.Tensor, grid: tuple[int, int], specials: int, pool: int) -> torch.Tensor:
     """Tokens [B, V, specials + rows * columns, D] with the patches averaged over pool x pool of them.
 
-    At the borders of a grid that does not divide, over those that there are. Returns [B, V, specials + N', D].
+    At the borders of a grid that does not divide, over those that exist. Returns [B, V, specials + N', D].
     """
     if pool == 1:
         return tokens
@@ -118,7 +118,7 @@ def pool_patches(tokens: torch.Tensor, grid: tuple[int, int], specials: int, poo
 
 
 def check_backbone(config: PretrainedVGGTConfig, key: str) -> None:
-    """Raises InputError where the weights are not to be had, or are not those of a VGGT of the config's sizes."""
+    """Raises InputError if the weights are not available, or are not those of a VGGT with the config's sizes."""
     if config.lora is not None:
         check_adapters(LORA_KEY)
     path = find_weights(config.pretrained, key)
@@ -144,6 +144,6 @@ def aggregator_config(config: PretrainedVGGTConfig) -> VGGTConfig:
 
 
 def compile_blocks(aggregator: VGGTAggregator) -> None:
-    """Block by block: all of a kind share one compiled form, so that compiling takes seconds and not minutes."""
+    """Block by block: all of a kind share one compiled form, so compiling takes seconds instead of minutes."""
     for block in aggregator.blocks:
         block.compile(dynamic=False)

@@ -14,15 +14,15 @@ from atlas.policies.modular.vision_sections import VGGTVisionConfig
 from atlas.policies.precision import without_autocast
 from atlas.policies.vggt import VGGTAggregator, VGGTConfig
 
-_LAYER_SCALE = 0.5  # of blocks trained from scratch; the published start is meant for deep pretrained ones
+_LAYER_SCALE = 0.5  # for blocks trained from scratch; the published value is meant for deep pretrained ones
 
 
 class VGGTVisionEncoder(VisionEncoder):
     """Tokens of all views that have attended to each other, [B, N, 2C]; registers and camera tokens included.
 
-    The stems `conv` and `patch` cut each view into a grid of tokens. The stem `keypoints` finds keypoints in each view
-    (told by the instruction what to look for), and makes a token of each group of them: its content is where the
-    keypoints are, its place in the rotary embedding is their mean position.
+    The stems `conv` and `patch` cut each view into a grid of tokens. The stem `keypoints` finds keypoints in each view,
+    conditioned on the instruction, and makes a token of each group of them: its content is the keypoints' positions,
+    and its place in the rotary embedding is their mean position.
     """
 
     def __init__(self, config: VGGTVisionConfig, views: int, image_size: int, language_dim: int) -> None:
@@ -67,7 +67,7 @@ class VGGTVisionEncoder(VisionEncoder):
         return self.aggregator.forward_tokens(tokens, positions=positions)[0].flatten(1, 2)
 
     def patch_grid(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The patches among the tokens that `forward` gave: [B, V, rows, columns, 2C]. Not for the keypoint stem."""
+        """The patches among the tokens from `forward`: [B, V, rows, columns, 2C]. Not for the keypoint stem."""
         assert self.stems is None
         by_view = tokens.unflatten(1, (self._views, -1))[:, :, self.aggregator.config.num_special_tokens :]
         return by_view.unflatten(2, (self._patches_a_side, self._patches_a_side))
@@ -87,6 +87,6 @@ class _KeypointTokens(nn.Module):
 
     def forward(self, images: torch.Tensor, language: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         points = self.softmax(self.maps(images, language)).unflatten(1, (self._groups, -1))  # [n, groups, size, (x, y)]
-        with without_autocast(points.device):  # weights may come in bfloat16 where they are put together from parts
+        with without_autocast(points.device):  # sharded weights may arrive in bfloat16
             tokens = torch.einsum("ngi,gic->ngc", points.flatten(2), self.weight.float()) + self.bias
         return tokens, points.mean(2).flip(-1)

@@ -1,4 +1,4 @@
-"""What a vision encoder of a modular policy is."""
+"""The contract of a modular policy's vision encoder."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class VisionEncoder(nn.Module):
     """`forward(images, language)`: images float [B, V, 3, H, W] in [0, 1] and LanguageTokens to tokens [B, N, dim]."""
 
     dim: int
-    frozen: FrozenWeights | None = None  # what is neither trained nor saved; None where all of it is
-    copy_name = "vision.safetensors"  # of what `save_source` writes, in a policy's folder
+    frozen: FrozenWeights | None = None  # what is neither trained nor saved; None if everything is
+    copy_name = "vision.safetensors"  # the name of what `save_source` writes, in a policy's folder
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -24,12 +24,12 @@ class VisionEncoder(nn.Module):
         return ()
 
     def finish(self, tokens: torch.Tensor) -> torch.Tensor:
-        """What is trained on top of the tokens that `forward` gives, or a feature cache holds: [B, N, dim] to the same.
-        `fusion` reads what comes out."""
+        """The trained layers on top of the tokens from `forward` or from a feature cache: [B, N, dim] to the same.
+        `fusion` reads the result."""
         return tokens
 
     def patch_grid(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The patches among the tokens that `forward` gave: [B, V, rows, columns, dim]; for sections that say
+        """The patches among the tokens that `forward` returned: [B, V, rows, columns, dim]; for sections that say
         `gives_patches`."""
         raise NotImplementedError(f"{type(self).__name__} has no patches")
 

@@ -1,7 +1,7 @@
 """The vision encoders of a modular policy by name: their sections of the config, each of which builds its encoder.
 
-Another package adds one in the group `atlas.vision_encoders`: a section derived from `VisionSection`, with a name of
-its own as the default of `name`.
+Another package adds one in the group `atlas.vision_encoders`: a section derived from `VisionSection`, with the
+encoder's name as the default of `name`.
 """
 
 from __future__ import annotations
@@ -40,20 +40,19 @@ class VisionSection(Section):
         """The encoder: images float [B, views, 3, image_size, image_size] in [0, 1] and LanguageTokens of
         language_dim numbers to tokens [B, N, dim].
 
-        `dim` is what fusion would like; an encoder says in its own `dim` what it gives. source: where to read
-        pretrained weights instead of where the section says; without read_weights they are left as they are made.
-        Raises InputError.
+        `dim` is the width that fusion would like; an encoder's own `dim` says what it returns. source: where to read
+        pretrained weights instead of where the section says; without read_weights they are not read. Raises InputError.
         """
         raise NotImplementedError(f"{type(self).__name__} has no build")
 
     @property
     def rate_factor(self) -> float:
-        """Of training.learning_rate, for its weights."""
+        """The factor of training.learning_rate for its weights."""
         return 1.0
 
     @property
     def patch(self) -> int | None:
-        """Pixels of the patches that a side of an image must be a multiple of; None where any size will do."""
+        """The patch size in pixels that an image's sides must be multiples of; None if any size will do."""
         return None
 
     @property
@@ -63,13 +62,13 @@ class VisionSection(Section):
 
     @property
     def stays_the_same(self) -> bool:
-        """Whether its outputs do while it is trained, so that `data.feature_cache` may hold them; such a section is a
-        `CachedEncoder` (atlas/policies/feature_cache_filling.py)."""
+        """Whether its outputs stay the same during training, so that `data.feature_cache` may hold them; such a section
+        is a `CachedEncoder` (atlas/policies/feature_cache_filling.py)."""
         return False
 
     @property
     def compiles(self) -> bool:
-        """Whether torch.compile is to compile it, whatever training says."""
+        """Whether it is compiled with torch.compile, whatever training says."""
         return False
 
     def check_pretrained(self) -> None:
@@ -109,8 +108,8 @@ class VGGTVisionConfig(VisionSection):
     stem_width: Annotated[int, Field(ge=8, le=65536, multiple_of=8)] = (
         16  # channels of the keypoint stem's first convolution
     )
-    keypoints: Size = 32  # of each view; keypoint stem only
-    keypoint_groups: Size = 8  # tokens of each view; keypoint stem only
+    keypoints: Size = 32  # per view; keypoint stem only
+    keypoint_groups: Size = 8  # tokens per view; keypoint stem only
     embed_dim: Size = 128
     depth: Layers = 2
     num_heads: Size = 4
@@ -160,14 +159,14 @@ class PretrainedVGGTConfig(VisionSection):
     lora: LoRAConfig | None = None
     learning_rate_factor: Annotated[float, Field(gt=0)] = 0.1  # of training.learning_rate, for what is not frozen
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of frozen weights; auto: bf16 on GPUs, fp32 on CPUs
-    recompute: bool = False  # with lora or without freeze: blocks again on the way back, instead of keeping all
+    recompute: bool = False  # with lora or without freeze: recompute blocks in the backward pass instead of keeping all
     compile: bool = False  # torch.compile, with static shapes
     pool: Size = 2  # patch tokens are averaged over pool x pool of them before anything reads them
     embed_dim: Size = 1024
     depth: Layers = 24
     num_heads: Size = 16
     num_register_tokens: Annotated[int, Field(ge=0, le=65536)] = 4
-    img_size: Size = 518  # of the position grid that the checkpoint holds
+    img_size: Size = 518  # of the position grid in the checkpoint
     patch_size: Size = 14
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     rope_freq: Annotated[float, Field(gt=0)] = 100.0
@@ -239,14 +238,14 @@ class PretrainedVGGTConfig(VisionSection):
 
 
 class HuggingFaceVisionConfig(VisionSection):
-    """A published image encoder (DINOv3, DINOv2, SigLIP 2, SigLIP, CLIP, ViT), with the sizes of its own config. Each
-    view is read by itself, and gives its patches' tokens."""
+    """A published image encoder (DINOv3, DINOv2, SigLIP 2, SigLIP, CLIP, ViT), with the sizes in its own config. Each
+    view is read separately, and yields its patches' tokens."""
 
     name: Literal["huggingface"] = "huggingface"
     pretrained: UserPath  # a folder, or a name on the Hugging Face hub: facebook/dinov3-vitb16-pretrain-lvd1689m
     freeze: bool = True
     lora: LoRAConfig | None = None
-    learning_rate_factor: Annotated[float, Field(gt=0)] = 0.1  # of training.learning_rate, where it is not frozen
+    learning_rate_factor: Annotated[float, Field(gt=0)] = 0.1  # of training.learning_rate, if it is not frozen
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of frozen weights; auto: bf16 on GPUs, fp32 on CPUs
     pool: Size = 1  # patch tokens are averaged over pool x pool of them before anything reads them
 

@@ -1,4 +1,4 @@
-"""VGGT's aggregator: tokens of several views through blocks that attend within a view and over all, in turn."""
+"""VGGT's aggregator: tokens of several views go through blocks that attend within a view and over all, in turn."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from atlas.system.hub import find_weights
 class VGGTAggregator(nn.Module):
     """Alternating attention over S views of a scene.
 
-    A view's tokens are a camera token, R registers and N patches. The first view is marked by special tokens of
-    its own; the others are a set, in which order means nothing. The outputs are not normalised: put a
-    LayerNorm(2C) before whatever reads them.
+    A view's tokens are a camera token, R registers and N patches. The first view is marked by its own special tokens;
+    the others are a set, whose order means nothing. The outputs are not normalised: put a LayerNorm(2C) before whatever
+    reads them.
     """
 
     def __init__(self, config: VGGTConfig) -> None:
         super().__init__()
         self.config = config
-        # Whether to run blocks again on the way back instead of keeping what they need for it.
+        # Whether to recompute blocks in the backward pass instead of keeping what they need for it.
         self.recompute = False
         c = config.embed_dim
         self.normalize = ImageNormalization()
@@ -55,9 +55,9 @@ class VGGTAggregator(nn.Module):
     def forward(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
         """Images [B, S, 3, H, W], float in [0, 1], through the stem and the blocks.
 
-        layers: which pairs of blocks to return, from 0; None: the last. The blocks after the highest are not run.
-        Returns for each of them [B, S, 1 + R + N, 2C]: the frame block's output, then the global block's.
-        Raises InputError where the images or the layers do not fit.
+        layers: which pairs of blocks to return, from 0; None: the last. Blocks after the highest are not run. Returns
+        for each of them [B, S, 1 + R + N, 2C]: the frame block's output, then the global block's. Raises InputError if
+        the images or the layers do not fit.
         """
         p = self.config.patch_size
         if self.stem is None:
@@ -89,11 +89,11 @@ class VGGTAggregator(nn.Module):
         layers: Sequence[int] | None = None,
         positions: Tensor | None = None,
     ) -> list[Tensor]:
-        """Patch tokens [B, S, N, C] of any stem through the blocks.
+        """Patch tokens [B, S, N, C] from any stem through the blocks.
 
         grid: (rows, columns) with rows * columns = N, for tokens in row order. positions: float [B, S, N, 2],
-        (row, column) in patches from 0, whole or not, for tokens anywhere; they take the grid's place and carry
-        gradients. layers and what is returned: as in `forward`.
+        (row, column) in patches from 0, integer or not, for tokens anywhere; they replace the grid and carry
+        gradients. layers and the result: as in `forward`.
         """
         if tokens.ndim != 4 or tokens.shape[-1] != self.config.embed_dim:
             raise InputError(
@@ -131,7 +131,7 @@ class VGGTAggregator(nn.Module):
         return torch.cat((first, others.expand(-1, views - 1, -1, -1)), dim=1).expand(batch, -1, -1, -1)
 
     def _rotation(self, tokens: Tensor, grid: tuple[int, int] | None, positions: Tensor | None) -> Rotation:
-        """What turns the queries and keys of tokens [B, S, N, C]: per token, or per view and token."""
+        """The rotation for queries and keys of tokens [B, S, N, C]: per token, or per view and token."""
         c = self.config
         head_dim = c.embed_dim // c.num_heads
         if positions is not None:
@@ -143,7 +143,7 @@ class VGGTAggregator(nn.Module):
             return rotation(token_positions(positions.flatten(0, 1), c.num_special_tokens), head_dim, c.rope_freq)
         if grid is None or grid[0] * grid[1] != tokens.shape[2]:
             raise InputError(
-                f"VGGT got {tokens.shape[2]} tokens a view and the grid {grid}; "
+                f"VGGT got {tokens.shape[2]} tokens per view and the grid {grid}; "
                 "give the (rows, columns) whose product is the number of tokens, or each token's position."
             )
         return grid_rotation(*grid, c.num_special_tokens, head_dim, c.rope_freq, tokens.device)
@@ -168,15 +168,15 @@ class VGGTAggregator(nn.Module):
         return checkpoint.published_state_dict(self)
 
     def load_checkpoint_state_dict(self, tensors: Mapping[str, Tensor]) -> str:
-        """Take the weights that `checkpoint_state_dict` gives. Strict, as `load_checkpoint`."""
+        """Load the weights that `checkpoint_state_dict` returns. Strict, as `load_checkpoint`."""
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         return checkpoint.load_published(self, shapes, tensors.__getitem__, "The mapping")
 
     def load_checkpoint(self, reference: str | Path, key: str = "The VGGT checkpoint") -> str:
-        """Take the aggregator's weights from a published VGGT checkpoint; returns their hash (`WeightsHash`).
+        """Load the aggregator's weights from a published VGGT checkpoint; returns their hash (`WeightsHash`).
 
-        reference: a .safetensors file, a folder with a model.safetensors, or a name on the Hugging Face hub. Reads the
-        `aggregator.*` tensors alone; the published heads' may be there, nothing else may. Raises InputError that names
+        reference: a .safetensors file, a folder with a model.safetensors, or a name on the Hugging Face hub. Only reads
+        the `aggregator.*` tensors; the published heads may be there too, but nothing else. Raises InputError that names
         every missing, unknown or misshaped tensor, and then changes no weight; `key` names the setting in it.
         """
         return checkpoint.load_published_file(self, find_weights(reference, key))

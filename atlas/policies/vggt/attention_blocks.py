@@ -8,23 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Rotation = tuple[Tensor, Tensor]  # what `rotate` multiplies by: cos and signed sin, float32 [..., T, 1, D]
+Rotation = tuple[Tensor, Tensor]  # the factors for `rotate`: cos and signed sin, float32 [..., T, 1, D]
 
 
 def token_positions(positions: Tensor, specials: int) -> Tensor:
     """Where the rotary embedding sees each token of a view.
 
     positions: [..., N, 2], (row, column) of the patches from 0. Returns float32 [..., specials + N, 2].
-    Special tokens stand at (0, 0), where nothing turns; patches are moved by one to keep clear of them.
+    Special tokens stand at (0, 0), where nothing turns; patches are shifted by one to keep clear of them.
     """
     positions = positions.float() + 1.0
     return torch.cat((positions.new_zeros(*positions.shape[:-2], specials, 2), positions), dim=-2)
 
 
 def rotation(positions: Tensor, head_dim: int, base: float) -> Rotation:
-    """The rotation of heads of D = head_dim channels, for tokens at float32 positions [..., T, 2].
+    """The rotation for heads with D = head_dim channels, for tokens at float32 positions [..., T, 2].
 
-    In float32 whatever the model's precision is: bfloat16 would round an angle of 37 rad by up to an eighth.
+    Computed in float32 whatever the model's precision: bfloat16 would round an angle of 37 rad by up to an eighth.
     """
     quarter = head_dim // 4
     steps = torch.arange(quarter, device=positions.device, dtype=torch.float32)
@@ -37,8 +37,8 @@ def rotation(positions: Tensor, head_dim: int, base: float) -> Rotation:
 
 @lru_cache(maxsize=32)
 def grid_rotation(height: int, width: int, specials: int, head_dim: int, base: float, device: torch.device) -> Rotation:
-    """The rotation of a whole height x width grid of patches, row by row, and the special tokens before it."""
-    # A first call in inference mode would otherwise leave tensors behind that training may not use.
+    """The rotation for a whole height x width grid of patches, row by row, and the special tokens before it."""
+    # A first call in inference mode would otherwise leave tensors behind that training must not use.
     with torch.inference_mode(False):
         rows = torch.arange(height, device=device, dtype=torch.float32)
         columns = torch.arange(width, device=device, dtype=torch.float32)
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, by: Rotation, views: int) -> Tensor:
-        """x: [M, T, C]; each run of `views` entries of M attends jointly (1: each by itself)."""
+        """x: [M, T, C]; each run of `views` entries of M attends jointly (1: each separately)."""
         m, t, c = x.shape
         q, k, v = self.qkv(x).view(m, t, 3, -1, self.head_dim).unbind(2)
         q = rotate(self.q_norm(q), by).to(v.dtype)
@@ -120,7 +120,7 @@ class Block(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Weights that keep the scale of activations at any width, so that small forms train well too."""
+        """Weights that preserve the scale of activations at any width, so that small forms train well too."""
         # The three maps of qkv are each square: the fused matrix's own fan-out would start them too small.
         for weight in (*self.attn.qkv.weight.chunk(3), self.attn.proj.weight, self.mlp.fc1.weight, self.mlp.fc2.weight):
             nn.init.xavier_uniform_(weight)

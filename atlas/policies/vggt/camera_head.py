@@ -23,9 +23,9 @@ POSE_SIZE = 9  # translation 3, quaternion 4 (x, y, z, w), vertical and horizont
 def pose_to_cameras(pose: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Pose encodings [..., 9] of images of (height, width) pixels to extrinsics [..., 3, 4], intrinsics [..., 3, 3].
 
-    An extrinsic takes points of the world to the camera's axes (OpenCV: x right, y down, z forward); the intrinsics
-    are in pixels, with the principal point in the middle of the image. Any quaternion but 0 is normalised. A field
-    of view of 0, which the camera head gives where it finds none, makes an infinite focal length.
+    An extrinsic takes points in the world to the camera's axes (OpenCV: x right, y down, z forward); the intrinsics
+    are in pixels, with the principal point in the centre of the image. Any quaternion except 0 is normalised. A field
+    of view of 0, which the camera head returns if it finds none, makes an infinite focal length.
     """
     height, width = image_size
     extrinsics = torch.cat((_rotation_of(pose[..., 3:7]), pose[..., :3, None]), dim=-1)
@@ -40,9 +40,9 @@ def pose_to_cameras(pose: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, 
 
 
 def cameras_to_pose(extrinsics: Tensor, intrinsics: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """What `pose_to_cameras` undoes: [..., 9], with a quaternion of norm 1 whose scalar w is not negative.
+    """The inverse of `pose_to_cameras`: [..., 9], with a quaternion of norm 1 whose scalar w is not negative.
 
-    The principal point is not encoded: it is taken to be the middle of the image.
+    The principal point is not encoded: it is assumed to be the centre of the image.
     """
     height, width = image_size
     quaternion = _quaternion_of(extrinsics[..., :3])
@@ -68,7 +68,7 @@ def _quaternion_of(rotation: Tensor) -> Tensor:
     """Rotation matrices [..., 3, 3] to quaternions (x, y, z, w) [..., 4] of norm 1 with w >= 0.
 
     The matrix's entries give all sixteen products of two of the quaternion's numbers: 4 q q^T. Its row with the
-    largest diagonal is q times a number that is not near 0, so that normalising it loses no precision.
+    largest diagonal is q times a number that is not near 0, so normalising it loses no precision.
     """
     m = rotation
     (xx, yy, zz) = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
@@ -92,7 +92,7 @@ def _quaternion_of(rotation: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CameraHeadConfig:
-    """Sizes of a camera head; `CameraHeadConfig()` is VGGT-1B's. Raises InputError where they do not go together."""
+    """Sizes of a camera head; `CameraHeadConfig()` is VGGT-1B's. Raises InputError if they do not go together."""
 
     dim: int = 2048  # 2C of the aggregator
     trunk_depth: int = 4
@@ -111,16 +111,16 @@ class CameraHeadConfig:
 
 
 class Poses(NamedTuple):
-    """What every iteration says of S views' cameras, the last one best. [I, B, S, 9], float32."""
+    """Every iteration's estimate of S views' cameras, the last one best. [I, B, S, 9], float32."""
 
-    raw: Tensor  # what an iteration hands to the next
-    activated: Tensor  # with fields of view that are not negative: for `pose_to_cameras`
+    raw: Tensor  # what an iteration passes to the next
+    activated: Tensor  # with non-negative fields of view: for `pose_to_cameras`
 
 
 class VGGTCameraHead(PublishedHead):
-    """Guesses the cameras of all views, then corrects the guess a few times, each time told the last one.
+    """Guesses the cameras of all views, then corrects the guess a few times, each time given the last one.
 
-    The names of its parts are those of the published checkpoint. It runs in float32, under autocast too.
+    The names of its parts are those of the published checkpoint. It runs in float32, also under autocast.
     """
 
     prefix = "camera_head."
@@ -151,7 +151,7 @@ class VGGTCameraHead(PublishedHead):
     def _iterate(self, tokens: Tensor) -> Poses:
         """Normalised camera tokens [B, S, 2C] to the iterations' poses."""
         plain = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
-        known = self.empty_pose_tokens.expand(*tokens.shape[:2], -1)  # the last guess; at first, that there is none
+        known = self.empty_pose_tokens.expand(*tokens.shape[:2], -1)  # the last guess; at first, a learned "none"
         pose: Tensor | None = None
         poses = []
         for _ in range(self.config.iterations):
@@ -167,7 +167,7 @@ class VGGTCameraHead(PublishedHead):
 
 
 class _Attention(nn.Module):
-    """Plain self-attention, named as in the checkpoint; no positions, for the views are a set."""
+    """Plain self-attention, named as in the checkpoint; without positions, as the views are a set."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()

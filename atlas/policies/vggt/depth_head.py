@@ -18,12 +18,12 @@ from atlas.policies.precision import without_autocast
 from atlas.policies.vggt.weight_loading import PublishedHead
 
 _POSITION_WEIGHT = 0.1
-_FRAMES_AT_ONCE = 8  # views are independent here, and one of 518 x 518 takes about 0.5 GB on its way
+_FRAMES_AT_ONCE = 8  # views are independent here, and one of 518 x 518 needs about 0.5 GB while it is computed
 
 
 @dataclass(frozen=True)
 class DepthHeadConfig:
-    """Sizes of a depth head; `DepthHeadConfig()` is VGGT-1B's. Raises InputError where they do not go together."""
+    """Sizes of a depth head; `DepthHeadConfig()` is VGGT-1B's. Raises InputError if they do not go together."""
 
     dim: int = 2048  # 2C of the aggregator
     layers: tuple[int, int, int, int] = (4, 11, 17, 23)  # of the aggregator's outputs, from 0
@@ -49,7 +49,7 @@ class DepthHeadConfig:
 class VGGTDepthHead(PublishedHead):
     """Depth and confidence of every pixel. The names of its parts are those of the published checkpoint.
 
-    It runs in float32, under autocast too.
+    It runs in float32, also under autocast.
     """
 
     prefix = "depth_head."
@@ -72,7 +72,7 @@ class VGGTDepthHead(PublishedHead):
         self.scratch = _Scratch(config.features, c)
 
     def forward(self, outputs: Sequence[Tensor], image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The aggregator's outputs of `config.layers`, each [B, S, T, 2C], any float dtype; (height, width) in pixels.
+        """The aggregator's outputs for `config.layers`, each [B, S, T, 2C], any float dtype; (height, width) in pixels.
 
         Returns depth [B, S, H, W, 1] along the camera's axis, in the scene's own unit, above 0, and its confidence
         [B, S, H, W], above 1: float32.
@@ -118,7 +118,7 @@ class VGGTDepthHead(PublishedHead):
 
 
 class _Scratch(nn.Module):
-    """Fusion of the four images and the last convolutions; the published name of what is not a layer's own."""
+    """Fusion of the four images and the last convolutions; the published name for what is not specific to a layer."""
 
     def __init__(self, features: int, channels: Sequence[int]) -> None:
         super().__init__()
@@ -171,8 +171,8 @@ class _Residual(nn.Module):
         self.conv2 = nn.Conv2d(features, features, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[M, F, h, w] -> the same. The shortcut carries the rectified input, not the input: so were the published
-        weights trained, whose first ReLU works in place."""
+        """[M, F, h, w] -> the same. The shortcut carries the rectified input, not the input: the published weights were
+        trained that way, as the first ReLU works in place."""
         x = F.relu(x)
         return x + self.conv2(F.relu(self.conv1(x)))
 
@@ -194,7 +194,7 @@ def _placed(x: Tensor, aspect: float) -> Tensor:
 def _waves(points: int, span: float, channels: int, device: torch.device) -> Tensor:
     """Sines, then cosines, of coordinates in the middle of `points` cells that fill [-span, span]: [channels, points].
 
-    In float64 up to the end, and on the CPU, since not every device has that.
+    In float64 until the end, and on the CPU, since not every device has that.
     """
     reach = span * (points - 1) / points
     coordinates = torch.linspace(-reach, reach, points, dtype=torch.float64)

@@ -1,7 +1,7 @@
 """The published VGGT checkpoint's names and shapes, and strict reading of it.
 
-The aggregator's own modules are named as in the checkpoint. Only the DINOv2 inside, which is transformers'
-model, has names of its own and queries, keys and values apart.
+The aggregator's own modules are named as in the checkpoint. Only the DINOv2 inside, which is transformers' model, has
+other names and separate queries, keys and values.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from atlas.policies.vggt.aggregator import VGGTAggregator
 
 PREFIX = "aggregator."
-_OTHER_PARTS = tuple(part for part in PARTS if part != PREFIX)  # published, and no part of this model
+_OTHER_PARTS = tuple(part for part in PARTS if part != PREFIX)  # published, but not part of this model
 
 _VIT = {
     "cls_token": "embeddings.cls_token",
@@ -46,7 +46,7 @@ _VIT_BLOCK = {
 
 
 def published_names(model: VGGTAggregator) -> dict[str, tuple[str, ...]]:
-    """For each published name, this model's tensors that make it up, one under the other. Dinov2 stem only."""
+    """For each published name, this model's tensors that make it up, one below the other. Dinov2 stem only."""
     if model.config.stem != "dinov2":
         raise InputError(
             f"This VGGT has the {model.config.stem} stem; only one with the dinov2 stem has the published weights."
@@ -67,7 +67,7 @@ def published_names(model: VGGTAggregator) -> dict[str, tuple[str, ...]]:
 
 
 def published_state_dict(model: VGGTAggregator) -> dict[str, Tensor]:
-    """The model's weights under the published names; those that are one tensor here share its memory."""
+    """The model's weights under the published names; those that are a single tensor here share its memory."""
     names, ours = published_names(model), model.state_dict()
     return {
         name: ours[parts[0]] if len(parts) == 1 else torch.cat([ours[part] for part in parts])
@@ -80,7 +80,7 @@ def load_published(
 ) -> str:
     """Copy published tensors into the model, after checking all names and shapes; returns their hash.
 
-    shapes: of everything the source holds; read: gives one tensor by name; source: what messages call it.
+    shapes: of everything the source holds; read: returns one tensor by name; source: its name in messages.
     """
     names, ours = published_names(model), model.state_dict()
     if any(tensor.is_meta for tensor in ours.values()):
@@ -97,7 +97,7 @@ def load_published(
 
 
 def check_published_file(model: VGGTAggregator, path: Path) -> None:
-    """Raises InputError where `load_published_file` would; reads names and shapes only. The model may be on meta."""
+    """Raises InputError if `load_published_file` would; reads names and shapes only. The model may be on meta."""
     with open_checkpoint(path) as (shapes, _):
         _check(model, shapes, f"The file {path}")
 
@@ -114,7 +114,7 @@ def _check(model: VGGTAggregator, shapes: Mapping[str, tuple[int, ...]], source:
 
 def load_published_file(model: VGGTAggregator, path: Path) -> str:
     """`load_published` from a safetensors file, of which only the wanted tensors are read."""
-    published_names(model)  # a model with another stem is refused before the file is looked at
+    published_names(model)  # refuses a model with another stem before the file is looked at
     with open_checkpoint(path) as (shapes, read):
         return load_published(model, shapes, read, f"The file {path}")
 
@@ -130,7 +130,7 @@ def published_hash(path: Path) -> str:
 
 
 def copy_published_file(path: Path, to: Path) -> None:
-    """Write the aggregator's tensors of a published checkpoint, and those alone, into another file, unchanged."""
+    """Write only the aggregator's tensors of a published checkpoint into another file, unchanged."""
     with open_checkpoint(path) as (shapes, read):
         tensors = {name: read(name) for name in shapes if name.startswith(PREFIX)}
     with atomic_path(to) as partial:

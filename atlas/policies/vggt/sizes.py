@@ -12,12 +12,12 @@ Stem = Literal["dinov2", "conv", "patch", "none"]
 
 @dataclass(frozen=True)
 class VGGTConfig:
-    """Sizes of an aggregator; `VGGTConfig()` is VGGT-1B's. Raises InputError where they do not go together."""
+    """Sizes of an aggregator; `VGGTConfig()` is VGGT-1B's. Raises InputError if they do not go together."""
 
     embed_dim: int = 1024  # C; the outputs are 2C wide
     depth: int = 24  # pairs of a frame block and a global block
     num_heads: int = 16
-    num_register_tokens: int = 4  # R, of every view (and of the dinov2 stem)
+    num_register_tokens: int = 4  # R, in every view (and in the dinov2 stem)
     img_size: int = 518  # the square image whose patches the stem's position grid fits without resizing
     patch_size: int = 14
     mlp_ratio: float = 4.0
@@ -26,8 +26,8 @@ class VGGTConfig:
     patch_embed_depth: int = 24  # of the dinov2 stem
     patch_embed_num_heads: int = 16  # of the dinov2 stem
     stem_width: int = 16  # of the conv stem's first convolution; each further one doubles it, up to embed_dim
-    # What LayerScale starts from. 0.01 is the published start, meant for 24 pairs of blocks over a pretrained stem;
-    # in a few blocks over an untrained stem, 0.1 to 1 lets attention count from the first step.
+    # LayerScale's initial value. 0.01 is the published one, meant for 24 pairs of blocks over a pretrained stem; in a
+    # few blocks over an untrained stem, 0.1 to 1 lets attention count from the first step.
     layer_scale: float = 0.01
 
     def __post_init__(self) -> None:
@@ -53,7 +53,7 @@ class VGGTConfig:
             )
         if self.stem == "conv" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
             raise InputError(
-                f"VGGT's patch_size is {self.patch_size}; the conv stem halves the image again and again, "
+                f"VGGT's patch_size is {self.patch_size}; the conv stem halves the image repeatedly, "
                 "so it must be a power of two such as 8 or 16 (or use the patch stem)."
             )
         if self.stem == "dinov2":

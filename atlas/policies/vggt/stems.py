@@ -1,4 +1,4 @@
-"""From images to patch tokens: the published DINOv2 and two stems small enough to train from scratch."""
+"""From images to patch tokens: the published DINOv2, and two stems small enough to train from scratch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STD = (0.229, 0.224, 0.225)
 
 
 class ImageNormalization(nn.Module):
-    """ImageNet's mean and standard deviation, in float32 also where the model is in another precision."""
+    """ImageNet's mean and standard deviation, in float32 even if the model has another precision."""
 
     mean: Tensor
     std: Tensor
@@ -47,8 +47,8 @@ class ImageNormalization(nn.Module):
 @lru_cache(maxsize=32)
 def _resize_matrix(old: int, new: int, device: torch.device) -> Tensor:
     """The bicubic, antialiased resize of a line of `old` points to `new` ones, as a matrix, float32 [new, old]."""
-    with torch.inference_mode(False):  # else a first call in inference mode leaves what training may not use
-        # Row i of this image is the i-th unit vector. Not a stack of images one pixel wide: torch 2.13 errs there.
+    with torch.inference_mode(False):  # a first call in inference mode would leave tensors that training must not use
+        # Row i of this image is the i-th unit vector. Not a stack of images one pixel wide: torch 2.13 fails there.
         units = torch.eye(old, device=device).view(1, 1, old, old)
         resized = F.interpolate(units, size=(old, new), mode="bicubic", align_corners=False, antialias=True)
         return resized.view(old, new).T.contiguous()
@@ -57,9 +57,9 @@ def _resize_matrix(old: int, new: int, device: torch.device) -> Tensor:
 def resize_positions(grid: Tensor, height: int, width: int) -> Tensor:
     """A square grid of position vectors [n * n, C], resized bicubically to float32 [height * width, C].
 
-    Bicubic resizing is linear and goes axis by axis, so that the two matrices of a size can be kept for good.
-    Resized values could not: they change with each step of training. It also spares the antialiased kernel's
-    backward, which is not deterministic on CUDA.
+    Bicubic resizing is linear and works axis by axis, so the two matrices for a size can be kept. Resized values could
+    not: they change with each step of training. It also avoids the antialiased kernel's backward, which is not
+    deterministic on CUDA.
     """
     side = math.isqrt(grid.shape[0])
     if (height, width) == (side, side):
@@ -92,7 +92,7 @@ class Dinov2Stem(nn.Module):
                 attn_implementation="sdpa",  # type: ignore[call-arg]  # a keyword of every config, in none's signature
             )
         )
-        # In the checkpoint but never used: with a gradient expected of it, data-parallel training would wait.
+        # In the checkpoint but never used: if a gradient were expected for it, data-parallel training would wait.
         self.model.embeddings.mask_token.requires_grad_(False)
 
     @property
@@ -105,7 +105,7 @@ class Dinov2Stem(nn.Module):
         embeddings = self.model.embeddings
         height, width = (size // embeddings.patch_size for size in images.shape[-2:])
         patches = embeddings.patch_embeddings(images)
-        # The model's own forward would resize the position grid afresh each time, through the slow kernel.
+        # The model's own forward would resize the position grid each time, through the slow kernel.
         cls_position, grid = embeddings.position_embeddings[0].split((1, embeddings.position_embeddings.shape[1] - 1))
         patches = patches + resize_positions(grid, height, width).to(grid.dtype)
         specials = torch.cat((embeddings.cls_token[0] + cls_position, embeddings.register_tokens[0]))  # [1 + R, C]
@@ -115,10 +115,10 @@ class Dinov2Stem(nn.Module):
 
 
 class _SmallStem(nn.Module):
-    """A vector a patch, and a learned vector for the patch's place; what makes the former is in subclasses.
+    """A vector per patch, plus a learned vector for the patch's place; subclasses compute the former.
 
-    The aggregator's rotary embedding only tells tokens how far they are from each other; where a patch is in
-    the image has to be in the token itself, as it is with DINOv2.
+    The aggregator's rotary embedding only tells how far tokens are from each other; a patch's place in the image has to
+    be in the token itself, as it is with DINOv2.
     """
 
     def __init__(self, config: VGGTConfig) -> None:
@@ -136,7 +136,7 @@ class _SmallStem(nn.Module):
 
 
 class ConvStem(_SmallStem):
-    """3x3 convolutions of stride 2 down to the patch size, then 1x1. No batch statistics: a view alone decides."""
+    """3x3 convolutions of stride 2 down to the patch size, then 1x1. No batch statistics: each view is independent."""
 
     def __init__(self, config: VGGTConfig) -> None:
         super().__init__(config)
@@ -149,27 +149,27 @@ class ConvStem(_SmallStem):
             layers += [convolution, nn.GroupNorm(math.gcd(8, width), width), nn.GELU()]
             channels = width
         self.net = nn.Sequential(*layers)
-        # The 1x1 convolution. As such, its gradient would come in other strides than its weight's, and
-        # data-parallel training would copy it at every step, with a warning.
+        # The 1x1 convolution as a linear layer. As a convolution, its gradient would have other strides than its
+        # weight, and data-parallel training would copy it at every step, with a warning.
         self.project = nn.Linear(channels, config.embed_dim)
         nn.init.xavier_uniform_(self.project.weight)
         nn.init.zeros_(self.project.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [M, 3, H, W] -> [M, N, C], row by row."""
-        # Faster with channels last. Only the images: weights in that order could not be saved as they are.
+        # Faster with channels last. Only the images: weights in that order could not be saved directly.
         images = images.to(self.positions.dtype).contiguous(memory_format=torch.channels_last)
         features = self.net(images)
         return self._placed(self.project(self._tokens(features)), *features.shape[-2:])
 
 
 class PatchStem(_SmallStem):
-    """Each patch by itself, in one linear map."""
+    """Each patch separately, in one linear map."""
 
     def __init__(self, config: VGGTConfig) -> None:
         super().__init__(config)
         self.project = nn.Conv2d(3, config.embed_dim, config.patch_size, stride=config.patch_size)
-        nn.init.xavier_uniform_(self.project.weight.flatten(1))  # as the linear map of a patch that it is
+        nn.init.xavier_uniform_(self.project.weight.flatten(1))  # initialised as the linear map of a patch
         nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:

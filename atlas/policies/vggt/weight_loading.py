@@ -1,4 +1,4 @@
-"""Strict reading of a published VGGT checkpoint: all names and shapes are checked before a weight changes."""
+"""Strict reading of a published VGGT checkpoint: all names and shapes are checked before any weight changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LISTED = 20  # problems named in a message
 
 @contextmanager
 def open_checkpoint(path: Path) -> Iterator[tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]]:
-    """A safetensors file as (shapes of all that it holds, a function that reads one tensor by its name)."""
+    """A safetensors file as (shapes of everything in it, a function that reads one tensor by name)."""
     try:
         with safe_open(path, framework="pt") as file:
             yield {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.get_tensor
@@ -35,7 +35,7 @@ def check_names_and_shapes(
     problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
     problems += [f"{name} is not one of its tensors" for name in found.keys() - expected.keys()]
     problems += [
-        f"{name} is {list(found[name])} and should be {list(expected[name])}"
+        f"{name} is {list(found[name])}, but should be {list(expected[name])}"
         for name in expected.keys() & found.keys()
         if list(found[name]) != list(expected[name])
     ]
@@ -48,8 +48,8 @@ def check_names_and_shapes(
 def load_part(module: nn.Module, prefix: str, path: Path, what: str) -> None:
     """Fill a module, named as in the checkpoint, with the safetensors file's tensors that start with `prefix`.
 
-    The other published parts may be in the file and are not read; nothing else may be there. `what` names the module
-    in messages. Raises InputError that names every missing, unknown or misshaped tensor, and then changes no weight.
+    The file may hold the other published parts, which are not read, but nothing else. `what` names the module in
+    messages. Raises InputError that names every missing, unknown or misshaped tensor, and then changes no weight.
     """
     assert prefix in PARTS
     ours = {prefix + name: tensor for name, tensor in module.state_dict().items()}
@@ -65,7 +65,7 @@ def load_part(module: nn.Module, prefix: str, path: Path, what: str) -> None:
 
 
 class PublishedHead(nn.Module):
-    """A head that is named inside as the published checkpoint names it, under a prefix of its own."""
+    """A head whose modules are named as in the published checkpoint, under its own prefix."""
 
     prefix: ClassVar[str]
     title: ClassVar[str]  # for messages
@@ -75,7 +75,7 @@ class PublishedHead(nn.Module):
         return {self.prefix + name: tensor for name, tensor in self.state_dict().items()}
 
     def load_checkpoint(self, reference: str | Path, key: str = "The VGGT checkpoint") -> None:
-        """Take the head's weights from a published VGGT checkpoint, of which only the tensors of `prefix` are read.
+        """Load the head's weights from a published VGGT checkpoint; only the tensors of `prefix` are read.
 
         reference: a .safetensors file, a folder with a model.safetensors, or a name on the Hugging Face hub. Raises
         InputError that names every missing, unknown or misshaped tensor, and then changes no weight; `key` names the
