@@ -10,12 +10,12 @@ from torch import nn
 
 from atlas.policies.modular.regression import RegressionHead
 from atlas.policies.vlm.oft_head import ProprioToken
-from atlas.policies.vlm.vlm_head_contract import HiddenStates, VLMHead
+from atlas.policies.vlm.vlm_head_contract import HiddenStates, RegressingHead
 from atlas.policies.vlm.vlm_head_sections import AdapterHeadConfig
-from atlas.types import ActionSpec, LossTerms
+from atlas.types import ActionSpec
 
 
-class AdapterHead(VLMHead):
+class AdapterHead(RegressingHead):
     """One latent an action; each layer lets them read one layer of the model (VLA-Adapter; Wang et al., 2025).
 
     The model reads learned queries behind the prompt. A bridge has three attentions side by side: to the hidden states
@@ -64,17 +64,6 @@ class AdapterHead(VLMHead):
             latents = bridge(latents, states.layers[layer].to(dtype), own, mask)
         fused: torch.Tensor = self.leave(latents)
         return fused
-
-    def forward(
-        self, fused: torch.Tensor, actions: torch.Tensor, is_pad: torch.Tensor, key: torch.Tensor | None = None
-    ) -> LossTerms:
-        terms: LossTerms = self.actions(fused, actions, is_pad, key)
-        return terms
-
-    def sample(
-        self, fused: torch.Tensor, key: torch.Tensor | None = None, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
-        return self.actions.sample(fused, key, generator)
 
 
 class _Bridge(nn.Module):

@@ -12,7 +12,10 @@ from torch import nn
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.policies.vlm.families import Family
 from atlas.policies.vlm.prompts import PromptBatch
-from atlas.policies.vlm.vlm_head_contract import HiddenStates
+from atlas.policies.vlm.vlm_head_contract import HiddenStates, LanguageSizes
+
+# What of a layer its keys and values come from.
+_READ_FOR_KEYS = {"input_layernorm", "k_proj", "v_proj", "k_norm", "qkv_proj"}
 
 
 class LanguagePart(nn.Module):
@@ -38,6 +41,19 @@ class LanguagePart(nn.Module):
         return int(self.model.config.hidden_size)
 
     @property
+    def sizes(self) -> LanguageSizes:
+        config = self.model.config
+        heads, rope = int(config.num_attention_heads), getattr(config, "rope_parameters", None)
+        return LanguageSizes(
+            width=self.width,
+            layers=len(self.layers),
+            heads=heads,
+            key_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+            head_dim=int(getattr(config, "head_dim", None) or self.width // heads),
+            rope_theta=float(rope["rope_theta"]) if rope and "rope_theta" in rope else None,
+        )
+
+    @property
     def layers(self) -> Sequence[nn.Module]:
         return list(self.model.layers)
 
@@ -45,6 +61,16 @@ class LanguagePart(nn.Module):
     def blocks(self) -> Sequence[nn.Module]:
         """See `Policy.blocks`."""
         return self.layers
+
+    def train_keys_alone(self) -> None:
+        """Of the last layer, for a head that reads keys and values: nothing asks for what else comes out of it."""
+        layer = self.layers[-1]
+        outside = {id(p) for block in self.layers for p in block.parameters()}
+        behind = [p for p in self.model.parameters() if id(p) not in outside]
+        words = {id(p) for p in self.model.get_input_embeddings().parameters()}
+        unread = [p for name, p in layer.named_parameters() if not set(name.split(".")) & _READ_FOR_KEYS]
+        for parameter in (*unread, *(p for p in behind if id(p) not in words)):
+            parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> LanguagePart:
         """Frozen weights stay in eval mode: their dropout does not come back with adapters."""
@@ -56,23 +82,35 @@ class LanguagePart(nn.Module):
                     module.train(mode)
         return self
 
-    def forward(self, prompts: PromptBatch, seen: torch.Tensor, extras: torch.Tensor) -> HiddenStates:
+    def forward(
+        self, prompts: PromptBatch, seen: torch.Tensor, extras: torch.Tensor, wants_memory: bool = False
+    ) -> HiddenStates:
         words = self.model.get_input_embeddings()(prompts.ids)
         seen = seen.to(words.dtype)
         tokens = _put(words, prompts.image_slots, seen[..., : self.width])
         tokens = _put(tokens, prompts.extra_slots, extras.to(words.dtype))
         is_extra = _marked(prompts.extra_slots, prompts.is_there)
         states: list[torch.Tensor] = []
+        memory = _Memory()
         told: dict[str, Any] = {"inputs_embeds": tokens, "attention_mask": self._mask(prompts.is_there, is_extra)}
         if self._takes_positions:
             told |= {"position_ids": prompts.positions, "use_cache": False}
+        if wants_memory:
+            told["past_key_values"] = memory
         with ExitStack() as hooks:
             for number, layer in enumerate(self.layers):
                 deeper = seen[..., (number + 1) * self.width : (number + 2) * self.width]
                 keep = _keep(states, prompts.image_slots, deeper)
                 hooks.callback(layer.register_forward_hook(keep).remove)
             last = self.model(**told).last_hidden_state
-        return HiddenStates([*states[:-1], last], prompts.is_there & ~is_extra, prompts.extra_slots)
+        spread = prompts.positions if prompts.positions.ndim == 2 else prompts.positions[0]
+        return HiddenStates(
+            [*states[:-1], last],
+            prompts.is_there & ~is_extra,
+            prompts.extra_slots,
+            [memory.kept[layer] for layer in sorted(memory.kept)],
+            spread.masked_fill(~prompts.is_there, -1).amax(1) + 1,
+        )
 
     def _mask(self, is_there: torch.Tensor, is_extra: torch.Tensor) -> torch.Tensor:
         """Which places each place may attend to: bool [B, 1, T, T], or what is added to the scores, where the model
@@ -87,6 +125,24 @@ class LanguagePart(nn.Module):
             return mask
         dtype = self.model.get_input_embeddings().weight.dtype
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+class _Memory:
+    """Takes the place of transformers' cache: keeps each layer's keys, rotated, and values. A layer that is computed
+    again on the way back finds its first ones still there."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *more: Any, **others: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, KV, T, head_dim] each, which are what the layer itself attends to."""
+        self.kept.setdefault(layer, (keys, values))
+        return keys, values
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        return 0
 
 
 def _put(tokens: torch.Tensor, slots: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from atlas.policies.modular.regression import RegressionHead
-from atlas.policies.vlm.vlm_head_contract import HiddenStates, VLMHead
+from atlas.policies.vlm.vlm_head_contract import HiddenStates, RegressingHead
 from atlas.policies.vlm.vlm_head_sections import OFTHeadConfig
-from atlas.types import ActionSpec, LossTerms
+from atlas.types import ActionSpec
 
 
-class OFTHead(VLMHead):
+class OFTHead(RegressingHead):
     """One learned query an action, and a token of proprio before them, are read by the model with the prompt; an MLP
     with residual blocks turns each query's last hidden state into its action (as in OpenVLA-OFT; Kim et al., 2025).
 
@@ -44,17 +44,6 @@ class OFTHead(VLMHead):
             hidden = block(hidden)
         fused: torch.Tensor = self.leave(hidden)
         return fused
-
-    def forward(
-        self, fused: torch.Tensor, actions: torch.Tensor, is_pad: torch.Tensor, key: torch.Tensor | None = None
-    ) -> LossTerms:
-        terms: LossTerms = self.actions(fused, actions, is_pad, key)
-        return terms
-
-    def sample(
-        self, fused: torch.Tensor, key: torch.Tensor | None = None, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
-        return self.actions.sample(fused, key, generator)
 
 
 class ProprioToken(nn.Module):

@@ -15,7 +15,7 @@ from atlas.policies.modular.parts import RegressionHeadConfig
 from atlas.system.plugins import PluginTable
 
 if TYPE_CHECKING:
-    from atlas.policies.vlm.vlm_head_contract import VLMHead
+    from atlas.policies.vlm.vlm_head_contract import LanguageSizes, VLMHead
     from atlas.types import ActionSpec
 
 
@@ -24,8 +24,8 @@ class VLMHeadSection(Section):
 
     name: str
 
-    def build(self, width: int, layers: int, spec: ActionSpec, horizon: int, proprio_dim: int) -> VLMHead:
-        """The head for a language part of so many layers, whose hidden states are `width` wide; see VLMHead."""
+    def build(self, model: LanguageSizes, spec: ActionSpec, horizon: int, proprio_dim: int) -> VLMHead:
+        """The head for a language part of such sizes; see VLMHead. Raises InputError."""
         raise NotImplementedError(f"{type(self).__name__} has no build")
 
     def loss_terms(self, spec: ActionSpec) -> tuple[str, ...]:
@@ -55,10 +55,10 @@ class OFTHeadConfig(RegressingSection):
     dim: Size = 512  # of the MLP
     blocks: Layers = 2
 
-    def build(self, width: int, layers: int, spec: ActionSpec, horizon: int, proprio_dim: int) -> VLMHead:
+    def build(self, model: LanguageSizes, spec: ActionSpec, horizon: int, proprio_dim: int) -> VLMHead:
         from atlas.policies.vlm.oft_head import OFTHead
 
-        return OFTHead(self, width, spec, horizon, proprio_dim)
+        return OFTHead(self, model.width, spec, horizon, proprio_dim)
 
 
 class AdapterHeadConfig(RegressingSection):
@@ -73,12 +73,29 @@ class AdapterHeadConfig(RegressingSection):
 
     _heads_fit = model_validator(mode="after")(check_heads)
 
-    def build(self, width: int, layers: int, spec: ActionSpec, horizon: int, proprio_dim: int) -> VLMHead:
+    def build(self, model: LanguageSizes, spec: ActionSpec, horizon: int, proprio_dim: int) -> VLMHead:
         from atlas.policies.vlm.adapter_head import AdapterHead
 
-        return AdapterHead(self, width, layers, spec, horizon, proprio_dim)
+        return AdapterHead(self, model.width, model.layers, spec, horizon, proprio_dim)
+
+
+class ExpertHeadConfig(VLMHeadSection):
+    """A small transformer whose layers read the keys and values of the model's layers, trained by flow matching."""
+
+    name: Literal["vlm-expert"] = "vlm-expert"
+    dim: Size = 512
+    mlp_dim: Size = 2048
+    heads: Size | None = None  # that ask; null: as many as in the model
+    steps: Size = 10  # of Euler's, when actions are sampled
+    pose_weight: Weight = 1.0
+    gripper_weight: Weight = 1.0
+
+    def build(self, model: LanguageSizes, spec: ActionSpec, horizon: int, proprio_dim: int) -> VLMHead:
+        from atlas.policies.vlm.expert_head import ExpertHead
+
+        return ExpertHead(self, model, spec, horizon, proprio_dim)
 
 
 VLM_HEADS: PluginTable[type[VLMHeadSection]] = PluginTable(
-    "atlas.vlm_heads", {"vlm-oft": OFTHeadConfig, "vlm-adapter": AdapterHeadConfig}
+    "atlas.vlm_heads", {"vlm-oft": OFTHeadConfig, "vlm-adapter": AdapterHeadConfig, "vlm-expert": ExpertHeadConfig}
 )

@@ -39,9 +39,7 @@ class VLMPolicy(Policy):
         self._backbone = Backbone.find(config.backbone, copy, read_weights)
         self.vision, self.language, self._prompts = self._backbone.parts(processor.image_size, read_weights)
         spec, layers = processor.action_spec, len(self.language.layers)
-        self.head = config.head.build(
-            self.language.width, layers, spec, processor.action_horizon, processor.proprio_dim
-        )
+        self.head = config.head.build(self.language.sizes, spec, processor.action_horizon, processor.proprio_dim)
         # The head's tokens have unit deviation; the model's words have another.
         words = self.language.model.get_input_embeddings()
         some = torch.arange(0, words.num_embeddings, max(1, words.num_embeddings // 1024))
@@ -50,6 +48,8 @@ class VLMPolicy(Policy):
         if config.alignment is not None:
             self._aligned_layer = _inner_layer(config.alignment.layer, layers)
             self.alignment = Alignment(config.alignment, self.language.width, TEACHER_KEY)
+        if self.head.reads_memory and self._aligned_layer < layers:
+            self.language.train_keys_alone()
         statistics, scaling = processor.statistics, processor.scaling
         self.action_scaler = Scaler(
             [s.action for s in statistics],
@@ -73,50 +73,53 @@ class VLMPolicy(Policy):
 
     @torch.no_grad()
     def sample(self, batch: Batch, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Actions float32 [B, H, A] in the ActionSpec's units, grippers between open and closed."""
-        return self._actions(batch, self._read(batch)[1], generator)
+        """Actions float32 [B, H, A] in the ActionSpec's units, grippers between open and closed.
+
+        A generative head draws its noise from `generator`, else from the batch's keys, else from torch's own generator.
+        """
+        return self._actions(batch, *self._read(batch), generator)
 
     @torch.no_grad()
     def losses_and_sample(self, batch: Batch) -> tuple[LossTerms, torch.Tensor]:
         """What `forward` and `sample` give, for one look at the images."""
-        states, fused = self._read(batch)
-        return self._losses(batch, states, fused), self._actions(batch, fused, None)
+        states, proprio = self._read(batch)
+        return self._losses(batch, states, proprio), self._actions(batch, states, proprio, None)
 
     def _read(self, batch: Batch) -> tuple[HiddenStates, torch.Tensor]:
-        """The language part's hidden states, and one fused token an action, [B, H, dim]."""
+        """The language part's hidden states, and proprio [B, P], scaled."""
         seen = self._see(batch)
         proprio = self.proprio_scaler.normalize(batch.proprio, batch.source)
         prompts = self._prompts.batch(batch.instruction, self._views, self.head.extra_tokens, seen.device)
-        states = self.language(prompts, seen, self.head.extras(proprio) * self.token_scale)
-        return states, self.head.fuse(states, proprio)
+        extras = self.head.extras(proprio) * self.token_scale
+        return self.language(prompts, seen, extras, self.head.reads_memory), proprio
 
     def _see(self, batch: Batch) -> torch.Tensor:
         """The images' tokens [B, V * N, D]."""
         if batch.features is not None:
             return batch.features
         if batch.images is None or batch.images.shape[1] == 0:
-            raise InputError(
-                "A policy of the type vlm needs images, or a frozen image part's features; there are none."
-            )
+            raise InputError("A policy of the type vlm needs images, or features of its frozen image part.")
         tokens: torch.Tensor = self.vision(batch.unit_images())
         return tokens
 
-    def _losses(self, batch: Batch, states: HiddenStates, fused: torch.Tensor) -> LossTerms:
+    def _losses(self, batch: Batch, states: HiddenStates, proprio: torch.Tensor) -> LossTerms:
         assert batch.actions is not None and batch.action_is_pad is not None
         actions = self.action_scaler.normalize(batch.actions, batch.source)
-        terms: LossTerms = self.head(fused, actions, batch.action_is_pad, batch.key)
+        terms: LossTerms = self.head(states, proprio, actions, batch.action_is_pad, batch.key)
         if self.alignment is not None and self.alignment.teacher is not None:
-            prompts = self._prompts.batch(batch.instruction, self._views, self.head.extra_tokens, fused.device)
+            prompts = self._prompts.batch(batch.instruction, self._views, self.head.extra_tokens, proprio.device)
             inner = states.layers[self._aligned_layer - 1]
             seen = inner.gather(1, prompts.image_slots.unsqueeze(-1).expand(-1, -1, inner.shape[-1]))
-            grid = self.vision.patch_grid(seen.to(fused.dtype), self._views)
+            grid = self.vision.patch_grid(seen.to(proprio.dtype), self._views)
             aligned = self.alignment(grid, batch.unit_images())
             terms.loss = terms.loss + self.alignment.weight * aligned
             terms.terms["alignment_loss"] = aligned
         return terms
 
-    def _actions(self, batch: Batch, fused: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        return self.action_scaler.denormalize(self.head.sample(fused, batch.key, generator), batch.source)
+    def _actions(
+        self, batch: Batch, states: HiddenStates, proprio: torch.Tensor, generator: torch.Generator | None
+    ) -> torch.Tensor:
+        return self.action_scaler.denormalize(self.head.sample(states, proprio, batch.key, generator), batch.source)
 
     @property
     def _views(self) -> int:
