@@ -97,6 +97,8 @@ MODEL = Chosen(
         "atlas.policies",
         {
             "modular": "atlas.policies.modular.modular_section:ModularConfig",
+            "pi0": "atlas.policies.pi.pi_section:Pi0Config",
+            "pi05": "atlas.policies.pi.pi_section:Pi05Config",
             "smolvla": "atlas.policies.smolvla.smolvla_section:SmolVLAConfig",
             "vlm": "atlas.policies.vlm.vlm_section:VLMConfig",
         },

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib.util import find_spec
+from typing import Any
 
+import torch
 from torch import nn
 
 from atlas.config.lora_section import LoRAConfig
@@ -17,6 +19,17 @@ def check_adapters(key: str) -> None:
         raise InputError(f"{key} needs the package peft: run `pip install peft`, or install the extra 'lora'.")
 
 
+def check_targets(config: LoRAConfig, linear: Iterable[str], key: str) -> None:
+    """Raises InputError where a target of the config's is the last name of none of these linear layers."""
+    known = sorted({name.rpartition(".")[2] for name in linear})
+    for target in config.targets or ():
+        if target not in known:
+            raise InputError(
+                f"{key}.targets names '{target}', but no linear layer there has that name."
+                f"{did_you_mean(target, known)} There are: {', '.join(known)}."
+            )
+
+
 def add_adapters(module: nn.Module, config: LoRAConfig, usual: Iterable[str], key: str) -> None:
     """Put adapters into linear layers below `module`, in place, and train only these, in float32.
 
@@ -26,13 +39,7 @@ def add_adapters(module: nn.Module, config: LoRAConfig, usual: Iterable[str], ke
     check_adapters(key)
     from peft import LoraConfig, inject_adapter_in_model
 
-    linear = sorted({name.rpartition(".")[2] for name, m in module.named_modules() if isinstance(m, nn.Linear)})
-    for target in config.targets or ():
-        if target not in linear:
-            raise InputError(
-                f"{key}.targets names '{target}', but no linear layer there has that name."
-                f"{did_you_mean(target, linear)} There are: {', '.join(linear)}."
-            )
+    check_targets(config, [name for name, part in module.named_modules() if isinstance(part, nn.Linear)], key)
     settings = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # declared as a whole number, used as a factor
@@ -44,3 +51,26 @@ def add_adapters(module: nn.Module, config: LoRAConfig, usual: Iterable[str], ke
         if parameter.requires_grad:
             # They have the precision of what they adapt. A small step would be lost in bfloat16's rounding.
             parameter.data = parameter.data.float()
+
+
+_ADAPTED = ".base_layer."  # what peft puts into the name of a weight that it adapts
+_ADAPTER = ".lora_"
+
+
+def plain_name(name: str) -> str:
+    """A weight's name without what adapters have made of it."""
+    return name.replace(_ADAPTED, ".")
+
+
+def merged_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict that the module would have without adapters, what they have learned added to what they adapt, in
+    float32; the module stays as it is."""
+    found = {}
+    for name, tensor in module.state_dict().items():
+        if _ADAPTER in name:
+            continue
+        if name.endswith(f"{_ADAPTED}weight"):
+            layer: Any = module.get_submodule(name.removesuffix(f"{_ADAPTED}weight"))
+            tensor = tensor.float() + sum(layer.get_delta_weight(each).float() for each in layer.active_adapters)
+        found[plain_name(name)] = tensor.detach()
+    return found

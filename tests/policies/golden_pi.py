@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from atlas.policies.pi import pi_network
-from atlas.policies.pi.pi_masks import block_mask, positions, suffix_mask, suffix_positions
+from atlas.policies.pi.pi_masks import suffix_mask, suffix_positions
 from atlas.policies.pi.pi_names import TIED_TABLE, UNUSED, own_name
 from atlas.policies.pi.pi_network import PiNetwork, PiShape
 from atlas.policies.pi.pi_sizes import BackboneSizes
+from atlas.policies.published.flow_pieces import look_ahead_mask, positions_of
 
 FOLDER = Path(__file__).parents[1] / "fixtures"
 KINDS = ("pi0", "pi05")
-SLOTS = 3
 
 # The largest difference of a tensor by how its name begins; the first that fits. Masks and ids are the same.
 LIMITS = {
@@ -66,6 +66,12 @@ class Golden:
 
 
 @functools.cache
+def inputs(kind: str) -> dict[str, Any]:
+    """What inputs.json says: tasks, cameras, cases."""
+    return json.loads((FOLDER / kind / "inputs.json").read_text())  # type: ignore[no-any-return]
+
+
+@functools.cache
 def golden(kind: str) -> Golden:
     folder = FOLDER / kind
     sizes = json.loads((folder / "backbone.json").read_text())
@@ -98,8 +104,8 @@ def compute(kind: str, case: str = "full") -> dict[str, torch.Tensor]:
     count = len(known["image.0"])  # of the samples whose images are known
     found: dict[str, torch.Tensor] = {}
     watch(network, found)
-    images = [known[f"image.{slot}"] for slot in range(SLOTS)]
-    seen = [known[f"image_mask.{slot}"][:count] for slot in range(SLOTS)]
+    images = [known[name] for name in sorted(known) if name.startswith("image.")]
+    seen = [known[name][:count] for name in sorted(known) if name.startswith("image_mask.")]
     for slot, picture in enumerate(images):
         found[f"vision_out.{slot}"] = network.vision(picture)
         found[f"image_emb.{slot}"] = network.embed_image(picture)
@@ -110,7 +116,7 @@ def compute(kind: str, case: str = "full") -> dict[str, torch.Tensor]:
     noise, time = numbers.inputs["noise"][:count], numbers.inputs["time"][:count]
     noisy = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
     suffix, condition = network.embed_suffix(state, noisy, time)
-    velocity = network.velocity(read, state, noisy, time)
+    velocity = network.velocity(read.memory, prefix.valid, state, noisy, time)
     errors = (noise - actions - velocity).square()
     assert read.out is not None
     found |= {
@@ -121,7 +127,7 @@ def compute(kind: str, case: str = "full") -> dict[str, torch.Tensor]:
         "suffix_embs": suffix.embeddings,
         "suffix_pad_masks": suffix.valid,
         "suffix_att_masks": suffix.begins.float(),
-        "suffix_out": network.read_suffix(suffix, read, condition),
+        "suffix_out": network.read_suffix(suffix, read.memory, prefix.valid, condition),
         "time_emb": pi_network.time_embedding(
             time, numbers.sizes.expert.width, network.shape.min_period, network.shape.max_period
         ),
@@ -139,10 +145,10 @@ def masks(
 ) -> dict[str, torch.Tensor]:
     both = torch.cat([prefix_valid, valid], 1), torch.cat([prefix_begins, begins], 1)
     return {
-        "attention_mask": block_mask(*both),
-        "position_ids": positions(both[0]),
-        "sample.prefix_attention_mask": block_mask(prefix_valid, prefix_begins),
-        "sample.prefix_position_ids": positions(prefix_valid),
+        "attention_mask": look_ahead_mask(*both),
+        "position_ids": positions_of(both[0]),
+        "sample.prefix_attention_mask": look_ahead_mask(prefix_valid, prefix_begins),
+        "sample.prefix_position_ids": positions_of(prefix_valid),
         "sample.suffix_attention_mask": suffix_mask(prefix_valid, valid, begins),
         "sample.suffix_position_ids": suffix_positions(prefix_valid, valid),
     }

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 
 from atlas.policies.pi import gemma_layers, pi_network
 from atlas.policies.pi.action_expert import ActionExpert
-from atlas.policies.pi.pi_masks import Tokens, block_mask, never_blind, suffix_mask
+from atlas.policies.pi.pi_masks import Tokens, never_blind, suffix_mask
 from atlas.policies.pi.pi_names import own_name, published_name
 from atlas.policies.pi.pi_sizes import GemmaSizes
+from atlas.policies.published.flow_pieces import look_ahead_mask
 from tests.policies.golden_pi import FOLDER, KINDS, compute, differences, golden, limit, make_network
 
 
@@ -151,7 +152,7 @@ def test_a_time_embedding_in_float32_is_noticed(kind: str, monkeypatch: pytest.M
     known = golden(kind)
     times = known.inputs["time"]
 
-    found = pi_network.time_embedding(times, known.sizes.expert.width, 0.004, 4.0)
+    found = pi_network.time_embedding(times, known.sizes.expert.width, known.shape.min_period, known.shape.max_period)
 
     assert (found.double() - known.of("full")["time_emb"]).abs().max() > 1e-5
 
@@ -168,8 +169,8 @@ def test_names_go_there_and_back(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_memory_without_the_last_layers_end_is_the_same(kind: str) -> None:
     known, network = golden(kind).of("full"), make_network(kind)
-    images = [known[f"image.{slot}"][:1] for slot in range(3)]
-    seen = [known[f"image_mask.{slot}"][:1] for slot in range(3)]
+    images = [known[name][:1] for name in sorted(known) if name.startswith("image.")]
+    seen = [known[name][:1] for name in sorted(known) if name.startswith("image_mask.")]
     prefix = network.embed_prefix(images, seen, known["tokens"][:1], known["token_mask"][:1])
 
     short, whole = network.read_prefix(prefix), network.read_prefix(prefix, whole=True)
@@ -181,7 +182,7 @@ def test_a_memory_without_the_last_layers_end_is_the_same(kind: str) -> None:
 
 def test_a_token_that_is_not_valid_sees_itself_alone() -> None:
     valid = torch.tensor([[True, False]])
-    mask = block_mask(valid, torch.zeros_like(valid))
+    mask = look_ahead_mask(valid, torch.zeros_like(valid))
 
     assert mask.tolist() == [[[True, False], [False, False]]]
     assert never_blind(mask).tolist() == [[[True, False], [False, True]]]

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from atlas.policies.published.flow_pieces import look_ahead_mask, positions_of
+
 
 class Tokens(NamedTuple):
     """Tokens on their way into a transformer."""
@@ -15,30 +17,15 @@ class Tokens(NamedTuple):
     begins: torch.Tensor  # bool [B, N], true where a new block begins, which the blocks before it do not see
 
 
-def block_mask(valid: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
-    """bool [B, N, N], true where a token (row) may look at another (column).
-
-    A token sees its own block and all before it. What is not valid is seen by nobody and sees nobody.
-    """
-    block = begins.long().cumsum(dim=1)
-    before = block[:, None, :] <= block[:, :, None]
-    return before & valid[:, None, :] & valid[:, :, None]
-
-
-def positions(valid: torch.Tensor) -> torch.Tensor:
-    """int64 [B, N]: how many valid tokens there are before each; valid bool [B, N]."""
-    return valid.long().cumsum(dim=1) - 1
-
-
 def suffix_mask(prefix_valid: torch.Tensor, valid: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
     """bool [B, N, M + N], which of a prefix of M and of themselves N tokens of a suffix may look at."""
     of_prefix = prefix_valid[:, None, :] & valid[:, :, None]
-    return torch.cat([of_prefix, block_mask(valid, begins)], dim=2)
+    return torch.cat([of_prefix, look_ahead_mask(valid, begins)], dim=2)
 
 
 def suffix_positions(prefix_valid: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """int64 [B, N], which go on where a prefix bool [B, M] ends."""
-    return prefix_valid.long().sum(dim=1, keepdim=True) + positions(valid)
+    return prefix_valid.long().sum(dim=1, keepdim=True) + positions_of(valid)
 
 
 def never_blind(mask: torch.Tensor) -> torch.Tensor:

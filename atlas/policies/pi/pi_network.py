@@ -18,9 +18,10 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
 from atlas.policies.pi.action_expert import ActionExpert, Memory
 from atlas.policies.pi.gemma_layers import GemmaLayer, Rotation
-from atlas.policies.pi.pi_masks import Tokens, block_mask, never_blind, positions, suffix_mask, suffix_positions
+from atlas.policies.pi.pi_masks import Tokens, never_blind, suffix_mask, suffix_positions
 from atlas.policies.pi.pi_sizes import BackboneSizes
 from atlas.policies.pi.siglip_tower import SiglipTower
+from atlas.policies.published.flow_pieces import look_ahead_mask, positions_of, time_embedding
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,10 @@ class PiShape:
     max_period: float = 4.0
 
 
-class Prefix(NamedTuple):
-    """What the suffix reads of the prefix."""
+class PrefixRead(NamedTuple):
+    """What the language model makes of a prefix."""
 
     memory: Memory  # of each layer, keys and values [B, KV, M, head_dim]
-    valid: torch.Tensor  # bool [B, M]
     out: torch.Tensor | None  # [B, M, D] after the final norm, where it was asked for
 
 
@@ -114,19 +114,19 @@ class PiNetwork(nn.Module):
         tokens: torch.Tensor = self.projector(self.vision(images).to(self.projector.weight.dtype))
         return tokens
 
-    def read_prefix(self, prefix: Tokens, whole: bool = False) -> Prefix:
+    def read_prefix(self, prefix: Tokens, whole: bool = False) -> PrefixRead:
         """What each layer of the language model says of the prefix. whole: also what comes out at its end."""
-        mask = never_blind(block_mask(prefix.valid, prefix.begins))
-        memory, out = self.language(prefix.embeddings, mask, positions(prefix.valid), whole)
-        return Prefix(memory, prefix.valid, out)
+        mask = never_blind(look_ahead_mask(prefix.valid, prefix.begins))
+        memory, out = self.language(prefix.embeddings, mask, positions_of(prefix.valid), whole)
+        return PrefixRead(memory, out)
 
     # ---- the suffix --------------------------------------------------------------------------------------
 
     def embed_suffix(
-        self, state: torch.Tensor, noisy: torch.Tensor, time: torch.Tensor
+        self, state: torch.Tensor | None, noisy: torch.Tensor, time: torch.Tensor
     ) -> tuple[Tokens, torch.Tensor | None]:
         """state [B, max_state_dim], noisy actions [B, H, max_action_dim], time [B] (1 is noise); and the condition
-        [B, D] of adaptive norms, None in pi0. pi0.5 has the state in its words."""
+        [B, D] of adaptive norms, None in pi0. pi0.5 has the state in its words, and None here."""
         actions = self.action_in_proj(noisy)  # [B, H, D]
         waves = time_embedding(time, actions.shape[-1], self.shape.min_period, self.shape.max_period)
         waves = waves.to(actions.dtype)
@@ -135,6 +135,7 @@ class PiNetwork(nn.Module):
             condition = F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(waves))))
             embeddings, first = actions, [True]
         else:
+            assert state is not None
             both = torch.cat([actions, waves[:, None].expand_as(actions)], dim=-1)
             actions = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(both)))
             embeddings, first = torch.cat([self.state_proj(state)[:, None], actions], dim=1), [True, True]
@@ -143,26 +144,25 @@ class PiNetwork(nn.Module):
         begins[:, : len(first)] = True
         return Tokens(embeddings, valid, begins), condition
 
-    def read_suffix(self, suffix: Tokens, prefix: Prefix, condition: torch.Tensor | None) -> torch.Tensor:
-        """[B, N, D] after the expert's final norm."""
-        mask = suffix_mask(prefix.valid, suffix.valid, suffix.begins)
-        where = suffix_positions(prefix.valid, suffix.valid)
-        out: torch.Tensor = self.expert(suffix.embeddings, prefix.memory, mask, where, condition)
+    def read_suffix(
+        self, suffix: Tokens, memory: Memory, prefix_valid: torch.Tensor, condition: torch.Tensor | None
+    ) -> torch.Tensor:
+        """[B, N, D] after the expert's final norm; the memory is of a prefix of valid bool [B, M]."""
+        mask = suffix_mask(prefix_valid, suffix.valid, suffix.begins)
+        where = suffix_positions(prefix_valid, suffix.valid)
+        out: torch.Tensor = self.expert(suffix.embeddings, memory, mask, where, condition)
         return out
 
-    def velocity(self, prefix: Prefix, state: torch.Tensor, noisy: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        """float32 [B, H, max_action_dim], from actions (time 0) to noise (time 1)."""
+    def velocity(
+        self,
+        memory: Memory,
+        prefix_valid: torch.Tensor,
+        state: torch.Tensor | None,
+        noisy: torch.Tensor,
+        time: torch.Tensor,
+    ) -> torch.Tensor:
+        """float32 [B, H, max_action_dim], from actions (time 0) to noise (time 1); see `embed_suffix`."""
         suffix, condition = self.embed_suffix(state, noisy, time)
-        out = self.read_suffix(suffix, prefix, condition)[:, -noisy.shape[1] :]
+        out = self.read_suffix(suffix, memory, prefix_valid, condition)[:, -noisy.shape[1] :]
         answer: torch.Tensor = self.action_out_proj(out.to(self.action_out_proj.weight.dtype))
         return answer.float()
-
-
-def time_embedding(time: torch.Tensor, width: int, shortest: float, longest: float) -> torch.Tensor:
-    """Sines, then cosines, of width / 2 periods from shortest to longest in even ratios: float64 [B, width].
-
-    In float32 a sine of 2 pi t / 0.004 is off by 6e-5, which a velocity shows.
-    """
-    place = torch.linspace(0, 1, width // 2, dtype=torch.float64, device=time.device)
-    angles = time.double()[:, None] * (2 * torch.pi / (shortest * (longest / shortest) ** place))
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,10 +33,19 @@ class Description:
     saved: bool = False
 
     @classmethod
-    def read(cls, path: Path, kind: str, own_steps: Sequence[str], called: str, saved: bool = False) -> Description:
-        """Raises InputError for a folder of another type, or with steps that are not known."""
+    def read(
+        cls,
+        path: Path,
+        kind: str,
+        own_steps: Sequence[str],
+        called: str,
+        saved: bool = False,
+        usual: Mapping[str, str] | None = None,
+    ) -> Description:
+        """usual: the normalization_mapping where config.json has none. Raises InputError for a folder of another type,
+        or with steps that are not known."""
         folder = LeRobotFolder.open(path, kind, called)
-        return cls(folder, read_processor_files(folder, own_steps), saved)
+        return cls(folder, read_processor_files(folder, own_steps, usual), saved)
 
     @property
     def cameras(self) -> tuple[str, ...]:

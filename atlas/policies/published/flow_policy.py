@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from atlas.data.image_fit import ImageFit
+from atlas.policies.adapters import plain_name
 from atlas.policies.base import Policy
 from atlas.policies.pretrained_weights import FrozenWeights, weights_hash
 from atlas.policies.processor import PolicyProcessor
@@ -247,7 +248,7 @@ class FlowPolicy(Policy):
 
     def save_frozen(self, part: str, directory: Path) -> None:
         (directory / "frozen").mkdir(parents=True, exist_ok=True)
-        held = {name: p for name, p in self.named_parameters() if name not in self._trained}
+        held = {plain_name(name): p for name, p in self.named_parameters() if name not in self._trained}
         with atomic_path(directory / "frozen" / BACKBONE_FILE) as partial:
             save_tensors(partial, held, {"format": "pt"})
 

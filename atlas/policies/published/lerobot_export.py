@@ -138,15 +138,16 @@ def _statistics(policy: FlowPolicy) -> dict[str, torch.Tensor]:
     processor = policy.processor
     source = processor.statistics[processor.source_for()]
     found = {}
-    for feature, columns in ((ACTION, source.action), (STATE, source.proprio)):
-        for name in _known(columns):
+    modes = policy.description.files.modes
+    for feature, kind, columns in ((ACTION, "ACTION", source.action), (STATE, "STATE", source.proprio)):
+        for name in _known(columns, modes[kind]):
             found[f"{feature}.{name}"] = torch.tensor(getattr(columns, name), dtype=torch.float32)
     return found
 
 
-def _known(columns: ColumnStatistics) -> list[str]:
-    """Quantiles that are minimum and maximum are none; see `columns_of`."""
-    quantiles = columns.q01 != columns.min or columns.q99 != columns.max
+def _known(columns: ColumnStatistics, mode: str) -> list[str]:
+    """Quantiles that are minimum and maximum, and by which nothing is scaled, are none; see `columns_of`."""
+    quantiles = mode == "quantiles" or columns.q01 != columns.min or columns.q99 != columns.max
     return ["mean", "std", "min", "max", *(["q01", "q99"] if quantiles else [])]
 
 

@@ -61,13 +61,16 @@ class ProcessorFiles:
         return bool(self.steps)
 
 
-def read_processor_files(folder: LeRobotFolder, own_steps: Sequence[str]) -> ProcessorFiles:
-    """Read both files. own_steps: the preprocessor's steps that only this type has, all of which must be there.
+def read_processor_files(
+    folder: LeRobotFolder, own_steps: Sequence[str], usual: Mapping[str, str] | None = None
+) -> ProcessorFiles:
+    """Read both files. own_steps: the preprocessor's steps that only this type has, all of which must be there. usual:
+    the normalization_mapping where config.json has none.
 
     Without files the modes are those of config.json, and there are no statistics. Raises InputError that names a step
     that is not known, or a value that cannot be.
     """
-    mapping = folder.config.get("normalization_mapping")
+    mapping = folder.config.get("normalization_mapping", usual)
     if mapping is None:
         raise folder.wrong("normalization_mapping", "a mode for each kind of feature")
     modes = _modes(folder.path / "config.json", mapping)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,8 +21,24 @@ OLD_STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_output
 BACKBONE_FILE = "backbone.safetensors"  # below `frozen` in a saved policy: the copy of what is not trained
 _LISTED = 5  # problems named in a message
 
-Names = Mapping[str, str]  # {the network's name: the file's}
+Names = Mapping[str, str]  # {the name as a file may have it, without `model.`: the file's}
 Precision = Callable[[str, torch.dtype], torch.dtype]  # from the network's name and how it is stored
+
+
+def _same(name: str) -> str:
+    return name
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What files call the tensors of a network, all without `model.` in front: what the network calls them, unless said
+    otherwise."""
+
+    published: Callable[[str], str] = _same  # of the network's name the usual one in files
+    usual: Callable[[str], str] = _same  # of a name in a file the usual one, where there are several
+
+
+AS_HERE = Naming()
 
 
 def match_names(
@@ -30,6 +47,7 @@ def match_names(
     called: str,
     aliases: Mapping[str, str] | None = None,
     unused: Iterable[str] = (),
+    naming: Naming = AS_HERE,
 ) -> Names:
     """Which tensor of a file each tensor of a network is. Names and shapes alone are looked at.
 
@@ -37,12 +55,12 @@ def match_names(
     numbers}, for a table that some files store once. unused: names that may be there and the network does not have.
     Raises InputError that names what is missing, extra or of another shape.
     """
-    stored = {_without_prefix(name): name for name in file.tensors}
+    stored = {naming.usual(_without_prefix(name)): name for name in file.tensors}
     old = [name for name in stored if name.startswith(OLD_STATISTICS)]
     if old:
         logger.warning("%s: %d old statistics among the weights are left out: %s.", called, len(old), _some(old))
     if len(stored) < len(file.tensors):
-        raise InputError(f"{file.path} has names both with and without '{PREFIX}' in front.")
+        raise InputError(f"{file.path} has some tensors twice, such as with and without '{PREFIX}' in front.")
     names, problems = {}, []
     for name, shape in expected.items():
         other = (aliases or {}).get(name)
@@ -81,6 +99,7 @@ def fill(
     device: torch.device | str = "cpu",
     only: Collection[str] | None = None,
     unused: Iterable[str] = (),
+    naming: Naming = AS_HERE,
 ) -> None:
     """Give each tensor of a network, which may be on the meta device, its numbers of a published file, strictly.
 
@@ -90,13 +109,22 @@ def fill(
     """
     state = network.state_dict()
     with TensorFile(path) as file:
-        names = match_names(file, {name: tensor.shape for name, tensor in state.items()}, called, aliases, unused)
+        shapes = {naming.published(name): tensor.shape for name, tensor in state.items()}
+        names = match_names(file, shapes, called, aliases, unused, naming)
         for name in state:
             if only is None or name in only:
-                values = file.read(names[name])
+                stored = names[naming.published(name)]
+                values = file.read(stored)
                 if values.is_floating_point() and not bool(values.isfinite().all()):
-                    raise InputError(f"{path}: '{names[name]}' holds values that are not finite.")
+                    raise InputError(f"{path}: '{stored}' holds values that are not finite.")
                 put(network, name, values.to(device=device, dtype=precision(name, values.dtype)))
+
+
+def read_beside(path: Path, unused: Iterable[str], naming: Naming = AS_HERE) -> dict[str, torch.Tensor]:
+    """Of a published file those of the unused tensors that it has, by their usual names. Raises InputError."""
+    with TensorFile(path) as file:
+        stored = {naming.usual(_without_prefix(name)): name for name in file.tensors}
+        return {name: file.read(stored[name]) for name in unused if name in stored}
 
 
 def fill_backbone(
@@ -107,13 +135,14 @@ def fill_backbone(
     called: str,
     aliases: Mapping[str, str] | None = None,
     unused: Iterable[str] = (),
+    naming: Naming = AS_HERE,
 ) -> None:
     """Give the frozen weights of a saved policy their numbers: of the copy in its folder, else of the published one."""
     frozen = [name for name, p in network.named_parameters() if not p.requires_grad]
     copy = folder / "frozen" / BACKBONE_FILE
     if not copy.exists():
         if frozen:
-            fill(network, published(), precision, called, aliases, only=frozen, unused=unused)
+            fill(network, published(), precision, called, aliases, only=frozen, unused=unused, naming=naming)
         return
     with TensorFile(copy) as file:
         names = {name: f"network.{name}" for name in frozen}
@@ -147,11 +176,12 @@ def check_file(
     called: str,
     aliases: Mapping[str, str] | None = None,
     unused: Iterable[str] = (),
+    naming: Naming = AS_HERE,
 ) -> None:
     """See that a file fits a network, without reading numbers. Raises InputError as `match_names`."""
     with TensorFile(path) as file:
-        shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
-        match_names(file, shapes, called, aliases, unused)
+        shapes = {naming.published(name): tensor.shape for name, tensor in network.state_dict().items()}
+        match_names(file, shapes, called, aliases, unused, naming)
 
 
 def _without_prefix(name: str) -> str:

@@ -1,0 +1,164 @@
+"""A pi0 or pi0.5 policy of LeRobot's folder, of one that Atlas has saved, or with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from atlas.data.image_fit import ImageFit
+from atlas.policies.pi.pi_base import TOKENIZER, base_description
+from atlas.policies.pi.pi_names import ALIASES, BESIDE, NAMING
+from atlas.policies.pi.pi_network import PiNetwork
+from atlas.policies.pi.pi_policy import PiPolicy
+from atlas.policies.pi.pi_section import LORA_KEY, PiConfig
+from atlas.policies.pi.pi_settings import PiSettings, default_normalization
+from atlas.policies.pi.trained_parts import adapt_backbone, freeze, held_in, trains_whole
+from atlas.policies.processor import PolicyProcessor
+from atlas.policies.published.camera_slots import assign_cameras
+from atlas.policies.published.description import Description, check_widths
+from atlas.policies.published.processor_files import TokenizerStep
+from atlas.policies.published.published_section import DESCRIPTION
+from atlas.policies.published.tokenized_prompt import PromptTokenizer
+from atlas.policies.published.weight_filling import Precision, allocate, check_file, fill, fill_backbone
+from atlas.registry.lerobot_policies import WEIGHTS
+
+OWN_STEPS = {"pi0": ("pi0_new_line_processor",), "pi05": ("pi05_prepare_state_tokenizer_processor_step",)}
+_WORDS_STD = 0.02  # of random word vectors
+
+
+def read_description(config: PiConfig, folder: Path | None = None, read_weights: bool = True) -> Description:
+    """What a saved policy's folder says, or LeRobot's. Raises InputError.
+
+    Without read_weights, nothing is fetched for the published base models, whose sizes are known.
+    """
+    saved = folder is not None and (folder / DESCRIPTION).is_dir()
+    known = None if read_weights or saved else base_description(config.pretrained)
+    if known is not None:
+        return known
+    path = config.find(folder, weights=read_weights)
+    return _read(config, path, str(folder) if saved else config.pretrained, saved)
+
+
+def _read(config: PiConfig, path: Path, called: str, saved: bool = False) -> Description:
+    usual = default_normalization(config.type)
+    return Description.read(path, config.type, OWN_STEPS[config.type], called, saved, usual)
+
+
+def fit_of(description: Description) -> ImageFit:
+    """Pictures in the middle of a black border, never antialiased."""
+    height, width = description.folder.pair("image_resolution", (224, 224))
+    return ImageFit(height, width, "centre")
+
+
+def build(config: PiConfig, processor: PolicyProcessor, folder: Path | None, read_weights: bool) -> PiPolicy:
+    """See `ModelConfig.build`."""
+    description = read_description(config, folder, read_weights)
+    settings = PiSettings.of(description.folder, config.sizes)
+    if not read_weights:
+        return _assemble(config, processor, description, settings, _network(config, description, settings), False)
+    processor = description.with_statistics(processor, config.statistics)
+    if config.weights == "random" and folder is None:
+        network = _network(config, description, settings)
+        nn.init.normal_(network.words.weight, std=_WORDS_STD)
+        return _assemble(config, processor, description, settings, network)
+    with torch.device("meta"):
+        network = _network(config, description, settings)
+    precision = _precision(network, config)
+    if folder is None:
+        _fill(network, description.folder.path / WEIGHTS, precision, config)
+    else:
+        complete = config.weights == "random" or trains_whole(network)
+        allocate(network, complete)  # and what is saved is read into it
+        if not complete:
+            fill_backbone(
+                network,
+                folder,
+                lambda: config.find() / WEIGHTS,
+                precision,
+                config.pretrained,
+                ALIASES,
+                BESIDE,
+                NAMING,
+            )
+    return _assemble(config, processor, description, settings, network)
+
+
+def of_lerobot(config: PiConfig, directory: Path) -> PiPolicy:
+    """The policy of a folder of LeRobot's, with its own processor, in eval mode."""
+    description = _read(config, directory, config.pretrained)
+    settings = PiSettings.of(description.folder, config.sizes)
+    with torch.device("meta"):
+        network = _network(config, description, settings)
+    _fill(network, directory / WEIGHTS, _precision(network, config), config)
+    processor = description.own_processor(fit_of(description))
+    policy = _assemble(config, processor, description, settings, network)
+    policy.eval()
+    return policy
+
+
+def check(config: PiConfig) -> None:
+    """See `ModelConfig.check_pretrained`."""
+    description = read_description(config)
+    settings = PiSettings.of(description.folder, config.sizes)
+    with torch.device("meta"):
+        network = _network(config, description, settings)
+        if config.weights == "pretrained":
+            check_file(description.folder.path / WEIGHTS, network, config.pretrained, ALIASES, BESIDE, NAMING)
+        if config.lora is not None:
+            adapt_backbone(network, config.lora, LORA_KEY)
+    _words(config, description, settings)
+
+
+def _fill(network: PiNetwork, path: Path, precision: Precision, config: PiConfig) -> None:
+    fill(network, path, precision, config.pretrained, ALIASES, unused=BESIDE, naming=NAMING)
+
+
+def _network(config: PiConfig, description: Description, settings: PiSettings) -> PiNetwork:
+    """With what is trained, before adapters are in it."""
+    network = PiNetwork(settings.sizes, settings.shape)
+    folder = description.folder
+    backbone, vision = (
+        folder.boolean(key, False) if own is None else own
+        for own, key in (
+            (config.train_expert_only, "train_expert_only"),
+            (config.freeze_vision_encoder, "freeze_vision_encoder"),
+        )
+    )
+    freeze(network, backbone or config.lora is not None, vision)
+    return network
+
+
+def _precision(network: PiNetwork, config: PiConfig) -> Precision:
+    trained = {name for name, p in network.named_parameters() if p.requires_grad}
+    low = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(config.precision)
+    return lambda name, stored: held_in(name, name in trained, stored, low)
+
+
+def _words(config: PiConfig, description: Description, settings: PiSettings) -> PromptTokenizer:
+    """The tokenizer; of a folder without processor files, PaliGemma's."""
+    tokenizer = description.tokenizer(config, TokenizerStep(TOKENIZER, settings.words, "max_length"))
+    tokenizer.check_vocabulary(settings.sizes.vocab_size)
+    return tokenizer
+
+
+def _assemble(
+    config: PiConfig,
+    processor: PolicyProcessor,
+    description: Description,
+    settings: PiSettings,
+    network: PiNetwork,
+    with_words: bool = True,
+) -> PiPolicy:
+    shape, folder = settings.shape, description.folder
+    # pi0.5 has the state in its prompt, as many numbers as there are.
+    most = shape.max_state_dim if shape.kind == "pi0" else processor.proprio_dim
+    check_widths(description, processor, most, shape.max_action_dim)
+    slots = assign_cameras(
+        folder.cameras, processor.cameras, config.cameras, description.files.renamed, None, folder.called
+    )
+    tokenizer = _words(config, description, settings) if with_words else None
+    if config.lora is not None:
+        adapt_backbone(network, config.lora, LORA_KEY)
+    return PiPolicy(config, processor, description, settings, network, slots, tokenizer, fit_of(description))
