@@ -125,8 +125,7 @@ def test_real_time_chunking_is_golden(kind: str) -> None:
 
 def _fit(**change: Any) -> Callable[[PiPolicy, pytest.MonkeyPatch], None]:
     def plant(policy: PiPolicy, _: pytest.MonkeyPatch) -> None:
-        policy.fit = replace(policy.fit, **change)
-        policy.processor = replace(policy.processor, fit=policy.fit)
+        policy.processor = replace(policy.processor, fit=replace(policy.fit, **change))
 
     return plant
 
