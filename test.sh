@@ -2,7 +2,7 @@
 # Lint, type-check and test, in an environment that has the tools.
 set -euo pipefail
 
-# The folder of this script, where it is called through a link too, and whatever CDPATH holds.
+# The folder of this script, also if it is called through a link, and whatever CDPATH holds.
 unset CDPATH
 here=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd)
 
@@ -12,17 +12,17 @@ Lint, type-check and test atlas.
 
 Usage: ./test.sh [--slow] [pytest's arguments ...]
 
-  --slow   run the tests that take minutes, too
+  --slow   also run the tests that take minutes
   --help   this text
 
 The tests run in as many processes as there are cores, up to eight; `-n 0` runs them in one.
 
-The environment is made in .venv beside this script when there is none, and completed when the tools are missing.
+The environment is created in .venv beside this script if there is none, and completed if tools are missing.
 EOF
 }
 
 selection=(-m "not slow")
-# A file's tests run in one process and share what they have made.
+# A file's tests run in one process and share the data they have made.
 parallel=(-n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder)
 case ${1:-} in
     --help | -h)

@@ -1,4 +1,4 @@
-"""A pytest plugin: names the tests that a selection left out, where pytest gives their number only."""
+"""A pytest plugin: names the tests that a selection left out, where pytest only gives their number."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Where this is one of pytest-xdist's processes: tell the one that prints."""
+    """In one of pytest-xdist's processes: pass the list to the one that prints."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput[_KEY] = list(_deselected)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """What such a process has told; one that has crashed has told nothing."""
+    """Take such a process's list; one that has crashed has sent none."""
     _deselected.update(dict.fromkeys(getattr(node, "workeroutput", {}).get(_KEY, [])))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """List it."""
+    """Print the list."""
     if _deselected:
         terminalreporter.section("deselected")
         for name in _deselected:

@@ -1,30 +1,30 @@
-# Finding or making the Python environment; sourced by train.sh and test.sh, which set `here` to the project's folder.
+# Finding or creating the Python environment; sourced by train.sh and test.sh, which set `here` to the project's folder.
 #
 #   choose_python EXTRAS [MODULE...]    sets `python` to an interpreter that imports atlas and has these modules
-#   choose_test_python                  the same, with all that the tests need
-#   add_to_own_venv EXTRAS [MODULE...]  adds modules that are missing, where `python` is of a .venv that was made here
+#   choose_test_python                  the same, with everything that the tests need
+#   add_to_own_venv EXTRAS [MODULE...]  adds missing modules, if `python` belongs to a .venv that was created here
 #
-# The choice, in this order: the active environment; .venv; a python on the PATH that atlas is installed for. With none
-# of them, .venv is made, or completed where an earlier installation was interrupted.
+# The choice, in this order: the active environment; .venv; a python on the PATH that atlas is installed for. If there is
+# none of them, .venv is created, or completed if an earlier installation was interrupted.
 
-# What atlas imports, besides the standard library.
+# What atlas imports in addition to the standard library.
 atlas_modules="torch accelerate transformers yaml pydantic typer rich tensorboard h5py safetensors PIL av pyarrow huggingface_hub numpy"
 
 say() { printf '%s\n' "$*" >&2; }
 
-# has_modules PYTHON MODULE...: whether it finds them all, without the seconds that importing them takes; asked from
-# elsewhere, because the folder that the user is in may hold others of these names
+# has_modules PYTHON MODULE...: whether it finds them all, without spending seconds on importing them; run from elsewhere,
+# because the user's current folder may contain others of these names
 has_modules() {
     (cd / && PYTHONSAFEPATH=1 "$1" -c 'import importlib.util, sys
 sys.exit(any(importlib.util.find_spec(name) is None for name in sys.argv[1:]))' "${@:2}") >/dev/null 2>&1
 }
 
-# imports_atlas PYTHON: whether atlas is installed for it; asked from elsewhere, because this folder holds the source
+# imports_atlas PYTHON: whether atlas is installed for it; run from elsewhere, because this folder contains the source
 imports_atlas() {
     (cd / && env -u PYTHONPATH "$1" -c 'import atlas') >/dev/null 2>&1
 }
 
-# can_run PYTHON: whether atlas is installed for it, or all that it needs to run from this folder
+# can_run PYTHON: whether atlas is installed for it, or everything that it needs to run from this folder
 can_run() {
     # shellcheck disable=SC2086  # a list of words
     imports_atlas "$1" || has_modules "$1" $atlas_modules
@@ -34,11 +34,11 @@ choose_python() {
     local extras=$1 active
     shift
     venv=$here/.venv
-    # The state that an installation leaves: absent where the environment was made by hand.
+    # The state that an installation leaves; absent if the environment was made by hand.
     marker=$venv/.atlas-install
     active=$(command -v python || command -v python3 || true)
 
-    # So that the source of this folder is found from every folder, and by every process.
+    # Lets every process find this folder's source, whatever folder it runs in.
     export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 
     if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -n "$active" ] && can_run "$active" && has_modules "$active" "$@"; then
@@ -53,7 +53,7 @@ choose_python() {
     fi
 }
 
-# venv_works: whether .venv is complete, or made by hand, and its Python runs: what it is a link to may be gone
+# venv_works: whether .venv is complete, or made by hand, and its Python runs: the target of its link may be gone
 venv_works() {
     [ "$(installation_state)" != unfinished ] && [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' >/dev/null 2>&1
 }
@@ -72,7 +72,7 @@ installation_state() { cat "$marker" 2>/dev/null || echo by-hand; }
 
 # ---- one at a time -----------------------------------------------------------------------------------------
 
-# locked COMMAND...: runs it while no other script makes or completes this environment
+# locked COMMAND...: runs it while no other script creates or completes this environment
 locked() {
     local status=0 existed=false lock
     if [ -e "$venv" ]; then
@@ -96,15 +96,15 @@ locked() {
     return "$status"
 }
 
-# take_lock FILE: makes a file that says who has the lock, once there is none, or none of a process that lives
+# take_lock FILE: makes a file that says who has the lock, once there is none, or only that of a process that is gone
 take_lock() {
     local own holder said=false
     own="$(uname -n) $$"
     until (set -o noclobber && echo "$own" >"$1") 2>/dev/null; do
         holder=$(cat "$1" 2>/dev/null || true)
-        # Of a process of another machine nobody knows whether it lives.
+        # Whether a process of another machine is alive cannot be known.
         if [ "${holder% *}" = "${own% *}" ] && ! kill -0 "${holder##* }" 2>/dev/null; then
-            # One of those that wait takes it away, so that none takes away what a third has made meanwhile.
+            # One of the waiting scripts removes it, so that none removes one that a third has made meanwhile.
             if mkdir "$1.away" 2>/dev/null; then
                 [ "$(cat "$1" 2>/dev/null)" != "$holder" ] || rm -f "$1"
                 rmdir "$1.away"
@@ -117,9 +117,9 @@ take_lock() {
     done
 }
 
-# ---- making it ---------------------------------------------------------------------------------------------
+# ---- creating it -------------------------------------------------------------------------------------------
 
-# install_missing EXTRAS MODULE...: unless another script has done it meanwhile
+# install_missing EXTRAS MODULE...: unless another script has done so meanwhile
 install_missing() {
     has_modules "$venv/bin/python" "${@:2}" || install_into_venv "$1"
 }
@@ -148,7 +148,7 @@ make_venv() {
     fi
     made=$(new_enough_python) || return
     echo unfinished >"$marker"
-    # Also mends an environment whose making was interrupted.
+    # Also repairs an environment whose creation was interrupted.
     "$made" -m venv "$venv"
 }
 
