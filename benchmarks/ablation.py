@@ -2,9 +2,9 @@
 
     python benchmarks/ablation.py [--data data/cubes] [--episodes 100] [key=value ...]
 
-Both see through the same stem (keypoint tokens of each view) and train with the default job's settings; without blocks
-the tokens go on as they are. The last weights are evaluated, without a choice among checkpoints. Prints a table for
-docs/benchmarks.md.
+Both see through the same stem (keypoint tokens for each view) and train with the default job's settings; without blocks
+the tokens pass through unchanged. The last weights are evaluated, without choosing among checkpoints. Prints a table
+for docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from atlas.training.prepared_run import PreparedRun
 
 
 class NoBlock(nn.Module):
-    """In a block's place: tokens as they come."""
+    """Replaces a block: tokens pass through unchanged."""
 
     def forward(self, x: Tensor, by: object, views: int) -> Tensor:
         return x

@@ -1,7 +1,7 @@
 """How fast batches come: python benchmarks/data.py
 
-One dataset, as videos and as images, is read by Atlas, by LeRobot where it is installed, and by the bare decoder: the
-same frames in a random order, decoded and thrown away by as many processes. Each runs in a process of its own.
+One dataset, as videos and as images, is read by Atlas, by LeRobot if it is installed, and by the bare decoder: the same
+frames in a random order, decoded and thrown away by equally many processes. Each runs in a separate process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 EPISODES, FRAMES, SIZE = 100, 100, 256
 CHUNK, BATCH, WORKERS = 16, 32, 2
-WARM_UP = 40  # batches that are not counted, or those of as many seconds as count: files are opened and looked through
+WARM_UP = 40  # batches that are not counted (at most as many seconds as are measured): files are opened and examined
 
 
 def main() -> None:
@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=FRAMES)
     parser.add_argument("--size", type=int, default=SIZE, help="of the square images, in pixels")
     parser.add_argument("--codecs", nargs="+", default=["av1", "png"])
-    parser.add_argument("--seconds", type=float, default=10.0, help="that each is measured")
-    parser.add_argument("--rounds", type=int, default=3, help="all are measured in turn, so often")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured, in turn")
     parser.add_argument("--out", type=Path, help="a folder for the datasets; default: a temporary one")
     parser.add_argument("--measure", nargs=2, metavar=("WHAT", "DATASET"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -53,8 +53,8 @@ def main() -> None:
 def report(codec: str, dataset: Path, cache: Path, arguments: argparse.Namespace) -> None:
     """Measure everything in turn, and print a table.
 
-    Samples a second are the median of the rounds. Ratios are of what was measured in the same round, and then the
-    median: other work on the machine changes from round to round more than within one.
+    Samples per second are the median of the rounds. Ratios compare measurements from the same round, and are then the
+    median: other work on the machine changes more between rounds than within one.
     """
     names = [name for name in MEASURES if "LeRobot" not in name or importlib.util.find_spec("lerobot")]
     rates: dict[str, list[float]] = {name: [] for name in names}
@@ -76,12 +76,12 @@ def report(codec: str, dataset: Path, cache: Path, arguments: argparse.Namespace
 
 
 def read_all(dataset: Path) -> int:
-    """Read every file once, so that all find them in memory, whatever the disk does; returns their bytes."""
+    """Read every file once, so that all readers find them in memory, whatever the disk does; returns their bytes."""
     return sum(len(path.read_bytes()) for path in dataset.rglob("*") if path.is_file())
 
 
 def measure(what: str, dataset: Path, cache: Path, seconds: float) -> float:
-    """Samples a second, in a process of its own."""
+    """Samples per second, in a separate process."""
     command = [sys.executable, __file__, "--measure", what, str(dataset), "--seconds", str(seconds)]
     environment = os.environ | {"ATLAS_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -91,7 +91,7 @@ def measure(what: str, dataset: Path, cache: Path, seconds: float) -> float:
 
 
 def write(out: Path, codec: str, episodes: int, frames: int, size: int) -> Path:
-    """The dataset, written where it is not there yet."""
+    """The dataset, written unless it exists."""
     from made_up import MadeUp
 
     from atlas.data.convert import Conversion, convert
@@ -105,7 +105,7 @@ def write(out: Path, codec: str, episodes: int, frames: int, size: int) -> Path:
 
 
 def rate(batches: Iterable[Any], seconds: float, size: Callable[[Any], int]) -> float:
-    """Samples a second, after the warm-up. size: how many a batch has."""
+    """Samples per second, after the warm-up. size: the number in a batch."""
     begin, start, samples = time.perf_counter(), None, 0
     for number, batch in enumerate(batches):
         now = time.perf_counter()
@@ -168,7 +168,7 @@ def lerobot_without_chunk(path: Path, seconds: float) -> float:
 
 
 def bare_decoder(path: Path, seconds: float) -> float:
-    """As many processes as Atlas has workers, that decode random frames of both cameras and do nothing else."""
+    """As many processes as Atlas has workers, which only decode random frames of both cameras."""
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")
@@ -196,7 +196,7 @@ def _decode(path: Path, seconds: float, seed: int, results: Any) -> None:
 
 
 def _video_frame(path: Path) -> Callable[[int], object]:
-    """Decodes a frame of each camera, by the library that Atlas chooses, from files that stay open."""
+    """Decodes a frame of each camera, with the library that Atlas chooses, from files that stay open."""
     from atlas.data.video import chosen_decoder
 
     fps = json.loads((path / "meta/info.json").read_text())["fps"]
@@ -207,7 +207,7 @@ def _video_frame(path: Path) -> Callable[[int], object]:
 
 
 def _png_frame(path: Path) -> Callable[[int], object]:
-    """Decodes an image of each camera, by Pillow, out of a file that is held in memory."""
+    """Decodes an image of each camera, with Pillow, from a file held in memory."""
     import io
 
     import pyarrow.parquet as pq

@@ -1,7 +1,7 @@
 """How long it takes to open a dataset of many episodes, and how much memory: python benchmarks/data_opening.py
 
-The dataset is synthetic and in LeRobot's layouts: metadata as LeRobot writes it, with its statistics of each episode;
-data files and videos of which only the names are there, since opening reads none of them.
+The dataset is synthetic and in LeRobot's layouts: metadata as LeRobot writes it, with its statistics per episode; of
+data files and videos only the names exist, since opening reads none of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 CAMERAS = ("observation.images.image", "observation.images.image2")
-FRAMES = 100  # an episode
+FRAMES = 100  # per episode
 EPISODES_A_FILE = 1000
 STATISTICS = ("min", "max", "mean", "std", "q01", "q10", "q50", "q90", "q99")
 VECTORS = {"observation.state": 8, "action": 7}
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def measure(root: Path, cache: Path) -> str:
-    """Open the dataset in a process of its own."""
+    """Open the dataset in a separate process."""
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"

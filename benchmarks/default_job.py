@@ -1,10 +1,10 @@
-"""The default job from nothing: how long it takes, and how well its policy does on episodes nobody has seen.
+"""The default job from scratch: how long it takes, and how well its policy does on episodes nobody has seen.
 
     python benchmarks/default_job.py [--vision vggt] [--episodes 100] [--seeds 1] [--out DIR] [key=value ...]
 
-Runs `atlas train` (with the demonstrations recorded again), then `atlas eval` three times: as it is, with the
+Runs `atlas train` (with the demonstrations recorded again), then `atlas eval` three times: normally, with the
 instructions exchanged, and blind. With more seeds it trains again with each, on the same demonstrations, and evaluates
-that as it is. Prints a table for docs/benchmarks.md.
+each result normally. Prints a table for docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vision", default=None, help="another vision encoder than the default config's")
     parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--seeds", type=int, default=1, help="trainings, each with a seed of its own")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings, each with its own seed")
     parser.add_argument("--out", type=Path, default=None, help="where to work (default: a temporary folder)")
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
@@ -60,14 +60,14 @@ ATLAS = [sys.executable, "-m", "atlas.cli"]
 
 
 def evaluate(out: Path, seed: int, episodes: int, flags: list[str]) -> dict[str, Any]:
-    """What `atlas eval` says of a training's best checkpoint."""
+    """The report of `atlas eval` on a training's best checkpoint."""
     command = [*ATLAS, "eval", "--checkpoint", f"outputs/seed_{seed}", "--env", "cubes", "--json", *flags]
     found: dict[str, Any] = json.loads(run([*command, "--episodes", str(episodes)], cwd=out, capture=True))
     return found
 
 
 def run(command: list[str], cwd: Path, capture: bool = False) -> str:
-    """Run a command with this checkout's atlas, its progress shown; returns what it printed when asked."""
+    """Run a command with this checkout's atlas and show its progress; with `capture`, returns what it printed."""
     root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
@@ -82,7 +82,7 @@ def run(command: list[str], cwd: Path, capture: bool = False) -> str:
 
 
 def tried(name: str, policy: Any, execute: int, episodes: int) -> str:
-    """The row of a policy that is at hand: episodes of the default world that nothing has used before."""
+    """The row of a policy in memory: episodes of the default world that nothing has used before."""
     from atlas.rollout.chunk_executor import ChunkExecutor
     from atlas.rollout.episode_plan import plan_episodes
     from atlas.rollout.evaluation import Evaluator

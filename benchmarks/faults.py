@@ -1,16 +1,16 @@
-"""Whether a training survives being killed at any moment: random strikes at short ones, which then go on to their end.
+"""Whether a training survives being killed at any moment: random strikes at short trainings, which are then resumed.
 
     python benchmarks/faults.py [--runs 100] [--through-train-sh 20] [--seed 0]
 
 The seed draws who is struck, with which signal and when: while it starts, at some step, or in the middle of a save.
-Every training saves each third step, in the background. After a strike nothing of the training may be left running, and
-every checkpoint has to be whole; then it goes on with `--resume auto` (some are struck once more), and what it ends
-with is compared with a training that nothing happened to: weights, averaged weights, optimizer and random numbers bit
-for bit, and the loss of every step. Most trainings fork from a process that has imported everything; the others go
-through `./train.sh`, half of them with two ranks.
+Every training saves each third step, in the background. After a strike no process of the training may be left, and
+every checkpoint has to be complete; then it resumes with `--resume auto` (some are struck once more), and its result is
+compared with that of an undisturbed training: weights, averaged weights, optimizer and random numbers bit for bit, and
+the loss of every step. Most trainings fork from a process that has imported everything; the others go through
+`./train.sh`, half of them with two ranks.
 
 Prints a table by kind of strike for docs/benchmarks.md and, last, the number of trainings in which something was
-broken; the exit code is 1 when there is one, and its folder stays. Linux only: processes are found through /proc.
+broken; the exit code is 1 if there is one, and its folder stays. Linux only: processes are found through /proc.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from atlas.runs import read_scalars
 from atlas.runs.run_directory import RESULTS
 
 STEPS, SAVE_INTERVAL = 40, 3
-HANG_SECONDS = 40.0  # distributed.timeout_minutes where one rank is to be stopped; the start may take half of it
+HANG_SECONDS = 40.0  # distributed.timeout_minutes if one rank is to be stopped; the start may take half of it
 MEDIA = ("gradient_logger", "plot_logger", "action_logger", "vis_dataset")
 OPTIONS = [
     f"checkpoint.save_interval={SAVE_INTERVAL}",
@@ -55,16 +55,16 @@ OPTIONS = [
     "model.fusion.dropout=0.1",  # so that random numbers matter
     *(f"logging.media.{kind}.interval=0" for kind in MEDIA),
 ]
-MEETING_SECONDS = 60.0  # and so much longer ranks wait for each other before they have met
-DOWN_BOUND = 30.0  # from the strike until nothing is left
+MEETING_SECONDS = 60.0  # ranks wait this much longer for each other before they have met
+DOWN_BOUND = 30.0  # from the strike until no process is left
 STOPPED_SECONDS = 3.0  # then a training whose processes are all stopped, and cannot end themselves, is killed
-PATIENCE = 300.0  # for a training to come to its strike, or to its end
+PATIENCE = 300.0  # for a training to reach its strike, or its end
 COMPARED = ("policy/model.safetensors", "trainer/weights.safetensors")
 CURVES = ("train/loss", "val/loss")
 AGAIN, WHILE_STARTING, IN_A_SAVE = 0.3, 0.15, 0.4  # shares of the trainings, and of the strikes
 POLL = 0.002
 
-running: list[Training] = []  # those that were started
+running: list[Training] = []  # the trainings that were started
 over = threading.Event()  # no more are to be started
 
 
@@ -73,7 +73,7 @@ over = threading.Event()  # no more are to be started
 
 @dataclass(frozen=True)
 class Kind:
-    """Which signal, and who gets it: the only process, one rank of two, both ranks, or their launcher."""
+    """Which signal, and who gets it: the only process, one of two ranks, both ranks, or their launcher."""
 
     signal: signal.Signals
     target: str
@@ -83,7 +83,7 @@ class Kind:
 
     @property
     def stops_all(self) -> bool:
-        """Whether nobody is left who could end it."""
+        """Whether no process is left that could end it."""
         return self.signal == signal.SIGSTOP and self.target != "one rank"
 
     @property
@@ -92,7 +92,7 @@ class Kind:
         return self.signal == signal.SIGSTOP and not self.stops_all
 
     def bound(self, started: bool) -> float:
-        """Seconds until nothing is left; started: whether the training had done a step."""
+        """Seconds until no process is left; started: whether the training had done a step."""
         hang = HANG_SECONDS + (0.0 if started else MEETING_SECONDS)
         return DOWN_BOUND + (hang if self.hangs else 0.0)
 
@@ -110,8 +110,8 @@ class Moment:
     """When a strike happens.
 
     share: of the steps that are left then; below zero: while the training starts, -1 being its first moment. pause: the
-    share of a step that it waits then. saved: in the first save that follows, as soon as this share of its files is
-    there; None: at once.
+    share of a step to wait then. saved: in the first save that follows, as soon as this share of its files exists;
+    None: at once.
     """
 
     share: float
@@ -125,9 +125,9 @@ class Fault:
 
     number: int
     kind: Kind
-    rank: int  # which one, where it is one of two
+    rank: int  # which one, if it is one of two
     moments: tuple[Moment, ...]
-    ranks: int  # 0: forked; else that many, through ./train.sh
+    ranks: int  # 0: forked; otherwise this many, through ./train.sh
 
     def __str__(self) -> str:
         how = f"./train.sh, {self.ranks} rank{'s' if self.ranks > 1 else ''}" if self.ranks else "forked"
@@ -157,7 +157,7 @@ def _draw_moment(chance: random.Random) -> Moment:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A training that nothing happens to."""
+    """An undisturbed training."""
 
     run_dir: Path
     start: float  # seconds to its first step
@@ -166,7 +166,7 @@ class Undisturbed:
 
 
 def strike(fault: Fault, moment: Moment, training: Training, undisturbed: Undisturbed) -> bool:
-    """Send the signal at its moment; False where the training had ended before, or never came there."""
+    """Send the signal at its moment; False if the training had ended before, or never reached it."""
     begun_at = newest(training.run_dir) or 0
     due = begun_at + moment.share * (STEPS - begun_at)
     if moment.share < 0:
@@ -188,7 +188,7 @@ def strike(fault: Fault, moment: Moment, training: Training, undisturbed: Undist
 
 
 def _wait(training: Training, condition: Callable[[], bool]) -> bool:
-    """Whether it came while the training ran."""
+    """Whether the condition became true while the training ran."""
     while not condition():
         if training.ended or time.time() > training.begin + PATIENCE:
             return False
@@ -197,7 +197,7 @@ def _wait(training: Training, condition: Callable[[], bool]) -> bool:
 
 
 def targets(fault: Fault, training: Training) -> list[int]:
-    """The processes to strike; none where ranks are meant that are not there yet."""
+    """The processes to strike; none if the ranks do not exist yet."""
     if fault.kind.target in ("the process", "the launcher"):
         return [training.process]
     ranks = {}
@@ -222,10 +222,10 @@ def newest(run_dir: Path) -> int | None:
 
 
 def half_written(training: Training) -> int | None:
-    """How many files there are of the save that is going on; None where there is none."""
+    """The number of files written by the save in progress; None if there is none."""
     for folder in (training.run_dir / "checkpoints").glob(".step_*.partial"):
         with suppress(FileNotFoundError):  # it has ended meanwhile
-            if folder.stat().st_mtime >= training.begin:  # else it is from before an earlier strike
+            if folder.stat().st_mtime >= training.begin:  # otherwise it is from before an earlier strike
                 return sum(len(names) for _, _, names in os.walk(folder))
     return None
 
@@ -244,7 +244,7 @@ def damage(run_dir: Path) -> list[str]:
 
 
 def differences(run_dir: Path, undisturbed: Path) -> list[str]:
-    """What a finished training has other than the one that nothing happened to."""
+    """How a finished training differs from the undisturbed one."""
     mine, other = (folder / "checkpoints" / "latest" for folder in (run_dir, undisturbed))
     if mine.resolve().name != other.resolve().name:
         return [f"latest is {mine.resolve().name}"]
@@ -260,8 +260,8 @@ def differences(run_dir: Path, undisturbed: Path) -> list[str]:
 
 
 def _parts(checkpoint: Path) -> dict[str, Any]:
-    """What of a checkpoint training depends on. Learning rates are set before each step; nothing draws from the
-    generators of Python and numpy."""
+    """The parts of a checkpoint that training depends on. Learning rates are set before each step; nothing draws from
+    Python's and numpy's generators."""
     moments = load_optimizer_state(checkpoint)["state"]
     parts: dict[str, Any] = {name: (checkpoint / name).read_bytes() for name in COMPARED}
     parts["the optimizer"] = [value.numpy().tobytes() for each in moments.values() for value in each.values()]
@@ -276,13 +276,13 @@ def _parts(checkpoint: Path) -> dict[str, Any]:
 
 @dataclass
 class Outcome:
-    """What became of one training. `broken` is what must not be."""
+    """The result of one training. `broken` lists what must not happen."""
 
     fault: Fault
     strikes: int = 0
     in_a_save: int = 0  # strikes while a checkpoint was half written
-    unsaved: int = 0  # and those before the first checkpoint
-    down: float = 0.0  # the longest time until nothing was left, in seconds
+    unsaved: int = 0  # strikes before the first checkpoint
+    down: float = 0.0  # the longest time until no process was left, in seconds
     lost: list[str] = field(default_factory=list)
     differing: list[str] | None = None  # None: it did not finish
     wrong: list[str] = field(default_factory=list)
@@ -293,7 +293,7 @@ class Outcome:
 
 
 def run_one(fault: Fault, folder: Path, data: Path, undisturbed: Undisturbed, preloaded: Preloaded) -> Outcome:
-    """One training with its strikes; nothing of it is left running. Its folder stays when something is broken."""
+    """One training with its strikes; none of its processes is left. Its folder stays if something is broken."""
     mine = folder / f"run{fault.number:03d}"
     outcome = Outcome(fault)
     for moment in (*fault.moments, None):
@@ -316,7 +316,7 @@ def run_one(fault: Fault, folder: Path, data: Path, undisturbed: Undisturbed, pr
             training.wait(PATIENCE)
         if outcome.broken:
             break
-    if not outcome.strikes and not outcome.broken:  # it was over sooner than was thought
+    if not outcome.strikes and not outcome.broken:  # it was over sooner than expected
         shutil.rmtree(mine)
         earlier = tuple(replace(moment, share=0.7 * moment.share) for moment in fault.moments)
         return run_one(replace(fault, moments=earlier), folder, data, undisturbed, preloaded)
@@ -326,7 +326,7 @@ def run_one(fault: Fault, folder: Path, data: Path, undisturbed: Undisturbed, pr
 
 
 def start(folder: Path, ranks: int, data: Path, preloaded: Preloaded, hangs: bool = False) -> Training:
-    """Begin a training, or go on with the one in this folder. hangs: a rank of it is to be stopped."""
+    """Begin a training, or resume the one in this folder. hangs: a rank of it will be stopped."""
     options = ["--resume", "auto", *OPTIONS, *([f"distributed.timeout_minutes={HANG_SECONDS / 60}"] if hangs else [])]
     training = Training(folder, STEPS, ranks, wandb=False, options=options)
     temporary = folder / "tmp"  # a launcher that is killed leaves something there
@@ -339,7 +339,7 @@ def start(folder: Path, ranks: int, data: Path, preloaded: Preloaded, hangs: boo
 
 
 def go_down(training: Training, outcome: Outcome) -> None:
-    """Wait until nothing of a struck training is left, and note how long that took."""
+    """Wait until no process of a struck training is left, and note how long that took."""
     kind, begin = outcome.fault.kind, time.monotonic()
     bound, saved = kind.bound(training.done_steps() > 0), newest(training.run_dir) or 0
     if kind.stops_all:
@@ -396,7 +396,7 @@ def run_undisturbed(ranks: int, folder: Path, data: Path, preloaded: Preloaded) 
 
 
 def stop(number: int, _: FrameType | None) -> None:
-    """A signal to this script: in good order, so that nothing is left running."""
+    """On a signal to this script, exit properly, so that nothing is left running."""
     over.set()
     for training in running:
         training.kill()
@@ -407,7 +407,7 @@ def stop(number: int, _: FrameType | None) -> None:
 
 
 def run_all(faults: Sequence[Fault], data: Path, folder: Path, parallel: int) -> list[Outcome]:
-    """Every fault in a training of its own, so many at a time."""
+    """Every fault in a separate training, `parallel` at a time."""
     with several_preloaded(parallel) as preloaded:
         wanted = sorted({fault.ranks for fault in faults})
         made = side_by_side(lambda ranks, mine: run_undisturbed(ranks, folder, data, mine), wanted, preloaded)
@@ -454,7 +454,7 @@ def print_table(outcomes: Sequence[Outcome]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--through-train-sh", type=int, default=20, metavar="N", help="so many of them")
+    parser.add_argument("--through-train-sh", type=int, default=20, metavar="N", help="how many of them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, help="recorded demonstrations of 32 pixels (default: made)")
     parser.add_argument("--parallel", type=int, default=2, help="trainings at a time")
@@ -468,7 +468,7 @@ def main() -> int:
         data = arguments.data.resolve() if arguments.data else record_data(folder)
         outcomes = run_all(faults, data, folder, arguments.parallel)
     finally:
-        if over.is_set() or not any(folder.glob("run*")):  # of those in which something is broken
+        if over.is_set() or not any(folder.glob("run*")):  # folders stay in which something is broken
             shutil.rmtree(folder)
     broken = sum(bool(outcome.broken) for outcome in outcomes)
     print(f"{describe()}\n")

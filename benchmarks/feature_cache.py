@@ -1,11 +1,11 @@
-"""Training from a cache of a frozen backbone's features, beside training from images: samples a second, in one run.
+"""Training from a cache of a frozen backbone's features compared with training from images: samples per second.
 
     python benchmarks/feature_cache.py [--width 384] [--depth 12] [--size 224] [--frames 96] [--batch 16]
     python benchmarks/feature_cache.py --width 1024 --depth 24                        (VGGT-1B's sizes)
 
-A VGGT of the given width (heads of 64) and depth with random weights, written as a checkpoint; made-up LIBERO files of
-two cameras. The cache is filled once, then two Trainers of the same config take turns: one reads images, one features.
-Prints a table for docs/benchmarks.md.
+Uses a VGGT of the given width (heads of 64) and depth with random weights, written as a checkpoint, and made-up LIBERO
+files with two cameras. The cache is filled once, then two Trainers with the same config take turns: one reads images,
+one features. Prints a table for docs/benchmarks.md.
 """
 
 from __future__ import annotations

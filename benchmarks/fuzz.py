@@ -1,12 +1,12 @@
-"""Whether a damaged or malicious file can do more than be refused: files of every format, changed at random and read.
+"""Whether a damaged or malicious file is always refused: files of every format, changed at random and read.
 
     python benchmarks/fuzz.py [--mutations 20000] [--seed 0] [--only NUMBER] [--subjects WORD ...]
 
 Each mutation changes one file of a small example (bits, cuts, insertions, deletions, pieces of other files, extreme
-numbers, words of a text), and the product's own code opens and reads it, in a process of its own that may take 5 s of
-processor time and 2 GiB beyond what it began with. It should go well or end with an InputError. Prints a table by
-format and the other endings, each with the number that repeats it (`--only`, with the same seed); the exit code is 1
-where there is one. Linux only.
+numbers, words of a text), and the product's own code opens and reads it, in a separate process that may take 5 s of
+processor time and 2 GiB beyond what it began with. It should succeed or end with an InputError. Prints a table by
+format and the other endings, each with the number that repeats it (`--only`, with the same seed); the exit code is 1 if
+there is one. Linux only.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from fuzz_subjects import ROOT, SUBJECTS, Subject
 from atlas.errors import InputError
 from atlas.system import manifest
 
-SECONDS = 5  # of processor time, for one mutation
-PATIENCE = 120.0  # of the clock, where something else keeps the processors busy
+SECONDS = 5  # of processor time, per mutation
+PATIENCE = 120.0  # of wall-clock time, if something else keeps the processors busy
 MEMORY = 2 * 2**30
-LIFE = 500  # mutations after which a worker is replaced: what leaks, leaks no further
+LIFE = 500  # mutations after which a worker is replaced, so that leaks do not grow
 KINDS = ("ok", "InputError", "traceback", "hang", "memory", "crash")
 _OF_MEMORY = ("can't allocate", "bad_alloc", "out of memory", "Unable to allocate", "malloc of size", "realloc of size")
 
 
 @dataclass(frozen=True)
 class Ending:
-    """Of one mutation. where: the innermost place in the product, or the signal."""
+    """The ending of one mutation. where: the innermost place in the product, or the signal."""
 
     number: int
     subject: str
@@ -62,13 +62,13 @@ class Examples:
     root: Path
     subjects: Sequence[Subject]
     seed: int
-    files: list[list[Path]] = field(default_factory=list)  # of each subject, relative
+    files: list[list[Path]] = field(default_factory=list)  # per subject, relative
 
     def folder(self, place: int) -> Path:
         return self.root / f"example_{place:02d}"
 
     def make(self) -> None:
-        """In a process that ends: the workers are copies of this one, and must not miss threads that it had."""
+        """Runs in a process that ends: the workers are copies of this one, and must not miss threads that it had."""
         for place, subject in enumerate(self.subjects):
             child = os.fork()
             if child == 0:
@@ -77,7 +77,7 @@ class Examples:
                 try:
                     self.folder(place).mkdir()
                     subject.make(self.folder(place))
-                    for way in range(6):  # as it is, it must be read
+                    for way in range(6):  # unchanged, it must be readable
                         copy = shutil.copytree(self.folder(place), self.root / f"whole_{way}", symlinks=True)
                         subject.read(copy, random.Random(way))
                         shutil.rmtree(copy)
@@ -91,17 +91,17 @@ class Examples:
             self.files.append([path.relative_to(self.folder(place)) for path in found])
 
     def change(self, number: int, scratch: Path) -> tuple[Subject, random.Random, str]:
-        """Put the changed example of a number into an empty folder; the file that was changed."""
+        """Put the changed example of a number into an empty folder; returns the changed file."""
         place = number % len(self.subjects)
         rng = random.Random(f"{self.seed} {number}")
         shutil.copytree(self.folder(place), scratch, copy_function=os.link, symlinks=True)
-        # A kind of file as often as another, however many there are of it.
+        # Every kind of file equally often, however many files of it there are.
         files = self.files[place]
         kind = rng.choice(sorted({file.suffix for file in files}))
         chosen = rng.choice([file for file in files if file.suffix == kind])
         others = [(self.folder(place) / file).read_bytes() for file in rng.sample(files, min(2, len(files)))]
         content = (scratch / chosen).read_bytes()
-        (scratch / chosen).unlink()  # it is another name of the example's
+        (scratch / chosen).unlink()  # it is a hard link to the example's
         (scratch / chosen).write_bytes(mutate(content, others, rng))
         subject = self.subjects[place]
         if subject.seal is not None:
@@ -113,7 +113,7 @@ class Examples:
 
 
 def _quiet(errors: Path) -> None:
-    """What the libraries say of each damaged file is not to be read by anybody."""
+    """Nobody needs to read what the libraries say about each damaged file."""
     stream = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(stream, 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -122,7 +122,7 @@ def _quiet(errors: Path) -> None:
 
 
 def work(examples: Examples, numbers: Sequence[int], scratch: Path, to: int) -> None:
-    """Read the changed examples, one after the other, and tell of each its number before, and its ending after."""
+    """Read the changed examples one after the other; report each one's number before, and its ending after."""
     stack = scratch.with_suffix(".stack").open("w")
     _quiet(scratch.with_suffix(".errors"))
     faulthandler.enable(stack)
@@ -168,7 +168,7 @@ def _relative(file: str) -> str:
 
 @dataclass
 class Worker:
-    """A copy of this process that reads; another takes its place when it dies."""
+    """A copy of this process that reads; a new one replaces it when it dies."""
 
     examples: Examples
     scratch: Path
@@ -176,7 +176,7 @@ class Worker:
     process: int = 0
     pipe: int = -1
     text: str = ""
-    now: int | None = None  # the number that it works on
+    now: int | None = None  # the number it is working on
     since: float = 0.0
 
     def start(self) -> None:
@@ -193,7 +193,7 @@ class Worker:
         self.text, self.now, self.since = "", None, time.monotonic()
 
     def take(self) -> Iterator[Ending]:
-        """What it has told, or its end: then it is started again where there is more to do."""
+        """What it has reported, or its end; then it is started again if there is more to do."""
         told = os.read(self.pipe, 65536).decode()
         *lines, self.text = (self.text + told).split("\n")
         for line in lines:
@@ -227,7 +227,7 @@ class Worker:
 
 
 def run_all(examples: Examples, numbers: Sequence[int], workers: int) -> list[Ending]:
-    """The endings of so many mutations, of several workers."""
+    """The endings of these mutations, from several workers."""
     crew = [Worker(examples, examples.root / f"scratch_{i}", list(numbers[i::workers])) for i in range(workers)]
     endings: list[Ending] = []
     with selectors.DefaultSelector() as selector:
@@ -284,7 +284,7 @@ def offenders(endings: Sequence[Ending]) -> list[str]:
 
 
 def repeat(examples: Examples, number: int) -> int:
-    """One mutation in this process, as it is, with its traceback; the changed files stay."""
+    """One mutation in this process, with its traceback; the changed files stay."""
     scratch = examples.root / "repeated"
     os.environ["ATLAS_CACHE_DIR"] = str(scratch / "atlas-cache")
     subject, rng, file = examples.change(number, scratch)
@@ -302,7 +302,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, metavar="NUMBER", help="repeat one, with its traceback")
     parser.add_argument(
-        "--subjects", nargs="*", default=[], metavar="WORD", help="formats whose names hold one of them"
+        "--subjects", nargs="*", default=[], metavar="WORD", help="formats whose names contain one of these"
     )
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
@@ -310,7 +310,7 @@ def main() -> int:
     begin = time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="atlas-fuzz-"))
     try:
-        with mock.patch.object(manifest, "sync_tree"):  # nothing here is to outlive a power cut
+        with mock.patch.object(manifest, "sync_tree"):  # nothing here has to survive a power cut
             examples = Examples(root, wanted, arguments.seed)
             examples.make()
             if arguments.only is not None:

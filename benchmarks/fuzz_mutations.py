@@ -1,4 +1,4 @@
-"""Changes to the bytes of a file, as damage and malice make them: each a pure function of a random generator."""
+"""Changes to the bytes of a file, as damage and malice make them: each is a pure function of a random generator."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import struct
 from collections.abc import Sequence
 
-# What a number or a word of a text is replaced by.
+# Replacements for a number or a word of a text.
 _NUMBERS = (
     "0 -1 1 255 65536 2147483648 -9223372036854775808 9223372036854775807 18446744073709551616 1e308 1e999 NaN -0.0"
 )
@@ -45,7 +45,7 @@ def _is_text(content: bytes) -> bool:
 
 
 def _place(content: bytes, rng: random.Random) -> int:
-    """Anywhere; of a long file as often near its ends, where most formats say what they hold."""
+    """Anywhere; in a long file often near its ends, where most formats describe their contents."""
     size = len(content)
     if size > 2000 and rng.random() < 0.6:
         return rng.choice((rng.randrange(1000), size - 1 - rng.randrange(1000)))
@@ -87,7 +87,7 @@ def _integer(content: bytes, _: Sequence[bytes], rng: random.Random) -> bytes:
 
 
 def _token(content: bytes, _: Sequence[bytes], rng: random.Random) -> bytes:
-    """A number or a word of a text becomes another, extreme or from elsewhere in it."""
+    """Replace a number or a word of a text with another, extreme or from elsewhere in the text."""
     tokens = list(_TOKEN.finditer(content))
     if not tokens:
         return content
@@ -116,7 +116,7 @@ def _header_length(content: bytes) -> int:
 
 
 def _header(content: bytes, _: Sequence[bytes], rng: random.Random) -> bytes:
-    """Another header, of the length that the file then says."""
+    """Another header, of the length that the file then states."""
     end = 8 + _header_length(content)
     header = _token(content[8:end], (), rng)
     return struct.pack("<Q", len(header)) + header + content[end:]

@@ -55,8 +55,8 @@ SMALL = [
 
 @dataclass(frozen=True)
 class Subject:
-    """make: writes the example into a folder. read: reads all of it, with the product's own code, after a file of it
-    was changed; `chance` may choose among ways to read. seal: makes what the change shows in right again."""
+    """make: writes the example into a folder. read: reads all of it, with the product's code, after one of its files
+    was changed; `chance` may choose among ways to read. seal: corrects the hashes that would reveal the change."""
 
     name: str
     make: Callable[[Path], Any]

@@ -1,13 +1,13 @@
-"""Whether training is right and quick on this machine's GPUs, from 1 to 8 of them, within ten minutes.
+"""Whether training is correct and fast on this machine's GPUs, from 1 to 8 of them, within ten minutes.
 
     python benchmarks/gpu_check.py [--out gpu_check] [--minutes 10] [--quick] [--only numbers,speed] [--data data/cubes]
 
-Each phase writes OUT/results.json when it is over, so that whatever happens later, what was found stays; OUT/results.md
-is the same as a table. A phase that needs more GPUs than there are is skipped by name, as is what there is no time for.
-Without a GPU the phases that mean something on CPUs run there, and the others say why not. `--quick`: the smallest
-sizes, and no simulator. The exit code is 1 where a phase failed.
+Each phase writes OUT/results.json when it is over, so that its findings stay whatever happens later; OUT/results.md is
+the same as a table. A phase that needs more GPUs than there are is skipped by name, as is one there is no time for.
+Without a GPU the phases that make sense on CPUs run there, and the others say why not. `--quick`: the smallest sizes,
+and no simulator. The exit code is 1 if a phase failed.
 
-Phases that compute run in processes of their own: this one opens no GPU.
+Phases that compute run in separate processes: this one opens no GPU.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="gpu_check", type=Path)
     parser.add_argument("--minutes", default=10.0, type=float)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", help="phases by their names")
+    parser.add_argument("--only", help="phases by name")
     parser.add_argument("--data", help="recorded demonstrations; the default: some are recorded")
     parser.add_argument("--vggt", help="published weights for the phases with a VGGT; the default: a small made-up one")
-    parser.add_argument("--phase", help=argparse.SUPPRESS)  # in a process of its own: a phase, its job on stdin
+    parser.add_argument("--phase", help=argparse.SUPPRESS)  # in a separate process: a phase, with its job on stdin
     given = parser.parse_args(arguments)
     if given.phase:
         print(json.dumps(attempt(PHASES[given.phase], Job(**json.load(sys.stdin)))))
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def count_gpus() -> int:
-    """The GPUs that torch can use, asked in another process."""
+    """The GPUs that torch can use, found in another process."""
     script = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
     if not any(Path("/dev").glob("nvidia[0-9]*")):
         return 0
@@ -72,7 +72,7 @@ def count_gpus() -> int:
 
 
 def look(name: str, phase: Phase, job: Job, seconds_left: float) -> dict:  # type: ignore[type-arg]
-    """What a phase finds, or why it is skipped."""
+    """A phase's findings, or why it is skipped."""
     if job.gpus < phase.gpus:
         return skipped(f"needs {phase.gpus} GPU{'s' * (phase.gpus > 1)}, and {job.gpus} were found")
     if job.quick and phase.slow:
@@ -102,7 +102,7 @@ def in_own_process(name: str, job: Job, seconds: float) -> dict:  # type: ignore
         return {"result": "failed", "why": f"exit code {child.returncode}: {wrong.strip()[-2000:]}"}
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)  # what it may have left, too
+            os.killpg(child.pid, signal.SIGKILL)  # including what it may have left
         child.wait()
 
 
@@ -121,13 +121,13 @@ def skipped(why: str) -> dict[str, str]:
 
 
 def line_of(phase: dict) -> str:  # type: ignore[type-arg]
-    """A phase's outcome in a line."""
+    """A phase's outcome in one line."""
     what = phase.get("why") or "; ".join(f"{key}: {value}" for key, value in phase["found"].items())
     return f"{phase['result']}: {' '.join(str(what).split())}"
 
 
 def table(found: dict) -> str:  # type: ignore[type-arg]
-    """As Markdown."""
+    """The results as Markdown."""
     rows = [
         f"{found['machine']}; {found['gpus']} GPUs",
         "",

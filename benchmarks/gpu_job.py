@@ -1,4 +1,4 @@
-"""What the phases of gpu_check.py train: the smallest trainings that have everything in them."""
+"""What the phases of gpu_check.py train: the smallest trainings that use every feature."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Job:
 
 
 def overrides_of(job: Job, run_name: str | None = None) -> list[str]:
-    """Of every training."""
+    """Overrides for every training."""
     return [
         f"data.path={job.data}",
         f"output_dir={job.folder / 'runs'}",
@@ -62,7 +62,7 @@ def vggt_of(job: Job, *more: str) -> list[str]:
 
 
 def policies(job: Job) -> dict[str, list[str]]:
-    """Those whose numbers are compared; the first is the default one."""
+    """The policies whose numbers are compared; the first is the default one."""
     flow = "model.head={name: flow_matching, dim: 32, layers: 1, heads: 2}"
     if job.quick:
         return {"default": []}

@@ -1,4 +1,4 @@
-"""What gpu_check.py looks at, phase by phase; and the phases that compare numbers, in one process."""
+"""What gpu_check.py checks, phase by phase; and the phases that compare numbers, in one process."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from atlas.training.parallel.block_setup import set_tf32, set_up_blocks
 from atlas.training.perf.cost import example_batch
 from atlas.training.prepared_run import PreparedRun
 
-# Of gradients, relative: float32 on another device, where a frozen backbone's tokens may be rounded to the other side,
-# and bfloat16.
+# Relative differences of gradients: for float32 on another device, where a frozen backbone's tokens may be rounded the
+# other way, and for bfloat16.
 EXACT, ROUNDED = 5e-3, 0.05
 
 
 @dataclass(frozen=True)
 class Phase:
-    """run: gives what it has found, by names, and raises AssertionError with what is wrong. gpus: that it takes at the
-    least. seconds: that it may take. slow: not for --quick."""
+    """run: returns its findings by name, and raises AssertionError that says what is wrong. gpus: the least it needs.
+    seconds: the most it may take. slow: not for --quick."""
 
     run: Callable[[Job], dict[str, Any]]
     gpus: int = 0
@@ -43,7 +43,7 @@ class Phase:
 
 
 def record(out: Path, quick: bool) -> str:
-    """Demonstrations to train on, unless they are there."""
+    """Demonstrations to train on, recorded unless they exist."""
     record_episodes(RecordSettings(episodes=8 if quick else 24, image_size=64), out / "cubes")
     return str(out / "cubes")
 
@@ -52,7 +52,7 @@ def record(out: Path, quick: bool) -> str:
 
 
 def driver(job: Job) -> dict[str, Any]:
-    """What the driver says of its GPUs, and torch."""
+    """What the driver and torch say about the GPUs."""
     seen = read_gpus()
     assert seen.error is None, seen.error
     assert not job.gpus or torch.version.cuda is not None, "the driver has GPUs, and torch is built for CPUs"
@@ -65,7 +65,7 @@ def driver(job: Job) -> dict[str, Any]:
 
 
 def topology(job: Job) -> dict[str, Any]:
-    """How the GPUs are linked, as nvidia-smi has it."""
+    """How the GPUs are linked, according to nvidia-smi."""
     program = shutil.which("nvidia-smi")
     assert program is not None, "there is no nvidia-smi"
     done = subprocess.run([program, "topo", "-m"], capture_output=True, text=True, timeout=30, check=False)
@@ -75,7 +75,7 @@ def topology(job: Job) -> dict[str, Any]:
 
 
 def egl(job: Job) -> dict[str, Any]:
-    """EGL's devices, and which of them each GPU is."""
+    """EGL's devices, and which of them is which GPU."""
     addresses = egl_addresses()
     found: dict[str, Any] = {"devices": addresses}
     for number in range(job.gpus):
@@ -91,7 +91,7 @@ def egl(job: Job) -> dict[str, Any]:
 
 
 def numbers(job: Job) -> dict[str, Any]:
-    """Losses and gradients of each policy on a GPU against a CPU's: float32, and bfloat16 as it is trained with."""
+    """Losses and gradients of each policy on a GPU compared with a CPU: in float32, and in bfloat16 as trained."""
     found: dict[str, Any] = {}
     set_tf32(False)
     for name, config, policy, data in made(job):
@@ -106,7 +106,7 @@ def numbers(job: Job) -> dict[str, Any]:
 
 
 def recomputing(job: Job) -> dict[str, Any]:
-    """Activations that are computed twice give the same loss and gradients bit for bit."""
+    """Recomputed activations give the same loss and gradients bit for bit."""
     found: dict[str, Any] = {}
     for name, config, policy, data in made(job):
         plain = look(policy, data, config, job.device, low=False)
@@ -118,7 +118,7 @@ def recomputing(job: Job) -> dict[str, Any]:
 
 
 def compiling(job: Job) -> dict[str, Any]:
-    """Compiled blocks give the same to rounding."""
+    """Compiled blocks give the same up to rounding."""
     name, config, policy, data = next(made(job))
     plain = look(policy, data, config, job.device, low=False)
     set_up_blocks(policy, recompute=False, compiled=True)
@@ -128,7 +128,7 @@ def compiling(job: Job) -> dict[str, Any]:
 
 
 def made(job: Job) -> Iterator[tuple[str, Config, ModularPolicy, TrainingData]]:
-    """Each policy, with the data in its sizes. On the CPU."""
+    """Each policy, with data in its sizes. On the CPU."""
     for name, overrides in policies(job).items():
         config = load_config(None, [*overrides_of(job), "model.fusion.dropout=0", *overrides])
         prepared = PreparedRun(config)
@@ -154,7 +154,7 @@ def look(policy: ModularPolicy, data: TrainingData, config: Config, device: str,
 
 
 def furthest(a: Seen, b: Seen) -> tuple[float, float]:
-    """How far losses and gradients are from each other: of the loss, and of the norm of all gradients, relative."""
+    """How far losses and gradients are apart: relative to the loss, and to the norm of all gradients."""
     assert a[1].keys() == b[1].keys()
     off = torch.stack([(a[1][name] - b[1][name]).square().sum() for name in a[1]]).sum().sqrt()
     size = torch.stack([gradient.square().sum() for gradient in a[1].values()]).sum().sqrt()

@@ -1,4 +1,4 @@
-"""Whole trainings for gpu_check.py: several ranks against one, going on, and what happens when something goes wrong."""
+"""Whole trainings for gpu_check.py: several ranks compared with one, resuming, and what happens on failures."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from atlas.types import Batch, LossTerms
 
 ROOT = Path(__file__).parents[1]
 EXACT = ["training.precision=fp32", "training.tf32=false", "model.fusion.dropout=0"]
-SAME = 1e-3  # of losses, relative: on GPUs, sums come in other orders
+SAME = 1e-3  # relative difference of losses: on GPUs, sums are added in other orders
 ENDLESS = ["training.max_steps=1000000", "checkpoint.save_interval=1"]
-DOWN = 60.0  # seconds from a fault until nothing is left
+DOWN = 60.0  # seconds from a fault until no process is left
 HANG_MINUTES = 0.5
 
 
@@ -45,7 +45,7 @@ def accumulation(job: Job) -> dict[str, Any]:
 
 
 def resume(job: Job) -> dict[str, Any]:
-    """A training goes on from its second step as it went the first time."""
+    """A training resumed from its second step continues as it did the first time."""
     options = ["training.max_steps=4", "checkpoint.save_interval=2", "checkpoint.keep_last_n=3", *EXACT]
     first = losses(train(job, "resumed", *options))
     second = losses(train(job, "resumed", *options, resume=job.folder / "runs/resumed/checkpoints/step_00000002"))
@@ -54,7 +54,7 @@ def resume(job: Job) -> dict[str, Any]:
 
 
 def not_finite(job: Job) -> dict[str, Any]:
-    """A step whose loss is NaN is left out, and training goes on."""
+    """A step whose loss is NaN is skipped, and training continues."""
     prepared = prepare(load_config(None, [*overrides_of(job, "not_finite"), "training.max_steps=4"]))
     trainer = build_trainer(prepared, make_accelerator(prepared.config))
     forward = trainer.policy.forward
@@ -86,7 +86,7 @@ def fsdp(job: Job) -> dict[str, Any]:
 
 
 def several(job: Job, ranks: int, *overrides: str) -> dict[str, Any]:
-    """`ranks` processes with a part of the batch each, against one with all of it."""
+    """`ranks` processes with a part of the batch each, compared with one that has all of it."""
     options = ["training.max_steps=6", *EXACT]
     name = "_".join(("ranks", str(ranks), *(o.rpartition("=")[2] for o in overrides)))
     one = losses(train(job, f"one_for_{name}", f"data.batch_size={8 * ranks}", *options))
@@ -97,7 +97,7 @@ def several(job: Job, ranks: int, *overrides: str) -> dict[str, Any]:
 
 
 def train(job: Job, name: str, *overrides: str, resume: Path | None = None) -> dict[str, list[tuple[int, float]]]:
-    """Train in this process; what was logged."""
+    """Train in this process; returns what was logged."""
     run(prepare(load_config(None, [*overrides_of(job, name), *overrides]), resume))
     return read_scalars(job.folder / "runs" / name)
 
@@ -143,7 +143,7 @@ def killed(job: Job) -> dict[str, Any]:
 
 
 def stopped(job: Job) -> dict[str, Any]:
-    """A rank that hangs is found out."""
+    """A rank that hangs is detected."""
     name, bound = "stopped", 60 * HANG_MINUTES + DOWN
     return struck(job, name, lambda process: rank_of(process, 1).send_signal(signal.SIGSTOP), bound)
 
@@ -164,7 +164,7 @@ def struck(job: Job, name: str, strike: Callable[[psutil.Process], object], boun
 
 
 def spoiled(job: Job, kind: str, words: str) -> dict[str, Any]:
-    """Something goes wrong in rank 1's third step, under Atlas's launcher and under plain torchrun."""
+    """Something fails in rank 1's third step, under Atlas's launcher and under plain torchrun."""
     found: dict[str, Any] = {}
     for launcher in ("atlas", "torchrun"):
         name = f"{kind}_{launcher}"
@@ -195,8 +195,8 @@ def watch(
     strike: Callable[[psutil.Process], object] | None = None,
     environment: dict[str, str] | None = None,
 ) -> Ended:
-    """Run a command to its end; strike it when the run in `folder` has saved twice. It has `bound` seconds after that,
-    and may leave no process behind. Raises AssertionError where it does."""
+    """Run a command to its end; strike it once the run in `folder` has saved twice. It has `bound` seconds after that,
+    and must leave no process behind. Raises AssertionError if it fails in this."""
     process = psutil.Popen(
         command,
         cwd=ROOT,
@@ -249,7 +249,7 @@ def _alive(process: psutil.Process) -> bool:
 
 
 def rank_of(launcher: psutil.Process, rank: int) -> psutil.Process:
-    """The process of a rank, and not one of its workers, which have its environment too."""
+    """The process of a rank, rather than one of its workers, which have its environment too."""
     for process in launcher.children(recursive=True):
         with suppress(psutil.Error):
             parent = process.parent()
@@ -294,7 +294,7 @@ def contexts(job: Job) -> dict[str, Any]:
 
 
 def batch_size(job: Job) -> dict[str, Any]:
-    """The size that is found trains, and the peak that is logged is the training's."""
+    """The size that is found can be trained, and the logged peak is training's."""
     scalars = train(job, "auto", "data.batch_size=auto", "training.max_steps=3")
     found = load_state(job.folder / "runs/auto/checkpoints/latest").batch_size
     peak, total = scalars["perf/gpu_memory_gib"][-1][1], torch.cuda.get_device_properties(0).total_memory / 2**30

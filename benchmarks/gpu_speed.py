@@ -1,4 +1,4 @@
-"""How quick trainings are for gpu_check.py: samples a second, and what a trace says of the GPU's time."""
+"""How fast trainings are, for gpu_check.py: samples per second, and what a trace says about the GPU's time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
 def speed(job: Job) -> dict[str, Any]:
-    """Of the default policy, and on GPUs of those with a VGGT: frozen, with adapters, from a cache."""
+    """The speed of the default policy, and on GPUs of those with a VGGT: frozen, with adapters, from a cache."""
     kinds: dict[str, list[str]] = {"default": []}
     if job.gpus:
         kinds["vggt frozen"] = vggt_of(job)
@@ -47,7 +47,7 @@ def _measured(job: Job, name: str, overrides: list[str]) -> dict[str, Any]:
     batch = [] if job.quick else ["data.batch_size=64"]
     traced = [f"training.profile={{start: {steps - _TRACED}, steps: {_TRACED}}}", f"training.max_steps={steps}"]
     scalars = train(job, run_name, *batch, *overrides, *traced)
-    rates = [value for _, value in scalars["perf/samples_per_second"]][1:-_TRACED]  # neither warm-up nor tracing
+    rates = [value for _, value in scalars["perf/samples_per_second"]][1:-_TRACED]  # without warm-up and tracing
     found: dict[str, Any] = {"samples/s": round(statistics.median(rates), 1)}
     if "perf/mfu" in scalars:
         found["mfu"] = round(scalars["perf/mfu"][-1 - _TRACED][1], 4)
@@ -56,8 +56,8 @@ def _measured(job: Job, name: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def read_trace(file: Path) -> dict[str, Any]:
-    """The share of the traced steps in which the GPU had nothing to do, and, a step, the copies from or to memory that
-    is not pinned and the calls that wait for the GPU."""
+    """The share of the traced steps in which the GPU was idle and, per step, the copies from or to memory that is not
+    pinned and the calls that wait for the GPU."""
     with gzip.open(file) as stream:
         events = [event for event in json.load(stream)["traceEvents"] if event.get("ph") == "X"]
     marks = [event for event in events if event["name"].startswith("ProfilerStep#")]
@@ -88,7 +88,7 @@ def _cached(job: Job) -> Path:
 
 
 def rendering(job: Job) -> dict[str, Any]:
-    """Steps a second, pictures included, of as many simulators as an evaluation has, on each GPU by itself."""
+    """Steps per second, including pictures, of as many simulators as an evaluation has, on each GPU separately."""
     workers = min(8, available_cores())
     found = {}
     for number in range(max(1, job.gpus)):

@@ -1,4 +1,4 @@
-"""Episodes for measurements: pictures that are as hard to decode as a simulator's, at no cost of simulating."""
+"""Episodes for measurements: pictures that are as hard to decode as a simulator's, without simulating."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from atlas.types import ActionSpec
 
 
 class MadeUp:
-    """A dataset of `episodes` episodes of `frames` frames, of two cameras; a pure function of the numbers."""
+    """A dataset of `episodes` episodes with `frames` frames and two cameras; a pure function of the numbers."""
 
     path = Path("made-up")
     format = "made-up"
@@ -42,7 +42,7 @@ class MadeUp:
 
 
 class MadeUpEpisode:
-    """A table with a grain, over which coloured blocks move."""
+    """A grainy table, over which coloured blocks move."""
 
     rewards = sim_states = init_state = model_xml = None
     success = True
@@ -55,7 +55,7 @@ class MadeUpEpisode:
 
     @cached_property
     def _walk(self) -> np.ndarray:
-        """Where the blocks are: float [frames, 8], in [0, 1]."""
+        """The blocks' positions: float [frames, 8], in [0, 1]."""
         steps = np.random.default_rng(self._number).normal(0, 0.02, (self._frames, 8)).cumsum(0)
         return 0.5 + 0.5 * np.sin(steps + np.arange(8))
 

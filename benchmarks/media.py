@@ -3,9 +3,9 @@
     python benchmarks/media.py [--data data/cubes] [--steps 1000] [--rounds 10] [key=value ...]
 
 The two take turns in one process; each round gives a ratio of their times, from the first step to the closed tracker.
-In 1000 steps each kind is logged once, which is as often as in the default job; in fewer steps it is logged once too,
-and the ratio is larger: the last line says what it comes to in the default job. Evaluations have no part in it: what
-their media cost is measured with them. `wandb.enabled=true wandb.mode=offline` adds the second sink.
+In 1000 steps each kind is logged once, as often as in the default job; in fewer steps it is also logged once, and the
+ratio is larger: the last line says what it amounts to in the default job. Evaluations are not included, as the cost of
+their media is measured with them. `wandb.enabled=true wandb.mode=offline` adds the second sink.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
     first_use: dict[str, float] = {}
     for number in range(arguments.rounds + 1):
         runs = [("on", []), ("off", OFF)]
-        if number % 2:  # whoever comes second finds warm caches, so they take turns at that too
+        if number % 2:  # the second one finds warm caches, so they also take turns at that
             runs.reverse()
         seconds = {}
         for name, media in runs:
@@ -126,8 +126,8 @@ def times(kind: str, interval: int, length: int, val_interval: int) -> int:
 
 
 def interval_of_median(values: Sequence[float]) -> tuple[float, float]:
-    """A 95% interval of the median from the order of the values, with no assumption on their distribution; all of
-    them where they are too few for that."""
+    """A 95% interval of the median from the order of the values, without assumptions on their distribution; all of them
+    if there are too few for that."""
     ordered, n = sorted(values), len(values)
     outside, rank = 0.5**n, 0
     while rank + 1 < n // 2 and outside + math.comb(n, rank + 1) * 0.5**n <= 0.025:

@@ -2,14 +2,14 @@
 
     python benchmarks/mutants.py [--only PATTERN] [--jobs N] [--results FILE]
 
-The lines, and what it means that one is broken, are in benchmarks/broken_lines/. Each is broken in a copy of the
-tree, never in yours. Tests run in a child that is forked from a process which has imported the large packages, and
-nothing of Atlas. They are first run with nothing broken: a test that fails then says nothing.
+The lines, and what breaking them means, are in benchmarks/broken_lines/. Each is broken in a copy of the tree, never in
+yours. Tests run in a child that is forked from a process which has imported the large packages, but nothing of Atlas.
+They are first run with nothing broken: a test that fails then proves nothing.
 
-A line is noticed when a test fails, crashes, or takes longer than it may. Prints a table by part of Atlas and, last,
-the survivors; the exit code is 1 when there is one, and 2 when the list is out of date. What is known stays in the
-results file (outputs/mutants.jsonl) until the broken file, its tests or the row changes, so that a run goes on where it
-was stopped; delete the file to begin again. Not for Windows, which cannot fork.
+A line is noticed if a test fails, crashes, or takes longer than it may. Prints a table by part of Atlas and, last, the
+survivors; the exit code is 1 if there is one, and 2 if the list is out of date. Results stay in the results file
+(outputs/mutants.jsonl) until the broken file, its tests or the row changes, so that a run continues where it was
+stopped; delete the file to begin again. Not for Windows, which cannot fork.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LINES_SHOWN = 15
 
 @dataclass(frozen=True)
 class Verdict:
-    """what: noticed, survived, or unfair, where the tests could not be run at all. seconds: it took."""
+    """what: noticed, survived, or unfair if the tests could not be run at all. seconds: how long it took."""
 
     what: str
     why: str
@@ -54,7 +54,7 @@ class Verdict:
 
 @dataclass
 class Child:
-    """A pytest that runs in a tree, in a process group of its own; `log` gets what it prints."""
+    """A pytest that runs in a tree, in its own process group; `log` gets its output."""
 
     process: int
     log: Path
@@ -105,7 +105,7 @@ class Child:
 
 
 def _run_pytest(tree: Path, log: Path, arguments: Sequence[str], unbroken: bool) -> None:
-    """In the child; does not come back."""
+    """In the child; does not return."""
     code = 3
     try:
         os.setsid()
@@ -116,7 +116,7 @@ def _run_pytest(tree: Path, log: Path, arguments: Sequence[str], unbroken: bool)
         home = str(Path(__file__).parent)
         sys.path[:] = [str(tree), *(p for p in sys.path if p not in ("", home, str(ROOT), str(tree)))]
         os.environ["PYTHONPATH"] = str(tree)
-        if not unbroken:  # what is compiled of a broken file is not to be found by anybody
+        if not unbroken:  # nobody must find what was compiled from a broken file
             sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
         import pytest
 
@@ -144,7 +144,7 @@ def _run_pytest(tree: Path, log: Path, arguments: Sequence[str], unbroken: bool)
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """Copy what git knows of, or would add, without its history."""
+    """Copy the files that git tracks, or would add, without its history."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=source,
@@ -162,7 +162,7 @@ def break_line(tree: Path, row: Broken) -> None:
     text = file.read_text(encoding="utf-8")
     assert text.count(row.old) == 1, row
     file.write_text(text.replace(row.old, row.new), encoding="utf-8")
-    os.utime(file, (0, 0))  # Python tells by the second whether what it has compiled is of this file
+    os.utime(file, (0, 0))  # Python tells by the second whether a compiled file belongs to this one
 
 
 def mend(tree: Path, source: Path, row: Broken) -> None:
@@ -170,7 +170,7 @@ def mend(tree: Path, source: Path, row: Broken) -> None:
 
 
 def known_as(source: Path, row: Broken) -> str:
-    """A name for a row and all that its verdict is of: the broken file and the tests."""
+    """A name for a row and everything that its verdict depends on: the broken file and the tests."""
     files = {row.file, *(test.partition("::")[0] for test in row.tests), "tests/conftest.py"}
     texts = [(source / file).read_bytes() for file in sorted(files) if (source / file).is_file()]
     return hashlib.sha256(repr((row, texts)).encode()).hexdigest()[:16]
@@ -188,7 +188,7 @@ def examine(
     seconds: float = _SECONDS,
 ) -> dict[Broken, Verdict]:
     """Break each row in copies of `source` below `work`, as many at once as there are jobs."""
-    copy_tree(source, work / "unbroken")  # so that whoever works on the source meanwhile changes nothing here
+    copy_tree(source, work / "unbroken")  # so that changes to the source meanwhile have no effect here
     source = work / "unbroken"
     verdicts = _remembered(rows, source, results)
     waiting = [row for row in reversed(rows) if row not in verdicts]
@@ -197,7 +197,7 @@ def examine(
         shutil.copytree(source, free[0])
         failing = _failing_unbroken(waiting, free[0])
         for tree in free[1:]:
-            shutil.copytree(free[0], tree, symlinks=True)  # with what is compiled
+            shutil.copytree(free[0], tree, symlinks=True)  # including compiled files
         for row in [row for row in waiting if any(_is_part_of(test, failing) for test in row.tests)]:
             waiting.remove(row)
             verdicts[row] = Verdict("unfair", "its tests fail with nothing broken", 0.0)
@@ -278,7 +278,7 @@ def report(verdicts: dict[Broken, Verdict]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--only", metavar="PATTERN", help="rows whose file or meaning has this regular expression")
+    parser.add_argument("--only", metavar="PATTERN", help="rows whose file or meaning matches this regular expression")
     parser.add_argument("--jobs", type=int, default=2, help="rows that are tried at once (2)")
     parser.add_argument("--results", type=Path, default=ROOT / "outputs" / "mutants.jsonl")
     asked = parser.parse_args()

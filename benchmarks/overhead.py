@@ -2,11 +2,10 @@
 
     python benchmarks/overhead.py [--data data/cubes] [--steps 40] [--rounds 10] [key=value ...]
 
-The two take turns in one process; each round gives a ratio of the times that they take for all steps but the first.
-Both read the same batches through the same loader, augment them, clip gradients and average the weights; the Trainer
-also meters, logs to TensorBoard and the console, watches for signals, hangs and numbers that are not finite, and saves
-in the background, three times in a round: what that holds up is in its time. Prints the median ratio for
-docs/benchmarks.md.
+The two take turns in one process; each round gives a ratio of their times for all steps except the first. Both read the
+same batches through the same loader, augment them, clip gradients and average the weights; the Trainer also meters,
+logs to TensorBoard and the console, watches for signals, hangs and non-finite numbers, and saves in the background,
+three times in a round: what that holds up is part of its time. Prints the median ratio for docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def main() -> None:
         prepared = prepare_run(arguments, f"round{number}")
         with Watchdog(prepared.heartbeat, 600, rank=0, run_dir=Path(tempfile.mkdtemp(prefix="atlas-overhead-"))):
             trainer = build_trainer(prepared, make_accelerator(prepared.config))
-            if number % 2:  # whoever comes second finds warm caches, so they take turns at that too
+            if number % 2:  # the second one finds warm caches, so they also take turns at that
                 ours = trainer_step_seconds(trainer)
                 bare = bare_step_seconds(trainer, arguments.steps)
             else:
@@ -77,7 +76,7 @@ def prepare_run(arguments: argparse.Namespace, name: str) -> PreparedRun:
 
 
 def trainer_step_seconds(trainer: Trainer) -> float:
-    """The mean of all steps but the first, with all that happens between them; the final validation and checkpoint come
+    """The mean of all steps except the first, with everything between them; the final validation and checkpoint come
     after the last."""
     marks: list[float] = []
     optimize = trainer._optimize
@@ -120,7 +119,7 @@ def bare_step_seconds(trainer: Trainer, steps: int) -> float:
 
 
 def mean_step(marks: list[float]) -> float:
-    """Seconds a step, of when each began; the first starts workers and fills caches."""
+    """Seconds per step, from when each began; the first starts workers and fills caches."""
     return (marks[-1] - marks[1]) / (len(marks) - 2)
 
 

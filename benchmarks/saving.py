@@ -2,9 +2,9 @@
 
     python benchmarks/saving.py [--megabytes 5 100 400] [--rounds 5] [--folder .]
 
-Policies of so many MB of weights, with AdamW's state and averaged weights, which makes four times as much to write.
-Both ways wait for the disk (fsync) before a checkpoint counts. While one is written in the background, training steps
-go on and are timed, beside as many steps without. Prints a table for docs/benchmarks.md.
+Uses policies with `--megabytes` MB of weights, AdamW's state and averaged weights, which makes four times as much to
+write. Both ways wait for the disk (fsync) before a checkpoint counts. While one is written in the background, training
+steps continue and are timed, as are equally many steps without. Prints a table for docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Training:
         self.state = TrainingState(step=0, samples_seen=0, world_size=1)
 
     def step(self) -> float:
-        """Seconds that it took."""
+        """Returns the seconds that it took."""
         begin = time.perf_counter()
         self.policy(self.batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)

@@ -1,13 +1,13 @@
-"""What training together costs: processes that exchange gradients, against the same ones each on its own.
+"""What training together costs: processes that exchange gradients, compared with the same ones each on its own.
 
     python benchmarks/scaling.py [--data data/cubes] [--processes 2] [--rounds 20] [--steps 20] [key=value ...]
 
-Every process is pinned to cores of its own (on GPUs: has one of its own). In each round all of them train `steps` steps
-alone, at the same time, and then as many together, so that both share the machine's memory and its noise; one ratio a
-round is the rate together over the sum of the rates alone. On GPUs `--processes 1,2,4,8` is the table of scaling. The
+Every process is pinned to its own cores (on GPUs: has its own GPU). In each round all of them train `steps` steps
+alone, at the same time, and then as many together, so that both share the machine's memory and its noise; each round's
+ratio is the rate together over the sum of the rates alone. On GPUs `--processes 1,2,4,8` gives the scaling table. The
 last lines project to more GPUs from what was measured here: the step alone, the bytes that an exchange moves, and the
-speed of the link. With DDP the exchange overlaps the way back, so the projection, which has it wait for the whole, is
-the worst case. Prints what docs/benchmarks.md holds.
+speed of the link. With DDP the exchange overlaps the backward pass, so the projection, in which it waits for all of it,
+is the worst case. Prints what docs/benchmarks.md contains.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LINK_ROUNDS = 10
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/cubes", help="recorded demonstrations (the default: made when absent)")
-    parser.add_argument("--processes", default="2", help="numbers of them, such as 1,2,4,8")
+    parser.add_argument("--processes", default="2", help="their numbers, such as 1,2,4,8")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("overrides", nargs="*")
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def projected(count: int, found: dict[str, float]) -> float:
-    """The share of the summed rate that `count` processes keep where the exchange waits for the whole way back.
+    """The share of the summed rate that `count` processes keep if the exchange waits for the whole backward pass.
 
     A ring moves 2 (n - 1) / n of the bytes through each process's link (Patarasuk and Yuan, 2009).
     """
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace, count: int) -> dict:  # type: ignore[type
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Train alone and together in turn; the first process writes what was found."""
+    """Train alone and together in turn; the first process writes the results."""
     config = load_config(arguments.data)
     accelerator = make_accelerator(config)
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -165,7 +165,7 @@ def nothing():  # type: ignore[no-untyped-def]
 
 
 def link_speed(trainer: Trainer) -> tuple[float, int]:
-    """Bytes a second through each process's link while gradients of this policy's size are summed, and their bytes."""
+    """Bytes per second through each process's link while this policy's gradients are summed, and their bytes."""
     count = sum(p.numel() for p in trainer.policy.parameters() if p.requires_grad)
     world, device = trainer.accelerator.num_processes, trainer.accelerator.device
     if world == 1:

@@ -1,9 +1,9 @@
-"""What training keeps of its speed beside another busy process, by how the threads of a computation wait.
+"""How much of its speed training keeps beside another busy process, depending on how a computation's threads wait.
 
     python benchmarks/shared_machine.py [--data data/cubes] [--seconds 5] [--rounds 2]
 
 For each setting of the environment a process trains the default policy at batch 64: first alone, then beside one
-process that computes without end. Prints the milliseconds a step of both as a Markdown table for docs/benchmarks.md.
+process that computes without end. Prints the milliseconds per step of both as a Markdown table for docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ THREADS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
 
 
 def settings() -> dict[str, dict[str, str]]:
-    """A name, and what it sets."""
+    """{name: the variables it sets}."""
     yield_cores()
     ours = os.environ.get("GOMP_SPINCOUNT", "")
     return {
@@ -41,7 +41,7 @@ def settings() -> dict[str, dict[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/cubes", help="recorded demonstrations (the default: made when absent)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=5.0, help="per measurement")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # in the process that is measured
     arguments = parser.parse_args()
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def measured(arguments: argparse.Namespace, variables: dict[str, str]) -> tuple[float, float]:
-    """Milliseconds a step, alone and beside a busy process, in a process of these variables."""
+    """Milliseconds per step, alone and beside a busy process, in a process with these variables."""
     plain = {name: value for name, value in os.environ.items() if name not in THREADS}
     command = [sys.executable, __file__, "--measure", "--data", arguments.data, "--seconds", str(arguments.seconds)]
     ended = subprocess.run(command, env={**plain, **variables}, check=True, stdout=subprocess.PIPE, text=True)
@@ -72,7 +72,7 @@ def measured(arguments: argparse.Namespace, variables: dict[str, str]) -> tuple[
 
 
 def measure(data: str, seconds: float) -> tuple[float, float]:
-    """Milliseconds a step, alone and beside a busy process."""
+    """Milliseconds per step, alone and beside a busy process."""
     step = training_step(data)
     milliseconds(step, seconds / 3)  # warms up
     alone = milliseconds(step, seconds)
@@ -116,7 +116,7 @@ def training_step(data: str) -> Callable[[], None]:
 
 
 def milliseconds(step: Callable[[], None], seconds: float) -> float:
-    """The mean time of the steps of so many seconds."""
+    """The mean time of the steps within `seconds`."""
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         step()

@@ -1,4 +1,4 @@
-"""How long `atlas --help` takes, and with --data a training of one step on two "machines", which are both this one:
+"""How long `atlas --help` takes, and with --data one training step on two "machines", which are both this one:
 
 python benchmarks/startup.py [--data data/cubes]
 """
@@ -38,7 +38,7 @@ def help_seconds() -> float:
 
 
 def two_machines_seconds(data: Path) -> tuple[float, float]:
-    """From the start of both launchers to the end of both: by the clock, and of all processes on the cores."""
+    """From the start of both launchers to the end of both: wall-clock time, and processor time of all processes."""
     with socket.socket() as free:
         free.bind(("", 0))
         where = ["--num-nodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free.getsockname()[1])]

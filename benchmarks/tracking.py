@@ -1,10 +1,10 @@
-"""What logging scalars costs training: rows of 12 to all sinks, against none.
+"""What logging scalars costs training: rows of 12 to all sinks, compared with none.
 
     python benchmarks/tracking.py [--data data/cubes] [--pairs 12] [--steps 50] [--every 1] [key=value ...]
 
 One training, in blocks of steps with logging on and off in turn (on, off, off, on, …), so that both see the same
-machine; the ratio of each pair of neighbouring blocks is one measurement. On: console, TensorBoard, wandb (offline by
-default) and system metrics. Also prints how long `RunTracker.log` held the training loop.
+machine; the ratio of each pair of neighbouring blocks is one measurement. On means console, TensorBoard, wandb (offline
+by default) and system metrics. Also prints how long `RunTracker.log` held up the training loop.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/cubes", help="recorded demonstrations (the default: made when absent)")
     parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=50, help="of a block")
+    parser.add_argument("--steps", type=int, default=50, help="per block")
     parser.add_argument("--every", type=int, default=1, help="log in every Nth step (the default config: 50)")
     parser.add_argument("--mode", default="offline", choices=["offline", "online", "disabled"], help="of wandb")
     parser.add_argument("overrides", nargs="*")
@@ -57,7 +57,7 @@ QUANTILES = {"median": 0.5, "p99": 0.99, "longest": 1.0}
 
 
 def run(arguments: argparse.Namespace) -> tuple[list[tuple[bool, float]], list[float], int]:
-    """[(logging is on, seconds)] of the blocks after the first two, the seconds of each call, and the rows dropped."""
+    """[(logging is on, seconds)] for the blocks after the first two, the seconds of each call, and the rows dropped."""
     count = 2 * arguments.pairs + 2  # the first two warm up
     overrides = [
         f"data.path={arguments.data}",

@@ -1,12 +1,12 @@
-"""Whether anything that happens to wandb can hold up a training: random faults, injected into short ones.
+"""Whether anything that happens to wandb can hold up a training: random faults, injected into short trainings.
 
     python benchmarks/tracking_faults.py [--runs 100] [--through-train-sh 20] [--seed 0]
 
-The seed draws which fault and when. Most trainings fork from a process that has imported everything but wandb; the
+The seed draws which fault and when. Most trainings fork from a process that has imported everything except wandb; the
 others go through `./train.sh --wandb`, half of them with two ranks. Prints a table by kind of fault for
-docs/benchmarks.md and, last, the number of trainings that broke a bound; the exit code is 1 when there is one. A
-training that had ended before its fault is tried again, longer; one that escaped its fault each time has survived
-nothing, and is counted apart. Linux only: wandb's process is found through /proc.
+docs/benchmarks.md and, last, the number of trainings that broke a bound; the exit code is 1 if there is one. A training
+that had ended before its fault is tried again, longer; one that escaped its fault each time proves nothing, and is
+counted separately. Linux only: wandb's process is found through /proc.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from marked_processes import core_of, kill, left_over
 from atlas.runs import read_scalars
 from atlas.system.cores import available_cores
 
-KEY = "0123456789abcdef0123456789abcdefdeadbeef"  # of a real key's form, and nobody's
+KEY = "0123456789abcdef0123456789abcdefdeadbeef"  # has a real key's form, but is nobody's
 START_BOUND = 30.0  # from the start of the process to the first step
 GAP_BOUND = 2.0  # between two steps
-EXIT_BOUND = EXIT_TIMEOUT + 5.0  # from the last value logged; the processes' own end, of several ranks, takes some
+EXIT_BOUND = EXIT_TIMEOUT + 5.0  # from the last logged value; the end of several ranks takes some time itself
 PATIENCE = 120.0  # then a training is killed; all bounds are longer on a machine that has other work
-TRAINING_SECONDS = 6.0  # about; wandb takes two of them to start
+TRAINING_SECONDS = 6.0  # approximately; wandb takes two of them to start
 POLL = 0.02
 TRIES = 3  # to meet a training with its fault before it has ended
 
@@ -53,13 +53,13 @@ TRIES = 3  # to meet a training with its fault before it has ended
 
 @dataclass(frozen=True)
 class Fault:
-    """One injection. `moment`: the share of the steps after which it happens, where it happens in mid-run."""
+    """One injection. `moment`: the share of the steps after which it happens, if it happens in mid-run."""
 
     number: int
     kind: str
     variant: str
     moment: float
-    ranks: int  # 0: forked; else that many, through ./train.sh
+    ranks: int  # 0: forked; otherwise this many, through ./train.sh
 
 
 # The kinds, and their variants: which server there is, or what it does.
@@ -97,7 +97,7 @@ def draw_faults(runs: int, through_script: int, seed: int) -> list[Fault]:
 
 
 class Servers:
-    """What the trainings meet, all of them the same ones; a good server is a training's own."""
+    """The servers that all trainings share; a good server belongs to one training."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.closed = stack.enter_context(Closed())
@@ -118,7 +118,7 @@ class Servers:
 
 
 def inject(fault: Fault, training: Training, good: MortalWandb) -> bool:
-    """Let the fault happen at its moment; False where the training had ended before."""
+    """Let the fault happen at its moment; False if the training had ended before."""
     moment = training.steps if fault.kind == "server lost before the end" else fault.moment * training.steps
     needs_core = fault.kind in NEEDS_CORE
     while training.done_steps() < max(1, moment) or (needs_core and core_of(training.mark) is None):
@@ -145,7 +145,7 @@ def inject(fault: Fault, training: Training, good: MortalWandb) -> bool:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one training; `broken` names the bounds it broke."""
+    """The result of one training; `broken` names the bounds it broke."""
 
     fault: Fault
     struck: bool
@@ -157,7 +157,7 @@ class Outcome:
 
 
 def judge(fault: Fault, training: Training, struck: bool, left: dict[int, str]) -> Outcome:
-    """Times are those at which TensorBoard was given the values; it must have every step."""
+    """Times are when TensorBoard was given the values; it must have every step."""
     scalars = read_times(training.run_dir)
     steps, times = zip(*scalars.get("train/loss", [(0, training.begin)]), strict=True)
     last = max((time for tag in scalars.values() for _, time in tag), default=training.begin)
@@ -183,12 +183,12 @@ def judge(fault: Fault, training: Training, struck: bool, left: dict[int, str]) 
 
 
 def crowding() -> float:
-    """How many times longer all takes on a machine with other work than these trainings, which may fill it twice."""
+    """How many times longer everything takes beside other work; these trainings alone may fill the cores twice."""
     return max(1.0, os.getloadavg()[0] / available_cores() - 1)
 
 
 def read_times(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """Of every scalar the steps and when they were logged, in seconds since the epoch."""
+    """The steps of every scalar and when they were logged, in seconds since the epoch."""
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
     if not (run_dir / "tensorboard").is_dir():
@@ -199,7 +199,7 @@ def read_times(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def run_one(fault: Fault, folder: Path, data: Path, steps: int, servers: Servers, preloaded: Preloaded) -> Outcome:
-    """One training with its fault; nothing of it is left running. Its folder stays when it broke a bound."""
+    """One training with its fault; none of its processes is left. Its folder stays if it broke a bound."""
     training = Training(folder / f"run{fault.number:03d}", steps, fault.ranks)
     struck = True
     with MortalWandb() as good:
@@ -235,7 +235,7 @@ def steps_of_a_training(folder: Path, data: Path, servers: Servers, preloaded: P
 
 
 def run_all(faults: Sequence[Fault], data: Path, folder: Path, parallel: int) -> list[Outcome]:
-    """Every fault in a training of its own, so many at a time."""
+    """Every fault in a separate training, `parallel` at a time."""
     with ExitStack() as stack:
         servers = Servers(stack)
         preloaded = stack.enter_context(several_preloaded(parallel))
@@ -266,7 +266,7 @@ def show(outcome: Outcome, folder: Path) -> None:
 
 
 def print_table(outcomes: Sequence[Outcome]) -> None:
-    """n is of those that their fault has met; what broke a bound without it is among the broken all the same."""
+    """n counts trainings that met their fault; any that broke a bound without it is among the broken all the same."""
     print("| fault | n | first step, at most | between steps, at most | exit, at most | bounds broken | not met |")
     print("|---|---|---|---|---|---|---|")
     for kind in [*KINDS, "all"]:
@@ -282,20 +282,20 @@ def print_table(outcomes: Sequence[Outcome]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--through-train-sh", type=int, default=20, metavar="N", help="so many of them")
+    parser.add_argument("--through-train-sh", type=int, default=20, metavar="N", help="how many of them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, help="recorded demonstrations of 32 pixels (default: made)")
     parser.add_argument("--parallel", type=int, default=2, help="trainings at a time")
     arguments = parser.parse_args()
     faults = draw_faults(arguments.runs, min(arguments.runs, arguments.through_train_sh), arguments.seed)
     folder = Path(tempfile.mkdtemp(prefix="atlas-faults-"))
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # in good order: nothing is left running
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # exit properly: nothing is left running
     begin = time.monotonic()
     data = arguments.data.resolve() if arguments.data else record_data(folder)
     try:
         outcomes = run_all(faults, data, folder, arguments.parallel)
     finally:
-        if not any(folder.glob("run*")):  # of those that broke a bound
+        if not any(folder.glob("run*")):  # folders of trainings that broke a bound stay
             shutil.rmtree(folder)
     broken = sum(bool(outcome.broken) for outcome in outcomes)
     print(f"{describe()}\n")

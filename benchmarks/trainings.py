@@ -1,5 +1,5 @@
-"""Short trainings, watched from outside: through ./train.sh, or forked from a process that has imported everything but
-wandb, which starts them in a second.
+"""Short trainings, watched from outside: started through ./train.sh, or forked within a second from a process that has
+imported everything except wandb.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TRAINING = [
     "checkpoint.save_interval=1000000",
     f"logging.exit_timeout_seconds={EXIT_TIMEOUT}",
 ]
-_ONE_THREAD = {  # a fork would not have the others
+_ONE_THREAD = {  # a fork would lose the others
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow's
@@ -50,7 +50,7 @@ _ONE_THREAD = {  # a fork would not have the others
 
 
 class Preloaded:
-    """A process beside this one that forks one training at a time."""
+    """A helper process that forks one training at a time."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -59,17 +59,17 @@ class Preloaded:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C is for whoever started this: the training is ended, and then this
+            start_new_session=True,  # Ctrl-C is for the caller: it ends the training, and then this
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._to, self._from = self._process.stdin, self._process.stdout
 
     def wait_until_ready(self) -> None:
-        """Several are made side by side; wait for each before its first training."""
+        """Several are started in parallel; wait for each before its first training."""
         self._answer()
 
     def fork(self, arguments: Sequence[str], environment: dict[str, str], output: Path) -> int:
-        """Start `atlas ARGUMENTS` in this environment, all that it prints in a file; returns its process id."""
+        """Start `atlas ARGUMENTS` in this environment, with all output in a file; returns its process id."""
         print(json.dumps([list(arguments), environment, str(output)]), file=self._to, flush=True)
         return self._answer()
 
@@ -87,7 +87,7 @@ class Preloaded:
 
 @contextmanager
 def several_preloaded(number: int) -> Iterator[list[Preloaded]]:
-    """So many, all of them ready."""
+    """`number` of them, all ready."""
     with ExitStack() as stack:
         made = []
         for _ in range(number):
@@ -101,7 +101,7 @@ def several_preloaded(number: int) -> Iterator[list[Preloaded]]:
 def side_by_side(
     work: Callable[[Item, Preloaded], Found], items: Sequence[Item], preloaded: Sequence[Preloaded]
 ) -> list[Found]:
-    """`work` for each item, as many at a time as there are preloaded processes, each with one for itself."""
+    """`work` for each item, as many at a time as there are preloaded processes, each with its own."""
     idle: queue.Queue[Preloaded] = queue.Queue()
     for each in preloaded:
         idle.put(each)
@@ -117,7 +117,7 @@ def side_by_side(
     try:
         return list(pool.map(with_one, items))
     finally:
-        pool.shutdown(cancel_futures=True)  # when interrupted, those that run are waited for and cleaned up
+        pool.shutdown(cancel_futures=True)  # when interrupted, running ones are waited for and cleaned up
 
 
 def record_data(folder: Path) -> Path:
@@ -131,9 +131,9 @@ def record_data(folder: Path) -> Path:
 
 @dataclass
 class Training:
-    """One training: forked, or through the script with so many ranks. `kill` leaves nothing of it running.
+    """One training: forked, or through the script with `ranks` ranks. `kill` leaves none of its processes.
 
-    Several may follow each other in one folder, as those that go on from a checkpoint do.
+    Several may follow each other in one folder, such as those that resume from a checkpoint.
     begin, end: when it was started and when it had ended, in seconds since the epoch. code: its exit code.
     """
 
@@ -148,8 +148,8 @@ class Training:
     code: int | None = None
     end: float = 0.0
     _ended: threading.Event = field(default_factory=threading.Event)
-    _log_before: int = 0  # bytes that earlier ones have written: of train.log
-    _output_before: int = 0  # and of what was printed
+    _log_before: int = 0  # bytes that earlier trainings wrote to train.log
+    _output_before: int = 0  # bytes that they printed
 
     @property
     def run_dir(self) -> Path:
@@ -207,7 +207,7 @@ class Training:
         self._ended.wait(seconds)
 
     def done_steps(self) -> int:
-        """As its log has it, which each step adds a line to; 0 before its first one."""
+        """According to its log, to which each step adds a line; 0 before its first one."""
         found = re.findall(r"step +(\d+)/", _text_after(self._log, self._log_before))
         return int(found[-1]) if found else 0
 
@@ -216,7 +216,7 @@ class Training:
         return _text_after(self._output, self._output_before)
 
     def living(self) -> dict[int, str]:
-        """{process id: name} of what runs of it now."""
+        """{process id: name} of its running processes."""
         return processes_of(self.mark) | (_processes_of_session(self.process) if self.process else {})
 
     def kill(self) -> None:
@@ -226,12 +226,12 @@ class Training:
 
 
 def _text_after(file: Path, start: int) -> str:
-    """What a file holds from there on; '' where there is none."""
+    """A file's contents from there on; '' if there is no file."""
     return file.read_bytes()[start:].decode(errors="replace") if file.exists() else ""
 
 
 def _processes_of_session(session: int) -> dict[int, str]:
-    """A process that was forked shows the environment of the one it was forked from, and so not its mark."""
+    """Found by session: a forked process shows the environment of the one it was forked from, and so not its mark."""
     found = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -249,7 +249,7 @@ def _processes_of_session(session: int) -> dict[int, str]:
 
 def main() -> None:
     """Fork a training for each line on stdin. In the fork this ends as the training ends, with its exit hooks."""
-    # What the modules of the package import only when they are used.
+    # Modules that the package imports only when they are used.
     import accelerate  # noqa: F401
     import torch._dynamo  # noqa: F401
     from transformers import ByT5Tokenizer  # noqa: F401

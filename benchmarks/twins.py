@@ -1,9 +1,9 @@
-"""What can be had without looking, or without listening: policies trained that way, beside one that may do both.
+"""What can be achieved without looking, or without listening: policies trained that way, and one that may do both.
 
     python benchmarks/twins.py [--data data/cubes] [--episodes 100] [key=value ...]
 
-Trains the default policy with the default job's settings three times: as it is, with images that are black in training
-and in evaluation, and always told the same words. Prints a table for docs/benchmarks.md.
+Trains the default policy with the default job's settings three times: normally, with images that are black in training
+and in evaluation, and with the same words every time. Prints a table for docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def train_and_try(name: str, arguments: argparse.Namespace) -> str:
         f"data.path={arguments.data}",
         f"output_dir={tempfile.mkdtemp(prefix='atlas-twin-')}",
         "run_name=twin",
-        "evaluation.episodes=0",  # the last checkpoint is taken, without a choice
+        "evaluation.episodes=0",  # takes the last checkpoint, without a choice
         *arguments.overrides,
     ]
     prepared = prepare(load_config(None, overrides))

@@ -1,15 +1,15 @@
-"""The frozen VGGT backbone: its speed and memory beside a plain implementation of the same layers, piece by piece.
+"""The frozen VGGT backbone: its speed and memory compared with a plain implementation of the same layers, by pieces.
 
     python benchmarks/vggt.py [--size 224] [--views 2] [--batch 1] [--rounds 5]
     python benchmarks/vggt.py --sweep [--size 224] [--gpu h100]
     python benchmarks/vggt.py --parity
 
-The first times the pieces, and the whole against the plain form; the second, on a GPU, batch sizes against its peak,
-and a training step against the frozen forward; the third holds the small golden data of the published network against
-this one, eager and compiled. Full-size shapes with random weights (speed does not depend on them). The plain form takes
-the same weights, computes rotations in every block, resizes the position grid in every forward and keeps the outputs of
-all 24 layers, as code does that was written to be read. On CPUs the two take turns, and memory is that of a process of
-its own for each. Prints tables for docs/benchmarks.md.
+The first form times the pieces, and the whole compared with the plain form; the second, on a GPU, compares batch sizes
+with its peak, and a training step with the frozen forward; the third compares the small golden data of the published
+network with this one, eager and compiled. Shapes are full-size with random weights (speed does not depend on them). The
+plain form uses the same weights, computes rotations in every block, resizes the position grid in every forward and
+keeps the outputs of all 24 layers, as readable code would. On CPUs the two take turns, and memory is measured in a
+separate process for each. Prints tables for docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -52,10 +52,12 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--gpu", default="h100", choices=sorted(GPU_PEAKS), help="whose peak the sweep is held against")
+    parser.add_argument(
+        "--gpu", default="h100", choices=sorted(GPU_PEAKS), help="whose peak the sweep is compared with"
+    )
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--parity", action="store_true")
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # in a separate process
     arguments = parser.parse_args()
     if arguments.memory_of:
         print(json.dumps(peak_memory(arguments)))
@@ -90,7 +92,7 @@ def make_images(arguments: argparse.Namespace, batch: int | None = None) -> torc
 
 
 def plain_forward(model: VGGTAggregator, images: torch.Tensor) -> list[torch.Tensor]:
-    """The same numbers from the same weights, in the plainest way."""
+    """The same numbers from the same weights, computed in the plainest way."""
     b, s, _, h, w = images.shape
     p, c = model.config.patch_size, model.config.embed_dim
     dtype = model.camera_token.dtype
@@ -222,7 +224,7 @@ def pieces(arguments: argparse.Namespace) -> None:
 
 
 def compare(model: VGGTAggregator, images: torch.Tensor) -> dict[str, float]:
-    """Seconds of each form, one after the other."""
+    """Seconds for each form, one after the other."""
     return {form: timed(lambda forward=forward: forward(model, images)) for form, forward in FORWARDS.items()}
 
 
@@ -283,7 +285,7 @@ def peak_memory(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def reset_peak() -> int:
-    """Bytes in use now, from where the peak is counted again. On CPUs the process's memory, as Linux counts it."""
+    """Bytes in use now; the peak is counted again from here. On CPUs: the process's memory, as Linux counts it."""
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -304,7 +306,7 @@ def status_bytes(name: str) -> int:
 
 
 def sweep(arguments: argparse.Namespace) -> None:
-    """The frozen forward and a whole training step by batch size, eager and compiled, against the GPU's peak."""
+    """The frozen forward and a whole training step by batch size, eager and compiled, compared with the GPU's peak."""
     peak = GPU_PEAKS[arguments.gpu].bf16
     flops = flops_per_sample(arguments.size, arguments.views)
     print(

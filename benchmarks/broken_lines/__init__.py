@@ -1,6 +1,6 @@
 """Important lines of Atlas, each with a way to break it, what that means, and the tests that must notice.
 
-One module for each part of Atlas. A row is kept with the code it breaks: when that is written again, the row is too.
+One module for each part of Atlas. A row is maintained with the code it breaks: when the code changes, so does the row.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ ALL = tuple(row for part in PARTS for row in part.ROWS)
 
 
 def out_of_date(rows: Sequence[Broken], root: Path) -> list[str]:
-    """What is wrong with the list itself, a line for each row: its text is not in the file just once, or its tests are
-    not there."""
+    """What is wrong with the list itself, one line per row: its text does not occur exactly once in the file, or its
+    tests do not exist."""
     texts: dict[str, str] = {}
 
     def text_of(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a row of the list is."""
+"""The form of a row in the list."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Broken:
-    """A line and how it is broken.
+    """A line, and how it is broken.
 
-    file: from the root. old: text that is in it exactly once. new: what takes its place. meaning: what is then wrong,
-    in words. tests: files, or tests of files (`tests/x.py::test_y`), at least one of which must fail.
+    file: relative to the root. old: text that occurs in it exactly once. new: its replacement. meaning: what is then
+    wrong, in words. tests: files, or tests in files (`tests/x.py::test_y`), at least one of which must fail.
     """
 
     file: str

@@ -1,5 +1,5 @@
-"""Python reads this at its start where the folder is in PYTHONPATH, as gpu_check.py has it for trainings that are to go
-wrong: in its third step, rank 1 runs out of memory or raises on the way back, as GPU_CHECK_FAULT says."""
+"""Python reads this when it starts if the folder is in PYTHONPATH. gpu_check.py uses it for trainings that must fail:
+in its third step, rank 1 runs out of memory or raises in the backward pass, as GPU_CHECK_FAULT says."""
 
 import importlib.util
 import os
