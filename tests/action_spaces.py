@@ -1,4 +1,4 @@
-"""Action spaces other than LIBERO's, by what people call them, and datasets in them."""
+"""Action spaces other than LIBERO's, with the names that people use, and datasets in them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SPACES = {
 
 
 class MadeUpDataset:
-    """Five episodes of two instructions in any action space; their states are where the actions lead."""
+    """Five episodes with two instructions in any action space; their states are where the actions lead."""
 
     path, format, environment, sides = Path("made-up"), "made-up", None, None
     tasks, cameras, image = ["open the drawer", "close the drawer"], ["front"], 32

@@ -2,11 +2,11 @@
 
 Data: `cubes_dataset`, recorded in the real simulator; `make_libero`, made up in LIBERO's layout; in tests/bad_input
 `good_data`, `good_run` and `good_cache`, a small dataset, a run of two steps with its checkpoints, and cached features.
-They are to read: a test that changes something copies it. What takes long to make and many files need is made with
+Do not change them: a test that needs a change makes a copy. What takes long to make and many files need is made with
 `make_once`, by one of pytest's processes for all of them.
 
-Processes: `tests.warm` starts one in a tenth of a second that has torch and Atlas imported already, where a new
-interpreter takes many seconds.
+Processes: `tests.warm` starts one within a tenth of a second that has torch and Atlas already imported, which takes a
+new interpreter many seconds.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-# Before torch is imported: models here are small, and threads that wait for each other cost more than they do, above
-# all on busy cores. The processes that tests start inherit it.
+# Before torch is imported: models here are small, and threads that wait for each other cost more than they gain,
+# especially on busy cores. Processes that tests start inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -29,7 +29,7 @@ import torch
 from atlas.data.episode import RecordedEpisode
 from atlas.data.hdf5.libero_writer import write_libero_file
 
-# A shell that starts the tests in the background, or nohup, would have them and all their processes ignore these.
+# A shell that starts the tests in the background, or nohup, would make them and all their processes ignore these.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -38,7 +38,7 @@ _VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
 MakeLibero = Callable[..., Path]
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
-# These begin, so that no process of pytest is left alone with one of them at the end.
+# These begin, so that no pytest process is left alone with one of them at the end.
 _LONG_FILES = """
     test_wandb_dies.py test_guides.py test_wandb_starts.py test_online_training.py test_blocks.py test_vggt_backbone.py
     test_failing_ranks.py test_nodes.py test_wandb_sweeps.py test_sweep.py test_wandb_sink.py
@@ -46,20 +46,20 @@ _LONG_FILES = """
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes first, in the order above; all others as they are."""
+    """Files that take minutes come first, in the order above; the others keep their order."""
     places = {name: place for place, name in enumerate(_LONG_FILES)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread() -> None:
-    """Whatever the user has set: this process computes beside others."""
+    """Whatever the user has set: this process shares the machine with others."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of all of pytest's processes, where there are several."""
+    """A folder shared by all of pytest's processes, if there are several."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     folder.mkdir(exist_ok=True)
@@ -84,7 +84,7 @@ def make_once(shared_folder: Path) -> MakeOnce:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What Atlas keeps of datasets it has read is not the user's."""
+    """The cache of datasets that Atlas has read is not the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ATLAS_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -92,7 +92,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def stays_out_of_real_time() -> Iterator[None]:
-    """No test makes this process real-time, as an encoder may: all that is started later would be so, too."""
+    """No test makes this process real-time, as an encoder may: everything started later would be so, too."""
     yield
     if hasattr(os, "sched_getscheduler"):
         assert os.sched_getscheduler(0) == os.SCHED_OTHER
@@ -100,7 +100,7 @@ def stays_out_of_real_time() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def gpus_stay_visible() -> Iterator[None]:
-    """A training on the CPU hides the GPUs from this process, and the next test would not find its renderer's."""
+    """Training on the CPU hides the GPUs from this process, and the next test would not find its renderer's GPU."""
     yield
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     if _VISIBLE is not None:
@@ -109,7 +109,7 @@ def gpus_stay_visible() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_fonts(shared_folder: Path) -> Iterator[None]:
-    """What matplotlib finds of the fonts, which takes it seconds, it finds once, and not for every home of a test."""
+    """matplotlib looks for fonts, which takes it seconds, only once, rather than for every test's home."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPLCONFIGDIR", str(shared_folder / "matplotlib"))
         yield
@@ -117,7 +117,7 @@ def own_fonts(shared_folder: Path) -> Iterator[None]:
 
 @pytest.fixture
 def atlas(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run the command in this process; gives the exit code."""
+    """Run the command in this process; returns the exit code."""
 
     def run(*arguments: str) -> int:
         from atlas import cli

@@ -1,4 +1,4 @@
-"""How tests end the processes that they have started: all of them, and in bounded time."""
+"""How tests end the processes that they have started: all of them, and in limited time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SECONDS = 30.0
 
 
 def end_tree(process: subprocess.Popen[Any] | warm.Process) -> tuple[Any, Any]:
-    """Kill a process and all that it has started; returns what it had still to say.
+    """Kill a process and everything it has started; returns the rest of its output.
 
-    Raises subprocess.TimeoutExpired where one that has lost its parent holds a pipe open.
+    Raises subprocess.TimeoutExpired if one that has lost its parent holds a pipe open.
     """
     tree: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):

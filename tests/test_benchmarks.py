@@ -1,4 +1,4 @@
-"""Every benchmark in miniature: it runs through, and prints the table that it promises.
+"""Every benchmark in miniature: it runs to the end, and prints the table that it promises.
 
 faults.py, tracking_faults.py and mutants.py have tests of their own, beside what they break.
 """
@@ -94,7 +94,7 @@ def test_twins_are_impaired_and_the_control_is_not(
 
 
 def test_overhead_counts_what_a_save_holds_up(run: Run, cubes_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every second step saves for a quarter of a second: the median of the steps would know nothing of it."""
+    """Every second step saves for a quarter of a second, which the median of the steps would miss."""
     import time
 
     from atlas.training import Trainer
@@ -144,7 +144,7 @@ def test_fuzz_finds_no_more_than_refusals(run: Run) -> None:
 
 
 def test_fuzz_tells_endings_apart(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that does all that a reader may not do, by what is in the file."""
+    """A reader that does everything that a reader must not do, depending on what is in the file."""
     import os
     import signal
 

@@ -1,4 +1,4 @@
-"""The configuration as users meet it: YAML, overrides, and what is said when something is wrong."""
+"""The configuration as users meet it: YAML, overrides, and the messages when something is wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from atlas.errors import InputError
 
 
 def test_the_commented_file_holds_every_key_of_the_code() -> None:
-    """What is written in train_config.yaml and what the code assumes without it are the same."""
+    """train_config.yaml and the code's own defaults are the same."""
     written = yaml.safe_load(DEFAULT_CONFIG.read_text())
 
     assert set(_keys(written)) == set(_keys(load_config().model_dump()))
@@ -171,7 +171,7 @@ def test_complaints_name_the_key_of_the_file(values: dict[str, Any], message: st
 
 
 def test_a_tilde_is_the_users_home_wherever_a_path_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shells leave it alone behind `=`, and in files."""
+    """Shells do not expand it after `=`, and files do not either."""
     monkeypatch.setenv("HOME", str(tmp_path))
     file = tmp_path / "mine.yaml"
     file.write_text("{data: {datasets: [{path: ~/a}, {path: ~/b}], frame_cache: ~/c}, evaluation: {record_path: ~/d}}")

@@ -1,7 +1,7 @@
-"""The commands of all pages but wandb.md (see test_guides.py): those that are quick are run, the others say why not.
+"""The commands on all pages except wandb.md (see test_guides.py): the fast ones are run, the others say why not.
 
-`<!-- not run: why -->` above a block is for all of its lines. Whether a command is run or not, the parser of the
-command line has to take it, with its flags, its overrides and its files, and so have all that stand within a text.
+`<!-- not run: why -->` above a block applies to all of its lines. Whether a command is run or not, the command line's
+parser has to accept it, with its flags, overrides and files, and also all commands within a text.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ ALL = [command for page in PAGES for command in commands_of(page)]
 
 
 def leaf_of(words: Sequence[str]) -> tuple[Any, list[str]]:
-    """The verb that the words name, and what is left of them. Fails where there is no such verb."""
+    """The verb that the words name, and the remaining words. Fails if there is no such verb."""
     command: Any = typer.main.get_command(cli.app)  # of click, which typer may have as its own copy
     rest = list(words)
     while rest and hasattr(command, "commands") and not rest[0].startswith("-"):
@@ -147,7 +147,7 @@ def test_the_chinese_readme_has_no_command_of_its_own() -> None:
 
 
 def _to_run() -> list[str]:
-    """The commands, of those that differ only in how they show what they find the longest."""
+    """The commands; of those that differ only in how they show their results, the longest."""
     lines = {" ".join(c.words) for c in ALL if c.block is not None and not c.block.not_run}
     longest: dict[str, str] = {}
     for line in sorted(lines, key=len):
@@ -159,7 +159,7 @@ def _to_run() -> list[str]:
 def somewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cubes_dataset: Path, make_libero: MakeLibero
 ) -> Callable[[str], list[str]]:
-    """A folder with what the pages suppose; gives the words of a command that goes there."""
+    """A folder with what the pages assume; returns the words of a command that goes there."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "cubes").symlink_to(cubes_dataset)
     (tmp_path / "atlas").symlink_to(ROOT / "atlas")

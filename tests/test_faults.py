@@ -1,4 +1,4 @@
-"""Trainings that are killed at random moments go on as if nothing had happened: benchmarks/faults.py, in short."""
+"""Trainings that are killed at random moments continue as if nothing had happened: a short benchmarks/faults.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import faults
 
 
 def test_killed_trainings_go_on_to_the_same_end(cubes_dataset: Path) -> None:
-    """One rank of two in a save, and single processes: killed, terminated, stopped, one of them twice."""
+    """One of two ranks in a save, and single processes: killed, terminated, stopped, one of them twice."""
     assert struck_in_saves(cubes_dataset, runs=5, scripted=1, seed=2681) > 0
 
 
@@ -29,7 +29,7 @@ def test_many_killed_trainings_go_on_to_the_same_end(cubes_dataset: Path) -> Non
 
 
 def struck_in_saves(data: Path, runs: int, scripted: int, seed: int) -> int:
-    """How many saves the strikes have cut in two; nothing was lost by any of them."""
+    """How many saves the strikes have interrupted; none of them lost anything."""
     options = ["--runs", str(runs), "--through-train-sh", str(scripted), "--seed", str(seed), "--data", str(data)]
     process = subprocess.Popen(
         [sys.executable, faults.__file__, *options],

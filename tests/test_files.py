@@ -1,4 +1,4 @@
-"""Files are there whole or not at all, and a disk that does not take them is heard."""
+"""Files are complete or absent, and a disk that refuses them is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""benchmarks/gpu_check.py without a GPU: it runs through, and says what it leaves out and why."""
+"""benchmarks/gpu_check.py without a GPU: it runs to the end, and says what it leaves out and why."""
 
 from __future__ import annotations
 

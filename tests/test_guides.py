@@ -1,8 +1,8 @@
-"""The guides: their commands are run as they stand, every key and every metric is explained, in both languages alike.
+"""The guides: their commands are run as written, and every key and metric is explained, in both languages.
 
-A comment above a block says what is to be known of it: `account` (run against a small server instead of wandb's),
-`slow`, `until stopped` (started, and ended when it is up), or `not run: why`. A block of Python or YAML that begins
-with a file's name is saved under that name, for the commands that follow.
+A comment above a block says what to know about it: `account` (run against a small server instead of wandb's), `slow`,
+`until stopped` (started, and ended when it is up), or `not run: why`. A block of Python or YAML that begins with a
+file's name is saved under that name, for the commands that follow.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def table_rows(page: Page) -> Iterator[list[str]]:
 
 
 class Reader:
-    """Somebody who goes through the guide from its beginning, in a folder and with a home of their own."""
+    """Somebody who follows the guide from its beginning, in a separate folder and home."""
 
     def __init__(self, folder: Path, server: Any) -> None:
         from fake_sweeps import environment_for
@@ -158,7 +158,7 @@ class Reader:
         self._nobody = account | {"WANDB_BASE_URL": "http://127.0.0.1:9"}  # where nobody answers
 
     def follow(self, section: str, slow: bool = False) -> None:
-        """Run the blocks up to this section that were not run yet; slow ones of this section alone."""
+        """Run the blocks up to this section that have not been run yet; slow ones only in this section."""
         sections = read_page("wandb").sections
         end = sections.index(section)
         due = [b for b in self._blocks if sections.index(b.section) <= end]
@@ -199,7 +199,7 @@ class Reader:
             pytest.fail(f"In '{block.section}':\n{text}\nended with {done.returncode} and printed\n{done.stdout}")
 
     def _start_and_stop(self, command: list[str], environment: dict[str, str]) -> None:
-        """Until it says where it can be visited."""
+        """Until it prints the address at which it can be visited."""
         process = subprocess.Popen(
             command,
             cwd=self.folder,
@@ -333,7 +333,7 @@ def test_yaml_in_the_guide_is_taken_by_the_config_or_by_sweeps(tmp_path: Path) -
 
 
 def tags_of(run_dir: Path) -> set[str]:
-    """Everything that TensorBoard has of a run, but what its own plugins keep."""
+    """Everything that TensorBoard has of a run, except what its own plugins keep."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     events = (event for file in event_files(run_dir) for event in EventFileLoader(str(file)).Load())
@@ -373,7 +373,7 @@ def assert_explained(tags: set[str], language: str) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_metric_of_a_run_is_explained_and_no_other(reader: Reader, tmp_path: Path, language: str) -> None:
-    """The guide's own run; and what the loggers of evaluations make of one, which would take a minute to play."""
+    """The guide's own run; and what the evaluation loggers make of one that would take a minute to play."""
     reader.follow("Switch it on")
     tracker = RunTracker(tmp_path, "evaluated", WandbConfig(), LoggingConfig(), strict=True)
     for purpose in ("selection", "final"):
@@ -449,5 +449,5 @@ def test_links_lead_somewhere(guide: str, language: str) -> None:
 
 
 def _anchor(title: str) -> str:
-    """As GitHub makes it of a heading."""
+    """The anchor that GitHub makes from a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")

@@ -14,7 +14,7 @@ from atlas.rollout.recording import RecordSettings, record
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_short_training_lifts_cubes_and_listens(tmp_path: Path) -> None:
-    """A third of the default job, with half of its demonstrations, is far above what luck or deafness would give."""
+    """With a third of the default job's steps and half of its demonstrations, far better than luck or deafness."""
     record(RecordSettings(episodes=120), tmp_path / "cubes")
     job = [f"data.path={tmp_path / 'cubes'}", f"output_dir={tmp_path}", "run_name=short", "evaluation.episodes=0"]
 

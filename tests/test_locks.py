@@ -1,4 +1,4 @@
-"""Locks on folders: they name who holds them, and end with their process."""
+"""Locks on folders: they name their holder, and end with its process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from atlas.system.locks import check_free, hold, is_abandoned, writing
 
 @contextmanager
 def holder(folder: Path) -> Iterator[int]:
-    """Another process that holds the folder's lock, and that has a child of its own which outlives it; its number."""
+    """Another process that holds the folder's lock, and whose own child outlives it; returns its number."""
     ready, told = os.pipe()
     child = os.fork()
     if child == 0:
@@ -125,7 +125,7 @@ def test_what_a_living_process_writes_is_not_abandoned(tmp_path: Path, monkeypat
 
 
 def test_two_writers_of_a_file_never_share_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As two containers with the same process number do that share a disk."""
+    """Like two containers that share a disk, with the same process number."""
     with atomic_path(tmp_path / "file") as first:
         first.write_text("first")
         with atomic_path(tmp_path / "file") as second:

@@ -1,4 +1,4 @@
-"""benchmarks/mutants.py: its list of broken lines is up to date, and it tells what is noticed from what is not."""
+"""benchmarks/mutants.py: its list of broken lines is up to date, and it tells noticed lines from unnoticed ones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_line_is_there_just_once_and_so_are_the_tests_that_should_notice()
 
 def test_what_is_noticed_is_told_from_what_is_not(tmp_path: Path) -> None:
     """In a small project: a line that matters, one that does not, one that ends the process, a test that fails with
-    nothing broken, and what is not Python any more. A second run knows what the first has seen."""
+    nothing broken, and text that is no longer Python. A second run knows the first one's results."""
     project = tmp_path / "project"
     project.mkdir()
     code = "def total(a, b):\n    return a + b\n\n\ndef same(x):\n    return x\n"

@@ -1,4 +1,4 @@
-"""A training that wandb hears of: what it gets, the models it keeps, and going on from one of them."""
+"""A training with wandb: what wandb gets, the models it keeps, and resuming from one of them."""
 
 from __future__ import annotations
 

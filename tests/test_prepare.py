@@ -1,4 +1,4 @@
-"""What is settled before a run starts: its folder, which is no other run's, and where it goes on from."""
+"""What is settled before a run starts: its folder, which no other run has, and where it resumes from."""
 
 from __future__ import annotations
 

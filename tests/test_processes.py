@@ -1,4 +1,4 @@
-"""Several processes give what one gives, and signals end a run in good order."""
+"""Several processes give what one gives, and signals end a run properly."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ atlas.train(None, sys.argv[1:])
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(make_libero: MakeLibero, tmp_path: Path) -> None:
     """Eight steps in one go, and five and three in two: the same curves and weights.
 
-    The fifth step is in the middle of what is logged together: the fourth to the sixth.
+    The fifth step is in the middle of steps that are logged together: the fourth to the sixth.
     """
     data = make_libero()
     schedule = ["training.max_steps=8", "training.warmup_steps=0", "training.log_interval=3", "distributed.cpu=true"]

@@ -1,4 +1,4 @@
-"""Processes that are started from a folder with modules of the user's own that have the names of others."""
+"""Processes started from a folder with the user's own modules that have the names of others."""
 
 from __future__ import annotations
 

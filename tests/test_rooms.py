@@ -1,4 +1,4 @@
-"""The house: a room imports only the rooms above it, wherever in a module the import stands."""
+"""The house: a room imports only the rooms above it, wherever in a module the import is."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_room_imports_only_rooms_above_it() -> None:
 
 
 def test_nobody_outside_of_policies_knows_a_type() -> None:
-    """atlas/policies/vggt is a network that the geometry of images uses too, and no type."""
+    """atlas/policies/vggt is a network that the geometry of images also uses, not a policy type."""
     folders = {path.name for path in (ROOT / "policies").iterdir() if path.is_dir()} - {"vggt", "__pycache__"}
     wrong = [
         f"{file.relative_to(ROOT.parent)}:{line} imports atlas.{target}"

@@ -1,9 +1,9 @@
-"""A change of structure changes no number: what twenty steps of small jobs gave before, they give today.
+"""A change of structure changes no number: twenty steps of small jobs give today what they gave before.
 
 tests/same_numbers.json holds, for each job, the SHA-256 of its weights and the metrics of its last step, and the keys
-of what commands print with --json. `python -m tests.test_same_numbers FILE` writes such a file again. Bits depend on
-how a processor rounds, so that the weights' hashes are compared where a small computation gives the bits that it gave
-on the machine of the file, and only the metrics elsewhere.
+that commands print with --json. `python -m tests.test_same_numbers FILE` writes such a file. Bits depend on how a
+processor rounds, so the weights' hashes are only compared if a small computation gives the same bits as on the file's
+machine; elsewhere, only the metrics are compared.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def data(make_once: MakeOnce) -> Path:
 
 
 def rounding() -> str:
-    """What tells processors apart that give other bits."""
+    """Tells processors apart that give different bits."""
     generator = torch.Generator().manual_seed(0)
     x, kernel = torch.randn(8, 16, 24, 24, generator=generator), torch.randn(16, 16, 3, 3, generator=generator)
     y = torch.nn.functional.conv2d(x, kernel).flatten(1)
@@ -137,14 +137,14 @@ def numbers_of(job: str, data: Path, folder: Path) -> dict[str, Any]:
 
 
 def keys_of(value: Any) -> Any:
-    """The names in a JSON value, without what they hold; of a list, those of its first item."""
+    """The names in a JSON value, without their values; for a list, those of its first item."""
     if isinstance(value, dict):
         return {key: keys_of(item) for key, item in sorted(value.items())}
     return [keys_of(value[0])] if isinstance(value, list) and value else type(value).__name__
 
 
 def printed_keys(data: Path, cubes: Path, folder: Path) -> dict[str, Any]:
-    """The keys of every command that a run and a dataset are enough for."""
+    """The keys printed by every command that only needs a run and a dataset."""
     folder.mkdir(exist_ok=True)
     settings = [*SMALL, f"data.path={cubes}", f"output_dir={folder}", "training.max_steps=2", "run_name=run"]
     atlas.train(None, settings)

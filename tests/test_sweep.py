@@ -1,4 +1,4 @@
-"""Sweeps on one machine: what a file asks for, and real trainings that end, fail, are stopped and are gone on with."""
+"""Sweeps on one machine: what a file asks for, and real trainings that end, fail, are stopped and are continued."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads that share the cores of a machine with other work."""
+"""Threads that share the machine's cores with other work."""
 
 from __future__ import annotations
 

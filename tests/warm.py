@@ -1,13 +1,13 @@
-"""Processes that start at once: copies of one Python that has imported torch and Atlas already.
+"""Processes that start at once: copies of a Python that has already imported torch and Atlas.
 
 `warm.run` and `warm.start` take what `subprocess.run` and `subprocess.Popen` take, without the interpreter in front:
 
     warm.run("-c", code)        warm.start("-m", "torch.distributed.run", …, stderr=PIPE)
     warm.atlas("train", …)      warm.start_atlas("train", …, stderr=PIPE)
 
-They are processes like any other, with streams, signals and an exit code of their own. `children=2` lets two of the
-Pythons that a process starts itself, such as the ranks of a training, start at once as well. Where it matters how a
-process is started, or what is imported in it, start a new interpreter: `subprocess.run([sys.executable, …])`.
+They are processes like any other, with their own streams, signals and exit code. `children=2` lets two of the Pythons
+that a process starts itself, such as the ranks of a training, start at once as well. If it matters how a process is
+started, or what is imported in it, start a new interpreter: `subprocess.run([sys.executable, …])`.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def start(
     start_new_session: bool = False,
     children: int = 0,
 ) -> Started:
-    """What `subprocess.Popen([sys.executable, *arguments], text=True, …)` is."""
+    """The equivalent of `subprocess.Popen([sys.executable, *arguments], text=True, …)`."""
     if sys.platform != "linux":  # where a process with torch can be copied
         command, streams = [sys.executable, *arguments], {"stdin": stdin, "stdout": stdout, "stderr": stderr}
         return subprocess.Popen(command, text=True, env=env, cwd=cwd, start_new_session=start_new_session, **streams)  # type: ignore
@@ -118,7 +118,7 @@ def start(
 def run(
     *arguments: str, check: bool = False, timeout: float | None = 280, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """What `subprocess.run([sys.executable, *arguments], capture_output=True, text=True, …)` is."""
+    """The equivalent of `subprocess.run([sys.executable, *arguments], capture_output=True, text=True, …)`."""
     process = start(*arguments, **{"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE} | options)
     try:
         stdout, stderr = process.communicate(timeout)

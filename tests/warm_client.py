@@ -1,4 +1,4 @@
-"""Stands in for `python` in shell scripts: what it is asked to run becomes a copy of a Python that has torch imported.
+"""Stands in for `python` in shell scripts: what it is asked to run becomes a copy of a Python that has imported torch.
 
     python -SE warm_client.py SOCKET ARGUMENTS...
 

@@ -1,9 +1,9 @@
-"""A Python that has imported what takes seconds, and forks: each copy goes on as a process of its own.
+"""A Python that has imported what takes seconds, and forks: each copy continues as a separate process.
 
 Started by tests/warm.py, with one end of a socket and one that listens. A request names what a command line would:
-arguments, environment, folder, and the standard streams. The copy becomes `python ARGUMENTS` in earnest: it ends as an
-interpreter ends, with its threads joined and its functions for the exit called. Who has asked learns its process id
-and how it ended.
+arguments, environment, folder, and the standard streams. The copy becomes a real `python ARGUMENTS`: it ends as an
+interpreter ends, with its threads joined and its exit functions called. Whoever has asked learns its process id and how
+it ended.
 
 A copy that will start Pythons itself, as a launcher starts ranks, gets spare copies: the first processes that it starts
 as `sys.executable` are spares, which have run nothing before, and are its children.
@@ -42,7 +42,7 @@ _spares: list[tuple[int, socket.socket]] = []  # of this process: their ids, and
 def serve(channel: socket.socket, door: socket.socket) -> list[str]:
     """Fork for every request; returns in the copies, with what they are to become.
 
-    Requests come through the channel, whose end is the end of this process, and from whoever knocks at the door.
+    Requests come through the channel, whose end is the end of this process, and from any client of the socket.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that wait
     while True:

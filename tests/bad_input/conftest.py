@@ -1,4 +1,4 @@
-"""The good things that are spoilt: made once, and copied for each row."""
+"""The good inputs that get spoilt: made once, and copied for each row."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def good_cache(good_data: Path, make_once: MakeOnce) -> Path:
 
 @pytest.fixture
 def copied(place: Path) -> Callable[[Path], Path]:
-    """Copies a good thing to where it can be spoilt."""
+    """Copies a good input to where it can be spoilt."""
 
     def copy(good: Path) -> Path:
         return Path(shutil.copytree(good, place / good.name, symlinks=True))

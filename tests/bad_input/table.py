@@ -1,4 +1,4 @@
-"""A row of the table, and what is seen to for each: exit 2, the offending name, no traceback, nothing touched."""
+"""A row of the table, and what is checked for each: exit 2, the offending name, no traceback, nothing touched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 import atlas.cli
 
-# A training that would be over in a moment, where something wrong is let through.
+# A training that would be over in a moment, in case something wrong is let through.
 SMALL = (
     "model.vision={name: keypoints, width: 8, keypoints: 8}",
     "model.fusion.dim=32",
@@ -34,7 +34,7 @@ SMALL = (
 
 @dataclass(frozen=True)
 class Row:
-    """One bad input: `spoil` makes it out of a good one, `words` are those that the message must hold."""
+    """One bad input: `spoil` makes it from a good one, `words` must occur in the message."""
 
     name: str
     spoil: Callable[[Path], object]
@@ -42,7 +42,7 @@ class Row:
 
 
 def row(name: str, *words: str) -> Callable[[Callable[[Path], object]], Row]:
-    """Makes a row of the function below, which spoils the good thing at the path it is given."""
+    """Makes a row from the function below, which spoils the good input at the path it is given."""
     return lambda spoil: Row(name, spoil, words)
 
 
@@ -53,10 +53,10 @@ def each(rows: Sequence[Row]) -> pytest.MarkDecorator:
 
 
 def refused(place: Path, arguments: Sequence[str], *words: str) -> None:
-    """Run the command in this process, in the folder `place`, and see that it is refused as it should be."""
+    """Run the command in this process, in the folder `place`, and check that it is refused properly."""
     before = contents(place)
 
-    # What is let through must not begin to train, or to start simulators: it is too late to refuse it then.
+    # Whatever is let through must not begin to train, or to start simulators: it is too late to refuse it then.
     begun = AssertionError("let through")
     with (
         mock.patch("atlas.train.run", side_effect=begun),
@@ -80,7 +80,7 @@ def run_here(place: Path, arguments: Sequence[str]) -> tuple[int, str]:
     """The exit code of `atlas ARGUMENTS`, and what it has written on stderr."""
     stderr, home = io.StringIO(), Path.cwd()
     with (
-        # What is learned of data may be kept there, beside what must not be touched.
+        # Facts about data may be cached there, beside what must not be touched.
         mock.patch.dict(os.environ, {"ATLAS_CACHE_DIR": str(place.with_name(place.name + "-cache"))}),
         mock.patch.object(sys, "argv", ["atlas", *arguments]),
         redirect_stdout(io.StringIO()),

@@ -1,4 +1,4 @@
-"""Checkpoints that are cut off, flipped, emptied, of another version or of another policy."""
+"""Checkpoints that are cut off, flipped, emptied, or from another version or policy."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def in_yaml(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
 
 
 def in_header(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    """A change of what a safetensors file says that it holds."""
+    """A change to what a safetensors file says it contains."""
 
     def rewrite(path: Path) -> None:
         content = path.read_bytes()
@@ -267,7 +267,7 @@ def test_a_checkpoint_of_another_policy_is_not_gone_on_from(place: Path, run_dir
 
 
 def test_a_checkpoint_of_other_data_is_not_gone_on_from(place: Path, run_dir: Path, good_data: Path) -> None:
-    """What its processor holds is compared, and then what is in the episodes."""
+    """The processor's facts are compared first, and then the episodes' contents."""
     other, grown, shorter = place / "other", place / "grown", place / "shorter"
     shutil.copytree(good_data, grown)
     shutil.copytree(good_data, shorter)

@@ -1,4 +1,4 @@
-"""Config files that cannot be meant: misspelt, of the wrong type, in contradiction, not YAML at all."""
+"""Config files that make no sense: misspelt, of the wrong type, contradictory, or not YAML at all."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def keys_of(section: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_any_key_misspelt_or_with_a_value_of_another_kind_is_named(seed: int, place: Path, good_data: Path) -> None:
-    """Twelve keys a seed, out of all there are."""
+    """Twelve keys per seed, out of all there are."""
     rng = random.Random(seed)
     keys = [key for key in keys_of(yaml.safe_load(GOOD)) if key != "distributed.cpu"]  # which --cpu sets
     assert len(keys) > 100

@@ -1,4 +1,4 @@
-"""Caches of features that are incomplete, damaged, or of something else than what is trained on."""
+"""Caches of features that are incomplete, damaged, or made from something other than the training data."""
 
 from __future__ import annotations
 

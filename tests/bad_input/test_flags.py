@@ -1,4 +1,4 @@
-"""Flags and arguments of the commands that cannot be meant, alone or together."""
+"""Flags and arguments of the commands that make no sense, alone or together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.bad_input.table import SMALL, refused
 
 @dataclass(frozen=True)
 class Line:
-    """A command line, and the words that its refusal must hold. DATA and HERE stand for folders."""
+    """A command line, and the words that its refusal must contain. DATA and HERE stand for folders."""
 
     arguments: str
     words: tuple[str, ...]

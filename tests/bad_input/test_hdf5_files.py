@@ -1,4 +1,4 @@
-"""HDF5 demonstrations that are cut off, damaged, or of another layout than LIBERO's."""
+"""HDF5 demonstrations that are cut off, damaged, or in a layout other than LIBERO's."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def outside(name: str, change: Callable[[Path], Any], *words: str) -> Row:
 
 
 def put(key: str, make: Callable[[np.ndarray], Any]) -> Change:
-    """Put what `make` gives for a dataset's values in its place."""
+    """Replace a dataset's values with what `make` returns for them."""
 
     def change(file: h5py.File) -> None:
         values = make(file[key][:])

@@ -1,4 +1,4 @@
-"""`atlas data inspect`: data that can be read, and looks wrong."""
+"""`atlas data inspect`: data that can be read, but looks wrong."""
 
 from __future__ import annotations
 

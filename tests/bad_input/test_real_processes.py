@@ -1,4 +1,4 @@
-"""A few rows as users meet them: the command in a process of its own, `./train.sh`, several processes."""
+"""A few rows as users meet them: the command in a separate process, `./train.sh`, several processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def ended_well(place: Path, run: Callable[[], subprocess.CompletedProcess[str]], *words: str) -> str:
-    """Run it, see that it is refused with one message and nothing on stdout, and give the message."""
+    """Run it, check that it is refused with one message and nothing on stdout, and return the message."""
     before = contents(place)
 
     done = run()

@@ -1,4 +1,4 @@
-"""The table is as large as it is meant to be, and its good inputs are good: the refusals are of what was spoilt."""
+"""The table is as large as intended, and its good inputs are good: the refusals are due to what was spoilt."""
 
 from __future__ import annotations
 

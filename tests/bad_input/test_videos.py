@@ -1,4 +1,4 @@
-"""LeRobot datasets whose videos are damaged, or other ones than the metadata says."""
+"""LeRobot datasets whose videos are damaged, or not what the metadata says."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def film(name: str, change: Callable[[Path], Any], *words: str) -> Row:
 
 
 def encode(path: Path, frames: int = FRAMES, size: int = SIZE, fps: int = FPS, late: int = 0) -> None:
-    """A grey film in the place of the real one; late: frames that come after those asked for."""
+    """A grey film instead of the real one; late: frames that come after those asked for."""
     container_format = "mp4"
     with av.open(str(path), "w", format=container_format) as container:
         stream = container.add_stream("libx264", rate=fps)
@@ -72,7 +72,7 @@ def folder(path: Path) -> None:
 
 
 def of_the_other_dataset(root: Path) -> None:
-    """The shorter film of one episode in the place of the film of all."""
+    """The shorter film of one episode instead of the film of all."""
     shutil.copyfile(root / OTHER, root / FILM)
     cut(root / FILM, 0.7)
 

@@ -1,4 +1,4 @@
-"""Good data with one thing changed: what a fault in a conversion or a recording does to it."""
+"""Good data with one thing changed, as by a fault in a conversion or a recording."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Change = Callable[[np.ndarray], np.ndarray]
 
 
 class Changed:
-    """A dataset whose episodes are those of another, with the faults given."""
+    """A dataset with another one's episodes and the given faults."""
 
     def __init__(
         self,
@@ -29,8 +29,8 @@ class Changed:
         order: Sequence[int] | None = None,
         **attributes: Any,
     ) -> None:
-        """remade: actions made of an episode's number and itself. cameras: {name: the one whose pictures it shows}.
-        keep: these frames of each episode. order: the episodes' numbers."""
+        """remade: actions computed from an episode's number and the episode. cameras: {name: the one whose pictures it
+        shows}. keep: these frames of each episode. order: the episodes' numbers."""
         self._dataset, self._actions, self._proprio, self._images = dataset, actions, proprio, images
         self._remade = remade
         self._cameras, self._keep = cameras or {}, keep

@@ -1,4 +1,4 @@
-"""Each fault that is planted in good data is named by its check, and by no other; good data has no error."""
+"""Each fault planted in good data is named by its check, and by no other; good data has no errors."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def said(findings: list[Finding], check: str) -> str:
 
 
 def column(index: int | slice, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """A change of some of the actions' numbers."""
+    """A change to some of the actions' numbers."""
 
     def changed(actions: np.ndarray) -> np.ndarray:
         actions[:, index] = change(actions[:, index])
@@ -88,7 +88,7 @@ def column(index: int | slice, change: Callable[[np.ndarray], np.ndarray]) -> Ca
 
 
 def moved(frames: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Actions that come so many frames too late; too early where it is negative."""
+    """Actions that come this many frames too late, or too early if negative."""
     return lambda actions: actions[np.clip(np.arange(len(actions)) - frames, 0, len(actions) - 1)]
 
 

@@ -1,4 +1,4 @@
-"""`atlas eval --diagnose` and `--open-loop`: what is unlike training is named; what is like it is not."""
+"""`atlas eval --diagnose` and `--open-loop`: what differs from training is named; what does not is not."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def good(cubes_dataset: Path) -> EpisodeDataset:
 
 
 def processor_for(dataset: EpisodeDataset, config: Config = Config()) -> PolicyProcessor:
-    """Of a policy that was trained on the first six episodes."""
+    """The processor of a policy that was trained on the first six episodes."""
     episodes = np.arange(6)
     read = [dataset.episode(int(i)) for i in episodes]
     statistics = DatasetStatistics(
@@ -80,7 +80,7 @@ def pictures(change: Callable[[np.ndarray], np.ndarray]) -> Change:
 
 
 def unlike(findings: list[Finding]) -> dict[str, str]:
-    """{check: message} of what is not well."""
+    """{check: message} for everything except infos."""
     return {f.check: f.message for f in findings if f.severity != "info"}
 
 

@@ -1,4 +1,4 @@
-"""`atlas model geometry`: from pictures to depth, cameras and points, with small weights that were never trained."""
+"""`atlas model geometry`: from pictures to depth, cameras and points, with small untrained weights."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden data's weights, but for fields of view, which come out as 1 rad: 0.25 in each of four iterations."""
+    """The golden data's weights, except for fields of view, which become 1 rad: 0.25 in each of four iterations."""
     tensors = {**load_file(FIXTURES / "weights.safetensors"), **load_file(FIXTURES / "heads_weights.safetensors")}
     tensors["camera_head.pose_branch.fc2.weight"][7:] = 0
     tensors["camera_head.pose_branch.fc2.bias"][7:] = 0.25

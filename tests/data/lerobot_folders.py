@@ -1,7 +1,7 @@
 """LeRobot folders for tests: copies of those that LeRobot wrote, the same in its older layouts, and faults in them.
 
-The fixtures were written by LeRobot 0.6.2; `<name>.expected.json` is what was put into them: numbers exactly, and of
-each image the mean colour, that of its top left quarter, and where it is stored without loss the SHA-256 of its bytes.
+The fixtures were written by LeRobot 0.6.2; `<name>.expected.json` is what was put into them: numbers exactly, and for
+each image the mean colour, that of its top left quarter, and, if it is stored without loss, the SHA-256 of its bytes.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def replace_column(path: Path, key: str, values: Any) -> None:
 
 
 def as_version_2(source: Path, target: Path, version: str = "v2.1") -> Path:
-    """A version 3 folder in the layout of 2.1 or 2.0: one file an episode, metadata in lines of JSON."""
+    """A version 3 folder in the layout of 2.1 or 2.0: one file per episode, metadata in lines of JSON."""
     info = json.loads((source / "meta" / "info.json").read_text())
     episodes = pq.read_table(source / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
     tasks = pq.read_table(source / "meta/tasks.parquet").to_pylist()

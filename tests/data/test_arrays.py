@@ -1,4 +1,4 @@
-"""Arrays in files of a cache: read where they are whole, and refused in one way where they are not."""
+"""Array files in a cache: read if they are whole, and refused in one way if they are not."""
 
 from pathlib import Path
 

@@ -43,7 +43,7 @@ def test_a_sample_is_the_observation_and_the_actions_from_there(make_libero: Mak
 
 
 def test_each_sample_of_a_batch_has_pictures_of_its_own(make_libero: MakeLibero) -> None:
-    """Of any order of samples and cameras; a picture's first pixel says what it is of."""
+    """In any order of samples and cameras; a picture's first pixel identifies it."""
     dataset, samples = open_dataset(make_libero()), [15, 2, 30, 3]
     for cameras in (CAMERAS, CAMERAS[::-1]):
         chunks = ChunkDataset(dataset, np.array([0, 2, 3]), cameras, image_size=32, horizon=4)

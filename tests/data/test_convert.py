@@ -1,4 +1,4 @@
-"""Copies in other formats: what LeRobot writes is what Atlas writes, and nothing is lost on the way there and back."""
+"""Copies in other formats: Atlas writes what LeRobot writes, and nothing is lost on the way there and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A frozen encoder's features on disk: the same as looking at the images, and refused where they would not be."""
+"""A frozen encoder's features on disk: the same as looking at the images, and refused if they would not be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames decoded once: the same bits as from the source, whole or not there, made again for other data."""
+"""Frames decoded once: the same bits as from the source, complete or absent, and made again for other data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images in Parquet files: what was written comes out, out of copies that are made once, by one, and are never half."""
+"""Images in Parquet files: they are read back unchanged, from copies that are made once, by one process, and whole."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_an_image_that_claims_to_be_huge_is_not_decoded(tmp_path: Path) -> None:
 
 
 def other_sizes(tmp_path: Path, kind: str) -> tuple[Path, int]:
-    """A dataset, and the episode in the middle whose images are of another size, but for its first and last one."""
+    """A dataset, and the middle episode, whose images have another size except the first and last one."""
     if kind == "videos":
         root = as_version_2(FIXTURES / VIDEO, tmp_path / "set")
         film = VIDEO_V2.format(episode_chunk=0, video_key=KEY, episode_index=1)

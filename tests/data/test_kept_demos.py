@@ -1,4 +1,4 @@
-"""What was read of HDF5 files with many demos is kept: the same numbers, and again when a file changes."""
+"""The numbers of HDF5 files with many demos are cached: they stay the same, and are read again after changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A split that is kept: episodes are known by what is in them."""
+"""A split that is kept: episodes are identified by their content."""
 
 from __future__ import annotations
 

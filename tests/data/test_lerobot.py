@@ -1,4 +1,4 @@
-"""Reading LeRobot's layouts: what was put in comes out, conversions are said, and faults are named."""
+"""Reading LeRobot's layouts: what was written is read, conversions are logged, and faults are named."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_an_unknown_gripper_of_0_to_1_is_asked_about(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("keys", "stated"), [("position_unit_m: 1.0", False), ("gripper_open: -1.0", True)])
 def test_what_was_not_stated_of_a_gripper_is_not_stated_by_a_runs_config_either(keys: str, stated: bool) -> None:
-    """Its ranks, and who resumes it, read the config that the run has written."""
+    """Its ranks, and processes that resume it, read the config that the run has written."""
     config = load_config({}, [f"data.features.action_spec={{{keys}}}"])
 
     read = load_config(yaml.safe_load(dump_yaml(config)))

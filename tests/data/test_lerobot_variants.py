@@ -1,4 +1,4 @@
-"""LeRobot datasets as other libraries and other people's robots leave them: read as what they are, or refused."""
+"""LeRobot datasets as other libraries and other people's robots leave them: read correctly, or refused."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def check_same(dataset: LeRobotDataset, truth: LeRobotDataset, episodes: list[in
 
 
 def openpis_template(tmp_path: Path) -> Path:
-    """A dataset whose features are called as the script names them that converted LIBERO for openpi."""
+    """A dataset whose features have the names used by the script that converted LIBERO for openpi."""
     root = copy_fixture(IMAGE, tmp_path / "set")
     names = {FRONT: "image", "observation.images.wrist_image": "wrist_image", STATE: "state", ACTION: "actions"}
     for old, new in names.items():
@@ -213,8 +213,8 @@ def test_images_are_read_in_the_types_of_every_library(tmp_path: Path) -> None:
 
 
 def test_an_episode_that_is_marked_valid_has_one_instruction(tmp_path: Path) -> None:
-    """As GR00T's datasets have it: the mark is a task of its own, and the rows have the number of the instruction.
-    One that is marked invalid is refused as that."""
+    """As in GR00T's datasets: the mark is a separate task, and the rows have the instruction's number. One marked
+    as invalid is refused as such."""
     root = as_version_2(FIXTURES / VIDEO, tmp_path / "set")
     lines = [json.loads(line) for line in (root / "meta/episodes.jsonl").read_text().splitlines()]
     (root / "meta/episodes.jsonl").write_text(
@@ -237,7 +237,7 @@ def test_an_episode_that_is_marked_valid_has_one_instruction(tmp_path: Path) -> 
 
 
 def twice(path: Path, rows: slice = slice(None)) -> None:
-    """Another take before the rows, as a recorder leaves it that was interrupted: numbered alike, with other values."""
+    """Another take before the rows, as an interrupted recorder leaves it: with the same numbering, but other values."""
     table = pq.read_table(path)
     first, count = rows.start or 0, len(range(*rows.indices(table.num_rows)))
     discarded = table.slice(first, count)
@@ -306,7 +306,7 @@ def test_logs_say_nothing_of_sets_that_are_as_they_should_be(caplog: pytest.LogC
 
 
 def drifting(root: Path, seconds: float) -> Path:
-    """Episodes begin later, by the metadata, than they do in the videos: more so from one to the next."""
+    """According to the metadata, episodes begin later than they do in the videos, by more from one to the next."""
     table = pq.read_table(root / EPISODES)
     for key in (FRONT, WRIST):
         name = f"videos/{key}/from_timestamp"

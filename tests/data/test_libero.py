@@ -118,7 +118,7 @@ OPENVLAS = {
 def test_files_without_attributes_are_read_by_their_names(
     make_libero: MakeLibero, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As OpenVLA makes them of LIBERO's: the words are the file's name, and demos that failed are gone."""
+    """As OpenVLA makes them from LIBERO's: the instruction is the file's name, and failed demos are gone."""
     root = make_libero(OPENVLAS)
     for number, name in enumerate(OPENVLAS):
         with h5py.File(root / f"task_{number}_demo.hdf5", "a") as file:

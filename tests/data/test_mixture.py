@@ -1,4 +1,4 @@
-"""Several datasets as one: what is brought together, what is refused, and what an epoch draws."""
+"""Several datasets as one: what is combined, what is refused, and what an epoch draws."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Mix = Callable[..., Config]
 
 @pytest.fixture
 def mix(make_libero: MakeLibero) -> Mix:
-    """A config of two datasets; `b` and the keywords are more keys of the second one and of `data`."""
+    """A config with two datasets; `b` and the keywords are further keys of the second one and of `data`."""
     paths = [make_libero(DRAWER, folder="drawer"), make_libero(CUPS, folder="cups")]
 
     def make(b: dict[str, Any] | None = None, *overrides: str, **data: Any) -> Config:

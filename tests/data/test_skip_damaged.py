@@ -1,4 +1,4 @@
-"""`data.skip_damaged`: what is damaged is named and left out, and the rest is what it was."""
+"""`data.skip_damaged`: what is damaged is named and left out, and the rest is unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames of videos, by their time: the same ones whatever was read before, and never another one."""
+"""Frames of videos, by time: always the right ones, whatever was read before."""
 
 from __future__ import annotations
 

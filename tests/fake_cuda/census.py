@@ -1,4 +1,4 @@
-"""What goes between the host and the device, and what waits for it, by the functions of Atlas that caused it."""
+"""What is copied between host and device, and what waits for it, by the functions in Atlas that caused it."""
 
 from __future__ import annotations
 

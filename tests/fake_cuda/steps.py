@@ -89,7 +89,7 @@ def made_up_data(folder: Path) -> Path:
 
 
 def as_on_a_gpu() -> ExitStack:
-    """What torch's build for CPUs lacks, and what only a driver could say."""
+    """What torch's CPU build lacks, and what only a driver could tell."""
     stack = ExitStack()
     stream = SimpleNamespace(wait_stream=lambda other: None)
     for name, value in {
@@ -111,7 +111,7 @@ def as_on_a_gpu() -> ExitStack:
 
 
 def run_spread() -> dict[str, Any]:
-    """A step of a policy that is spread over eight ranks, of which this is the fourth and the others do not exist."""
+    """A step of a policy that is sharded over eight ranks, of which this is the fourth and the others do not exist."""
     dist.init_process_group("fake", rank=3, world_size=8, store=FakeStore())
     config, policy = make_job("distributed.strategy=fsdp")
     weights = {name: p.shape[0] for name, p in policy.named_parameters() if p.requires_grad}

@@ -1,8 +1,8 @@
-"""Steps of every kind of policy on "cuda", without a GPU: on a device that computes nothing, whose tensors have shapes,
-types and places alone.
+"""Steps of every kind of policy on "cuda", without a GPU: on a device that computes nothing, whose tensors have only
+shapes, types and places.
 
-It shows in what is computed on which device, what is trained in which precision, and what the host sends and waits for.
-It cannot show numbers, memory, streams or speed.
+It shows what is computed on which device, what is trained in which precision, and what the host sends and waits for. It
+cannot show numbers, memory, streams or speed.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def counted(census: list[tuple[str, str, int]]) -> dict[str, int]:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_step_sends_its_batch_ahead_and_waits_once(found: dict[str, Any], policy: str) -> None:
-    """That it ran shows that nothing is on the wrong device. A new transfer, or a new wait, is named here by its
+    """That it ran shows that nothing is on the wrong device. A new transfer, or a new wait, is named here with its
     function in Atlas: it costs every step of every training on a GPU."""
     assert counted(found[policy]["step"]) == STEPS[policy]
 

@@ -1,7 +1,7 @@
 """A rank without a trainer, under the real launcher and the real `main`: each does what its argument says.
 
-Run as a script it is the launcher: `rank_probe.py FOLDER ROLE,ROLE [ROLE,ROLE,ROLE …]` starts one rank a role, for each
-list in a folder of its own, and prints what came of it.
+Run as a script it is the launcher: `rank_probe.py FOLDER ROLE,ROLE [ROLE,ROLE,ROLE …]` starts one rank per role, for
+each list in a separate folder, and prints the results.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A rank that fails, dies, freezes or hangs takes the others down soon, and what was first is said once."""
+"""A rank that fails, dies, freezes or hangs ends the others soon, and the first cause is reported once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def start_launcher(folder: Path, *cases: str, cwd: Path = ROOT, **variables: str
 
 
 def write_namesakes(folder: Path) -> Path:
-    """A folder of a user's modules that have the names of others; each says so when it is imported, and ends all."""
+    """A folder of a user's modules with the names of others; each prints that it is imported, and ends the process."""
     (folder / "atlas").mkdir(parents=True)
     for name in ("atlas/__init__", "random", "queue", "socket", "types"):
         (folder / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
@@ -54,7 +54,7 @@ def pids(folder: Path) -> list[int]:
 
 @dataclass
 class Outcome:
-    """What came of one set of ranks."""
+    """The result of one set of ranks."""
 
     code: int
     seconds: float  # from when all ranks were at work

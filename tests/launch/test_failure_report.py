@@ -1,4 +1,4 @@
-"""What is said of ranks that failed, given how each ended; the ranks themselves are in test_failing_ranks.py."""
+"""What is said about failed ranks, given how each ended; the ranks themselves are in test_failing_ranks.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def error(rank: int, time: float, consequence: bool = False, summary: str = "Val
 
 
 def ending(codes: dict[int, int], *reports: Report, **more: object) -> Ending:
-    """Ranks that told their codes, but for those that a signal killed."""
+    """Ranks that reported their codes, except those that a signal killed."""
     told = {rank: code for rank, code in codes.items() if code >= 0}
     return Ending(codes, told, {report.rank: report for report in reports}, **more)  # type: ignore[arg-type]
 

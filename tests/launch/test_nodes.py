@@ -128,7 +128,7 @@ def attend(nodes: Nodes) -> int:
 
 
 def attend_all(*all_nodes: Nodes) -> list[BaseException | int | None]:
-    """What comes of machines that all try to meet: the error, or the number of one that has met the others."""
+    """The result of machines that all try to meet: the error, or the number of one that has met the others."""
     with ThreadPoolExecutor(len(all_nodes)) as pool:
         futures = [pool.submit(attend, each) for each in all_nodes]
         return [future.exception() or future.result() for future in futures]

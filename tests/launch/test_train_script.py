@@ -1,4 +1,4 @@
-"""train.sh: what it hands over, logs and leaves behind; with a stand-in for Python, so that nothing is installed."""
+"""train.sh: what it hands over, logs and leaves; with a stand-in for Python, so that nothing is installed."""
 
 from __future__ import annotations
 

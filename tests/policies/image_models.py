@@ -1,4 +1,4 @@
-"""Small image models with random weights, written as they are published."""
+"""Small image models with random weights, in the published layout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IMAGE_KINDS = ("dinov3", "dinov2", "dinov2-registers", "siglip", "siglip2", "cli
 
 
 def make_image_model(kind: str) -> Any:
-    """A whole random model of its kind: with text tower, pooler or head, as they are published."""
+    """A whole random model of its kind: with text tower, pooler or head, as published."""
     import transformers as hf
 
     makers: dict[str, Callable[[], Any]] = {

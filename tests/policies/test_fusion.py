@@ -1,4 +1,4 @@
-"""Fusion: what was seen, said and felt becomes one token an action."""
+"""Fusion: vision, language and proprio become one token per action."""
 
 from __future__ import annotations
 

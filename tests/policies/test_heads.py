@@ -1,4 +1,4 @@
-"""The action heads: what their losses count, what their samples follow from, and that they learn."""
+"""The action heads: what their losses count, what their samples depend on, and that they learn."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEADS = {"regression": RegressionHeadConfig(), "flow_matching": FlowMatchingHead
 
 @pytest.fixture(autouse=True)
 def single_thread() -> Iterator[None]:
-    """Threads that wait for each other take longer than sums as small as these."""
+    """Threads that wait for each other take longer than sums this small."""
     with one_thread():
         yield
 
@@ -31,7 +31,7 @@ def single_thread() -> Iterator[None]:
 def make(
     config: RegressionHeadConfig | FlowMatchingHeadConfig, spec: ActionSpec | None = None
 ) -> RegressionHead | FlowMatchingHead:
-    """A head as training would have changed it: what starts at zero is not zero any more."""
+    """A head as training would have changed it: what starts at zero is no longer zero."""
     torch.manual_seed(0)
     head = config.build(DIM, spec or ActionSpec(), HORIZON)
     with torch.no_grad():
@@ -262,7 +262,7 @@ def test_a_head_that_is_sure_of_the_gripper_loses_only_where_it_is_wrong(says: f
 
 
 def test_the_flow_learns_both_ways_of_doing_it_where_regression_takes_the_middle() -> None:
-    """Two ways to act, far apart, each right half of the time; what they are depends on what was seen."""
+    """Two ways to act, far apart, each right half of the time; which ones depends on what was seen."""
     generator = torch.Generator().manual_seed(0)
     signs = torch.tensor([[1.0], [-1.0]])
     ways = {  # what was seen -> the two chunks that are right, [2, H, 7]

@@ -1,4 +1,4 @@
-"""Published image encoders by name: read strictly, scaled by their own numbers; frozen, adapted or trained on."""
+"""Published image encoders by name: read strictly, scaled by their own numbers; frozen, adapted or trained further."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def scaled(images: torch.Tensor) -> torch.Tensor:
 
 
 def expected_tokens(kind: str, images: torch.Tensor) -> torch.Tensor:
-    """What the model itself says of images [B, V, 3, H, W], patches alone: [B, V * N, WIDTH]."""
+    """The model's own output for images [B, V, 3, H, W], patches only: [B, V * N, WIDTH]."""
     model, pixels = make_image_model(kind), scaled(images).flatten(0, 1)
     if kind == "siglip2":  # takes patches
         from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches

@@ -41,7 +41,7 @@ def sizes(width: int, **more: int) -> dict[str, int]:
 
 
 def make_model(kind: str) -> Any:
-    """A whole random model of its kind: with decoder, vision tower or language head, as they are published."""
+    """A whole random model of its kind: with decoder, vision tower or language head, as published."""
     import transformers as hf
 
     vision = {"image_size": 16, "patch_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16}
@@ -69,7 +69,7 @@ def make_model(kind: str) -> Any:
 
 
 def text_part(kind: str, model: Any) -> Any:
-    """What of a whole model turns ids into hidden states."""
+    """The part of a whole model that turns ids into hidden states."""
     return {
         "t5": lambda: model.encoder,
         "clip": lambda: model.text_model,

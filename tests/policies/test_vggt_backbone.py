@@ -1,4 +1,4 @@
-"""The published VGGT inside a policy: frozen, adapted or trained on; named in what is saved, not written into it."""
+"""The published VGGT inside a policy: frozen, adapted or trained further; saved by name only."""
 
 from __future__ import annotations
 

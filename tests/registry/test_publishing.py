@@ -1,4 +1,4 @@
-"""Which checkpoints of a run go to wandb, and what is said of them."""
+"""Which checkpoints of a run go to wandb, and what is said about them."""
 
 from __future__ import annotations
 

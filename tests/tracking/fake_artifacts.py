@@ -1,6 +1,6 @@
 """The artifacts of the fake wandb server: collections, versions, aliases, files, and what can go wrong with them.
 
-Names and shapes of questions and answers are those that wandb 0.31 was seen to send and to accept.
+Names and shapes of requests and answers are those that wandb 0.31 was seen to send and accept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ORGANIZATION = "somebodys-org"
 
 
 class Refused(Exception):
-    """Answered as a GraphQL error, which the client does not ask again after."""
+    """Answered as a GraphQL error, after which the client does not ask again."""
 
 
 @dataclass
@@ -43,10 +43,10 @@ class Version:
 
 
 class ArtifactStore:
-    """Answers the artifact operations; what it holds is for tests to look at, and the switches for them to throw.
+    """Answers the artifact operations; tests may look at what it holds, and set its switches.
 
-    refuse_commits, refuse_files: so many of the next commits, and uploads of files, are errors. corrupt_files: so many
-    of the next downloads have a wrong byte. silent_files: uploads and downloads of files get no answer.
+    refuse_commits, refuse_files: this many of the next commits, or uploads of files, are errors. corrupt_files: this
+    many of the next downloads have a wrong byte. silent_files: uploads and downloads of files get no answer.
     """
 
     def __init__(self, url: Callable[[], str]) -> None:
@@ -91,7 +91,7 @@ class ArtifactStore:
         self._parts[f"{version.id}/manifest.json"] = json.dumps(version.manifest).encode()
 
     def rename_file(self, version: Version, name: str, other: str, **entry: Any) -> None:
-        """Let a version's manifest call a file otherwise, and say otherwise of it, as any owner of an artifact can."""
+        """Let a version's manifest rename a file, or misstate its facts, as any owner of an artifact can."""
         version.manifest["contents"][other] = version.manifest["contents"].pop(name) | entry
         version.files[other] = version.files.pop(name)
         self._parts[f"{version.id}/manifest.json"] = json.dumps(version.manifest).encode()

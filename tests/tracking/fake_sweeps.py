@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[2]
 
 
 class FakeSweeps(FakeWandb):
-    """sweeps: by their id, the file that made them. handed_out: by the run's id, the values that it was given.
+    """sweeps: by id, the file that made them. handed_out: by the run's id, the values that it was given.
 
-    Names and shapes of questions and answers are those that wandb 0.31 was seen to send and to accept.
+    Names and shapes of requests and answers are those that wandb 0.31 was seen to send and accept.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class FakeSweeps(FakeWandb):
 
 
 def environment_for(server: FakeWandb, home: Path) -> dict[str, str]:
-    """The environment of somebody who has logged in to the server, with a home of their own."""
+    """The environment of somebody who has logged in to the server, with a separate home."""
     home.mkdir(exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     places = {"WANDB_DIR": home, "WANDB_CACHE_DIR": home / "cache", "WANDB_CONFIG_DIR": home / "config"}

@@ -1,4 +1,4 @@
-"""As much of a wandb server as a run needs, on 127.0.0.1: what the client sends is kept for tests to look at."""
+"""As much of a wandb server as a run needs, on 127.0.0.1; tests may look at what the client sends."""
 
 from __future__ import annotations
 

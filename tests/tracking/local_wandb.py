@@ -1,4 +1,4 @@
-"""wandb in this process against a fake server, with a home of its own and nothing of the user's."""
+"""wandb in this process against a fake server, with a separate home and nothing of the user's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from fake_wandb import FakeWandb
 
-KEY = "0123456789abcdef0123456789abcdefdeadbeef"  # of a real key's form, and nobody's
+KEY = "0123456789abcdef0123456789abcdefdeadbeef"  # has a real key's form, but is nobody's
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def fake_wandb_here(home: Path) -> Iterator[FakeWandb]:
 
 
 def start_run(folder: Path, **given: Any) -> Any:
-    """A silent run in `folder`, online where nothing else is given."""
+    """A silent run in `folder`, online unless stated otherwise."""
     import wandb
 
     folder.mkdir(parents=True, exist_ok=True)

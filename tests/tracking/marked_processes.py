@@ -1,4 +1,4 @@
-"""Finding and ending every process of a run, wandb's own among them, by a variable in their environment."""
+"""Finding and ending every process of a run, including wandb's own, by a variable in their environment."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def processes_of(mark: dict[str, str]) -> dict[int, str]:
 
 
 def left_over(mark: dict[str, str]) -> dict[int, str]:
-    """What still lives some seconds after a run; wandb's monitor of the system looks for its parent now and then."""
+    """What is still alive some seconds after a run; wandb's system monitor looks for its parent now and then."""
     end = time.monotonic() + _GRACE_SECONDS
     while (left := processes_of(mark)) and time.monotonic() < end:
         time.sleep(0.1)

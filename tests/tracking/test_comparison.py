@@ -1,4 +1,4 @@
-"""Runs side by side: what differs, how far metrics went, and when a difference in success is called one."""
+"""Runs side by side: what differs, how far metrics got, and when a difference in success counts as one."""
 
 from __future__ import annotations
 

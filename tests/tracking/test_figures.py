@@ -1,4 +1,4 @@
-"""Figures: what was given can be found in the pixels."""
+"""Figures: the input can be found in the pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sink that fails where it is handed a record costs its records, and nothing else."""
+"""A sink that fails while it is handed a record loses its records, and nothing else."""
 
 from __future__ import annotations
 

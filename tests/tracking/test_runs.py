@@ -1,4 +1,4 @@
-"""Runs read back from their folders: metrics, states, and what is said of folders that are no runs."""
+"""Runs read back from their folders: metrics, states, and the messages for folders that are not runs."""
 
 from __future__ import annotations
 

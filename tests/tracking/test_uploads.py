@@ -1,4 +1,4 @@
-"""Models on their way to wandb, against a server that takes them, refuses them, and does not answer."""
+"""Uploads of models to wandb, against a server that takes them, refuses them, and does not answer."""
 
 from __future__ import annotations
 

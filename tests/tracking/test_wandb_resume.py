@@ -1,4 +1,4 @@
-"""A run that goes on: the same wandb run, with the rows it has, cut back where that is asked for."""
+"""A resumed run: the same wandb run, with the rows it has, cut back if that is asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running a short tracked run in a process of its own, with a home of its own, and reading its wandb files back."""
+"""Running a short tracked run in a separate process and home, and reading its wandb files back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import atlas
 
-KEY = "0123456789abcdef0123456789abcdefdeadbeef"  # of a real key's form, and nobody's
+KEY = "0123456789abcdef0123456789abcdefdeadbeef"  # has a real key's form, but is nobody's
 _PREAMBLE = """
 import os, sys, time
 from pathlib import Path
@@ -44,7 +44,7 @@ class Finished:
     _records: list[dict[str, Any]] = field(default_factory=list)
 
     def expect(self, code: int) -> None:
-        """Fail, with what was printed, where the run ended with another code or warned."""
+        """Fail, with its output, if the run ended with another code or warned."""
         assert (self.code, self.warnings) == (code, []), self.stderr
 
     @property

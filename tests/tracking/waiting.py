@@ -1,4 +1,4 @@
-"""How long a process has waited for something else than the machine: what a bound on time means on a busy one, too."""
+"""How long a process has waited for something other than the machine: what a time limit means on a busy one."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import psutil
 
 _LOOK_SECONDS = 0.05
 _lock = threading.Lock()
-_seen: dict[str, int] = {}  # nanoseconds of every thread, those that have ended too
+_seen: dict[str, int] = {}  # nanoseconds of every thread, including those that have ended
 _looking: threading.Thread | None = None
 
 
 class Waited:
-    """Seconds since it was made in which no thread of this process ran, or was ready to and had no processor.
+    """Seconds since it was created in which no thread of this process ran, or was ready to run without a processor.
 
-    What is left is waiting for an answer, a lock or a sleep. The time in which another thread had the interpreter's
-    lock counts as the machine's.
+    What is left is waiting for an answer, a lock or a sleep. Time in which another thread held the interpreter's lock
+    counts as the machine's.
     """
 
     def __init__(self) -> None:
@@ -35,10 +35,10 @@ def waited_since_start() -> float:
 
 
 def _busy_seconds() -> float:
-    """Of all threads that there were: seconds in which they ran or were ready to run."""
+    """The seconds in which any thread there was ran or was ready to run."""
     global _looking
     _look()
-    if _looking is None:  # now and then, so that those are counted that end meanwhile
+    if _looking is None:  # polls now and then, so that threads that end meanwhile are counted
         _looking = threading.Thread(target=_look_on, daemon=True)
         _looking.start()
     return sum(_seen.values()) / 1e9

@@ -61,9 +61,9 @@ said |= {{"longest": longest, "finish": ending.seconds, "steps": step}}
 
 @dataclass
 class Watched:
-    """A run that has ended, what it said of itself, and the processes it left.
+    """A run that has ended, its own account, and the processes it left.
 
-    All seconds are of waiting for something else than the machine; see waiting.py.
+    All seconds are spent waiting for something other than the machine; see waiting.py.
     """
 
     run: Finished
@@ -91,7 +91,7 @@ class Watched:
         return [row["custom/metric"] for row in rows if "custom/metric" in row]
 
     def assert_no_key(self, *except_in: Path) -> None:
-        """The key, as it is or as it goes over the wire, is in nothing that the run has written or printed."""
+        """The key, plain or as it goes over the wire, is in nothing that the run has written or printed."""
         for secret in (KEY, LOGIN):
             assert secret not in self.run.stdout + self.run.stderr
             assert self.run.files_holding(secret) == [path for path in except_in if secret == KEY]

@@ -1,4 +1,4 @@
-"""A small training that any number of processes can share: the same samples in every step, dealt to the ranks."""
+"""A small training that any number of processes can share: the same samples in every step, divided among the ranks."""
 
 from __future__ import annotations
 

@@ -23,9 +23,9 @@ _DEVICE = "RANKS_DEVICE"
 
 
 def run_ranks(world: int, folder: Path, function: Callable[..., Any], *args: Any, device: str = "cpu") -> list[Any]:
-    """What `function(*args)` gives on each of `world` new processes that a launcher would have started.
+    """The result of `function(*args)` on each of `world` new processes, started as by a launcher.
 
-    function: of a module, with arguments that can be pickled; gives what torch.save takes.
+    function: of a module, with picklable arguments; returns what torch.save accepts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:

@@ -1,4 +1,4 @@
-"""`data.batch_size: auto`: the search, and the trial, with bytes that autograd keeps instead of a GPU's memory."""
+"""`data.batch_size: auto`: the search, and the trial, with bytes that autograd keeps in place of a GPU's memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def data_of(make_libero: MakeLibero) -> Data:
 
 @contextmanager
 def limited(megabytes: float) -> Iterator[None]:
-    """A memory for what autograd keeps for the way back, instead of a GPU's."""
+    """A memory for what autograd keeps for the backward pass, instead of a GPU's."""
     kept = 0
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How the policy's blocks are run in training: recomputed, compiled, and what stays the same."""
+"""How the policy's blocks run in training: recomputed, compiled, and what stays the same."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_a_copy_of_the_policy_runs_its_own_blocks() -> None:
 
 
 def _train_three_ways(overrides: list[str]) -> list[tuple[list[float], list[float]]]:
-    """Losses and gradients' norms with blocks as they are, recomputed, and recomputed and captured."""
+    """Losses and gradient norms with blocks unchanged, recomputed, and recomputed and captured."""
     recompute = "training.activation_checkpointing=true"
     ways = [Training(*overrides), Training(*overrides, recompute), Training(*overrides, recompute)]
     torch.compile = functools.partial(torch.compile, backend="aot_eager")  # needs no compiler

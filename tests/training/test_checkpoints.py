@@ -412,7 +412,7 @@ def test_what_lies_ahead_is_left_alone_until_training_has_passed_it(tmp_path: Pa
 def test_what_a_link_names_is_never_removed(
     tmp_path_factory: pytest.TempPathFactory, retention: Retention, saves: list[tuple[int, float | None, bool]]
 ) -> None:
-    """Whatever is saved in whatever order: the links lead to whole checkpoints, and the rules hold."""
+    """Whatever is saved in whatever order: the links lead to complete checkpoints, and the rules hold."""
     run = tmp_path_factory.mktemp("run")
     checkpoints, best, values = Checkpoints(run, retention), None, {}
     for number, (step, value, is_best) in enumerate(saves):
@@ -519,7 +519,7 @@ def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_kill_9_at_a_random_moment_leaves_a_latest_that_loads(tmp_path: Path) -> None:
-    """Twenty-four processes, one after another, each killed while it saves; the next one goes on."""
+    """Twenty-four processes, one after another, each killed while it saves; the next one continues."""
     training, rng, first, in_the_middle = Training(averaged=True), random.Random(0), 1, 0
     latest, best = (tmp_path / "checkpoints" / name for name in ("latest", "best"))
     for _ in range(24):

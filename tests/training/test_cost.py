@@ -35,7 +35,7 @@ def data_of(make_libero: MakeLibero) -> Callable[..., ChunkDataset]:
 
 
 def counted_flops(policy: ModularPolicy, data: ChunkDataset, size: int) -> int:
-    """Of a real step, with attention as the products that define it: torch counts none of the CPU's fused one."""
+    """For a real step, with attention as the products that define it: torch does not count the CPU's fused kernel."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         policy.train()(example_batch(data, size, "cpu")).loss.backward()
     return counter.get_total_flops()

@@ -1,4 +1,4 @@
-"""A run that goes on is the run that was begun: its sums, its samples, its learning rate and its validation."""
+"""A resumed run is the run that was begun: its sums, its samples, its learning rate and its validation."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_what_was_added_up_before_the_stop_is_logged_after_it(data: Path, whole:
 def test_with_another_batch_and_length_it_goes_on_at_the_same_sample_and_rate(
     data: Path, whole: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither the samples nor the learning rate begin again or jump."""
+    """Neither the samples nor the learning rate start again or jump."""
     read, original = [], ChunkDataset.__getitems__
 
     def note(dataset: ChunkDataset, samples: list[tuple[int, int]]) -> object:

@@ -1,4 +1,4 @@
-"""Which images a policy is shown: changed ones while it learns, and those of the recordings when it is judged."""
+"""Which images a policy sees: augmented ones while it learns, and the recorded ones when it is judged."""
 
 from __future__ import annotations
 

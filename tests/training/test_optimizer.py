@@ -1,4 +1,4 @@
-"""AdamW: one kernel or many, and what of it a checkpoint brings back."""
+"""AdamW: one kernel or many, and which parts of it a checkpoint brings back."""
 
 from __future__ import annotations
 

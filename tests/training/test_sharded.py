@@ -1,4 +1,4 @@
-"""Policies spread over two real processes."""
+"""Policies sharded over two real processes."""
 
 from __future__ import annotations
 

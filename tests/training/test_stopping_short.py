@@ -1,4 +1,4 @@
-"""A signal ends a step before it is validated and saved as is due: the run that goes on makes up for it."""
+"""A signal ends a step before it is validated and saved as due: the resumed run makes up for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def settings_of(make_libero: MakeLibero, tmp_path: Path) -> Callable[[str], list
 
 
 def train(settings: list[str], resume: str | None = None, stop_at: int | None = None) -> Path:
-    """Train, or go on; a SIGTERM comes in the step `stop_at`."""
+    """Train, or resume; a SIGTERM comes in the step `stop_at`."""
     prepared = prepare(load_run_config(None, settings, resume), resume)
 
     def beat(what: str) -> None:
@@ -65,7 +65,7 @@ def test_a_run_that_was_stopped_has_every_metric_of_one_that_was_not(
 
 
 def test_what_was_made_up_for_is_not_counted_twice(settings_of: Callable[[str], list[str]]) -> None:
-    """Stopped at a step of validation, gone on from there, and gone on from there once more."""
+    """Stopped at a step with validation, resumed from there, and resumed from there once more."""
     settings = settings_of("run")
     run = train(settings, stop_at=4)
     checkpoint = (run / "checkpoints" / "latest").resolve()

@@ -1,4 +1,4 @@
-"""Whole policies on each rank: two processes train as one does, and go on from checkpoints of any kind."""
+"""Whole policies on each rank: two processes train as one does, and resume from checkpoints of any kind."""
 
 from __future__ import annotations
 

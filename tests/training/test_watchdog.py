@@ -1,4 +1,4 @@
-"""A process that hangs shows where and ends; and how signals are noted. Each in a process of its own."""
+"""A process that hangs shows where and ends; and how signals are noted. Each test uses a separate process."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from tests.policies.test_policy import make_batch, make_policy
 
 
 class Training:
-    """A policy that has learned one step; its bias tells at which step it was saved."""
+    """A policy that has learned one step; its bias reveals at which step it was saved."""
 
     def __init__(self, averaged: bool = False) -> None:
         self.policy = make_policy()
@@ -54,7 +54,7 @@ def learn(policy: ModularPolicy, optimizer: torch.optim.Optimizer) -> None:
 
 
 def step_in(checkpoint: Path) -> int:
-    """The step that the weights in a checkpoint tell; all of them must be readable."""
+    """The step that a checkpoint's weights reveal; all of them must be readable."""
     biases = load_policy(checkpoint).head.pose.bias
     assert (biases == biases[0]).all()
     return int(biases[0])
@@ -111,9 +111,9 @@ def save_on_and_on(training: Training, run_dir: Path, first: int) -> None:
 
 
 def write_until(run_dir: Path, operations: int, step: int) -> bool:
-    """Write a small checkpoint in a process that is killed before it has done so many operations on files.
+    """Write a small checkpoint in a process that is killed once it has done this many operations on files.
 
-    Returns whether it came to its end before.
+    Returns whether it finished before that.
     """
     child = os.fork()
     if child == 0:

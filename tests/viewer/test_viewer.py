@@ -1,4 +1,4 @@
-"""What is shown of an episode is what is in it, and a real browser shows it."""
+"""The viewer shows what is in an episode, and a real browser displays it."""
 
 from __future__ import annotations
 
