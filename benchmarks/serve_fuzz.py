@@ -69,7 +69,7 @@ def websocket_talk(port: int, whole: bytes, valid: Callable[[Any, int], bool]) -
     def opened() -> Any:
         return connect(f"ws://127.0.0.1:{port}", compression=None, max_size=None, close_timeout=1)
 
-    asking = opened()
+    asking = opened().__enter__()
 
     def hostile(message: bytes | str) -> str:
         with opened() as connection, suppress(TimeoutError):

@@ -232,3 +232,9 @@ def test_startup_of_two_machines(run: Run, cubes_dataset: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measures processors")
 def test_shared_machine(run: Run, cubes_dataset: Path) -> None:
     assert rows(run("shared_machine", "--data", cubes_dataset, "--seconds", 0.2, "--rounds", 1))
+
+
+@pytest.mark.slow
+def test_serve_fuzz_serves_a_valid_client_among_malformed_messages(run: Run) -> None:
+    printed = run("serve_fuzz", "--frames", 40, expected=0)
+    assert printed.count("valid client 2 of 2") == 3 and "ENDED" not in printed

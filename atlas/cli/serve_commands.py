@@ -163,12 +163,13 @@ def bench_serve(
         return
     rows = [
         (
-            f"{load.clients}, {'one by one' if load.batch == 1 else f'up to {load.batch} together'}",
+            str(load.clients),
+            str(load.batch),
+            f"{load.together:.1f}",
             f"{load.per_second:.0f}",
             *(f"{ms:.1f}" for ms in (load.p50_ms, load.p99_ms, load.infer_p50_ms, load.overhead_p50_ms)),
-            f"{load.together:.1f}",
         )
         for load in loads
     ]
-    columns = ("clients", "requests/s", "p50 ms", "p99 ms", "policy p50 ms", "all else p50 ms", "together")
+    columns = ("clients", "batch", "filled", "asks/s", "p50 ms", "p99 ms", "policy ms", "all else ms")
     print_table(f"{checkpoint}, images of {image_size} pixels", columns, rows)

@@ -57,11 +57,11 @@ def bench(
     rooms = max(*clients, 16) + 1
     plenty = replace(settings, access=Access(port=0), limits=replace(settings.limits, sessions=rooms))
     with server_process(checkpoint, plenty) as (port, cameras, proprio_dim):
-        frame = _observation(cameras, proprio_dim, image_size)
+        frame = made_up_message(cameras, proprio_dim, image_size)
         for number in dict.fromkeys([*clients, 16]):
-            loads.append(asyncio.run(_load(port, frame, number, seconds, settings.batch)))
+            loads.append(asyncio.run(measure_load(port, frame, number, seconds, settings.batch)))
     with server_process(checkpoint, replace(plenty, batch=1)) as (port, cameras, proprio_dim):
-        loads.append(asyncio.run(_load(port, frame, 16, seconds, 1)))
+        loads.append(asyncio.run(measure_load(port, frame, 16, seconds, 1)))
     return loads
 
 
@@ -104,13 +104,14 @@ def _serve(connection: Connection, checkpoint: str, settings: ServerSettings) ->
         connection.send(str(error))
 
 
-def _observation(cameras: Sequence[str], proprio_dim: int, size: int) -> bytes:
+def made_up_message(cameras: Sequence[str], proprio_dim: int, size: int) -> bytes:
+    """An observation of noise, packed."""
     rng = np.random.default_rng(0)
     images = {camera: rng.integers(0, 255, (size, size, 3), dtype=np.uint8) for camera in cameras}
     return pack(to_message(Observation(images, np.zeros(proprio_dim, np.float32), "go"), LAYOUTS["lerobot"]))
 
 
-async def _load(port: int, frame: bytes, clients: int, seconds: float, batch: int) -> Load:
+async def measure_load(port: int, frame: bytes, clients: int, seconds: float, batch: int) -> Load:
     """So many clients at once, each asking as soon as it is answered."""
     from websockets.asyncio.client import connect
 

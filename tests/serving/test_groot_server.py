@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from atlas.serving.server import ServerSettings
 from atlas.types import ActionSpec
 from tests.action_spaces import TWO_ARMS
 from tests.policies.test_policy import HORIZON
+from tests.serving.malformed import malformed
 from tests.serving.running import TellingActor, running
 
 KEY = "0123456789abcdef0123"
@@ -144,6 +146,21 @@ def test_bytes_that_are_no_request_are_answered() -> None:
         for frame in (b"", b"\xc1", pack([1]), pack({"endpoint": ["ping"]})):
             socket.send(frame)
             assert "error" in unpack(socket.recv())
+
+
+def test_malformed_messages_hurt_nobody() -> None:
+    """The whole of it, with memory measured, is benchmarks/serve_fuzz.py."""
+    rng = random.Random(2)
+    whole = pack({"endpoint": "get_action", "data": {"observation": observation(), "options": None}}, "groot-npy")
+
+    with running(TellingActor(), settings()) as port, client(port) as valid, client(port) as hostile:
+        for number in range(300):
+            frame = malformed(whole, rng)
+            hostile.send(frame if isinstance(frame, bytes) else frame.encode())
+            hostile.recv()
+            if number % 50 == 0:
+                actions, _ = asked(valid, "get_action", {"observation": observation(number % 200), "options": None})
+                assert actions["position"][0, 0, 2] == number % 200
 
 
 def test_the_key_is_asked_for() -> None:

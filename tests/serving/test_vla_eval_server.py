@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from atlas.serving.server import ServerSettings
 from atlas.serving.vla_eval_protocol import described_actions
 from atlas.types import ActionSpec
 from tests.policies.test_policy import HORIZON
+from tests.serving.malformed import malformed
 from tests.serving.running import TellingActor, running
 
 SETTINGS = ServerSettings("vla-eval", Access(port=0))
@@ -102,6 +104,23 @@ def test_what_is_no_frame_ends_the_connection_with_a_text(frame: Any) -> None:
             connection.recv(10)
 
     assert isinstance(answer, str) and answer
+
+
+def test_malformed_messages_hurt_nobody() -> None:
+    """The whole of it, with memory measured, is benchmarks/serve_fuzz.py."""
+    rng = random.Random(3)
+    whole = pack({"type": "observation", "payload": observation(), "seq": 1, "timestamp": 0.0}, "vla-eval")
+
+    with running(TellingActor(), SETTINGS) as port, client(port) as valid:
+        for number in range(200):
+            with client(port) as hostile:
+                hostile.send(malformed(whole, rng))
+                said(hostile, "hello", {})
+                with suppress(ConnectionClosed):
+                    hostile.recv(10)
+            if number % 50 == 0:
+                said(valid, "episode_start", {})
+                assert asked(valid, "observation", observation(number))["payload"]["actions"][2] == number
 
 
 def test_vla_evals_own_client_is_answered() -> None:
