@@ -19,7 +19,7 @@ from atlas.errors import InputError, did_you_mean
 from atlas.serving.access import Access, Limits, Listening, refused_address
 from atlas.serving.array_codec import Form, pack, unpack
 from atlas.serving.client_layout import ObservationReader
-from atlas.serving.policy_service import PolicyService
+from atlas.serving.policy_service import PolicyService, failed
 from atlas.types import ActionSpec
 
 logger = logging.getLogger(__name__)
@@ -107,8 +107,8 @@ class GrootProtocol:
             answer = await self._endpoint(client, unpack(frame), access)
         except InputError as error:
             answer = {"error": str(error)}
-        except (RuntimeError, asyncio.TimeoutError) as error:
-            answer = {"error": f"The server failed: {error or 'it took too long'}."}
+        except Exception as error:  # whatever it is, a client that asks is answered
+            answer = {"error": failed(error)}
         await self._reply(socket, client, answer)
 
     async def _reply(self, socket: Any, client: bytes, answer: Any) -> None:

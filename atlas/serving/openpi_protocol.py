@@ -20,7 +20,7 @@ from atlas.errors import InputError
 from atlas.serving.access import Access, Limits, Listening
 from atlas.serving.array_codec import pack, unpack
 from atlas.serving.client_layout import ObservationReader
-from atlas.serving.policy_service import Answer, PolicyService
+from atlas.serving.policy_service import Answer, PolicyService, failed
 from atlas.serving.served_policy import ServedPolicy, seed_of_new_episode
 from atlas.serving.websocket_server import close_with_error, listen, receive, send
 
@@ -68,9 +68,8 @@ class OpenpiProtocol:
                 answer: str | bytes = await self._answer(session, message, begun, took_ms)
             except InputError as error:
                 answer = str(error)
-            except (RuntimeError, asyncio.TimeoutError) as error:
-                said = str(error) or f"the policy took more than {self._limits.answer_seconds:g} seconds"
-                await close_with_error(connection, f"The server failed: {said}.", self._limits)
+            except Exception as error:  # whatever it is, a client that asks is answered
+                await close_with_error(connection, failed(error), self._limits)
                 return
             if not await send(connection, answer, self._limits):
                 return

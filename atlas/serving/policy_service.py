@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 _LIVELY_SECONDS = 1.0  # a session that has asked within these may ask again any moment
 
 
+class PolicyFailure(Exception):
+    """The policy cannot say what to do; its text is for clients."""
+
+
 class ServedActor(Protocol):
     """What a service needs of a ChunkExecutor."""
 
@@ -124,8 +128,8 @@ class PolicyService:
             self._work.set()
 
     async def act(self, session: int, observation: Observation) -> Answer:
-        """What to do next. Raises InputError where the session is asking already, RuntimeError where the policy
-        fails."""
+        """What to do next. Raises InputError where the session is asking already, PolicyFailure where the
+        policy fails."""
         state = self._sessions[session]
         if state.waiting:
             raise InputError("This session has a request that is not answered yet; ask again after that.")
@@ -178,14 +182,14 @@ class PolicyService:
         except Exception as error:  # the sessions are told, and the service goes on
             logger.exception("The policy failed")
             for request in requests:
-                _fail(request, RuntimeError(f"the policy failed ({type(error).__name__}: {error})"))
+                _fail(request, PolicyFailure(f"the policy failed ({type(error).__name__}: {error})"))
             return
         for request in requests:
             if request.answer.done():
                 continue
             actions = planned[request.session]
             if not np.isfinite(actions).all():
-                _fail(request, RuntimeError("the policy's actions are not finite numbers, and are not sent"))
+                _fail(request, PolicyFailure("the policy's actions are not finite numbers, and are not sent"))
                 continue
             waited = 1000 * (start - request.asked)
             request.answer.set_result(Answer(actions, 1000 * took, waited, len(requests)))
@@ -206,3 +210,13 @@ class PolicyService:
 def _fail(request: _Request, error: Exception) -> None:
     if not request.answer.done():
         request.answer.set_exception(error)
+
+
+def failed(error: Exception) -> str:
+    """What a client is told where the server is at fault; what nobody has foreseen is logged."""
+    if isinstance(error, asyncio.TimeoutError):
+        return "The server failed: the policy took too long."
+    if not isinstance(error, PolicyFailure):
+        logger.error("A request has failed", exc_info=error)
+        return f"The server failed ({type(error).__name__}); its log says more."
+    return f"The server failed: {error}."

@@ -20,7 +20,7 @@ from atlas.serving.access import Access, Limits
 from atlas.serving.client_layout import AUTO, ObservationReader, read_layout
 from atlas.serving.groot_protocol import GrootProtocol
 from atlas.serving.openpi_protocol import OpenpiProtocol
-from atlas.serving.policy_service import PolicyService, ServedActor
+from atlas.serving.policy_service import PolicyFailure, PolicyService, ServedActor
 from atlas.serving.vla_eval_protocol import VlaEvalProtocol
 from atlas.types import Observation
 
@@ -96,7 +96,7 @@ async def warm_up(service: PolicyService, processor: PolicyProcessor) -> None:
     session = service.open()
     try:
         await service.act(session, Observation(black, np.zeros(processor.proprio_dim, np.float32), "stand still"))
-    except RuntimeError as error:
+    except PolicyFailure as error:
         raise InputError(f"The policy cannot be served: {error}.") from error
     finally:
         service.close(session)

@@ -19,7 +19,7 @@ from atlas.errors import InputError
 from atlas.serving.access import Access, Limits, Listening
 from atlas.serving.array_codec import pack, unpack
 from atlas.serving.client_layout import ObservationReader
-from atlas.serving.policy_service import PolicyService
+from atlas.serving.policy_service import PolicyService, failed
 from atlas.serving.websocket_server import close_with_error, listen, receive, send
 from atlas.types import ActionGroup, ActionSpec
 
@@ -81,8 +81,8 @@ class VlaEvalProtocol:
                 rest[:] = found.actions
         except InputError as error:
             return _frame("error", {"error": str(error)}, message)
-        except (RuntimeError, asyncio.TimeoutError) as error:
-            return _frame("error", {"error": f"The server failed: {error or 'it took too long'}."}, message)
+        except Exception as error:  # whatever it is, a client that asks is answered
+            return _frame("error", {"error": failed(error)}, message)
         return _frame("action", {"actions": rest.pop(0)}, message)
 
     def _hello(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import msgpack
@@ -58,8 +59,6 @@ def test_the_bytes_are_openpis() -> None:
 
 
 def test_images_of_vla_eval_may_be_compressed() -> None:
-    import io
-
     from PIL import Image
 
     file = io.BytesIO()
@@ -72,6 +71,13 @@ def test_images_of_vla_eval_may_be_compressed() -> None:
 def openpi(**changes: Any) -> dict[bytes, Any]:
     whole = {"__ndarray__": True, "data": bytes(8), "dtype": "<f4", "shape": [2]} | changes
     return {key.encode(): value for key, value in whole.items()}
+
+
+def npy(header: dict[str, Any]) -> bytes:
+    """A .npy file without its numbers."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
 
 
 PICKLE = b"cos\nsystem\n(S'touch /tmp/was-here'\ntR."
@@ -95,6 +101,8 @@ PICKLE = b"cos\nsystem\n(S'touch /tmp/was-here'\ntR."
         ({b"nd": True, b"type": "O", b"kind": b"O", b"shape": [1], b"data": PICKLE}, "dtype"),
         ({"__ndarray_class__": True, "as_npy": PICKLE}, "npy"),
         ({"__ndarray_class__": True, "as_npy": 3}, "npy"),
+        ({"__ndarray_class__": True, "as_npy": b"\x93NUMPY\x01\x00\x40\x00{'descr': (" + b"(" * 60}, "npy"),
+        ({"__ndarray_class__": True, "as_npy": npy({"descr": "|O", "fortran_order": False, "shape": ()})}, "dtype"),
         ({"__image__": True, "format": "tiff", "data": b""}, "tiff"),
         ({"__image__": True, "format": "png", "data": b"no image"}, "image"),
     ],
@@ -106,13 +114,10 @@ def test_an_array_that_is_not_as_it_says_is_refused(value: Any, words: str) -> N
 
 
 def test_a_header_that_promises_gigabytes_takes_no_memory() -> None:
-    import io
-
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (2**40,)})
+    header = npy({"descr": "<f8", "fortran_order": False, "shape": (2**40,)})
 
     with pytest.raises(InputError, match="takes 8796093022208 bytes"):
-        unpack(msgpack.packb({"__ndarray_class__": True, "as_npy": file.getvalue()}))
+        unpack(msgpack.packb({"__ndarray_class__": True, "as_npy": header}))
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def test_malformed_messages_hurt_nobody() -> None:
     whole = pack(libero_message())
 
     with running(TellingActor()) as port, client(port) as valid:
-        for number in range(300):
+        for number in range(150):
             with client(port) as connection:
                 connection.send(malformed(whole, rng))
                 try:

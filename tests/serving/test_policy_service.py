@@ -10,7 +10,7 @@ import pytest
 
 from atlas.errors import InputError
 from atlas.rollout.chunk_executor import ChunkExecutor
-from atlas.serving.policy_service import PolicyService
+from atlas.serving.policy_service import PolicyFailure, PolicyService
 from tests.rollout.test_executor import acting, play, seen_by
 from tests.serving.running import TellingActor, seen
 
@@ -116,9 +116,9 @@ def test_there_are_no_more_sessions_than_allowed() -> None:
 def test_a_policy_that_fails_fails_for_those_that_asked_and_goes_on() -> None:
     async def work(service: PolicyService) -> None:
         session = service.open()
-        with pytest.raises(RuntimeError, match="ArithmeticError: as it was told to"):
+        with pytest.raises(PolicyFailure, match="ArithmeticError: as it was told to"):
             await service.act(session, seen(instruction="fail"))
-        with pytest.raises(RuntimeError, match="not finite"):
+        with pytest.raises(PolicyFailure, match="not finite"):
             await service.act(session, seen(instruction="nan"))
         assert len((await service.act(session, seen())).actions)
 

@@ -112,12 +112,11 @@ def test_malformed_messages_hurt_nobody() -> None:
     whole = pack({"type": "observation", "payload": observation(), "seq": 1, "timestamp": 0.0}, "vla-eval")
 
     with running(TellingActor(), SETTINGS) as port, client(port) as valid:
-        for number in range(200):
-            with client(port) as hostile:
+        for number in range(100):
+            with client(port) as hostile, suppress(ConnectionClosed):
                 hostile.send(malformed(whole, rng))
                 said(hostile, "hello", {})
-                with suppress(ConnectionClosed):
-                    hostile.recv(10)
+                hostile.recv(10)
             if number % 50 == 0:
                 said(valid, "episode_start", {})
                 assert asked(valid, "observation", observation(number))["payload"]["actions"][2] == number
