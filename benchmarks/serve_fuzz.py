@@ -62,7 +62,8 @@ class Talk:
     hostile: Callable[[bytes | str], str]
 
 
-def websocket_talk(port: int, whole: bytes, valid: Callable[[Any, int], bool]) -> Talk:
+def websocket_talk(port: int, whole: bytes, valid: Callable[[Any, int], bool], greets: bool) -> Talk:
+    """greets: whether the server speaks first."""
     from websockets.exceptions import ConnectionClosed
     from websockets.sync.client import connect
 
@@ -73,10 +74,11 @@ def websocket_talk(port: int, whole: bytes, valid: Callable[[Any, int], bool]) -
 
     def hostile(message: bytes | str) -> str:
         with opened() as connection, suppress(TimeoutError):
+            if greets:
+                connection.recv(10)
             connection.send(message)
             try:
-                for _ in range(2):  # openpi's server speaks first
-                    answer = connection.recv(0.5)
+                answer = connection.recv(0.5)
                 return "told in words" if isinstance(answer, str) else "answered"
             except ConnectionClosed:
                 return "closed"
@@ -88,11 +90,11 @@ def websocket_talk(port: int, whole: bytes, valid: Callable[[Any, int], bool]) -
 def openpi_talk(port: int) -> Talk:
     def valid(connection: Any, pixel: int) -> bool:
         connection.send(pack(libero_message(pixel)))
-        while not isinstance(answer := unpack(connection.recv(10)), dict) or "actions" not in answer:
+        while "actions" not in (answer := unpack(connection.recv(10))):
             pass  # the greeting
         return bool(answer["actions"][0, 2] == pixel)
 
-    return websocket_talk(port, pack(libero_message()), valid)
+    return websocket_talk(port, pack(libero_message()), valid, greets=True)
 
 
 def vla_eval_talk(port: int) -> Talk:
@@ -107,7 +109,7 @@ def vla_eval_talk(port: int) -> Talk:
         connection.send(message(pixel, 1))
         return bool(unpack(connection.recv(10))["payload"]["actions"][2] == pixel)
 
-    return websocket_talk(port, message(7, 3), valid)
+    return websocket_talk(port, message(7, 3), valid, greets=False)
 
 
 def groot_talk(port: int) -> Talk:

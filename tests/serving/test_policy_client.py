@@ -38,9 +38,9 @@ def test_a_served_policy_does_in_the_world_what_it_does_without_a_server(tmp_pat
     evaluator = Evaluator("cubes", SIZE, workers=1)
 
     with closing(evaluator), running(load_actor(tmp_path, ServerSettings())) as port:
-        with AtlasClient(f"ws://127.0.0.1:{port}") as client:
+        with AtlasClient(f"ws://127.0.0.1:{port}", execute=HORIZON) as client:
             served = evaluator.run(client, episodes, title=None)
-        local = evaluator.run(ChunkExecutor(load_policy(tmp_path), HORIZON // 2), episodes, title=None)
+        local = evaluator.run(ChunkExecutor(load_policy(tmp_path), HORIZON), episodes, title=None)
 
     assert served == local
 

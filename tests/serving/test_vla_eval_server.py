@@ -113,10 +113,9 @@ def test_malformed_messages_hurt_nobody() -> None:
 
     with running(TellingActor(), SETTINGS) as port, client(port) as valid:
         for number in range(100):
-            with client(port) as hostile, suppress(ConnectionClosed):
+            with client(port) as hostile, suppress(ConnectionClosed, TimeoutError):
                 hostile.send(malformed(whole, rng))
-                said(hostile, "hello", {})
-                hostile.recv(10)
+                hostile.recv(0.1)  # the beginning of an episode is not answered
             if number % 50 == 0:
                 said(valid, "episode_start", {})
                 assert asked(valid, "observation", observation(number))["payload"]["actions"][2] == number
