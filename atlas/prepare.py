@@ -271,12 +271,15 @@ def _check_data(prepared: PreparedRun) -> None:
     from atlas.training.guards.resumed_data import check_resumed
     from atlas.training.perf.worker_room import settle_workers
     from atlas.training.selection import check_metrics
+    from atlas.training.warm_start import check_start
 
     config, data, checkpoint = prepared.config, prepared.data, prepared.checkpoint
     _ = prepared.warnings  # raises if there is something worse
     if checkpoint is not None:
         check_resumed(checkpoint, config, data, prepared.kept_split)
         _check_epochs(checkpoint, config, len(data.draws))
+    elif config.training.start_from is not None:
+        check_start(config.training.start_from, config, data)
     if config.data.num_workers and config.data.batch_size != "auto":
         settle_workers(config, data, torch.device("cpu"), ranks=1)
     if config.evaluation.env not in ("auto", "none"):

@@ -270,11 +270,16 @@ def make_accelerator(config: Config) -> Accelerator:
 def make_policy(prepared: PreparedRun) -> Policy:
     """The policy that the config describes, or the checkpoint's, ready to be trained."""
     from atlas.policies.base import LearnsFromTeacher, load_policy
+    from atlas.training.warm_start import start_policy
 
     config, data, checkpoint = prepared.config, prepared.data, prepared.checkpoint
-    policy: Policy = (
-        config.model.build(_make_processor(config, data)) if checkpoint is None else load_policy(checkpoint)
-    )
+    start = config.training.start_from
+    if checkpoint is not None:
+        policy = load_policy(checkpoint)
+    elif start is not None:
+        policy = start_policy(start, _make_processor(config, data))
+    else:
+        policy = config.model.build(_make_processor(config, data))
     if isinstance(policy, LearnsFromTeacher):
         policy.load_teacher()
     if config.data.feature_cache is not None:

@@ -32,6 +32,7 @@ ROOMS = [
     "serving",
     "prepare",
     "train",
+    "learning",
     "sweeps",
     "doctor",
     "cli",

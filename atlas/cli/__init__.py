@@ -13,6 +13,7 @@ from atlas.cli import config_command as config
 from atlas.cli import data_commands as data
 from atlas.cli import doctor_command as doctor
 from atlas.cli import evaluate_command as evaluate
+from atlas.cli import learn_commands as learn
 from atlas.cli import registry_commands as registry
 from atlas.cli import report_command as report
 from atlas.cli import runs_commands as runs
@@ -41,6 +42,7 @@ app.command("cache-rank", hidden=True)(data.cache_rank)
 app.add_typer(data.data_app, name="data")
 app.add_typer(registry.model_app, name="model")  # with the verbs of model.py
 app.add_typer(runs.runs_app, name="runs")
+app.add_typer(learn.learn_app, name="learn")
 app.add_typer(sweep.sweep_app, name="sweep")
 app.add_typer(config.config_app, name="config")
 

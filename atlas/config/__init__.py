@@ -4,6 +4,7 @@ Imports no torch, so the command line can refuse a wrong config at once.
 """
 
 from atlas.config.data_sections import AugmentConfig, DataConfig, RecordConfig, SourceConfig
+from atlas.config.learning_sections import DaggerConfig, LearningConfig, RftConfig, RoundsConfig
 from atlas.config.model_section import ModelConfig, ProcessorConfig
 from atlas.config.reading import DEFAULT_CONFIG, config_schema, dump_yaml, load_config, parse_config
 from atlas.config.root import Config
@@ -35,12 +36,14 @@ __all__ = [
     "Bounds",
     "CheckpointConfig",
     "Config",
+    "DaggerConfig",
     "DataConfig",
     "DistributedConfig",
     "EarlyStoppingConfig",
     "EpisodeLoggerConfig",
     "EvaluationConfig",
     "GradientLoggerConfig",
+    "LearningConfig",
     "LoggingConfig",
     "MediaConfig",
     "ModelConfig",
@@ -49,6 +52,8 @@ __all__ = [
     "ProcessorConfig",
     "ProfileConfig",
     "RecordConfig",
+    "RftConfig",
+    "RoundsConfig",
     "SourceConfig",
     "TrainingConfig",
     "VisDatasetConfig",

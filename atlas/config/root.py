@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from atlas.config.data_sections import DataConfig
+from atlas.config.learning_sections import LearningConfig
 from atlas.config.model_section import MODEL, ModelConfig
 from atlas.config.section import Section, UserPath
 from atlas.config.tracking_sections import LoggingConfig, ModelManagementConfig, WandbConfig
@@ -25,6 +26,7 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    learning: LearningConfig = LearningConfig()
     logging: LoggingConfig = LoggingConfig()
     wandb: WandbConfig = WandbConfig()
     model_management: ModelManagementConfig = ModelManagementConfig()

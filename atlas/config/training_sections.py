@@ -27,6 +27,8 @@ class ProfileConfig(Section):
 
 
 class TrainingConfig(Section):
+    # A run, a checkpoint or a reference (wandb:…): begin with its weights and its scaling; null: with new weights.
+    start_from: str | None = None
     max_steps: Positive | None = 2000  # optimizer steps; or num_epochs
     num_epochs: Positive | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from atlas.environments.cubes import CubesEnvironment, cubes_spec
-from atlas.environments.environment import Environment, EnvironmentSpec
+from atlas.environments.cubes_expert import CubesExpert
+from atlas.environments.environment import Environment, EnvironmentSpec, Expert
 from atlas.environments.libero import LiberoEnvironment, libero_spec
 from atlas.environments.libero_package import HORIZONS
 from atlas.errors import InputError
@@ -20,12 +22,14 @@ class World:
 
     spec: Callable[[int], EnvironmentSpec]
     start: Callable[[int], Environment]
+    # Takes over in an environment of this world, for the rest of the episode that it is in; None: there is none.
+    expert: Callable[[Any], Expert] | None = None
 
 
 WORLDS: PluginTable[World] = PluginTable(
     "atlas.environments",
     {
-        "cubes": World(cubes_spec, CubesEnvironment),
+        "cubes": World(cubes_spec, CubesEnvironment, CubesExpert),
         **{name: World(partial(libero_spec, name), partial(LiberoEnvironment, name)) for name in HORIZONS},
     },
 )
@@ -47,6 +51,11 @@ def make_environment(name: str, image_size: int = 128) -> Environment:
     world = _world(name)
     world.spec(image_size)  # says in words of its own what is missing
     return world.start(image_size)
+
+
+def find_expert(name: str) -> Callable[[Any], Expert] | None:
+    """Who can take over in an environment of this name; None where nobody can. Raises InputError for an unknown one."""
+    return _world(name).expert
 
 
 def _world(name: str) -> World:

@@ -43,6 +43,14 @@ class StepResult:
         return self.terminated or self.truncated
 
 
+class Expert(Protocol):
+    """Knows how to go on in an environment, by what no policy sees; it may take over in any state."""
+
+    def act(self) -> np.ndarray:
+        """The next action [A], in the ActionSpec's units."""
+        ...
+
+
 class Environment(Protocol):
     """A world with episodes: all that a real robot has. Images are upright; an adapter turns its source's orientation
     into that."""

@@ -136,8 +136,10 @@ class Policy(nn.Module, ABC):
                 self.save_frozen(part, directory)
 
 
-def load_policy(reference: str | Path) -> Policy:
+def load_policy(reference: str | Path, processor: PolicyProcessor | None = None) -> Policy:
     """Load a saved policy, strictly, in eval mode on the CPU; `reference` as in `atlas.registry`.
+
+    processor: takes the place of the one that was saved with Atlas's own policies, for data of other sources.
 
     The `type` in its config.yaml says what it is (absent: `modular`); a LeRobot folder, with a config.json, is a policy
     of the type that this names, with the processor in it. Frozen parts are read from the policy's folder if it has
@@ -148,7 +150,8 @@ def load_policy(reference: str | Path) -> Policy:
     if is_lerobot_policy(directory):
         return _of_lerobot(directory, str(reference))
     config = load_model_config(directory / CONFIG)
-    processor = PolicyProcessor.load(directory / "processor.json")
+    if processor is None:
+        processor = PolicyProcessor.load(directory / "processor.json")
     try:
         policy = config.build(processor, directory)
     except (RuntimeError, ValueError, TypeError, ArithmeticError, MemoryError, AssertionError) as error:

@@ -9,10 +9,10 @@ import numpy as np
 
 from atlas.environments.catalog import environment_spec
 
-Purpose = Literal["record", "selection", "final", "report"]
+Purpose = Literal["record", "selection", "final", "report", "explore"]
 # Recording makes the demonstrations; selection picks the best checkpoint during training; final is the table
-# at the end of training; report is `atlas eval`.
-_PURPOSES: tuple[Purpose, ...] = ("record", "selection", "final", "report")
+# at the end of training; report is `atlas eval`; explore is what a policy learns from. The order defines the seeds.
+_PURPOSES: tuple[Purpose, ...] = ("record", "selection", "final", "report", "explore")
 _LIMIT = 10**6
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atlas.environments.environment import Environment, Simulator, StepResult
+from atlas.environments.environment import Environment, Expert, Simulator, StepResult
 from atlas.errors import InputError
 from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.traces import Trace, TraceRecorder
@@ -69,20 +69,32 @@ class EpisodePlayer:
     def run(self, actions: np.ndarray) -> Segment:
         """Execute actions [n, A], until the episode ends. Where there are none, it is over: truncated."""
         results: list[StepResult] = []
-        reward = 0.0
         for number, action in enumerate(actions):
-            result = self._env.step(action, observe=self._always_observed or number == len(actions) - 1)
-            results.append(result)
-            reward += result.reward
-            self._success = result.success
-            if self._recorder is not None:
-                self._recorder.stepped(action, result.observation)
-            if result.done:
+            results.append(self._step(action, observe=number == len(actions) - 1))
+            if results[-1].done:
                 break
+        return self._segment(actions, results)
+
+    def hand_over(self, expert: Expert) -> Segment:
+        """Let an expert act until the episode ends."""
+        actions, results = [], []
+        while not results or not results[-1].done:
+            actions.append(expert.act())
+            results.append(self._step(actions[-1], observe=False))
+        return self._segment(np.stack(actions), results)
+
+    def _step(self, action: np.ndarray, observe: bool) -> StepResult:
+        result = self._env.step(action, observe=self._always_observed or observe)
+        self._success = result.success
+        if self._recorder is not None:
+            self._recorder.stepped(action, result)
+        return result
+
+    def _segment(self, actions: np.ndarray, results: list[StepResult]) -> Segment:
         done = not results or results[-1].done
         return Segment(
             observation=self._observed(results, done),
-            reward=reward,
+            reward=sum((result.reward for result in results), 0.0),
             steps=len(results),
             terminated=bool(results) and results[-1].terminated,
             truncated=not results or results[-1].truncated,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from atlas.data.episode import RecordedEpisode
 from atlas.environments.catalog import environment_spec
 from atlas.environments.environment import EnvironmentSpec
 from atlas.environments.rendering import RenderingGPU
@@ -19,6 +20,7 @@ from atlas.rollout.actor import AblatedActor, Actor, image_size_for
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.episode_plan import PlannedEpisode, plan_episodes
 from atlas.rollout.episode_player import Segment
+from atlas.rollout.experience import Played
 from atlas.rollout.input_recorder import InputRecorder, RecordedActor
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.rollout.traces import FilmOrder, Trace
@@ -38,6 +40,7 @@ MOST_WORKERS = 16  # of one process, where nobody has said how many
 class PlayedEpisode:
     outcome: EpisodeOutcome
     trace: Trace | None  # where it was recorded
+    handed_over: int | None = None  # the step from which on the world's expert acted; None: it did not
 
 
 class Evaluator:
@@ -96,12 +99,15 @@ class Evaluator:
         record: bool = False,
         title: str | None = "evaluating",
         on_transition: Callable[[PlannedEpisode, Transition], None] | None = None,
+        hand_over: Mapping[int, int] | None = None,
     ) -> list[PlayedEpisode]:
         """Run the episodes, as many at once as there are workers, the actor seeing those that wait together.
 
         record: keep what it takes to film them. on_transition: is given each decision's as soon as its actions are
-        over; those of an episode come in their order. The episodes come back in the order of `episodes`.
+        over; those of an episode come in their order. hand_over: {the episode's number: after how many decisions of
+        the actor the world's expert takes over}. The episodes come back in the order of `episodes`.
         """
+        hand_over, handed_over = hand_over or {}, set[int]()
         self._pool.grow(min(self._workers, len(episodes)))
         waiting = list(reversed(episodes))
         playing: dict[int, PlannedEpisode] = {}
@@ -128,17 +134,43 @@ class Evaluator:
                         on_transition(playing[worker], Transition.between(shown[worker], segment))
                     if segment.done:
                         episode = playing.pop(worker)
-                        played[episode.number] = _played(episode, segments[worker])
+                        played[episode.number] = _played(episode, segments[worker], episode.number in handed_over)
                         advance(1)
                         begin(worker)
                     else:
                         assert segment.observation is not None
                         seen[worker] = segment.observation
+                shown |= seen
+                for worker in [w for w in seen if hand_over.get(playing[w].number) == len(segments[w]) - 1]:
+                    self._pool.hand_over(worker)
+                    handed_over.add(playing[worker].number)
+                    del seen[worker]
                 if seen:
-                    shown |= seen
                     for worker, actions in actor.plan(seen).items():
                         self._pool.run(worker, actions)
         return [played[e.number] for e in episodes]
+
+    def record(self, played: Sequence[Played], title: str | None = None) -> Iterator[tuple[int, RecordedEpisode]]:
+        """Render episodes of a simulator that are over, as many at once as there are workers: (its place in `played`,
+        the episode), as they are ready."""
+        self._pool.grow(min(1, len(played)))
+        waiting = list(reversed(range(len(played))))
+        rendering: dict[int, int] = {}
+
+        def begin(worker: int) -> None:
+            if waiting:
+                rendering[worker] = waiting.pop()
+                self._pool.record(worker, played[rendering[worker]])
+
+        with progress_bar(title, len(played)) as advance:
+            for worker in range(len(self._pool)):
+                begin(worker)
+            while rendering:
+                for worker, episode in self._pool.recorded().items():
+                    yield rendering.pop(worker), episode
+                    self._beat("an episode's images")
+                    advance(1)
+                    begin(worker)
 
     def film(self, orders: Sequence[FilmOrder], title: str | None = None) -> list[Path]:
         """Make films of episodes that are over, as many at once as there are workers; returns those that were made.
@@ -300,7 +332,7 @@ def film_name(title: str, outcome: EpisodeOutcome) -> str:
     return f"{title}_{file_name(outcome.instruction, longest=80)}_{'success' if outcome.success else 'failure'}.mp4"
 
 
-def _played(episode: PlannedEpisode, segments: Sequence[Segment]) -> PlayedEpisode:
+def _played(episode: PlannedEpisode, segments: Sequence[Segment], handed_over: bool) -> PlayedEpisode:
     outcome = EpisodeOutcome(
         instruction=episode.instruction,
         seed=episode.seed,
@@ -308,4 +340,5 @@ def _played(episode: PlannedEpisode, segments: Sequence[Segment]) -> PlayedEpiso
         reward=sum(s.reward for s in segments),
         length=sum(s.steps for s in segments),
     )
-    return PlayedEpisode(outcome, segments[-1].trace)
+    before = sum(s.steps for s in segments[:-1])
+    return PlayedEpisode(outcome, segments[-1].trace, before if handed_over else None)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from atlas.environments.environment import Environment, Simulator
+from atlas.environments.environment import Environment, Simulator, StepResult
 from atlas.rollout.films import FilmDrawing
 from atlas.types import Observation
 
@@ -32,6 +32,8 @@ class Trace:
 
     actions: np.ndarray  # float32 [T, A], in the ActionSpec's units, as the policy gave them
     scenes: np.ndarray | list[bytes]  # states float64 [T + 1, D]; JPEG pictures where there are no states
+    executed: np.ndarray  # float32 [T, A], as the environment clipped them
+    rewards: np.ndarray  # float32 [T]
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -55,19 +57,27 @@ class TraceRecorder:
         """observation: the first one."""
         self._env = env
         self._actions: list[np.ndarray] = []
+        self._results: list[StepResult] = []
         self._states: list[np.ndarray] = []
         self._pictures: list[bytes] = []
         self._keep_scene(observation)
 
-    def stepped(self, action: np.ndarray, observation: Observation | None) -> None:
-        """Call after each step, with its action [A], and with what was seen then where the environment is no
+    def stepped(self, action: np.ndarray, result: StepResult) -> None:
+        """Call after each step, with its action [A] and what it gave: an observation where the environment is no
         simulator."""
         self._actions.append(np.array(action, np.float32))
-        self._keep_scene(observation)
+        self._results.append(replace(result, observation=None))
+        self._keep_scene(result.observation)
 
     def trace(self) -> Trace:
         """What has happened so far, one step at least."""
-        return Trace(np.stack(self._actions), np.stack(self._states) if self._states else self._pictures)
+        taken = [a if r.executed is None else r.executed for a, r in zip(self._actions, self._results, strict=True)]
+        return Trace(
+            np.stack(self._actions),
+            np.stack(self._states) if self._states else self._pictures,
+            np.stack(taken).astype(np.float32),
+            np.array([r.reward for r in self._results], np.float32),
+        )
 
     def _keep_scene(self, observation: Observation | None) -> None:
         if isinstance(self._env, Simulator):

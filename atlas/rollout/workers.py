@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from atlas.environments.catalog import make_environment
+from atlas.data.episode import RecordedEpisode
+from atlas.environments.catalog import find_expert, make_environment
 from atlas.environments.environment import Environment
 from atlas.environments.rendering import RenderingGPU, render_on
 from atlas.errors import InputError
 from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.episode_player import EpisodePlayer, Segment
+from atlas.rollout.experience import Played, as_recorded
 from atlas.rollout.traces import FilmOrder, make_film
 from atlas.system.pool import worker_start
 
@@ -63,12 +65,24 @@ class EnvironmentPool:
         """Execute actions [n, A] on a worker, until the episode ends; the answer comes through `ready`."""
         self._connections[worker].send(("run", actions))
 
+    def hand_over(self, worker: int) -> None:
+        """Let the world's expert act on a worker until the episode ends; the answer comes through `ready`."""
+        self._connections[worker].send(("hand over",))
+
     def film(self, worker: int, order: FilmOrder) -> None:
         """Make a film on a worker, between its episodes; the answer comes through `filmed`."""
         self._connections[worker].send(("film", order))
 
     def ready(self) -> dict[int, Segment]:
         """Wait for at least one worker's answer to `begin` or `run`; returns those that are there."""
+        return self._answers()
+
+    def record(self, worker: int, played: Played) -> None:
+        """Render what an episode that is over looked like, on a worker, between its episodes; see `recorded`."""
+        self._connections[worker].send(("record", played))
+
+    def recorded(self) -> dict[int, RecordedEpisode]:
+        """Wait for at least one worker's answer to `record`."""
         return self._answers()
 
     def filmed(self) -> dict[int, str | None]:
@@ -122,6 +136,12 @@ def _serve(connection: Connection, name: str, image_size: int, gpu: RenderingGPU
             elif kind == "run":
                 assert player is not None
                 answer = player.run(*arguments)
+            elif kind == "hand over":
+                expert = find_expert(name)
+                assert player is not None and expert is not None
+                answer = player.hand_over(expert(env))
+            elif kind == "record":
+                answer = as_recorded(env, arguments[0])
             else:
                 answer = _film(env, arguments[0])
             connection.send(("answer", answer))

@@ -69,7 +69,7 @@ def episode(env: CubesEnvironment) -> Filmed:
         live.append(env.picture(PICTURE_SIZE))
         cameras.append(result.observation.images["agentview"])
         for recorder in recorders:
-            recorder.stepped(action, result.observation)
+            recorder.stepped(action, result)
         done = result.done
     return Filmed(recorders[0].trace(), recorders[1].trace(), live, cameras)
 

@@ -28,6 +28,7 @@ from atlas.data.hdf5.libero_writer import write_libero_file
 from atlas.data.hdf5.reader import LiberoDataset
 from atlas.environments import libero_package
 from atlas.environments.catalog import environment_spec, make_environment
+from atlas.environments.environment import StepResult
 from atlas.environments.libero import CAMERAS, LiberoEnvironment
 from atlas.environments.libero_package import HORIZONS, SUITES, load_package, read_starts, tasks_of
 from atlas.environments.rendering import prepare_rendering
@@ -382,7 +383,7 @@ def test_a_film_shows_the_scene_of_its_task(objects: LiberoEnvironment, tmp_path
     objects.reset(seed=0, instruction=SOUP)
     recorder = TraceRecorder(objects, objects.observe())
     objects.step(STILL, observe=False)
-    recorder.stepped(STILL, None)
+    recorder.stepped(STILL, StepResult(None, 0.0, False, False, False))
     objects.reset(seed=0, instruction="pick up the butter and place it in the basket")
 
     make_film(objects, FilmOrder(tmp_path / "film.mp4", recorder.trace(), SOUP, success=False, most_pictures=1))

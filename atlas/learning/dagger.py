@@ -1,0 +1,45 @@
+"""DAgger: the world's expert shows how to go on from states that the policy itself has come to.
+
+A policy that imitates meets states that no demonstration has, because it got there by its own errors (Ross, Gordon and
+Bagnell, 2011). Here the policy acts first; after a few decisions, drawn for each episode, the expert takes over until
+the episode ends (interventions as in HG-DAgger, Kelly et al., 2019). What the expert did is trained on, where it
+succeeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from atlas.config import DaggerConfig
+from atlas.environments.catalog import find_expert
+from atlas.errors import InputError
+from atlas.rollout.actor import Actor
+from atlas.rollout.episode_plan import PlannedEpisode
+from atlas.rollout.evaluation import Evaluator, PlayedEpisode
+
+
+class Dagger:
+    """Plays episodes that the expert ends, and keeps the expert's part of them."""
+
+    def __init__(self, settings: DaggerConfig, env: str) -> None:
+        """Raises InputError for a world without an expert."""
+        if find_expert(env) is None:
+            raise InputError(
+                f"'{env}' has no expert that could take over, so DAgger cannot learn in it. `atlas learn rft` learns "
+                "from the policy's own successes."
+            )
+        self._settings = settings
+
+    def play(self, evaluator: Evaluator, actor: Actor, episodes: Sequence[PlannedEpisode]) -> list[PlayedEpisode]:
+        decisions = {e.number: _draw(e, self._settings.decisions) for e in episodes}
+        return evaluator.play(actor, episodes, record=True, title="playing, the expert takes over", hand_over=decisions)
+
+    def keeps(self, played: PlayedEpisode) -> bool:
+        return played.handed_over is not None and played.outcome.success
+
+
+def _draw(episode: PlannedEpisode, most: int) -> int:
+    """After how many decisions the expert takes over, by the episode's seed: 0 to `most`, each as likely."""
+    return int(np.random.default_rng([episode.seed, 2]).integers(most + 1))

@@ -1,0 +1,30 @@
+"""Filtered self-imitation (RFT, also called expert iteration): the policy imitates its own successes.
+
+It acts with some noise, so that it does not see the same again and again, and only episodes that succeed are trained
+on, beside the demonstrations. No expert is needed, only to know whether the task was done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from atlas.config import RftConfig
+from atlas.environments.catalog import environment_spec
+from atlas.learning.exploration import NoisyActor
+from atlas.rollout.actor import Actor
+from atlas.rollout.episode_plan import PlannedEpisode
+from atlas.rollout.evaluation import Evaluator, PlayedEpisode
+
+
+class SelfImitation:
+    """Plays episodes with noise, and keeps those that succeed."""
+
+    def __init__(self, settings: RftConfig, env: str) -> None:
+        self._settings, self._spec = settings, environment_spec(env).action_spec
+
+    def play(self, evaluator: Evaluator, actor: Actor, episodes: Sequence[PlannedEpisode]) -> list[PlayedEpisode]:
+        noisy = NoisyActor(actor, self._spec, self._settings.noise, self._settings.shared_noise)
+        return evaluator.play(noisy, episodes, record=True, title="playing, with noise")
+
+    def keeps(self, played: PlayedEpisode) -> bool:
+        return played.outcome.success

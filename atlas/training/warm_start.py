@@ -1,0 +1,72 @@
+"""Starting a new run from the weights of another."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from atlas.config import Config
+from atlas.data.training_data import TrainingData
+from atlas.errors import InputError
+from atlas.policies.base import Policy, load_model_config, load_policy
+from atlas.policies.processor import PolicyProcessor
+from atlas.registry import resolve_policy
+from atlas.system.file_store import CONFIG
+
+logger = logging.getLogger(__name__)
+
+
+def check_start(reference: str, config: Config, data: TrainingData) -> None:
+    """Raises InputError that names what differs where the policy at `reference` cannot be trained on with this config
+    and these data; reads no weights."""
+    folder = resolve_policy(reference)
+    saved, now = load_model_config(folder / CONFIG).model_dump(), config.model.model_dump()
+    differing = [
+        f"model.{key} was {saved.get(key)} and is {now.get(key)}"
+        for key in sorted({*saved, *now} - {"processor"})  # how numbers are scaled comes with the weights
+        if saved.get(key) != now.get(key)
+    ]
+    processor, dataset = PolicyProcessor.load(folder / "processor.json"), data.dataset
+    pairs: list[tuple[str, object, object]] = [
+        ("data.image_size", processor.image_size, config.data.image_size),
+        ("data.action_horizon", processor.action_horizon, config.data.action_horizon),
+        ("data.cameras", list(processor.cameras), list(data.cameras)),
+        ("the number of proprio", processor.proprio_dim, dataset.proprio_dim),
+    ]
+    actions = processor.action_spec.differences(dataset.action_spec)
+    pairs += [(f"the actions' {what}", was, is_now) for what, was, is_now in actions]
+    differing += [f"{what} was {was} and is {is_now}" for what, was, is_now in pairs if was != is_now]
+    if differing:
+        raise InputError(
+            f"training.start_from is {reference}, whose policy does not fit this run: {'; '.join(differing)}. Set them "
+            f"as they were (`atlas train --config` with the config.yaml of its run), or start without it."
+        )
+
+
+def start_policy(reference: str, processor: PolicyProcessor) -> Policy:
+    """The policy at `reference` with its weights and its scaling, for the data that `processor` is made for.
+
+    Numbers mean to the weights what they meant in their own training: each source of the new data is scaled as the
+    source of the old data that was recorded in the same world, else as the first of them.
+    """
+    folder = resolve_policy(reference)
+    was = PolicyProcessor.load(folder / "processor.json")
+    statistics = []
+    for source in processor.statistics:
+        old = was.statistics[was.source_for(source.environment)]
+        statistics.append(
+            replace(
+                source,
+                action=old.action,
+                proprio=old.proprio,
+                action_scaling=old.action_scaling,
+                proprio_scaling=old.proprio_scaling,
+            )
+        )
+    logger.info("Weights and scaling are those of %s.", _named(reference, folder))
+    return load_policy(folder, replace(processor, statistics=tuple(statistics), scaling=was.scaling))
+
+
+def _named(reference: str, folder: Path) -> str:
+    return reference if str(folder) == reference else f"{reference} ({folder})"

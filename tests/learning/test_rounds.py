@@ -1,0 +1,156 @@
+"""`atlas learn dagger` and `rft`: a policy acts, what is worth it is kept, and it is trained on that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import atlas
+from atlas.data import open_dataset
+from atlas.environments.cubes import CubesEnvironment
+from atlas.errors import InputError
+from atlas.learning.dagger import Dagger
+from atlas.learning.exploration import NoisyActor
+from atlas.learning.improvement import Improvement
+from atlas.learning.rounds import learn
+from atlas.learning.run_config import config_of_run
+from atlas.rollout.episode_plan import plan_episodes
+from atlas.rollout.evaluation import Evaluator
+from atlas.rollout.experience import Played, as_recorded
+from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
+from atlas.runs import read_scalars
+from atlas.types import ActionSpec, Observation
+from tests.test_vertical_slice import SMALL
+
+FEW = ["learning.held_out_episodes=1", "learning.round_episodes=0", "evaluation.workers=1"]
+LITTLE = ["rounds=1", "episodes=2", "steps=2", "warmup_steps=1"]
+
+
+class Still:
+    """An actor that does nothing, four steps at a time."""
+
+    processor = None
+
+    def reset(self, episode: int, seed: int) -> None:
+        pass
+
+    def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
+        return {number: np.zeros((4, 7), np.float32) for number in observations}
+
+
+@pytest.fixture(scope="module")
+def run(cubes_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps, on demonstrations of the cubes world."""
+    few = ["training.max_steps=2", "training.warmup_steps=1", "evaluation.episodes=0", "evaluation.final_episodes=0"]
+    out = tmp_path_factory.mktemp("outputs")
+    return atlas.train(
+        None, [*SMALL, *few, f"data.path={cubes_dataset}", f"output_dir={out}", "run_name=first"]
+    ).run_dir
+
+
+def test_the_expert_ends_what_an_actor_has_begun() -> None:
+    episodes = plan_episodes("cubes", 2, "explore", seed=0)
+
+    with closing(Evaluator("cubes", 16, workers=1)) as evaluator:
+        alone, ended = evaluator.play(Still(), episodes, record=True, title=None, hand_over={1: 3})
+
+    assert not alone.outcome.success and alone.handed_over is None
+    assert ended.outcome.success and ended.handed_over == 12
+    assert ended.trace is not None and ended.trace.rewards.sum() == 1
+    assert np.all(ended.trace.executed[:12] == 0) and np.any(ended.trace.executed[12])
+    with closing(CubesEnvironment(16)) as world:
+        recorded = as_recorded(world, Played(ended.trace, ended.outcome.instruction, ended.handed_over))
+        first = world.reset(seed=episodes[1].seed, instruction=episodes[1].instruction)
+        for _ in range(12):
+            first = world.step(np.zeros(7)).observation
+    assert len(recorded.actions) == ended.outcome.length - 12
+    np.testing.assert_allclose(recorded.proprio[0], first.proprio, atol=1e-6)
+    np.testing.assert_array_equal(recorded.images["agentview"][0], first.images["agentview"])
+
+
+def test_dagger_leaves_experience_a_policy_and_a_verdict(
+    run: Path, atlas: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*FEW, *[f"learning.dagger.{each}" for each in LITTLE], "learning.dagger.decisions=2"]
+
+    code = atlas("learn", "dagger", "--checkpoint", str(run), "--env", "cubes", "--json", *settings)
+
+    found = json.loads(capsys.readouterr().out)
+    folder = run.with_name("first-dagger")
+    assert code == 0 and found["run"] == str(folder)
+    assert found["success"].keys() == {"before", "after", "control"}
+    kept = json.loads((folder / "experience" / "round_01" / "facts.json").read_text())["kept"]
+    dataset = open_dataset(folder / "experience")
+    assert len(dataset) == kept > 0 and dataset.environment == "cubes"
+    scalars = read_scalars(folder)
+    assert scalars["actor/total_steps"][-1][1] == found["env_steps"]
+    assert (folder / "best" / "policy" / "model.safetensors").exists()
+
+    again = learn(config_of_run(str(run), "dagger", settings), "dagger", str(run), "cubes")
+
+    assert again.to_dict() == found
+    with pytest.raises(InputError, match=r"learns something else: settings was .*Choose another run_name"):
+        other = config_of_run(str(run), "dagger", [*settings, "learning.dagger.steps=3"])
+        learn(other, "dagger", str(run), "cubes")
+
+
+def test_without_a_success_there_is_nothing_to_imitate(run: Path) -> None:
+    settings = [*FEW, *[f"learning.rft.{each}" for each in LITTLE]]
+
+    found = learn(config_of_run(str(run), "rft", settings), "rft", str(run), "cubes")
+
+    assert found.over_before.gained == found.over_before.lost == 0
+    assert not (run.with_name("first-rft") / "rounds").exists()
+
+
+def test_noise_is_the_episodes_own_and_leaves_grippers_alone() -> None:
+    spec = ActionSpec()
+    actors = [NoisyActor(Still(), spec, 0.1, shared) for shared in (0.0, 1.0)]
+    draws = []
+    for actor in (*actors, actors[0]):
+        actor.reset(0, seed=3)
+        draws.append(np.concatenate([actor.plan({0: None})[0] for _ in range(200)]))  # type: ignore[dict-item]
+
+    own, shared, again = draws
+    np.testing.assert_array_equal(own, again)
+    assert np.all(own[:, 6] == 0) and np.all(shared[:, 6] == 0)
+    assert own[:, :6].std() == pytest.approx(0.1, rel=0.1) and shared[:, :6].std() == pytest.approx(0.1, rel=0.1)
+    assert np.all(shared[:4] == shared[0]) and not np.all(own[:4] == own[0])
+
+
+def test_the_verdict_counts_starts_gained_and_lost() -> None:
+    improvement = Improvement(
+        Path("run"), "cubes", reports(before="0000110000", after="1111101111", control="0000110000"), 9, 1
+    )
+
+    assert (improvement.over_before.gained, improvement.over_before.lost) == (8, 1)
+    assert improvement.over_before.p == pytest.approx(2 * 10 / 2**9)
+    assert improvement.sentence().startswith("The policy has become better: 8 starts gained, 1 lost (p = 0.039)")
+    worse = Improvement(Path("run"), "cubes", reports(before="11", after="10", control="11"), 9, 1)
+    assert worse.worse and "The policy of before is kept as best" in worse.sentence()
+
+
+def reports(**successes: str) -> dict[str, EvaluationReport]:
+    return {
+        what: EvaluationReport(
+            "cubes", what, tuple(EpisodeOutcome("lift", i, s == "1", 0.0, 5) for i, s in enumerate(row))
+        )
+        for what, row in successes.items()
+    }
+
+
+def test_what_cannot_learn_is_said(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"is in no run's folder. Give a run"):
+        config_of_run(str(tmp_path), "dagger", [])
+    with pytest.raises(InputError, match="which is the run that is learned from"):
+        config_of_run(str(run), "dagger", ["run_name=first"])
+    with pytest.raises(InputError, match=r"Unknown environment 'cubs'.*cubes"):
+        learn(config_of_run(str(run), "dagger", []), "dagger", str(run), "cubs")
+    monkeypatch.setattr("atlas.learning.dagger.find_expert", lambda env: None)
+    with pytest.raises(InputError, match=r"'somewhere' has no expert .* `atlas learn rft`"):
+        Dagger(config_of_run(str(run), "dagger", []).learning.dagger, "somewhere")
