@@ -77,7 +77,8 @@ class EpisodePlayer:
 
     def hand_over(self, expert: Expert) -> Segment:
         """Let an expert act until the episode ends."""
-        actions, results = [], []
+        actions: list[np.ndarray] = []
+        results: list[StepResult] = []
         while not results or not results[-1].done:
             actions.append(expert.act())
             results.append(self._step(actions[-1], observe=False))
