@@ -12,6 +12,7 @@ from atlas.errors import InputError
 from atlas.policies.base import Policy, load_model_config, load_policy
 from atlas.policies.processor import PolicyProcessor
 from atlas.registry import resolve_policy
+from atlas.registry.lerobot_policies import is_lerobot_policy
 from atlas.system.file_store import CONFIG
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,11 @@ def check_start(reference: str, config: Config, data: TrainingData) -> None:
     """Raises InputError that names what differs where the policy at `reference` cannot be trained on with this config
     and these data; reads no weights."""
     folder = resolve_policy(reference)
+    if is_lerobot_policy(folder):
+        raise InputError(
+            f"training.start_from is {reference}, a policy as LeRobot saves them. Name it as model.pretrained, with "
+            "the model.type that it has."
+        )
     saved, now = load_model_config(folder / CONFIG).model_dump(), config.model.model_dump()
     differing = [
         f"model.{key} was {saved.get(key)} and is {now.get(key)}"
