@@ -34,7 +34,11 @@ def main() -> None:
     out = (arguments.out or Path(tempfile.mkdtemp(prefix="atlas-learning-"))).resolve()
     out.mkdir(parents=True, exist_ok=True)
 
-    base = ["run_name=base", f"data.record.episodes={arguments.demonstrations}", f"training.max_steps={arguments.steps}"]
+    base = [
+        "run_name=base",
+        f"data.record.episodes={arguments.demonstrations}",
+        f"training.max_steps={arguments.steps}",
+    ]
     base += ["evaluation.episodes=0", "evaluation.final_episodes=0"]
     if not (out / "outputs" / "base" / "results.json").exists():
         subprocess.run([*ATLAS, "train", *base, "--resume", "auto"], cwd=out, check=True)

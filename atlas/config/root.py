@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from atlas.config.data_sections import DataConfig
-from atlas.config.learning_sections import LearningConfig
+from atlas.config.experience_sections import LearningConfig
 from atlas.config.model_section import MODEL, ModelConfig
 from atlas.config.section import Section, UserPath
 from atlas.config.tracking_sections import LoggingConfig, ModelManagementConfig, WandbConfig
