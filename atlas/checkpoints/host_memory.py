@@ -46,7 +46,7 @@ class HostMemory:
         return copies
 
     def _place(self, value: Any, tensors: list[torch.Tensor]) -> Any:
-        """The nested value with memory in place of its tensors, which are added to `tensors`."""
+        """The nested value with memory instead of its tensors, which are added to `tensors`."""
         if isinstance(value, torch.Tensor):
             number, form = len(tensors), (value.shape, value.dtype, value.is_cuda)
             tensors.append(value)

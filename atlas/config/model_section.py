@@ -60,13 +60,13 @@ class ModelConfig(Section):
         """Raises ValueError, in the config's terms, if the policy and the data do not fit together."""
 
     def image_fit(self) -> Any:
-        """The `ImageFit` by which it fits whole pictures itself (atlas/data/image_fit.py); None: it is given squares of
-        `data.image_size`. Raises InputError where that is said by something that is not there."""
+        """The `ImageFit` with which it fits whole pictures itself (atlas/data/image_fit.py); None: it gets squares of
+        `data.image_size`. Raises InputError if a file that says so is missing."""
         return None
 
     @classmethod
     def training_preset(cls) -> Mapping[str, Any]:
-        """Settings of `training` that are meant where the config does not say them."""
+        """Settings of `training` that apply if the config does not set them."""
         return {}
 
     def check_pretrained(self) -> None:

@@ -23,16 +23,16 @@ LARGEST_SIDE = 4096
 
 @dataclass(frozen=True)
 class ImageFit:
-    """The larger of the two ratios becomes 1, new sides are cut to whole pixels, bilinear, corners not aligned."""
+    """The larger ratio becomes 1, new sides are rounded down to whole pixels; bilinear, without aligned corners."""
 
     height: int
     width: int
-    placing: Placing  # centre: of an odd number of pixels the one too many is at the right and the bottom
+    placing: Placing  # centre: an odd pixel goes to the right and the bottom
     border: float = 0.0  # of pictures in [0, 1]
     antialias: bool = False
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Pictures float [..., 3, H, W] in [0, 1] to [..., 3, height, width]; those of that size stay as they are."""
+        """Pictures float [..., 3, H, W] in [0, 1] to [..., 3, height, width]; those of that size are unchanged."""
         height, width = images.shape[-2:]
         if (height, width) == (self.height, self.width):
             return images
@@ -51,7 +51,7 @@ class ImageFit:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageFit:
-        """Of `to_dict`'s form. Raises TypeError, ValueError for another."""
+        """The inverse of `to_dict`. Raises TypeError, ValueError for any other form."""
         found = cls(**values)
         for side in (found.height, found.width):
             if not isinstance(side, int) or isinstance(side, bool) or not 1 <= side <= LARGEST_SIDE:
@@ -65,7 +65,7 @@ class ImageFit:
 
 @dataclass(frozen=True)
 class ViewForm:
-    """In which form the pictures of some cameras are handed on together."""
+    """The common form in which the pictures of some cameras are passed on."""
 
     height: int
     width: int
@@ -73,8 +73,8 @@ class ViewForm:
 
     @classmethod
     def of(cls, image_size: int, fit: ImageFit | None, sizes: Iterable[tuple[int, int]]) -> ViewForm:
-        """sizes: (height, width) of all pictures that there will be. With a fit they stay as they are where all have
-        one size; else each is fitted, in float32."""
+        """sizes: (height, width) of all pictures. With a fit they are passed on unchanged if all have one size;
+        otherwise each is fitted, in float32."""
         if fit is None:
             return cls(image_size, image_size, None)
         found = set(sizes)

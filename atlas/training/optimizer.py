@@ -77,7 +77,7 @@ def learning_rate(step: int, steps: int, warmup_steps: int, config: TrainingConf
 
 
 def _from_start(step: int, decay_steps: int, warmup_steps: int, config: TrainingConfig) -> float:
-    """As LeRobot computes it: the warm-up starts at 1 / (its steps + 1), and the cosine has gone on meanwhile."""
+    """As in LeRobot: the warm-up starts at 1 / (its steps + 1), and the cosine already runs during it."""
     peak, low = config.learning_rate, _lowest(config)
     if step < warmup_steps:
         first = 1 / (warmup_steps + 1)
