@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from atlas.cli.evaluation_tables import print_comparison, print_evaluation, print_reproduction
 from atlas.cli.options import Json, Workers
-from atlas.cli.output import print_json, print_table, say, stdout_kept_for_the_report
+from atlas.cli.output import print_json, say, stdout_kept_for_the_report
 from atlas.cli.serve_commands import KeyFile, Layout
 from atlas.errors import InputError
 from atlas.system.paths import check_file, check_folder
@@ -16,10 +17,12 @@ from atlas.system.paths import check_file, check_folder
 if TYPE_CHECKING:
     from atlas.checks.finding import Finding
     from atlas.rollout.input_recorder import InputRecorder
+    from atlas.rollout.success_report import EvaluationReport
+    from atlas.rollout.verdicts.robustness import RobustnessReport
 
 
 def evaluate(
-    env: Annotated[str, typer.Option(help="The environment, such as cubes.")],
+    env: Annotated[str | None, typer.Option(help="The environment, such as cubes.")] = None,
     checkpoint: Annotated[
         str | None, typer.Option(metavar="DIR", help="A checkpoint, or the policy folder in it.")
     ] = None,
@@ -38,6 +41,25 @@ def evaluate(
         bool, typer.Option("--instruction-shuffle", help="Give the policy a different task from the one that counts.")
     ] = False,
     blind: Annotated[bool, typer.Option("--blind", help="Show the policy black images.")] = False,
+    perturb: Annotated[
+        str | None,
+        typer.Option(metavar="all|NAME[:LEVEL],…", help="Then play the first episodes again under perturbations."),
+    ] = None,
+    perturb_episodes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Of each perturbation and level; default: 20.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw success by perturbation and level: .png, .svg, .pdf.")
+    ] = None,
+    until_clear: Annotated[
+        bool, typer.Option("--until-clear", help="Stop when it is clear whether it is better than --against.")
+    ] = False,
+    against: Annotated[
+        str | None, typer.Option(metavar="DIR|FILE", help="Another policy, or the outcomes of its evaluation.")
+    ] = None,
+    reproduce: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Repeat the evaluation that results tell of: do they hold?")
+    ] = None,
     open_loop: Annotated[
         str | None,
         typer.Option("--open-loop", metavar="DATASET", help="Play its recorded actions instead of a policy's."),
@@ -59,19 +81,37 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Roll a trained policy out and count its successes."""
-    _check_flags(checkpoint, open_loop, policy, probed=instruction_shuffle or blind or diagnose, video=video)
+    if reproduce is not None:
+        given: dict[str, object] = {"--env": env, "--perturb": perturb, "--open-loop": open_loop, "--against": against}
+        given |= {"--plot": plot, "--video": video, "--until-clear": until_clear, "--diagnose": diagnose}
+        given |= {"--blind": blind, "--instruction-shuffle": instruction_shuffle, "--out": out}
+        given |= {"--policy": policy}
+        _reproduce(reproduce, checkpoint, [name for name, value in given.items() if value], workers, as_json)
+        return
+    if env is None:
+        raise InputError("Name the environment with --env, such as --env cubes.")
+    probed = instruction_shuffle or blind or diagnose
+    _check_flags(checkpoint, open_loop, policy, probed=probed or perturb is not None, video=video)
     if policy is None and (api_key_file is not None or layout != "auto" or image_size is not None):
         raise InputError("--api-key-file, --layout and --image-size are for a server; give it with --policy URL.")
     if policy is not None and (ensemble is not None or diagnose):
         raise InputError(
             "--ensemble and --diagnose need the policy itself: give --checkpoint, or leave them out with --policy."
         )
+    other = probed or any(value is not None for value in (video, perturb, open_loop, policy))
+    _check_comparison(until_clear, against, other)
+    _check_perturbations(perturb, perturb_episodes, plot)
     if out is not None:
         check_file("--out", out, "outcomes.json")
     if video is not None:
         check_folder("--video", video)
+    if until_clear:
+        _compare(str(checkpoint), str(against), env, episodes, seed, execute, ensemble, workers, out, as_json)
+        return
     with stdout_kept_for_the_report(as_json):
-        findings = None
+        findings, robustness = None, None
+        more: dict[str, Any] = {} if perturb is None else {"perturb": perturb.split(",")}
+        more |= {} if perturb_episodes is None else {"perturb_episodes": perturb_episodes}
         if open_loop is not None:
             from atlas.data import open_dataset
             from atlas.rollout.recorded_actions import evaluate_recorded
@@ -93,6 +133,7 @@ def evaluate(
                 blind=blind,
                 video=video,
                 workers=workers,
+                **more,
             )
         else:
             from atlas.rollout.evaluation import evaluate_checkpoint
@@ -111,27 +152,32 @@ def evaluate(
                 video=video,
                 workers=workers,
                 recorder=recorder,
+                **more,
             )
             if recorder is not None:
                 findings = _diagnosed(str(checkpoint), recorder, env)
+        if perturb is not None:
+            robustness = _robustness(evaluation, plot)
         if out is not None:
-            evaluation.save(out)
+            evaluation.save(out, None if robustness is None else {"robustness": robustness.to_dict()})
     report = evaluation.to_dict()
+    if evaluation.failures() is not None:
+        report["failures"] = evaluation.failures()
     if findings is not None:
         report["findings"] = [finding.to_dict() for finding in findings]
+    if robustness is not None:
+        report["robustness"] = robustness.to_dict()
     if as_json:
         print_json(report)
         return
-    rows = [(name, *_counts(part)) for name, part in [*report["per_instruction"].items(), ("all", report)]]
-    title = f"{report['checkpoint']} in {report['env']}"
-    print_table(title, ("instruction", "episodes", "successes", "success rate", "95% interval"), rows)
-    say(f"mean episode length: {report['mean_episode_length']:.1f} steps")
+    print_evaluation(report, robustness)
     for finding in findings or []:
         say(f"{finding.severity:8} {finding.check:9} {finding.message}")
         if finding.fix is not None:
             say(f"{'':18} {finding.fix}")
-    if out is not None:
-        say(f"The outcomes are in {out}.")
+    for what, where in (("outcomes are", out), ("figure is", plot)):
+        if where is not None:
+            say(f"The {what} in {where}.")
 
 
 def _check_flags(
@@ -144,9 +190,81 @@ def _check_flags(
         )
     if open_loop is not None and (probed or video is not None):
         raise InputError(
-            "--open-loop plays recorded actions without a policy: leave out --instruction-shuffle, --blind, --diagnose "
-            "and --video."
+            "--open-loop plays recorded actions without a policy: leave out --instruction-shuffle, --blind, --perturb, "
+            "--diagnose and --video."
         )
+
+
+def _check_comparison(until_clear: bool, against: str | None, other: bool) -> None:
+    if until_clear != (against is not None):
+        raise InputError("--until-clear and --against belong together: --until-clear --against DIR.")
+    if until_clear and other:
+        raise InputError(
+            "--until-clear compares two policies as they are: leave out --instruction-shuffle, --blind, --perturb, "
+            "--diagnose, --open-loop, --policy and --video."
+        )
+
+
+def _check_perturbations(perturb: str | None, perturb_episodes: int | None, plot: Path | None) -> None:
+    if perturb is None and (perturb_episodes is not None or plot is not None):
+        raise InputError("--perturb-episodes and --plot are of perturbations: add --perturb all, or some by name.")
+    if plot is not None:
+        from atlas.drawing.comparison_plot import check_plot_file
+
+        check_plot_file(plot)
+        check_file("--plot", plot, "robustness.png")
+
+
+def _robustness(evaluation: EvaluationReport, plot: Path | None) -> RobustnessReport:
+    from atlas.drawing.robustness_figure import save_robustness
+    from atlas.rollout.verdicts.robustness import RobustnessReport
+
+    found = RobustnessReport.of(evaluation)
+    assert found is not None
+    if plot is not None:
+        save_robustness(found, plot)
+    return found
+
+
+def _compare(
+    checkpoint: str,
+    against: str,
+    env: str,
+    episodes: int,
+    seed: int,
+    execute: int | None,
+    ensemble: float | None,
+    workers: int | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    with stdout_kept_for_the_report(as_json):
+        from atlas.rollout.verdicts.until_clear import evaluate_until_clear
+
+        found = evaluate_until_clear(checkpoint, against, env, episodes, seed, execute, ensemble, workers)
+        if out is not None:
+            found.first.save(out, {"comparison": found.to_dict()})
+    if as_json:
+        print_json(found.first.to_dict() | {"comparison": found.to_dict()})
+        return
+    print_comparison(found)
+    if out is not None:
+        say(f"The outcomes are in {out}.")
+
+
+def _reproduce(file: Path, checkpoint: str | None, given: list[str], workers: int | None, as_json: bool) -> None:
+    if given:
+        raise InputError(f"--reproduce repeats what {file} says: leave out {' and '.join(given)}.")
+    with stdout_kept_for_the_report(as_json):
+        from atlas.rollout.verdicts.reproduction import reproduce
+
+        found = reproduce(file, checkpoint, workers)
+    if as_json:
+        print_json(found.again.to_dict() | {"reproduction": found.to_dict()})
+    else:
+        print_reproduction(found)
+    if found.holds == "no":
+        raise typer.Exit(1)
 
 
 def _diagnosed(checkpoint: str, recorder: InputRecorder, env: str) -> list[Finding]:
@@ -155,10 +273,3 @@ def _diagnosed(checkpoint: str, recorder: InputRecorder, env: str) -> list[Findi
     from atlas.registry import resolve_policy
 
     return diagnose(recorder, PolicyProcessor.load(resolve_policy(checkpoint) / "processor.json"), env)
-
-
-def _counts(part: dict[str, Any]) -> tuple[str, ...]:
-    from atlas.rollout.proportions import wilson_interval
-
-    low, high = wilson_interval(part["successes"], part["episodes"])
-    return str(part["episodes"]), str(part["successes"]), f"{part['success_rate']:.1%}", f"{low:.1%} to {high:.1%}"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from atlas.environments.rendering import failure_explained
+from atlas.environments.scene_variation import Distractor
 
 _HIDDEN_GROUP = 5  # MuJoCo has geom groups 0 to 5; its models use the lower ones
+_SHADOW_PIXELS, _SHADOW_REACH = 1024, 0.25  # of a shadow map: its sides, and how much of the scene it is of
 
 
 class CameraRenderer:
@@ -16,7 +20,8 @@ class CameraRenderer:
 
     Software rendering spends its time on the vertices of detailed meshes, most of them outside of the view. Shapes
     whose bounding box lies outside of the camera's frustum are left out beforehand, which changes no pixel.
-    Shadows, reflections and multisampling are off: they cost half of the time and tell a policy nothing.
+    Shadows, reflections and multisampling are off: they cost half of the time and tell a policy nothing. A variation of
+    the scene may turn shadows on, and add things that are only seen.
     """
 
     def __init__(self, model: Any, data: Any, size: int, hidden_groups: tuple[int, ...] = (0,)) -> None:
@@ -24,6 +29,7 @@ class CameraRenderer:
 
         self.size = size
         model.vis.quality.offsamples = 0
+        model.vis.quality.shadowsize, model.vis.map.shadowclip = _SHADOW_PIXELS, _SHADOW_REACH
         model.vis.global_.offwidth = model.vis.global_.offheight = size
         self._model, self._data = model, data
         with failure_explained():
@@ -37,15 +43,52 @@ class CameraRenderer:
         signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
         self._corners = centre[:, None] + half_size[:, None] * signs  # [geoms, 8, 3], each in its shape's frame
         self._bounded = model.geom_rbound > 0  # planes are endless: always drawn
+        self._added: list[tuple[Distractor, float]] = []
+        self._shadows = False
 
     def render(self, camera: str, cull: bool = True) -> np.ndarray:
         """One camera's image of the present state. `cull=False` draws every shape (the same pixels, slowly)."""
         groups = self._model.geom_group.copy()
-        if cull:
+        if cull and not self._shadows:  # what is not seen may throw one
             self._model.geom_group[self._outside(camera)] = _HIDDEN_GROUP
         self._renderer.update_scene(self._data, camera=camera, scene_option=self._options)
         self._model.geom_group[:] = groups
+        for thing, ground in self._added:
+            self._add(thing, ground)
         return np.asarray(self._renderer.render())
+
+    def show(self, things: Sequence[Distractor], centre: np.ndarray, shadows: bool, textures: Sequence[int]) -> None:
+        """Draw these things too from now on, on the ground at `centre` [3], m; with shadows or without. textures: those
+        of the model whose pixels have changed."""
+        import mujoco
+
+        places = [(thing.place[0] + float(centre[0]), thing.place[1] + float(centre[1])) for thing in things]
+        moved = [replace(thing, place=place) for thing, place in zip(things, places, strict=True)]
+        self._added = [(thing, float(centre[2])) for thing in moved]
+        self._shadows = shadows
+        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = int(shadows)
+        if textures:
+            self._renderer._gl_context.make_current()
+            for texture in textures:
+                mujoco.mjr_uploadTexture(self._model, self._renderer._mjr_context, texture)
+
+    def _add(self, thing: Distractor, ground: float) -> None:
+        """Put one more shape into the scene that is about to be drawn."""
+        import mujoco
+
+        scene = self._renderer.scene
+        across, _, height = thing.size
+        # MuJoCo has a cylinder as its radius and half of its length.
+        size = (across, height, 0.0) if thing.shape == "cylinder" else thing.size
+        mujoco.mjv_initGeom(
+            scene.geoms[scene.ngeom],
+            getattr(mujoco.mjtGeom, f"mjGEOM_{thing.shape.upper()}"),
+            np.array(size, np.float64),
+            np.array([*thing.place, ground + height]),
+            np.eye(3).flatten(),
+            np.array([*thing.colour, 1.0], np.float32),
+        )
+        scene.ngeom += 1
 
     def close(self) -> None:
         self._renderer.close()

@@ -6,13 +6,16 @@ of LIBERO, so that what works here needs no special case there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from atlas.environments.camera_renderer import CameraRenderer
 from atlas.environments.environment import EnvironmentSpec, StepResult
+from atlas.environments.model_variation import ModelVariation
 from atlas.environments.rendering import failure_explained, prepare_rendering, quiet_robosuite
+from atlas.environments.scene_variation import AS_IT_IS, SceneVariation
 from atlas.errors import InputError
 from atlas.types import ActionSpec, Observation
 
@@ -24,6 +27,10 @@ LIFT_HEIGHT_M = 0.04  # above where the cube lay
 HORIZON = 200
 SETTLE_STEPS = 2  # the cubes start a hair above the table
 ARM_NOISE_RAD = 0.02  # standard deviation of the arm's starting joint angles
+PUSHED_M = 0.05  # along the table, where a variation of the scene asks for a push instead
+TOUCHED_M = 0.01  # a cube that has moved so far has been touched, where none is to be
+OBJECTS = ("red cube", "green cube")
+_TABLE, _BACKGROUND = ("table_ceramic",), ("floorplane", "walls_mat")  # materials
 
 
 def cubes_spec(image_size: int) -> EnvironmentSpec:
@@ -36,6 +43,9 @@ def cubes_spec(image_size: int) -> EnvironmentSpec:
         proprio_dim=8,
         horizon=HORIZON,
         action_spec=ActionSpec(),
+        variable=frozenset(
+            {"camera", "light", "table", "background", "distractors", "placement", "start_pose", "goal"}
+        ),
     )
 
 
@@ -83,10 +93,13 @@ class CubesEnvironment:
 
         self._renderer = CameraRenderer(self._model, self._data, image_size)
         self._picture: CameraRenderer | None = None
+        self._table = np.array(self._env.table_offset)  # the centre of its top, m
+        self._variations = ModelVariation(self._model, self._table, _TABLE, _BACKGROUND)
+        self._variation = self._applied = AS_IT_IS
 
         self._instruction = INSTRUCTIONS[0]
         self._target = 0
-        self._lying_height = np.zeros(2)
+        self._lying = np.zeros((2, 3))  # where the cubes' centres were at the start
         self._steps = 0
 
     # ---- the contract ------------------------------------------------------------------------------------
@@ -100,6 +113,9 @@ class CubesEnvironment:
             raise InputError(f"The environment 'cubes' has no instruction '{instruction}'; it has: {INSTRUCTIONS}.")
         rng = np.random.default_rng(seed if seed is not None else 0)
         self._robot.init_qpos = self._home + rng.normal(0.0, ARM_NOISE_RAD, self._home.shape)
+        if self._variation.start_pose is not None:
+            self._robot.init_qpos = self._robot.init_qpos + np.array(self._variation.start_pose)
+        self._apply_variation()
         self._env.reset()
         self._robot.gripper.current_action = np.zeros(self._robot.gripper.dof)  # robosuite keeps the last episode's
         self._target = int(rng.integers(2)) if instruction is None else INSTRUCTIONS.index(instruction)
@@ -113,7 +129,7 @@ class CubesEnvironment:
             self._env.sim.set_state_from_flattened(np.asarray(init_state, np.float64))
             self._env.sim.forward()
         self._restart_controller()
-        self._lying_height = np.array([self.cube_pose(i)[0][2] for i in range(2)])
+        self._lying = np.array([self.cube_pose(i)[0] for i in range(2)])
         self._steps = 0
         return self.observe()
 
@@ -122,9 +138,7 @@ class CubesEnvironment:
         clipped = np.clip(np.asarray(action, np.float64), -1.0, 1.0)
         self._env.step(clipped)
         self._steps += 1
-        lifted = [self.cube_pose(i)[0][2] - self._lying_height[i] > LIFT_HEIGHT_M for i in range(2)]
-        success = bool(lifted[self._target])
-        terminated = any(lifted)
+        success, terminated = self._judge()
         return StepResult(
             observation=self.observe() if observe else None,
             reward=float(success),
@@ -157,14 +171,15 @@ class CubesEnvironment:
         }
         return {
             "hand": self.hand_pose()[0],
-            "red cube": self.cube_pose(0)[0],
-            "green cube": self.cube_pose(1)[0],
+            OBJECTS[0]: self.cube_pose(0)[0],
+            OBJECTS[1]: self.cube_pose(1)[0],
         } | fingers
 
     def picture(self, size: int) -> np.ndarray:
         """The table as `agentview` sees it."""
         if self._picture is None or self._picture.size != size:
             self._picture = CameraRenderer(self._model, self._data, size)
+            self._show_variation(self._picture, ())
         return self._picture.render("agentview")
 
     def close(self) -> None:
@@ -172,6 +187,14 @@ class CubesEnvironment:
         if self._picture is not None:
             self._picture.close()
         self._env.close()
+
+    def vary(self, variation: SceneVariation) -> None:
+        """See `VariableScene.vary`."""
+        self._variation = variation
+
+    def target_object(self) -> str:
+        """See `NamesTarget.target_object`."""
+        return OBJECTS[self._target]
 
     # ---- what the scripted expert and the recorder may know ----------------------------------------------
 
@@ -213,10 +236,36 @@ class CubesEnvironment:
 
     # ---- inside ------------------------------------------------------------------------------------------
 
+    def _judge(self) -> tuple[bool, bool]:
+        """(success, terminated) of the present state."""
+        moved = np.array([self.cube_pose(i)[0] for i in range(2)]) - self._lying  # [2, 3]
+        lifted = moved[:, 2] > LIFT_HEIGHT_M
+        if self._variation.goal == "push":
+            success = not lifted.any() and float(np.linalg.norm(moved[self._target, :2])) > PUSHED_M
+            return success, success or bool(lifted.any())
+        if self._variation.goal == "leave":
+            touched = bool((np.linalg.norm(moved, axis=1) > TOUCHED_M).any())
+            return not touched and self._steps >= HORIZON, touched
+        return bool(lifted[self._target]), bool(lifted.any())
+
+    def _apply_variation(self) -> None:
+        if self._variation == self._applied:
+            return
+        textures = self._variations.apply(self._variation)
+        self._applied = self._variation
+        for renderer in filter(None, (self._renderer, self._picture)):
+            self._show_variation(renderer, textures)
+
+    def _show_variation(self, renderer: CameraRenderer, textures: Sequence[int]) -> None:
+        light = self._applied.light
+        renderer.show(self._applied.distractors, self._table, light is not None and light.shadows, textures)
+
     def _place_cubes(self, rng: np.random.Generator) -> None:
+        inner, outer = self._variation.placement or (0.0, AREA_HALF_SIZE_M)
         while True:
-            centres = rng.uniform(-AREA_HALF_SIZE_M, AREA_HALF_SIZE_M, (2, 2))
-            if np.linalg.norm(centres[0] - centres[1]) >= MIN_DISTANCE_M:
+            centres = rng.uniform(-outer, outer, (2, 2))
+            beyond = np.abs(centres).max(axis=1) >= inner
+            if np.linalg.norm(centres[0] - centres[1]) >= MIN_DISTANCE_M and beyond.all():
                 break
         table = self._env.table_offset
         for (cube, _), centre in zip(self._cubes, centres, strict=True):

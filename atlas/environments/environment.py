@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from atlas.environments.scene_variation import Part
 from atlas.types import ActionSpec, Observation
 
 
@@ -21,6 +22,7 @@ class EnvironmentSpec:
     proprio_dim: int
     horizon: int  # steps after which an episode is truncated
     action_spec: ActionSpec = field(default_factory=ActionSpec)
+    variable: frozenset[Part] = frozenset()  # what of its scene perturbations may change, see VariableScene
 
     def known(self, instruction: str) -> str:
         """The instruction, where the environment has it, else the first of those that it has."""
@@ -99,4 +101,13 @@ class Simulator(Environment, Protocol):
 
     def picture(self, size: int) -> np.ndarray:
         """The present state as people look at it: uint8 [size, size, 3]."""
+        ...
+
+
+@runtime_checkable
+class NamesTarget(Protocol):
+    """An environment that says which of its objects the present task is about."""
+
+    def target_object(self) -> str | None:
+        """Its name in `Simulator.positions`; None where the task is about none, or about several."""
         ...

@@ -14,7 +14,9 @@ import numpy as np
 
 from atlas.environments.environment import EnvironmentSpec, StepResult
 from atlas.environments.libero_package import HORIZONS, LiberoTask, load_package, read_starts, tasks_of
+from atlas.environments.model_variation import ModelVariation
 from atlas.environments.rendering import prepare_rendering, quiet_robosuite
+from atlas.environments.scene_variation import AS_IT_IS, SceneVariation
 from atlas.errors import InputError, did_you_mean
 from atlas.types import Observation
 
@@ -39,6 +41,7 @@ def libero_spec(name: str, image_size: int) -> EnvironmentSpec:
         image_size=(image_size, image_size),
         proprio_dim=8,
         horizon=HORIZONS[name],
+        variable=frozenset({"camera", "light"}),
     )
 
 
@@ -59,6 +62,7 @@ class LiberoEnvironment:
         load_package(name)
         self._task: LiberoTask | None = None
         self._loaded: LiberoScene | None = None
+        self._variation = AS_IT_IS
         self._steps = 0
 
     # ---- the contract ------------------------------------------------------------------------------------
@@ -117,6 +121,10 @@ class LiberoEnvironment:
         """The scene as `agentview` sees it."""
         return self._scene.picture(size)
 
+    def vary(self, variation: SceneVariation) -> None:
+        """See `VariableScene.vary`."""
+        self._variation = variation
+
     def close(self) -> None:
         if self._loaded is not None:
             self._loaded.close()
@@ -169,6 +177,7 @@ class LiberoEnvironment:
             self.close()
             self._loaded = LiberoScene(task, self.spec.image_size[0])
             self._task = task
+        self._loaded.vary(self._variation)
         return self._loaded
 
 
@@ -205,6 +214,8 @@ class LiberoScene:
         self._model: Any = self._env.sim.model._model
         self._data: Any = self._env.sim.data._data
         self._renderers: dict[int, Any] = {}
+        self._variations = ModelVariation(self._model, np.array(self._env.workspace_offset), (), ())
+        self._variation = AS_IT_IS
         self._fingers = self._robot._ref_gripper_joint_pos_indexes
         self._finger_motors = [self._env.sim.model.actuator_name2id(name) for name in self._robot.gripper.actuators]
 
@@ -216,6 +227,12 @@ class LiberoScene:
         self._put(start)
         for _ in range(SETTLE_STEPS):
             self._env.step(SETTLE_ACTION)
+
+    def vary(self, variation: SceneVariation) -> None:
+        """Cameras and lights are so from the next episode on."""
+        if variation != self._variation:
+            self._variations.apply(variation)
+            self._variation = variation
 
     def begin_at(self, state: np.ndarray) -> None:
         """Begin in exactly this state [D], as a recording does."""

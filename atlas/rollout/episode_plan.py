@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from atlas.environments.catalog import environment_spec
+from atlas.environments.perturbations.choices import PerturbationChoice
 
 Purpose = Literal["record", "selection", "final", "report", "explore"]
 # Recording makes the demonstrations; selection picks the best checkpoint during training; final is the table
@@ -19,12 +20,14 @@ _LIMIT = 10**6
 @dataclass(frozen=True)
 class PlannedEpisode:
     """An episode to be played. With `init_state`, float64 [D], it begins in that state of a simulator, and otherwise as
-    its seed says; the actor draws by the seed either way."""
+    its seed says; the actor draws by the seed either way. The perturbation, where there is one, follows from its name,
+    its level and the seed."""
 
     number: int
     seed: int
     instruction: str
     init_state: np.ndarray | None = None
+    perturbation: PerturbationChoice | None = None
 
 
 def plan_episodes(env: str, episodes: int, purpose: Purpose, seed: int) -> list[PlannedEpisode]:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from atlas.environments.environment import Environment, Expert, Simulator, StepResult
+from atlas.environments.scene_variation import AS_IT_IS, VariableScene
 from atlas.errors import InputError
 from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.traces import Trace, TraceRecorder
+from atlas.rollout.verdicts.failures import FailureKind, MotionWatch
 from atlas.types import Observation
 
 
@@ -33,6 +35,7 @@ class Segment:
     success: bool = False  # at the last step
     trace: Trace | None = None  # of the whole episode, when it is over and was to be recorded
     executed: Executed | None = None  # where transitions are wanted
+    failure: FailureKind | None = None  # how it failed, when it is over and a simulator tells
 
     @property
     def done(self) -> bool:
@@ -46,16 +49,26 @@ class EpisodePlayer:
         self, env: Environment, episode: PlannedEpisode, record: bool = False, transitions: bool = False
     ) -> None:
         """record: keep what it takes to film it. transitions: say of each step what was executed and its reward, and
-        observe the end too. Both cost time."""
+        observe the end too. Both cost time. Raises InputError for a perturbation that there is not."""
         self._env, self._episode, self._record, self._transitions = env, episode, record, transitions
+        choice = episode.perturbation
+        self._perturbation = None if choice is None else choice.of_episode(episode.seed, env.spec)
+        self._variation = AS_IT_IS if self._perturbation is None else self._perturbation.variation()
         # A simulator is asked for its state, or for one more picture, where that is needed.
         self._always_observed = (record or transitions) and not isinstance(env, Simulator)
+        if self._perturbation is not None and self._perturbation.every_step:
+            self._always_observed = True
         self._recorder: TraceRecorder | None = None
+        self._watch: MotionWatch | None = None
         self._success = False
 
     def begin(self) -> Segment:
         """Raises InputError where the environment cannot begin so."""
         env, episode = self._env, self._episode
+        if isinstance(env, VariableScene):
+            env.vary(self._variation)
+        elif self._variation != AS_IT_IS:
+            raise InputError(f"The scene of '{env.spec.name}' cannot be changed: {episode.perturbation} needs it.")
         if episode.init_state is None:
             observation = env.reset(seed=episode.seed, instruction=episode.instruction)
         elif isinstance(env, Simulator):
@@ -63,7 +76,12 @@ class EpisodePlayer:
         else:
             raise InputError(f"'{env.spec.name}' is no simulator: it cannot be put into a recorded state.")
         if self._record:
-            self._recorder = TraceRecorder(env, observation)
+            self._recorder = TraceRecorder(env, observation, self._variation)
+        if isinstance(env, Simulator) and self._variation.goal == "lift":
+            self._watch = MotionWatch(env)
+        if self._perturbation is not None:
+            self._perturbation.begin(env)
+            observation = self._perturbation.see(observation)
         return Segment(observation)
 
     def run(self, actions: np.ndarray) -> Segment:
@@ -85,14 +103,22 @@ class EpisodePlayer:
         return self._segment(np.stack(actions), results)
 
     def _step(self, action: np.ndarray, observe: bool) -> StepResult:
-        result = self._env.step(action, observe=self._always_observed or observe)
+        changed = action if self._perturbation is None else self._perturbation.act(action)
+        result = self._env.step(changed, observe=self._always_observed or observe)
         self._success = result.success
+        if result.executed is None and self._perturbation is not None:
+            result.executed = changed
         if self._recorder is not None:
-            self._recorder.stepped(action, result)
+            self._recorder.stepped(changed, result)
+        if self._watch is not None:
+            self._watch.stepped(changed)
+        if self._perturbation is not None and result.observation is not None:
+            result.observation = self._perturbation.see(result.observation)
         return result
 
     def _segment(self, actions: np.ndarray, results: list[StepResult]) -> Segment:
         done = not results or results[-1].done
+        failed = done and not self._success and self._watch is not None
         return Segment(
             observation=self._observed(results, done),
             reward=sum((result.reward for result in results), 0.0),
@@ -102,6 +128,7 @@ class EpisodePlayer:
             success=self._success,
             trace=self._recorder.trace() if done and self._recorder is not None else None,
             executed=_executed(actions, results) if self._transitions and results else None,
+            failure=self._watch.failure() if failed and self._watch is not None else None,
         )
 
     def _observed(self, results: list[StepResult], done: bool) -> Observation | None:
@@ -110,7 +137,8 @@ class EpisodePlayer:
             return None
         if results[-1].observation is None:  # it ended before the last action
             assert isinstance(self._env, Simulator)
-            return self._env.observe()
+            observation = self._env.observe()
+            return observation if self._perturbation is None else self._perturbation.see(observation)
         return results[-1].observation
 
 

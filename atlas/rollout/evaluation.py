@@ -13,19 +13,23 @@ import torch
 from atlas.data.episode import RecordedEpisode
 from atlas.environments.catalog import environment_spec
 from atlas.environments.environment import EnvironmentSpec
+from atlas.environments.perturbations.choices import PerturbationChoice, choose_perturbations
 from atlas.environments.rendering import RenderingGPU
 from atlas.errors import InputError
 from atlas.policies.processor import PolicyProcessor
+from atlas.registry import resolve_policy
 from atlas.rollout.actor import AblatedActor, Actor, image_size_for
 from atlas.rollout.chunk_executor import ChunkExecutor
-from atlas.rollout.episode_plan import PlannedEpisode, plan_episodes
+from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
 from atlas.rollout.episode_player import Segment
 from atlas.rollout.experience import Played
 from atlas.rollout.input_recorder import InputRecorder, RecordedActor
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.rollout.traces import FilmOrder, Trace
 from atlas.rollout.transitions import Transition
-from atlas.rollout.workers import EnvironmentPool
+from atlas.rollout.verdicts.evidence import Protocol, gather_evidence
+from atlas.rollout.verdicts.robustness import FEW_EPISODES, by_choice, plan_perturbed
+from atlas.rollout.workers import EnvironmentPool, WorkerDied
 from atlas.system.cores import available_cores
 from atlas.system.paths import check_folder, file_name
 from atlas.system.progress import progress_bar
@@ -34,6 +38,7 @@ from atlas.types import Observation
 logger = logging.getLogger(__name__)
 
 MOST_WORKERS = 16  # of one process, where nobody has said how many
+_TRIES = 3  # of an episode whose worker dies
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,8 @@ class Evaluator:
         record: keep what it takes to film them. on_transition: is given each decision's as soon as its actions are
         over; those of an episode come in their order. hand_over: {the episode's number: after how many decisions of
         the actor the world's expert takes over}. The episodes come back in the order of `episodes`.
+        An episode whose worker dies is begun again in another one, and named in the log; its transitions come again.
+        Raises WorkerDied where that has happened three times to one episode.
         """
         hand_over, handed_over = hand_over or {}, set[int]()
         self._pool.grow(min(self._workers, len(episodes)))
@@ -114,6 +121,26 @@ class Evaluator:
         segments: dict[int, list[Segment]] = {}
         shown: dict[int, Observation] = {}
         played: dict[int, PlayedEpisode] = {}
+        deaths: dict[int, int] = {}
+
+        def answers() -> dict[int, Segment]:
+            try:
+                return self._pool.ready()
+            except WorkerDied as death:
+                episode = playing.pop(death.worker, None)
+                if episode is not None:
+                    deaths[episode.number] = deaths.get(episode.number, 0) + 1
+                    if deaths[episode.number] >= _TRIES:
+                        raise
+                    waiting.append(episode)
+                    handed_over.discard(episode.number)
+                    logger.warning(
+                        "%s, in episode %d (seed %d, '%s'): it is begun again in another process",
+                        *(death, episode.number, episode.seed, episode.instruction),
+                    )
+                self._pool.restart(death.worker)
+                begin(death.worker)
+                return {}
 
         def begin(worker: int) -> None:
             if waiting:
@@ -127,7 +154,7 @@ class Evaluator:
                 begin(worker)
             while playing:
                 seen: dict[int, Observation] = {}
-                for worker, segment in self._pool.ready().items():
+                for worker, segment in answers().items():
                     segments[worker].append(segment)
                     self._beat("a piece of an episode")
                     if on_transition is not None and segment.executed is not None:
@@ -191,7 +218,9 @@ class Evaluator:
             for worker in range(len(self._pool)):
                 begin(worker)
             while filming:
-                for worker, problem in self._pool.filmed().items():
+                for worker, problem in self._films_made().items():
+                    if worker not in filming:  # it had nothing to do, and died
+                        continue
                     path = filming.pop(worker).path
                     self._beat("a film")
                     if problem is None:
@@ -201,6 +230,13 @@ class Evaluator:
                     advance(1)
                     begin(worker)
         return made
+
+    def _films_made(self) -> dict[int, str | None]:
+        try:
+            return self._pool.filmed()
+        except WorkerDied as death:
+            self._pool.restart(death.worker)
+            return {death.worker: str(death)}
 
 
 def evaluate_checkpoint(
@@ -215,24 +251,26 @@ def evaluate_checkpoint(
     video: Path | None = None,
     workers: int | None = None,
     recorder: InputRecorder | None = None,
+    perturb: Sequence[str] = (),
+    perturb_episodes: int = FEW_EPISODES,
+    purpose: Purpose = "report",
 ) -> EvaluationReport:
     """Evaluate a saved policy on episodes that neither training nor its selection ever used.
 
     execute: actions of each chunk that are executed (None: half of it). video: a folder for films of all episodes.
-    recorder: is told what the policy is shown and says.
-    Raises InputError for an unknown environment, a policy that does not fit it, a checkpoint that is damaged, or a
-    folder that cannot be made.
+    recorder: is told what the policy is shown and says. perturb: see `choose_perturbations`; under each of them the
+    first `perturb_episodes` of the episodes are played again. purpose: whose episodes they are; another one than
+    'report' is to repeat what training has done.
+    Raises InputError for an unknown environment or perturbation, a policy that does not fit it, a checkpoint that is
+    damaged, or a folder that cannot be made.
     """
-    from atlas.policies.base import load_policy
-
-    check_request(env, episodes, video)
+    choices = check_request(env, episodes, video, perturb, probed=instruction_shuffle or blind)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    policy = load_policy(checkpoint).to(device)
-    check_agreement(policy.processor, environment_spec(env))
-    actor: Actor = ChunkExecutor(policy, execute or max(1, policy.processor.action_horizon // 2), ensemble, env)
+    folder = resolve_policy(checkpoint)
+    actor, execute = load_actor(checkpoint, env, device, execute, ensemble)
     if recorder is not None:
         actor = RecordedActor(actor, recorder)
-    return evaluate_actor(
+    report = evaluate_actor(
         actor,
         str(checkpoint),
         env,
@@ -242,18 +280,39 @@ def evaluate_checkpoint(
         blind,
         video,
         workers,
-        gpu=RenderingGPU.of(device),
+        RenderingGPU.of(device),
+        perturb,
+        perturb_episodes,
+        purpose,
     )
+    protocol = Protocol(
+        env,
+        episodes,
+        seed,
+        purpose,
+        execute,
+        ensemble,
+        instruction_shuffle,
+        blind,
+        perturb=tuple(f"{choice.name}:{choice.level}" for choice in choices),
+        perturb_episodes=min(perturb_episodes, episodes) if choices else 0,
+    )
+    return replace(report, evidence=gather_evidence(folder, protocol))
 
 
-def check_request(env: str, episodes: int, video: Path | None) -> None:
-    """Before a policy is loaded or asked for. Raises InputError for an environment, a number of episodes or a folder
-    for films that cannot be."""
+def check_request(
+    env: str, episodes: int, video: Path | None, perturb: Sequence[str] = (), probed: bool = False
+) -> list[PerturbationChoice]:
+    """Before a policy is loaded or asked for; returns the perturbations that are asked for. Raises InputError for an
+    environment, a number of episodes, perturbations or a folder for films that cannot be."""
     if episodes < 1:
         raise InputError(f"--episodes must be at least 1, got {episodes}.")
-    environment_spec(env)
+    choices = choose_perturbations(perturb, environment_spec(env))
+    if choices and probed:
+        raise InputError("--perturb goes without --instruction-shuffle and --blind: evaluate once with each.")
     if video is not None:
         check_folder("The folder for films", video)
+    return choices
 
 
 def evaluate_actor(
@@ -267,14 +326,19 @@ def evaluate_actor(
     video: Path | None = None,
     workers: int | None = None,
     gpu: RenderingGPU | None = None,
+    perturb: Sequence[str] = (),
+    perturb_episodes: int = FEW_EPISODES,
+    purpose: Purpose = "report",
 ) -> EvaluationReport:
     """Evaluate an actor on episodes that neither training nor its selection ever used; see `evaluate_checkpoint`.
 
     name: what the report calls it. gpu: what renders, if any.
     """
-    planned = plan_episodes(env, episodes, "report", seed)
+    spec = environment_spec(env)
+    choices = choose_perturbations(perturb, spec)
+    planned = plan_episodes(env, episodes, purpose, seed)
     if instruction_shuffle or blind:
-        actor = AblatedActor(actor, environment_spec(env).instructions, instruction_shuffle, blind)
+        actor = AblatedActor(actor, spec.instructions, instruction_shuffle, blind)
     if video is not None:
         video.mkdir(parents=True, exist_ok=True)
     with closing(Evaluator(env, image_size_for(actor), workers, gpu=gpu)) as evaluator:
@@ -285,10 +349,33 @@ def evaluate_actor(
             video_dir=video,
             title=f"evaluating in '{env}'",
         )
+        again = plan_perturbed(planned[:perturb_episodes], choices)
+        perturbed = evaluator.run(actor, again, title=f"perturbed in '{env}'") if again else []
     probes = {"instruction_shuffle": instruction_shuffle, "blind": blind}
     return EvaluationReport(
-        env, name, tuple(outcomes), "report", seed=seed, probes=tuple(k for k, on in probes.items() if on)
+        env,
+        name,
+        tuple(outcomes),
+        purpose,
+        seed=seed,
+        probes=tuple(k for k, on in probes.items() if on),
+        perturbed=by_choice(choices, perturbed),
     )
+
+
+def load_actor(
+    checkpoint: str | Path, env: str, device: torch.device, execute: int | None, ensemble: float | None
+) -> tuple[Actor, int]:
+    """A saved policy that acts in a world, and how many actions of each chunk it executes: by default half of it.
+
+    Raises InputError for a checkpoint that is damaged, or a policy that does not fit the environment.
+    """
+    from atlas.policies.base import load_policy
+
+    policy = load_policy(checkpoint).to(device)
+    check_agreement(policy.processor, environment_spec(env))
+    execute = execute or max(1, policy.processor.action_horizon // 2)
+    return ChunkExecutor(policy, execute, ensemble, env), execute
 
 
 def check_agreement(processor: PolicyProcessor, spec: EnvironmentSpec) -> None:
@@ -339,6 +426,7 @@ def _played(episode: PlannedEpisode, segments: Sequence[Segment], handed_over: b
         success=segments[-1].success,
         reward=sum(s.reward for s in segments),
         length=sum(s.steps for s in segments),
+        failure=segments[-1].failure,
     )
     before = sum(s.steps for s in segments[:-1])
     return PlayedEpisode(outcome, segments[-1].trace, before if handed_over else None)

@@ -8,6 +8,7 @@ import numpy as np
 
 from atlas.data.episode import RecordedEpisode
 from atlas.environments.environment import Environment, Simulator
+from atlas.environments.scene_variation import VariableScene
 from atlas.rollout.traces import Trace
 
 
@@ -29,6 +30,8 @@ def as_recorded(env: Environment, played: Played) -> RecordedEpisode:
     trace, first = played.trace, played.first
     assert isinstance(env, Simulator) and isinstance(trace.scenes, np.ndarray)
     states = trace.scenes[first:-1]
+    if isinstance(env, VariableScene):
+        env.vary(trace.variation)
     env.reset(init_state=trace.scenes[0], instruction=played.instruction)  # it may be in another task's scene
     images: dict[str, list[np.ndarray]] = {camera: [] for camera in env.spec.cameras}
     proprio = []

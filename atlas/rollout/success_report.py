@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from atlas.environments.perturbations.choices import PerturbationChoice
 from atlas.errors import InputError
 from atlas.rollout.episode_plan import Purpose
 from atlas.rollout.proportions import wilson_interval
+from atlas.rollout.verdicts.failures import FAILURE_KINDS, FailureKind
 from atlas.system.documents import read_json
 from atlas.system.files import write_json
 
+FORMAT = 2  # of the file, which has it since 2; those before have no evidence
 _OUTCOME_FIELDS = ("seed", "instruction", "success", "reward", "length")
 
 
@@ -23,7 +26,21 @@ class EpisodeOutcome:
     success: bool
     reward: float
     length: int  # steps
+    failure: FailureKind | None = None  # how it failed, where a simulator tells
     video: str | None = None  # the film, where there is one on this machine
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; a failure's kind where there is one."""
+        values = {name: getattr(self, name) for name in _OUTCOME_FIELDS}
+        return values if self.failure is None else values | {"failure": self.failure}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EpisodeOutcome:
+        """Of `to_dict`'s form. Raises KeyError, TypeError or ValueError."""
+        failure = values.get("failure")
+        if failure not in (None, *FAILURE_KINDS):
+            raise ValueError(f"failure is {failure!r}")
+        return cls(**{name: values[name] for name in _OUTCOME_FIELDS}, failure=failure)
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,8 @@ class EvaluationReport:
     step: int | None = None  # optimizer steps that the policy had learned for; None where nobody said
     seed: int = 0  # that the episodes' seeds follow from
     probes: tuple[str, ...] = ()  # what was changed of what the policy was told: instruction_shuffle, blind
+    evidence: dict[str, Any] | None = None  # what it takes to believe it and to repeat it, see evidence.py
+    perturbed: Mapping[PerturbationChoice, tuple[EpisodeOutcome, ...]] = field(default_factory=dict)  # the first n each
 
     @property
     def success_rate(self) -> float:
@@ -48,6 +67,13 @@ class EvaluationReport:
             groups.setdefault(outcome.instruction, []).append(outcome)
         return dict(sorted(groups.items()))
 
+    def failures(self) -> dict[FailureKind, int] | None:
+        """How many of the episodes failed in which way; None where no simulator has told."""
+        kinds = [outcome.failure for outcome in self.outcomes if not outcome.success]
+        if any(kind is None for kind in kinds):
+            return None
+        return {kind: kinds.count(kind) for kind in FAILURE_KINDS}
+
     def metrics(self) -> dict[str, float]:
         """`eval/*` as the dashboards show it."""
         n = len(self.outcomes)
@@ -58,6 +84,8 @@ class EvaluationReport:
         }
         for instruction, outcomes in self.by_instruction().items():
             values[f"eval/success_rate/{instruction.replace(' ', '_')}"] = _rate(outcomes)
+        for kind, count in (self.failures() or {}).items():
+            values[f"eval/failures/{kind}"] = count / n
         return values
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,36 +109,70 @@ class EvaluationReport:
             },
         }
 
-    def save(self, path: Path) -> None:
-        """Write a JSON file with every episode's outcome beside what `to_dict` says, atomically."""
-        values = {
+    def save(self, path: Path, more: Mapping[str, Any] | None = None) -> None:
+        """Write a JSON file with every episode's outcome beside what `to_dict` says, atomically. more: further keys."""
+        write_json(path, self.to_file() | dict(more or {}))
+
+    def to_file(self) -> dict[str, Any]:
+        """What `save` writes."""
+        return {
+            "format": FORMAT,
             **self.to_dict(),
             "purpose": self.purpose,
             "step": self.step,
             "seed": self.seed,
             "probes": list(self.probes),
-            "outcomes": [{name: getattr(o, name) for name in _OUTCOME_FIELDS} for o in self.outcomes],
+            "failures": self.failures(),
+            "evidence": self.evidence,
+            "outcomes": [outcome.to_dict() for outcome in self.outcomes],
+            "perturbed_outcomes": [
+                {"perturbation": choice.name, "level": choice.level, **outcome.to_dict()}
+                for choice, outcomes in self.perturbed.items()
+                for outcome in outcomes
+            ],
         }
-        write_json(path, values)
 
     @classmethod
     def load(cls, path: Path) -> EvaluationReport:
         """Read what `save` wrote; where films are it does not say. Raises InputError that names the file."""
         try:
             values = read_json(Path(path))
+            check_format(values, path)
             return cls(
                 values["env"],
                 values["checkpoint"],
-                tuple(EpisodeOutcome(**{name: o[name] for name in _OUTCOME_FIELDS}) for o in values["outcomes"]),
+                tuple(EpisodeOutcome.from_dict(outcome) for outcome in values["outcomes"]),
                 values["purpose"],
                 values["step"],
                 values["seed"],
                 tuple(values["probes"]),
+                values.get("evidence"),
+                _read_perturbed(values.get("perturbed_outcomes", ())),
             )
         except OSError as error:
             raise InputError(f"The evaluation {path} cannot be read: {error.strerror}.") from None
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{path} is not an evaluation's file of outcomes ({error!r}).") from None
+
+
+def _read_perturbed(
+    rows: Sequence[dict[str, Any]],
+) -> dict[PerturbationChoice, tuple[EpisodeOutcome, ...]]:
+    found: dict[PerturbationChoice, tuple[EpisodeOutcome, ...]] = {}
+    for row in rows:
+        choice = PerturbationChoice(str(row["perturbation"]), int(row["level"]))
+        found[choice] = (*found.get(choice, ()), EpisodeOutcome.from_dict(row))
+    return found
+
+
+def check_format(values: Mapping[str, Any], path: Path) -> None:
+    """Raises InputError for the outcomes of a newer Atlas."""
+    found = values.get("format", 1)
+    if found not in range(1, FORMAT + 1):
+        raise InputError(
+            f"{path} is of version {found} of the files of outcomes, and this Atlas reads versions 1 to {FORMAT}; "
+            "update Atlas, or evaluate again with this one."
+        )
 
 
 def highlights(outcomes: Sequence[EpisodeOutcome]) -> dict[str, EpisodeOutcome]:

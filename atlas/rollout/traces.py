@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from atlas.environments.environment import Environment, Simulator, StepResult
+from atlas.environments.scene_variation import AS_IT_IS, SceneVariation, VariableScene
 from atlas.rollout.films import FilmDrawing
 from atlas.types import Observation
 
@@ -34,6 +35,7 @@ class Trace:
     scenes: np.ndarray | list[bytes]  # states float64 [T + 1, D]; JPEG pictures where there are no states
     executed: np.ndarray  # float32 [T, A], as the environment clipped them
     rewards: np.ndarray  # float32 [T]
+    variation: SceneVariation = AS_IT_IS  # of the scene
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -53,9 +55,9 @@ class FilmOrder:
 class TraceRecorder:
     """Keeps the trace of the episode that an environment has just begun."""
 
-    def __init__(self, env: Environment, observation: Observation) -> None:
-        """observation: the first one."""
-        self._env = env
+    def __init__(self, env: Environment, observation: Observation, variation: SceneVariation = AS_IT_IS) -> None:
+        """observation: the first one. variation: of the scene, where it is another one than the world's own."""
+        self._env, self._variation = env, variation
         self._actions: list[np.ndarray] = []
         self._results: list[StepResult] = []
         self._states: list[np.ndarray] = []
@@ -77,6 +79,7 @@ class TraceRecorder:
             np.stack(self._states) if self._states else self._pictures,
             np.stack(taken).astype(np.float32),
             np.array([r.reward for r in self._results], np.float32),
+            self._variation,
         )
 
     def _keep_scene(self, observation: Observation | None) -> None:
@@ -125,6 +128,8 @@ def _pictures(env: Environment, order: FilmOrder, numbers: list[int]) -> Iterato
         yield from (np.asarray(Image.open(io.BytesIO(scenes[number]))) for number in numbers)
         return
     assert isinstance(env, Simulator)
+    if isinstance(env, VariableScene):
+        env.vary(order.trace.variation)
     env.reset(init_state=scenes[0], instruction=order.instruction)  # it may be in another task's scene
     for number in numbers:
         env.set_state(scenes[number])

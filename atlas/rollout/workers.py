@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import traceback
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -22,11 +23,19 @@ from atlas.rollout.traces import FilmOrder, make_film
 from atlas.system.pool import worker_start
 
 
+class WorkerDied(RuntimeError):
+    """A worker's process has ended, for lack of memory for example; `EnvironmentPool.restart` makes another one."""
+
+    def __init__(self, worker: int, exit_code: int | None) -> None:
+        super().__init__(f"an environment process ended unexpectedly (exit code {exit_code})")
+        self.worker, self.exit_code = worker, exit_code
+
+
 class EnvironmentPool:
     """Worker processes with an environment each; a worker is given to one episode at a time.
 
     Use as a context manager or call `close`. Raises InputError when an environment cannot be made or cannot begin an
-    episode, RuntimeError with the worker's own traceback when one fails.
+    episode, RuntimeError with the worker's own traceback when one fails, WorkerDied when one has ended without a word.
     """
 
     def __init__(self, name: str, image_size: int, size: int, gpu: RenderingGPU | None = None) -> None:
@@ -38,15 +47,26 @@ class EnvironmentPool:
 
     def grow(self, size: int) -> None:
         """Start as many workers as are missing."""
-        context = multiprocessing.get_context("spawn")
         with worker_start():
             for _ in range(len(self), size):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, *self._made_with), daemon=True)
-                process.start()
-                theirs.close()
-                self._connections.append(ours)
+                connection, process = self._start()
+                self._connections.append(connection)
                 self._processes.append(process)
+
+    def restart(self, worker: int) -> None:
+        """Start another process instead of one that has died; what it was at is lost."""
+        self._connections[worker].close()
+        self._processes[worker].join(timeout=10)
+        with worker_start():
+            self._connections[worker], self._processes[worker] = self._start()
+
+    def _start(self) -> tuple[Connection, Any]:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, *self._made_with), daemon=True)
+        process.start()
+        theirs.close()
+        return ours, process
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -59,11 +79,11 @@ class EnvironmentPool:
 
     def begin(self, worker: int, episode: PlannedEpisode, record: bool = False, transitions: bool = False) -> None:
         """Begin an episode on a worker, see EpisodePlayer; the answer comes through `ready`."""
-        self._connections[worker].send(("begin", episode, record, transitions))
+        self._send(worker, ("begin", episode, record, transitions))
 
     def run(self, worker: int, actions: np.ndarray) -> None:
         """Execute actions [n, A] on a worker, until the episode ends; the answer comes through `ready`."""
-        self._connections[worker].send(("run", actions))
+        self._send(worker, ("run", actions))
 
     def hand_over(self, worker: int) -> None:
         """Let the world's expert act on a worker until the episode ends; the answer comes through `ready`."""
@@ -71,7 +91,7 @@ class EnvironmentPool:
 
     def film(self, worker: int, order: FilmOrder) -> None:
         """Make a film on a worker, between its episodes; the answer comes through `filmed`."""
-        self._connections[worker].send(("film", order))
+        self._send(worker, ("film", order))
 
     def ready(self) -> dict[int, Segment]:
         """Wait for at least one worker's answer to `begin` or `run`; returns those that are there."""
@@ -89,21 +109,30 @@ class EnvironmentPool:
         """Wait for at least one worker's answer to `film`: None, or why the film could not be made."""
         return self._answers()
 
+    def _send(self, worker: int, message: tuple[Any, ...]) -> None:
+        # Where it has died, or has said why it ends, the next answer tells.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._connections[worker].send(message)
+
     def _answers(self) -> dict[int, Any]:
         done = wait(self._connections)
-        answers = {}
+        answers: dict[int, Any] = {}
+        died: WorkerDied | None = None
         for worker, connection in enumerate(self._connections):
             if connection in done:
                 try:
                     kind, value = connection.recv()
-                except EOFError:
-                    code = self._processes[worker].exitcode
-                    raise RuntimeError(f"an environment process ended unexpectedly (exit code {code})") from None
+                except (EOFError, ConnectionResetError):
+                    self._processes[worker].join(timeout=10)  # or its exit code is not known yet
+                    died = WorkerDied(worker, self._processes[worker].exitcode)
+                    continue
                 if kind == "input error":
                     raise InputError(value)
                 if kind == "error":
                     raise RuntimeError(f"an environment process failed:\n{value}")
                 answers[worker] = value
+        if died is not None and not answers:  # those of others first: its end is found again at the next call
+            raise died
         return answers
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from atlas.errors import InputError, did_you_mean
+from atlas.rollout.success_report import check_format
 from atlas.runs.scalars import event_files, read_scalars
 from atlas.system.documents import read_json, read_yaml
 from atlas.system.file_store import CONFIG
@@ -59,6 +60,7 @@ def read_evaluation(file: Path) -> Evaluation:
     """Read the file that an evaluation leaves. Raises InputError where it is none, or damaged."""
     try:
         found = read_json(file)
+        check_format(found, file)
         outcomes = {(str(each["instruction"]), int(each["seed"])): bool(each["success"]) for each in found["outcomes"]}
         low, high = (float(bound) for bound in found["ci95"])
         step = None if found["step"] is None else int(found["step"])
@@ -66,7 +68,7 @@ def read_evaluation(file: Path) -> Evaluation:
         evaluation = Evaluation(file, str(found["purpose"]), step, str(found["env"]), outcomes, (low, high), probes)
         if not len(outcomes) == len(found["outcomes"]) == int(found["episodes"]) > 0:
             raise ValueError("not one outcome for each episode")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is damaged, or something else"
         raise InputError(
             f"{file} cannot be read as the outcomes of an evaluation: {reason}. Such files are in a run's "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from atlas.environments.catalog import environment_spec
 from atlas.rollout.evaluation import check_agreement, check_request, evaluate_actor
 from atlas.rollout.success_report import EvaluationReport
+from atlas.rollout.verdicts.robustness import FEW_EPISODES
 from atlas.serving.access import read_key
 from atlas.serving.client_layout import AUTO, read_layout
 from atlas.serving.policy_client import AtlasClient
@@ -25,15 +27,29 @@ def evaluate_server(
     blind: bool = False,
     video: Path | None = None,
     workers: int | None = None,
+    perturb: Sequence[str] = (),
+    perturb_episodes: int = FEW_EPISODES,
 ) -> EvaluationReport:
     """Evaluate what answers at a URL, on the episodes on which `evaluate_checkpoint` evaluates a saved policy.
 
     execute: actions of each answer that are executed (None: half of the policy's chunk). layout, image_size: how a
     server that is none of Atlas's wants its images called, and how large. Raises InputError.
     """
-    check_request(env, episodes, video)
+    check_request(env, episodes, video, perturb, probed=instruction_shuffle or blind)
     spec = environment_spec(env)
     key = None if key_file is None else read_key(key_file)
     with AtlasClient(url, execute, key, read_layout(layout), spec, image_size) as client:
         check_agreement(client.processor, spec)
-        return evaluate_actor(client, url, env, episodes, seed, instruction_shuffle, blind, video, workers)
+        return evaluate_actor(
+            client,
+            url,
+            env,
+            episodes,
+            seed,
+            instruction_shuffle,
+            blind,
+            video,
+            workers,
+            perturb=perturb,
+            perturb_episodes=perturb_episodes,
+        )

@@ -20,7 +20,8 @@ from typing import Any, Generic, TypeVar
 from atlas.errors import InputError, did_you_mean, first_line
 
 # Each has its table where the things are used: policies in atlas/config/model_section.py, the parts of a modular one in
-# atlas/policies/modular/parts.py, environments in atlas/environments/catalog.py, datasets in atlas/data/formats.py.
+# atlas/policies/modular/parts.py, environments in atlas/environments/catalog.py, datasets in atlas/data/formats.py,
+# perturbations in atlas/environments/perturbations/choices.py.
 GROUPS = (
     "atlas.policies",
     "atlas.vision_encoders",
@@ -30,6 +31,7 @@ GROUPS = (
     "atlas.vlm_heads",
     "atlas.environments",
     "atlas.datasets",
+    "atlas.perturbations",
 )
 
 _registered: dict[tuple[str, str], Any] = {}

@@ -6,6 +6,8 @@ EXECUTOR = "tests/rollout/test_executor.py"
 REPORT = "tests/rollout/test_report.py"
 FILMS = "tests/rollout/test_films.py"
 CUBES = "tests/rollout/test_cubes.py"
+PERTURBATIONS = "tests/rollout/test_perturbations.py"
+SAME = "tests/rollout/test_same_episodes.py::test_any_number_of_workers_in_any_order_and_with_one_killed"
 TRANSITIONS = "tests/rollout/test_transitions.py"
 EVALUATED = f"{EXECUTOR}::test_a_saved_policy_is_evaluated_on_episodes_of_nobody_else_half_a_chunk_at_a_time"
 
@@ -13,8 +15,8 @@ ROWS = of_part(
     "rollout",
     (
         "atlas/rollout/evaluation.py",
-        'planned = plan_episodes(env, episodes, "report", seed)',
-        'planned = plan_episodes(env, episodes, "selection", seed)',
+        'purpose: Purpose = "report",',
+        'purpose: Purpose = "selection",',
         "`atlas eval` plays the episodes that chose the checkpoint",
         EVALUATED,
     ),
@@ -104,15 +106,15 @@ ROWS = of_part(
     ),
     (
         "atlas/environments/cubes.py",
-        "success = bool(lifted[self._target])",
-        "success = any(lifted)",
+        "return bool(lifted[self._target]), bool(lifted.any())",
+        "return bool(lifted.any()), bool(lifted.any())",
         "lifting the other cube is a success",
         f"{CUBES}::test_lifting_the_other_cube_ends_the_episode_as_a_failure",
     ),
     (
         "atlas/environments/cubes.py",
-        "if np.linalg.norm(centres[0] - centres[1]) >= MIN_DISTANCE_M:",
-        "if True:",
+        "if np.linalg.norm(centres[0] - centres[1]) >= MIN_DISTANCE_M and beyond.all():",
+        "if beyond.all():",
         "cubes may lie in one another",
         f"{CUBES}::test_starts_cover_the_area_and_keep_the_distance",
     ),
@@ -122,6 +124,55 @@ ROWS = of_part(
         "rng = np.random.default_rng()",
         "an episode's start does not follow its seed",
         f"{CUBES}::test_the_same_seed_gives_the_same_start_whatever_came_before",
+    ),
+    (
+        "atlas/rollout/chunk_executor.py",
+        'together = 1 if device.type == "cpu" else max(1, len(seen))',
+        "together = max(1, len(seen))",
+        "an episode's numbers depend on how many others are asked with it",
+        SAME,
+    ),
+    (
+        "atlas/rollout/workers.py",
+        "if died is not None and not answers:",
+        "if died is not None:",
+        "answers that come together with a worker's death are lost",
+        "tests/rollout/test_workers.py::test_answers_beside_a_death_are_not_lost",
+    ),
+    (
+        "atlas/environments/perturbations/perturbation.py",
+        "return np.random.default_rng([seed, zlib.crc32(name.encode())])",
+        "return np.random.default_rng([zlib.crc32(name.encode())])",
+        "all episodes are perturbed alike",
+        f"{PERTURBATIONS}::test_levels_of_an_episode_differ_in_how_much_and_not_in_what",
+    ),
+    (
+        "atlas/environments/model_variation.py",
+        "        changed = self._restore_textures()\n",
+        "        changed = set()\n",
+        "a pattern stays on the table when its episode is over",
+        f"{PERTURBATIONS}::test_it_changes_something_is_the_same_each_time_and_leaves_nothing_behind",
+    ),
+    (
+        "atlas/environments/perturbations/sensor_changes.py",
+        "deque(maxlen=level + 1)",
+        "deque(maxlen=level)",
+        "late pictures are a step less late than is said",
+        f"{PERTURBATIONS}::test_late_and_dropped_pictures_are_earlier_ones",
+    ),
+    (
+        "atlas/rollout/verdicts/failures.py",
+        'return "dropped" if rise[target][-1] < _KEPT',
+        'return "dropped" if rise[target][-1] > _KEPT',
+        "what was dropped is called lifted too little",
+        "tests/rollout/test_failures.py::test_each_kind_of_failure",
+    ),
+    (
+        "atlas/rollout/verdicts/sequential.py",
+        "return self.evidence >= 1 / self.error_rate",
+        "return self.evidence >= 0.3 / self.error_rate",
+        "a difference is claimed too soon",
+        "tests/rollout/test_sequential.py",
     ),
     (
         "atlas/rollout/success_report.py",

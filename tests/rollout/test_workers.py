@@ -16,7 +16,7 @@ from atlas.errors import InputError
 from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.episode_player import Segment
 from atlas.rollout.traces import FilmOrder
-from atlas.rollout.workers import EnvironmentPool
+from atlas.rollout.workers import EnvironmentPool, WorkerDied
 
 STILL = np.zeros((50, 7))
 RED = PlannedEpisode(0, 1, "pick up the red cube")
@@ -98,6 +98,26 @@ def test_a_worker_that_dies_is_noticed() -> None:
         pool._processes[0].kill()
         with pytest.raises(RuntimeError, match="ended unexpectedly"):
             pool.ready()
+
+
+def test_answers_beside_a_death_are_not_lost() -> None:
+    """And a worker that is started again plays on."""
+    with EnvironmentPool("cubes", 32, 2) as pool:
+        start(pool)
+        pool.run(1, STILL[:3])
+        while not pool._connections[1].poll(0.05):
+            pass
+        pool._processes[0].kill()
+        pool._processes[0].join()
+
+        answers = pool.ready()
+        with pytest.raises(WorkerDied, match="exit code -9") as died:
+            pool.ready()
+        pool.restart(died.value.worker)
+        pool.begin(0, RED)
+
+        assert answers.keys() == {1} and answers[1].steps == 3
+        assert pool.ready()[0].observation is not None
 
 
 def test_a_script_without_a_main_guard_is_not_run_again_by_its_workers(tmp_path: Path) -> None:

@@ -1,0 +1,48 @@
+"""Another task in the same scene: what is asked for is not what demonstrations would do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from atlas.environments.environment import Environment, EnvironmentSpec, NamesTarget, Simulator
+from atlas.environments.perturbations.perturbation import Perturbation
+from atlas.environments.scene_variation import Goal, SceneVariation
+from atlas.types import Observation
+
+_KNOWN = {"red cube": ("red", "green"), "green cube": ("green", "red")}  # {the object: its colour, the other's}
+_GOALS: dict[int, Goal] = {4: "push", 5: "leave"}
+
+
+class OtherTask(Perturbation):
+    """The object is named by what it is not, by its side, by how near it is; then it is to be pushed; then left alone.
+
+    Success is that of the task that is said.
+    """
+
+    category, needs = "task", frozenset({"goal"})
+
+    def __init__(self, level: int, rng: np.random.Generator, spec: EnvironmentSpec) -> None:
+        super().__init__(level, rng, spec)
+        self._said = ""
+
+    def variation(self) -> SceneVariation:
+        return SceneVariation(goal=_GOALS.get(self.level, "lift"))
+
+    def begin(self, env: Environment) -> None:
+        assert isinstance(env, Simulator) and isinstance(env, NamesTarget)
+        target = str(env.target_object())
+        colour, other = _KNOWN[target]
+        places = env.positions()
+        here, there = places[target], places[f"{other} cube"]
+        self._said = {
+            1: f"pick up the cube that is not {other}",
+            2: f"pick up the cube on the {'left' if here[1] < there[1] else 'right'}",  # of the scene's camera
+            3: f"pick up the cube that is {'closer to' if here[0] < there[0] else 'farther from'} the robot",
+            4: f"push the {colour} cube along the table and leave it there",
+            5: f"do not touch the {colour} cube, and no other one",
+        }[self.level]
+
+    def see(self, observation: Observation) -> Observation:
+        return replace(observation, instruction=self._said)

@@ -1,0 +1,1 @@
+"""What episodes prove, and what it takes to believe it: how they failed, under which perturbations, against whom."""

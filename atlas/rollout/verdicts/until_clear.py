@@ -1,0 +1,168 @@
+"""Two policies on the same episodes until it is clear which is better, or until the episodes are used up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atlas.environments.rendering import RenderingGPU
+from atlas.errors import InputError
+from atlas.registry import resolve_policy
+from atlas.rollout.actor import image_size_for
+from atlas.rollout.episode_plan import PlannedEpisode, plan_episodes
+from atlas.rollout.evaluation import Evaluator, load_actor
+from atlas.rollout.proportions import paired_interval
+from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
+from atlas.rollout.verdicts.evidence import Protocol, gather_evidence
+from atlas.rollout.verdicts.sequential import SequentialComparison
+
+# Episodes that both play before one looks again. The same for any number of workers, so that it stops at the same one.
+_ROUND = 10
+Play = Callable[[Sequence[PlannedEpisode]], list[EpisodeOutcome]]
+
+
+@dataclass(frozen=True)
+class ClearComparison:
+    """Two reports of the same episodes, and what they say of which policy is better."""
+
+    first: EvaluationReport
+    second: EvaluationReport
+    counts: SequentialComparison
+
+    def to_dict(self) -> dict[str, Any]:
+        counts = self.counts
+        both = sum(a.success and b.success for a, b in zip(self.first.outcomes, self.second.outcomes, strict=True))
+        neither = counts.alike - both
+        difference = (counts.first_only - counts.second_only) / counts.episodes
+        return {
+            "against": self.second.checkpoint,
+            "episodes": counts.episodes,
+            "first_only": counts.first_only,
+            "second_only": counts.second_only,
+            "difference": difference,
+            "ci95": list(paired_interval(both, counts.first_only, counts.second_only, neither)),
+            "evidence": counts.evidence,
+            "error_rate": counts.error_rate,
+            "clear": counts.clear,
+            "better": self.better,
+            "verdict": self.verdict,
+        }
+
+    @property
+    def better(self) -> str | None:
+        """The checkpoint of the better one, where it is clear."""
+        if not self.counts.clear:
+            return None
+        return (self.first if self.counts.first_only > self.counts.second_only else self.second).checkpoint
+
+    @property
+    def verdict(self) -> str:
+        counts = self.counts
+        seen = f"just one succeeds in {counts.first_only} : {counts.second_only} of {counts.episodes} episodes"
+        chance = f"{counts.error_rate:.0%} of comparisons of equally good policies end so, however often one looks"
+        if counts.clear:
+            return f"{self.better} is better: {seen}; at most {chance}"
+        return f"not clear which is better: {seen}"
+
+
+def evaluate_until_clear(
+    checkpoint: str | Path,
+    against: str | Path,
+    env: str,
+    most_episodes: int,
+    seed: int = 0,
+    execute: int | None = None,
+    ensemble: float | None = None,
+    workers: int | None = None,
+) -> ClearComparison:
+    """Play both policies on the same episodes, ten at a time, until it is clear which is better, or cannot become so.
+
+    against: another policy, or the file of outcomes of an evaluation. Raises InputError as `evaluate_checkpoint` does,
+    and for a file that shares no episodes with those asked for.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    planned = plan_episodes(env, most_episodes, "report", seed)
+    with ExitStack() as stack:
+        play, first_execute = _player(stack, checkpoint, env, device, execute, ensemble, workers)
+        if Path(against).is_file():
+            recorded = EvaluationReport.load(Path(against))
+            planned = _shared(planned, recorded, Path(against), env, seed)
+            play_second, name = _recalled(recorded), recorded.checkpoint
+        else:
+            play_second, second_execute = _player(stack, against, env, device, execute, ensemble, workers)
+            name = str(against)
+        counts = SequentialComparison()
+        firsts, seconds = [], []
+        for part in _rounds(planned):
+            for first, second in zip(play(part), play_second(part), strict=True):
+                firsts.append(first)
+                seconds.append(second)
+                counts.add(first.success, second.success)
+                if counts.clear:
+                    break
+            if counts.clear or counts.hopeless(len(planned) - counts.episodes):
+                break
+    n = counts.episodes
+
+    def report(called: str, outcomes: Sequence[EpisodeOutcome], executed: int) -> EvaluationReport:
+        evidence = gather_evidence(resolve_policy(called), Protocol(env, n, seed, "report", executed, ensemble))
+        return EvaluationReport(env, called, tuple(outcomes), "report", seed=seed, evidence=evidence)
+
+    second_report = (
+        EvaluationReport(env, name, tuple(seconds), recorded.purpose, recorded.step, recorded.seed)
+        if Path(against).is_file()
+        else report(name, seconds, second_execute)
+    )
+    return ClearComparison(report(str(checkpoint), firsts, first_execute), second_report, counts)
+
+
+def _rounds(planned: Sequence[PlannedEpisode]) -> Iterator[Sequence[PlannedEpisode]]:
+    return (planned[first : first + _ROUND] for first in range(0, len(planned), _ROUND))
+
+
+def _player(
+    stack: ExitStack,
+    checkpoint: str | Path,
+    env: str,
+    device: torch.device,
+    execute: int | None,
+    ensemble: float | None,
+    workers: int | None,
+) -> tuple[Play, int]:
+    """What plays episodes with a policy until the stack is left, and how many actions of a chunk it executes."""
+    actor, executed = load_actor(checkpoint, env, device, execute, ensemble)
+    evaluator = stack.enter_context(
+        closing(Evaluator(env, image_size_for(actor), workers, gpu=RenderingGPU.of(device)))
+    )
+    return lambda episodes: evaluator.run(actor, episodes, title=f"{checkpoint} in '{env}'"), executed
+
+
+def _recalled(report: EvaluationReport) -> Play:
+    known = {(outcome.instruction, outcome.seed): outcome for outcome in report.outcomes}
+    return lambda episodes: [known[episode.instruction, episode.seed] for episode in episodes]
+
+
+def _shared(
+    planned: Sequence[PlannedEpisode], report: EvaluationReport, file: Path, env: str, seed: int
+) -> list[PlannedEpisode]:
+    """Those of the episodes that the file has. Raises InputError where it has none, or is of another world."""
+    if report.env != env:
+        raise InputError(
+            f"--against {file} was evaluated in '{report.env}', and this is '{env}'; give --env {report.env}."
+        )
+    if report.probes:
+        raise InputError(f"--against {file} was evaluated with {' and '.join(report.probes)}; give one without.")
+    known = {(outcome.instruction, outcome.seed) for outcome in report.outcomes}
+    shared = [episode for episode in planned if (episode.instruction, episode.seed) in known]
+    if not shared:
+        raise InputError(
+            f"--against {file} shares no episodes with these: its are those of {report.purpose} and --seed "
+            f"{report.seed}, and these of report and --seed {seed}. Write one with `atlas eval --seed {seed} "
+            "--out FILE`."
+        )
+    return shared

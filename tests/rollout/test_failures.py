@@ -1,0 +1,88 @@
+"""How an episode failed: each kind from places and gripper, and one of each that the cubes world can show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from atlas.environments.cubes import INSTRUCTIONS, CubesEnvironment
+from atlas.environments.cubes_expert import CubesExpert
+from atlas.rollout.episode_plan import PlannedEpisode
+from atlas.rollout.episode_player import EpisodePlayer, Segment
+from atlas.rollout.verdicts.failures import FAILURE_KINDS, FAILURE_WORDS, Motion, classify
+
+T = 100
+CUBE, BALL = np.array([0.3, 0.0, 0.0]), np.array([-0.3, 0.0, 0.0])
+
+
+def motion(hand: np.ndarray, cube_up: np.ndarray, ball_up: np.ndarray, closed: np.ndarray) -> Motion:
+    """hand: [T + 1, 3]; how high the things are: [T + 1]."""
+    up = np.array([0.0, 0.0, 1.0])
+    things = {"cube": CUBE + cube_up[:, None] * up, "ball": BALL + ball_up[:, None] * up}
+    return Motion(hand, things, closed)
+
+
+def far() -> np.ndarray:
+    """Moves about, and comes near nothing."""
+    along = np.linspace(0, 0.2, T + 1)
+    return np.stack([np.sin(40 * along) * 0.05, along, np.full(T + 1, 0.3)], 1)
+
+
+def near() -> np.ndarray:
+    wobble = 0.01 * np.sin(np.arange(T + 1))
+    return CUBE + np.stack([wobble, wobble, 0.02 + 0 * wobble], 1)
+
+
+OPEN, CLOSED, FLAT = np.zeros(T, bool), np.ones(T, bool), np.zeros(T + 1)
+RAISED = np.clip(np.linspace(-0.02, 0.03, T + 1), 0, None)
+FELL = np.where(np.arange(T + 1) < 70, RAISED, 0.0)
+CASES = {
+    "wrong_object": (near(), FLAT, RAISED * 2, CLOSED),
+    "dropped": (near() + FELL[:, None] * [0, 0, 1], FELL, FLAT, CLOSED),
+    "lifted_too_little": (near() + RAISED[:, None] * [0, 0, 1], RAISED, FLAT, CLOSED),
+    "missed_grasp": (near(), FLAT, FLAT, CLOSED),
+    "stuck": (np.tile([0.0, 0.0, 0.3], (T + 1, 1)), FLAT, FLAT, OPEN),
+    "never_reached": (far(), FLAT, FLAT, CLOSED),
+    "timed_out_moving": (near(), FLAT, FLAT, OPEN),
+}
+
+
+@pytest.mark.parametrize("kind", FAILURE_KINDS)
+def test_each_kind_of_failure(kind: str) -> None:
+    assert classify(motion(*CASES[kind]), "cube") == kind
+    assert set(FAILURE_WORDS) == set(CASES) == set(FAILURE_KINDS)
+
+
+def test_without_a_known_object_only_motion_tells() -> None:
+    assert classify(motion(*CASES["wrong_object"]), None) == "timed_out_moving"
+    assert classify(motion(*CASES["stuck"]), None) == "stuck"
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[CubesEnvironment]:
+    environment = CubesEnvironment(image_size=16)
+    yield environment
+    environment.close()
+
+
+def failure(env: CubesEnvironment, act) -> str | None:  # type: ignore[no-untyped-def]
+    """Of an episode that is asked for the red cube; act: gives an action [7]."""
+    player = EpisodePlayer(env, PlannedEpisode(0, 3, INSTRUCTIONS[0]))
+    player.begin()
+    expert, segment = CubesExpert(env), Segment(None)
+    while not segment.done:
+        segment = player.run(act(expert)[None])
+    return segment.failure
+
+
+def test_in_the_cubes_world(env: CubesEnvironment) -> None:
+    def misled(expert: CubesExpert) -> np.ndarray:
+        env._target = 1
+        action = expert.act()
+        env._target = 0
+        return action
+
+    assert failure(env, misled) == "wrong_object"
+    assert failure(env, lambda expert: np.array([0.0, 0, 0, 0, 0, 0, -1])) == "stuck"
