@@ -83,6 +83,9 @@ def compare(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw curves and success: .png, .svg, .pdf.")
     ] = None,
+    paired: Annotated[
+        bool, typer.Option("--paired", help="Refuse runs that have not been evaluated on the same episodes.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare runs: settings, metrics, and whether their success differs."""
@@ -96,7 +99,7 @@ def compare(
         if len(runs) < 2:
             raise InputError("Name at least two runs to compare, such as `atlas runs compare outputs/a outputs/b`.")
         read = read_named(runs)
-        comparison = compare_runs(read, metric or ())
+        comparison = compare_runs(read, metric or (), paired=paired)
         if plot is not None:
             save_plot(comparison, read, plot)
     if as_json:
@@ -196,6 +199,24 @@ def _print_success(success: SuccessComparison, ranking: Ranking | None) -> None:
         say(f"The p values are adjusted for the {len(success.pairs)} comparisons (Holm).")
     for note in success.notes:
         say(note)
+    _print_seeds(success)
+
+
+def _print_seeds(success: SuccessComparison) -> None:
+    """What recipes reach over several seeds of training."""
+    if not success.seeds:
+        return
+    rows = []
+    for each in success.seeds:
+        low, high = each.interval
+        spread = _MISSING if each.spread is None else f"{100 * each.spread:.1f} ({100 * each.by_chance:.1f} by chance)"
+        rows.append((each.name, str(len(each.runs)), f"{each.mean:.1%}", spread, f"{low:.1%} to {high:.1%}"))
+    columns = ("recipe", "seeds", "mean success", "spread, points", "95% interval over seeds and episodes")
+    print_table("over seeds of training", columns, rows)
+    for pair in success.seed_pairs:
+        first, last = (f"{100 * bound:+.1f}" for bound in pair.interval)
+        verdict = "differ" if pair.differs else "no difference can be claimed"
+        say(f"{pair.first} - {pair.second}: {100 * pair.difference:+.1f} points ({first} to {last}): {verdict}.")
 
 
 def _pair(pair: Pair) -> tuple[str, ...]:

@@ -94,20 +94,24 @@ class Comparison:
 
 
 def compare_runs(
-    runs: Sequence[Run], metrics: Sequence[str] = (), rank_by: tuple[str, Better] | None = None
+    runs: Sequence[Run],
+    metrics: Sequence[str] = (),
+    rank_by: tuple[str, Better] | None = None,
+    paired: bool = False,
 ) -> Comparison:
     """Put runs side by side. Their names must be distinct.
 
     metrics: default: those of DEFAULT_METRICS that all runs have. rank_by: a metric and which values of it are
     better; default: the success of the final evaluations where all runs have one, else the first of the metrics.
-    Raises InputError where a run holds nothing to compare, or where no run has a metric that is asked for.
+    Raises InputError where a run holds nothing to compare, where no run has a metric that is asked for, or with
+    `paired` where runs have not played the same episodes.
     """
     assert len({run.name for run in runs}) == len(runs) > 0
     for run in runs:
         if not run.scalars and not run.evaluations:
             raise InputError(f"The run {run.path} has nothing to compare: no metric has been logged.")
     compared = {name: _metric(name, runs) for name in metrics or _metrics_of_all(runs)}
-    success = compare_success(runs)
+    success = compare_success(runs, paired)
     return Comparison(
         [run.name for run in runs],
         differing_settings(runs),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
+from atlas.errors import InputError
 from atlas.rollout.proportions import (
     episodes_to_see,
     fisher_p,
@@ -16,6 +17,7 @@ from atlas.rollout.proportions import (
     unpaired_interval,
 )
 from atlas.runs.run_directory import Evaluation, Run
+from atlas.runs.seed_spread import SeedSpread, SpreadDifference, compare_seeds
 
 _LEVEL = 0.05
 _PREFERRED = ("final", "report", "selection")  # the last serves to choose checkpoints, which flatters those chosen
@@ -33,6 +35,7 @@ class Pair:
     interval: tuple[float, float]  # 95%, of this pair alone
     p: float  # exact; of several pairs, adjusted for their number
     verdict: str
+    needed: int | None = None  # episodes that it takes to see a difference of this size, at 80% power; None: unknown
 
     @property
     def differs(self) -> bool:
@@ -50,6 +53,7 @@ class Pair:
             "ci95": list(self.interval),
             "p": self.p,
             "differs": self.differs,
+            "episodes_needed": self.needed,
             "verdict": self.verdict,
         }
 
@@ -59,6 +63,8 @@ class SuccessComparison:
     evaluations: dict[str, Evaluation]  # of the runs that have one, by the run's name
     pairs: list[Pair]
     notes: list[str]  # what a reader of the numbers must know
+    seeds: list[SeedSpread] = field(default_factory=list)  # recipes, where one has been trained with several seeds
+    seed_pairs: list[SpreadDifference] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -77,16 +83,19 @@ class SuccessComparison:
             },
             "pairs": [pair.to_dict() for pair in self.pairs],
             "notes": self.notes,
+            "seeds": [spread.to_dict() for spread in self.seeds],
+            "seed_pairs": [pair.to_dict() for pair in self.seed_pairs],
         }
 
 
-def compare_success(runs: Sequence[Run]) -> SuccessComparison | None:
+def compare_success(runs: Sequence[Run], paired: bool = False) -> SuccessComparison | None:
     """Compare every two runs: the final evaluations where all have one, else the last ones of another purpose that
     all have. None where no run has been evaluated.
 
     Two runs on the same episodes (instruction and seed) are compared with the exact McNemar test, others with
     Fisher's; of several pairs, the p values are adjusted for their number (Holm), so that with 95% confidence no
-    difference is claimed where there is none.
+    difference is claimed where there is none. Recipes that were trained with several seeds are compared as such too.
+    paired: raises InputError where two have not played the same episodes.
     """
     evaluated = [run for run in runs if run.evaluations]
     if not evaluated:
@@ -106,12 +115,18 @@ def compare_success(runs: Sequence[Run]) -> SuccessComparison | None:
     pairs = [_compare(a, chosen[a], b, chosen[b]) for a, b in comparable]
     adjusted = holm([pair.p for pair in pairs])
     pairs = [_with_verdict(replace(pair, p=p), len(pairs)) for pair, p in zip(pairs, adjusted, strict=True)]
+    if paired and (unpaired := [pair for pair in pairs if pair.telling is None]):
+        first, second = unpaired[0].first, unpaired[0].second
+        raise InputError(
+            f"--paired: {first} and {second} share no episodes, or not all of the smaller one's. Evaluate both with "
+            "`atlas eval --seed 0 --out FILE` and as many episodes, and compare these files."
+        )
     if any(pair.telling is None for pair in pairs):
         notes.append(
             "Where episodes differ, less can be told: `atlas eval --seed 0 --out FILE` tries each policy on the same "
             "ones, and these files are compared as pairs."
         )
-    return SuccessComparison(chosen, pairs, notes)
+    return SuccessComparison(chosen, pairs, notes, *compare_seeds(evaluated, chosen))
 
 
 def _choose(runs: Sequence[Run]) -> tuple[dict[str, Evaluation], list[str]]:
@@ -150,15 +165,16 @@ def _compare(a: str, first: Evaluation, b: str, second: Evaluation) -> Pair:
 
 
 def _with_verdict(pair: Pair, pairs: int) -> Pair:
+    # Of several pairs, the most different one has to pass this level.
+    n = pair.episodes[0]
+    needed = None if pair.telling is None else episodes_to_see(pair.telling[0] / n, pair.telling[1] / n, _LEVEL / pairs)
+    pair = replace(pair, needed=needed)
     if pair.differs:
         return replace(pair, verdict=f"{pair.first if pair.difference > 0 else pair.second} succeeds more often")
     if pair.telling is None:
         verdict = f"no difference can be claimed from {pair.episodes[0]} and {pair.episodes[1]} different episodes"
         return replace(pair, verdict=verdict)
-    n = pair.episodes[0]
     verdict = f"no difference can be claimed from these {n} episodes"
-    # Of several pairs, the most different one has to pass this level.
-    needed = episodes_to_see(pair.telling[0] / n, pair.telling[1] / n, _LEVEL / pairs)
     if needed is None:
         return replace(pair, verdict=f"{verdict}; both succeed equally often")
     more = max(1, needed - n)
