@@ -284,8 +284,25 @@ def _check_data(prepared: PreparedRun) -> None:
         settle_workers(config, data, torch.device("cpu"), ranks=1)
     if config.evaluation.env not in ("auto", "none"):
         environment_spec(config.evaluation.env)
-    rollouts = environment_of(config, data.dataset) is not None
-    check_metrics(config, data.dataset.action_spec, data.dataset.tasks, rollouts, validation=len(data.val) > 0)
+    env = environment_of(config, data.dataset)
+    _check_perturbations(config, env)
+    check_metrics(config, data.dataset.action_spec, data.dataset.tasks, env is not None, validation=len(data.val) > 0)
+
+
+def _check_perturbations(config: Config, env: str | None) -> None:
+    """Refuse perturbations that there are not, that the world lacks, or that nothing would play."""
+    from atlas.environments.catalog import environment_spec
+    from atlas.environments.perturbations.choices import choose_perturbations
+
+    asked, evaluation = config.evaluation.perturbations, config.evaluation
+    if not asked:
+        return
+    if env is None or not evaluation.final_episodes:
+        raise InputError(
+            "evaluation.perturbations are played after training, and there are no rollouts then: the data has no "
+            "simulator, or evaluation.episodes or evaluation.final_episodes is 0."
+        )
+    choose_perturbations(asked, environment_spec(env))
 
 
 def _check_epochs(checkpoint: Path, config: Config, samples: int) -> None:

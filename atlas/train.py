@@ -377,8 +377,7 @@ def _announce(prepared: PreparedRun, trainer: Trainer) -> None:
 
 def _finish(trainer: Trainer, metrics: dict[str, float]) -> Result:
     """Evaluate the best checkpoint on episodes that did not choose it, and report."""
-    from atlas.policies.base import load_policy
-    from atlas.rollout.chunk_executor import ChunkExecutor
+    from atlas.training.final_evaluation import evaluate_finally, show_finally
     from atlas.training.final_summary import final_summary
 
     config, root = trainer.config, trainer.checkpoint_manager.checkpoints.root
@@ -386,29 +385,14 @@ def _finish(trainer: Trainer, metrics: dict[str, float]) -> Result:
     if not link.exists():
         trainer.checkpoint_manager.check()
     best_checkpoint = follow(link)
-    report = None
-    if trainer.closed_loop is not None and config.evaluation.final_episodes:
-        policy = load_policy(best_checkpoint).to(trainer.accelerator.device)
-        evaluation = config.evaluation
-        report = trainer.closed_loop.run(
-            ChunkExecutor(policy, evaluation.execute, evaluation.ensemble, trainer.closed_loop.env),
-            "final",
-            evaluation.final_episodes,
-            str(best_checkpoint),
-            int(best_checkpoint.name.removeprefix("step_")),
-            evaluation.video,
-        )
+    device, dataset = trainer.accelerator.device, trainer.state.dataset_fingerprint
+    found = evaluate_finally(trainer.closed_loop, config.evaluation, best_checkpoint, device, dataset)
     if trainer.accelerator.is_main_process:
-        write_json(
-            trainer.run_dir / RESULTS,
-            {
-                "best_checkpoint": str(best_checkpoint),
-                "metrics": metrics,
-                "final_evaluation": report.to_dict() if report else None,
-            },
-        )
-        logger.info("%s", final_summary(trainer.run_dir, best_checkpoint, metrics, report))
-    return Result(trainer.run_dir, best_checkpoint, metrics, report)
+        show_finally(found, trainer.tracker)
+        what = {"best_checkpoint": str(best_checkpoint), "metrics": metrics, **found.to_dict()}
+        write_json(trainer.run_dir / RESULTS, what)
+        logger.info("%s", final_summary(trainer.run_dir, best_checkpoint, metrics, found))
+    return Result(trainer.run_dir, best_checkpoint, metrics, found.report)
 
 
 def _tell(run_dir: Path) -> None:

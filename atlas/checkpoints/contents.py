@@ -49,6 +49,7 @@ class TrainingState:
     rate_steps: int | None = None  # see Schedule
     metric: str | None = None  # by which the best checkpoint is chosen
     value: float | None = None  # that metric's value for these weights; None if it was not measured at this step
+    dataset_fingerprint: str | None = None  # of the data it is trained on
 
 
 def load_state(checkpoint: Path) -> TrainingState:

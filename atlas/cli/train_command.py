@@ -147,6 +147,8 @@ def _debug_overrides(config: Config) -> list[str]:
         "evaluation.episodes": (config.evaluation.episodes, episodes),
         "evaluation.final_episodes": (config.evaluation.final_episodes, episodes),
         "evaluation.video": (config.evaluation.video, episodes),
+        "evaluation.probe_episodes": (config.evaluation.probe_episodes, episodes),
+        "evaluation.perturbation_episodes": (config.evaluation.perturbation_episodes, episodes),
     }
     numbers = [f"{key}={min(now, limit)}" for key, (now, limit) in smaller.items()]
     return [*numbers, "training.num_epochs=null", "wandb.enabled=false"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -12,9 +13,9 @@ from accelerate.utils import gather_object
 from atlas.config import EvaluationConfig
 from atlas.environments.rendering import RenderingGPU
 from atlas.rollout.actor import Actor, image_size_for
-from atlas.rollout.episode_plan import Purpose, plan_episodes
+from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
 from atlas.rollout.evaluation import MOST_WORKERS, Evaluator, PlayedEpisode, film_name, film_order
-from atlas.rollout.success_report import EvaluationReport, highlights
+from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport, highlights
 from atlas.runs.run_directory import EVALUATIONS
 from atlas.system.cores import cores_of_rank
 from atlas.training.media.episode_logger import EpisodeLogger
@@ -47,12 +48,20 @@ class ClosedLoop:
         self._beat = beat
 
     def run(
-        self, actor: Actor, purpose: Purpose, episodes: int, name: str, step: int, videos: int = 0
+        self,
+        actor: Actor,
+        purpose: Purpose,
+        episodes: int,
+        name: str,
+        step: int,
+        videos: int = 0,
+        evidence: dict[str, Any] | None = None,
     ) -> EvaluationReport:
         """Every rank runs its share and gets the whole report; the main one writes it, makes the films, and logs.
 
         name, step: for the report: which policy it was, and how many optimizer steps it had been trained for.
         videos: how many of the first episodes are filmed completely, in addition to the highlights that are shown.
+        evidence: goes into the report.
         """
         accelerator = self._accelerator
         shown = self._logger.due(purpose)
@@ -66,7 +75,7 @@ class ClosedLoop:
         )
         numbers = {episode.seed: episode.number for episode in planned}
         outcomes = sorted(gather_object([p.outcome for p in played]), key=lambda o: numbers[o.seed])
-        report = EvaluationReport(self.env, name, tuple(outcomes), purpose, step, self._config.seed)
+        report = EvaluationReport(self.env, name, tuple(outcomes), purpose, step, self._config.seed, evidence=evidence)
 
         titles = {outcome.seed: f"episode_{i:03d}" for i, outcome in enumerate(outcomes[:videos])}
         if shown:
@@ -79,6 +88,15 @@ class ClosedLoop:
         if shown:
             self._logger.log(report)
         return report
+
+    def outcomes(self, actor: Actor, planned: Sequence[PlannedEpisode], title: str) -> list[EpisodeOutcome]:
+        """Play episodes, spread over the ranks; every rank gets all outcomes, in the order of `planned`."""
+        accelerator = self._accelerator
+        mine = planned[accelerator.process_index :: accelerator.num_processes]
+        played = self._started(actor).play(actor, mine, title=title if accelerator.is_main_process else None)
+        numbered = [(episode.number, each.outcome) for episode, each in zip(mine, played, strict=True)]
+        found = dict(gather_object(numbered))
+        return [found[episode.number] for episode in planned]
 
     def close(self) -> None:
         if self._evaluator is not None:

@@ -9,6 +9,9 @@ from typing import Any
 from atlas.report import REPORT
 from atlas.rollout.proportions import wilson_interval
 from atlas.rollout.success_report import EvaluationReport
+from atlas.rollout.verdicts.failures import FAILURE_WORDS
+from atlas.rollout.verdicts.robustness import ROW_TITLES
+from atlas.training.final_evaluation import FinalEvaluation
 
 _ERRORS = {
     "val/position_error_mm": "position error (mm)",
@@ -20,10 +23,12 @@ _ERRORS = {
 }
 
 
-def final_summary(
-    run_dir: Path, best_checkpoint: Path, metrics: dict[str, float], report: EvaluationReport | None
-) -> str:
+_PROBES = {"instruction_shuffle": "told another task", "blind": "with black images"}
+
+
+def final_summary(run_dir: Path, best_checkpoint: Path, metrics: dict[str, float], final: FinalEvaluation) -> str:
     """A few lines for people."""
+    report = final.report
     errors = [(label, f"{metrics[name]:.3f}") for name, label in _ERRORS.items() if name in metrics]
     lines = ["Done.", "", "Validation, at the last step", *_table(errors)]
     if report is not None:
@@ -33,13 +38,31 @@ def final_summary(
             for name, each in found["per_instruction"].items()
         ]
         rows.append(("all instructions", f"{found['successes']}/{found['episodes']}", _percent(found)))
+        for name, probe in final.probes.items():
+            told = probe.to_dict()
+            rows.append((_PROBES[name], f"{told['successes']}/{told['episodes']}", _percent(told)))
         lines += ["", f"Success in '{report.env}' (best checkpoint, episodes never used before)", *_table(rows)]
+        lines += _failed(report)
+    if final.robustness is not None:
+        episodes = len(final.robustness.plain)
+        lines += [
+            "",
+            f"Success under perturbations, {episodes} episodes a level",
+            *_table([ROW_TITLES, *final.robustness.rows()]),
+        ]
     lines += ["", f"Best checkpoint: {best_checkpoint}"]
     if report is not None and any(outcome.video for outcome in report.outcomes):
         lines.append(f"Videos:          {run_dir / 'videos'}")
     lines.append(f"Report:          {run_dir / REPORT}")
     lines.append(f"Dashboard:       tensorboard --logdir {run_dir.parent}")
     return "\n".join(lines)
+
+
+def _failed(report: EvaluationReport) -> list[str]:
+    """How the episodes failed that did, in one line."""
+    counts = {kind: count for kind, count in (report.failures() or {}).items() if count}
+    words = "; ".join(f"{count} {FAILURE_WORDS[kind]}" for kind, count in counts.items())
+    return [f"  how it failed: {words}"] if words else []
 
 
 def _percent(found: dict[str, Any]) -> str:

@@ -73,7 +73,8 @@ class Trainer:
 
         device = accelerator.device
         main = accelerator.is_main_process
-        publisher = Publisher(config, tracker, run_facts(config, policy, data.dataset)) if main else None
+        facts = run_facts(config, policy, data.dataset) if main else None
+        publisher = Publisher(config, tracker, facts) if facts is not None else None
         self.cost = sample_cost(policy, data.train, config.data.batch_samples) if device.type == "cuda" else None
         self.utilisation = self._utilisation(policy)
         with self._memory_explained(policy):
@@ -96,6 +97,7 @@ class Trainer:
         if run.checkpoint is not None:
             self.losses.set_sums(self.checkpoint_manager.resume(run.checkpoint))
         self.state.batch_size = config.data.batch_samples
+        self.state.dataset_fingerprint = None if facts is None else facts["dataset_fingerprint"]
         self.state.max_steps, self.state.rate_steps = schedule.max_steps, schedule.rate_steps
 
         self.augment = Augmenter(config.data.augment)
