@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atlas.report.film_strip import FilmRoom, failure_kind, films_of, strip
-from atlas.report.first_screen import bar
+from atlas.report.first_screen import PROBES, bar
 from atlas.report.markup import Html, Part, fold, section, table, tag
 from atlas.report.run_facts import PlayedEvaluation, RunFacts
 
@@ -124,7 +124,7 @@ def perturbed_scalars(facts: RunFacts) -> Rates:
     found: Rates = {}
     for name, points in facts.run.scalars.items():
         parts = name.split("/")
-        if len(parts) == 3 and parts[0] == "eval" and parts[2] == "success_rate":
+        if len(parts) == 3 and parts[0] == "eval" and parts[2] == "success_rate" and parts[1] not in PROBES:
             found[parts[1]] = {"": {"success_rate": points[-1][1]}}
     return found
 

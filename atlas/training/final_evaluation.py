@@ -44,10 +44,13 @@ class FinalEvaluation:
             return {"final_evaluation": None}
         whole = self.report.to_file()
         kept = ("format", "failures", "evidence", "outcomes", "perturbed_outcomes")
+        robustness = None if self.robustness is None else self.robustness.to_dict()
+        levels = {name: each["levels"] for name, each in robustness["perturbations"].items()} if robustness else {}
         return {
             "final_evaluation": self.report.to_dict(),
             "probes": {name: probe.to_dict() for name, probe in self.probes.items()},
-            "robustness": None if self.robustness is None else self.robustness.to_dict(),
+            "perturbations": levels,
+            "robustness": robustness,
             **{key: whole[key] for key in kept},
         }
 

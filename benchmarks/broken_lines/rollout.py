@@ -15,8 +15,8 @@ ROWS = of_part(
     "rollout",
     (
         "atlas/rollout/evaluation.py",
-        'purpose: Purpose = "report",',
-        'purpose: Purpose = "selection",',
+        "planned = plan_episodes(env, episodes, purpose, seed)",
+        'planned = plan_episodes(env, episodes, "selection", seed)',
         "`atlas eval` plays the episodes that chose the checkpoint",
         EVALUATED,
     ),
