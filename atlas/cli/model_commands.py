@@ -65,6 +65,7 @@ def model_export(
     ],
     to: Annotated[str, typer.Option(metavar="FORM", help="lerobot: the folder that LeRobot loads.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")],
+    merge_lora: Annotated[bool, typer.Option("--merge-lora", help="Add adapters to what they adapt.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a policy in another program's form."""
@@ -72,7 +73,7 @@ def model_export(
     with stdout_kept_for_the_report(as_json):
         from atlas.policies.exporting import export_policy
 
-        folder = export_policy(reference, to, out)
+        folder = export_policy(reference, to, out, merge_lora)
     if as_json:
         print_json({"path": str(folder), "form": to, "files": sorted(p.name for p in folder.iterdir())})
         return

@@ -62,6 +62,11 @@ def plain_name(name: str) -> str:
     return name.replace(_ADAPTED, ".")
 
 
+def has_adapters(module: nn.Module) -> bool:
+    """Whether there are some in it."""
+    return any(_ADAPTER in name for name, _ in module.named_parameters())
+
+
 def merged_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict that the module would have without adapters, what they have learned added to what they adapt, in
     float32; the module stays as it is."""

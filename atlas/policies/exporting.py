@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from atlas.errors import InputError, did_you_mean
+from atlas.policies.adapters import has_adapters
 from atlas.policies.base import load_policy
 from atlas.system.files import partial_folder
 
@@ -21,11 +22,12 @@ class GoesToLeRobot(Protocol):
         """Write the folder that LeRobot loads."""
 
 
-def export_policy(reference: str | Path, form: str, out: Path) -> Path:
+def export_policy(reference: str | Path, form: str, out: Path, merge_lora: bool = False) -> Path:
     """Write a policy in another program's form into a new or empty folder, completely or not at all.
 
-    reference: as in `load_policy`. form: one of FORMS. Returns the folder. Raises InputError for an unknown form, a
-    policy that the program does not have, and a folder that holds something.
+    reference: as in `load_policy`. form: one of FORMS. merge_lora: add what adapters have learned to what they adapt;
+    needed where there are some. Returns the folder. Raises InputError for an unknown form, a policy that the program
+    does not have, and a folder that holds something.
     """
     if form not in FORMS:
         raise InputError(f"--to {form} is not known.{did_you_mean(form, FORMS)} Known: {', '.join(FORMS)}.")
@@ -37,6 +39,10 @@ def export_policy(reference: str | Path, form: str, out: Path) -> Path:
             f"{reference} is a policy of the type '{policy.config.type}', which LeRobot does not have; only types that "
             "come from there go back there."
         )
+    if has_adapters(policy) and not merge_lora:
+        raise InputError(f"{reference} has adapters (LoRA), which {form}'s form has no place for; add --merge-lora.")
+    if merge_lora and not has_adapters(policy):
+        raise InputError(f"--merge-lora: {reference} has no adapters.")
     with partial_folder(out) as partial:
         policy.export_lerobot(partial)
         os.replace(partial, out)

@@ -149,6 +149,8 @@ class PiPolicy(FlowPolicy):
         read the right one.
         """
         weights = {published_name(name): tensor for name, tensor in merged_state(self.network).items()}
+        if self.config.lora is not None:  # what is merged is float32, and layers of two precisions are for nobody
+            weights = {name: tensor.float() for name, tensor in weights.items()}
         heads = self._heads()
         if TIED_TABLE not in heads or self.network.words.weight.requires_grad:
             heads[TIED_TABLE] = weights[TABLE].clone()
