@@ -1,6 +1,6 @@
 """Whether malformed messages can do more than be refused: a served policy, and clients that send what they should not.
 
-    python benchmarks/serve_fuzz.py [--frames 10000] [--seed 0] [--protocols openpi groot vla-eval]
+    python benchmarks/serve_fuzz.py [--frames 10000] [--seed 0] [--protocols openpi groot vla-eval lerobot]
 
 For each protocol a server in a process of its own gets so many messages: damaged ones, cut ones, ones of random bytes,
 of other values, nested deeply, with arrays that are not as they say. A valid client asks throughout and must get the
@@ -141,7 +141,35 @@ def groot_talk(port: int) -> Talk:
     return Talk(message(7), valid, hostile)
 
 
-TALKS = {"openpi": openpi_talk, "groot": groot_talk, "vla-eval": vla_eval_talk}
+def lerobot_talk(port: int) -> Talk:
+    import grpc
+
+    from tests.serving.lerobot_messages import Client, dumps, observation
+
+    def opened() -> Client:
+        channel = grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)])
+        robot = Client(channel)
+        robot.begin(checkpoint="policy")
+        return robot
+
+    asking, sending = opened(), opened()
+    steps = iter(range(10**9))
+
+    def valid(pixel: int) -> bool:
+        asking.send(observation(next(steps), pixel, must_go=True))
+        return bool(asking.actions()[0].action[2] == pixel)
+
+    def hostile(frame: bytes | str) -> str:
+        try:
+            sending.send(frame if isinstance(frame, bytes) else frame.encode())
+            return "answered"
+        except grpc.RpcError as error:
+            return "told in words" if error.code() == grpc.StatusCode.INVALID_ARGUMENT else str(error.code())
+
+    return Talk(dumps(observation(must_go=True)), valid, hostile)
+
+
+TALKS = {"openpi": openpi_talk, "groot": groot_talk, "vla-eval": vla_eval_talk, "lerobot": lerobot_talk}
 
 
 def memory_of(process: int) -> int:

@@ -32,7 +32,7 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, metavar="P", help="0: a free one. Default: the protocol's own.")
     ] = None,
-    protocol: Annotated[str, typer.Option(metavar="NAME", help="openpi, groot or vla-eval.")] = "openpi",
+    protocol: Annotated[str, typer.Option(metavar="NAME", help="openpi, groot, vla-eval or lerobot.")] = "openpi",
     execute: Annotated[
         int | None, typer.Option(min=1, metavar="E", help="Actions that an answer holds; default: the whole chunk.")
     ] = None,
@@ -65,6 +65,7 @@ def serve(
     from atlas.serving.access import MEBIBYTE, Access, Limits, read_key
     from atlas.serving.client_layout import read_layout
     from atlas.serving.groot_protocol import import_zmq
+    from atlas.serving.lerobot_protocol import import_grpc
     from atlas.serving.server import DEFAULT_PORTS, ServerSettings, load_actor, serve_until_stopped
     from atlas.serving.websocket_server import import_websockets
 
@@ -78,6 +79,8 @@ def serve(
     import_websockets()
     if protocol == "groot":
         import_zmq()
+    if protocol == "lerobot":
+        import_grpc()
     read_layout(layout)  # refused before anything is loaded
     settings = ServerSettings(
         protocol,
@@ -92,6 +95,7 @@ def serve(
         batch,
         batch_wait_ms,
         allow_kill,
+        checkpoint,
     )
     if dry_run is not None:
         _dry_run(checkpoint, settings, env, dry_run, as_json)

@@ -19,12 +19,13 @@ from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.serving.access import Access, Limits
 from atlas.serving.client_layout import AUTO, ObservationReader, read_layout
 from atlas.serving.groot_protocol import GrootProtocol
+from atlas.serving.lerobot_protocol import LeRobotProtocol
 from atlas.serving.openpi_protocol import OpenpiProtocol
 from atlas.serving.policy_service import PolicyFailure, PolicyService, ServedActor
 from atlas.serving.vla_eval_protocol import VlaEvalProtocol
 from atlas.types import Observation
 
-DEFAULT_PORTS = {"openpi": 8000, "groot": 5555, "vla-eval": 8000}
+DEFAULT_PORTS = {"openpi": 8000, "groot": 5555, "vla-eval": 8000, "lerobot": 8080}
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class ServerSettings:
     batch: int = 32  # sessions that are planned together
     batch_wait_ms: float = 2.0  # the longest that a request waits for others
     allow_kill: bool = False  # whether a client of GR00T's protocol may end the server
+    name: str = "policy"  # what is served, by which clients of LeRobot's wish for it
 
 
 def load_actor(checkpoint: str | Path, settings: ServerSettings, environment: str | None = None) -> ChunkExecutor:
@@ -77,10 +79,12 @@ def _protocol(
     sends: int,
     settings: ServerSettings,
     on_kill: Callable[[], object],
-) -> OpenpiProtocol | GrootProtocol | VlaEvalProtocol:
+) -> OpenpiProtocol | GrootProtocol | VlaEvalProtocol | LeRobotProtocol:
     limits = settings.limits
     if settings.protocol == "groot":
         return GrootProtocol(service, reader, sends, limits, on_kill if settings.allow_kill else None)
+    if settings.protocol == "lerobot":
+        return LeRobotProtocol(service, reader, settings.name, limits)
     if settings.protocol == "vla-eval":
         return VlaEvalProtocol(service, reader, limits)
     return OpenpiProtocol(service, reader, sends, limits)

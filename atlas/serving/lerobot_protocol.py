@@ -1,0 +1,298 @@
+"""LeRobot's asynchronous inference over gRPC: its robot client, against a policy of Atlas's.
+
+The client says which checkpoint it wants (only the one that is served is given), sends observations in pieces, and
+asks for actions meanwhile. Of its observations the newest counts. One whose step was planned already, or whose state
+is nearly that of the last one, is left out, unless the client says that it must go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from atlas.errors import InputError
+from atlas.serving.access import Access, Limits, Listening, refused_address
+from atlas.serving.client_layout import ObservationReader
+from atlas.serving.lerobot_pickles import Timed, Wish, read_observation, read_wish, write_actions
+from atlas.serving.policy_service import PolicyService, failed
+
+if TYPE_CHECKING:
+    import grpc
+
+logger = logging.getLogger(__name__)
+
+_SERVICE = "transport.AsyncInference"
+_WAIT_SECONDS = 2.0  # of a request for actions, for an observation
+_NEAR = 1.0  # between two states, by their Euclidean distance
+_END = 3  # the state of an observation's last piece
+_KEPT_STEPS = 10_000
+_MAY_BE_GONE_SECONDS = 20.0  # without a request, where another client needs the room
+
+
+def import_grpc() -> None:
+    """Raises InputError that says how to install what is missing."""
+    try:
+        import grpc  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InputError(f"LeRobot's protocol needs {error.name}: pip install 'atlas-vla[serve]'") from None
+
+
+@dataclass
+class _Robot:
+    """What is known of one client."""
+
+    session: int
+    wish: Wish | None = None
+    waiting: Timed | None = None
+    state: np.ndarray | None = None  # of the last observation that was planned for
+    planned: dict[int, None] = field(default_factory=dict)  # steps, in the order in which they were
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class LeRobotProtocol:
+    """Talks with the robots of one service; a connection is a session."""
+
+    def __init__(self, service: PolicyService, reader: ObservationReader, checkpoint: str, limits: Limits) -> None:
+        """checkpoint: what the server was started with, which clients may wish for by this name or its last part."""
+        self._service, self._reader, self._limits = service, reader, limits
+        self._names = {checkpoint, PurePosixPath(checkpoint.rstrip("/")).name}
+        self._checkpoint = checkpoint
+        self._robots: dict[str, _Robot] = {}
+        self._seen: dict[str, float] = {}
+        self._key: Access | None = None
+
+    async def listen(self, access: Access) -> Listening:
+        """Raises InputError where the address cannot be had."""
+        import_grpc()
+        import grpc
+
+        self._key = access
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", self._limits.message_bytes),
+                ("grpc.so_reuseport", 0),  # a port in use is an error
+            ],
+            maximum_concurrent_rpcs=4 * self._limits.sessions,
+        )
+        unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_unary_rpc_method_handler
+        methods = {
+            "Ready": unary(self._ready),
+            "SendPolicyInstructions": unary(self._take_wish),
+            "SendObservations": stream(self._take_observation),
+            "GetActions": unary(self._get_actions),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, methods),))
+        host = f"[{access.host}]" if ":" in access.host else access.host
+        try:
+            port = server.add_insecure_port(f"{host}:{access.port}")
+        except RuntimeError as error:
+            raise refused_address(
+                access, OSError(errno.EADDRINUSE if "in use" in str(error) else 0, str(error))
+            ) from None
+        await server.start()
+
+        async def stop() -> None:
+            await server.stop(grace=0)
+
+        return Listening(port, stop)
+
+    # ---- the four requests -------------------------------------------------------------------------------
+
+    async def _ready(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        await self._answered(context, self._begin, context.peer())
+        return b""
+
+    async def _take_wish(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        await self._answered(context, self._wish, context.peer(), request)
+        return b""
+
+    async def _take_observation(self, pieces: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
+        try:
+            await asyncio.wait_for(self._collect(pieces, context), self._limits.answer_seconds)
+        except asyncio.TimeoutError:
+            await self._refused(context, f"an observation took more than {self._limits.answer_seconds:g} seconds")
+        return b""
+
+    async def _collect(self, pieces: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
+        whole = bytearray()
+        async for piece in pieces:
+            state, data = await self._answered(context, _piece, piece)
+            whole += data
+            if len(whole) > self._limits.message_bytes:
+                await self._refused(context, f"an observation takes more than {self._limits.message_bytes} bytes")
+            if state == _END:
+                await self._answered(context, self._arrive, context.peer(), bytes(whole))
+                whole.clear()
+
+    async def _get_actions(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        robot: _Robot = await self._answered(context, self._robot, context.peer())
+        try:
+            await asyncio.wait_for(robot.arrived.wait(), _WAIT_SECONDS)
+        except asyncio.TimeoutError:
+            return b""
+        seen, robot.waiting = robot.waiting, None
+        robot.arrived.clear()
+        if seen is None or robot.wish is None:
+            return b""
+        answer = b""
+        try:
+            answer = await self._planned(robot, robot.wish, seen)
+        except InputError as error:
+            await self._refused(context, str(error))
+        except Exception as error:  # whatever it is, a client that asks is answered
+            import grpc
+
+            await context.abort(grpc.StatusCode.INTERNAL, failed(error))
+        return answer
+
+    async def _planned(self, robot: _Robot, wish: Wish, seen: Timed) -> bytes:
+        found = self._reader.read(_message(seen, wish))
+        answer = await asyncio.wait_for(self._service.act(robot.session, found), self._limits.answer_seconds)
+        robot.state = found.proprio
+        robot.planned[seen.timestep] = None
+        while len(robot.planned) > _KEPT_STEPS:
+            del robot.planned[next(iter(robot.planned))]
+        period = 1 / self._service.processor.action_spec.control_hz
+        return _field(1, write_actions(answer.actions[: wish.actions], seen, period, wish.module))
+
+    # ---- robots ------------------------------------------------------------------------------------------
+
+    def _begin(self, peer: str) -> None:
+        """An episode of this client's begins."""
+        if peer in self._robots:
+            self._service.close(self._robots.pop(peer).session)
+        self._forget(self._limits.idle_seconds)
+        if self._service.full:
+            self._forget(_MAY_BE_GONE_SECONDS)
+        self._robots[peer] = _Robot(self._service.open())
+        self._seen[peer] = time.monotonic()
+
+    def _wish(self, peer: str, request: bytes) -> None:
+        wish = read_wish(_bytes_of(request, 1))
+        if wish.checkpoint not in self._names:
+            raise InputError(
+                f"This server serves {self._checkpoint} and loads nothing else: start the client with "
+                f"--pretrained_name_or_path={self._checkpoint}, and not {wish.checkpoint!r:.200}."
+            )
+        self._robot(peer).wish = wish
+
+    def _robot(self, peer: str) -> _Robot:
+        if peer not in self._robots:
+            raise InputError("This client has not said that it is ready; call Ready first.")
+        self._seen[peer] = time.monotonic()
+        return self._robots[peer]
+
+    def _forget(self, seconds: float) -> None:
+        """gRPC does not say that a client is gone: one that asks nothing for so long is taken to be."""
+        now = time.monotonic()
+        for peer in [peer for peer in self._robots if now - self._seen[peer] > seconds]:
+            self._service.close(self._robots.pop(peer).session)
+            del self._seen[peer]
+
+    def _arrive(self, peer: str, data: bytes) -> None:
+        robot = self._robot(peer)
+        if robot.wish is None:
+            raise InputError("An observation came before the policy's setup; call SendPolicyInstructions first.")
+        seen = read_observation(data)
+        if not seen.must_go and robot.state is not None:
+            state = _message(seen, robot.wish)["observation.state"]
+            near = len(state) == len(robot.state) and float(np.linalg.norm(state - robot.state)) < _NEAR
+            if seen.timestep in robot.planned or near:
+                return
+        robot.waiting = seen
+        robot.arrived.set()
+
+    async def _answered(self, context: grpc.aio.ServicerContext, work: Callable[..., Any], *told: Any) -> Any:
+        """What `work` gives; a client without the key, or that is wrong, is told with a status of gRPC's."""
+        import grpc
+
+        assert self._key is not None
+        said = dict(context.invocation_metadata() or ()).get("authorization", "")
+        if not self._key.allows(str(said).removeprefix("Api-Key ").removeprefix("Bearer ")):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this server wants authorization: Api-Key KEY")
+        try:
+            return work(*told)
+        except InputError as error:
+            await self._refused(context, str(error))
+
+    async def _refused(self, context: grpc.aio.ServicerContext, why: str) -> None:
+        import grpc
+
+        logger.warning("A client was refused: %s", why)  # LeRobot's own client does not show it
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, why)
+
+
+def _message(seen: Timed, wish: Wish) -> dict[str, Any]:
+    """An observation in the names of LeRobot's datasets. Raises InputError for a number that is missing."""
+    missing = [name for name in (*wish.state_names, *wish.cameras) if name not in seen.seen]
+    if missing:
+        raise InputError(f"The observation lacks {', '.join(missing)}, which the client's setup names.")
+    numbers = [seen.seen[name] for name in wish.state_names]
+    try:
+        state = np.array([float(number) for number in numbers], np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"The state should be a number for each of {', '.join(wish.state_names)}.") from None
+    images = {key: seen.seen[name] for name, key in wish.cameras.items()}
+    return {**images, "observation.state": state, "task": seen.seen.get("task", "")}
+
+
+# ---- protobuf's wire format, of messages with a number and some bytes ------------------------------------------
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Number and value of each field (protobuf.dev/programming-guides/encoding). Raises InputError."""
+    place = 0
+
+    def varint() -> int:
+        nonlocal place
+        value = shift = 0
+        while True:
+            if place >= len(message) or shift > 63:
+                raise InputError("A message is no protobuf of this service.")
+            byte = message[place]
+            place, value, shift = place + 1, value | (byte & 0x7F) << shift, shift + 7
+            if byte < 0x80:
+                return value
+
+    while place < len(message):
+        number, kind = divmod(varint(), 8)
+        if kind == 0:
+            yield number, varint()
+        elif kind == 2:
+            length = varint()
+            if place + length > len(message):
+                raise InputError("A message is no protobuf of this service.")
+            yield number, message[place : place + length]
+            place += length
+        else:
+            raise InputError("A message is no protobuf of this service.")
+
+
+def _piece(message: bytes) -> tuple[int, bytes]:
+    """State and bytes of a piece of an observation."""
+    return _number_of(message, 1), _bytes_of(message, 2)
+
+
+def _bytes_of(message: bytes, number: int) -> bytes:
+    return next((value for n, value in _fields(message) if n == number and isinstance(value, bytes)), b"")
+
+
+def _number_of(message: bytes, number: int) -> int:
+    return next((value for n, value in _fields(message) if n == number and isinstance(value, int)), 0)
+
+
+def _field(number: int, value: bytes) -> bytes:
+    length, left = bytearray(), len(value)
+    while left > 0x7F:
+        length.append(left & 0x7F | 0x80)
+        left >>= 7
+    length.append(left)
+    return bytes([number << 3 | 2]) + bytes(length) + value
