@@ -1,6 +1,7 @@
 """What a policy learns from its own experience in the cubes world, beside as many steps of plain imitation.
 
-    python benchmarks/learning.py [--out DIR] [--demonstrations 24] [--steps 1000] [--algorithms dagger,rft] [key=value ...]
+    python benchmarks/learning.py [--out DIR] [--demonstrations 24] [--steps 1000] [--algorithms dagger,rft]
+                                  [key=value ...]
 
 Records few demonstrations, trains a policy on them that often fails, and has it improved by each algorithm
 (`atlas learn`). The policies before and after, and the control, are evaluated on the same 100 held-out starts. Prints a

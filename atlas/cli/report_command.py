@@ -23,7 +23,7 @@ def report(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write one HTML page that tells a run: success, curves, errors, films, checks, settings. It needs no network."""
+    """Write one HTML page about a run: success, curves, errors, films, checks, settings. It needs no network."""
     if out is not None:
         check_file("--out", out, "report.html")
     with stdout_kept_for_the_report(as_json):

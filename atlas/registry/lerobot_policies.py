@@ -1,4 +1,4 @@
-"""Policies in LeRobot's form: which files such a folder has, and that it is one."""
+"""Policies in LeRobot's form: the files of such a folder, and how one is recognised."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LEROBOT_BESIDE = ("tokenizer/*", "vlm/*")  # in newer folders, and in those that
 
 
 def is_lerobot_policy(folder: Path) -> bool:
-    """Whether a folder is one of LeRobot's, and not one that Atlas has saved."""
+    """Whether a folder is LeRobot's rather than one that Atlas has saved."""
     return (folder / CONFIG_JSON).is_file() and not (folder / CONFIG).exists()
 
 
 def check_lerobot_policy(folder: Path) -> None:
-    """Raises InputError where a folder lacks weights, or names no type."""
+    """Raises InputError if a folder lacks weights, or names no type."""
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"The policy of LeRobot in {folder} lacks {WEIGHTS}.")
     lerobot_kind(folder)

@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 
 def check_start(reference: str, config: Config, data: TrainingData) -> None:
-    """Raises InputError that names what differs where the policy at `reference` cannot be trained on with this config
-    and these data; reads no weights."""
+    """Raises InputError that names what differs if the policy at `reference` cannot be trained further with this config
+    and data; reads no weights."""
     folder = resolve_policy(reference)
     if is_lerobot_policy(folder):
         raise InputError(
@@ -51,10 +51,10 @@ def check_start(reference: str, config: Config, data: TrainingData) -> None:
 
 
 def start_policy(reference: str, processor: PolicyProcessor) -> Policy:
-    """The policy at `reference` with its weights and its scaling, for the data that `processor` is made for.
+    """The policy at `reference` with its weights and its scaling, for the data of `processor`.
 
-    Numbers mean to the weights what they meant in their own training: each source of the new data is scaled as the
-    source of the old data that was recorded in the same world, else as the first of them.
+    Numbers keep the meaning that they had when the weights were trained: each source of the new data is scaled like the
+    old source that was recorded in the same world, otherwise like the first old one.
     """
     folder = resolve_policy(reference)
     was = PolicyProcessor.load(folder / "processor.json")

@@ -18,8 +18,8 @@ ROWS = of_part(
     ),
     (
         "atlas/config/reading.py",
-        "place.clear()  # another kind",
-        "pass  # another kind",
+        "place.clear()  # a different kind",
+        "pass  # a different kind",
         "another kind of head keeps the settings of the old one",
         f"{CONFIG}::test_another_kind_of_part_starts_with_its_own_settings",
     ),

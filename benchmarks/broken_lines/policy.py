@@ -142,8 +142,8 @@ ROWS = of_part(
     ),
     (
         "atlas/policies/processor.py",
-        "torch.cat([fit_images(o.images[c][None], self.image_size) for c in self.cameras])",
-        "torch.cat([fit_images(image[None], self.image_size) for image in o.images.values()])",
+        "[[o.images[c] for c in self.cameras] for o in observations]",
+        "[list(o.images.values()) for o in observations]",
         "a rollout's cameras come in the environment's order",
         f"{POLICY}::test_observations_go_the_way_of_training_images",
     ),

@@ -170,8 +170,8 @@ ROWS = of_part(
     ),
     (
         "atlas/tracking/uploads.py",
-        "if waiting.step < self._arrived_step:  # what moves stays with the newer model",
-        "if False:  # what moves stays with the newer model",
+        "if waiting.step < self._arrived_step:  # moving aliases stay with the newer model",
+        "if False:  # moving aliases stay with the newer model",
         "an older model that comes late is called the newest",
         "tests/tracking/test_uploads.py::test_an_older_model_that_comes_late_takes_no_alias_from_a_newer_one",
     ),

@@ -152,7 +152,7 @@ ROWS = of_part(
     ),
     (
         "atlas/training/optimizer.py",
-        "return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))",
+        "return peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))",
         "return peak",
         "the learning rate does not fall",
         f"{PARTS}::test_the_learning_rate_warms_up_and_falls_to_a_hundredth",

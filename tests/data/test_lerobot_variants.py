@@ -258,7 +258,7 @@ def test_of_two_takes_in_a_file_neither_is_trained_on(
     if not damaged:
         with pytest.raises(InputError, match=r"episode_000002\.parquet has 12 rows.* have 6") as error:
             lerobot(root).episode(0).actions  # noqa: B018
-        assert "etch" not in str(error.value)  # nobody can fetch what they recorded
+        assert "ownload" not in str(error.value)  # nobody can download what they recorded
     dataset = lerobot(root, skip_damaged=True)
 
     check_same(dataset, truth, [1, 3] if damaged else [0, 1, 3], [])
@@ -291,8 +291,8 @@ def test_only_what_came_from_the_hub_is_to_be_fetched_again(tmp_path: Path) -> N
     downloaded = tmp_path / "copy" / "data" / "x.parquet"
     (tmp_path / "copy" / ".cache" / "huggingface" / "download").mkdir(parents=True)
 
-    assert "Fetch" in mend(cached) and "Fetch" in mend(downloaded)
-    assert "etch" not in mend(tmp_path / "own" / "data" / "x.parquet")
+    assert "Download" in mend(cached) and "Download" in mend(downloaded)
+    assert "ownload" not in mend(tmp_path / "own" / "data" / "x.parquet")
 
 
 def test_logs_say_nothing_of_sets_that_are_as_they_should_be(caplog: pytest.LogCaptureFixture) -> None:
