@@ -260,14 +260,14 @@ ROWS = of_part(
         "for v in values]) * n, n[None]])",
         "for v in values]), n[None]])",
         "means of losses are not weighted by the steps that are there",
-        f"{PARTS}::test_the_loss_meter_weights_by_valid_steps_and_starts_anew",
+        f"{PARTS}::test_the_loss_meter_weights_by_valid_steps_and_starts_again",
     ),
     (
         "atlas/training/metrics.py",
         "self._sums = torch.zeros_like(self._sums)\n",
         "pass\n",
         "each logged loss is the mean since the beginning",
-        f"{PARTS}::test_the_loss_meter_weights_by_valid_steps_and_starts_anew",
+        f"{PARTS}::test_the_loss_meter_weights_by_valid_steps_and_starts_again",
     ),
     (
         "atlas/training/parallel/strategy.py",

@@ -192,7 +192,7 @@ def test_a_video_differs_by_what_the_codec_loses(cubes_dataset: Path, tmp_path: 
     assert_same(copy, source, images_within=4.0)
 
 
-def test_files_and_folders_are_begun_anew_when_they_are_full(make_libero: MakeLibero, tmp_path: Path) -> None:
+def test_files_and_folders_are_begun_again_when_they_are_full(make_libero: MakeLibero, tmp_path: Path) -> None:
     source = open_dataset(make_libero({"open": [5, 6, 7, 5, 4]}))
     few = writer.Sizes(files_a_chunk=2, data_mb=0.005, video_mb=0.012)
     for codec in ("png", "h264"):

@@ -90,7 +90,7 @@ def copies(cache: Path) -> list[Copy]:
     return [Copy(path, path.stat().st_mtime_ns) for path in sorted(cache.rglob("*.arrow"))]
 
 
-def test_a_copy_is_made_once_and_anew_where_the_file_has_changed(tmp_path: Path, own_cache: Path) -> None:
+def test_a_copy_is_made_once_and_again_where_the_file_has_changed(tmp_path: Path, own_cache: Path) -> None:
     path = write(tmp_path / "x.parquet", [png(4, 4, 1)])
     old = open_copy(path, "image")
     made = copies(own_cache)
@@ -125,7 +125,7 @@ def test_of_several_that_need_a_copy_one_makes_it(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("left", [0, 100])
-def test_a_copy_that_a_power_cut_left_is_made_anew(left: int, tmp_path: Path, own_cache: Path) -> None:
+def test_a_copy_that_a_power_cut_left_is_made_again(left: int, tmp_path: Path, own_cache: Path) -> None:
     path = write(tmp_path / "x.parquet", [png(4, 4, 7)])
     open_copy(path, "image")
     (copy,) = copies(own_cache)

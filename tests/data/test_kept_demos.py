@@ -42,7 +42,7 @@ def test_many_demos_are_read_once(make_libero: MakeLibero, robomimic: bool) -> N
         assert_same(open_dataset(root, instruction=instruction, drop_noops=True), moving)
 
 
-def test_a_file_that_has_changed_is_read_anew(make_libero: MakeLibero) -> None:
+def test_a_file_that_has_changed_is_read_again(make_libero: MakeLibero) -> None:
     root = make_libero(TASKS)
     before = open_dataset(root).episode(1).actions
     with h5py.File(root / "task_0_demo.hdf5", "a") as file:
@@ -64,7 +64,7 @@ def test_a_damaged_file_is_never_kept(make_libero: MakeLibero, own_cache: Path) 
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
-def test_what_is_kept_and_is_damaged_is_read_anew(make_libero: MakeLibero, own_cache: Path, keep: float) -> None:
+def test_what_is_kept_and_is_damaged_is_read_again(make_libero: MakeLibero, own_cache: Path, keep: float) -> None:
     root = make_libero(TASKS)
     first = open_dataset(root)
     for file in own_cache.glob("hdf5/*.npz"):

@@ -290,7 +290,7 @@ def test_numbers_are_mapped_into_memory_and_made_once(own_cache: Path) -> None:
     assert not list(own_cache.rglob("*.partial"))
 
 
-def test_numbers_of_changed_data_are_made_anew(tmp_path: Path) -> None:
+def test_numbers_of_changed_data_are_made_again(tmp_path: Path) -> None:
     root = copy_fixture(VIDEO, tmp_path / "set")
     before = open_dataset(root).episode(0).actions.copy()
     actions = pq.read_table(root / DATA).column(ACTION).to_pylist()

@@ -380,7 +380,7 @@ def test_what_atlas_noted_of_a_dataset_may_be_damaged_too(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 500, b"{}"])
-def test_what_a_power_cut_left_in_the_cache_is_made_anew(content: bytes, own_cache: Path, tmp_path: Path) -> None:
+def test_what_a_power_cut_left_in_the_cache_is_made_again(content: bytes, own_cache: Path, tmp_path: Path) -> None:
     root, truth = as_version_2(FIXTURES / VIDEO, tmp_path / "set"), lerobot(FIXTURES / VIDEO)
     truncate(root / VIDEO_V2.format(episode_chunk=0, video_key=FRONT, episode_index=0))
     check_same(lerobot(root, skip_damaged=True), truth, [1, 2, 3], ["agentview"])

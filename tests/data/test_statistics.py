@@ -62,7 +62,7 @@ def test_they_are_computed_once_for_a_state_of_the_data(make_libero: MakeLibero)
     assert statistics(root, [0, 1, 3]).action.max[0] > first.action.max[0]
 
 
-def test_what_is_kept_and_is_damaged_is_made_anew(make_libero: MakeLibero, own_cache: Path) -> None:
+def test_what_is_kept_and_is_damaged_is_made_again(make_libero: MakeLibero, own_cache: Path) -> None:
     root = make_libero()
     first = statistics(root, [0, 1])
     kept = sorted((own_cache / "statistics").iterdir())
@@ -85,7 +85,7 @@ def test_a_cache_that_cannot_be_written_to_is_no_error(
 
 
 @pytest.mark.parametrize("change", [lambda row: row[:-1], lambda row: [*row[:-1], float("nan")], lambda row: ["1"] * 3])
-def test_kept_statistics_that_are_not_of_the_values_are_computed_anew(
+def test_kept_statistics_that_are_not_of_the_values_are_computed_again(
     own_cache: Path, change: Callable[[list[float]], list[Any]]
 ) -> None:
     values = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)

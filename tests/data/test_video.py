@@ -170,7 +170,7 @@ def test_the_last_used_decoders_stay_open_and_no_more(tmp_path: Path) -> None:
     np.testing.assert_array_equal(reader.frames(paths[1], [0.2]), all_frames(paths[1])[[2]])
 
 
-def test_a_file_that_could_not_be_decoded_is_opened_anew(tmp_path: Path) -> None:
+def test_a_file_that_could_not_be_decoded_is_opened_again(tmp_path: Path) -> None:
     """A decoder that stopped in the middle of something is not asked again."""
     path = write_video(tmp_path / "film.mp4", moving_picture(20))
     whole = path.read_bytes()

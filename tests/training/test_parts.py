@@ -92,7 +92,7 @@ def test_errors_per_task() -> None:
     assert found["val/position_error_mm"] == pytest.approx(50 / 3)
 
 
-def test_the_loss_meter_weights_by_valid_steps_and_starts_anew() -> None:
+def test_the_loss_meter_weights_by_valid_steps_and_starts_again() -> None:
     meter = LossMeter(("loss", "pose_loss", "gripper_loss"), CPU)
     for loss, n in ((1.0, 10.0), (4.0, 5.0)):
         terms = {"pose_loss": torch.tensor(loss / 2), "gripper_loss": torch.tensor(0.0)}
