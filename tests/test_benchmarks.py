@@ -5,6 +5,7 @@ faults.py, tracking_faults.py and mutants.py have tests of their own, beside wha
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 import sys
@@ -238,3 +239,42 @@ def test_shared_machine(run: Run, cubes_dataset: Path) -> None:
 def test_serve_fuzz_serves_a_valid_client_among_malformed_messages(run: Run) -> None:
     printed = run("serve_fuzz", "--frames", 40, expected=0)
     assert printed.count("valid client 2 of 2") == 4 and "ENDED" not in printed
+
+
+def test_backbones(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    models, backbones = importlib.import_module("backbone_models"), importlib.import_module("backbones")
+    published = next(model for model in models.IMAGE_TEXT_MODELS if "SmolVLM2-256M" in model.name)
+    fewer = {part: {**published.config[part], "num_hidden_layers": 1} for part in ("text_config", "vision_config")}
+    shallow = dataclasses.replace(published, config={**published.config, **fewer})
+    monkeypatch.setattr(backbones, "IMAGE_TEXT_MODELS", (shallow,))
+
+    printed = run("backbones", "--only", "SmolVLM2-256M")
+
+    ((name, pixels, tokens, parameters, trained, *numbers),) = rows(printed)
+    assert (name, pixels, tokens) == ("HuggingFaceTB/SmolVLM2-256M-Video-Instruct", "512", "64")
+    assert trained.split(" / ")[2] == parameters and len(numbers) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "spoken"),  # all parameters of the file; of these the head that speaks, if it is not tied
+    [
+        ("SmolVLM2-256M", 256_484_928, 49280 * 576),
+        ("SmolVLM2-500M", 507_482_304, 49280 * 960),
+        ("SmolVLM2-2.2B", 2_246_784_880, 49280 * 2048),
+        ("Qwen3-VL-2B", 2_127_532_032, 0),
+        ("Qwen3-VL-4B", 4_437_815_808, 0),
+        ("Qwen2.5-VL-3B", 3_754_622_976, 0),
+        ("paligemma-3b", 2_923_466_480, 0),
+    ],
+)
+def test_the_sizes_of_backbones_are_the_published_ones(name: str, published: int, spoken: int, tmp_path: Path) -> None:
+    from atlas.policies.vlm.backbone import Backbone
+    from atlas.policies.vlm.vlm_section import BackboneConfig
+
+    models = importlib.import_module("backbone_models")
+    model = next(model for model in models.IMAGE_TEXT_MODELS if name in model.name)
+    folder = models.describe_model(model, tmp_path / "model")
+    with torch.device("meta"):
+        parts = Backbone.find(BackboneConfig(pretrained=str(folder)), weights=False).build()
+
+    assert sum(p.numel() for part in parts for p in part.parameters()) == published - spoken

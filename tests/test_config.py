@@ -122,8 +122,9 @@ def test_the_shipped_configs_are_valid_and_say_what_to_expect(path: Path) -> Non
     config = load_config(path)
     comment = "".join(line.lstrip("# ") for line in path.read_text().splitlines(True) if line.startswith("#"))
 
-    assert config.model.vision.name in ("vggt_pretrained", "huggingface")
-    assert config.model.vision.freeze == ("trained" not in path.stem)
+    backbone = config.model.backbone if config.model.type == "vlm" else config.model.vision
+    assert config.model.type == "vlm" or backbone.name in ("vggt_pretrained", "huggingface")
+    assert backbone.freeze == ("trained" not in path.stem)
     assert config.data.image_size in (224, 518) and config.data.action_horizon == 8
     assert f"atlas/configs/{path.name}" in comment
     assert re.search(r"Expected, (measured|computed)", comment)
@@ -139,6 +140,8 @@ def test_the_shipped_configs_are_the_documented_ones() -> None:
         "libero_vggt_518px_cached",
         "libero_vggt_8gpu",
         "libero_vggt_flow",
+        "libero_vlm_expert_8gpu",
+        "libero_vlm_oft_1gpu",
     ]
     eight, flow, cached = (load_config(SHIPPED[i]) for i in (5, 6, 4))
     assert eight.distributed.gpus == 8 and eight.training.precision == "bf16"

@@ -43,7 +43,8 @@ def saved(make_once: MakeOnce) -> Saved:
 
 def model(folder: Path, *backbone: str, head: str = "vlm-oft") -> list[str]:
     """Overrides for a policy on a model; `backbone` are further keys of model.backbone."""
-    keys = ", ".join((f"pretrained: {folder}", "precision: fp32", *backbone))
+    precision = () if any(key.startswith("precision") for key in backbone) else ("precision: fp32",)
+    keys = ", ".join((f"pretrained: {folder}", *precision, *backbone))
     return [f"model={{type: vlm, backbone: {{{keys}}}, {HEADS[head]}}}", "data.image_size=32"]
 
 
@@ -161,6 +162,22 @@ def test_running_blocks_again_gives_the_same_gradients(saved: Saved) -> None:
 
     for kept, again in zip(*gradients, strict=True):
         torch.testing.assert_close(kept, again)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_bfloat16_weights_stay_near_float32(head: str, saved: Saved) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        policy = make_policy(saved("smolvlm"), f"precision: {precision}", "lora: {rank: 2}", head=head).train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = policy(keyed_batch()).loss
+        loss.backward()
+        losses.append(loss.item())
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        assert all(p.dtype == torch.float32 and p.grad is not None and p.grad.isfinite().all() for p in trained)
+        assert all(p.dtype == policy.language.model.dtype for p in policy.vision.parameters())
+
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 def test_an_average_of_the_weights_shares_what_is_frozen(saved: Saved) -> None:
