@@ -123,7 +123,7 @@ export PYTHONSAFEPATH=1
 if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     exec "$python" -m atlas.cli train ${arguments[@]+"${arguments[@]}"}
 fi
-# Python 3.10 does not know the variable and would look into that folder first: see atlas/system/interpreter.py.
+# Python 3.10 does not know the variable and would look into that folder first: see atlas/system/process_control/interpreter.py.
 start='import sys; sys.path[:1] = [p for p in sys.path[:1] if p]; import runpy; '
 start+='runpy.run_module("atlas.cli", run_name="__main__", alter_sys=True)'
 exec "$python" -c "$start" train ${arguments[@]+"${arguments[@]}"}

@@ -69,7 +69,7 @@ def prepare(config: Config, resume: str | Path | None = None, locks: ExitStack |
 def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> PreparedRun:
     from atlas.checkpoints import Checkpoints
     from atlas.config.secrets import without_keys
-    from atlas.data.frame_cache import fill_caches
+    from atlas.data.caches.frame_cache import fill_caches
     from atlas.data.training_data import read_cached_frames
     from atlas.launch import settle_device
     from atlas.policies.feature_cache_filling import check_cache

@@ -17,8 +17,8 @@ from atlas.config import Config
 from atlas.prepare import environment_of, load_run_config, prepare, prepare_once
 from atlas.runs.run_directory import RESULTS
 from atlas.system.files import follow, write_json
+from atlas.system.process_control.threads import yield_cores
 from atlas.system.redact import cause
-from atlas.system.threads import yield_cores
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -177,7 +177,7 @@ def build_trainer(prepared: PreparedRun, accelerator: Accelerator) -> Trainer:
 
 def _warn(prepared: PreparedRun) -> None:
     """Log what looks wrong in the data, and what has changed in it since the checkpoint."""
-    from atlas.data.kept_split import episode_identities
+    from atlas.data.sampling.kept_split import episode_identities
 
     for warning in prepared.warnings:
         logger.warning("%s", warning)
@@ -207,7 +207,7 @@ def share_embeddings(
 
 def _use_features(prepared: PreparedRun, policy: Policy) -> None:
     """Read a frozen encoder's features instead of images. Raises InputError if they were made from something else."""
-    from atlas.data.feature_cache import FeatureCache
+    from atlas.data.caches.feature_cache import FeatureCache
     from atlas.policies.base import ReadsFeatures
     from atlas.policies.feature_cache_filling import cache_source
 
@@ -330,7 +330,7 @@ def _announce(prepared: PreparedRun, trainer: Trainer) -> None:
     """Log at the start what will run, and also as the run's config; on the main rank, whose log is shown."""
     if not trainer.accelerator.is_main_process:
         return
-    from atlas.data.balance import describe_draws
+    from atlas.data.sampling.balance import describe_draws
     from atlas.tracking.provenance import provenance
 
     config, data, policy = prepared.config, prepared.data, trainer.policy

@@ -369,7 +369,7 @@ class Batch:
     source: torch.Tensor  # int64 [B], the dataset of the mixture it comes from, whose statistics apply
     actions: torch.Tensor | None = None  # float32 [B, H, A], in the ActionSpec's units
     action_is_pad: torch.Tensor | None = None  # bool [B, H], true past the end of the episode
-    key: torch.Tensor | None = None  # int64 [B], seeds each sample's random numbers; see data/randomness.py
+    key: torch.Tensor | None = None  # int64 [B], seeds each sample's random numbers; see data/sampling/randomness.py
     features: torch.Tensor | None = None  # bfloat16 [B, N, D], a frozen encoder's output for the images
 
     def __len__(self) -> int:

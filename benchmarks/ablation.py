@@ -18,7 +18,7 @@ from machine import describe
 from torch import Tensor, nn
 
 from atlas.config import load_config
-from atlas.policies.modular.vggt_vision import VGGTVisionEncoder
+from atlas.policies.modular.vision_encoders.vggt_vision import VGGTVisionEncoder
 from atlas.train import build_trainer, make_accelerator, prepare
 from atlas.training import Trainer
 from atlas.training.prepared_run import PreparedRun

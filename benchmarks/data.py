@@ -129,14 +129,14 @@ def endless(samples: int) -> Iterator[list[int]]:
 
 def atlas(path: Path, seconds: float, frame_cache: Path | None = None) -> float:
     from atlas.data import open_dataset
-    from atlas.data.chunks import ChunkDataset
-    from atlas.data.loader import make_loader
+    from atlas.data.sampling.chunks import ChunkDataset
+    from atlas.data.sampling.loader import make_loader
 
     dataset = open_dataset(path)
     cameras, size = dataset.cameras, dataset.image_size(dataset.cameras[0])[0]
     chunks = ChunkDataset(dataset, np.arange(len(dataset)), cameras, size, CHUNK)
     if frame_cache is not None:
-        from atlas.data.frame_cache import fill_caches, frame_caches
+        from atlas.data.caches.frame_cache import fill_caches, frame_caches
 
         fill_caches(frame_cache, dataset, cameras, size)
         chunks.use_frames(frame_caches(frame_cache, dataset, cameras, size))

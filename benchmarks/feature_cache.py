@@ -27,7 +27,7 @@ from atlas.data.episode import RecordedEpisode
 from atlas.data.hdf5.libero_writer import write_libero_file
 from atlas.policies.feature_cache_filling import begin_cache, work_on_cache
 from atlas.policies.feature_cache_filling import describe as describe_cache
-from atlas.policies.modular.vggt_backbone import aggregator_config
+from atlas.policies.modular.vision_encoders.vggt_backbone import aggregator_config
 from atlas.policies.vggt import VGGTAggregator
 from atlas.train import build_trainer, make_accelerator, prepare
 

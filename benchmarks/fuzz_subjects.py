@@ -27,10 +27,10 @@ from atlas.checkpoints.contents import (
 from atlas.checkpoints.run_folder import find_checkpoint, verify
 from atlas.config import load_config
 from atlas.config.reading import DEFAULT_CONFIG
+from atlas.data.caches.feature_cache import CacheLayout, FeatureCache
+from atlas.data.caches.frame_cache import fill_caches, frame_caches
 from atlas.data.convert import Conversion, convert
-from atlas.data.feature_cache import CacheLayout, FeatureCache
 from atlas.data.formats import open_dataset
-from atlas.data.frame_cache import fill_caches, frame_caches
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics, kept_statistics
 from atlas.policies.base import load_policy
 from atlas.policies.modular.policy import ModularPolicy

@@ -18,12 +18,12 @@ from gpu_runs import train
 
 from atlas.config import load_config
 from atlas.data import open_dataset
-from atlas.data.chunks import ChunkDataset
+from atlas.data.sampling.chunks import ChunkDataset
 from atlas.environments.rendering import RenderingGPU
 from atlas.policies.feature_cache_filling import begin_cache, fill_cache, frozen_encoder
 from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.workers import EnvironmentPool
-from atlas.system.cores import available_cores
+from atlas.system.process_control.cores import available_cores
 
 _TRACED = 3  # steps
 _WAITS = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")

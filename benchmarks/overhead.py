@@ -20,7 +20,7 @@ import torch
 from machine import describe
 
 from atlas.config import load_config
-from atlas.data.loader import make_loader
+from atlas.data.sampling.loader import make_loader
 from atlas.train import build_trainer, make_accelerator, prepare
 from atlas.training import Trainer
 from atlas.training.average import WeightAverage

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from machine import describe
 
-from atlas.system.threads import yield_cores
+from atlas.system.process_control.threads import yield_cores
 
 THREADS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
 
@@ -88,7 +88,7 @@ def training_step(data: str) -> Callable[[], None]:
     import torch
 
     from atlas.config import load_config
-    from atlas.data.loader import make_loader
+    from atlas.data.sampling.loader import make_loader
     from atlas.train import build_trainer, make_accelerator, prepare
     from atlas.training.average import WeightAverage
 

@@ -36,7 +36,7 @@ from faulty_servers import BlackHole, Closed, FullBacklog, MortalWandb, Refusing
 from marked_processes import core_of, kill, left_over
 
 from atlas.runs import read_scalars
-from atlas.system.cores import available_cores
+from atlas.system.process_control.cores import available_cores
 
 KEY = "0123456789abcdef0123456789abcdefdeadbeef"  # has a real key's form, but is nobody's
 START_BOUND = 30.0  # from the start of the process to the first step

@@ -19,7 +19,7 @@ from default_job import tried
 from machine import describe
 
 from atlas.config import load_config
-from atlas.data.chunks import ChunkDataset, Sample
+from atlas.data.sampling.chunks import ChunkDataset, Sample
 from atlas.policies.base import load_policy
 from atlas.policies.modular.policy import ModularPolicy
 from atlas.policies.processor import PolicyProcessor

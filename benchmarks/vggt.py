@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from atlas.config import load_config
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
 from atlas.policies.modular.policy import ModularPolicy
-from atlas.policies.modular.vggt_backbone import compile_blocks
+from atlas.policies.modular.vision_encoders.vggt_backbone import compile_blocks
 from atlas.policies.processor import PolicyProcessor
 from atlas.policies.vggt import VGGTAggregator, VGGTConfig
 from atlas.policies.vggt.attention_blocks import Block

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from atlas.errors import InputError
-from atlas.system.pool import run_jobs
+from atlas.system.process_control.pool import run_jobs
 
 _folder: Path | None = None
 
@@ -58,7 +58,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         from pathlib import Path
         sys.path.insert(0, sys.argv[2])
         from test_pool import begin, sleep
-        from atlas.system.pool import run_jobs
+        from atlas.system.process_control.pool import run_jobs
         run_jobs("jobs", 2, [0, 1], sleep, begin, (Path(sys.argv[1]),), workers=2)
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path), str(Path(__file__).parent)]

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from atlas.system.interpreter import module_command, safe_environment, safe_workers
+from atlas.system.process_control.interpreter import module_command, safe_environment, safe_workers
 from tests.launch.test_failing_ranks import ROOT, write_namesakes
 
 SPAWNS = """
 import multiprocessing, sys
-from atlas.system.interpreter import safe_workers
+from atlas.system.process_control.interpreter import safe_workers
 
 if __name__ == "__main__":
     with safe_workers(eval(sys.argv[1])):

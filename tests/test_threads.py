@@ -7,7 +7,7 @@ import os
 import pytest
 
 from atlas.cli import main
-from atlas.system.threads import yield_cores
+from atlas.system.process_control.threads import yield_cores
 
 
 @pytest.fixture(autouse=True)

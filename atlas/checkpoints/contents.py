@@ -13,7 +13,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from atlas.checkpoints.host_memory import HostMemory
-from atlas.data.kept_split import KeptSplit
+from atlas.data.sampling.kept_split import KeptSplit
 from atlas.errors import InputError
 from atlas.policies.base import Policy
 from atlas.system.documents import read_json

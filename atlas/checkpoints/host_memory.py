@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from atlas.system.cores import available_cores
+from atlas.system.process_control.cores import available_cores
 
 _LARGE = 1 << 17  # bytes; smaller copies are done before another thread would have begun
 _THREADS = 4  # a few cores use the memory's whole bandwidth

@@ -20,7 +20,7 @@ from atlas.config import Config, DataConfig
 from atlas.data import open_dataset
 from atlas.data.episode import EpisodeDataset
 from atlas.data.hdf5.reader import HDF5_SUFFIXES
-from atlas.data.split import split_dataset
+from atlas.data.sampling.split import split_dataset
 from atlas.environments.catalog import make_environment
 from atlas.errors import InputError
 from atlas.system.paths import files_below

@@ -23,7 +23,7 @@ from atlas.cli import train_command as train
 from atlas.cli.options import PLAIN, with_home
 from atlas.cli.output import say, show_log_lines_as_text
 from atlas.errors import InputError
-from atlas.system.threads import yield_cores
+from atlas.system.process_control.threads import yield_cores
 
 app = typer.Typer(
     help="Train and evaluate vision-language-action robot policies.",

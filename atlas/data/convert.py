@@ -13,13 +13,13 @@ import numpy as np
 
 from atlas.data.episode import EpisodeDataset, RecordedEpisode
 from atlas.data.hdf5.libero_writer import write_libero_file
-from atlas.data.lerobot.writer import Part, Plan, assemble, check_codec, plan, write_part
+from atlas.data.lerobot.writing.writer import Part, Plan, assemble, check_codec, plan, write_part
 from atlas.errors import InputError
 from atlas.system.documents import read_json
 from atlas.system.files import sync_tree, write_json
 from atlas.system.locks import hold
 from atlas.system.paths import file_name
-from atlas.system.pool import run_jobs
+from atlas.system.process_control.pool import run_jobs
 from atlas.system.progress import progress_bar
 from atlas.types import ActionSpec
 

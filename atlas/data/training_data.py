@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atlas.config import Config
-from atlas.data.balance import balanced_draws
-from atlas.data.chunks import ChunkDataset
+from atlas.data.caches.frame_cache import frame_caches
 from atlas.data.episode import EpisodeDataset
 from atlas.data.formats import open_configured
-from atlas.data.frame_cache import frame_caches
-from atlas.data.kept_split import KeptSplit
-from atlas.data.order import Draws
-from atlas.data.split import split_dataset
+from atlas.data.sampling.balance import balanced_draws
+from atlas.data.sampling.chunks import ChunkDataset
+from atlas.data.sampling.kept_split import KeptSplit
+from atlas.data.sampling.order import Draws
+from atlas.data.sampling.split import split_dataset
 
 
 @dataclass(frozen=True)

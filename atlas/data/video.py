@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from atlas.data.lru import LRUCache
+from atlas.data.caches.lru import LRUCache
 from atlas.data.origin import mend
 from atlas.errors import InputError, first_line
 

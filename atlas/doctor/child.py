@@ -16,7 +16,7 @@ from typing import Any
 
 from atlas.errors import InputError
 from atlas.system.files import write_json
-from atlas.system.interpreter import module_command, safe_environment
+from atlas.system.process_control.interpreter import module_command, safe_environment
 
 _LONGEST_QUOTE = 400
 _KILLED_SECONDS = 10.0

@@ -17,7 +17,7 @@ from atlas.doctor.gpus import read_gpus
 from atlas.doctor.limits import core_limit, memory_limit, memory_used
 from atlas.doctor.verdict import Finding, Status, gib
 from atlas.system.cache_root import cache_root
-from atlas.system.cores import available_cores
+from atlas.system.process_control.cores import available_cores
 
 _DISTRIBUTION = "atlas-vla"
 _PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"

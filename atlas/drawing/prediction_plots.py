@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from atlas.config import PlotLoggerConfig
-from atlas.data.chunks import ChunkDataset
 from atlas.data.episode import EpisodeDataset
+from atlas.data.sampling.chunks import ChunkDataset
 from atlas.drawing.action_curves import panels
 from atlas.drawing.camera_view import find_camera, following
 from atlas.drawing.figures import CameraView, draw_chunks, draw_views, shorten

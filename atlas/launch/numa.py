@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from atlas.system.cores import RANKS_ON_CORES
+from atlas.system.process_control.cores import RANKS_ON_CORES
 
 logger = logging.getLogger(__name__)
 

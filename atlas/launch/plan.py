@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from atlas.errors import InputError
-from atlas.system.cores import available_cores
+from atlas.system.process_control.cores import available_cores
 
 if TYPE_CHECKING:
     from atlas.config import DistributedConfig

@@ -25,10 +25,10 @@ from atlas.launch.nodes import ALONE, Nodes
 from atlas.launch.overseer import Overseer
 from atlas.launch.plan import Plan
 from atlas.launch.rank import FOLDER, LAUNCHER_PID
-from atlas.system.cores import available_cores
-from atlas.system.interpreter import module_command, safe_environment
+from atlas.system.process_control.cores import available_cores
+from atlas.system.process_control.interpreter import module_command, safe_environment
+from atlas.system.process_control.terminal import leave_lost_terminal
 from atlas.system.shown import printable
-from atlas.system.terminal import leave_lost_terminal
 
 # How long ranks that a user told to stop may take to write a checkpoint and to finish their trackers.
 _STOP_SECONDS = 300

@@ -13,12 +13,12 @@ from accelerate import Accelerator
 
 from atlas.config import Config, dump_yaml, load_config
 from atlas.data import open_configured
-from atlas.data.augment import Augmenter
-from atlas.data.chunks import ChunkDataset
+from atlas.data.caches.feature_cache import CacheLayout, FeatureCache
 from atlas.data.episode import EpisodeDataset
-from atlas.data.feature_cache import CacheLayout, FeatureCache
-from atlas.data.loader import make_loader, worker_count
-from atlas.data.randomness import sample_keys
+from atlas.data.sampling.augment import Augmenter
+from atlas.data.sampling.chunks import ChunkDataset
+from atlas.data.sampling.loader import make_loader, worker_count
+from atlas.data.sampling.randomness import sample_keys
 from atlas.errors import InputError
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.system.file_store import CONFIG

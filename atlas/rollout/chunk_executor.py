@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from atlas.data.randomness import sample_keys
+from atlas.data.sampling.randomness import sample_keys
 from atlas.errors import InputError
 from atlas.policies.base import Policy
 from atlas.policies.processor import PolicyProcessor

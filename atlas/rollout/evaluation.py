@@ -30,8 +30,8 @@ from atlas.rollout.transitions import Transition
 from atlas.rollout.verdicts.evidence import Protocol, gather_evidence
 from atlas.rollout.verdicts.robustness import FEW_EPISODES, by_choice, plan_perturbed
 from atlas.rollout.workers import EnvironmentPool, WorkerDied
-from atlas.system.cores import available_cores
 from atlas.system.paths import check_folder, file_name
+from atlas.system.process_control.cores import available_cores
 from atlas.system.progress import progress_bar
 from atlas.types import Observation
 

@@ -24,7 +24,7 @@ from atlas.rollout.episode_plan import episode_seed
 from atlas.system.documents import read_json
 from atlas.system.files import atomic_path, sync, write_json
 from atlas.system.locks import LOCK, hold
-from atlas.system.pool import run_jobs
+from atlas.system.process_control.pool import run_jobs
 
 _MAX_TRIES = 20  # starts tried for one episode before the expert is called broken
 _FORMAT = 1  # raised when the world, the expert or the files change, so that older recordings are not reused

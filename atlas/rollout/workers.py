@@ -20,7 +20,7 @@ from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.episode_player import EpisodePlayer, Segment
 from atlas.rollout.experience import Played, as_recorded
 from atlas.rollout.traces import FilmOrder, make_film
-from atlas.system.pool import worker_start
+from atlas.system.process_control.pool import worker_start
 
 
 class WorkerDied(RuntimeError):

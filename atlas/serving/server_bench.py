@@ -18,7 +18,7 @@ from atlas.serving.access import Access
 from atlas.serving.array_codec import pack, unpack
 from atlas.serving.client_layout import LAYOUTS, to_message
 from atlas.serving.server import ServerSettings, load_actor, serve_until_stopped
-from atlas.system.pool import worker_start
+from atlas.system.process_control.pool import worker_start
 from atlas.types import Observation
 
 _START_SECONDS = 300.0

@@ -22,10 +22,10 @@ from atlas.launch import Plan, count_gpus, without_choice
 from atlas.runs.comparison import Comparison, compare_runs
 from atlas.runs.run_directory import is_run, read_run, summarize
 from atlas.sweeps.grid import Point, Start, Sweep, arguments_of, config_of, grid_points, local_start
-from atlas.system.cores import available_cores
 from atlas.system.file_store import CONFIG
-from atlas.system.interpreter import module_command, safe_environment
-from atlas.system.terminal import leave_lost_terminal
+from atlas.system.process_control.cores import available_cores
+from atlas.system.process_control.interpreter import module_command, safe_environment
+from atlas.system.process_control.terminal import leave_lost_terminal
 
 State = Literal["finished", "failed", "stopped", "waiting"]
 

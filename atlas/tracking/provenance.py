@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from atlas.system.cores import available_cores
+from atlas.system.process_control.cores import available_cores
 
 _PACKAGES = ("atlas-vla", "torch", "accelerate", "transformers", "numpy", "tensorboard", "wandb", "mujoco", "robosuite")
 _GIT_SECONDS = 5.0

@@ -22,7 +22,7 @@ from atlas.checkpoints.contents import (
 )
 from atlas.checkpoints.run_folder import Retention
 from atlas.config import CheckpointConfig
-from atlas.data.kept_split import KeptSplit
+from atlas.data.sampling.kept_split import KeptSplit
 from atlas.errors import InputError, first_line
 from atlas.tracking import RunTracker
 from atlas.training.parallel.strategy import Strategy

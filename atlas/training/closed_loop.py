@@ -17,7 +17,7 @@ from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
 from atlas.rollout.evaluation import MOST_WORKERS, Evaluator, PlayedEpisode, film_name, film_order
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport, highlights
 from atlas.runs.run_directory import EVALUATIONS
-from atlas.system.cores import cores_of_rank
+from atlas.system.process_control.cores import cores_of_rank
 from atlas.training.media.episode_logger import EpisodeLogger
 
 VIDEOS = "videos"  # in the run's folder, for the films of evaluations unless evaluation.record_path names another

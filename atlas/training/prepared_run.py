@@ -8,7 +8,7 @@ from pathlib import Path
 from atlas.checkpoints.contents import load_split
 from atlas.checks.inspection import check_before_training
 from atlas.config import Config
-from atlas.data.kept_split import KeptSplit
+from atlas.data.sampling.kept_split import KeptSplit
 from atlas.data.training_data import TrainingData, open_training_data
 from atlas.training.guards.watchdog import Heartbeat
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from atlas.checkpoints.contents import TrainingState
 from atlas.config import Config
-from atlas.data.order import Draws, TrainOrder
+from atlas.data.sampling.order import Draws, TrainOrder
 from atlas.training.optimizer import learning_rate, warmup_for
 
 logger = logging.getLogger(__name__)

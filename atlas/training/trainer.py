@@ -14,10 +14,10 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from atlas.checkpoints.contents import TrainingState
-from atlas.data.augment import Augmenter
-from atlas.data.chunks import Sample
-from atlas.data.loader import make_loader, worker_count
-from atlas.data.order import validation_batches
+from atlas.data.sampling.augment import Augmenter
+from atlas.data.sampling.chunks import Sample
+from atlas.data.sampling.loader import make_loader, worker_count
+from atlas.data.sampling.order import validation_batches
 from atlas.policies.base import Policy
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.system.progress import training_bar

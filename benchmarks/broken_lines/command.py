@@ -179,7 +179,7 @@ ROWS = of_part(
         "tests/test_shown.py",
     ),
     (
-        "atlas/system/interpreter.py",
+        "atlas/system/process_control/interpreter.py",
         'sys.path[:1] = [p for p in sys.path[:1] if p]; import runpy; "',
         'import runpy; "',
         "a rank imports modules of the user's folder",

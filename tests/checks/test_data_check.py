@@ -26,7 +26,7 @@ from atlas.config import Config, DataConfig
 from atlas.config.model_section import ProcessorConfig
 from atlas.data import open_dataset
 from atlas.data.episode import Episode, EpisodeDataset
-from atlas.data.split import split_episodes
+from atlas.data.sampling.split import split_episodes
 from atlas.environments.cubes import INSTRUCTIONS, CubesEnvironment
 from atlas.errors import InputError
 from atlas.rollout.recording import RecordSettings, record

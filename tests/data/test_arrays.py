@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atlas.data.arrays import map_array
+from atlas.data.caches.arrays import map_array
 
 
 def test_an_array_is_mapped(tmp_path: Path) -> None:

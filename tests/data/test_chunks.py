@@ -8,13 +8,13 @@ import torch
 
 from atlas.config import AugmentConfig
 from atlas.data import open_dataset
-from atlas.data.augment import Augmenter
-from atlas.data.chunks import ChunkDataset
 from atlas.data.crop_geometry import fit_images
-from atlas.data.loader import make_loader
-from atlas.data.order import TrainOrder
 from atlas.data.orientation import ORIENTATIONS, turn_upright
-from atlas.data.randomness import sample_keys
+from atlas.data.sampling.augment import Augmenter
+from atlas.data.sampling.chunks import ChunkDataset
+from atlas.data.sampling.loader import make_loader
+from atlas.data.sampling.order import TrainOrder
+from atlas.data.sampling.randomness import sample_keys
 from atlas.errors import InputError
 from tests.conftest import MakeLibero
 

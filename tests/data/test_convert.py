@@ -20,8 +20,8 @@ from atlas.cli import app
 from atlas.data import open_dataset
 from atlas.data.convert import Conversion, convert
 from atlas.data.episode import EpisodeDataset
-from atlas.data.lerobot import writer
-from atlas.data.lerobot.writer_statistics import count_levels, of_images
+from atlas.data.lerobot.writing import writer
+from atlas.data.lerobot.writing.writer_statistics import count_levels, of_images
 from atlas.environments.cubes import INSTRUCTIONS
 from atlas.errors import InputError
 from atlas.system.locks import hold

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 import atlas
 from atlas.config import Config, load_config
 from atlas.data import open_dataset
-from atlas.data.augment import Augmenter
-from atlas.data.chunks import ChunkDataset
-from atlas.data.feature_cache import CacheLayout, FeatureCache
-from atlas.data.randomness import sample_keys
+from atlas.data.caches.feature_cache import CacheLayout, FeatureCache
+from atlas.data.sampling.augment import Augmenter
+from atlas.data.sampling.chunks import ChunkDataset
+from atlas.data.sampling.randomness import sample_keys
 from atlas.errors import InputError
 from atlas.policies.feature_cache_filling import begin_cache, describe, fill_cache, frozen_encoder
 from tests.conftest import MakeLibero
@@ -46,7 +46,7 @@ def fill(config: Config, folder: Path, variants: int = 0) -> FeatureCache:
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of ten frames or so, so that a small dataset has several."""
-    monkeypatch.setattr("atlas.data.feature_cache._SHARD_BYTES", 10 * 2 * 2 * 9 * 96 + 5)
+    monkeypatch.setattr("atlas.data.caches.feature_cache._SHARD_BYTES", 10 * 2 * 2 * 9 * 96 + 5)
 
 
 # ---- the files ---------------------------------------------------------------------------------------------

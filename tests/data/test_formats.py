@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from atlas.data import open_dataset as open_with
-from atlas.data.chunks import ChunkDataset
 from atlas.data.episode import EpisodeDataset
 from atlas.data.orientation import ORIENTATIONS, turn_upright
+from atlas.data.sampling.chunks import ChunkDataset
 from atlas.errors import InputError
 from tests.conftest import MakeLibero
 from tests.data.hdf5_files import as_robomimic

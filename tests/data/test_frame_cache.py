@@ -15,12 +15,12 @@ import torch
 
 import atlas
 from atlas.config import Config, load_config
-from atlas.data import frame_cache
+from atlas.data.caches import frame_cache
+from atlas.data.caches.frame_cache import FrameCache, fill_caches, frame_caches
 from atlas.data.formats import open_configured
-from atlas.data.frame_cache import FrameCache, fill_caches, frame_caches
 from atlas.data.training_data import open_training_data
 from atlas.errors import InputError
-from atlas.system import pool
+from atlas.system.process_control import pool
 from tests.bad_input.table import SMALL
 from tests.conftest import MakeLibero
 from tests.data.lerobot_folders import FIXTURES, IMAGE, VIDEO
@@ -59,7 +59,7 @@ def test_samples_are_those_of_the_source_to_the_bit(data: dict[str, Any], tmp_pa
     for mine, theirs in ((cached.train, plain.train), (cached.val, plain.val)):
         samples = [(0, i) for i in range(len(theirs))]
         expected = theirs.__getitems__(samples)
-        with mock.patch("atlas.data.chunks.fit_images", side_effect=AssertionError("decoded")):
+        with mock.patch("atlas.data.sampling.chunks.fit_images", side_effect=AssertionError("decoded")):
             batch = mine.__getitems__(samples)
         for name in ("images", "actions", "proprio", "source", "key"):
             assert torch.equal(getattr(batch, name), getattr(expected, name)), name

@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 import pytest
 
-from atlas.data import filtered_demos as kept_demos
 from atlas.data import open_dataset
+from atlas.data.caches import filtered_demos as kept_demos
 from atlas.data.episode import EpisodeDataset
 from atlas.errors import InputError
-from atlas.system import pool
+from atlas.system.process_control import pool
 from tests.conftest import MakeLibero
 from tests.data.hdf5_files import as_robomimic
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from atlas.data import open_dataset
 from atlas.data.episode import Side
-from atlas.data.kept_split import KeptSplit, episode_identities
-from atlas.data.split import deal_new, split_dataset, split_episodes
+from atlas.data.sampling.kept_split import KeptSplit, episode_identities
+from atlas.data.sampling.split import deal_new, split_dataset, split_episodes
 from tests.conftest import MakeLibero
 
 TASKS = {"open the drawer": [12] * 6, "close the drawer": [10] * 4}

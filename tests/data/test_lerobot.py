@@ -22,8 +22,8 @@ from atlas.config import DataConfig, dump_yaml, load_config
 from atlas.config.action_sections import SourceActionsConfig
 from atlas.config.data_sections import FeaturesConfig
 from atlas.data import open_configured, open_dataset
-from atlas.data.chunks import ChunkDataset
 from atlas.data.orientation import turn_upright
+from atlas.data.sampling.chunks import ChunkDataset
 from atlas.errors import InputError
 from atlas.types import ActionGroup, ActionSpec
 from tests.action_spaces import GRIPPER

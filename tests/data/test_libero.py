@@ -10,9 +10,9 @@ import pytest
 
 from atlas.checks.inspection import dataset_warnings
 from atlas.data import open_dataset
-from atlas.data.chunks import ChunkDataset
 from atlas.data.episode import RecordedEpisode
 from atlas.data.hdf5.libero_writer import write_libero_file
+from atlas.data.sampling.chunks import ChunkDataset
 from atlas.errors import InputError
 from tests.conftest import MakeLibero, made_up_episode
 from tests.data.hdf5_files import store_late

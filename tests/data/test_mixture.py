@@ -16,10 +16,10 @@ import torch
 import atlas
 from atlas.config import Config, load_config
 from atlas.data import open_configured, open_dataset
-from atlas.data.balance import describe_draws
 from atlas.data.hdf5.libero_writer import write_libero_file
-from atlas.data.order import TrainOrder
-from atlas.data.split import split_dataset, split_episodes
+from atlas.data.sampling.balance import describe_draws
+from atlas.data.sampling.order import TrainOrder
+from atlas.data.sampling.split import split_dataset, split_episodes
 from atlas.data.training_data import TrainingData, open_training_data
 from atlas.errors import InputError
 from atlas.policies.base import load_policy

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atlas.data.order import Draws, TrainOrder, validation_batches
-from atlas.data.randomness import Stream, normal, sample_keys, uniform
-from atlas.data.split import split_episodes
+from atlas.data.sampling.order import Draws, TrainOrder, validation_batches
+from atlas.data.sampling.randomness import Stream, normal, sample_keys, uniform
+from atlas.data.sampling.split import split_episodes
 from atlas.errors import InputError
 
 sizes = st.integers(1, 60)

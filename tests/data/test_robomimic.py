@@ -13,7 +13,7 @@ import pytest
 
 from atlas.config import DataConfig
 from atlas.data import open_configured, open_dataset
-from atlas.data.split import split_dataset
+from atlas.data.sampling.split import split_dataset
 from atlas.errors import InputError
 from tests.conftest import MakeLibero
 from tests.data.hdf5_files import ENV_ARGS, as_robomimic

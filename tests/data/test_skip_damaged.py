@@ -14,7 +14,7 @@ import pytest
 
 from atlas.config import DataConfig
 from atlas.data import open_configured
-from atlas.data.chunks import ChunkDataset
+from atlas.data.sampling.chunks import ChunkDataset
 from atlas.data.video import video_reader
 from atlas.errors import InputError
 from tests.conftest import MakeLibero

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas.data import open_dataset
-from atlas.data.chunks import ChunkDataset
+from atlas.data.sampling.chunks import ChunkDataset
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics, kept_statistics
 from tests.conftest import MakeLibero
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from atlas.config import Config, load_config
-from atlas.data.frame_cache import fill_caches
-from atlas.data.loader import make_loader
-from atlas.data.order import TrainOrder
+from atlas.data.caches.frame_cache import fill_caches
+from atlas.data.sampling.loader import make_loader
+from atlas.data.sampling.order import TrainOrder
 from atlas.data.training_data import TrainingData, open_training_data
 from atlas.types import Batch
 from tests.conftest import MakeLibero

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 import atlas.training.checkpoint_manager
 import atlas.training.trainer
 from atlas.config import Config, load_config
-from atlas.data.augment import _luma
+from atlas.data.sampling.augment import _luma
 from atlas.data.training_data import TrainingData
 from atlas.policies.feature_cache_filling import begin_cache, fill_cache, frozen_encoder
 from atlas.policies.modular.policy import ModularPolicy
@@ -194,7 +194,7 @@ def make_parts(config: Config) -> tuple[PreparedRun, ModularPolicy]:
 
 
 def all_frames(data: TrainingData, config: Config) -> Any:
-    from atlas.data.chunks import ChunkDataset
+    from atlas.data.sampling.chunks import ChunkDataset
 
     return ChunkDataset(data.dataset, np.arange(len(data.dataset)), data.cameras, config.data.image_size, horizon=1)
 

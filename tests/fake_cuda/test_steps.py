@@ -25,14 +25,17 @@ SOURCE = Path(__file__).with_name("device.cpp")
 BATCHES = 2  # the step's own and the next one, which is on its way
 # A batch's tensors; what is said of its words, in one; and the one wait, for the two numbers that all must agree on.
 BATCH = {"sent training/perf/prefetch.py:_sent": 6 * BATCHES}
-WORDS = {"sent policies/modular/language_tokens.py:pad_and_send": 1}
-REMEMBERED = {"sent policies/modular/language_tokens.py:__init__": 1, "sent policies/modular/language_tokens.py:of": 1}
+WORDS = {"sent policies/modular/language_encoders/language_tokens.py:pad_and_send": 1}
+REMEMBERED = {
+    "sent policies/modular/language_encoders/language_tokens.py:__init__": 1,
+    "sent policies/modular/language_encoders/language_tokens.py:of": 1,
+}
 AGREED = {"waits training/parallel/strategy.py:largest": 2}
 STEPS = {
     "keypoints": BATCH | REMEMBERED | AGREED,
     "vggt of keypoints": BATCH | WORDS | AGREED,
     "vggt of convolutions": {"sent training/perf/prefetch.py:_sent": 6 * (BATCHES + 1)}  # in two parts
-    | {"sent policies/modular/language_tokens.py:pad_and_send": 2}
+    | {"sent policies/modular/language_encoders/language_tokens.py:pad_and_send": 2}
     | AGREED,
     "vggt of patches": BATCH | WORDS | AGREED,
     "frozen": BATCH | WORDS | AGREED,

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from atlas.launch import overseer
-from atlas.system.interpreter import module_command
+from atlas.system.process_control.interpreter import module_command
 from tests.launch.test_launch_ranks import is_alive, wait_until
 from tests.processes import end_tree
 

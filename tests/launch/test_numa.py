@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from atlas.launch import numa
-from atlas.system.cores import cores_of_rank
+from atlas.system.process_control.cores import cores_of_rank
 
 TWO_NODES = {0: "0-3,8-11", 1: "4-7,12-15"}
 ALL = set(range(16))

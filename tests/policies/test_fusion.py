@@ -8,7 +8,7 @@ import torch
 from atlas.config import load_config
 from atlas.errors import InputError
 from atlas.policies.modular.fusion import BidirectionalFusion, QueryFusion
-from atlas.policies.modular.language_tokens import LanguageTokens
+from atlas.policies.modular.language_encoders.language_tokens import LanguageTokens
 from atlas.policies.modular.parts import BidirectionalFusionConfig, QueryFusionConfig
 
 BATCH, HORIZON, DIM = 2, 4, 32

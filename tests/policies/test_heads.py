@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from atlas.data.randomness import sample_keys
-from atlas.policies.modular.flow_matching import FlowMatchingHead, training_time
+from atlas.data.sampling.randomness import sample_keys
+from atlas.policies.modular.action_heads.flow_matching import FlowMatchingHead, training_time
+from atlas.policies.modular.action_heads.regression import RegressionHead
+from atlas.policies.modular.action_heads.solvers import Solver, integrate
 from atlas.policies.modular.parts import FlowMatchingHeadConfig, RegressionHeadConfig
-from atlas.policies.modular.regression import RegressionHead
-from atlas.policies.modular.solvers import Solver, integrate
 from atlas.rollout.evaluation import one_thread
 from atlas.types import ActionSpec
 from tests.action_spaces import SPACES

@@ -16,9 +16,9 @@ import atlas
 from atlas.config import load_config
 from atlas.errors import InputError
 from atlas.policies.base import load_policy
-from atlas.policies.modular.huggingface_vision import HuggingFaceVisionEncoder
 from atlas.policies.modular.policy import ModularPolicy
-from atlas.policies.modular.vision_sections import HuggingFaceVisionConfig
+from atlas.policies.modular.vision_encoders.huggingface_vision import HuggingFaceVisionEncoder
+from atlas.policies.modular.vision_encoders.vision_sections import HuggingFaceVisionConfig
 from atlas.policies.summary import summarize
 from tests.conftest import MakeLibero
 from tests.policies.image_models import IMAGE_KINDS, MEAN, PATCH, STD, WIDTH, make_image_model, save_image_model

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from atlas.errors import InputError
-from atlas.policies.modular.huggingface_language import HuggingFaceLanguageEncoder
+from atlas.policies.modular.language_encoders.huggingface_language import HuggingFaceLanguageEncoder
 from atlas.policies.modular.parts import BytesLanguageConfig, HuggingFaceLanguageConfig
 
 WORDS = "pick up the red green blue cube and put it on plate open close drawer".split()

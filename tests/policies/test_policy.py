@@ -17,9 +17,9 @@ from atlas.config import load_config
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics, scaling_of
 from atlas.errors import InputError
 from atlas.policies.base import load_policy
-from atlas.policies.modular.keypoints import SpatialSoftmax
 from atlas.policies.modular.parts import HuggingFaceLanguageConfig
 from atlas.policies.modular.policy import ModularPolicy
+from atlas.policies.modular.vision_encoders.keypoints import SpatialSoftmax
 from atlas.policies.processor import PolicyProcessor, Scaler, scaled_well
 from atlas.types import ActionSpec, Batch, Observation
 

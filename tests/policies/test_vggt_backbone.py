@@ -20,7 +20,7 @@ from atlas.config import load_config
 from atlas.errors import InputError
 from atlas.policies.base import load_policy
 from atlas.policies.modular.policy import ModularPolicy
-from atlas.policies.modular.vggt_backbone import pool_patches
+from atlas.policies.modular.vision_encoders.vggt_backbone import pool_patches
 from atlas.training.average import WeightAverage
 from atlas.training.optimizer import make_optimizer, set_learning_rate
 from tests.conftest import MakeLibero

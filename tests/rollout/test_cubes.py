@@ -243,7 +243,7 @@ def _interrupt_after(episodes: int, settings: RecordSettings, out: Path) -> None
     """Record, and press Ctrl-C when some episodes are there."""
     from unittest.mock import patch
 
-    from atlas.system import pool
+    from atlas.system.process_control import pool
 
     finished = pool.as_completed
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atlas.data.randomness import sample_keys
+from atlas.data.sampling.randomness import sample_keys
 from atlas.errors import InputError
 from atlas.policies.modular.policy import ModularPolicy
 from atlas.rollout.actor import AblatedActor, Actor

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from atlas.checkpoints.contents import random_state
 from atlas.config import load_config
 from atlas.data import open_dataset
-from atlas.data.chunks import ChunkDataset
+from atlas.data.sampling.chunks import ChunkDataset
 from atlas.errors import InputError
 from atlas.training.perf import batch_size
 from atlas.training.perf.batch_size import Trial, check_batch_size, find_batch_size, largest_batch

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from atlas.config import load_config
 from atlas.data import open_dataset
-from atlas.data.chunks import ChunkDataset
+from atlas.data.sampling.chunks import ChunkDataset
 from atlas.policies.modular.policy import ModularPolicy
 from atlas.policies.summary import summarize
 from atlas.system.gpu_facts import GPU_PEAKS, peak_of

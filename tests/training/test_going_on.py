@@ -14,9 +14,9 @@ from atlas.checkpoints import load_state
 from atlas.checkpoints.contents import load_split
 from atlas.config import TrainingConfig
 from atlas.data import open_dataset
-from atlas.data.chunks import ChunkDataset
 from atlas.data.hdf5.libero_writer import write_libero_file
-from atlas.data.kept_split import episode_identities
+from atlas.data.sampling.chunks import ChunkDataset
+from atlas.data.sampling.kept_split import episode_identities
 from atlas.prepare import load_run_config, prepare
 from atlas.runs import read_scalars
 from atlas.train import build_trainer, make_accelerator

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from atlas.config import load_config
-from atlas.data.order import validation_batches
+from atlas.data.sampling.order import validation_batches
 from atlas.prepare import prepare
 from atlas.train import build_trainer, make_accelerator
 from atlas.training import Trainer

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from atlas.config import TrainingConfig, load_config
-from atlas.data.order import Draws
+from atlas.data.sampling.order import Draws
 from atlas.training.average import WeightAverage
 from atlas.training.metrics import ActionErrors, LossMeter
 from atlas.training.optimizer import learning_rate, make_optimizer, set_learning_rate

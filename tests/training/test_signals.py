@@ -37,7 +37,7 @@ def test_under_nohup_the_end_of_the_terminal_changes_nothing() -> None:
 
 WRITES = """
 import os, sys
-from atlas.system.terminal import leave_lost_terminal
+from atlas.system.process_control.terminal import leave_lost_terminal
 os.read(int(sys.argv[1]), 1)
 leave_lost_terminal()
 print("to nobody", flush=True)

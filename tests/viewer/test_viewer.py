@@ -189,7 +189,7 @@ def saved_policy(dataset: Any, folder: Path, cameras: tuple[str, ...] = ("agentv
     import torch
 
     from atlas.config import Config
-    from atlas.data.chunks import ChunkDataset
+    from atlas.data.sampling.chunks import ChunkDataset
     from atlas.policies.modular.policy import ModularPolicy
     from atlas.policies.processor import PolicyProcessor
 

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from atlas.data.caches.filtered_demos import Demo, demo_names, keep_demos, keep_many, kept_demos, read_whole_demo
+from atlas.data.caches.lru import LRUCache
 from atlas.data.episode import Numbers, Side, images_by_episode
-from atlas.data.filtered_demos import Demo, demo_names, keep_demos, keep_many, kept_demos, read_whole_demo
 from atlas.data.hdf5.gripper_values import map_gripper, open_and_closed
 from atlas.data.hdf5.layout import ROBOMIMIC, Layout, array_in, control_of, group_in, instruction_of, read_env_args
 from atlas.data.hdf5.masks import sides_of
 from atlas.data.hdf5.opening import Unavailable, find, numbers_in, offset_of, open_file, readable
 from atlas.data.hdf5.texts import attribute_in
-from atlas.data.lru import LRUCache
 from atlas.data.noops import without_noops
 from atlas.data.orientation import Orientation, turn_upright
 from atlas.errors import InputError

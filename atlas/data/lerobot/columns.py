@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from atlas.config.action_sections import SourceActionsConfig
-from atlas.data.arrays import map_array
+from atlas.data.caches.arrays import map_array
 from atlas.data.hdf5.gripper_values import is_zero_to_one, open_and_closed
 from atlas.data.lerobot.action_columns import convert, gripper_fits
 from atlas.data.lerobot.episodes import Episodes

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from atlas.data.caches.lru import LRUCache
 from atlas.data.lerobot.image_copies import FORMATS, ImageCopy, open_copy
-from atlas.data.lru import LRUCache
 from atlas.errors import InputError, first_line
 
 _OPEN_FILES = 128

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from atlas.policies.modular.language_tokens import LanguageTokens
+from atlas.policies.modular.language_encoders.language_tokens import LanguageTokens
 from atlas.policies.modular.parts import BidirectionalFusionConfig, QueryFusionConfig
 
 

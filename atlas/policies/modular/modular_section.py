@@ -12,7 +12,7 @@ from atlas.config.data_sections import DataConfig
 from atlas.config.model_section import ModelConfig
 from atlas.config.section import Section, Size
 from atlas.policies.modular.parts import Fused, Head, Language, Vision
-from atlas.policies.modular.vision_sections import PretrainedVGGTConfig
+from atlas.policies.modular.vision_encoders.vision_sections import PretrainedVGGTConfig
 
 if TYPE_CHECKING:
     from atlas.policies.modular.policy import ModularPolicy

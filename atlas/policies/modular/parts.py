@@ -14,13 +14,13 @@ from pydantic import Field, model_validator
 
 from atlas.config.chosen_section import Chosen
 from atlas.config.section import Layers, Probability, Section, Size, UserPath, Weight, check_heads
-from atlas.policies.modular.vision_sections import VISION_ENCODERS, VisionSection
+from atlas.policies.modular.vision_encoders.vision_sections import VISION_ENCODERS, VisionSection
 from atlas.system.plugins import PluginTable
 
 if TYPE_CHECKING:
+    from atlas.policies.modular.action_heads.head_contract import ActionHead
     from atlas.policies.modular.fusion import Fusion
-    from atlas.policies.modular.head_contract import ActionHead
-    from atlas.policies.modular.language_contract import LanguageEncoder
+    from atlas.policies.modular.language_encoders.language_contract import LanguageEncoder
     from atlas.types import ActionSpec
 
 LANGUAGE_KEY = "model.language.pretrained"  # the setting that names weights
@@ -67,7 +67,7 @@ class BytesLanguageConfig(LanguageSection):
     _heads_fit = model_validator(mode="after")(check_heads)
 
     def build(self, source: Path | None = None, read_weights: bool = True) -> LanguageEncoder:
-        from atlas.policies.modular.bytes_language import BytesLanguageEncoder
+        from atlas.policies.modular.language_encoders.bytes_language import BytesLanguageEncoder
 
         return BytesLanguageEncoder(self)
 
@@ -82,7 +82,7 @@ class HuggingFaceLanguageConfig(LanguageSection):
     max_length: Annotated[int, Field(ge=4, le=65536)] = 128  # tokens; longer ones are cut off, with a warning
 
     def build(self, source: Path | None = None, read_weights: bool = True) -> LanguageEncoder:
-        from atlas.policies.modular.huggingface_language import HuggingFaceLanguageEncoder
+        from atlas.policies.modular.language_encoders.huggingface_language import HuggingFaceLanguageEncoder
 
         return HuggingFaceLanguageEncoder(self, source, read_weights)
 
@@ -92,7 +92,7 @@ class HuggingFaceLanguageConfig(LanguageSection):
 
     def check_pretrained(self) -> None:
         from atlas.policies.huggingface_folder import read_tokenizer
-        from atlas.policies.modular.huggingface_text import TextTower, find_text_model
+        from atlas.policies.modular.language_encoders.huggingface_text import TextTower, find_text_model
 
         name = f"'{self.pretrained}'"
         folder = find_text_model(self.pretrained, weights=True)
@@ -189,7 +189,7 @@ class RegressionHeadConfig(HeadSection):
     gripper_weight: Weight = 0.1
 
     def build(self, dim: int, spec: ActionSpec, horizon: int) -> ActionHead:
-        from atlas.policies.modular.regression import RegressionHead
+        from atlas.policies.modular.action_heads.regression import RegressionHead
 
         return RegressionHead(self, dim, spec)
 
@@ -210,7 +210,7 @@ class FlowMatchingHeadConfig(HeadSection):
     _heads_fit = model_validator(mode="after")(check_heads)
 
     def build(self, dim: int, spec: ActionSpec, horizon: int) -> ActionHead:
-        from atlas.policies.modular.flow_matching import FlowMatchingHead
+        from atlas.policies.modular.action_heads.flow_matching import FlowMatchingHead
 
         return FlowMatchingHead(self, dim, spec, horizon)
 

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from atlas.policies.base import InstructionMemory, Policy
-from atlas.policies.modular.language_contract import LanguageEncoder
+from atlas.policies.modular.language_encoders.language_contract import LanguageEncoder
 from atlas.policies.modular.modular_section import ModularConfig
 from atlas.policies.modular.parts import LanguageSection
-from atlas.policies.modular.spatial_alignment import Alignment
 from atlas.policies.modular.unused_biases import hold_key_biases
-from atlas.policies.modular.vision_contract import VisionEncoder
-from atlas.policies.modular.vision_sections import VisionSection
+from atlas.policies.modular.vision_encoders.spatial_alignment import Alignment
+from atlas.policies.modular.vision_encoders.vision_contract import VisionEncoder
+from atlas.policies.modular.vision_encoders.vision_sections import VisionSection
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.policies.processor import PolicyProcessor, Scaler
 from atlas.types import Batch, LossTerms

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from atlas.data.randomness import Stream, normal, uniform
+from atlas.data.sampling.randomness import Stream, normal, uniform
 from atlas.errors import InputError
 
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # x_t [B, H, W], time [B] -> [B, H, W]

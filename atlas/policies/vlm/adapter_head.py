@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atlas.policies.modular.regression import RegressionHead
+from atlas.policies.modular.action_heads.regression import RegressionHead
 from atlas.policies.vlm.oft_head import ProprioToken
 from atlas.policies.vlm.vlm_head_contract import HiddenStates, RegressingHead
 from atlas.policies.vlm.vlm_head_sections import AdapterHeadConfig

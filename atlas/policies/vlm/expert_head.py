@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from atlas.errors import InputError
-from atlas.policies.modular.action_parts import ActionParts
+from atlas.policies.modular.action_heads.action_parts import ActionParts
 from atlas.policies.modular.parts import FlowMatchingHeadConfig
 from atlas.policies.pi.action_expert import ActionExpert
 from atlas.policies.pi.pi_sizes import GemmaSizes

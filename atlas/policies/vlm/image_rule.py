@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from atlas.errors import InputError
-from atlas.policies.modular.huggingface_images import PixelScale
+from atlas.policies.modular.vision_encoders.huggingface_images import PixelScale
 from atlas.policies.vlm.families import Family
 from atlas.policies.vlm.vlm_section import BACKBONE_KEY as KEY
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from atlas.policies.modular.regression import RegressionHead
+from atlas.policies.modular.action_heads.regression import RegressionHead
 from atlas.policies.vlm.vlm_head_contract import HiddenStates, RegressingHead
 from atlas.policies.vlm.vlm_head_sections import OFTHeadConfig
 from atlas.types import ActionSpec

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from atlas.errors import InputError
-from atlas.policies.modular.language_tokens import distinct
+from atlas.policies.modular.language_encoders.language_tokens import distinct
 from atlas.policies.vlm.families import Family
 from atlas.policies.vlm.vlm_section import BACKBONE_KEY as KEY
 from atlas.policies.vlm.vlm_section import IMAGES, INSTRUCTION, BackboneConfig

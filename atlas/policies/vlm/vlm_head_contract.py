@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from atlas.policies.modular.regression import RegressionHead
+from atlas.policies.modular.action_heads.regression import RegressionHead
 from atlas.types import LossTerms
 
 

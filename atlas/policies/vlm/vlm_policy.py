@@ -9,8 +9,8 @@ from torch import nn
 
 from atlas.errors import InputError
 from atlas.policies.base import Policy
-from atlas.policies.modular.spatial_alignment import Alignment
 from atlas.policies.modular.unused_biases import hold_key_biases
+from atlas.policies.modular.vision_encoders.spatial_alignment import Alignment
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.policies.processor import PolicyProcessor, Scaler
 from atlas.policies.vlm.backbone import Backbone

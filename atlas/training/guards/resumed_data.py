@@ -9,8 +9,8 @@ import numpy as np
 
 from atlas.config import Config
 from atlas.data.inputs import TrainingInputs, summarise_inputs
-from atlas.data.kept_split import KeptSplit, episode_identities
 from atlas.data.mixture import sources_of
+from atlas.data.sampling.kept_split import KeptSplit, episode_identities
 from atlas.data.training_data import TrainingData
 from atlas.errors import InputError
 from atlas.policies.processor import PolicyProcessor

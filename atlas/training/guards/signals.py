@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from atlas.launch import launcher_folder
-from atlas.system.terminal import leave_lost_terminal
+from atlas.system.process_control.terminal import leave_lost_terminal
 
 # SIGUSR1 is SLURM's warning; SIGHUP says that the terminal is gone.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from atlas.config import VisDatasetConfig
-from atlas.data.chunks import ChunkDataset
 from atlas.data.episode import EpisodeDataset
+from atlas.data.sampling.chunks import ChunkDataset
 from atlas.drawing.figures import draw_map
 from atlas.drawing.predictions import Validated, frame_places, spread
 from atlas.errors import InputError

@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 
 from atlas.config import Config
-from atlas.data.augment import Augmenter
-from atlas.data.chunks import ChunkDataset
+from atlas.data.sampling.augment import Augmenter
+from atlas.data.sampling.chunks import ChunkDataset
 from atlas.errors import InputError
 from atlas.policies.base import Policy
 from atlas.training.average import WeightAverage

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from atlas.data.chunks import ChunkDataset
+from atlas.data.sampling.chunks import ChunkDataset
 from atlas.policies.base import CountsTokens, Policy
 from atlas.policies.summary import training_flops
 from atlas.system.gpu_facts import peak_of

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from atlas.config import Config
-from atlas.data.loader import PREFETCHED, worker_count
+from atlas.data.sampling.loader import PREFETCHED, worker_count
 from atlas.data.training_data import TrainingData
 from atlas.errors import InputError
 from atlas.types import Batch

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from atlas.policies.modular.modular_section import TEACHER_KEY, AlignmentConfig
-from atlas.policies.modular.vggt_backbone import PretrainedVGGTEncoder
+from atlas.policies.modular.vision_encoders.vggt_backbone import PretrainedVGGTEncoder
 
 
 class Alignment(nn.Module):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from atlas.errors import InputError
 from atlas.policies import huggingface_folder
 from atlas.policies.huggingface_folder import quiet, read_description, read_weights
-from atlas.policies.modular.vision_sections import VISION_KEY as KEY
+from atlas.policies.modular.vision_encoders.vision_sections import VISION_KEY as KEY
 from atlas.policies.pretrained_weights import weights_hash
 
 # Nothing beside or behind the patches' last hidden states is read: files may lack it, and it is not trained. (CLIP's

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from atlas.policies.modular.language_contract import LanguageEncoder
-from atlas.policies.modular.language_tokens import LanguageTokens, distinct, pad_and_send
+from atlas.policies.modular.language_encoders.language_contract import LanguageEncoder
+from atlas.policies.modular.language_encoders.language_tokens import LanguageTokens, distinct, pad_and_send
 from atlas.policies.modular.parts import BytesLanguageConfig
 
 logger = logging.getLogger(__name__)

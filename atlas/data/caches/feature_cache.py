@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from atlas.data.arrays import map_array
+from atlas.data.caches.arrays import map_array
 from atlas.errors import InputError, first_line
 from atlas.system.documents import read_json
 from atlas.system.files import atomic_path, write_json

@@ -13,11 +13,16 @@ from torch import nn
 
 from atlas.policies.adapters import add_adapters
 from atlas.policies.huggingface_folder import quiet, read_image_settings, repeated_blocks
-from atlas.policies.modular.huggingface_images import ImageTower, PixelScale, find_image_model, pool_grid
-from atlas.policies.modular.language_tokens import LanguageTokens
-from atlas.policies.modular.vision_contract import VisionEncoder
-from atlas.policies.modular.vision_sections import LORA_KEY, HuggingFaceVisionConfig
-from atlas.policies.modular.vision_sections import VISION_KEY as KEY
+from atlas.policies.modular.language_encoders.language_tokens import LanguageTokens
+from atlas.policies.modular.vision_encoders.huggingface_images import (
+    ImageTower,
+    PixelScale,
+    find_image_model,
+    pool_grid,
+)
+from atlas.policies.modular.vision_encoders.vision_contract import VisionEncoder
+from atlas.policies.modular.vision_encoders.vision_sections import LORA_KEY, HuggingFaceVisionConfig
+from atlas.policies.modular.vision_encoders.vision_sections import VISION_KEY as KEY
 from atlas.policies.precision import frozen_dtype, without_autocast
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.system.files import partial_folder, write_text

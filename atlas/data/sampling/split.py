@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from atlas.data.episode import EpisodeDataset, Side
-from atlas.data.kept_split import KeptSplit, episode_identities
 from atlas.data.mixture import sources_of
+from atlas.data.sampling.kept_split import KeptSplit, episode_identities
 
 
 def split_dataset(

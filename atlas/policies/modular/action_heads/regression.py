@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atlas.policies.modular.action_parts import ActionParts
-from atlas.policies.modular.head_contract import ActionHead
+from atlas.policies.modular.action_heads.action_parts import ActionParts
+from atlas.policies.modular.action_heads.head_contract import ActionHead
 from atlas.policies.modular.parts import RegressionHeadConfig
 from atlas.types import ActionSpec, LossTerms
 

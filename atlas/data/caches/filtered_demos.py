@@ -29,7 +29,7 @@ from atlas.errors import InputError
 from atlas.system.cache_root import cache_root
 from atlas.system.documents import parse_json
 from atlas.system.files import atomic_path
-from atlas.system.pool import run_jobs
+from atlas.system.process_control.pool import run_jobs
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from atlas.data.arrays import map_array
+from atlas.data.caches.arrays import map_array
 from atlas.data.crop_geometry import fit_images
 from atlas.data.episode import EpisodeDataset
 from atlas.data.mixture import Source, sources_of
@@ -19,7 +19,7 @@ from atlas.errors import InputError, first_line
 from atlas.system.files import atomic_path, sync, write_json
 from atlas.system.locks import hold
 from atlas.system.paths import check_folder
-from atlas.system.pool import run_jobs
+from atlas.system.process_control.pool import run_jobs
 
 _FORMAT = 1
 _ABOUT = "about.json"  # what the frames come from; for people, since the folder's name is a hash

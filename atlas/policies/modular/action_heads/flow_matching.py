@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atlas.data.randomness import Stream, normal, uniform
-from atlas.policies.modular.action_parts import ActionParts
-from atlas.policies.modular.head_contract import ActionHead
+from atlas.data.sampling.randomness import Stream, normal, uniform
+from atlas.policies.modular.action_heads.action_parts import ActionParts
+from atlas.policies.modular.action_heads.head_contract import ActionHead
+from atlas.policies.modular.action_heads.solvers import integrate
 from atlas.policies.modular.parts import FlowMatchingHeadConfig
-from atlas.policies.modular.solvers import integrate
 from atlas.policies.modular.unused_biases import hold_key_bias
 from atlas.types import ActionSpec, LossTerms
 

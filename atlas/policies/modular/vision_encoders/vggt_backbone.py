@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from atlas.policies.adapters import add_adapters, check_adapters
-from atlas.policies.modular.language_tokens import LanguageTokens
-from atlas.policies.modular.vision_contract import VisionEncoder
-from atlas.policies.modular.vision_sections import LORA_KEY, VISION_KEY, PretrainedVGGTConfig
+from atlas.policies.modular.language_encoders.language_tokens import LanguageTokens
+from atlas.policies.modular.vision_encoders.vision_contract import VisionEncoder
+from atlas.policies.modular.vision_encoders.vision_sections import LORA_KEY, VISION_KEY, PretrainedVGGTConfig
 from atlas.policies.precision import frozen_dtype, without_autocast
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.policies.vggt import VGGTAggregator, VGGTConfig

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from atlas.data.episode import Episode
-from atlas.data.lerobot import writer_statistics
-from atlas.data.lerobot.writer_videos import CODECS, encode
+from atlas.data.lerobot.writing import writer_statistics
+from atlas.data.lerobot.writing.writer_videos import CODECS, encode
 from atlas.system.files import partial_folder
 
 _NUMBERS, _IMAGES = "numbers.npz", "images.parquet"

@@ -7,8 +7,8 @@ import logging
 import numpy as np
 
 from atlas.config import DataConfig
-from atlas.data.chunks import ChunkDataset
-from atlas.data.order import Draws
+from atlas.data.sampling.chunks import ChunkDataset
+from atlas.data.sampling.order import Draws
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from torch import nn
 
 from atlas.errors import InputError
 from atlas.policies.huggingface_folder import quiet, read_tokenizer, repeated_blocks
-from atlas.policies.modular.huggingface_text import TextTower, find_text_model, is_unread
-from atlas.policies.modular.language_contract import LanguageEncoder
-from atlas.policies.modular.language_tokens import LanguageTokens, Remembered, distinct, pad_and_send
+from atlas.policies.modular.language_encoders.huggingface_text import TextTower, find_text_model, is_unread
+from atlas.policies.modular.language_encoders.language_contract import LanguageEncoder
+from atlas.policies.modular.language_encoders.language_tokens import LanguageTokens, Remembered, distinct, pad_and_send
 from atlas.policies.modular.parts import LANGUAGE_KEY as KEY
 from atlas.policies.modular.parts import HuggingFaceLanguageConfig
 from atlas.policies.precision import without_autocast

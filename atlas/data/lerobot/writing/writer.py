@@ -17,9 +17,9 @@ import numpy as np
 from atlas.data.episode import EpisodeDataset
 from atlas.data.lerobot.extras import About, EpisodeExtras, write_extras
 from atlas.data.lerobot.info import INFO
-from atlas.data.lerobot.writer_parts import Part, write_part
-from atlas.data.lerobot.writer_tables import Columns, DataWriter, write_episodes, write_tasks
-from atlas.data.lerobot.writer_videos import CODECS, check_size, dealt, video_info, whole, write_joined
+from atlas.data.lerobot.writing.writer_parts import Part, write_part
+from atlas.data.lerobot.writing.writer_tables import Columns, DataWriter, write_episodes, write_tasks
+from atlas.data.lerobot.writing.writer_videos import CODECS, check_size, dealt, video_info, whole, write_joined
 from atlas.data.proprio import has_libero_proprio
 from atlas.errors import InputError
 from atlas.system.files import atomic_path

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from atlas.config import AugmentConfig
-from atlas.data.randomness import Stream, uniform
+from atlas.data.sampling.randomness import Stream, uniform
 from atlas.types import Batch
 
 _NUMBERS_A_VIEW = 5  # two shifts, brightness, contrast, saturation

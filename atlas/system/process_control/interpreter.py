@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[3]
 # What `python -m` does once the folder is off the path: before that, only the built-in sys is imported.
 _START = (
     "import sys; sys.path[:1] = [p for p in sys.path[:1] if p]; import runpy; "

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from atlas.data.lerobot import writer_statistics as statistics
 from atlas.data.lerobot.extras import SIM_STATE
-from atlas.data.lerobot.writer_parts import IMAGE, Numbers
+from atlas.data.lerobot.writing import writer_statistics as statistics
+from atlas.data.lerobot.writing.writer_parts import IMAGE, Numbers
 from atlas.system.files import atomic_path
 
 _EPISODES_AT_ONCE = 1000  # per row group of the episodes' table

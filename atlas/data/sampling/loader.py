@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from atlas.data.chunks import ChunkDataset, Sample
+from atlas.data.sampling.chunks import ChunkDataset, Sample
 from atlas.types import Batch
 
 _FOR_ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # signals that a whole group may receive

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atlas.policies.modular.language_tokens import LanguageTokens
+from atlas.policies.modular.language_encoders.language_tokens import LanguageTokens
 from atlas.policies.modular.unused_biases import hold_bias
-from atlas.policies.modular.vision_contract import VisionEncoder
-from atlas.policies.modular.vision_sections import KeypointVisionConfig
+from atlas.policies.modular.vision_encoders.vision_contract import VisionEncoder
+from atlas.policies.modular.vision_encoders.vision_sections import KeypointVisionConfig
 from atlas.policies.precision import without_autocast
 
 

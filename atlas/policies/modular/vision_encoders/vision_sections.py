@@ -17,7 +17,7 @@ from atlas.config.section import Layers, Section, Size, UserPath
 from atlas.system.plugins import PluginTable
 
 if TYPE_CHECKING:
-    from atlas.policies.modular.vision_contract import VisionEncoder
+    from atlas.policies.modular.vision_encoders.vision_contract import VisionEncoder
 
 VISION_KEY = "model.vision.pretrained"  # the setting that names weights
 LORA_KEY = "model.vision.lora"
@@ -95,7 +95,7 @@ class KeypointVisionConfig(VisionSection):
         source: Path | None = None,
         read_weights: bool = True,
     ) -> VisionEncoder:
-        from atlas.policies.modular.keypoints import KeypointVisionEncoder
+        from atlas.policies.modular.vision_encoders.keypoints import KeypointVisionEncoder
 
         return KeypointVisionEncoder(self, views, dim, language_dim)
 
@@ -137,7 +137,7 @@ class VGGTVisionConfig(VisionSection):
         source: Path | None = None,
         read_weights: bool = True,
     ) -> VisionEncoder:
-        from atlas.policies.modular.vggt_vision import VGGTVisionEncoder
+        from atlas.policies.modular.vision_encoders.vggt_vision import VGGTVisionEncoder
 
         return VGGTVisionEncoder(self, views, image_size, language_dim)
 
@@ -184,7 +184,7 @@ class PretrainedVGGTConfig(VisionSection):
         source: Path | None = None,
         read_weights: bool = True,
     ) -> VisionEncoder:
-        from atlas.policies.modular.vggt_backbone import PretrainedVGGTEncoder
+        from atlas.policies.modular.vision_encoders.vggt_backbone import PretrainedVGGTEncoder
 
         return PretrainedVGGTEncoder(self, source, read_weights)
 
@@ -206,7 +206,7 @@ class PretrainedVGGTConfig(VisionSection):
 
     def check_pretrained(self, key: str = VISION_KEY) -> None:
         """key: the setting that names the weights, for messages."""
-        from atlas.policies.modular.vggt_backbone import check_backbone
+        from atlas.policies.modular.vision_encoders.vggt_backbone import check_backbone
 
         check_backbone(self, key)
 
@@ -232,7 +232,7 @@ class PretrainedVGGTConfig(VisionSection):
         return published_hash(find_weights(self.pretrained, VISION_KEY))
 
     def build_cached(self) -> VisionEncoder:
-        from atlas.policies.modular.vggt_backbone import PretrainedVGGTEncoder
+        from atlas.policies.modular.vision_encoders.vggt_backbone import PretrainedVGGTEncoder
 
         return PretrainedVGGTEncoder(self)
 
@@ -260,7 +260,7 @@ class HuggingFaceVisionConfig(VisionSection):
         source: Path | None = None,
         read_weights: bool = True,
     ) -> VisionEncoder:
-        from atlas.policies.modular.huggingface_vision import HuggingFaceVisionEncoder
+        from atlas.policies.modular.vision_encoders.huggingface_vision import HuggingFaceVisionEncoder
 
         return HuggingFaceVisionEncoder(self, views, image_size, source, read_weights)
 
@@ -279,7 +279,7 @@ class HuggingFaceVisionConfig(VisionSection):
     def check_pretrained(self) -> None:
         from atlas.policies.adapters import check_adapters
         from atlas.policies.huggingface_folder import read_image_settings
-        from atlas.policies.modular.huggingface_images import ImageTower, find_image_model
+        from atlas.policies.modular.vision_encoders.huggingface_images import ImageTower, find_image_model
 
         if self.lora is not None:
             check_adapters(LORA_KEY)
@@ -294,7 +294,7 @@ class HuggingFaceVisionConfig(VisionSection):
     # ---- as a CachedEncoder ------------------------------------------------------------------------------
 
     def feature_shape(self, image_size: int) -> tuple[int, int]:
-        from atlas.policies.modular.huggingface_images import ImageTower, find_image_model
+        from atlas.policies.modular.vision_encoders.huggingface_images import ImageTower, find_image_model
 
         tower = ImageTower.find(find_image_model(self.pretrained, weights=False), f"'{self.pretrained}'")
         side = -(-tower.patches_a_side(image_size) // self.pool)
@@ -306,12 +306,12 @@ class HuggingFaceVisionConfig(VisionSection):
         return {"backbone_precision": str(frozen_dtype(self.precision)).removeprefix("torch."), "pool": self.pool}
 
     def weights_hash(self) -> str:
-        from atlas.policies.modular.huggingface_images import ImageTower, find_image_model
+        from atlas.policies.modular.vision_encoders.huggingface_images import ImageTower, find_image_model
 
         return ImageTower.find(find_image_model(self.pretrained, weights=True), f"'{self.pretrained}'").weights_hash()
 
     def build_cached(self) -> VisionEncoder:
-        from atlas.policies.modular.huggingface_vision import HuggingFaceVisionEncoder
+        from atlas.policies.modular.vision_encoders.huggingface_vision import HuggingFaceVisionEncoder
 
         return HuggingFaceVisionEncoder(self, views=None)
 

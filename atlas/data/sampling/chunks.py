@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
+from atlas.data.caches.feature_cache import FeatureCache
+from atlas.data.caches.frame_cache import FrameCache
 from atlas.data.episode import EpisodeDataset
-from atlas.data.feature_cache import FeatureCache
-from atlas.data.frame_cache import FrameCache
 from atlas.data.image_fit import ImageFit, ViewForm
 from atlas.data.mixture import Source, sources_of
-from atlas.data.randomness import Stream, sample_keys, uniform
+from atlas.data.sampling.randomness import Stream, sample_keys, uniform
 from atlas.data.statistics import DatasetStatistics, kept_statistics
 from atlas.errors import InputError
 from atlas.types import Batch

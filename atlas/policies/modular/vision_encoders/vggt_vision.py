@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from atlas.policies.modular.keypoints import KeypointStem, SpatialSoftmax
-from atlas.policies.modular.language_tokens import LanguageTokens
-from atlas.policies.modular.vision_contract import VisionEncoder
-from atlas.policies.modular.vision_sections import VGGTVisionConfig
+from atlas.policies.modular.language_encoders.language_tokens import LanguageTokens
+from atlas.policies.modular.vision_encoders.keypoints import KeypointStem, SpatialSoftmax
+from atlas.policies.modular.vision_encoders.vision_contract import VisionEncoder
+from atlas.policies.modular.vision_encoders.vision_sections import VGGTVisionConfig
 from atlas.policies.precision import without_autocast
 from atlas.policies.vggt import VGGTAggregator, VGGTConfig
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
 
-from atlas.system.cores import available_cores
-from atlas.system.interpreter import safe_workers
+from atlas.system.process_control.cores import available_cores
+from atlas.system.process_control.interpreter import safe_workers
 from atlas.system.progress import progress_bar
 
 _not_started: list[Exception] = []  # in a worker process: the error its start raised

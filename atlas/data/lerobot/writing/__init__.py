@@ -1,0 +1,1 @@
+"""Writing datasets in LeRobot's format."""

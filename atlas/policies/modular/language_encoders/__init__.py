@@ -1,0 +1,1 @@
+"""Language encoders: from instructions to tokens."""

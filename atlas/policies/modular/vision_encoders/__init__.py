@@ -1,0 +1,1 @@
+"""Vision encoders: from camera images to tokens."""

@@ -1,0 +1,1 @@
+"""Processes: their cores, their threads, their start, and the terminal they belong to."""
