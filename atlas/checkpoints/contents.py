@@ -16,6 +16,7 @@ from atlas.checkpoints.host_memory import HostMemory
 from atlas.data.sampling.kept_split import KeptSplit
 from atlas.errors import InputError
 from atlas.policies.base import Policy
+from atlas.policies.reference_answers import ReferenceAnswers
 from atlas.system.documents import read_json
 from atlas.system.files import finite, write_json
 from atlas.system.tensors import load_nested, save_nested
@@ -93,6 +94,7 @@ class Snapshot:
     optimizer: Mapping[str, Any]
     rank_states: Sequence[RankState]
     state: TrainingState
+    answers: ReferenceAnswers | None = None  # of these weights; None where they were not validated
 
     @classmethod
     def of(
@@ -108,12 +110,13 @@ class Snapshot:
         policy: what is saved as `policy/`; trained: what training continues with, often the same.
         """
         others = None if trained is policy else trained.own_state_dict()
-        return cls(policy, policy.own_state_dict(), others, optimizer.state_dict(), rank_states, replace(state))
+        answers, tensors = answers_at(policy, state.step), policy.own_state_dict()
+        return cls(policy, tensors, others, optimizer.state_dict(), rank_states, replace(state), answers)
 
     def copied(self, memory: HostMemory) -> Snapshot:
         """The same in separate memory, which the next steps do not change."""
         weights, trained, optimizer, rank_states = memory.copy(self._parts)
-        return Snapshot(self.policy, weights, trained, optimizer, rank_states, self.state)
+        return Snapshot(self.policy, weights, trained, optimizer, rank_states, self.state, self.answers)
 
     @property
     def nbytes(self) -> int:
@@ -127,6 +130,8 @@ class Snapshot:
     def write(self, folder: Path) -> None:
         """Write `policy/` and `trainer/` into a folder. Raises OSError."""
         self.policy.save_pretrained(folder / "policy", weights=self.weights)
+        if self.answers is not None:
+            self.answers.save(folder / "policy")
         trainer = folder / "trainer"
         trainer.mkdir()
         save_nested(trainer / f"{_OPTIMIZER}.safetensors", self.optimizer)
@@ -134,6 +139,12 @@ class Snapshot:
         if self.trained is not None:
             save_nested(trainer / f"{_WEIGHTS}.safetensors", self.trained)
         write_json(folder / STATE, finite(asdict(self.state)))
+
+
+def answers_at(policy: Policy, step: int) -> ReferenceAnswers | None:
+    """What a policy was last asked, where that was at this step."""
+    answers = policy.reference_answers
+    return answers if answers is not None and answers.step == step else None
 
 
 def load_trained_weights(checkpoint: Path) -> dict[str, torch.Tensor] | None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from atlas.checks.finding import Finding
-from atlas.checks.motion import MotionFit, explained_by_pose, fit_motion
 from atlas.config.model_section import ProcessorConfig
 from atlas.data.episode import Episode, EpisodeDataset
+from atlas.data.motion import MotionFit, explained_by_pose, fit_motion
 from atlas.environments.environment import Environment, Simulator
 
 _SAMPLED_EPISODES = 200  # for checks that need no more; evenly over the dataset
-# The worlds' controller is robosuite's OSC_POSE at 20 Hz, whose response to a command is known. See checks/motion.py.
+# The worlds' controller is robosuite's OSC_POSE at 20 Hz, whose response to a command is known. See data/motion.py.
 _POSES = 0.9  # R^2 above which actions are taken for poses
 _LIBERO_FORMATS = ("libero-hdf5",)
 

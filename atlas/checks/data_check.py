@@ -12,6 +12,7 @@ from atlas.checks.language import check_language
 from atlas.checks.numbers import check_actions
 from atlas.checks.recording_agreement import check_gripper, check_lag, check_scale
 from atlas.checks.replay import check_replay
+from atlas.checks.rotation_flip import check_rotations
 from atlas.checks.split_check import check_split
 from atlas.checks.stats import check_stats
 from atlas.checks.video_check import check_video
@@ -33,6 +34,7 @@ CHECKS: tuple[tuple[CheckId, Check], ...] = (
     ("video", check_video),
     ("language", check_language),
     ("actions", check_actions),
+    ("actions", check_rotations),
     ("gripper", check_gripper),
     ("lag", check_lag),
     ("scale", check_scale),

@@ -1,4 +1,4 @@
-"""The result of a data check."""
+"""The result of a check of data, of a policy or of rollouts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-CheckId = Literal["view", "gripper", "lag", "scale", "language", "actions", "split", "video", "replay", "stats"]
+from atlas.checks.silent_bugs import BugId
+
+# The last three are of a policy in rollouts.
+CheckId = Literal[
+    "view",
+    "gripper",
+    "lag",
+    "scale",
+    "language",
+    "actions",
+    "split",
+    "video",
+    "replay",
+    "stats",
+    "answers",
+    "timing",
+    "starts",
+]
 # error: a policy trained on this cannot work as it is evaluated; warning: it may not; info: what was seen.
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
@@ -22,6 +39,7 @@ class Finding:
     fix: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
     fatal: bool = False  # for errors: training refuses such data
+    bugs: tuple[BugId, ...] = ()  # the known silent bugs that it names or, where nothing is wrong, rules out
 
     def __post_init__(self) -> None:
         assert (self.fix is None) == (self.severity == "info"), "every problem comes with what to do about it"
@@ -33,4 +51,5 @@ class Finding:
             "message": self.message,
             "evidence": dict(self.evidence),
             "fix": self.fix,
+            "bugs": list(self.bugs),
         }

@@ -12,6 +12,7 @@ from atlas.checks.finding import CheckId, Finding
 from atlas.checks.language import check_instructions
 from atlas.checks.numbers import check_actions
 from atlas.checks.recording_agreement import check_gripper, check_lag, check_scale
+from atlas.checks.rotation_flip import check_rotations
 from atlas.checks.split_check import check_split
 from atlas.checks.stats import check_stats
 from atlas.config.model_section import ProcessorConfig
@@ -24,6 +25,7 @@ from atlas.errors import InputError
 _NUMBERS: tuple[tuple[CheckId, Check], ...] = (
     ("language", check_instructions),
     ("actions", check_actions),
+    ("actions", check_rotations),
     ("gripper", check_gripper),
     ("lag", check_lag),
     ("scale", check_scale),

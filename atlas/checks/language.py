@@ -45,6 +45,7 @@ def check_instructions(context: CheckContext) -> Iterator[Finding]:
             f"{episodes} of {context.episodes} episodes have only a placeholder as their instruction: {shown}",
             "Load the instructions where the data was converted; a policy cannot know which task is meant.",
             {"placeholders": placeholders, "episodes": episodes},
+            bugs=("one_instruction",),
         )
         return
     if len(tasks) == 1:
@@ -70,6 +71,7 @@ def _only_one(context: CheckContext) -> Finding:
             f"{', '.join(files[:3])}",
             "Give each file its own instruction (language_instruction in the attribute problem_info of data).",
             {"instructions": 1, "files": len(files)},
+            bugs=("one_instruction",),
         )
     return Finding(
         "language",
@@ -77,6 +79,7 @@ def _only_one(context: CheckContext) -> Finding:
         f"there is only one instruction ('{task}'): a policy cannot learn to listen to it",
         "For a policy with a single task nothing needs to be done; otherwise check how instructions were loaded.",
         {"instructions": 1},
+        bugs=("one_instruction",),
     )
 
 

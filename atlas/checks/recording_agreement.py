@@ -8,8 +8,8 @@ import numpy as np
 
 from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
-from atlas.checks.motion import MotionFit
 from atlas.data.hdf5.gripper_values import CLEAR, fingers_follow, is_zero_to_one, map_gripper
+from atlas.data.motion import MotionFit
 from atlas.types import ActionGroup
 
 _GAIN, _USUAL_GAIN = (0.12, 0.40), 0.22  # for robosuite's OSC_POSE at 20 Hz: 0.18 to 0.26 in recordings
@@ -45,6 +45,7 @@ def _values(context: CheckContext, gripper: ActionGroup, values: np.ndarray) -> 
             f"the {name}'s actions lie within [{low:g}, {high:g}], but should be -1 (open) to +1 (closed)",
             f"Map them {context.where_to_change('gripper_open and gripper_closed')}.",
             evidence,
+            bugs=("gripper",),
         )
         return
     share = gripper.closed_share(values)
@@ -59,6 +60,7 @@ def _values(context: CheckContext, gripper: ActionGroup, values: np.ndarray) -> 
             f"{between + beyond:.0%} of the frames have another value",
             "Round it when the data is converted, if the gripper can only open and close.",
             evidence | {"share_between": round(between + beyond, 4)},
+            bugs=("gripper",),
         )
     if gripper.continuous and beyond:
         ends = f"{gripper.open:g} (open) to {gripper.closed:g} (closed)"
@@ -93,10 +95,11 @@ def _sign(context: CheckContext, gripper: ActionGroup, agreement: float) -> Iter
             f"(correlation {agreement:.2f})",
             f"Negate the gripper's action {context.where_to_change(ends)}.",
             evidence,
+            bugs=("gripper",),
         )
     elif agreement < -CLEAR:
         said = f"the fingers close when the action is {closed} (correlation {agreement:.2f})"
-        yield Finding("gripper", "info", said, None, evidence)
+        yield Finding("gripper", "info", said, None, evidence, bugs=("gripper",))
 
 
 def check_lag(context: CheckContext) -> Iterator[Finding]:
@@ -111,7 +114,7 @@ def check_lag(context: CheckContext) -> Iterator[Finding]:
     }
     if motion.delay == 0:
         said = f"the action at t moves the hand from t on (R2 {motion.axes_r2:.2f})"
-        yield Finding("lag", "info", said, None, evidence)
+        yield Finding("lag", "info", said, None, evidence, bugs=("late_actions", "observation_order"))
         return
     frames = f"{abs(motion.delay)} frame{'s' if abs(motion.delay) > 1 else ''}"
     if motion.delay < 0:
@@ -122,6 +125,7 @@ def check_lag(context: CheckContext) -> Iterator[Finding]:
             f"actions are {frames} too late",
             f"Move the actions {frames} towards the start, or record each observation before its action.",
             evidence,
+            bugs=("late_actions", "observation_order"),
         )
     elif context.known_controller:
         yield Finding(
@@ -131,6 +135,7 @@ def check_lag(context: CheckContext) -> Iterator[Finding]:
             f"actions are {frames} too early",
             f"Move the actions {frames} towards the end.",
             evidence,
+            bugs=("late_actions", "observation_order"),
         )
     else:
         yield Finding(
@@ -139,6 +144,7 @@ def check_lag(context: CheckContext) -> Iterator[Finding]:
             f"the hand begins to move {frames} after the action (R2 {motion.axes_r2:.2f}), as robots may",
             f"If the robot has no such delay, move the actions {frames} towards the end.",
             evidence,
+            bugs=("late_actions", "observation_order"),
         )
 
 
@@ -171,6 +177,7 @@ def check_scale(context: CheckContext) -> Iterator[Finding]:
             f"{motion.r2:.2f} as they are named)",
             "Put actions and proprio into the robot's base frame where the data is converted.",
             {"axes": [list(axis) for axis in motion.axes], "r2": round(motion.axes_r2, 3)},
+            bugs=("state_source",),
         )
         return
     yield _gain(context, motion)
@@ -183,7 +190,7 @@ def _gain(context: CheckContext, motion: MotionFit) -> Finding:
     evidence = {"gain": round(motion.gain, 4), "expected": [low, high], "unit_m": unit_m}
     if low <= motion.gain <= high or context.has_errors("video"):  # at another rate it moves further per frame
         said = f"the hand moves {motion.gain:.2f} of the commanded distance (1 = {unit_m:g} m)"
-        return Finding("scale", "info", said, None, evidence)
+        return Finding("scale", "info", said, None, evidence, bugs=("control_rate", "state_source"))
     unit = unit_m * motion.gain / (_USUAL_GAIN if context.known_controller else 1.0)
     way = "further" if motion.gain > high else "less far"
     return Finding(
@@ -193,4 +200,5 @@ def _gain(context: CheckContext, motion: MotionFit) -> Finding:
         f"would ({low:g} to {high:g}): the actions seem to be in another unit, 1 = {unit:.2g} m",
         f"Scale the actions {context.where_to_change('position_unit_m and rotation_unit_rad')}.",
         evidence | {"estimated_unit_m": round(unit, 5)},
+        bugs=("control_rate",),
     )

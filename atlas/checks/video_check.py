@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -18,6 +18,9 @@ from atlas.errors import InputError, first_line
 _CLOCK = 0.02  # relative difference up to which two rates are the same
 _DECODED_EPISODES = 12
 _MOST_VIDEOS = 400  # whose frames are counted
+_NEIGHBOURS = 16  # frames of each episode, one after the other
+_MOVES, _FEWEST_MOVES = 2e-3, 20  # of proprio, from one frame to the next; of these frames
+_STALE = 0.05  # of them
 _ONE_COLOUR = 1.0  # standard deviation of the pixels of a picture that shows nothing
 _SHOWN = 3
 _FETCH = "Download or copy these files again, or train with data.skip_damaged=true, which leaves their episodes out."
@@ -210,7 +213,10 @@ def _pictures(context: CheckContext, damaged: set[Path]) -> Iterator[Finding]:
             f"camera '{camera}' shows the same picture all the time in {len(episodes)} of {len(looked)} episodes",
             "Check whether its images were recorded at each step.",
             {"camera": camera, "episodes": episodes},
+            bugs=("stale_frames",),
         )
+    if not (unreadable or damaged):
+        yield from _stale(context, looked)
     if not (unreadable or flat or damaged):
         yield Finding(
             "video",
@@ -219,3 +225,33 @@ def _pictures(context: CheckContext, damaged: set[Path]) -> Iterator[Finding]:
             None,
             {"episodes": len(looked), "fps": context.dataset.fps},
         )
+
+
+def _stale(context: CheckContext, looked: Sequence[int]) -> Iterator[Finding]:
+    """Pictures that are the one before once more, though the robot has moved, in some frames of each episode."""
+    for camera in context.cameras:
+        moved = same = 0
+        for index in looked:
+            episode = context.dataset.episode(index)
+            first = max(0, (len(episode) - _NEIGHBOURS) // 3)
+            frames = list(range(first, min(len(episode), first + _NEIGHBOURS)))
+            images, proprio = episode.images(camera, frames), episode.proprio[frames].astype(np.float64)
+            moving = np.abs(np.diff(proprio, axis=0)).max(1) > _MOVES
+            moved += int(moving.sum())
+            same += int((moving & (images[1:] == images[:-1]).all(axis=(1, 2, 3))).sum())
+        if moved < _FEWEST_MOVES:
+            continue
+        evidence = {"camera": camera, "frames": moved, "the_same": same}
+        if same > _STALE * moved:
+            yield Finding(
+                "video",
+                "warning",
+                f"camera '{camera}' shows the same picture as before in {same / moved:.0%} of the frames in which the "
+                "robot has moved",
+                "Record a new image at each step, or leave out the frames between: look at the camera's rate.",
+                evidence,
+                bugs=("stale_frames",),
+            )
+        else:
+            said = f"camera '{camera}' shows a new picture whenever the robot moves"
+            yield Finding("video", "info", said, None, evidence, bugs=("stale_frames",))

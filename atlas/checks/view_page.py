@@ -201,6 +201,7 @@ def _judge(context: CheckContext, camera: str, recorded: np.ndarray, rendered: d
             + f" (correlation {best.correlation:.2f}{_own(own)})",
             f"Give it the name '{best.camera}' {_camera_key(context, best.camera)}.",
             evidence,
+            bugs=("cameras",),
         )
     if best.turn is not TURNS[0] or swapped:
         ways = [*([] if best.turn is TURNS[0] else [best.turn.name]), *(["red and blue swapped"] if swapped else [])]
@@ -211,6 +212,7 @@ def _judge(context: CheckContext, camera: str, recorded: np.ndarray, rendered: d
             f"{best.correlation:.2f}{_own(own)})",
             _fix(context, best.turn, swapped),
             evidence,
+            bugs=("colours",) if best.turn is TURNS[0] else ("turned", "colours") if swapped else ("turned",),
         )
     gain, offset = _brightness(recorded, rendered[camera])
     evidence |= {"gain": round(gain, 3), "offset": round(offset, 1)}
@@ -235,7 +237,7 @@ def _judge(context: CheckContext, camera: str, recorded: np.ndarray, rendered: d
             evidence,
         )
     said = f"camera '{camera}' is what evaluation shows (correlation {best.correlation:.2f})"
-    return Finding("view", "info", said, None, evidence)
+    return Finding("view", "info", said, None, evidence, bugs=("turned", "colours", "cameras"))
 
 
 def _camera_key(context: CheckContext, camera: str) -> str:

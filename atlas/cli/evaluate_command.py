@@ -268,7 +268,7 @@ def _reproduce(file: Path, checkpoint: str | None, given: list[str], workers: in
 
 
 def _diagnosed(checkpoint: str, recorder: InputRecorder, env: str) -> list[Finding]:
-    from atlas.checks.diagnosis import diagnose
+    from atlas.checks.acting.diagnosis import diagnose
     from atlas.policies.processor import PolicyProcessor
     from atlas.registry import resolve_policy
 

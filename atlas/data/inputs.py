@@ -11,11 +11,14 @@ import numpy as np
 
 from atlas.data.crop_geometry import fit_images
 from atlas.data.episode import EpisodeDataset
+from atlas.data.motion import MotionFit, fit_motion
 
 THUMBNAIL = 16  # pixels per side
+START = 48  # likewise, of the same picture in more detail
 _FRAMES = 96
 _STEP = 0.381966  # of an episode, between the frames looked at, so that all parts of episodes are seen
 _INSTRUCTIONS = 1000
+_EPISODES = 200  # whose numbers are looked at
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,17 @@ class CameraSummary:
     low: tuple[float, float, float, float]
     high: tuple[float, float, float, float]
     thumbnail: np.ndarray  # uint8 [THUMBNAIL, THUMBNAIL, 3], the mean of episodes' first images
+    # What older policies have not kept:
+    start: np.ndarray | None = None  # uint8 [START, START, 3], the same mean in more detail
+    sharpness: tuple[float, float] | None = None  # the smallest and the largest of episodes' first images
 
     @classmethod
     def of(cls, images: np.ndarray, first: np.ndarray) -> CameraSummary:
         """images, first: uint8 [n, H, W, 3], from all parts of episodes, and from their starts."""
         numbers = frame_numbers(np.concatenate([images, first]))
-        return cls(_four(numbers.min(0)), _four(numbers.max(0)), thumbnail_of(first))
+        sharp = sharpness_of(first)
+        start, sharpness = thumbnail_of(first, START), (float(sharp.min()), float(sharp.max()))
+        return cls(_four(numbers.min(0)), _four(numbers.max(0)), thumbnail_of(first), start, sharpness)
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,11 @@ class TrainingInputs:
 
     cameras: Mapping[str, CameraSummary]
     instructions: tuple[str, ...]
+    # What older policies have not kept:
+    starts: tuple[tuple[float, ...], tuple[float, ...]] | None = (
+        None  # smallest and largest proprio [P] of first frames
+    )
+    motion: MotionFit | None = None  # how the hand answers the actions; None where that cannot be told
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -49,9 +62,13 @@ class TrainingInputs:
                     "low": list(summary.low),
                     "high": list(summary.high),
                     "thumbnail": base64.b64encode(summary.thumbnail.tobytes()).decode(),
+                    "start": None if summary.start is None else base64.b64encode(summary.start.tobytes()).decode(),
+                    "sharpness": None if summary.sharpness is None else list(summary.sharpness),
                 }
                 for name, summary in self.cameras.items()
             },
+            "starts": None if self.starts is None else [list(row) for row in self.starts],
+            "motion": None if self.motion is None else self.motion.to_dict(),
         }
 
     @classmethod
@@ -59,21 +76,32 @@ class TrainingInputs:
         """Raises KeyError, TypeError or ValueError for any other form."""
         cameras = {}
         for name, summary in values["cameras"].items():
-            pixels = np.frombuffer(base64.b64decode(summary["thumbnail"]), np.uint8)
-            thumbnail = pixels.reshape(THUMBNAIL, THUMBNAIL, 3)
-            cameras[name] = CameraSummary(_four(summary["low"]), _four(summary["high"]), thumbnail)
-        return cls(cameras, tuple(values["instructions"]))
+            start, sharpness = summary.get("start"), summary.get("sharpness")
+            cameras[name] = CameraSummary(
+                _four(summary["low"]),
+                _four(summary["high"]),
+                _pixels(summary["thumbnail"], THUMBNAIL),
+                None if start is None else _pixels(start, START),
+                None if sharpness is None else (float(sharpness[0]), float(sharpness[1])),
+            )
+        starts, motion = values.get("starts"), values.get("motion")
+        return cls(
+            cameras,
+            tuple(values["instructions"]),
+            None if starts is None else (tuple(map(float, starts[0])), tuple(map(float, starts[1]))),
+            None if motion is None else MotionFit.from_dict(motion),
+        )
 
 
 def summarise_inputs(
     dataset: EpisodeDataset, episodes: np.ndarray, cameras: Sequence[str], image_size: int
 ) -> TrainingInputs:
     """Looks at some frames of some episodes, the same ones each time."""
-    chosen = episodes[np.unique(np.linspace(0, len(episodes) - 1, min(_FRAMES, len(episodes))).round().astype(int))]
+    chosen = _evenly(episodes, _FRAMES)
     each = -(-_FRAMES // len(chosen))
     images: dict[str, list[np.ndarray]] = {camera: [] for camera in cameras}
     first: dict[str, list[np.ndarray]] = {camera: [] for camera in cameras}
-    for number, index in enumerate(chosen.tolist()):
+    for number, index in enumerate(chosen):
         episode = dataset.episode(index)
         places = (np.arange(number * each, (number + 1) * each) * _STEP) % 1.0
         frames = [0, *sorted({int(place * len(episode)) for place in places})]
@@ -86,7 +114,25 @@ def summarise_inputs(
         camera: CameraSummary.of(np.concatenate(parts), np.concatenate(first[camera]))
         for camera, parts in images.items()
     }
-    return TrainingInputs(summaries, tuple(tasks[:_INSTRUCTIONS]))
+    recorded = [_numbers(dataset, index) for index in _evenly(episodes, _EPISODES)]
+    firsts = np.stack([proprio[0] for _, proprio in recorded])
+    return TrainingInputs(
+        summaries,
+        tuple(tasks[:_INSTRUCTIONS]),
+        (tuple(firsts.min(0).tolist()), tuple(firsts.max(0).tolist())),
+        fit_motion(recorded, dataset.action_spec),
+    )
+
+
+def _evenly(episodes: np.ndarray, most: int) -> list[int]:
+    places = np.linspace(0, len(episodes) - 1, min(most, len(episodes))).round().astype(int)
+    return [int(index) for index in episodes[np.unique(places)]]
+
+
+def _numbers(dataset: EpisodeDataset, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Actions [T, A] and proprio [T, P] of an episode, float64."""
+    episode = dataset.episode(index)
+    return episode.actions.astype(np.float64), episode.proprio.astype(np.float64)
 
 
 def frame_numbers(images: np.ndarray) -> np.ndarray:
@@ -95,10 +141,26 @@ def frame_numbers(images: np.ndarray) -> np.ndarray:
     return np.concatenate([values.mean(axis=(1, 2)), values.std(axis=(1, 2, 3))[:, None]], axis=1)
 
 
-def thumbnail_of(images: np.ndarray) -> np.ndarray:
+def thumbnail_of(images: np.ndarray, size: int = THUMBNAIL) -> np.ndarray:
     """The mean of uint8 [n, H, W, 3], shrunk to uint8 [THUMBNAIL, THUMBNAIL, 3]."""
     mean = images.astype(np.float64).mean(0).round().astype(np.uint8)[None]
-    return fit_images(mean, THUMBNAIL)[0].permute(1, 2, 0).numpy()
+    return fit_images(mean, size)[0].permute(1, 2, 0).numpy()
+
+
+def sharpness_of(images: np.ndarray) -> np.ndarray:
+    """How much neighbouring pixels of uint8 [n, H, W, 3] differ, compared with all pixels: float64 [n].
+
+    Pictures of one scene that were resized in another way (without antialiasing, or from a larger part) differ in it:
+    which neighbours there are is what resizing decides.
+    """
+    grey = images.astype(np.float64).mean(-1)
+    across, down = np.diff(grey, axis=2), np.diff(grey, axis=1)
+    steps = np.sqrt((across**2).mean((1, 2)) + (down**2).mean((1, 2)))
+    return np.asarray(steps / np.maximum(grey.std((1, 2)), 1.0))
+
+
+def _pixels(text: str, size: int) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), np.uint8).reshape(size, size, 3)
 
 
 def _four(values: Sequence[float] | np.ndarray) -> tuple[float, float, float, float]:

@@ -24,6 +24,7 @@ from atlas.errors import InputError, did_you_mean, first_line
 from atlas.policies.model_card import model_card
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.policies.processor import PolicyProcessor
+from atlas.policies.reference_answers import ReferenceAnswers
 from atlas.policies.strict_loading import FROZEN, check_frozen, check_weights, read_weights
 from atlas.registry import resolve_policy
 from atlas.registry.lerobot_policies import is_lerobot_policy, lerobot_kind
@@ -39,6 +40,8 @@ class Policy(nn.Module, ABC):
 
     A type must define forward, `sample` and `losses_and_sample`; it overrides the rest where the defaults are wrong.
     """
+
+    reference_answers: ReferenceAnswers | None = None  # what it answered when it was validated; None: nobody has asked
 
     def __init__(self, config: ModelConfig, processor: PolicyProcessor) -> None:
         super().__init__()
@@ -131,6 +134,8 @@ class Policy(nn.Module, ABC):
         write_text(directory / CONFIG, yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
         self.processor.save(directory / "processor.json")
         write_text(directory / "README.md", model_card(self))
+        if weights is None and self.reference_answers is not None:
+            self.reference_answers.save(directory)
         if full:
             for part in frozen:
                 self.save_frozen(part, directory)
@@ -158,6 +163,7 @@ def load_policy(reference: str | Path, processor: PolicyProcessor | None = None)
         raise InputError(f"No policy can be made of {directory / CONFIG} ({first_line(error)}).") from error
     assert isinstance(policy, Policy), f"{type(config).__name__}.build gives {type(policy).__name__}, no Policy"
     policy.load_weights(directory / "model.safetensors")
+    policy.reference_answers = ReferenceAnswers.load(directory)
     return policy.eval()
 
 

@@ -51,6 +51,10 @@ class ChunkExecutor:
         self._episodes: dict[int, _Episode] = defaultdict(_Episode)
 
     @property
+    def policy(self) -> Policy:
+        return self._policy
+
+    @property
     def processor(self) -> PolicyProcessor:
         """The policy's."""
         return self._policy.processor

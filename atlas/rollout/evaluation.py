@@ -269,6 +269,7 @@ def evaluate_checkpoint(
     folder = resolve_policy(checkpoint)
     actor, execute = load_actor(checkpoint, env, device, execute, ensemble)
     if recorder is not None:
+        recorder.policy = policy
         actor = RecordedActor(actor, recorder)
     report = evaluate_actor(
         actor,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from atlas.data.crop_geometry import fit_images
+from atlas.policies.base import Policy
 from atlas.policies.processor import PolicyProcessor
 from atlas.rollout.actor import Actor
 from atlas.types import Observation
@@ -14,30 +17,68 @@ from atlas.types import Observation
 _MOST_IMAGES = 300  # of a camera, at the starts and after them
 
 
+@dataclass
+class Decision:
+    """What was seen, and the actions that were to be executed before the next look."""
+
+    proprio: np.ndarray  # float64 [P]
+    pictures: tuple[bytes, ...]  # of each camera, a hash that other pixels do not have
+    actions: np.ndarray | None = None  # float64 [n, A]; None until they are planned
+
+
+@dataclass
+class PlayedDecisions:
+    """An episode as the policy has seen it."""
+
+    seed: int | None
+    instruction: str  # that the policy was told
+    decisions: list[Decision] = field(default_factory=list)
+
+
 class InputRecorder:
-    """Of images, so many are kept that memory stays small; of numbers and words, all."""
+    """Of images, so many are kept that memory stays small; of numbers and words, all.
+
+    policy: the one that acts, where it is in this process.
+    """
 
     def __init__(self) -> None:
         self.instructions: set[str] = set()
+        self.episodes: list[PlayedDecisions] = []
+        self.policy: Policy | None = None
         self._images: dict[tuple[str, bool], list[np.ndarray]] = {}  # by camera, and whether at a start
-        self._proprio: list[np.ndarray] = []
         self._starts: list[bool] = []
-        self._actions: list[np.ndarray] = []
+        self._proprio: list[np.ndarray] = []
+        self._running: dict[int, PlayedDecisions] = {}
 
-    def add_observation(self, observation: Observation, start: bool, cameras: Sequence[str], image_size: int) -> None:
-        """start: whether it is the first one of its episode, which no action of the policy has led to."""
+    def add_observation(
+        self,
+        observation: Observation,
+        start: bool,
+        cameras: Sequence[str],
+        image_size: int,
+        episode: int = 0,
+        seed: int | None = None,
+    ) -> None:
+        """start: whether it is the first one of its episode, which no action of the policy has led to. episode: its
+        number among those that are played at once."""
         self.instructions.add(observation.instruction)
-        self._proprio.append(np.asarray(observation.proprio, np.float64))
+        proprio = np.asarray(observation.proprio, np.float64)
+        self._proprio.append(proprio)
         self._starts.append(start)
+        if start or episode not in self._running:
+            self._running[episode] = PlayedDecisions(seed, observation.instruction)
+            self.episodes.append(self._running[episode])
+        hashes = tuple(hashlib.blake2b(observation.images[c].tobytes(), digest_size=8).digest() for c in cameras)
+        self._running[episode].decisions.append(Decision(proprio, hashes))
         for camera in cameras:
             images = self._images.setdefault((camera, start), [])
             if len(images) < _MOST_IMAGES:
                 fitted = fit_images(observation.images[camera][None], image_size)[0]
                 images.append(fitted.permute(1, 2, 0).numpy())
 
-    def add_actions(self, actions: np.ndarray) -> None:
-        """actions: [n, A], to be executed."""
-        self._actions.append(np.asarray(actions, np.float64))
+    def add_actions(self, actions: np.ndarray, episode: int = 0) -> None:
+        """actions: [n, A], to be executed after the last observation of the episode."""
+        self._running[episode].decisions[-1].actions = np.asarray(actions, np.float64)
 
     def start_images(self, camera: str) -> np.ndarray:
         """The first images of episodes: uint8 [n, H, W, 3]."""
@@ -61,7 +102,8 @@ class InputRecorder:
     @property
     def actions(self) -> np.ndarray:
         """float64 [steps, A], in the ActionSpec's units"""
-        return np.concatenate(self._actions)
+        decisions = [decision for episode in self.episodes for decision in episode.decisions]
+        return np.concatenate([decision.actions for decision in decisions if decision.actions is not None])
 
 
 class RecordedActor:
@@ -71,18 +113,19 @@ class RecordedActor:
         assert actor.processor is not None, "it looks at nothing"
         self.processor: PolicyProcessor = actor.processor
         self._actor, self._recorder = actor, recorder
-        self._begun: set[int] = set()  # the episodes of which nothing was shown yet
+        self._begun: dict[int, int] = {}  # the episodes of which nothing was shown yet, with their seeds
 
     def reset(self, episode: int, seed: int) -> None:
-        self._begun.add(episode)
+        self._begun[episode] = seed
         self._actor.reset(episode, seed)
 
     def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
         for number, observation in observations.items():
             cameras, size = self.processor.cameras, self.processor.image_size
-            self._recorder.add_observation(observation, number in self._begun, cameras, size)
-        self._begun -= observations.keys()
+            seed = self._begun.get(number)
+            self._recorder.add_observation(observation, seed is not None, cameras, size, number, seed)
+            self._begun.pop(number, None)
         planned = self._actor.plan(observations)
-        for actions in planned.values():
-            self._recorder.add_actions(actions)
+        for number, actions in planned.items():
+            self._recorder.add_actions(actions, number)
         return planned

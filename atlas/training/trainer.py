@@ -38,6 +38,7 @@ from atlas.training.perf.profiling import StepProfiler
 from atlas.training.perf.timing import StepTimer
 from atlas.training.prepared_run import PreparedRun
 from atlas.training.publishing import Publisher, run_facts
+from atlas.training.reference_samples import keep_answers
 from atlas.training.schedule import Schedule
 from atlas.training.selection import EarlyStopping, choose_best_metric
 from atlas.types import Batch, LossTerms
@@ -273,6 +274,11 @@ class Trainer:
                 assert batch.actions is not None and batch.action_is_pad is not None
                 with accelerator.autocast():
                     terms, sampled = policy.losses_and_sample(batch)
+                if accelerator.is_main_process and samples is self._val_share[0]:
+                    low = accelerator.mixed_precision == "bf16"
+                    computed = torch.bfloat16 if low else next(policy.parameters()).dtype
+                    execute = self.config.evaluation.execute
+                    keep_answers(policy, self.val_data, samples, batch, sampled, self.state.step, computed, execute)
                 losses.add(terms)
                 errors.add(sampled, batch.actions, batch.action_is_pad, batch.instruction)
                 if watch is not None:

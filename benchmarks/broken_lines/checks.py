@@ -14,14 +14,14 @@ ROWS = of_part(
         f"{CHECK}::test_wrong_actions_are_named_by_what_the_recordings_show",
     ),
     (
-        "atlas/checks/motion.py",
+        "atlas/data/motion.py",
         "start = int(np.flatnonzero(weights >= _STARTS * weights.max())[0])",
         "start = int(np.flatnonzero(LAGS == 0)[0])",
         "actions that come too late or too early are not seen",
         f"{CHECK}::test_wrong_actions_are_named_by_what_the_recordings_show",
     ),
     (
-        "atlas/checks/motion.py",
+        "atlas/data/motion.py",
         "/ group.unit\n    return MotionFit",
         "\n    return MotionFit",
         "the check of scale does not know the unit",

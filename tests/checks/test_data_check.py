@@ -368,7 +368,7 @@ def test_episodes_that_are_nearly_another_are_named(good: EpisodeDataset) -> Non
     twice = Changed(
         good,
         order=[*range(8), 2, 5],
-        actions=lambda actions: actions + rng.normal(0, 0.005, actions.shape),
+        actions=lambda actions: actions + rng.normal(0, 0.003, actions.shape),
         proprio=lambda proprio: proprio + rng.normal(0, 1e-4, proprio.shape),
     )
 
@@ -531,7 +531,7 @@ def test_the_verb_prints_its_findings_and_says_by_its_exit_code_whether_there_is
     assert (bad.returncode, good.exit_code) == (1, 0)
     assert "error    gripper   the gripper's sign is flipped" in bad.stdout and "1 error, 0 warnings" in bad.stdout
     findings = json.loads(good.stdout)["findings"]
-    assert all(set(f) == {"check", "severity", "message", "evidence", "fix"} for f in findings)
+    assert all(set(f) == {"check", "severity", "message", "evidence", "fix", "bugs"} for f in findings)
     with pytest.raises(InputError, match="no dataset"):
         check_data(Config(data=DataConfig(path=str(tmp_path / "absent"))))
     with pytest.raises(InputError, match="Unknown environment 'cube'"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atlas.checks.diagnosis import diagnose
+from atlas.checks.acting.diagnosis import diagnose
 from atlas.checks.finding import Finding
 from atlas.config import Config, load_config
 from atlas.data import open_dataset
@@ -88,7 +88,7 @@ def test_an_evaluation_like_training_is_found_to_be_like_it(good: EpisodeDataset
     found = diagnose(watched(good), processor_for(good), "cubes")
 
     assert unlike(found) == {}, found
-    assert {f.check for f in found} == {"view", "stats", "language", "actions"}
+    assert {f.check for f in found} == {"view", "stats", "language", "actions", "gripper", "starts", "timing"}
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,13 @@ class ChunkDataset:
         """The place of a sample in the dataset: (episode, frame)."""
         return int(self.episodes[self._place[index]]), int(self._frame[index])
 
+    def camera_images(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+        """The images of some samples in the dataset's own size, upright: {camera: uint8 [n, H, W, 3]}."""
+        index = np.array([i for _, i in samples], np.int64)
+        source = self.sources[int(self._source_of_episode[self._place[index[0]]])]
+        episodes, frames = self.episodes[self._place[index]] - source.first, self._frame[index].astype(np.int64)
+        return {camera: source.dataset.images(source.camera(camera), episodes, frames) for camera in self._cameras}
+
     def instructions(self) -> list[str]:
         """The distinct instructions of these episodes."""
         return [self._dataset.tasks[task] for task in sorted(set(self._dataset.task_of[self.episodes].tolist()))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -166,6 +167,10 @@ class ModularPolicy(Policy):
             return batch.features.float().mean(1)
         tokens: torch.Tensor = self.vision(batch.unit_images(), self.language(batch.instruction))
         return tokens.float().mean(1)
+
+    @torch.no_grad()
+    def count_words(self, instructions: Sequence[str]) -> list[int]:
+        return (~self.language(instructions).is_pad).sum(1).tolist()
 
     @torch.no_grad()
     def count_tokens(self, batch: Batch) -> dict[str, int]:

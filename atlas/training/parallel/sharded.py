@@ -15,12 +15,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from atlas.checkpoints.contents import STATE, RankState, TrainingState, load_rank_states
+from atlas.checkpoints.contents import STATE, RankState, TrainingState, answers_at, load_rank_states
 from atlas.checkpoints.host_memory import HostMemory
 from atlas.checkpoints.run_folder import Retention
 from atlas.checkpoints.shards import JointCheckpoints, name_training, open_training, restore_moments, write_shard
 from atlas.config import Config
 from atlas.policies.base import Policy
+from atlas.policies.reference_answers import ReferenceAnswers
 from atlas.system.files import finite, write_json
 from atlas.system.tensors import save_nested
 from atlas.training.average import follow, twin_of
@@ -140,7 +141,8 @@ class Sharded:
         copies = self._memory.copy([_local(tensor) for tensor in tensors.values()])
         part = dict(zip(tensors, copies, strict=True))
         whole = self._whole_on_host()
-        return ShardedSnapshot(self.policy, whole, rank_states, part, self._rank, self._ranks, replace(state))
+        answers = answers_at(self._twin, state.step)
+        return ShardedSnapshot(self.policy, whole, rank_states, part, self._rank, self._ranks, replace(state), answers)
 
     @torch.no_grad()
     def _whole_on_host(self) -> dict[str, torch.Tensor]:
@@ -196,6 +198,7 @@ class ShardedSnapshot:
     rank: int
     ranks: int
     state: TrainingState
+    answers: ReferenceAnswers | None = None
 
     @property
     def nbytes(self) -> int:
@@ -207,6 +210,8 @@ class ShardedSnapshot:
         write_shard(folder, self.rank, self.ranks, self.part)
         if self.rank == 0:
             self.policy.save_pretrained(folder / "policy", weights=self.whole)
+            if self.answers is not None:
+                self.answers.save(folder / "policy")
             save_nested(folder / "trainer" / "ranks.safetensors", self.rank_states)
             write_json(folder / STATE, finite(asdict(self.state)))
 

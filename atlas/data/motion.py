@@ -10,8 +10,9 @@ relative to where the hand is, and gets only one step of time.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,19 @@ class MotionFit:
     gain: float  # the share of the commanded metres that is moved
     axes: tuple[tuple[int, int], ...]  # for each axis of the hand, which action axis moves it, and with which sign
     axes_r2: float  # with these axes
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "weights": self.weights.tolist(), "axes": [list(axis) for axis in self.axes]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MotionFit:
+        """Of `to_dict`'s form. Raises KeyError, TypeError or ValueError for another."""
+        weights = np.array(values["weights"], np.float64)
+        if weights.shape != LAGS.shape or len(values["axes"]) != 3:
+            raise ValueError("the answer of a hand's motion is of another form")
+        axes = tuple((int(source), int(sign)) for source, sign in values["axes"])
+        numbers = {name: float(values[name]) for name in ("r2", "gain", "axes_r2")}
+        return cls(weights=weights, delay=int(values["delay"]), axes=axes, **numbers)
 
     @property
     def straight(self) -> bool:

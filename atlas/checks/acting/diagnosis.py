@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from atlas.checks.acting.answers_check import check_answers
+from atlas.checks.acting.motion_check import check_motion
+from atlas.checks.acting.start_check import check_starts
 from atlas.checks.finding import Finding
+from atlas.checks.rotation_flip import LIBERO_ROTATION, count_flips
+from atlas.checks.silent_bugs import BugId
 from atlas.checks.view_page import TURNS, Match, colours_reversed, compare
 from atlas.data.inputs import CameraSummary, TrainingInputs, frame_numbers, thumbnail_of
+from atlas.data.proprio import LIBERO_PROPRIO
 from atlas.data.statistics import ColumnStatistics
 from atlas.errors import did_you_mean
 from atlas.policies.processor import PolicyProcessor
 from atlas.rollout.input_recorder import InputRecorder
+from atlas.rollout.success_report import EpisodeOutcome
 
 _MOST, _SOME = 0.5, 0.1  # shares of what was seen that lie outside what was trained on
 _SEVERAL = 0.25  # the same, for pictures
@@ -26,15 +33,53 @@ _STILL = 0.1  # of training's deviation
 _COLOURS = ("red", "green", "blue", "contrast")
 
 
-def diagnose(shown: InputRecorder, processor: PolicyProcessor, env: str) -> list[Finding]:
+def diagnose(
+    shown: InputRecorder,
+    processor: PolicyProcessor,
+    env: str,
+    outcomes: Sequence[EpisodeOutcome] = (),
+    execute: int | None = None,
+) -> list[Finding]:
     """Compare pictures, proprio and instructions of an evaluation with those of training, and the policy's actions with
-    the recorded ones."""
+    the recorded ones. outcomes: what was scored; execute: the actions of each chunk that were to be executed."""
     statistics = processor.statistics[processor.source_for(env)]
-    found = list(_pictures(shown, processor.inputs))
+    found = list(check_answers(shown.policy)) if shown.policy is not None else []
+    found += _pictures(shown, processor.inputs)
     found += _proprio(shown, statistics.proprio)
-    found += _language(shown, processor.inputs)
+    if processor.inputs is not None:
+        low, high = np.array(statistics.proprio.min), np.array(statistics.proprio.max)
+        known = {f.check for f in found if f.severity != "info"}  # what is said once is enough
+        said = {"view": "view", "starts": "stats"}
+        starts = check_starts(shown, processor.inputs, low, high)
+        found += (finding for finding in starts if said[finding.check] not in known)
+    found += _language(shown, processor.inputs, outcomes)
     found += _actions(shown, statistics.action, processor)
+    found += _chunks(shown, execute)
+    found += check_motion(shown, processor)
     return found
+
+
+def _chunks(shown: InputRecorder, execute: int | None) -> Iterator[Finding]:
+    """Whether as many actions of a chunk are executed as where the policy was validated. execute: so many were."""
+    reference = shown.policy.reference_answers if shown.policy is not None else None
+    meant = execute if reference is None or reference.execute is None else reference.execute
+    if meant is None:
+        return
+    counts = [len(d.actions) for episode in shown.episodes for d in episode.decisions if d.actions is not None]
+    executed = int(np.median(counts))
+    evidence = {"executed": executed, "meant": meant}
+    if executed == meant:
+        said = f"{executed} actions of each chunk are executed, as where it was validated"
+        yield Finding("timing", "info", said, None, evidence, bugs=("whole_chunk",))
+    else:
+        yield Finding(
+            "timing",
+            "warning",
+            f"{executed} actions of each chunk are executed, and {meant} were where it was validated",
+            f"Evaluate with --execute {meant}, or validate with evaluation.execute={executed}.",
+            evidence,
+            bugs=("whole_chunk",),
+        )
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------
@@ -69,6 +114,7 @@ def _turned(camera: str, seen: np.ndarray, trained: dict[str, np.ndarray]) -> Fi
             f"camera '{camera}' has red and blue swapped, compared with training",
             "Make the environment deliver RGB, as the training data is.",
             evidence,
+            bugs=("colours",),
         )
     return None
 
@@ -80,7 +126,9 @@ def _other_view(camera: str, best: Match, evidence: dict[str, object]) -> Findin
     fix = "Correct data.orientation and train again, or the environment's; `atlas data check` says which is wrong."
     if best.camera != camera:
         fix = "Give both cameras the names that they had in training."
-    return Finding("view", "error", f"camera '{camera}' shows {', '.join(ways)} in training", fix, evidence)
+    bug: BugId = "cameras" if best.camera != camera else "turned"
+    said = f"camera '{camera}' shows {', '.join(ways)} in training"
+    return Finding("view", "error", said, fix, evidence, bugs=(bug,))
 
 
 def _light(camera: str, shown: InputRecorder, summary: CameraSummary) -> Finding:
@@ -102,7 +150,8 @@ def _light(camera: str, shown: InputRecorder, summary: CameraSummary) -> Finding
     worst, share = int(outside[when].argmax()), float(outside[when].max())
     if share <= _SEVERAL:
         count = sum(map(len, parts.values()))
-        return Finding("view", "info", f"camera '{camera}' looks as in training ({count} pictures)", None, evidence)
+        said = f"camera '{camera}' looks as in training ({count} pictures)"
+        return Finding("view", "info", said, None, evidence, bugs=("turned", "colours", "cameras"))
     return Finding(
         "view",
         "error" if when == "starts" and share > _MOST else "warning",
@@ -119,6 +168,7 @@ def _light(camera: str, shown: InputRecorder, summary: CameraSummary) -> Finding
 
 def _proprio(shown: InputRecorder, trained: ColumnStatistics) -> Iterator[Finding]:
     """For the starts, which the policy cannot change, and for everything after them, which it can."""
+    yield from _flips(shown)
     low, high = np.array(trained.min), np.array(trained.max)
     slack = _PROPRIO * np.maximum(high - low, _SMALLEST_RANGE)
     outside = (shown.proprio < low - slack) | (shown.proprio > high + slack)  # [observations, P]
@@ -139,6 +189,7 @@ def _proprio(shown: InputRecorder, trained: ColumnStatistics) -> Iterator[Findin
             f"{values.mean():.4g} on average, and was {low[worst]:.4g} to {high[worst]:.4g}",
             "Compare what proprio consists of, its units and order, in the dataset and in the environment.",
             evidence,
+            bugs=("state_source",),
         )
     elif of_later.max() > _SOME:
         worst = int(of_later.argmax())
@@ -154,7 +205,30 @@ def _proprio(shown: InputRecorder, trained: ColumnStatistics) -> Iterator[Findin
         yield Finding("stats", "info", "proprio lies within what was trained on", None, evidence)
 
 
-def _language(shown: InputRecorder, inputs: TrainingInputs | None) -> Iterator[Finding]:
+def _flips(shown: InputRecorder) -> Iterator[Finding]:
+    """Of proprio that is as long as LIBERO's, and has a rotation where LIBERO's has one."""
+    if shown.proprio.shape[1] != len(LIBERO_PROPRIO):
+        return
+    looks = [np.stack([d.proprio[LIBERO_ROTATION] for d in episode.decisions]) for episode in shown.episodes]
+    flips = [count_flips(rotations) for rotations in looks]
+    if any(flips):
+        yield Finding(
+            "stats",
+            "error",
+            f"proprio's rotation jumps by a whole turn in {sum(n > 0 for n in flips)} of {len(flips)} episodes: "
+            "axis-angle flips at 180 degrees",
+            "Deliver rotations without jumps, as in training: keep each on the side of the one before.",
+            {"flips": sum(flips)},
+            bugs=("rotation_flip",),
+        )
+    else:
+        yield Finding("stats", "info", "proprio's rotation does not jump", bugs=("rotation_flip",))
+
+
+def _language(
+    shown: InputRecorder, inputs: TrainingInputs | None, outcomes: Sequence[EpisodeOutcome]
+) -> Iterator[Finding]:
+    yield from _told(shown, outcomes)
     if inputs is None:
         return
     unknown = sorted(shown.instructions - set(inputs.instructions))
@@ -173,6 +247,28 @@ def _language(shown: InputRecorder, inputs: TrainingInputs | None) -> Iterator[F
         "Use the training data's words for tasks, or check how its instructions were loaded.",
         {"unknown": unknown, "unknown_words": strange, "trained": list(inputs.instructions[:50])},
     )
+
+
+def _told(shown: InputRecorder, outcomes: Sequence[EpisodeOutcome]) -> Iterator[Finding]:
+    """Whether the policy was told what was scored."""
+    scored = {outcome.seed: outcome.instruction for outcome in outcomes}
+    pairs = [(e.instruction, scored[e.seed]) for e in shown.episodes if e.seed is not None and e.seed in scored]
+    wrong = [(told, meant) for told, meant in pairs if told != meant]
+    evidence = {"episodes": len(pairs), "told_another": len(wrong)}
+    if wrong:
+        all_the_same = len({told for told, _ in pairs}) == 1
+        yield Finding(
+            "language",
+            "error",
+            f"in {len(wrong)} of {len(pairs)} episodes the policy was told another task than was scored, such as "
+            f"'{wrong[0][0]}' for '{wrong[0][1]}'" + ("; all were told the same" if all_the_same else ""),
+            "Give each environment its own instruction.",
+            evidence,
+            bugs=("one_instruction",),
+        )
+    elif pairs:
+        said = f"the policy was told what was scored, in {len(pairs)} episodes"
+        yield Finding("language", "info", said, None, evidence, bugs=("one_instruction",))
 
 
 def _words(text: str) -> list[str]:
@@ -223,6 +319,7 @@ def _actions(shown: InputRecorder, trained: ColumnStatistics, processor: PolicyP
                 f"the policy keeps the {gripper.label} {what} all the time, but in training it was both",
                 "Look at the gripper's error in validation, and at its sign in the data: `atlas data check`.",
                 {"share_closed": float(closed.mean())},
+                bugs=("gripper",),
             )
     if well:
         yield Finding("actions", "info", "actions vary within training's range", None, evidence)

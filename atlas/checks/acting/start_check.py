@@ -1,0 +1,108 @@
+"""`starts`: does an episode begin as those of training did, before the policy has done anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from atlas.checks.finding import Finding
+from atlas.data.inputs import START, CameraSummary, TrainingInputs, sharpness_of, thumbnail_of
+from atlas.rollout.input_recorder import InputRecorder
+
+_BEYOND = 0.5  # of the range of training's starts, on both sides
+_OF_ALL = 1e-3  # of the whole range of a number in training: what is less is rounding
+_SEVERAL = 0.5  # of the episodes
+_SHARPER, _SOFTER = 0.04, 0.04  # of sharpness, beyond the range of training
+_ZOOMS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.94, 1.06, 1.12, 1.2, 1.3, 1.4)
+_FITS_BETTER = 0.03  # correlation of another zoom, beyond that of the picture as it is
+
+
+def check_starts(shown: InputRecorder, inputs: TrainingInputs, low: np.ndarray, high: np.ndarray) -> Iterator[Finding]:
+    """low, high: of each number of proprio in all of training, [P]."""
+    yield from _proprio(shown, inputs, high - low)
+    for camera, summary in inputs.cameras.items():
+        yield from _fitting(camera, shown.start_images(camera), summary)
+
+
+def _proprio(shown: InputRecorder, inputs: TrainingInputs, whole: np.ndarray) -> Iterator[Finding]:
+    if inputs.starts is None:
+        return
+    first, last = (np.array(row) for row in inputs.starts)
+    slack = _BEYOND * (last - first) + _OF_ALL * np.maximum(whole, 1e-6)
+    seen = shown.proprio[shown.starts]  # [episodes, P]
+    outside = ((seen < first - slack) | (seen > last + slack)).mean(0)
+    evidence = {"share_outside": np.round(outside, 3).tolist()}
+    if outside.max() <= _SEVERAL:
+        said = f"{len(seen)} episodes begin where those of training began"
+        yield Finding("starts", "info", said, None, evidence, bugs=("settling", "state_source"))
+        return
+    far = np.abs(seen - np.clip(seen, first, last)).mean(0) > 0.2 * np.maximum(whole, 1e-6)
+    many = int((outside > _SEVERAL).sum())
+    worst = int(outside.argmax())
+    yield Finding(
+        "starts",
+        "error" if far.any() or many > 2 else "warning",
+        f"{outside.max():.0%} of the episodes begin elsewhere than those of training: number {worst} of proprio is "
+        f"{seen[:, worst].mean():.5g} on average, and was {first[worst]:.5g} to {last[worst]:.5g}",
+        "Compare what proprio is made of, and its order; or let the world settle as long as in the recordings.",
+        evidence,
+        bugs=("state_source",) if far.any() or many > 2 else ("settling",),
+    )
+
+
+def _fitting(camera: str, images: np.ndarray, summary: CameraSummary) -> Iterator[Finding]:
+    """Whether the pictures are cut and resized as those of training. images: uint8 [n, S, S, 3]."""
+    if summary.start is None or summary.sharpness is None:
+        return
+    seen = thumbnail_of(images, START).astype(np.float32)
+    then = summary.start.astype(np.float32)
+    own = _alike(seen, then)
+    zooms = {zoom: _alike(seen, _zoomed(then, zoom)) for zoom in _ZOOMS}
+    zoom = max(zooms, key=lambda each: zooms[each])
+    sharp = float(np.median(sharpness_of(images)))
+    low, high = summary.sharpness
+    evidence = {"camera": camera, "correlation": round(own, 3), "sharpness": round(sharp, 3), "trained": [low, high]}
+    if zooms[zoom] > own + _FITS_BETTER * (1 - min(own, 0.999)) / 0.1 and own < 0.97 and zooms[zoom] > 0.6:
+        part = f"a part of it of {1 / zoom:.0%}" if zoom > 1 else f"it at {zoom:.0%} of the size, with a margin"
+        yield Finding(
+            "view",
+            "error",
+            f"camera '{camera}' shows {part}, compared with training (correlation {zooms[zoom]:.2f}, and {own:.2f} as "
+            "it is): it is cropped otherwise",
+            "Crop as in training: the centred square of the camera's image, and nothing before it.",
+            evidence | {"zoom": zoom},
+            bugs=("resize",),
+        )
+    elif not low - _SOFTER <= sharp <= high + _SHARPER:
+        way = "sharper" if sharp > high else "softer"
+        yield Finding(
+            "view",
+            "error",
+            f"camera '{camera}' is {way} than in training ({sharp:.2f}, and it was {low:.2f} to {high:.2f}): it is "
+            "resized in another way",
+            "Resize as in training (bilinear with antialiasing), once, or let the policy's processor do it.",
+            evidence,
+            bugs=("resize",),
+        )
+    else:
+        said = f"camera '{camera}' is cropped and resized as in training"
+        yield Finding("view", "info", said, None, evidence, bugs=("resize",))
+
+
+def _alike(one: np.ndarray, other: np.ndarray) -> float:
+    a, b = one - one.mean(), other - other.mean()
+    return float((a * b).sum() / max(1e-6, float(np.linalg.norm(a) * np.linalg.norm(b))))
+
+
+def _zoomed(picture: np.ndarray, zoom: float) -> np.ndarray:
+    """A picture [S, S, 3] enlarged about its centre; where there is nothing of it, its mean."""
+    size = picture.shape[0]
+    middle = picture.mean((0, 1))
+    places = (torch.arange(size) + 0.5) / size * 2 - 1
+    y, x = torch.meshgrid(places / zoom, places / zoom, indexing="ij")
+    shifted = torch.from_numpy(picture - middle).permute(2, 0, 1)[None]
+    sampled = F.grid_sample(shifted, torch.stack([x, y], -1)[None].float(), align_corners=False, padding_mode="zeros")
+    return np.asarray(sampled[0].permute(1, 2, 0).numpy() + middle)
