@@ -91,7 +91,7 @@ def run(prepared: PreparedRun) -> Result:
             closed_loop = trainer.closed_loop
             node = join_as_node(config, run_dir, trainer.tracker, accelerator)
             metrics = trainer.train()
-            result = _finish(trainer, metrics)
+            result = _finish(trainer, metrics, prepared)
         trainer.checkpoint_manager.check()
         exit_code = 0
         return result
@@ -375,22 +375,27 @@ def _announce(prepared: PreparedRun, trainer: Trainer) -> None:
     )
 
 
-def _finish(trainer: Trainer, metrics: dict[str, float]) -> Result:
+def _finish(trainer: Trainer, metrics: dict[str, float], prepared: PreparedRun) -> Result:
     """Evaluate the best checkpoint on episodes that did not choose it, and report."""
+    from atlas.rollout.input_recorder import InputRecorder
     from atlas.training.final_evaluation import evaluate_finally, show_finally
     from atlas.training.final_summary import final_summary
+    from atlas.training.self_diagnosis import leave_diagnosis
 
     config, root = trainer.config, trainer.checkpoint_manager.checkpoints.root
     link = root / "best" if (root / "best").exists() else root / "latest"
     if not link.exists():
         trainer.checkpoint_manager.check()
     best_checkpoint = follow(link)
+    shown, evaluation = InputRecorder(), config.evaluation
     device, dataset = trainer.accelerator.device, trainer.state.dataset_fingerprint
-    found = evaluate_finally(trainer.closed_loop, config.evaluation, best_checkpoint, device, dataset)
+    found = evaluate_finally(trainer.closed_loop, evaluation, best_checkpoint, device, dataset, shown)
     if trainer.accelerator.is_main_process:
         show_finally(found, trainer.tracker)
         what = {"best_checkpoint": str(best_checkpoint), "metrics": metrics, **found.to_dict()}
         write_json(trainer.run_dir / RESULTS, what)
+        of_data = [finding for _, finding in prepared.findings]
+        leave_diagnosis(trainer.run_dir, of_data, shown, found.report, evaluation.execute)
         logger.info("%s", final_summary(trainer.run_dir, best_checkpoint, metrics, found))
     return Result(trainer.run_dir, best_checkpoint, metrics, found.report)
 

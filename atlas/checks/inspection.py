@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,26 +65,33 @@ def dataset_warnings(dataset: EpisodeDataset) -> list[str]:
 
 def check_before_training(
     dataset: EpisodeDataset, train: np.ndarray, val: np.ndarray, processor: ProcessorConfig
-) -> list[str]:
-    """The checks that read no pictures, for each source of a mixture: what looks wrong, in sentences.
+) -> list[tuple[Path, Finding]]:
+    """The checks that read no pictures, for each source of a mixture: what they found, and of which dataset.
 
     train, val: int64, the episodes on both sides of the split; processor: how training scales numbers. Raises
     InputError for what cannot be trained on: non-finite numbers, actions that never change, an episode on both sides.
     """
-    return [sentence for source in sources_of(dataset) for sentence in _check_source(source, train, val, processor)]
+    return [found for source in sources_of(dataset) for found in _check_source(source, train, val, processor)]
 
 
-def _check_source(source: Source, train: np.ndarray, val: np.ndarray, processor: ProcessorConfig) -> list[str]:
+def sentences(found: Sequence[tuple[Path, Finding]]) -> list[str]:
+    """What looks wrong in datasets, for people."""
+    return [f"{path}: {_sentence(finding)}" for path, finding in found if finding.severity != "info"]
+
+
+def _check_source(
+    source: Source, train: np.ndarray, val: np.ndarray, processor: ProcessorConfig
+) -> list[tuple[Path, Finding]]:
     dataset = source.dataset
     sides = [
         side[(side >= source.first) & (side < source.first + len(dataset))] - source.first for side in (train, val)
     ]
     context = CheckContext(dataset, list(dataset.cameras), sides[0], sides[1], processor=processor)
-    findings = [finding for finding in run_checks(context, _BEFORE_TRAINING) if finding.severity != "info"]
+    findings = run_checks(context, _BEFORE_TRAINING)
     for finding in findings:
         if finding.fatal:
             raise InputError(f"{dataset.path} cannot be trained on: {_sentence(finding)} {finding.fix}")
-    return [f"{dataset.path}: {_sentence(finding)}" for finding in findings]
+    return [(Path(dataset.path), finding) for finding in findings]
 
 
 def _sentence(finding: Finding) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from atlas.cli.options import Json
 from atlas.cli.output import print_json, say, stdout_kept_for_the_report
+from atlas.errors import InputError
 
 if TYPE_CHECKING:
     from atlas.doctor import Finding
@@ -17,8 +20,26 @@ _NAME_WIDTH, _STATUS_WIDTH = 15, 9
 _LINE = 110
 
 
-def doctor(as_json: Json = False) -> None:
-    """Look at this machine, try out what training needs, and say what to do about what is wrong."""
+def doctor(
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN]", help="A run that fails in rollouts: its folder, or a name under outputs/."),
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Of RUN's policy, rolled out; default: 12, 0: none.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look at this machine and say what to do about what is wrong; or, with RUN, why a run fails in rollouts."""
+    if run is None and episodes is not None:
+        raise InputError("--episodes are of a run's policy: name the run, such as `atlas doctor outputs/first`.")
+    if run is None:
+        _machine(as_json)
+    else:
+        _run(run, episodes, as_json)
+
+
+def _machine(as_json: bool) -> None:
     from atlas.doctor import can_train, examine
 
     findings = []
@@ -33,6 +54,38 @@ def doctor(as_json: Json = False) -> None:
     else:
         print(f"\n{_verdict(findings)}")
     raise typer.Exit(0 if works else 1)
+
+
+def _run(run: Path, episodes: int | None, as_json: bool) -> None:
+    with stdout_kept_for_the_report(as_json):
+        from atlas.doctor.run_examination import EPISODES, examine_run
+        from atlas.report import write_report
+        from atlas.runs.run_directory import read_named
+
+        folder = read_named([str(run)])[0].path
+        if not folder.is_dir():
+            raise InputError(f"{folder} is a file of outcomes; name the folder of the run.")
+        tell = lambda what: say(f"looking at {what}", file=sys.stderr)  # noqa: E731
+        found = examine_run(folder, EPISODES if episodes is None else episodes, tell)
+        try:
+            found.diagnosis.save(folder)
+            write_report(folder)
+        except (OSError, InputError) as error:
+            say(f"The run's report does not show this: {error}", file=sys.stderr)
+    if as_json:
+        successes, played = found.success or (None, 0)
+        told = {"run": str(folder), "checkpoint": str(found.checkpoint), "successes": successes, "episodes": played}
+        findings = [finding.to_dict() for finding in found.findings]
+        print_json({**told, **found.diagnosis.to_dict(), "findings": findings})
+    else:
+        for line in found.diagnosis.lines:
+            begin = f"{line.status:{_STATUS_WIDTH + 1}}"
+            margin = " " * len(begin)
+            say(_wrap(f"{line.bug.title}: {line.evidence}", begin, margin))
+            if line.fix is not None:
+                say(_wrap(line.fix, f"{margin}-> ", f"{margin}   "))
+        say(f"\n{found.diagnosis.advice}")
+    raise typer.Exit(1 if found.diagnosis.problems else 0)
 
 
 def _paragraph(finding: Finding) -> str:

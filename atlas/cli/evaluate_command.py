@@ -155,7 +155,7 @@ def evaluate(
                 **more,
             )
             if recorder is not None:
-                findings = _diagnosed(str(checkpoint), recorder, env)
+                findings = _diagnosed(recorder, env, evaluation)
         if perturb is not None:
             robustness = _robustness(evaluation, plot)
         if out is not None:
@@ -267,9 +267,8 @@ def _reproduce(file: Path, checkpoint: str | None, given: list[str], workers: in
         raise typer.Exit(1)
 
 
-def _diagnosed(checkpoint: str, recorder: InputRecorder, env: str) -> list[Finding]:
+def _diagnosed(recorder: InputRecorder, env: str, evaluation: EvaluationReport) -> list[Finding]:
     from atlas.checks.acting.diagnosis import diagnose
-    from atlas.policies.processor import PolicyProcessor
-    from atlas.registry import resolve_policy
 
-    return diagnose(recorder, PolicyProcessor.load(resolve_policy(checkpoint) / "processor.json"), env)
+    assert recorder.policy is not None
+    return diagnose(recorder, recorder.policy.processor, env, evaluation.outcomes)

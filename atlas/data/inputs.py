@@ -19,6 +19,7 @@ _FRAMES = 96
 _STEP = 0.381966  # of an episode, between the frames looked at, so that all parts of episodes are seen
 _INSTRUCTIONS = 1000
 _EPISODES = 200  # whose numbers are looked at
+_FEWEST_FRAMES = 24  # of which can be said where the hand is seen
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,22 @@ class CameraSummary:
     thumbnail: np.ndarray  # uint8 [THUMBNAIL, THUMBNAIL, 3], the mean of episodes' first images
     # What older policies have not kept:
     start: np.ndarray | None = None  # uint8 [START, START, 3], the same mean in more detail
-    sharpness: tuple[float, float] | None = None  # the smallest and the largest of episodes' first images
+    detail: tuple[tuple[float, float], tuple[float, float]] | None = (
+        None  # smallest and largest `detail_of` first images
+    )
+
+    follows: np.ndarray | None = None  # int8 [3, THUMBNAIL, THUMBNAIL], see `follow_map`; None: nothing moves
 
     @classmethod
-    def of(cls, images: np.ndarray, first: np.ndarray) -> CameraSummary:
-        """images, first: uint8 [n, H, W, 3], from all parts of episodes, and from their starts."""
+    def of(cls, images: np.ndarray, first: np.ndarray, proprio: np.ndarray | None = None) -> CameraSummary:
+        """images, first: uint8 [n, H, W, 3], from all parts of episodes, and from their starts; proprio: [n, P], of the
+        former."""
         numbers = frame_numbers(np.concatenate([images, first]))
-        sharp = sharpness_of(first)
-        start, sharpness = thumbnail_of(first, START), (float(sharp.min()), float(sharp.max()))
-        return cls(_four(numbers.min(0)), _four(numbers.max(0)), thumbnail_of(first), start, sharpness)
+        fine = detail_of(first)
+        detail = (_two(fine.min(0)), _two(fine.max(0)))
+        start = thumbnail_of(first, START)
+        follows = None if proprio is None else follow_map(images, proprio)
+        return cls(_four(numbers.min(0)), _four(numbers.max(0)), thumbnail_of(first), start, detail, follows)
 
 
 @dataclass(frozen=True)
@@ -61,9 +69,10 @@ class TrainingInputs:
                 name: {
                     "low": list(summary.low),
                     "high": list(summary.high),
-                    "thumbnail": base64.b64encode(summary.thumbnail.tobytes()).decode(),
-                    "start": None if summary.start is None else base64.b64encode(summary.start.tobytes()).decode(),
-                    "sharpness": None if summary.sharpness is None else list(summary.sharpness),
+                    "thumbnail": _text(summary.thumbnail),
+                    "start": None if summary.start is None else _text(summary.start),
+                    "follows": None if summary.follows is None else _text(summary.follows),
+                    "detail": None if summary.detail is None else [list(row) for row in summary.detail],
                 }
                 for name, summary in self.cameras.items()
             },
@@ -76,13 +85,14 @@ class TrainingInputs:
         """Raises KeyError, TypeError or ValueError for any other form."""
         cameras = {}
         for name, summary in values["cameras"].items():
-            start, sharpness = summary.get("start"), summary.get("sharpness")
+            start, detail, follows = (summary.get(key) for key in ("start", "detail", "follows"))
             cameras[name] = CameraSummary(
                 _four(summary["low"]),
                 _four(summary["high"]),
                 _pixels(summary["thumbnail"], THUMBNAIL),
                 None if start is None else _pixels(start, START),
-                None if sharpness is None else (float(sharpness[0]), float(sharpness[1])),
+                None if detail is None else (_two(detail[0]), _two(detail[1])),
+                None if follows is None else _bytes(follows, np.int8).reshape(3, THUMBNAIL, THUMBNAIL),
             )
         starts, motion = values.get("starts"), values.get("motion")
         return cls(
@@ -101,17 +111,19 @@ def summarise_inputs(
     each = -(-_FRAMES // len(chosen))
     images: dict[str, list[np.ndarray]] = {camera: [] for camera in cameras}
     first: dict[str, list[np.ndarray]] = {camera: [] for camera in cameras}
+    places_of_hand: list[np.ndarray] = []
     for number, index in enumerate(chosen):
         episode = dataset.episode(index)
         places = (np.arange(number * each, (number + 1) * each) * _STEP) % 1.0
         frames = [0, *sorted({int(place * len(episode)) for place in places})]
+        places_of_hand.append(episode.proprio[frames[1:]].astype(np.float64))
         for camera in cameras:
             fitted = fit_images(episode.images(camera, frames), image_size).permute(0, 2, 3, 1).numpy()
             first[camera].append(fitted[:1])
             images[camera].append(fitted[1:])
     tasks = [dataset.tasks[task] for task in np.unique(dataset.task_of[episodes]).tolist()]
     summaries = {
-        camera: CameraSummary.of(np.concatenate(parts), np.concatenate(first[camera]))
+        camera: CameraSummary.of(np.concatenate(parts), np.concatenate(first[camera]), np.concatenate(places_of_hand))
         for camera, parts in images.items()
     }
     recorded = [_numbers(dataset, index) for index in _evenly(episodes, _EPISODES)]
@@ -147,22 +159,57 @@ def thumbnail_of(images: np.ndarray, size: int = THUMBNAIL) -> np.ndarray:
     return fit_images(mean, size)[0].permute(1, 2, 0).numpy()
 
 
-def sharpness_of(images: np.ndarray) -> np.ndarray:
-    """How much neighbouring pixels of uint8 [n, H, W, 3] differ, compared with all pixels: float64 [n].
+def detail_of(images: np.ndarray) -> np.ndarray:
+    """What resizing leaves its marks in, for uint8 [n, H, W, 3]: float64 [n, 2].
 
-    Pictures of one scene that were resized in another way (without antialiasing, or from a larger part) differ in it:
-    which neighbours there are is what resizing decides.
+    How much neighbouring pixels differ compared with those two apart (near a half: sharp; less: enlarged or blurred),
+    and the share of rows and columns that repeat the one before, as in pictures enlarged without interpolation.
     """
     grey = images.astype(np.float64).mean(-1)
-    across, down = np.diff(grey, axis=2), np.diff(grey, axis=1)
-    steps = np.sqrt((across**2).mean((1, 2)) + (down**2).mean((1, 2)))
-    return np.asarray(steps / np.maximum(grey.std((1, 2)), 1.0))
+    near = [np.diff(grey, axis=axis) for axis in (1, 2)]
+    far = [grey[:, 2:] - grey[:, :-2], grey[:, :, 2:] - grey[:, :, :-2]]
+    ratio = _power(near) / np.maximum(_power(far), 1e-6)
+    repeated = ((near[0] == 0).all(2).mean(1) + (near[1] == 0).all(1).mean(1)) / 2
+    return np.stack([ratio, repeated], axis=1)
+
+
+def _power(differences: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean squares of [n, H, W] along two axes, added: [n]."""
+    return np.asarray(sum((each**2).mean((1, 2)) for each in differences))
+
+
+def follow_map(images: np.ndarray, proprio: np.ndarray) -> np.ndarray | None:
+    """How the brightness of each place in uint8 [n, H, W, 3] goes with the first three numbers of proprio [n, P], which
+    are the hand's position where there is a hand: correlations times 127, int8 [3, THUMBNAIL, THUMBNAIL].
+
+    In a mirrored picture another place goes with the hand, however symmetrical the scene is. None for too few frames.
+    """
+    if len(images) < _FEWEST_FRAMES or proprio.shape[1] < 3:
+        return None
+    small = fit_images(images, THUMBNAIL).float().mean(1).numpy().astype(np.float64)  # [n, T, T]
+    light, place = small - small.mean(0), proprio[:, :3] - proprio[:, :3].mean(0)
+    product = np.einsum("nk,nyx->kyx", place, light) / len(images)
+    deviations = place.std(0)[:, None, None] * light.std(0)[None]
+    return np.round(127 * product / np.maximum(deviations, 1e-9)).clip(-127, 127).astype(np.int8)
+
+
+def _text(values: np.ndarray) -> str:
+    return base64.b64encode(values.tobytes()).decode()
+
+
+def _bytes(text: str, kind: type) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), kind)
 
 
 def _pixels(text: str, size: int) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text), np.uint8).reshape(size, size, 3)
+    return _bytes(text, np.uint8).reshape(size, size, 3)
 
 
 def _four(values: Sequence[float] | np.ndarray) -> tuple[float, float, float, float]:
     a, b, c, d = (round(float(value), 2) for value in values)
     return a, b, c, d
+
+
+def _two(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    a, b = (round(float(value), 4) for value in values)
+    return a, b

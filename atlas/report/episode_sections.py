@@ -106,21 +106,21 @@ Rates = dict[str, dict[str, Mapping[str, Any]]]  # {perturbation: {level: {succe
 
 
 def perturbed(results: Mapping[str, Any]) -> Rates:
-    """Of results.json: `perturbations`, {name: {level: an evaluation's numbers}}."""
+    """Of results.json: `perturbations` of `robustness`, {name: {"levels": {level: an evaluation's numbers}}}."""
     found: Rates = {}
-    parts = results.get("perturbations")
+    robustness = results.get("robustness")
+    parts = robustness.get("perturbations") if isinstance(robustness, Mapping) else None
     for name, levels in parts.items() if isinstance(parts, Mapping) else ():
-        if isinstance(levels, Mapping):
-            if "success_rate" in levels:
-                found[str(name)] = {"": levels}
-            else:
-                kept = {str(k): v for k, v in levels.items() if isinstance(v, Mapping) and "success_rate" in v}
-                found |= {str(name): kept} if kept else {}
+        each = levels.get("levels") if isinstance(levels, Mapping) else None
+        if isinstance(each, Mapping):
+            kept = {str(k): v for k, v in each.items() if isinstance(v, Mapping) and "success_rate" in v}
+            found |= {str(name): kept} if kept else {}
     return found
 
 
 def perturbed_scalars(facts: RunFacts) -> Rates:
-    """Of what was logged: the last `eval/<perturbation>/success_rate`, where results.json has none."""
+    """Of what was logged: the last `eval/<perturbation>/success_rate`, where results.json has none. The probes are on
+    the first screen."""
     found: Rates = {}
     for name, points in facts.run.scalars.items():
         parts = name.split("/")

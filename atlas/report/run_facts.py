@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from atlas.checks.acting.bug_walk import DIAGNOSIS
 from atlas.errors import InputError
 from atlas.policies.processor import PolicyProcessor
 from atlas.runs.run_directory import EVALUATIONS, RESULTS, Run, RunSummary, summarize
@@ -16,8 +17,7 @@ from atlas.system.documents import read_json
 from atlas.system.files import follow
 from atlas.tracking.sinks.console import LOG
 
-DIAGNOSIS = "doctor.json"  # in a run's folder: what `atlas doctor RUN` and the end of training have found
-_VERSION = 1  # of results.json; those without one are older
+_VERSIONS = (1, 2)  # of results.json; those without one are of the first
 _FILM = re.compile(r"(?:(?P<rank>best|median|worst)_)?episode_(?P<number>\d+)_.*_(?P<outcome>success|failure)\.mp4")
 _WARNING = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (?:WARNING:? )(?P<text>.*)$")
 _MOST_WARNINGS = 20
@@ -116,11 +116,11 @@ def gather(run: Run) -> RunFacts:
 
 def _read_results(file: Path) -> dict[str, Any]:
     found = _document(file) or {}
-    version = found.get("format_version", found.get("version", _VERSION))
-    if version != _VERSION:
+    version = found.get("format", found.get("version", 1))
+    if version not in _VERSIONS:
         raise InputError(
-            f"{file} is of version {version!r}, and this Atlas reads version {_VERSION}: read the run with the Atlas "
-            "that wrote it (`pip show atlas-vla` says which one is installed), or a later one."
+            f"{file} is of version {version!r}, and this Atlas reads versions {_VERSIONS[0]} to {_VERSIONS[-1]}: read "
+            "the run with the Atlas that wrote it, or a later one."
         )
     return found
 

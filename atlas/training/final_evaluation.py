@@ -16,6 +16,7 @@ from atlas.policies.base import load_policy
 from atlas.rollout.actor import AblatedActor
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.episode_plan import plan_episodes
+from atlas.rollout.input_recorder import InputRecorder, RecordedActor
 from atlas.rollout.success_report import EvaluationReport
 from atlas.rollout.verdicts.evidence import Protocol, gather_evidence
 from atlas.rollout.verdicts.robustness import ROW_TITLES, RobustnessReport, by_choice, plan_perturbed
@@ -61,13 +62,20 @@ class FinalEvaluation:
 
 
 def evaluate_finally(
-    closed_loop: ClosedLoop | None, config: EvaluationConfig, checkpoint: Path, device: Any, dataset: str | None
+    closed_loop: ClosedLoop | None,
+    config: EvaluationConfig,
+    checkpoint: Path,
+    device: Any,
+    dataset: str | None,
+    shown: InputRecorder,
 ) -> FinalEvaluation:
-    """Every rank calls it and gets all of it. dataset: the fingerprint of the training data."""
+    """Every rank calls it and gets all of it. dataset: the fingerprint of the training data. shown: is told what the
+    policy is shown and says on this rank, in the episodes in which nothing is changed."""
     if closed_loop is None or not config.final_episodes:
         return FinalEvaluation()
     env = closed_loop.env
-    actor = ChunkExecutor(load_policy(checkpoint).to(device), config.execute, config.ensemble, env)
+    policy = shown.policy = load_policy(checkpoint).to(device)
+    actor = ChunkExecutor(policy, config.execute, config.ensemble, env)
     step = int(checkpoint.name.removeprefix("step_"))
     spec = environment_spec(env)
     choices = choose_perturbations(config.perturbations, spec)
@@ -84,7 +92,7 @@ def evaluate_finally(
     )
     evidence = gather_evidence(checkpoint / "policy", protocol, dataset)
     report = closed_loop.run(
-        actor, "final", config.final_episodes, str(checkpoint), step, config.video, evidence=evidence
+        RecordedActor(actor, shown), "final", config.final_episodes, str(checkpoint), step, config.video, evidence=evidence
     )
     probes = {}
     for probe in PROBES if config.probe_episodes else ():

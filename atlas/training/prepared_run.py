@@ -6,7 +6,8 @@ from functools import cached_property
 from pathlib import Path
 
 from atlas.checkpoints.contents import load_split
-from atlas.checks.inspection import check_before_training
+from atlas.checks.finding import Finding
+from atlas.checks.inspection import check_before_training, sentences
 from atlas.config import Config
 from atlas.data.sampling.kept_split import KeptSplit
 from atlas.data.training_data import TrainingData, open_training_data
@@ -39,7 +40,12 @@ class PreparedRun:
         return open_training_data(self.config, self.kept_split)
 
     @cached_property
-    def warnings(self) -> list[str]:
-        """What looks wrong in the data, in sentences. Raises InputError for what cannot be trained on."""
+    def findings(self) -> list[tuple[Path, Finding]]:
+        """What the checks that read no pictures say of the data. Raises InputError for what cannot be trained on."""
         data = self.data
         return check_before_training(data.dataset, data.train.episodes, data.val.episodes, self.config.model.processor)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What looks wrong in the data, in sentences. Raises InputError for what cannot be trained on."""
+        return sentences(self.findings)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from atlas.checks.context import CheckContext
 from atlas.checks.data_check import CHECKS, Check, check_data, open_what_can_be, run_checks
 from atlas.checks.finding import CheckId, Finding
-from atlas.checks.inspection import check_before_training, dataset_warnings
+from atlas.checks.inspection import check_before_training, dataset_warnings, sentences
 from atlas.checks.language import instruction_bits, is_placeholder
 from atlas.checks.numbers import check_actions
 from atlas.checks.stats import check_stats
@@ -501,8 +501,9 @@ def test_a_dimension_that_is_hardly_used_is_named_with_how_it_is_scaled(good: Ep
 def test_training_refuses_what_cannot_be_trained_on_and_warns_of_the_rest(good: EpisodeDataset) -> None:
     train, val = split_episodes(good.task_of, 0.05, 0)
 
-    assert check_before_training(good, train, val, ProcessorConfig()) == dataset_warnings(good) == []
-    warned = check_before_training(Changed(good, actions=column(6, lambda g: -g)), train, val, ProcessorConfig())
+    assert sentences(check_before_training(good, train, val, ProcessorConfig())) == dataset_warnings(good) == []
+    flipped = Changed(good, actions=column(6, lambda g: -g))
+    warned = sentences(check_before_training(flipped, train, val, ProcessorConfig()))
     assert len(warned) == 1 and "sign is flipped" in warned[0]
     with pytest.raises(InputError, match=r"cannot be trained on: 8 of 8 episodes .* not finite"):
         check_before_training(Changed(good, actions=column(0, lambda a: a * np.nan)), train, val, ProcessorConfig())

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from atlas.checks.acting.bug_walk import DIAGNOSIS
 from atlas.errors import InputError
 from atlas.report import report, write_report
 from atlas.report.curve_drawing import Chart, Line, draw_chart
 from atlas.report.markup import Html, table, tag
 from atlas.report.origin_sections import default_differences, time_spent
-from atlas.report.run_facts import DIAGNOSIS, gather
+from atlas.report.run_facts import gather
 from atlas.runs.run_directory import read_run
 from atlas.system.documents import read_yaml
 from atlas.tracking.media_values import write_mp4
@@ -128,7 +129,8 @@ def test_a_diagnosis_is_on_the_first_screen(run: Path) -> None:
 def test_perturbations_and_kinds_of_failure_are_shown_where_they_are_known(run: Path) -> None:
     results = json.loads((run / "results.json").read_text())
     rates = {"1": {"success_rate": 0.9, "ci95": [0.8, 1]}, "5": {"success_rate": 0.1, "ci95": [0, 0.2]}}
-    (run / "results.json").write_text(json.dumps(results | {"perturbations": {"camera_pose": rates}}))
+    perturbed = {"perturbations": {"camera_pose": {"success_rate": 0.5, "levels": rates}}}
+    (run / "results.json").write_text(json.dumps(results | {"robustness": perturbed}))
     found = json.loads((run / "evaluations" / "final_step_00000010.json").read_text())
     found["outcomes"][2]["failure"] = "missed_the_grasp"
     (run / "evaluations" / "final_step_00000010.json").write_text(json.dumps(found))
@@ -219,7 +221,7 @@ def test_bad_input_is_refused_with_what_would_be_right(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [('{"version": 7}', "is of version 7"), ("[]", "damaged"), ("{", "not valid JSON")]
+    ("text", "message"), [('{"format": 7}', "is of version 7"), ("[]", "damaged"), ("{", "not valid JSON")]
 )
 def test_results_of_another_form_are_refused(run: Path, text: str, message: str) -> None:
     (run / "results.json").write_text(text)

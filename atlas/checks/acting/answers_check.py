@@ -19,6 +19,7 @@ from atlas.checks.silent_bugs import BUGS, BugId
 from atlas.checks.view_page import TURNS
 from atlas.errors import InputError
 from atlas.policies.base import Policy
+from atlas.policies.processor import Scaler
 from atlas.policies.reference_answers import (
     ReferenceAnswers,
     same_weights,
@@ -34,6 +35,7 @@ _SAME = 2e-3  # of an action's deviation: sums in another order
 _BF16 = 0.05  # likewise, where one side was computed in bfloat16
 _AFFINE = 0.02  # of the deviation, that is left of answers that are others multiplied and shifted
 _SHOWN = 3
+_RULED_OUT: tuple[BugId, ...] = ("unnormalised", "statistics", "precision", "words", "resize")  # by the same answers
 
 
 def check_answers(policy: Policy) -> Iterator[Finding]:
@@ -57,8 +59,8 @@ def check_answers(policy: Policy) -> Iterator[Finding]:
         yield other
     elif not inputs:
         yield _well("the weights are those that were validated", "average")
-    # What has been named explains answers that are others.
-    yield from _answers(policy, reference, batch, explained=bool(modes or inputs or other))
+    if not (modes or inputs or other):  # which explain answers that are others
+        yield from _answers(policy, reference, batch)
 
 
 def _well(message: str, *bugs: BugId) -> Finding:
@@ -86,6 +88,7 @@ def _modes(policy: Policy) -> Iterator[Finding]:
     if dropping:
         shown = ", ".join(dropping[:_SHOWN])
         yield _wrong(f"dropout is on in {len(dropping)} parts of the policy: {shown}", "dropout", {"parts": dropping})
+    training = [(name, module) for name, module in training if any(True for _ in module.parameters())]
     if training and not dropping:
         parts = sorted({name.split(".")[0] or "the policy" for name, _ in training})
         said = f"parts of the policy are in train mode: {', '.join(parts[:_SHOWN])}"
@@ -141,7 +144,7 @@ def _images(reference: ReferenceAnswers, batch: Batch) -> Iterator[Finding]:
 def _proprio(policy: Policy, reference: ReferenceAnswers) -> Iterator[Finding]:
     now = scale_proprio(policy.processor, reference.proprio, reference.source)
     scaler = getattr(policy, "proprio_scaler", None)  # what the network itself does, where it shows it
-    if scaler is not None:
+    if isinstance(scaler, Scaler) and scaler.offset.dtype == torch.float32:  # in another precision it is another number
         now = scaler.normalize(reference.proprio.to(scaler.offset.device), reference.source.to(scaler.offset.device))
     off = (now.cpu() - reference.scaled_proprio).abs().amax(0)
     if float(off.max()) > _SCALED:
@@ -169,11 +172,11 @@ def _words(policy: Policy, reference: ReferenceAnswers) -> Iterator[Finding]:
 
 
 @torch.no_grad()
-def _answers(policy: Policy, reference: ReferenceAnswers, batch: Batch, explained: bool) -> Iterator[Finding]:
+def _answers(policy: Policy, reference: ReferenceAnswers, batch: Batch) -> Iterator[Finding]:
     then = reference.actions.numpy().astype(np.float64)
     now, again = (policy.sample(batch).float().cpu().numpy().astype(np.float64) for _ in range(2))
-    deviation = np.maximum(then.reshape(-1, then.shape[-1]).std(0), 1e-3)
-    if np.abs(now - again).max() > 1e-5 and not explained:
+    deviation = np.maximum(np.array(policy.processor.statistics[int(reference.source[0])].action.std), 1e-3)
+    if np.abs(now - again).max() > 1e-5:
         yield _wrong("the same question is answered in two ways: something in the policy is random", "dropout")
         return
     off = np.abs(now - then) / deviation
@@ -181,10 +184,7 @@ def _answers(policy: Policy, reference: ReferenceAnswers, batch: Batch, explaine
     low = reference.computed != reference.dtype
     if off.max() <= (_BF16 if low else _SAME):
         said = f"the policy answers {len(then)} samples of validation as it did at step {reference.step:,}"
-        ruled = ("unnormalised", "statistics", "precision", "words", "resize")
-        yield Finding("answers", "info", said, None, evidence, bugs=ruled if not explained else ())
-        return
-    if explained:
+        yield Finding("answers", "info", said, None, evidence, bugs=_RULED_OUT)
         return
     scaled = _scaled_otherwise(now, then, deviation)
     if scaled:

@@ -14,7 +14,7 @@ from atlas.checks.finding import Finding
 from atlas.checks.rotation_flip import LIBERO_ROTATION, count_flips
 from atlas.checks.silent_bugs import BugId
 from atlas.checks.view_page import TURNS, Match, colours_reversed, compare
-from atlas.data.inputs import CameraSummary, TrainingInputs, frame_numbers, thumbnail_of
+from atlas.data.inputs import CameraSummary, TrainingInputs, follow_map, frame_numbers, thumbnail_of
 from atlas.data.proprio import LIBERO_PROPRIO
 from atlas.data.statistics import ColumnStatistics
 from atlas.errors import did_you_mean
@@ -29,6 +29,7 @@ _LEVELS = 12.0  # the same in levels of 255
 _PROPRIO = 0.1  # the same for proprio, as a share of its range
 _SMALLEST_RANGE = 1e-3
 _CLEARLY, _ALIKE = 0.15, 0.7  # correlations of mean images that show that turning them another way fits
+_FOLLOWS, _CLEARLY_FOLLOWS = 0.4, 0.3  # correlations of where the hand is seen, likewise
 _STILL = 0.1  # of training's deviation
 _COLOURS = ("red", "green", "blue", "contrast")
 
@@ -48,10 +49,10 @@ def diagnose(
     found += _proprio(shown, statistics.proprio)
     if processor.inputs is not None:
         low, high = np.array(statistics.proprio.min), np.array(statistics.proprio.max)
-        known = {f.check for f in found if f.severity != "info"}  # what is said once is enough
-        said = {"view": "view", "starts": "stats"}
+        known = {bug for f in found if f.severity != "info" for bug in f.bugs}  # what is said once is enough
+        said = {"view": {"turned", "colours", "cameras"}, "starts": {"state_source", "rotation_flip"}}
         starts = check_starts(shown, processor.inputs, low, high)
-        found += (finding for finding in starts if said[finding.check] not in known)
+        found += (finding for finding in starts if not said[finding.check] & known)
     found += _language(shown, processor.inputs, outcomes)
     found += _actions(shown, statistics.action, processor)
     found += _chunks(shown, execute)
@@ -92,7 +93,7 @@ def _pictures(shown: InputRecorder, inputs: TrainingInputs | None) -> Iterator[F
     thumbnails = {camera: summary.thumbnail[None] for camera, summary in inputs.cameras.items()}
     for camera, summary in inputs.cameras.items():
         seen = thumbnail_of(shown.start_images(camera))[None]
-        yield _turned(camera, seen, thumbnails) or _light(camera, shown, summary)
+        yield _turned(camera, seen, thumbnails) or _mirrored(camera, shown, summary) or _light(camera, shown, summary)
 
 
 def _turned(camera: str, seen: np.ndarray, trained: dict[str, np.ndarray]) -> Finding | None:
@@ -117,6 +118,30 @@ def _turned(camera: str, seen: np.ndarray, trained: dict[str, np.ndarray]) -> Fi
             bugs=("colours",),
         )
     return None
+
+
+def _mirrored(camera: str, shown: InputRecorder, summary: CameraSummary) -> Finding | None:
+    """Whether another place of the picture goes with the hand than in training: a symmetrical scene hides a turn from
+    its mean picture."""
+    images = shown.later_images(camera)
+    seen = follow_map(images, shown.proprio[~shown.starts][: len(images)])
+    if summary.follows is None or seen is None:
+        return None
+    then = summary.follows.astype(np.float64)
+    maps = {turn: turn(seen.astype(np.float64)) for turn in TURNS}
+    alike = {t: float((m * then).sum() / max(1e-6, np.linalg.norm(m) * np.linalg.norm(then))) for t, m in maps.items()}
+    best, own = max(TURNS, key=lambda turn: alike[turn]), alike[TURNS[0]]
+    if best is TURNS[0] or alike[best] < max(_FOLLOWS, own + _CLEARLY_FOLLOWS):
+        return None
+    return Finding(
+        "view",
+        "error",
+        f"camera '{camera}' shows what it showed, but {best.name} in training: so seen, its pictures go with the hand "
+        f"as they did (correlation {alike[best]:.2f}, and {own:.2f} as it is)",
+        "Correct data.orientation and train again, or the environment's; `atlas data check` says which it is.",
+        {"camera": camera, "correlation": round(own, 3), "best": best.name},
+        bugs=("turned",),
+    )
 
 
 def _other_view(camera: str, best: Match, evidence: dict[str, object]) -> Finding:

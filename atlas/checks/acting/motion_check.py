@@ -7,6 +7,7 @@ what the hand should have moved then. It is compared with what it did, for actio
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import numpy as np
 from atlas.checks.finding import Finding
 from atlas.data.hdf5.gripper_values import CLEAR, fingers_follow, map_gripper
 from atlas.data.motion import LAGS, MotionFit
+from atlas.data.proprio import LIBERO_PROPRIO
 from atlas.policies.processor import PolicyProcessor
 from atlas.rollout.input_recorder import InputRecorder, PlayedDecisions
 
@@ -152,8 +154,6 @@ def _not_followed(
     r2: float, shown: InputRecorder, trained: MotionFit, part: slice, evidence: dict[str, object]
 ) -> Finding:
     """Other axes may explain the motion: then proprio is in another order."""
-    import itertools
-
     for places in itertools.permutations(range(3)):
         for signs in itertools.product((1, -1), repeat=3):
             axes = tuple(zip(places, signs, strict=True))
@@ -185,7 +185,8 @@ def _stale(shown: InputRecorder) -> Iterator[Finding]:
     """Pictures that stay the same while the hand moves. Proprio that begins with no position moves somehow, too."""
     moved = same = 0
     for episode in shown.episodes:
-        for before, after in zip(episode.decisions, episode.decisions[1:], strict=False):
+        looks = episode.decisions[:_FIRST_LOOKS]  # later the robot may have left a camera's sight
+        for before, after in itertools.pairwise(looks):
             if np.abs(after.proprio[:3] - before.proprio[:3]).max() > _MOVED_M:
                 moved += 1
                 same += any(a == b for a, b in zip(before.pictures, after.pictures, strict=True))
@@ -220,6 +221,8 @@ def _gripper(shown: InputRecorder, processor: PolicyProcessor) -> Iterator[Findi
             continue  # it was told one thing only: `diagnosis` says so
         agreement = fingers_follow(told, proprio)
         if agreement is None:
+            agreement = 0.0 if _fingers_rest(proprio) else None
+        if agreement is None:
             continue
         evidence = {"correlation": round(agreement, 3)}
         if agreement > CLEAR:
@@ -243,3 +246,10 @@ def _gripper(shown: InputRecorder, processor: PolicyProcessor) -> Iterator[Findi
         else:
             said = f"the fingers follow the {gripper.label}'s action (correlation {agreement:.2f})"
             yield Finding("gripper", "info", said, None, evidence, bugs=("gripper",))
+
+
+def _fingers_rest(proprio: Sequence[np.ndarray]) -> bool:
+    """Whether proprio ends in a pair of fingers, as LIBERO's does, that never move."""
+    pairs = np.concatenate([each[:, -2:] for each in proprio])
+    opposite = bool(np.allclose(pairs[:, 0], -pairs[:, 1], atol=2e-3)) and float(np.abs(pairs).min()) > 1e-3
+    return proprio[0].shape[1] == len(LIBERO_PROPRIO) and opposite and float(pairs.std(0).max()) < 1e-4

@@ -9,15 +9,17 @@ import torch
 import torch.nn.functional as F
 
 from atlas.checks.finding import Finding
-from atlas.data.inputs import START, CameraSummary, TrainingInputs, sharpness_of, thumbnail_of
+from atlas.data.inputs import START, CameraSummary, TrainingInputs, detail_of, thumbnail_of
 from atlas.rollout.input_recorder import InputRecorder
 
 _BEYOND = 0.5  # of the range of training's starts, on both sides
 _OF_ALL = 1e-3  # of the whole range of a number in training: what is less is rounding
 _SEVERAL = 0.5  # of the episodes
-_SHARPER, _SOFTER = 0.04, 0.04  # of sharpness, beyond the range of training
-_ZOOMS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.94, 1.06, 1.12, 1.2, 1.3, 1.4)
-_FITS_BETTER = 0.03  # correlation of another zoom, beyond that of the picture as it is
+_SHARPER, _REPEATED = 0.05, 0.2  # of `detail_of`, beyond the range of training
+_SCALES = (0.7, 0.75, 0.8, 0.85, 0.9, 0.94, 1.06, 1.12, 1.2, 1.3, 1.4)
+_ZOOMS = (*((s, s) for s in _SCALES), *((1.0, s) for s in _SCALES), *((s, 1.0) for s in _SCALES))  # across and down
+_ALIKE, _FITS = 0.97, 0.6  # correlations: of pictures that need no other zoom; of one that fits
+_FITS_BETTER = 0.3  # of what another zoom lacks of a perfect correlation, it explains so much
 
 
 def check_starts(shown: InputRecorder, inputs: TrainingInputs, low: np.ndarray, high: np.ndarray) -> Iterator[Finding]:
@@ -55,34 +57,42 @@ def _proprio(shown: InputRecorder, inputs: TrainingInputs, whole: np.ndarray) ->
 
 def _fitting(camera: str, images: np.ndarray, summary: CameraSummary) -> Iterator[Finding]:
     """Whether the pictures are cut and resized as those of training. images: uint8 [n, S, S, 3]."""
-    if summary.start is None or summary.sharpness is None:
+    if summary.start is None or summary.detail is None:
         return
     seen = thumbnail_of(images, START).astype(np.float32)
     then = summary.start.astype(np.float32)
     own = _alike(seen, then)
-    zooms = {zoom: _alike(seen, _zoomed(then, zoom)) for zoom in _ZOOMS}
+    zooms = {zoom: _alike(seen, _zoomed(then, *zoom)) for zoom in _ZOOMS}
     zoom = max(zooms, key=lambda each: zooms[each])
-    sharp = float(np.median(sharpness_of(images)))
-    low, high = summary.sharpness
-    evidence = {"camera": camera, "correlation": round(own, 3), "sharpness": round(sharp, 3), "trained": [low, high]}
-    if zooms[zoom] > own + _FITS_BETTER * (1 - min(own, 0.999)) / 0.1 and own < 0.97 and zooms[zoom] > 0.6:
-        part = f"a part of it of {1 / zoom:.0%}" if zoom > 1 else f"it at {zoom:.0%} of the size, with a margin"
+    ratio, repeated = np.median(detail_of(images), axis=0).tolist()
+    (low, _), (high, most) = summary.detail
+    evidence = {
+        "camera": camera,
+        "correlation": round(own, 3),
+        "detail": [round(ratio, 3), round(repeated, 3)],
+        "trained": [list(row) for row in summary.detail],
+    }
+    if own < _ALIKE and zooms[zoom] > own + _FITS_BETTER * (1 - own) and zooms[zoom] > _FITS:
+        what = {(True, True): "a part", (False, False): "a smaller picture with a margin"}
+        part = what.get((zoom[0] > 1, zoom[1] > 1), "a picture of another shape, stretched or with margins,")
         yield Finding(
             "view",
             "error",
-            f"camera '{camera}' shows {part}, compared with training (correlation {zooms[zoom]:.2f}, and {own:.2f} as "
-            "it is): it is cropped otherwise",
+            f"camera '{camera}' shows {part} of what it showed in training (correlation {zooms[zoom]:.2f} when it is "
+            f"scaled by {zoom[0]:g} across and {zoom[1]:g} down, and {own:.2f} as it is): it is cropped otherwise",
             "Crop as in training: the centred square of the camera's image, and nothing before it.",
-            evidence | {"zoom": zoom},
+            evidence | {"zoom": list(zoom)},
             bugs=("resize",),
         )
-    elif not low - _SOFTER <= sharp <= high + _SHARPER:
-        way = "sharper" if sharp > high else "softer"
+    elif repeated > most + _REPEATED or not low - _SHARPER <= ratio <= high + _SHARPER:
+        way = "sharper" if ratio > high else "softer"
+        said = f"is {way} than in training ({ratio:.2f}, and it was {low:.2f} to {high:.2f})"
+        if repeated > most + _REPEATED:
+            said = f"repeats {repeated:.0%} of its rows and columns"
         yield Finding(
             "view",
             "error",
-            f"camera '{camera}' is {way} than in training ({sharp:.2f}, and it was {low:.2f} to {high:.2f}): it is "
-            "resized in another way",
+            f"camera '{camera}' {said}: it is resized in another way",
             "Resize as in training (bilinear with antialiasing), once, or let the policy's processor do it.",
             evidence,
             bugs=("resize",),
@@ -97,12 +107,11 @@ def _alike(one: np.ndarray, other: np.ndarray) -> float:
     return float((a * b).sum() / max(1e-6, float(np.linalg.norm(a) * np.linalg.norm(b))))
 
 
-def _zoomed(picture: np.ndarray, zoom: float) -> np.ndarray:
-    """A picture [S, S, 3] enlarged about its centre; where there is nothing of it, its mean."""
+def _zoomed(picture: np.ndarray, across: float, down: float) -> np.ndarray:
+    """A picture [S, S, 3] enlarged about its centre; where there is nothing of it, black."""
     size = picture.shape[0]
-    middle = picture.mean((0, 1))
     places = (torch.arange(size) + 0.5) / size * 2 - 1
-    y, x = torch.meshgrid(places / zoom, places / zoom, indexing="ij")
-    shifted = torch.from_numpy(picture - middle).permute(2, 0, 1)[None]
+    y, x = torch.meshgrid(places / down, places / across, indexing="ij")
+    shifted = torch.from_numpy(picture).permute(2, 0, 1)[None]
     sampled = F.grid_sample(shifted, torch.stack([x, y], -1)[None].float(), align_corners=False, padding_mode="zeros")
-    return np.asarray(sampled[0].permute(1, 2, 0).numpy() + middle)
+    return np.asarray(sampled[0].permute(1, 2, 0).numpy())
