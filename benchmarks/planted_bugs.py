@@ -86,7 +86,7 @@ def plants(run: Path) -> list[Plant]:
         Plant("cameras swapped", ("cameras",), see=cameras_swapped),
         Plant("gripper: sign", ("gripper",), do=gripper(lambda g: -g)),
         Plant("gripper: 0 to 1", ("gripper",), do=gripper(lambda g: (g + 1) / 2)),
-        Plant("gripper: closes above 0.999", ("gripper",), do=gripper(lambda g: np.where(g > 0.999, 1.0, -1.0))),
+        Plant("gripper: a threshold beyond its range", ("gripper",), do=gripper(lambda g: np.where(g > 1, 1.0, -1.0))),
         Plant("actions one step late", ("late_actions",), do=late),
         Plant("the whole chunk executed", ("whole_chunk",), execute=8),
         Plant("observed before the last action", ("observation_order",), do=observed_early),

@@ -267,9 +267,10 @@ def evaluate_checkpoint(
     choices = check_request(env, episodes, video, perturb, probed=instruction_shuffle or blind)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = resolve_policy(checkpoint)
-    actor, execute = load_actor(checkpoint, env, device, execute, ensemble)
+    executor, execute = load_actor(checkpoint, env, device, execute, ensemble)
+    actor: Actor = executor
     if recorder is not None:
-        recorder.policy = policy
+        recorder.policy = executor.policy
         actor = RecordedActor(actor, recorder)
     report = evaluate_actor(
         actor,
@@ -366,7 +367,7 @@ def evaluate_actor(
 
 def load_actor(
     checkpoint: str | Path, env: str, device: torch.device, execute: int | None, ensemble: float | None
-) -> tuple[Actor, int]:
+) -> tuple[ChunkExecutor, int]:
     """A saved policy that acts in a world, and how many actions of each chunk it executes: by default half of it.
 
     Raises InputError for a checkpoint that is damaged, or a policy that does not fit the environment.

@@ -92,7 +92,13 @@ def evaluate_finally(
     )
     evidence = gather_evidence(checkpoint / "policy", protocol, dataset)
     report = closed_loop.run(
-        RecordedActor(actor, shown), "final", config.final_episodes, str(checkpoint), step, config.video, evidence=evidence
+        RecordedActor(actor, shown),
+        "final",
+        config.final_episodes,
+        str(checkpoint),
+        step,
+        config.video,
+        evidence=evidence,
     )
     probes = {}
     for probe in PROBES if config.probe_episodes else ():

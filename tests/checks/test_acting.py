@@ -107,7 +107,7 @@ def cut(policy: ModularPolicy) -> None:
 
 def templated(policy: ModularPolicy) -> None:
     read = policy.language.forward
-    policy.language.forward = lambda texts: read([text[::-1] for text in texts])  # as many bytes
+    policy.language.forward = lambda texts: read([f"In: {text} Out:" for text in texts])
 
 
 def resized(policy: ModularPolicy) -> None:
