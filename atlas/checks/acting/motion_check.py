@@ -21,7 +21,7 @@ from atlas.policies.processor import PolicyProcessor
 from atlas.rollout.input_recorder import InputRecorder, PlayedDecisions
 
 _SHIFTS = range(-3, 5)  # steps by which actions may come too late
-_FEWEST, _FEWEST_MOVES = 60, 20  # pairs of looks
+_FEWEST, _FEWEST_MOVES = 30, 20  # pairs of looks
 _EXPLAINED = 0.5  # of the motion's variance, from where on something can be said
 _CLEARLY = 0.02  # by which another shift explains more
 _FASTER, _SLOWER = 1.35, 0.74  # times as far as in training
