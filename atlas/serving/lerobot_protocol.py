@@ -115,22 +115,26 @@ class LeRobotProtocol:
         return b""
 
     async def _take_observation(self, pieces: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
+        seconds = self._limits.answer_seconds
         try:
-            await asyncio.wait_for(self._collect(pieces, context), self._limits.answer_seconds)
-        except asyncio.TimeoutError:
-            await self._refused(context, f"an observation took more than {self._limits.answer_seconds:g} seconds")
+            data = await asyncio.wait_for(self._whole(pieces), seconds)
+        except (InputError, asyncio.TimeoutError) as error:
+            await self._refused(context, str(error) or f"an observation took more than {seconds:g} seconds")
+        await self._answered(context, self._arrive, context.peer(), data)
         return b""
 
-    async def _collect(self, pieces: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> None:
+    async def _whole(self, pieces: AsyncIterator[bytes]) -> bytes:
+        """An observation of its pieces, the last of which is marked. Raises InputError for one that is too large."""
         whole = bytearray()
-        async for piece in pieces:
-            state, data = await self._answered(context, _piece, piece)
-            whole += data
+        ended = False
+        async for piece in pieces:  # to the end, where gRPC lets go of them
+            whole += _bytes_of(piece, 2)
             if len(whole) > self._limits.message_bytes:
-                await self._refused(context, f"an observation takes more than {self._limits.message_bytes} bytes")
-            if state == _END:
-                await self._answered(context, self._arrive, context.peer(), bytes(whole))
-                whole.clear()
+                raise InputError(f"An observation takes more than {self._limits.message_bytes} bytes.")
+            ended = _number_of(piece, 1) == _END
+        if not ended:
+            raise InputError("The last piece of the observation is missing.")
+        return bytes(whole)
 
     async def _get_actions(self, _: bytes, context: grpc.aio.ServicerContext) -> bytes:
         robot: _Robot = await self._answered(context, self._robot, context.peer())
@@ -274,11 +278,6 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             place += length
         else:
             raise InputError("A message is no protobuf of this service.")
-
-
-def _piece(message: bytes) -> tuple[int, bytes]:
-    """State and bytes of a piece of an observation."""
-    return _number_of(message, 1), _bytes_of(message, 2)
 
 
 def _bytes_of(message: bytes, number: int) -> bytes:
