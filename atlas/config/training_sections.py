@@ -93,7 +93,7 @@ class EvaluationConfig(Section):
     execute: Positive = 4  # how many actions of each predicted chunk are executed
     ensemble: Annotated[float, Field(ge=0)] | None = None  # the weight of temporal ensembling; null: off
     workers: Positive | None = None  # environment processes per rank; null: one per core, up to 16
-    # Of the final ones, played again with another task named, and again with black images; 0: none.
+    # Of the final ones, a quarter at most, played again with another task named, and again with black images; 0: none.
     probe_episodes: NotNegative = 10
     # Played at the end, each all, NAME or CATEGORY, with :LEVEL or :1-3 behind it or all five levels.
     perturbations: list[str] = []

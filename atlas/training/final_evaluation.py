@@ -105,7 +105,7 @@ def evaluate_finally(
         if probe == "instruction_shuffle" and len(spec.instructions) < 2:
             logger.info("No probe with another instruction: '%s' has only one.", env)
             continue
-        planned = plan_episodes(env, min(config.probe_episodes, config.final_episodes), "final", config.seed)
+        planned = plan_episodes(env, min(config.probe_episodes, -(-config.final_episodes // 4)), "final", config.seed)
         deceived = AblatedActor(
             actor, spec.instructions, shuffle_instructions=probe == "instruction_shuffle", blind=probe == "blind"
         )
