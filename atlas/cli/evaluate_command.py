@@ -71,6 +71,10 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write every episode's outcome there; `atlas runs compare`.")
     ] = None,
+    camera: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ITS=OURS", help="Which camera of the environment is which of a LeRobot policy's."),
+    ] = None,
     api_key_file: KeyFile = None,
     layout: Layout = "auto",
     image_size: Annotated[
@@ -153,6 +157,7 @@ def evaluate(
                 workers=workers,
                 recorder=recorder,
                 **more,
+                cameras=_named_cameras(camera),
             )
             if recorder is not None:
                 findings = _diagnosed(recorder, env, evaluation)
@@ -265,6 +270,17 @@ def _reproduce(file: Path, checkpoint: str | None, given: list[str], workers: in
         print_reproduction(found)
     if found.holds == "no":
         raise typer.Exit(1)
+
+
+def _named_cameras(pairs: list[str] | None) -> dict[str, str] | None:
+    """{the policy's: the environment's} of `--camera top=agentview`; None without any."""
+    named = {}
+    for pair in pairs or []:
+        its, equals, ours = pair.partition("=")
+        if not (its and equals and ours):
+            raise InputError(f"--camera {pair} should be its camera, =, and the environment's: top=agentview.")
+        named[its] = ours
+    return named or None
 
 
 def _diagnosed(recorder: InputRecorder, env: str, evaluation: EvaluationReport) -> list[Finding]:

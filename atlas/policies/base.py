@@ -24,6 +24,7 @@ from atlas.errors import InputError, did_you_mean, first_line
 from atlas.policies.model_card import model_card
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.policies.processor import PolicyProcessor
+from atlas.policies.published.lerobot_folder import LeRobotFolder, libero_cameras
 from atlas.policies.reference_answers import ReferenceAnswers
 from atlas.policies.strict_loading import FROZEN, check_frozen, check_weights, read_weights
 from atlas.registry import resolve_policy
@@ -141,19 +142,24 @@ class Policy(nn.Module, ABC):
                 self.save_frozen(part, directory)
 
 
-def load_policy(reference: str | Path, processor: PolicyProcessor | None = None) -> Policy:
+def load_policy(
+    reference: str | Path, processor: PolicyProcessor | None = None, cameras: Mapping[str, str] | None = None
+) -> Policy:
     """Load a saved policy, strictly, in eval mode on the CPU; `reference` as in `atlas.registry`.
 
     processor: takes the place of the one that was saved with Atlas's own policies, for data of other sources.
 
     The `type` in its config.yaml says what it is (absent: `modular`); a LeRobot folder, with a config.json, is a policy
-    of the type that this names, with the processor in it. Frozen parts are read from the policy's folder if it has
-    copies, otherwise from where its config says; their hashes must be those it was saved with. Raises InputError that
-    names the file if one is missing, damaged or does not fit its config, or the type if it is not known here.
+    of the type that this names, with the processor in it. cameras: {a LeRobot policy's camera: its name here}; None:
+    the same names. Frozen parts are read from the policy's folder if it has copies, otherwise from where its config
+    says; their hashes must be those it was saved with. Raises InputError that names the file if one is missing, damaged
+    or does not fit its config, or the type if it is not known here.
     """
     directory = resolve_policy(reference)
     if is_lerobot_policy(directory):
-        return _of_lerobot(directory, str(reference))
+        return _of_lerobot(directory, str(reference), cameras)
+    if cameras is not None:
+        raise InputError(f"{reference} has cameras by their names already; they are chosen for LeRobot's folders only.")
     config = load_model_config(directory / CONFIG)
     if processor is None:
         processor = PolicyProcessor.load(directory / "processor.json")
@@ -167,7 +173,7 @@ def load_policy(reference: str | Path, processor: PolicyProcessor | None = None)
     return policy.eval()
 
 
-def _of_lerobot(directory: Path, reference: str) -> Policy:
+def _of_lerobot(directory: Path, reference: str, cameras: Mapping[str, str] | None) -> Policy:
     """The policy in a LeRobot folder. Raises InputError for a type that is not supported here."""
     kinds = {name: MODEL.table.find(name) for name in MODEL.table.names()}
     readers: dict[str, Any] = {name: kind for name, kind in kinds.items() if hasattr(kind, "of_lerobot")}
@@ -178,7 +184,8 @@ def _of_lerobot(directory: Path, reference: str) -> Policy:
             f"{reference} is a LeRobot policy of the type '{kind}', which Atlas does not read.{near} "
             f"Known: {', '.join(readers)}."
         )
-    policy = readers[kind](pretrained=reference).of_lerobot(directory)
+    cameras = cameras or libero_cameras(LeRobotFolder.open(directory))
+    policy = readers[kind](pretrained=reference, cameras=cameras).of_lerobot(directory)
     assert isinstance(policy, Policy)
     return policy
 

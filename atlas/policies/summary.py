@@ -75,7 +75,11 @@ def _flops_and_tokens(policy: Policy, batch: Batch) -> list[dict[str, Any]]:
         parameter.requires_grad_(trained[name])
     prefix = f"{type(policy).__name__}."
     by_module = {path.removeprefix(prefix): sum(n.values()) for path, n in counter.get_flop_counts().items()}
-    return [{"flops": _flops_of(name, part, by_module), "tokens": tokens.get(name)} for name, part in parts.items()]
+    paths = {id(module): path for path, module in policy.named_modules()}
+    return [
+        {"flops": _flops_of(paths[id(part)], part, by_module), "tokens": tokens.get(name)}
+        for name, part in parts.items()
+    ]
 
 
 def _flops_of(path: str, module: nn.Module, by_module: Mapping[str, int]) -> int:

@@ -254,20 +254,21 @@ def evaluate_checkpoint(
     perturb: Sequence[str] = (),
     perturb_episodes: int = FEW_EPISODES,
     purpose: Purpose = "report",
+    cameras: Mapping[str, str] | None = None,
 ) -> EvaluationReport:
     """Evaluate a saved policy on episodes that neither training nor its selection ever used.
 
     execute: actions of each chunk that are executed (None: half of it). video: a folder for films of all episodes.
     recorder: is told what the policy is shown and says. perturb: see `choose_perturbations`; under each of them the
     first `perturb_episodes` of the episodes are played again. purpose: whose episodes they are; another one than
-    'report' is to repeat what training has done.
+    'report' is to repeat what training has done. cameras: {a LeRobot policy's: the environment's}.
     Raises InputError for an unknown environment or perturbation, a policy that does not fit it, a checkpoint that is
     damaged, or a folder that cannot be made.
     """
     choices = check_request(env, episodes, video, perturb, probed=instruction_shuffle or blind)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = resolve_policy(checkpoint)
-    executor, execute = load_actor(checkpoint, env, device, execute, ensemble)
+    executor, execute = load_actor(checkpoint, env, device, execute, ensemble, cameras)
     actor: Actor = executor
     if recorder is not None:
         recorder.policy = executor.policy
@@ -366,7 +367,12 @@ def evaluate_actor(
 
 
 def load_actor(
-    checkpoint: str | Path, env: str, device: torch.device, execute: int | None, ensemble: float | None
+    checkpoint: str | Path,
+    env: str,
+    device: torch.device,
+    execute: int | None,
+    ensemble: float | None,
+    cameras: Mapping[str, str] | None = None,
 ) -> tuple[ChunkExecutor, int]:
     """A saved policy that acts in a world, and how many actions of each chunk it executes: by default half of it.
 
@@ -374,7 +380,7 @@ def load_actor(
     """
     from atlas.policies.base import load_policy
 
-    policy = load_policy(checkpoint).to(device)
+    policy = load_policy(checkpoint, cameras=cameras).to(device)
     check_agreement(policy.processor, environment_spec(env))
     execute = execute or max(1, policy.processor.action_horizon // 2)
     return ChunkExecutor(policy, execute, ensemble, env), execute

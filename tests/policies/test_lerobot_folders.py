@@ -165,8 +165,8 @@ def test_cameras_go_by_name_and_what_is_new_to_the_weights_is_said(caplog: pytes
 
     assert slots(("wrist", "top")).present == (("top", 1), ("wrist", 0)) and "camera" not in caplog.text
     assert slots(("a", "b"), cameras={"wrist": "a", "top": "b"}).present == (("top", 1), ("wrist", 0))
-    assert slots(("front",)).present == (("top", 0),) and "'front' is none that" in caplog.text
-    assert slots(("a", "top", "b", "c")).present[-1] == ("c", 3) and "'b' is one more than" in caplog.text
+    assert slots(("front",)).present == (("top", 0),) and "has no camera 'front'" in caplog.text
+    assert slots(("a", "top", "b", "c")).present[-1] == ("c", 3) and "'b' is one more, which" in caplog.text
 
 
 # ---- what is given back ------------------------------------------------------------------------------------------

@@ -33,13 +33,14 @@ def assign_cameras(
     renamed: Mapping[str, str] | None = None,
     most_absent: int | None = None,
     called: str = "the weights",
+    say: bool = True,
 ) -> CameraSlots:
-    """The policy's slots with the data's cameras in them, present ones first in the policy's order.
+    """The policy's slots with the data's cameras in them, present ones first, in the policy's order.
 
     slots: the policy's names in its order. cameras: the data's, all of which are used. mapping: {policy's: data's}, as
-    the user says it in model.cameras; None: same names (`renamed`: {another name of the data's: policy's}), and cameras
-    of other names take the free slots in order, which is said. most_absent: how many slots without a camera are kept.
-    Raises InputError for a mapping that names nothing.
+    the user says it in model.cameras; None: cameras go where the names are the same (`renamed`: {another name for the
+    data's: policy's}), and those with other names take the free slots in order, with a warning if `say`. most_absent:
+    how many slots without a camera are kept. Raises InputError for a mapping that names nothing.
     """
     free = [slot for slot in slots if not slot.startswith(EMPTY_CAMERA)]
     if mapping is not None:
@@ -54,7 +55,7 @@ def assign_cameras(
                 free.remove(slot)
         for view, camera in enumerate(cameras):
             if view not in taken.values():
-                taken[_place_for(camera, free, called)] = view
+                taken[_place_for(camera, free, called, say)] = view
     order = [*slots, *(slot for slot in taken if slot not in slots)]
     present = tuple((slot, taken[slot]) for slot in order if slot in taken)
     absent = tuple(slot for slot in slots if slot not in taken)
@@ -81,16 +82,16 @@ def _mapped(slots: Sequence[str], cameras: Sequence[str], mapping: Mapping[str, 
     return dict(zip(mapping, views, strict=True))
 
 
-def _place_for(camera: str, free: list[str], called: str) -> str:
-    """A free slot for a camera whose name is none of the slots', or a new one; both are said."""
-    if free:
-        slot = free.pop(0)
+def _place_for(camera: str, free: list[str], called: str, say: bool) -> str:
+    """A free slot for a camera whose name none of the slots has, or a new one; both are said."""
+    slot = free.pop(0) if free else camera
+    if say and slot != camera:
         logger.warning(
-            "The camera '%s' is none that %s know by name; it is given to them as '%s'. Say it with model.cameras.",
-            camera,
+            "%s has no camera '%s'; it takes the place of '%s' there. Set model.cameras to choose.",
             called,
+            camera,
             slot,
         )
-        return slot
-    logger.warning("The camera '%s' is one more than %s were trained with.", camera, called)
-    return camera
+    elif say:
+        logger.warning("%s was trained with fewer cameras; '%s' is one more, which it has never seen.", called, camera)
+    return slot

@@ -95,11 +95,11 @@ class Description:
                 logger.warning("%s: %s. '%s' is scaled by the dataset's.", self.folder.called, found, feature)
         return processor
 
-    def own_processor(self, fit: ImageFit) -> PolicyProcessor:
-        """The processor of the folder by itself, without any data.
+    def own_processor(self, fit: ImageFit, cameras: Mapping[str, str] | None = None) -> PolicyProcessor:
+        """The processor of the folder by itself, without any data. cameras: {its: the world's}; None: by its names.
 
-        Numbers that it has no statistics of pass as they are, which is said. Raises InputError where it has some that
-        do not fit.
+        Numbers that it has no statistics for pass as they are, which is said. Raises InputError if it has some that do
+        not fit.
         """
         state, dim = self.folder.state_dim, self.folder.action_dim
         columns = {}
@@ -113,10 +113,11 @@ class Description:
                 found = identity_columns(width)
             columns[feature] = found
         statistics = DatasetStatistics(self.folder.called, 0, 0, columns[ACTION], columns[STATE])
-        shapes = [self.folder.camera_shapes[name] for name in self.cameras]
+        named = {name: name for name in self.cameras} if cameras is None else cameras
+        shapes = [shape for name, shape in self.folder.camera_shapes.items() if name in named]
         sizes = [min(shape[-2:]) for shape in shapes if len(shape) == 3]
         return PolicyProcessor(
-            cameras=self.cameras,
+            cameras=tuple(named.values()),
             camera_size=min(sizes, default=min(fit.height, fit.width)),
             image_size=min(fit.height, fit.width),
             action_horizon=self.folder.integer("chunk_size"),

@@ -64,6 +64,8 @@ def _features(policy: FlowPolicy) -> dict[str, dict[str, Any]]:
     side = processor.camera_size
     shapes = was.camera_shapes
     cameras = [name for name, _ in policy.slots.present] + list(policy.slots.absent)
+    if processor.inputs is not None:  # it was trained here: on pictures of other sizes than the folder says
+        shapes = {name: shape for name, shape in shapes.items() if name in policy.slots.absent}
     found: dict[str, dict[str, Any]] = {
         feature_name(name): {"type": "VISUAL", "shape": list(shapes.get(name, (3, side, side)))}
         for name in sorted(cameras, key=_order(was.cameras))

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from atlas.data.lerobot.features import LIBERO_SETS
 from atlas.errors import InputError
 from atlas.registry.lerobot_policies import CONFIG_JSON, LEROBOT_BESIDE, LEROBOT_FILES, WEIGHTS
 from atlas.registry.references import HUB, parse_hub
 from atlas.system.documents import read_json
 from atlas.system.hub import Alternative, fetch_folder
+from atlas.types import ActionSpec
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 
@@ -147,6 +149,15 @@ def camera_name(feature: str) -> str:
 def feature_name(camera: str) -> str:
     """The inverse of `camera_name`."""
     return IMAGES + camera
+
+
+def libero_cameras(folder: LeRobotFolder) -> dict[str, str] | None:
+    """{its camera: LIBERO's} of a policy whose cameras have the names of a conversion of LIBERO; None for others."""
+    for conversion in LIBERO_SETS:
+        names = {camera_name(feature): camera for camera, feature in conversion.cameras.items()}
+        if set(names) == set(folder.cameras) and folder.action_dim == ActionSpec().dim:
+            return names
+    return None
 
 
 def find_lerobot(reference: str, key: str, weights: bool = True) -> Path:

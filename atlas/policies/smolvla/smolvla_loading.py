@@ -84,7 +84,7 @@ def of_lerobot(config: SmolVLAConfig, directory: Path) -> SmolVLAPolicy:
     with torch.device("meta"):
         network = _network(config, description)
     fill(network, directory / WEIGHTS, precision_of(network, config.precision), config.pretrained, TABLES)
-    policy = _assemble(config, description.own_processor(fit_of(description)), description, network)
+    policy = _assemble(config, description.own_processor(fit_of(description), config.cameras), description, network)
     policy.eval()
     return policy
 
@@ -137,6 +137,7 @@ def _assemble(
         description.files.renamed,
         folder.integer("empty_cameras", 0, least=0),
         folder.called,
+        say=with_words,
     )
     tokenizer = _words(config, description, network) if with_words else None
     return SmolVLAPolicy(config, processor, description, network, slots, tokenizer, fit_of(description))
