@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from atlas.data.chunks import ChunkDataset, Sample
+from atlas.data.sampling.chunks import ChunkDataset, Sample
 from atlas.policies.base import Policy
 from atlas.policies.reference_answers import (
     ReferenceAnswers,
