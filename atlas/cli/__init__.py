@@ -49,13 +49,14 @@ app.add_typer(config.config_app, name="config")
 
 def main() -> None:
     """The entry point: run a verb, and turn what it raises into a message and an exit code."""
-    from atlas.launch import end_at_once, leave_exit_code
-
     yield_cores()
     show_log_lines_as_text()
     code = _run()
-    leave_exit_code(code)
-    end_at_once(code)
+    if "RANK" in os.environ:  # one of several processes; `--help` does without what that takes to import
+        from atlas.launch import end_at_once, leave_exit_code
+
+        leave_exit_code(code)
+        end_at_once(code)
     sys.exit(code)
 
 
