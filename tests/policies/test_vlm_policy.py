@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch.distributed.device_mesh import init_device_mesh
 
 import atlas
 from atlas.config import load_config
@@ -20,10 +22,12 @@ from atlas.policies.summary import summarize
 from atlas.policies.vlm.vlm_policy import VLMPolicy
 from atlas.training.average import WeightAverage
 from atlas.training.parallel.block_setup import plain_copy, set_up_blocks
+from atlas.training.parallel.sharded import spread
 from atlas.types import Batch
 from tests.conftest import MakeLibero, MakeOnce
 from tests.policies.image_text_models import VLM_KINDS, save_image_text_model
 from tests.policies.test_alignment import alignment
+from tests.policies.test_language import go_offline
 from tests.policies.test_policy import make_batch, make_processor
 
 Saved = Callable[[str], Path]
@@ -162,6 +166,30 @@ def test_running_blocks_again_gives_the_same_gradients(saved: Saved) -> None:
 
     for kept, again in zip(*gradients, strict=True):
         torch.testing.assert_close(kept, again)
+
+
+@pytest.fixture
+def one_process_group() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("way", ["freeze: true", "lora: {rank: 2}", "freeze: false"])
+def test_spread_over_processes_it_learns_the_same(way: str, head: str, saved: Saved, one_process_group: None) -> None:
+    policy = make_policy(saved("smolvlm"), way, head=head).train()
+    policy(keyed_batch()).loss.backward()
+    expected = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+    policy.zero_grad()
+
+    spread(policy, init_device_mesh("cpu", (1,)), low_precision=False)
+    policy(keyed_batch()).loss.backward()
+
+    found = {name: p.grad.full_tensor() for name, p in policy.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -358,6 +386,9 @@ BAD = {
 }
 
 
+SEEN_LATE = {"missing tensor"}  # when the weights are read
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_what_does_not_fit_ends_a_run_with_exit_code_2(
     case: str,
@@ -376,6 +407,18 @@ def test_what_does_not_fit_ends_a_run_with_exit_code_2(
 
     assert code == 2
     assert complaint in " ".join(capsys.readouterr().err.split())
+    assert case in SEEN_LATE or not (tmp_path / "out").exists(), "a run was begun"
+
+
+def test_a_name_that_is_nowhere_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, atlas: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    go_offline(monkeypatch, tmp_path / "cache")
+
+    code = atlas("model", "summary", "model.type=vlm", "model.backbone.pretrained=nobody/nothing")
+
+    assert code == 2
+    assert "model.backbone.pretrained: 'nobody/nothing' could not be downloaded" in capsys.readouterr().err
 
 
 def test_an_expert_needs_keys_that_turn(saved: Saved) -> None:

@@ -76,7 +76,7 @@ class _Bridge(nn.Module):
         self.prompt = _Source(width, dim, heads)
         self.own = _Source(width, dim, heads)
         self.among = _Source(dim, dim, heads)
-        self.gate = nn.Parameter(torch.zeros(()))
+        self.gate = nn.Parameter(torch.zeros(1))  # FSDP shards no 0-d weights
         self.join = nn.Linear(3 * dim, dim)
         self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 

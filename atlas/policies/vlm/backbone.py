@@ -32,10 +32,12 @@ from atlas.policies.vlm.image_part import ImagePart
 from atlas.policies.vlm.image_rule import ImageRule
 from atlas.policies.vlm.language_part import LanguagePart
 from atlas.policies.vlm.prompts import Positions, Prompts
+from atlas.policies.vlm.vlm_head_contract import LanguageSizes
 from atlas.policies.vlm.vlm_section import BACKBONE_KEY as KEY
 from atlas.policies.vlm.vlm_section import LORA_KEY, BackboneConfig
 from atlas.system.files import partial_folder, write_text
 
+_USUAL_SIZE = 224  # of images, where none are there yet
 _EXAMPLE = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 
 
@@ -198,12 +200,20 @@ class _AnySize(nn.Module):
         return tokens
 
 
-def check_backbone(settings: BackboneConfig) -> None:
-    """Raises InputError where a policy could not be built on the model; its weights are not read."""
+def check_backbone(settings: BackboneConfig) -> LanguageSizes:
+    """The language part's sizes. Raises InputError where a policy could not be built on the model, as far as that can
+    be told without its weights and the data's images."""
     if settings.lora is not None:
         check_adapters(LORA_KEY)
     backbone = Backbone.find(settings)
-    read_tokenizer(backbone.folder, backbone.name, KEY)
+    with torch.device("meta"):
+        vision, model = backbone.build()
+        language = LanguagePart(model, backbone.family, None, stays=True)
+        if settings.lora is not None:
+            add_adapters(model, settings.lora, _linear_layers(model), LORA_KEY)
+    words = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    backbone.prompts(vision, _USUAL_SIZE, words).row("pick up the cube", 1, 0)
+    return language.sizes
 
 
 # ---- of models of transformers -----------------------------------------------------------------------------

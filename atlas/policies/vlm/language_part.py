@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.policies.vlm.families import Family
@@ -100,7 +101,7 @@ class LanguagePart(nn.Module):
         with ExitStack() as hooks:
             for number, layer in enumerate(self.layers):
                 deeper = seen[..., (number + 1) * self.width : (number + 2) * self.width]
-                keep = _keep(states, prompts.image_slots, deeper)
+                keep = _keep(states, prompts.image_slots, deeper, memory)
                 hooks.callback(layer.register_forward_hook(keep).remove)
             last = self.model(**told).last_hidden_state
         spread = prompts.positions if prompts.positions.ndim == 2 else prompts.positions[0]
@@ -155,14 +156,35 @@ def _marked(slots: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(like).scatter(1, slots, torch.ones_like(slots, dtype=torch.bool))
 
 
+class _Tied(torch.autograd.Function):
+    """Keys and values unchanged, with a gradient of zeros for what came out of their layer.
+
+    FSDP gathers a layer's weights again when a gradient for what it gave arrives. Keys and values leave the layer by
+    another way, on which FSDP sees no gradient coming.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, keys: torch.Tensor, values: torch.Tensor, output: torch.Tensor) -> Any:
+        ctx.like = output.new_empty(0), output.shape
+        return keys.view_as(keys), values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        some, shape = ctx.like
+        return *gradients, some.new_zeros(()).expand(shape)
+
+
 def _keep(
-    states: list[torch.Tensor], slots: torch.Tensor, deeper: torch.Tensor
+    states: list[torch.Tensor], slots: torch.Tensor, deeper: torch.Tensor, memory: _Memory
 ) -> Callable[[nn.Module, Any, Any], torch.Tensor | None]:
     """A hook that keeps what a layer gives, after it has added the images' deeper features [B, N, D], where there are
     some (DeepStack, as in Qwen3-VL)."""
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> torch.Tensor | None:
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        number = len(states)
+        if isinstance(module, FSDPModule) and number in memory.kept and hidden.requires_grad:
+            memory.kept[number] = _Tied.apply(*memory.kept[number], hidden)  # type: ignore[no-untyped-call]
         if deeper.shape[-1] == 0:
             states.append(hidden)
             return None

@@ -46,7 +46,7 @@ class VLMPolicy(Policy):
         self.token_scale = nn.Buffer(words(some).float().std().detach())
         self._aligned_layer, self.alignment = 0, None
         if config.alignment is not None:
-            self._aligned_layer = _inner_layer(config.alignment.layer, layers)
+            self._aligned_layer = inner_layer(config.alignment.layer, layers)
             self.alignment = Alignment(config.alignment, self.language.width, TEACHER_KEY)
         if self.head.reads_memory and self._aligned_layer < layers:
             self.language.train_keys_alone()
@@ -183,8 +183,8 @@ class VLMPolicy(Policy):
         return {"vision": seen, "language": prompts.ids.shape[1] - seen}
 
 
-def _inner_layer(asked: int | None, layers: int) -> int:
-    """Raises InputError for one that is not there."""
+def inner_layer(asked: int | None, layers: int) -> int:
+    """After which language layer images are aligned, from 1. Raises InputError for one that is not there."""
     if asked is not None and asked > layers:
         raise InputError(f"model.alignment.layer is {asked}, and the model has {layers} language layers.")
     return asked or max(1, round(0.75 * layers))

@@ -139,8 +139,17 @@ class VLMConfig(ModelConfig):
             )
 
     def check_pretrained(self) -> None:
-        self.backbone.check_pretrained()
+        import torch
+
+        from atlas.policies.vlm.backbone import check_backbone
+        from atlas.policies.vlm.vlm_policy import inner_layer
+        from atlas.types import ActionSpec
+
+        sizes = check_backbone(self.backbone)
+        with torch.device("meta"):
+            self.head.build(sizes, ActionSpec(), horizon=1, proprio_dim=1)
         if self.alignment is not None:
+            inner_layer(self.alignment.layer, sizes.layers)
             self.alignment.teacher.check_pretrained(TEACHER_KEY)
 
     @property
