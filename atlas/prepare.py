@@ -93,6 +93,7 @@ def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> Pre
     prepared.data = data = _open_data(prepared)
     _check_data(prepared)
     config.model.check_pretrained()
+    config.model.check_dataset(data.cameras, data.dataset.action_spec, data.dataset.proprio_dim)
     if config.data.feature_cache is not None:
         check_cache(config, data.dataset, data.cameras)
     _check_machine(config, device)

@@ -76,6 +76,10 @@ class ModelConfig(Section):
         hashed, when the policy is built. Raises InputError that names the key of the config.
         """
 
+    def check_dataset(self, cameras: Sequence[str], spec: ActionSpec, proprio_dim: int) -> None:
+        """See that a policy begun as the section says takes such data: after `check_pretrained`, before a run is begun.
+        Raises InputError."""
+
     @property
     def cached_encoder(self) -> Any:
         """The `CachedEncoder` whose outputs `data.feature_cache` may hold; None if no part's outputs stay the same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,13 +17,14 @@ from atlas.policies.pi.pi_section import LORA_KEY, PiConfig
 from atlas.policies.pi.pi_settings import PiSettings, default_normalization
 from atlas.policies.pi.trained_parts import adapt_backbone, freeze, held_in, trains_whole
 from atlas.policies.processor import PolicyProcessor
-from atlas.policies.published.camera_slots import assign_cameras
+from atlas.policies.published.camera_slots import CameraSlots, assign_cameras
 from atlas.policies.published.description import Description, check_widths
 from atlas.policies.published.processor_files import TokenizerStep
 from atlas.policies.published.published_section import DESCRIPTION
 from atlas.policies.published.tokenized_prompt import PromptTokenizer
 from atlas.policies.published.weight_filling import Precision, allocate, check_file, fill, fill_backbone
 from atlas.registry.lerobot_policies import WEIGHTS
+from atlas.types import ActionSpec
 
 OWN_STEPS = {"pi0": ("pi0_new_line_processor",), "pi05": ("pi05_prepare_state_tokenizer_processor_step",)}
 _WORDS_STD = 0.02  # of random word vectors
@@ -92,7 +94,7 @@ def of_lerobot(config: PiConfig, directory: Path) -> PiPolicy:
     with torch.device("meta"):
         network = _network(config, description, settings)
     _fill(network, directory / WEIGHTS, _precision(network, config), config)
-    processor = description.own_processor(fit_of(description))
+    processor = description.own_processor(fit_of(description), config.cameras)
     policy = _assemble(config, processor, description, settings, network)
     policy.eval()
     return policy
@@ -109,6 +111,25 @@ def check(config: PiConfig) -> None:
         if config.lora is not None:
             adapt_backbone(network, config.lora, LORA_KEY)
     _words(config, description, settings)
+
+
+def check_dataset(config: PiConfig, cameras: Sequence[str], spec: ActionSpec, proprio_dim: int) -> None:
+    """See `ModelConfig.check_dataset`."""
+    description = read_description(config)
+    _check_widths(description, PiSettings.of(description.folder, config.sizes), spec.dim, proprio_dim)
+    description.check_statistics(config.statistics, spec.dim, proprio_dim)
+    _slots(config, description, cameras, say=False)
+
+
+def _check_widths(description: Description, settings: PiSettings, actions: int, proprio: int) -> None:
+    # pi0.5 has the state in its prompt, as many numbers as there are.
+    most = settings.shape.max_state_dim if settings.shape.kind == "pi0" else proprio
+    check_widths(description, actions, proprio, settings.shape.max_action_dim, most)
+
+
+def _slots(config: PiConfig, description: Description, cameras: Sequence[str], say: bool) -> CameraSlots:
+    folder, renamed = description.folder, description.files.renamed
+    return assign_cameras(folder.cameras, cameras, config.cameras, renamed, called=folder.called, say=say)
 
 
 def _fill(network: PiNetwork, path: Path, precision: Precision, config: PiConfig) -> None:
@@ -151,13 +172,8 @@ def _assemble(
     network: PiNetwork,
     with_words: bool = True,
 ) -> PiPolicy:
-    shape, folder = settings.shape, description.folder
-    # pi0.5 has the state in its prompt, as many numbers as there are.
-    most = shape.max_state_dim if shape.kind == "pi0" else processor.proprio_dim
-    check_widths(description, processor, most, shape.max_action_dim)
-    slots = assign_cameras(
-        folder.cameras, processor.cameras, config.cameras, description.files.renamed, None, folder.called
-    )
+    _check_widths(description, settings, processor.action_spec.dim, processor.proprio_dim)
+    slots = _slots(config, description, processor.cameras, say=with_words)
     tokenizer = _words(config, description, settings) if with_words else None
     if config.lora is not None:
         adapt_backbone(network, config.lora, LORA_KEY)

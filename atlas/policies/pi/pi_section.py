@@ -15,6 +15,7 @@ from atlas.policies.published.published_section import PublishedConfig
 if TYPE_CHECKING:
     from atlas.policies.pi.pi_policy import PiPolicy
     from atlas.policies.processor import PolicyProcessor
+    from atlas.types import ActionSpec
 
 LORA_KEY = "model.lora"
 
@@ -57,6 +58,11 @@ class PiConfig(PublishedConfig):
         from atlas.policies.pi.pi_loading import check
 
         check(self)
+
+    def check_dataset(self, cameras: Sequence[str], spec: ActionSpec, proprio_dim: int) -> None:
+        from atlas.policies.pi.pi_loading import check_dataset
+
+        check_dataset(self, cameras, spec, proprio_dim)
 
     @classmethod
     def training_preset(cls) -> Mapping[str, Any]:

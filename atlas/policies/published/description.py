@@ -76,6 +76,7 @@ class Description:
         """
         if self.saved or choice == "dataset":
             return processor
+        self.check_statistics(choice, processor.action_spec.dim, processor.proprio_dim)
         wanted = {"action": (ACTION, "ACTION", processor.action_spec.dim)}
         wanted["proprio"] = (STATE, "STATE", processor.proprio_dim)
         for name, (feature, kind, dim) in wanted.items():
@@ -87,13 +88,18 @@ class Description:
                     for s in processor.statistics
                 )
                 processor = replace(processor, statistics=sources)
-            elif choice == "checkpoint":
-                raise InputError(
-                    f"model.statistics is 'checkpoint', and {self.folder.called} cannot give them: {found}."
-                )
             else:
                 logger.warning("%s: %s. '%s' is scaled by the dataset's.", self.folder.called, found, feature)
         return processor
+
+    def check_statistics(self, choice: str, action_dim: int, proprio_dim: int) -> None:
+        """Raises InputError as `with_statistics` does for data of these widths."""
+        for feature, kind, dim in ((ACTION, "ACTION", action_dim), (STATE, "STATE", proprio_dim)):
+            found = columns_of(self.files, feature, self.files.modes[kind], dim)
+            if choice == "checkpoint" and isinstance(found, str):
+                raise InputError(
+                    f"model.statistics is 'checkpoint', and {self.folder.called} cannot give them: {found}."
+                )
 
     def own_processor(self, fit: ImageFit, cameras: Mapping[str, str] | None = None) -> PolicyProcessor:
         """The processor of the folder by itself, without any data. cameras: {its: the world's}; None: by its names.
@@ -138,12 +144,9 @@ def _spec(dim: int, called: str) -> ActionSpec:
     return ActionSpec((ActionGroup("other", tuple(f"action_{i}" for i in range(dim))),))
 
 
-def check_widths(description: Description, processor: PolicyProcessor, state: int, action: int) -> None:
+def check_widths(description: Description, actions: int, proprio: int, most_actions: int, most_proprio: int) -> None:
     """Raises InputError where the data has more numbers than the weights take."""
-    for what, has, most in (
-        ("actions have", processor.action_spec.dim, action),
-        ("state (proprio) has", processor.proprio_dim, state),
-    ):
+    for what, has, most in (("actions have", actions, most_actions), ("state (proprio) has", proprio, most_proprio)):
         if has > most:
             raise InputError(
                 f"The data's {what} {has} numbers, and the weights of {description.folder.called} take {most}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from atlas.data.image_fit import ImageFit
 from atlas.policies.processor import PolicyProcessor
-from atlas.policies.published.camera_slots import assign_cameras
+from atlas.policies.published.camera_slots import CameraSlots, assign_cameras
 from atlas.policies.published.description import Description, check_widths
 from atlas.policies.published.processor_files import TokenizerStep
 from atlas.policies.published.published_section import DESCRIPTION
@@ -26,6 +27,7 @@ from atlas.policies.smolvla.smolvla_policy import SmolVLAPolicy
 from atlas.policies.smolvla.smolvla_section import SmolVLAConfig
 from atlas.policies.smolvla.smolvla_sizes import read_sizes
 from atlas.registry.lerobot_policies import WEIGHTS
+from atlas.types import ActionSpec
 
 OWN_STEPS = ("smolvla_new_line_processor",)
 _VOCABULARY_STD = 0.02  # of random word vectors, as transformers draws them
@@ -99,6 +101,21 @@ def check(config: SmolVLAConfig) -> None:
     _words(config, description, network)
 
 
+def check_dataset(config: SmolVLAConfig, cameras: Sequence[str], spec: ActionSpec, proprio_dim: int) -> None:
+    """See `ModelConfig.check_dataset`."""
+    description = read_description(config)
+    sizes = read_sizes(description.folder, config.vlm)
+    check_widths(description, spec.dim, proprio_dim, sizes.action, sizes.state)
+    description.check_statistics(config.statistics, spec.dim, proprio_dim)
+    _slots(config, description, cameras, say=False)
+
+
+def _slots(config: SmolVLAConfig, description: Description, cameras: Sequence[str], say: bool) -> CameraSlots:
+    folder = description.folder
+    empty = folder.integer("empty_cameras", 0, least=0)
+    return assign_cameras(folder.cameras, cameras, config.cameras, description.files.renamed, empty, folder.called, say)
+
+
 def _network(config: SmolVLAConfig, description: Description) -> SmolVLANetwork:
     folder = description.folder
     network = SmolVLANetwork(read_sizes(folder, config.vlm))
@@ -128,16 +145,8 @@ def _assemble(
     network: SmolVLANetwork,
     with_words: bool = True,
 ) -> SmolVLAPolicy:
-    sizes, folder = network.sizes, description.folder
-    check_widths(description, processor, sizes.state, sizes.action)
-    slots = assign_cameras(
-        folder.cameras,
-        processor.cameras,
-        config.cameras,
-        description.files.renamed,
-        folder.integer("empty_cameras", 0, least=0),
-        folder.called,
-        say=with_words,
-    )
+    sizes = network.sizes
+    check_widths(description, processor.action_spec.dim, processor.proprio_dim, sizes.action, sizes.state)
+    slots = _slots(config, description, processor.cameras, with_words)
     tokenizer = _words(config, description, network) if with_words else None
     return SmolVLAPolicy(config, processor, description, network, slots, tokenizer, fit_of(description))

@@ -11,6 +11,7 @@ from atlas.policies.published.published_section import PublishedConfig
 if TYPE_CHECKING:
     from atlas.policies.processor import PolicyProcessor
     from atlas.policies.smolvla.smolvla_policy import SmolVLAPolicy
+    from atlas.types import ActionSpec
 
 
 class SmolVLAConfig(PublishedConfig):
@@ -43,6 +44,11 @@ class SmolVLAConfig(PublishedConfig):
         from atlas.policies.smolvla.smolvla_loading import check
 
         check(self)
+
+    def check_dataset(self, cameras: Sequence[str], spec: ActionSpec, proprio_dim: int) -> None:
+        from atlas.policies.smolvla.smolvla_loading import check_dataset
+
+        check_dataset(self, cameras, spec, proprio_dim)
 
     @classmethod
     def training_preset(cls) -> Mapping[str, Any]:
