@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,14 @@ import yaml
 
 from atlas.config import Config, LoggingConfig, WandbConfig, load_config
 from atlas.config.tracking_sections import EpisodeLoggerConfig
+from atlas.environments.perturbations.choices import PerturbationChoice
 from atlas.rollout.episode_plan import Purpose
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
+from atlas.rollout.verdicts.failures import FailureKind
 from atlas.runs.scalars import event_files
 from atlas.tracking import RunTracker
 from atlas.tracking.media_values import write_mp4
+from atlas.training.final_evaluation import PROBES, FinalEvaluation, show_finally
 from atlas.training.media.episode_logger import EpisodeLogger
 from tests import warm
 
@@ -388,10 +391,17 @@ def test_every_metric_of_a_run_is_explained_and_no_other(reader: Reader, tmp_pat
 def log_evaluation(tracker: RunTracker, purpose: Purpose, folder: Path) -> None:
     film = folder / "film.mp4"
     write_mp4(film, np.zeros((4, 32, 32, 3), np.uint8), 10)
-    outcomes = [EpisodeOutcome(f"lift cube {i % 2}", i, i > 0, float(i), 10 + i, str(film)) for i in range(3)]
+    failed: FailureKind = "stuck"
+    outcomes = [
+        EpisodeOutcome(f"lift cube {i % 2}", i, i > 0, float(i), 10 + i, str(film), None if i else failed)
+        for i in range(3)
+    ]
     report = EvaluationReport("cubes", "here", tuple(outcomes), purpose, 30)
     if purpose == "selection":
         tracker.log(report.metrics())
+    else:
+        perturbed = replace(report, perturbed={PerturbationChoice("blur", 2): tuple(outcomes)})
+        show_finally(FinalEvaluation(perturbed, dict.fromkeys(PROBES, report)), tracker)
     EpisodeLogger(EpisodeLoggerConfig(), tracker).log(report)
 
 
@@ -400,7 +410,7 @@ def test_every_metric_of_a_run_with_rollouts_is_explained(cubes_dataset: Path, t
     import atlas
 
     small = next(block for block in read_page("wandb").blocks if block.file == "my.yaml")
-    episodes = ["evaluation.episodes=3", "evaluation.final_episodes=3"]
+    episodes = ["evaluation.episodes=3", "evaluation.final_episodes=3", "evaluation.perturbations=[blur:1]"]
     given = [*episodes, f"data.path={cubes_dataset}", f"output_dir={tmp_path}", "run_name=played"]
     run_dir = atlas.train(yaml.safe_load(small.text), given).run_dir
     for language in LANGUAGES:

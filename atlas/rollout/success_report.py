@@ -26,8 +26,8 @@ class EpisodeOutcome:
     success: bool
     reward: float
     length: int  # steps
-    failure: FailureKind | None = None  # how it failed, where a simulator tells
     video: str | None = None  # the film, where there is one on this machine
+    failure: FailureKind | None = None  # how it failed, where a simulator tells
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; a failure's kind where there is one."""

@@ -31,7 +31,9 @@ from atlas.environments.catalog import environment_spec, make_environment
 from atlas.environments.environment import StepResult
 from atlas.environments.libero import CAMERAS, LiberoEnvironment
 from atlas.environments.libero_package import HORIZONS, SUITES, load_package, read_starts, tasks_of
+from atlas.environments.perturbations.choices import PerturbationChoice, choose_perturbations
 from atlas.environments.rendering import prepare_rendering
+from atlas.environments.scene_variation import AS_IT_IS
 from atlas.errors import InputError
 from atlas.rollout.episode_plan import plan_episodes
 from atlas.rollout.traces import FilmOrder, TraceRecorder, make_film
@@ -312,6 +314,25 @@ def test_every_task_begins_from_its_starts_and_knows_its_states(suite: str, stan
 
 
 # ---- acting -------------------------------------------------------------------------------------------------------
+
+
+@installed
+def test_cameras_and_lights_are_perturbed_and_put_back(objects: LiberoEnvironment) -> None:
+    plain = objects.reset(seed=3, instruction=SOUP).images
+    for name in ("camera_pose", "light_intensity"):
+        objects.vary(PerturbationChoice(name, 4).of_episode(3, objects.spec).variation())
+        seen = objects.reset(seed=3, instruction=SOUP).images
+        assert np.abs(seen["agentview"].astype(int) - plain["agentview"]).mean() > 3
+    objects.vary(AS_IT_IS)
+
+    again = objects.reset(seed=3, instruction=SOUP).images
+
+    for camera in CAMERAS:
+        np.testing.assert_array_equal(again[camera], plain[camera])
+    names = {choice.name for choice in choose_perturbations(["all:1"], objects.spec)}
+    assert {"camera_field", "light_colour", "blur", "typos", "paraphrase", "action_delay"} <= names
+    with pytest.raises(InputError, match="'libero_object' does not have the perturbation 'distractors'"):
+        choose_perturbations(["distractors"], objects.spec)
 
 
 @installed
