@@ -225,14 +225,14 @@ ROWS = of_part(
         "tests/policies/test_vggt_backbone.py::test_another_backbone_than_the_one_trained_with_is_refused",
     ),
     (
-        "atlas/policies/modular/huggingface_images.py",
+        "atlas/policies/modular/vision_encoders/huggingface_images.py",
         "scaled: torch.Tensor = (images * (255 * self.rescale) - mean) / std",
         "scaled: torch.Tensor = images - mean",
         "images are not scaled by an image encoder's own deviation",
         "tests/policies/test_huggingface_vision.py::test_tokens_are_the_patches_of_the_saved_model",
     ),
     (
-        "atlas/policies/modular/huggingface_vision.py",
+        "atlas/policies/modular/vision_encoders/huggingface_vision.py",
         "return (by_view + self.views.unsqueeze(1)).flatten(1, 2)",
         "return by_view.flatten(1, 2)",
         "the tokens of one camera look like those of the other",
