@@ -9,7 +9,8 @@ import numpy as np
 from atlas.environments.perturbations.perturbation import Perturbation
 from atlas.environments.scene_variation import Colour, SceneVariation, Surface
 
-_COLOUR = 0.16  # a level, the share that takes the colour
+# The share that takes the colour: at first, and a level. A table in bright light shows less than the first level's.
+_COLOUR_FIRST, _COLOUR = 0.12, 0.12
 _OPACITY = 0.2  # a level, of a pattern over the texture
 
 
@@ -23,21 +24,21 @@ class TableTexture(Perturbation):
 
 
 class TableColour(Perturbation):
-    """The table takes another colour, by 16% a level."""
+    """The table takes another colour: by 24% at the first level, and 12% more a level."""
 
     category, visual, needs = "background_textures", True, frozenset({"table"})
 
     def variation(self) -> SceneVariation:
-        return SceneVariation(table=Surface(colour=_towards_colour(self.rng, _COLOUR * self.level)))
+        return SceneVariation(table=Surface(colour=_towards_colour(self.rng, self.level)))
 
 
 class Background(Perturbation):
-    """Floor and walls take a pattern and a colour: 20% and 16% a level."""
+    """Floor and walls take a pattern, of 20% a level, and a colour as the table does."""
 
     category, visual, needs = "background_textures", True, frozenset({"background"})
 
     def variation(self) -> SceneVariation:
-        colour = _towards_colour(self.rng, _COLOUR * self.level)
+        colour = _towards_colour(self.rng, self.level)
         return SceneVariation(background=Surface(colour, _pattern(self.rng), _OPACITY * self.level))
 
 
@@ -45,8 +46,9 @@ def _pattern(rng: np.random.Generator) -> int:
     return int(rng.integers(2**31))
 
 
-def _towards_colour(rng: np.random.Generator, share: float) -> Colour:
+def _towards_colour(rng: np.random.Generator, level: int) -> Colour:
     """Factors of red, green and blue that go from 1 to those of a colour of random hue."""
+    share = _COLOUR_FIRST + _COLOUR * level
     full = colorsys.hsv_to_rgb(float(rng.uniform()), float(rng.uniform(0.8, 1.0)), float(rng.uniform(0.4, 1.0)))
     red, green, blue = (1 - share * (1 - part) for part in full)
     return red, green, blue
