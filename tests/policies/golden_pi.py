@@ -117,6 +117,7 @@ def compute(kind: str, case: str = "full") -> dict[str, torch.Tensor]:
     noisy = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
     suffix, condition = network.embed_suffix(state, noisy, time)
     velocity = network.velocity(read.memory, prefix.valid, state, noisy, time)
+    first, of_first = network.embed_suffix(state, numbers.inputs["sample_noise"][:count], torch.ones(count))
     errors = (noise - actions - velocity).square()
     assert read.out is not None
     found |= {
@@ -124,6 +125,8 @@ def compute(kind: str, case: str = "full") -> dict[str, torch.Tensor]:
         "prefix_pad_masks": prefix.valid,
         "prefix_att_masks": prefix.begins,
         "prefix_out": read.out,
+        "sample.prefix_out": read.out,
+        "sample.suffix_out.0": network.read_suffix(first, read.memory, prefix.valid, of_first),
         "suffix_embs": suffix.embeddings,
         "suffix_pad_masks": suffix.valid,
         "suffix_att_masks": suffix.begins.float(),
