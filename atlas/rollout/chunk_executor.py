@@ -38,16 +38,22 @@ class ChunkExecutor:
     """
 
     def __init__(
-        self, policy: Policy, execute: int, ensemble: float | None = None, environment: str | None = None
+        self,
+        policy: Policy,
+        execute: int,
+        ensemble: float | None = None,
+        environment: str | None = None,
+        together: bool | None = None,
     ) -> None:
-        """environment: the world's name, by which a policy of several datasets knows whose statistics apply."""
+        """environment: the world's name, by which a policy of several datasets knows whose statistics apply. together:
+        whether all episodes are asked in one batch, whatever the device; None: as above."""
         horizon = policy.processor.action_horizon
         if not 1 <= execute <= horizon:
             raise InputError(f"The number of executed actions must be from 1 to {horizon} (the chunk), got {execute}.")
         if ensemble is not None and ensemble < 0:
             raise InputError(f"The ensemble's weight must not be negative, got {ensemble}.")
         self._policy, self._execute, self._ensemble = policy, execute, ensemble
-        self._source = policy.processor.source_for(environment)
+        self._source, self._together = policy.processor.source_for(environment), together
         self._episodes: dict[int, _Episode] = defaultdict(_Episode)
 
     @property
@@ -72,7 +78,8 @@ class ChunkExecutor:
         device = next(self._policy.parameters()).device
         episodes = [self._episodes[number] for number in observations]
         seen = list(observations.values())
-        together = 1 if device.type == "cpu" else max(1, len(seen))
+        in_one = device.type != "cpu" if self._together is None else self._together
+        together = max(1, len(seen)) if in_one else 1
         parts = [
             self._chunks(seen[first : first + together], episodes[first : first + together], device)
             for first in range(0, len(seen), together)

@@ -51,7 +51,8 @@ def load_actor(checkpoint: str | Path, settings: ServerSettings, environment: st
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     policy = load_policy(checkpoint).to(device)
-    return ChunkExecutor(policy, settings.execute or policy.processor.action_horizon, environment=environment)
+    execute = settings.execute or policy.processor.action_horizon
+    return ChunkExecutor(policy, execute, environment=environment, together=True)
 
 
 @asynccontextmanager
