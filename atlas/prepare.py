@@ -269,6 +269,7 @@ def _check_data(prepared: PreparedRun) -> None:
     import torch
 
     from atlas.environments.catalog import environment_spec
+    from atlas.rollout.chunk_timeline import check_execution
     from atlas.training.guards.resumed_data import check_resumed
     from atlas.training.perf.worker_room import settle_workers
     from atlas.training.selection import check_metrics
@@ -287,6 +288,15 @@ def _check_data(prepared: PreparedRun) -> None:
         environment_spec(config.evaluation.env)
     env = environment_of(config, data.dataset)
     _check_perturbations(config, env)
+    if env is not None:
+        check_execution(
+            config.data.action_horizon,
+            data.dataset.action_spec.control_hz,
+            config.evaluation.execute,
+            config.evaluation.ensemble,
+            config.evaluation.delay_ms,
+            config.evaluation.blend,
+        )
     check_metrics(config, data.dataset.action_spec, data.dataset.tasks, env is not None, validation=len(data.val) > 0)
 
 

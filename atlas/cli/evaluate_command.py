@@ -37,6 +37,12 @@ def evaluate(
     ensemble: Annotated[
         float | None, typer.Option(min=0, metavar="W", help="Average overlapping chunks with this weight (off).")
     ] = None,
+    delay_ms: Annotated[
+        float, typer.Option(min=0, metavar="MS", help="Until a chunk is there, as on a robot; the last one goes on.")
+    ] = 0.0,
+    blend: Annotated[
+        float | None, typer.Option(min=0, max=0.99, metavar="W", help="The last chunk's weight where two overlap.")
+    ] = None,
     instruction_shuffle: Annotated[
         bool, typer.Option("--instruction-shuffle", help="Give the policy a different task from the one that counts.")
     ] = False,
@@ -102,6 +108,9 @@ def evaluate(
         raise InputError(
             "--ensemble and --diagnose need the policy itself: give --checkpoint, or leave them out with --policy."
         )
+    late = bool(delay_ms) or blend is not None
+    if late and (checkpoint is None or until_clear):
+        raise InputError("--delay-ms and --blend are for --checkpoint alone, without --until-clear.")
     other = probed or any(value is not None for value in (video, perturb, open_loop, policy))
     _check_comparison(until_clear, against, other)
     _check_perturbations(perturb, perturb_episodes, plot)
@@ -156,6 +165,8 @@ def evaluate(
                 video=video,
                 workers=workers,
                 recorder=recorder,
+                delay_ms=delay_ms,
+                blend=blend,
                 **more,
                 cameras=_named_cameras(camera),
             )

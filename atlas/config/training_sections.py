@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from atlas.config.section import NotNegative, Positive, Section, UserPath, Weight
+from atlas.config.section import NotNegative, Positive, Probability, Section, UserPath, Weight
 
 
 class EarlyStoppingConfig(Section):
@@ -92,6 +92,8 @@ class EvaluationConfig(Section):
     record_path: UserPath | None = None  # a folder for films of evaluations; null: videos/ in the run's folder
     execute: Positive = 4  # how many actions of each predicted chunk are executed
     ensemble: Annotated[float, Field(ge=0)] | None = None  # the weight of temporal ensembling; null: off
+    delay_ms: Annotated[float, Field(ge=0)] = 0.0  # until a chunk is there, as on the robot; the last one goes on
+    blend: Probability | None = None  # the last chunk's weight where two overlap; null: the new one counts
     workers: Positive | None = None  # environment processes per rank; null: one per core, up to 16
     # Of the final ones, a quarter at most, played again with another task named, and again with black images; 0: none.
     probe_episodes: NotNegative = 10

@@ -171,6 +171,8 @@ def _rollouts(
             ensemble=evaluation.ensemble,
             workers=evaluation.workers,
             recorder=recorder,
+            delay_ms=evaluation.delay_ms,
+            blend=evaluation.blend,
         )
     except InputError as error:
         return [Finding("starts", "info", f"there were no rollouts: {error}")], None

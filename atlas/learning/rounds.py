@@ -228,7 +228,7 @@ class _Rounds:
     def _actor(self, policy: Path) -> ChunkExecutor:
         evaluation = self.config.evaluation
         loaded = load_policy(policy).to(self.device)
-        return ChunkExecutor(loaded, evaluation.execute, evaluation.ensemble, self.env)
+        return ChunkExecutor.configured(loaded, evaluation, self.env)
 
     def _keep_best(self, policy: Path) -> None:
         best = self.folder / "best"

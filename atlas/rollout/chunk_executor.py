@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from atlas.config import EvaluationConfig
 from atlas.data.sampling.randomness import sample_keys
-from atlas.errors import InputError
 from atlas.policies.base import Policy
 from atlas.policies.processor import PolicyProcessor
+from atlas.rollout.chunk_timeline import ChunkTimeline, check_execution, delay_steps
 from atlas.types import Observation
 
 
@@ -23,6 +24,8 @@ class _Episode:
     seed: int = 0
     asked: int = 0  # chunks so far
     chunks: list[np.ndarray] = field(default_factory=list)  # those that reach the present, oldest first; to average
+    step: int = 0  # so many are executed once what was planned is over
+    timeline: ChunkTimeline = field(default_factory=ChunkTimeline)
 
 
 class ChunkExecutor:
@@ -30,6 +33,9 @@ class ChunkExecutor:
 
     With `ensemble` it looks at every step instead, and averages what all chunks that reach this step say about it,
     with weights exp(-ensemble * i) for i = 0 (the oldest), 1, … (temporal ensembling, Zhao et al., 2023, section IV-A).
+    With `delay_ms` a chunk is there as late as on a robot: meanwhile what is left of the last one is executed, and the
+    actions of the new one for steps that are over are left out. With `blend` the last chunk keeps that weight where
+    two overlap.
     Each of the episodes that it drives at once has a number of the caller's choice and its own state. The random
     numbers of a generative policy follow from (the episode's seed, how many chunks it was asked for), so that a rollout
     does not depend on the episodes beside it. On a CPU each is asked by itself, since in a batch the last bits of a sum
@@ -44,17 +50,25 @@ class ChunkExecutor:
         ensemble: float | None = None,
         environment: str | None = None,
         together: bool | None = None,
+        delay_ms: float = 0.0,
+        blend: float | None = None,
     ) -> None:
         """environment: the world's name, by which a policy of several datasets knows whose statistics apply. together:
         whether all episodes are asked in one batch, whatever the device; None: as above."""
-        horizon = policy.processor.action_horizon
-        if not 1 <= execute <= horizon:
-            raise InputError(f"The number of executed actions must be from 1 to {horizon} (the chunk), got {execute}.")
-        if ensemble is not None and ensemble < 0:
-            raise InputError(f"The ensemble's weight must not be negative, got {ensemble}.")
+        horizon, hz = policy.processor.action_horizon, policy.processor.action_spec.control_hz
+        check_execution(horizon, hz, execute, ensemble, delay_ms, blend)
+        self._delay, self._blend = delay_steps(delay_ms, hz), blend
         self._policy, self._execute, self._ensemble = policy, execute, ensemble
         self._source, self._together = policy.processor.source_for(environment), together
-        self._episodes: dict[int, _Episode] = defaultdict(_Episode)
+        self._episodes: dict[int, _Episode] = defaultdict(self._new_episode)
+
+    @classmethod
+    def configured(cls, policy: Policy, config: EvaluationConfig, environment: str | None) -> ChunkExecutor:
+        """As a config has it executed."""
+        return cls(policy, config.execute, config.ensemble, environment, delay_ms=config.delay_ms, blend=config.blend)
+
+    def _new_episode(self, seed: int = 0) -> _Episode:
+        return _Episode(seed, timeline=ChunkTimeline(self._blend or 0.0))
 
     @property
     def policy(self) -> Policy:
@@ -67,7 +81,7 @@ class ChunkExecutor:
 
     def reset(self, episode: int, seed: int) -> None:
         """Forget an episode's state; call it when one begins. seed: of its policy's random numbers."""
-        self._episodes[episode] = _Episode(seed)
+        self._episodes[episode] = self._new_episode(seed)
 
     def forget(self, episode: int) -> None:
         """Keep nothing of an episode that nobody will ask about again."""
@@ -87,10 +101,9 @@ class ChunkExecutor:
         chunks = np.concatenate(parts)  # [n, H, A]
         for episode in episodes:
             episode.asked += 1
-        if self._ensemble is None:
-            return {number: chunk[: self._execute] for number, chunk in zip(observations, chunks, strict=True)}
+        executed = self._average if self._ensemble is not None else self._late
         return {
-            number: self._average(episode, chunk)
+            number: executed(episode, chunk)
             for number, episode, chunk in zip(observations, episodes, chunks, strict=True)
         }
 
@@ -100,6 +113,18 @@ class ChunkExecutor:
         """float32 [n, H, A]"""
         batch = self._policy.processor.batch(list(observations), self._source)
         return np.asarray(self._policy.sample(replace(batch, key=_keys(episodes)).to(device)).float().cpu().numpy())
+
+    def _late(self, episode: _Episode, chunk: np.ndarray) -> np.ndarray:
+        """Of the chunk [H, A] about the present step what is executed until the next one is asked for."""
+        if not self._delay and self._blend is None:
+            return chunk[: self._execute]
+        now, timeline = episode.step, episode.timeline
+        before = timeline.take(now, self._delay)
+        late = 0 if before is None else len(before)  # the first chunk is waited for
+        timeline.add(chunk, now, now + late)
+        after = timeline.take(now + late, self._execute - late)
+        episode.step += self._execute
+        return np.concatenate([part for part in (before, after) if part is not None])
 
     def _average(self, episode: _Episode, chunk: np.ndarray) -> np.ndarray:
         assert self._ensemble is not None

@@ -255,20 +255,23 @@ def evaluate_checkpoint(
     perturb_episodes: int = FEW_EPISODES,
     purpose: Purpose = "report",
     cameras: Mapping[str, str] | None = None,
+    delay_ms: float = 0.0,
+    blend: float | None = None,
 ) -> EvaluationReport:
     """Evaluate a saved policy on episodes that neither training nor its selection ever used.
 
     execute: actions of each chunk that are executed (None: half of it). video: a folder for films of all episodes.
     recorder: is told what the policy is shown and says. perturb: see `choose_perturbations`; under each of them the
     first `perturb_episodes` of the episodes are played again. purpose: whose episodes they are; another one than
-    'report' is to repeat what training has done. cameras: {a LeRobot policy's: the environment's}.
+    'report' is to repeat what training has done. cameras: {a LeRobot policy's: the environment's}. delay_ms, blend: see
+    ChunkExecutor.
     Raises InputError for an unknown environment or perturbation, a policy that does not fit it, a checkpoint that is
     damaged, or a folder that cannot be made.
     """
     choices = check_request(env, episodes, video, perturb, probed=instruction_shuffle or blind)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = resolve_policy(checkpoint)
-    executor, execute = load_actor(checkpoint, env, device, execute, ensemble, cameras)
+    executor, execute = load_actor(checkpoint, env, device, execute, ensemble, cameras, delay_ms, blend)
     actor: Actor = executor
     if recorder is not None:
         recorder.policy = executor.policy
@@ -299,6 +302,8 @@ def evaluate_checkpoint(
         blind,
         perturb=tuple(f"{choice.name}:{choice.level}" for choice in choices),
         perturb_episodes=min(perturb_episodes, episodes) if choices else 0,
+        delay_ms=delay_ms,
+        blend=blend,
     )
     return replace(report, evidence=gather_evidence(folder, protocol))
 
@@ -373,6 +378,8 @@ def load_actor(
     execute: int | None,
     ensemble: float | None,
     cameras: Mapping[str, str] | None = None,
+    delay_ms: float = 0.0,
+    blend: float | None = None,
 ) -> tuple[ChunkExecutor, int]:
     """A saved policy that acts in a world, and how many actions of each chunk it executes: by default half of it.
 
@@ -383,7 +390,7 @@ def load_actor(
     policy = load_policy(checkpoint, cameras=cameras).to(device)
     check_agreement(policy.processor, environment_spec(env))
     execute = execute or max(1, policy.processor.action_horizon // 2)
-    return ChunkExecutor(policy, execute, ensemble, env), execute
+    return ChunkExecutor(policy, execute, ensemble, env, delay_ms=delay_ms, blend=blend), execute
 
 
 def check_agreement(processor: PolicyProcessor, spec: EnvironmentSpec) -> None:

@@ -75,7 +75,7 @@ def evaluate_finally(
         return FinalEvaluation()
     env = closed_loop.env
     policy = shown.policy = load_policy(checkpoint).to(device)
-    actor = ChunkExecutor(policy, config.execute, config.ensemble, env)
+    actor = ChunkExecutor.configured(policy, config, env)
     step = int(checkpoint.name.removeprefix("step_"))
     spec = environment_spec(env)
     choices = choose_perturbations(config.perturbations, spec)
@@ -89,6 +89,8 @@ def evaluate_finally(
         config.ensemble,
         perturb=tuple(f"{choice.name}:{choice.level}" for choice in choices),
         perturb_episodes=len(few) if choices else 0,
+        delay_ms=config.delay_ms,
+        blend=config.blend,
     )
     evidence = gather_evidence(checkpoint / "policy", protocol, dataset)
     report = closed_loop.run(

@@ -295,7 +295,7 @@ class Trainer:
         """Success in closed loop, on the episodes that serve to choose the best checkpoint."""
         step, evaluation = self.state.step, self.config.evaluation
         with self.strategy.judged() as policy:
-            actor = ChunkExecutor(policy, evaluation.execute, evaluation.ensemble, closed_loop.env)
+            actor = ChunkExecutor.configured(policy, evaluation, closed_loop.env)
             report = closed_loop.run(actor, "selection", evaluation.episodes, f"step {step}", step)
         metrics = report.metrics()
         self._log(metrics)

@@ -32,6 +32,8 @@ class Protocol:
     blind: bool = False
     perturb: tuple[str, ...] = ()  # each 'NAME:LEVEL'
     perturb_episodes: int = 0
+    delay_ms: float = 0.0
+    blend: float | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Protocol:

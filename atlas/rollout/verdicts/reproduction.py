@@ -107,6 +107,8 @@ def reproduce(file: Path, checkpoint: str | Path | None = None, workers: int | N
         perturb=protocol.perturb,
         perturb_episodes=protocol.perturb_episodes,
         purpose=protocol.purpose,
+        delay_ms=protocol.delay_ms,
+        blend=protocol.blend,
     )
     missing = claim.outcomes.keys() - _by_key(again).keys()
     if missing:
