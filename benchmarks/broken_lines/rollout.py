@@ -78,7 +78,7 @@ ROWS = of_part(
     ),
     (
         "atlas/rollout/chunk_executor.py",
-        "self._episodes[episode] = _Episode(seed)",
+        "self._episodes[episode] = self._new_episode(seed)",
         "self._episodes[episode].seed = seed",
         "an episode begins with what is left of the last one's chunks",
         f"{EXECUTOR}::test_a_new_episode_forgets_the_old_ones_chunks",
@@ -127,10 +127,17 @@ ROWS = of_part(
     ),
     (
         "atlas/rollout/chunk_executor.py",
-        'together = 1 if device.type == "cpu" else max(1, len(seen))',
-        "together = max(1, len(seen))",
+        'in_one = device.type != "cpu" if self._together is None else self._together',
+        "in_one = True",
         "an episode's numbers depend on how many others are asked with it",
         SAME,
+    ),
+    (
+        "atlas/rollout/chunk_timeline.py",
+        "new = chunk[now - start :]",
+        "new = chunk",
+        "a late chunk is executed from its beginning, which is over",
+        "tests/rollout/test_chunk_timeline.py",
     ),
     (
         "atlas/rollout/workers.py",
