@@ -147,8 +147,8 @@ def test_load_checkpoint_fills_a_model_built_on_meta(images: dict[str, Tensor], 
         ("aggregator.global_blocks.3.ls2.gamma", None, "is missing"),
         ("aggregator.frame_blocks.4.ls1.gamma", torch.ones(48), "is not one of its tensors"),
         ("text_head.weight", torch.ones(2), "is not one of its tensors"),
-        ("aggregator.patch_embed.blocks.0.attn.qkv.bias", torch.ones(48), "is [48] but should be [144]"),
-        ("aggregator.camera_token", torch.ones(1, 1, 1, 48), "is [1, 1, 1, 48] but should be [1, 2, 1, 48]"),
+        ("aggregator.patch_embed.blocks.0.attn.qkv.bias", torch.ones(48), "is [48], but should be [144]"),
+        ("aggregator.camera_token", torch.ones(1, 1, 1, 48), "is [1, 1, 1, 48], but should be [1, 2, 1, 48]"),
     ],
 )
 def test_load_checkpoint_is_strict(

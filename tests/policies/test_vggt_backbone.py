@@ -330,7 +330,7 @@ def of_another_width(weights: Path) -> str:
     tensors = load_file(weights)
     tensors["aggregator.camera_token"] = torch.zeros(1, 2, 1, 64)
     save_file(tensors, weights)
-    return "aggregator.camera_token is [1, 2, 1, 64] but should be [1, 2, 1, 48]"
+    return "aggregator.camera_token is [1, 2, 1, 64], but should be [1, 2, 1, 48]"
 
 
 def of_another_network(weights: Path) -> str:

@@ -167,10 +167,10 @@ def test_only_the_heads_own_tensors_are_read(head: str, tmp_path: Path) -> None:
     [
         ("camera_head", "camera_head.trunk.1.attn.qkv.bias", None, "is missing"),
         ("camera_head", "camera_head.trunk.2.ls1.gamma", torch.ones(96), "is not one of its tensors"),
-        ("camera_head", "camera_head.embed_pose.weight", torch.ones(96, 7), "is [96, 7] but should be [96, 9]"),
+        ("camera_head", "camera_head.embed_pose.weight", torch.ones(96, 7), "is [96, 7], but should be [96, 9]"),
         ("depth_head", "depth_head.scratch.refinenet4.out_conv.bias", None, "is missing"),
         ("depth_head", "depth_head.scratch.refinenet4.resConfUnit1.conv1.bias", torch.ones(16), "is not one of"),
-        ("depth_head", "depth_head.scratch.output_conv2.2.bias", torch.ones(4), "is [4] but should be [2]"),
+        ("depth_head", "depth_head.scratch.output_conv2.2.bias", torch.ones(4), "is [4], but should be [2]"),
         ("depth_head", "text_head.weight", torch.ones(2), "is not one of its tensors"),
     ],
 )
