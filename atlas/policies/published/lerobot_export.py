@@ -27,6 +27,19 @@ if TYPE_CHECKING:
 
 _NORMALIZED = "policy_preprocessor_step_{}_normalizer_processor.safetensors"
 _UNNORMALIZED = "policy_postprocessor_step_0_unnormalizer_processor.safetensors"
+# Options that newer releases add, as they are when they do nothing: 0.4.4 refuses a key that it does not know.
+_NEWER: Mapping[str, Any] = {
+    "pretrained_revision": None,
+    "use_relative_actions": False,
+    "relative_exclude_joints": ["gripper"],
+    "action_feature_names": None,
+    "use_visual_memory": False,
+    "use_proprioceptive_memory": False,
+    "memory_frames": 6,
+    "memory_stride": 30,
+    "memory_temporal_attention_every": 4,
+    "rtc_training_max_delay": 0,
+}
 _DEVICE: dict[str, Any] = {"device": "cpu", "float_dtype": None}
 
 
@@ -85,7 +98,8 @@ def _order(names: tuple[str, ...]):  # type: ignore[no-untyped-def]
 def _config(policy: FlowPolicy, features: Mapping[str, Any]) -> dict[str, Any]:
     """What was read, with what training has changed."""
     horizon = policy.processor.action_horizon
-    config = dict(policy.description.folder.config)
+    was = policy.description.folder.config
+    config = {key: value for key, value in was.items() if key not in _NEWER or value != _NEWER[key]}
     config["input_features"] = {name: feature for name, feature in features.items() if name != ACTION}
     config["output_features"] = {ACTION: features[ACTION]}
     config["n_action_steps"] = min(config.get("n_action_steps") or horizon, horizon)
