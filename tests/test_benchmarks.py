@@ -278,3 +278,12 @@ def test_the_sizes_of_backbones_are_the_published_ones(name: str, published: int
         parts = Backbone.find(BackboneConfig(pretrained=str(folder)), weights=False).build()
 
     assert sum(p.numel() for part in parts for p in part.parameters()) == published - spoken
+
+
+def test_lerobot_agreement_writes_what_lerobot_compares(run: Run, tmp_path: Path) -> None:
+    """The comparison itself needs LeRobot, in an environment of its own."""
+    printed = run("lerobot_agreement", "write", tmp_path / "agreement")
+
+    written = {path.name for path in (tmp_path / "agreement" / "lerobot").iterdir()}
+    assert {"config.json", "model.safetensors", "policy_preprocessor.json", "tokenizer"} <= written
+    assert (tmp_path / "agreement" / "answers.safetensors").exists() and "its answers beside it" in printed

@@ -168,6 +168,7 @@ def somewhere(
         "/my/dataset": str(FIXTURES / "lerobot_v30_image"),
         "hf:lerobot/libero": str(FIXTURES / "lerobot_v30_video"),
         "/data/libero_goal": str(make_libero()),
+        "/my/smolvla": str(FIXTURES / "smolvla"),
     }
 
     def words(line: str) -> list[str]:
