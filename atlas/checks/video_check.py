@@ -49,6 +49,7 @@ def _rate(context: CheckContext) -> Iterator[Finding]:
             f"{step:.4g} s: {1 / step:.4g} per second",
             "Record and train at one rate: frames may have been left out, or the rate (fps) may be wrong.",
             {"control_hz": spec.control_hz, "fps": said, "hz_by_clock": round(1 / step, 4)},
+            bugs=("control_rate",),
         )
     elif context.environment is not None and spec.control_hz != context.environment.spec.action_spec.control_hz:
         world, hz = context.environment.spec.name, context.environment.spec.action_spec.control_hz
@@ -58,6 +59,7 @@ def _rate(context: CheckContext) -> Iterator[Finding]:
             f"the dataset states {spec.control_hz:g} actions per second, but the world '{world}' takes {hz:g}",
             "If each row is one step of that world, set control_hz of data.features.action_spec.",
             {"control_hz": spec.control_hz, "environment_hz": hz},
+            bugs=("control_rate",),
         )
 
 
