@@ -23,8 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from atlas.data.loader import make_loader
-from atlas.data.split import split_episodes
 from machine import describe
 from planted_bugs import DATA_PLANTS, UNSETTLED, DataPlant, Plant, Planted, clean_datasets, plants
 
@@ -35,6 +33,8 @@ from atlas.checks.finding import Finding
 from atlas.config import load_config
 from atlas.data import open_dataset
 from atlas.data.inputs import summarise_inputs
+from atlas.data.sampling.loader import make_loader
+from atlas.data.sampling.split import split_episodes
 from atlas.data.training_data import split_data
 from atlas.environments.catalog import make_environment
 from atlas.policies.base import Policy, load_policy

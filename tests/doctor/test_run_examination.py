@@ -15,6 +15,7 @@ import atlas as atlas_package
 from atlas.checks.acting.bug_walk import DIAGNOSIS
 from atlas.checks.silent_bugs import SILENT_BUGS
 from atlas.system.files import follow
+from atlas.system.manifest import MANIFEST
 from tests.bad_input.table import SMALL
 from tests.conftest import MakeOnce, write_made_up_libero
 
@@ -42,7 +43,9 @@ def run(trained: Path, tmp_path: Path) -> Path:
 def examined(atlas: Atlas, capfd: pytest.CaptureFixture[str], run: Path) -> tuple[int, dict[str, Any]]:
     capfd.readouterr()
     code = atlas("doctor", str(run), "--episodes", "0", "--json")
-    return code, json.loads(capfd.readouterr().out)
+    said = capfd.readouterr()
+    assert said.out, said.err
+    return code, json.loads(said.out)
 
 
 def of_policy(found: dict[str, Any]) -> dict[str, str]:
@@ -97,6 +100,7 @@ def test_what_was_done_to_its_policy_is_named(
     bug: str, plant: Callable[[Path], None], run: Path, atlas: Atlas, capfd: pytest.CaptureFixture[str]
 ) -> None:
     plant(run)
+    (follow(run / "checkpoints" / "best") / MANIFEST).unlink()  # by which it would be refused at once
 
     code, found = examined(atlas, capfd, run)
 
