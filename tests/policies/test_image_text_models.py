@@ -93,6 +93,20 @@ def test_hidden_states_are_those_of_the_model_itself(kind: str, saved: Saved) ->
 
 
 @pytest.mark.parametrize("kind", VLM_KINDS)
+def test_extra_tokens_read_by_themselves_are_those_read_with_the_prompt(kind: str, saved: Saved) -> None:
+    frozen, trained = (
+        states_of(find(saved(kind), freeze=freeze), make_images(), [SHORT, LONG])[1] for freeze in (True, False)
+    )
+
+    for layer in range(len(frozen.layers)):
+        torch.testing.assert_close(frozen.extras(layer), trained.extras(layer), atol=2e-5, rtol=1e-4)
+        for sample in range(2):
+            pairs = ((states.layers[layer][sample][states.is_prompt[sample]]) for states in (frozen, trained))
+            torch.testing.assert_close(*pairs, atol=2e-5, rtol=1e-4)
+    assert torch.equal(frozen.next_position, trained.next_position)
+
+
+@pytest.mark.parametrize("kind", VLM_KINDS)
 def test_a_sample_does_not_depend_on_its_company(kind: str, saved: Saved) -> None:
     backbone, images = find(saved(kind)), make_images()
 
@@ -105,7 +119,7 @@ def test_a_sample_does_not_depend_on_its_company(kind: str, saved: Saved) -> Non
 
 @pytest.mark.parametrize("kind", VLM_KINDS)
 def test_every_extra_token_reads_the_images_the_words_and_each_other(kind: str, saved: Saved) -> None:
-    vision, language, prompts = find(saved(kind)).parts(SIZE)
+    vision, language, prompts = find(saved(kind), freeze=False).parts(SIZE)
     batch = prompts.batch([LONG], VIEWS, EXTRAS, torch.device("cpu"))
     seen = vision._look(make_images(1)).detach().requires_grad_()
     extras = torch.randn(1, EXTRAS, WIDTH).requires_grad_()

@@ -160,7 +160,8 @@ class Backbone(NamedTuple):
         words = models["language"].get_input_embeddings().num_embeddings  # type: ignore[operator]
         prompts = self.prompts(models["vision"], image_size, words)
         vision = ImagePart(models["vision"], self.family, rule, frozen["vision"], stays["vision"])
-        language = LanguagePart(models["language"], self.family, frozen["language"], stays["language"])
+        adapted = settings.lora is not None
+        language = LanguagePart(models["language"], self.family, frozen["language"], stays["language"], adapted)
         if not stays["vision"]:
             unread = self._unread_images(image_size)
             for name, parameter in vision.named_parameters():

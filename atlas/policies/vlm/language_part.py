@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -27,13 +28,16 @@ class LanguagePart(nn.Module):
     them; these attend to all that is there, and to each other. Padding is never attended to.
     """
 
-    def __init__(self, model: Any, family: Family, frozen: FrozenWeights | None, stays: bool) -> None:
+    def __init__(
+        self, model: Any, family: Family, frozen: FrozenWeights | None, stays: bool, adapted: bool = False
+    ) -> None:
         """model: of transformers. stays: whether it is not trained, apart from adapters. frozen: its weights, if they
-        stay and were read."""
+        stay and were read. adapted: whether it has, or gets, adapters."""
         super().__init__()
         self.model, self.frozen = model, frozen
         self._family, self._stays = family, stays
         self._takes_positions = not getattr(model.config, "is_encoder_decoder", False)
+        self._prompt_stays = stays and not adapted and self._takes_positions  # and there are keys and values to keep
         if stays:
             model.requires_grad_(False)
 
@@ -87,41 +91,90 @@ class LanguagePart(nn.Module):
         self, prompts: PromptBatch, seen: torch.Tensor, extras: torch.Tensor, wants_memory: bool = False
     ) -> HiddenStates:
         words = self.model.get_input_embeddings()(prompts.ids)
-        seen = seen.to(words.dtype)
+        seen, extras = seen.to(words.dtype), extras.to(words.dtype)
         tokens = _put(words, prompts.image_slots, seen[..., : self.width])
-        tokens = _put(tokens, prompts.extra_slots, extras.to(words.dtype))
         is_extra = _marked(prompts.extra_slots, prompts.is_there)
-        states: list[torch.Tensor] = []
+        is_prompt = prompts.is_there & ~is_extra
+        if self._prompt_stays and extras.shape[1] and not wants_memory:
+            return self._in_two(prompts, tokens, is_prompt, seen, extras)
         memory = _Memory()
-        told: dict[str, Any] = {"inputs_embeds": tokens, "attention_mask": self._mask(prompts.is_there, is_extra)}
+        tokens = _put(tokens, prompts.extra_slots, extras)
+        layers = self._run(
+            tokens,
+            self._mask(prompts.is_there, is_extra),
+            prompts.positions,
+            memory if wants_memory else None,
+            prompts.image_slots,
+            seen,
+        )
+        kept = [memory.kept[layer] for layer in sorted(memory.kept)]
+        return HiddenStates(layers, is_prompt, prompts.extra_slots, kept, _next_position(prompts))
+
+    def _in_two(
+        self,
+        prompts: PromptBatch,
+        tokens: torch.Tensor,
+        is_prompt: torch.Tensor,
+        seen: torch.Tensor,
+        extras: torch.Tensor,
+    ) -> HiddenStates:
+        """The same for a model that is not trained at all: nothing goes back through the prompt, which does not depend
+        on the head's tokens. They are read by themselves, with the prompt's keys and values, and the places of the
+        states that come out are the prompt's, then theirs."""
+        count = extras.shape[1]
+        length = tokens.shape[1] - count
+        there = is_prompt[:, :length]
+        memory = _Memory()
+        with torch.no_grad():
+            mask = self._mask(there, torch.zeros_like(there))
+            places = prompts.positions[..., :length]
+            prompt = self._run(tokens[:, :length], mask, places, memory, prompts.image_slots, seen)
+        slots = prompts.extra_slots.expand(*prompts.positions.shape[:-1], -1)
+        own = torch.ones(len(extras), count, count, dtype=torch.bool, device=there.device)
+        mask = self._scores(torch.cat([there[:, None].expand(-1, count, -1), own], dim=-1)[:, None])
+        read = self._run(extras, mask, prompts.positions.gather(-1, slots), _Memory(memory.kept))
+        behind = length + torch.arange(count, device=there.device).expand(len(extras), -1)
+        layers = [torch.cat(both, dim=1) for both in zip(prompt, read, strict=True)]
+        return HiddenStates(layers, F.pad(there, (0, count)), behind, (), _next_position(prompts))
+
+    def _run(
+        self,
+        tokens: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        memory: _Memory | None = None,
+        slots: torch.Tensor | None = None,
+        seen: torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
+        """Tokens [B, T, width] to what comes out of each layer; what of `seen` [B, N, D] is wider than a token is added
+        in the slots [B, N] after the first layers."""
+        states: list[torch.Tensor] = []
+        told: dict[str, Any] = {"inputs_embeds": tokens, "attention_mask": mask}
         if self._takes_positions:
-            told |= {"position_ids": prompts.positions, "use_cache": False}
-        if wants_memory:
+            told |= {"position_ids": positions, "use_cache": False}
+        if memory is not None:
             told["past_key_values"] = memory
         with ExitStack() as hooks:
             for number, layer in enumerate(self.layers):
-                deeper = seen[..., (number + 1) * self.width : (number + 2) * self.width]
-                keep = _keep(states, prompts.image_slots, deeper, memory)
-                hooks.callback(layer.register_forward_hook(keep).remove)
+                deeper = None if seen is None else seen[..., (number + 1) * self.width : (number + 2) * self.width]
+                hooks.callback(layer.register_forward_hook(_keep(states, slots, deeper, memory)).remove)
             last = self.model(**told).last_hidden_state
-        spread = prompts.positions if prompts.positions.ndim == 2 else prompts.positions[0]
-        return HiddenStates(
-            [*states[:-1], last],
-            prompts.is_there & ~is_extra,
-            prompts.extra_slots,
-            [memory.kept[layer] for layer in sorted(memory.kept)],
-            spread.masked_fill(~prompts.is_there, -1).amax(1) + 1,
-        )
+        return [*states[:-1], last]
 
     def _mask(self, is_there: torch.Tensor, is_extra: torch.Tensor) -> torch.Tensor:
-        """Which places each place may attend to: bool [B, 1, T, T], or what is added to the scores, where the model
-        has attention that knows no such masks. Padding attends to itself, since a softmax needs something."""
+        """Which places each place may attend to, of bool [B, T] both; see `_scores`. Padding attends to itself, since a
+        softmax needs something."""
         length = is_there.shape[1]
         place = torch.arange(length, device=is_there.device)
         before = place[None, :] <= place[:, None]
         reads = torch.ones_like(before) if self._family.bidirectional else before
         among = reads[None] & ~is_extra[:, None, :] | is_extra[:, :, None]
         mask = (among & is_there[:, None, :] | (place[None, :] == place[:, None]))[:, None]
+        return self._scores(mask)
+
+    def _scores(self, mask: torch.Tensor) -> torch.Tensor:
+        """A mask bool [B, 1, T, S]; or what is added to the scores instead, where the model has attention that knows no
+        such masks."""
         if self.model.config._attn_implementation != "eager":
             return mask
         dtype = self.model.get_input_embeddings().weight.dtype
@@ -132,18 +185,29 @@ class _Memory:
     """Takes the place of transformers' cache: keeps each layer's keys, rotated, and values. A layer that is computed
     again on the way back finds its first ones still there."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Mapping[int, tuple[torch.Tensor, torch.Tensor]] | None = None) -> None:
+        """before: of each layer keys and values that stand before those which it makes."""
         self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._before = before or {}
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *more: Any, **others: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, KV, T, head_dim] each, which are what the layer itself attends to."""
+        """[B, KV, T, head_dim] each, to what the layer attends to."""
         self.kept.setdefault(layer, (keys, values))
-        return keys, values
+        if layer not in self._before:
+            return keys, values
+        earlier_keys, earlier_values = self._before[layer]
+        return torch.cat([earlier_keys, keys], dim=2), torch.cat([earlier_values, values], dim=2)
 
     def get_seq_length(self, layer: int = 0) -> int:
         return 0
+
+
+def _next_position(prompts: PromptBatch) -> torch.Tensor:
+    """int64 [B], of what would stand behind all that is there."""
+    spread = prompts.positions if prompts.positions.ndim == 2 else prompts.positions[0]
+    return spread.masked_fill(~prompts.is_there, -1).amax(1) + 1
 
 
 def _put(tokens: torch.Tensor, slots: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -175,7 +239,7 @@ class _Tied(torch.autograd.Function):
 
 
 def _keep(
-    states: list[torch.Tensor], slots: torch.Tensor, deeper: torch.Tensor, memory: _Memory
+    states: list[torch.Tensor], slots: torch.Tensor | None, deeper: torch.Tensor | None, memory: _Memory | None
 ) -> Callable[[nn.Module, Any, Any], torch.Tensor | None]:
     """A hook that keeps what a layer gives, after it has added the images' deeper features [B, N, D], where there are
     some (DeepStack, as in Qwen3-VL)."""
@@ -183,9 +247,9 @@ def _keep(
     def hook(module: nn.Module, inputs: Any, output: Any) -> torch.Tensor | None:
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
         number = len(states)
-        if isinstance(module, FSDPModule) and number in memory.kept and hidden.requires_grad:
+        if memory is not None and isinstance(module, FSDPModule) and number in memory.kept and hidden.requires_grad:
             memory.kept[number] = _Tied.apply(*memory.kept[number], hidden)  # type: ignore[no-untyped-call]
-        if deeper.shape[-1] == 0:
+        if deeper is None or slots is None or deeper.shape[-1] == 0:
             states.append(hidden)
             return None
         added = hidden.scatter_add(1, slots.unsqueeze(-1).expand_as(deeper), deeper.to(hidden.dtype))
