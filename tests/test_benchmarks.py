@@ -287,3 +287,12 @@ def test_lerobot_agreement_writes_what_lerobot_compares(run: Run, tmp_path: Path
     written = {path.name for path in (tmp_path / "agreement" / "lerobot").iterdir()}
     assert {"config.json", "model.safetensors", "policy_preprocessor.json", "tokenizer"} <= written
     assert (tmp_path / "agreement" / "answers.safetensors").exists() and "its answers beside it" in printed
+
+
+def test_the_memory_that_loading_takes_is_measured(run: Run, tmp_path: Path) -> None:
+    fixture = Path(__file__).parent / "fixtures" / "pi0"
+
+    (measured,) = rows(run("pretrained_memory", "--tiny", fixture, "--folder", tmp_path, "--precision", "bfloat16"))
+
+    assert measured[0] == "bfloat16" and float(measured[3]) > 0.1  # GB, most of which is torch
+    assert not any(tmp_path.glob("atlas-pretrained-*"))
