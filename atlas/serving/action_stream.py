@@ -1,0 +1,104 @@
+"""Actions at the robot's rate from a policy that takes longer: the next chunk is asked for while the last is executed.
+
+with AtlasClient(url, execute=16) as client, ActionStream(client) as stream:
+    while True:
+        robot.send(stream.step(observe()))  # once a control step
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+import numpy as np
+
+from atlas.errors import InputError
+from atlas.rollout.actor import Actor
+from atlas.rollout.chunk_timeline import ChunkTimeline
+from atlas.types import Observation
+
+_EPISODE = 0  # the actor's number of it
+
+
+class ActionStream:
+    """One episode of an actor's, an action at a time.
+
+    `step` waits only where nothing is planned for the present: before the first chunk, and where an answer takes longer
+    than the actions that were left. How many steps an answer takes is counted, and its actions for steps that are over
+    by then are left out, as `evaluation.delay_ms` has it in a simulator.
+    """
+
+    def __init__(self, actor: Actor, ask_at: int | None = None, blend: float | None = None, seed: int = 0) -> None:
+        """actor: whose `plan` gives whole chunks. ask_at: actions that are left when the next chunk is asked for; None:
+        half of the chunk. blend: the last chunk's weight where two overlap; None: the new one counts.
+
+        Raises InputError for numbers that cannot be meant.
+        """
+        if (ask_at is not None and ask_at < 1) or (blend is not None and not 0 <= blend < 1):
+            raise InputError(f"ask_at must be at least 1, and blend from 0 to below 1; got {ask_at} and {blend}.")
+        self._actor, self._ask_at, self._blend = actor, ask_at, blend or 0.0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="asking")
+        self._asked: Future[np.ndarray] | None = None
+        self.reset(seed)
+
+    def reset(self, seed: int = 0) -> None:
+        """An episode begins: nothing is planned. An answer that is still on its way is waited for, and forgotten."""
+        if self._asked is not None:
+            self._asked.exception()
+        self._asked = None
+        self._timeline = ChunkTimeline(self._blend)
+        self._now = self._asked_at = 0
+        self.delays: list[int] = []  # of each chunk after the first: the steps from asking to having it
+        self.waits = 0  # steps for which nothing was planned, the first one aside
+        self._actor.reset(_EPISODE, seed)
+
+    def step(self, observation: Observation) -> np.ndarray:
+        """The action [A] of the present step, in the ActionSpec's units. Raises what the actor raises."""
+        if self._asked is not None and self._asked.done():
+            self._take()
+        if self._left <= 0:
+            self.waits += self._now > 0
+            if self._asked is None:
+                self._ask(observation)
+            while self._left <= 0:
+                self._take()
+                if self._left <= 0:  # all of it was for steps that are over
+                    self._ask(observation)
+        if self._asked is None and self._left <= self._threshold:
+            self._ask(observation)
+        actions = self._timeline.take(self._now, 1)
+        assert actions is not None
+        self._now += 1
+        action: np.ndarray = actions[0]
+        return action
+
+    def close(self) -> None:
+        """Wait for what is on its way, and end the thread."""
+        self._thread.shutdown(wait=True)
+
+    def __enter__(self) -> ActionStream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def _left(self) -> int:
+        return self._timeline.end - self._now
+
+    def _ask(self, observation: Observation) -> None:
+        self._asked_at = self._now
+        self._asked = self._thread.submit(lambda: self._actor.plan({_EPISODE: observation})[_EPISODE])
+
+    def _take(self) -> None:
+        """Plan by the chunk that was asked for, once it is there."""
+        assert self._asked is not None
+        asked, self._asked = self._asked, None
+        chunk = asked.result()
+        if not len(chunk):
+            raise InputError("The policy has no more actions: the episode is over.")
+        if self._now > self._asked_at:
+            self.delays.append(self._now - self._asked_at)
+        self._threshold = self._ask_at if self._ask_at is not None else max(1, len(chunk) // 2)
+        if self._now - self._asked_at < len(chunk):
+            self._timeline.add(chunk, self._asked_at, self._now)
