@@ -156,10 +156,12 @@ def test_features_instead_of_images_give_the_same_loss(kind: str, saved: Saved) 
     assert torch.equal(policy(batch).loss, policy(replace(batch, images=None, features=features)).loss)
 
 
-def test_running_blocks_again_gives_the_same_gradients(saved: Saved) -> None:
+@pytest.mark.parametrize("way", ["freeze: true", "lora: {rank: 2}", "freeze: false"])
+@pytest.mark.parametrize("head", HEADS)
+def test_running_blocks_again_gives_the_same_gradients(head: str, way: str, saved: Saved) -> None:
     gradients = []
     for recompute in (False, True):
-        policy = make_policy(saved("qwen3_vl"), "freeze: false").train()
+        policy = make_policy(saved("qwen3_vl"), way, head=head).train()
         set_up_blocks(policy, recompute, compiled=False)
         policy(keyed_batch()).loss.backward()
         gradients.append([p.grad for p in policy.parameters() if p.grad is not None])
@@ -295,6 +297,19 @@ def test_a_run_trains_from_images_and_from_features_alike(
     assert losses[0] == losses[1] > 0
     run(tmp_path, "images", settings, "training.max_steps=4", resume="auto")
     assert load_policy(tmp_path / "images").sample(keyed_batch(1)).shape == (1, 8, 7)
+
+
+@pytest.mark.parametrize("head", ["vlm-adapter", "vlm-expert"])
+def test_a_run_with_each_head_leaves_a_policy_that_acts(
+    head: str, saved: Saved, make_libero: MakeLibero, tmp_path: Path
+) -> None:
+    settings = [*model(saved("qwen3_vl"), "lora: {rank: 2}", head=head), f"data.path={make_libero()}"]
+    settings += ["data.batch_size=8", "data.num_workers=0", "data.val_fraction=0.3", "data.action_horizon=4"]
+
+    metrics = run(tmp_path, "run", settings, "training.max_steps=2", "training.activation_checkpointing=true")
+
+    assert metrics["val/loss"] > 0 and metrics["train/step"] == 2
+    assert load_policy(tmp_path / "run").sample(keyed_batch(2)).shape == (2, 4, 7)
 
 
 def run(folder: Path, name: str, settings: list[str], *more: str, resume: str | None = None) -> dict[str, float]:
