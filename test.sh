@@ -15,7 +15,7 @@ Usage: ./test.sh [--slow] [pytest's arguments ...]
   --slow   also run the tests that take minutes
   --help   this text
 
-The tests run in as many processes as there are cores, up to eight; `-n 0` runs them in one.
+The tests run in one process more than there are cores, up to eight, since many of them wait; `-n 0` runs them in one.
 
 The environment is created in .venv beside this script if there is none, and completed if tools are missing.
 EOF
@@ -23,7 +23,8 @@ EOF
 
 selection=(-m "not slow")
 # A file's tests run in one process and share the data they have made.
-parallel=(-n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder)
+cores=$(getconf _NPROCESSORS_ONLN)
+parallel=(-n "$((cores < 8 ? cores + 1 : 8))" --dist loadfile --no-loadscope-reorder)
 case ${1:-} in
     --help | -h)
         usage
