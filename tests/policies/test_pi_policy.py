@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -118,6 +120,36 @@ def test_real_time_chunking_is_golden(kind: str) -> None:
     actions = chunk[..., : golden(kind).actions]
     assert (actions - known["rtc.actions_normalized"]).abs().max() < limit("rtc.")
     assert (policy.grow(batch, policy.look(batch), start=start) - chunk).abs().max() > 0.01
+
+
+def test_the_step_of_sampling_is_compiled_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch's own tracing; what is made of it then is the compiler's, which takes minutes here."""
+    compile_as_it_is = functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic, mode: compile_as_it_is(function, dynamic=dynamic))
+    policy = build("pi05", compile_sampling=True, sampling_steps=2).eval()
+    batch, start = batch_of(policy, "pi05"), golden("pi05").inputs["sample_noise"]
+    torch._dynamo.utils.counters.clear()
+
+    actions = policy.sample_chunk(batch, start)
+    other = copy.deepcopy(policy)
+    with torch.no_grad():
+        other.network.action_out_proj.bias.add_(1)
+    changed = other.sample_chunk(batch, start)
+
+    assert sum(torch._dynamo.utils.counters["stats"].values()) > 0
+    plain = build("pi05", sampling_steps=2).eval()
+    assert (actions - plain.sample_chunk(batch, start)).abs().max() < 1e-5
+    assert (changed - actions).abs().max() > 0.1, "a copy goes by its own weights"
+    assert policy.config.compiling_key == "model.compile_sampling"
+
+
+def test_cuda_graphs_are_not_left_out_silently() -> None:
+    policy = build("pi0", compile_sampling=True, cuda_graphs=True).eval()
+
+    with pytest.raises(InputError, match="cuda_graphs is true, and the policy is on a cpu"):
+        policy.sample(batch_of(policy, "pi0"))
+    with pytest.raises(ValueError, match="cuda_graphs is true and compile_sampling is false"):
+        build("pi0", cuda_graphs=True)
 
 
 # ---- mistakes that are noticed ---------------------------------------------------------------------------

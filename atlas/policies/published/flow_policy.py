@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from atlas.data.image_fit import ImageFit
+from atlas.errors import InputError
 from atlas.policies.adapters import plain_name
 from atlas.policies.base import Policy
 from atlas.policies.pretrained_weights import FrozenWeights, weights_hash
@@ -195,10 +197,21 @@ class FlowPolicy(Policy):
             shape = (len(batch), self.processor.action_horizon, self._width)
             start = draw_start(shape, batch.key, generator, device)
 
+        step = self._step_of_sampling(device)
+
         def velocity(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-            return self.velocity(prefix, x, time)
+            return step(prefix, x, time)
 
         return integrate_euler(velocity, start, self._steps, guide)
+
+    def _step_of_sampling(self, device: torch.device) -> Callable[[Prefix, torch.Tensor, torch.Tensor], torch.Tensor]:
+        """`velocity`, compiled if that is asked for. Raises InputError for CUDA graphs on another device."""
+        if not self.config.compile_sampling:
+            return self.velocity
+        if self.config.cuda_graphs and device.type != "cuda":
+            raise InputError(f"model.cuda_graphs is true, and the policy is on a {device.type}; set it to false there.")
+        # Of the class, and not of this policy: copies of it would go on with its weights.
+        return partial(_compiled(type(self).velocity, self.config.cuda_graphs), self)
 
     @property
     def fit(self) -> ImageFit:
@@ -294,6 +307,11 @@ class FlowPolicy(Policy):
     @property
     def prompt_tokenizer(self) -> PromptTokenizer | None:
         return self._tokenizer
+
+
+@cache
+def _compiled(velocity: Callable[..., torch.Tensor], graphs: bool) -> Callable[..., torch.Tensor]:
+    return torch.compile(velocity, dynamic=False, mode="reduce-overhead" if graphs else None)
 
 
 def pad_last(values: torch.Tensor, width: int) -> torch.Tensor:

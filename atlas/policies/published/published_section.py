@@ -31,6 +31,8 @@ class PublishedConfig(ModelConfig):
     # where it can be used, else the second, which is said
     statistics: Literal["auto", "checkpoint", "dataset"] = "auto"
     sampling_steps: Size | None = None  # of Euler's method; null: as config.json has it
+    compile_sampling: bool = False  # the expert's step by torch.compile, once for each size of batch
+    cuda_graphs: bool = False  # and recorded as CUDA graphs, on GPUs
     precision: Literal["stored", "float32", "bfloat16"] = "stored"  # of frozen weights; trained ones are float32
 
     @model_validator(mode="after")
@@ -39,9 +41,19 @@ class PublishedConfig(ModelConfig):
             raise ValueError(f"processor cannot be set for the type {self.type}, which scales as its config.json says")
         return self
 
+    @model_validator(mode="after")
+    def _graphs_of_what_is_compiled(self) -> PublishedConfig:
+        if self.cuda_graphs and not self.compile_sampling:
+            raise ValueError("cuda_graphs is true and compile_sampling is false; set both, or neither")
+        return self
+
     @property
     def label(self) -> str:
         return self.type
+
+    @property
+    def compiling_key(self) -> str | None:
+        return "model.compile_sampling" if self.compile_sampling else None
 
     def describe(self) -> str:
         return f"type `{self.type}`, from `{self.pretrained}`"
