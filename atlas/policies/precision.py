@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import nn
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -18,3 +19,10 @@ def frozen_dtype(precision: str) -> torch.dtype:
     if precision == "auto":
         return torch.bfloat16 if torch.cuda.is_available() else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give a model's weights another type, in place, and leave its buffers as they are: rounded frequencies of rotary
+    positions would put far tokens in the wrong place."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)

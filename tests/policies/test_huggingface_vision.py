@@ -128,6 +128,14 @@ def test_a_saved_policy_acts_the_same_when_loaded(how: str, saved: Saved, tmp_pa
     assert "vision.views" in kept
 
 
+def test_places_are_not_rounded_with_the_weights(saved: Saved) -> None:
+    config = HuggingFaceVisionConfig(pretrained=str(saved("dinov3")), precision="bf16")
+    encoder = config.build(views=2, image_size=32, dim=16, language_dim=16)
+
+    assert {p.dtype for p in encoder.model.parameters()} == {torch.bfloat16}  # type: ignore[union-attr]
+    assert {b.dtype for name, b in encoder.named_buffers() if "inv_freq" in name} == {torch.float32}
+
+
 def test_views_are_told_apart(saved: Saved) -> None:
     policy, batch = make_policy(saved("dinov3")).eval(), make_batch()
     with torch.no_grad():

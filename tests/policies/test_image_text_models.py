@@ -142,6 +142,16 @@ def test_the_first_layers_alone_are_those_of_the_whole_model(kind: str, saved: S
     torch.testing.assert_close(cut.layers[0], whole.layers[0])
 
 
+@pytest.mark.parametrize("kind", VLM_KINDS)
+def test_places_are_not_rounded_with_the_weights(kind: str, saved: Saved) -> None:
+    settings = BackboneConfig(pretrained=str(saved(kind)), precision="bf16")
+    parts = Backbone.find(settings).parts(SIZE)[:2]
+
+    assert {p.dtype for part in parts for p in part.parameters()} == {torch.bfloat16}
+    frequencies = [b for part in parts for name, b in part.named_buffers() if "inv_freq" in name]
+    assert all(b.dtype == torch.float32 for b in frequencies) and (frequencies or kind == "florence2")
+
+
 # ---- against the processors of transformers ----------------------------------------------------------------
 
 

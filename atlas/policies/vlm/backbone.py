@@ -25,7 +25,7 @@ from atlas.policies.huggingface_folder import (
     read_weights,
     repeated_blocks,
 )
-from atlas.policies.precision import frozen_dtype
+from atlas.policies.precision import cast_weights, frozen_dtype
 from atlas.policies.pretrained_weights import FrozenWeights, weights_hash
 from atlas.policies.vlm.families import Family, family_of
 from atlas.policies.vlm.image_part import ImagePart
@@ -156,7 +156,7 @@ class Backbone(NamedTuple):
             for part, model in models.items():
                 if stays[part]:
                     frozen[part] = FrozenWeights(settings.pretrained, weights_hash(model.state_dict().items()))
-                model.to(frozen_dtype(settings.precision) if stays[part] else torch.float32)
+                cast_weights(model, frozen_dtype(settings.precision) if stays[part] else torch.float32)
         words = models["language"].get_input_embeddings().num_embeddings  # type: ignore[operator]
         prompts = self.prompts(models["vision"], image_size, words)
         vision = ImagePart(models["vision"], self.family, rule, frozen["vision"], stays["vision"])
@@ -192,7 +192,7 @@ class _AnySize(nn.Module):
         self._backbone = backbone
         self.model = backbone.read()[0]
         self.frozen = FrozenWeights(backbone.settings.pretrained, weights_hash(self.model.state_dict().items()))
-        self.model.to(frozen_dtype(backbone.settings.precision)).eval()
+        cast_weights(self.model.eval(), frozen_dtype(backbone.settings.precision))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         backbone = self._backbone

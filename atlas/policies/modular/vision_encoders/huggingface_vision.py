@@ -23,7 +23,7 @@ from atlas.policies.modular.vision_encoders.huggingface_images import (
 from atlas.policies.modular.vision_encoders.vision_contract import VisionEncoder
 from atlas.policies.modular.vision_encoders.vision_sections import LORA_KEY, HuggingFaceVisionConfig
 from atlas.policies.modular.vision_encoders.vision_sections import VISION_KEY as KEY
-from atlas.policies.precision import frozen_dtype, without_autocast
+from atlas.policies.precision import cast_weights, frozen_dtype, without_autocast
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.system.files import partial_folder, write_text
 
@@ -64,7 +64,7 @@ class HuggingFaceVisionEncoder(VisionEncoder):
         elif config.freeze:
             self.model = tower.read(dtype=None)
             self.frozen = FrozenWeights(config.pretrained, tower.hash_of(self.model))
-            self.model.to(frozen_dtype(config.precision))
+            cast_weights(self.model, frozen_dtype(config.precision))
         else:
             self.model = tower.read(dtype=torch.float32)
         for tensor, parameter in self.model.named_parameters():
