@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from atlas.errors import InputError, did_you_mean
 from atlas.policies.adapters import has_adapters
 from atlas.policies.base import load_policy
+from atlas.registry import resolve_policy
+from atlas.system.file_store import describe_files
 from atlas.system.files import partial_folder
 
 FORMS = ("lerobot",)
@@ -18,8 +21,8 @@ FORMS = ("lerobot",)
 class GoesToLeRobot(Protocol):
     """A policy that LeRobot has, too."""
 
-    def export_lerobot(self, folder: Path) -> None:
-        """Write the folder that LeRobot loads."""
+    def export_lerobot(self, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+        """Write the folder that LeRobot loads. facts: of the training, for its card."""
 
 
 def export_policy(reference: str | Path, form: str, out: Path, merge_lora: bool = False) -> Path:
@@ -44,6 +47,11 @@ def export_policy(reference: str | Path, form: str, out: Path, merge_lora: bool 
     if merge_lora and not has_adapters(policy):
         raise InputError(f"--merge-lora: {reference} has no adapters.")
     with partial_folder(out) as partial:
-        policy.export_lerobot(partial)
+        policy.export_lerobot(partial, _facts(resolve_policy(reference)))
         os.replace(partial, out)
     return out
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says about the training of the policy in it; nothing if the policy is in none."""
+    return describe_files(folder.parent) if (folder.parent / "trainer").is_dir() else {}

@@ -78,14 +78,19 @@ def checkpoint_card(folder: Path, facts: Mapping[str, Any] | None = None, refere
     if card is None:
         return None
     facts = describe_files(folder) if facts is None else facts
-    rows = [(label, facts[key]) for key, label in _FACTS.items() if facts.get(key) is not None]
     metrics = [(markdown_code(name), value) for name, value in sorted((facts.get("metrics") or {}).items())]
     parts = [card if reference is None else card.replace('"this folder"', json.dumps(reference))]
-    if rows:
-        parts.append("## Training\n\n" + _table("", rows))
+    if table := training_table(facts):
+        parts.append(table)
     if metrics:
         parts.append("## Metrics\n\nAs last measured before it was saved.\n\n" + _table("metric", metrics))
     return "\n".join(parts)
+
+
+def training_table(facts: Mapping[str, Any]) -> str:
+    """A section of a card on how a policy was trained; empty if nothing is known."""
+    rows = [(label, facts[key]) for key, label in _FACTS.items() if facts.get(key) is not None]
+    return "## Training\n\n" + _table("", rows) if rows else ""
 
 
 def _table(title: str, rows: list[tuple[str, Any]]) -> str:

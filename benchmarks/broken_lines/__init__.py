@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from broken_lines import checks, command, data, pi, policy, rollout, saving, serving, tracking, training
+from broken_lines import checks, command, data, pi, policy, published, rollout, saving, serving, tracking, training
 from broken_lines.row import Broken
 
-PARTS = (policy, pi, training, saving, data, checks, rollout, serving, tracking, command)
+PARTS = (policy, published, pi, training, saving, data, checks, rollout, serving, tracking, command)
 ALL = tuple(row for part in PARTS for row in part.ROWS)
 
 

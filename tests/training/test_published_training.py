@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import atlas
@@ -107,6 +108,10 @@ def test_what_was_trained_goes_back_to_lerobot(trained: Result, tmp_path: Path) 
 
     back = load_policy(out, cameras={"top": "agentview", "wrist": "eye_in_hand"})
     assert isinstance(back, SmolVLAPolicy)
+    card = (out / "README.md").read_text()
+    about = yaml.safe_load(card.split("---")[1])
+    assert about["license"] == "apache-2.0" and about["library_name"] == "lerobot" and "base_model" not in about
+    assert "| optimizer steps | 4 |" in card and "- cubes: 6 episodes" in card
     config = json.loads((out / "config.json").read_text())
     assert config["chunk_size"] == 6 and config["output_features"]["action"]["shape"] == [7]
     assert config["input_features"]["observation.state"]["shape"] == [8]
@@ -147,6 +152,22 @@ def _golden_loss(policy: SmolVLAPolicy, golden: Golden) -> torch.Tensor:
     x, target = t * inputs["noise"] + (1 - t) * padded, inputs["noise"] - padded
     errors = (policy.velocity(policy.look(batch), x, inputs["time"]) - target).square()
     return policy.reduce(errors[..., : actions.shape[-1]], batch.action_is_pad).loss
+
+
+def test_training_in_bfloat16_keeps_trained_weights_in_float32() -> None:
+    golden = Golden("smolvla")
+    config = SmolVLAConfig(pretrained=str(SMOLVLA), precision="bfloat16", statistics="checkpoint")
+    policy = config.build(load_policy(SMOLVLA).processor)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = _golden_loss(policy, golden)
+    loss.backward()
+
+    assert loss.dtype == torch.float32 and float(loss.detach()) == pytest.approx(
+        float(golden.values["full.loss"]), rel=0.05
+    )
+    gradients = {p.grad.dtype for p in policy.parameters() if p.grad is not None}
+    assert gradients == {torch.float32}
 
 
 @pytest.mark.parametrize("everything", [False, True])

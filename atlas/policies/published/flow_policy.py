@@ -294,11 +294,11 @@ class FlowPolicy(Policy):
         """{name: JSON} of what a type keeps beside config.json, such as sizes that it does not have."""
         return {}
 
-    def export_lerobot(self, folder: Path) -> None:
-        """Write the folder that LeRobot loads."""
+    def export_lerobot(self, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+        """Write the folder that LeRobot loads. facts: of the training, for its card."""
         from atlas.policies.published.lerobot_export import export_lerobot
 
-        export_lerobot(self, folder)
+        export_lerobot(self, folder, facts)
 
     def named_for_lerobot(self) -> dict[str, torch.Tensor]:
         """All weights under the names that LeRobot gives them."""

@@ -15,6 +15,7 @@ import torch
 
 from atlas.data.statistics import ColumnStatistics
 from atlas.policies.published.camera_slots import EMPTY_CAMERA
+from atlas.policies.published.lerobot_card import lerobot_card
 from atlas.policies.published.lerobot_folder import ACTION, IMAGES, POSTPROCESSOR, PREPROCESSOR, STATE, feature_name
 from atlas.policies.published.processor_files import MODES
 from atlas.policies.published.tokenized_prompt import TOKENIZER
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _NORMALIZED = "policy_preprocessor_step_{}_normalizer_processor.safetensors"
 _UNNORMALIZED = "policy_postprocessor_step_0_unnormalizer_processor.safetensors"
 # Options that newer releases add, as they are when they do nothing: 0.4.4 refuses a key that it does not know.
-_NEWER: Mapping[str, Any] = {
+NEWER_OPTIONS: Mapping[str, Any] = {
     "pretrained_revision": None,
     "use_relative_actions": False,
     "relative_exclude_joints": ["gripper"],
@@ -43,9 +44,13 @@ _NEWER: Mapping[str, Any] = {
 _DEVICE: dict[str, Any] = {"device": "cpu", "float_dtype": None}
 
 
-def export_lerobot(policy: FlowPolicy, folder: Path) -> None:
-    """Write all that LeRobot loads a policy from, each file atomically. Numbers of weights are written as they are."""
+def export_lerobot(policy: FlowPolicy, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """Write all that LeRobot loads a policy from, each file atomically, and a card. Weights are written as they are.
+
+    facts: see `lerobot_card`.
+    """
     write_description(policy, folder)
+    write_text(folder / "README.md", lerobot_card(policy, facts))
     weights = {name: tensor.detach() for name, tensor in policy.named_for_lerobot().items()}
     with atomic_path(folder / WEIGHTS) as partial:
         save_tensors(partial, weights, {"format": "pt"})
@@ -99,7 +104,7 @@ def _config(policy: FlowPolicy, features: Mapping[str, Any]) -> dict[str, Any]:
     """What was read, with what training has changed."""
     horizon = policy.processor.action_horizon
     was = policy.description.folder.config
-    config = {key: value for key, value in was.items() if key not in _NEWER or value != _NEWER[key]}
+    config = {key: value for key, value in was.items() if key not in NEWER_OPTIONS or value != NEWER_OPTIONS[key]}
     config["input_features"] = {name: feature for name, feature in features.items() if name != ACTION}
     config["output_features"] = {ACTION: features[ACTION]}
     config["n_action_steps"] = min(config.get("n_action_steps") or horizon, horizon)

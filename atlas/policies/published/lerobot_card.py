@@ -1,0 +1,51 @@
+"""README.md of a policy that goes to LeRobot: a model card in the hub's form, with what is known and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from atlas.policies.model_card import training_table
+from atlas.registry.references import HUB
+from atlas.system.shown import markdown, markdown_code
+
+if TYPE_CHECKING:
+    from atlas.policies.published.flow_policy import FlowPolicy
+
+# The hub's name of a licence, and what is known of it. The model cards themselves decide.
+LICENCES = {
+    "smolvla": ("apache-2.0", "The card of lerobot/smolvla_base is known to say Apache 2.0, as SmolVLM2's does."),
+    "pi0": ("gemma", "The weights derive from PaliGemma: take them to be under Google's Gemma terms."),
+    "pi05": ("gemma", "The weights derive from PaliGemma: take them to be under Google's Gemma terms."),
+}
+_UNKNOWN = ("other", "The licence is that of the weights it started from.")
+
+
+def lerobot_card(policy: FlowPolicy, facts: Mapping[str, Any] | None = None) -> str:
+    """facts: of the training, as `describe_files` has them, where the policy lay in a checkpoint."""
+    processor, kind, start = policy.processor, policy.description.folder.kind, policy.config.pretrained
+    licence, note = LICENCES.get(kind, _UNKNOWN)
+    random = policy.config.weights == "random"
+    about: dict[str, Any] = {"license": licence, "library_name": "lerobot", "pipeline_tag": "robotics"}
+    about["tags"] = ["robotics", kind, "atlas-vla"]
+    if start.startswith(HUB) and not random:
+        about["base_model"] = start.removeprefix(HUB)
+    origin = "random weights" if random else markdown_code(start.removeprefix(HUB))
+    cameras = ", ".join(markdown_code(name) for name, _ in policy.slots.present)
+    actions = "; ".join(group.describe() for group in processor.action_spec.groups)
+    trained = [s for s in processor.statistics if s.frames]
+    lines = [
+        f"---\n{yaml.safe_dump(about, sort_keys=False)}---",
+        f"# {kind}, trained with Atlas" if trained else f"# {kind}",
+        f"Started from {origin}. Takes the cameras {cameras}, a state of {processor.proprio_dim} numbers and an "
+        f"instruction; gives chunks of {processor.action_horizon} actions of {processor.action_spec.dim} numbers: "
+        f"{markdown(actions)}.",
+    ]
+    if trained:
+        sources = "\n".join(f"- {markdown(s.source)}: {s.episodes} episodes, {s.frames} frames" for s in trained)
+        lines.append(f"Trained on:\n{sources}")
+    if table := training_table(facts or {}):
+        lines.append(table)
+    return "\n\n".join([*lines, note]) + "\n"
