@@ -177,8 +177,6 @@ def evaluate(
         if out is not None:
             evaluation.save(out, None if robustness is None else {"robustness": robustness.to_dict()})
     report = evaluation.to_dict()
-    if evaluation.failures() is not None:
-        report["failures"] = evaluation.failures()
     if findings is not None:
         report["findings"] = [finding.to_dict() for finding in findings]
     if robustness is not None:

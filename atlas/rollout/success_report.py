@@ -89,8 +89,9 @@ class EvaluationReport:
         return values
 
     def to_dict(self) -> dict[str, Any]:
-        """The machine-readable form of `atlas eval --json`."""
+        """The machine-readable form of `atlas eval --json`; `failures` are there where a simulator has told them."""
         successes = sum(o.success for o in self.outcomes)
+        failures = self.failures()
         return {
             "env": self.env,
             "checkpoint": self.checkpoint,
@@ -107,6 +108,7 @@ class EvaluationReport:
                 }
                 for instruction, outcomes in self.by_instruction().items()
             },
+            **({} if failures is None else {"failures": failures}),
         }
 
     def save(self, path: Path, more: Mapping[str, Any] | None = None) -> None:
@@ -122,7 +124,6 @@ class EvaluationReport:
             "step": self.step,
             "seed": self.seed,
             "probes": list(self.probes),
-            "failures": self.failures(),
             "evidence": self.evidence,
             "outcomes": [outcome.to_dict() for outcome in self.outcomes],
             "perturbed_outcomes": [

@@ -44,7 +44,7 @@ class FinalEvaluation:
         if self.report is None:
             return {"final_evaluation": None}
         whole = self.report.to_file()
-        kept = ("format", "failures", "evidence", "outcomes", "perturbed_outcomes")
+        kept = ("format", "evidence", "outcomes", "perturbed_outcomes")
         robustness = None if self.robustness is None else self.robustness.to_dict()
         levels = {name: each["levels"] for name, each in robustness["perturbations"].items()} if robustness else {}
         return {
@@ -52,6 +52,7 @@ class FinalEvaluation:
             "probes": {name: probe.to_dict() for name, probe in self.probes.items()},
             "perturbations": levels,
             "robustness": robustness,
+            "failures": self.report.failures(),
             **{key: whole[key] for key in kept},
         }
 

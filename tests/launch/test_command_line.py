@@ -230,7 +230,7 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         given.update(arguments)
         print("a library that talks")
         os.write(1, b"a library that talks, in C\n")
-        return types.SimpleNamespace(to_dict=lambda: REPORT, failures=lambda: None)
+        return types.SimpleNamespace(to_dict=lambda: REPORT)
 
     module = types.ModuleType("atlas.rollout.evaluation")
     module.evaluate_checkpoint = evaluate_checkpoint  # type: ignore[attr-defined]
