@@ -153,6 +153,8 @@ def evaluate(
             from atlas.rollout.input_recorder import InputRecorder
 
             recorder = InputRecorder() if diagnose else None
+            more |= {"delay_ms": delay_ms, "blend": blend} if late else {}
+            more |= {} if camera is None else {"cameras": _named_cameras(camera)}
             evaluation = evaluate_checkpoint(
                 checkpoint=str(checkpoint),
                 env=env,
@@ -165,10 +167,7 @@ def evaluate(
                 video=video,
                 workers=workers,
                 recorder=recorder,
-                delay_ms=delay_ms,
-                blend=blend,
                 **more,
-                cameras=_named_cameras(camera),
             )
             if recorder is not None:
                 findings = _diagnosed(recorder, env, evaluation)

@@ -304,6 +304,7 @@ def evaluate_checkpoint(
         perturb_episodes=min(perturb_episodes, episodes) if choices else 0,
         delay_ms=delay_ms,
         blend=blend,
+        cameras=cameras,
     )
     return replace(report, evidence=gather_evidence(folder, protocol))
 

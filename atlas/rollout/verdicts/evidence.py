@@ -34,6 +34,7 @@ class Protocol:
     perturb_episodes: int = 0
     delay_ms: float = 0.0
     blend: float | None = None
+    cameras: Mapping[str, str] | None = None  # {a LeRobot policy's: the environment's}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Protocol:

@@ -109,6 +109,7 @@ def reproduce(file: Path, checkpoint: str | Path | None = None, workers: int | N
         purpose=protocol.purpose,
         delay_ms=protocol.delay_ms,
         blend=protocol.blend,
+        cameras=protocol.cameras,
     )
     missing = claim.outcomes.keys() - _by_key(again).keys()
     if missing:
