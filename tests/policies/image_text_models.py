@@ -17,6 +17,7 @@ MARKS = (
 ).split()
 VOCABULARY = len(MARKS) + len(WORDS) + 8
 IMAGE_TOKENS = {"qwen": "<|image_pad|>", "internvl": "<IMG_CONTEXT>"}
+OTHER_KINDS = ("qwen2_vl", "idefics3", "paligemma2")  # much like one of the next
 VLM_KINDS = ("qwen2_5_vl", "qwen3_vl", "smolvlm", "paligemma", "internvl", "florence2", "llava")
 
 
@@ -147,6 +148,35 @@ def make_image_text_model(kind: str) -> Any:
             )
         ),
     }
+    makers |= {
+        "qwen2_vl": lambda: hf.Qwen2VLForConditionalGeneration(
+            hf.Qwen2VLConfig(
+                text_config=_text(**mrope),
+                vision_config={
+                    **_qwen_vision(embed_dim=16, mlp_ratio=2),
+                    "hidden_size": WIDTH,
+                },
+                image_token_id=token,
+            )
+        ),
+        "idefics3": lambda: hf.Idefics3ForConditionalGeneration(
+            hf.Idefics3Config(
+                text_config={"model_type": "llama", **_text()},
+                vision_config=_vit(),
+                scale_factor=2,
+                image_token_id=token,
+                pad_token_id=0,
+            )
+        ),
+        "paligemma2": lambda: hf.PaliGemmaForConditionalGeneration(
+            hf.PaliGemmaConfig(
+                text_config={"model_type": "gemma2", **_text(query_pre_attn_scalar=16)},
+                vision_config={"model_type": "siglip_vision_model", "vision_use_head": False, **_vit()},
+                projection_dim=WIDTH,
+                image_token_index=token,
+            )
+        ),
+    }
     torch.manual_seed(0)
     return makers[kind]().eval()
 
@@ -157,7 +187,7 @@ def image_settings(kind: str) -> dict[str, Any]:
     if kind.startswith("qwen"):
         more: dict[str, Any] = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
         return {**scale, **more, "min_pixels": 256, "max_pixels": 4096, "resample": 3}
-    if kind == "smolvlm":
+    if kind in ("smolvlm", "idefics3"):
         return {**scale, "size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 32}, "resample": 1}
     if kind == "llava":
         crop = {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}}

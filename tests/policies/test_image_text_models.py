@@ -17,6 +17,7 @@ from atlas.policies.vlm.language_part import LanguagePart
 from atlas.policies.vlm.vlm_section import BackboneConfig
 from tests.policies.image_text_models import (
     MARKS,
+    OTHER_KINDS,
     VLM_KINDS,
     WIDTH,
     image_settings,
@@ -71,8 +72,8 @@ def of_transformers(kind: str, backbone: Backbone, images: torch.Tensor, instruc
         told |= {"pixel_values": pixels.flatten(0, 1), "image_grid_thw": grids}
         told["mm_token_type_ids"] = (ids == image_token(kind)).int()[None]
     else:
-        told["pixel_values"] = pixels[None] if kind == "smolvlm" else pixels
-    if kind == "paligemma":
+        told["pixel_values"] = pixels[None] if kind in ("smolvlm", "idefics3") else pixels
+    if kind.startswith("paligemma"):
         told["token_type_ids"] = torch.zeros_like(ids)[None]
     with torch.no_grad():
         found = model(**told)
@@ -80,7 +81,7 @@ def of_transformers(kind: str, backbone: Backbone, images: torch.Tensor, instruc
     return hidden[0]
 
 
-@pytest.mark.parametrize("kind", VLM_KINDS)
+@pytest.mark.parametrize("kind", (*VLM_KINDS, *OTHER_KINDS))
 def test_hidden_states_are_those_of_the_model_itself(kind: str, saved: Saved) -> None:
     backbone, images = find(saved(kind)), make_images()
     batch, states = states_of(backbone, images, [SHORT, LONG])
@@ -92,7 +93,7 @@ def test_hidden_states_are_those_of_the_model_itself(kind: str, saved: Saved) ->
     assert batch.extra_slots.tolist() == [[n - 3, n - 2, n - 1] for n in batch.is_there.sum(1).tolist()]
 
 
-@pytest.mark.parametrize("kind", VLM_KINDS)
+@pytest.mark.parametrize("kind", (*VLM_KINDS, *OTHER_KINDS))
 def test_extra_tokens_read_by_themselves_are_those_read_with_the_prompt(kind: str, saved: Saved) -> None:
     frozen, trained = (
         states_of(find(saved(kind), freeze=freeze), make_images(), [SHORT, LONG])[1] for freeze in (True, False)
