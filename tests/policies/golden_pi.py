@@ -72,10 +72,17 @@ def inputs(kind: str) -> dict[str, Any]:
 
 
 @functools.cache
+def mistakes_of(kind: str) -> dict[str, Any]:
+    """What deliberate mistakes do to the numbers; a set may have none."""
+    file = FOLDER / kind / "mistakes.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+@functools.cache
 def golden(kind: str) -> Golden:
     folder = FOLDER / kind
     sizes = json.loads((folder / "backbone.json").read_text())
-    sizes.pop("note")
+    sizes.pop("note", None)
     return Golden(
         kind,
         json.loads((folder / "config.json").read_text()),

@@ -16,7 +16,7 @@ from atlas.policies.pi.pi_masks import Tokens, never_blind, suffix_mask
 from atlas.policies.pi.pi_names import own_name, published_name
 from atlas.policies.pi.pi_sizes import GemmaSizes
 from atlas.policies.published.flow_pieces import look_ahead_mask
-from tests.policies.golden_pi import FOLDER, KINDS, compute, differences, golden, limit, make_network
+from tests.policies.golden_pi import FOLDER, KINDS, compute, differences, golden, limit, make_network, mistakes_of
 
 
 @pytest.mark.parametrize("case", ["full", "missing"])
@@ -132,13 +132,12 @@ MISTAKES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 
 
 def _planted() -> list[tuple[str, str]]:
-    known = {kind: json.loads((FOLDER / kind / "mistakes.json").read_text()) for kind in KINDS}
-    return [(kind, name) for kind in KINDS for name in MISTAKES if name in known[kind]]
+    return [(kind, name) for kind in KINDS for name in MISTAKES if name in mistakes_of(kind)]
 
 
 @pytest.mark.parametrize(("kind", "name"), _planted())
 def test_a_planted_mistake_shows_where_it_should(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    mistake = json.loads((FOLDER / kind / "mistakes.json").read_text())[name]
+    mistake = mistakes_of(kind)[name]
     MISTAKES[name](monkeypatch)
 
     worst = differences(compute(kind), golden(kind).of("full"))

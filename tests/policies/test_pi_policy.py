@@ -21,7 +21,7 @@ from atlas.policies.pi import pi_policy
 from atlas.policies.pi.pi_names import TABLE, TIED_TABLE
 from atlas.policies.pi.pi_policy import PiPolicy
 from atlas.policies.published import flow_policy
-from tests.policies.golden_pi import FOLDER, KINDS, differences, golden, limit
+from tests.policies.golden_pi import FOLDER, KINDS, differences, golden, limit, mistakes_of
 from tests.policies.pi_policies import batch_of, build, cameras_of, changed, load
 
 Weights = dict[str, torch.Tensor]
@@ -220,13 +220,12 @@ MISTAKES = {
 
 
 def _planted() -> list[tuple[str, str]]:
-    known = {kind: json.loads((FOLDER / kind / "mistakes.json").read_text()) for kind in KINDS}
-    return [(kind, name) for kind in KINDS for name in MISTAKES if name in known[kind]]
+    return [(kind, name) for kind in KINDS for name in MISTAKES if name in mistakes_of(kind)]
 
 
 @pytest.mark.parametrize(("kind", "name"), _planted())
 def test_a_planted_mistake_shows_where_it_should(kind: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = json.loads((FOLDER / kind / "mistakes.json").read_text())[name]["first_tensor_that_differs"]
+    first = mistakes_of(kind)[name]["first_tensor_that_differs"]
     policy, known = load(FOLDER / kind), golden(kind).of("full")
     MISTAKES[name](policy, monkeypatch)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 import atlas
 from atlas.config import load_config
+from atlas.errors import InputError
 from atlas.policies.pi.pi_base import base_description
 from atlas.policies.pi.pi_names import TABLE, TIED_TABLE, UNUSED, published_name
 from atlas.policies.pi.pi_network import PiNetwork
@@ -62,6 +64,18 @@ def test_the_published_sizes_are_the_usual_ones(kind: str) -> None:
     assert {name: config[name] for name in description.folder.config if name in config} == {
         name: value for name, value in description.folder.config.items() if name in config
     }
+
+
+def test_pictures_of_another_resolution_have_positions_of_their_own() -> None:
+    description = base_description("hf:lerobot/pi0_base")
+    assert description is not None
+    folder = description.folder
+
+    larger = PiSettings.of(replace(folder, config={**folder.config, "image_resolution": [448, 448]}))
+
+    assert larger.sizes.vision.patches == 4 * PiSettings.of(folder).sizes.vision.patches == 1024
+    with pytest.raises(InputError, match=r"'image_resolution' is .*, expected the same number twice"):
+        PiSettings.of(replace(folder, config={**folder.config, "image_resolution": [224, 448]}))
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -101,7 +101,10 @@ def read_sizes(folder: LeRobotFolder) -> BackboneSizes:
 
 
 def named_sizes(folder: LeRobotFolder) -> BackboneSizes:
-    """Of the variants that its config.json names. Raises InputError."""
+    """Of the variants that its config.json names, and pictures of its resolution. Raises InputError."""
+    height, width = folder.pair("image_resolution", (224, 224))
+    if height != width:
+        raise folder.wrong("image_resolution", "the same number twice")
     text = folder.text("paligemma_variant", "gemma_2b", one_of=list(GEMMA))
     expert = folder.text("action_expert_variant", "gemma_300m", one_of=list(GEMMA))
-    return BackboneSizes(text=GEMMA[text], expert=GEMMA[expert], vision=SO400M)
+    return BackboneSizes(text=GEMMA[text], expert=GEMMA[expert], vision=replace(SO400M, image_size=height))
