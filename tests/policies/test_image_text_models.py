@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from atlas.errors import InputError
+from atlas.policies.vlm import families
 from atlas.policies.vlm.backbone import Backbone
 from atlas.policies.vlm.image_rule import ImageRule
 from atlas.policies.vlm.language_part import LanguagePart
@@ -151,6 +153,28 @@ def test_places_are_not_rounded_with_the_weights(kind: str, saved: Saved) -> Non
     assert {p.dtype for part in parts for p in part.parameters()} == {torch.bfloat16}
     frequencies = [b for part in parts for name, b in part.named_buffers() if "inv_freq" in name]
     assert all(b.dtype == torch.float32 for b in frequencies) and (frequencies or kind == "florence2")
+
+
+def test_of_a_kind_that_nobody_has_tried_this_is_said(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delitem(families._FAMILIES, "llava")
+    backbone, images = find(saved("llava")), make_images(1)
+
+    states = states_of(backbone, images, [LONG])[1]
+
+    assert "kind 'llava', which nobody has tried here" in caplog.text
+    expected = of_transformers("llava", backbone, images[0], LONG)
+    torch.testing.assert_close(states.layers[-1][0][states.is_prompt[0]], expected, atol=2e-5, rtol=1e-4)
+
+
+def test_a_kind_with_attention_of_its_own_is_refused(tmp_path: Path) -> None:
+    from transformers import Gemma3Config
+
+    Gemma3Config().save_pretrained(tmp_path)
+
+    with pytest.raises(InputError, match=r"kind 'gemma3', which reads images in a way .*qwen2_5_vl"):
+        find(tmp_path)
 
 
 # ---- against the processors of transformers ----------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable
@@ -27,7 +29,7 @@ from atlas.policies.huggingface_folder import (
 )
 from atlas.policies.precision import cast_weights, frozen_dtype
 from atlas.policies.pretrained_weights import FrozenWeights, weights_hash
-from atlas.policies.vlm.families import Family, family_of
+from atlas.policies.vlm.families import Family, family_of, is_known, known_kinds
 from atlas.policies.vlm.image_part import ImagePart
 from atlas.policies.vlm.image_rule import ImageRule
 from atlas.policies.vlm.language_part import LanguagePart
@@ -36,6 +38,8 @@ from atlas.policies.vlm.vlm_head_contract import LanguageSizes
 from atlas.policies.vlm.vlm_section import BACKBONE_KEY as KEY
 from atlas.policies.vlm.vlm_section import LORA_KEY, BackboneConfig
 from atlas.system.files import partial_folder, write_text
+
+logger = logging.getLogger(__name__)
 
 _USUAL_SIZE = 224  # of images, where none are there yet
 _EXAMPLE = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
@@ -70,6 +74,7 @@ class Backbone(NamedTuple):
                 "model.language of the type modular.)"
             )
         kind = AutoModel._model_mapping[type(config)]
+        _check_kind(kind, config, name)
         _cut_layers(config, settings.language_layers, name)
         images = read_image_settings(folder, name, KEY)
         return cls(settings, folder, name, kind, config, family_of(config.model_type), images)
@@ -218,6 +223,24 @@ def check_backbone(settings: BackboneConfig) -> LanguageSizes:
 
 
 # ---- of models of transformers -----------------------------------------------------------------------------
+
+
+def _check_kind(kind: Any, config: Any, name: str) -> None:
+    """Raises InputError for a kind that is not known and attends to images in a way of its own; says of others that
+    nobody has looked."""
+    if is_known(config.model_type):
+        return
+    if "token_type_ids" in inspect.signature(kind.forward).parameters or not hasattr(kind, "get_image_features"):
+        raise InputError(
+            f"{KEY}: {name} is a model of the kind '{config.model_type}', which reads images in a way that type vlm does "
+            f"not have; it has those of {', '.join(known_kinds())}."
+        )
+    logger.warning(
+        "%s is a model of the kind '%s', which nobody has tried here: it is read as LLaVA is, each view whole, with "
+        "causal attention, and with model.backbone.prompt or '{images}{instruction}' as its prompt.",
+        name,
+        config.model_type,
+    )
 
 
 def _without_language(model: Any) -> tuple[nn.Module, nn.Module]:

@@ -36,6 +36,15 @@ def family_of(kind: str) -> Family:
     return _FAMILIES.get(kind, _USUAL)
 
 
+def is_known(kind: str) -> bool:
+    """Whether it is one of those whose hidden states have been held against transformers' own."""
+    return kind in _FAMILIES
+
+
+def known_kinds() -> list[str]:
+    return list(_FAMILIES)
+
+
 # ---- how images are read -----------------------------------------------------------------------------------
 
 
@@ -112,7 +121,7 @@ _QWEN2 = Family(
     layout="patches",
 )
 _IDEFICS = Family(
-    prompt="<|im_start|>User:{images}{instruction}<end_of_utterance>\nAssistant:",
+    prompt="{bos}User:{images}{instruction}<end_of_utterance>\nAssistant:",
     before="<fake_token_around_image><global-img>",
     after="<fake_token_around_image>",
     look=_idefics,
