@@ -265,7 +265,9 @@ class FlowPolicy(Policy):
         with atomic_path(directory / "frozen" / BACKBONE_FILE) as partial:
             save_tensors(partial, held, {"format": "pt"})
 
-    def save_pretrained(self, directory, full=False, weights=None) -> None:  # type: ignore[no-untyped-def]
+    def save_pretrained(
+        self, directory: str | Path, full: bool = False, weights: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
         """As `Policy.save_pretrained`, and the folder `lerobot` with the rest of what LeRobot's folder says."""
         super().save_pretrained(directory, full, weights)
         self.save_description(Path(directory) / DESCRIPTION)

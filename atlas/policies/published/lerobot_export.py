@@ -7,7 +7,7 @@ what training has changed of it: cameras, numbers of state and actions, horizon 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,7 @@ def _features(policy: FlowPolicy) -> dict[str, dict[str, Any]]:
     return found | {ACTION: {"type": "ACTION", "shape": [processor.action_spec.dim]}}
 
 
-def _order(names: tuple[str, ...]):  # type: ignore[no-untyped-def]
+def _order(names: tuple[str, ...]) -> Callable[[str], int]:
     """The config's own order; new ones behind it."""
     return lambda name: names.index(name) if name in names else len(names)
 

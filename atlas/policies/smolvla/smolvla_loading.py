@@ -14,6 +14,7 @@ from atlas.policies.published.camera_slots import CameraSlots, assign_cameras
 from atlas.policies.published.description import Description, check_widths
 from atlas.policies.published.processor_files import TokenizerStep
 from atlas.policies.published.published_section import DESCRIPTION
+from atlas.policies.published.tokenized_prompt import PromptTokenizer
 from atlas.policies.published.weight_filling import (
     allocate,
     check_file,
@@ -125,7 +126,7 @@ def _network(config: SmolVLAConfig, description: Description) -> SmolVLANetwork:
     return network
 
 
-def _words(config: SmolVLAConfig, description: Description, network: SmolVLANetwork):  # type: ignore[no-untyped-def]
+def _words(config: SmolVLAConfig, description: Description, network: SmolVLANetwork) -> PromptTokenizer:
     """The tokenizer; of a folder without processor files, that of the vision-language model."""
     folder = description.folder
     step = TokenizerStep(
