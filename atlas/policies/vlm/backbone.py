@@ -232,8 +232,8 @@ def _check_kind(kind: Any, config: Any, name: str) -> None:
         return
     if "token_type_ids" in inspect.signature(kind.forward).parameters or not hasattr(kind, "get_image_features"):
         raise InputError(
-            f"{KEY}: {name} is a model of the kind '{config.model_type}', which reads images in a way that vlm does not "
-            f"have; it has those of {', '.join(known_kinds())}."
+            f"{KEY}: {name} is of the kind '{config.model_type}', which reads images in a way that vlm has not: "
+            f"it has those of {', '.join(known_kinds())}."
         )
     logger.warning(
         "%s is a model of the kind '%s', which nobody has tried here: it is read as LLaVA is, each view whole, with "
