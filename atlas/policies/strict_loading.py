@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,14 +20,25 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, FrozenW
     """The tensors of a safetensors file, and the frozen parts they were trained with. Raises InputError."""
     try:
         with safe_open(path, framework="pt") as file:
-            named = parse_json((file.metadata() or {}).get(FROZEN, "{}"))
-        return load_file(path), {part: FrozenWeights(**values) for part, values in named.items()}
+            frozen = frozen_named(file.metadata() or {})
+        return load_file(path), frozen
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"{path} cannot be read as safetensors; it may be truncated ({error}).") from None
 
 
+def frozen_named(metadata: Mapping[str, str]) -> dict[str, FrozenWeights]:
+    """The frozen parts that a file's metadata names. Raises ValueError, TypeError, AttributeError for another form."""
+    return {part: FrozenWeights(**values) for part, values in parse_json(metadata.get(FROZEN, "{}")).items()}
+
+
 def check_weights(path: Path, weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
     """Raises InputError that names the first tensors that do not fit `own`, in name, shape, kind or values."""
+    check_forms(path, weights, own)
+    _refuse(path, [f"'{k}' holds values that are not finite" for k, v in weights.items() if not is_finite(v)])
+
+
+def check_forms(path: Path, weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
+    """As `check_weights`, but for the values: the weights may be on the meta device."""
     problems = [f"'{k}' is missing" for k in own if k not in weights]
     problems += [f"'{k}' is not part of this policy" for k in weights if k not in own]
     problems += [
@@ -40,8 +51,10 @@ def check_weights(path: Path, weights: Mapping[str, torch.Tensor], own: Mapping[
         for k, v in weights.items()
         if k in own and (own[k].is_floating_point() != v.is_floating_point() or v.is_complex())
     ]
-    if not problems:
-        problems = [f"'{k}' holds values that are not finite" for k, v in weights.items() if not _is_finite(v)]
+    _refuse(path, problems)
+
+
+def _refuse(path: Path, problems: Sequence[str]) -> None:
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise InputError(f"{path} does not fit the policy's config: {'; '.join(problems[:3])}{more}.")
@@ -60,6 +73,6 @@ def check_frozen(path: Path, saved: Mapping[str, FrozenWeights], frozen: Mapping
             )
 
 
-def _is_finite(values: torch.Tensor) -> bool:
+def is_finite(values: torch.Tensor) -> bool:
     """Works for types in which torch does not compute, too, such as 8-bit floats."""
     return bool((values.float() if values.is_floating_point() else values).isfinite().all())

@@ -184,7 +184,7 @@ ROWS = of_part(
     ),
     (
         "atlas/policies/strict_loading.py",
-        "for k, v in weights.items() if not _is_finite(v)]",
+        "for k, v in weights.items() if not is_finite(v)]",
         "for k, v in weights.items() if False]",
         "weights that are not finite are loaded",
         f"{POLICY}::test_weights_that_do_not_fit_are_named",

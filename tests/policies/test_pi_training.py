@@ -144,6 +144,27 @@ def test_another_backbone_than_that_trained_with_is_refused(tmp_path: Path) -> N
         load_policy(tmp_path / "policy")
 
 
+def test_saved_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
+    build("pi0").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights, whole = load_file(file), file.read_bytes()
+    name = "network.action_out_proj.bias"
+    wrong: dict[str, tuple[dict[str, torch.Tensor], str]] = {
+        "missing": ({n: t for n, t in weights.items() if n != name}, f"'{name}' is missing"),
+        "extra": (weights | {"stranger": weights[name].clone()}, "'stranger' is not part of this policy"),
+        "shape": (weights | {name: weights[name][1:].clone()}, f"'{name}' has shape"),
+        "values": (weights | {name: weights[name] * torch.nan}, f"'{name}' holds values that are not finite"),
+    }
+    for changed, said in wrong.values():
+        save_file(changed, file, {"format": "pt", "frozen": "{}"})
+        with pytest.raises(InputError) as error:
+            load_policy(tmp_path)
+        assert said in str(error.value)
+    file.write_bytes(whole[:-8])
+    with pytest.raises(InputError, match="may be truncated"):
+        load_policy(tmp_path)
+
+
 @pytest.mark.parametrize(("kind", "way"), [("pi0", "adapters"), ("pi05", "expert"), ("pi05", "all")])
 def test_a_run_trains_saves_goes_on_and_acts(kind: str, way: str, make_libero: MakeLibero, tmp_path: Path) -> None:
     settings = [
