@@ -10,9 +10,11 @@ import importlib
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -296,3 +298,34 @@ def test_the_memory_that_loading_takes_is_measured(run: Run, tmp_path: Path) -> 
 
     assert measured[0] == "bfloat16" and float(measured[3]) > 0.1  # GB, most of which is torch
     assert not any(tmp_path.glob("atlas-pretrained-*"))
+
+
+def test_each_planted_bug_is_a_known_one_and_changes_what_it_is_said_to() -> None:
+    from atlas.checks.silent_bugs import BUGS
+    from atlas.types import Observation
+
+    plants = importlib.import_module("planted_bugs")
+    rng = np.random.default_rng(0)
+    images = {name: rng.integers(0, 255, (32, 32, 3), dtype=np.uint8) for name in ("agentview", "eye_in_hand")}
+    proprio = np.array([0.1, 0.2, 1.0, 3.2, 0.0, 0.0, 0.02, -0.02], np.float32)
+    shown = Observation(images, proprio, "pick up the green cube")
+    actions = rng.uniform(-1, 1, (4, 7)).astype(np.float32)
+
+    found = [*plants.plants(Path()), plants.UNSETTLED]
+
+    named = {bug for plant in [*found, *plants.DATA_PLANTS] for bug in plant.bugs}
+    assert named == set(BUGS), "each known bug is planted somewhere, and none that is not known"
+    for plant in found:
+        if plant.see is not None:
+            kept: dict[str, Any] = {}
+            first, second = (
+                plant.see(shown, kept),
+                plant.see(replace(shown, images=dict(reversed(images.items()))), kept),
+            )
+            assert first.images.keys() == images.keys() and first.proprio.shape == proprio.shape
+            changed = any((first.images[name] != images[name]).any() for name in images)
+            changed |= bool((first.proprio != proprio).any()) or first.instruction != shown.instruction
+            assert changed or second.images is first.images, plant.name
+        if plant.do is not None:
+            done = plant.do(actions, {})
+            assert done.shape != actions.shape or (done != actions).any(), plant.name

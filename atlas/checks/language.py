@@ -112,9 +112,8 @@ def _bits(context: CheckContext) -> Finding:
     said = f"{tasks} instructions, {among:.2f} bits per episode"
     bits = instruction_bits(context)
     if bits is None:
-        return Finding(
-            "language", "info", f"{said}; too few episodes to say what they tell about actions", None, evidence
-        )
+        said += "; too few episodes to say what they tell about actions"
+        return Finding("language", "info", said, None, evidence, bugs=("one_instruction",))
     evidence["bits_about_actions"] = round(bits, 3)
     return Finding(
         "language",
@@ -122,6 +121,7 @@ def _bits(context: CheckContext) -> Finding:
         f"{said}; beyond what can be seen at the start they tell {bits:.2f} bits about where the hand goes",
         None,
         evidence,
+        bugs=("one_instruction",),
     )
 
 

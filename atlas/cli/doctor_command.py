@@ -81,7 +81,7 @@ def _run(run: Path, episodes: int | None, as_json: bool) -> None:
         for line in found.diagnosis.lines:
             begin = f"{line.status:{_STATUS_WIDTH + 1}}"
             margin = " " * len(begin)
-            say(_wrap(f"{line.bug.title}: {line.evidence}", begin, margin))
+            say(_wrap(f"{line.label}: {line.evidence}", begin, margin))
             if line.fix is not None:
                 say(_wrap(line.fix, f"{margin}-> ", f"{margin}   "))
         say(f"\n{found.diagnosis.advice}")

@@ -42,14 +42,16 @@ IMAGES = RNG.integers(0, 255, (6, RAW, RAW, 3), dtype=np.uint8)
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy with its reference answers, as a checkpoint has it."""
     config = load_config(None, ["model.fusion.dim=32", "model.fusion.dropout=0.1", "model.vision.width=8"])
-    statistics = DatasetStatistics("made up", 200, 2, ColumnStatistics.of(ACTIONS), ColumnStatistics.of(PROPRIO))
+    proprio = PROPRIO.copy()
+    proprio[:, 6:] = np.linspace(0, 0.04, 200)[:, None] * [1, -1]
+    statistics = DatasetStatistics("made up", 200, 2, ColumnStatistics.of(ACTIONS), ColumnStatistics.of(proprio))
     processor = PolicyProcessor(("front",), RAW, SIZE, 8, 8, ActionSpec(), (statistics,), config.model.processor)
     torch.manual_seed(0)
     policy = ModularPolicy(config.model, processor).eval()
     with torch.no_grad():  # it has learned nothing: so that what it is told matters
         for weight in policy.head.parameters():
-            weight.mul_(3)
-    observations = [Observation({"front": i}, PROPRIO[n].astype(np.float32), "lift") for n, i in enumerate(IMAGES)]
+            weight.mul_(2)
+    observations = [Observation({"front": i}, proprio[n].astype(np.float32), "lift") for n, i in enumerate(IMAGES)]
     batch = processor.batch(observations)
     batch = replace(batch, images=batch.unit_images(), key=torch.arange(len(IMAGES)))
     data = SimpleNamespace(camera_images=lambda samples: {"front": IMAGES[[i for _, i in samples]]})
@@ -182,6 +184,7 @@ def rollouts(
     order: tuple[int, ...] = (0, 1, 2),
     stale: bool = False,
     gripper: float = 1.0,
+    shuts: bool = True,
     execute: int = 4,
 ) -> InputRecorder:
     """Of a hand that does what it is told, but for what is asked for here."""
@@ -195,7 +198,8 @@ def rollouts(
         places = np.concatenate([np.zeros((1, 3)), moved.cumsum(0)])
         fingers = [0.02]
         for told in actions[:, 6]:
-            fingers.append(float(np.clip(fingers[-1] - 0.004 * gripper * told, 0, 0.04)))
+            moves = -0.004 * gripper * (told if shuts else -1.0)
+            fingers.append(float(np.clip(fingers[-1] + moves, 0, 0.04)))
         for frame in range(0, 60, execute):
             look = frame // execute
             image = np.full((RAW, RAW, 3), look // 2 if stale else look, np.uint8)
@@ -230,6 +234,7 @@ def test_a_robot_that_follows_is_found_to_follow(saved: Path) -> None:
         ("stale_frames", {"stale": True}),
         ("gripper", {"gripper": -1.0}),
         ("gripper", {"gripper": 0.0}),
+        ("gripper", {"shuts": False}),
     ],
 )
 def test_a_robot_that_does_not_follow_is_named(bug: str, how: dict[str, float], saved: Path) -> None:

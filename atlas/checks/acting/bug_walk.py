@@ -38,10 +38,15 @@ class WalkLine:
     fix: str | None = None  # of a problem
     severe: bool = True
 
+    @property
+    def label(self) -> str:
+        """What is wrong, or what was looked at."""
+        return self.bug.title if self.status == "problem" else self.bug.topic
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "bug": self.bug.id,
-            "title": self.bug.title,
+            "title": self.label,
             "status": self.status,
             "evidence": self.evidence,
             "fix": self.fix,

@@ -25,6 +25,7 @@ _FEWEST, _FEWEST_MOVES = 30, 20  # pairs of looks
 _EXPLAINED = 0.5  # of the motion's variance, from where on something can be said
 _CLEARLY = 0.02  # by which another shift explains more
 _FASTER, _SLOWER = 1.35, 0.74  # times as far as in training
+_FEWEST_TOLD, _MOVES_FINGERS = 6, 0.15  # looks; of the range of training, at least once
 _FIRST_LOOKS = 10  # of an episode: what follows may push against something
 _MOVED_M = 0.01
 _STALE = 0.1  # of the looks at which the hand has moved
@@ -225,7 +226,17 @@ def _gripper(shown: InputRecorder, processor: PolicyProcessor) -> Iterator[Findi
         if agreement is None:
             continue
         evidence = {"correlation": round(agreement, 3)}
-        if agreement > CLEAR:
+        never = _never_moved(told, proprio, processor)
+        if agreement <= CLEAR and never is not None:
+            yield Finding(
+                "gripper",
+                "error",
+                f"the {gripper.label} never {never}, though the policy tells it to",
+                "Compare the gripper's range and threshold where actions are executed: -1 is open and +1 closed.",
+                evidence,
+                bugs=("gripper",),
+            )
+        elif agreement > CLEAR:
             yield Finding(
                 "gripper",
                 "error",
@@ -246,6 +257,22 @@ def _gripper(shown: InputRecorder, processor: PolicyProcessor) -> Iterator[Findi
         else:
             said = f"the fingers follow the {gripper.label}'s action (correlation {agreement:.2f})"
             yield Finding("gripper", "info", said, None, evidence, bugs=("gripper",))
+
+
+def _never_moved(told: Sequence[np.ndarray], proprio: Sequence[np.ndarray], processor: PolicyProcessor) -> str | None:
+    """'closes' or 'opens', where the fingers, LIBERO's last two numbers of proprio, never do so when they are told to;
+    told: from -1, open, to 1."""
+    statistics = processor.statistics[0].proprio
+    reach = sum(high - low for high, low in zip(statistics.max[-2:], statistics.min[-2:], strict=True))
+    if reach <= 0:
+        return None
+    moved = np.concatenate([np.diff(np.abs(each[:, -2] - each[:, -1])) for each in proprio])
+    asked = np.concatenate([each[:-1] for each in told])
+    for name, closing in (("closes", 1), ("opens", -1)):
+        when = asked * closing > 0.5
+        if when.sum() >= _FEWEST_TOLD and (-closing * moved[when]).max() < _MOVES_FINGERS * reach:
+            return name
+    return None
 
 
 def _fingers_rest(proprio: Sequence[np.ndarray]) -> bool:
