@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,8 @@ from atlas.policies.modular.unused_biases import hold_bias
 from atlas.policies.modular.vision_encoders.vision_contract import VisionEncoder
 from atlas.policies.modular.vision_encoders.vision_sections import KeypointVisionConfig
 from atlas.policies.precision import without_autocast
+
+_MAP_GAIN = 3.0  # the norm of a map's weights when training begins
 
 
 class SpatialSoftmax(nn.Module):
@@ -43,6 +46,9 @@ class KeypointStem(nn.Module):
         self.fourth = nn.Conv2d(2 * width, keypoints, 3, padding=1)
         assert self.fourth.bias is not None
         hold_bias(self.fourth.bias)
+        # With torch's default weights the maps are so flat that their softmax is nearly uniform: all keypoints stay at
+        # the centre, and with some seeds they never learn to move. These maps differ by about 2 between places.
+        nn.init.normal_(self.fourth.weight, std=_MAP_GAIN / math.sqrt(self.fourth.weight[0].numel()))
         self.norms = nn.ModuleList([nn.GroupNorm(8, width), nn.GroupNorm(8, 2 * width), nn.GroupNorm(8, 2 * width)])
         self.film = nn.Linear(language_dim, 2 * 2 * width)
         nn.init.normal_(self.film.weight, std=0.01)
