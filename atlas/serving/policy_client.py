@@ -109,7 +109,7 @@ class AtlasClient:
 
     def _connect(self) -> tuple[ClientConnection, Any]:
         """A connection, and what the server says first."""
-        from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
+        from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, WebSocketException
         from websockets.sync.client import connect
 
         headers = {"Authorization": f"Api-Key {self._key}"} if self._key is not None else {}
@@ -126,10 +126,14 @@ class AtlasClient:
             )
         except InvalidURI as error:
             raise InputError(f"'{self._url}' is no address of a policy server: {first_line(error)}.") from None
-        except InvalidHandshake as error:
-            body = getattr(getattr(error, "response", None), "body", b"") or b""
-            said = printable(body.decode("utf-8", "replace").strip()[:300])
+        except InvalidStatus as error:
+            said = printable((error.response.body or b"").decode("utf-8", "replace").strip()[:300])
             raise InputError(f"The server at {self._url} does not let this client in: {said or error}") from None
+        except (InvalidHandshake, TimeoutError) as error:
+            raise InputError(
+                f"What answers at {self._url} does not speak openpi's protocol ({first_line(error)}); a server of "
+                "Atlas's does with --protocol openpi."
+            ) from None
         except (OSError, EOFError, WebSocketException) as error:
             raise InputError(f"There is no policy server at {self._url} ({first_line(error)}).") from None
         return connection, self._received(connection)
@@ -141,8 +145,8 @@ class AtlasClient:
             frame = connection.recv(self._timeout)
         except TimeoutError:
             raise InputError(
-                f"The server at {self._url} has said nothing for {self._timeout:g} seconds; is it one of openpi's "
-                "protocol?"
+                f"The server at {self._url} has said nothing for {self._timeout:g} seconds; does it speak openpi's "
+                "protocol? A server of Atlas's does with --protocol openpi."
             ) from None
         except ConnectionClosed as error:
             raise InputError(f"The server at {self._url} has closed the connection ({first_line(error)}).") from None

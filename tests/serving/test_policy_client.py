@@ -124,6 +124,13 @@ def test_where_nothing_answers(url: str, words: str) -> None:
         AtlasClient(url)
 
 
+@pytest.mark.parametrize("protocol", ["groot", "vla-eval", "lerobot"])
+def test_a_server_of_another_protocol_is_told_apart(protocol: str) -> None:
+    settings = ServerSettings(protocol, LOCAL)
+    with running(TellingActor(), settings) as port, pytest.raises(InputError, match="--protocol openpi"):
+        AtlasClient(f"ws://127.0.0.1:{port}", timeout=0.5)
+
+
 def test_a_key_that_is_missing_is_named() -> None:
     with running(TellingActor(), ServerSettings(access=Access(port=0, key="k" * 20))) as port:
         with pytest.raises(InputError, match="Authorization: Api-Key"):
