@@ -59,7 +59,8 @@ venv_works() {
 }
 
 choose_test_python() {
-    choose_python sim,wandb,dev pytest pytest_timeout xdist hypothesis ruff mypy robosuite mujoco termcolor wandb
+    choose_python sim,wandb,dev pytest pytest_timeout xdist hypothesis ruff mypy robosuite mujoco termcolor wandb \
+        grpc msgpack websockets zmq
 }
 
 add_to_own_venv() {

@@ -179,6 +179,11 @@ def test_fuzz_tells_endings_apart(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     assert "KeyError" in printed and "SIGSEGV" in printed and "--only" in printed
 
 
+def test_serve_overhead_prints_percentiles(run: Run) -> None:
+    printed = run("serve_overhead", "--requests", 20, "--size", 32)
+    assert "20 requests of 6 kB" in printed and "p50" in printed
+
+
 # ---- those of whole processes ----------------------------------------------------------------------------
 
 
