@@ -106,7 +106,7 @@ def bare_step_seconds(trainer: Trainer, steps: int) -> float:
         batch = next(loader)
         batch.images = trainer.augment(batch.images.float() / 255, batch)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, steps // 10, config.training.learning_rate)
+            group["lr"] = learning_rate(step, steps, steps // 10, config.training)
         loss = policy(batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), config.training.max_grad_norm)

@@ -57,8 +57,8 @@ def test_two_processes_with_half_the_batch_give_the_same_numbers(make_libero: Ma
         for tag in compared:
             np.testing.assert_allclose(other[tag], one[tag], atol=1e-5, rtol=1e-4, err_msg=f"{name}: {tag}")
         ours, theirs = weights(tmp_path / "one"), weights(tmp_path / name)
-        for tensor in ours:
-            np.testing.assert_allclose(theirs[tensor], ours[tensor], atol=1e-4, err_msg=f"{name}: {tensor}")
+        for tensor in ours:  # a bias before a norm of its own has rounding for a gradient, which Adam makes steps of
+            np.testing.assert_allclose(theirs[tensor], ours[tensor], atol=3e-4, err_msg=f"{name}: {tensor}")
 
 
 def weights(run: Path) -> dict[str, np.ndarray]:

@@ -59,7 +59,7 @@ def test_samples_are_those_of_the_source_to_the_bit(data: dict[str, Any], tmp_pa
     for mine, theirs in ((cached.train, plain.train), (cached.val, plain.val)):
         samples = [(0, i) for i in range(len(theirs))]
         expected = theirs.__getitems__(samples)
-        with mock.patch("atlas.data.sampling.chunks.fit_images", side_effect=AssertionError("decoded")):
+        with mock.patch("atlas.data.sampling.chunks.ViewForm.__call__", side_effect=AssertionError("decoded")):
             batch = mine.__getitems__(samples)
         for name in ("images", "actions", "proprio", "source", "key"):
             assert torch.equal(getattr(batch, name), getattr(expected, name)), name

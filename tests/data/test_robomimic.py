@@ -158,7 +158,7 @@ def test_demos_that_its_split_does_not_name_are_left_out_and_said(
 def test_a_split_without_validation_is_none_and_said(make_libero: MakeLibero, caplog: pytest.LogCaptureFixture) -> None:
     dataset = open_dataset(masked(make_libero, train=list(range(10))), instruction=LIFT)
 
-    assert dataset.sides is None and "mask/train names 10 of 10 demos, which is no split" in caplog.text
+    assert dataset.sides is None and "mask/train names 10 of 10 demos, which is not a split" in caplog.text
 
 
 def test_a_demo_on_both_sides_is_refused(make_libero: MakeLibero) -> None:
