@@ -81,6 +81,23 @@ class PolicyProcessor:
             )
         return source
 
+    def action_scaler(self) -> Scaler:
+        """What scales actions [..., A] of each source; a gripper's open end becomes -1, its closed one 1."""
+        return Scaler(
+            [s.action for s in self.statistics],
+            self.scaling.action_normalization,
+            ends={dimension: (gripper.open, gripper.closed) for dimension, gripper in self.action_spec.grippers},
+            methods=[s.action_scaling for s in self.statistics],
+        )
+
+    def proprio_scaler(self) -> Scaler:
+        """What scales proprio [..., P] of each source."""
+        return Scaler(
+            [s.proprio for s in self.statistics],
+            self.scaling.proprio_normalization,
+            methods=[s.proprio_scaling for s in self.statistics],
+        )
+
     def save(self, path: Path) -> None:
         """Write processor.json."""
         values = {

@@ -17,7 +17,7 @@ from atlas.policies.modular.vision_encoders.spatial_alignment import Alignment
 from atlas.policies.modular.vision_encoders.vision_contract import VisionEncoder
 from atlas.policies.modular.vision_encoders.vision_sections import VisionSection
 from atlas.policies.pretrained_weights import FrozenWeights
-from atlas.policies.processor import PolicyProcessor, Scaler
+from atlas.policies.processor import PolicyProcessor
 from atlas.types import Batch, LossTerms
 
 # Where a saved policy that includes its frozen parts stores them.
@@ -52,18 +52,7 @@ class ModularPolicy(Policy):
         self.fusion = config.fusion.build(horizon, self.vision.dim, self.language.dim, processor.proprio_dim)
         self.head = config.head.build(config.fusion.dim, spec, horizon)
         self.alignment = Alignment(config.alignment, self.vision.dim) if config.alignment is not None else None
-        scaling, statistics = processor.scaling, processor.statistics
-        self.action_scaler = Scaler(
-            [s.action for s in statistics],
-            scaling.action_normalization,
-            ends={dimension: (gripper.open, gripper.closed) for dimension, gripper in spec.grippers},
-            methods=[s.action_scaling for s in statistics],
-        )
-        self.proprio_scaler = Scaler(
-            [s.proprio for s in statistics],
-            scaling.proprio_normalization,
-            methods=[s.proprio_scaling for s in statistics],
-        )
+        self.action_scaler, self.proprio_scaler = processor.action_scaler(), processor.proprio_scaler()
         self._trained = {name for name, p in self.named_parameters() if p.requires_grad}
         hold_key_biases(self)
 

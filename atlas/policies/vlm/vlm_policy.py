@@ -12,7 +12,7 @@ from atlas.policies.base import Policy
 from atlas.policies.modular.unused_biases import hold_key_biases
 from atlas.policies.modular.vision_encoders.spatial_alignment import Alignment
 from atlas.policies.pretrained_weights import FrozenWeights
-from atlas.policies.processor import PolicyProcessor, Scaler
+from atlas.policies.processor import PolicyProcessor
 from atlas.policies.vlm.backbone import Backbone
 from atlas.policies.vlm.vlm_head_contract import HiddenStates
 from atlas.policies.vlm.vlm_section import TEACHER_KEY, VLMConfig
@@ -50,18 +50,7 @@ class VLMPolicy(Policy):
             self.alignment = Alignment(config.alignment, self.language.width, TEACHER_KEY)
         if self.head.reads_memory and self._aligned_layer < layers:
             self.language.train_keys_alone()
-        statistics, scaling = processor.statistics, processor.scaling
-        self.action_scaler = Scaler(
-            [s.action for s in statistics],
-            scaling.action_normalization,
-            ends={dimension: (gripper.open, gripper.closed) for dimension, gripper in spec.grippers},
-            methods=[s.action_scaling for s in statistics],
-        )
-        self.proprio_scaler = Scaler(
-            [s.proprio for s in statistics],
-            scaling.proprio_normalization,
-            methods=[s.proprio_scaling for s in statistics],
-        )
+        self.action_scaler, self.proprio_scaler = processor.action_scaler(), processor.proprio_scaler()
         self._trained = {name for name, p in self.named_parameters() if p.requires_grad}
         hold_key_biases(self)
 
