@@ -87,15 +87,17 @@ def test_a_step_is_the_mean_over_its_valid_actions_clipped_and_averaged(settings
 class Recorder:
     """Instead of the simulator: solves all episodes the first time, and none after that."""
 
-    env = "nowhere"
+    env = "cubes"
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, int]] = []
 
-    def run(self, actor: Actor, purpose: Any, episodes: int, name: str, step: int, videos: int = 0) -> EvaluationReport:
+    def run(
+        self, actor: Actor, purpose: Any, episodes: int, name: str, step: int, videos: int = 0, evidence: Any = None
+    ) -> EvaluationReport:
         self.asked.append((purpose, name, step))
         outcome = EpisodeOutcome("open the drawer", 1, len(self.asked) == 1, 1.0, 10)
-        return EvaluationReport("nowhere", name, (outcome,), purpose, step)
+        return EvaluationReport(self.env, name, (outcome,), purpose, step)
 
     def close(self) -> None:
         pass
@@ -107,7 +109,9 @@ def test_the_best_checkpoint_is_chosen_on_other_episodes_than_it_is_reported_on(
     recorder = Recorder()
     monkeypatch.setattr("atlas.train._make_closed_loop", lambda *_: recorder)
 
-    result = atlas.train(None, [*settings, "evaluation.episodes=1", "evaluation.interval=2"])
+    result = atlas.train(
+        None, [*settings, "evaluation.episodes=1", "evaluation.interval=2", "evaluation.probe_episodes=0"]
+    )
 
     checkpoints = result.run_dir / "checkpoints"
     assert ((checkpoints / "best").resolve().name, (checkpoints / "latest").resolve().name) == (
