@@ -32,6 +32,11 @@ def _joint_error_deg(group: ActionGroup, predicted: torch.Tensor, recorded: torc
     return ((predicted - recorded).abs().mean(-1) * group.unit).rad2deg()
 
 
+def _joint_error_percent(group: ActionGroup, predicted: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
+    """Of a joint's whole range, from -100 to 100."""
+    return (predicted - recorded).abs().mean(-1) / 2
+
+
 def _rotation_error_deg(group: ActionGroup, predicted: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
     """The geodesic distance. For quaternions: cos(angle / 2) = |<qa, qb>|."""
     if group.form == "rotation_6d":  # for matrices, the Frobenius distance is 2 sqrt(2) sin(angle / 2)
@@ -69,4 +74,5 @@ MEASURES: dict[str, tuple[Kind, Measure]] = {
     "position_error_mm": ("position", _position_error_mm),
     "rotation_error_deg": ("rotation", _rotation_error_deg),
     "joint_error_deg": ("joints", _joint_error_deg),
+    "joint_error_percent": ("joints", _joint_error_percent),
 }

@@ -44,6 +44,7 @@ class ActionGroup:
     continuous: bool = False  # grippers only; false: either open or closed
     open: float = -1.0  # grippers only
     closed: float = 1.0  # grippers only
+    percent: bool = False  # joints only: -100 to 100 over each joint's range, as LeRobot has them; angles are unknown
 
     def __post_init__(self) -> None:
         if wrong := self._wrong():
@@ -64,6 +65,8 @@ class ActionGroup:
             return f"arm of {self.kind} is {self.arm!r}, expected {' or '.join(get_args(Arm))}, or none"
         if not isinstance(self.delta, bool) or not isinstance(self.continuous, bool):
             return f"delta of {self.kind} is {self.delta!r} and continuous {self.continuous!r}, expected true or false"
+        if not isinstance(self.percent, bool) or (self.percent and (self.kind != "joints" or self.unit != 1)):
+            return f"percent of {self.kind} is {self.percent!r}, which is for joints, whose unit is then left out"
         return self._wrong_rotation() if self.kind == "rotation" else self._wrong_gripper()
 
     def _wrong_rotation(self) -> str | None:
@@ -97,6 +100,8 @@ class ActionGroup:
             return 1.0, "share closed" if self.continuous else "P(close)"
         if self.kind == "position":
             return 1000 * self.unit, f"mm{step}"
+        if self.percent:
+            return 1.0, f"%{step}"
         if self.kind == "joints" or self.form in _WITH_ANGLES:
             return float(np.rad2deg(self.unit)), f"deg{step}"
         return self.unit, ""
@@ -113,7 +118,11 @@ class ActionGroup:
         else:
             what = "velocities" if self.kind == "base" else "deltas" if self.delta else "targets"
             what = f"{self.form}, {what}" if self.form else what
-            if self.form in (None, *_WITH_ANGLES):
+            if self.percent:
+                what += ", -100 to 100 over each joint's range"
+            elif self.kind != "base" and math.isclose(self.unit, math.pi / 180, rel_tol=1e-6):
+                what += ", in degrees"
+            elif self.form in (None, *_WITH_ANGLES):
                 what += f", 1 = {self.unit:g} {_UNITS[self.kind]}".rstrip()
         return f"{self.label} {', '.join(self.names)} ({what})"
 
@@ -121,6 +130,7 @@ class ActionGroup:
         """The group as JSON, with only the keys that its kind has."""
         keys = ("kind", "names", "arm") + (() if self.kind == "gripper" else ("unit", "delta"))
         values = {key: getattr(self, key) for key in (*keys, *_OWN_KEYS.get(self.kind, ()))}
+        values |= {"percent": True} if self.percent else {}  # left out otherwise: older versions do not know it
         return values | {"names": list(self.names)}
 
     @classmethod
@@ -249,8 +259,8 @@ class ActionSpec:
         """How far actions [..., A] are from recorded ones, each float64 [...].
 
         `pose_l2_error` and `pose_l1_error` cover everything except grippers, in the actions' own units;
-        `position_error_mm` is a distance, `rotation_error_deg` the angle between two rotations, `joint_error_deg` a
-        mean over joints, `gripper_error` the difference in `closed_share`, and `gripper_accuracy` is 1 where both lie
+        `position_error_mm` is a distance, `rotation_error_deg` the angle between two rotations, `joint_error_deg` (or
+        `joint_error_percent`, of joints in percent of their range) a mean over joints, `gripper_error` the difference in `closed_share`, and `gripper_accuracy` is 1 where both lie
         on the same side of one half. With two arms each is the mean, and `left/…` and `right/…` give each arm's.
         """
         import torch
@@ -271,7 +281,9 @@ class ActionSpec:
         found: dict[str, list[tuple[Measure, ActionGroup, slice]]] = {}
         for name, (kind, measure) in MEASURES.items():
             for group, part in self.spans(kind):
-                if name == "gripper_accuracy" and group.continuous:
+                if (name == "gripper_accuracy" and group.continuous) or (
+                    kind == "joints" and group.percent != (name == "joint_error_percent")
+                ):
                     continue
                 found.setdefault(name, []).append((measure, group, part))
                 if len(self.arms) > 1 and group.arm is not None:

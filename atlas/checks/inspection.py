@@ -21,6 +21,7 @@ from atlas.config.model_section import ProcessorConfig
 from atlas.data.episode import EpisodeDataset
 from atlas.data.lerobot import LeRobotDataset
 from atlas.data.mixture import Source, sources_of
+from atlas.data.proprio import proprio_names
 from atlas.errors import InputError
 
 # The checks that read no pictures and need no simulator.
@@ -50,10 +51,18 @@ def inspect_dataset(dataset: EpisodeDataset) -> dict[str, Any]:
         "action_dim": dataset.action_spec.dim,
         "action_spec": dataset.action_spec.to_dict(),
         "proprio_dim": dataset.proprio_dim,
+        "proprio_names": [name for name, _ in proprio_names(dataset)],
+        "read_as": reading_notes(dataset),
         "action_min": actions.min(0).tolist(),
         "action_max": actions.max(0).tolist(),
         "warnings": dataset_warnings(dataset),
     }
+
+
+def reading_notes(dataset: EpisodeDataset) -> list[str]:
+    """What was taken for what: each group of the actions, and how it was told if the dataset did not say it."""
+    told = dataset.notes if isinstance(dataset, LeRobotDataset) else []
+    return [*(group.describe() for group in dataset.action_spec.groups), *told]
 
 
 def dataset_warnings(dataset: EpisodeDataset) -> list[str]:

@@ -144,6 +144,8 @@ def inspect(
         for i, ((name, group), (low, high)) in enumerate(zip(groups, ranges, strict=True))
     ]
     print_table("actions", ("dimension", "name", "of", "min", "max"), rows)
+    for note in found["read_as"]:
+        say(f"read as: {note}")
     for warning in found["warnings"]:
         say(f"warning: {warning}")
 

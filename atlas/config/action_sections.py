@@ -25,6 +25,7 @@ class SourceGroupConfig(Section):
     names: Names | None = None  # null: the source's own names
     arm: Arm | None = None  # set where there are two
     unit: Unit = 1.0  # what 1 stands for: m, rad, m/s and rad/s
+    percent: bool = False  # joints only: -100 to 100 over each joint's range, as LeRobot has them
     delta: bool = False  # true: the change in one step; false: the target
     form: RotationForm | None = None  # rotations only
     continuous: bool = False  # grippers only; false: either open or closed
@@ -69,6 +70,7 @@ class SourceGroupConfig(Section):
             arm=self.arm,
             form=self.form,
             continuous=self.continuous,
+            percent=self.percent,
             **ends,
         )
 

@@ -35,8 +35,8 @@ class FeaturesConfig(Section):
 
     cameras: Annotated[dict[str, str], Field(min_length=1)] | None = None  # {name: key of a video or image feature}
     proprio: str | Names | None = None  # a key, or several whose numbers are concatenated
-    action: str | None = None  # a key
-    action_spec: SourceActionsConfig | None = None  # null: LIBERO's seven numbers
+    action: str | Names | None = None  # a key, or several whose numbers are concatenated
+    action_spec: SourceActionsConfig | None = None  # null: told by names and robot_type, or LIBERO's seven numbers
 
 
 # Which way up a source stores its images; auto: as usual for its format. See atlas/data/orientation.py.

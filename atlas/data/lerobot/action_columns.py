@@ -61,9 +61,9 @@ def convert(values: np.ndarray, source: SourceActionsConfig) -> np.ndarray:
     return np.concatenate([position, rotation, grip], axis=1).astype(np.float32)
 
 
-def gripper_fits(told: np.ndarray, gripper: ActionGroup) -> bool:
-    """Whether a gripper's values [N] lie between open and closed, or close to that."""
-    return bool((np.abs(map_gripper(told, gripper.open, gripper.closed)) <= 1 + 2 * _SLACK).all())
+def gripper_fits(told: np.ndarray, gripper: ActionGroup, slack: float = _SLACK) -> bool:
+    """Whether a gripper's values [N] lie between open and closed, or at most `slack` of their distance beyond."""
+    return bool((np.abs(map_gripper(told, gripper.open, gripper.closed)) <= 1 + 2 * slack).all())
 
 
 def describe(source: SourceActionsConfig, spec: ActionSpec) -> str:

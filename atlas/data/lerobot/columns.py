@@ -119,11 +119,11 @@ def _write(folder: Path, root: Path, info: Info, features: Features, episodes: E
     with progress_bar(title, len(episodes.files)) as advance:
         for number, name in enumerate(episodes.files):
             here = by_file[bounds[number] : bounds[number + 1]]
-            keys_read = [features.action.key, *(key for keys in parts.values() for key in keys)]
+            keys_read = [*features.action_keys, *(key for keys in parts.values() for key in keys)]
             file = DataFile(root / name, info, keys_read, episodes.rows_in_file(here))
             file.check(episodes, here)
             rows = _runs(first[here], episodes.length[here])
-            source_actions[rows] = file.numbers([features.action.key])
+            source_actions[rows] = file.numbers(features.action_keys)
             for column, keys in parts.items():
                 values = file.numbers(keys)
                 out[column][rows] = values if out[column].ndim == 2 else values[:, 0]
@@ -168,10 +168,13 @@ def _convert(
     if source.groups is None and not features.gripper_stated and is_zero_to_one(values[:, source.gripper]):
         source, note = _zero_to_one(values, rows_of, proprio, features, info)
         notes.append(note)
+    if features.robot is not None:
+        features.robot.check(values, features.action_spec.names, str(info.root))
     converted = convert(values, source)
+    slack = {} if features.robot is None else {"slack": features.robot.slack}
     ends = "open and closed of its group" if source.groups is not None else "gripper_open and gripper_closed"
     for dimension, gripper in features.action_spec.grippers:
-        if not gripper_fits(converted[:, dimension], gripper):
+        if not gripper_fits(converted[:, dimension], gripper, **slack):
             opened, closed = gripper.open, gripper.closed
             if source.groups is None:
                 opened, closed = source.gripper_open, source.gripper_closed

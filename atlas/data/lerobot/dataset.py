@@ -131,6 +131,12 @@ class LeRobotDataset:
         return FRAME_TOLERANCE / self._info.fps
 
     @property
+    def notes(self) -> list[str]:
+        """What was taken for what, in sentences, where names or a robot_type told it."""
+        robot = self._features.robot
+        return [] if robot is None else [*robot.notes, *([robot.doubt] if robot.doubt else [])]
+
+    @property
     def has_videos(self) -> bool:
         return bool(self._features.video_keys)
 

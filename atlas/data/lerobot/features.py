@@ -13,6 +13,7 @@ from atlas.config.data_sections import FeaturesConfig
 from atlas.data.lerobot.action_columns import action_spec, describe
 from atlas.data.lerobot.extras import Extras
 from atlas.data.lerobot.info import Feature, Info
+from atlas.data.lerobot.known_robots import KnownRobot, known_robot, suggested_yaml
 from atlas.data.orientation import Orientation
 from atlas.errors import InputError, did_you_mean
 from atlas.types import ActionSpec
@@ -67,7 +68,8 @@ class Features:
 
     cameras: Mapping[str, Feature]  # by Atlas's names, in order
     proprio: tuple[Feature, ...]
-    action: Feature
+    action: Feature  # of several, joined, the key is what a message calls them
+    action_keys: tuple[str, ...]
     source: SourceActionsConfig
     action_spec: ActionSpec
     orientation: Orientation
@@ -76,6 +78,7 @@ class Features:
     gripper_stated: bool = False  # whether the config says which gripper values are open and closed
     unlike: str | None = None  # why it is not taken for LIBERO although its features have a conversion's names
     depth: tuple[str, ...] = ()  # depth images, which are left out
+    robot: KnownRobot | None = None  # whose names the actions have, if nothing else says what they mean
 
     @property
     def proprio_dim(self) -> int:
@@ -112,19 +115,23 @@ def find_features(
         raise InputError(f"data.cameras names {unknown}, but {info.path.parents[1]} has the cameras {list(found)}.")
     default_proprio = libero.proprio if libero else _first(info, ("observation.state", "state"), "proprio")
     proprio = config.proprio or default_proprio
-    action = _vector(
-        info, config.action or (libero.action if libero else _first(info, ("action", "actions"), "action")), "action"
-    )
+    named = config.action or (libero.action if libero else _first(info, ("action", "actions"), "action"))
+    parts = [_vector(info, key, "action") for key in ([named] if isinstance(named, str) else named)]
+    action, action_keys = joined(parts), tuple(part.key for part in parts)
     stated = config.action_spec or (extras.source_actions if extras is not None else None)
-    source = stated or SourceActionsConfig(control_hz=_LIBERO_HZ if libero else None)
+    robot = None
+    if stated is None and libero is None:
+        robot = known_robot(info, action.names, action.shape[0], action_keys)
+    source = stated or (robot.source if robot else SourceActionsConfig(control_hz=_LIBERO_HZ if libero else None))
     if stated is not None:
         _check_fits(info, action, source)
-    elif libero is None:
+    elif libero is None and robot is None:
         _check_assumed(info, action)
     return Features(
         cameras={name: feature for name, feature in found.items() if cameras is None or name in cameras},
         proprio=tuple(_vector(info, key, "proprio") for key in ([proprio] if isinstance(proprio, str) else proprio)),
         action=action,
+        action_keys=action_keys,
         source=source,
         action_spec=action_spec(source, info.fps, action.names),
         orientation=orientation or (libero.orientation if libero else extras.orientation if extras else "upright"),
@@ -133,7 +140,22 @@ def find_features(
         gripper_stated=config.action_spec is not None and config.action_spec.gripper_stated,
         unlike=unlike,
         depth=tuple(key for key, feature in info.features.items() if feature.is_depth_camera),
+        robot=robot,
     )
+
+
+def joined(parts: Sequence[Feature]) -> Feature:
+    """Several features' numbers as one feature's, in order; a part without names is called by its key."""
+    if len(parts) == 1:
+        return parts[0]
+    names: list[str] = []
+    for part in parts:
+        short, width = part.key.rpartition(".")[2], part.shape[0]
+        made = [short] if width == 1 else [f"{short}_{number}" for number in range(width)]
+        names += part.names if len(part.names) == width else made
+    if len(set(names)) < len(names):
+        names = [f"{part.key}_{number}" for part in parts for number in range(part.shape[0])]
+    return Feature("+".join(p.key for p in parts), parts[0].dtype, (sum(p.shape[0] for p in parts),), tuple(names))
 
 
 def _named_as(info: Info) -> Libero | None:
@@ -238,8 +260,9 @@ def _check_assumed(info: Info, action: Feature) -> None:
         return
     raise InputError(
         f"{info.path}: {why}. Say which numbers are what in data.features.action_spec, such as "
-        "{position: [0, 3], rotation: [3, 6], gripper: 6, delta: true, position_unit_m: 1.0}, or "
-        "{groups: [{kind: joints, columns: [0, 6]}, {kind: gripper, columns: 6, open: 1, closed: 0}]}."
+        "{position: [0, 3], rotation: [3, 6], gripper: 6, delta: true, position_unit_m: 1.0}, or in groups. To "
+        "paste into the config, once every kind, unit (what 1 stands for: m, rad) and open and closed is right:\n\n"
+        + suggested_yaml(action.names, width)
     )
 
 
@@ -251,6 +274,8 @@ def report(info: Info, features: Features, orientation: Orientation | None) -> N
     """Log what was settled, and warn of what was assumed. orientation: the one that was asked for."""
     cameras = ", ".join(f"{name} = {feature.key}" for name, feature in features.cameras.items())
     proprio = ", ".join(feature.key for feature in features.proprio)
+    if features.robot is not None:
+        logger.info("%s: %s.", info.path.parents[1], "; ".join(features.robot.notes))
     logger.info(
         "%s: LeRobot %s%s; cameras %s, stored %s; proprio = %s; actions = %s: %s.",
         info.path.parents[1],
@@ -267,9 +292,17 @@ def report(info: Info, features: Features, orientation: Orientation | None) -> N
     assumed = []
     if features.unlike is not None:
         assumed.append(f"its features have LIBERO's names, but {features.unlike}")
-    if not features.stated and features.libero is None:
+    if features.robot is not None:
+        if features.robot.doubt is not None:
+            logger.warning(
+                "%s: %s. If so, say it in the config:\n\n%s",
+                info.path.parents[1],
+                features.robot.doubt,
+                features.robot.yaml(degrees=True),
+            )
+    elif not features.stated and features.libero is None:
         assumed.append("its actions are taken for LIBERO's; data.features.action_spec says what they are")
-    if orientation is None and features.libero is None:
+    if orientation is None and features.libero is None and features.robot is None:
         assumed.append("its images are taken to be stored upright; data.orientation says how they are")
     if assumed:
         logger.warning("%s is not a dataset that Atlas knows: %s.", info.path.parents[1], "; ".join(assumed))
