@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch.nn.functional import normalize
 
+from atlas.rotations import matrix_of_6d, to_quaternion
 from atlas.types import ActionGroup, Kind
 
 Measure = Callable[[ActionGroup, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -40,32 +40,14 @@ def _joint_error_percent(group: ActionGroup, predicted: torch.Tensor, recorded: 
 def _rotation_error_deg(group: ActionGroup, predicted: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
     """The geodesic distance. For quaternions: cos(angle / 2) = |<qa, qb>|."""
     if group.form == "rotation_6d":  # for matrices, the Frobenius distance is 2 sqrt(2) sin(angle / 2)
-        apart = (_matrix(predicted) - _matrix(recorded)).flatten(-2).norm(dim=-1)
+        apart = (matrix_of_6d(predicted) - matrix_of_6d(recorded)).flatten(-2).norm(dim=-1)
         return (2 * torch.asin((apart / 8**0.5).clamp(max=1))).rad2deg()
-    qa, qb = _quaternion(group, predicted), _quaternion(group, recorded)
+    assert group.form is not None
+    scale = 1.0 if group.form == "quaternion" else group.unit
+    qa, qb = to_quaternion(predicted * scale, group.form), to_quaternion(recorded * scale, group.form)
     # Computing the sine from the difference keeps small angles exact; an arccosine would lose them.
     sign = torch.where((qa * qb).sum(-1, keepdim=True) < 0, -1.0, 1.0)
     return (4 * torch.asin((0.5 * (qa - sign * qb).norm(dim=-1)).clamp(max=1))).rad2deg()
-
-
-def _quaternion(group: ActionGroup, values: torch.Tensor) -> torch.Tensor:
-    """Rotations [..., n] of the group's form as unit quaternions [..., 4]; each form has a fixed component order."""
-    if group.form == "quaternion":
-        return values / values.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    values = values * group.unit
-    if group.form == "euler_xyz":  # about fixed axes, x first
-        (cx, cy, cz), (sx, sy, sz) = (f(values / 2).unbind(-1) for f in (torch.cos, torch.sin))
-        real, x = cx * cy * cz + sx * sy * sz, sx * cy * cz - cx * sy * sz
-        return torch.stack([real, x, cx * sy * cz + sx * cy * sz, cx * cy * sz - sx * sy * cz], -1)
-    angle = values.norm(dim=-1, keepdim=True)
-    return torch.cat([torch.cos(angle / 2), values / 2 * torch.sinc(angle / (2 * torch.pi))], dim=-1)
-
-
-def _matrix(columns: torch.Tensor) -> torch.Tensor:
-    """Rotations given as their first two columns [..., 6], made orthogonal: [..., 3, 3]."""
-    first = normalize(columns[..., :3], dim=-1)
-    second = normalize(columns[..., 3:] - (first * columns[..., 3:]).sum(-1, keepdim=True) * first, dim=-1)
-    return torch.stack([first, second, torch.linalg.cross(first, second, dim=-1)], -1)
 
 
 MEASURES: dict[str, tuple[Kind, Measure]] = {

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "atlas"
 
 # The lowest first. A line is a room, or modules of the top level that share a level.
 ROOMS = [
-    "errors types action_errors",
+    "errors types action_errors rotations",
     "system",
     "config",
     "launch",

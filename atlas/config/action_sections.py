@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from atlas.config.section import Names, Section
 from atlas.errors import InputError
-from atlas.types import ActionGroup, Arm, Kind, RotationForm
+from atlas.types import ROTATION_NUMBERS, ActionGroup, Arm, Kind, RotationForm
 
 Dimension = Annotated[int, Field(ge=0)]
 Unit = Annotated[float, Field(gt=0)]
+
+# How a source may store a rotation: as policies have it, or in a form that is converted. euler_abc turns about the fixed
+# axes a, b, c in this order, euler_ABC about the moving ones. See atlas/rotations.py.
+OtherForm = Literal[
+    "quaternion_wxyz", "matrix", "rotation_6d_rows",
+    "euler_xzy", "euler_yxz", "euler_yzx", "euler_zxy", "euler_zyx",
+    "euler_XYZ", "euler_XZY", "euler_YXZ", "euler_YZX", "euler_ZXY", "euler_ZYX",
+]  # fmt: skip
+_OTHER_NUMBERS = {"quaternion_wxyz": 4, "matrix": 9, "rotation_6d_rows": 6}
+_AS_POLICIES_HAVE_IT: dict[str, RotationForm] = {
+    "quaternion_wxyz": "quaternion", "matrix": "rotation_6d", "rotation_6d_rows": "rotation_6d",
+}  # fmt: skip
 
 _GRIPPER_ENDS = {"gripper_open", "gripper_closed"}
 
 
 class SourceGroupConfig(Section):
-    """Consecutive numbers of a source's actions that mean one thing; used unchanged. See ActionGroup."""
+    """Consecutive numbers of a source's actions that mean one thing. They are used unchanged, except that rotations may
+    be converted, and that rotations to go to are kept from jumping. See ActionGroup."""
 
     kind: Kind
     columns: tuple[Dimension, Dimension] | Dimension  # the first dimension and the one after the last; or the only one
@@ -27,7 +40,10 @@ class SourceGroupConfig(Section):
     unit: Unit = 1.0  # what 1 stands for: m, rad, m/s and rad/s
     percent: bool = False  # joints only: -100 to 100 over each joint's range, as LeRobot has them
     delta: bool = False  # true: the change in one step; false: the target
-    form: RotationForm | None = None  # rotations only
+    form: RotationForm | OtherForm | None = None  # rotations only: the source's
+    into: RotationForm | None = (
+        None  # rotations only: the policy's; null: the source's, or the nearest of the policies'
+    )
     continuous: bool = False  # grippers only; false: either open or closed
     open: float | None = None  # grippers only: the source's value
     closed: float | None = None
@@ -44,12 +60,21 @@ class SourceGroupConfig(Section):
             )
         if self.kind != "gripper" and (self.continuous or (self.open, self.closed) != (None, None)):
             raise ValueError(f"continuous, open and closed are for grippers, but kind is {self.kind}")
-        if self.kind != "rotation" and self.form is not None:
-            raise ValueError(f"form is for rotations, but kind is {self.kind}")
-        if self.names is not None and len(self.names) != len(self.span):
-            raise ValueError(f"names has {len(self.names)} names, but columns has {len(self.span)} numbers")
+        if self.kind != "rotation" and (self.form, self.into) != (None, None):
+            raise ValueError(f"form and into are for rotations, but kind is {self.kind}")
+        if self.into is not None and self.form is None:
+            raise ValueError(f"into is {self.into}, but form, which says what the source has, is missing")
+        if self.form is not None and len(self.span) != numbers_of_form(self.form):
+            raise ValueError(
+                f"a rotation as {self.form} has {numbers_of_form(self.form)} numbers, but columns has {len(self.span)}"
+            )
+        if self.form in get_args(OtherForm) and not self._of_angles and self.unit != 1:
+            raise ValueError(f"unit of a rotation as {self.form} is {self.unit:g}, but its numbers have no unit")
+        if self.names is not None and len(self.names) != self.width:
+            what = f"{self.target} has {self.width}" if self.converts else f"columns has {self.width}"
+            raise ValueError(f"names has {len(self.names)} names, but {what} numbers")
         try:
-            self.named(self.names or [str(column) for column in self.span])
+            self.named(self.names or [str(number) for number in range(self.width)])
         except InputError as error:
             raise ValueError(str(error)) from None
         return self
@@ -59,20 +84,48 @@ class SourceGroupConfig(Section):
         """The source's dimensions."""
         return range(*self.columns) if isinstance(self.columns, tuple) else range(self.columns, self.columns + 1)
 
+    @property
+    def target(self) -> RotationForm | None:
+        """The form that a rotation is read into; None for other kinds."""
+        if self.form is None or self.into is not None:
+            return self.into
+        if self.form in ROTATION_NUMBERS:
+            return self.form  # type: ignore[return-value]
+        return _AS_POLICIES_HAVE_IT.get(self.form, "euler_xyz")
+
+    @property
+    def converts(self) -> bool:
+        """Whether the source's numbers become others."""
+        return self.target != self.form
+
+    @property
+    def width(self) -> int:
+        """How many numbers it has once it is read."""
+        return ROTATION_NUMBERS[self.target] if self.converts and self.target is not None else len(self.span)
+
+    @property
+    def _of_angles(self) -> bool:
+        return self.form is not None and self.form.startswith(("euler", "axis_angle"))
+
     def named(self, names: Sequence[str]) -> ActionGroup:
         """The group of an ActionSpec. Raises InputError if such a group is impossible."""
         ends = {} if self.open is None or self.closed is None else {"open": self.open, "closed": self.closed}
         return ActionGroup(
             self.kind,
             tuple(names),
-            unit=self.unit,
+            unit=1.0 if self.converts else self.unit,
             delta=self.delta,
             arm=self.arm,
-            form=self.form,
+            form=self.target,
             continuous=self.continuous,
             percent=self.percent,
             **ends,
         )
+
+
+def numbers_of_form(form: str) -> int:
+    """How many numbers a rotation in a source's form has."""
+    return ROTATION_NUMBERS.get(form) or _OTHER_NUMBERS.get(form, 3)
 
 
 class SourceActionsConfig(Section):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
-from atlas.config.action_sections import SourceActionsConfig
+from atlas.config.action_sections import SourceActionsConfig, SourceGroupConfig
 from atlas.data.hdf5.gripper_values import map_gripper
-from atlas.types import LIBERO_GROUPS, ActionGroup, ActionSpec
+from atlas.rotations import from_quaternion, nearest_half, path_signs, to_quaternion, unwrapped
+from atlas.types import LIBERO_GROUPS, ActionGroup, ActionSpec, RotationForm
 
 _LIBERO_POSITION, _LIBERO_ROTATION, _GRIPPER = LIBERO_GROUPS
+_STILL = 1e-6  # rad: a rotation by less has no axis
 _SLACK = 0.1  # how far beyond open and closed a gripper's value may lie, as a share of their distance
 
 
@@ -26,9 +30,10 @@ def _of_groups(source: SourceActionsConfig, names: Sequence[str]) -> list[Action
     called = len(set(names)) == len(names) and all(names)  # otherwise the names do not tell the numbers apart
     groups = []
     for config in source.groups or ():
-        own = [names[column] for column in config.span] if called and len(names) > config.span[-1] else None
+        told = called and len(names) > config.span[-1] and config.width == len(config.span)
+        own = [names[column] for column in config.span] if told else None
         label = f"{config.arm}_{config.kind}" if config.arm else config.kind
-        made = [label] if config.kind == "gripper" else [f"{label}_{number}" for number in range(len(config.span))]
+        made = [label] if config.kind == "gripper" else [f"{label}_{number}" for number in range(config.width)]
         groups.append(config.named(config.names or own or made))
     return groups
 
@@ -46,19 +51,69 @@ def _of_ranges(source: SourceActionsConfig) -> list[ActionGroup]:
     return [*groups, _GRIPPER]
 
 
-def convert(values: np.ndarray, source: SourceActionsConfig) -> np.ndarray:
-    """Actions [N, source dimensions] as float32 [N, A] of `action_spec`.
+def convert(values: np.ndarray, source: SourceActionsConfig, episodes: Sequence[slice] = ()) -> np.ndarray:
+    """Actions [N, source dimensions] as float32 [N, A] of `action_spec`. episodes: their rows; () takes all for one.
 
-    Groups are left unchanged. With ranges, deltas are scaled to LIBERO's units and target poses keep theirs; the
-    gripper is mapped linearly, so that open is -1 and closed is +1.
+    Groups are left unchanged, except for rotations that are converted. With ranges, deltas are scaled to LIBERO's units
+    and target poses keep theirs; the gripper is mapped linearly, so that open is -1 and closed is +1. Rotations to go
+    to do not jump: quaternions keep their sign, and axis-angles and Euler angles pass half a turn without a leap.
     """
+    rows = episodes or [slice(0, len(values))]
     if source.groups is not None:
-        return values[:, source.columns].astype(np.float32)
+        return np.concatenate([_group(values, group, rows) for group in source.groups], axis=1).astype(np.float32)
     position = values[:, slice(*source.position)] * _scale(source, source.position_unit_m, _LIBERO_POSITION.unit)
     rotation = values[:, slice(*source.rotation)] * _scale(source, source.rotation_unit_rad, _LIBERO_ROTATION.unit)
+    if not source.delta and _width(source.rotation):
+        rotation = without_jumps(rotation, "axis_angle", source.rotation_unit_rad or 1.0, rows)
     grip = values[:, [source.gripper]]
     grip = map_gripper(grip, source.gripper_open, source.gripper_closed)
     return np.concatenate([position, rotation, grip], axis=1).astype(np.float32)
+
+
+def source_column(source: SourceActionsConfig, dimension: int) -> int:
+    """The source's dimension that a number of an action, which is not a rotation's, is read from."""
+    if source.groups is None:
+        return source.columns[dimension]
+    for group in source.groups:
+        if dimension < group.width:
+            return group.span[dimension]
+        dimension -= group.width
+    raise AssertionError(f"there is no such dimension: {dimension}")
+
+
+def _group(values: np.ndarray, group: SourceGroupConfig, episodes: Sequence[slice]) -> np.ndarray:
+    own = values[:, list(group.span)]
+    if group.form is None or group.target is None:
+        return own
+    if not group.converts:
+        return own if group.delta else without_jumps(own, group.target, group.unit, episodes)
+    quaternions = to_quaternion(torch.from_numpy(own.astype(np.float64)) * group.unit, group.form)
+    signs = path_signs(quaternions, episodes) if not group.delta else 1.0
+    near = nearest_half(quaternions) if group.delta else quaternions
+    found = from_quaternion(near * signs, group.target)
+    if group.target == "euler_xyz" and not group.delta:
+        found = unwrapped(found, episodes)
+    return found.numpy()
+
+
+def without_jumps(values: np.ndarray, form: RotationForm, unit: float, episodes: Sequence[slice]) -> np.ndarray:
+    """Rotations [N, n] to go to, the same ones, so that each episode's follow one another without a jump and all begin
+    on the same side. Those that do not have to change stay as they are, to the bit."""
+    if form == "rotation_6d":
+        return values
+    own = torch.from_numpy(values.astype(np.float64))
+    angles = own if form == "quaternion" else own * unit
+    if form == "euler_xyz":
+        moved = unwrapped(angles, episodes)
+    else:
+        opposite = path_signs(to_quaternion(angles, form), episodes) < 0
+        length = angles.norm(dim=-1, keepdim=True)
+        other = -angles if form == "quaternion" else angles * (1 - 2 * math.pi / length.clamp(min=_STILL))
+        moved = torch.where(opposite & ((length > _STILL) | (form == "quaternion")), other, angles)
+    changed = (moved != angles).any(-1).numpy()
+    found = values.copy()
+    found[changed] = (moved.numpy() / (1.0 if form == "quaternion" else unit))[changed]
+    return found
 
 
 def gripper_fits(told: np.ndarray, gripper: ActionGroup, slack: float = _SLACK) -> bool:
@@ -69,7 +124,8 @@ def gripper_fits(told: np.ndarray, gripper: ActionGroup, slack: float = _SLACK) 
 def describe(source: SourceActionsConfig, spec: ActionSpec) -> str:
     """How the numbers are turned into those of `spec`, for the log."""
     if source.groups is not None:
-        return f"{spec.describe()}; used unchanged"
+        turned = [f"{group.form} read as {group.target}" for group in source.groups if group.converts]
+        return f"{spec.describe()}; {', '.join(turned) or 'used unchanged'}"
     kind = "deltas" if source.delta else "target poses"
     libero = (_LIBERO_POSITION.unit, _LIBERO_ROTATION.unit)
     assumed = libero if source.delta else (1.0, 1.0)

@@ -20,7 +20,7 @@ import pyarrow as pa
 from atlas.config.action_sections import SourceActionsConfig
 from atlas.data.caches.arrays import map_array
 from atlas.data.hdf5.gripper_values import is_zero_to_one, open_and_closed
-from atlas.data.lerobot.action_columns import convert, gripper_fits
+from atlas.data.lerobot.action_columns import convert, gripper_fits, source_column
 from atlas.data.lerobot.episodes import Episodes
 from atlas.data.lerobot.features import Features
 from atlas.data.lerobot.info import Info
@@ -31,7 +31,7 @@ from atlas.system.documents import read_json
 from atlas.system.files import partial_folder, write_json
 from atlas.system.progress import progress_bar
 
-FORMAT = 2  # of the folder; part of its name
+FORMAT = 3  # of the folder; part of its name
 logger = logging.getLogger(__name__)
 _NOTES = "notes.json"  # written last: what was noticed while the numbers were read
 _SHOWN_FROM_FILES = 50  # fewer are read too fast for a progress bar
@@ -170,7 +170,7 @@ def _convert(
         notes.append(note)
     if features.robot is not None:
         features.robot.check(values, features.action_spec.names, str(info.root))
-    converted = convert(values, source)
+    converted = convert(values, source, rows_of)
     slack = {} if features.robot is None else {"slack": features.robot.slack}
     ends = "open and closed of its group" if source.groups is not None else "gripper_open and gripper_closed"
     for dimension, gripper in features.action_spec.grippers:
@@ -178,7 +178,7 @@ def _convert(
             opened, closed = gripper.open, gripper.closed
             if source.groups is None:
                 opened, closed = source.gripper_open, source.gripper_closed
-            column = source.gripper if source.groups is None else source.columns[dimension]
+            column = source_column(source, dimension)
             raise InputError(
                 f"{info.root}: {_span(values, column, features)}, but is read as {opened:g} (open) to {closed:g} "
                 f"(closed). Say what it is in data.features.action_spec: {ends}."
