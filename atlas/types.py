@@ -261,8 +261,8 @@ class ActionSpec:
         `pose_l2_error` and `pose_l1_error` cover everything except grippers, in the actions' own units;
         `position_error_mm` is a distance, `rotation_error_deg` the angle between two rotations, `joint_error_deg` (or
         `joint_error_percent`, of joints in percent of their range) a mean over joints, `gripper_error` the difference
-        in `closed_share`, and `gripper_accuracy` is 1 where both lie on the same side of one half. With two arms each is
-        the mean, and `left/…` and `right/…` give each arm's.
+        in `closed_share`, and `gripper_accuracy` is 1 where both lie on the same side of one half. With two arms each
+        is the mean, and `left/…` and `right/…` give each arm's.
         """
         import torch
 

@@ -14,8 +14,8 @@ from atlas.types import ROTATION_NUMBERS, ActionGroup, Arm, Kind, RotationForm
 Dimension = Annotated[int, Field(ge=0)]
 Unit = Annotated[float, Field(gt=0)]
 
-# How a source may store a rotation: as policies have it, or in a form that is converted. euler_abc turns about the fixed
-# axes a, b, c in this order, euler_ABC about the moving ones. See atlas/rotations.py.
+# How a source may store a rotation: as policies have it, or in a form that is converted. euler_abc turns about the
+# fixed axes a, b, c in this order, euler_ABC about the moving ones. See atlas/rotations.py.
 OtherForm = Literal[
     "quaternion_wxyz", "matrix", "rotation_6d_rows",
     "euler_xzy", "euler_yxz", "euler_yzx", "euler_zxy", "euler_zyx",
@@ -41,9 +41,7 @@ class SourceGroupConfig(Section):
     percent: bool = False  # joints only: -100 to 100 over each joint's range, as LeRobot has them
     delta: bool = False  # true: the change in one step; false: the target
     form: RotationForm | OtherForm | None = None  # rotations only: the source's
-    into: RotationForm | None = (
-        None  # rotations only: the policy's; null: the source's, or the nearest of the policies'
-    )
+    into: RotationForm | None = None  # rotations only: the policy's; null: the source's, or the nearest to it
     continuous: bool = False  # grippers only; false: either open or closed
     open: float | None = None  # grippers only: the source's value
     closed: float | None = None
