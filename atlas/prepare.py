@@ -269,6 +269,7 @@ def _check_data(prepared: PreparedRun) -> None:
     import torch
 
     from atlas.environments.catalog import environment_spec
+    from atlas.environments.gym_name import gym_name
     from atlas.rollout.chunk_timeline import check_execution
     from atlas.training.guards.resumed_data import check_resumed
     from atlas.training.perf.worker_room import settle_workers
@@ -284,8 +285,8 @@ def _check_data(prepared: PreparedRun) -> None:
         check_start(config.training.start_from, config, data)
     if config.data.num_workers and config.data.batch_size != "auto":
         settle_workers(config, data, torch.device("cpu"), ranks=1)
-    if config.evaluation.env not in ("auto", "none"):
-        environment_spec(config.evaluation.env)
+    if (named := gym_name(config.evaluation.env, config.evaluation.gym)) not in ("auto", "none"):
+        environment_spec(named)
     env = environment_of(config, data.dataset)
     _check_perturbations(config, env)
     if env is not None:
@@ -339,5 +340,8 @@ def _check_machine(config: Config, device: str) -> None:
 
 def environment_of(config: Config, dataset: EpisodeDataset) -> str | None:
     """The world for closed-loop evaluation; None if there is none for the data, or no episodes are asked for."""
-    env = dataset.environment if config.evaluation.env == "auto" else config.evaluation.env
+    from atlas.environments.gym_name import gym_name
+
+    named = gym_name(config.evaluation.env, config.evaluation.gym)
+    env = dataset.environment if named == "auto" else named
     return None if env in (None, "none") or config.evaluation.episodes == 0 else env

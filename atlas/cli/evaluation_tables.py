@@ -20,6 +20,8 @@ def print_evaluation(report: dict[str, Any], robustness: RobustnessReport | None
     rows = [(name, *_counts(part)) for name, part in [*report["per_instruction"].items(), ("all", report)]]
     print_table(f"{report['checkpoint']} in {report['env']}", _COLUMNS, rows)
     say(f"mean episode length: {report['mean_episode_length']:.1f} steps")
+    if "mean_reward" in report:
+        say(f"mean reward: {report['mean_reward']:.4g}")
     if failed := {kind: count for kind, count in (report.get("failures") or {}).items() if count}:
         from atlas.rollout.verdicts.failures import FAILURE_WORDS
 

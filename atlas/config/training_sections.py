@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from atlas.config.gym_section import GymConfig
 from atlas.config.section import NotNegative, Positive, Probability, Section, UserPath, Weight
 
 
@@ -84,6 +85,7 @@ class EvaluationConfig(Section):
     """Closed-loop episodes in a simulator: during training (to choose the best checkpoint) and at the end."""
 
     env: str = "auto"  # auto: the world the data was recorded in, if there is an adapter for it; none: no evaluation
+    gym: GymConfig = GymConfig()  # how an env of gymnasium (gym:ID) is read, where its spaces do not tell it
     seed: Annotated[int, Field(ge=0, lt=10**6)] = 0  # of the episodes: runs that share it can be compared in pairs
     episodes: NotNegative = 20  # at each evaluation during training; 0: no rollouts
     interval: Positive = 1000  # optimizer steps

@@ -17,6 +17,7 @@ from atlas.config import Config, load_config
 from atlas.data import open_configured
 from atlas.data.statistics import ColumnStatistics, scaling_of
 from atlas.data.training_data import split_data
+from atlas.environments.gym_name import gym_name
 from atlas.errors import InputError
 from atlas.policies.base import Policy, load_policy
 from atlas.policies.processor import PolicyProcessor
@@ -78,7 +79,7 @@ def _checkpoint(run_dir: Path) -> Path:
 
 
 def _world(config: Config, policy: Policy) -> str | None:
-    named = config.evaluation.env
+    named = gym_name(config.evaluation.env, config.evaluation.gym)
     recorded = next((s.environment for s in policy.processor.statistics if s.environment is not None), None)
     env = recorded if named == "auto" else named
     return None if env == "none" else env

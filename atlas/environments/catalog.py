@@ -10,6 +10,8 @@ from typing import Any
 from atlas.environments.cubes import CubesEnvironment, cubes_spec
 from atlas.environments.cubes_expert import CubesExpert
 from atlas.environments.environment import Environment, EnvironmentSpec, Expert
+from atlas.environments.gym_name import PREFIX
+from atlas.environments.gym_world import GymEnvironment, gym_spec
 from atlas.environments.libero import LiberoEnvironment, libero_spec
 from atlas.environments.libero_package import HORIZONS
 from atlas.errors import InputError
@@ -59,9 +61,11 @@ def find_expert(name: str) -> Callable[[Any], Expert] | None:
 
 
 def _world(name: str) -> World:
+    if name.startswith(PREFIX):
+        return World(partial(gym_spec, name), partial(GymEnvironment, name))
     world = WORLDS.find(name)
     if world is None:
-        raise InputError(f"Unknown environment '{name}'.{WORLDS.unknown(name)}")
+        raise InputError(f"Unknown environment '{name}'.{WORLDS.unknown(name)[:-1]}, and {PREFIX}ID for gymnasium's.")
     if not isinstance(world, World):
         raise InputError(
             f"'{name}' in {WORLDS.group} should be a World (atlas/environments/catalog.py), and is {world!r}."

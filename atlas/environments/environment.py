@@ -16,17 +16,21 @@ class EnvironmentSpec:
     """What an environment offers; the same for all its episodes."""
 
     name: str
-    instructions: tuple[str, ...]
-    cameras: tuple[str, ...]
-    image_size: tuple[int, int]  # height, width
+    instructions: tuple[str, ...]  # none: a policy is told nothing, the empty text
+    cameras: tuple[str, ...]  # none: what there is to see is in the proprio
+    image_size: tuple[int, int]  # height, width; of the first camera
     proprio_dim: int
     horizon: int  # steps after which an episode is truncated
     action_spec: ActionSpec = field(default_factory=ActionSpec)
     variable: frozenset[Part] = frozenset()  # what of its scene perturbations may change, see VariableScene
+    # The lowest and the highest value of each number of an action, infinite where there is none; None: not known.
+    action_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    choices: int | None = None  # that an action, which is one number, chooses among; None: actions are continuous
+    judged: bool = True  # whether it tells success at all; where it does not, rewards are all there is
 
     def known(self, instruction: str) -> str:
-        """The instruction, where the environment has it, else the first of those that it has."""
-        return instruction if instruction in self.instructions else self.instructions[0]
+        """The instruction, where the environment has it, else the first of those that it has, if it has any."""
+        return instruction if instruction in self.instructions else next(iter(self.instructions), "")
 
 
 @dataclass
@@ -101,6 +105,15 @@ class Simulator(Environment, Protocol):
 
     def picture(self, size: int) -> np.ndarray:
         """The present state as people look at it: uint8 [size, size, 3]."""
+        ...
+
+
+@runtime_checkable
+class Pictured(Protocol):
+    """An environment that can be looked at, be it a simulator or not."""
+
+    def picture(self, size: int) -> np.ndarray | None:
+        """The present state as people look at it: uint8 [size, size, 3]; None where nothing draws it."""
         ...
 
 

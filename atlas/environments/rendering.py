@@ -38,14 +38,19 @@ _DRM_DEVICE_FILE = 0x3233  # of EGL_EXT_device_drm
 _MOST_DEVICES = 64
 
 
-def prepare_rendering() -> None:
-    """Make MuJoCo render off screen; must run before `mujoco` or `robosuite` is imported.
-
-    Sets MUJOCO_GL=egl on Linux when there is no display and the user has chosen nothing else.
-    Raises InputError, naming the Debian package, where EGL is to be used and not installed.
-    """
+def choose_renderer() -> None:
+    """Have MuJoCo, if it is imported afterwards, render off screen: with EGL on Linux when there is no display and the
+    user has chosen nothing else."""
     if sys.platform == "linux" and "DISPLAY" not in os.environ and "WAYLAND_DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+def prepare_rendering() -> None:
+    """See `choose_renderer`; must run before `mujoco` or `robosuite` is imported.
+
+    Raises InputError, naming the Debian package, where EGL is to be used and not installed.
+    """
+    choose_renderer()
     if os.environ.get("MUJOCO_GL") == "egl":
         try:
             ctypes.CDLL("libEGL.so.1")

@@ -31,8 +31,8 @@ class PlannedEpisode:
 
 
 def plan_episodes(env: str, episodes: int, purpose: Purpose, seed: int) -> list[PlannedEpisode]:
-    """Episodes in turn over the environment's instructions, with seeds that no other purpose uses."""
-    instructions = environment_spec(env).instructions
+    """Episodes in turn over the environment's instructions, if it has any, with seeds that no other purpose uses."""
+    instructions = environment_spec(env).instructions or ("",)
     return [
         PlannedEpisode(i, episode_seed(purpose, seed, i), instructions[i % len(instructions)]) for i in range(episodes)
     ]

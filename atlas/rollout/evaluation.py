@@ -346,6 +346,12 @@ def evaluate_actor(
     spec = environment_spec(env)
     choices = choose_perturbations(perturb, spec)
     planned = plan_episodes(env, episodes, purpose, seed)
+    if instruction_shuffle and len(spec.instructions) < 2:
+        raise InputError(f"--instruction-shuffle needs another instruction, and '{env}' has {len(spec.instructions)}.")
+    if blind and not spec.cameras:
+        raise InputError(f"--blind makes images black, and '{env}' has no cameras.")
+    if not spec.judged:
+        logger.warning("'%s' does not tell success: its rewards are all there is to compare.", env)
     if instruction_shuffle or blind:
         actor = AblatedActor(actor, spec.instructions, instruction_shuffle, blind)
     if video is not None:
@@ -399,6 +405,11 @@ def check_agreement(processor: PolicyProcessor, spec: EnvironmentSpec) -> None:
 
     Raises InputError that names what differs.
     """
+    if spec.choices is not None:
+        raise InputError(
+            f"The policy does not fit the environment '{spec.name}': its actions choose one of {spec.choices}, and a "
+            "policy's are continuous."
+        )
     differing = []
     missing = [camera for camera in processor.cameras if camera not in spec.cameras]
     if missing:
@@ -432,7 +443,8 @@ def film_order(played: PlayedEpisode, path: Path, most_pictures: int | None = No
 
 def film_name(title: str, outcome: EpisodeOutcome) -> str:
     """'episode_007' -> 'episode_007_pick_up_the_red_cube_success.mp4'"""
-    return f"{title}_{file_name(outcome.instruction, longest=80)}_{'success' if outcome.success else 'failure'}.mp4"
+    parts = (title, file_name(outcome.instruction, longest=80), "success" if outcome.success else "failure")
+    return f"{'_'.join(filter(None, parts))}.mp4"
 
 
 def _played(episode: PlannedEpisode, segments: Sequence[Segment], handed_over: bool) -> PlayedEpisode:

@@ -62,10 +62,17 @@ class EvaluationReport:
         return _rate(self.outcomes)
 
     def by_instruction(self) -> dict[str, list[EpisodeOutcome]]:
+        """Empty in a world without instructions."""
         groups: dict[str, list[EpisodeOutcome]] = {}
         for outcome in self.outcomes:
-            groups.setdefault(outcome.instruction, []).append(outcome)
+            if outcome.instruction:
+                groups.setdefault(outcome.instruction, []).append(outcome)
         return dict(sorted(groups.items()))
+
+    @property
+    def _graded(self) -> bool:
+        """Whether rewards say more than success does."""
+        return any(outcome.reward != float(outcome.success) for outcome in self.outcomes)
 
     def failures(self) -> dict[FailureKind, int] | None:
         """How many of the episodes failed in which way; None where no simulator has told."""
@@ -89,7 +96,8 @@ class EvaluationReport:
         return values
 
     def to_dict(self) -> dict[str, Any]:
-        """The machine-readable form of `atlas eval --json`; `failures` are there where a simulator has told them."""
+        """The machine-readable form of `atlas eval --json`; `failures` are there where a simulator has told them, and
+        `mean_reward` where rewards say more than success."""
         successes = sum(o.success for o in self.outcomes)
         failures = self.failures()
         return {
@@ -109,6 +117,7 @@ class EvaluationReport:
                 for instruction, outcomes in self.by_instruction().items()
             },
             **({} if failures is None else {"failures": failures}),
+            **({"mean_reward": self.metrics()["eval/mean_reward"]} if self._graded else {}),
         }
 
     def save(self, path: Path, more: Mapping[str, Any] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 Which episodes are worth a film is known when all have been played, and a picture takes almost as long to render as a
 step to play. So an episode in a simulator leaves its states, a few hundred bytes a step, and is rendered afterwards.
-Elsewhere it leaves what the first camera saw.
+Elsewhere it leaves pictures: the world's own, or what the first camera saw, or nothing but darkness.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from atlas.environments.environment import Environment, Simulator, StepResult
+from atlas.environments.environment import Environment, Pictured, Simulator, StepResult
 from atlas.environments.scene_variation import AS_IT_IS, SceneVariation, VariableScene
 from atlas.rollout.films import FilmDrawing
 from atlas.types import Observation
@@ -87,10 +87,15 @@ class TraceRecorder:
             self._states.append(self._env.get_state())
             return
         assert observation is not None
-        seen = Image.fromarray(observation.images[self._env.spec.cameras[0]])
         encoded = io.BytesIO()
-        ImageOps.pad(seen, (PICTURE_SIZE, PICTURE_SIZE)).save(encoded, "JPEG", quality=_JPEG_QUALITY)
+        ImageOps.pad(self._seen(observation), (PICTURE_SIZE, PICTURE_SIZE)).save(encoded, "JPEG", quality=_JPEG_QUALITY)
         self._pictures.append(encoded.getvalue())
+
+    def _seen(self, observation: Observation) -> Image.Image:
+        drawn = self._env.picture(PICTURE_SIZE) if isinstance(self._env, Pictured) else None
+        if drawn is None:
+            drawn = next(iter(observation.images.values()), np.zeros((PICTURE_SIZE, PICTURE_SIZE, 3), np.uint8))
+        return Image.fromarray(drawn)
 
 
 def make_film(env: Environment, order: FilmOrder) -> None:

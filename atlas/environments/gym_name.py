@@ -1,0 +1,77 @@
+"""The name of a gymnasium environment, which carries how it is read: `gym:ID?key=value&key=value`.
+
+A name is all that a worker process, a report and a recording have of a world; so that each means the same world, what
+differs from the defaults is in it. Values are YAML, keys may be dotted, as in overrides of a config:
+`gym:gym_pusht/PushT-v0?make.obs_type=pixels_agent_pos&cameras.top=pixels`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import ValidationError
+
+from atlas.config.gym_section import GymConfig
+from atlas.errors import InputError, did_you_mean, first_line
+from atlas.system.documents import parse_yaml
+
+PREFIX = "gym:"
+
+
+def gym_name(name: str, config: GymConfig) -> str:
+    """The name of an environment `gym:ID` that is read as a config says. Raises InputError where `name` already says
+    how, or is of another kind of world."""
+    stated = config.model_dump(mode="json", exclude_defaults=True)
+    if not stated:
+        return name
+    if not name.startswith(PREFIX) or "?" in name:
+        raise InputError(
+            f"evaluation.gym says how a gymnasium environment is read, but evaluation.env is '{name}'; expected "
+            "gym:ID, such as gym:Pendulum-v1, with nothing behind it."
+        )
+    return f"{name}?{'&'.join(f'{key}={_as_text(value)}' for key, value in sorted(stated.items()))}"
+
+
+def read_name(name: str) -> tuple[str, GymConfig]:
+    """(gymnasium's id, how it is read) of a name that begins with `gym:`. Raises InputError that names the key."""
+    identifier, _, query = name.removeprefix(PREFIX).partition("?")
+    if not identifier:
+        raise InputError(f"'{name}' names no environment; expected gym:ID, such as gym:Pendulum-v1.")
+    values: dict[str, Any] = {}
+    for part in query.split("&") if query else ():
+        _put(values, part, name)
+    try:
+        return identifier, GymConfig(**values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(each) for each in problem["loc"])
+        known = ", ".join(GymConfig.model_fields)
+        if problem["type"] == "extra_forbidden":
+            near = did_you_mean(key, GymConfig.model_fields)
+            raise InputError(f"'{name}': unknown key '{key}'.{near} Known: {known}.") from None
+        raise InputError(f"'{name}': {key}: {problem['msg'].removeprefix('Value error, ')}.") from None
+    except TypeError as error:
+        raise InputError(f"'{name}': {first_line(error)}.") from None
+
+
+def _put(values: dict[str, Any], part: str, name: str) -> None:
+    """Put `key=value` into the values, by its dots."""
+    key, equals, text = part.partition("=")
+    if not equals or not key:
+        raise InputError(f"'{name}': '{part}' should be key=value, such as success=is_success.")
+    try:
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"'{name}': the value of {key} is not valid YAML: {first_line(error)}.") from None
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise InputError(f"'{name}': '{section}' is a value and has no keys below it.")
+    values[last] = value
+
+
+def _as_text(value: Any) -> str:
+    """JSON, which is YAML, and in which no `&` separates anything."""
+    return json.dumps(value, separators=(", ", ": ")).replace("&", "\\u0026")

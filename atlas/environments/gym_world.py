@@ -1,0 +1,295 @@
+"""Any environment of gymnasium, by its id, as an Environment."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from atlas.config.gym_section import GymConfig
+from atlas.environments.environment import EnvironmentSpec, StepResult
+from atlas.environments.gym_name import read_name
+from atlas.environments.gym_spaces import (
+    RENDER,
+    ActionMeaning,
+    ObservationParts,
+    action_meaning,
+    leaf_of,
+    observation_parts,
+    part_of,
+)
+from atlas.environments.rendering import choose_renderer
+from atlas.errors import InputError, did_you_mean, first_line
+from atlas.types import Observation
+
+logger = logging.getLogger(__name__)
+
+EXTRAS = {"gym_aloha": "aloha", "gym_pusht": "pusht"}  # a package's: the extra of Atlas that installs it
+SUCCESS_KEYS = ("is_success", "success")  # of info, where no config names one
+TERMINATED = "terminated"
+_RATE, _HORIZON = 20.0, 1000  # where the environment says none
+_SEEDS = 2**32  # numpy's older generators, which many worlds use, take no larger ones
+
+
+@dataclass(frozen=True)
+class GymDescription:
+    """What is known of an environment once it has been started. success: see GymConfig; None: nothing tells it."""
+
+    parts: ObservationParts
+    action: ActionMeaning
+    success: str | float | None
+    horizon: int
+    image_sizes: dict[str, tuple[int, int]]  # of the cameras, as the environment gives them
+    undrawn: str | None  # why it draws no pictures, where it does not
+
+
+def gym_spec(name: str, image_size: int) -> EnvironmentSpec:
+    """What an environment offers: it is started for it, once a process.
+
+    Raises InputError for one that there is not, or cannot be read so.
+    """
+    found = describe(name)
+    _, config = read_name(name)
+    sizes = [_scaled_size(size, image_size) for size in found.image_sizes.values()]
+    low, high = found.action.low, found.action.high
+    return EnvironmentSpec(
+        name=name,
+        instructions=() if config.instruction is None else (config.instruction,),
+        cameras=tuple(found.parts.cameras),
+        image_size=sizes[0] if sizes else (image_size, image_size),
+        proprio_dim=found.parts.proprio_dim,
+        horizon=found.horizon,
+        action_spec=found.action.spec,
+        action_bounds=None if low is None or high is None else (tuple(low.tolist()), tuple(high.tolist())),
+        choices=found.action.choices,
+        judged=found.success is not None,
+    )
+
+
+class GymEnvironment:
+    """An environment of gymnasium. A seed's start is the environment's own for that seed.
+
+    Actions are clipped to the space. An episode ends as the environment ends it, or after `horizon` steps; it counts as
+    a success from the step on in which the environment says so. Images that are larger than asked for are scaled down
+    until their shorter side fits.
+    """
+
+    def __init__(self, name: str, image_size: int = 128) -> None:
+        """Raises InputError, see `gym_spec`."""
+        self.spec = gym_spec(name, image_size)
+        self._known = describe(name)
+        identifier, self._config = read_name(name)
+        self._env = _make(identifier, self._config, name)
+        self._space = self._env.observation_space
+        self._image_size = image_size
+        self._instruction = self._config.instruction or ""
+        self._last: Any = None
+        self._steps, self._reward, self._success = 0, 0.0, False
+
+    def reset(self, *, seed: int | None = None, instruction: str | None = None) -> Observation:
+        """See `Environment.reset`."""
+        if instruction and instruction != self._instruction:
+            told = f"has only '{self._instruction}'" if self._instruction else "has none"
+            raise InputError(f"The environment '{self.spec.name}' {told}, and not the instruction '{instruction}'.")
+        self._last, _ = self._env.reset(seed=None if seed is None else seed % _SEEDS)
+        self._steps, self._reward, self._success = 0, 0.0, False
+        return self._observe()
+
+    def step(self, action: np.ndarray, observe: bool = True) -> StepResult:
+        """Apply one action [A]; a discrete one is rounded to the nearest choice."""
+        taken, executed = self._fitted(np.asarray(action, np.float64))
+        self._last, reward, terminated, truncated, info = self._env.step(taken)
+        self._steps += 1
+        self._reward += float(reward)
+        self._success = self._judge(info, bool(terminated))
+        return StepResult(
+            observation=self._observe() if observe else None,
+            reward=float(reward),
+            terminated=bool(terminated),
+            truncated=not terminated and (bool(truncated) or self._steps >= self.spec.horizon),
+            success=self._success,
+            executed=executed,
+        )
+
+    def picture(self, size: int) -> np.ndarray | None:
+        """See `Pictured.picture`."""
+        if self._known.undrawn is not None:
+            return None
+        drawn = Image.fromarray(_drawn(self._env))
+        return np.asarray(ImageOps.pad(drawn, (size, size)))
+
+    def close(self) -> None:
+        self._env.close()
+
+    # ---- inside ------------------------------------------------------------------------------------------
+
+    def _fitted(self, action: np.ndarray) -> tuple[Any, np.ndarray]:
+        """The action as the environment takes it, and as float64 [A]."""
+        meaning = self._known.action
+        if action.shape != (meaning.spec.dim,):
+            raise InputError(f"'{self.spec.name}' takes {meaning.spec.dim} numbers, got {action.shape}.")
+        if meaning.choices is not None:
+            choice = int(np.clip(np.rint(action[0]), 0, meaning.choices - 1))
+            return int(self._env.action_space.start) + choice, np.array([choice], np.float64)
+        space = self._env.action_space
+        clipped = np.clip(action, meaning.low, meaning.high)
+        return clipped.reshape(space.shape).astype(space.dtype), clipped
+
+    def _judge(self, info: Mapping[str, Any], terminated: bool) -> bool:
+        wanted = self._known.success
+        if wanted is None:
+            return False
+        if isinstance(wanted, float):
+            return self._reward >= wanted
+        return self._success or (terminated if wanted == TERMINATED else bool(np.any(info.get(wanted, False))))
+
+    def _observe(self) -> Observation:
+        from gymnasium.spaces import flatten
+
+        images = {}
+        for camera, part in self._known.parts.cameras.items():
+            image = _drawn(self._env) if part == RENDER else np.asarray(part_of(self._last, part))
+            images[camera] = _scaled(image, self._image_size)
+        numbers = [
+            np.asarray(flatten(leaf_of(self._space, part), part_of(self._last, part)), np.float32).reshape(-1)
+            for part in self._known.parts.proprio
+        ]
+        return Observation(images, np.concatenate([np.zeros(0, np.float32), *numbers]), self._instruction)
+
+
+@lru_cache(maxsize=32)
+def describe(name: str) -> GymDescription:
+    """Start an environment, look at one step of it, and end it. Raises InputError, see `gym_spec`."""
+    identifier, config = read_name(name)
+    env = _make(identifier, config, name)
+    try:
+        metadata = env.metadata or {}
+        rate = config.control_hz or float(metadata.get("render_fps") or _RATE)
+        parts = observation_parts(env.observation_space, config, f"'{name}'")
+        action = action_meaning(env.action_space, config, rate, f"'{name}'")
+        info = _first_step(env, name)
+        undrawn = _undrawn(env, name)
+        if RENDER in parts.cameras.values() and undrawn is not None:
+            raise InputError(
+                f"'{name}' has a camera that shows what the environment draws, and it draws nothing: {undrawn}."
+            )
+        sizes = {}
+        for camera, part in parts.cameras.items():
+            shape = _drawn(env).shape if part == RENDER else leaf_of(env.observation_space, part).shape
+            sizes[camera] = (int(shape[0]), int(shape[1]))
+        limit = env.spec.max_episode_steps if env.spec is not None else None
+        return GymDescription(
+            parts, action, _success(config, info, env, name), config.horizon or limit or _HORIZON, sizes, undrawn
+        )
+    finally:
+        env.close()
+
+
+def _success(config: GymConfig, info: Mapping[str, Any], env: Any, name: str) -> str | float | None:
+    """How success is told. Raises InputError for a key that info lacks."""
+    wanted = config.success
+    if isinstance(wanted, str):
+        if wanted != TERMINATED and wanted not in info:
+            has = ", ".join(sorted(info)) or "no keys at all"
+            raise InputError(
+                f"'{name}': success names '{wanted}', which is no key of its info.{did_you_mean(wanted, info)} It has: "
+                f"{has}. Expected one of them, {TERMINATED}, or the sum of rewards to reach."
+            )
+        return wanted
+    if wanted is not None:
+        return float(wanted)
+    named = next((key for key in SUCCESS_KEYS if key in info), None)
+    if named is None and env.spec is not None and env.spec.reward_threshold is not None:
+        return float(env.spec.reward_threshold)
+    return named
+
+
+def _make(identifier: str, config: GymConfig, name: str) -> Any:
+    """gymnasium's environment. Raises InputError that says what installs what is missing."""
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it prints on stdout otherwise
+    choose_renderer()
+    try:
+        import gymnasium
+        from gymnasium import error as errors
+    except ModuleNotFoundError:
+        raise InputError(f"The environment '{name}' needs gymnasium: pip install 'atlas-vla[gym]'") from None
+    _import_namespace(identifier)
+    arguments = {"disable_env_checker": True, **config.make}
+    try:
+        try:
+            return gymnasium.make(identifier, **{"render_mode": "rgb_array", **arguments})
+        except TypeError as error:
+            if "render_mode" not in str(error) or "render_mode" in arguments:
+                raise
+            return gymnasium.make(identifier, **arguments)  # it draws nothing
+    except errors.DependencyNotInstalled as error:
+        raise InputError(f"The environment '{name}' lacks a package: {first_line(error)}.") from None
+    except (errors.NamespaceNotFound, ModuleNotFoundError) as error:
+        extra = EXTRAS.get(identifier.split("/")[0])
+        how = f"pip install 'atlas-vla[{extra}]'" if extra else "install the package that has it"
+        raise InputError(f"'{name}' is not installed: {how} (gymnasium: {first_line(error)}).") from None
+    except errors.Error as error:
+        raise InputError(f"There is no environment '{name}' (gymnasium: {first_line(error)}).") from None
+    except Exception as error:  # of the environment's own constructor: wrong arguments, missing files
+        raise InputError(f"'{name}' cannot be started ({type(error).__name__}: {first_line(error)}).") from error
+
+
+def _import_namespace(identifier: str) -> None:
+    """Packages register their environments when they are imported, usually under their own name."""
+    package, slash, _ = identifier.partition("/")
+    if slash and ":" not in package and package.isidentifier() and importlib.util.find_spec(package) is not None:
+        importlib.import_module(package)
+
+
+def _first_step(env: Any, name: str) -> dict[str, Any]:
+    """What info has after a start and after a step."""
+    try:
+        _, at_start = env.reset(seed=0)
+        env.action_space.seed(0)
+        *_, after = env.step(env.action_space.sample())
+    except Exception as error:  # of the environment's own
+        raise InputError(f"'{name}' cannot be played ({type(error).__name__}: {first_line(error)}).") from error
+    return {**at_start, **after}
+
+
+def _undrawn(env: Any, name: str) -> str | None:
+    """Why an environment draws no pictures; None where it does."""
+    if env.render_mode != "rgb_array":
+        return "it has no render mode rgb_array"
+    try:
+        _drawn(env)
+    except Exception as error:  # a package for drawing that is missing, no OpenGL
+        logger.info("'%s' draws no pictures: %s.", name, first_line(error))
+        return first_line(error)
+    return None
+
+
+def _drawn(env: Any) -> np.ndarray:
+    """The picture that the environment draws, uint8 [H, W, 3]."""
+    picture = env.render()
+    if isinstance(picture, list):
+        picture = picture[-1]
+    if picture is None:
+        raise RuntimeError("render() gives nothing")
+    return np.ascontiguousarray(np.asarray(picture, np.uint8)[..., :3])
+
+
+def _scaled_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """Height and width after scaling down until the shorter side has that many pixels; smaller ones stay."""
+    factor = min(1.0, shorter / min(size))
+    return round(size[0] * factor), round(size[1] * factor)
+
+
+def _scaled(image: np.ndarray, shorter: int) -> np.ndarray:
+    height, width = _scaled_size((image.shape[0], image.shape[1]), shorter)
+    if (height, width) == image.shape[:2]:
+        return np.ascontiguousarray(image, np.uint8)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
