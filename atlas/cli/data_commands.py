@@ -28,14 +28,17 @@ def record(
     seed: Annotated[int, typer.Option(min=0, metavar="S", help="The seed of the episodes' starts.")] = 0,
     workers: Workers = None,
     image_size: Annotated[int, typer.Option(min=16, max=1024, metavar="PIXELS", help="Height and width.")] = 64,
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="libero-hdf5 or lerobot.")] = "libero-hdf5",
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="FORMAT", help="libero-hdf5 or lerobot; default: the first where the world fits it."),
+    ] = None,
     codec: Codec = None,
 ) -> None:
     """Record demonstrations with a scripted expert."""
     from atlas.rollout import recording
 
     check_folder("--out", out)
-    form = as_format(to)
+    form = None if to is None else as_format(to)
     settings = recording.RecordSettings(env=env, episodes=episodes, seed=seed, image_size=image_size)
     recording.record(settings, out, workers, form, codec)
     say(f"{episodes} demonstrations are in {out}.")

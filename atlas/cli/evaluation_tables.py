@@ -20,6 +20,9 @@ def print_evaluation(report: dict[str, Any], robustness: RobustnessReport | None
     rows = [(name, *_counts(part)) for name, part in [*report["per_instruction"].items(), ("all", report)]]
     print_table(f"{report['checkpoint']} in {report['env']}", _COLUMNS, rows)
     say(f"mean episode length: {report['mean_episode_length']:.1f} steps")
+    if "per_tier" in report:
+        tiers = [(tier, *_counts(part)) for tier, part in report["per_tier"].items()]
+        print_table(f"by tier; their mean is {report['mean_of_tiers']:.1%}", ("tier", *_COLUMNS[1:]), tiers)
     if "mean_reward" in report:
         say(f"mean reward: {report['mean_reward']:.4g}")
     if failed := {kind: count for kind, count in (report.get("failures") or {}).items() if count}:

@@ -7,13 +7,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
+from atlas.environments import metaworld_tasks
 from atlas.environments.cubes import CubesEnvironment, cubes_spec
-from atlas.environments.cubes_expert import CubesExpert
+from atlas.environments.cubes_expert import CubesDemonstrator, CubesExpert
 from atlas.environments.environment import Environment, EnvironmentSpec, Expert
 from atlas.environments.gym_name import PREFIX
 from atlas.environments.gym_world import GymEnvironment, gym_spec
 from atlas.environments.libero import LiberoEnvironment, libero_spec
 from atlas.environments.libero_package import HORIZONS
+from atlas.environments.metaworld import (
+    MetaworldDemonstrator,
+    MetaworldEnvironment,
+    MetaworldExpert,
+    metaworld_spec,
+)
 from atlas.errors import InputError
 from atlas.system.plugins import PluginTable
 
@@ -26,12 +35,14 @@ class World:
     start: Callable[[int], Environment]
     # Takes over in an environment of this world, for the rest of the episode that it is in; None: there is none.
     expert: Callable[[Any], Expert] | None = None
+    # The expert of demonstrations, which errs and recovers, by these random numbers; None: there is none.
+    demonstrator: Callable[[Any, np.random.Generator], Expert] | None = None
 
 
 WORLDS: PluginTable[World] = PluginTable(
     "atlas.environments",
     {
-        "cubes": World(cubes_spec, CubesEnvironment, CubesExpert),
+        "cubes": World(cubes_spec, CubesEnvironment, CubesExpert, CubesDemonstrator),
         **{name: World(partial(libero_spec, name), partial(LiberoEnvironment, name)) for name in HORIZONS},
     },
 )
@@ -60,9 +71,23 @@ def find_expert(name: str) -> Callable[[Any], Expert] | None:
     return _world(name).expert
 
 
+def find_demonstrator(name: str) -> Callable[[Any, np.random.Generator], Expert]:
+    """Who shows the tasks of an environment of this name. Raises InputError for an unknown one, or where nobody can."""
+    found = _world(name).demonstrator
+    if found is None:
+        can = [known for known in WORLDS.names() if (world := WORLDS.find(known)) is not None and world.demonstrator]
+        raise InputError(
+            f"There is no scripted expert for '{name}'; there is one for {', '.join(can)} and {metaworld_tasks.PREFIX}…"
+        )
+    return found
+
+
 def _world(name: str) -> World:
     if name.startswith(PREFIX):
         return World(partial(gym_spec, name), partial(GymEnvironment, name))
+    if name.startswith(metaworld_tasks.PREFIX):
+        start = partial(MetaworldEnvironment, name)
+        return World(partial(metaworld_spec, name), start, MetaworldExpert, MetaworldDemonstrator)
     world = WORLDS.find(name)
     if world is None:
         raise InputError(f"Unknown environment '{name}'.{WORLDS.unknown(name)[:-1]}, and {PREFIX}ID for gymnasium's.")

@@ -114,3 +114,15 @@ class Disturbance:
             self._push_steps -= 1
             disturbed[:6] += self._push
         return np.clip(disturbed, -1.0, 1.0)
+
+
+class CubesDemonstrator:
+    """The expert, disturbed."""
+
+    def __init__(self, env: CubesEnvironment, rng: np.random.Generator) -> None:
+        self._expert, self._disturb = CubesExpert(env), Disturbance(rng)
+
+    def act(self) -> np.ndarray:
+        """See `Expert.act`."""
+        action = self._expert.act()
+        return self._disturb(action, self._expert.phase)

@@ -26,6 +26,7 @@ class EnvironmentSpec:
     # The lowest and the highest value of each number of an action, infinite where there is none; None: not known.
     action_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     choices: int | None = None  # that an action, which is one number, chooses among; None: actions are continuous
+    tiers: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (how hard, these instructions), where tables tell them apart
     judged: bool = True  # whether it tells success at all; where it does not, rewards are all there is
 
     def known(self, instruction: str) -> str:
@@ -54,6 +55,20 @@ class Expert(Protocol):
 
     def act(self) -> np.ndarray:
         """The next action [A], in the ActionSpec's units."""
+        ...
+
+
+@runtime_checkable
+class DescribesRobot(Protocol):
+    """An environment that says more of its robot than the proprio does."""
+
+    @property
+    def model_xml(self) -> str:
+        """The MuJoCo model as XML."""
+        ...
+
+    def joint_positions(self) -> np.ndarray:
+        """The arm's joint angles, float64 [J], in radians."""
         ...
 
 

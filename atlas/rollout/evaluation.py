@@ -375,6 +375,7 @@ def evaluate_actor(
         seed=seed,
         probes=tuple(k for k, on in probes.items() if on),
         perturbed=by_choice(choices, perturbed),
+        tiers=spec.tiers,
     )
 
 

@@ -1,35 +1,34 @@
-"""Recording demonstrations of the cubes world with its scripted expert, in parallel and resumable."""
+"""Recording demonstrations of a world with its scripted expert, in parallel and resumable."""
 
 from __future__ import annotations
 
 import shutil
-import zipfile
-import zlib
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from atlas.data.convert import DEFAULT_CODEC, Conversion, Format, check_form, convert
-from atlas.data.episode import RecordedEpisode
+from atlas.data.episode import EpisodeDataset, RecordedEpisode
 from atlas.data.hdf5.libero_writer import write_libero_file
 from atlas.data.hdf5.reader import LiberoDataset
-from atlas.environments.catalog import environment_spec, make_environment
-from atlas.environments.cubes import INSTRUCTIONS, CubesEnvironment
-from atlas.environments.cubes_expert import CubesExpert, Disturbance
+from atlas.data.recorded_parts import RecordedParts, is_whole, part, read_parts, write_part
+from atlas.environments.catalog import environment_spec, find_demonstrator, make_environment
+from atlas.environments.environment import DescribesRobot, Environment, EnvironmentSpec, Simulator
 from atlas.errors import InputError
 from atlas.rollout.episode_plan import episode_seed
 from atlas.system.documents import read_json
-from atlas.system.files import atomic_path, sync, write_json
+from atlas.system.files import sync, write_json
 from atlas.system.locks import LOCK, hold
 from atlas.system.process_control.pool import run_jobs
+from atlas.types import ActionSpec
 
 _MAX_TRIES = 20  # starts tried for one episode before the expert is called broken
 _FORMAT = 1  # raised when the world, the expert or the files change, so that older recordings are not reused
 
 
+_LIBERO_PROPRIO = 8
 _MARKER, _PARTS = "recording.json", ".parts"
 _AS_LIBERO = Conversion("libero-hdf5")
 
@@ -48,29 +47,42 @@ def record(
     settings: RecordSettings,
     out: Path,
     workers: int | None = None,
-    to: Format = "libero-hdf5",
+    to: Format | None = None,
     codec: str | None = None,
     *,
     wait: bool = False,
 ) -> None:
     """Record demonstrations into `out`: LIBERO-layout HDF5 files, one an instruction, or a LeRobot dataset.
 
+    to: None means LIBERO's layout where the world has LIBERO's actions and proprio, and otherwise LeRobot's.
+
     Continues an interrupted recording of the same settings; each file is complete or absent. Only successful
     episodes are kept. codec: of a LeRobot dataset's images. wait: where another process records into `out`, until it
     has done, instead of refusing. Raises InputError when `out` holds something else.
     """
-    if settings.env != "cubes":
-        raise InputError(f"There is a scripted expert for the environment 'cubes' only, not for '{settings.env}'.")
-    if not 2 <= settings.episodes < 10**5:
-        raise InputError(f"--episodes must be from 2 to 99999 (one an instruction at least), got {settings.episodes}.")
-    form = Conversion(to, codec)
-    size = settings.image_size
-    check_form(form, {camera: (size, size) for camera in environment_spec(settings.env, size).cameras})
+    find_demonstrator(settings.env)
+    spec = environment_spec(settings.env, settings.image_size)
+    least = max(2, len(spec.instructions))
+    if not least <= settings.episodes < 10**5:
+        raise InputError(
+            f"--episodes must be from {least} to 99999 (one an instruction at least), got {settings.episodes}."
+        )
+    if to == "libero-hdf5" and not _is_liberos(spec):
+        raise InputError(
+            f"LIBERO's files hold LIBERO's seven action numbers and eight proprio numbers, and '{settings.env}' has "
+            f"{spec.action_spec.dim} and {spec.proprio_dim}. Use --to lerobot."
+        )
+    form = Conversion(to or ("libero-hdf5" if _is_liberos(spec) else "lerobot"), codec)
+    check_form(form, dict.fromkeys(spec.cameras, spec.image_size))
     if is_recorded(settings, out, form):
         return
     with hold(out, "this recording", wait=wait):
         if not is_recorded(settings, out, form):  # by the process that was waited for
             _record(settings, out, workers, form)
+
+
+def _is_liberos(spec: EnvironmentSpec) -> bool:
+    return spec.action_spec == ActionSpec() and spec.proprio_dim == _LIBERO_PROPRIO
 
 
 def _record(settings: RecordSettings, out: Path, workers: int | None, form: Conversion) -> None:
@@ -80,13 +92,17 @@ def _record(settings: RecordSettings, out: Path, workers: int | None, form: Conv
     parts.mkdir(parents=True, exist_ok=True)
     write_json(out / _MARKER, _fingerprint(settings, form))
 
-    wanted = [(INSTRUCTIONS[i % len(INSTRUCTIONS)], i) for i in range(settings.episodes)]
-    missing = [job for job in wanted if not _is_whole(_part(parts, job[1]))]
+    spec = environment_spec(settings.env, settings.image_size)
+    instructions = spec.instructions or ("",)
+    wanted = [(instructions[i % len(instructions)], i) for i in range(settings.episodes)]
+    missing = [job for job in wanted if not is_whole(part(parts, job[1]))]
     title = f"recording demonstrations into {out}"
     run_jobs(title, len(wanted), missing, _record_part, _start_worker, (settings, parts), workers)
-    if form.to == "lerobot":
+    if form.to == "lerobot" and _is_liberos(spec):
         _write_files(settings, wanted, parts, parts / "demonstrations")
-        _move_as_lerobot(parts / "demonstrations", out, form, workers)
+        _move_as_lerobot(LiberoDataset(parts / "demonstrations"), out, form, workers)
+    elif form.to == "lerobot":
+        _move_as_lerobot(RecordedParts(parts, len(wanted), spec.action_spec, settings.env), out, form, workers)
     else:
         _write_files(settings, wanted, parts, out)
         for place in (*out.glob("*_demo.hdf5"), out):  # before what they are made from goes
@@ -100,13 +116,13 @@ def _write_files(settings: RecordSettings, wanted: list[tuple[str, int]], parts:
     for instruction in dict(wanted):
         file = folder / f"{instruction.replace(' ', '_')}_demo.hdf5"
         numbers = [number for task, number in wanted if task == instruction]
-        write_libero_file(file, instruction, _read_parts(parts, numbers), env_args)
+        write_libero_file(file, instruction, read_parts(parts, numbers), env_args)
 
 
-def _move_as_lerobot(files: Path, out: Path, form: Conversion, workers: int | None) -> None:
-    """Convert LIBERO's files, beside them, and move the copy's folders into `out`."""
-    copy = files.with_name("lerobot")
-    convert(LiberoDataset(files), copy, form, workers)
+def _move_as_lerobot(recorded: EpisodeDataset, out: Path, form: Conversion, workers: int | None) -> None:
+    """Convert what was recorded, in the folder of its parts, and move the copy's folders into `out`."""
+    copy = out / _PARTS / "lerobot"
+    convert(recorded, copy, form, workers)
     for folder in sorted(copy.iterdir(), key=lambda path: path.name == "meta"):  # what says that all is there, last
         if folder.is_dir():
             shutil.rmtree(out / folder.name, ignore_errors=True)  # of a recording that was stopped just here
@@ -149,19 +165,22 @@ def _fingerprint(settings: RecordSettings, form: Conversion) -> dict[str, Any]:
     return {"format": _FORMAT, **asdict(settings), **as_lerobot}
 
 
-def record_episode(env: CubesEnvironment, instruction: str, seed: int, number: int) -> RecordedEpisode:
+def record_episode(env: Environment, instruction: str, seed: int, number: int) -> RecordedEpisode:
     """One successful demonstration, a pure function of (instruction, seed, number)."""
+    demonstrator = find_demonstrator(env.spec.name)
     for attempt in range(_MAX_TRIES):
         start = episode_seed("record", seed, number * _MAX_TRIES + attempt)
         observation = env.reset(seed=start, instruction=instruction)
-        expert, disturb = CubesExpert(env), Disturbance(np.random.default_rng([start, 1]))
+        expert = demonstrator(env, np.random.default_rng([start, 1]))
         columns: dict[str, list[Any]] = {k: [] for k in ("images", "proprio", "joints", "actions", "rewards", "states")}
         while True:
-            action = disturb(expert.act(), expert.phase)
+            action = expert.act()
             columns["images"].append(observation.images)
             columns["proprio"].append(observation.proprio)
-            columns["joints"].append(env.joint_positions())
-            columns["states"].append(env.get_state())
+            if isinstance(env, DescribesRobot):
+                columns["joints"].append(env.joint_positions())
+            if isinstance(env, Simulator):
+                columns["states"].append(env.get_state())
             result = env.step(action)
             columns["actions"].append(action)
             columns["rewards"].append(result.reward)
@@ -174,11 +193,11 @@ def record_episode(env: CubesEnvironment, instruction: str, seed: int, number: i
                 instruction=instruction,
                 images={c: np.stack([i[c] for i in columns["images"]]) for c in env.spec.cameras},
                 proprio=np.stack(columns["proprio"]),
-                joints=np.stack(columns["joints"]),
+                joints=np.stack(columns["joints"]) if columns["joints"] else None,
                 actions=np.stack(columns["actions"]),
                 rewards=np.array(columns["rewards"], np.float32),
-                sim_states=np.stack(columns["states"]),
-                model_xml=env.model_xml,
+                sim_states=np.stack(columns["states"]) if columns["states"] else None,
+                model_xml=env.model_xml if isinstance(env, DescribesRobot) else None,
             )
     raise RuntimeError(f"the expert failed {_MAX_TRIES} times in a row at episode {number}: '{instruction}'")
 
@@ -198,30 +217,4 @@ def _record_part(job: tuple[str, int]) -> None:
     env, settings, parts = _worker
     instruction, number = job
     episode = record_episode(env, instruction, settings.seed, number)
-    values: dict[str, Any] = {f.name: getattr(episode, f.name) for f in fields(episode) if f.name != "images"}
-    values |= {f"image/{camera}": images for camera, images in episode.images.items()}
-    with atomic_path(_part(parts, number)) as partial, partial.open("wb") as file:
-        np.savez(file, **{name: value for name, value in values.items() if value is not None})
-
-
-def _part(parts: Path, number: int) -> Path:
-    return parts / f"episode_{number:05d}.npz"
-
-
-def _is_whole(part: Path) -> bool:
-    """Whether an episode is there, with the bytes that it was written with."""
-    try:
-        with zipfile.ZipFile(part) as file:
-            return file.testzip() is None
-    except (OSError, zipfile.BadZipFile, zlib.error):
-        return False
-
-
-def _read_parts(parts: Path, numbers: list[int]) -> Iterator[RecordedEpisode]:
-    for number in numbers:
-        with np.load(_part(parts, number)) as part:
-            values = {k: part[k] for k in part.files if not k.startswith("image/")}
-            images = {k.removeprefix("image/"): part[k] for k in part.files if k.startswith("image/")}
-        for name in ("instruction", "model_xml"):
-            values[name] = str(values[name])
-        yield RecordedEpisode(images=images, **values)
+    write_part(parts, number, episode)

@@ -56,6 +56,7 @@ class EvaluationReport:
     probes: tuple[str, ...] = ()  # what was changed of what the policy was told: instruction_shuffle, blind
     evidence: dict[str, Any] | None = None  # what it takes to believe it and to repeat it, see evidence.py
     perturbed: Mapping[PerturbationChoice, tuple[EpisodeOutcome, ...]] = field(default_factory=dict)  # the first n each
+    tiers: tuple[tuple[str, tuple[str, ...]], ...] = ()  # see EnvironmentSpec
 
     @property
     def success_rate(self) -> float:
@@ -68,6 +69,11 @@ class EvaluationReport:
             if outcome.instruction:
                 groups.setdefault(outcome.instruction, []).append(outcome)
         return dict(sorted(groups.items()))
+
+    def by_tier(self) -> dict[str, list[EpisodeOutcome]]:
+        """Of the tiers that have been played; empty where the world has none."""
+        groups = {tier: [o for o in self.outcomes if o.instruction in members] for tier, members in self.tiers}
+        return {tier: outcomes for tier, outcomes in groups.items() if outcomes}
 
     @property
     def _graded(self) -> bool:
@@ -97,7 +103,8 @@ class EvaluationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The machine-readable form of `atlas eval --json`; `failures` are there where a simulator has told them, and
-        `mean_reward` where rewards say more than success."""
+        `mean_reward` where rewards say more than success, `per_tier` and `mean_of_tiers` where the world has tiers.
+        """
         successes = sum(o.success for o in self.outcomes)
         failures = self.failures()
         return {
@@ -108,17 +115,17 @@ class EvaluationReport:
             "success_rate": self.success_rate,
             "ci95": list(wilson_interval(successes, len(self.outcomes))),
             "mean_episode_length": sum(o.length for o in self.outcomes) / len(self.outcomes),
-            "per_instruction": {
-                instruction: {
-                    "episodes": len(outcomes),
-                    "successes": sum(o.success for o in outcomes),
-                    "success_rate": _rate(outcomes),
-                }
-                for instruction, outcomes in self.by_instruction().items()
-            },
+            "per_instruction": {said: _counted(outcomes) for said, outcomes in self.by_instruction().items()},
             **({} if failures is None else {"failures": failures}),
+            **self._tiers_told(),
             **({"mean_reward": self.metrics()["eval/mean_reward"]} if self._graded else {}),
         }
+
+    def _tiers_told(self) -> dict[str, Any]:
+        tiers = {tier: _counted(outcomes) for tier, outcomes in self.by_tier().items()}
+        if not tiers:
+            return {}
+        return {"per_tier": tiers, "mean_of_tiers": sum(t["success_rate"] for t in tiers.values()) / len(tiers)}
 
     def save(self, path: Path, more: Mapping[str, Any] | None = None) -> None:
         """Write a JSON file with every episode's outcome beside what `to_dict` says, atomically. more: further keys."""
@@ -197,6 +204,14 @@ def highlights(outcomes: Sequence[EpisodeOutcome]) -> dict[str, EpisodeOutcome]:
     for name, place in places.items():
         chosen.setdefault(place, name)
     return {name: ranked[place] for place, name in chosen.items()}
+
+
+def _counted(outcomes: Sequence[EpisodeOutcome]) -> dict[str, Any]:
+    return {
+        "episodes": len(outcomes),
+        "successes": sum(o.success for o in outcomes),
+        "success_rate": _rate(outcomes),
+    }
 
 
 def _rate(outcomes: Sequence[EpisodeOutcome]) -> float:

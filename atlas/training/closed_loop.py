@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from atlas.config import EvaluationConfig
+from atlas.environments.catalog import environment_spec
 from atlas.environments.rendering import RenderingGPU
 from atlas.rollout.actor import Actor, image_size_for
 from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
@@ -75,7 +76,16 @@ class ClosedLoop:
         )
         numbers = {episode.seed: episode.number for episode in planned}
         outcomes = sorted(gather_object([p.outcome for p in played]), key=lambda o: numbers[o.seed])
-        report = EvaluationReport(self.env, name, tuple(outcomes), purpose, step, self._config.seed, evidence=evidence)
+        report = EvaluationReport(
+            self.env,
+            name,
+            tuple(outcomes),
+            purpose,
+            step,
+            self._config.seed,
+            evidence=evidence,
+            tiers=environment_spec(self.env).tiers,
+        )
 
         titles = {outcome.seed: f"episode_{i:03d}" for i, outcome in enumerate(outcomes[:videos])}
         if shown:

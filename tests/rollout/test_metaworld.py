@@ -1,0 +1,103 @@
+"""Meta-World's tasks: what a policy sees, starts, states, demonstrations, and what is wrong with a name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from atlas.environments.metaworld_tasks import MT10, TASKS, TIERS, tiers_of
+from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
+from tests.bad_input.table import refused
+
+
+def test_tiers_are_those_of_the_tables() -> None:
+    """28, 11, 6 and 5 of the 50; their mean weighs tiers alike, whatever they hold."""
+    assert {tier: len(tasks) for tier, tasks in TIERS.items()} == {"easy": 28, "medium": 11, "hard": 6, "very hard": 5}
+    assert sorted(task for tasks in TIERS.values() for task in tasks) == sorted(TASKS)
+    assert len(set(TASKS.values())) == 50 and set(MT10) <= set(TASKS)
+
+    tiers = tiers_of(MT10)
+    outcomes = tuple(EpisodeOutcome(TASKS[task], 0, task != "push", 1.0, 5) for task in MT10)
+    told = EvaluationReport("metaworld-mt10", "p", outcomes, tiers=tiers).to_dict()
+
+    assert {tier: each["episodes"] for tier, each in told["per_tier"].items()} == {"easy": 7, "medium": 1, "hard": 2}
+    assert told["mean_of_tiers"] == pytest.approx((1 + 1 + 0.5) / 3) and told["success_rate"] == 0.9
+    assert tiers_of(("reach", "door-open")) == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("data record --env metaworld-drawer-opn --episodes 4 --out o", ["no task 'drawer-opn'", "'drawer-open'"]),
+        ("data record --env metaworld- --episodes 4 --out o", ["Unknown environment 'metaworld-'", "mt10"]),
+        ("data record --env gym:Pendulum-v1 --episodes 4 --out o", ["no scripted expert", "cubes", "metaworld-"]),
+    ],
+)
+def test_a_wrong_name_is_refused(tmp_path: Path, arguments: str, words: list[str]) -> None:
+    refused(tmp_path, arguments.split(), *words)
+
+
+def test_the_line_that_installs_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atlas.environments.metaworld.find_spec", lambda name: None)
+
+    refused(tmp_path, ["eval", "--checkpoint", "x", "--env", "metaworld-reach"], "pip install 'atlas-vla[metaworld]'")
+
+
+needs_package = pytest.mark.skipif(
+    "not __import__('importlib.util').util.find_spec('metaworld')",
+    reason="Meta-World is not installed: pip install 'atlas-vla[metaworld]'",
+)
+
+
+@needs_package
+def test_a_start_follows_from_its_seed_and_a_state_says_all() -> None:
+    from atlas.environments.catalog import find_expert, make_environment
+    from atlas.environments.environment import Simulator
+
+    env = make_environment("metaworld-mt10", 32)
+    assert isinstance(env, Simulator)
+    try:
+        drawer, door = TASKS["drawer-open"], TASKS["door-open"]
+        first = env.reset(seed=4 * 10**12, instruction=drawer)
+        assert first.proprio.shape == (4,) and first.images["corner"].shape == (32, 32, 3)
+        other = env.reset(seed=4 * 10**12 + 1, instruction=drawer)
+        env.reset(seed=3, instruction=door)
+        again = env.reset(seed=4 * 10**12, instruction=drawer)
+        assert np.array_equal(first.images["corner"], again.images["corner"])
+        assert not np.array_equal(first.images["corner"], other.images["corner"])
+
+        expert = find_expert("metaworld-mt10")
+        assert expert is not None
+        acting = expert(env)
+        for _ in range(10):
+            env.step(acting.act(), observe=False)
+        state, seen = env.get_state(), env.observe()
+        onward = [env.step(acting.act(), observe=False) for _ in range(150)][:5]
+        env.reset(seed=3, instruction=door)
+        begun = env.reset(init_state=state, instruction=drawer)
+        assert np.array_equal(begun.images["corner"], seen.images["corner"])
+        assert np.array_equal(begun.proprio, seen.proprio)
+        acting = expert(env)
+        replayed = [env.step(acting.act(), observe=False) for _ in range(5)]
+        assert [r.reward for r in replayed] == pytest.approx([r.reward for r in onward], abs=1e-9)
+    finally:
+        env.close()
+
+
+@needs_package
+def test_its_policies_record_demonstrations_that_succeed_when_replayed(tmp_path: Path) -> None:
+    """As a LeRobot dataset, whose recorded actions succeed from the recorded starts."""
+    from atlas.data import open_dataset
+    from atlas.rollout.recorded_actions import evaluate_recorded
+    from atlas.rollout.recording import RecordSettings, record
+
+    settings = RecordSettings("metaworld-drawer-close", episodes=2, image_size=32)
+    record(settings, tmp_path / "demos", workers=1, codec="png")
+    dataset = open_dataset(str(tmp_path / "demos"))
+
+    assert (dataset.environment, dataset.tasks, len(dataset)) == ("metaworld-drawer-close", ["close the drawer"], 2)
+    assert dataset.action_spec.control_hz == 80 and dataset.proprio_dim == 4
+    report = evaluate_recorded(dataset, "metaworld-drawer-close", 2, workers=1)
+    assert report.success_rate == 1.0
