@@ -33,13 +33,18 @@ def record(
         typer.Option(metavar="FORMAT", help="libero-hdf5 or lerobot; default: the first where the world fits it."),
     ] = None,
     codec: Codec = None,
+    randomize: Annotated[
+        str | None,
+        typer.Option(metavar="all|NAME[:LEVEL],…", help="Perturb the scenes: cameras, light, colours, starts."),
+    ] = None,
 ) -> None:
     """Record demonstrations with a scripted expert."""
     from atlas.rollout import recording
 
     check_folder("--out", out)
     form = None if to is None else as_format(to)
-    settings = recording.RecordSettings(env=env, episodes=episodes, seed=seed, image_size=image_size)
+    perturbed = () if randomize is None else tuple(randomize.split(","))
+    settings = recording.RecordSettings(env, episodes, seed, image_size, perturbed)
     recording.record(settings, out, workers, form, codec)
     say(f"{episodes} demonstrations are in {out}.")
 

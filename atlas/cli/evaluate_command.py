@@ -11,7 +11,7 @@ from atlas.cli.evaluation_tables import print_comparison, print_evaluation, prin
 from atlas.cli.options import Json, Workers
 from atlas.cli.output import print_json, say, stdout_kept_for_the_report
 from atlas.cli.serve_commands import KeyFile, Layout
-from atlas.errors import InputError
+from atlas.errors import InputError, did_you_mean
 from atlas.system.paths import check_file, check_folder
 
 if TYPE_CHECKING:
@@ -74,6 +74,9 @@ def evaluate(
         bool, typer.Option("--diagnose", help="Compare what the policy sees with what it was trained on.")
     ] = False,
     video: Annotated[Path | None, typer.Option(metavar="DIR", help="Film the episodes into this folder.")] = None,
+    show: Annotated[
+        str | None, typer.Option(metavar="attention", help="Draw into the films of --video where the policy looks.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write every episode's outcome there; `atlas runs compare`.")
     ] = None,
@@ -95,7 +98,7 @@ def evaluate(
         given: dict[str, object] = {"--env": env, "--perturb": perturb, "--open-loop": open_loop, "--against": against}
         given |= {"--plot": plot, "--video": video, "--until-clear": until_clear, "--diagnose": diagnose}
         given |= {"--blind": blind, "--instruction-shuffle": instruction_shuffle, "--out": out}
-        given |= {"--policy": policy}
+        given |= {"--policy": policy, "--show": show}
         _reproduce(reproduce, checkpoint, [name for name, value in given.items() if value], workers, as_json)
         return
     if env is None:
@@ -111,7 +114,8 @@ def evaluate(
     late = bool(delay_ms) or blend is not None
     if late and (checkpoint is None or until_clear):
         raise InputError("--delay-ms and --blend are for --checkpoint alone, without --until-clear.")
-    other = probed or any(value is not None for value in (video, perturb, open_loop, policy))
+    _check_show(show, checkpoint, video, until_clear)
+    other = probed or any(value is not None for value in (perturb, open_loop, policy))
     _check_comparison(until_clear, against, other)
     _check_perturbations(perturb, perturb_episodes, plot)
     if out is not None:
@@ -119,7 +123,7 @@ def evaluate(
     if video is not None:
         check_folder("--video", video)
     if until_clear:
-        _compare(str(checkpoint), str(against), env, episodes, seed, execute, ensemble, workers, out, as_json)
+        _compare(str(checkpoint), str(against), env, episodes, seed, execute, ensemble, workers, video, out, as_json)
         return
     with stdout_kept_for_the_report(as_json):
         findings, robustness = None, None
@@ -154,6 +158,7 @@ def evaluate(
 
             recorder = InputRecorder() if diagnose else None
             more |= {"delay_ms": delay_ms, "blend": blend} if late else {}
+            more |= {} if show is None else {"show_attention": True}
             more |= {} if camera is None else {"cameras": _named_cameras(camera)}
             evaluation = evaluate_checkpoint(
                 checkpoint=str(checkpoint),
@@ -214,7 +219,18 @@ def _check_comparison(until_clear: bool, against: str | None, other: bool) -> No
     if until_clear and other:
         raise InputError(
             "--until-clear compares two policies as they are: leave out --instruction-shuffle, --blind, --perturb, "
-            "--diagnose, --open-loop, --policy and --video."
+            "--diagnose, --open-loop and --policy."
+        )
+
+
+def _check_show(show: str | None, checkpoint: str | None, video: Path | None, until_clear: bool) -> None:
+    if show is None:
+        return
+    if show != "attention":
+        raise InputError(f"--show is '{show}', expected attention.{did_you_mean(show, ['attention'])}")
+    if video is None or checkpoint is None or until_clear:
+        raise InputError(
+            "--show attention draws into films of one policy: give --checkpoint and --video DIR, without --until-clear."
         )
 
 
@@ -248,13 +264,14 @@ def _compare(
     execute: int | None,
     ensemble: float | None,
     workers: int | None,
+    video: Path | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
     with stdout_kept_for_the_report(as_json):
         from atlas.rollout.verdicts.until_clear import evaluate_until_clear
 
-        found = evaluate_until_clear(checkpoint, against, env, episodes, seed, execute, ensemble, workers)
+        found = evaluate_until_clear(checkpoint, against, env, episodes, seed, execute, ensemble, workers, video)
         if out is not None:
             found.first.save(out, {"comparison": found.to_dict()})
     if as_json:

@@ -19,6 +19,7 @@ class RecordConfig(Section):
     episodes: Annotated[int, Field(ge=2, lt=10**5)] = 240
     seed: Annotated[int, Field(ge=0, lt=10**6)] = 0
     image_size: Annotated[int, Field(ge=16, le=1024)] = 64
+    randomize: tuple[str, ...] = ()  # perturbations of the scenes, as `atlas data record --randomize` has them
 
 
 class AugmentConfig(Section):

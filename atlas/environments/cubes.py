@@ -15,6 +15,7 @@ from atlas.environments.camera_renderer import CameraRenderer
 from atlas.environments.environment import EnvironmentSpec, StepResult
 from atlas.environments.model_variation import ModelVariation
 from atlas.environments.rendering import failure_explained, prepare_rendering, quiet_robosuite
+from atlas.environments.robot_contacts import RobotContacts
 from atlas.environments.scene_variation import AS_IT_IS, SceneVariation
 from atlas.errors import InputError
 from atlas.types import ActionSpec, Observation
@@ -90,6 +91,8 @@ class CubesEnvironment:
         self._model: Any = self._env.sim.model._model
         self._data: Any = self._env.sim.data._data
         self._cubes = [(self._env.cubeA, self._env.cubeA_body_id), (self._env.cubeB, self._env.cubeB_body_id)]
+        names = {body: name for name, (_, body) in zip(OBJECTS, self._cubes, strict=True)}
+        self._contacts = RobotContacts(self._model, self._data, "robot0_base", names, "table")
 
         self._renderer = CameraRenderer(self._model, self._data, image_size)
         self._picture: CameraRenderer | None = None
@@ -195,6 +198,10 @@ class CubesEnvironment:
     def target_object(self) -> str:
         """See `NamesTarget.target_object`."""
         return OBJECTS[self._target]
+
+    def contact_forces(self) -> dict[str, float]:
+        """See `FeelsContacts.contact_forces`."""
+        return self._contacts.forces()
 
     # ---- what the scripted expert and the recorder may know ----------------------------------------------
 

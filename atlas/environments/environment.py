@@ -139,3 +139,13 @@ class NamesTarget(Protocol):
     def target_object(self) -> str | None:
         """Its name in `Simulator.positions`; None where the task is about none, or about several."""
         ...
+
+
+@runtime_checkable
+class FeelsContacts(Protocol):
+    """An environment that says what its robot touches."""
+
+    def contact_forces(self) -> dict[str, float]:
+        """{what the robot touches in the present state: with how much force, N}: objects by their names in
+        `Simulator.positions`, what they stand on as `table`."""
+        ...

@@ -16,6 +16,7 @@ from atlas.environments.environment import EnvironmentSpec, StepResult
 from atlas.environments.libero_package import HORIZONS, LiberoTask, load_package, read_starts, tasks_of
 from atlas.environments.model_variation import ModelVariation
 from atlas.environments.rendering import prepare_rendering, quiet_robosuite
+from atlas.environments.robot_contacts import RobotContacts
 from atlas.environments.scene_variation import AS_IT_IS, SceneVariation
 from atlas.errors import InputError, did_you_mean
 from atlas.types import Observation
@@ -121,6 +122,10 @@ class LiberoEnvironment:
         """The scene as `agentview` sees it."""
         return self._scene.picture(size)
 
+    def contact_forces(self) -> dict[str, float]:
+        """See `FeelsContacts.contact_forces`; cabinets and stoves have their names in LIBERO's task."""
+        return self._scene.contact_forces()
+
     def vary(self, variation: SceneVariation) -> None:
         """See `VariableScene.vary`."""
         self._variation = variation
@@ -216,6 +221,9 @@ class LiberoScene:
         self._renderers: dict[int, Any] = {}
         self._variations = ModelVariation(self._model, np.array(self._env.workspace_offset), (), ())
         self._variation = AS_IT_IS
+        things = {**self._env.objects_dict, **self._env.fixtures_dict}
+        names = {self._env.obj_body_id[name]: name for name in things if name in self._env.obj_body_id}
+        self._contacts = RobotContacts(self._model, self._data, self._robot.robot_model.root_body, names, "table")
         self._fingers = self._robot._ref_gripper_joint_pos_indexes
         self._finger_motors = [self._env.sim.model.actuator_name2id(name) for name in self._robot.gripper.actuators]
 
@@ -293,6 +301,10 @@ class LiberoScene:
         bodies = self._env.obj_body_id
         objects = {name: np.array(self._data.xpos[bodies[name]]) for name in self._env.objects_dict}
         return {"hand": np.array(self._data.site_xpos[self._robot.eef_site_id])} | fingers | objects
+
+    def contact_forces(self) -> dict[str, float]:
+        """{what the robot touches: the force, N}; floor, walls and what objects stand on are the `table`."""
+        return self._contacts.forces()
 
     @property
     def model_xml(self) -> str:

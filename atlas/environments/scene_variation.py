@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 # What a world may let others change; `EnvironmentSpec.variable` says which of it a world does.
 Part = Literal["camera", "light", "table", "background", "distractors", "placement", "start_pose", "goal"]
@@ -28,6 +28,17 @@ class CameraShift:
     turn: tuple[float, float, float] = (0.0, 0.0, 0.0)
     field: float = 1.0
 
+    def also(self, other: CameraShift) -> CameraShift:
+        """Both at once; turns are small enough to be added."""
+        x, y, z = (a + b for a, b in zip(self.turn, other.turn, strict=True))
+        return CameraShift(
+            self.around + other.around,
+            self.up + other.up,
+            self.distance * other.distance,
+            (x, y, z),
+            self.field * other.field,
+        )
+
 
 @dataclass(frozen=True)
 class LightShift:
@@ -40,6 +51,17 @@ class LightShift:
     intensity: float = 1.0
     shadows: bool = False
 
+    def also(self, other: LightShift) -> LightShift:
+        """Both at once: the lamp stands where the one that is tilted more has it."""
+        placed = max(self, other, key=lambda shift: shift.tilt)
+        return LightShift(
+            placed.around,
+            placed.tilt,
+            _product(self.colour, other.colour),
+            self.intensity * other.intensity,
+            self.shadows or other.shadows,
+        )
+
 
 @dataclass(frozen=True)
 class Surface:
@@ -48,6 +70,11 @@ class Surface:
     colour: Colour = WHITE
     pattern: int | None = None
     opacity: float = 0.0
+
+    def also(self, other: Surface) -> Surface:
+        """Both at once: of two patterns the second one."""
+        drawn = self if other.pattern is None else other
+        return Surface(_product(self.colour, other.colour), drawn.pattern, drawn.opacity)
 
 
 @dataclass(frozen=True)
@@ -77,6 +104,33 @@ class SceneVariation:
     placement: tuple[float, float] | None = None
     start_pose: tuple[float, ...] | None = None
     goal: Goal = "lift"
+
+    def also(self, other: SceneVariation) -> SceneVariation:
+        """Both at once; of two placements, or goals, the second one."""
+        start = self.start_pose or other.start_pose
+        if self.start_pose is not None and other.start_pose is not None:
+            start = tuple(a + b for a, b in zip(self.start_pose, other.start_pose, strict=True))
+        return SceneVariation(
+            camera=_both(self.camera, other.camera),
+            light=_both(self.light, other.light),
+            table=_both(self.table, other.table),
+            background=_both(self.background, other.background),
+            distractors=self.distractors + other.distractors,
+            placement=other.placement or self.placement,
+            start_pose=start,
+            goal=self.goal if other.goal == "lift" else other.goal,
+        )
+
+
+_S = TypeVar("_S", CameraShift, LightShift, Surface)
+
+
+def _both(first: _S | None, second: _S | None) -> _S | None:
+    return first.also(second) if first is not None and second is not None else first or second
+
+
+def _product(first: Colour, second: Colour) -> Colour:
+    return first[0] * second[0], first[1] * second[1], first[2] * second[2]
 
 
 AS_IT_IS = SceneVariation()

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from atlas.report.film_strip import FilmRoom, failure_kind, films_of, strip
+from atlas.report.film_strip import FilmRoom, failure_kind, films_of, overview, strip
 from atlas.report.first_screen import PROBES, bar
 from atlas.report.markup import Html, Part, fold, section, table, tag
 from atlas.report.run_facts import PlayedEvaluation, RunFacts
@@ -40,8 +40,10 @@ def _of_run(facts: RunFacts, room: FilmRoom, several: bool) -> Html:
         )
     else:
         chosen, failures, successes = filmed
-        if failures:
-            parts += [tag("h4", f"Films of failures, {_which(chosen)}"), strip(failures, chosen, room)]
+        together = overview(chosen, room)
+        if failures or together is not None:
+            shown = strip(failures, chosen, room)
+            parts += [tag("h4", f"Films of failures, {_which(chosen)}"), together, shown]
         if successes:
             shown = strip(successes, chosen, room)
             parts.append(fold(f"Films of successes, {_which(chosen)}", shown, opened=not failures))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from atlas.report.markup import Html, tag
@@ -20,14 +21,14 @@ class FilmRoom:
         self._left = room
         self.left_out = 0
 
-    def take(self, film: Film) -> str | None:
+    def take(self, path: Path) -> str | None:
         """The film as the address of a video that is in the page; None where it is too large, or gone."""
         try:
-            size = film.path.stat().st_size
+            size = path.stat().st_size
             if size > self._left:
                 self.left_out += 1
                 return None
-            data = film.path.read_bytes()
+            data = path.read_bytes()
         except OSError:
             return None
         self._left -= len(data)
@@ -71,12 +72,12 @@ def strip(films: Sequence[Film], played: PlayedEvaluation, room: FilmRoom) -> Ht
 
 
 def _figure(film: Film, played: PlayedEvaluation, room: FilmRoom) -> Html | None:
-    address = room.take(film)
+    address = room.take(film.path)
     if address is None:
         return None
     outcomes = played.outcomes
     outcome: Mapping[str, Any] = outcomes[film.number] if film.number < len(outcomes) else {}
-    video = tag("video", src=address, controls=True, muted=True, loop=True, playsinline=True, preload="metadata")
+    video = _video(address)
     said = [tag("b", str(outcome.get("instruction", film.path.stem)))]
     if film.rank is not None:
         said.append(tag("span", f"the {film.rank} episode", class_="chip"))
@@ -85,6 +86,19 @@ def _figure(film: Film, played: PlayedEvaluation, room: FilmRoom) -> Html | None
     if outcome:
         said.append(tag("small", f"episode {film.number}, {outcome['length']} steps, seed {outcome['seed']}"))
     return tag("figure", video, tag("figcaption", said), class_="film " + ("good" if film.success else "bad"))
+
+
+def overview(played: PlayedEvaluation, room: FilmRoom) -> Html | None:
+    """The worst failures in one film, aligned where they failed; None where there is none."""
+    address = None if played.overview is None else room.take(played.overview)
+    if address is None:
+        return None
+    said = "the worst failures together, each from 3 s before it was to be seen that it fails to 1 s after it"
+    return tag("figure", _video(address), tag("figcaption", [tag("small", said)]), class_="film together bad")
+
+
+def _video(address: str) -> Html:
+    return tag("video", src=address, controls=True, muted=True, loop=True, playsinline=True, preload="metadata")
 
 
 def failure_kind(outcome: Mapping[str, Any]) -> str | None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from atlas.checks.acting.bug_walk import DIAGNOSIS
 from atlas.errors import InputError
 from atlas.policies.processor import PolicyProcessor
+from atlas.rollout.filming.film_choice import OVERVIEW
+from atlas.rollout.success_report import FORMAT
 from atlas.runs.run_directory import EVALUATIONS, RESULTS, Run, RunSummary, summarize
 from atlas.runs.run_origin import RunOrigin, read_origin
 from atlas.system.documents import read_json
 from atlas.system.files import follow
 from atlas.tracking.sinks.console import LOG
 
-_VERSIONS = (1, 2)  # of results.json; those without one are of the first
+_VERSIONS = range(1, FORMAT + 1)  # of results.json; those without one are of the first
 _FILM = re.compile(r"(?:(?P<rank>best|median|worst)_)?episode_(?P<number>\d+)_.*_(?P<outcome>success|failure)\.mp4")
 _WARNING = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (?:WARNING:? )(?P<text>.*)$")
 _MOST_WARNINGS = 20
@@ -38,6 +40,7 @@ class PlayedEvaluation:
 
     values: Mapping[str, Any]
     films: Sequence[Film]
+    overview: Path | None = None  # the film of its worst failures
 
     @property
     def purpose(self) -> str:
@@ -141,14 +144,17 @@ def _document(file: Path) -> dict[str, Any] | None:
 def _evaluations(run: Run) -> list[PlayedEvaluation]:
     """Of the run's folder, ascending in the step."""
     films: dict[str, list[Film]] = {}
+    overviews: dict[str, Path] = {}
     for folder in _film_folders(run):
+        if (together := folder / OVERVIEW).is_file() and not together.is_symlink():
+            overviews[folder.name] = together
         films[folder.name] = [film for path in sorted(folder.glob("*.mp4")) if (film := _film(path)) is not None]
     found = []
     for file in sorted((run.path / EVALUATIONS).glob("*.json")):
         purpose, _, rest = file.stem.partition("_step_")
         if rest:
             name = f"step_{rest}" if purpose == "selection" else f"{purpose}_step_{rest}"
-            found.append(_played(file, films.get(name, ())))
+            found.append(replace(_played(file, films.get(name, ())), overview=overviews.get(name)))
     return sorted(found, key=lambda each: each.step or 0)
 
 

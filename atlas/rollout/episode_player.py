@@ -11,7 +11,7 @@ from atlas.environments.scene_variation import AS_IT_IS, VariableScene
 from atlas.errors import InputError
 from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.traces import Trace, TraceRecorder
-from atlas.rollout.verdicts.failures import FailureKind, MotionWatch
+from atlas.rollout.verdicts.failures import Failure, MotionWatch
 from atlas.types import Observation
 
 
@@ -35,7 +35,7 @@ class Segment:
     success: bool = False  # at the last step
     trace: Trace | None = None  # of the whole episode, when it is over and was to be recorded
     executed: Executed | None = None  # where transitions are wanted
-    failure: FailureKind | None = None  # how it failed, when it is over and a simulator tells
+    failure: Failure | None = None  # how it failed, when it is over and a simulator tells
 
     @property
     def done(self) -> bool:

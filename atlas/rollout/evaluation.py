@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,15 +23,18 @@ from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
 from atlas.rollout.episode_player import Segment
 from atlas.rollout.experience import Played
+from atlas.rollout.filming.film_choice import films_of_episodes
+from atlas.rollout.filming.looks import Look, WatchedActor
 from atlas.rollout.input_recorder import InputRecorder, RecordedActor
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
-from atlas.rollout.traces import FilmOrder, Trace
+from atlas.rollout.traces import Film, Trace
 from atlas.rollout.transitions import Transition
 from atlas.rollout.verdicts.evidence import Protocol, gather_evidence
 from atlas.rollout.verdicts.robustness import FEW_EPISODES, by_choice, plan_perturbed
 from atlas.rollout.workers import EnvironmentPool, WorkerDied
-from atlas.system.paths import check_folder, file_name
+from atlas.system.paths import check_folder
 from atlas.system.process_control.cores import available_cores
+from atlas.system.process_control.one_thread import one_thread
 from atlas.system.progress import progress_bar
 from atlas.types import Observation
 
@@ -78,20 +81,20 @@ class Evaluator:
         videos: int = 0,
         video_dir: Path | None = None,
         title: str | None = "evaluating",
+        looks: Mapping[int, Sequence[Look]] | None = None,
     ) -> list[EpisodeOutcome]:
-        """Run the episodes and count; then film the first `videos` of them, every step, into `video_dir`.
+        """Run the episodes and count; then film the first `videos` of them, every step, into `video_dir`, and the
+        worst together. Outcomes come in the order of `episodes`.
 
-        Outcomes come in the order of `episodes`.
+        looks: {an episode's seed: where the policy looked}, as a WatchedActor fills it; it is drawn into the films.
         """
         filmed = videos if video_dir is not None else 0
         played = self.play(actor, episodes, record=filmed > 0, title=title)
         outcomes = [p.outcome for p in played]
         if video_dir is not None and filmed:
-            orders = [
-                film_order(p, video_dir / film_name(f"episode_{e.number:03d}", p.outcome))
-                for e, p in zip(episodes[:filmed], played, strict=False)
-            ]
-            made = set(self.film(orders, "filming" if title else None))
+            kept = [(each.number, p.outcome, p.trace) for each, p in zip(episodes[:filmed], played, strict=False)]
+            orders, together = films_of_episodes(kept, video_dir, looks or {})
+            made = set(self.film([*orders, *together], "filming" if title else None))
             for i, order in enumerate(orders):
                 if order.path in made:
                     outcomes[i] = replace(outcomes[i], video=str(order.path))
@@ -199,14 +202,14 @@ class Evaluator:
                     advance(1)
                     begin(worker)
 
-    def film(self, orders: Sequence[FilmOrder], title: str | None = None) -> list[Path]:
+    def film(self, orders: Sequence[Film], title: str | None = None) -> list[Path]:
         """Make films of episodes that are over, as many at once as there are workers; returns those that were made.
 
         One that cannot be made, on a full disk for example, is warned of and left out.
         """
         self._pool.grow(min(1, len(orders)))  # where this process has played none itself
-        waiting = sorted(orders, key=lambda order: len(order.trace))  # the longest is begun first
-        filming: dict[int, FilmOrder] = {}
+        waiting = sorted(orders, key=len)  # the longest is begun first
+        filming: dict[int, Film] = {}
         made = []
 
         def begin(worker: int) -> None:
@@ -257,6 +260,7 @@ def evaluate_checkpoint(
     cameras: Mapping[str, str] | None = None,
     delay_ms: float = 0.0,
     blend: float | None = None,
+    show_attention: bool = False,
 ) -> EvaluationReport:
     """Evaluate a saved policy on episodes that neither training nor its selection ever used.
 
@@ -264,7 +268,7 @@ def evaluate_checkpoint(
     recorder: is told what the policy is shown and says. perturb: see `choose_perturbations`; under each of them the
     first `perturb_episodes` of the episodes are played again. purpose: whose episodes they are; another one than
     'report' is to repeat what training has done. cameras: {a LeRobot policy's: the environment's}. delay_ms, blend: see
-    ChunkExecutor.
+    ChunkExecutor. show_attention: films show where it looks.
     Raises InputError for an unknown environment or perturbation, a policy that does not fit it, a checkpoint that is
     damaged, or a folder that cannot be made.
     """
@@ -276,6 +280,10 @@ def evaluate_checkpoint(
     if recorder is not None:
         recorder.policy = executor.policy
         actor = RecordedActor(actor, recorder)
+    looks: dict[int, list[Look]] | None = None
+    if show_attention:
+        actor = watched = WatchedActor(actor, executor.policy, executor.processor.source_for(env))
+        looks = watched.looks
     report = evaluate_actor(
         actor,
         str(checkpoint),
@@ -290,6 +298,7 @@ def evaluate_checkpoint(
         perturb,
         perturb_episodes,
         purpose,
+        looks,
     )
     protocol = Protocol(
         env,
@@ -338,10 +347,11 @@ def evaluate_actor(
     perturb: Sequence[str] = (),
     perturb_episodes: int = FEW_EPISODES,
     purpose: Purpose = "report",
+    looks: Mapping[int, Sequence[Look]] | None = None,
 ) -> EvaluationReport:
     """Evaluate an actor on episodes that neither training nor its selection ever used; see `evaluate_checkpoint`.
 
-    name: what the report calls it. gpu: what renders, if any.
+    name: what the report calls it. gpu: what renders, if any. looks: see `Evaluator.run`.
     """
     spec = environment_spec(env)
     choices = choose_perturbations(perturb, spec)
@@ -363,6 +373,7 @@ def evaluate_actor(
             videos=episodes if video is not None else 0,
             video_dir=video,
             title=f"evaluating in '{env}'",
+            looks=looks,
         )
         again = plan_perturbed(planned[:perturb_episodes], choices)
         perturbed = evaluator.run(actor, again, title=f"perturbed in '{env}'") if again else []
@@ -425,37 +436,16 @@ def check_agreement(processor: PolicyProcessor, spec: EnvironmentSpec) -> None:
         raise InputError(f"The policy does not fit the environment '{spec.name}': {'; '.join(differing)}.")
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread: a policy that waits for its simulators must not spin on the cores they need."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def film_order(played: PlayedEpisode, path: Path, most_pictures: int | None = None) -> FilmOrder:
-    """The film of an episode whose trace was recorded; see FilmOrder."""
-    assert played.trace is not None
-    return FilmOrder(path, played.trace, played.outcome.instruction, played.outcome.success, most_pictures)
-
-
-def film_name(title: str, outcome: EpisodeOutcome) -> str:
-    """'episode_007' -> 'episode_007_pick_up_the_red_cube_success.mp4'"""
-    parts = (title, file_name(outcome.instruction, longest=80), "success" if outcome.success else "failure")
-    return f"{'_'.join(filter(None, parts))}.mp4"
-
-
 def _played(episode: PlannedEpisode, segments: Sequence[Segment], handed_over: bool) -> PlayedEpisode:
+    failure = segments[-1].failure
     outcome = EpisodeOutcome(
         instruction=episode.instruction,
         seed=episode.seed,
         success=segments[-1].success,
         reward=sum(s.reward for s in segments),
         length=sum(s.steps for s in segments),
-        failure=segments[-1].failure,
+        failure=None if failure is None else failure.kind,
+        failed_at=None if failure is None else failure.step,
     )
     before = sum(s.steps for s in segments[:-1])
     return PlayedEpisode(outcome, segments[-1].trace, before if handed_over else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from atlas.data.hdf5.reader import LiberoDataset
 from atlas.data.recorded_parts import RecordedParts, is_whole, part, read_parts, write_part
 from atlas.environments.catalog import environment_spec, find_demonstrator, make_environment
 from atlas.environments.environment import DescribesRobot, Environment, EnvironmentSpec, Simulator
+from atlas.environments.perturbations.choices import PerturbationChoice
+from atlas.environments.perturbations.randomization import choose_randomization, draw_scene
+from atlas.environments.scene_variation import VariableScene
 from atlas.errors import InputError
 from atlas.rollout.episode_plan import episode_seed
 from atlas.system.documents import read_json
@@ -41,6 +45,12 @@ class RecordSettings:
     episodes: int = 200  # in all, balanced over the instructions
     seed: int = 0
     image_size: int = 64
+    randomize: tuple[str, ...] = ()  # perturbations of the scene, see `choose_randomization`
+
+    def facts(self) -> dict[str, Any]:
+        """What a recording says of itself; of randomized scenes only where there are such."""
+        values = asdict(self) | {"randomize": list(self.randomize)}
+        return values if self.randomize else {key: value for key, value in values.items() if key != "randomize"}
 
 
 def record(
@@ -62,6 +72,7 @@ def record(
     """
     find_demonstrator(settings.env)
     spec = environment_spec(settings.env, settings.image_size)
+    choose_randomization(settings.randomize, spec)
     least = max(2, len(spec.instructions))
     if not least <= settings.episodes < 10**5:
         raise InputError(
@@ -112,7 +123,7 @@ def _record(settings: RecordSettings, out: Path, workers: int | None, form: Conv
 
 def _write_files(settings: RecordSettings, wanted: list[tuple[str, int]], parts: Path, folder: Path) -> None:
     """Put the parts together in LIBERO's layout, a file an instruction."""
-    env_args = {"env_name": settings.env, "type": 1, "env_kwargs": {"control_freq": 20, **asdict(settings)}}
+    env_args = {"env_name": settings.env, "type": 1, "env_kwargs": {"control_freq": 20, **settings.facts()}}
     for instruction in dict(wanted):
         file = folder / f"{instruction.replace(' ', '_')}_demo.hdf5"
         numbers = [number for task, number in wanted if task == instruction]
@@ -162,14 +173,18 @@ def _read_marker(out: Path) -> dict[str, Any] | None:
 
 def _fingerprint(settings: RecordSettings, form: Conversion) -> dict[str, Any]:
     as_lerobot = {"to": form.to, "codec": form.codec or DEFAULT_CODEC} if form.to == "lerobot" else {}
-    return {"format": _FORMAT, **asdict(settings), **as_lerobot}
+    return {"format": _FORMAT, **settings.facts(), **as_lerobot}
 
 
-def record_episode(env: Environment, instruction: str, seed: int, number: int) -> RecordedEpisode:
-    """One successful demonstration, a pure function of (instruction, seed, number)."""
+def record_episode(
+    env: Environment, instruction: str, seed: int, number: int, randomize: Sequence[PerturbationChoice] = ()
+) -> RecordedEpisode:
+    """One successful demonstration, a pure function of (instruction, seed, number, randomize)."""
     demonstrator = find_demonstrator(env.spec.name)
     for attempt in range(_MAX_TRIES):
         start = episode_seed("record", seed, number * _MAX_TRIES + attempt)
+        if isinstance(env, VariableScene):
+            env.vary(draw_scene(randomize, start, env.spec))
         observation = env.reset(seed=start, instruction=instruction)
         expert = demonstrator(env, np.random.default_rng([start, 1]))
         columns: dict[str, list[Any]] = {k: [] for k in ("images", "proprio", "joints", "actions", "rewards", "states")}
@@ -204,17 +219,19 @@ def record_episode(env: Environment, instruction: str, seed: int, number: int) -
 
 # ---- in the worker processes -----------------------------------------------------------------------------
 
-_worker: tuple[Any, RecordSettings, Path] | None = None  # each process has one environment
+# Each process has one environment.
+_worker: tuple[Any, RecordSettings, Path, list[PerturbationChoice]] | None = None
 
 
 def _start_worker(settings: RecordSettings, parts: Path) -> None:
     global _worker
-    _worker = make_environment(settings.env, settings.image_size), settings, parts
+    env = make_environment(settings.env, settings.image_size)
+    _worker = env, settings, parts, choose_randomization(settings.randomize, env.spec)
 
 
 def _record_part(job: tuple[str, int]) -> None:
     assert _worker is not None
-    env, settings, parts = _worker
+    env, settings, parts, randomize = _worker
     instruction, number = job
-    episode = record_episode(env, instruction, settings.seed, number)
+    episode = record_episode(env, instruction, settings.seed, number, randomize)
     write_part(parts, number, episode)

@@ -15,7 +15,8 @@ from atlas.rollout.verdicts.failures import FAILURE_KINDS, FailureKind
 from atlas.system.documents import read_json
 from atlas.system.files import write_json
 
-FORMAT = 2  # of the file, which has it since 2; those before have no evidence
+# Of the file: those before 2 have no evidence, and those before 3 do not know episodes that collided.
+FORMAT = 3
 _OUTCOME_FIELDS = ("seed", "instruction", "success", "reward", "length")
 
 
@@ -28,11 +29,13 @@ class EpisodeOutcome:
     length: int  # steps
     video: str | None = None  # the film, where there is one on this machine
     failure: FailureKind | None = None  # how it failed, where a simulator tells
+    failed_at: int | None = None  # after how many steps that was to be seen
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; a failure's kind where there is one."""
+        """For JSON; a failure's kind and step where there are such."""
         values = {name: getattr(self, name) for name in _OUTCOME_FIELDS}
-        return values if self.failure is None else values | {"failure": self.failure}
+        told = {"failure": self.failure, "failed_at": self.failed_at}
+        return values | {name: value for name, value in told.items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EpisodeOutcome:
@@ -40,7 +43,8 @@ class EpisodeOutcome:
         failure = values.get("failure")
         if failure not in (None, *FAILURE_KINDS):
             raise ValueError(f"failure is {failure!r}")
-        return cls(**{name: values[name] for name in _OUTCOME_FIELDS}, failure=failure)
+        failed_at = values.get("failed_at")
+        return cls(**{name: values[name] for name in _OUTCOME_FIELDS}, failure=failure, failed_at=failed_at)
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from atlas.environments.environment import Environment, Pictured, Simulator, StepResult
 from atlas.environments.scene_variation import AS_IT_IS, SceneVariation, VariableScene
-from atlas.rollout.films import FilmDrawing
+from atlas.rollout.filming.attention_column import AttentionColumn
+from atlas.rollout.filming.films import FilmDrawing
+from atlas.rollout.filming.looks import Look
 from atlas.types import Observation
 
 PICTURE_SIZE = 256  # pixels of the filmed picture's sides
@@ -39,17 +42,6 @@ class Trace:
 
     def __len__(self) -> int:
         return len(self.actions)
-
-
-@dataclass(frozen=True)
-class FilmOrder:
-    """A film to be made of an episode that is over, as an mp4 at `path`."""
-
-    path: Path
-    trace: Trace
-    instruction: str
-    success: bool
-    most_pictures: int | None = None  # at most so many, of steps at even distances; None: every step
 
 
 class TraceRecorder:
@@ -98,25 +90,69 @@ class TraceRecorder:
         return Image.fromarray(drawn)
 
 
-def make_film(env: Environment, order: FilmOrder) -> None:
-    """Render the episode of `order` and write its film. The environment is left in another state; reset it."""
+class Film(Protocol):
+    """A film to be made of what is over, by a process that has the world."""
+
+    @property
+    def path(self) -> Path:
+        """Of the mp4."""
+        ...
+
+    def __len__(self) -> int:
+        """How many steps it shows."""
+        ...
+
+    def frames(self, env: Environment) -> tuple[np.ndarray, float]:
+        """uint8 [T, H, W, 3] with even sides, and how many are shown in a second. The environment is left in another
+        state; reset it."""
+        ...
+
+
+@dataclass(frozen=True)
+class FilmOrder:
+    """A film to be made of an episode that is over, as an mp4 at `path`."""
+
+    path: Path
+    trace: Trace
+    instruction: str
+    success: bool
+    most_pictures: int | None = None  # at most so many, of steps at even distances; None: every step
+    looks: tuple[Look, ...] = ()  # where the policy looked, to be drawn beside the pictures
+
+    def __len__(self) -> int:
+        return len(self.trace)
+
+    def frames(self, env: Environment) -> tuple[np.ndarray, float]:
+        """See `Film.frames`."""
+        spec, trace = env.spec.action_spec, self.trace
+        every = _every(len(trace), spec.control_hz, self.most_pictures)
+        drawing = FilmDrawing(self.instruction, trace.actions, spec, PICTURE_SIZE)
+        beside = AttentionColumn(self.looks, PICTURE_SIZE) if self.looks else None
+        shown = [*range(0, len(trace), every), len(trace)]
+        fps = spec.control_hz / every
+        held = max(1, round(_HOLD_SECONDS * fps))
+        height, width, _ = drawing.shape
+        wide = width + (0 if beside is None else beside.width + beside.width % 2)
+        frames = np.empty((len(shown) - 1 + held, height, wide, 3), np.uint8)
+        frames[:] = drawing.ground
+        for i, (step, picture) in enumerate(zip(shown, pictures_of(env, self, shown), strict=True)):
+            last = step == len(trace)
+            to = slice(i, None) if last else slice(i, i + 1)
+            frames[to, :, :width] = drawing.last_frame(picture, self.success) if last else drawing.frame(picture, step)
+            if beside is not None:
+                top = drawing.picture_top
+                frames[to, top : top + PICTURE_SIZE, width : width + beside.width] = beside.at(step)
+        return frames, fps
+
+
+def make_film(env: Environment, film: Film) -> None:
+    """Render a film and write it. The environment is left in another state; reset it."""
     from atlas.tracking.media_values import (
         write_mp4,  # takes longer to import than a worker that films nothing should wait
     )
 
-    spec, trace = env.spec.action_spec, order.trace
-    every = _every(len(trace), spec.control_hz, order.most_pictures)
-    drawing = FilmDrawing(order.instruction, trace.actions, spec, PICTURE_SIZE)
-    shown = [*range(0, len(trace), every), len(trace)]
-    fps = spec.control_hz / every
-    held = max(1, round(_HOLD_SECONDS * fps))
-    frames = np.empty((len(shown) - 1 + held, *drawing.shape), np.uint8)
-    for i, (step, picture) in enumerate(zip(shown, _pictures(env, order, shown), strict=True)):
-        if step < len(trace):
-            frames[i] = drawing.frame(picture, step)
-        else:
-            frames[i:] = drawing.last_frame(picture, order.success)
-    write_mp4(order.path, frames, fps)
+    frames, fps = film.frames(env)
+    write_mp4(film.path, frames, fps)
 
 
 def _every(steps: int, control_hz: float, most: int | None) -> int:
@@ -126,7 +162,7 @@ def _every(steps: int, control_hz: float, most: int | None) -> int:
     return max(1, round(control_hz / _SPARSE_HZ), math.ceil(steps / most))
 
 
-def _pictures(env: Environment, order: FilmOrder, numbers: list[int]) -> Iterator[np.ndarray]:
+def pictures_of(env: Environment, order: FilmOrder, numbers: list[int]) -> Iterator[np.ndarray]:
     """The scenes of these numbers as uint8 [size, size, 3]."""
     scenes = order.trace.scenes
     if not isinstance(scenes, np.ndarray):

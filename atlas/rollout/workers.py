@@ -19,7 +19,7 @@ from atlas.errors import InputError
 from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.episode_player import EpisodePlayer, Segment
 from atlas.rollout.experience import Played, as_recorded
-from atlas.rollout.traces import FilmOrder, make_film
+from atlas.rollout.traces import Film, make_film
 from atlas.system.process_control.pool import worker_start
 
 
@@ -89,7 +89,7 @@ class EnvironmentPool:
         """Let the world's expert act on a worker until the episode ends; the answer comes through `ready`."""
         self._connections[worker].send(("hand over",))
 
-    def film(self, worker: int, order: FilmOrder) -> None:
+    def film(self, worker: int, order: Film) -> None:
         """Make a film on a worker, between its episodes; the answer comes through `filmed`."""
         self._send(worker, ("film", order))
 
@@ -184,7 +184,7 @@ def _serve(connection: Connection, name: str, image_size: int, gpu: RenderingGPU
         env.close()
 
 
-def _film(env: Environment, order: FilmOrder) -> str | None:
+def _film(env: Environment, order: Film) -> str | None:
     try:
         make_film(env, order)
     except Exception as error:  # a full disk, a codec: no reason to end the work that the film is of

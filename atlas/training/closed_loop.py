@@ -15,7 +15,9 @@ from atlas.environments.catalog import environment_spec
 from atlas.environments.rendering import RenderingGPU
 from atlas.rollout.actor import Actor, image_size_for
 from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
-from atlas.rollout.evaluation import MOST_WORKERS, Evaluator, PlayedEpisode, film_name, film_order
+from atlas.rollout.evaluation import MOST_WORKERS, Evaluator, PlayedEpisode
+from atlas.rollout.filming.film_choice import OVERVIEW, film_order, overview, worst_failures
+from atlas.rollout.filming.film_compositions import OverviewOrder
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport, highlights
 from atlas.runs.run_directory import EVALUATIONS
 from atlas.system.process_control.cores import cores_of_rank
@@ -90,8 +92,9 @@ class ClosedLoop:
         titles = {outcome.seed: f"episode_{i:03d}" for i, outcome in enumerate(outcomes[:videos])}
         if shown:
             titles |= {o.seed: f"{rank}_episode_{numbers[o.seed]:03d}" for rank, o in highlights(outcomes).items()}
+        worst = {outcomes[place].seed for place in worst_failures(outcomes)} if videos else set[int]()
         # The traces of these few episodes are small: the main rank collects them, so that all films are on its disk.
-        traced = gather_object([p for p in played if p.outcome.seed in titles])
+        traced = gather_object([p for p in played if p.outcome.seed in titles or p.outcome.seed in worst])
         if accelerator.is_main_process:
             report.save(self._outcomes / f"{purpose}_step_{step:08d}.json")
             report = self._film(report, {p.outcome.seed: p for p in traced}, titles, videos)
@@ -134,7 +137,17 @@ class ClosedLoop:
         for number, outcome in enumerate(report.outcomes):
             if title := titles.get(outcome.seed):
                 limit = None if number < whole else _HIGHLIGHT_PICTURES
-                orders[outcome.seed] = film_order(played[outcome.seed], folder / film_name(title, outcome), limit)
-        made = set(self._evaluator.film(list(orders.values())))
+                orders[outcome.seed] = film_order(played[outcome.seed].trace, outcome, folder, title, limit)
+        together = _overview(folder / OVERVIEW, report.outcomes, played) if whole else []
+        made = set(self._evaluator.film([*orders.values(), *together]))
         films = {seed: str(order.path) for seed, order in orders.items() if order.path in made}
         return replace(report, outcomes=tuple(replace(o, video=films.get(o.seed)) for o in report.outcomes))
+
+
+def _overview(
+    path: Path, outcomes: Sequence[EpisodeOutcome], played: Mapping[int, PlayedEpisode]
+) -> list[OverviewOrder]:
+    """Of the worst failures, whose traces are all there."""
+    worst = worst_failures(outcomes)
+    orders = [film_order(played[outcomes[i].seed].trace, outcomes[i], path.parent, f"episode_{i:03d}") for i in worst]
+    return overview(path, worst, [outcomes[i] for i in worst], orders)

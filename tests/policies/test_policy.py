@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from atlas.config import load_config
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics, scaling_of
 from atlas.errors import InputError
+from atlas.policies.attention import ShowsAttention
 from atlas.policies.base import load_policy
 from atlas.policies.modular.parts import HuggingFaceLanguageConfig
 from atlas.policies.modular.policy import ModularPolicy
@@ -68,6 +69,24 @@ def make_batch(size: int = 3) -> Batch:
         actions=actions,
         action_is_pad=torch.zeros(size, HORIZON, dtype=torch.bool),
     )
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+@pytest.mark.parametrize("fusion", ["queries", "bidirectional"])
+def test_it_says_where_it_looks_and_stays_as_it_is(vision: str, fusion: str) -> None:
+    policy, batch = make_policy(vision, f"model.fusion.name={fusion}").eval(), make_batch()
+    before = policy.sample(batch, torch.Generator().manual_seed(0))
+
+    found = policy.attention(batch)
+
+    assert isinstance(policy, ShowsAttention) and found is not None
+    if found.points is not None:
+        assert found.points.shape[:2] == (3, 2) and found.points.shape[3] == 3
+        assert found.points.min() >= 0 and found.points.max() <= 1
+    else:
+        assert found.maps is not None and found.maps.shape[:2] == (3, 2) and found.maps.ndim == 4
+        assert (found.maps >= 0).all() and (found.maps.sum((1, 2, 3)) <= 1 + 1e-5).all() and found.maps.max() > 0
+    assert torch.equal(policy.sample(batch, torch.Generator().manual_seed(0)), before)
 
 
 @pytest.mark.parametrize("vision", VISIONS)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 
 from atlas.errors import InputError
@@ -131,7 +132,7 @@ def test_a_result_says_what_it_came_from_and_holds(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"format": 3}, "is of version 3 of the files of outcomes, and this Atlas reads versions 1 to 2"),
+        ({"format": 4}, "is of version 4 of the files of outcomes, and this Atlas reads versions 1 to 3"),
         ({"evidence": None}, "does not say how it came about"),
         ({"evidence": {}}, "is no file of results (KeyError('protocol'))"),
         ({"outcomes": 3}, "is no file of results"),
@@ -188,3 +189,29 @@ def test_against_another_policy_or_its_outcomes(
     assert "shares no episodes with these" in refused(
         *flags(policy, "--until-clear", "--against", str(worse), "--seed", "5")
     )
+
+
+def test_films_show_where_a_policy_looks_and_two_policies_side_by_side(
+    atlas: Atlas, policy: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    seen, both = tmp_path / "seen", tmp_path / "both"
+    assert atlas("eval", *flags(policy, "--video", str(seen), "--show", "attention", episodes=1)) == 0
+    assert atlas("eval", *flags(policy, "--video", str(both), "--until-clear", "--against", policy, episodes=1)) == 0
+
+    (film,) = seen.glob("episode_000_*")
+    assert (seen / "overview_of_failures.mp4").exists() == film.name.endswith("failure.mp4")
+    (pair,) = both.iterdir()
+    assert "_both_" in pair.name
+    assert (width_of(film), width_of(pair)) == (256 + 128, 2 * 256 + 4)
+
+    assert "Did you mean 'attention'" in refused(*flags(policy, "--video", str(seen), "--show", "atention"))
+    assert "--video DIR" in refused(*flags(policy, "--show", "attention"))
+    outcomes = tmp_path / "outcomes.json"
+    outcomes.write_text("{}")
+    filmed = ("--until-clear", "--against", str(outcomes), "--video", str(both))
+    assert "holds outcomes: give the policy" in refused(*flags(policy, *filmed))
+
+
+def width_of(film: Path) -> int:
+    with av.open(str(film)) as container:
+        return int(container.streams.video[0].width)

@@ -18,10 +18,11 @@ from atlas.policies.modular.policy import ModularPolicy
 from atlas.rollout.actor import AblatedActor, Actor
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.episode_plan import PlannedEpisode, episode_seed, plan_episodes
-from atlas.rollout.evaluation import Evaluator, evaluate_checkpoint, one_thread
+from atlas.rollout.evaluation import Evaluator, evaluate_checkpoint
 from atlas.rollout.input_recorder import InputRecorder, RecordedActor
 from atlas.rollout.proportions import wilson_interval
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
+from atlas.system.process_control.one_thread import one_thread
 from atlas.types import Batch, Observation
 from tests.policies.test_policy import HORIZON, SIZE, make_policy, make_processor
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from atlas.environments.cubes import INSTRUCTIONS, CubesEnvironment
 from atlas.environments.cubes_expert import CubesExpert
 from atlas.environments.environment import StepResult
-from atlas.rollout.films import FilmDrawing
+from atlas.rollout.filming.films import FilmDrawing
 from atlas.rollout.traces import PICTURE_SIZE, FilmOrder, Trace, TraceRecorder, make_film
 from atlas.types import ActionSpec, Observation
 from tests.action_spaces import SPACES

@@ -19,10 +19,12 @@ from atlas.environments.perturbations.instruction_changes import (
     WordOrder,
 )
 from atlas.environments.perturbations.perturbation import LEVELS
-from atlas.environments.scene_variation import AS_IT_IS
+from atlas.environments.perturbations.randomization import choose_randomization, draw_scene
+from atlas.environments.scene_variation import AS_IT_IS, CameraShift, LightShift, SceneVariation, Surface
 from atlas.errors import InputError
-from atlas.rollout.episode_plan import PlannedEpisode
+from atlas.rollout.episode_plan import PlannedEpisode, episode_seed
 from atlas.rollout.episode_player import EpisodePlayer, Segment
+from atlas.rollout.recording import record_episode
 from atlas.types import ActionGroup, ActionSpec, Observation
 from tests.rollout.bench_world import bench_spec
 
@@ -254,3 +256,59 @@ def test_a_world_has_those_that_apply_to_it() -> None:
 
 def test_no_arguments_are_no_variation() -> None:
     assert PerturbationChoice("blur", 1).of_episode(0, SPEC).variation() == AS_IT_IS
+
+
+# ---- demonstrations in scenes that differ ----------------------------------------------------------------
+
+
+def test_scenes_are_drawn_each_by_itself_at_the_levels_that_are_asked_for() -> None:
+    choices = choose_randomization(["all:2-3"], SPEC)
+
+    scenes = [draw_scene(choices, seed, SPEC) for seed in range(400)]
+
+    assert {choice.name for choice in choices} == {
+        *("camera_pose", "camera_field", "light_direction", "light_colour", "light_intensity", "light_shadows"),
+        *("table_texture", "table_colour", "background", "distractors", "object_positions", "start_pose"),
+    }
+    assert scenes == [draw_scene(choices, seed, SPEC) for seed in range(400)]
+    starts = [float(np.linalg.norm(scene.start_pose)) for scene in scenes if scene.start_pose is not None]
+    assert 0.25 < len(starts) / 400 < 0.42 and {round(start, 6) for start in starts} == {0.2, 0.3}
+    both = sum(scene.start_pose is not None and scene.background is not None for scene in scenes)
+    assert 0.06 < both / 400 < 0.17  # a ninth: neither comes with the other
+    assert {scene.goal for scene in scenes} == {"lift"}
+
+
+def test_two_changes_of_one_part_are_both_there() -> None:
+    camera = SceneVariation(camera=CameraShift(around=0.1, field=1.1)).also(
+        SceneVariation(camera=CameraShift(up=0.2, field=1.2, turn=(0.1, 0.0, 0.0)), start_pose=(0.1, 0.0))
+    )
+    light = LightShift(0.3, 0.5, (0.5, 1.0, 1.0)).also(LightShift(0.9, 0.1, intensity=2.0, shadows=True))
+    table = Surface((0.5, 1.0, 1.0), pattern=3, opacity=0.4).also(Surface((1.0, 0.5, 1.0)))
+
+    assert camera.camera == CameraShift(0.1, 0.2, 1.0, (0.1, 0.0, 0.0), pytest.approx(1.32))
+    assert camera.start_pose == (0.1, 0.0)
+    assert light == LightShift(0.3, 0.5, (0.5, 1.0, 1.0), 2.0, True)
+    assert table == Surface((0.5, 0.5, 1.0), 3, 0.4)
+    assert AS_IT_IS.also(camera) == camera == camera.also(AS_IT_IS)
+
+
+@pytest.mark.parametrize("name", ["blur", "action_delay:1", "typos", "control", "other_task"])
+def test_what_changes_no_scene_cannot_be_recorded(name: str) -> None:
+    with pytest.raises(InputError, match=r"and not the scene.*can be randomized by: camera_pose"):
+        choose_randomization([name], SPEC)
+
+
+def test_a_demonstration_in_another_scene_is_a_success_and_leaves_nothing_behind(env: CubesEnvironment) -> None:
+    choices = choose_randomization(["start_pose:3", "table_colour:3"], SPEC)
+    number = next(n for n in range(9) if draw_scene(choices, start_of(n), SPEC).also(AS_IT_IS) != AS_IT_IS)
+    plain = begin(env, None)[1]
+
+    episode = record_episode(env, RED, 0, number, choices)
+
+    assert episode.rewards is not None and episode.rewards[-1] == 1
+    assert same(begin(env, None)[1], plain)
+
+
+def start_of(number: int) -> int:
+    """The seed of a recorded episode's first try."""
+    return episode_seed("record", 0, number * 20)

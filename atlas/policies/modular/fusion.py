@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,11 @@ class Fusion(nn.Module):
     def blocks(self) -> Sequence[nn.Module]:
         """See `Policy.blocks`."""
         return ()
+
+    def attention(self, vision: torch.Tensor, language: LanguageTokens, proprio: torch.Tensor) -> torch.Tensor | None:
+        """How much the actions read from each vision token: float32 [B, N], summing to at most 1; None where it cannot
+        be said. Arguments as of `forward`."""
+        return None
 
 
 class QueryFusion(Fusion):
@@ -70,6 +76,22 @@ class QueryFusion(Fusion):
         )
         return out
 
+    def attention(self, vision: torch.Tensor, language: LanguageTokens, proprio: torch.Tensor) -> torch.Tensor:
+        """The mean over queries, heads and layers."""
+        found: list[torch.Tensor] = []
+
+        def weigh(attention: Any, args: tuple[torch.Tensor, ...], options: dict[str, Any]) -> None:
+            found.append(attention.forward(*args, **(options | {"need_weights": True}))[1].mean(1))  # [B, tokens]
+
+        layers: Any = self.layers.layers
+        hooks = [layer.multihead_attn.register_forward_pre_hook(weigh, with_kwargs=True) for layer in layers]
+        try:
+            self(vision, language, proprio)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack(found).mean(0)[:, : vision.shape[1]].float()
+
 
 class BidirectionalFusion(Fusion):
     """The tokens of vision and language attend to each other, then the queries of `QueryFusion` read both.
@@ -96,13 +118,20 @@ class BidirectionalFusion(Fusion):
 
     def forward(self, vision: torch.Tensor, language: LanguageTokens, proprio: torch.Tensor) -> torch.Tensor:
         """As `QueryFusion.forward`."""
+        out: torch.Tensor = self.read(*self._exchanged(vision, language), proprio)
+        return out
+
+    def attention(self, vision: torch.Tensor, language: LanguageTokens, proprio: torch.Tensor) -> torch.Tensor:
+        """Of the queries, which read the tokens after these have attended to each other."""
+        return self.read.attention(*self._exchanged(vision, language), proprio)
+
+    def _exchanged(self, vision: torch.Tensor, language: LanguageTokens) -> tuple[torch.Tensor, LanguageTokens]:
         precision = self.read.queries.dtype
         seen = self.vision(vision.to(precision))
         said = self.language(language.tokens.to(precision))
         for layer in self.exchange:
             seen, said = layer(seen, said, language.is_pad)
-        out: torch.Tensor = self.read(seen, LanguageTokens(said, language.is_pad), proprio)
-        return out
+        return seen, LanguageTokens(said, language.is_pad)
 
 
 class _Exchange(nn.Module):

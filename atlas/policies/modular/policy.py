@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from atlas.policies.attention import Attention
 from atlas.policies.base import InstructionMemory, Policy
 from atlas.policies.modular.language_encoders.language_contract import LanguageEncoder
 from atlas.policies.modular.modular_section import ModularConfig
@@ -156,6 +157,21 @@ class ModularPolicy(Policy):
             return batch.features.float().mean(1)
         tokens: torch.Tensor = self.vision(batch.unit_images(), self.language(batch.instruction))
         return tokens.float().mean(1)
+
+    @torch.no_grad()
+    def attention(self, batch: Batch) -> Attention | None:
+        """The keypoints of an encoder that has such; otherwise how much the queries read from each patch."""
+        language, images = self.language(batch.instruction), batch.unit_images()
+        if (points := self.vision.keypoints(images, language)) is not None:
+            return Attention(points=points)
+        if type(self.vision).patch_grid is VisionEncoder.patch_grid:
+            return None
+        seen = self.vision.finish(self.vision(images, language))
+        proprio = self.proprio_scaler.normalize(batch.proprio, batch.source)
+        weights = self.fusion.attention(seen, language, proprio)  # [B, N]
+        if weights is None:
+            return None
+        return Attention(maps=self.vision.patch_grid(weights.unsqueeze(-1)).squeeze(-1))
 
     @torch.no_grad()
     def count_words(self, instructions: Sequence[str]) -> list[int]:

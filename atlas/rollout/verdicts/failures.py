@@ -1,27 +1,36 @@
 """How an episode failed, from where things were at each step and what the gripper was told.
 
 A failure is of one kind, the first that holds: another object was lifted; the right one was grasped, and dropped or not
-lifted enough; the gripper closed at it and held nothing; the hand stood still; it never came near; or time ran out
-while it still moved.
+lifted enough; the robot hit the table or another object; the gripper closed at the right one and held nothing; the hand
+stood still; it never came near; or time ran out while it still moved.
 """
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from atlas.environments.environment import NamesTarget, Simulator
+from atlas.environments.environment import FeelsContacts, NamesTarget, Simulator
 
 FailureKind = Literal[
-    "wrong_object", "dropped", "lifted_too_little", "missed_grasp", "stuck", "never_reached", "timed_out_moving"
+    "wrong_object",
+    "dropped",
+    "lifted_too_little",
+    "collided",
+    "missed_grasp",
+    "stuck",
+    "never_reached",
+    "timed_out_moving",
 ]
 FAILURE_KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 FAILURE_WORDS: dict[FailureKind, str] = {
     "wrong_object": "lifted another object",
     "dropped": "grasped it and dropped it",
     "lifted_too_little": "grasped it and lifted it too little",
+    "collided": "hit the table or another object",
     "missed_grasp": "closed the gripper at it and held nothing",
     "stuck": "stood still",
     "never_reached": "never came near it",
@@ -31,8 +40,16 @@ NEAR_M = 0.05  # from the hand's grip site to the object's centre: it is there
 RAISED_M = 0.01  # an object that is so much higher than at the start is held
 _WRONG_M = 0.02  # another object that is so much higher was lifted
 _KEPT = 0.5  # of its greatest height, that an object still has when it was not dropped
+HIT_N = 10.0  # a touch of more force is a hit: a cube that is pushed along resists with 20, a table with hundreds
 _STILL_STEPS, _STILL_M = 40, 0.005  # so long at the end the hand has moved by no more
-_HAND = "hand"
+_HAND, _TABLE = "hand", "table"
+
+
+class Failure(NamedTuple):
+    """How an episode has failed, and after how many of its steps that was to be seen."""
+
+    kind: FailureKind
+    step: int
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,7 @@ class Motion:
     hand: np.ndarray  # float64 [T + 1, 3]
     objects: dict[str, np.ndarray]  # {name: float64 [T + 1, 3]}
     closed: np.ndarray  # bool [T]: whether the gripper was told to close; false throughout without one
+    hit: tuple[Set[str], ...] = ()  # T sets of what was hit in each step; none where nobody felt it
 
 
 class MotionWatch:
@@ -53,43 +71,76 @@ class MotionWatch:
         self._target = env.target_object() if isinstance(env, NamesTarget) else None
         self._places = [env.positions()]
         self._closed: list[bool] = []
+        self._hit: list[Set[str]] = []
 
     def stepped(self, action: np.ndarray) -> None:
         """Call after each step, with its action [A]."""
         self._places.append(self._env.positions())
         told = [float(group.closed_share(np.asarray(action[d : d + 1]))[0]) for d, group in self._grippers]
         self._closed.append(any(share > 0.5 for share in told))
+        if isinstance(self._env, FeelsContacts):
+            self._hit.append({name for name, force in self._env.contact_forces().items() if force > HIT_N})
 
-    def failure(self) -> FailureKind:
+    def failure(self) -> Failure:
         """How it has failed; for an episode that has not succeeded."""
         names = [name for name in self._places[0] if name != _HAND and not name.endswith(" finger")]
         motion = Motion(
             np.array([places[_HAND] for places in self._places]),
             {name: np.array([places[name] for places in self._places]) for name in names},
             np.array(self._closed, bool),
+            tuple(self._hit),
         )
         return classify(motion, self._target)
 
 
-def classify(motion: Motion, target: str | None) -> FailureKind:
-    """target: the object that the task is about; None where it is not known, which leaves the last kinds."""
-    still = _stands_still(motion.hand)
+def classify(motion: Motion, target: str | None) -> Failure:
+    """target: the object that the task is about; None where it is not known, which leaves the kinds that need none."""
+    end = len(motion.hand) - 1
+    still = _still_since(motion.hand)
+    hit = _first_hit(motion, target)
     if target is None:
-        return "stuck" if still else "timed_out_moving"
+        if hit is not None:
+            return Failure("collided", hit)
+        return Failure("timed_out_moving", end) if still is None else Failure("stuck", still)
     rise = {name: places[:, 2] - places[0, 2] for name, places in motion.objects.items()}
     distance = np.linalg.norm(motion.objects[target] - motion.hand, axis=1)  # [T + 1]
-    others = [height for name, height in rise.items() if name != target]
-    if any(height.max() > _WRONG_M for height in others):
-        return "wrong_object"
+    wrong = np.any([height > _WRONG_M for name, height in rise.items() if name != target], axis=0)
+    if wrong.any():
+        return Failure("wrong_object", int(np.argmax(wrong)))
     held = (rise[target] > RAISED_M) & (distance < 2 * NEAR_M)
     if held.any():
-        return "dropped" if rise[target][-1] < _KEPT * rise[target][held].max() else "lifted_too_little"
+        return _after_grasp(rise[target], held)
+    if hit is not None:
+        return Failure("collided", hit)
     near = distance < NEAR_M
-    if (near[1:] & motion.closed).any():
-        return "missed_grasp"
-    if still:
-        return "stuck"
-    return "timed_out_moving" if near.any() else "never_reached"
+    if (grasps := near[1:] & motion.closed).any():
+        return Failure("missed_grasp", int(np.argmax(grasps)) + 1)
+    if still is not None:
+        return Failure("stuck", still)
+    return Failure("timed_out_moving", end) if near.any() else Failure("never_reached", int(np.argmin(distance)))
+
+
+def _after_grasp(rise: np.ndarray, held: np.ndarray) -> Failure:
+    """Of an object [T + 1] that was held in some of the steps [T + 1]."""
+    top = int(np.argmax(np.where(held, rise, -np.inf)))
+    low = rise < _KEPT * rise[top]
+    if low[-1]:
+        return Failure("dropped", top + int(np.argmax(low[top:])))
+    return Failure("lifted_too_little", top)
+
+
+def _first_hit(motion: Motion, target: str | None) -> int | None:
+    """The step after which the robot had hit the table or, where the task's object is known, another one."""
+    others = {_TABLE} if target is None else {_TABLE, *motion.objects} - {target}
+    return next((step for step, names in enumerate(motion.hit, start=1) if names & others), None)
+
+
+def _still_since(hand: np.ndarray) -> int | None:
+    """The step from which on the hand [T + 1, 3] stands still; None where it does not."""
+    if not _stands_still(hand):
+        return None
+    away = np.abs(hand - hand[-1]).max(axis=1) >= _STILL_M
+    return int(np.flatnonzero(away)[-1]) + 1 if away.any() else 0
 
 
 def _stands_still(hand: np.ndarray) -> bool:

@@ -13,9 +13,11 @@ import torch
 from atlas.environments.rendering import RenderingGPU
 from atlas.errors import InputError
 from atlas.registry import resolve_policy
-from atlas.rollout.actor import image_size_for
+from atlas.rollout.actor import Actor, image_size_for
 from atlas.rollout.episode_plan import PlannedEpisode, plan_episodes
-from atlas.rollout.evaluation import Evaluator, load_actor
+from atlas.rollout.evaluation import Evaluator, PlayedEpisode, load_actor
+from atlas.rollout.filming.film_choice import film_order, side_by_side
+from atlas.rollout.filming.film_compositions import SideBySideOrder
 from atlas.rollout.proportions import paired_interval
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.rollout.verdicts.evidence import Protocol, gather_evidence
@@ -23,7 +25,7 @@ from atlas.rollout.verdicts.sequential import SequentialComparison
 
 # Episodes that both play before one looks again. The same for any number of workers, so that it stops at the same one.
 _ROUND = 10
-Play = Callable[[Sequence[PlannedEpisode]], list[EpisodeOutcome]]
+_MOST_FILMS = 12
 
 
 @dataclass(frozen=True)
@@ -79,35 +81,43 @@ def evaluate_until_clear(
     execute: int | None = None,
     ensemble: float | None = None,
     workers: int | None = None,
+    video: Path | None = None,
 ) -> ClearComparison:
     """Play both policies on the same episodes, ten at a time, until it is clear which is better, or cannot become so.
 
-    against: another policy, or the file of outcomes of an evaluation. Raises InputError as `evaluate_checkpoint` does,
-    and for a file that shares no episodes with those asked for.
+    against: another policy, or the file of outcomes of an evaluation. video: a folder for films of both side by side,
+    of the episodes that just one of them solves, then of others. Raises InputError as `evaluate_checkpoint` does, and
+    for a file that shares no episodes with those asked for, or that is to be filmed.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     planned = plan_episodes(env, most_episodes, "report", seed)
+    filmed = video is not None
+    if filmed and Path(against).is_file():
+        raise InputError(f"--video films two policies, and {against} holds outcomes: give the policy with --against.")
     with ExitStack() as stack:
-        play, first_execute = _player(stack, checkpoint, env, device, execute, ensemble, workers)
+        play, first_execute = _player(stack, checkpoint, env, device, execute, ensemble, workers, filmed)
         if Path(against).is_file():
             recorded = EvaluationReport.load(Path(against))
             planned = _shared(planned, recorded, Path(against), env, seed)
             play_second, name = _recalled(recorded), recorded.checkpoint
         else:
-            play_second, second_execute = _player(stack, against, env, device, execute, ensemble, workers)
+            play_second, second_execute = _player(stack, against, env, device, execute, ensemble, workers, filmed)
             name = str(against)
         counts = SequentialComparison()
-        firsts, seconds = [], []
+        pairs: list[tuple[PlayedEpisode, PlayedEpisode]] = []
         for part in _rounds(planned):
-            for first, second in zip(play(part), play_second(part), strict=True):
-                firsts.append(first)
-                seconds.append(second)
-                counts.add(first.success, second.success)
+            for pair in zip(play(part), play_second(part), strict=True):
+                pairs.append(pair)
+                counts.add(pair[0].outcome.success, pair[1].outcome.success)
                 if counts.clear:
                     break
             if counts.clear or counts.hopeless(len(planned) - counts.episodes):
                 break
+        if video is not None:
+            video.mkdir(parents=True, exist_ok=True)
+            play.evaluator.film(_films(pairs, video, (str(checkpoint), name)), "filming")
     n = counts.episodes
+    firsts, seconds = [first.outcome for first, _ in pairs], [second.outcome for _, second in pairs]
 
     def report(called: str, outcomes: Sequence[EpisodeOutcome], executed: int) -> EvaluationReport:
         evidence = gather_evidence(resolve_policy(called), Protocol(env, n, seed, "report", executed, ensemble))
@@ -125,6 +135,19 @@ def _rounds(planned: Sequence[PlannedEpisode]) -> Iterator[Sequence[PlannedEpiso
     return (planned[first : first + _ROUND] for first in range(0, len(planned), _ROUND))
 
 
+@dataclass(frozen=True)
+class _Player:
+    """Plays episodes with a policy."""
+
+    evaluator: Evaluator
+    actor: Actor
+    title: str
+    record: bool  # keep what it takes to film them
+
+    def __call__(self, episodes: Sequence[PlannedEpisode]) -> list[PlayedEpisode]:
+        return self.evaluator.play(self.actor, episodes, record=self.record, title=self.title)
+
+
 def _player(
     stack: ExitStack,
     checkpoint: str | Path,
@@ -133,18 +156,35 @@ def _player(
     execute: int | None,
     ensemble: float | None,
     workers: int | None,
-) -> tuple[Play, int]:
+    record: bool,
+) -> tuple[_Player, int]:
     """What plays episodes with a policy until the stack is left, and how many actions of a chunk it executes."""
     actor, executed = load_actor(checkpoint, env, device, execute, ensemble)
     evaluator = stack.enter_context(
         closing(Evaluator(env, image_size_for(actor), workers, gpu=RenderingGPU.of(device)))
     )
-    return lambda episodes: evaluator.run(actor, episodes, title=f"{checkpoint} in '{env}'"), executed
+    return _Player(evaluator, actor, f"{checkpoint} in '{env}'", record), executed
 
 
-def _recalled(report: EvaluationReport) -> Play:
+def _recalled(report: EvaluationReport) -> Callable[[Sequence[PlannedEpisode]], list[PlayedEpisode]]:
     known = {(outcome.instruction, outcome.seed): outcome for outcome in report.outcomes}
-    return lambda episodes: [known[episode.instruction, episode.seed] for episode in episodes]
+    return lambda episodes: [PlayedEpisode(known[e.instruction, e.seed], None) for e in episodes]
+
+
+def _films(
+    pairs: Sequence[tuple[PlayedEpisode, PlayedEpisode]], folder: Path, names: tuple[str, str]
+) -> list[SideBySideOrder]:
+    """Both side by side: the episodes that just one of them solves first, then those that neither does."""
+
+    def rank(number: int) -> tuple[bool, bool]:
+        first, second = (each.outcome.success for each in pairs[number])
+        return first == second, first and second
+
+    films = []
+    for number in sorted(range(len(pairs)), key=rank)[:_MOST_FILMS]:
+        first, second = (film_order(each.trace, each.outcome, folder, "one_of_two") for each in pairs[number])
+        films.append(side_by_side(folder, number, first, second, names))
+    return films
 
 
 def _shared(

@@ -64,6 +64,29 @@ class KeypointStem(nn.Module):
         return out
 
 
+_STRIDE = 4  # pixels between two places of the stem's maps, whose first is the first pixel's
+
+
+def places_in_image(maps: torch.Tensor, size: int) -> torch.Tensor:
+    """The stem's maps [n, K, h, w] of images of `size` pixels as `Attention.points`: [n, K, 3].
+
+    Certain is a keypoint whose map's weight lies in one place; the measure is the standard deviation, as a share of
+    that of a flat map.
+    """
+    h, w = maps.shape[2:]
+    weights = maps.float().flatten(2).softmax(-1)  # [n, K, h*w]
+    y, x = torch.meshgrid(
+        torch.arange(h, device=maps.device).float(), torch.arange(w, device=maps.device).float(), indexing="ij"
+    )
+    places = torch.stack([x.flatten(), y.flatten()], dim=-1)  # [h*w, 2]
+    with without_autocast(maps.device):
+        mean = weights @ places
+        variance = (weights @ places**2 - mean**2).sum(-1).clamp(min=0)
+    flat = (h * h + w * w - 2) / 12
+    certainty = 1 - (variance / flat).sqrt().clamp(max=1)
+    return torch.cat([(_STRIDE * mean + 0.5) / size, certainty[..., None]], dim=-1)
+
+
 class KeypointVisionEncoder(VisionEncoder):
     """One token per view, made of its keypoints' positions; each view has its own convolutions."""
 
@@ -78,6 +101,11 @@ class KeypointVisionEncoder(VisionEncoder):
     @property
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.stems)
+
+    def keypoints(self, images: torch.Tensor, language: LanguageTokens) -> torch.Tensor:
+        summary, size = language.summary(), images.shape[-1]
+        found = [places_in_image(stem(images[:, view], summary), size) for view, stem in enumerate(self.stems)]
+        return torch.stack(found, dim=1)
 
     def forward(self, images: torch.Tensor, language: LanguageTokens) -> torch.Tensor:
         """images [B, V, 3, H, W] in [0, 1] to tokens [B, V, dim]."""

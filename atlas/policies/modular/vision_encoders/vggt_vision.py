@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from atlas.policies.modular.language_encoders.language_tokens import LanguageTokens
-from atlas.policies.modular.vision_encoders.keypoints import KeypointStem, SpatialSoftmax
+from atlas.policies.modular.vision_encoders.keypoints import KeypointStem, SpatialSoftmax, places_in_image
 from atlas.policies.modular.vision_encoders.vision_contract import VisionEncoder
 from atlas.policies.modular.vision_encoders.vision_sections import VGGTVisionConfig
 from atlas.policies.precision import without_autocast
@@ -65,6 +66,14 @@ class VGGTVisionEncoder(VisionEncoder):
         places = torch.stack([p for _, p in found], dim=1)  # [B, V, groups, 2] in [-1, 1]
         positions = (places + 1) / 2 * (self._image_size / self._patch_size - 1)
         return self.aggregator.forward_tokens(tokens, positions=positions)[0].flatten(1, 2)
+
+    def keypoints(self, images: torch.Tensor, language: LanguageTokens) -> torch.Tensor | None:
+        if self.stems is None:
+            return None
+        summary, size = language.summary(), images.shape[-1]
+        stems: Any = self.stems
+        maps = [stem.maps(images[:, view], summary) for view, stem in enumerate(stems)]
+        return torch.stack([places_in_image(each, size) for each in maps], dim=1)
 
     def patch_grid(self, tokens: torch.Tensor) -> torch.Tensor:
         """The patches among the tokens from `forward`: [B, V, rows, columns, 2C]. Not for the keypoint stem."""

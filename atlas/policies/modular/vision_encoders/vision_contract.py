@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from atlas.policies.modular.language_encoders.language_tokens import LanguageTokens
 from atlas.policies.pretrained_weights import FrozenWeights
 
 
@@ -32,6 +33,10 @@ class VisionEncoder(nn.Module):
         """The patches among the tokens that `forward` returned: [B, V, rows, columns, dim]; for sections that say
         `gives_patches`."""
         raise NotImplementedError(f"{type(self).__name__} has no patches")
+
+    def keypoints(self, images: torch.Tensor, language: LanguageTokens) -> torch.Tensor | None:
+        """Where its keypoints lie, as `Attention.points` has them: float32 [B, V, K, 3]; None where it has none."""
+        return None
 
     def save_source(self, path: Path) -> None:
         """Write an unchanged copy of what `frozen` names, from which another encoder can read it."""

@@ -50,6 +50,16 @@ class FilmDrawing:
         ]
         self._background = self._draw_background(lines)
 
+    @property
+    def picture_top(self) -> int:
+        """The row at which the picture begins."""
+        return self._top
+
+    @property
+    def ground(self) -> tuple[int, int, int]:
+        """The colour around everything."""
+        return _GROUND
+
     def frame(self, picture: np.ndarray, step: int) -> np.ndarray:
         """uint8 [H, W, 3], `shape`: the picture uint8 [size, size, 3] before action `step`, and that action."""
         return np.asarray(self._draw(picture, step))

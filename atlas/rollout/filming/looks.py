@@ -1,0 +1,67 @@
+"""Where a policy looked at each of its decisions, kept beside a rollout for the films of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from atlas.errors import InputError
+from atlas.policies.attention import ShowsAttention
+from atlas.policies.base import Policy
+from atlas.policies.processor import PolicyProcessor
+from atlas.rollout.actor import Actor
+from atlas.types import Observation
+
+
+@dataclass(frozen=True)
+class Look:
+    """One decision: what the policy was shown, V views, and where it looked in each."""
+
+    step: int  # of the episode
+    images: np.ndarray  # uint8 [V, S, S, 3], as the network got them
+    points: np.ndarray | None  # float32 [V, K, 3], see `Attention`
+    maps: np.ndarray | None  # float32 [V, h, w]
+
+
+class WatchedActor:
+    """An actor that is a policy, which is asked at each decision where it looks."""
+
+    def __init__(self, actor: Actor, policy: Policy, source: int = 0) -> None:
+        """source: as `PolicyProcessor.batch` takes it. Raises InputError for a policy that does not say."""
+        if not isinstance(policy, ShowsAttention):
+            raise InputError(
+                f"A policy of the type '{policy.config.type}' does not say where it looks: leave out --show attention."
+            )
+        self.processor: PolicyProcessor = policy.processor
+        self.looks: dict[int, list[Look]] = {}  # {an episode's seed: its decisions}
+        self._actor, self._policy, self._source = actor, policy, source
+        self._attention = policy.attention
+        self._seeds: dict[int, int] = {}
+        self._steps: dict[int, int] = {}
+
+    def reset(self, episode: int, seed: int) -> None:
+        self._seeds[episode], self._steps[episode] = seed, 0
+        self.looks[seed] = []
+        self._actor.reset(episode, seed)
+
+    def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
+        for number, observation in observations.items():
+            self.looks[self._seeds[number]].append(self._look(observation, self._steps[number]))
+        planned = self._actor.plan(observations)
+        for number, actions in planned.items():
+            self._steps[number] += len(actions)
+        return planned
+
+    def _look(self, observation: Observation, step: int) -> Look:
+        batch = self.processor.batch([observation], self._source)
+        assert batch.images is not None
+        images = np.asarray(batch.images[0].permute(0, 2, 3, 1).numpy())  # [V, S, S, 3]
+        with torch.no_grad():
+            found = self._attention(batch.to(next(self._policy.parameters()).device))
+        if found is None:
+            raise InputError("The parts of this policy do not say where it looks: leave out --show attention.")
+        points, maps = (None if each is None else each[0].float().cpu().numpy() for each in (found.points, found.maps))
+        return Look(step, images, points, maps)
