@@ -269,7 +269,7 @@ def _check_data(prepared: PreparedRun) -> None:
     import torch
 
     from atlas.environments.catalog import environment_spec
-    from atlas.environments.gym_name import gym_name
+    from atlas.environments.gym.gym_name import gym_name
     from atlas.rollout.chunk_timeline import check_execution
     from atlas.training.guards.resumed_data import check_resumed
     from atlas.training.perf.worker_room import settle_workers
@@ -340,7 +340,7 @@ def _check_machine(config: Config, device: str) -> None:
 
 def environment_of(config: Config, dataset: EpisodeDataset) -> str | None:
     """The world for closed-loop evaluation; None if there is none for the data, or no episodes are asked for."""
-    from atlas.environments.gym_name import gym_name
+    from atlas.environments.gym.gym_name import gym_name
 
     named = gym_name(config.evaluation.env, config.evaluation.gym)
     env = dataset.environment if named == "auto" else named

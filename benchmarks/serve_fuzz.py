@@ -30,7 +30,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from atlas.errors import InputError
-from atlas.serving.array_codec import pack, unpack
+from atlas.system.array_codec import pack, unpack
 from tests.serving.malformed import malformed
 from tests.serving.running import libero_message
 

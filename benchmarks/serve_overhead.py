@@ -19,8 +19,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from atlas.serving.array_codec import unpack
 from atlas.serving.server_bench import made_up_message
+from atlas.system.array_codec import unpack
 from tests.serving.running import TellingActor, running
 
 PERCENTILES = (1, 10, 50, 90, 99)

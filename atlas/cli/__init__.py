@@ -12,6 +12,7 @@ from atlas import __version__
 from atlas.cli import config_command as config
 from atlas.cli import data_commands as data
 from atlas.cli import doctor_command as doctor
+from atlas.cli import environment_commands as environment
 from atlas.cli import evaluate_command as evaluate
 from atlas.cli import learn_commands as learn
 from atlas.cli import registry_commands as registry
@@ -40,6 +41,7 @@ app.command()(doctor.doctor)
 app.command()(report.report)
 app.command("cache-rank", hidden=True)(data.cache_rank)
 app.add_typer(data.data_app, name="data")
+app.add_typer(environment.environment_app, name="environment")
 app.add_typer(registry.model_app, name="model")  # with the verbs of model.py
 app.add_typer(runs.runs_app, name="runs")
 app.add_typer(learn.learn_app, name="learn")

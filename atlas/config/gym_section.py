@@ -19,6 +19,7 @@ class GymConfig(Section):
     cameras: dict[str, str] | None = None  # null: every image, under its own name
     proprio: list[str] | None = None  # parts of the observation, joined; null: all that are numbers
     action: Annotated[list[SourceGroupConfig], Field(min_length=1)] | None = None  # all columns in order; null: `other`
+    clip: bool = True  # actions to the bounds of their space; false where it states others than hold
     # A key of info; `terminated`: that the episode ends before its time; a number: the sum of rewards to reach.
     # null: `is_success` or `success` in info, otherwise the sum of rewards that the environment was registered with.
     success: str | float | None = None

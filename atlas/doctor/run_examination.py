@@ -17,7 +17,7 @@ from atlas.config import Config, load_config
 from atlas.data import open_configured
 from atlas.data.statistics import ColumnStatistics, scaling_of
 from atlas.data.training_data import split_data
-from atlas.environments.gym_name import gym_name
+from atlas.environments.gym.gym_name import gym_name
 from atlas.errors import InputError
 from atlas.policies.base import Policy, load_policy
 from atlas.policies.processor import PolicyProcessor

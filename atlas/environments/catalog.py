@@ -13,8 +13,9 @@ from atlas.environments import metaworld_tasks
 from atlas.environments.cubes import CubesEnvironment, cubes_spec
 from atlas.environments.cubes_expert import CubesDemonstrator, CubesExpert
 from atlas.environments.environment import Environment, EnvironmentSpec, Expert
-from atlas.environments.gym_name import PREFIX
-from atlas.environments.gym_world import GymEnvironment, gym_spec
+from atlas.environments.gym.gym_name import PREFIX
+from atlas.environments.gym.gym_presets import PRESETS
+from atlas.environments.gym.gym_world import GymEnvironment, gym_spec
 from atlas.environments.libero import LiberoEnvironment, libero_spec
 from atlas.environments.libero_package import HORIZONS
 from atlas.environments.metaworld import (
@@ -23,6 +24,7 @@ from atlas.environments.metaworld import (
     MetaworldExpert,
     metaworld_spec,
 )
+from atlas.environments.remote.remote_world import SCHEMES, remote_spec, start_remote
 from atlas.errors import InputError
 from atlas.system.plugins import PluginTable
 
@@ -43,6 +45,7 @@ WORLDS: PluginTable[World] = PluginTable(
     "atlas.environments",
     {
         "cubes": World(cubes_spec, CubesEnvironment, CubesExpert, CubesDemonstrator),
+        **{name: World(partial(gym_spec, name), partial(GymEnvironment, name)) for name in PRESETS},
         **{name: World(partial(libero_spec, name), partial(LiberoEnvironment, name)) for name in HORIZONS},
     },
 )
@@ -85,6 +88,8 @@ def find_demonstrator(name: str) -> Callable[[Any, np.random.Generator], Expert]
 def _world(name: str) -> World:
     if name.startswith(PREFIX):
         return World(partial(gym_spec, name), partial(GymEnvironment, name))
+    if name.startswith(SCHEMES):
+        return World(partial(remote_spec, name), partial(start_remote, name))
     if name.startswith(metaworld_tasks.PREFIX):
         start = partial(MetaworldEnvironment, name)
         return World(partial(metaworld_spec, name), start, MetaworldExpert, MetaworldDemonstrator)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections import OrderedDict
-from importlib.util import find_spec
 
 import numpy as np
 
 from atlas.environments.camera_renderer import CameraRenderer
 from atlas.environments.environment import EnvironmentSpec, StepResult
+from atlas.environments.installed_worlds import check_installed, pins_explained
 from atlas.environments.metaworld_tasks import TASKS, tasks_in, tiers_of
 from atlas.environments.rendering import failure_explained, prepare_rendering
 from atlas.errors import InputError, did_you_mean
@@ -40,7 +40,7 @@ def metaworld_spec(name: str, image_size: int) -> EnvironmentSpec:
     """What a task or a set of them offers, without importing the package. Raises InputError where it is not installed,
     or has no such task."""
     tasks = tasks_in(name)
-    _check_installed(name)
+    check_installed(name, "metaworld", "metaworld")
     return EnvironmentSpec(
         name=name,
         instructions=tuple(TASKS[task] for task in tasks),
@@ -152,7 +152,7 @@ class MetaworldScene:
 
     def __init__(self, task: str, image_size: int) -> None:
         self.task, self._size = task, image_size
-        with failure_explained():
+        with pins_explained(f"metaworld-{task}", "metaworld"), failure_explained():
             import mujoco
             from metaworld import env_dict
             from metaworld.types import Task
@@ -281,11 +281,3 @@ class MetaworldDemonstrator:
         """See `Expert.act`. The noise lasts for some steps, or the arm would average it out."""
         self._drift = _NOISE_KEPT * self._drift + self._rng.normal(0.0, _NOISE, 3)
         return np.clip(self._expert.act() + np.append(self._drift, 0.0), -1.0, 1.0)
-
-
-def _check_installed(name: str) -> None:
-    if find_spec("metaworld") is None:
-        raise InputError(
-            f"The environment '{name}' needs Meta-World: pip install 'atlas-vla[metaworld]' (it asks for mujoco 3.3.0, "
-            "beside which [sim] installs too)"
-        )

@@ -14,6 +14,7 @@ import numpy as np
 from atlas.data.episode import RecordedEpisode
 from atlas.environments.catalog import find_expert, make_environment
 from atlas.environments.environment import Environment
+from atlas.environments.remote.remote_world import WorldLost
 from atlas.environments.rendering import RenderingGPU, render_on
 from atlas.errors import InputError
 from atlas.rollout.episode_plan import PlannedEpisode
@@ -21,6 +22,8 @@ from atlas.rollout.episode_player import EpisodePlayer, Segment
 from atlas.rollout.experience import Played, as_recorded
 from atlas.rollout.traces import Film, make_film
 from atlas.system.process_control.pool import worker_start
+
+LOST = 75  # the exit code of a worker whose world, at an address, has gone
 
 
 class WorkerDied(RuntimeError):
@@ -178,6 +181,9 @@ def _serve(connection: Connection, name: str, image_size: int, gpu: RenderingGPU
         pass  # the other end is closed: the work is done
     except InputError as error:
         connection.send(("input error", str(error)))
+    except WorldLost:
+        connection.close()  # the episode is begun again in another process
+        os._exit(LOST)
     except Exception:
         connection.send(("error", traceback.format_exc()))
     finally:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from atlas.errors import InputError, first_line
-from atlas.serving.array_codec import array_from
+from atlas.system.array_codec import array_from
 
 _HELPERS = ("lerobot.async_inference.helpers", "lerobot.scripts.server.helpers")  # since 0.4, and before
 _MOST_OPERATIONS = 20_000

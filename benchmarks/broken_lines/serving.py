@@ -16,7 +16,7 @@ ROWS = of_part(
         f"{SERVING}/test_openpi_server.py::test_the_key_is_asked_for",
     ),
     (
-        "atlas/serving/array_codec.py",
+        "atlas/system/array_codec.py",
         "if not isinstance(data, bytes) or len(data) != count * kind.itemsize:",
         "if not isinstance(data, bytes):",
         "an array is believed to be as large as it says",

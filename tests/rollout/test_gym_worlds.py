@@ -14,7 +14,7 @@ from atlas.config import load_config
 from atlas.config.gym_section import GymConfig
 from atlas.environments.catalog import environment_spec, make_environment
 from atlas.environments.environment import Pictured, Simulator
-from atlas.environments.gym_name import gym_name, read_name
+from atlas.environments.gym.gym_name import gym_name, read_name
 from atlas.errors import InputError
 from atlas.rollout.episode_plan import plan_episodes
 from atlas.rollout.evaluation import Evaluator

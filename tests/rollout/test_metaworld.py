@@ -40,7 +40,7 @@ def test_a_wrong_name_is_refused(tmp_path: Path, arguments: str, words: list[str
 
 
 def test_the_line_that_installs_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atlas.environments.metaworld.find_spec", lambda name: None)
+    monkeypatch.setattr("atlas.environments.installed_worlds.find_spec", lambda name: None)
 
     refused(tmp_path, ["eval", "--checkpoint", "x", "--env", "metaworld-reach"], "pip install 'atlas-vla[metaworld]'")
 

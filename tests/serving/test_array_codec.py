@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from atlas.errors import InputError
-from atlas.serving.array_codec import Form, pack, unpack
+from atlas.system.array_codec import Form, pack, unpack
 
 FORMS: tuple[Form, ...] = ("openpi", "vla-eval", "groot-npy", "groot-nd")
 IMAGE = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)

@@ -14,9 +14,9 @@ import zmq
 
 from atlas.errors import InputError
 from atlas.serving.access import Access, Limits
-from atlas.serving.array_codec import Form, pack, unpack
 from atlas.serving.groot_protocol import group_names
 from atlas.serving.server import ServerSettings
+from atlas.system.array_codec import Form, pack, unpack
 from atlas.types import ActionSpec
 from tests.action_spaces import TWO_ARMS
 from tests.policies.test_policy import HORIZON

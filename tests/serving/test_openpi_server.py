@@ -18,8 +18,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from atlas.errors import InputError
 from atlas.serving.access import Access, Limits, read_key
-from atlas.serving.array_codec import pack, unpack
 from atlas.serving.server import ServerSettings
+from atlas.system.array_codec import pack, unpack
 from tests.policies.test_policy import HORIZON
 from tests.serving.malformed import malformed
 from tests.serving.running import LOCAL, TellingActor, libero_message, running

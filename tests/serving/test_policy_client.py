@@ -19,11 +19,11 @@ from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.episode_plan import plan_episodes
 from atlas.rollout.evaluation import Evaluator, evaluate_checkpoint
 from atlas.serving.access import Access
-from atlas.serving.array_codec import pack, unpack
 from atlas.serving.client_layout import LAYOUTS
 from atlas.serving.policy_client import AtlasClient
 from atlas.serving.remote_evaluation import evaluate_server
 from atlas.serving.server import ServerSettings, load_actor
+from atlas.system.array_codec import pack, unpack
 from tests.policies.test_policy import HORIZON, SIZE
 from tests.rollout.test_executor import Asked, acting, play
 from tests.serving.running import LOCAL, TellingActor, running, seen

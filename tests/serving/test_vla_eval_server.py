@@ -14,9 +14,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from atlas.serving.access import Access
-from atlas.serving.array_codec import pack, unpack
 from atlas.serving.server import ServerSettings
 from atlas.serving.vla_eval_protocol import described_actions
+from atlas.system.array_codec import pack, unpack
 from atlas.types import ActionSpec
 from tests.policies.test_policy import HORIZON
 from tests.serving.malformed import malformed

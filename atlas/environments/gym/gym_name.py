@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from atlas.config.gym_section import GymConfig
+from atlas.environments.gym.gym_presets import PRESETS
 from atlas.errors import InputError, did_you_mean, first_line
 from atlas.system.documents import parse_yaml
 
@@ -34,7 +35,10 @@ def gym_name(name: str, config: GymConfig) -> str:
 
 
 def read_name(name: str) -> tuple[str, GymConfig]:
-    """(gymnasium's id, how it is read) of a name that begins with `gym:`. Raises InputError that names the key."""
+    """(gymnasium's id, how it is read) of a name that begins with `gym:`, or of a preset. Raises InputError that names
+    the key."""
+    if name in PRESETS:
+        return PRESETS[name].identifier, PRESETS[name].config
     identifier, _, query = name.removeprefix(PREFIX).partition("?")
     if not identifier:
         raise InputError(f"'{name}' names no environment; expected gym:ID, such as gym:Pendulum-v1.")

@@ -16,8 +16,9 @@ from PIL import Image, ImageOps
 
 from atlas.config.gym_section import GymConfig
 from atlas.environments.environment import EnvironmentSpec, StepResult
-from atlas.environments.gym_name import read_name
-from atlas.environments.gym_spaces import (
+from atlas.environments.gym.gym_name import read_name
+from atlas.environments.gym.gym_presets import PRESETS
+from atlas.environments.gym.gym_spaces import (
     RENDER,
     ActionMeaning,
     ObservationParts,
@@ -26,13 +27,14 @@ from atlas.environments.gym_spaces import (
     observation_parts,
     part_of,
 )
+from atlas.environments.installed_worlds import ELSEWHERE, check_installed, conflicting_pins, pins_explained
 from atlas.environments.rendering import choose_renderer
 from atlas.errors import InputError, did_you_mean, first_line
 from atlas.types import Observation
 
 logger = logging.getLogger(__name__)
 
-EXTRAS = {"gym_aloha": "aloha", "gym_pusht": "pusht"}  # a package's: the extra of Atlas that installs it
+EXTRAS = {"gym_aloha": "aloha", "gym_pusht": "pusht"}  # a module's: the extra of Atlas that installs it
 SUCCESS_KEYS = ("is_success", "success")  # of info, where no config names one
 TERMINATED = "terminated"
 _RATE, _HORIZON = 20.0, 1000  # where the environment says none
@@ -59,7 +61,7 @@ def gym_spec(name: str, image_size: int) -> EnvironmentSpec:
     found = describe(name)
     _, config = read_name(name)
     sizes = [_scaled_size(size, image_size) for size in found.image_sizes.values()]
-    low, high = found.action.low, found.action.high
+    low, high = (found.action.low, found.action.high) if config.clip else (None, None)
     return EnvironmentSpec(
         name=name,
         instructions=() if config.instruction is None else (config.instruction,),
@@ -123,7 +125,7 @@ class GymEnvironment:
         """See `Pictured.picture`."""
         if self._known.undrawn is not None:
             return None
-        drawn = Image.fromarray(_drawn(self._env))
+        drawn = Image.fromarray(self._drawn(size))
         return np.asarray(ImageOps.pad(drawn, (size, size)))
 
     def close(self) -> None:
@@ -140,8 +142,12 @@ class GymEnvironment:
             choice = int(np.clip(np.rint(action[0]), 0, meaning.choices - 1))
             return int(self._env.action_space.start) + choice, np.array([choice], np.float64)
         space = self._env.action_space
-        clipped = np.clip(action, meaning.low, meaning.high)
+        clipped = np.clip(action, meaning.low, meaning.high) if self._config.clip else action
         return clipped.reshape(space.shape).astype(space.dtype), clipped
+
+    def _drawn(self, shorter: int) -> np.ndarray:
+        draw = PRESETS[self.spec.name].draw if self.spec.name in PRESETS else None
+        return _drawn(self._env) if draw is None else draw(self._env, shorter)
 
     def _judge(self, info: Mapping[str, Any], terminated: bool) -> bool:
         wanted = self._known.success
@@ -156,7 +162,7 @@ class GymEnvironment:
 
         images = {}
         for camera, part in self._known.parts.cameras.items():
-            image = _drawn(self._env) if part == RENDER else np.asarray(part_of(self._last, part))
+            image = self._drawn(self._image_size) if part == RENDER else np.asarray(part_of(self._last, part))
             images[camera] = _scaled(image, self._image_size)
         numbers = [
             np.asarray(flatten(leaf_of(self._space, part), part_of(self._last, part)), np.float32).reshape(-1)
@@ -225,28 +231,38 @@ def _make(identifier: str, config: GymConfig, name: str) -> Any:
     arguments = {"disable_env_checker": True, **config.make}
     try:
         try:
-            return gymnasium.make(identifier, **{"render_mode": "rgb_array", **arguments})
+            made = gymnasium.make(identifier, **{"render_mode": "rgb_array", **arguments})
         except TypeError as error:
             if "render_mode" not in str(error) or "render_mode" in arguments:
                 raise
-            return gymnasium.make(identifier, **arguments)  # it draws nothing
+            made = gymnasium.make(identifier, **arguments)  # it draws nothing
+        if name in PRESETS:
+            PRESETS[name].prepare(made)
+        return made
     except errors.DependencyNotInstalled as error:
         raise InputError(f"The environment '{name}' lacks a package: {first_line(error)}.") from None
     except (errors.NamespaceNotFound, ModuleNotFoundError) as error:
-        extra = EXTRAS.get(identifier.split("/")[0])
-        how = f"pip install 'atlas-vla[{extra}]'" if extra else "install the package that has it"
-        raise InputError(f"'{name}' is not installed: {how} (gymnasium: {first_line(error)}).") from None
+        module = identifier.split("/")[0]
+        if module in EXTRAS:
+            check_installed(name, module, EXTRAS[module])
+        raise InputError(
+            f"'{name}' is not installed: install the package that has it (gymnasium: {first_line(error)})."
+        ) from None
     except errors.Error as error:
         raise InputError(f"There is no environment '{name}' (gymnasium: {first_line(error)}).") from None
     except Exception as error:  # of the environment's own constructor: wrong arguments, missing files
-        raise InputError(f"'{name}' cannot be started ({type(error).__name__}: {first_line(error)}).") from error
+        module = identifier.split("/")[0]
+        pins = conflicting_pins(module.replace("_", "-")) if module in EXTRAS else []
+        why = f"; it asks for {'; '.join(pins)}. {ELSEWHERE}" if pins else "."
+        raise InputError(f"'{name}' cannot be started ({type(error).__name__}: {first_line(error)}){why}") from error
 
 
 def _import_namespace(identifier: str) -> None:
     """Packages register their environments when they are imported, usually under their own name."""
     package, slash, _ = identifier.partition("/")
     if slash and ":" not in package and package.isidentifier() and importlib.util.find_spec(package) is not None:
-        importlib.import_module(package)
+        with pins_explained(identifier, package.replace("_", "-")):
+            importlib.import_module(package)
 
 
 def _first_step(env: Any, name: str) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Environments of gymnasium, by `gym:ID` and under names of their own."""

@@ -1,0 +1,1 @@
+"""Worlds in other Python environments, by their address."""

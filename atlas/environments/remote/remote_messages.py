@@ -1,0 +1,79 @@
+"""What a world's server and its client say to each other: frames of msgpack with arrays (atlas/system/array_codec.py).
+
+    -> {"do": "start", "image_size": 64}     <- {"value": what the world offers}
+    -> {"do": "reset", "seed": 3, …}         <- {"value": an observation}
+    -> {"do": "step", "action": […], …}      <- {"value": what the step gave}
+    -> {"do": "get_state"}, and so on        <- {"value": …}
+
+or <- {"error": text, "input": whether the question was at fault}. A connection has a world of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from atlas.environments.environment import EnvironmentSpec, StepResult
+from atlas.errors import InputError
+from atlas.types import ActionSpec, Observation
+
+FORMAT = 1  # raised when the messages change
+_RESULT = ("reward", "terminated", "truncated", "success")
+
+
+def spec_to_message(spec: EnvironmentSpec, simulator: bool) -> dict[str, Any]:
+    """simulator: whether it also has what a Simulator has."""
+    values = asdict(spec) | {"action_spec": spec.action_spec.to_dict(), "variable": []}
+    return {"format": FORMAT, "simulator": simulator, "spec": values}
+
+
+def spec_from_message(message: Any, name: str) -> tuple[EnvironmentSpec, bool]:
+    """The spec, under the name that it has here, and whether it is a simulator's. Raises InputError."""
+    try:
+        if message["format"] != FORMAT:
+            raise InputError(f"The world at {name} speaks version {message['format']} of the messages, not {FORMAT}.")
+        values = dict(message["spec"])
+        values |= {"name": name, "action_spec": ActionSpec.from_dict(values["action_spec"]), "variable": frozenset()}
+        for key in ("instructions", "cameras", "image_size"):
+            values[key] = tuple(values[key])
+        if values["action_bounds"] is not None:
+            values["action_bounds"] = tuple(tuple(ends) for ends in values["action_bounds"])
+        values["tiers"] = tuple((tier, tuple(members)) for tier, members in values["tiers"])
+        return EnvironmentSpec(**values), bool(message["simulator"])
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"What answers at {name} is no world of Atlas's ({error!r:.200}).") from None
+
+
+def observation_to_message(observation: Observation | None) -> dict[str, Any] | None:
+    if observation is None:
+        return None
+    return {
+        "images": observation.images,
+        "proprio": observation.proprio,
+        "instruction": observation.instruction,
+    }
+
+
+def observation_from_message(message: Mapping[str, Any] | None) -> Observation | None:
+    if message is None:
+        return None
+    images = {camera: np.array(image) for camera, image in message["images"].items()}
+    return Observation(images, np.array(message["proprio"], np.float32), str(message["instruction"]))
+
+
+def result_to_message(result: StepResult) -> dict[str, Any]:
+    told: dict[str, Any] = {"reward": float(result.reward)}
+    told |= {key: bool(getattr(result, key)) for key in _RESULT[1:]}
+    return told | {"observation": observation_to_message(result.observation), "executed": result.executed}
+
+
+def result_from_message(message: Mapping[str, Any]) -> StepResult:
+    executed = message["executed"]
+    return StepResult(
+        observation=observation_from_message(message["observation"]),
+        executed=None if executed is None else np.array(executed),
+        **{key: message[key] for key in _RESULT},
+    )

@@ -1,0 +1,176 @@
+"""A world in another Python environment or on another machine: `--env ws://host:port`, `atlas environment serve`."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atlas.environments.environment import EnvironmentSpec, StepResult
+from atlas.environments.remote.remote_messages import observation_from_message, result_from_message, spec_from_message
+from atlas.errors import InputError, first_line
+from atlas.system.array_codec import pack, unpack
+from atlas.system.shown import printable
+from atlas.types import Observation
+
+SCHEMES = ("ws://", "wss://")
+KEY_FILE = "ATLAS_WORLD_KEY_FILE"  # in the environment: the file with the key that the server wants
+_LARGEST_ANSWER = 256 * 2**20  # bytes
+_OPEN_SECONDS, _ANSWER_SECONDS = 20.0, 300.0  # a scene may take a while to make
+
+
+class WorldLost(RuntimeError):
+    """The server of a world has ended in the middle of an episode."""
+
+
+@lru_cache(maxsize=8)
+def remote_spec(url: str, image_size: int) -> EnvironmentSpec:
+    """What the world at an address offers; it is asked once a process. Raises InputError where none answers."""
+    return _spec_and_kind(url, image_size)[0]
+
+
+def start_remote(url: str, image_size: int) -> RemoteEnvironment:
+    """The world at an address: a RemoteSimulator where it is a simulator."""
+    kind = RemoteSimulator if _spec_and_kind(url, image_size)[1] else RemoteEnvironment
+    return kind(url, image_size)
+
+
+class RemoteEnvironment:
+    """A world at an address, with a connection and a world of its own there.
+
+    Raises InputError for what the world itself refuses, WorldLost where the connection ends.
+    """
+
+    def __init__(self, url: str, image_size: int = 128) -> None:
+        """Raises InputError where no world answers."""
+        self._url, self._open = url, ExitStack()
+        self._connection, greeting = _begin(url, image_size, self._open)
+        self.spec, _ = spec_from_message(greeting, url)
+
+    def reset(self, *, seed: int | None = None, instruction: str | None = None) -> Observation:
+        """See `Environment.reset`."""
+        return self._reset(seed=seed, instruction=instruction)
+
+    def step(self, action: np.ndarray, observe: bool = True) -> StepResult:
+        """See `Environment.step`."""
+        return result_from_message(self._ask("step", action=np.asarray(action, np.float64), observe=observe))
+
+    def picture(self, size: int) -> np.ndarray | None:
+        """See `Pictured.picture`."""
+        drawn = self._ask("picture", size=size)
+        return None if drawn is None else np.array(drawn)
+
+    def close(self) -> None:
+        self._open.close()
+
+    def _reset(self, **how: Any) -> Observation:
+        observation = observation_from_message(self._ask("reset", **how))
+        assert observation is not None
+        return observation
+
+    def _ask(self, what: str, **more: Any) -> Any:
+        return _ask(self._connection, self._url, {"do": what, **more})
+
+
+class RemoteSimulator(RemoteEnvironment):
+    """A simulator at an address."""
+
+    def reset(
+        self, *, seed: int | None = None, instruction: str | None = None, init_state: np.ndarray | None = None
+    ) -> Observation:
+        """See `Simulator.reset`."""
+        return self._reset(seed=seed, instruction=instruction, init_state=init_state)
+
+    def observe(self) -> Observation:
+        """See `Simulator.observe`."""
+        observation = observation_from_message(self._ask("observe"))
+        assert observation is not None
+        return observation
+
+    def get_state(self) -> np.ndarray:
+        """See `Simulator.get_state`."""
+        return np.array(self._ask("get_state"), np.float64)
+
+    def set_state(self, state: np.ndarray) -> None:
+        """See `Simulator.set_state`."""
+        self._ask("set_state", state=np.asarray(state, np.float64))
+
+    def positions(self) -> dict[str, np.ndarray]:
+        """See `Simulator.positions`."""
+        return {name: np.array(place) for name, place in self._ask("positions").items()}
+
+
+# ---- talking ---------------------------------------------------------------------------------------------
+
+
+def _spec_and_kind(url: str, image_size: int) -> tuple[EnvironmentSpec, bool]:
+    with ExitStack() as opened:
+        return spec_from_message(_begin(url, image_size, opened)[1], url)
+
+
+def _begin(url: str, image_size: int, opened: ExitStack) -> tuple[Any, Any]:
+    """A connection, and what the world there says of itself. Raises InputError."""
+    connection = _connect(url, opened)
+    try:
+        return connection, _ask(connection, url, {"do": "start", "image_size": image_size})
+    except WorldLost as lost:
+        raise InputError(f"There is no world at {url}: {lost}") from None
+
+
+def _connect(url: str, opened: ExitStack) -> Any:
+    try:
+        import msgpack  # noqa: F401
+        from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, WebSocketException
+        from websockets.sync.client import connect
+    except ModuleNotFoundError as error:
+        raise InputError(f"A world at {url} needs {error.name}: pip install 'atlas-vla[serve]'") from None
+    headers = {}
+    if file := os.environ.get(KEY_FILE):
+        try:
+            headers = {"Authorization": f"Api-Key {Path(file).read_text(encoding='ascii').strip()}"}
+        except (OSError, ValueError) as error:
+            raise InputError(f"{KEY_FILE} is {file}, which cannot be read ({first_line(error)}).") from None
+    try:
+        return opened.enter_context(
+            connect(
+                url,
+                compression=None,
+                max_size=_LARGEST_ANSWER,
+                additional_headers=headers,
+                open_timeout=_OPEN_SECONDS,
+                close_timeout=1,
+            )
+        )
+    except InvalidURI as error:
+        raise InputError(f"'{url}' is no address of a world: {first_line(error)}.") from None
+    except InvalidStatus as error:
+        said = printable((error.response.body or b"").decode("utf-8", "replace").strip()[:300])
+        raise InputError(f"The world at {url} does not let this client in: {said or error} ({KEY_FILE})") from None
+    except (InvalidHandshake, TimeoutError, OSError, EOFError, WebSocketException) as error:
+        raise InputError(
+            f"There is no world at {url} ({first_line(error)}); start one there: atlas environment serve --env NAME"
+        ) from None
+
+
+def _ask(connection: Any, url: str, message: dict[str, Any]) -> Any:
+    """The answer's value. Raises InputError as the world does, RuntimeError with what failed there, WorldLost."""
+    from websockets.exceptions import ConnectionClosed
+
+    try:
+        connection.send(pack(message))
+        frame = connection.recv(_ANSWER_SECONDS)
+    except (ConnectionClosed, TimeoutError) as error:
+        raise WorldLost(f"the world at {url} has gone ({first_line(error)})") from None
+    if isinstance(frame, str):  # the last that a server says
+        raise WorldLost(f"the world at {url} has gone: {printable(frame[:300])}")
+    answer = unpack(frame)
+    if not isinstance(answer, dict) or not {"value", "error"} & set(answer):
+        raise InputError(f"What answers at {url} is no world of Atlas's; is it a policy server? That is --policy.")
+    if "error" in answer:
+        said = printable(str(answer["error"])[-4000:])
+        raise InputError(said) if answer.get("input") else RuntimeError(f"the world at {url} failed:\n{said}")
+    return answer["value"]
