@@ -1,4 +1,4 @@
-"""`atlas model push, pull, list, promote, prune, card`: models and their versions in wandb."""
+"""`atlas model push, pull, list, promote, prune, card`: models and their versions in wandb, and on the hub."""
 
 from __future__ import annotations
 
@@ -25,13 +25,27 @@ Aliases = Annotated[
 @model_app.command("push")
 def push(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run, a checkpoint or a saved policy.")],
+    to: Annotated[
+        str | None, typer.Argument(metavar="[hf:OWNER/NAME]", help="On the Hugging Face hub; default: wandb.")
+    ] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the run's name, or the folder's.")] = None,
     alias: Aliases = None,
     project: Project = None,
     entity: Entity = None,
+    private: Annotated[bool, typer.Option("--private", help="On the hub, where it is new: for you alone.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Upload a model to wandb, without a training run."""
+    """Upload a model to wandb or the Hugging Face hub, without a training run."""
+    if to is not None:
+        of_wandb = {"--name": name, "--alias": alias, "--project": project, "--entity": entity}
+        if given := [option for option, value in of_wandb.items() if value]:
+            raise InputError(
+                f"{' and '.join(given)}: wandb's; {to} has the owner and the name, and the hub no aliases."
+            )
+        _push_to_hub(folder, to, private, as_json)
+        return
+    if private:
+        raise InputError("--private is of the Hugging Face hub: add hf:OWNER/NAME. In wandb, the project decides.")
     with stdout_kept_for_the_report(as_json):
         from atlas.policies.model_card import checkpoint_card
         from atlas.registry import push as push_model
@@ -43,6 +57,20 @@ def push(
         print_json({"reference": str(sent), "version": sent.alias})
         return
     say(f"{model} is {sent} now.")
+
+
+def _push_to_hub(folder: Path, to: str, private: bool, as_json: bool) -> None:
+    with stdout_kept_for_the_report(as_json):
+        from atlas.policies.model_card import hub_card
+        from atlas.registry.hub_pushing import push_to_hub
+        from atlas.registry.pushing import model_in
+
+        model = model_in(folder)
+        address = push_to_hub(model, to, hub_card(model, to), private)
+    if as_json:
+        print_json({"reference": to, "commit": address})
+        return
+    say(f"{model} is {to} now: {address}")
 
 
 @model_app.command("pull")

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atlas.system.file_store import card_of, describe_files
+from atlas.registry.lerobot_policies import is_lerobot_policy
+from atlas.system.file_store import card_of, describe_files, whole_card, without_head
 from atlas.system.shown import markdown, markdown_code
 
 if TYPE_CHECKING:
@@ -85,6 +86,18 @@ def checkpoint_card(folder: Path, facts: Mapping[str, Any] | None = None, refere
     if metrics:
         parts.append("## Metrics\n\nAs last measured before it was saved.\n\n" + _table("metric", metrics))
     return "\n".join(parts)
+
+
+def hub_card(folder: Path, reference: str) -> str | None:
+    """`checkpoint_card` with the YAML header of the card in the folder, as the Hugging Face hub shows it.
+
+    None for a folder in LeRobot's form, too: its own card says how it was trained and how LeRobot loads it.
+    """
+    card = None if is_lerobot_policy(Path(folder)) else checkpoint_card(folder, reference=reference)
+    if card is None:
+        return None
+    whole = whole_card(Path(folder)) or ""
+    return whole.removesuffix(without_head(whole)) + card
 
 
 def training_table(facts: Mapping[str, Any]) -> str:

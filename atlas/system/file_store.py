@@ -101,10 +101,16 @@ def _keys_of(file: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
 
 def card_of(path: Path) -> str | None:
     """The model card saved with a policy, without its YAML header; None if there is none."""
+    card = whole_card(path)
+    return None if card is None else without_head(card)
+
+
+def whole_card(path: Path) -> str | None:
+    """The model card saved with a policy, with the header that the Hugging Face hub reads; None if there is none."""
     for file in (path / "policy" / CARD, path / CARD):
         if file.is_file():
             with file.open("rb") as opened:
-                return without_head(opened.read(_LARGEST_CARD).decode("utf-8", errors="replace"))
+                return opened.read(_LARGEST_CARD).decode("utf-8", errors="replace")
     return None
 
 
