@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas.config import Config, DataConfig, dump_yaml, load_config
 from atlas.config.model_section import MODEL
+from atlas.config.section import differences
 from atlas.errors import InputError
 from atlas.runs.run_directory import RESULTS
 from atlas.system.documents import read_yaml
@@ -243,7 +244,7 @@ def _check_fits(checkpoint: Path, config: Config) -> None:
         raise InputError(f"{file} cannot be read ({error}); the checkpoint is damaged.") from None
     with contextlib.suppress(ValueError):  # if it is not a config of a model, it differs in any case
         saved = MODEL.validate(saved).model_dump(mode="json")  # fills in keys that are newer than the checkpoint
-    differing = _differences("model", saved, config.model.model_dump(mode="json"))
+    differing = differences("model", saved, config.model.model_dump(mode="json"))
     processor = PolicyProcessor.load(checkpoint / "policy" / "processor.json")
     for key, was in (("image_size", processor.image_size), ("action_horizon", processor.action_horizon)):
         if getattr(config.data, key) != was:
@@ -256,12 +257,6 @@ def _check_fits(checkpoint: Path, config: Config) -> None:
             f"training.max_steps is {wanted}, but the checkpoint {checkpoint} is already at step {step}. Set it to "
             f"{step} or more, or resume from an earlier checkpoint."
         )
-
-
-def _differences(key: str, was: Any, now: Any) -> list[str]:
-    if isinstance(was, dict) and isinstance(now, dict):
-        return [d for k in sorted({*was, *now}) for d in _differences(f"{key}.{k}", was.get(k), now.get(k))]
-    return [] if was == now else [f"{key} was {was} and is {now}"]
 
 
 def _check_data(prepared: PreparedRun) -> None:

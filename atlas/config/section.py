@@ -31,3 +31,10 @@ def check_heads(section: SomeSection) -> SomeSection:
         near = max(1, round(dim / heads)) * heads
         raise ValueError(f"dim is {dim}; it must be a multiple of heads ({heads}), such as {near}")
     return section
+
+
+def differences(key: str, was: object, now: object) -> list[str]:
+    """What differs between two values of the setting `key`, as sentences; of sections, each setting in them."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        return [d for k in sorted({*was, *now}) for d in differences(f"{key}.{k}", was.get(k), now.get(k))]
+    return [] if was == now else [f"{key} was {was} and is {now}"]

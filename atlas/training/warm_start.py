@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from atlas.config import Config
+from atlas.config.section import differences
 from atlas.data.training_data import TrainingData
 from atlas.errors import InputError
 from atlas.policies.base import Policy, load_model_config, load_policy
@@ -27,12 +28,9 @@ def check_start(reference: str, config: Config, data: TrainingData) -> None:
             f"training.start_from is {reference}, a policy as LeRobot saves them. Name it as model.pretrained, with "
             "the model.type that it has."
         )
-    saved, now = load_model_config(folder / CONFIG).model_dump(), config.model.model_dump()
-    differing = [
-        f"model.{key} was {saved.get(key)} and is {now.get(key)}"
-        for key in sorted({*saved, *now} - {"processor"})  # how numbers are scaled comes with the weights
-        if saved.get(key) != now.get(key)
-    ]
+    both = (load_model_config(folder / CONFIG), config.model)
+    # How numbers are scaled comes with the weights.
+    differing = differences("model", *(model.model_dump(exclude={"processor"}) for model in both))
     processor, dataset = PolicyProcessor.load(folder / "processor.json"), data.dataset
     pairs: list[tuple[str, object, object]] = [
         ("data.image_size", processor.image_size, config.data.image_size),

@@ -45,7 +45,7 @@ def test_a_policy_that_does_not_fit_is_refused_by_what_differs(make_libero: Make
     first = train(tmp_path, "first", data)
     start = f"training.start_from={first.run_dir}"
 
-    with pytest.raises(InputError, match=r"does not fit this run: model.fusion was .*dim.* and is .*'dim': 16"):
+    with pytest.raises(InputError, match=r"does not fit this run: model\.fusion\.dim was \d+ and is 16"):
         train(tmp_path, "second", data, start, "model.fusion.dim=16")
     with pytest.raises(InputError, match=r"data.action_horizon was 8 and is 4; data.cameras was .* and is"):
         train(tmp_path, "second", data, start, "data.action_horizon=4", "data.cameras=[agentview]")

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from atlas.config.lora_section import LoRAConfig
 from atlas.policies.pi.pi_sizes import BackboneSizes
 from atlas.policies.published.published_section import PublishedConfig
-
-if TYPE_CHECKING:
-    from atlas.policies.pi.pi_policy import PiPolicy
-    from atlas.policies.processor import PolicyProcessor
-    from atlas.types import ActionSpec
 
 LORA_KEY = "model.lora"
 
@@ -39,30 +33,10 @@ class PiConfig(PublishedConfig):
             )
         return self
 
-    def build(self, processor: PolicyProcessor, folder: Path | None = None, read_weights: bool = True) -> PiPolicy:
-        from atlas.policies.pi.pi_loading import build
+    def _loading(self) -> Any:
+        from atlas.policies.pi import pi_loading
 
-        return build(self, processor, folder, read_weights)
-
-    def of_lerobot(self, directory: Path) -> PiPolicy:
-        from atlas.policies.pi.pi_loading import of_lerobot
-
-        return of_lerobot(self, directory)
-
-    def image_fit(self) -> Any:
-        from atlas.policies.pi.pi_loading import fit_of, read_description
-
-        return fit_of(read_description(self, None, read_weights=False))
-
-    def check_pretrained(self) -> None:
-        from atlas.policies.pi.pi_loading import check
-
-        check(self)
-
-    def check_dataset(self, cameras: Sequence[str], spec: ActionSpec, proprio_dim: int) -> None:
-        from atlas.policies.pi.pi_loading import check_dataset
-
-        check_dataset(self, cameras, spec, proprio_dim)
+        return pi_loading
 
     @classmethod
     def training_preset(cls) -> Mapping[str, Any]:

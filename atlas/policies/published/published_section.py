@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -12,6 +13,8 @@ from atlas.config.model_section import ModelConfig, ProcessorConfig
 from atlas.config.section import Size
 
 if TYPE_CHECKING:
+    from atlas.policies.base import Policy
+    from atlas.policies.processor import PolicyProcessor
     from atlas.types import ActionSpec
 
 KEY = "model.pretrained"
@@ -77,6 +80,25 @@ class PublishedConfig(ModelConfig):
             return folder / DESCRIPTION
         return find_lerobot(self.pretrained, KEY, weights and self.weights == "pretrained")
 
-    def of_lerobot(self, directory: Path) -> Any:
-        """The Policy of a folder of LeRobot's, as it is there; in eval mode on the CPU. Raises InputError."""
-        raise NotImplementedError(f"{type(self).__name__} reads no folder of LeRobot's")
+    # ---- what the type's own module does, which imports torch ---------------------------------------------
+
+    def _loading(self) -> Any:
+        """The module of the type with read_description, fit_of, build, of_lerobot, check and check_dataset."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is loaded")
+
+    def build(self, processor: PolicyProcessor, folder: Path | None = None, read_weights: bool = True) -> Policy:
+        return cast("Policy", self._loading().build(self, processor, folder, read_weights))
+
+    def of_lerobot(self, directory: Path) -> Policy:
+        """The policy of a folder of LeRobot's, as it is there; in eval mode on the CPU. Raises InputError."""
+        return cast("Policy", self._loading().of_lerobot(self, directory))
+
+    def image_fit(self) -> Any:
+        loading = self._loading()
+        return loading.fit_of(loading.read_description(self, None, read_weights=False))
+
+    def check_pretrained(self) -> None:
+        self._loading().check(self)
+
+    def check_dataset(self, cameras: Sequence[str], spec: ActionSpec, proprio_dim: int) -> None:
+        self._loading().check_dataset(self, cameras, spec, proprio_dim)

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from atlas.policies.published.published_section import PublishedConfig
-
-if TYPE_CHECKING:
-    from atlas.policies.processor import PolicyProcessor
-    from atlas.policies.smolvla.smolvla_policy import SmolVLAPolicy
-    from atlas.types import ActionSpec
 
 
 class SmolVLAConfig(PublishedConfig):
@@ -25,30 +19,10 @@ class SmolVLAConfig(PublishedConfig):
     freeze_vision_encoder: bool | None = None
     train_state_proj: bool | None = None
 
-    def build(self, processor: PolicyProcessor, folder: Path | None = None, read_weights: bool = True) -> SmolVLAPolicy:
-        from atlas.policies.smolvla.smolvla_loading import build
+    def _loading(self) -> Any:
+        from atlas.policies.smolvla import smolvla_loading
 
-        return build(self, processor, folder, read_weights)
-
-    def of_lerobot(self, directory: Path) -> SmolVLAPolicy:
-        from atlas.policies.smolvla.smolvla_loading import of_lerobot
-
-        return of_lerobot(self, directory)
-
-    def image_fit(self) -> Any:
-        from atlas.policies.smolvla.smolvla_loading import fit_of, read_description
-
-        return fit_of(read_description(self, None, read_weights=False))
-
-    def check_pretrained(self) -> None:
-        from atlas.policies.smolvla.smolvla_loading import check
-
-        check(self)
-
-    def check_dataset(self, cameras: Sequence[str], spec: ActionSpec, proprio_dim: int) -> None:
-        from atlas.policies.smolvla.smolvla_loading import check_dataset
-
-        check_dataset(self, cameras, spec, proprio_dim)
+        return smolvla_loading
 
     @classmethod
     def training_preset(cls) -> Mapping[str, Any]:
