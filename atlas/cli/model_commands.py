@@ -63,21 +63,40 @@ def model_export(
     reference: Annotated[
         str, typer.Argument(metavar="REF", help="A run, a checkpoint, a saved policy, hf:owner/name or wandb:….")
     ],
-    to: Annotated[str, typer.Option(metavar="FORM", help="lerobot: the folder that LeRobot loads.")],
+    to: Annotated[
+        str, typer.Option(metavar="FORM", help="lerobot: the folder that LeRobot loads; onnx or torchscript: one file.")
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")],
-    merge_lora: Annotated[bool, typer.Option("--merge-lora", help="Add adapters to what they adapt.")] = False,
+    merge_lora: Annotated[bool, typer.Option("--merge-lora", help="lerobot: add adapters to what they adapt.")] = False,
+    instruction: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT", help="onnx, torchscript: one that the file shall know; may be given several times."
+        ),
+    ] = None,
+    env: Annotated[
+        str | None, typer.Option(metavar="NAME", help="onnx, torchscript: the world whose statistics apply.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a policy in another program's form."""
     check_folder("--out", out)
     with stdout_kept_for_the_report(as_json):
         from atlas.policies.exporting import export_policy
+        from atlas.policies.graph_export import TOLERANCE
 
-        folder = export_policy(reference, to, out, merge_lora)
+        found = export_policy(reference, to, out, merge_lora, instruction or [], env)
+    files = sorted(p.name for p in found.folder.iterdir())
     if as_json:
-        print_json({"path": str(folder), "form": to, "files": sorted(p.name for p in folder.iterdir())})
+        difference = {} if found.difference is None else {"difference": found.difference}
+        print_json({"path": str(found.folder), "form": to, "files": files} | difference)
         return
-    say(f"{reference} is in {folder}, for {to}.")
+    say(f"{reference} is in {found.folder}, for {to}.")
+    if found.difference is not None:
+        say(
+            f"Its actions differ from the policy's by {found.difference:.1g} of half of their usual range at most "
+            f"({TOLERANCE:g} is allowed). policy.json says what goes in."
+        )
 
 
 @model_app.command("geometry")

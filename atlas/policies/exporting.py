@@ -1,20 +1,21 @@
-"""Policies in the files of other programs: back to where published ones come from."""
+"""Policies in the files of other programs: back to where published ones come from, and to where robots run them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from atlas.errors import InputError, did_you_mean
 from atlas.policies.adapters import has_adapters
 from atlas.policies.base import load_policy
+from atlas.policies.graph_export import FILES, Exported, export_graph
 from atlas.registry import resolve_policy
 from atlas.system.file_store import describe_files
 from atlas.system.files import partial_folder
 
-FORMS = ("lerobot",)
+FORMS = ("lerobot", *FILES)
 
 
 @runtime_checkable
@@ -25,17 +26,34 @@ class GoesToLeRobot(Protocol):
         """Write the folder that LeRobot loads. facts: of the training, for its card."""
 
 
-def export_policy(reference: str | Path, form: str, out: Path, merge_lora: bool = False) -> Path:
+def export_policy(
+    reference: str | Path,
+    form: str,
+    out: Path,
+    merge_lora: bool = False,
+    instructions: Sequence[str] = (),
+    env: str | None = None,
+) -> Exported:
     """Write a policy in another program's form into a new or empty folder, completely or not at all.
 
-    reference: as in `load_policy`. form: one of FORMS. merge_lora: add what adapters have learned to what they adapt;
-    needed where there are some. Returns the folder. Raises InputError for an unknown form, a policy that the program
-    does not have, and a folder that holds something.
+    reference: as in `load_policy`. form: one of FORMS. merge_lora: for LeRobot, add what adapters have learned to what
+    they adapt; needed where there are some. instructions, env: see `export_graph`. Raises InputError for an unknown
+    form, an option of another form, a policy that the program does not have, and a folder that holds something.
     """
     if form not in FORMS:
         raise InputError(f"--to {form} is not known.{did_you_mean(form, FORMS)} Known: {', '.join(FORMS)}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} is there already and holds something; choose another folder, or remove it.")
+    if form in FILES:
+        if merge_lora:
+            raise InputError(f"--merge-lora is for --to lerobot; {form} computes with the adapters as they are.")
+        return export_graph(reference, form, out, instructions, env)
+    if instructions or env is not None:
+        raise InputError(f"--instruction and --env are for --to {' and '.join(FILES)}, not for {form}.")
+    return Exported(_to_lerobot(reference, out, merge_lora))
+
+
+def _to_lerobot(reference: str | Path, out: Path, merge_lora: bool) -> Path:
     policy = load_policy(reference)
     if not isinstance(policy, GoesToLeRobot):
         raise InputError(
@@ -43,7 +61,7 @@ def export_policy(reference: str | Path, form: str, out: Path, merge_lora: bool 
             "come from there go back there."
         )
     if has_adapters(policy) and not merge_lora:
-        raise InputError(f"{reference} has adapters (LoRA), which {form}'s form has no place for; add --merge-lora.")
+        raise InputError(f"{reference} has adapters (LoRA), which LeRobot's form has no place for; add --merge-lora.")
     if merge_lora and not has_adapters(policy):
         raise InputError(f"--merge-lora: {reference} has no adapters.")
     with partial_folder(out) as partial:

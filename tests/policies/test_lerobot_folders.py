@@ -175,7 +175,7 @@ def test_cameras_go_by_name_and_what_is_new_to_the_weights_is_said(caplog: pytes
 def test_a_folder_that_is_exported_is_read_back_to_the_bit(tmp_path: Path) -> None:
     policy = smolvla(SMOLVLA)
 
-    out = export_policy(SMOLVLA, "lerobot", tmp_path / "out")
+    out = export_policy(SMOLVLA, "lerobot", tmp_path / "out").folder
 
     assert_same(smolvla(out), policy)
     was, now = (load_file(file / "model.safetensors") for file in (SMOLVLA, out))

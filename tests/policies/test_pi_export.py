@@ -20,7 +20,7 @@ from tests.policies.pi_policies import batch_of, build, load
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_goes_there_and_back_to_the_bit(kind: str, tmp_path: Path) -> None:
-    out = export_policy(FOLDER / kind, "lerobot", tmp_path / "out")
+    out = export_policy(FOLDER / kind, "lerobot", tmp_path / "out").folder
 
     found = load_file(out / "model.safetensors")
     names = json.loads((FOLDER / kind / "names_as_lerobot_saves_them.json").read_text())["main"]["tensors"]
@@ -42,7 +42,7 @@ def test_a_folder_goes_there_and_back_to_the_bit(kind: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("kind", KINDS)
 def test_processor_files_are_those_of_the_release_before(kind: str, tmp_path: Path) -> None:
     """Which main reads too."""
-    out = export_policy(FOLDER / kind, "lerobot", tmp_path / "out")
+    out = export_policy(FOLDER / kind, "lerobot", tmp_path / "out").folder
 
     for name in ("policy_preprocessor", "policy_postprocessor"):
         was, now = (json.loads((folder / f"{name}.json").read_text()) for folder in (FOLDER / kind / "v044", out))
@@ -89,7 +89,7 @@ def test_adapters_are_merged_where_that_is_asked_for(adapted: Callable[[str], Pa
     with pytest.raises(InputError, match="--merge-lora"):
         export_policy(saved, "lerobot", tmp_path / "out")
 
-    out = export_policy(saved, "lerobot", tmp_path / "out", merge_lora=True)
+    out = export_policy(saved, "lerobot", tmp_path / "out", merge_lora=True).folder
 
     with_adapters, merged = load(saved), load(out)
     start = golden("pi0").inputs["sample_noise"]
@@ -103,7 +103,7 @@ def test_adapters_are_merged_where_that_is_asked_for(adapted: Callable[[str], Pa
 
 def test_what_is_frozen_in_bfloat16_is_written_in_it(tmp_path: Path) -> None:
     build("pi0", train_expert_only=True, precision="bfloat16").save_pretrained(tmp_path / "policy")
-    out = export_policy(tmp_path / "policy", "lerobot", tmp_path / "out")
+    out = export_policy(tmp_path / "policy", "lerobot", tmp_path / "out").folder
 
     found = load_file(out / "model.safetensors")
     language = "model.paligemma_with_expert.paligemma.model.language_model.layers.0."
@@ -114,7 +114,7 @@ def test_what_is_frozen_in_bfloat16_is_written_in_it(tmp_path: Path) -> None:
 
 
 def test_what_is_merged_is_float32_whatever_it_was_held_in(adapted: Callable[[str], Path], tmp_path: Path) -> None:
-    out = export_policy(adapted("bfloat16"), "lerobot", tmp_path / "out", merge_lora=True)
+    out = export_policy(adapted("bfloat16"), "lerobot", tmp_path / "out", merge_lora=True).folder
 
     found = load_file(out / "model.safetensors")
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}

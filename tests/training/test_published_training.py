@@ -104,7 +104,7 @@ def test_what_was_trained_goes_back_to_lerobot(trained: Result, tmp_path: Path) 
     policy = load_policy(trained.best_checkpoint)
     assert isinstance(policy, SmolVLAPolicy)
 
-    out = export_policy(trained.run_dir, "lerobot", tmp_path / "out")
+    out = export_policy(trained.run_dir, "lerobot", tmp_path / "out").folder
 
     back = load_policy(out, cameras={"top": "agentview", "wrist": "eye_in_hand"})
     assert isinstance(back, SmolVLAPolicy)
@@ -123,7 +123,7 @@ def test_what_was_trained_goes_back_to_lerobot(trained: Result, tmp_path: Path) 
 
 
 def test_a_lerobot_folder_acts_in_a_world(trained: Result, tmp_path: Path) -> None:
-    out = export_policy(trained.run_dir, "lerobot", tmp_path / "out")
+    out = export_policy(trained.run_dir, "lerobot", tmp_path / "out").folder
     words = ["eval", "--checkpoint", str(out), "--env", "cubes", "--episodes", "1", "--workers", "1", "--json"]
 
     done = warm.atlas(*words, "--camera", "top=agentview", "--camera", "wrist=eye_in_hand")

@@ -10,9 +10,11 @@ from torch import nn
 
 from atlas.policies.attention import Attention
 from atlas.policies.base import InstructionMemory, Policy
+from atlas.policies.modular.action_heads.head_contract import GenerativeHead
 from atlas.policies.modular.language_encoders.language_contract import LanguageEncoder
 from atlas.policies.modular.modular_section import ModularConfig
 from atlas.policies.modular.parts import LanguageSection
+from atlas.policies.modular.policy_graph import PolicyGraph
 from atlas.policies.modular.unused_biases import hold_key_biases
 from atlas.policies.modular.vision_encoders.spatial_alignment import Alignment
 from atlas.policies.modular.vision_encoders.vision_contract import VisionEncoder
@@ -119,6 +121,11 @@ class ModularPolicy(Policy):
 
     def parts(self) -> dict[str, nn.Module]:
         return {"vision": self.vision, "language": self.language, "fusion": self.fusion, "head": self.head}
+
+    def as_graph(self, instructions: Sequence[str], source: int) -> tuple[nn.Module, int]:
+        """See `HasGraph`."""
+        head = self.head
+        return PolicyGraph(self, instructions, source).eval(), head.noise_dim if isinstance(head, GenerativeHead) else 0
 
     # ---- what is saved -----------------------------------------------------------------------------------
 

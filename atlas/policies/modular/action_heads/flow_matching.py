@@ -70,18 +70,26 @@ class FlowMatchingHead(ActionHead):
         The initial noise is drawn from `generator` if there is one, otherwise it follows from `key` (int64 [B]),
         otherwise it comes from torch's generator. With a key, the actions do not depend on the rest of the batch.
         """
-        shape = (*fused.shape[:2], self.velocity.out_features)
+        shape = (*fused.shape[:2], self.noise_dim)
         if generator is not None:
             x = torch.randn(shape, generator=generator, device=generator.device).to(fused.device)
         elif key is not None:
             x = normal(key, Stream.FLOW_SAMPLING, shape[1] * shape[2]).view(shape).float()
         else:
             x = torch.randn(shape, device=fused.device)
+        return self.carry(x, fused)
+
+    @property
+    def noise_dim(self) -> int:
+        return self.velocity.out_features
+
+    def carry(self, noise: torch.Tensor, fused: torch.Tensor) -> torch.Tensor:
+        """See `GenerativeHead`."""
 
         def velocity(x: torch.Tensor, time: float) -> torch.Tensor:
-            return self._velocity(x, torch.full((shape[0],), time, device=x.device), fused)
+            return self._velocity(x, torch.full((len(fused),), time, device=x.device), fused)
 
-        return self._unpack(integrate(velocity, x, self._config.solver, self._config.steps))
+        return self._unpack(integrate(velocity, noise, self._config.solver, self._config.steps))
 
     def _draw(self, target: torch.Tensor, key: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Noise like `target` [B, H, D] and a time [B]."""

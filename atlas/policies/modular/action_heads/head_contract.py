@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -32,3 +33,14 @@ class ActionHead(nn.Module):
         self, fused: torch.Tensor, key: torch.Tensor | None = None, generator: torch.Generator | None = None
     ) -> torch.Tensor:
         """Normalised actions float32 [B, H, A]."""
+
+
+@runtime_checkable
+class GenerativeHead(Protocol):
+    """A head that makes actions of noise."""
+
+    noise_dim: int  # numbers per action
+
+    def carry(self, noise: torch.Tensor, fused: torch.Tensor) -> torch.Tensor:
+        """Normalised actions float32 [B, H, A] from standard normal noise [B, H, noise_dim]."""
+        ...
