@@ -270,6 +270,7 @@ def make_accelerator(config: Config) -> Accelerator:
 def make_policy(prepared: PreparedRun) -> Policy:
     """The policy that the config describes, or the checkpoint's, ready to be trained."""
     from atlas.policies.base import LearnsFromTeacher, load_policy
+    from atlas.rollout.chunk_executor import check_guided
     from atlas.training.warm_start import start_policy
 
     config, data, checkpoint = prepared.config, prepared.data, prepared.checkpoint
@@ -280,6 +281,7 @@ def make_policy(prepared: PreparedRun) -> Policy:
         policy = start_policy(start, _make_processor(config, data))
     else:
         policy = config.model.build(_make_processor(config, data))
+    check_guided(policy, config.evaluation.blend)
     if isinstance(policy, LearnsFromTeacher):
         policy.load_teacher()
     if config.data.feature_cache is not None:

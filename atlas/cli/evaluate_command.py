@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -41,7 +41,8 @@ def evaluate(
         float, typer.Option(min=0, metavar="MS", help="Until a chunk is there, as on a robot; the last one goes on.")
     ] = 0.0,
     blend: Annotated[
-        float | None, typer.Option(min=0, max=0.99, metavar="W", help="The last chunk's weight where two overlap.")
+        str | None,
+        typer.Option(metavar="W|guided", help="Where chunks overlap: the last one's weight; guided: go on from it."),
     ] = None,
     instruction_shuffle: Annotated[
         bool, typer.Option("--instruction-shuffle", help="Give the policy a different task from the one that counts.")
@@ -157,7 +158,7 @@ def evaluate(
             from atlas.rollout.input_recorder import InputRecorder
 
             recorder = InputRecorder() if diagnose else None
-            more |= {"delay_ms": delay_ms, "blend": blend} if late else {}
+            more |= {"delay_ms": delay_ms, "blend": _blend(blend)} if late else {}
             more |= {} if show is None else {"show_attention": True}
             more |= {} if camera is None else {"cameras": _named_cameras(camera)}
             evaluation = evaluate_checkpoint(
@@ -295,6 +296,15 @@ def _reproduce(file: Path, checkpoint: str | None, given: list[str], workers: in
         print_reproduction(found)
     if found.holds == "no":
         raise typer.Exit(1)
+
+
+def _blend(text: str | None) -> float | Literal["guided"] | None:
+    if text is None or text == "guided":
+        return text  # type: ignore[return-value]
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--blend is '{text}'; give the last chunk's weight, from 0 to below 1, or guided.") from None
 
 
 def _named_cameras(pairs: list[str] | None) -> dict[str, str] | None:

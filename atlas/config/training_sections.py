@@ -95,7 +95,9 @@ class EvaluationConfig(Section):
     execute: Positive = 4  # how many actions of each predicted chunk are executed
     ensemble: Annotated[float, Field(ge=0)] | None = None  # the weight of temporal ensembling; null: off
     delay_ms: Annotated[float, Field(ge=0)] = 0.0  # until a chunk is there, as on the robot; the last one goes on
-    blend: Probability | None = None  # the last chunk's weight where two overlap; null: the new one counts
+    # Where two chunks overlap. null: the new one counts; a number: the last one's weight; guided: the new one is made
+    # to go on from the last one (real-time chunking; flow-matching heads)
+    blend: Probability | Literal["guided"] | None = None
     workers: Positive | None = None  # environment processes per rank; null: one per core, up to 16
     # Of the final ones, a quarter at most, played again with another task named, and again with black images; 0: none.
     probe_episodes: NotNegative = 10

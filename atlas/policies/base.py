@@ -210,6 +210,21 @@ def load_model_config(file: Path) -> ModelConfig:
 
 
 @runtime_checkable
+class FollowsChunks(Protocol):
+    """Can make a chunk that goes on from the one that is being executed (real-time chunking)."""
+
+    @property
+    def follows(self) -> bool:
+        """Whether it can, as it is configured."""
+        ...
+
+    def sample_following(self, batch: Batch, previous: torch.Tensor, delay: int) -> torch.Tensor:
+        """As `Policy.sample`. previous: what is left of the last chunk, float32 [B, R, A] in the ActionSpec's units,
+        from the batch's moment on; delay: how many of its actions will be executed before the new chunk is there."""
+        ...
+
+
+@runtime_checkable
 class LearnsFromTeacher(Protocol):
     """Is trained with the help of a model that is not part of it."""
 

@@ -11,9 +11,10 @@ import torch
 
 from atlas.config import EvaluationConfig
 from atlas.data.sampling.randomness import sample_keys
-from atlas.policies.base import Policy
+from atlas.errors import InputError
+from atlas.policies.base import FollowsChunks, Policy
 from atlas.policies.processor import PolicyProcessor
-from atlas.rollout.chunk_timeline import ChunkTimeline, check_execution, delay_steps
+from atlas.rollout.chunk_timeline import Blend, ChunkTimeline, check_execution, delay_steps
 from atlas.types import Observation
 
 
@@ -35,7 +36,7 @@ class ChunkExecutor:
     with weights exp(-ensemble * i) for i = 0 (the oldest), 1, … (temporal ensembling, Zhao et al., 2023, section IV-A).
     With `delay_ms` a chunk is there as late as on a robot: meanwhile what is left of the last one is executed, and the
     actions of the new one for steps that are over are left out. With `blend` the last chunk keeps that weight where
-    two overlap.
+    two overlap; with 'guided' the policy makes the new one go on from the last (`FollowsChunks`).
     Each of the episodes that it drives at once has a number of the caller's choice and its own state. The random
     numbers of a generative policy follow from (the episode's seed, how many chunks it was asked for), so that a rollout
     does not depend on the episodes beside it. On a CPU each is asked by itself, since in a batch the last bits of a sum
@@ -51,12 +52,13 @@ class ChunkExecutor:
         environment: str | None = None,
         together: bool | None = None,
         delay_ms: float = 0.0,
-        blend: float | None = None,
+        blend: Blend = None,
     ) -> None:
         """environment: the world's name, by which a policy of several datasets knows whose statistics apply. together:
         whether all episodes are asked in one batch, whatever the device; None: as above."""
         horizon, hz = policy.processor.action_horizon, policy.processor.action_spec.control_hz
         check_execution(horizon, hz, execute, ensemble, delay_ms, blend)
+        check_guided(policy, blend)
         self._delay, self._blend = delay_steps(delay_ms, hz), blend
         self._policy, self._execute, self._ensemble = policy, execute, ensemble
         self._source, self._together = policy.processor.source_for(environment), together
@@ -68,7 +70,7 @@ class ChunkExecutor:
         return cls(policy, config.execute, config.ensemble, environment, delay_ms=config.delay_ms, blend=config.blend)
 
     def _new_episode(self, seed: int = 0) -> _Episode:
-        return _Episode(seed, timeline=ChunkTimeline(self._blend or 0.0))
+        return _Episode(seed, timeline=ChunkTimeline(0.0 if self._blend in (None, "guided") else float(self._blend)))
 
     @property
     def policy(self) -> Policy:
@@ -94,11 +96,14 @@ class ChunkExecutor:
         seen = list(observations.values())
         in_one = device.type != "cpu" if self._together is None else self._together
         together = max(1, len(seen)) if in_one else 1
-        parts = [
-            self._chunks(seen[first : first + together], episodes[first : first + together], device)
-            for first in range(0, len(seen), together)
-        ]
-        chunks = np.concatenate(parts)  # [n, H, A]
+        rests = [self._rest(episode) for episode in episodes]
+        chunks = np.empty((len(seen), self.processor.action_horizon, self.processor.action_spec.dim), np.float32)
+        for length in sorted({len(rest) for rest in rests}):
+            alike = [place for place, rest in enumerate(rests) if len(rest) == length]
+            for first in range(0, len(alike), together):
+                some = alike[first : first + together]
+                rest = np.stack([rests[place] for place in some])
+                chunks[some] = self._chunks([seen[p] for p in some], [episodes[p] for p in some], rest, device)
         for episode in episodes:
             episode.asked += 1
         executed = self._average if self._ensemble is not None else self._late
@@ -107,12 +112,27 @@ class ChunkExecutor:
             for number, episode, chunk in zip(observations, episodes, chunks, strict=True)
         }
 
+    def _rest(self, episode: _Episode) -> np.ndarray:
+        """What is planned from the present step on, float32 [R, A], where the policy is to go on from it."""
+        planned = (
+            episode.timeline.take(episode.step, self.processor.action_horizon) if self._blend == "guided" else None
+        )
+        return np.empty((0, self.processor.action_spec.dim), np.float32) if planned is None else planned
+
     def _chunks(
-        self, observations: Sequence[Observation], episodes: Sequence[_Episode], device: torch.device
+        self,
+        observations: Sequence[Observation],
+        episodes: Sequence[_Episode],
+        rest: np.ndarray,
+        device: torch.device,
     ) -> np.ndarray:
-        """float32 [n, H, A]"""
-        batch = self._policy.processor.batch(list(observations), self._source)
-        return np.asarray(self._policy.sample(replace(batch, key=_keys(episodes)).to(device)).float().cpu().numpy())
+        """float32 [n, H, A]; rest [n, R, A]: see `_rest`."""
+        batch = replace(self._policy.processor.batch(list(observations), self._source), key=_keys(episodes)).to(device)
+        if not rest.shape[1]:
+            return np.asarray(self._policy.sample(batch).float().cpu().numpy())
+        assert isinstance(self._policy, FollowsChunks)
+        previous = torch.from_numpy(rest).to(device)
+        return np.asarray(self._policy.sample_following(batch, previous, self._delay).float().cpu().numpy())
 
     def _late(self, episode: _Episode, chunk: np.ndarray) -> np.ndarray:
         """Of the chunk [H, A] about the present step what is executed until the next one is asked for."""
@@ -133,6 +153,15 @@ class ChunkExecutor:
         opinions = np.stack([old[age] for age, old in zip(range(len(history) - 1, -1, -1), history, strict=True)])
         weights = np.exp(-self._ensemble * np.arange(len(opinions)))
         return np.asarray((opinions * weights[:, None]).sum(0) / weights.sum(), np.float32)[None]
+
+
+def check_guided(policy: Policy, blend: Blend) -> None:
+    """Raises InputError where a policy cannot make a chunk go on from the last one, and is asked to."""
+    if blend == "guided" and not (isinstance(policy, FollowsChunks) and policy.follows):
+        raise InputError(
+            "blend is guided, which is for policies that make actions of noise, such as those with a flow-matching "
+            f"head; this one, of the type {policy.config.type}, does not. Give a weight instead, such as 0.3."
+        )
 
 
 def _keys(episodes: Sequence[_Episode]) -> torch.Tensor:

@@ -7,10 +7,13 @@ its first actions are for steps that are over.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 
 from atlas.errors import InputError
+
+Blend = float | Literal["guided"] | None  # see EvaluationConfig
 
 
 def delay_steps(delay_ms: float, control_hz: float) -> int:
@@ -19,14 +22,19 @@ def delay_steps(delay_ms: float, control_hz: float) -> int:
 
 
 def check_execution(
-    horizon: int, control_hz: float, execute: int, ensemble: float | None, delay_ms: float, blend: float | None
+    horizon: int,
+    control_hz: float,
+    execute: int,
+    ensemble: float | None,
+    delay_ms: float,
+    blend: Blend,
 ) -> None:
     """Raises InputError where chunks of so many actions cannot be executed so."""
     if not 1 <= execute <= horizon:
         raise InputError(f"The number of executed actions must be from 1 to {horizon} (the chunk), got {execute}.")
     if ensemble is not None and ensemble < 0:
         raise InputError(f"The ensemble's weight must not be negative, got {ensemble}.")
-    if delay_ms < 0 or (blend is not None and not 0 <= blend < 1):
+    if delay_ms < 0 or (isinstance(blend, float | int) and not 0 <= blend < 1):
         raise InputError(f"A delay must not be negative, and blend be from 0 to below 1; got {delay_ms} ms, {blend}.")
     if ensemble is not None and (delay_ms or blend is not None):
         raise InputError("ensemble asks the policy at every step; leave it out with delay_ms and blend.")

@@ -20,6 +20,7 @@ from atlas.policies.processor import PolicyProcessor
 from atlas.registry import resolve_policy
 from atlas.rollout.actor import AblatedActor, Actor, image_size_for
 from atlas.rollout.chunk_executor import ChunkExecutor
+from atlas.rollout.chunk_timeline import Blend
 from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
 from atlas.rollout.episode_player import Segment
 from atlas.rollout.experience import Played
@@ -259,7 +260,7 @@ def evaluate_checkpoint(
     purpose: Purpose = "report",
     cameras: Mapping[str, str] | None = None,
     delay_ms: float = 0.0,
-    blend: float | None = None,
+    blend: Blend = None,
     show_attention: bool = False,
 ) -> EvaluationReport:
     """Evaluate a saved policy on episodes that neither training nor its selection ever used.
@@ -398,7 +399,7 @@ def load_actor(
     ensemble: float | None,
     cameras: Mapping[str, str] | None = None,
     delay_ms: float = 0.0,
-    blend: float | None = None,
+    blend: Blend = None,
 ) -> tuple[ChunkExecutor, int]:
     """A saved policy that acts in a world, and how many actions of each chunk it executes: by default half of it.
 

@@ -188,6 +188,19 @@ def test_a_generator_goes_before_the_key_and_the_key_before_the_global_one() -> 
     torch.testing.assert_close(head.sample(fused), free, rtol=0, atol=0)
 
 
+def test_a_chunk_that_follows_another_goes_on_from_it() -> None:
+    """Where the last chunk is executed meanwhile it is the same; past the end of that one it is the head's own."""
+    head = make_flow(steps=10)
+    fused, _, _ = chunks(2)
+    rest = torch.linspace(-0.5, 0.5, 7).expand(2, HORIZON - 2, 7)
+
+    free, followed = head.sample(fused, keys(0, 1)), head.sample_following(fused, rest, 2, keys(0, 1))
+
+    gap, was = (followed - rest[0, 0]).abs().amax((0, 2)), (free - rest[0, 0]).abs().amax((0, 2))
+    assert gap[:2].max() < 0.02 < was[:2].min()
+    torch.testing.assert_close(head.sample_following(fused, rest[:, :0], 0, keys(0, 1)), free)
+
+
 def test_an_untrained_flow_loses_what_the_straight_velocity_is() -> None:
     """It starts as the velocity zero, so its loss is the mean square of actions - noise: 1 + the actions' own."""
     head = FlowMatchingHeadConfig(dim=32).build(DIM, ActionSpec(), HORIZON)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from atlas.errors import InputError
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.chunk_timeline import ChunkTimeline, check_execution, delay_steps
-from tests.policies.test_policy import HORIZON
+from atlas.types import Batch
+from tests.policies.test_policy import HORIZON, make_policy
 from tests.rollout.test_executor import STILL, CountingPolicy
 
 
@@ -43,6 +45,35 @@ def test_chunks_are_blended_where_they_overlap() -> None:
 
     assert first == [[0, 0], [0, 1]]
     assert second == [[0.75, 0.25 * 2 + 0.75 * 0], [0.75, 0.25 * 3 + 0.75 * 1]]
+
+
+class FollowingPolicy(CountingPolicy):
+    """Keeps what it is told to go on from."""
+
+    follows = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[list[list[float]], int]] = []
+
+    def sample_following(self, batch: Batch, previous: torch.Tensor, delay: int) -> torch.Tensor:
+        self.told += [(rest[:, :2].tolist(), delay) for rest in previous]
+        return self.sample(batch)
+
+
+def test_a_guided_policy_is_told_what_is_left_of_its_last_chunk_and_how_late_it_is() -> None:
+    policy = FollowingPolicy()
+    executor = ChunkExecutor(policy, 2, delay_ms=50, blend="guided")
+
+    assert told(executor, 3) == [[[0, 0], [0, 1]], [[0, 2], [1, 1]], [[1, 2], [2, 1]]]
+
+    left = [[[number, place] for place in range(2, HORIZON)] for number in range(2)]
+    assert policy.told == [(left[0], 1), (left[1], 1)]
+
+
+def test_a_policy_that_cannot_be_guided_is_refused() -> None:
+    with pytest.raises(InputError, match=r"blend is guided.*of the type modular, does not.*a weight"):
+        ChunkExecutor(make_policy(), 2, blend="guided")
 
 
 @pytest.mark.parametrize(("ms", "hz", "steps"), [(0, 20, 0), (50, 20, 1), (51, 20, 2), (200, 20, 4), (33.3, 30, 1)])

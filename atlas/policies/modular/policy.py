@@ -74,6 +74,18 @@ class ModularPolicy(Policy):
         """
         return self._actions(batch, self._look(batch)[1], generator)
 
+    @property
+    def follows(self) -> bool:
+        return isinstance(self.head, GenerativeHead)
+
+    @torch.no_grad()
+    def sample_following(self, batch: Batch, previous: torch.Tensor, delay: int) -> torch.Tensor:
+        """See `FollowsChunks`."""
+        assert isinstance(self.head, GenerativeHead)
+        rest = self.action_scaler.normalize(previous, batch.source)
+        chunk = self.head.sample_following(self._look(batch)[1], rest, delay, batch.key)
+        return self.action_scaler.denormalize(chunk, batch.source)
+
     @torch.no_grad()
     def losses_and_sample(self, batch: Batch) -> tuple[LossTerms, torch.Tensor]:
         """The results of `forward` and `sample`, with a single look at the images."""

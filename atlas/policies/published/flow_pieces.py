@@ -15,6 +15,7 @@ import torch
 
 from atlas.data.sampling.randomness import Stream, normal, uniform
 from atlas.errors import InputError
+from atlas.policies.chunk_guidance import Guidance
 
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # x_t [B, H, W], time [B] -> [B, H, W]
 
@@ -104,50 +105,3 @@ def integrate_euler(velocity: Velocity, start: torch.Tensor, steps: int, guide: 
             v = guide(x, v, 1.0 - step / steps)
         x = x - v / steps
     return x
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Real-time chunking: draws a chunk to what is left of the chunk before, while that is executed.
-
-    Black, Galliker and Levine, 2025, with the identity for the gradient through the network, as LeRobot computes it.
-    previous: float32 [B, H, W], normalised, zeros past its end. weights: float32 [H].
-    """
-
-    previous: torch.Tensor
-    weights: torch.Tensor
-    most: float = 10.0
-
-    def __call__(self, x: torch.Tensor, velocity: torch.Tensor, time: float) -> torch.Tensor:
-        """The guided velocity at x [B, H, W] and time."""
-        done = 1.0 - time
-        strength = self.most
-        if done > 0:
-            rest = 1.0 - done
-            spread = (rest**2 + done**2) / rest**2 if rest > 0 else math.inf
-            strength = min(self.most, rest / done * spread) if rest > 0 else self.most
-        error = self.previous - (x - time * velocity)
-        return velocity - strength * self.weights[:, None] * error
-
-
-def guidance_weights(horizon: int, left: int, delay: int, reach: int, schedule: str = "linear") -> torch.Tensor:
-    """float32 [horizon]: 1 for the first `delay` actions, which will be executed before the new chunk is there, then
-    down to 0 at `reach`, which is at most `left`, the number of actions that the chunk before still has.
-
-    schedule: linear; exp (falls faster); ones (1 up to `reach`); zeros (0 from `delay` on). Raises InputError.
-    """
-    if schedule not in ("linear", "exp", "ones", "zeros"):
-        raise InputError(f"real-time chunking's schedule is '{schedule}'; known: linear, exp, ones, zeros.")
-    end = min(reach, left, horizon)
-    start = min(delay, end)
-    weights = torch.zeros(horizon)
-    if schedule == "zeros":
-        weights[:start] = 1.0
-    elif schedule == "ones":
-        weights[:end] = 1.0
-    else:
-        falling = torch.linspace(1.0, 0.0, end - start + 2)[1:-1]
-        if schedule == "exp":
-            falling = falling * torch.expm1(falling) / (math.e - 1)
-        weights[:start], weights[start:end] = 1.0, falling
-    return weights

@@ -17,16 +17,15 @@ from atlas.data.image_fit import ImageFit
 from atlas.errors import InputError
 from atlas.policies.adapters import plain_name
 from atlas.policies.base import Policy
+from atlas.policies.chunk_guidance import Guidance
 from atlas.policies.pretrained_weights import FrozenWeights, weights_hash
 from atlas.policies.processor import PolicyProcessor
 from atlas.policies.published.camera_slots import CameraSlots
 from atlas.policies.published.description import Description
 from atlas.policies.published.flow_pieces import (
     FlowTime,
-    Guidance,
     draw_start,
     draw_training,
-    guidance_weights,
     integrate_euler,
     mix,
 )
@@ -132,14 +131,20 @@ class FlowPolicy(Policy):
             guide = self.guidance(rest, delay, previous.shape[1] if reach is None else reach, schedule, most)
         return self._actions(batch, self._look(batch), None, start, guide)
 
+    @property
+    def follows(self) -> bool:
+        return True
+
+    def sample_following(self, batch: Batch, previous: torch.Tensor, delay: int) -> torch.Tensor:
+        """See `FollowsChunks`."""
+        return self.sample_chunk(batch, previous=previous, delay=delay)
+
     def guidance(
         self, rest: torch.Tensor, delay: int, reach: int, schedule: str = "linear", most: float = 10.0
     ) -> Guidance:
         """Of what is left of a chunk, float32 [B, R, <= width], normalised."""
-        horizon = self.processor.action_horizon
-        weights = guidance_weights(horizon, rest.shape[1], delay, reach, schedule).to(rest.device)
-        padded = F.pad(rest[:, :horizon], (0, self._width - rest.shape[2], 0, max(0, horizon - rest.shape[1])))
-        return Guidance(padded, weights, most)
+        horizon, width = self.processor.action_horizon, self._width
+        return Guidance.towards(rest, horizon, width, delay, reach, schedule, most)
 
     def _look(self, batch: Batch) -> Prefix:
         """Without gradients where nothing of the prefix is trained."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas.errors import InputError
+from atlas.rollout.chunk_timeline import Blend
 from atlas.rollout.episode_plan import Purpose
 from atlas.system.documents import read_json
 from atlas.system.files import sha256_of
@@ -33,7 +34,7 @@ class Protocol:
     perturb: tuple[str, ...] = ()  # each 'NAME:LEVEL'
     perturb_episodes: int = 0
     delay_ms: float = 0.0
-    blend: float | None = None
+    blend: Blend = None
     cameras: Mapping[str, str] | None = None  # {a LeRobot policy's: the environment's}
 
     @classmethod

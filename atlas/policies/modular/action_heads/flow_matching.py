@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from atlas.data.sampling.randomness import Stream, normal, uniform
+from atlas.policies.chunk_guidance import Guidance
 from atlas.policies.modular.action_heads.action_parts import ActionParts
 from atlas.policies.modular.action_heads.head_contract import ActionHead
 from atlas.policies.modular.action_heads.solvers import integrate
@@ -70,24 +71,35 @@ class FlowMatchingHead(ActionHead):
         The initial noise is drawn from `generator` if there is one, otherwise it follows from `key` (int64 [B]),
         otherwise it comes from torch's generator. With a key, the actions do not depend on the rest of the batch.
         """
+        return self.carry(self._start(fused, key, generator), fused)
+
+    def sample_following(
+        self, fused: torch.Tensor, rest: torch.Tensor, delay: int, key: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """As `sample`, drawn to the rest of the chunk before, normalised actions [B, R, A], of which `delay` will be
+        executed before this one is there."""
+        guide = Guidance.towards(self._pack(rest), fused.shape[1], self.noise_dim, delay)
+        return self.carry(self._start(fused, key, None), fused, guide)
+
+    def _start(self, fused: torch.Tensor, key: torch.Tensor | None, generator: torch.Generator | None) -> torch.Tensor:
+        """Noise [B, H, D]."""
         shape = (*fused.shape[:2], self.noise_dim)
         if generator is not None:
-            x = torch.randn(shape, generator=generator, device=generator.device).to(fused.device)
-        elif key is not None:
-            x = normal(key, Stream.FLOW_SAMPLING, shape[1] * shape[2]).view(shape).float()
-        else:
-            x = torch.randn(shape, device=fused.device)
-        return self.carry(x, fused)
+            return torch.randn(shape, generator=generator, device=generator.device).to(fused.device)
+        if key is not None:
+            return normal(key, Stream.FLOW_SAMPLING, shape[1] * shape[2]).view(shape).float()
+        return torch.randn(shape, device=fused.device)
 
     @property
     def noise_dim(self) -> int:
         return self.velocity.out_features
 
-    def carry(self, noise: torch.Tensor, fused: torch.Tensor) -> torch.Tensor:
+    def carry(self, noise: torch.Tensor, fused: torch.Tensor, guide: Guidance | None = None) -> torch.Tensor:
         """See `GenerativeHead`."""
 
         def velocity(x: torch.Tensor, time: float) -> torch.Tensor:
-            return self._velocity(x, torch.full((len(fused),), time, device=x.device), fused)
+            free = self._velocity(x, torch.full((len(fused),), time, device=x.device), fused)
+            return free if guide is None else -guide(x, -free, 1 - time)  # its time goes the other way
 
         return self._unpack(integrate(velocity, noise, self._config.solver, self._config.steps))
 

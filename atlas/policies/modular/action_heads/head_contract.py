@@ -44,3 +44,9 @@ class GenerativeHead(Protocol):
     def carry(self, noise: torch.Tensor, fused: torch.Tensor) -> torch.Tensor:
         """Normalised actions float32 [B, H, A] from standard normal noise [B, H, noise_dim]."""
         ...
+
+    def sample_following(
+        self, fused: torch.Tensor, rest: torch.Tensor, delay: int, key: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """As `ActionHead.sample`; rest and delay: see `FollowsChunks`, normalised."""
+        ...
