@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -112,7 +113,8 @@ def evaluate(
         raise InputError(
             "--ensemble and --diagnose need the policy itself: give --checkpoint, or leave them out with --policy."
         )
-    late = bool(delay_ms) or blend is not None
+    join = _blend(blend)
+    late = bool(delay_ms) or join is not None
     if late and (checkpoint is None or until_clear):
         raise InputError("--delay-ms and --blend are for --checkpoint alone, without --until-clear.")
     _check_show(show, checkpoint, video, until_clear)
@@ -158,7 +160,7 @@ def evaluate(
             from atlas.rollout.input_recorder import InputRecorder
 
             recorder = InputRecorder() if diagnose else None
-            more |= {"delay_ms": delay_ms, "blend": _blend(blend)} if late else {}
+            more |= {"delay_ms": delay_ms, "blend": join} if late else {}
             more |= {} if show is None else {"show_attention": True}
             more |= {} if camera is None else {"cameras": _named_cameras(camera)}
             evaluation = evaluate_checkpoint(
@@ -302,9 +304,12 @@ def _blend(text: str | None) -> float | Literal["guided"] | None:
     if text is None or text == "guided":
         return text  # type: ignore[return-value]
     try:
-        return float(text)
+        weight = float(text)
     except ValueError:
-        raise InputError(f"--blend is '{text}'; give the last chunk's weight, from 0 to below 1, or guided.") from None
+        weight = math.nan
+    if not 0 <= weight < 1:
+        raise InputError(f"--blend is '{text}'; give the last chunk's weight, from 0 to below 1, or guided.")
+    return weight
 
 
 def _named_cameras(pairs: list[str] | None) -> dict[str, str] | None:
