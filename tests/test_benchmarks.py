@@ -121,6 +121,14 @@ def test_media(run: Run, cubes_dataset: Path) -> None:
     assert "All media over none" in run("media", "--data", cubes_dataset, "--steps", 2, "--rounds", 1, *settings)
 
 
+def test_worlds_are_timed_and_those_that_are_not_here_say_so(run: Run) -> None:
+    pytest.importorskip("gymnasium")
+    missing = "gym:no_such_package/Thing-v0"
+    printed = run("worlds", "--size", 16, "--seconds", 0.05, "gym:tests.rollout.gym_toy:Toy-v0", missing)
+    toy, other = rows(printed)
+    assert toy[1] == "1 of 16 x 21" and float(toy[2]) > 0 and other[1].startswith("not here: ")
+
+
 def test_feature_cache(run: Run) -> None:
     sizes = ["--width", 64, "--depth", 1, "--size", 28, "--frames", 36, "--batch", 2, "--rounds", 1]
     printed = run("feature_cache", *sizes, "model.fusion={dim: 32, layers: 1}")
@@ -185,6 +193,16 @@ def test_serve_overhead_prints_percentiles(run: Run) -> None:
 
 
 # ---- those of whole processes ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_metaworld(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("metaworld", reason="Meta-World is not installed: pip install 'atlas-vla[metaworld]'")
+    sizes = ["--demonstrations", 2, "--episodes", 2, "--image-size", 32, "--out", tmp_path]
+    settings = [*SMALL, KEYPOINTS, "training.max_steps=2", "evaluation.episodes=0", "evaluation.final_episodes=0"]
+    printed = run("metaworld_mt10", "--env", "metaworld-drawer-close", *sizes, *settings)
+    assert [row[0] for row in rows(printed)][:3] == ["recording", "training", "evaluating"]
+    assert [row[0] for row in rows(printed)][-2:] == ["close the drawer", "all"]
 
 
 @pytest.mark.slow

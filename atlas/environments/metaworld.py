@@ -152,7 +152,7 @@ class MetaworldScene:
 
     def __init__(self, task: str, image_size: int) -> None:
         self.task, self._size = task, image_size
-        with pins_explained(f"metaworld-{task}", "metaworld"), failure_explained():
+        with failure_explained(), pins_explained(f"metaworld-{task}", "metaworld"):
             import mujoco
             from metaworld import env_dict
             from metaworld.types import Task
