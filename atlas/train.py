@@ -291,9 +291,11 @@ def make_policy(prepared: PreparedRun) -> Policy:
 
 def _make_processor(config: Config, data: TrainingData) -> PolicyProcessor:
     from atlas.data.inputs import summarise_inputs
+    from atlas.data.sampling.relative_actions import relative_actions
     from atlas.policies.processor import PolicyProcessor, scaled_well
 
     dataset, cameras, size = data.dataset, data.cameras, config.data.image_size
+    relative = relative_actions(dataset, config.model.processor)
     return PolicyProcessor(
         cameras=tuple(cameras),
         camera_size=min(min(dataset.image_size(camera)) for camera in cameras),
@@ -301,10 +303,12 @@ def _make_processor(config: Config, data: TrainingData) -> PolicyProcessor:
         action_horizon=config.data.action_horizon,
         proprio_dim=dataset.proprio_dim,
         action_spec=dataset.action_spec,
-        statistics=tuple(scaled_well(s, config.model.processor) for s in data.train.statistics()),
+        statistics=tuple(scaled_well(s, config.model.processor) for s in data.train.statistics(relative)),
         scaling=config.model.processor,
         inputs=summarise_inputs(dataset, data.train.episodes, cameras, size),
         fit=config.model.image_fit(),
+        history=data.train.history,
+        relative=relative,
     )
 
 

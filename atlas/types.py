@@ -360,12 +360,14 @@ def _groups_of_ranges(
 class Observation:
     """What a policy sees at one step.
 
-    images: {camera: uint8 [H, W, 3]}, upright, RGB; proprio: float32 [P]; instruction: the task in words.
+    images: {camera: uint8 [H, W, 3]}, upright, RGB; proprio: float32 [P]; instruction: the task in words. past: what
+    was seen before, the earliest first, for a policy that looks at it (atlas/data/sampling/history.py).
     """
 
     images: dict[str, np.ndarray]
     proprio: np.ndarray
     instruction: str
+    past: tuple[Observation, ...] = ()
 
 
 @dataclass
@@ -375,9 +377,10 @@ class Batch:
     `actions` and `action_is_pad` are absent (None) when a policy is only asked for actions.
     """
 
-    # uint8 [B, V, 3, H, W]; float in [0, 1] once on the device. V = cameras x frames. None if there are `features`.
+    # uint8 [B, V, 3, H, W]; float in [0, 1] once on the device. V = frames x cameras, the earliest frame's first. None
+    # if there are `features`.
     images: torch.Tensor | None
-    proprio: torch.Tensor  # float32 [B, P]
+    proprio: torch.Tensor  # float32 [B, P]; with a history frames x P, the present one's last
     instruction: list[str]
     source: torch.Tensor  # int64 [B], the dataset of the mixture it comes from, whose statistics apply
     actions: torch.Tensor | None = None  # float32 [B, H, A], in the ActionSpec's units

@@ -18,7 +18,7 @@ from atlas.checks.rotation_flip import check_rotations
 from atlas.checks.split_check import check_split
 from atlas.checks.stats import check_stats
 from atlas.config.model_section import ProcessorConfig
-from atlas.data.episode import EpisodeDataset
+from atlas.data.episode import EpisodeDataset, tasks_of
 from atlas.data.lerobot import LeRobotDataset
 from atlas.data.mixture import Source, sources_of
 from atlas.data.proprio import proprio_names
@@ -46,7 +46,7 @@ def inspect_dataset(dataset: EpisodeDataset) -> dict[str, Any]:
         "episodes": len(dataset),
         "frames": int(dataset.lengths.sum()),
         "fps": dataset.fps,
-        "tasks": {task: int((dataset.task_of == i).sum()) for i, task in enumerate(dataset.tasks)},
+        "tasks": _episodes_of_tasks(dataset),
         "cameras": {camera: list(dataset.image_size(camera)) for camera in dataset.cameras},
         "action_dim": dataset.action_spec.dim,
         "action_spec": dataset.action_spec.to_dict(),
@@ -57,6 +57,12 @@ def inspect_dataset(dataset: EpisodeDataset) -> dict[str, Any]:
         "action_max": actions.max(0).tolist(),
         "warnings": dataset_warnings(dataset),
     }
+
+
+def _episodes_of_tasks(dataset: EpisodeDataset) -> dict[str, int]:
+    """{instruction: the episodes that have it, at some frame at least}"""
+    count = np.bincount([t for i in range(len(dataset)) for t in tasks_of(dataset, i)], minlength=len(dataset.tasks))
+    return {task: int(n) for task, n in zip(dataset.tasks, count, strict=True)}
 
 
 def reading_notes(dataset: EpisodeDataset) -> list[str]:

@@ -37,7 +37,16 @@ class FeaturesConfig(Section):
     cameras: Annotated[dict[str, str], Field(min_length=1)] | None = None  # {name: key of a video or image feature}
     proprio: str | Names | None = None  # a key, or several whose numbers are concatenated
     action: str | Names | None = None  # a key, or several whose numbers are concatenated
+    instruction: Literal["task", "subtask"] = "task"  # of each frame: LeRobot's task, or its sub-task
     action_spec: SourceActionsConfig | None = None  # null: told by names and robot_type, or LIBERO's seven numbers
+
+
+class HistoryConfig(Section):
+    """The frames that the policy sees: the present one, and earlier ones that are `stride` control steps apart. Before
+    an episode's first frame there is that frame again."""
+
+    steps: Annotated[int, Field(ge=1, le=16)] = 1  # 1: the present frame alone
+    stride: Annotated[int, Field(ge=1, le=1000)] = 1
 
 
 # Which way up a source stores its images; auto: as usual for its format. See atlas/data/orientation.py.
@@ -76,6 +85,8 @@ class DataConfig(Section):
     cameras: Annotated[list[str], Field(min_length=1)] | None = None  # null: all of the dataset's
     image_size: Annotated[int, Field(ge=16, le=1024)] = 64
     action_horizon: Size = 8  # H: actions predicted at once
+    history: HistoryConfig = HistoryConfig()
+    chunks_cross_tasks: bool = False  # false: a chunk ends where the instruction changes within an episode
     orientation: StoredOrientation = "auto"
     features: FeaturesConfig | None = None  # for LeRobot datasets whose names Atlas does not know
     instruction: str | None = None  # for datasets that have none
@@ -89,6 +100,16 @@ class DataConfig(Section):
     def _agree(self) -> DataConfig:
         if self.frame_cache is not None and self.feature_cache is not None:
             raise ValueError("frame_cache and feature_cache are both set; features are read instead of images")
+        if self.history.steps > 1:
+            if self.feature_cache is not None:
+                raise ValueError(
+                    f"history.steps is {self.history.steps}, but feature_cache holds single frames; leave out one"
+                )
+            if self.drop_noops or any(source.drop_noops for source in self.datasets or []):
+                raise ValueError(
+                    f"history.steps is {self.history.steps}, but drop_noops leaves frames out, after which recorded "
+                    "frames are no longer a control step apart, as a robot's are; leave out one"
+                )
         if self.datasets is None:
             return self
         for key in ("path", "orientation", "features", "instruction", "drop_noops"):

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from pydantic import Field, model_validator
+
+from atlas.config.action_sections import OtherForm
 from atlas.config.chosen_section import Chosen
 from atlas.config.data_sections import DataConfig
 from atlas.config.section import Section
 from atlas.system.plugins import PluginTable
+from atlas.types import RotationForm
 
 if TYPE_CHECKING:
     from atlas.types import ActionSpec
@@ -24,6 +28,18 @@ class ProcessorConfig(Section):
 
     action_normalization: Literal["quantiles", "mean_std", "min_max"] = "quantiles"
     proprio_normalization: Literal["quantiles", "mean_std", "min_max"] = "mean_std"
+    # Learn targets relative to the state at the chunk's start; what is sampled is absolute again
+    relative_actions: bool = False
+    # The proprio's dimensions that say where the targets' numbers are, in the actions' order; null: told by names
+    relative_to: list[Annotated[int, Field(ge=0)]] | None = None
+    relative_rotation: RotationForm | OtherForm | None = None  # of rotations in the proprio; null: as in the actions
+
+    @model_validator(mode="after")
+    def _agree(self) -> ProcessorConfig:
+        for key in ("relative_to", "relative_rotation"):
+            if getattr(self, key) is not None and not self.relative_actions:
+                raise ValueError(f"{key} is set, but relative_actions is false; set both, or leave {key} out")
+        return self
 
 
 class ModelConfig(Section):
@@ -34,6 +50,10 @@ class ModelConfig(Section):
 
     type: str
     processor: ProcessorConfig = ProcessorConfig()
+    # Whether its Policy looks at `processor.views` pictures and `processor.proprio_width` numbers (data.history), and
+    # gives actions through `processor.to_learn` and `processor.to_execute` (relative_actions).
+    takes_history: ClassVar[bool] = False
+    takes_relative_actions: ClassVar[bool] = False
 
     def build(self, processor: Any, folder: Path | None = None, read_weights: bool = True) -> Any:
         """The Policy for a PolicyProcessor, with the weights that training starts from.

@@ -58,6 +58,16 @@ class Config(Section):
                 f"{self.data.action_horizon}; at most the predicted actions can be executed"
             )
         self.model.check_data(self.data)
+        if self.data.history.steps > 1 and not self.model.takes_history:
+            raise ValueError(
+                f"data.history.steps is {self.data.history.steps}, but a policy of the type {self.model.type} looks at "
+                "one frame; leave data.history out"
+            )
+        if self.model.processor.relative_actions and not self.model.takes_relative_actions:
+            raise ValueError(
+                f"model.processor.relative_actions is true, but a policy of the type {self.model.type} learns actions "
+                "as they are; leave it out"
+            )
         name = self.run_name
         if name is not None and (name.startswith(".") or "/" in name or unfit(name)):
             raise ValueError(f"run_name {name!r} must be usable as a folder's name")

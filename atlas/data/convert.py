@@ -11,7 +11,7 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
-from atlas.data.episode import EpisodeDataset, RecordedEpisode
+from atlas.data.episode import EpisodeDataset, RecordedEpisode, tasks_of
 from atlas.data.hdf5.libero_writer import write_libero_file
 from atlas.data.lerobot.writing.writer import Part, Plan, assemble, check_codec, plan, write_part
 from atlas.errors import InputError
@@ -113,6 +113,12 @@ def _settle(dataset: EpisodeDataset, asked: Conversion) -> Plan | list[tuple[int
             f"LIBERO's files hold LIBERO's seven action numbers at 20 Hz and {_LIBERO_PROPRIO} proprio numbers, but "
             f"{dataset.path} has {', '.join(dataset.action_spec.names)} at {dataset.action_spec.control_hz:g} Hz and "
             f"{dataset.proprio_dim} proprio numbers. Use --to lerobot."
+        )
+    changing = next((i for i in range(len(dataset)) if len(tasks_of(dataset, i)) > 1), None)
+    if changing is not None:
+        raise InputError(
+            f"LIBERO's files hold one instruction an episode, but that of episode {changing} of {dataset.path} "
+            "changes. Use --to lerobot."
         )
     names: dict[str, int] = {}
     for task in dict.fromkeys(dataset.task_of.tolist()):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -113,6 +113,34 @@ class EpisodeDataset(Protocol):
     def fingerprint(self) -> str:
         """A short hash that changes when the data does."""
         ...
+
+
+@runtime_checkable
+class ChangesTasks(Protocol):
+    """A dataset whose instruction may change within an episode."""
+
+    def frame_tasks(self, index: int) -> np.ndarray | None:
+        """int64 [T], an index into `tasks` for each frame of an episode; None if all have the episode's."""
+        ...
+
+
+def frame_tasks(dataset: EpisodeDataset, index: int) -> np.ndarray | None:
+    """The index into `tasks` of each frame of an episode, int64 [T]; None if all have the episode's."""
+    return dataset.frame_tasks(index) if isinstance(dataset, ChangesTasks) else None
+
+
+def frame_instructions(dataset: EpisodeDataset, index: int) -> list[str]:
+    """The instruction of each frame of an episode."""
+    tasks = frame_tasks(dataset, index)
+    if tasks is None:
+        return [dataset.tasks[dataset.task_of[index]]] * int(dataset.lengths[index])
+    return [dataset.tasks[task] for task in tasks.tolist()]
+
+
+def tasks_of(dataset: EpisodeDataset, index: int) -> list[int]:
+    """The tasks of an episode, each once, in the order of its frames."""
+    tasks = frame_tasks(dataset, index)
+    return [int(dataset.task_of[index])] if tasks is None else list(dict.fromkeys(tasks.tolist()))
 
 
 def images_by_episode(dataset: EpisodeDataset, camera: str, episodes: np.ndarray, frames: np.ndarray) -> np.ndarray:

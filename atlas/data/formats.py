@@ -101,13 +101,13 @@ def open_dataset(
     drop_noops: leave out frames whose action does nothing.
     features: which features of a LeRobot dataset mean what (None: decided by their names).
     cameras: those that will be used (None: all); a LeRobot dataset's files for other cameras may be absent.
-    instruction: for all episodes, if the HDF5 files have none.
+    instruction: of episodes that have none.
     skip_damaged: leave out files and episodes that are damaged, each with a warning.
     Raises InputError that names what is missing or damaged.
     """
     if str(path).startswith(PREFIX):
         folder = fetch_dataset(parse_reference(str(path)), features, cameras)
-        return LeRobotDataset(folder, orientation, drop_noops, features, cameras, skip_damaged)
+        return LeRobotDataset(folder, orientation, drop_noops, features, cameras, skip_damaged, instruction)
     folder = Path(path).expanduser()
     other = None if is_lerobot(folder) else _other_format(str(path))
     if other is not None:
@@ -125,11 +125,7 @@ def open_dataset(
             "hf:owner/name for a dataset on the Hugging Face hub, as data.path."
         )
     if is_lerobot(folder):
-        if instruction is not None:
-            raise InputError(
-                f"data.instruction is '{instruction}', but {folder} has its own instructions. Leave it out."
-            )
-        return LeRobotDataset(folder, orientation, drop_noops, features, cameras, skip_damaged)
+        return LeRobotDataset(folder, orientation, drop_noops, features, cameras, skip_damaged, instruction)
     if features is not None:
         raise InputError(f"data.features is for LeRobot datasets, but {folder} is not one: it has no meta/info.json.")
     return LiberoDataset(folder, orientation, drop_noops, instruction, skip_damaged)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from atlas.data.crop_geometry import fit_images
-from atlas.data.episode import EpisodeDataset
+from atlas.data.episode import EpisodeDataset, tasks_of
 from atlas.data.motion import MotionFit, fit_motion
 
 THUMBNAIL = 16  # pixels per side
@@ -121,7 +121,7 @@ def summarise_inputs(
             fitted = fit_images(episode.images(camera, frames), image_size).permute(0, 2, 3, 1).numpy()
             first[camera].append(fitted[:1])
             images[camera].append(fitted[1:])
-    tasks = [dataset.tasks[task] for task in np.unique(dataset.task_of[episodes]).tolist()]
+    tasks = [dataset.tasks[task] for task in sorted({task for i in episodes.tolist() for task in tasks_of(dataset, i)})]
     summaries = {
         camera: CameraSummary.of(np.concatenate(parts), np.concatenate(first[camera]), np.concatenate(places_of_hand))
         for camera, parts in images.items()

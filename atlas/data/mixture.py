@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from atlas.config import SourceConfig
-from atlas.data.episode import Episode, EpisodeDataset, Numbers, images_by_episode
+from atlas.data.episode import Episode, EpisodeDataset, Numbers, frame_tasks, images_by_episode
 from atlas.errors import InputError
 from atlas.types import ActionSpec
 
@@ -92,8 +92,17 @@ class Mixture:
         self._simulated = _simulated(self.sources)
         self.environment = None if self._simulated is None else self._simulated.dataset.environment
 
+        self._task_places = [np.array([self.tasks.index(task) for task in dataset.tasks]) for dataset in datasets]
+
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def frame_tasks(self, index: int) -> np.ndarray | None:
+        """int64 [T], an index into `tasks` for each frame of an episode; None if all have the same."""
+        number = self._source_of[index]
+        source = self.sources[number]
+        tasks = frame_tasks(source.dataset, index - source.first)
+        return None if tasks is None else self._task_places[number][tasks]
 
     def episode(self, index: int) -> Episode:
         source = self.sources[self._source_of[index]]

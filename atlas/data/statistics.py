@@ -54,6 +54,10 @@ class ColumnStatistics:
         rows = (values.mean(0), values.std(0), values.min(0), values.max(0), q01, q99)
         return cls(*(tuple(float(v) for v in row) for row in rows))
 
+    def repeated(self, times: int) -> ColumnStatistics:
+        """Of the same dimensions several times, one after the other."""
+        return ColumnStatistics(**{name: row * times for name, row in vars(self).items()})
+
     def is_of(self, width: int) -> bool:
         """Whether each row is `width` finite numbers: values read from a file may be anything."""
         rows = asdict(self).values()
@@ -78,14 +82,19 @@ class DatasetStatistics:
     # policies saved before this was decided per dimension.
     action_scaling: tuple[str, ...] | None = None
     proprio_scaling: tuple[str, ...] | None = None
+    relative_action: ColumnStatistics | None = None  # of what is learned, where that is relative to the state
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        if self.relative_action is None:
+            del values["relative_action"]  # which older versions do not know
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DatasetStatistics:
         action, proprio = (ColumnStatistics.from_dict(values[name]) for name in ("action", "proprio"))
         scaled = (values.get(name) for name in ("action_scaling", "proprio_scaling"))
+        relative = values.get("relative_action")
         action_scaling, proprio_scaling = (None if each is None else tuple(each) for each in scaled)
         return cls(
             source=values["source"],
@@ -96,6 +105,7 @@ class DatasetStatistics:
             environment=values.get("environment"),
             action_scaling=action_scaling,
             proprio_scaling=proprio_scaling,
+            relative_action=None if relative is None else ColumnStatistics.from_dict(relative),
         )
 
 

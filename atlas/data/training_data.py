@@ -11,6 +11,7 @@ from atlas.data.episode import EpisodeDataset
 from atlas.data.formats import open_configured
 from atlas.data.sampling.balance import balanced_draws
 from atlas.data.sampling.chunks import ChunkDataset
+from atlas.data.sampling.history import History
 from atlas.data.sampling.kept_split import KeptSplit
 from atlas.data.sampling.order import Draws
 from atlas.data.sampling.split import split_dataset
@@ -54,8 +55,11 @@ def split_data(
 ) -> TrainingData:
     """Split an open dataset, and balance it. Raises InputError if a chunk is too long, or a share too small."""
     size, horizon, fit = config.data.image_size, config.data.action_horizon, config.model.image_fit()
+    history = History(**config.data.history.model_dump())
     train, val = (
-        ChunkDataset(dataset, episodes, cameras, size, horizon, seed=config.seed, fit=fit)
+        ChunkDataset(
+            dataset, episodes, cameras, size, horizon, config.seed, fit, history, config.data.chunks_cross_tasks
+        )
         for episodes in split_dataset(dataset, config.data.val_fraction, config.seed, kept)
     )
     return TrainingData(dataset, cameras, train, val, balanced_draws(train, config.data))

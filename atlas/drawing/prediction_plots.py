@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from atlas.config import PlotLoggerConfig
-from atlas.data.episode import EpisodeDataset
+from atlas.data.episode import EpisodeDataset, frame_instructions
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.drawing.action_curves import panels
 from atlas.drawing.camera_view import find_camera, following
@@ -22,6 +22,7 @@ _WORST_ERRORS = {  # the errors of an ActionSpec that are in the table
     "pose_l2_error": "pose L2 error",
     "position_error_mm": "position error (mm)",
     "joint_error_deg": "joint error (deg)",
+    "joint_error_percent": "joint error (%)",
     "gripper_error": "gripper error",
 }
 _LONGEST_TITLE = 80  # characters, for the instruction
@@ -99,13 +100,13 @@ class PlotLogger:
         """recorded, predicted: float64 [steps, D], m, of the group's arm, from where the chunk begins."""
         steps, spec = int((~chosen.is_pad[number]).sum()), self._dataset.action_spec
         place, frame = self._places[chosen.index[number]].tolist()
-        episode = self._dataset.episode(place)
         views = [self._view(camera, place, frame, recorded, predicted) for camera in self._cameras]
         what = "commanded motion" if group.delta else "commanded positions"
         note = f"{what} of {steps} actions ({steps / spec.control_hz:.2g} s)"
         if any(view.recorded is not None for view in views):
             note += f"; in the picture {self._factor():.2f} of it, as far as the arm follows in the recordings"
-        title = f"{number + 1}: {shorten(episode.instruction, _LONGEST_TITLE)} (episode {place}, frame {frame})"
+        instruction = shorten(frame_instructions(self._dataset, place)[frame], _LONGEST_TITLE)
+        title = f"{number + 1}: {instruction} (episode {place}, frame {frame})"
         drawn = draw_views(views, recorded, predicted, group.names, title, note)
         arm = f"/{group.arm}" if len(spec.arms) > 1 else ""
         self._tracker.log_image(f"plots/views/{number + 1}{arm}", drawn)
@@ -131,7 +132,7 @@ class PlotLogger:
         rows = []
         for sample, *errors in worst.tolist():
             place, frame = self._places[int(sample)].tolist()
-            instruction = self._dataset.tasks[self._dataset.task_of[place]]
+            instruction = frame_instructions(self._dataset, place)[frame]
             rows.append([place, frame, instruction, *(round(error, 4) for error in errors)])
         columns = ("episode", "frame", "instruction", *_worst_errors(self._dataset.action_spec).values())
         self._tracker.log_table("plots/worst_samples", columns, rows)

@@ -15,6 +15,8 @@ from torch import nn
 from atlas.config import ProcessorConfig
 from atlas.data.image_fit import ImageFit, gather_views
 from atlas.data.inputs import TrainingInputs
+from atlas.data.sampling.history import ONE_FRAME, History
+from atlas.data.sampling.relative_actions import RelativeActions
 from atlas.data.statistics import METHODS, SMALLEST_RANGE, ColumnStatistics, DatasetStatistics, scaling_of
 from atlas.errors import InputError
 from atlas.system.documents import read_json
@@ -40,11 +42,45 @@ class PolicyProcessor:
     scaling: ProcessorConfig
     inputs: TrainingInputs | None = None  # what it was shown in training; None if that was not kept
     fit: ImageFit | None = None  # how the policy itself fits whole pictures; None: it gets cropped squares
+    history: History = ONE_FRAME  # the frames it looks at
+    relative: RelativeActions | None = None  # what is learned relative to the state; None: actions as they are
+
+    @property
+    def views(self) -> int:
+        """How many pictures the network sees."""
+        return self.history.steps * len(self.cameras)
+
+    @property
+    def proprio_width(self) -> int:
+        """How many numbers of proprio the network gets."""
+        return self.history.steps * self.proprio_dim
+
+    def to_learn(self, actions: torch.Tensor, proprio: torch.Tensor) -> torch.Tensor:
+        """Chunks [B, H, A] in the form that the network learns, before scaling: relative to the state if that is asked
+        for. proprio: the batch's, [B, proprio_width]."""
+        if self.relative is None:
+            return actions
+        return self.relative.relative(actions, proprio[:, -self.proprio_dim :])
+
+    def to_execute(self, actions: torch.Tensor, proprio: torch.Tensor) -> torch.Tensor:
+        """The inverse of `to_learn`: chunks [B, H, A] in the ActionSpec's units, from what the network gives after
+        scaling."""
+        if self.relative is None:
+            return actions
+        return self.relative.absolute(actions, proprio[:, -self.proprio_dim :])
 
     def batch(self, observations: Sequence[Observation], source: int = 0) -> Batch:
         """Observations of running episodes as a Batch without actions; the images go through `gather_views`, as in
-        training. Raises InputError if an observation lacks a camera or has another proprio."""
+        training. Raises InputError if an observation lacks a camera or its past, or has another proprio."""
         for observation in observations:
+            if len(observation.past) != self.history.steps - 1:
+                raise InputError(
+                    f"The policy looks at {self.history.steps} frames, {self.history.stride} control steps apart, so "
+                    f"an observation must have {self.history.steps - 1} earlier ones in `past`; it has "
+                    f"{len(observation.past)}."
+                )
+        seen = [[*observation.past, observation] for observation in observations]
+        for observation in (each for frames in seen for each in frames):
             missing = [camera for camera in self.cameras if camera not in observation.images]
             if missing:
                 raise InputError(
@@ -56,8 +92,10 @@ class PolicyProcessor:
                     f"The policy needs a proprio of {self.proprio_dim} numbers, got {observation.proprio.shape}."
                 )
         return Batch(
-            images=gather_views([[o.images[c] for c in self.cameras] for o in observations], self.image_size, self.fit),
-            proprio=torch.stack([torch.from_numpy(o.proprio).float() for o in observations]),
+            images=gather_views(
+                [[o.images[c] for o in frames for c in self.cameras] for frames in seen], self.image_size, self.fit
+            ),
+            proprio=torch.stack([torch.cat([torch.from_numpy(o.proprio).float() for o in each]) for each in seen]),
             instruction=[o.instruction for o in observations],
             source=torch.full((len(observations),), source),
         )
@@ -84,18 +122,19 @@ class PolicyProcessor:
     def action_scaler(self) -> Scaler:
         """What scales actions [..., A] of each source; a gripper's open end becomes -1, its closed one 1."""
         return Scaler(
-            [s.action for s in self.statistics],
+            [s.action if s.relative_action is None else s.relative_action for s in self.statistics],
             self.scaling.action_normalization,
             ends={dimension: (gripper.open, gripper.closed) for dimension, gripper in self.action_spec.grippers},
             methods=[s.action_scaling for s in self.statistics],
         )
 
     def proprio_scaler(self) -> Scaler:
-        """What scales proprio [..., P] of each source."""
+        """What scales proprio [..., proprio_width] of each source; all frames alike."""
+        steps = self.history.steps
         return Scaler(
-            [s.proprio for s in self.statistics],
+            [s.proprio.repeated(steps) for s in self.statistics],
             self.scaling.proprio_normalization,
-            methods=[s.proprio_scaling for s in self.statistics],
+            methods=[None if s.proprio_scaling is None else s.proprio_scaling * steps for s in self.statistics],
         )
 
     def save(self, path: Path) -> None:
@@ -113,6 +152,10 @@ class PolicyProcessor:
         }
         if self.fit is not None:
             values["fit"] = self.fit.to_dict()
+        if self.history.steps > 1:
+            values["history"] = self.history.to_dict()
+        if self.relative is not None:
+            values["relative"] = self.relative.to_dict()
         write_json(path, values)
 
     @classmethod
@@ -120,17 +163,21 @@ class PolicyProcessor:
         """Read processor.json. Raises InputError if it is damaged or has another form."""
         try:
             values: dict[str, Any] = read_json(path)
+            spec = ActionSpec.from_dict(values["action_spec"])
+            relative = values.get("relative")
             processor = cls(
                 cameras=tuple(values["cameras"]),
                 camera_size=values["camera_size"],
                 image_size=values["image_size"],
                 action_horizon=values["action_horizon"],
                 proprio_dim=values["proprio_dim"],
-                action_spec=ActionSpec.from_dict(values["action_spec"]),
+                action_spec=spec,
                 statistics=tuple(DatasetStatistics.from_dict(s) for s in values["statistics"]),
                 scaling=ProcessorConfig(**values["scaling"]),
                 inputs=TrainingInputs.from_dict(values["inputs"]) if values.get("inputs") else None,
                 fit=ImageFit.from_dict(values["fit"]) if values.get("fit") else None,
+                history=History.from_dict(values["history"]) if "history" in values else ONE_FRAME,
+                relative=None if relative is None else RelativeActions.from_dict(relative, spec, values["proprio_dim"]),
             )
             _check(processor)
         except InputError as error:  # from its action_spec
@@ -146,7 +193,7 @@ def scaled_well(statistics: DatasetStatistics, scaling: ProcessorConfig) -> Data
     """The statistics, with how each dimension is scaled: as the config says, wherever the statistics permit."""
     return replace(
         statistics,
-        action_scaling=scaling_of(statistics.action, scaling.action_normalization),
+        action_scaling=scaling_of(statistics.relative_action or statistics.action, scaling.action_normalization),
         proprio_scaling=scaling_of(statistics.proprio, scaling.proprio_normalization),
     )
 
@@ -165,6 +212,10 @@ def _check(processor: PolicyProcessor) -> None:
     for source in processor.statistics:
         _check_columns("action", source.action, processor.action_spec.dim)
         _check_columns("proprio", source.proprio, processor.proprio_dim)
+        if (source.relative_action is None) != (processor.relative is None):
+            raise ValueError("statistics and relative do not agree on whether actions are relative")
+        if source.relative_action is not None:
+            _check_columns("relative_action", source.relative_action, processor.action_spec.dim)
         _check_scaling("action_scaling", source.action_scaling, processor.action_spec.dim)
         _check_scaling("proprio_scaling", source.proprio_scaling, processor.proprio_dim)
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
 from atlas.errors import InputError
-from atlas.policies.processor import PolicyProcessor, Scaler
+from atlas.policies.processor import PolicyProcessor
 from atlas.system.files import atomic_path
 from atlas.system.tensors import load_nested, save_nested
 from atlas.types import Observation
@@ -41,7 +41,8 @@ class ReferenceAnswers:
     """n samples of validation, and what was made of them."""
 
     step: int  # optimizer steps that the policy had learned for
-    cameras: Mapping[str, torch.Tensor]  # uint8 [n, H, W, 3] of each camera, upright, as the dataset has them
+    # uint8 [n, H, W, 3] of each camera, upright, as the dataset has them; with a history [n, frames, H, W, 3]
+    cameras: Mapping[str, torch.Tensor]
     images: torch.Tensor  # uint8 [n, V, 3, S, S], as the network saw them
     proprio: torch.Tensor  # float32 [n, P]
     scaled_proprio: torch.Tensor  # float32 [n, P]
@@ -58,14 +59,19 @@ class ReferenceAnswers:
     @property
     def observations(self) -> list[Observation]:
         """The samples as an environment would show them."""
-        return [
-            Observation(
-                {camera: images[i].numpy() for camera, images in self.cameras.items()},
-                self.proprio[i].numpy(),
-                instruction,
-            )
-            for i, instruction in enumerate(self.instructions)
+        return [self._observation(i, instruction) for i, instruction in enumerate(self.instructions)]
+
+    def _observation(self, i: int, instruction: str) -> Observation:
+        images = {camera: each[i].numpy() for camera, each in self.cameras.items()}
+        proprio = self.proprio[i].numpy()
+        if next(iter(images.values())).ndim == 3:
+            return Observation(images, proprio, instruction)
+        steps = len(next(iter(images.values())))
+        *past, present = [
+            Observation({camera: each[frame] for camera, each in images.items()}, numbers, instruction)
+            for frame, numbers in enumerate(proprio.reshape(steps, -1))
         ]
+        return replace(present, past=tuple(past))
 
     def save(self, directory: Path) -> None:
         """Write it into the folder of a saved policy, atomically. Raises OSError."""
@@ -101,13 +107,7 @@ def samples_that_fit(bytes_of_one: int, there: int) -> int:
 
 def scale_proprio(processor: PolicyProcessor, proprio: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """Proprio float32 [n, P] as a network gets it, by the statistics of the processor."""
-    statistics = processor.statistics
-    scaler = Scaler(
-        [s.proprio for s in statistics],
-        processor.scaling.proprio_normalization,
-        methods=[s.proprio_scaling for s in statistics],
-    )
-    return scaler.normalize(proprio, source)
+    return processor.proprio_scaler().normalize(proprio, source)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from atlas.config import Config
+from atlas.data.sampling.history import History
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
 from atlas.errors import InputError, did_you_mean
 from atlas.policies.base import LearnsFromTeacher, Policy
@@ -164,14 +165,16 @@ def _example_processor(config: Config, cameras: tuple[str, ...]) -> PolicyProces
         statistics=(statistics,),
         scaling=config.model.processor,
         fit=config.model.image_fit(),
+        history=History(**config.data.history.model_dump()),
     )
 
 
 def _example_batch(config: Config, cameras: tuple[str, ...]) -> Batch:
     size, horizon, spec = config.data.image_size, config.data.action_horizon, ActionSpec()
+    steps = config.data.history.steps
     return Batch(
-        images=torch.zeros(1, len(cameras), 3, size, size),
-        proprio=torch.zeros(1, _PROPRIO_DIM),
+        images=torch.zeros(1, steps * len(cameras), 3, size, size),
+        proprio=torch.zeros(1, steps * _PROPRIO_DIM),
         instruction=["pick up the red cube"],
         source=torch.zeros(1, dtype=torch.int64),
         actions=torch.zeros(1, horizon, spec.dim),

@@ -19,7 +19,7 @@ _PURPOSES = {
     "selection": "the last evaluation during training, on episodes that choose the best checkpoint",
 }
 _STATUS = {"problem": "bad", "ok": "good", "undecided": "quiet"}
-_ERRORS = ("position_error_mm", "rotation_error_deg", "joint_error_deg", "gripper_accuracy")
+_ERRORS = ("position_error_mm", "rotation_error_deg", "joint_error_deg", "joint_error_percent", "gripper_accuracy")
 MOST_PROBLEMS = 4
 
 

@@ -18,6 +18,7 @@ _CHARTS: tuple[tuple[str, str, tuple[str, ...], str, tuple[float, float] | None]
     ("Position error", "mm, lower is better", ("val/position_error_mm",), "mm", None),
     ("Rotation error", "degrees, lower is better", ("val/rotation_error_deg",), "°", None),
     ("Joint error", "degrees, lower is better", ("val/joint_error_deg",), "°", None),
+    ("Joint error", "percent of the range, lower is better", ("val/joint_error_percent",), "%", None),
     ("Gripper accuracy", "higher is better", ("val/gripper_accuracy",), "", None),
 )
 _MORE_CHARTS: tuple[tuple[str, str, tuple[str, ...], str, tuple[float, float] | None], ...] = (
@@ -32,6 +33,7 @@ _ERROR_COLUMNS = {
     "position_error_mm": "position (mm)",
     "rotation_error_deg": "rotation (°)",
     "joint_error_deg": "joints (°)",
+    "joint_error_percent": "joints (%)",
     "gripper_accuracy": "gripper accuracy",
     "pose_l1_error": "pose L1 (units of actions)",
 }

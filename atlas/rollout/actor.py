@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from atlas.data.sampling.history import ONE_FRAME, History
 from atlas.policies.processor import PolicyProcessor
 from atlas.types import Observation
 
@@ -30,6 +31,11 @@ class Actor(Protocol):
         """Of each episode the actions [n, A] to execute before it must be observed again, in the ActionSpec's units. No
         actions, [0, A], end the episode."""
         ...
+
+
+def history_of(actor: Actor) -> History:
+    """The frames that an actor looks at."""
+    return ONE_FRAME if actor.processor is None else actor.processor.history
 
 
 def image_size_for(actor: Actor) -> int:
@@ -63,6 +69,9 @@ class AblatedActor:
             place = self._instructions.index(observation.instruction) + 1
             observation = replace(observation, instruction=self._instructions[place % len(self._instructions)])
         if self._blind:
-            black = {camera: np.zeros_like(image) for camera, image in observation.images.items()}
-            observation = replace(observation, images=black)
+            observation = replace(_black(observation), past=tuple(_black(each) for each in observation.past))
         return observation
+
+
+def _black(observation: Observation) -> Observation:
+    return replace(observation, images={c: np.zeros_like(image) for c, image in observation.images.items()})

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from atlas.data.sampling.history import ONE_FRAME, History, SeenFrames
 from atlas.environments.environment import Environment, Expert, Simulator, StepResult
 from atlas.environments.scene_variation import AS_IT_IS, VariableScene
 from atlas.errors import InputError
@@ -46,10 +47,16 @@ class EpisodePlayer:
     """Plays an episode: `begin`, then `run` until what it returns is done."""
 
     def __init__(
-        self, env: Environment, episode: PlannedEpisode, record: bool = False, transitions: bool = False
+        self,
+        env: Environment,
+        episode: PlannedEpisode,
+        record: bool = False,
+        transitions: bool = False,
+        history: History = ONE_FRAME,
     ) -> None:
         """record: keep what it takes to film it. transitions: say of each step what was executed and its reward, and
-        observe the end too. Both cost time. Raises InputError for a perturbation that there is not."""
+        observe the end too. history: the frames that observations show; with earlier ones every step is observed. All
+        cost time. Raises InputError for a perturbation that there is not."""
         self._env, self._episode, self._record, self._transitions = env, episode, record, transitions
         choice = episode.perturbation
         self._perturbation = None if choice is None else choice.of_episode(episode.seed, env.spec)
@@ -58,6 +65,8 @@ class EpisodePlayer:
         self._always_observed = (record or transitions) and not isinstance(env, Simulator)
         if self._perturbation is not None and self._perturbation.every_step:
             self._always_observed = True
+        self._seen = SeenFrames(history)
+        self._always_observed = self._always_observed or self._seen.every_step
         self._recorder: TraceRecorder | None = None
         self._watch: MotionWatch | None = None
         self._success = False
@@ -82,7 +91,8 @@ class EpisodePlayer:
         if self._perturbation is not None:
             self._perturbation.begin(env)
             observation = self._perturbation.see(observation)
-        return Segment(observation)
+        self._seen.add(observation)
+        return Segment(self._seen.latest())
 
     def run(self, actions: np.ndarray) -> Segment:
         """Execute actions [n, A], until the episode ends. Where there are none, it is over: truncated."""
@@ -114,6 +124,8 @@ class EpisodePlayer:
             self._watch.stepped(changed)
         if self._perturbation is not None and result.observation is not None:
             result.observation = self._perturbation.see(result.observation)
+        if result.observation is not None:
+            self._seen.add(result.observation)
         return result
 
     def _segment(self, actions: np.ndarray, results: list[StepResult]) -> Segment:
@@ -138,8 +150,8 @@ class EpisodePlayer:
         if results[-1].observation is None:  # it ended before the last action
             assert isinstance(self._env, Simulator)
             observation = self._env.observe()
-            return observation if self._perturbation is None else self._perturbation.see(observation)
-        return results[-1].observation
+            self._seen.add(observation if self._perturbation is None else self._perturbation.see(observation))
+        return self._seen.latest()
 
 
 def _executed(actions: np.ndarray, results: list[StepResult]) -> Executed:

@@ -18,7 +18,7 @@ from atlas.environments.rendering import RenderingGPU
 from atlas.errors import InputError
 from atlas.policies.processor import PolicyProcessor
 from atlas.registry import resolve_policy
-from atlas.rollout.actor import AblatedActor, Actor, image_size_for
+from atlas.rollout.actor import AblatedActor, Actor, history_of, image_size_for
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.chunk_timeline import Blend
 from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
@@ -151,7 +151,7 @@ class Evaluator:
                 episode = waiting.pop()
                 playing[worker], segments[worker] = episode, []
                 actor.reset(worker, episode.seed)
-                self._pool.begin(worker, episode, record, on_transition is not None)
+                self._pool.begin(worker, episode, record, on_transition is not None, history_of(actor))
 
         with one_thread(), progress_bar(title, len(episodes)) as advance:
             for worker in range(len(self._pool)):

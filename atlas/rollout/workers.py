@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from atlas.data.episode import RecordedEpisode
+from atlas.data.sampling.history import ONE_FRAME, History
 from atlas.environments.catalog import find_expert, make_environment
 from atlas.environments.environment import Environment
 from atlas.environments.remote.remote_world import WorldLost
@@ -80,9 +81,16 @@ class EnvironmentPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def begin(self, worker: int, episode: PlannedEpisode, record: bool = False, transitions: bool = False) -> None:
+    def begin(
+        self,
+        worker: int,
+        episode: PlannedEpisode,
+        record: bool = False,
+        transitions: bool = False,
+        history: History = ONE_FRAME,
+    ) -> None:
         """Begin an episode on a worker, see EpisodePlayer; the answer comes through `ready`."""
-        self._send(worker, ("begin", episode, record, transitions))
+        self._send(worker, ("begin", episode, record, transitions, history))
 
     def run(self, worker: int, actions: np.ndarray) -> None:
         """Execute actions [n, A] on a worker, until the episode ends; the answer comes through `ready`."""

@@ -20,6 +20,7 @@ DEFAULT_METRICS = (
     "val/pose_l2_error",
     "val/position_error_mm",
     "val/joint_error_deg",
+    "val/joint_error_percent",
     "val/gripper_accuracy",
     SUCCESS,
     "perf/samples_per_second",

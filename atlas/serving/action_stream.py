@@ -12,8 +12,9 @@ from types import TracebackType
 
 import numpy as np
 
+from atlas.data.sampling.history import SeenFrames
 from atlas.errors import InputError
-from atlas.rollout.actor import Actor
+from atlas.rollout.actor import Actor, history_of
 from atlas.rollout.chunk_timeline import ChunkTimeline
 from atlas.types import Observation
 
@@ -50,10 +51,14 @@ class ActionStream:
         self._now = self._asked_at = 0
         self.delays: list[int] = []  # of each chunk after the first: the steps from asking to having it
         self.waits = 0  # steps for which nothing was planned, the first one aside
+        self._seen = SeenFrames(history_of(self._actor))
         self._actor.reset(_EPISODE, seed)
 
     def step(self, observation: Observation) -> np.ndarray:
-        """The action [A] of the present step, in the ActionSpec's units. Raises what the actor raises."""
+        """The action [A] of the present step, in the ActionSpec's units. An actor that looks at earlier frames is shown
+        those of earlier steps. Raises what the actor raises."""
+        self._seen.add(observation)
+        observation = self._seen.latest()
         if self._asked is not None and self._asked.done():
             self._take()
         if self._left <= 0:

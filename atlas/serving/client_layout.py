@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from atlas.config.section import Names, Section
+from atlas.data.sampling.history import ONE_FRAME, History
 from atlas.errors import InputError, did_you_mean
 from atlas.system.documents import read_yaml
 from atlas.system.shown import printable
@@ -104,10 +106,18 @@ def read_layout(name: str) -> ClientLayout | None:
 class ObservationReader:
     """Makes observations for one policy of its clients' messages."""
 
-    def __init__(self, cameras: Sequence[str], proprio_dim: int, layout: ClientLayout | None = None) -> None:
-        """layout: None takes the built-in one whose keys a message has. Raises InputError where the layout has no key
-        for one of the cameras."""
+    def __init__(
+        self,
+        cameras: Sequence[str],
+        proprio_dim: int,
+        layout: ClientLayout | None = None,
+        history: History = ONE_FRAME,
+    ) -> None:
+        """history: the frames that the policy looks at; with several a message holds all of them. layout: None takes
+        the built-in one whose keys a message has. Raises InputError where the layout has no key for one of the
+        cameras."""
         self._cameras, self._proprio_dim, self._layout = tuple(cameras), proprio_dim, layout
+        self._history = history
         if layout is not None:
             self._camera_keys(layout)
 
@@ -121,11 +131,34 @@ class ObservationReader:
         missing = [key for key in keys.values() if key not in found]
         if missing:
             raise InputError(f"The message lacks {_listed(missing)}, and has {_listed(found)}. {self.wanted(layout)}")
-        return Observation(
-            {camera: _image(key, found[key]) for camera, key in keys.items()},
-            self._proprio(layout, found),
-            self._instruction(layout, found),
-        )
+        words = self._instruction(layout, found)
+        if self._history.steps == 1:
+            images = {camera: _image(key, found[key]) for camera, key in keys.items()}
+            return Observation(images, self._proprio(layout, found), words)
+        *past, present = [
+            Observation(
+                {camera: _image(key, frame[key]) for camera, key in keys.items()}, self._proprio(layout, frame), words
+            )
+            for frame in self._frames(layout, found, list(keys.values()))
+        ]
+        return replace(present, past=tuple(past))
+
+    def _frames(self, layout: ClientLayout, found: Mapping[str, Any], cameras: Sequence[str]) -> list[dict[str, Any]]:
+        """The entries of each frame, the earliest first, of a message that holds several."""
+        steps, split = self._history.steps, [*cameras, *_matching(layout.state, found)]
+        split_up: dict[str, np.ndarray] = {}
+        for key in split:
+            value = found[key]
+            while isinstance(value, np.ndarray) and value.ndim > 1 and len(value) == 1:  # GR00T's have a batch's axis
+                value = value[0]
+            split_up[key] = value
+            if not isinstance(value, np.ndarray) or not value.ndim or len(value) != steps:
+                said = list(value.shape) if isinstance(value, np.ndarray) else type(value).__name__
+                raise InputError(
+                    f"'{key}' should hold {steps} frames along its first axis, the earliest first, and is {said}. "
+                    f"{self.wanted(layout)}"
+                )
+        return [{key: value[frame] for key, value in split_up.items()} for frame in range(steps)]
 
     def wanted(self, layout: ClientLayout | None = None) -> str:
         """What a message should hold, for people."""
@@ -135,9 +168,16 @@ class ObservationReader:
             return " Or, ".join(f"as {name}: {self.wanted(LAYOUTS[name])}" for name in options)
         images = ", ".join(f"'{key}'" for key in self._camera_keys(layout).values())
         state = ", ".join(f"'{key}'" for key in layout.state)
+        steps, each = self._history.steps, "uint8 [H, W, 3], upright"
+        frames = ""
+        if steps > 1:
+            frames = (
+                f" Of images and state it takes {steps} frames, joined along a first axis, the earliest first and "
+                f"{self._history.stride} control steps apart; before an episode's first frame, that frame again."
+            )
         return (
-            f"This policy takes {images} (uint8 [H, W, 3], upright), {state} ({self._proprio_dim} numbers in all) and "
-            f"'{layout.instruction[0]}' (a text)."
+            f"This policy takes {images} ({each}), {state} ({self._proprio_dim} numbers in all) and "
+            f"'{layout.instruction[0]}' (a text).{frames}"
         )
 
     # ---- the parts of a message --------------------------------------------------------------------------
@@ -208,7 +248,12 @@ def to_message(observation: Observation, layout: ClientLayout) -> dict[str, Any]
         what = f"key for {', '.join(unknown)}" if unknown else "single key for the state"
         raise InputError(f"The layout has no {what}; give --layout FILE.yaml with cameras, state and instruction.")
     images = {str(keys[camera]): image for camera, image in observation.images.items()}
-    return {**images, layout.state[0]: observation.proprio, layout.instruction[0]: observation.instruction}
+    state = observation.proprio
+    if observation.past:
+        frames = [*observation.past, observation]
+        images = {str(keys[camera]): np.stack([frame.images[camera] for frame in frames]) for camera in keys}
+        state = np.stack([frame.proprio for frame in frames])
+    return {**images, layout.state[0]: state, layout.instruction[0]: observation.instruction}
 
 
 # ---- values of a message -------------------------------------------------------------------------------------

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from atlas.data.episode import EpisodeDataset
+from atlas.data.episode import EpisodeDataset, frame_instructions
+from atlas.data.sampling.history import recorded_observations
 from atlas.errors import InputError
 from atlas.serving.access import Access
 from atlas.serving.policy_client import AtlasClient
 from atlas.serving.policy_service import ServedActor
 from atlas.serving.server import ServerSettings, serving_in_a_thread
 from atlas.system.progress import progress_bar
-from atlas.types import ActionSpec, Observation
+from atlas.types import ActionSpec
 
 _LOOKS = 40  # at an episode, at most
 
@@ -85,15 +86,18 @@ def replay(client: AtlasClient, dataset: EpisodeDataset, episodes: int) -> DryRu
     """Ask a server about frames of some episodes, in their order, and compare its answers."""
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(episodes, len(dataset))).round().astype(int)).tolist()
     mean = dataset.numbers().actions.mean(0)
+    processor = client.processor
     predicted, recorded, places, seconds = [], [], [], []
     with progress_bar("asking about recorded frames", len(chosen)) as advance:
         for number in chosen:
             episode = dataset.episode(number)
             client.reset(number, seed=number)
+            instructions = frame_instructions(dataset, number)
             step = max(1, -(-len(episode) // _LOOKS))
             for frame in range(0, len(episode), step):
-                images = {camera: episode.images(camera, [frame])[0] for camera in client.processor.cameras}
-                observation = Observation(images, episode.proprio[frame], episode.instruction)
+                (observation,) = recorded_observations(
+                    episode, [frame], processor.cameras, processor.history, instructions
+                )
                 begun = time.perf_counter()
                 actions = client.plan({number: observation})[number]
                 seconds.append(time.perf_counter() - begun)

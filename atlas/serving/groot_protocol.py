@@ -170,9 +170,11 @@ class GrootProtocol:
             del self._forms[client]
 
     def _modalities(self) -> dict[str, Any]:
-        """In GR00T's words: one frame of each camera, one state, one text, and the actions of an answer."""
+        """In GR00T's words: the frames of each camera and the states that are seen, one text, and the actions of an
+        answer."""
         processor = self._service.processor
-        steps = {"video": [0], "state": [0], "language": [0], "action": list(range(self._sends))}
+        seen = (-processor.history.ago).tolist()
+        steps = {"video": seen, "state": seen, "language": [0], "action": list(range(self._sends))}
         keys = {
             "video": list(processor.cameras),
             "state": ["state"],

@@ -177,7 +177,8 @@ class AtlasClient:
                 f"{missing} and has {list(observation.images)}."
             )
         images = {camera: observation.images[camera] for camera in self._processor.cameras}
-        return Observation(images, observation.proprio, observation.instruction)
+        past = tuple(self._seen(each) for each in observation.past)
+        return Observation(images, observation.proprio, observation.instruction, past)
 
     def _answer(self, connection: ClientConnection) -> np.ndarray:
         """float32 [n, A]"""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atlas.config import ProcessorConfig
+from atlas.data.sampling.history import History
 from atlas.errors import InputError
 from atlas.policies.processor import PolicyProcessor
 from atlas.types import ActionSpec
@@ -46,6 +47,7 @@ class ServedPolicy:
                 "action_spec": processor.action_spec.to_dict(),
                 "sends": self.sends,
                 "wanted": wanted,
+                "history": processor.history.to_dict(),
             }
         }
 
@@ -64,10 +66,11 @@ class ServedPolicy:
             if not isinstance(cameras, list) or not cameras or not all(isinstance(name, str) for name in cameras):
                 raise ValueError(f"cameras {cameras!r}")
             spec = ActionSpec.from_dict(values["action_spec"])
+            history = History.from_dict(values.get("history", {}))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"What the server says of its policy cannot be read ({error!r:.200}).") from None
         processor = PolicyProcessor(
-            tuple(cameras), **numbers, action_spec=spec, statistics=(), scaling=ProcessorConfig()
+            tuple(cameras), **numbers, action_spec=spec, statistics=(), scaling=ProcessorConfig(), history=history
         )
         return cls(processor, sends)
 

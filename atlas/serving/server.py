@@ -61,7 +61,9 @@ async def serving(
 ) -> AsyncIterator[int]:
     """Serve an actor while the context lasts; gives the port. Raises InputError where it cannot be served so."""
     processor = actor.processor
-    reader = ObservationReader(processor.cameras, processor.proprio_dim, read_layout(settings.layout))
+    reader = ObservationReader(
+        processor.cameras, processor.proprio_dim, read_layout(settings.layout), processor.history
+    )
     sends = settings.execute or processor.action_horizon
     settings.access.warn()
     async with AsyncExitStack() as stack:
@@ -100,7 +102,8 @@ async def warm_up(service: PolicyService, processor: PolicyProcessor) -> None:
     black = {camera: np.zeros((size, size, 3), np.uint8) for camera in processor.cameras}
     session = service.open()
     try:
-        await service.act(session, Observation(black, np.zeros(processor.proprio_dim, np.float32), "stand still"))
+        still = Observation(black, np.zeros(processor.proprio_dim, np.float32), "stand still")
+        await service.act(session, processor.history.of([still]))
     except PolicyFailure as error:
         raise InputError(f"The policy cannot be served: {error}.") from error
     finally:

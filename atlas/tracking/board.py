@@ -22,6 +22,7 @@ _LAYOUT: dict[str, dict[str, list[str]]] = {
         "position error (mm)": ["^val/position_error_mm$"],
         "rotation error (deg)": ["^val/rotation_error_deg$"],
         "joint error (deg)": ["^val/joint_error_deg$"],
+        "joint error (%)": ["^val/joint_error_percent$"],
         "error of each arm": ["^val/(left|right)/.*error_(mm|deg)$"],
         "pose error (action units)": ["^val/pose_l1_error$", "^val/pose_l2_error$"],
         "gripper": ["^val/gripper_error$", "^val/gripper_accuracy$"],

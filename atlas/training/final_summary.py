@@ -17,6 +17,7 @@ _ERRORS = {
     "val/position_error_mm": "position error (mm)",
     "val/rotation_error_deg": "rotation error (deg)",
     "val/joint_error_deg": "joint error (deg)",
+    "val/joint_error_percent": "joint error (%)",
     "val/pose_l1_error": "pose L1 error (action units)",
     "val/pose_l2_error": "pose L2 error (action units)",
     "val/gripper_accuracy": "gripper accuracy",

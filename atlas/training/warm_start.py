@@ -34,6 +34,7 @@ def check_start(reference: str, config: Config, data: TrainingData) -> None:
     processor, dataset = PolicyProcessor.load(folder / "processor.json"), data.dataset
     pairs: list[tuple[str, object, object]] = [
         ("data.image_size", processor.image_size, config.data.image_size),
+        ("data.history", processor.history, data.train.history),
         ("data.action_horizon", processor.action_horizon, config.data.action_horizon),
         ("data.cameras", list(processor.cameras), list(data.cameras)),
         ("the number of proprio", processor.proprio_dim, dataset.proprio_dim),
@@ -63,13 +64,15 @@ def start_policy(reference: str, processor: PolicyProcessor) -> Policy:
             replace(
                 source,
                 action=old.action,
+                relative_action=old.relative_action,
                 proprio=old.proprio,
                 action_scaling=old.action_scaling,
                 proprio_scaling=old.proprio_scaling,
             )
         )
     logger.info("Weights and scaling are those of %s.", _named(reference, folder))
-    return load_policy(folder, replace(processor, statistics=tuple(statistics), scaling=was.scaling))
+    kept = replace(processor, statistics=tuple(statistics), scaling=was.scaling, relative=was.relative)
+    return load_policy(folder, kept)
 
 
 def _named(reference: str, folder: Path) -> str:

@@ -7,13 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from atlas.data.episode import Episode, EpisodeDataset
+from atlas.data.sampling.history import recorded_observations
 from atlas.errors import InputError
 from atlas.system.progress import progress_bar
-from atlas.types import ActionSpec, Observation
+from atlas.types import ActionSpec
 
 _AT_ONCE = 32
 # {error: its unit} for errors in physical units; and the text if the actions have none of them.
-_ERRORS = {"position_error_mm": " mm", "rotation_error_deg": "°", "joint_error_deg": "° a joint"}
+_ERRORS = {
+    "position_error_mm": " mm",
+    "rotation_error_deg": "°",
+    "joint_error_deg": "° a joint",
+    "joint_error_percent": "% a joint",
+}
 _PLAIN = {"pose_l1_error": " in the actions' units"}
 
 
@@ -62,15 +68,11 @@ def predict(checkpoint: str, dataset: EpisodeDataset, episode: Episode) -> Predi
     device = next(policy.parameters()).device
     torch.manual_seed(0)  # a generative head draws its noise from torch's own generator
     source = processor.source_for(dataset.environment)
-    proprio, chunks = episode.proprio, []
+    chunks = []
     with progress_bar("asking the policy", len(episode)) as advance:
         for first in range(0, len(episode), _AT_ONCE):
             frames = range(first, min(first + _AT_ONCE, len(episode)))
-            images = {camera: episode.images(camera, frames) for camera in processor.cameras}
-            observations = [
-                Observation({c: images[c][i] for c in images}, np.array(proprio[frame]), episode.instruction)
-                for i, frame in enumerate(frames)
-            ]
+            observations = recorded_observations(episode, frames, processor.cameras, processor.history)
             batch = processor.batch(observations, source).to(device)
             chunks.append(policy.sample(batch).float().cpu().numpy())
             advance(len(frames))

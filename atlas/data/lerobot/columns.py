@@ -21,7 +21,7 @@ from atlas.config.action_sections import SourceActionsConfig
 from atlas.data.caches.arrays import map_array
 from atlas.data.hdf5.gripper_values import is_zero_to_one, open_and_closed
 from atlas.data.lerobot.action_columns import convert, gripper_fits, source_column
-from atlas.data.lerobot.episodes import Episodes
+from atlas.data.lerobot.episodes import TASK_KEY, Episodes
 from atlas.data.lerobot.features import Features
 from atlas.data.lerobot.info import Info
 from atlas.data.lerobot.tables import is_list, most_rows, open_parquet, readable_parquet
@@ -48,6 +48,7 @@ class Columns:
     timestamp: np.ndarray  # [frames], seconds into the episode
     reward: np.ndarray | None  # [frames]; None if the dataset has none
     success: np.ndarray | None  # [frames], 0 or 1; None if the dataset has none
+    task: np.ndarray | None  # [frames], index into the episodes' tasks; None if each episode has one
     notes: list[str]  # what a user should know about how they were read
 
 
@@ -77,6 +78,7 @@ def _mapped(folder: Path, frames: int) -> Columns:
         timestamp=arrays["timestamp"],
         reward=arrays.get("reward"),
         success=arrays.get("success"),
+        task=arrays.get("task"),
         notes=read_json(folder / _NOTES),
     )
 
@@ -111,6 +113,7 @@ def _write(folder: Path, root: Path, info: Info, features: Features, episodes: E
     parts |= {name: [key] for name, key in (("reward", _REWARD), ("success", _SUCCESS)) if _is_scalar(info, key)}
     widths = {"proprio": features.proprio_dim}
     out = {name: _create(folder, name, (frames, widths[name]) if name in widths else (frames,)) for name in parts}
+    tasks = _create(folder, "task", (frames,)) if episodes.several_tasks else None
     source_actions = np.empty((frames, features.action.shape[0]), np.float32)
     first = np.cumsum(episodes.length) - episodes.length
     by_file = np.lexsort((episodes.row, episodes.file))
@@ -119,10 +122,12 @@ def _write(folder: Path, root: Path, info: Info, features: Features, episodes: E
     with progress_bar(title, len(episodes.files)) as advance:
         for number, name in enumerate(episodes.files):
             here = by_file[bounds[number] : bounds[number + 1]]
-            keys_read = [*features.action_keys, *(key for keys in parts.values() for key in keys)]
+            keys_read = [episodes.task_key, *features.action_keys, *(key for keys in parts.values() for key in keys)]
             file = DataFile(root / name, info, keys_read, episodes.rows_in_file(here))
             file.check(episodes, here)
             rows = _runs(first[here], episodes.length[here])
+            if tasks is not None:
+                tasks[rows] = file.tasks(episodes, here)
             source_actions[rows] = file.numbers(features.action_keys)
             for column, keys in parts.items():
                 values = file.numbers(keys)
@@ -132,7 +137,7 @@ def _write(folder: Path, root: Path, info: Info, features: Features, episodes: E
     proprio = [np.asarray(out["proprio"][rows]) for rows in rows_of]
     actions, notes = _convert(source_actions, rows_of, proprio, features, info)
     _create(folder, "action", actions.shape)[:] = actions
-    for array in out.values():
+    for array in (*out.values(), *([] if tasks is None else [tasks])):
         array.flush()
     return notes
 
@@ -255,13 +260,20 @@ class DataFile:
                 f"{self._path} has {counts[wrong]} rows of episode {numbers[wrong]}, but according to the metadata the "
                 f"episode has {lengths[wrong]} frames. {self._mend}"
             )
-        tasks = episodes.source_task
-        found_tasks, which = np.unique(self._own("task_index"), return_inverse=True)
-        task = np.array([tasks.get(int(number), -1) for number in found_tasks])[which]
+        task = self.tasks(episodes, here)
+        expected_task = np.repeat(episodes.task[here], lengths)
+        ends = np.cumsum(lengths)
+        for place, end, length in zip(here, ends, lengths, strict=True):
+            allowed = episodes.task_sets[place]
+            rows = slice(end - length, end)
+            if len(allowed) > 1:  # which of them it is, only the frame says
+                expected_task[rows] = np.where(np.isin(task[rows], allowed), task[rows], -2)
+            elif episodes.untold[place]:
+                expected_task[rows] = task[rows]
         for key, found, expected in (
             ("episode_index", self._own("episode_index"), np.repeat(numbers, lengths)),
             ("frame_index", self._own("frame_index"), np.concatenate([np.arange(n) for n in lengths])),
-            ("task_index", task, np.repeat(episodes.task[here], lengths)),
+            (episodes.task_key, task, expected_task),
         ):
             wrong_rows = np.flatnonzero(found != expected)
             if len(wrong_rows):
@@ -270,6 +282,16 @@ class DataFile:
                     f"{self._path}: '{key}' of row {wrong_rows[0]} is {self._own(key)[wrong_rows[0]]:g}, which "
                     f"disagrees with what the metadata says about episode {episode}. {self._mend}"
                 )
+
+    def tasks(self, episodes: Episodes, here: np.ndarray) -> np.ndarray:
+        """int64 [rows]: each row's instruction, an index into the episodes' tasks; -1 for one that they do not know."""
+        known = episodes.source_task
+        found, which = np.unique(self._own(episodes.task_key), return_inverse=True)
+        task = np.array([known.get(int(number), -1) for number in found], np.int64)[which]
+        if episodes.task_key == TASK_KEY:
+            return task
+        unsaid = self._own(episodes.task_key) < 0
+        return np.where(unsaid, np.repeat(episodes.task[here], episodes.length[here]), task)
 
     @property
     def _mend(self) -> str:

@@ -105,7 +105,7 @@ def _read_numbers(
     others, and how many rows the file has in addition to theirs."""
     if not len(here):
         return {}, {}, 0
-    keys = [*features.action_keys, *(feature.key for feature in features.proprio), "timestamp"]
+    keys = [episodes.task_key, *features.action_keys, *(feature.key for feature in features.proprio), "timestamp"]
     mine = episodes.only(here)
     each = np.argsort(mine.row)
     try:

@@ -66,8 +66,10 @@ class LeRobotDataset:
         features: FeaturesConfig | None = None,
         cameras: Sequence[str] | None = None,
         skip_damaged: bool = False,
+        instruction: str | None = None,
     ) -> None:
-        """features, cameras: as for `find_features`; files for other cameras may be absent.
+        """features, cameras: as for `find_features`; files for other cameras may be absent. instruction: of episodes
+        that have none.
         skip_damaged: leave out the episodes that cannot be read, each with a warning."""
         self.path = path
         self._info = read_info(path)
@@ -78,7 +80,8 @@ class LeRobotDataset:
         self.environment = self._extras.environment if self._extras else None
         self._images = ParquetImages()
         self._copied = False
-        self._source = read_episodes(path, self._info, self._features.video_keys)
+        subtasks = features is not None and features.instruction == "subtask"
+        self._source = read_episodes(path, self._info, self._features.video_keys, subtasks, instruction)
         if skip_damaged:
             self._source = self._undamaged()
         elif nowhere := self._source.without_place():
@@ -149,6 +152,11 @@ class LeRobotDataset:
     def proprio_names(self) -> list[str]:
         """The dataset's names for the numbers of the proprio; fewer if it does not name all."""
         return [name for feature in self._features.proprio for name in feature.names]
+
+    def frame_tasks(self, index: int) -> np.ndarray | None:
+        """int64 [T], an index into `tasks` for each frame of an episode; None if all have the same."""
+        task = self.columns.task if len(self._source.task_sets[index]) > 1 else None
+        return None if task is None else task[self.rows(index)].astype(np.int64)
 
     def episode(self, index: int) -> LeRobotEpisode:
         return LeRobotEpisode(self, index)
@@ -352,6 +360,7 @@ class LeRobotDataset:
         keys = [feature.key for feature in features.proprio]
         more = (self._source.number.tolist(),) if self._source.partial else ()
         more = more if features.source.groups is None else (*more, features.source.groups)
+        more = (*more, self._source.task_key, self._source.tasks) if self._source.several_tasks else more
         return repr((FORMAT, features.source, features.action.key, keys, features.libero, features.stated, *more))
 
     def _digest_of(self, files: Sequence[str]) -> str:
@@ -372,7 +381,12 @@ class LeRobotEpisode:
 
     def __init__(self, dataset: LeRobotDataset, index: int) -> None:
         self._dataset, self._index = dataset, index
-        self.instruction = dataset.tasks[dataset.task_of[index]]
+
+    @property
+    def instruction(self) -> str:
+        """The first frame's, if they differ."""
+        tasks = self._dataset.frame_tasks(self._index)
+        return self._dataset.tasks[self._dataset.task_of[self._index] if tasks is None else tasks[0]]
 
     def __len__(self) -> int:
         return int(self._dataset.lengths[self._index])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from atlas.errors import InputError
 
 # Marks that GR00T's datasets store beside an episode's instruction, and which are not instructions.
 _VALID, _INVALID = "valid", "invalid"
+TASK_KEY, _SUBTASK_KEY = "task_index", "subtask_index"
 _MOST_FRAMES = 10**8  # per episode; a larger number is damaged
 
 
@@ -36,8 +37,11 @@ class Episodes:
     """All episodes, by number. Arrays are int64 [episodes]."""
 
     tasks: list[str]  # the distinct instructions
-    task: np.ndarray  # index into tasks
-    source_task: Mapping[int, int]  # {the dataset's own number of a task: index into tasks}
+    task: np.ndarray  # index into tasks: the one, or the first that is said of the episode
+    task_sets: list[tuple[int, ...]]  # the instructions that an episode's frames may have; where there are several, the
+    # data says which frame has which
+    untold: np.ndarray  # bool [episodes]: nothing is said of its task, so that its frames' numbers mean nothing
+    source_task: Mapping[int, int]  # {the dataset's own number, which frames have: index into tasks}
     number: np.ndarray  # the dataset's own number of an episode
     length: np.ndarray  # frames
     files: list[str]  # data files, relative to the dataset's folder
@@ -45,11 +49,17 @@ class Episodes:
     file_rows: np.ndarray  # int64 [files]: how many rows of a file belong to episodes, including those left out
     row: np.ndarray  # the first row in the file
     videos: Mapping[str, VideoPlaces]  # by key
+    task_key: str = TASK_KEY  # the column that numbers the frames' instructions
     partial: bool = False  # whether some of the dataset's episodes, or rows of its files, are left out
 
     def all_files(self) -> list[str]:
         """Every data file and video, relative to the dataset's folder."""
         return [*self.files, *(file for places in self.videos.values() for file in places.files)]
+
+    @property
+    def several_tasks(self) -> bool:
+        """Whether some episode's frames have different instructions."""
+        return any(len(tasks) > 1 for tasks in self.task_sets)
 
     def rows_in_file(self, here: np.ndarray) -> np.ndarray | None:
         """The rows int64 [n] of the episodes `here`, which are in one data file; None if these are all its rows."""
@@ -63,7 +73,7 @@ class Episodes:
 
     def only(self, kept: np.ndarray) -> Episodes:
         """Some of the episodes, int64 [n] in order, with the tasks and files that they use."""
-        tasks, task = np.unique(self.task[kept], return_inverse=True)
+        tasks = np.unique([*self.task[kept].tolist(), *(task for i in kept for task in self.task_sets[i])])
         files, file = np.unique(self.file[kept], return_inverse=True)
         place = {int(task): i for i, task in enumerate(tasks)}
         videos = {}
@@ -71,7 +81,10 @@ class Episodes:
             videos[key] = _used_places(places, kept)
         return Episodes(
             tasks=[self.tasks[i] for i in tasks],
-            task=task,
+            task=np.array([place[int(i)] for i in self.task[kept]], np.int64),
+            task_sets=[tuple(place[task] for task in self.task_sets[i]) for i in kept],
+            untold=self.untold[kept],
+            task_key=self.task_key,
             source_task={number: place[i] for number, i in self.source_task.items() if i in place},
             number=self.number[kept],
             length=self.length[kept],
@@ -90,10 +103,15 @@ def _used_places(places: VideoPlaces, kept: np.ndarray) -> VideoPlaces:
     return VideoPlaces([places.files[i] for i in used[unknown:]], which.reshape(-1) - unknown, places.start[kept])
 
 
-def read_episodes(root: Path, info: Info, video_keys: Sequence[str]) -> Episodes:
-    """Read the metadata of all episodes, and their places in the videos. Raises InputError that names file and key."""
+def read_episodes(
+    root: Path, info: Info, video_keys: Sequence[str], subtasks: bool = False, instruction: str | None = None
+) -> Episodes:
+    """Read the metadata of all episodes, and their places in the videos. subtasks: frames' instructions are those of
+    meta/subtasks. instruction: of episodes that have none. Raises InputError that names file and key."""
     read = _read_version_2 if info.one_file_an_episode else _read_version_3
-    episodes = read(root, info, video_keys)
+    episodes = _with_instruction(read(root, info, video_keys), root, instruction)
+    if subtasks:
+        episodes = _with_subtasks(episodes, root, info)
     for what, said, found in (
         ("total_episodes", info.episodes, len(episodes.length)),
         ("total_frames", info.frames, int(episodes.length.sum())),
@@ -104,6 +122,51 @@ def read_episodes(root: Path, info: Info, video_keys: Sequence[str]) -> Episodes
                 f"was being written. {mend(root)}"
             )
     return episodes
+
+
+def _with_instruction(episodes: Episodes, root: Path, instruction: str | None) -> Episodes:
+    """With an instruction for the episodes that have none. Raises InputError where that is missing, or not needed."""
+    lacking = [i for i, tasks in enumerate(episodes.task_sets) if any(not episodes.tasks[t].strip() for t in tasks)]
+    if instruction is None:
+        if lacking and "" not in [episodes.tasks[task] for task in episodes.source_task.values()]:
+            raise InputError(
+                f"{root}: {len(lacking)} episodes have no instruction, such as episode {episodes.number[lacking[0]]}. "
+                "Say what they do: data.instruction='put the cube into the box' (in a mixture, the instruction in "
+                "data.datasets)."
+            )
+        return episodes
+    if not lacking:
+        raise InputError(f"data.instruction is '{instruction}', but {root} has its own instructions. Leave it out.")
+    texts = [instruction if not text.strip() else text for text in episodes.tasks]
+    tasks = list(dict.fromkeys(texts))
+    now = [tasks.index(text) for text in texts]
+    return replace(
+        episodes,
+        tasks=tasks,
+        task=np.array([now[task] for task in episodes.task], np.int64),
+        task_sets=[tuple(dict.fromkeys(now[task] for task in each)) for each in episodes.task_sets],
+        source_task={number: now[task] for number, task in episodes.source_task.items()},
+    )
+
+
+def _with_subtasks(episodes: Episodes, root: Path, info: Info) -> Episodes:
+    """With the frames' sub-tasks as their instructions; a frame that has none, which is -1, has its episode's task.
+    Raises InputError where the dataset has none."""
+    if _SUBTASK_KEY not in info.features:
+        raise InputError(
+            f"data.features.instruction is subtask, but {info.path} has no feature '{_SUBTASK_KEY}', by which LeRobot "
+            "numbers the frames' sub-tasks; leave it out."
+        )
+    known = _numbered_texts(root, info, "subtasks", _SUBTASK_KEY)[1]
+    tasks = list(dict.fromkeys([*episodes.tasks, *known.values()]))
+    every = tuple(dict.fromkeys(tasks.index(text) for text in known.values()))
+    return replace(
+        episodes,
+        tasks=tasks,
+        task_sets=[(int(task), *(each for each in every if each != task)) for task in episodes.task],
+        source_task={number: tasks.index(text) for number, text in known.items()},
+        task_key=_SUBTASK_KEY,
+    )
 
 
 def missing_files(root: Path, files: Sequence[str]) -> list[str]:
@@ -226,7 +289,7 @@ class _Rows:
         }
         order = np.argsort(numbers["episode_index"], kind="stable")
         self.numbers = {key: values[order] for key, values in numbers.items()}
-        tasks = [task for table, path in each for task in _only_tasks(table, path)]
+        tasks = [texts for table, path in each for texts in _task_lists(table, path)]
         self.tasks = [tasks[i] for i in order]
         index, length = self.numbers["episode_index"], self.numbers["length"]
         if not len(index) or index[0] < 0 or (np.diff(index) == 0).any() or length.min() < 1:
@@ -245,52 +308,58 @@ def task_texts(root: Path, info: Info) -> list[str]:
 
 def _known_tasks(root: Path, info: Info) -> tuple[Path, dict[int, str]]:
     """Where a dataset numbers its tasks, and {number: text}."""
+    return _numbered_texts(root, info, "tasks", TASK_KEY)
+
+
+def _numbered_texts(root: Path, info: Info, name: str, key: str) -> tuple[Path, dict[int, str]]:
+    """A table of texts in meta, and {number: text}."""
     if info.one_file_an_episode:
-        path = root / "meta" / "tasks.jsonl"
-        table = json_lines(path, ["task_index"], texts=True)
+        path = root / "meta" / f"{name}.jsonl"
+        table = json_lines(path, [key], texts=True)
     else:
-        path = root / "meta" / "tasks.parquet"
-        table = parquet_table(path, ["task_index"], texts=True)
+        path = root / "meta" / f"{name}.parquet"
+        table = parquet_table(path, [key], texts=True)
     columns = [name for name in table.column_names if is_text(table.column(name).type)]
     if not columns:
         raise InputError(f"{path} has no text column, which would hold the tasks.")
-    column = "task" if "task" in columns else columns[0]  # older writers leave the index unnamed
-    numbers = numbers_of(table, "task_index", np.int64, path).tolist()
+    own = name.removesuffix("s")
+    column = own if own in columns else columns[0]  # older writers leave the index unnamed
+    numbers = numbers_of(table, key, np.int64, path).tolist()
     texts = texts_of(table, column, path)
     known = {number: text for number, text in zip(numbers, texts, strict=True) if text is not None}
     return path, dict(sorted(known.items()))
 
 
-def _tasks(root: Path, info: Info, texts: Sequence[str]) -> dict[str, Any]:
-    """The fields of `Episodes` about tasks. texts: the episodes' instructions."""
+def _tasks(root: Path, info: Info, texts: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """The fields of `Episodes` about tasks. texts: the instructions of each episode; none of an episode is ""."""
     path, known = _known_tasks(root, info)
-    used = set(texts)
+    used = {text for each in texts for text in each}
     tasks = list(dict.fromkeys(text for text in known.values() if text in used))
-    place = {text: i for i, text in enumerate(tasks)}
-    if unknown := sorted(used - set(tasks)):
+    if unknown := sorted(used - set(tasks) - {""}):
         raise InputError(f"{path} lacks the task '{unknown[0]}', which an episode has.")
+    tasks += [""] if "" in used and "" not in tasks else []
+    place = {text: i for i, text in enumerate(tasks)}
     source = {number: place[text] for number, text in known.items() if text in place}
-    return {"tasks": tasks, "task": np.array([place[text] for text in texts], np.int64), "source_task": source}
+    sets = [tuple(place[text] for text in each) for each in texts]
+    first = np.array([each[0] for each in sets], np.int64)
+    untold = np.array([list(each) == [""] for each in texts])
+    return {"tasks": tasks, "task": first, "task_sets": sets, "untold": untold, "source_task": source}
 
 
-def _only_tasks(table: pa.Table, path: Path) -> list[str]:
-    """The one task of each episode, from a column of lists."""
-    return [_only_task(tasks, path, row) for row, tasks in enumerate(lists_of_texts(table, "tasks", path))]
+def _task_lists(table: pa.Table, path: Path) -> list[list[str]]:
+    """The tasks of each episode, from a column of lists."""
+    return [_task_list(tasks, path, row) for row, tasks in enumerate(lists_of_texts(table, "tasks", path))]
 
 
-def _only_task(tasks: Sequence[str], path: Path, row: int) -> str:
-    """The episode's instruction. The rows, which have its number, are checked against it when they are read."""
-    found = set(tasks)
-    if len(found) > 1:
-        found.discard(_VALID)
+def _task_list(tasks: Sequence[str], path: Path, row: int) -> list[str]:
+    """The episode's instructions, [""] where there are none. The rows, which have the numbers, are checked against
+    them when they are read."""
+    found = list(dict.fromkeys(tasks))
+    if len(found) > 1 and _VALID in found:
+        found.remove(_VALID)
     if len(found) > 1 and _INVALID in found:
         raise InputError(
             f"{path}: the episode in row {row} is marked '{_INVALID}': whoever recorded it does not want it used for "
             "training. Remove the episode from the dataset, or the mark."
         )
-    if len(found) != 1:
-        raise InputError(
-            f"{path}: the episode in row {row} has {len(tasks)} tasks, but Atlas trains on one per episode. "
-            "Split the episode where the task changes, or leave it out."
-        )
-    return next(iter(found))
+    return found or [""]

@@ -48,6 +48,7 @@ _DEGREE = math.pi / 180
 _MOST_RAD = 7.0  # a joint of these robots turns less far
 _MOST_PERCENT = 105.0
 _SLACK = 0.5  # how far beyond its ends a gripper of a known robot may be told to go, as a share of their distance
+_UNKNOWN = "nothing tells"
 _OF_METRES = 0.1  # a gripper that never exceeds this is measured by its width
 
 
@@ -186,7 +187,7 @@ def _read(
 ) -> KnownRobot | None:
     """The groups of the limbs. extremes: float64 [2, width], the smallest and largest values; None if unknown."""
     groups: list[SourceGroupConfig] = []
-    notes, doubt = [], None
+    notes, doubt, unknown = [], None, False
     arms = [limb for limb in limbs if limb.kind != "base"]
     for limb in limbs:
         if limb.kind == "base":
@@ -196,7 +197,7 @@ def _read(
         end = limb.first + limb.joints
         side = limb.side if len(arms) > 1 else None
         reach = None if extremes is None else float(np.abs(extremes[:, limb.first : end]).max())
-        unit, read, why = _joint_unit(limb, reach, info, names)
+        unit, read, why = _joint_unit(limb, reach)
         opened, closed = (100.0, 0.0) if limb.kind.startswith("SO") or limb.suffix else (1.0, 0.0)
         if limb.kind == "Franka":
             opened, closed = 0.0, 1.0
@@ -211,8 +212,16 @@ def _read(
         which = f"the {side} arm's " if side else ""
         notes.append(f"{which}{', '.join(names[limb.first : end])}: joints to go to, in {read} ({why})")
         notes.append(f"{names[end]}: {which}gripper from {closed:g} (closed) to {opened:g} (open)")
+        unknown = unknown or why == _UNKNOWN
         if "no joint" in why:
             doubt = "its joints may also be degrees, which nothing in it would show"
+    if unknown:
+        raise InputError(
+            f"{info.path}: '{names[arms[0].first]}' and the joints after it may be in degrees or in LeRobot's "
+            "-100..100, and the dataset has no statistics (meta/stats.json, or episodes_stats.jsonl) that would show "
+            "which. Say it in data.features.action_spec, for -100..100 with percent: true instead of the unit:\n\n"
+            + _groups_yaml(groups)
+        )
     kinds = list(dict.fromkeys(limb.kind for limb in arms))
     robot = " and ".join(kinds) + (" with a mobile base" if len(limbs) > len(arms) else "")
     robot = f"two arms of {robot}" if len(arms) > 1 and kinds != ["ALOHA"] else robot
@@ -228,22 +237,13 @@ def _base_groups(first: int, names: Sequence[str]) -> list[SourceGroupConfig]:
     ]
 
 
-def _joint_unit(limb: _Limb, reach: float | None, info: Info, names: Sequence[str]) -> tuple[float, str, str]:
-    """What 1 stands for, what the numbers are, and why. Raises InputError if nothing tells."""
+def _joint_unit(limb: _Limb, reach: float | None) -> tuple[float, str, str]:
+    """What 1 stands for, what the numbers are, and why."""
     small = limb.kind.startswith("SO") or limb.suffix == ".pos"
     if small and limb.suffix != ".pos":
         return _DEGREE, "degrees", "as LeRobot's older robots have them"
     if small and reach is None:
-        groups = [
-            {"kind": "joints", "columns": [limb.first, limb.first + limb.joints], "unit": round(_DEGREE, 7)},
-            {"kind": "gripper", "columns": limb.first + limb.joints, "open": 100, "closed": 0, "continuous": True},
-        ]
-        raise InputError(
-            f"{info.path}: '{names[limb.first]}' and the joints after it may be in degrees or in LeRobot's -100..100, "
-            "and the dataset has no statistics (meta/stats.json, or episodes_stats.jsonl) that would show which. Say "
-            "it in data.features.action_spec, for -100..100 with percent: true instead of the unit:\n\n"
-            + _block(groups)
-        )
+        return _DEGREE, "degrees", _UNKNOWN
     if small and reach is not None and reach <= 100 + 1e-3:
         return 1.0, "LeRobot's -100..100 over each joint's range", "no joint lies beyond 100"
     if small:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,16 +12,19 @@ from torch.utils.data import get_worker_info
 
 from atlas.data.caches.feature_cache import FeatureCache
 from atlas.data.caches.frame_cache import FrameCache
-from atlas.data.episode import EpisodeDataset
+from atlas.data.episode import EpisodeDataset, frame_tasks
 from atlas.data.image_fit import ImageFit, ViewForm
 from atlas.data.mixture import Source, sources_of
+from atlas.data.sampling.history import ONE_FRAME, History
 from atlas.data.sampling.randomness import Stream, sample_keys, uniform
-from atlas.data.statistics import DatasetStatistics, kept_statistics
+from atlas.data.sampling.relative_actions import RelativeActions
+from atlas.data.statistics import ColumnStatistics, DatasetStatistics, kept_statistics
 from atlas.errors import InputError
 from atlas.types import Batch
 
 Sample = tuple[int, int]  # epoch, index
 
+_MOST_RELATIVE = 2_000_000  # steps of chunks whose statistics are computed
 _AT_ONCE = 16  # images held at a time in the dataset's own size, which may exceed the size trained on
 
 
@@ -40,9 +44,12 @@ class ChunkDataset:
         horizon: int,
         seed: int = 0,
         fit: ImageFit | None = None,
+        history: History = ONE_FRAME,
+        cross_tasks: bool = False,
     ) -> None:
         """seed: for the samples' random numbers. fit: how the policy fits whole pictures; None: it is given squares of
-        image_size. Raises InputError if no episode is as long as a chunk."""
+        image_size. history: the frames that a sample shows. cross_tasks: whether a chunk goes on
+        where the instruction changes within an episode. Raises InputError if no episode is as long as a chunk."""
         lengths = dataset.lengths[episodes]
         if len(episodes) and horizon > lengths.max():
             raise InputError(
@@ -55,7 +62,7 @@ class ChunkDataset:
         sizes = [source.dataset.image_size(source.camera(camera)) for source in self.sources for camera in cameras]
         self._form = ViewForm.of(image_size, fit, sizes)
         self._pixels, self._seed = self._form.room(sizes), seed
-        self.horizon = horizon
+        self.horizon, self.history = horizon, history
         self.episodes = episodes
         self._place = np.repeat(np.arange(len(episodes), dtype=np.int32), lengths)  # each frame's index in `episodes`
         starts = np.cumsum(lengths) - lengths
@@ -73,6 +80,14 @@ class ChunkDataset:
         self._decoded: tuple[FrameCache, ...] | None = None
         # How many actions of each frame's chunk lie within the episode.
         self.valid_steps = np.minimum(horizon, np.repeat(lengths, lengths) - self._frame)
+        self._task = np.repeat(dataset.task_of[episodes], lengths)
+        for place, episode in enumerate(episodes.tolist()):
+            tasks = frame_tasks(dataset, episode)
+            if tasks is not None:
+                rows = slice(starts[place], starts[place] + lengths[place])
+                self._task[rows] = tasks
+                if not cross_tasks:
+                    self.valid_steps[rows] = np.minimum(self.valid_steps[rows], _until_change(tasks))
 
     def __len__(self) -> int:
         return len(self._frame)
@@ -88,15 +103,16 @@ class ChunkDataset:
         key = sample_keys(self._seed, torch.tensor([e for e, _ in samples]), torch.from_numpy(index))
         cached = self._features is not None
         source = self._source_of_episode[self._place[index]]
-        proprio = np.empty((len(index), self._dataset.proprio_dim), np.float32)
+        seen = self._seen(index)  # [B, frames]
+        proprio = np.empty((*seen.shape, self._dataset.proprio_dim), np.float32)
         actions = np.empty((*chunk.shape, self._dataset.action_spec.dim), np.float32)
         for number in np.unique(source).tolist():
             here = source == number
             actions[here] = self.sources[number].actions(self._row[chunk[here]])
-            proprio[here] = self.sources[number].dataset.numbers().proprio[self._row[index[here]]]
+            proprio[here] = self.sources[number].dataset.numbers().proprio[self._row[seen[here]]]
         return Batch(
-            images=None if cached else self._images(index, source),
-            proprio=torch.from_numpy(proprio),
+            images=None if cached else self._views(seen, source),
+            proprio=torch.from_numpy(proprio.reshape(len(index), -1)),
             instruction=[self.instruction(int(i)) for i in index],
             source=torch.from_numpy(source),
             actions=torch.from_numpy(actions),
@@ -116,9 +132,13 @@ class ChunkDataset:
         assert len(caches) == len(self.sources)
         self._decoded = tuple(caches)
 
-    def statistics(self) -> tuple[DatasetStatistics, ...]:
-        """Exact statistics of these episodes' frames, for each source."""
-        return tuple(self._statistics_of(number) for number in range(len(self.sources)))
+    def statistics(self, relative: RelativeActions | None = None) -> tuple[DatasetStatistics, ...]:
+        """Exact statistics of these episodes' frames, for each source. relative: what is learned relative to the state;
+        its statistics are over all steps of chunks, evenly chosen if there are very many."""
+        found = [self._statistics_of(number) for number in range(len(self.sources))]
+        if relative is not None:
+            found = [replace(s, relative_action=self._relative_of(i, relative)) for i, s in enumerate(found)]
+        return tuple(found)
 
     @property
     def source_of(self) -> np.ndarray:
@@ -128,7 +148,7 @@ class ChunkDataset:
     @property
     def task_of(self) -> np.ndarray:
         """int64 [samples]: the index in `tasks` of each sample."""
-        return self._dataset.task_of[self.episodes][self._place]
+        return self._task
 
     @property
     def tasks(self) -> list[str]:
@@ -137,22 +157,28 @@ class ChunkDataset:
 
     def instruction(self, index: int) -> str:
         """The instruction of a sample."""
-        return self._dataset.tasks[self._dataset.task_of[self.episodes[self._place[index]]]]
+        return self._dataset.tasks[self._task[index]]
 
     def place(self, index: int) -> tuple[int, int]:
         """The place of a sample in the dataset: (episode, frame)."""
         return int(self.episodes[self._place[index]]), int(self._frame[index])
 
     def camera_images(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
-        """The images of some samples in the dataset's own size, upright: {camera: uint8 [n, H, W, 3]}."""
+        """The images of some samples in the dataset's own size, upright: {camera: uint8 [n, H, W, 3]}, with a history
+        [n, frames, H, W, 3]."""
         index = np.array([i for _, i in samples], np.int64)
         source = self.sources[int(self._source_of_episode[self._place[index[0]]])]
-        episodes, frames = self.episodes[self._place[index]] - source.first, self._frame[index].astype(np.int64)
-        return {camera: source.dataset.images(source.camera(camera), episodes, frames) for camera in self._cameras}
+        seen = self._seen(index)
+        flat = seen.reshape(-1)
+        episodes, frames = self.episodes[self._place[flat]] - source.first, self._frame[flat].astype(np.int64)
+        found = {camera: source.dataset.images(source.camera(camera), episodes, frames) for camera in self._cameras}
+        if self.history.steps == 1:
+            return found
+        return {camera: images.reshape(*seen.shape, *images.shape[1:]) for camera, images in found.items()}
 
     def instructions(self) -> list[str]:
         """The distinct instructions of these episodes."""
-        return [self._dataset.tasks[task] for task in sorted(set(self._dataset.task_of[self.episodes].tolist()))]
+        return [self._dataset.tasks[task] for task in np.unique(self._task).tolist()]
 
     def _rows_of(self, place: int) -> np.ndarray:
         """int64 [frames]: the rows of one of `episodes` among its source's numbers."""
@@ -172,6 +198,28 @@ class ChunkDataset:
             proprio=kept_statistics(source.dataset.numbers().proprio[rows], title),
             environment=source.dataset.environment,
         )
+
+    def _seen(self, index: np.ndarray) -> np.ndarray:
+        """The samples int64 [n, frames] whose frames are seen at samples int64 [n], the earliest first."""
+        ago = np.minimum(self.history.ago, self._frame[index][:, None])
+        return np.asarray(index[:, None] - ago, np.int64)
+
+    def _relative_of(self, number: int, relative: RelativeActions) -> ColumnStatistics:
+        """Of a source's chunks, relative to the state at their start."""
+        own = np.flatnonzero(self.source_of == number)
+        own = own[:: max(1, len(own) * self.horizon // _MOST_RELATIVE)]
+        source, steps = self.sources[number], np.arange(self.horizon)
+        valid = steps < self.valid_steps[own][:, None]
+        chunks = source.actions(self._row[np.where(valid, own[:, None] + steps, own[:, None])])
+        state = source.dataset.numbers().proprio[self._row[own]]
+        changed = relative.relative(torch.from_numpy(np.asarray(chunks)), torch.from_numpy(np.array(state)))
+        return kept_statistics(changed.numpy()[valid], f"relative actions of {source.name}")
+
+    def _views(self, seen: np.ndarray, source: np.ndarray) -> torch.Tensor:
+        """[B, V, 3, H, W] of samples int64 [B, frames], which come from sources int64 [B]."""
+        count, frames = seen.shape
+        images = self._images(seen.reshape(-1), np.repeat(source, frames))
+        return images if frames == 1 else images.reshape(count, -1, *images.shape[2:])
 
     def _images(self, index: np.ndarray, source: np.ndarray) -> torch.Tensor:
         """[B, V, 3, H, W], in the form of `ViewForm`, of samples int64 [B], which come from sources int64 [B]."""
@@ -209,6 +257,12 @@ class ChunkDataset:
         if self._augmented:
             versions = (uniform(key, Stream.CACHED_VERSION, 1)[:, 0] * self._features.layout.versions).long().numpy()
         return self._features.features(self._frame_in_dataset[index], versions)
+
+
+def _until_change(tasks: np.ndarray) -> np.ndarray:
+    """int64 [T]: how many frames from each one on have the same task."""
+    ends = np.append(np.flatnonzero(np.diff(tasks)) + 1, len(tasks))
+    return np.asarray(ends[np.searchsorted(ends, np.arange(len(tasks)), side="right")] - np.arange(len(tasks)))
 
 
 def _room(shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> torch.Tensor:

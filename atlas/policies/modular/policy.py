@@ -45,14 +45,14 @@ class ModularPolicy(Policy):
         sources = _copies(folder) if folder is not None else {}
         self.language = config.language.build(sources.get("language"), read_weights)
         self.vision = config.vision.build(
-            len(processor.cameras),
+            processor.views,
             processor.image_size,
             config.fusion.dim,
             self.language.dim,
             sources.get("vision"),
             read_weights,
         )
-        self.fusion = config.fusion.build(horizon, self.vision.dim, self.language.dim, processor.proprio_dim)
+        self.fusion = config.fusion.build(horizon, self.vision.dim, self.language.dim, processor.proprio_width)
         self.head = config.head.build(config.fusion.dim, spec, horizon)
         self.alignment = Alignment(config.alignment, self.vision.dim) if config.alignment is not None else None
         self.action_scaler, self.proprio_scaler = processor.action_scaler(), processor.proprio_scaler()
@@ -101,7 +101,8 @@ class ModularPolicy(Policy):
 
     def _losses(self, batch: Batch, seen: torch.Tensor, fused: torch.Tensor) -> LossTerms:
         assert batch.actions is not None and batch.action_is_pad is not None
-        actions = self.action_scaler.normalize(batch.actions, batch.source)
+        learned = self.processor.to_learn(batch.actions, batch.proprio)
+        actions = self.action_scaler.normalize(learned, batch.source)
         terms: LossTerms = self.head(fused, actions, batch.action_is_pad, batch.key)
         if self.alignment is not None and self.alignment.teacher is not None:
             aligned = self.alignment(self.vision.patch_grid(seen), batch.unit_images())
@@ -110,7 +111,8 @@ class ModularPolicy(Policy):
         return terms
 
     def _actions(self, batch: Batch, fused: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        return self.action_scaler.denormalize(self.head.sample(fused, batch.key, generator), batch.source)
+        given = self.action_scaler.denormalize(self.head.sample(fused, batch.key, generator), batch.source)
+        return self.processor.to_execute(given, batch.proprio)
 
     def blocks(self) -> list[nn.Module]:
         """Blocks without a trainable parameter are left out, as no gradient flows through them."""

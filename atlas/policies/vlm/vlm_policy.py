@@ -39,7 +39,7 @@ class VLMPolicy(Policy):
         self._backbone = Backbone.find(config.backbone, copy, read_weights)
         self.vision, self.language, self._prompts = self._backbone.parts(processor.image_size, read_weights)
         spec, layers = processor.action_spec, len(self.language.layers)
-        self.head = config.head.build(self.language.sizes, spec, processor.action_horizon, processor.proprio_dim)
+        self.head = config.head.build(self.language.sizes, spec, processor.action_horizon, processor.proprio_width)
         # The head's tokens have unit deviation; the model's words have another.
         words = self.language.model.get_input_embeddings()
         some = torch.arange(0, words.num_embeddings, max(1, words.num_embeddings // 1024))
@@ -93,7 +93,8 @@ class VLMPolicy(Policy):
 
     def _losses(self, batch: Batch, states: HiddenStates, proprio: torch.Tensor) -> LossTerms:
         assert batch.actions is not None and batch.action_is_pad is not None
-        actions = self.action_scaler.normalize(batch.actions, batch.source)
+        learned = self.processor.to_learn(batch.actions, batch.proprio)
+        actions = self.action_scaler.normalize(learned, batch.source)
         terms: LossTerms = self.head(states, proprio, actions, batch.action_is_pad, batch.key)
         if self.alignment is not None and self.alignment.teacher is not None:
             prompts = self._prompts.batch(batch.instruction, self._views, self.head.extra_tokens, proprio.device)
@@ -108,11 +109,12 @@ class VLMPolicy(Policy):
     def _actions(
         self, batch: Batch, states: HiddenStates, proprio: torch.Tensor, generator: torch.Generator | None
     ) -> torch.Tensor:
-        return self.action_scaler.denormalize(self.head.sample(states, proprio, batch.key, generator), batch.source)
+        sampled = self.head.sample(states, proprio, batch.key, generator)
+        return self.processor.to_execute(self.action_scaler.denormalize(sampled, batch.source), batch.proprio)
 
     @property
     def _views(self) -> int:
-        return len(self.processor.cameras)
+        return self.processor.views
 
     def blocks(self) -> list[nn.Module]:
         """Blocks without a trainable parameter are left out, unless something goes back through them."""

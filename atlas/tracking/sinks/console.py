@@ -27,6 +27,7 @@ _SHOWN: dict[str, tuple[str, str]] = {
     "val/position_error_mm": ("position", "{:.2f} mm"),
     "val/rotation_error_deg": ("rotation", "{:.2f} deg"),
     "val/joint_error_deg": ("joints", "{:.2f} deg"),
+    "val/joint_error_percent": ("joints", "{:.2f}%"),
     "val/gripper_accuracy": ("gripper accuracy", "{:.3f}"),
     "eval/success_rate": ("success", "{:.3f}"),
     "eval/mean_reward": ("reward", "{:.3f}"),

@@ -57,6 +57,7 @@ def _differing(processor: PolicyProcessor, data: TrainingData) -> Iterator[str]:
     pairs: list[tuple[str, object, object]] = [
         ("data.cameras", list(processor.cameras), cameras),
         ("the cameras' size in pixels", processor.camera_size, min(sizes)),
+        ("data.history", processor.history, data.train.history),
         ("the number of proprio values", processor.proprio_dim, dataset.proprio_dim),
     ]
     differing = processor.action_spec.differences(dataset.action_spec)

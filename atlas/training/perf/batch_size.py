@@ -91,7 +91,7 @@ def find_batch_size(config: Config, policy: Policy, data: ChunkDataset, accelera
     if smallest == 0:
         where = problem or RuntimeError("there is not enough on another process's GPU")
         one = config.model_copy(update={"data": config.data.model_copy(update={"batch_size": 1})})
-        raise OutOfMemory(explain(where, one, len(policy.processor.cameras), memory))
+        raise OutOfMemory(explain(where, one, policy.processor.views, memory))
     logger.info(
         "data.batch_size: auto is %d samples per process%s; %.1f steps are an epoch",
         smallest,

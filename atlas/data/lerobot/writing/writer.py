@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from atlas.data.episode import EpisodeDataset
+from atlas.data.episode import EpisodeDataset, frame_tasks, tasks_of
 from atlas.data.lerobot.extras import About, EpisodeExtras, write_extras
 from atlas.data.lerobot.info import INFO
 from atlas.data.lerobot.writing.writer_parts import Part, write_part
@@ -51,7 +51,7 @@ class Plan:
     fps: float  # the rate that the copy states
     lengths: np.ndarray  # int64 [episodes]
     tasks: list[str]
-    task_of: np.ndarray  # int64 [episodes]
+    task_of: list[np.ndarray]  # of each episode int64 [T], or [1] where all frames have the same
     proprio_dim: int
     about: About
     sizes: Sizes = Sizes()
@@ -79,14 +79,18 @@ def plan(dataset: EpisodeDataset, codec: str, fps: float | None, sizes: Sizes | 
     """
     cameras = {camera: dataset.image_size(camera) for camera in dataset.cameras}
     check_codec(codec, cameras)
-    order = list(dict.fromkeys(dataset.task_of.tolist()))  # numbered as in LeRobot: by their first episode
+    # Numbered as in LeRobot: by their first episode.
+    order = list(dict.fromkeys(task for i in range(len(dataset)) for task in tasks_of(dataset, i)))
+    place = {task: number for number, task in enumerate(order)}
+    frames = [frame_tasks(dataset, i) for i in range(len(dataset))]
+    own = [np.array([task]) if each is None else each for task, each in zip(dataset.task_of, frames, strict=True)]
     return Plan(
         cameras=cameras,
         codec=codec,
         fps=fps or dataset.fps,
         lengths=np.asarray(dataset.lengths),
         tasks=[dataset.tasks[task] for task in order],
-        task_of=np.array([order.index(task) for task in dataset.task_of.tolist()], np.int64),
+        task_of=[np.array([place[task] for task in each.tolist()], np.int64) for each in own],
         proprio_dim=dataset.proprio_dim,
         about=About(dataset.environment, dataset.action_spec, has_libero_proprio(dataset)),
         sizes=sizes or Sizes(),
@@ -102,7 +106,7 @@ def assemble(root: Path, plan: Plan, parts: Sequence[Part], advance: Callable[[i
     with DataWriter(root / "data", columns, plan.sizes.data_mb * _MB, plan.sizes.files_a_chunk) as data:
         for number, part in enumerate(parts):
             images = None if plan.is_video else part.images()
-            rows[number] |= data.write(number, int(plan.task_of[number]), part.numbers(), images)
+            rows[number] |= data.write(number, plan.task_of[number], part.numbers(), images)
             advance(1)
     write_episodes(root / "meta" / "episodes", rows, plan.sizes.data_mb * _MB, plan.sizes.files_a_chunk)
     write_tasks(root / "meta" / "tasks.parquet", plan.tasks)
@@ -139,8 +143,8 @@ def _common(plan: Plan, parts: Sequence[Part]) -> tuple[Columns, list[EpisodeExt
 def _begin_rows(plan: Plan) -> list[dict[str, Any]]:
     """The first columns of the episodes' table."""
     return [
-        {"episode_index": number, "tasks": [plan.tasks[task]], "length": length}
-        for number, (task, length) in enumerate(zip(plan.task_of.tolist(), plan.lengths.tolist(), strict=True))
+        {"episode_index": number, "tasks": [plan.tasks[t] for t in dict.fromkeys(tasks.tolist())], "length": length}
+        for number, (tasks, length) in enumerate(zip(plan.task_of, plan.lengths.tolist(), strict=True))
     ]
 
 

@@ -61,8 +61,9 @@ class Columns:
             known[key] = value if width == 1 else {"feature": value, "length": width, "_type": "List"}
         return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": known}})})
 
-    def values(self, number: int, task: int, first: int, episode: Numbers) -> dict[str, np.ndarray]:
-        """The numbers of an episode, [T] or [T, width]. first: its first frame's number in the dataset."""
+    def values(self, number: int, task: np.ndarray, first: int, episode: Numbers) -> dict[str, np.ndarray]:
+        """The numbers of an episode, [T] or [T, width]. task: of each frame, or one for all. first:
+        its first frame's number in the dataset."""
         length = len(episode.actions)
         frames = np.arange(length)
         last = frames == length - 1
@@ -81,7 +82,7 @@ class Columns:
             "frame_index": frames,
             "episode_index": np.full(length, number),
             "index": first + frames,
-            "task_index": np.full(length, task),
+            "task_index": np.broadcast_to(task, (length,)),
         }
         return {key: np.asarray(found[key]).astype(dtype) for key, (dtype, _) in self.numbers.items()}
 
@@ -108,7 +109,7 @@ class DataWriter:
     def __exit__(self, *_: object) -> None:
         self._files.close()
 
-    def write(self, number: int, task: int, episode: Numbers, images: pa.Table | None) -> dict[str, Any]:
+    def write(self, number: int, task: np.ndarray, episode: Numbers, images: pa.Table | None) -> dict[str, Any]:
         """Write an episode's rows; returns what its row in the episodes' table says about them."""
         columns, length = self._columns, len(episode.actions)
         values = columns.values(number, task, self._frames, episode)
