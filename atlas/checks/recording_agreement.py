@@ -10,9 +10,17 @@ from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
 from atlas.data.hdf5.gripper_values import CLEAR, fingers_follow, is_zero_to_one, map_gripper
 from atlas.data.motion import MotionFit
+from atlas.data.proprio import state_columns
 from atlas.types import ActionGroup
 
 _GAIN, _USUAL_GAIN = (0.12, 0.40), 0.22  # for robosuite's OSC_POSE at 20 Hz: 0.18 to 0.26 in recordings
+_STILL = 1e-6
+_LAGS = range(-3, 9)  # frames from a target to the motion towards it that are tried
+_FOLLOWS = 0.3  # R2 from which a state follows its targets
+_CLEARER = 0.02  # by how much a later action must explain the motion better, to be the one that is meant
+_POSE_R = 0.8  # correlation of a state with its target from which it goes there
+_MOST_DELAY = 4  # frames
+_SAME_UNIT = (0.4, 2.5)  # the slope of the state by its target
 _ANY_GAIN = (0.02, 1.5)  # for any controller: the hand moves, but not further than it is told to
 
 
@@ -26,8 +34,23 @@ def check_gripper(context: CheckContext) -> Iterator[Finding]:
             # From -1, open, to 1, closed; unchanged to the bit if they already are.
             turned = [map_gripper(each, gripper.open, gripper.closed) for each in told]
             agreement = fingers_follow(turned, [proprio for _, proprio in context.sampled])
+            if agreement is None:
+                agreement = _state_opens(context, dimension, gripper)
             if agreement is not None:
                 yield from _sign(context, gripper, agreement)
+
+
+def _state_opens(context: CheckContext, dimension: int, gripper: ActionGroup) -> float | None:
+    """Correlation of a gripper's command with its opening that follows, where the proprio has it in the same numbers;
+    negative if its closed value closes it. None if it is not there, or does not move."""
+    column = state_columns(context.dataset, gripper.names)
+    if column is None:
+        return None
+    told = np.concatenate([gripper.closed_share(actions[:-1, dimension]) for actions, _ in context.sampled])
+    opening = np.concatenate([1 - gripper.closed_share(proprio[1:, column[0]]) for _, proprio in context.sampled])
+    if told.std() < _STILL or opening.std() < _STILL:
+        return None
+    return float(np.corrcoef(told, opening)[0, 1])
 
 
 def _in_another_range(gripper: ActionGroup, values: np.ndarray) -> bool:
@@ -104,6 +127,7 @@ def _sign(context: CheckContext, gripper: ActionGroup, agreement: float) -> Iter
 
 def check_lag(context: CheckContext) -> Iterator[Finding]:
     """Whether the motion from t to t + 1 is explained by the action at t, or by an earlier or later one."""
+    yield from _lag_of_targets(context)
     motion = context.motion
     if motion is None or context.takes_poses:
         return
@@ -161,6 +185,7 @@ def check_scale(context: CheckContext) -> Iterator[Finding]:
             {"r2_with_position": round(context.poses_r2, 3)},
         )
         return
+    yield from _scale_of_targets(context)
     if motion is None:
         return
     if not motion.straight:
@@ -202,3 +227,109 @@ def _gain(context: CheckContext, motion: MotionFit) -> Finding:
         evidence | {"estimated_unit_m": round(unit, 5)},
         bugs=("control_rate",),
     )
+
+
+# ---- targets ---------------------------------------------------------------------------------------------------
+
+
+def _targets(context: CheckContext) -> Iterator[tuple[ActionGroup, list[tuple[np.ndarray, np.ndarray]]]]:
+    """The groups of joints and positions to go to whose state the proprio has, and of each episode the targets and the
+    states, float64 [T, n] each."""
+    for group, part in context.dataset.action_spec.spans("joints", "position"):
+        columns = None if group.delta else state_columns(context.dataset, group.names)
+        if columns is not None:
+            yield group, [(actions[:, part], proprio[:, columns]) for actions, proprio in context.sampled]
+
+
+def _lag_of_targets(context: CheckContext) -> Iterator[Finding]:
+    """Which target explains the motion from t to t + 1: that the state goes a part of the way towards it."""
+    for group, episodes in _targets(context):
+        explained = {lag: _explained(episodes, lag) for lag in _LAGS}
+        best = max(explained, key=lambda lag: explained[lag])
+        answer = max((lag for lag in _LAGS if lag >= 0), key=lambda lag: explained[lag])
+        clearly = explained[best] > explained[answer] + _CLEARER  # smooth motion hardly tells them apart
+        lag = best if clearly else answer
+        r2 = explained[lag]
+        evidence: dict[str, object] = {"delay_frames": lag, "r2": round(r2, 3), "group": group.label}
+        if r2 < _FOLLOWS:
+            continue
+        if lag < 0:
+            frames = f"{-lag} frame{'s' if lag < -1 else ''}"
+            yield Finding(
+                "lag",
+                "error",
+                f"the motion of the {group.label} from t to t + 1 is explained by the action at t + {-lag} (R2 "
+                f"{r2:.2f}): actions are {frames} too late",
+                f"Move the actions {frames} towards the start, or record each observation before its action.",
+                evidence,
+                bugs=("late_actions", "observation_order"),
+            )
+        else:
+            when = "from t on" if lag == 0 else f"{lag} frames later, as robots may"
+            said = f"the action at t moves the {group.label} {when} (R2 {r2:.2f})"
+            yield Finding("lag", "info", said, None, evidence, bugs=("late_actions", "observation_order"))
+
+
+def _explained(episodes: list[tuple[np.ndarray, np.ndarray]], lag: int) -> float:
+    """The share of the motion's variance (R2) that a single gain of the way to the target `lag` frames ago explains."""
+    moves, ways = [], []
+    for targets, states in episodes:
+        first, end = max(0, lag), min(len(states) - 1, len(states) + lag)
+        if end - first < 2:
+            continue
+        scale = np.maximum(np.ptp(np.concatenate([s for _, s in episodes]), axis=0), _STILL)
+        moves.append((states[first + 1 : end + 1] - states[first:end])[: end - first] / scale)
+        ways.append((targets[first - lag : end - lag] - states[first:end]) / scale)
+    if not moves:
+        return 0.0
+    move, way = np.concatenate(moves).ravel(), np.concatenate(ways).ravel()
+    if (move**2).mean() < _STILL**2 or (way**2).mean() < _STILL**2:
+        return 0.0
+    gain = max(0.0, float(move @ way / (way @ way)))
+    return 1 - float(((move - gain * way) ** 2).sum() / (move**2).sum())
+
+
+def _scale_of_targets(context: CheckContext) -> Iterator[Finding]:
+    """Whether states are in the unit of their targets, and go to where they are told."""
+    for group, episodes in _targets(context):
+        each = {name: _slope(episodes, place) for place, name in enumerate(group.names)}
+        slopes = {name: slope for name, slope in each.items() if slope is not None}
+        if not slopes:
+            continue
+        low, high = _SAME_UNIT
+        evidence: dict[str, object] = {"slopes": {name: round(slope, 4) for name, slope in slopes.items()}}
+        wrong = [name for name, slope in slopes.items() if not low <= slope <= high]
+        if not wrong:
+            said = f"the state of the {group.label} follows the actions, in the same unit ({', '.join(slopes)})"
+            yield Finding("scale", "info", said, None, evidence, bugs=("control_rate", "state_source"))
+            continue
+        middle = float(np.median([slopes[name] for name in wrong]))
+        against = middle < 0
+        yield Finding(
+            "scale",
+            "error",
+            f"{', '.join(wrong)}: the state moves {middle:.3g} for a target's 1"
+            + (", the other way" if against else ", as if one were in another unit")
+            + (" (degrees and radians)" if not against and _is_degrees(middle) else ""),
+            "Bring actions and proprio to the same unit and direction where the data is converted.",
+            evidence,
+            bugs=("control_rate", "state_source"),
+        )
+
+
+def _slope(episodes: list[tuple[np.ndarray, np.ndarray]], place: int) -> float | None:
+    """How far a number of the state moves for a target's 1, after whatever delay; None if it does not follow it."""
+    best, slope = _POSE_R, None
+    for delay in range(_MOST_DELAY + 1):
+        told = np.concatenate([targets[: len(targets) - delay, place] for targets, _ in episodes])
+        is_at = np.concatenate([states[delay:, place] for _, states in episodes])
+        if len(told) < 2 or told.std() < _STILL or is_at.std() < _STILL:
+            return None
+        r = float(np.corrcoef(told, is_at)[0, 1])
+        if abs(r) > best:
+            best, slope = abs(r), float(np.sign(r) * is_at.std() / told.std())
+    return slope
+
+
+def _is_degrees(slope: float) -> bool:
+    return any(abs(slope / factor - 1) < 0.3 for factor in (np.rad2deg(1), np.deg2rad(1)))

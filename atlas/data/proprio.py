@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from atlas.data.episode import EpisodeDataset
 from atlas.data.lerobot.dataset import LeRobotDataset
 
@@ -18,6 +20,18 @@ def has_libero_proprio(dataset: EpisodeDataset) -> bool:
     if dataset.proprio_dim != len(LIBERO_PROPRIO):
         return False
     return not isinstance(dataset, LeRobotDataset) or dataset.has_libero_proprio
+
+
+def state_columns(dataset: EpisodeDataset, names: Sequence[str]) -> list[int] | None:
+    """The proprio's dimensions that say where the actions of these names are: those of the same names, or in the same
+    places where proprio and actions are equally many and other names do not contradict it; None if that is not told."""
+    own, spec = [name for name, _ in proprio_names(dataset)], dataset.action_spec
+    if all(own.count(name) == 1 for name in names):
+        return [own.index(name) for name in names]
+    unnamed = all(name == f"state {place}" for place, name in enumerate(own))
+    if unnamed and len(own) == spec.dim:
+        return [spec.names.index(name) for name in names]
+    return None
 
 
 def proprio_names(dataset: EpisodeDataset) -> list[tuple[str, str]]:

@@ -61,9 +61,15 @@ def panels(spec: ActionSpec, smallest: np.ndarray, largest: np.ndarray) -> list[
 def proprio_curves(proprio: np.ndarray, dataset: EpisodeDataset) -> list[Curve]:
     """Curves of proprio [T, P], with the dataset's names for its numbers."""
     kinds = {"m": "position", "rad": "rotation"}
+    groups = {name: group for group in dataset.action_spec.groups for name in group.names if not group.delta}
     curves = []
     for (name, unit), values in zip(proprio_names(dataset), proprio.T.astype(np.float64), strict=True):
         kind = "gripper" if name.startswith("finger") else kinds.get(unit, "state")
+        group = None if unit else groups.get(name)
+        if group is not None:  # it is called as the number that says where it shall go, and has its unit
+            unit, kind = group.readable[1], _SHOWN_AS.get(group.kind, group.kind)
+            unit = "share closed" if group.kind == "gripper" else unit
+            values = group.closed_share(values) if group.kind == "gripper" else values * group.readable[0]
         curves.append(Curve(name, unit, kind, values, _ends(values)))
     return curves
 

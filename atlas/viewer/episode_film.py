@@ -49,20 +49,22 @@ class _Drawing:
         self._cameras = self._place_cameras()
         bottom = max(box[3] for box in self._cameras) + _GAP * 2
         half = (_WIDTH - 2 * _MARGIN - 2 * _GAP) // 2
+        names = [curve.name for curves in (timeline.actions, timeline.proprio) for curve in curves]
+        self._name = round(max(_NAME, *(self._font.getlength(name) + 2 * _GAP for name in names)))
         self._rows: list[tuple[Curve, int, _Box]] = []  # curve, its number among the actions or -1, where it is drawn
         for column, curves in enumerate((timeline.actions, timeline.proprio)):
             left = _MARGIN + column * (half + 2 * _GAP)
             for row, curve in enumerate(curves):
                 top = bottom + row * _ROW
-                box = (left + _NAME, top + 6, left + half - _VALUE, top + _ROW - 6)
+                box = (left + self._name, top + 6, left + half - _VALUE, top + _ROW - 6)
                 self._rows.append((curve, row if column == 0 else -1, box))
         height = bottom + max(len(timeline.actions), len(timeline.proprio)) * _ROW + _MARGIN // 2
         self.height = height + height % 2  # H.264 wants even sides
-        self._background = self._draw_background()
+        self._backgrounds = {text: self._draw_background(text) for text in dict.fromkeys(timeline.instructions)}
 
     def frame(self, frame: int, pictures: tuple[np.ndarray, ...]) -> np.ndarray:
         """uint8 [height, 1280, 3]. pictures: of the cameras, uint8 [H, W, 3] each."""
-        image = self._background.copy()
+        image = self._backgrounds[self._story.instructions[frame]].copy()
         draw = ImageDraw.Draw(image)
         for box, picture in zip(self._cameras, pictures, strict=True):
             size = (box[2] - box[0], box[3] - box[1])
@@ -100,11 +102,11 @@ class _Drawing:
             left += width + _GAP
         return boxes
 
-    def _draw_background(self) -> Image.Image:
+    def _draw_background(self, instruction: str) -> Image.Image:
         timeline = self._story
         image = Image.new("RGB", (_WIDTH, self.height), _GROUND)
         draw = ImageDraw.Draw(image)
-        draw.text((_MARGIN, 30), timeline.episode.instruction, fill=_TEXT, font=self._large, anchor="lm")
+        draw.text((_MARGIN, 30), instruction, fill=_TEXT, font=self._large, anchor="lm")
         outcome = {True: "success", False: "failure", None: "outcome not recorded"}[timeline.episode.success]
         about = f"{Path(timeline.dataset).name}, episode {timeline.number} of {timeline.episodes}, {outcome}"
         if timeline.prediction is not None:
@@ -114,8 +116,8 @@ class _Drawing:
         for curve, number, box in self._rows:
             middle = (box[1] + box[3]) // 2
             draw.rectangle((box[0] - 4, box[1] - 4, box[2] + 4, box[3] + 4), fill=_CARD)
-            draw.text((box[0] - _NAME, middle - 7), curve.name, fill=_TEXT, font=self._font, anchor="lm")
-            draw.text((box[0] - _NAME, middle + 9), curve.unit, fill=_QUIET, font=self._small, anchor="lm")
+            draw.text((box[0] - self._name, middle - 7), curve.name, fill=_TEXT, font=self._font, anchor="lm")
+            draw.text((box[0] - self._name, middle + 9), curve.unit, fill=_QUIET, font=self._small, anchor="lm")
             low, high = curve.limits
             if low < 0 < high:
                 y = _points(np.zeros(1), curve, box, 0, last)[0][1]

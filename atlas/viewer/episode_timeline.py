@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atlas.data.episode import Episode, EpisodeDataset
+from atlas.data.episode import Episode, EpisodeDataset, frame_instructions
 from atlas.data.proprio import has_libero_proprio
 from atlas.drawing.action_curves import Curve, action_curves, proprio_curves
 from atlas.errors import InputError
@@ -27,6 +27,7 @@ class EpisodeTimeline:
     number: int
     episodes: int
     episode: Episode
+    instructions: list[str]  # of each frame
     spec: ActionSpec
     cameras: dict[str, tuple[int, int]]  # {name: height and width}
     actions: list[Curve]
@@ -45,6 +46,12 @@ class EpisodeTimeline:
         return self.spec.control_hz
 
     @property
+    def changes(self) -> list[tuple[int, str]]:
+        """The frames from which on an instruction is said, the first one's and those where it changes."""
+        said = self.instructions
+        return [(i, text) for i, text in enumerate(said) if i == 0 or text != said[i - 1]]
+
+    @property
     def closed(self) -> dict[Arm | None, np.ndarray]:
         """{arm: bool [T]}: whether its gripper is told to close, for the arms that have one."""
         return {gripper.arm: self.actions[dimension].values > 0.5 for dimension, gripper in self.spec.grippers}
@@ -60,7 +67,7 @@ def make_timeline(dataset: EpisodeDataset, number: int, checkpoint: str | None =
     if not 0 <= number < len(dataset):
         raise InputError(f"--episode is {number}, but {dataset.path} has the episodes 0 to {len(dataset) - 1}.")
     episode, spec = dataset.episode(number), dataset.action_spec
-    prediction = predict(checkpoint, dataset, episode) if checkpoint is not None else None
+    prediction = predict(checkpoint, dataset, number) if checkpoint is not None else None
     actions, proprio = np.array(episode.actions), np.array(episode.proprio)
     measured = has_libero_proprio(dataset)
     return EpisodeTimeline(
@@ -70,6 +77,7 @@ def make_timeline(dataset: EpisodeDataset, number: int, checkpoint: str | None =
         number=number,
         episodes=len(dataset),
         episode=episode,
+        instructions=frame_instructions(dataset, number),
         spec=spec,
         cameras={camera: dataset.image_size(camera) for camera in dataset.cameras},
         actions=action_curves(spec.readable(actions), prediction.chunks if prediction else None, spec),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atlas.data.episode import Episode, EpisodeDataset
+from atlas.data.episode import EpisodeDataset, frame_instructions
 from atlas.data.sampling.history import recorded_observations
 from atlas.errors import InputError
 from atlas.system.progress import progress_bar
@@ -55,12 +55,14 @@ class Prediction:
         return {name: unit for name, unit in _ERRORS.items() if name in self.errors} or _PLAIN
 
 
-def predict(checkpoint: str, dataset: EpisodeDataset, episode: Episode) -> Prediction:
-    """Ask a policy at every frame of an episode. Raises InputError if it cannot be loaded or is for other data."""
+def predict(checkpoint: str, dataset: EpisodeDataset, number: int) -> Prediction:
+    """Ask a policy at every frame of an episode, by its number. Raises InputError if it cannot be loaded or is for
+    other data."""
     import torch
 
     from atlas.policies.base import load_policy
 
+    episode, instructions = dataset.episode(number), frame_instructions(dataset, number)
     policy = load_policy(checkpoint)
     processor = policy.processor
     _check_fits(policy.processor.action_spec, processor.cameras, dataset, checkpoint)
@@ -72,7 +74,7 @@ def predict(checkpoint: str, dataset: EpisodeDataset, episode: Episode) -> Predi
     with progress_bar("asking the policy", len(episode)) as advance:
         for first in range(0, len(episode), _AT_ONCE):
             frames = range(first, min(first + _AT_ONCE, len(episode)))
-            observations = recorded_observations(episode, frames, processor.cameras, processor.history)
+            observations = recorded_observations(episode, frames, processor.cameras, processor.history, instructions)
             batch = processor.batch(observations, source).to(device)
             chunks.append(policy.sample(batch).float().cpu().numpy())
             advance(len(frames))

@@ -24,13 +24,16 @@ def write_recording(path: Path, timeline: EpisodeTimeline) -> None:
         )
         if timeline.prediction is not None:
             about += f"\n\n{timeline.prediction.name}: {timeline.prediction.summary()}"
-        recording.log("instruction", rr.TextDocument(about, media_type="text/markdown"), static=True)
+        recording.log("about", rr.TextDocument(about, media_type="text/markdown"), static=True)
         for arm, points in timeline.paths.items():
             recording.log([arm or "hand", "path"], rr.LineStrips3D([points.astype(np.float32)]), static=True)
+        changes = dict(timeline.changes)
         pictures = zip(*(timeline.pictures(camera) for camera in timeline.cameras), strict=True)
         for frame, shown in enumerate(pictures):
             recording.set_time("frame", sequence=frame)
             recording.set_time("time", duration=frame / timeline.hz)
+            if frame in changes:
+                recording.log("instruction", rr.TextDocument(changes[frame]))
             for camera, picture in zip(timeline.cameras, shown, strict=True):
                 recording.log(["cameras", camera], rr.Image(picture).compress(jpeg_quality=_JPEG_QUALITY))
             for group, curves in (("action", timeline.actions), ("proprio", timeline.proprio)):

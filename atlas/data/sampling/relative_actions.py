@@ -18,7 +18,7 @@ from atlas.config.action_sections import numbers_of_form
 from atlas.config.model_section import ProcessorConfig
 from atlas.data.episode import EpisodeDataset
 from atlas.data.mixture import sources_of
-from atlas.data.proprio import proprio_names
+from atlas.data.proprio import proprio_names, state_columns
 from atlas.errors import InputError
 from atlas.rotations import from_quaternion, inverse, multiply, nearest_half, to_quaternion
 from atlas.types import ActionGroup, ActionSpec
@@ -143,7 +143,7 @@ def relative_actions(dataset: EpisodeDataset, config: ProcessorConfig) -> Relati
     numbers = [
         len(g.names) if form is None else numbers_of_form(form) for (g, _), form in zip(wanted, forms, strict=True)
     ]
-    columns = _columns(dataset, config, [g for g, _ in wanted], numbers, names)
+    columns = _columns(dataset, own, config, [g for g, _ in wanted], numbers, names)
     parts, place = [], 0
     for (group, dimensions), form, count in zip(wanted, forms, numbers, strict=True):
         parts.append(RelativePart(group, dimensions.start, tuple(columns[place : place + count]), form))
@@ -156,12 +156,13 @@ def relative_actions(dataset: EpisodeDataset, config: ProcessorConfig) -> Relati
 
 def _columns(
     dataset: EpisodeDataset,
+    own: EpisodeDataset,
     config: ProcessorConfig,
     groups: Sequence[ActionGroup],
     numbers: Sequence[int],
     names: Sequence[str],
 ) -> list[int]:
-    """The proprio's dimensions, one after the other."""
+    """The proprio's dimensions, one after the other. own: the mixture's first source."""
     needed, wanted = sum(numbers), [name for group in groups for name in group.names]
     listed = ", ".join(f"{place}: {name}" for place, name in enumerate(names))
     if config.relative_to is not None:
@@ -172,12 +173,9 @@ def _columns(
                 f"{dataset.path}, which has {listed}."
             )
         return given
-    if needed == len(wanted) and all(list(names).count(name) == 1 for name in wanted):
-        return [list(names).index(name) for name in wanted]
-    spec = dataset.action_spec
-    if needed == len(wanted) and len(names) == spec.dim:
-        logger.info("The proprio of %s is taken to be in the order of its actions.", dataset.path)
-        return [list(spec.names).index(name) for name in wanted]
+    columns = state_columns(own, wanted) if needed == len(wanted) else None
+    if columns is not None:
+        return columns
     raise InputError(
         f"model.processor.relative_actions is true, but which numbers of the proprio say where {', '.join(wanted)} are "
         f"cannot be told by their names. Name the {needed} dimensions in {KEY}; the proprio of {dataset.path} has "

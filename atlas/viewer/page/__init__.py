@@ -53,6 +53,7 @@ def _data(timeline: EpisodeTimeline) -> dict[str, Any]:
         "number": timeline.number,
         "episodes": timeline.episodes,
         "instruction": timeline.episode.instruction,
+        "changes": timeline.changes,
         "length": len(timeline),
         "hz": timeline.hz,
         "chips": _chips(timeline),

@@ -31,7 +31,6 @@ const top_ = (value, curve) => 100 * (curve.high - Math.min(curve.high, Math.max
 // ---- the head -----------------------------------------------------------------------------------------------
 
 byId("crumbs").textContent = `${episode.dataset}  ·  episode ${episode.number} (of 0 to ${episode.episodes - 1})`;
-byId("instruction").textContent = episode.instruction;
 for (const [text, kind] of episode.chips) byId("chips").append(make("span", { class: `chip ${kind}` }, text));
 
 // ---- cameras ------------------------------------------------------------------------------------------------
@@ -247,6 +246,7 @@ function go(to) {
   frame = Math.min(last, Math.max(0, to));
   slider.value = frame;
   byId("clock").replaceChildren(make("b", {}, String(frame)), ` / ${last}  ·  `, make("b", {}, (frame / episode.hz).toFixed(2)), " s");
+  byId("instruction").textContent = episode.changes.findLast(([from]) => from <= frame)[1];
   showPictures();
   showCurves();
   showBars();
