@@ -71,6 +71,7 @@ def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> Pre
     from atlas.checkpoints import Checkpoints
     from atlas.config.secrets import without_keys
     from atlas.data.caches.frame_cache import fill_caches
+    from atlas.data.sampling.relative_actions import relative_actions
     from atlas.data.training_data import read_cached_frames
     from atlas.launch import settle_device
     from atlas.policies.feature_cache_filling import check_cache
@@ -95,6 +96,7 @@ def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> Pre
     _check_data(prepared)
     config.model.check_pretrained()
     config.model.check_dataset(data.cameras, data.dataset.action_spec, data.dataset.proprio_dim)
+    relative_actions(data.dataset, config.model.processor)  # refuses what cannot be relative
     if config.data.feature_cache is not None:
         check_cache(config, data.dataset, data.cameras)
     _check_machine(config, device)

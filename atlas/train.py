@@ -296,6 +296,8 @@ def _make_processor(config: Config, data: TrainingData) -> PolicyProcessor:
 
     dataset, cameras, size = data.dataset, data.cameras, config.data.image_size
     relative = relative_actions(dataset, config.model.processor)
+    if relative is not None:
+        logger.info("Actions are relative to the state at the chunk's start: %s.", relative.describe(dataset))
     return PolicyProcessor(
         cameras=tuple(cameras),
         camera_size=min(min(dataset.image_size(camera)) for camera in cameras),

@@ -95,7 +95,8 @@ def test_statistics_are_those_of_all_steps_of_chunks_within_episodes(arm: Episod
 
 @pytest.mark.parametrize("form", ["axis_angle", "quaternion", "rotation_6d"])
 def test_a_rotation_is_the_turn_from_the_state_to_the_target(form: str) -> None:
-    processor = processor_for(hand(form), RELATIVE)
+    numbers = list(range(hand(form).action_spec.dim - 1))  # said, as eight numbers would be taken for LIBERO's
+    processor = processor_for(hand(form), ProcessorConfig(relative_actions=True, relative_to=numbers))
     episode = hand(form).episode(2)
     width = len(processor.action_spec.groups[1].names)
     part = slice(3, 3 + width)

@@ -6,7 +6,6 @@ fixed axes: target = turn * state. Grippers, velocities and what is a change alr
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +21,6 @@ from atlas.data.proprio import proprio_names, state_columns
 from atlas.errors import InputError
 from atlas.rotations import from_quaternion, inverse, multiply, nearest_half, to_quaternion
 from atlas.types import ActionGroup, ActionSpec
-
-logger = logging.getLogger(__name__)
 
 KEY = "model.processor.relative_to"
 _GROWN = 1.5  # relative to the right state, numbers become smaller; relative to other numbers, larger
@@ -97,8 +94,9 @@ class RelativeActions:
             changed[..., part.dimensions] = getattr(part, way)(actions[..., part.dimensions], own)
         return changed
 
-    def describe(self, names: Sequence[str]) -> str:
-        """For people; names: of the proprio."""
+    def describe(self, dataset: EpisodeDataset) -> str:
+        """For people, with the dataset's names for its proprio."""
+        names = [name for name, _ in proprio_names(sources_of(dataset)[0].dataset)]
         said = [f"{part.group.label} to {', '.join(names[d] for d in part.state)}" for part in self.parts]
         return "; ".join(said)
 
@@ -150,7 +148,6 @@ def relative_actions(dataset: EpisodeDataset, config: ProcessorConfig) -> Relati
         place += count
     found = RelativeActions(tuple(_on_its_side(part, own) for part in parts))
     _check_follows(dataset, found, names)
-    logger.info("Actions are relative to the state at the chunk's start: %s.", found.describe(names))
     return found
 
 
