@@ -445,7 +445,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         lambda root: replace_column(root / EPISODES, "length", [9, 13, 7, 11]),
         ["meta/episodes", "episode 1 has length 13", "rows are 9 to 23"],
     ),
-    "two tasks in an episode": (two_tasks, [EPISODES, "row 1 has 2 tasks", "trains on one per episode"]),
+    "two tasks that are not known": (two_tasks, ["tasks.parquet lacks the task 'first this'"]),
     "no tasks": (lambda root: (root / "meta/tasks.parquet").unlink(), ["tasks.parquet is missing"]),
     "a task that is not known": (
         lambda root: replace_column(root / "meta/tasks.parquet", "task", ["a", "b", "c"]),
