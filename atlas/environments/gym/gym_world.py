@@ -220,8 +220,7 @@ def _success(config: GymConfig, info: Mapping[str, Any], env: Any, name: str) ->
 
 def _make(identifier: str, config: GymConfig, name: str) -> Any:
     """gymnasium's environment. Raises InputError that says what installs what is missing."""
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it prints on stdout otherwise
-    choose_renderer()
+    _prepare_drawing()
     try:
         import gymnasium
         from gymnasium import error as errors
@@ -255,6 +254,14 @@ def _make(identifier: str, config: GymConfig, name: str) -> Any:
         pins = conflicting_pins(module.replace("_", "-")) if module in EXTRAS else []
         why = f"; it asks for {'; '.join(pins)}. {ELSEWHERE}" if pins else "."
         raise InputError(f"'{name}' cannot be started ({type(error).__name__}: {first_line(error)}){why}") from error
+
+
+def _prepare_drawing() -> None:
+    """Have MuJoCo and pygame, which draw most of these worlds, do without a screen, and in silence."""
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it prints on stdout otherwise
+    if "DISPLAY" not in os.environ and "WAYLAND_DISPLAY" not in os.environ:
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    choose_renderer()
 
 
 def _import_namespace(identifier: str) -> None:
