@@ -100,10 +100,10 @@ def _check_packages(form: str) -> None:
 def _inputs(policy: Policy, noise_dim: int, source: int, seed: int, instructions: int) -> dict[str, torch.Tensor]:
     """Pictures and noise at random, and a proprio as the data had it."""
     processor, draw = policy.processor, torch.Generator().manual_seed(seed)
-    proprio = processor.statistics[source].proprio
-    spread = torch.randn(processor.proprio_dim, generator=draw) * torch.tensor(proprio.std)
+    proprio = processor.statistics[source].proprio.repeated(processor.history.steps)
+    spread = torch.randn(processor.proprio_width, generator=draw) * torch.tensor(proprio.std)
     size, inputs = processor.image_size, {}
-    shape = (1, len(processor.cameras), 3, size, size)
+    shape = (1, processor.views, 3, size, size)
     inputs["images"] = torch.randint(256, shape, generator=draw, dtype=torch.uint8)
     inputs["proprio"] = (torch.tensor(proprio.mean) + spread).float()[None]
     inputs["instruction"] = torch.tensor([seed % instructions])
@@ -200,6 +200,7 @@ def _description(
         "file": FILES[form],
         "inputs": described,
         "cameras": list(processor.cameras),
+        "history": processor.history.to_dict(),  # images and proprio are those of each frame, the earliest first
         "instructions": list(instructions),
         "output": {"actions": [1, processor.action_horizon, processor.action_spec.dim]},
         "action_spec": processor.action_spec.to_dict(),

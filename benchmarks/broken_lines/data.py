@@ -42,8 +42,8 @@ ROWS = of_part(
     ),
     (
         "atlas/data/sampling/chunks.py",
-        "proprio[here] = self.sources[number].dataset.numbers().proprio[self._row[index[here]]]",
-        "proprio[here] = self.sources[number].dataset.numbers().proprio[self._row[chunk[here][:, -1]]]",
+        "proprio[here] = self.sources[number].dataset.numbers().proprio[self._row[seen[here]]]",
+        "proprio[here] = self.sources[number].dataset.numbers().proprio[self._row[chunk[here][:, -1:]]]",
         "proprio is that of the chunk's end",
         f"{CHUNKS}::test_a_sample_is_the_observation_and_the_actions_from_there",
     ),

@@ -36,8 +36,8 @@ ROWS = of_part(
     ),
     (
         "atlas/rollout/actor.py",
-        "black = {camera: np.zeros_like(image) for camera, image in observation.images.items()}",
-        "black = dict(observation.images)",
+        "{c: np.zeros_like(image) for c, image in observation.images.items()}",
+        "dict(observation.images)",
         "the blind policy sees",
         f"{EXECUTOR}::test_an_ablation_changes_what_is_told_and_not_what_is_true",
     ),

@@ -206,3 +206,24 @@ def test_conversions_keep_what_is_absolute(tmp_path: Path) -> None:
     convert(dataset, tmp_path / "copy", Conversion("lerobot", "png"), workers=1)  # type: ignore[arg-type]
 
     np.testing.assert_array_equal(open_dataset(tmp_path / "copy").numbers().actions, dataset.numbers().actions)
+
+
+def test_a_chunk_that_goes_on_from_the_last_one_is_of_targets_too(arm: EpisodeDataset) -> None:
+    """Guided by what is left of a chunk, a policy gives targets near the state, wherever the arm is."""
+    from atlas.policies.modular.policy import ModularPolicy
+
+    overrides = [
+        *SMALL,
+        *VISIONS["keypoints"],
+        "model.processor.relative_actions=true",
+        "model.head.name=flow_matching",
+    ]
+    torch.manual_seed(0)
+    processor = processor_for(arm, RELATIVE)
+    policy = ModularPolicy(load_config({}, overrides).model, processor).eval()
+    batch = ChunkDataset(arm, np.arange(len(arm)), ["front"], image_size=32, horizon=4).__getitems__([(0, 5), (0, 30)])
+
+    chunk = policy.sample_following(batch, batch.actions[:, :2], delay=1)
+
+    spread = 6 * torch.tensor(processor.statistics[0].relative_action.std[:5]) + 1e-3  # type: ignore[union-attr]
+    assert bool(((chunk[..., :5] - batch.proprio[:, None, :5]).abs() < spread).all())

@@ -82,9 +82,10 @@ class ModularPolicy(Policy):
     def sample_following(self, batch: Batch, previous: torch.Tensor, delay: int) -> torch.Tensor:
         """See `FollowsChunks`."""
         assert isinstance(self.head, GenerativeHead)
-        rest = self.action_scaler.normalize(previous, batch.source)
+        learned = self.processor.to_learn(previous, batch.proprio)
+        rest = self.action_scaler.normalize(learned, batch.source)
         chunk = self.head.sample_following(self._look(batch)[1], rest, delay, batch.key)
-        return self.action_scaler.denormalize(chunk, batch.source)
+        return self.processor.to_execute(self.action_scaler.denormalize(chunk, batch.source), batch.proprio)
 
     @torch.no_grad()
     def losses_and_sample(self, batch: Batch) -> tuple[LossTerms, torch.Tensor]:

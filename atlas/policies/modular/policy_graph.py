@@ -26,7 +26,7 @@ class PolicyGraph(nn.Module):
         super().__init__()
         self._vision, self._fusion, self._head = policy.vision, policy.fusion, policy.head
         self._actions, self._proprio = policy.action_scaler, policy.proprio_scaler
-        self._source = source
+        self._source, self._processor = source, policy.processor
         with torch.no_grad():
             language = policy.language(list(instructions))
         self.register_buffer("tokens", language.tokens)
@@ -35,8 +35,8 @@ class PolicyGraph(nn.Module):
     def forward(
         self, images: torch.Tensor, proprio: torch.Tensor, instruction: torch.Tensor, noise: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """images uint8 [1, V, 3, S, S], proprio float32 [1, P], instruction int64 [1], its number; noise, for heads
-        that need some, standard normal [1, H, D]. Returns actions float32 [1, H, A] in the ActionSpec's units."""
+        """images uint8 [1, V, 3, S, S], proprio float32 [1, proprio_width], instruction int64 [1], its number; noise,
+        for heads that need some, standard normal [1, H, D]. Returns float32 [1, H, A] in the ActionSpec's units."""
         language = LanguageTokens(self.tokens[instruction], self.is_pad[instruction])
         source = torch.full_like(instruction, self._source)
         seen = self._vision.finish(self._vision(images.float() / 255, language))
@@ -46,4 +46,4 @@ class PolicyGraph(nn.Module):
         else:
             assert isinstance(self._head, GenerativeHead)
             actions = self._head.carry(noise, fused)
-        return self._actions.denormalize(actions, source)
+        return self._processor.to_execute(self._actions.denormalize(actions, source), proprio)

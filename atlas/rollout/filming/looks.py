@@ -58,10 +58,13 @@ class WatchedActor:
     def _look(self, observation: Observation, step: int) -> Look:
         batch = self.processor.batch([observation], self._source)
         assert batch.images is not None
-        images = np.asarray(batch.images[0].permute(0, 2, 3, 1).numpy())  # [V, S, S, 3]
+        present = slice(-len(self.processor.cameras), None)  # the last views, after those of earlier frames
+        images = np.asarray(batch.images[0, present].permute(0, 2, 3, 1).numpy())  # [V, S, S, 3]
         with torch.no_grad():
             found = self._attention(batch.to(next(self._policy.parameters()).device))
         if found is None:
             raise InputError("The parts of this policy do not say where it looks: leave out --show attention.")
-        points, maps = (None if each is None else each[0].float().cpu().numpy() for each in (found.points, found.maps))
+        points, maps = (
+            None if each is None else each[0, present].float().cpu().numpy() for each in (found.points, found.maps)
+        )
         return Look(step, images, points, maps)
