@@ -35,6 +35,7 @@ CLEAN = "nothing"
 _BAD = {"warn", "warning", "error", "fail", "failed", "high", "medium", "critical", "major", "minor"}
 _SEVERITIES = ("severity", "status", "level", "verdict", "result")
 _NAMES = ("rule_id", "detector_id", "check_id", "rule", "check", "id", "message")
+_NO_REPORT = "no report"
 _TIMEOUT = 900  # seconds of a checker on one dataset
 
 
@@ -91,9 +92,9 @@ def faults(data: str, episodes: int) -> Iterator[tuple[str, Any]]:
     yield CLEAN, Changed(whole, order=few.tolist())
     for plant in DATA_PLANTS:
         yield plant.name, plant.planted(whole, few)
-    for name, change in _FURTHER.items():
+    for name, change in FURTHER.items():
         yield name, Changed(whole, order=few.tolist(), **change)
-    yield "an episode twice", Changed(whole, order=[*few.tolist()[:-2], few[0], few[0]])
+    yield "an episode twice", Changed(whole, order=[*few.tolist()[:-1], int(few[0])])
 
 
 def _all_but(rows: slice, change: Callable[[np.ndarray], None]) -> Callable[[np.ndarray], np.ndarray]:
@@ -121,10 +122,10 @@ def _constant(images: np.ndarray) -> np.ndarray:
     return np.zeros_like(images)
 
 
-_FURTHER: dict[str, dict[str, Any]] = {
-    "one action far beyond its range": {"actions": _all_but(slice(15, 16), _jump)},
+FURTHER: dict[str, dict[str, Any]] = {
+    "one action far beyond its range": {"actions": _all_but(slice(5, 6), _jump)},
     "an action that is always zero": {"actions": _all_but(slice(None), _dead)},
-    "proprio leaps for a frame": {"proprio": _all_but(slice(15, 16), _leap)},
+    "proprio leaps for a frame": {"proprio": _all_but(slice(5, 6), _leap)},
     "a camera that is black": {"images": lambda camera, i: _constant(i) if camera == "eye_in_hand" else i},
     "a camera that is frozen": {"images": lambda camera, i: i[:1].repeat(len(i), 0) if camera == "eye_in_hand" else i},
     "the end is missing": {"keep": slice(0, 12)},
@@ -145,19 +146,23 @@ def of_other(checker: Checker, commands: Path, copy: Path) -> set[str]:
     """The names of what it reports; those of one word, where it has such."""
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "report.json"
-        command = [part.format(data=copy, out=out) for part in checker.command]
+        command = [part.format(data=copy.resolve(), out=out) for part in checker.command]
         try:
             done = subprocess.run(
-                [str(commands / command[0]), *command[1:]], capture_output=True, text=True, timeout=_TIMEOUT
+                [str(commands.resolve() / command[0]), *command[1:]],
+                capture_output=True,
+                text=True,
+                timeout=_TIMEOUT,
+                cwd=temporary,  # some leave files where they are called
             )
         except subprocess.TimeoutExpired:
             return {"did not end in time"}
         text = out.read_text() if out.exists() else done.stdout
     first = text.find("{")
     try:
-        return set(named(json.loads(text[first:]))) if first >= 0 else {f"no report: {done.stderr.strip()[-200:]}"}
+        return set(named(json.loads(text[first:]))) if first >= 0 else {f"{_NO_REPORT}: {done.stderr.strip()[-200:]}"}
     except ValueError:
-        return {f"no report: {done.stderr.strip()[-200:]}"}
+        return {f"{_NO_REPORT}: {done.stderr.strip()[-200:]}"}
 
 
 def named(report: Any) -> Iterator[str]:
@@ -194,6 +199,8 @@ def table(found: dict[str, dict[str, list[str]]]) -> str:
 
 def short(said: str) -> str:
     """Of Atlas's findings the check, of others the whole name."""
+    if said.startswith(_NO_REPORT):
+        return _NO_REPORT
     return f"`{said.partition(': ')[0]}`" if re.match(r"[\w.-]+(: |$)", said) else said[:60]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -352,3 +353,48 @@ def test_each_planted_bug_is_a_known_one_and_changes_what_it_is_said_to() -> Non
         if plant.do is not None:
             done = plant.do(actions, {})
             assert done.shape != actions.shape or (done != actions).any(), plant.name
+
+
+def test_other_checkers_are_asked_and_what_they_say_of_clean_data_does_not_count(tmp_path: Path) -> None:
+    checkers = importlib.import_module("other_checkers")
+    report = {"checks": [{"check_id": "frozen", "severity": "%s"}, {"name": "Video", "severity": "pass"}]}
+    command = tmp_path / "rdq"
+    command.write_text(f"#!/bin/sh\nprintf '{json.dumps(report)}' \"$(basename $2)\" > $5\n")
+    command.chmod(0o755)
+    (rdq,) = [checker for checker in checkers.CHECKERS if checker.package == "rdq"]
+
+    said = {folder: checkers.of_other(rdq, tmp_path, tmp_path / folder) for folder in ("pass", "FAIL")}
+
+    assert said == {"pass": set(), "FAIL": {"frozen"}}
+    assert list(checkers.named({"findings": [{"severity": "WARN", "message": "12 of 7.5% stuck"}]})) == ["# of # stuck"]
+    clean = {"atlas data check": [], "rdq": ["short"]}
+    found = {"nothing": clean, "a": {"atlas data check": ["view: it is turned"], "rdq": ["frozen", "short"]}}
+    assert rows(checkers.table(found)) == [["nothing", "-", "`short`"], ["a", "`view`", "`frozen`"]]
+
+
+def test_each_further_fault_that_checkers_are_shown_is_there() -> None:
+    checkers = importlib.import_module("other_checkers")
+    fixture = Path(__file__).parent / "fixtures" / "lerobot_v30_image"
+
+    found = dict(checkers.faults(str(fixture), 2))
+
+    clean = found.pop(checkers.CLEAN)
+    assert len(found["an episode twice"]) == len(clean) == 2
+    for name in [*checkers.FURTHER, "an episode twice"]:
+        # The fixture does not have that camera, and its episodes are short anyway.
+        if "camera" not in name and name != "the end is missing":
+            assert any(_differs(clean, found[name], number) for number in range(len(clean))), name
+    frames = np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3)
+    for name, shown in (("a camera that is black", 0 * frames), ("a camera that is frozen", frames[[0, 0, 0]])):
+        change = checkers.FURTHER[name]["images"]
+        np.testing.assert_array_equal(change("eye_in_hand", frames), shown)
+        np.testing.assert_array_equal(change("agentview", frames), frames)
+
+
+def _differs(clean: Any, dataset: Any, number: int) -> bool:
+    if len(clean) != len(dataset) or len(clean.episode(number)) != len(dataset.episode(number)):
+        return True
+    one, other = clean.episode(number), dataset.episode(number)
+    if one.instruction != other.instruction:
+        return True
+    return any((getattr(one, key) != getattr(other, key)).any() for key in ("actions", "proprio"))

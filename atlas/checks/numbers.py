@@ -15,6 +15,7 @@ _STILL = 1e-6
 _MOVED_M = 0.005  # a hand that moves this far along an axis did so on purpose
 _SATURATED = 0.5  # of the frames lie at the same end of the range
 _OUTLIER = 20.0  # times the range of 90% of the values
+_LEAP, _LEAP_OF_RANGE = 8.0, 0.1  # times what 90% of the frames move by; of the range of 90% of the values
 _NOOPS = 0.3
 _REPEATED = 0.1
 _SHOWN = 3
@@ -37,6 +38,7 @@ def check_actions(context: CheckContext) -> Iterator[Finding]:
     yield from _stuck(context, actions)
     yield from _ranges(context, actions)
     yield from _repeats(context)
+    yield from _leaps(context)
     yield _overview(context, actions)
 
 
@@ -145,6 +147,38 @@ def _repeats(context: CheckContext) -> Iterator[Finding]:
             f"the actions of {idle / frames:.0%} of the frames do nothing",
             "Train with data.drop_noops=true, so that the policy does not learn to stand still.",
             {"share_noops": round(idle / frames, 3)},
+        )
+
+
+def _leaps(context: CheckContext) -> Iterator[Finding]:
+    """Numbers of proprio that leap for one frame and come back: a reading that was lost, or is another one's."""
+    values = np.concatenate([proprio for _, proprio in context.sampled])
+    moves = np.concatenate([np.abs(np.diff(proprio, axis=0)) for _, proprio in context.sampled])  # [frames, P]
+    if not len(moves):
+        return
+    usual = np.quantile(moves, 0.9, axis=0)  # [P]
+    low, high = np.quantile(values, [0.05, 0.95], axis=0)
+    least_leap = np.maximum(_LEAP * usual, np.maximum(_LEAP_OF_RANGE * (high - low), _STILL))  # [P]
+    leaping: dict[int, float] = {}
+    episodes = 0
+    for _, proprio in context.sampled:
+        there, back = np.diff(proprio, axis=0)[:-1], np.diff(proprio, axis=0)[1:]  # [T - 2, P]
+        least = np.minimum(np.abs(there), np.abs(back))
+        leaps = (there * back < 0) & (least > least_leap)
+        episodes += bool(leaps.any())
+        for dimension in np.flatnonzero(leaps.any(0)).tolist():
+            farthest = float(least[leaps[:, dimension], dimension].max())
+            leaping[dimension] = max(leaping.get(dimension, 0.0), farthest)
+    if leaping:
+        worst = max(leaping, key=lambda dimension: leaping[dimension] / least_leap[dimension])
+        yield Finding(
+            "actions",
+            "warning",
+            f"proprio leaps for one frame and comes back in {episodes} of {len(context.sampled)} episodes, in the "
+            f"numbers {list(leaping)}: number {worst} by up to {leaping[worst]:.3g}, where 90% of the frames move it "
+            f"by {usual[worst]:.3g} at most",
+            "Look for readings that were lost or mixed up in the recording, and leave these frames out.",
+            {"dimensions": {str(dimension): round(value, 5) for dimension, value in leaping.items()}},
         )
 
 

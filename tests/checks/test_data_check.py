@@ -198,6 +198,18 @@ def test_a_single_wild_action_is_named(good: EpisodeDataset) -> None:
     assert error_ids(found) == {"actions"} and "far from all others in ['dy']" in said(found, "actions")
 
 
+def test_a_reading_of_proprio_that_leaps_for_a_frame_is_named(good: EpisodeDataset) -> None:
+    def leap(proprio: np.ndarray) -> np.ndarray:
+        proprio[9, 1] += 0.3
+        return proprio
+
+    only = [(name, check) for name, check in CHECKS if name == "actions"]
+    leaping, smooth = (findings_in(each, checks=only) for each in (Changed(good, proprio=leap), good))
+
+    assert "leaps for one frame and comes back" in said(leaping, "actions") and "[1]" in said(leaping, "actions")
+    assert "leaps" not in said(smooth, "actions")
+
+
 def test_replaying_alone_finds_a_small_error_of_scale(good: EpisodeDataset, env: CubesEnvironment) -> None:
     """By a quarter: recordings alone cannot tell."""
     changed = Changed(good, actions=column(slice(0, 6), lambda a: a * 0.8))

@@ -175,6 +175,19 @@ def test_films_beyond_the_room_are_left_out_and_said(run: Path, monkeypatch: pyt
     assert "left out, to keep the page small" in text_of(page) and page.stat().st_size < 100_000
 
 
+def test_the_worst_failures_together_come_before_each_by_itself(run: Path) -> None:
+    from atlas.rollout.filming.film_choice import OVERVIEW
+
+    alone = text_of(write_report(run))
+    film(run / "videos" / "final_step_00000010" / OVERVIEW)
+
+    page = write_report(run)
+
+    together = "the worst failures together"
+    assert together not in alone and text_of(page).count(together) == 1
+    assert page.read_text().index('class="film together bad"') < page.read_text().index('class="films"')
+
+
 def test_time_is_told_by_where_it_went(run: Path) -> None:
     facts = gather(read_run(run))
     origin = type(facts.origin)({}, [(100.0, 110.0)])
