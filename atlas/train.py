@@ -300,7 +300,7 @@ def _make_processor(config: Config, data: TrainingData) -> PolicyProcessor:
         logger.info("Actions are relative to the state at the chunk's start: %s.", relative.describe(dataset))
     return PolicyProcessor(
         cameras=tuple(cameras),
-        camera_size=min(min(dataset.image_size(camera)) for camera in cameras),
+        camera_size=min((min(dataset.image_size(camera)) for camera in cameras), default=size),
         image_size=size,
         action_horizon=config.data.action_horizon,
         proprio_dim=dataset.proprio_dim,

@@ -378,7 +378,7 @@ class Batch:
     """
 
     # uint8 [B, V, 3, H, W]; float in [0, 1] once on the device. V = frames x cameras, the earliest frame's first. None
-    # if there are `features`.
+    # if there are `features`, or the policy does not look.
     images: torch.Tensor | None
     proprio: torch.Tensor  # float32 [B, P]; with a history frames x P, the present one's last
     instruction: list[str]

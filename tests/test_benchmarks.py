@@ -398,3 +398,30 @@ def _differs(clean: Any, dataset: Any, number: int) -> bool:
     if one.instruction != other.instruction:
         return True
     return any((getattr(one, key) != getattr(other, key)).any() for key in ("actions", "proprio"))
+
+
+def test_a_replay_is_filled_and_drawn_from(run: Run) -> None:
+    found = rows(run("replay_sampling", "--decisions", 2000, "--batch", 8, "--draws", 2))
+    assert [row[1] for row in found] == ["2,000", "200"] and all(float(row[2]) > 0 for row in found)
+
+
+def test_a_small_world_is_learned_by_reward(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands in this process; without Stable-Baselines3, which is not installed here."""
+    pendulum = importlib.import_module("pendulum")
+    asked: list[list[str]] = []
+
+    def done(command: list[str]) -> tuple[dict[str, Any], float, float]:
+        asked.append(list(map(str, command)))
+        return {"mean_reward": {"after": -150.0}, "return": -151.0}, 1.0, 60.0
+
+    monkeypatch.setattr(pendulum, "timed", done)
+    for seed in (0, 1):
+        folder = tmp_path / f"sac-{seed}" / "evaluations"
+        folder.mkdir(parents=True)
+        (folder / "after.json").write_text('{"outcomes": [{"seed": 5}, {"seed": 6}]}')
+
+    found = rows(run("pendulum", "--algorithms", "sac", "--seeds", "0,1", "--sb3", "python", "--out", tmp_path))
+
+    assert [row[0] for row in found] == ["Atlas sac", "Stable-Baselines3 sac"] * 2
+    assert [row[3] for row in found] == ["-150.0", "-151.0"] * 2
+    assert asked[0][2:7] == ["atlas.cli", "learn", "sac", "--env", "gym:Pendulum-v1"] and asked[3][-1] == "5,6"

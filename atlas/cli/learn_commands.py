@@ -1,8 +1,9 @@
-"""`atlas learn`: a trained policy improves by its own experience."""
+"""`atlas learn`: a policy improves by its own experience, or learns from nothing by reward."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -10,11 +11,17 @@ from atlas.cli.options import PLAIN, Json, Overrides
 from atlas.cli.output import print_json, print_table, say, stdout_kept_for_the_report
 
 if TYPE_CHECKING:
+    from atlas.config import Config
+    from atlas.learning.actors.messages import Address
     from atlas.learning.improvement import Improvement
+    from atlas.learning.returns import OnlineResult
 
-learn_app = typer.Typer(help="Improve a trained policy by its own experience, in a simulator.", **PLAIN)
+learn_app = typer.Typer(help="Improve a policy by its own experience, in a simulator.", **PLAIN)
 
 Checkpoint = Annotated[str, typer.Option(metavar="RUN", help="The run to improve, or a checkpoint of it.")]
+Start = Annotated[
+    str | None, typer.Option("--checkpoint", metavar="RUN", help="A run to begin with; default: new weights.")
+]
 World = Annotated[str, typer.Option("--env", help="The environment, such as cubes.")]
 
 
@@ -28,6 +35,114 @@ def dagger(checkpoint: Checkpoint, env: World, overrides: Overrides = None, as_j
 def rft(checkpoint: Checkpoint, env: World, overrides: Overrides = None, as_json: Json = False) -> None:
     """The policy acts with noise, and imitates its own successes."""
     _learn("rft", checkpoint, env, overrides, as_json)
+
+
+@learn_app.command("sac")
+def sac(
+    env: World,
+    overrides: Overrides = None,
+    checkpoint: Start = None,
+    actors: Annotated[
+        int | None, typer.Option(metavar="N", help="Play in N processes beside the one that learns.")
+    ] = None,
+    role: Annotated[
+        Literal["learner", "actor"] | None, typer.Option(help="One half of a run, whose other half is elsewhere.")
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Of a learner; default: 127.0.0.1:5488.")
+    ] = None,
+    learner: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Of an actor: where its learner is.")] = None,
+    key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", metavar="FILE", help="The key that learner and actors share.")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Without wandb.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Soft actor-critic: learns by reward, from state, in one process or in several."""
+    from atlas.learning.actors.messages import Address
+
+    _check_roles(actors, role, listen, learner, key_file)
+    with stdout_kept_for_the_report(as_json):
+        changed = [*(overrides or []), *(["wandb.enabled=false"] if debug else [])]
+        config = _online_config("sac", env, checkpoint, changed)
+        key = _key(key_file)
+        if role == "actor":
+            from atlas.learning.actors.actor_role import act
+
+            steps = act(config, env, Address.read(learner or "", "--learner"), key, checkpoint)
+            say(f"The learner has had enough; {steps:,} steps were played here.")
+            return
+        if role == "learner" or actors is not None:
+            result = _learn_from_actors(config, env, checkpoint, actors, Address.read(listen or "", "--listen"), key)
+        else:
+            from atlas.learning.sac_run import learn_here
+
+            result = learn_here(config, env, checkpoint)
+    _report(result, as_json)
+
+
+@learn_app.command("ppo")
+def ppo(env: World, overrides: Overrides = None, checkpoint: Start = None, as_json: Json = False) -> None:
+    """Proximal policy optimisation: learns by reward, from state, on what the present policy plays."""
+    with stdout_kept_for_the_report(as_json):
+        from atlas.learning.ppo import learn_ppo
+
+        result = learn_ppo(_online_config("ppo", env, checkpoint, overrides or []), env, checkpoint)
+    _report(result, as_json)
+
+
+def _learn_from_actors(
+    config: Config, env: str, checkpoint: str | None, actors: int | None, address: Address, key: str | None
+) -> OnlineResult:
+    from atlas.learning.actors.actor_processes import learn_with_actors
+    from atlas.learning.actors.learner_role import learn_from_actors
+
+    if actors is None:
+        return learn_from_actors(config, env, address, key, checkpoint)
+    return learn_with_actors(config, env, actors, checkpoint)
+
+
+def _check_roles(
+    actors: int | None, role: str | None, listen: str | None, learner: str | None, key_file: Path | None
+) -> None:
+    """Raises InputError for flags that do not go together."""
+    from atlas.errors import InputError
+
+    if actors is not None and actors < 1:
+        raise InputError(f"--actors {actors}: there must be 1 at least; leave it out to play and learn in one process.")
+    if actors is not None and (role or listen or learner or key_file):
+        raise InputError(
+            "--actors starts the learner and its actors here; it goes without --role and what belongs to it."
+        )
+    if role == "actor" and (learner is None or listen is not None):
+        raise InputError("--role actor needs --learner HOST:PORT, where its learner listens (and no --listen).")
+    if role == "learner" and learner is not None:
+        raise InputError("--role learner listens for actors: --listen HOST:PORT, not --learner.")
+    if role is None and (listen or learner or key_file):
+        raise InputError("--listen, --learner and --api-key-file belong to --role learner or --role actor.")
+
+
+def _key(file: Path | None) -> str | None:
+    from atlas.serving.access import read_key
+
+    return None if file is None else read_key(file)
+
+
+def _online_config(name: str, env: str, checkpoint: str | None, overrides: list[str]) -> Config:
+    from atlas.learning.run_config import config_from_nothing, config_of_run
+
+    if checkpoint is None:
+        return config_from_nothing(name, env, overrides)
+    return config_of_run(checkpoint, name, overrides)
+
+
+def _report(result: OnlineResult, as_json: bool) -> None:
+    if as_json:
+        print_json(result.to_dict())
+        return
+    say(result.sentence())
+    say(f"{result.steps:,} steps were played, and {result.updates:,} updates made; the run is {result.folder}.")
+    say(f"To act with the best policy: atlas eval --checkpoint {result.folder / 'best'} --env {result.env}")
 
 
 def _learn(name: str, checkpoint: str, env: str, overrides: list[str] | None, as_json: bool) -> None:

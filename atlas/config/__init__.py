@@ -4,7 +4,15 @@ Imports no torch, so the command line can refuse a wrong config at once.
 """
 
 from atlas.config.data_sections import AugmentConfig, DataConfig, RecordConfig, SourceConfig
-from atlas.config.experience_sections import DaggerConfig, LearningConfig, RftConfig, RoundsConfig
+from atlas.config.experience_sections import (
+    DaggerConfig,
+    LearningConfig,
+    OnlineConfig,
+    PpoConfig,
+    RftConfig,
+    RoundsConfig,
+    SacConfig,
+)
 from atlas.config.model_section import ModelConfig, ProcessorConfig
 from atlas.config.reading import DEFAULT_CONFIG, config_schema, dump_yaml, load_config, parse_config
 from atlas.config.root import Config
@@ -48,12 +56,15 @@ __all__ = [
     "MediaConfig",
     "ModelConfig",
     "ModelManagementConfig",
+    "OnlineConfig",
     "PlotLoggerConfig",
+    "PpoConfig",
     "ProcessorConfig",
     "ProfileConfig",
     "RecordConfig",
     "RftConfig",
     "RoundsConfig",
+    "SacConfig",
     "SourceConfig",
     "TrainingConfig",
     "VisDatasetConfig",

@@ -79,6 +79,11 @@ class ModelConfig(Section):
     def check_data(self, data: DataConfig) -> None:
         """Raises ValueError, in the config's terms, if the policy and the data do not fit together."""
 
+    @property
+    def reads_images(self) -> bool:
+        """Whether it looks at images; otherwise no camera of the data is read."""
+        return True
+
     def image_fit(self) -> Any:
         """The `ImageFit` with which it fits whole pictures itself (atlas/data/image_fit.py); None: it gets squares of
         `data.image_size`. Raises InputError if a file that says so is missing."""

@@ -54,6 +54,7 @@ def split_data(
     config: Config, dataset: EpisodeDataset, cameras: list[str], kept: KeptSplit | None = None
 ) -> TrainingData:
     """Split an open dataset, and balance it. Raises InputError if a chunk is too long, or a share too small."""
+    cameras = cameras if config.model.reads_images else []
     size, horizon, fit = config.data.image_size, config.data.action_horizon, config.model.image_fit()
     history = History(**config.data.history.model_dump())
     train, val = (

@@ -22,14 +22,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from atlas.config import Config, RoundsConfig, SourceConfig, dump_yaml
+from atlas.config import Config, RoundsConfig, SourceConfig
 from atlas.data.hdf5.libero_writer import write_libero_file
 from atlas.environments.catalog import environment_spec
 from atlas.environments.rendering import RenderingGPU
-from atlas.errors import InputError
 from atlas.launch import count_gpus, launch_ranks, plan_processes
 from atlas.learning.dagger import Dagger
 from atlas.learning.improvement import Improvement
+from atlas.learning.online_run import finish_with, settle
 from atlas.learning.rft import SelfImitation
 from atlas.policies.base import load_policy
 from atlas.prepare import prepare
@@ -42,15 +42,13 @@ from atlas.rollout.experience import Played
 from atlas.rollout.success_report import EvaluationReport
 from atlas.runs.run_directory import EVALUATIONS, RESULTS
 from atlas.system.documents import read_json
-from atlas.system.file_store import CONFIG
-from atlas.system.files import partial_folder, write_json, write_text
+from atlas.system.files import partial_folder, write_json
 from atlas.system.locks import hold
 from atlas.tracking import RunTracker
 from atlas.train import run
 
 logger = logging.getLogger(__name__)
 
-STATE = "learning.json"
 ALGORITHMS = {"dagger": Dagger, "rft": SelfImitation}
 
 
@@ -89,7 +87,7 @@ class _Rounds:
         self.evaluator = Evaluator(env, policy.processor.camera_size, config.evaluation.workers, gpu=gpu)
         held.callback(self.evaluator.close)
         self.tracker = RunTracker(self.folder, str(config.run_name), config.wandb, config.logging)
-        held.callback(self.tracker.finish, 0)
+        finish_with(held, self.tracker)
         self.steps, self.episodes = 0, 0  # in the environment, so far
 
     def _settle(self, checkpoint: str) -> None:
@@ -101,13 +99,7 @@ class _Rounds:
             "seed": self.config.seed,
             "settings": self.settings.model_dump(mode="json"),
         }
-        file = self.folder / STATE
-        if file.exists() and (found := read_json(file)) != asked:
-            changed = [key for key in asked if found.get(key) != asked[key]]
-            differing = "; ".join(f"{key} was {found.get(key)} and is {asked[key]}" for key in changed)
-            raise InputError(f"{self.folder} learns something else: {differing}. Choose another run_name.")
-        write_json(file, asked)
-        write_text(self.folder / CONFIG, dump_yaml(self.config))
+        settle(self.folder, asked, self.config)
 
     def run(self) -> Improvement:
         """All rounds that are missing, the control, and the comparison."""

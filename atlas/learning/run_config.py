@@ -1,4 +1,4 @@
-"""The config of a run that learns from another run's policy."""
+"""The config of a run of `atlas learn`: that of the run whose policy is improved, or one that begins from nothing."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atlas.config import Config, load_config
+from atlas.environments.catalog import environment_spec
 from atlas.errors import InputError
 from atlas.system.file_store import CONFIG
 from atlas.system.files import follow
+from atlas.system.paths import file_name
 
 
 def config_of_run(checkpoint: str, name: str, overrides: Sequence[str]) -> Config:
@@ -31,3 +33,24 @@ def config_of_run(checkpoint: str, name: str, overrides: Sequence[str]) -> Confi
     if config.run_dir.resolve() == folder.resolve():
         raise InputError(f"run_name is {config.run_name}, which is the run that is learned from. Choose another.")
     return config
+
+
+def config_from_nothing(name: str, env: str, overrides: Sequence[str]) -> Config:
+    """Atlas's own, with a small policy from state alone that takes one action at a time; `run_name` is the world's with
+    the name of what is learned. Raises InputError."""
+    told = len(environment_spec(env).instructions) > 1
+    smaller = [
+        "model.vision={name: none}",
+        "model.fusion={name: mlp}",
+        f"model.head={{name: gaussian{_HEADS.get(name, '')}}}",
+        f"model.language={{name: {'bytes' if told else 'none'}}}",
+        "model.processor={action_normalization: min_max, proprio_normalization: mean_std}",
+        "data.action_horizon=1",
+        "evaluation.execute=1",
+        f"run_name={file_name(env.partition(':')[2].partition('?')[0] or env)}-{name}",
+    ]
+    return load_config(None, [*smaller, *overrides])
+
+
+# Beside SAC's: one deviation for all states, not squashed, as is usual for methods that learn from ratios of densities.
+_HEADS = {name: ", squashed: false, deviation: free, log_std: 0.0" for name in ("ppo", "grpo")}

@@ -21,9 +21,10 @@ from torch import nn
 
 from atlas.config.model_section import MODEL, ModelConfig
 from atlas.errors import InputError, did_you_mean, first_line
+from atlas.policies.action_distribution import GaussianActions
 from atlas.policies.model_card import model_card
 from atlas.policies.pretrained_weights import FrozenWeights
-from atlas.policies.processor import PolicyProcessor
+from atlas.policies.processor import PolicyProcessor, Scaler
 from atlas.policies.published.lerobot_folder import LeRobotFolder, libero_cameras
 from atlas.policies.reference_answers import ReferenceAnswers
 from atlas.policies.strict_loading import FROZEN, check_frozen, check_weights, read_weights
@@ -272,6 +273,20 @@ class ShowsFeatures(Protocol):
 
     def image_features(self, batch: Batch) -> torch.Tensor:
         """What its vision computes from the images, or features, of each sample: float [B, D]."""
+
+
+@runtime_checkable
+class ActsAtRandom(Protocol):
+    """Says how likely each action is, which learning by reward needs."""
+
+    action_scaler: Scaler
+
+    @property
+    def acts_at_random(self) -> bool:
+        """Whether its parts can say so."""
+
+    def action_distribution(self, batch: Batch) -> GaussianActions:
+        """Of the scaled actions, with gradients."""
 
 
 @runtime_checkable

@@ -40,6 +40,7 @@ def model_card(policy: Policy) -> str:
     cameras = ", ".join(map(markdown_code, processor.cameras))
     groups = "\n".join(f"  - {markdown(group.describe())}" for group in spec.groups)
     size = processor.image_size
+    seen = f"images of the cameras {cameras} (upright, used at {size} x {size}\n  pixels), " if cameras else ""
     frozen = "".join(
         f"- frozen {part}: {markdown_code(weights.reference)}, which is not in model.safetensors "
         f"(sha256 {weights.sha256})\n"
@@ -52,8 +53,7 @@ pipeline_tag: robotics
 # Atlas policy
 
 - {policy.config.describe()}; {parameters:,} parameters
-{frozen}- takes images of the cameras {cameras} (upright, used at {size} x {size}
-  pixels), proprio [{processor.proprio_dim}] and an instruction
+{frozen}- takes {seen}proprio [{processor.proprio_dim}] and an instruction
 - gives chunks of {processor.action_horizon} actions [{spec.dim}] at {spec.control_hz:g} Hz:
 {groups}
 

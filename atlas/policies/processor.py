@@ -32,7 +32,7 @@ _LARGEST = 65536  # pixels, actions or numbers
 class PolicyProcessor:
     """Image geometry, camera order, statistics and the meaning of actions. It never rotates or flips images."""
 
-    cameras: tuple[str, ...]
+    cameras: tuple[str, ...]  # none for a policy that does not look
     camera_size: int  # pixels of the square camera images it was trained from; simulators render at it
     image_size: int  # pixels the network sees
     action_horizon: int
@@ -91,10 +91,9 @@ class PolicyProcessor:
                 raise InputError(
                     f"The policy needs a proprio of {self.proprio_dim} numbers, got {observation.proprio.shape}."
                 )
+        views = [[o.images[camera] for o in frames for camera in self.cameras] for frames in seen]
         return Batch(
-            images=gather_views(
-                [[o.images[c] for o in frames for c in self.cameras] for frames in seen], self.image_size, self.fit
-            ),
+            images=gather_views(views, self.image_size, self.fit) if self.cameras else None,
             proprio=torch.stack([torch.cat([torch.from_numpy(o.proprio).float() for o in each]) for each in seen]),
             instruction=[o.instruction for o in observations],
             source=torch.full((len(observations),), source),
@@ -204,9 +203,8 @@ def _check(processor: PolicyProcessor) -> None:
         value = getattr(processor, name)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
             raise ValueError(f"{name} is {value!r}, expected a number from 1 to {_LARGEST}")
-    for name in ("cameras", "statistics"):
-        if not getattr(processor, name):
-            raise ValueError(f"{name} is empty")
+    if not processor.statistics:
+        raise ValueError("statistics is empty")
     if not all(isinstance(camera, str) for camera in processor.cameras):
         raise ValueError(f"cameras is {list(processor.cameras)}, expected names")
     for source in processor.statistics:

@@ -35,7 +35,7 @@ def summarize(config: Config, gpu: str = "h100") -> dict[str, Any]:
     if gpu not in GPU_PEAKS:
         near = did_you_mean(gpu, list(GPU_PEAKS))
         raise InputError(f"--gpu is one of {', '.join(GPU_PEAKS)}, not '{gpu}'.{near}")
-    cameras = tuple(config.data.cameras or _CAMERAS)
+    cameras = tuple(config.data.cameras or _CAMERAS) if config.model.reads_images else ()
     with torch.device("meta"):
         policy = config.model.build(_example_processor(config, cameras), read_weights=False)
     parts = [_count(name, part) for name, part in policy.parts().items()]
@@ -173,7 +173,7 @@ def _example_batch(config: Config, cameras: tuple[str, ...]) -> Batch:
     size, horizon, spec = config.data.image_size, config.data.action_horizon, ActionSpec()
     steps = config.data.history.steps
     return Batch(
-        images=torch.zeros(1, steps * len(cameras), 3, size, size),
+        images=torch.zeros(1, steps * len(cameras), 3, size, size) if cameras else None,
         proprio=torch.zeros(1, steps * _PROPRIO_DIM),
         instruction=["pick up the red cube"],
         source=torch.zeros(1, dtype=torch.int64),

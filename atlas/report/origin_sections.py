@@ -81,8 +81,8 @@ def data(run: RunFacts) -> Html | None:
             ("training episodes", f"{source.episodes:,}" if source.episodes else "-"),
             ("frames", f"{source.frames:,}"),
             ("recorded in", source.environment or "an unknown world"),
-            ("cameras", ", ".join(processor.cameras)),
-            ("images", f"{processor.camera_size} px, seen at {processor.image_size} px"),
+            ("cameras", ", ".join(processor.cameras) or "none: it acts on proprio"),
+            ("images", f"{processor.camera_size} px, seen at {processor.image_size} px" if processor.cameras else "-"),
             ("actions", processor.action_spec.describe()),
             ("chunk", f"{processor.action_horizon} actions"),
         ]

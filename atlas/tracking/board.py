@@ -38,6 +38,18 @@ _LAYOUT: dict[str, dict[str, list[str]]] = {
         "machine (%)": ["^system/.*percent$"],
         "memory (GiB)": ["^system/.*gib$", "^perf/gpu_memory_gib$"],
     },
+    "6 learning: environment": {
+        "episode reward": ["^actor/episode_reward$", "^actor/avg_episode_reward_10$"],
+        "episode length": ["^actor/episode_length$", "^actor/avg_episode_length_10$"],
+        "size of actions": ["^actor/avg_action_magnitude$"],
+        "steps per second": ["^actor/steps_per_second$"],
+    },
+    "7 learning: training": {
+        "losses": ["^(sac|ppo|grpo)/.*loss$"],
+        "temperature and entropy": ["^sac/temperature$", "^(sac|ppo|grpo)/entropy$"],
+        "distance from the last policy": ["^(ppo|grpo)/(kl|clip_fraction)$"],
+        "seconds per update": ["^timer/(sample_replay_buffer|train|total)$"],
+    },
 }
 
 _HPARAM_SECTIONS = ("seed", "data", "model", "training")

@@ -127,6 +127,18 @@ OTHERS = [
     line("model summary --gpu H9000", "--gpu", "H9000"),
     line("model pull HERE --out HERE/new", "no policy at HERE"),
     line("runs compare HERE", "two runs"),
+    line("learn sac --env gym:CartPole-v1", "discrete actions", "gym:Pendulum-v1"),
+    line("learn sac --env gym:Pendulum-v1 --actors 0", "--actors 0", "1 at least"),
+    line("learn sac --env gym:Pendulum-v1 --actors 2 --role learner", "--actors", "without --role"),
+    line("learn sac --env gym:Pendulum-v1 --role actor", "--role actor needs --learner HOST:PORT"),
+    line("learn sac --env gym:Pendulum-v1 --role learner --learner here", "--listen HOST:PORT, not --learner"),
+    line("learn sac --env gym:Pendulum-v1 --listen here:5488", "--role learner or --role actor"),
+    line("learn sac --env gym:Pendulum-v1 --role learner --listen here:port", "--listen 'here:port'", "127.0.0.1:5488"),
+    line("learn sac --env gym:Pendulum-v1 --role actor --learner a --api-key-file HERE/none", "HERE/none"),
+    line("learn sac --env gym:Pendulum-v1 learning.sac.random_steps=20000", "random_steps is 20000", "steps (10000)"),
+    line("learn sac --env gym:Pendulum-v1 model.vision.name=keypoints", "model.vision.name=none"),
+    line("learn ppo --env gym:Pendulum-v1 model.head.name=regression", "model.head.name=gaussian"),
+    line("learn sac --env cubes --checkpoint HERE", "HERE is in no run's folder"),
     line("sweep local HERE/none.yaml", "HERE/none.yaml"),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -24,11 +25,13 @@ from atlas.rollout.evaluation import Evaluator
 from atlas.rollout.experience import Played, as_recorded
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.runs import read_scalars
+from atlas.tracking import RunTracker
+from atlas.training.guards.signals import Interrupted
 from atlas.types import ActionSpec, Observation
 from tests.test_vertical_slice import SMALL
 
 FEW = ["learning.held_out_episodes=1", "learning.round_episodes=0", "evaluation.workers=1"]
-LITTLE = ["rounds=1", "episodes=2", "steps=2", "warmup_steps=1"]
+LITTLE = ["rounds=1", "episodes=1", "steps=1", "warmup_steps=0"]
 
 
 class Still:
@@ -106,6 +109,28 @@ def test_without_a_success_there_is_nothing_to_imitate(run: Path) -> None:
 
     assert found.over_before.gained == found.over_before.lost == 0
     assert not (run.with_name("first-rft") / "rounds").exists()
+
+
+def test_a_run_that_fails_says_so_to_its_boards(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes, finish = [], RunTracker.finish
+
+    def noted(self: RunTracker, exit_code: int = 0, within: float | None = None) -> None:
+        codes.append(exit_code)
+        finish(self, exit_code, within)
+
+    monkeypatch.setattr(RunTracker, "finish", noted)
+    for number, (error, code) in enumerate(
+        ((RuntimeError("no"), 1), (InputError("no"), 2), (KeyboardInterrupt(), 130), (Interrupted(signal.SIGTERM), 143))
+    ):
+
+        def fail(*_: object, why: BaseException = error) -> None:
+            raise why
+
+        monkeypatch.setattr("atlas.learning.rounds.plan_episodes", fail)
+        with pytest.raises(type(error)):
+            learn(config_of_run(str(run), "rft", [*FEW, f"run_name=fails-{number}"]), "rft", str(run), "cubes")
+        assert codes == [code]
+        codes.clear()
 
 
 def test_noise_is_the_episodes_own_and_leaves_grippers_alone() -> None:

@@ -111,7 +111,7 @@ class ChunkDataset:
             actions[here] = self.sources[number].actions(self._row[chunk[here]])
             proprio[here] = self.sources[number].dataset.numbers().proprio[self._row[seen[here]]]
         return Batch(
-            images=None if cached else self._views(seen, source),
+            images=None if cached or not self._cameras else self._views(seen, source),
             proprio=torch.from_numpy(proprio.reshape(len(index), -1)),
             instruction=[self.instruction(int(i)) for i in index],
             source=torch.from_numpy(source),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from atlas.policies.modular.language_encoders.language_tokens import LanguageTokens
-from atlas.policies.modular.parts import BidirectionalFusionConfig, QueryFusionConfig
+from atlas.policies.modular.parts import BidirectionalFusionConfig, MLPFusionConfig, QueryFusionConfig
 
 
 class Fusion(nn.Module):
@@ -132,6 +132,29 @@ class BidirectionalFusion(Fusion):
         for layer in self.exchange:
             seen, said = layer(seen, said, language.is_pad)
         return seen, LanguageTokens(said, language.is_pad)
+
+
+class MLPFusion(Fusion):
+    """A plain network over proprio and the means of the tokens of vision and language."""
+
+    def __init__(
+        self, config: MLPFusionConfig, horizon: int, vision_dim: int, language_dim: int, proprio_dim: int
+    ) -> None:
+        super().__init__()
+        self._horizon, self._dim = horizon, config.dim
+        width, layers = vision_dim + language_dim + proprio_dim, list[nn.Module]()
+        for _ in range(config.layers - 1):
+            layers += [nn.Linear(width, config.dim), nn.ReLU()]
+            width = config.dim
+        self.layers = nn.Sequential(*layers, nn.Linear(width, horizon * config.dim), nn.ReLU())
+
+    def forward(self, vision: torch.Tensor, language: LanguageTokens, proprio: torch.Tensor) -> torch.Tensor:
+        """As `QueryFusion.forward`; no vision tokens count as zeros."""
+        precision = self.layers[0].weight.dtype
+        assert isinstance(precision, torch.dtype)
+        seen = vision.to(precision).sum(1) / max(1, vision.shape[1])
+        fused: torch.Tensor = self.layers(torch.cat([seen, language.summary().to(precision), proprio], 1))
+        return fused.unflatten(1, (self._horizon, self._dim))
 
 
 class _Exchange(nn.Module):

@@ -57,7 +57,13 @@ class ModularConfig(ModelConfig):
     def loss_terms(self, spec: ActionSpec) -> tuple[str, ...]:
         return (*self.head.loss_terms(spec), *(("alignment_loss",) if self.alignment is not None else ()))
 
+    @property
+    def reads_images(self) -> bool:
+        return self.vision.reads_images
+
     def check_data(self, data: DataConfig) -> None:
+        if not self.reads_images and data.cameras is not None:
+            raise ValueError("data.cameras names cameras, but model.vision.name is none; leave one of them out")
         if self.vision.patch is not None:
             check_patches("data.image_size", data.image_size, "model.vision.patch_size", self.vision.patch)
         if self.alignment is not None:

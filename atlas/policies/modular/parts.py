@@ -103,8 +103,20 @@ class HuggingFaceLanguageConfig(LanguageSection):
         return () if self.freeze else ("model.language.freeze=true",)
 
 
+class NoLanguageConfig(LanguageSection):
+    """None, for a world with a single task."""
+
+    name: Literal["none"] = "none"
+
+    def build(self, source: Path | None = None, read_weights: bool = True) -> LanguageEncoder:
+        from atlas.policies.modular.language_encoders.no_language import NoLanguage
+
+        return NoLanguage()
+
+
 LANGUAGE_ENCODERS: PluginTable[type[LanguageSection]] = PluginTable(
-    "atlas.language_encoders", {"bytes": BytesLanguageConfig, "huggingface": HuggingFaceLanguageConfig}
+    "atlas.language_encoders",
+    {"bytes": BytesLanguageConfig, "huggingface": HuggingFaceLanguageConfig, "none": NoLanguageConfig},
 )
 
 
@@ -158,8 +170,21 @@ class BidirectionalFusionConfig(FusionSection):
         return BidirectionalFusion(self, horizon, vision_dim, language_dim, proprio_dim)
 
 
+class MLPFusionConfig(FusionSection):
+    """A plain network over proprio and the means of the other tokens: fast, for policies from state alone."""
+
+    name: Literal["mlp"] = "mlp"
+    dim: Size = 256
+    layers: Layers = 2
+
+    def build(self, horizon: int, vision_dim: int, language_dim: int, proprio_dim: int) -> Fusion:
+        from atlas.policies.modular.fusion import MLPFusion
+
+        return MLPFusion(self, horizon, vision_dim, language_dim, proprio_dim)
+
+
 FUSIONS: PluginTable[type[FusionSection]] = PluginTable(
-    "atlas.fusions", {"queries": QueryFusionConfig, "bidirectional": BidirectionalFusionConfig}
+    "atlas.fusions", {"queries": QueryFusionConfig, "bidirectional": BidirectionalFusionConfig, "mlp": MLPFusionConfig}
 )
 
 
@@ -215,8 +240,27 @@ class FlowMatchingHeadConfig(HeadSection):
         return FlowMatchingHead(self, dim, spec, horizon)
 
 
+class GaussianHeadConfig(HeadSection):
+    """The whole chunk at once as Gaussians, which learning by reward draws from (`atlas learn sac`, `ppo`, `grpo`)."""
+
+    name: Literal["gaussian"] = "gaussian"
+    squashed: bool = True  # by a hyperbolic tangent, so that actions lie within their scaled range
+    deviation: Literal["state", "free"] = "state"  # follows from what is seen, or is one number per dimension
+    log_std: float = 0.0  # that a free deviation begins with
+    lowest: float = -5.0  # of the deviation's logarithm
+    highest: float = 2.0
+    pose_weight: Weight = 1.0
+    gripper_weight: Weight = 0.1
+
+    def build(self, dim: int, spec: ActionSpec, horizon: int) -> ActionHead:
+        from atlas.policies.modular.action_heads.gaussian import GaussianHead
+
+        return GaussianHead(self, dim, spec)
+
+
 HEADS: PluginTable[type[HeadSection]] = PluginTable(
-    "atlas.heads", {"regression": RegressionHeadConfig, "flow_matching": FlowMatchingHeadConfig}
+    "atlas.heads",
+    {"regression": RegressionHeadConfig, "flow_matching": FlowMatchingHeadConfig, "gaussian": GaussianHeadConfig},
 )
 
 # ---- as fields of a section ------------------------------------------------------------------------------

@@ -8,10 +8,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from atlas.errors import InputError
+from atlas.policies.action_distribution import GaussianActions
 from atlas.policies.attention import Attention
 from atlas.policies.base import InstructionMemory, Policy
+from atlas.policies.modular.action_heads.gaussian import GaussianHead
 from atlas.policies.modular.action_heads.head_contract import GenerativeHead
 from atlas.policies.modular.language_encoders.language_contract import LanguageEncoder
+from atlas.policies.modular.language_encoders.language_tokens import LanguageTokens
 from atlas.policies.modular.modular_section import ModularConfig
 from atlas.policies.modular.parts import LanguageSection
 from atlas.policies.modular.policy_graph import PolicyGraph
@@ -42,6 +46,11 @@ class ModularPolicy(Policy):
         """See `ModelConfig.build`."""
         super().__init__(config, processor)
         spec, horizon = processor.action_spec, processor.action_horizon
+        if config.vision.reads_images != bool(processor.cameras):
+            raise InputError(
+                f"A policy with model.vision.name {config.vision.name} does not fit a processor with the cameras "
+                f"{list(processor.cameras)}."
+            )
         sources = _copies(folder) if folder is not None else {}
         self.language = config.language.build(sources.get("language"), read_weights)
         self.vision = config.vision.build(
@@ -96,9 +105,27 @@ class ModularPolicy(Policy):
     def _look(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Vision tokens [B, N, D], and one fused token per action, [B, H, dim]."""
         language = self.language(batch.instruction)
-        seen = batch.features if batch.features is not None else self.vision(batch.unit_images(), language)
+        seen = self._seen(batch, language)
         proprio = self.proprio_scaler.normalize(batch.proprio, batch.source)
         return seen, self.fusion(self.vision.finish(seen), language, proprio)
+
+    def _seen(self, batch: Batch, language: LanguageTokens) -> torch.Tensor:
+        """Vision tokens [B, N, D]."""
+        if batch.features is not None:
+            return batch.features
+        looks = bool(self.processor.cameras)
+        images = batch.unit_images() if looks else batch.proprio.new_zeros(len(batch), 0, 3, 1, 1)
+        tokens: torch.Tensor = self.vision(images, language)
+        return tokens
+
+    @property
+    def acts_at_random(self) -> bool:
+        return isinstance(self.head, GaussianHead)
+
+    def action_distribution(self, batch: Batch) -> GaussianActions:
+        """See `ActsAtRandom`; for the head `gaussian`."""
+        assert isinstance(self.head, GaussianHead)
+        return self.head.distribution(self._look(batch)[1])
 
     def _losses(self, batch: Batch, seen: torch.Tensor, fused: torch.Tensor) -> LossTerms:
         assert batch.actions is not None and batch.action_is_pad is not None
@@ -174,15 +201,16 @@ class ModularPolicy(Policy):
         return self.frozen["vision"].sha256
 
     def image_features(self, batch: Batch) -> torch.Tensor:
-        """The mean of a sample's vision tokens."""
-        if batch.features is not None:
-            return batch.features.float().mean(1)
-        tokens: torch.Tensor = self.vision(batch.unit_images(), self.language(batch.instruction))
-        return tokens.float().mean(1)
+        """The mean of a sample's vision tokens; of a policy that does not look, its scaled proprio."""
+        if not self.processor.cameras:
+            return self.proprio_scaler.normalize(batch.proprio, batch.source)
+        return self._seen(batch, self.language(batch.instruction)).float().mean(1)
 
     @torch.no_grad()
     def attention(self, batch: Batch) -> Attention | None:
         """The keypoints of an encoder that has such; otherwise how much the queries read from each patch."""
+        if not self.processor.cameras:
+            return None
         language, images = self.language(batch.instruction), batch.unit_images()
         if (points := self.vision.keypoints(images, language)) is not None:
             return Attention(points=points)
@@ -202,7 +230,7 @@ class ModularPolicy(Policy):
     @torch.no_grad()
     def count_tokens(self, batch: Batch) -> dict[str, int]:
         language = self.language(batch.instruction)
-        seen = batch.features if batch.features is not None else self.vision(batch.unit_images(), language)
+        seen = self._seen(batch, language)
         return {"vision": seen.shape[1], "language": language.tokens.shape[1]}
 
 

@@ -54,6 +54,10 @@ _AXES = {
     "timer/*": "train/step",
     "system/*": "train/step",
     "actor/*": "actor/total_steps",
+    "sac/*": "learner/update_steps",
+    "ppo/*": "learner/update_steps",
+    "grpo/*": "learner/update_steps",
+    "learner/*": "learner/update_steps",
 }
 
 

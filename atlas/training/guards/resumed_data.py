@@ -56,7 +56,7 @@ def _differing(processor: PolicyProcessor, data: TrainingData) -> Iterator[str]:
     sizes = [min(dataset.image_size(camera)) for camera in cameras]
     pairs: list[tuple[str, object, object]] = [
         ("data.cameras", list(processor.cameras), cameras),
-        ("the cameras' size in pixels", processor.camera_size, min(sizes)),
+        ("the cameras' size in pixels", processor.camera_size, min(sizes, default=processor.camera_size)),
         ("data.history", processor.history, data.train.history),
         ("the number of proprio values", processor.proprio_dim, dataset.proprio_dim),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from atlas.policies.modular.parts import FlowMatchingHeadConfig, RegressionHeadConfig
+from atlas.policies.modular.parts import FlowMatchingHeadConfig, GaussianHeadConfig, RegressionHeadConfig
 from atlas.types import ActionSpec, LossTerms
 
 
@@ -39,7 +39,7 @@ class ActionParts(nn.Module):
         pose: torch.Tensor,
         grippers: torch.Tensor | None,
         is_pad: torch.Tensor,
-        weights: RegressionHeadConfig | FlowMatchingHeadConfig,
+        weights: RegressionHeadConfig | FlowMatchingHeadConfig | GaussianHeadConfig,
     ) -> LossTerms:
         """Means of errors over the valid steps: pose [B, H, P], grippers [B, H, G], is_pad bool [B, H]."""
         valid = (~is_pad).float()

@@ -61,6 +61,11 @@ class VisionSection(Section):
         return False
 
     @property
+    def reads_images(self) -> bool:
+        """Whether it looks at images at all."""
+        return True
+
+    @property
     def stays_the_same(self) -> bool:
         """Whether its outputs stay the same during training, so that `data.feature_cache` may hold them; such a section
         is a `CachedEncoder` (atlas/policies/feature_cache_filling.py)."""
@@ -77,6 +82,29 @@ class VisionSection(Section):
     def memory_advice(self) -> Sequence[str]:
         """See ModelConfig."""
         return ()
+
+
+class NoVisionConfig(VisionSection):
+    """None: the policy acts on proprio, which in a world such as cubes-state says where the objects are."""
+
+    name: Literal["none"] = "none"
+
+    def build(
+        self,
+        views: int,
+        image_size: int,
+        dim: int,
+        language_dim: int,
+        source: Path | None = None,
+        read_weights: bool = True,
+    ) -> VisionEncoder:
+        from atlas.policies.modular.vision_encoders.no_vision import NoVision
+
+        return NoVision(dim)
+
+    @property
+    def reads_images(self) -> bool:
+        return False
 
 
 class KeypointVisionConfig(VisionSection):
@@ -323,5 +351,6 @@ VISION_ENCODERS: PluginTable[type[VisionSection]] = PluginTable(
         "vggt": VGGTVisionConfig,
         "vggt_pretrained": PretrainedVGGTConfig,
         "huggingface": HuggingFaceVisionConfig,
+        "none": NoVisionConfig,
     },
 )

@@ -1,0 +1,95 @@
+"""`--actors N`: the actors of a learner on this machine, each a process of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from atlas.config import Config
+from atlas.learning.actors.learner_role import learn_from_actors
+from atlas.learning.actors.messages import Address
+from atlas.learning.returns import OnlineResult
+
+logger = logging.getLogger(__name__)
+
+_MOST_RESTARTS = 5  # of each actor
+_PATIENCE = 20.0  # seconds in which actors end by themselves when the run is over
+_EVERY = 1.0  # seconds between looks at whether all are alive
+
+
+class ActorProcesses:
+    """Starts actors, starts those again that die, and ends them. Use as a context manager."""
+
+    def __init__(self, config: Config, env: str, count: int, checkpoint: str | None) -> None:
+        self.key = secrets.token_hex(32)
+        self._count = count
+        self._arguments = ["--env", env, *(["--checkpoint", checkpoint] if checkpoint else [])]
+        sections = config.model_dump(mode="json")
+        self._arguments += [f"{name}={json.dumps(value)}" for name, value in sections.items()]
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._restarts, self._looked = [0] * count, time.monotonic()
+        self._folder = tempfile.TemporaryDirectory(prefix="atlas-actors-")
+        self._key_file = Path(self._folder.name) / "key"
+        self._port = 0
+
+    def __enter__(self) -> ActorProcesses:
+        self._key_file.touch(0o600)
+        self._key_file.write_text(self.key)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        until = time.monotonic() + (_PATIENCE if _[0] is None else 0)
+        for process in self._processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))
+        for process in self._processes:
+            if process.poll() is None:
+                process.terminate()
+        for process in self._processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+            if process.poll() is None:
+                process.kill()
+        self._folder.cleanup()
+
+    def start(self, port: int) -> None:
+        """All of them, once the learner listens."""
+        self._port = port
+        self._processes = [self._start() for _ in range(self._count)]
+
+    def look(self) -> None:
+        """Start again what has died. That is an event and no error, as long as it does not go on."""
+        if time.monotonic() - self._looked < _EVERY:
+            return
+        self._looked = time.monotonic()
+        for place, process in enumerate(self._processes):
+            code = process.poll()
+            if code in (None, 0):
+                continue
+            if code == 2:
+                raise RuntimeError("An actor's input is wrong; it says above what would be right.")
+            if self._restarts[place] >= _MOST_RESTARTS:
+                raise RuntimeError(f"An actor has ended {_MOST_RESTARTS + 1} times, last with exit code {code}.")
+            self._restarts[place] += 1
+            logger.warning("An actor's process ended with exit code %d; another one is started", code)
+            self._processes[place] = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        role = ["--role", "actor", "--learner", f"127.0.0.1:{self._port}", "--api-key-file", str(self._key_file)]
+        command = [sys.executable, "-m", "atlas.cli", "learn", "sac", *role, *self._arguments]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, env=os.environ, process_group=0)
+
+
+def learn_with_actors(config: Config, env: str, actors: int, checkpoint: str | None = None) -> OnlineResult:
+    """SAC with a learner in this process and actors in others, which are ended with it. Raises InputError."""
+    with ActorProcesses(config, env, actors, checkpoint) as processes:
+        here = Address("127.0.0.1", 0)
+        return learn_from_actors(config, env, here, processes.key, checkpoint, processes.start, processes.look)

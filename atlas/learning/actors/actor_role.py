@@ -1,0 +1,151 @@
+"""`--role actor`: plays with the learner's weights, and sends what came of it until the learner says it is enough."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+
+from atlas.config import Config, SacConfig
+from atlas.environments.catalog import environment_spec, make_environment
+from atlas.learning.actors.learner_link import ActorEnd
+from atlas.learning.actors.messages import Address, Experience, Taken, Weights, Welcome, WhoAreYou
+from atlas.learning.explorer import EpisodeLog, Explorer
+from atlas.learning.online_run import about, finish_with, part_tracker, start_policy
+from atlas.learning.policy_view import PolicyView
+from atlas.learning.sac_learner import Piece
+from atlas.learning.sac_run import Tries, piece_of
+from atlas.rollout.evaluation import one_thread
+from atlas.tracking import RunTracker
+
+logger = logging.getLogger(__name__)
+
+_MOST_ACTORS = 10_000  # their episodes take turns, so that no two ever play the same one
+_UNANSWERED = 4  # pieces, beyond which an actor waits for the learner
+
+
+def act(config: Config, env: str, learner: Address, key: str | None, checkpoint: str | None = None) -> int:
+    """Play until the learner has had enough; how many steps that were.
+
+    Raises InputError where the learner refuses this actor, LearnerGone (exit 1) where none answers.
+    """
+    settings = config.learning.sac
+    with ExitStack() as held, one_thread():
+        policy = start_policy(config, env, checkpoint)
+        end = ActorEnd(learner, key, about(policy, env), settings.connect_timeout)
+        held.callback(end.close)
+        welcome = end.hello()
+        world = make_environment(env, 16)
+        held.callback(world.close)
+        tracker = part_tracker(config, "actor" if end.actor == 0 else f"actor-{end.actor}", 0)
+        finish_with(held, tracker)
+        view = PolicyView(policy, environment_spec(env).instructions)
+        explorer = Explorer(world, config.seed, end.actor, _MOST_ACTORS)
+        return _Player(view, settings, config.seed, end, welcome, explorer, tracker).play()
+
+
+class _Player:
+    def __init__(
+        self,
+        view: PolicyView,
+        settings: SacConfig,
+        seed: int,
+        end: ActorEnd,
+        welcome: Welcome,
+        world: Explorer,
+        board: RunTracker,
+    ) -> None:
+        self.board = board
+        self.view, self.settings, self.end, self.world = view, settings, end, world
+        self.tries = Tries(view, settings, seed, end.actor)
+        self.log = EpisodeLog()
+        self.unsafe: deque[Experience] = deque()  # sent, and not in a checkpoint of the learner yet
+        self.sent, self.arrived = -1, -1
+        self.elsewhere = welcome.steps  # steps of all actors when the learner last said so
+        self.own_then = 0  # of this one, at that time
+        self.replay_size, self.done = 0, False
+        self._use(welcome.weights)
+
+    def play(self) -> int:
+        pieces: list[Piece] = []
+        self.tries.begin(self.world.episodes)
+        row = self.view.look(self.world.observation)
+        first = row
+        while not self.done:
+            scaled = self.tries.act(row, self.steps)
+            after, ended = self.world.step(self.view.in_units(scaled))
+            pieces.append(piece_of(first, scaled, after, self.view))
+            self.log.decided(after.actions)
+            first = {}
+            if ended is not None or len(pieces) >= self.settings.steps_per_message:
+                self._send(pieces, ended is not None)
+                pieces = []
+            if ended is not None:
+                exploring = self.tries.exploring(self.steps)
+                self.board.log(self.log.ended(ended, exploring, self.replay_size), self.log.steps)
+                self.tries.begin(self.world.episodes)
+            row = self.view.look(self.world.observation)
+            if not pieces:
+                first = row
+            self._listen(0)
+            while not self.done and self.sent - self.arrived >= _UNANSWERED:
+                self._listen(1.0)
+        return self.log.steps
+
+    @property
+    def steps(self) -> int:
+        """Of all actors, as far as is known here."""
+        return self.elsewhere + self.log.steps - self.own_then
+
+    def _send(self, pieces: list[Piece], ended: bool) -> None:
+        self.sent += 1
+        joined = _joined(pieces)
+        message = Experience(self.end.actor, self.sent, int(ended), joined)
+        self.unsafe.append(message)
+        self.end.send(message)
+
+    def _listen(self, seconds: float) -> None:
+        """Take what the learner says; where it says nothing though it should, find it again."""
+        while (message := self.end.receive(seconds)) is not None:
+            if isinstance(message, Weights):
+                self._use(message.weights)
+            elif isinstance(message, WhoAreYou):
+                self._again(self.end.hello())
+            elif isinstance(message, Taken):
+                self.arrived, self.done = message.arrived, message.done
+                self.elsewhere, self.own_then = message.steps, self.log.steps
+                self.replay_size = message.replay_size
+                while self.unsafe and self.unsafe[0].number <= message.safe:
+                    self.unsafe.popleft()
+            seconds = 0
+        if not self.done and self.end.silent and self.sent > self.arrived:
+            self._again(self.end.hello())
+
+    def _again(self, welcome: Welcome) -> None:
+        """The learner was started again, from its checkpoint: send what is not in that."""
+        logger.warning("The learner is there again; it lacks pieces from %d on", welcome.arrived + 1)
+        self.arrived = welcome.arrived
+        self._use(welcome.weights)
+        for message in self.unsafe:
+            if message.number > welcome.arrived:
+                self.end.send(message)
+
+    def _use(self, weights: dict[str, np.ndarray]) -> None:
+        self.view.policy.load_own_state_dict({name: torch.tensor(values) for name, values in weights.items()})
+
+
+def _joined(pieces: list[Piece]) -> Piece:
+    """Decisions one after another as one piece, complete in itself."""
+    last = pieces[-1]
+    return Piece(
+        first=pieces[0].first,
+        actions=np.concatenate([piece.actions for piece in pieces]),
+        rewards=np.concatenate([piece.rewards for piece in pieces]),
+        seen_then={name: np.concatenate([piece.seen_then[name] for piece in pieces]) for name in last.seen_then},
+        steps=sum(piece.steps for piece in pieces),
+        terminated=last.terminated,
+        over=True,
+    )

@@ -1,0 +1,143 @@
+"""`--role learner`: takes what actors send, learns, and gives them its weights."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import numpy as np
+
+from atlas.config import Config
+from atlas.learning.actors.learner_link import LearnerEnd
+from atlas.learning.actors.messages import Address, Experience, Hello, Taken, Weights, Welcome, WhoAreYou
+from atlas.learning.online_run import OnlineRun
+from atlas.learning.returns import OnlineResult
+from atlas.learning.sac_learner import SacLearner
+from atlas.rollout.evaluation import one_thread
+from atlas.training.guards.signals import Interrupted, listening
+
+logger = logging.getLogger(__name__)
+
+_QUIET = 30.0  # seconds, after which the log says that an actor has not been heard of
+_AT_ONCE = 20  # updates, between which messages are looked for
+
+
+def learn_from_actors(
+    config: Config,
+    env: str,
+    listen: Address,
+    key: str | None,
+    checkpoint: str | None = None,
+    on_listening: Callable[[int], None] = lambda port: None,
+    now_and_then: Callable[[], None] = lambda: None,
+) -> OnlineResult:
+    """SAC from what actors send; goes on where the same run was stopped.
+
+    on_listening: is told the port. now_and_then: is called while actors are waited for, and between updates.
+
+    Raises InputError, also for a port that is in use; Interrupted after a signal, with a checkpoint.
+    """
+    with ExitStack() as held, one_thread():
+        run = OnlineRun(config, "sac", env, held, checkpoint)
+        end = LearnerEnd(listen, key, run.about)
+        held.callback(end.close)
+        learner = SacLearner(run)
+        return _Hub(run, learner, end).serve(on_listening, now_and_then)
+
+
+class _Hub:
+    def __init__(self, run: OnlineRun, learner: SacLearner, end: LearnerEnd) -> None:
+        self.run, self.learner, self.end, self.settings = run, learner, end, learner.settings
+        facts = learner.begun_with
+        # {an actor's number: the last of its pieces}, of those that have arrived, and those that are in a checkpoint.
+        self.arrived: dict[int, int] = {int(actor): last for actor, last in facts.get("arrived", {}).items()}
+        self.safe = dict(self.arrived)
+        self.actors = int(facts.get("actors", 0))  # numbers that have been given
+        self.heard: dict[int, float] = {}
+        self.pushed = learner.sac.updates
+
+    def serve(self, on_listening: Callable[[int], None], now_and_then: Callable[[], None]) -> OnlineResult:
+        before, learner = self.run.before(), self.learner
+        logger.info("Listening for actors on port %d", self.end.port)
+        on_listening(self.end.port)
+        looked, saved = learner.steps, learner.steps
+        begun = time.monotonic() - learner.seconds
+        with listening() as stop:
+            while not learner.done or learner.owed > 0:
+                self._hear(0.0 if learner.owed > 0 else 0.5)
+                learner.learn(min(_AT_ONCE, max(0, learner.owed)))
+                if learner.sac.updates - self.pushed >= self.settings.push_interval:
+                    self.pushed = learner.sac.updates
+                    self.end.push(Weights(self.pushed, self._weights()))
+                learner.seconds = time.monotonic() - begun
+                if learner.steps - looked >= self.settings.eval_interval:
+                    looked = learner.steps
+                    learner.look()
+                if stop.signal is not None or learner.steps - saved >= self.settings.save_interval:
+                    saved = learner.steps
+                    self._save()
+                if stop.signal is not None:
+                    raise Interrupted(stop.signal)
+                self._notice_silence()
+                now_and_then()
+        learner.look()
+        self._save()
+        for client, actor in list(self.end.clients()):
+            self._acknowledge(client, actor)
+        return self.run.conclude(before, learner.steps, learner.episodes, learner.sac.updates, learner.seconds)
+
+    def _hear(self, seconds: float) -> None:
+        """Take a message; those of actors that are ahead wait until the updates that are owed are made."""
+        if self.learner.owed > 2 * _AT_ONCE or (received := self.end.receive(seconds)) is None:
+            return
+        client, message = received
+        if isinstance(message, Hello):
+            self._welcome(client, message)
+        else:
+            self._take(client, message)
+
+    def _welcome(self, client: bytes, hello: Hello) -> None:
+        again = 0 <= hello.actor < _LARGEST_NUMBER
+        actor = hello.actor if again else self.actors
+        self.actors = max(self.actors, actor + 1)
+        self.end.known(client, actor)
+        self.heard[actor] = time.monotonic()
+        logger.info("Actor %d is there%s", actor, " again" if again else "")
+        arrived = self.arrived.get(actor, -1)
+        self.end.answer(client, Welcome(actor, arrived, self.learner.steps, self._weights()))
+
+    def _take(self, client: bytes, message: Experience) -> None:
+        if not self.end.is_known(client):
+            self.end.answer(client, WhoAreYou())  # it was met before a restart, and will send this again
+            return
+        last = self.arrived.get(message.actor, -1)
+        if message.number == last + 1 and not self.learner.done:
+            self.learner.take(message.piece)
+            self.learner.episodes += message.episodes
+            self.arrived[message.actor] = message.number
+        self.heard[message.actor] = time.monotonic()
+        self._acknowledge(client, message.actor)
+
+    def _acknowledge(self, client: bytes, actor: int) -> None:
+        learner = self.learner
+        arrived, safe = self.arrived.get(actor, -1), self.safe.get(actor, -1)
+        self.end.answer(client, Taken(arrived, safe, learner.steps, learner.replay.decisions, learner.done))
+
+    def _save(self) -> None:
+        arrived = {str(actor): last for actor, last in self.arrived.items()}
+        self.learner.save({"arrived": arrived, "actors": self.actors})
+        self.safe = dict(self.arrived)
+
+    def _notice_silence(self) -> None:
+        now = time.monotonic()
+        for actor in [actor for actor, then in self.heard.items() if now - then > _QUIET]:
+            logger.warning("Actor %d has not been heard of for %.0f s; learning goes on", actor, _QUIET)
+            del self.heard[actor]
+
+    def _weights(self) -> dict[str, np.ndarray]:
+        return {name: tensor.detach().numpy() for name, tensor in self.run.policy.own_state_dict().items()}
+
+
+_LARGEST_NUMBER = 10_000

@@ -1,0 +1,139 @@
+"""One world in this process, played decision by decision, and what its episodes were like."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from atlas.environments.environment import Environment
+from atlas.rollout.actor import Actor
+from atlas.rollout.episode_plan import PlannedEpisode, episode_seed
+from atlas.rollout.episode_player import EpisodePlayer
+from atlas.rollout.success_report import EpisodeOutcome
+from atlas.rollout.transitions import Transition
+from atlas.types import Observation
+
+_RECENT = 10  # episodes, as the names of the metrics say
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An episode that is over."""
+
+    reward: float
+    length: int
+    success: bool
+    truncated: bool
+    seconds: float
+
+
+class Explorer:
+    """Episodes one after another, on starts that nothing else uses; `observation` is what is seen now."""
+
+    def __init__(self, env: Environment, seed: int, actor: int = 0, actors: int = 1, first: int = 0) -> None:
+        """actor: which of the actors plays here. first: how many episodes it has played before."""
+        self.env, self._seed, self._actor, self._actors = env, seed, actor, actors
+        self.episodes = first
+        self.begin()
+
+    def begin(self) -> None:
+        """The next episode."""
+        number = self.episodes * self._actors + self._actor
+        instructions = self.env.spec.instructions or ("",)
+        told = instructions[number % len(instructions)]
+        planned = PlannedEpisode(number, episode_seed("explore", self._seed, number), told)
+        self._player = EpisodePlayer(self.env, planned, transitions=True)
+        begun = self._player.begin()
+        assert begun.observation is not None
+        self.observation: Observation = begun.observation
+        self._reward, self._length, self._begun = 0.0, 0, time.monotonic()
+
+    def step(self, actions: np.ndarray) -> tuple[Transition, Ended | None]:
+        """Execute actions [n, A]. At the end of an episode the next one is begun."""
+        segment = self._player.run(actions)
+        transition = Transition.between(self.observation, segment)
+        self.observation = transition.next_observation
+        self._reward += segment.reward
+        self._length += segment.steps
+        if not segment.done:
+            return transition, None
+        seconds = time.monotonic() - self._begun
+        ended = Ended(self._reward, self._length, segment.success, segment.truncated, seconds)
+        self.episodes += 1
+        self.begin()
+        return transition, ended
+
+
+class EpisodeLog:
+    """What `actor/*` shows, by the names of DESIGN.md, and `Train/*` for boards that expect those."""
+
+    def __init__(self) -> None:
+        self.steps, self.episodes = 0, 0
+        self._recent: deque[Ended] = deque(maxlen=_RECENT)
+        self._size, self._decisions = 0.0, 0
+        self._since, self._steps_then = time.monotonic(), 0
+
+    def decided(self, actions: np.ndarray) -> None:
+        """Actions [n, A] were executed."""
+        self.steps += len(actions)
+        self._size += float(np.linalg.norm(actions, axis=1).sum())
+        self._decisions += len(actions)
+
+    def ended(self, episode: Ended, exploring: bool, replay_size: int) -> dict[str, float]:
+        """The metrics after an episode."""
+        self.episodes += 1
+        self._recent.append(episode)
+        rewards = [each.reward for each in self._recent]
+        now = time.monotonic()
+        speed = (self.steps - self._steps_then) / max(now - self._since, 1e-9)
+        size = self._size / max(1, self._decisions)
+        self._since, self._steps_then, self._size, self._decisions = now, self.steps, 0.0, 0
+        return {
+            "actor/episode_reward": episode.reward,
+            "actor/episode_length": episode.length,
+            "actor/episode_count": self.episodes,
+            "actor/total_steps": self.steps,
+            "actor/avg_action_magnitude": size,
+            "actor/exploration_phase": float(exploring),
+            "actor/avg_episode_reward_10": float(np.mean(rewards)),
+            "actor/max_episode_reward": max(rewards),
+            "actor/min_episode_reward": min(rewards),
+            "actor/avg_episode_length_10": float(np.mean([each.length for each in self._recent])),
+            "actor/steps_per_second": speed,
+            "actor/replay_buffer_size": replay_size,
+            **summary_aliases("Train", list(self._recent)),
+        }
+
+
+def summary_aliases(prefix: str, episodes: Sequence[Ended]) -> dict[str, float]:
+    """The names that other boards have for rewards, successes, the time an episode took, and episodes over their
+    time."""
+    return {
+        f"{prefix}/Reward_Mean": float(np.mean([each.reward for each in episodes])),
+        f"{prefix}/Reward_Std": float(np.std([each.reward for each in episodes])),
+        f"{prefix}/Accuracy_Mean": float(np.mean([each.success for each in episodes])),
+        f"{prefix}/Latency_Mean": float(np.mean([each.seconds for each in episodes])),
+        f"{prefix}/Budget_Violation_Rate": float(np.mean([each.truncated for each in episodes])),
+    }
+
+
+def play_here(env: Environment, actor: Actor, planned: Sequence[PlannedEpisode]) -> list[tuple[EpisodeOutcome, Ended]]:
+    """Play episodes in this process, one after another."""
+    found = []
+    for episode in planned:
+        player, begun = EpisodePlayer(env, episode), time.monotonic()
+        segment, reward, steps = player.begin(), 0.0, 0
+        actor.reset(0, episode.seed)
+        while not segment.done:
+            assert segment.observation is not None
+            segment = player.run(actor.plan({0: segment.observation})[0])
+            reward += segment.reward
+            steps += segment.steps
+        seconds = time.monotonic() - begun
+        outcome = EpisodeOutcome(episode.instruction, episode.seed, segment.success, reward, steps)
+        found.append((outcome, Ended(reward, steps, segment.success, segment.truncated, seconds)))
+    return found

@@ -1,0 +1,252 @@
+"""What every run of learning by reward shares: its folder, its boards, its evaluations and its result.
+
+<run>/learning.json           what is learned from what; a run that was stopped goes on by it
+      actor/, learner/        a board each: `actor/*` over steps, `sac/*` and others over updates
+      checkpoints/step_…/     the policy, and what it takes to go on
+      best/policy/            the policy with the best evaluation
+      evaluations/            the outcomes of the policies before and after, on the same held-out starts
+      results.json            what `--json` prints
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from atlas.config import Config, OnlineConfig, dump_yaml
+from atlas.environments.catalog import environment_spec, make_environment
+from atlas.environments.environment import Environment
+from atlas.errors import InputError
+from atlas.learning.explorer import play_here, summary_aliases
+from atlas.learning.policy_view import PolicyView, processor_of_world
+from atlas.learning.returns import OnlineResult
+from atlas.policies.base import Policy, load_policy
+from atlas.registry import resolve_policy
+from atlas.rollout.actor import image_size_for
+from atlas.rollout.chunk_executor import ChunkExecutor
+from atlas.rollout.episode_plan import Purpose, plan_episodes
+from atlas.rollout.evaluation import check_agreement, one_thread
+from atlas.rollout.success_report import EvaluationReport
+from atlas.runs.run_directory import EVALUATIONS, RESULTS
+from atlas.system.documents import read_json
+from atlas.system.file_store import CONFIG
+from atlas.system.files import partial_folder, write_json, write_text
+from atlas.system.locks import hold
+from atlas.tracking import RunTracker
+from atlas.tracking.tracker import Resumed
+
+logger = logging.getLogger(__name__)
+
+STATE = "learning.json"
+_FACTS = "facts.json"  # of a checkpoint; it is written last
+
+
+def settle(folder: Path, asked: dict[str, Any], config: Config) -> None:
+    """Note down in the run's folder what is learned from what; refuse to go on with something else. Raises
+    InputError."""
+    file = folder / STATE
+    if file.exists() and (found := read_json(file)) != asked:
+        changed = [key for key in asked if found.get(key) != asked[key]]
+        differing = "; ".join(f"{key} was {found.get(key)} and is {asked[key]}" for key in changed)
+        raise InputError(f"{folder} learns something else: {differing}. Choose another run_name.")
+    write_json(file, asked)
+    write_text(folder / CONFIG, dump_yaml(config))
+
+
+def finish_with(held: ExitStack, tracker: RunTracker) -> None:
+    """Finish a tracker when the stack is left, with the exit code of what ended it."""
+
+    def finish(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        tracker.finish(exit_code_of(error))
+
+    held.push(finish)
+
+
+def exit_code_of(error: BaseException | None) -> int:
+    """What the command will end with."""
+    if error is None:
+        return 0
+    if isinstance(error, InputError):
+        return 2
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    code = getattr(error, "exit_code", None)
+    return code if isinstance(code, int) else 1
+
+
+class OnlineRun:
+    """A run's policy, folder and boards."""
+
+    def __init__(self, config: Config, name: str, env: str, held: ExitStack, checkpoint: str | None = None) -> None:
+        """checkpoint: of a policy to begin with; None: new weights. Raises InputError."""
+        self.config, self.name, self.env, self.folder = config, name, env, config.run_dir
+        self.settings: OnlineConfig = getattr(config.learning, name)
+        self.spec = environment_spec(env)
+        self.policy = start_policy(config, env, checkpoint)
+        self.view = PolicyView(self.policy, self.spec.instructions)
+        held.enter_context(hold(self.folder, f"the run {self.folder}"))
+        asked = {
+            "algorithm": name,
+            "checkpoint": checkpoint,
+            "env": env,
+            "seed": config.seed,
+            "settings": self.settings.model_dump(mode="json", exclude=_MAY_CHANGE),
+            "model": config.model.model_dump(mode="json"),
+        }
+        settle(self.folder, asked, config)
+        self._held, self._world = held, list[Environment]()
+        self.best: list[float] | None = None  # the success rate and the mean reward of the best policy so far
+
+    @property
+    def about(self) -> str:
+        """What a replay or an actor must agree with."""
+        return about(self.policy, self.env)
+
+    def tracker(self, part: str, step: int) -> RunTracker:
+        """The board of the actor or the learner: a folder of its own, and in wandb a run of one group."""
+        tracker = part_tracker(self.config, part, step)
+        finish_with(self._held, tracker)
+        return tracker
+
+    def open_world(self) -> Environment:
+        """An environment in this process, closed when the run is left."""
+        env = make_environment(self.env, image_size_for(self.actor()))
+        self._held.callback(env.close)
+        return env
+
+    def actor(self) -> ChunkExecutor:
+        """Who acts by the present weights, doing what is most likely."""
+        return ChunkExecutor(self.policy, self.policy.processor.action_horizon, environment=self.env)
+
+    # ---- evaluating ------------------------------------------------------------------------------------------
+
+    def evaluate(self, purpose: Purpose, episodes: int) -> tuple[EvaluationReport, dict[str, float]]:
+        """The present policy, on starts of their purpose, and its metrics."""
+        if not self._world:
+            self._world.append(self.open_world())
+        planned = plan_episodes(self.env, episodes, purpose, self.config.evaluation.seed)
+        self.policy.eval()
+        with one_thread():
+            played = play_here(self._world[0], self.actor(), planned)
+        self.policy.train()
+        report = EvaluationReport(
+            self.env,
+            str(self.folder),
+            tuple(outcome for outcome, _ in played),
+            purpose,
+            seed=self.config.evaluation.seed,
+        )
+        return report, {**report.metrics(), **summary_aliases("Val", [ended for _, ended in played])}
+
+    def look(self, tracker: RunTracker, steps: int) -> None:
+        """Evaluate the present policy on episodes for selection, show it, and keep it if it is the best so far."""
+        report, metrics = self.evaluate("selection", self.settings.eval_episodes)
+        tracker.log({**metrics, "train/step": tracker.step})  # their axis in wandb
+        reached = [report.success_rate, metrics["eval/mean_reward"]]
+        logger.info("After %d steps: mean reward %.4g, success %.0f%%", steps, reached[1], 100 * reached[0])
+        if self.best is None or reached > self.best:
+            self.best = reached
+            self.keep("best")
+
+    def keep(self, name: str) -> None:
+        """Save the present policy as <run>/<name>/policy."""
+        folder = self.folder / name
+        with partial_folder(folder) as partial:
+            self.policy.save_pretrained(partial / "policy")
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+
+    def before(self) -> EvaluationReport:
+        """The policy that the run begins with, on the held-out starts; played once."""
+        file = self.folder / EVALUATIONS / "before.json"
+        if file.exists():
+            return EvaluationReport.load(file)
+        report, _ = self.evaluate("report", self.config.learning.held_out_episodes)
+        report.save(file)
+        return report
+
+    def conclude(
+        self, before: EvaluationReport, steps: int, episodes: int, updates: int, seconds: float
+    ) -> OnlineResult:
+        """Evaluate the best policy on the held-out starts, and say what has been reached."""
+        self.policy.load_weights(self.folder / "best" / "policy" / "model.safetensors")
+        after, _ = self.evaluate("report", self.config.learning.held_out_episodes)
+        after.save(self.folder / EVALUATIONS / "after.json")
+        result = OnlineResult(self.folder, self.name, self.env, before, after, steps, episodes, updates, seconds)
+        write_json(self.folder / RESULTS, result.to_dict())
+        return result
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------
+
+    def save(self, steps: int, facts: dict[str, Any], write: Callable[[Path], None]) -> None:
+        """Keep a checkpoint, whole or not at all, and remove the one before. write: what it takes to go on."""
+        root = self.folder / "checkpoints"
+        place = root / f"step_{steps:08d}"
+        if place.exists():
+            return
+        with partial_folder(place) as partial:
+            self.policy.save_pretrained(partial / "policy")
+            write(partial)
+            write_json(partial / _FACTS, {**facts, "best": self.best})
+            os.replace(partial, place)
+        for old in sorted(root.glob("step_*"))[:-1]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def latest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint, and its facts."""
+        whole = [place for place in (self.folder / "checkpoints").glob("step_*") if (place / _FACTS).exists()]
+        if not whole:
+            return None
+        facts = read_json(max(whole) / _FACTS)
+        self.best = facts["best"]
+        return max(whole), facts
+
+
+_MAY_CHANGE = {"push_interval", "steps_per_message", "connect_timeout", "eval_interval", "save_interval"}
+
+
+def about(policy: Policy, env: str) -> str:
+    """The world, and a hash of what the policy is made of and how its numbers are scaled."""
+    processor = policy.processor
+    made_of = {
+        "model": policy.config.model_dump(mode="json"),
+        "actions": processor.action_spec.to_dict(),
+        "horizon": processor.action_horizon,
+        "statistics": [each.to_dict() for each in processor.statistics],
+    }
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{env}, policy {digest}"
+
+
+def part_tracker(config: Config, part: str, step: int) -> RunTracker:
+    """The board of one part of a run, such as `learner` or `actor`."""
+    name = f"{part.capitalize()}-{config.run_name}"
+    wandb = config.wandb.model_copy(update={"group": config.wandb.group or config.run_name, "name": name})
+    return RunTracker(config.run_dir / part, name, wandb, config.logging, resumed=Resumed(step) if step else None)
+
+
+def start_policy(config: Config, env: str, checkpoint: str | None) -> Policy:
+    """The policy that a run begins with, which depends on its seed and on nothing else. Raises InputError."""
+    spec = environment_spec(env)
+    if checkpoint is not None:
+        policy = load_policy(resolve_policy(checkpoint))
+        check_agreement(policy.processor, spec)
+        return policy.train()
+    processor = processor_of_world(spec, config)
+    torch.manual_seed(config.seed)
+    try:
+        policy = config.model.build(processor)
+    except InputError as error:
+        raise InputError(f"{error} Learning from nothing needs model.vision.name=none.") from None
+    assert isinstance(policy, Policy)
+    return policy.train()

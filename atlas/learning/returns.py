@@ -1,0 +1,77 @@
+"""What a run of learning by reward has reached: the returns of the policies before and after, on the same starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atlas.learning.improvement import Change
+from atlas.rollout.success_report import EvaluationReport
+
+_RESAMPLED = 2000
+
+
+@dataclass(frozen=True)
+class OnlineResult:
+    """Both reports are of the same held-out episodes."""
+
+    folder: Path
+    algorithm: str
+    env: str
+    before: EvaluationReport
+    after: EvaluationReport
+    steps: int  # in the environment
+    episodes: int
+    updates: int
+    seconds: float  # of learning, without the evaluations at the end
+
+    @property
+    def difference(self) -> tuple[float, float, float]:
+        """Of the mean rewards, with a 95% interval: a bootstrap over the starts."""
+        gained = np.subtract([o.reward for o in self.after.outcomes], [o.reward for o in self.before.outcomes])
+        again = np.random.default_rng(0).choice(gained, (_RESAMPLED, len(gained))).mean(1)
+        low, high = np.quantile(again, [0.025, 0.975]).tolist()
+        return float(gained.mean()), low, high
+
+    @property
+    def changed_success(self) -> Change | None:
+        """None where neither policy ever succeeds, as in a world that does not tell."""
+        told = any(o.success for o in (*self.before.outcomes, *self.after.outcomes))
+        return Change.between(self.before, self.after) if told else None
+
+    def sentence(self) -> str:
+        """For people."""
+        gained, low, high = self.difference
+        verdict = "better" if low > 0 else "worse" if high < 0 else None
+        claim = f"The policy has become {verdict}" if verdict else "No change can be claimed"
+        sentence = f"{claim}: mean reward {_mean(self.before):.4g} before, {_mean(self.after):.4g} after"
+        sentence += f" ({gained:+.4g}, 95% {low:+.4g} to {high:+.4g})"
+        if change := self.changed_success:
+            sentence += f"; {change.gained} starts gained, {change.lost} lost (p = {change.p:.3f})"
+        return f"{sentence}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """The machine-readable form of `atlas learn --json`."""
+        gained, low, high = self.difference
+        change = self.changed_success
+        return {
+            "run": str(self.folder),
+            "algorithm": self.algorithm,
+            "env": self.env,
+            "env_steps": self.steps,
+            "episodes": self.episodes,
+            "updates": self.updates,
+            "seconds": self.seconds,
+            "mean_reward": {"before": _mean(self.before), "after": _mean(self.after)},
+            "reward_difference": {"mean": gained, "ci95": [low, high]},
+            "success_rate": {"before": self.before.success_rate, "after": self.after.success_rate},
+            "starts": None if change is None else {"gained": change.gained, "lost": change.lost, "p": change.p},
+            "best": str(self.folder / "best"),
+        }
+
+
+def _mean(report: EvaluationReport) -> float:
+    return float(np.mean([o.reward for o in report.outcomes]))

@@ -1,0 +1,184 @@
+"""Soft actor-critic (Haarnoja et al., 2018): the policy maximises what it will be rewarded with, and its entropy.
+
+With the parts that made it sample-efficient: an ensemble of critics with LayerNorm of which the minimum over a few
+counts, several updates a step, and half of each batch from demonstrations (REDQ, Chen et al., 2021; RLPD, Ball et al.,
+2023). `update` is the whole algorithm; who acts, and in how many processes, is written elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from atlas.config import SacConfig
+from atlas.learning.experience_replay import Drawn
+from atlas.policies.action_distribution import GaussianActions
+
+Seen = Mapping[str, torch.Tensor]  # a batch of what is seen, [B, ...] each
+
+
+class Acts(Protocol):
+    """What is trained: from what is seen to scaled actions, in [-1, 1], drawn at random."""
+
+    @property
+    def action_dim(self) -> int: ...
+
+    @property
+    def state_dim(self) -> int:
+        """Of what the critics see."""
+        ...
+
+    def trained(self) -> nn.Module: ...
+
+    def distribution(self, seen: Seen) -> GaussianActions: ...
+
+    def state(self, seen: Seen) -> torch.Tensor:
+        """float32 [B, state_dim], without gradients."""
+        ...
+
+
+class Critics(nn.Module):
+    """N networks in one: what an action is worth, in the opinion of each."""
+
+    def __init__(self, count: int, state_dim: int, action_dim: int, width: int, layers: int, layer_norm: bool) -> None:
+        super().__init__()
+        self._layer_norm = layer_norm
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        self.scales, self.shifts = nn.ParameterList(), nn.ParameterList()
+        sizes = [state_dim + action_dim, *[width] * layers, 1]
+        for before, after in pairwise(sizes):
+            bound = 1 / math.sqrt(before)  # as torch begins a linear layer
+            self.weights.append(nn.Parameter(torch.empty(count, before, after).uniform_(-bound, bound)))
+            self.biases.append(nn.Parameter(torch.empty(count, 1, after).uniform_(-bound, bound)))
+        for _ in range(layers if layer_norm else 0):
+            self.scales.append(nn.Parameter(torch.ones(count, 1, width)))
+            self.shifts.append(nn.Parameter(torch.zeros(count, 1, width)))
+
+    def forward(self, state: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """state [B, S], actions [B, A] to values [N, B]."""
+        x = torch.cat([state, actions], 1).expand(len(self.weights[0]), -1, -1)
+        last = len(self.weights) - 1
+        for place, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias, x, weight)
+            if place < last:
+                if self._layer_norm:
+                    x = F.layer_norm(x, x.shape[-1:]) * self.scales[place] + self.shifts[place]
+                x = F.relu(x)
+        return x.squeeze(-1)
+
+
+class SoftActorCritic:
+    """The learner: the actor, its critics, the temperature, and an optimizer of each."""
+
+    def __init__(self, settings: SacConfig, actor: Acts, seed: int, device: torch.device) -> None:
+        self.settings, self.actor, self.device = settings, actor, device
+        self.random = torch.Generator(device).manual_seed(seed)
+        torch.manual_seed(seed)  # of the critics' first weights
+        sizes = (settings.critics, actor.state_dim, actor.action_dim, settings.width, settings.layers)
+        self.critics = Critics(*sizes, settings.layer_norm).to(device)
+        self.targets = Critics(*sizes, settings.layer_norm).to(device).requires_grad_(False)
+        self.targets.load_state_dict(self.critics.state_dict())
+        self.log_temperature = torch.tensor(math.log(settings.temperature), device=device, requires_grad=True)
+        self.target_entropy = -actor.action_dim if settings.target_entropy is None else settings.target_entropy
+        own = list(actor.trained().parameters())
+        self.optimizers = {
+            "actor": torch.optim.Adam(own, settings.learning_rate, fused=True),
+            "critics": torch.optim.Adam(self.critics.parameters(), settings.critic_learning_rate, fused=True),
+            "temperature": torch.optim.Adam([self.log_temperature], settings.learning_rate),
+        }
+        self.updates, self.skipped = 0, 0
+
+    @property
+    def temperature(self) -> torch.Tensor:
+        return self.log_temperature.detach().exp()
+
+    def update(self, drawn: Drawn) -> dict[str, torch.Tensor]:
+        """One step of the critics, and of the actor every `critic_actor_ratio` times; what to show of it, {} where it
+        was skipped, because something in it was not finite."""
+        self.updates += 1
+        found = self._update_critics(drawn)
+        if found and self.updates % self.settings.critic_actor_ratio == 0:
+            found |= self._update_actor(drawn.seen)
+        return found
+
+    def _update_critics(self, drawn: Drawn) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            then, log_prob = self.actor.distribution(drawn.seen_then).sample(self.random)
+            values = self.targets(self.actor.state(drawn.seen_then), then.flatten(1))  # [N, B]
+            if self.settings.critic_subset < len(values):
+                order = torch.randperm(len(values), generator=self.random, device=self.device)
+                values = values[order[: self.settings.critic_subset]]
+            wanted = drawn.returns + drawn.discounts * (values.min(0).values - self.temperature * log_prob)
+        values = self.critics(self.actor.state(drawn.seen), drawn.actions)
+        loss = F.mse_loss(values, wanted.expand_as(values), reduction="none").mean(1).sum()
+        if not self._step("critics", loss, self.critics):
+            return {}
+        with torch.no_grad():
+            mine: list[torch.Tensor] = list(self.targets.parameters())
+            its: list[torch.Tensor] = list(self.critics.parameters())
+            torch._foreach_lerp_(mine, its, self.settings.tau)
+        return {"sac/critic_loss": loss.detach(), "values": values.detach(), "targets": wanted}
+
+    def _update_actor(self, seen: Seen) -> dict[str, torch.Tensor]:
+        actions, log_prob = self.actor.distribution(seen).sample(self.random)
+        self.critics.requires_grad_(False)
+        values = self.critics(self.actor.state(seen), actions.flatten(1)).mean(0)
+        self.critics.requires_grad_(True)
+        loss = (self.temperature * log_prob - values).mean()
+        if not self._step("actor", loss, self.actor.trained()):
+            return {}
+        entropy = -log_prob.detach().mean()
+        temperature_loss = self.log_temperature.exp() * (entropy - self.target_entropy)
+        if self.settings.learn_temperature:
+            self._step("temperature", temperature_loss, None)
+        return {
+            "sac/actor_loss": loss.detach(),
+            "sac/temperature_loss": temperature_loss.detach(),
+            "sac/temperature": self.temperature,
+            "sac/entropy": entropy,
+            "sac/action_size": actions.detach().abs().mean(),
+        }
+
+    def _step(self, what: str, loss: torch.Tensor, module: nn.Module | None) -> bool:
+        """Whether a step was made: not where the loss or a gradient is not finite, which is counted."""
+        optimizer = self.optimizers[what]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        parameters = [self.log_temperature] if module is None else list(module.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not torch.isfinite(loss + norm):
+            self.skipped += 1
+            return False
+        optimizer.step()
+        return True
+
+    # ---- what a checkpoint keeps -----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "actor": self.actor.trained().state_dict(),
+            "critics": self.critics.state_dict(),
+            "targets": self.targets.state_dict(),
+            "log_temperature": self.log_temperature.detach(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "random": self.random.get_state(),
+            "updates": self.updates,
+            "skipped": self.skipped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.actor.trained().load_state_dict(state["actor"])
+        self.critics.load_state_dict(state["critics"])
+        self.targets.load_state_dict(state["targets"])
+        with torch.no_grad():
+            self.log_temperature.copy_(state["log_temperature"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.random.set_state(state["random"])
+        self.updates, self.skipped = state["updates"], state["skipped"]

@@ -1,0 +1,109 @@
+"""`atlas learn sac` in one process: a decision in the world, then the updates that are owed for it."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+
+from atlas.config import Config, SacConfig
+from atlas.learning.explorer import EpisodeLog, Explorer
+from atlas.learning.online_run import OnlineRun
+from atlas.learning.policy_view import PolicyView
+from atlas.learning.returns import OnlineResult
+from atlas.learning.sac_learner import Piece, SacLearner
+from atlas.rollout.evaluation import one_thread
+from atlas.rollout.transitions import Transition
+from atlas.training.guards.signals import Interrupted, StopRequest, listening
+
+
+class Tries:
+    """Who acts while learning: at random at first, then as the policy says, which is random too.
+
+    What it draws follows from the episode and the decision alone, so that a run that goes on draws the same.
+    """
+
+    def __init__(self, view: PolicyView, settings: SacConfig, seed: int, actor: int = 0) -> None:
+        self._view, self._settings, self._seed = view, settings, [seed, 6, actor]
+        self._random, self._uniform = torch.Generator(), np.random.default_rng()
+
+    def begin(self, episode: int) -> None:
+        self._uniform = np.random.default_rng([*self._seed, episode])
+        self._random.manual_seed(int(self._uniform.integers(2**62)))
+
+    def exploring(self, steps: int) -> bool:
+        return steps < self._settings.random_steps
+
+    def act(self, row: dict[str, np.ndarray], steps: int) -> np.ndarray:
+        """Scaled actions [A] after so many steps."""
+        if self.exploring(steps):
+            return self._uniform.uniform(-1, 1, self._view.action_dim).astype(np.float32)
+        return self._view.act(row, self._random)
+
+
+def piece_of(first: dict[str, np.ndarray], scaled: np.ndarray, after: Transition, view: PolicyView) -> Piece:
+    """One decision. first: {} where it follows on another."""
+    seen_then = {name: values[None] for name, values in view.look(after.next_observation).items()}
+    over = after.terminated or after.truncated
+    rewards = np.array([after.reward], np.float32)
+    return Piece(first, scaled[None], rewards, seen_then, len(after.actions), after.terminated, over)
+
+
+def learn_here(config: Config, env: str, checkpoint: str | None = None) -> OnlineResult:
+    """SAC, acting and learning in turn; goes on where the same run was stopped. Raises InputError."""
+    with ExitStack() as held, one_thread(), listening() as stop:
+        run = OnlineRun(config, "sac", env, held, checkpoint)
+        learner = SacLearner(run)
+        return _Interleaved(run, learner, stop).play()
+
+
+class _Interleaved:
+    def __init__(self, run: OnlineRun, learner: SacLearner, stop: StopRequest) -> None:
+        self.stop = stop
+        assert isinstance(run.settings, SacConfig)
+        self.run, self.learner, self.settings, self.view = run, learner, run.settings, run.view
+        self.log = EpisodeLog()
+        self.log.steps, self.log.episodes = learner.steps, learner.episodes
+        self.board = run.tracker("actor", learner.steps)
+        self.world = Explorer(run.open_world(), run.config.seed, first=learner.episodes)
+        self.tries = Tries(run.view, run.settings, run.config.seed)
+
+    def play(self) -> OnlineResult:
+        before, learner, settings = self.run.before(), self.learner, self.settings
+        saved, looked = learner.steps, learner.steps
+        begun = time.monotonic() - learner.seconds
+        self.tries.begin(self.world.episodes)
+        first = self.view.look(self.world.observation)
+        row = first
+        while not learner.done:
+            if self.stop.signal is not None:
+                learner.episodes, learner.seconds = self.world.episodes, time.monotonic() - begun
+                learner.save({})
+                raise Interrupted(self.stop.signal)
+            scaled = self.tries.act(row, learner.steps)
+            after, ended = self.world.step(self.view.in_units(scaled))
+            learner.take(piece_of(first, scaled, after, self.view))
+            self.log.decided(after.actions)
+            learner.learn(learner.owed)
+            if learner.steps - looked >= settings.eval_interval:
+                looked, paused = learner.steps, time.monotonic()
+                learner.look()
+                begun += time.monotonic() - paused
+            first = {}
+            if ended is not None:
+                self.board.step = learner.steps
+                self.board.log(self.log.ended(ended, self.tries.exploring(learner.steps), learner.replay.decisions))
+                learner.episodes, learner.seconds = self.world.episodes, time.monotonic() - begun
+                if learner.steps - saved >= settings.save_interval:
+                    saved = learner.steps
+                    learner.save({})
+                self.tries.begin(self.world.episodes)
+                first = self.view.look(self.world.observation)
+            row = self.view.look(self.world.observation)
+        seconds = time.monotonic() - begun
+        if looked < learner.steps:
+            learner.look()
+        learner.save({})
+        return self.run.conclude(before, learner.steps, self.world.episodes, learner.sac.updates, seconds)

@@ -1,0 +1,119 @@
+"""SAC: it finds the best action, skips what is not finite, and goes on exactly where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from atlas.config import Config, SacConfig
+from atlas.environments.catalog import environment_spec
+from atlas.learning.experience_replay import Drawn, Replay
+from atlas.learning.explorer import Explorer
+from atlas.learning.online_run import start_policy
+from atlas.learning.policy_view import PolicyView
+from atlas.learning.run_config import config_from_nothing
+from atlas.learning.sac import Critics, SoftActorCritic
+from atlas.learning.sac_run import learn_here
+from atlas.policies.base import load_policy
+from atlas.runs import read_scalars
+
+pytest.importorskip("gymnasium", reason="Pendulum is gymnasium's: pip install 'atlas-vla[gym]'")
+PENDULUM = "gym:Pendulum-v1?horizon=50"
+TINY = ["model.fusion.dim=16", "learning.sac.width=16", "learning.sac.batch_size=16", "learning.sac.eval_episodes=1"]
+TINY += ["learning.held_out_episodes=2", "training.log_interval=20"]
+
+
+def small(out: Path, *overrides: str) -> Config:
+    return config_from_nothing("sac", PENDULUM, [*TINY, f"output_dir={out}", *overrides])
+
+
+def view_of(config: Config) -> PolicyView:
+    return PolicyView(start_policy(config, PENDULUM, None), environment_spec(PENDULUM).instructions)
+
+
+def test_it_finds_the_action_that_is_rewarded(tmp_path: Path) -> None:
+    """A task of one decision: the reward is the less, the farther the action is from the state's first number."""
+    view, draw = view_of(small(tmp_path)), np.random.default_rng(0)
+    sac = SoftActorCritic(
+        SacConfig(width=32, learning_rate=3e-3, critic_learning_rate=3e-3, critics=4, temperature=0.05),
+        view,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    replay = Replay(2000, view.columns, view.action_dim)
+    for _ in range(1000):
+        state = np.array([draw.uniform(-0.8, 0.8), 0, 0], np.float32)
+        row, action = {"proprio": state, "task": np.zeros(1, np.uint8)}, draw.uniform(-1, 1, (1, 1)).astype(np.float32)
+        replay.begin(row)
+        reward = np.array([-abs(action[0, 0] - state[0])], np.float32)
+        replay.extend(action, reward, {name: values[None] for name, values in row.items()}, terminated=True)
+
+    for _ in range(300):
+        sac.update(replay.draw(64, draw))
+
+    states = torch.tensor([[-0.6, 0, 0], [0.0, 0, 0], [0.6, 0, 0]])
+    found = view.distribution({"proprio": states, "task": torch.zeros(3, 1)}).most_likely.flatten()
+    torch.testing.assert_close(found, states[:, 0], atol=0.15, rtol=0)
+
+
+def test_critics_are_as_many_separate_networks() -> None:
+    torch.manual_seed(0)
+    critics, one = Critics(3, 4, 2, 8, 2, layer_norm=True), Critics(1, 4, 2, 8, 2, layer_norm=True)
+    state, actions = torch.randn(5, 4), torch.randn(5, 2)
+    for place in range(3):
+        one.load_state_dict({name: values[place : place + 1] for name, values in critics.state_dict().items()})
+        torch.testing.assert_close(one(state, actions)[0], critics(state, actions)[place])
+
+
+def test_what_is_not_finite_is_skipped_and_counted(tmp_path: Path) -> None:
+    view = view_of(small(tmp_path))
+    sac = SoftActorCritic(SacConfig(width=8), view, seed=0, device=torch.device("cpu"))
+    seen = {"proprio": torch.zeros(4, 3), "task": torch.zeros(4, 1)}
+    rewards = torch.tensor([0.0, float("inf"), 0.0, 0.0])
+    drawn = Drawn(seen, torch.zeros(4, 1), rewards, torch.ones(4), seen)
+    before = {name: values.clone() for name, values in sac.critics.state_dict().items()}
+
+    assert sac.update(drawn) == {} and sac.skipped == 1
+
+    for name, values in sac.critics.state_dict().items():
+        torch.testing.assert_close(values, before[name], rtol=0, atol=0)
+    sac.update(Drawn(seen, drawn.actions, torch.zeros(4), torch.ones(4), seen))
+    assert sac.skipped == 1 and sac.updates == 2
+
+
+def test_a_run_that_was_stopped_goes_on_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, atlas: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = ["learning.sac.steps=150", "learning.sac.random_steps=40", "learning.sac.training_starts=50"]
+    steps += ["learning.sac.save_interval=50", "learning.sac.eval_interval=100"]
+    step, played = Explorer.step, [0]
+
+    def breaks(self: Explorer, actions: np.ndarray) -> object:
+        played[0] += 1
+        if played[0] == 130:
+            raise RuntimeError("the lights went out")
+        return step(self, actions)
+
+    monkeypatch.setattr(Explorer, "step", breaks)
+    with pytest.raises(RuntimeError, match="lights"):
+        learn_here(small(tmp_path, *steps, "run_name=broken"), PENDULUM)
+    assert [place.name for place in (tmp_path / "broken" / "checkpoints").iterdir()] == ["step_00000100"]
+    learn_here(small(tmp_path, *steps, "run_name=broken"), PENDULUM)
+    code = atlas("learn", "sac", "--env", PENDULUM, "--json", *TINY, *steps, f"output_dir={tmp_path}", "run_name=whole")
+
+    found = json.loads(capsys.readouterr().out)
+    assert code == 0 and found["env_steps"] == 150 and found["updates"] == 100 and found["episodes"] == 3
+    kept = [tmp_path / name / "checkpoints" / "step_00000150" for name in ("broken", "whole")]
+    for file in ("learner.safetensors", "replay.safetensors", "policy/model.safetensors"):
+        assert (kept[0] / file).read_bytes() == (kept[1] / file).read_bytes(), file
+    actor, learner = (read_scalars(tmp_path / "whole" / part) for part in ("actor", "learner"))
+    assert [step for step, _ in actor["actor/episode_reward"]] == [50, 100, 150]
+    assert actor["actor/exploration_phase"][0][1] == 0 and "Train/Reward_Mean" in actor
+    assert learner["learner/update_steps"][-1] == (100, 100) and "Val/Reward_Mean" in learner
+    assert {"sac/critic_loss", "sac/temperature", "sac/entropy", "timer/train"} <= learner.keys()
+    assert load_policy(tmp_path / "whole" / "best").processor.action_spec.dim == 1
