@@ -31,8 +31,8 @@ class PolicyView:
             )
         if policy.processor.history.steps > 1 or policy.processor.relative is not None:
             raise InputError(
-                "Learning by reward takes policies that see the present alone and give actions as the world takes them: "
-                "without data.history and relative actions."
+                "Learning by reward takes policies that see the present alone and act as the world takes it: without "
+                "data.history and relative actions."
             )
         self.policy, self._random = policy, policy
         self._instructions = instructions or ("",)
