@@ -20,7 +20,7 @@ import numpy as np
 
 from atlas.errors import InputError
 from atlas.learning.sac_learner import Piece
-from atlas.serving.array_codec import pack, unpack
+from atlas.system.array_codec import pack, unpack
 
 PROTOCOL = 1
 DEFAULT_PORT = 5488
