@@ -123,7 +123,7 @@ def test_who_does_not_belong_to_the_learner_is_told_why() -> None:
         end = ActorEnd(there, "a key", "Pendulum", timeout=0.01)
         with pytest.raises(LearnerGone):  # what answers here knows whom to refuse, and nothing else
             end.hello()
-        end.send(Hello("0.0", PROTOCOL, "Pendulum", -1))
+        end.send(Hello("0.0", PROTOCOL, "Pendulum", -1, "me"))
         with pytest.raises(InputError, match=rf"runs Atlas {atlas.__version__}, and the actor 0.0"):
             end.receive(20)
         end.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import secrets
 import time
 from contextlib import suppress
 from typing import Any
@@ -141,7 +142,7 @@ class ActorEnd:
 
     def __init__(self, address: Address, key: str | None, about: str, timeout: float) -> None:
         self._zmq, self._address, self._key, self._about = import_zmq(), address, key, about
-        self._timeout = timeout
+        self._timeout, self._token = timeout, secrets.token_hex(8)
         self._context = self._zmq.Context()
         self._socket: Any = None
         self._heard = time.monotonic()
@@ -153,7 +154,7 @@ class ActorEnd:
         since, said = time.monotonic(), False
         while True:
             self._connect()
-            self.send(Hello(atlas.__version__, PROTOCOL, self._about, self.actor))
+            self.send(Hello(atlas.__version__, PROTOCOL, self._about, self.actor, self._token))
             answered = self.receive(min(2.0, self._timeout))
             if isinstance(answered, Welcome):
                 self.actor = answered.actor

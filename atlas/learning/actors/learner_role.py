@@ -55,6 +55,7 @@ class _Hub:
         self.arrived: dict[int, int] = {int(actor): last for actor, last in facts.get("arrived", {}).items()}
         self.safe = dict(self.arrived)
         self.actors = int(facts.get("actors", 0))  # numbers that have been given
+        self.tokens: dict[str, int] = {}  # of actors that have said hello: {their own word: their number}
         self.heard: dict[int, float] = {}
         self.pushed = learner.sac.updates
 
@@ -100,7 +101,7 @@ class _Hub:
 
     def _welcome(self, client: bytes, hello: Hello) -> None:
         again = 0 <= hello.actor < _LARGEST_NUMBER
-        actor = hello.actor if again else self.actors
+        actor = hello.actor if again else self.tokens.setdefault(hello.token, self.actors)
         self.actors = max(self.actors, actor + 1)
         self.end.known(client, actor)
         self.heard[actor] = time.monotonic()

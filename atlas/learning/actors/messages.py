@@ -32,6 +32,7 @@ class Hello:
     protocol: int
     about: str  # the policy and the world, see `online_run.about`
     actor: int  # the number that the learner gave it before; -1: none yet
+    token: str  # the same in every hello of a process, which may have to say it often
 
 
 @dataclass(frozen=True)
