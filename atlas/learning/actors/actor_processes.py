@@ -85,7 +85,7 @@ class ActorProcesses:
     def _start(self) -> subprocess.Popen[bytes]:
         role = ["--role", "actor", "--learner", f"127.0.0.1:{self._port}", "--api-key-file", str(self._key_file)]
         command = [sys.executable, "-m", "atlas.cli", "learn", "sac", *role, *self._arguments]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, env=os.environ, process_group=0)
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, env=os.environ, start_new_session=True)
 
 
 def learn_with_actors(config: Config, env: str, actors: int, checkpoint: str | None = None) -> OnlineResult:

@@ -81,29 +81,30 @@ class LearnerEnd:
         client, *frames = self._socket.recv_multipart()
         try:
             message = from_frames(frames, self._key)
+            if (why := self._misfit(message)) is None:
+                return client, message  # type: ignore[return-value]
         except WrongKey:
-            return self._refuse(client, "its key is another one: give both the same --api-key-file")
+            why = "its key is another one: give both the same --api-key-file"
         except InputError as error:
-            return self._refuse(client, str(error))
-        if isinstance(message, Experience):
-            return client, message
-        if not isinstance(message, Hello):
-            return self._refuse(client, f"a learner is not told a {type(message).__name__}")
-        if (message.version, message.protocol) != (atlas.__version__, PROTOCOL):
-            return self._refuse(
-                client, f"it runs Atlas {atlas.__version__}, and the actor {message.version}: install the same on both"
-            )
-        if message.about != self._about:
-            return self._refuse(
-                client,
-                f"it learns {self._about}, and the actor plays {message.about}: start both with the same --env, "
-                "--checkpoint and config",
-            )
-        return client, message
-
-    def _refuse(self, client: bytes, why: str) -> None:
+            why = str(error)
         logger.warning("An actor was refused: %s", why)
         self.answer(client, Refused(why))
+        return None
+
+    def _misfit(self, message: Message) -> str | None:
+        """Why a message is not taken; None where it is: a piece of experience, or the hello of an actor that fits."""
+        if isinstance(message, Experience):
+            return None
+        if not isinstance(message, Hello):
+            return f"a learner is not told a {type(message).__name__}"
+        if (message.version, message.protocol) != (atlas.__version__, PROTOCOL):
+            return f"it runs Atlas {atlas.__version__}, and the actor {message.version}: install the same on both"
+        if message.about != self._about:
+            return (
+                f"it learns {self._about}, and the actor plays {message.about}: start both with the same --env, "
+                "--checkpoint and config"
+            )
+        return None
 
     def known(self, client: bytes, actor: int) -> None:
         """Remember who is at the end of a connection; the connection of a restarted actor replaces its old one."""
