@@ -104,6 +104,7 @@ def test_a_run_that_was_stopped_goes_on_exactly(
         learn_here(small(tmp_path, *steps, "run_name=broken"), PENDULUM)
     assert [place.name for place in (tmp_path / "broken" / "checkpoints").iterdir()] == ["step_00000100"]
     learn_here(small(tmp_path, *steps, "run_name=broken"), PENDULUM)
+    capsys.readouterr()  # of the runs before
     code = atlas("learn", "sac", "--env", PENDULUM, "--json", *TINY, *steps, f"output_dir={tmp_path}", "run_name=whole")
 
     found = json.loads(capsys.readouterr().out)
