@@ -207,6 +207,27 @@ def test_metaworld(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_late_chunks(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two outcomes in place of simulators, which tests/rollout has."""
+    from atlas.rollout.success_report import EpisodeOutcome
+    from tests.policies.test_policy import make_policy
+
+    make_policy("keypoints", "model.head={name: flow_matching, dim: 16, layers: 1}").save_pretrained(tmp_path / "flow")
+    asked = []
+
+    def play(self: object, actor: object, planned: list[object], title: str) -> list[EpisodeOutcome]:
+        asked.append((title, len(planned)))
+        return [EpisodeOutcome("go", seed, seed == 0, 0.0, 10 + seed) for seed in range(2)]
+
+    monkeypatch.setattr(importlib.import_module("late_chunks").Evaluator, "run", play)
+    printed = rows(
+        run("late_chunks", "--policy", tmp_path / "flow", "--episodes", 2, "--execute", 2, "--delays", "0,50")
+    )
+
+    assert [row[:3] for row in printed[:2]] == [["0 ms", "none", "1/2"], ["0 ms", "0.3", "1/2"]]
+    assert asked[-1] == ("50 ms, guided", 2) and printed[-1][4] == "10.5"
+
+
 def test_default_job(run: Run, tmp_path: Path) -> None:
     settings = [
         *SMALL,
