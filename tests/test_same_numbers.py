@@ -34,6 +34,7 @@ SMALL = [
     "data.batch_size=8",
     "data.num_workers=0",
     "training.max_steps=20",
+    "training.learning_rate=2e-3",
     "training.log_interval=5",
     "training.val_interval=10",
     "training.ema_decay=0.9",

@@ -32,7 +32,7 @@ class TrainingConfig(Section):
     start_from: str | None = None
     max_steps: Positive | None = 2000  # optimizer steps; or num_epochs
     num_epochs: Positive | None = None
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     # cosine: a linear warm-up, then a cosine down over the steps that are left. cosine_from_start: LeRobot's, whose
     # cosine is of decay_steps, counted from the first step; a shorter run shrinks it and the warm-up in proportion
     schedule: Literal["cosine", "cosine_from_start"] = "cosine"

@@ -109,7 +109,7 @@ ROWS = of_part(
     ),
     (
         "atlas/prepare.py",
-        'differing = _differences("model", saved, config.model.model_dump(mode="json"))',
+        'differing = differences("model", saved, config.model.model_dump(mode="json"))',
         "differing: list[str] = []",
         "a checkpoint of another policy is gone on from",
         "tests/bad_input/test_checkpoints.py::test_a_checkpoint_of_another_policy_is_not_gone_on_from",

@@ -79,8 +79,8 @@ ROWS = of_part(
     ),
     (
         "atlas/policies/modular/action_heads/flow_matching.py",
-        "x = normal(key, Stream.FLOW_SAMPLING, shape[1] * shape[2]).view(shape).float()",
-        "x = torch.randn(shape, device=fused.device)",
+        "return normal(key, Stream.FLOW_SAMPLING, shape[1] * shape[2]).view(shape).float()",
+        "return torch.randn(shape, device=fused.device)",
         "what a policy does depends on what else was drawn, and not on the episode's seed",
         f"{HEADS}::test_a_keyed_sample_is_the_same_alone_in_any_company_and_after_other_draws",
     ),
@@ -142,7 +142,7 @@ ROWS = of_part(
     ),
     (
         "atlas/policies/processor.py",
-        "[[o.images[c] for o in frames for c in self.cameras] for frames in seen]",
+        "[[o.images[camera] for o in frames for camera in self.cameras] for frames in seen]",
         "[[image for o in frames for image in o.images.values()] for frames in seen]",
         "a rollout's cameras come in the environment's order",
         f"{POLICY}::test_observations_go_the_way_of_training_images",
@@ -163,8 +163,8 @@ ROWS = of_part(
     ),
     (
         "atlas/policies/modular/policy.py",
-        "proprio = self.proprio_scaler.normalize(batch.proprio, batch.source)",
-        "proprio = batch.proprio",
+        "return seen, self.fusion(self.vision.finish(seen), language, proprio)",
+        "return seen, self.fusion(self.vision.finish(seen), language, batch.proprio)",
         "proprio is not scaled",
         f"{POLICY}::test_what_the_hand_feels_is_scaled_by_its_source",
     ),

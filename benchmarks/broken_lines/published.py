@@ -24,7 +24,7 @@ ROWS = of_part(
         GOLDEN,
     ),
     (
-        "atlas/policies/published/flow_pieces.py",
+        "atlas/policies/chunk_guidance.py",
         "return velocity - strength * self.weights[:, None] * error",
         "return velocity + strength * self.weights[:, None] * error",
         "a chunk is driven away from the one before",

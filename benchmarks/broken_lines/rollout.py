@@ -169,10 +169,10 @@ ROWS = of_part(
     ),
     (
         "atlas/rollout/verdicts/failures.py",
-        'return "dropped" if rise[target][-1] < _KEPT',
-        'return "dropped" if rise[target][-1] > _KEPT',
+        "low = rise < _KEPT * rise[top]",
+        "low = rise > _KEPT * rise[top]",
         "what was dropped is called lifted too little",
-        "tests/rollout/test_failures.py::test_each_kind_of_failure",
+        "tests/rollout/test_failures.py::test_each_kind_of_failure_and_when",
     ),
     (
         "atlas/rollout/verdicts/sequential.py",

@@ -147,7 +147,7 @@ def test_runs_are_put_side_by_side(run: Path, tmp_path: Path) -> None:
     page = report([str(run), str(other)], tmp_path / "both.html")
 
     shown = text_of(page)
-    assert "2 runs side by side" in shown and "training.learning_rate 0.002 0.5" in shown
+    assert "2 runs side by side" in shown and "training.learning_rate 0.001 0.5" in shown
     assert "no difference can be claimed from" in shown and page.read_text().count("<article") == 2
 
 
