@@ -269,9 +269,8 @@ def evaluate_checkpoint(
     recorder: is told what the policy is shown and says. perturb: see `choose_perturbations`; under each of them the
     first `perturb_episodes` of the episodes are played again. purpose: whose episodes they are; another one than
     'report' is to repeat what training has done. cameras: {a LeRobot policy's: the environment's}. delay_ms, blend: see
-    ChunkExecutor. show_attention: films show where it looks.
-    Raises InputError for an unknown environment or perturbation, a policy that does not fit it, a checkpoint that is
-    damaged, or a folder that cannot be made.
+    ChunkExecutor. show_attention: films show where it looks. Raises InputError for an unknown environment or
+    perturbation, a policy that does not fit it, a checkpoint that is damaged, or a folder that cannot be made.
     """
     choices = check_request(env, episodes, video, perturb, probed=instruction_shuffle or blind)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -414,10 +413,7 @@ def load_actor(
 
 
 def check_agreement(processor: PolicyProcessor, spec: EnvironmentSpec) -> None:
-    """Refuse to run a policy in a world that speaks another language of cameras, proprio or actions.
-
-    Raises InputError that names what differs.
-    """
+    """Raises InputError that names what differs where a world and a policy have other cameras, proprio or actions."""
     if spec.choices is not None:
         raise InputError(
             f"The policy does not fit the environment '{spec.name}': its actions choose one of {spec.choices}, and a "
