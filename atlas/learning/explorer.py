@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from atlas.rollout.episode_plan import PlannedEpisode, episode_seed
 from atlas.rollout.episode_player import EpisodePlayer
 from atlas.rollout.success_report import EpisodeOutcome
 from atlas.rollout.transitions import Transition
+from atlas.system.progress import progress_bar
 from atlas.types import Observation
 
 _RECENT = 10  # episodes, as the names of the metrics say
@@ -121,19 +122,29 @@ def summary_aliases(prefix: str, episodes: Sequence[Ended]) -> dict[str, float]:
     }
 
 
-def play_here(env: Environment, actor: Actor, planned: Sequence[PlannedEpisode]) -> list[tuple[EpisodeOutcome, Ended]]:
-    """Play episodes in this process, one after another."""
+def play_here(
+    env: Environment, actor: Actor, planned: Sequence[PlannedEpisode], title: str, each: Callable[[], None]
+) -> list[tuple[EpisodeOutcome, Ended]]:
+    """Play episodes in this process, one after another, and show how many are over under `title`. each: is called
+    before every one of them."""
     found = []
-    for episode in planned:
-        player, begun = EpisodePlayer(env, episode), time.monotonic()
-        segment, reward, steps = player.begin(), 0.0, 0
-        actor.reset(0, episode.seed)
-        while not segment.done:
-            assert segment.observation is not None
-            segment = player.run(actor.plan({0: segment.observation})[0])
-            reward += segment.reward
-            steps += segment.steps
-        seconds = time.monotonic() - begun
-        outcome = EpisodeOutcome(episode.instruction, episode.seed, segment.success, reward, steps)
-        found.append((outcome, Ended(reward, steps, segment.success, segment.truncated, seconds)))
+    with progress_bar(title, len(planned)) as advance:
+        for episode in planned:
+            each()
+            found.append(_play(env, actor, episode))
+            advance(1)
     return found
+
+
+def _play(env: Environment, actor: Actor, episode: PlannedEpisode) -> tuple[EpisodeOutcome, Ended]:
+    player, begun = EpisodePlayer(env, episode), time.monotonic()
+    segment, reward, steps = player.begin(), 0.0, 0
+    actor.reset(0, episode.seed)
+    while not segment.done:
+        assert segment.observation is not None
+        segment = player.run(actor.plan({0: segment.observation})[0])
+        reward += segment.reward
+        steps += segment.steps
+    seconds = time.monotonic() - begun
+    outcome = EpisodeOutcome(episode.instruction, episode.seed, segment.success, reward, steps)
+    return outcome, Ended(reward, steps, segment.success, segment.truncated, seconds)

@@ -44,6 +44,7 @@ from atlas.system.files import partial_folder, write_json, write_text
 from atlas.system.locks import hold
 from atlas.tracking import RunTracker
 from atlas.tracking.tracker import Resumed
+from atlas.training.guards.signals import Interrupted, StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +88,17 @@ def exit_code_of(error: BaseException | None) -> int:
 class OnlineRun:
     """A run's policy, folder and boards."""
 
-    def __init__(self, config: Config, name: str, env: str, held: ExitStack, checkpoint: str | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        name: str,
+        env: str,
+        held: ExitStack,
+        stop: StopRequest,
+        checkpoint: str | None = None,
+    ) -> None:
         """checkpoint: of a policy to begin with; None: new weights. Raises InputError."""
+        self._stop = stop
         self.config, self.name, self.env, self.folder = config, name, env, config.run_dir
         self.settings: OnlineConfig = getattr(config.learning, name)
         self.spec = environment_spec(env)
@@ -131,13 +141,21 @@ class OnlineRun:
     # ---- evaluating ------------------------------------------------------------------------------------------
 
     def evaluate(self, purpose: Purpose, episodes: int) -> tuple[EvaluationReport, dict[str, float]]:
-        """The present policy, on starts of their purpose, and its metrics."""
+        """The present policy, on starts of their purpose, and its metrics.
+
+        Held-out episodes are many, and played when nothing is lost: a signal ends them. Raises Interrupted.
+        """
+
+        def leave() -> None:
+            if purpose == "report" and self._stop.signal is not None:
+                raise Interrupted(self._stop.signal)
+
         if not self._world:
             self._world.append(self.open_world())
         planned = plan_episodes(self.env, episodes, purpose, self.config.evaluation.seed)
         self.policy.eval()
         with one_thread():
-            played = play_here(self._world[0], self.actor(), planned)
+            played = play_here(self._world[0], self.actor(), planned, f"playing {purpose} episodes", each=leave)
         self.policy.train()
         report = EvaluationReport(
             self.env,

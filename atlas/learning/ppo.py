@@ -196,7 +196,7 @@ def _linear(before: int, after: int, gain: float) -> nn.Linear:
 def learn_ppo(config: Config, env: str, checkpoint: str | None = None) -> OnlineResult:
     """PPO in one process, with several worlds in turn; goes on where the same run was stopped. Raises InputError."""
     with ExitStack() as held, one_thread(), listening() as stop:
-        run = OnlineRun(config, "ppo", env, held, checkpoint)
+        run = OnlineRun(config, "ppo", env, held, stop, checkpoint)
         return _Run(run, stop).play()
 
 

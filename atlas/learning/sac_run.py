@@ -54,7 +54,7 @@ def piece_of(first: dict[str, np.ndarray], scaled: np.ndarray, after: Transition
 def learn_here(config: Config, env: str, checkpoint: str | None = None) -> OnlineResult:
     """SAC, acting and learning in turn; goes on where the same run was stopped. Raises InputError."""
     with ExitStack() as held, one_thread(), listening() as stop:
-        run = OnlineRun(config, "sac", env, held, checkpoint)
+        run = OnlineRun(config, "sac", env, held, stop, checkpoint)
         learner = SacLearner(run)
         return _Interleaved(run, learner, stop).play()
 

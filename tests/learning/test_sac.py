@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from atlas.learning.sac import Critics, SoftActorCritic
 from atlas.learning.sac_run import learn_here
 from atlas.policies.base import load_policy
 from atlas.runs import read_scalars
+from atlas.training.guards.signals import Interrupted
 
 pytest.importorskip("gymnasium", reason="Pendulum is gymnasium's: pip install 'atlas-vla[gym]'")
 PENDULUM = "gym:Pendulum-v1?horizon=50"
@@ -118,3 +122,11 @@ def test_a_run_that_was_stopped_goes_on_exactly(
     assert learner["learner/update_steps"][-1] == (100, 100) and "Val/Reward_Mean" in learner
     assert {"sac/critic_loss", "sac/temperature", "sac/entropy", "timer/train"} <= learner.keys()
     assert load_policy(tmp_path / "whole" / "best").processor.action_spec.dim == 1
+
+
+def test_a_signal_ends_the_playing_of_held_out_episodes(tmp_path: Path) -> None:
+    asked = Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    asked.start()
+    with pytest.raises(Interrupted, match="SIGTERM") as stopped:
+        learn_here(small(tmp_path, "learning.held_out_episodes=100000"), PENDULUM)
+    assert stopped.value.exit_code == 143

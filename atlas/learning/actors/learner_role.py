@@ -16,7 +16,7 @@ from atlas.learning.online_run import OnlineRun
 from atlas.learning.returns import OnlineResult
 from atlas.learning.sac_learner import SacLearner
 from atlas.rollout.evaluation import one_thread
-from atlas.training.guards.signals import Interrupted, listening
+from atlas.training.guards.signals import Interrupted, StopRequest, listening
 
 logger = logging.getLogger(__name__)
 
@@ -39,16 +39,17 @@ def learn_from_actors(
 
     Raises InputError, also for a port that is in use; Interrupted after a signal, with a checkpoint.
     """
-    with ExitStack() as held, one_thread():
-        run = OnlineRun(config, "sac", env, held, checkpoint)
+    with ExitStack() as held, one_thread(), listening() as stop:
+        run = OnlineRun(config, "sac", env, held, stop, checkpoint)
         end = LearnerEnd(listen, key, run.about)
         held.callback(end.close)
         learner = SacLearner(run)
-        return _Hub(run, learner, end).serve(on_listening, now_and_then)
+        return _Hub(run, learner, end, stop).serve(on_listening, now_and_then)
 
 
 class _Hub:
-    def __init__(self, run: OnlineRun, learner: SacLearner, end: LearnerEnd) -> None:
+    def __init__(self, run: OnlineRun, learner: SacLearner, end: LearnerEnd, stop: StopRequest) -> None:
+        self.stop = stop
         self.run, self.learner, self.end, self.settings = run, learner, end, learner.settings
         facts = learner.begun_with
         # {an actor's number: the last of its pieces}, of those that have arrived, and those that are in a checkpoint.
@@ -65,24 +66,23 @@ class _Hub:
         on_listening(self.end.port)
         looked, saved = learner.steps, learner.steps
         begun = time.monotonic() - learner.seconds
-        with listening() as stop:
-            while not learner.done or learner.owed > 0:
-                self._hear(0.0 if learner.owed > 0 else 0.5)
-                learner.learn(min(_AT_ONCE, max(0, learner.owed)))
-                if learner.sac.updates - self.pushed >= self.settings.push_interval:
-                    self.pushed = learner.sac.updates
-                    self.end.push(Weights(self.pushed, self._weights()))
-                learner.seconds = time.monotonic() - begun
-                if learner.steps - looked >= self.settings.eval_interval:
-                    looked = learner.steps
-                    learner.look()
-                if stop.signal is not None or learner.steps - saved >= self.settings.save_interval:
-                    saved = learner.steps
-                    self._save()
-                if stop.signal is not None:
-                    raise Interrupted(stop.signal)
-                self._notice_silence()
-                now_and_then()
+        while not learner.done or learner.owed > 0:
+            self._hear(0.0 if learner.owed > 0 else 0.5)
+            learner.learn(min(_AT_ONCE, max(0, learner.owed)))
+            if learner.sac.updates - self.pushed >= self.settings.push_interval:
+                self.pushed = learner.sac.updates
+                self.end.push(Weights(self.pushed, self._weights()))
+            learner.seconds = time.monotonic() - begun
+            if learner.steps - looked >= self.settings.eval_interval:
+                looked = learner.steps
+                learner.look()
+            if self.stop.signal is not None or learner.steps - saved >= self.settings.save_interval:
+                saved = learner.steps
+                self._save()
+            if self.stop.signal is not None:
+                raise Interrupted(self.stop.signal)
+            self._notice_silence()
+            now_and_then()
         learner.look()
         self._save()
         for client, actor in list(self.end.clients()):
