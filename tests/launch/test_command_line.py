@@ -284,6 +284,7 @@ def test_inspect(
 ) -> None:
     found = {
         "format": "libero",
+        "read_as": ["left joints: elbow"],
         "episodes": 2,
         "frames": 80,
         "fps": 20.0,

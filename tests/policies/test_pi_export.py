@@ -61,7 +61,7 @@ def test_a_table_that_was_trained_is_both(tmp_path: Path) -> None:
         policy.network.words.weight.add_(1)
     policy.save_pretrained(tmp_path / "policy")
 
-    found = load_file(export_policy(tmp_path / "policy", "lerobot", tmp_path / "out") / "model.safetensors")
+    found = load_file(export_policy(tmp_path / "policy", "lerobot", tmp_path / "out").folder / "model.safetensors")
 
     table = golden("pi0").weights[TIED_TABLE] + 1
     assert torch.equal(found[f"model.{TABLE}"], table) and torch.equal(found[f"model.{TIED_TABLE}"], table)

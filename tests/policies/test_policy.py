@@ -128,7 +128,8 @@ def test_losses_and_sample_take_one_look() -> None:
     terms, actions = policy.losses_and_sample(batch)
 
     assert len(looks) == 1
-    assert torch.equal(terms.loss, policy(batch).loss) and torch.equal(actions, policy.sample(batch))
+    torch.testing.assert_close(terms.loss, policy(batch).loss.detach())  # without gradients, some sums are others
+    torch.testing.assert_close(actions, policy.sample(batch))
 
 
 @pytest.mark.parametrize("vision", VISIONS)

@@ -35,7 +35,7 @@ class Pool:
     def grow(self, size: int) -> None:
         self._size = max(self._size, size)
 
-    def begin(self, worker: int, episode: PlannedEpisode, record: bool, transitions: bool) -> None:
+    def begin(self, worker: int, episode: PlannedEpisode, record: bool, transitions: bool, history: object) -> None:
         self._left[worker] = episode.seed, episode.seed
         self._answers = {**getattr(self, "_answers", {}), worker: Segment(STILL)}
 

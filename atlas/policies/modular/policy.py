@@ -48,7 +48,7 @@ class ModularPolicy(Policy):
         spec, horizon = processor.action_spec, processor.action_horizon
         if config.vision.reads_images != bool(processor.cameras):
             raise InputError(
-                f"A policy with model.vision.name {config.vision.name} does not fit a processor with the cameras "
+                f"A policy with model.vision.name {config.vision.name} does not fit the cameras of its processor.json, "
                 f"{list(processor.cameras)}."
             )
         sources = _copies(folder) if folder is not None else {}
