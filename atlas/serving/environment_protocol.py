@@ -26,6 +26,7 @@ from atlas.serving.access import Access, Limits
 from atlas.serving.websocket_server import close_with_error, listen, receive, send
 from atlas.system.array_codec import pack, unpack
 from atlas.system.process_control.pool import worker_start
+from atlas.system.process_control.stop_signals import StopSignals
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection
@@ -60,17 +61,10 @@ async def serve_worlds_until_stopped(
 ) -> int:
     """Serve until SIGINT or SIGTERM comes, whose number is given. on_ready: is told the port."""
     access.warn()
-    stopped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    def stop(number: int) -> None:
-        if not stopped.done():
-            stopped.set_result(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    signals = StopSignals()
     async with serving_worlds(env, access, limits) as port:
         on_ready(port)
-        return await stopped
+        return await signals.wait()
 
 
 async def _talk(connection: ServerConnection, env: str, limits: Limits) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -23,6 +22,7 @@ from atlas.serving.lerobot_protocol import LeRobotProtocol
 from atlas.serving.openpi_protocol import OpenpiProtocol
 from atlas.serving.policy_service import PolicyFailure, PolicyService, ServedActor
 from atlas.serving.vla_eval_protocol import VlaEvalProtocol
+from atlas.system.process_control.stop_signals import StopSignals
 from atlas.types import Observation
 
 DEFAULT_PORTS = {"openpi": 8000, "groot": 5555, "vla-eval": 8000, "lerobot": 8080}
@@ -112,17 +112,10 @@ async def warm_up(service: PolicyService, processor: PolicyProcessor) -> None:
 
 async def serve_until_stopped(actor: ServedActor, settings: ServerSettings, on_ready: Callable[[int], object]) -> int:
     """Serve until SIGINT or SIGTERM comes, whose number is given. on_ready: is told the port."""
-    stopped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    def stop(number: int) -> None:
-        if not stopped.done():
-            stopped.set_result(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop, number)
-    async with serving(actor, settings, on_kill=lambda: stop(signal.SIGTERM)) as port:
+    signals = StopSignals()
+    async with serving(actor, settings, on_kill=signals.stop) as port:
         on_ready(port)
-        return await stopped
+        return await signals.wait()
 
 
 @contextmanager

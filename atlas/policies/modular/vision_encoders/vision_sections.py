@@ -85,7 +85,7 @@ class VisionSection(Section):
 
 
 class NoVisionConfig(VisionSection):
-    """None: the policy acts on proprio, which in a world such as cubes-state says where the objects are."""
+    """None: the policy acts on proprio alone, as in gym:Pendulum-v1."""
 
     name: Literal["none"] = "none"
 
