@@ -361,7 +361,7 @@ def _matches(tag: str, name: str) -> bool:
 
 _NOT_IN_A_SMALL_RUN = re.compile(
     r"system/gpu.*|perf/gpu_memory_gib|perf/mfu|.*/alignment_loss|.*/<term>"
-    r"|.*/(joint_error_deg|(left|right)(/.*)?)"  # of other actions than LIBERO's
+    r"|.*/(joint_error_(deg|percent)|(left|right)(/.*)?)"  # of other actions than LIBERO's
     r"|dataset/frames"  # the projector's
 )
 

@@ -146,9 +146,21 @@ class RenderingGPU:
         properties = torch.cuda.get_device_properties(number)
         domain, bus, slot = (getattr(properties, f"pci_{name}_id", None) for name in ("domain", "bus", "device"))
         pci = None if domain is None or bus is None or slot is None else f"{domain:04x}:{bus:02x}:{slot:02x}"
-        shown = os.environ.get(_VISIBLE, "").split(",")
-        named = shown[number].strip() if number < len(shown) else ""
-        return cls(int(named) if named.isdigit() else number, pci)
+        named = _shown(number)
+        return cls(number if named is None else named, pci)
+
+    @classmethod
+    def first_shown(cls) -> RenderingGPU | None:
+        """The first of CUDA_VISIBLE_DEVICES, for a process that has no use for CUDA; None where that names none."""
+        named = _shown(0)
+        return None if named is None else cls(named, None)
+
+
+def _shown(number: int) -> int | None:
+    """The GPU that CUDA_VISIBLE_DEVICES has in this place, counted among all; None where it names none by number."""
+    shown = os.environ.get(_VISIBLE, "").split(",")
+    named = shown[number].strip() if number < len(shown) else ""
+    return int(named) if named.isdigit() else None
 
 
 def render_on(gpu: RenderingGPU | None) -> None:

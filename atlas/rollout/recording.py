@@ -19,6 +19,7 @@ from atlas.environments.catalog import environment_spec, find_demonstrator, make
 from atlas.environments.environment import DescribesRobot, Environment, EnvironmentSpec, Simulator
 from atlas.environments.perturbations.choices import PerturbationChoice
 from atlas.environments.perturbations.randomization import choose_randomization, draw_scene
+from atlas.environments.rendering import RenderingGPU, render_on
 from atlas.environments.scene_variation import VariableScene
 from atlas.errors import InputError
 from atlas.rollout.episode_plan import episode_seed
@@ -225,6 +226,7 @@ _worker: tuple[Any, RecordSettings, Path, list[PerturbationChoice]] | None = Non
 
 def _start_worker(settings: RecordSettings, parts: Path) -> None:
     global _worker
+    render_on(RenderingGPU.first_shown())  # as training will: the others are somebody else's
     env = make_environment(settings.env, settings.image_size)
     _worker = env, settings, parts, choose_randomization(settings.randomize, env.spec)
 

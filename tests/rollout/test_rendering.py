@@ -109,6 +109,7 @@ def test_a_process_knows_its_gpu_by_the_machines_number(monkeypatch: pytest.Monk
 
     assert RenderingGPU.of(torch.device("cuda", 1)) == RenderingGPU(6 if shown == "4,6" else 1, SECOND)
     assert RenderingGPU.of(torch.device("cpu")) is None
+    assert RenderingGPU.first_shown() == (RenderingGPU(4, None) if shown == "4,6" else None)
 
 
 def test_the_choice_is_made_for_mujoco_and_leaves_the_users_alone(monkeypatch: pytest.MonkeyPatch) -> None:
