@@ -47,7 +47,7 @@ SPACES = {
 
 
 class MadeUpDataset:
-    """Five episodes with two instructions in any action space; their states are where the actions lead."""
+    """Five episodes with two instructions in any action space; each state is where the actions before have led."""
 
     path, format, environment, sides = Path("made-up"), "made-up", None, None
     tasks, cameras, image = ["open the drawer", "close the drawer"], ["front"], 32
@@ -66,7 +66,12 @@ class MadeUpDataset:
         for dimension, gripper in self.action_spec.grippers:
             share = rng.uniform(0, 1, steps) if gripper.continuous else np.arange(steps) > steps / 2
             actions[:, dimension] = gripper.open + share * (gripper.closed - gripper.open)
-        return MadeUpEpisode(self.tasks[self.task_of[index]], actions, actions.cumsum(0) / 10)
+        reached = actions.copy()
+        for group, part in self.action_spec.spans():
+            if group.delta or group.kind == "base":
+                reached[:, part] = actions[:, part].cumsum(0) / 10
+        before = np.concatenate([reached[:1] * 0, reached[:-1]])  # each is seen before its action
+        return MadeUpEpisode(self.tasks[self.task_of[index]], actions, before)
 
     def images(self, camera: str, episodes: np.ndarray, frames: np.ndarray) -> np.ndarray:
         return images_by_episode(self, camera, episodes, frames)

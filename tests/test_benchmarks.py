@@ -228,6 +228,7 @@ def test_late_chunks(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert asked[-1] == ("50 ms, guided", 2) and printed[-1][4] == "10.5"
 
 
+@pytest.mark.slow
 def test_default_job(run: Run, tmp_path: Path) -> None:
     settings = [
         *SMALL,
@@ -336,6 +337,7 @@ def test_lerobot_agreement_writes_what_lerobot_compares(run: Run, tmp_path: Path
     assert (tmp_path / "agreement" / "answers.safetensors").exists() and "its answers beside it" in printed
 
 
+@pytest.mark.slow
 def test_the_memory_that_loading_takes_is_measured(run: Run, tmp_path: Path) -> None:
     fixture = Path(__file__).parent / "fixtures" / "pi0"
 

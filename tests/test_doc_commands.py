@@ -12,6 +12,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,15 @@ ALL = [command for page in PAGES for command in commands_of(page)]
 # ---- what can be said without running them ---------------------------------------------------------------
 
 
+@cache
+def _all_commands() -> Any:
+    """Of click, which typer may have as its own copy."""
+    return typer.main.get_command(cli.app)
+
+
 def leaf_of(words: Sequence[str]) -> tuple[Any, list[str]]:
     """The verb that the words name, and the remaining words. Fails if there is no such verb."""
-    command: Any = typer.main.get_command(cli.app)  # of click, which typer may have as its own copy
+    command = _all_commands()
     rest = list(words)
     while rest and hasattr(command, "commands") and not rest[0].startswith("-"):
         verbs = rest.pop(0).split("|")
@@ -148,7 +155,7 @@ def test_the_chinese_readme_has_no_command_of_its_own() -> None:
 
 def _to_run() -> list[str]:
     """The commands; of those that differ only in how they show their results, the longest."""
-    lines = {" ".join(c.words) for c in ALL if c.block is not None and not c.block.not_run}
+    lines = {shlex.join(c.words) for c in ALL if c.block is not None and not c.block.not_run}
     longest: dict[str, str] = {}
     for line in sorted(lines, key=len):
         longest[re.sub(r" --json| --out \S+", "", line)] = line

@@ -17,11 +17,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import faults
 
 
-def test_killed_trainings_go_on_to_the_same_end(cubes_dataset: Path) -> None:
-    """One of two ranks in a save, and single processes: killed, terminated, stopped, one of them twice."""
-    assert struck_in_saves(cubes_dataset, runs=5, scripted=1, seed=2681) > 0
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_many_killed_trainings_go_on_to_the_same_end(cubes_dataset: Path) -> None:

@@ -115,7 +115,9 @@ def test_the_best_policy_is_evaluated_from_the_command_line(trained: Result, tmp
             "pick up the green cube",
         }
     )
-    assert len(list(tmp_path.glob("*.mp4"))) == 2
+    films = [film.name for film in tmp_path.glob("*.mp4")]
+    assert sum(name.startswith("episode_") for name in films) == 2
+    assert ("overview_of_failures.mp4" in films) == all("success" not in name for name in films)
 
 
 def test_a_resumed_run_is_the_same_run(trained: Result) -> None:

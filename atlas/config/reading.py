@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ def load_config(source: str | Path | Config | dict[str, Any] | None = None, over
     else:
         path = Path(source).expanduser() if source is not None else DEFAULT_CONFIG
         name = str(path)
-        values = _read_yaml(path)
+        values = deepcopy(_default_values()) if path == DEFAULT_CONFIG else _read_yaml(path)
     for override in overrides:
         _apply_override(values, override)
     return parse_config(values, name)
@@ -54,6 +56,12 @@ def dump_yaml(config: Config) -> str:
 def config_schema() -> dict[str, Any]:
     """The JSON schema of the config file, for editors."""
     return Config.model_json_schema()
+
+
+@cache
+def _default_values() -> dict[str, Any]:
+    """The packaged file, which does not change while a process runs."""
+    return _read_yaml(DEFAULT_CONFIG)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

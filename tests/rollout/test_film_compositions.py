@@ -52,7 +52,7 @@ def test_an_overview_shows_the_worst_aligned_where_they_failed(tmp_path: Path) -
     for time, white in ((moment - 1, False), (moment, True)):
         cells = frames[time, 60:160, 40:160], frames[time, 60:160, 240:340], frames[time, 290:390, 40:160]
         assert [bool(cell.mean() > 128) for cell in cells] == [white] * 3
-    assert overview(tmp_path / "none.mp4", [1], outcomes[1:2], orders[1:2]) == []
+    assert overview(tmp_path / "one.mp4", [0, 1], outcomes[:2], orders[:2]) == []  # it has a film of its own
 
 
 def test_at_most_nine_and_those_with_the_least_reward_first() -> None:

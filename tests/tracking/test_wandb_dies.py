@@ -238,6 +238,7 @@ def test_ctrl_c_while_a_frozen_wandb_is_waited_for_ends_the_program(tmp_path: Pa
 # ---- at random -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_random_faults_break_no_bound(cubes_dataset: Path) -> None:
     """The benchmark in short: trainings that fork, and one through ./train.sh."""

@@ -87,6 +87,7 @@ def test_an_agent_trains_what_the_server_asks_for_and_two_processes_are_one_run(
     assert len(list((tmp_path / "out").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_an_agent_that_is_stopped_stops_its_run_with_a_checkpoint(
     atlas: Run, server: FakeSweeps, make_libero: MakeLibero, tmp_path: Path
 ) -> None:
@@ -123,6 +124,7 @@ TRIAL = """
 """
 
 
+@pytest.mark.slow
 def test_a_function_of_ones_own_trains_with_the_agents_values_and_its_run(
     atlas: Run, server: FakeSweeps, make_libero: MakeLibero, tmp_path: Path
 ) -> None:

@@ -126,6 +126,7 @@ def test_the_largest_batch_is_found_by_whole_training_steps(
     assert torch.equal(now["torch"], randomness["torch"])
 
 
+@pytest.mark.slow
 def test_recomputing_makes_room_for_larger_batches(data_of: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     data, train = data_of(), Trial.train
 

@@ -201,7 +201,7 @@ def _train_three_ways(overrides: list[str]) -> list[tuple[list[float], list[floa
     return [(training.losses, training.norms) for training in ways]
 
 
-@pytest.mark.parametrize(("strategy", "parts"), [("ddp", 1), ("fsdp", 2)])
+@pytest.mark.parametrize(("strategy", "parts"), [("ddp", 1), pytest.param("fsdp", 2, marks=pytest.mark.slow)])
 def test_two_processes_train_the_same_with_recomputed_and_captured_blocks(
     strategy: str, parts: int, tmp_path: Path
 ) -> None:

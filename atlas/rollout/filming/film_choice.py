@@ -44,8 +44,8 @@ def worst_failures(outcomes: Sequence[EpisodeOutcome]) -> list[int]:
 def overview(
     path: Path, numbers: Sequence[int], outcomes: Sequence[EpisodeOutcome], orders: Sequence[FilmOrder]
 ) -> list[OverviewOrder]:
-    """The worst failures among filmed episodes, in one film; none where none failed. An episode of which nobody says
-    when it failed is aligned at its end."""
+    """The worst failures among filmed episodes, in one film; none where fewer than two failed, since an episode has a
+    film of its own. An episode of which nobody says when it failed is aligned at its end."""
     cells = [
         OverviewCell(
             orders[place],
@@ -56,7 +56,7 @@ def overview(
         for place in worst_failures(outcomes[: len(orders)])
         for outcome in [outcomes[place]]
     ]
-    return [OverviewOrder(path, tuple(cells))] if cells else []
+    return [OverviewOrder(path, tuple(cells))] if len(cells) > 1 else []
 
 
 def films_of_episodes(
