@@ -18,7 +18,7 @@ from atlas.prepare import environment_of, load_run_config, prepare, prepare_once
 from atlas.runs.run_directory import RESULTS
 from atlas.system.files import follow, write_json
 from atlas.system.process_control.threads import yield_cores
-from atlas.system.redact import cause
+from atlas.system.safe_text import cause
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

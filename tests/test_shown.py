@@ -12,7 +12,7 @@ import pytest
 
 from atlas.cli.output import print_json, print_table, say, show_log_lines_as_text
 from atlas.policies.model_card import model_card
-from atlas.system.shown import markdown, markdown_code, printable
+from atlas.system.safe_text import markdown, markdown_code, printable
 from atlas.tracking.sinks.console import setup_logging
 from tests.policies.test_policy import make_policy
 

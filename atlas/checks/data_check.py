@@ -9,10 +9,9 @@ from pathlib import Path
 from atlas.checks.context import CheckContext
 from atlas.checks.finding import CheckId, Finding
 from atlas.checks.language import check_language
-from atlas.checks.numbers import check_actions
+from atlas.checks.numbers import check_actions, check_rotations
 from atlas.checks.recording_agreement import check_gripper, check_lag, check_scale
 from atlas.checks.replay import check_replay
-from atlas.checks.rotation_flip import check_rotations
 from atlas.checks.split_check import check_split
 from atlas.checks.stats import check_stats
 from atlas.checks.video_check import check_video

@@ -12,9 +12,8 @@ from atlas.checks.context import CheckContext
 from atlas.checks.data_check import Check, run_checks
 from atlas.checks.finding import CheckId, Finding
 from atlas.checks.language import check_instructions
-from atlas.checks.numbers import check_actions
+from atlas.checks.numbers import check_actions, check_rotations
 from atlas.checks.recording_agreement import check_gripper, check_lag, check_scale
-from atlas.checks.rotation_flip import check_rotations
 from atlas.checks.split_check import check_split
 from atlas.checks.stats import check_stats
 from atlas.config.model_section import ProcessorConfig

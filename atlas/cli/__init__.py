@@ -9,18 +9,18 @@ from typing import Annotated
 import typer
 
 from atlas import __version__
-from atlas.cli import config_command as config
-from atlas.cli import data_commands as data
-from atlas.cli import doctor_command as doctor
-from atlas.cli import environment_commands as environment
-from atlas.cli import evaluate_command as evaluate
-from atlas.cli import learn_commands as learn
-from atlas.cli import registry_commands as registry
-from atlas.cli import report_command as report
-from atlas.cli import runs_commands as runs
-from atlas.cli import serve_commands as serve
-from atlas.cli import sweep_command as sweep
-from atlas.cli import train_command as train
+from atlas.cli.commands import config_command as config
+from atlas.cli.commands import data_commands as data
+from atlas.cli.commands import doctor_command as doctor
+from atlas.cli.commands import environment_commands as environment
+from atlas.cli.commands import evaluate_command as evaluate
+from atlas.cli.commands import learn_commands as learn
+from atlas.cli.commands import registry_commands as registry
+from atlas.cli.commands import report_command as report
+from atlas.cli.commands import runs_commands as runs
+from atlas.cli.commands import serve_commands as serve
+from atlas.cli.commands import sweep_command as sweep
+from atlas.cli.commands import train_command as train
 from atlas.cli.options import PLAIN, with_home
 from atlas.cli.output import say, show_log_lines_as_text
 from atlas.errors import InputError
@@ -69,7 +69,7 @@ def _run() -> int:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except InputError as error:
         from atlas.launch import leave_error
-        from atlas.system.redact import redact
+        from atlas.system.safe_text import redact
 
         if not leave_error(error):
             say(redact(str(error)), file=sys.stderr)
@@ -86,11 +86,11 @@ def _run() -> int:
         if code is None:
             import traceback
 
-            from atlas.system.redact import redact
+            from atlas.system.safe_text import redact
 
             say(redact(traceback.format_exc()), end="", file=sys.stderr)
         elif str(error) and os.environ.get("RANK", "0") == "0":  # every rank is stopped; only one says so
-            from atlas.system.redact import redact
+            from atlas.system.safe_text import redact
 
             say(redact(str(error)), file=sys.stderr)
         return 1 if code is None else code

@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
 from atlas.system.files import finite
-from atlas.system.shown import printable
+from atlas.system.safe_text import printable
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def show_log_lines_as_text() -> None:
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        from atlas.system.redact import redact
+        from atlas.system.safe_text import redact
 
         return printable(redact(super().format(record)))
 

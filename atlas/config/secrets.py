@@ -10,7 +10,7 @@ from typing import Any
 from atlas.config.reading import parse_config
 from atlas.config.root import Config
 from atlas.errors import InputError
-from atlas.system.redact import CERTAIN_SECRET, redact
+from atlas.system.safe_text import CERTAIN_SECRET, redact
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from atlas.data.crop_geometry import fit_images
+from atlas.data.image_geometry import fit_images
 
 Placing = Literal["right_bottom", "centre"]  # of the picture in its border
 LARGEST_SIDE = 4096

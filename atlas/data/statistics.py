@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.ma  # quantiles need it, and numpy 2.4 fails if several threads import it at once
 
-from atlas.system.cache_root import cache_root
 from atlas.system.documents import read_json
 from atlas.system.files import write_json
+from atlas.system.paths import cache_root
 from atlas.system.process_control.cores import available_cores
 from atlas.system.progress import progress_bar
 

@@ -51,7 +51,7 @@ class Tried:
 
 def last_words(stderr: str) -> str:
     """The last line that says something, where errors are, without keys."""
-    from atlas.system.redact import redact
+    from atlas.system.safe_text import redact
 
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     lines = [line for line in lines if any(character.isalnum() for character in line)]  # no rulers
@@ -130,6 +130,6 @@ def answer(path: str | Path, work: Callable[[], Any]) -> None:
 
 
 def _cause(error: Exception) -> str:
-    from atlas.system.redact import cause
+    from atlas.system.safe_text import cause
 
     return cause(error)[:_LONGEST_QUOTE].rstrip(".")

@@ -16,7 +16,7 @@ from atlas.config import Config
 from atlas.doctor.gpus import read_gpus
 from atlas.doctor.limits import core_limit, memory_limit, memory_used
 from atlas.doctor.verdict import Finding, Status, gib
-from atlas.system.cache_root import cache_root
+from atlas.system.paths import cache_root
 from atlas.system.process_control.cores import available_cores
 
 _DISTRIBUTION = "atlas-vla"

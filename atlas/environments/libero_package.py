@@ -24,9 +24,9 @@ import yaml
 
 from atlas.environments.rendering import failure_explained
 from atlas.errors import InputError, first_line
-from atlas.system.cache_root import cache_root
 from atlas.system.documents import read_yaml
 from atlas.system.files import write_text
+from atlas.system.paths import cache_root
 
 logger = logging.getLogger(__name__)
 

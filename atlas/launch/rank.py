@@ -20,7 +20,7 @@ from atlas import __version__
 from atlas.errors import InputError, first_line
 from atlas.launch.reports import Report, is_consequence, now, own_frames, write_code
 from atlas.system.file_store import CONFIG
-from atlas.system.shown import printable
+from atlas.system.safe_text import printable
 
 if TYPE_CHECKING:
     from atlas.config import Config
@@ -82,7 +82,7 @@ def leave_error(error: BaseException) -> bool:
         return False
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    from atlas.system.redact import redact
+    from atlas.system.safe_text import redact
 
     wrong_input = isinstance(error, InputError)
     text = str(error) if wrong_input or code == 1 else _traceback(error)
@@ -114,7 +114,7 @@ def end_at_once(code: int, error: BaseException | None = None) -> None:
         return
     with contextlib.suppress(OSError, ValueError):  # if these are closed, nobody is listening
         if error is not None:
-            from atlas.system.redact import redact
+            from atlas.system.safe_text import redact
 
             print(printable(redact(_traceback(error))), file=sys.stderr)
         sys.stdout.flush()

@@ -28,7 +28,7 @@ from atlas.launch.rank import FOLDER, LAUNCHER_PID
 from atlas.system.process_control.cores import available_cores
 from atlas.system.process_control.interpreter import module_command, safe_environment
 from atlas.system.process_control.terminal import leave_lost_terminal
-from atlas.system.shown import printable
+from atlas.system.safe_text import printable
 
 # How long ranks that a user told to stop may take to write a checkpoint and to finish their trackers.
 _STOP_SECONDS = 300

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas.registry.lerobot_policies import is_lerobot_policy
 from atlas.system.file_store import card_of, describe_files, whole_card, without_head
-from atlas.system.shown import markdown, markdown_code
+from atlas.system.safe_text import markdown, markdown_code
 
 if TYPE_CHECKING:
     from atlas.policies.base import Policy

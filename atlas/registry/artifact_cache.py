@@ -18,10 +18,9 @@ from urllib.parse import quote, urlsplit
 
 from atlas.errors import InputError
 from atlas.registry.references import ArtifactReference
-from atlas.system.cache_root import cache_root
 from atlas.system.documents import read_json
 from atlas.system.files import partial_folder, sha256_of, write_json
-from atlas.system.paths import inside
+from atlas.system.paths import cache_root, inside
 
 logger = logging.getLogger(__name__)
 

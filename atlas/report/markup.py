@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-from atlas.system.shown import printable
+from atlas.system.safe_text import printable
 
 _EMPTY = {"meta", "br", "hr", "source"}  # elements that HTML never closes
 

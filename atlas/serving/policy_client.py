@@ -18,11 +18,11 @@ from atlas.config import ProcessorConfig
 from atlas.environments.environment import EnvironmentSpec
 from atlas.errors import InputError, first_line
 from atlas.policies.processor import PolicyProcessor
-from atlas.serving.client_layout import LAYOUTS, ClientLayout, to_message
+from atlas.serving.protocols.client_layout import LAYOUTS, ClientLayout, to_message
+from atlas.serving.protocols.websocket_server import import_websockets
 from atlas.serving.served_policy import ServedPolicy, episode_begins
-from atlas.serving.websocket_server import import_websockets
 from atlas.system.array_codec import pack, unpack
-from atlas.system.shown import printable
+from atlas.system.safe_text import printable
 from atlas.types import Observation
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from atlas.rollout.evaluation import check_agreement, check_request, evaluate_ac
 from atlas.rollout.success_report import EvaluationReport
 from atlas.rollout.verdicts.robustness import FEW_EPISODES
 from atlas.serving.access import read_key
-from atlas.serving.client_layout import AUTO, read_layout
 from atlas.serving.policy_client import AtlasClient
+from atlas.serving.protocols.client_layout import AUTO, read_layout
 
 
 def evaluate_server(

@@ -16,12 +16,12 @@ from atlas.errors import InputError
 from atlas.policies.processor import PolicyProcessor
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.serving.access import Access, Limits
-from atlas.serving.client_layout import AUTO, ObservationReader, read_layout
-from atlas.serving.groot_protocol import GrootProtocol
-from atlas.serving.lerobot_protocol import LeRobotProtocol
-from atlas.serving.openpi_protocol import OpenpiProtocol
 from atlas.serving.policy_service import PolicyFailure, PolicyService, ServedActor
-from atlas.serving.vla_eval_protocol import VlaEvalProtocol
+from atlas.serving.protocols.client_layout import AUTO, ObservationReader, read_layout
+from atlas.serving.protocols.groot_protocol import GrootProtocol
+from atlas.serving.protocols.lerobot_protocol import LeRobotProtocol
+from atlas.serving.protocols.openpi_protocol import OpenpiProtocol
+from atlas.serving.protocols.vla_eval_protocol import VlaEvalProtocol
 from atlas.system.process_control.stop_signals import StopSignals
 from atlas.types import Observation
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from atlas.errors import InputError
 from atlas.serving.access import Access
-from atlas.serving.client_layout import LAYOUTS, to_message
+from atlas.serving.protocols.client_layout import LAYOUTS, to_message
 from atlas.serving.server import ServerSettings, load_actor, serve_until_stopped
 from atlas.system.array_codec import pack, unpack
 from atlas.system.process_control.pool import worker_start

@@ -12,7 +12,7 @@ from atlas.errors import InputError
 from atlas.registry.client import import_wandb
 from atlas.registry.wandb_variables import project_and_entity
 from atlas.sweeps.grid import Sweep, check_values, read_start
-from atlas.system.redact import cause
+from atlas.system.safe_text import cause
 
 
 class SweepFailed(Exception):

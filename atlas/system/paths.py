@@ -119,3 +119,11 @@ def unfit(name: str) -> str | None:
 
 def _shown(name: str) -> str:
     return repr(name if len(name) <= 80 else f"{name[:77]}...")
+
+
+def cache_root() -> Path:
+    """Where Atlas keeps what it could download or compute again: $ATLAS_CACHE_DIR, otherwise `atlas` in $XDG_CACHE_HOME
+    or ~/.cache."""
+    if own := os.environ.get("ATLAS_CACHE_DIR"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "atlas"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from atlas.system.shown import printable
+from atlas.system.safe_text import printable
 
 _SECONDS_BETWEEN_LINES = 15.0
 

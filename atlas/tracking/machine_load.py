@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from atlas.system.redact import cause
+from atlas.system.safe_text import cause
 
 logger = logging.getLogger(__name__)
 

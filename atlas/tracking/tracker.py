@@ -22,7 +22,7 @@ import numpy as np
 from atlas.config import LoggingConfig, ModelManagementConfig, WandbConfig
 from atlas.registry.client import import_wandb
 from atlas.registry.wandb_variables import effective_mode
-from atlas.system.redact import plain, redact
+from atlas.system.safe_text import plain, redact
 from atlas.tracking.machine_load import SystemMonitor
 from atlas.tracking.media_values import figure_pixels, write_mp4
 from atlas.tracking.projector import to_projection

@@ -22,7 +22,7 @@ from typing import Any
 from atlas.registry.package import Package, read_package, send, stage
 from atlas.registry.references import registry_path
 from atlas.registry.versions import remove_old
-from atlas.system.redact import cause
+from atlas.system.safe_text import cause
 from atlas.tracking.records import Model
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from atlas.policies.reference_answers import (
     weights_sums,
     words_of,
 )
-from atlas.system.redact import cause
+from atlas.system.safe_text import cause
 from atlas.types import Batch
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from atlas.checks.acting.diagnosis import diagnose
 from atlas.checks.finding import Finding
 from atlas.rollout.input_recorder import InputRecorder
 from atlas.rollout.success_report import EvaluationReport
-from atlas.system.redact import cause
+from atlas.system.safe_text import cause
 
 logger = logging.getLogger(__name__)
 

@@ -31,14 +31,14 @@ ROWS = of_part(
         f"{CONFIG}::test_what_is_wrong_is_named",
     ),
     (
-        "atlas/cli/train_command.py",
+        "atlas/cli/commands/train_command.py",
         "given = [*(overrides or []), *as_overrides(flags)]",
         "given = [*as_overrides(flags)]",
         "key=value on the command line does nothing",
         f"{COMMAND}::test_flags_become_config {COMMAND}::test_debug_is_small_and_without_wandb",
     ),
     (
-        "atlas/cli/train_command.py",
+        "atlas/cli/commands/train_command.py",
         '"training.num_epochs=null", "wandb.enabled=false"]',
         '"training.num_epochs=null"]',
         "--debug speaks to wandb",
@@ -172,7 +172,7 @@ ROWS = of_part(
         "tests/tracking/test_wandb_sink.py::test_config_and_flags_go_before_the_variables",
     ),
     (
-        "atlas/system/shown.py",
+        "atlas/system/safe_text.py",
         "return _OBEYED.sub(lambda match: _written(match[0]), text)",
         "return text",
         "what a terminal obeys reaches it",

@@ -23,14 +23,14 @@ ROWS = of_part(
         f"{SERVING}/test_array_codec.py::test_an_array_that_is_not_as_it_says_is_refused",
     ),
     (
-        "atlas/serving/lerobot_pickles.py",
+        "atlas/serving/protocols/lerobot_pickles.py",
         "        if (module, name) not in _KNOWN:\n",
         "        if (module, name) not in _KNOWN:\n            return super().find_class(module, name)\n",
         "a pickle calls whatever it names",
         f"{SERVING}/test_lerobot_pickles.py::test_nothing_in_a_pickle_is_called",
     ),
     (
-        "atlas/serving/client_layout.py",
+        "atlas/serving/protocols/client_layout.py",
         "        if not np.isfinite(state).all():\n",
         "        if False:\n",
         "a state that is not finite moves the robot",
@@ -51,14 +51,14 @@ ROWS = of_part(
         f"{SERVING}/test_policy_service.py::test_sessions_that_are_closed_are_forgotten",
     ),
     (
-        "atlas/serving/openpi_protocol.py",
+        "atlas/serving/protocols/openpi_protocol.py",
         "            self._service.reset(session, seed)\n",
         "            self._service.reset(session)\n",
         "a served policy draws other random numbers than the same policy without a server",
         f"{SERVING}/test_policy_client.py::test_its_actions_are_those_of_the_policy",
     ),
     (
-        "atlas/serving/websocket_server.py",
+        "atlas/serving/protocols/websocket_server.py",
         "            origins=[None],\n",
         "",
         "a web page may move the robot of whoever looks at it",

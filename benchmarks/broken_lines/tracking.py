@@ -60,7 +60,7 @@ ROWS = of_part(
         f"{COMPARISON}::test_the_p_values_of_several_pairs_are_adjusted",
     ),
     (
-        "atlas/system/redact.py",
+        "atlas/system/safe_text.py",
         "text = text.replace(value, _HIDDEN)",
         "pass",
         "keys in variables of the environment are written to logs",

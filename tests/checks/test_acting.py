@@ -17,7 +17,7 @@ from atlas.checks.acting.bug_walk import walk
 from atlas.checks.acting.motion_check import check_motion
 from atlas.checks.acting.start_check import check_starts
 from atlas.checks.finding import Finding
-from atlas.checks.rotation_flip import count_flips
+from atlas.checks.numbers import count_flips
 from atlas.checks.silent_bugs import BUGS, SILENT_BUGS
 from atlas.config import load_config
 from atlas.data.inputs import CameraSummary, TrainingInputs

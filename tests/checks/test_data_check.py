@@ -21,7 +21,7 @@ from atlas.checks.inspection import check_before_training, dataset_warnings, sen
 from atlas.checks.language import instruction_bits, is_placeholder
 from atlas.checks.numbers import check_actions
 from atlas.checks.stats import check_stats
-from atlas.cli.data_commands import data_app
+from atlas.cli.commands.data_commands import data_app
 from atlas.config import Config, DataConfig
 from atlas.config.model_section import ProcessorConfig
 from atlas.data import open_dataset

@@ -8,8 +8,7 @@ import torch
 
 from atlas.config import AugmentConfig
 from atlas.data import open_dataset
-from atlas.data.crop_geometry import fit_images
-from atlas.data.orientation import ORIENTATIONS, turn_upright
+from atlas.data.image_geometry import ORIENTATIONS, fit_images, turn_upright
 from atlas.data.sampling.augment import Augmenter
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.data.sampling.loader import make_loader

@@ -304,7 +304,7 @@ def test_inspect(
     }
     module = types.ModuleType("atlas.checks.inspection")
     module.inspect_dataset = lambda dataset: found  # type: ignore[attr-defined]
-    monkeypatch.setattr("atlas.cli.data_commands.open_source", lambda *arguments: None)
+    monkeypatch.setattr("atlas.cli.commands.data_commands.open_source", lambda *arguments: None)
     monkeypatch.setitem(sys.modules, "atlas.checks.inspection", module)
     assert atlas("data", "inspect", "somewhere", "--json") == 0
     assert json.loads(capsys.readouterr().out) == found | {"action_min": [-1.0, None]}  # JSON has no NaN

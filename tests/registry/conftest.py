@@ -84,7 +84,7 @@ class Ended(NamedTuple):
 def atlas(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
     """Runs a verb as the command line does, in this process."""
     import atlas.cli
-    import atlas.cli.registry_commands  # registers its verbs
+    import atlas.cli.commands.registry_commands  # registers its verbs
 
     def run(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["atlas", *map(str, arguments)])

@@ -240,6 +240,6 @@ def test_nothing_is_written_over(reference: str, tmp_path: Path) -> None:
 
 
 def registry_cache() -> Path:
-    from atlas.system.cache_root import cache_root
+    from atlas.system.paths import cache_root
 
     return cache_root()

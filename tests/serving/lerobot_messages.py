@@ -14,7 +14,7 @@ from unittest import mock
 import grpc
 import numpy as np
 
-from atlas.serving.lerobot_protocol import _field, _fields
+from atlas.serving.protocols.lerobot_protocol import _field, _fields
 
 HELPERS = "lerobot.async_inference.helpers"
 NAMES = [f"joint_{number}.pos" for number in range(8)]

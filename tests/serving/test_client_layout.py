@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from atlas.errors import InputError
-from atlas.serving.client_layout import LAYOUTS, ObservationReader, read_layout, to_message
+from atlas.serving.protocols.client_layout import LAYOUTS, ObservationReader, read_layout, to_message
 from tests.serving.running import libero_message, seen
 
 CAMERAS = ("agentview", "eye_in_hand")

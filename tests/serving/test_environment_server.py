@@ -22,7 +22,7 @@ from atlas.errors import InputError
 from atlas.rollout.episode_plan import plan_episodes
 from atlas.rollout.evaluation import Evaluator
 from atlas.serving.access import Access, Limits
-from atlas.serving.environment_protocol import serving_worlds
+from atlas.serving.protocols.environment_protocol import serving_worlds
 from atlas.types import Observation
 from tests.bad_input.table import refused
 from tests.rollout.still_actor import Still

@@ -14,7 +14,7 @@ import zmq
 
 from atlas.errors import InputError
 from atlas.serving.access import Access, Limits
-from atlas.serving.groot_protocol import group_names
+from atlas.serving.protocols.groot_protocol import group_names
 from atlas.serving.server import ServerSettings
 from atlas.system.array_codec import Form, pack, unpack
 from atlas.types import ActionSpec

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from atlas.errors import InputError
-from atlas.serving.lerobot_pickles import Timed, read_observation, read_wish, write_actions
+from atlas.serving.protocols.lerobot_pickles import Timed, read_observation, read_wish, write_actions
 from tests.serving.lerobot_messages import HELPERS, NAMES, dumps, loads, observation, setup
 
 

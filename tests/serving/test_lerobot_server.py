@@ -13,7 +13,7 @@ import pytest
 
 from atlas.errors import InputError
 from atlas.serving.access import Access, Limits
-from atlas.serving.lerobot_protocol import _field
+from atlas.serving.protocols.lerobot_protocol import _field
 from atlas.serving.server import ServerSettings
 from tests.serving.lerobot_messages import NAMES, Client, dumps, observation, setup
 from tests.serving.malformed import malformed

@@ -19,8 +19,8 @@ from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.episode_plan import plan_episodes
 from atlas.rollout.evaluation import Evaluator, evaluate_checkpoint
 from atlas.serving.access import Access
-from atlas.serving.client_layout import LAYOUTS
 from atlas.serving.policy_client import AtlasClient
+from atlas.serving.protocols.client_layout import LAYOUTS
 from atlas.serving.remote_evaluation import evaluate_server
 from atlas.serving.server import ServerSettings, load_actor
 from atlas.system.array_codec import pack, unpack

@@ -14,8 +14,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from atlas.serving.access import Access
+from atlas.serving.protocols.vla_eval_protocol import described_actions
 from atlas.serving.server import ServerSettings
-from atlas.serving.vla_eval_protocol import described_actions
 from atlas.system.array_codec import pack, unpack
 from atlas.types import ActionSpec
 from tests.policies.test_policy import HORIZON

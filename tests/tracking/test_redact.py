@@ -9,7 +9,7 @@ import pytest
 from atlas.config import load_config
 from atlas.config.secrets import without_keys
 from atlas.errors import InputError
-from atlas.system.redact import cause, redact
+from atlas.system.safe_text import cause, redact
 
 
 def test_secrets_are_hidden_wherever_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from atlas.system.redact import plain, redact
+from atlas.system.safe_text import plain, redact
 from atlas.tracking.values import to_float, to_histogram, to_image, to_table
 
 

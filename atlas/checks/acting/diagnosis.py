@@ -11,7 +11,7 @@ from atlas.checks.acting.answers_check import check_answers
 from atlas.checks.acting.motion_check import check_motion
 from atlas.checks.acting.start_check import check_starts
 from atlas.checks.finding import Finding
-from atlas.checks.rotation_flip import LIBERO_ROTATION, count_flips
+from atlas.checks.numbers import LIBERO_ROTATION, count_flips
 from atlas.checks.silent_bugs import BugId
 from atlas.checks.view_page import TURNS, Match, colours_reversed, compare
 from atlas.data.inputs import CameraSummary, TrainingInputs, follow_map, frame_numbers, thumbnail_of

@@ -26,9 +26,9 @@ from atlas.data.hdf5.layout import (
 )
 from atlas.data.hdf5.opening import find, leads_elsewhere, names_in, open_file, readable
 from atlas.errors import InputError
-from atlas.system.cache_root import cache_root
 from atlas.system.documents import parse_json
 from atlas.system.files import atomic_path
+from atlas.system.paths import cache_root
 from atlas.system.process_control.pool import run_jobs
 
 logger = logging.getLogger(__name__)

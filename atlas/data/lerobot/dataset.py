@@ -14,6 +14,7 @@ import numpy as np
 
 from atlas.config.data_sections import FeaturesConfig
 from atlas.data.episode import Numbers
+from atlas.data.image_geometry import Orientation, turn_upright
 from atlas.data.lerobot.columns import FORMAT, Columns, open_columns
 from atlas.data.lerobot.damage import leave_out_damaged
 from atlas.data.lerobot.episodes import Episodes, missing_files, read_episodes, task_texts
@@ -24,13 +25,11 @@ from atlas.data.lerobot.images import ParquetImages
 from atlas.data.lerobot.info import INFO, Feature, read_info
 from atlas.data.lerobot.whole import check_whole
 from atlas.data.noops import without_noops
-from atlas.data.orientation import Orientation, turn_upright
 from atlas.data.origin import mend
 from atlas.data.video import FRAME_TOLERANCE, video_reader
 from atlas.errors import InputError
-from atlas.system.cache_root import cache_root
 from atlas.system.files import write_text
-from atlas.system.paths import files_below
+from atlas.system.paths import cache_root, files_below
 from atlas.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ from PIL import Image
 
 from atlas.data.lerobot.tables import open_parquet, readable_parquet
 from atlas.errors import InputError
-from atlas.system.cache_root import cache_root
 from atlas.system.files import atomic_path, sync
+from atlas.system.paths import cache_root
 from atlas.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from atlas.environments.environment import EnvironmentSpec, StepResult
 from atlas.environments.remote.remote_messages import observation_from_message, result_from_message, spec_from_message
 from atlas.errors import InputError, first_line
 from atlas.system.array_codec import pack, unpack
-from atlas.system.shown import printable
+from atlas.system.safe_text import printable
 from atlas.types import Observation
 
 SCHEMES = ("ws://", "wss://")

@@ -9,7 +9,7 @@ import yaml
 
 from atlas.policies.model_card import training_table
 from atlas.registry.references import HUB
-from atlas.system.shown import markdown, markdown_code
+from atlas.system.safe_text import markdown, markdown_code
 
 if TYPE_CHECKING:
     from atlas.policies.published.flow_policy import FlowPolicy

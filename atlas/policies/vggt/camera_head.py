@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atlas.errors import InputError
-from atlas.policies.precision import without_autocast
+from atlas.policies.pretrained_weights import without_autocast
 from atlas.policies.vggt.attention_blocks import MLP, LayerScale
 from atlas.policies.vggt.weight_loading import PublishedHead
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atlas.errors import InputError
-from atlas.policies.precision import without_autocast
+from atlas.policies.pretrained_weights import without_autocast
 from atlas.policies.vggt.weight_loading import PublishedHead
 
 _POSITION_WEIGHT = 0.1

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atlas.policies.precision import without_autocast
+from atlas.policies.pretrained_weights import without_autocast
 from atlas.policies.vggt.sizes import VGGTConfig
 
 _MEAN = (0.485, 0.456, 0.406)

@@ -27,8 +27,7 @@ from atlas.policies.huggingface_folder import (
     read_weights,
     repeated_blocks,
 )
-from atlas.policies.precision import cast_weights, frozen_dtype
-from atlas.policies.pretrained_weights import FrozenWeights, weights_hash
+from atlas.policies.pretrained_weights import FrozenWeights, cast_weights, frozen_dtype, weights_hash
 from atlas.policies.vlm.families import Family, family_of, is_known, known_kinds
 from atlas.policies.vlm.image_part import ImagePart
 from atlas.policies.vlm.image_rule import ImageRule

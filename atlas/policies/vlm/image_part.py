@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from atlas.policies.huggingface_folder import repeated_blocks
-from atlas.policies.precision import without_autocast
-from atlas.policies.pretrained_weights import FrozenWeights
+from atlas.policies.pretrained_weights import FrozenWeights, without_autocast
 from atlas.policies.vlm.families import Family
 from atlas.policies.vlm.image_rule import ImageRule
 

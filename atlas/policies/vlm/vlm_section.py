@@ -73,7 +73,7 @@ class BackboneConfig(Section):
         return backbone.shape(image_size)
 
     def feature_source(self) -> dict[str, Any]:
-        from atlas.policies.precision import frozen_dtype
+        from atlas.policies.pretrained_weights import frozen_dtype
 
         precision = str(frozen_dtype(self.precision)).removeprefix("torch.")
         return {"backbone_precision": precision, "backbone_image_size": self.image_size}

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from atlas.system.redact import redact
-from atlas.system.shown import printable
+from atlas.system.safe_text import printable, redact
 from atlas.tracking.records import LogLine, Model, Record, Scalars, Sink
 
 logger = logging.getLogger(__name__)

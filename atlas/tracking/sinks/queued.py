@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 
-from atlas.system.redact import cause
+from atlas.system.safe_text import cause
 from atlas.tracking.records import Image, Model, Projection, Record, Sink, Table, Video
 
 logger = logging.getLogger(__name__)

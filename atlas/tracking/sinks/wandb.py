@@ -24,7 +24,7 @@ from atlas.errors import InputError
 from atlas.registry.client import kill_service
 from atlas.registry.wandb_variables import wandb_folder, with_variables
 from atlas.system.documents import read_json
-from atlas.system.redact import cause, redact
+from atlas.system.safe_text import cause, redact
 from atlas.tracking.records import (
     Histogram,
     Image,

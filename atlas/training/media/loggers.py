@@ -19,7 +19,7 @@ from atlas.data.training_data import TrainingData
 from atlas.drawing.prediction_plots import PlotLogger
 from atlas.drawing.predictions import Predictions, Validated
 from atlas.policies.base import Policy
-from atlas.system.redact import cause
+from atlas.system.safe_text import cause
 from atlas.tracking import RunTracker
 from atlas.training.media.action_logger import ActionLogger
 from atlas.training.media.gradients import GradientLogger

@@ -22,8 +22,7 @@ from atlas.policies.modular.language_encoders.language_contract import LanguageE
 from atlas.policies.modular.language_encoders.language_tokens import LanguageTokens, Remembered, distinct, pad_and_send
 from atlas.policies.modular.parts import LANGUAGE_KEY as KEY
 from atlas.policies.modular.parts import HuggingFaceLanguageConfig
-from atlas.policies.precision import without_autocast
-from atlas.policies.pretrained_weights import FrozenWeights, weights_hash
+from atlas.policies.pretrained_weights import FrozenWeights, weights_hash, without_autocast
 from atlas.system.documents import parse_json
 from atlas.system.files import atomic_path, partial_folder
 

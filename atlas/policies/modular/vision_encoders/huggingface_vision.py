@@ -23,8 +23,7 @@ from atlas.policies.modular.vision_encoders.huggingface_images import (
 from atlas.policies.modular.vision_encoders.vision_contract import VisionEncoder
 from atlas.policies.modular.vision_encoders.vision_sections import LORA_KEY, HuggingFaceVisionConfig
 from atlas.policies.modular.vision_encoders.vision_sections import VISION_KEY as KEY
-from atlas.policies.precision import cast_weights, frozen_dtype, without_autocast
-from atlas.policies.pretrained_weights import FrozenWeights
+from atlas.policies.pretrained_weights import FrozenWeights, cast_weights, frozen_dtype, without_autocast
 from atlas.system.files import partial_folder, write_text
 
 

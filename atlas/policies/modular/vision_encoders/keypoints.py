@@ -13,7 +13,7 @@ from atlas.policies.modular.language_encoders.language_tokens import LanguageTok
 from atlas.policies.modular.unused_biases import hold_bias
 from atlas.policies.modular.vision_encoders.vision_contract import VisionEncoder
 from atlas.policies.modular.vision_encoders.vision_sections import KeypointVisionConfig
-from atlas.policies.precision import without_autocast
+from atlas.policies.pretrained_weights import without_autocast
 
 _MAP_GAIN = 3.0  # the norm of a map's weights when training begins
 

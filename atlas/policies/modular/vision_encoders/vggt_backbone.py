@@ -14,8 +14,7 @@ from atlas.policies.adapters import add_adapters, check_adapters
 from atlas.policies.modular.language_encoders.language_tokens import LanguageTokens
 from atlas.policies.modular.vision_encoders.vision_contract import VisionEncoder
 from atlas.policies.modular.vision_encoders.vision_sections import LORA_KEY, VISION_KEY, PretrainedVGGTConfig
-from atlas.policies.precision import frozen_dtype, without_autocast
-from atlas.policies.pretrained_weights import FrozenWeights
+from atlas.policies.pretrained_weights import FrozenWeights, frozen_dtype, without_autocast
 from atlas.policies.vggt import VGGTAggregator, VGGTConfig
 from atlas.policies.vggt.published_checkpoint import check_published_file, copy_published_file
 from atlas.system.hub import find_weights

@@ -12,7 +12,7 @@ from atlas.policies.modular.language_encoders.language_tokens import LanguageTok
 from atlas.policies.modular.vision_encoders.keypoints import KeypointStem, SpatialSoftmax, places_in_image
 from atlas.policies.modular.vision_encoders.vision_contract import VisionEncoder
 from atlas.policies.modular.vision_encoders.vision_sections import VGGTVisionConfig
-from atlas.policies.precision import without_autocast
+from atlas.policies.pretrained_weights import without_autocast
 from atlas.policies.vggt import VGGTAggregator, VGGTConfig
 
 _LAYER_SCALE = 0.5  # for blocks trained from scratch; the published value is meant for deep pretrained ones

@@ -249,7 +249,7 @@ class PretrainedVGGTConfig(VisionSection):
         return 1 + self.num_register_tokens + side * side, 2 * self.embed_dim
 
     def feature_source(self) -> dict[str, Any]:
-        from atlas.policies.precision import frozen_dtype
+        from atlas.policies.pretrained_weights import frozen_dtype
 
         return {"backbone_precision": str(frozen_dtype(self.precision)).removeprefix("torch."), "pool": self.pool}
 
@@ -329,7 +329,7 @@ class HuggingFaceVisionConfig(VisionSection):
         return side * side, tower.dim
 
     def feature_source(self) -> dict[str, Any]:
-        from atlas.policies.precision import frozen_dtype
+        from atlas.policies.pretrained_weights import frozen_dtype
 
         return {"backbone_precision": str(frozen_dtype(self.precision)).removeprefix("torch."), "pool": self.pool}
 

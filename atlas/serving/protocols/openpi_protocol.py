@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from atlas.errors import InputError
 from atlas.serving.access import Access, Limits, Listening
-from atlas.serving.client_layout import ObservationReader
 from atlas.serving.policy_service import Answer, PolicyService, failed
+from atlas.serving.protocols.client_layout import ObservationReader
+from atlas.serving.protocols.websocket_server import close_with_error, listen, receive, send
 from atlas.serving.served_policy import ServedPolicy, seed_of_new_episode
-from atlas.serving.websocket_server import close_with_error, listen, receive, send
 from atlas.system.array_codec import pack, unpack
 
 if TYPE_CHECKING:

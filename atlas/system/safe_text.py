@@ -1,7 +1,8 @@
-"""Keep keys out of every line and file this package writes."""
+"""Text made safe: keys are kept out of what this package writes, and what others wrote is made safe to show."""
 
 from __future__ import annotations
 
+import html
 import numbers
 import os
 import re
@@ -23,6 +24,11 @@ _URL_PARAMETER = re.compile(
 _SHORTEST_SECRET = 8  # shorter values ("1", "true") would blank out innocent text
 CERTAIN_SECRET = 16  # shorter ones may be words
 _HIDDEN = "***"
+
+# What a terminal obeys instead of showing (C0 except tab and newline, DEL, C1), and what changes the direction of the
+# text after it.
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$@])")
 
 
 def redact(text: str, shortest: int = _SHORTEST_SECRET) -> str:
@@ -59,3 +65,30 @@ def plain(value: Any) -> Any:
     if isinstance(value, numbers.Real):
         return float(value)
     return redact(str(value))
+
+
+# ---- text from others, such as instructions and names in datasets ----------------------------------------
+
+
+def printable(text: str) -> str:
+    """The text for a terminal or a log: what a terminal would obey is escaped, such as \\x1b."""
+    return _OBEYED.sub(lambda match: _written(match[0]), text)
+
+
+def markdown(text: str) -> str:
+    """The text as one line of Markdown that is shown as it is: it makes no tags, links, code or cells."""
+    line = " ".join(printable(text).split())
+    return _MARKDOWN.sub(r"\\\1", html.escape(line, quote=False))
+
+
+def markdown_code(text: str) -> str:
+    """The same, as code."""
+    line = " ".join(printable(text).split()).replace("|", "\\|")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    space = " " if line.startswith("`") or line.endswith("`") else ""
+    return f"{fence}{space}{line}{space}{fence}"
+
+
+def _written(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

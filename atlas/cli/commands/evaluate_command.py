@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from atlas.cli.evaluation_tables import print_comparison, print_evaluation, print_reproduction
+from atlas.cli.commands.evaluation_tables import print_comparison, print_evaluation, print_reproduction
+from atlas.cli.commands.serve_commands import KeyFile, Layout
 from atlas.cli.options import Json, Workers
 from atlas.cli.output import print_json, say, stdout_kept_for_the_report
-from atlas.cli.serve_commands import KeyFile, Layout
 from atlas.errors import InputError, did_you_mean
 from atlas.system.paths import check_file, check_folder
 

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from atlas.cli.commands.serve_commands import KeyFile
 from atlas.cli.options import PLAIN
 from atlas.cli.output import say
-from atlas.cli.serve_commands import KeyFile
 
 environment_app = typer.Typer(help="Worlds in Python environments of their own.", **PLAIN)
 
@@ -31,8 +31,8 @@ def serve(
 
     from atlas.environments.catalog import environment_spec
     from atlas.serving.access import Access, Limits, read_key
-    from atlas.serving.environment_protocol import serve_worlds_until_stopped
-    from atlas.serving.websocket_server import import_websockets
+    from atlas.serving.protocols.environment_protocol import serve_worlds_until_stopped
+    from atlas.serving.protocols.websocket_server import import_websockets
 
     import_websockets()
     spec = environment_spec(env)

@@ -17,9 +17,9 @@ import numpy as np
 from atlas import __version__
 from atlas.errors import InputError
 from atlas.serving.access import Access, Limits, Listening
-from atlas.serving.client_layout import ObservationReader
 from atlas.serving.policy_service import PolicyService, failed
-from atlas.serving.websocket_server import close_with_error, listen, receive, send
+from atlas.serving.protocols.client_layout import ObservationReader
+from atlas.serving.protocols.websocket_server import close_with_error, listen, receive, send
 from atlas.system.array_codec import pack, unpack
 from atlas.types import ActionGroup, ActionSpec
 

@@ -41,7 +41,7 @@ def local(
         print_json({"out": str(runs.out), "runs": trials, "comparison": comparison and comparison.to_dict()})
     else:
         if comparison is not None:
-            from atlas.cli.runs_commands import print_comparison
+            from atlas.cli.commands.runs_commands import print_comparison
 
             print_comparison(comparison)
         states = Counter(trial.state for trial in runs.trials)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atlas.cli.model_commands import model_app
+from atlas.cli.commands.model_commands import model_app
 from atlas.cli.options import Json
 from atlas.cli.output import print_json, print_table, say, stdout_kept_for_the_report
 from atlas.errors import InputError

@@ -20,9 +20,9 @@ import numpy as np
 
 from atlas.errors import InputError
 from atlas.serving.access import Access, Limits, Listening, refused_address
-from atlas.serving.client_layout import ObservationReader
-from atlas.serving.lerobot_pickles import Timed, Wish, read_observation, read_wish, write_actions
 from atlas.serving.policy_service import PolicyService, failed
+from atlas.serving.protocols.client_layout import ObservationReader
+from atlas.serving.protocols.lerobot_pickles import Timed, Wish, read_observation, read_wish, write_actions
 
 if TYPE_CHECKING:
     import grpc

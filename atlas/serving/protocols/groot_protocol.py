@@ -17,8 +17,8 @@ from typing import Any
 
 from atlas.errors import InputError, did_you_mean
 from atlas.serving.access import Access, Limits, Listening, refused_address
-from atlas.serving.client_layout import ObservationReader
 from atlas.serving.policy_service import PolicyService, failed
+from atlas.serving.protocols.client_layout import ObservationReader
 from atlas.system.array_codec import Form, pack, unpack
 from atlas.types import ActionSpec
 

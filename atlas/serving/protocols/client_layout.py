@@ -22,7 +22,7 @@ from atlas.config.section import Names, Section
 from atlas.data.sampling.history import ONE_FRAME, History
 from atlas.errors import InputError, did_you_mean
 from atlas.system.documents import read_yaml
-from atlas.system.shown import printable
+from atlas.system.safe_text import printable
 from atlas.types import Observation
 
 AUTO = "auto"

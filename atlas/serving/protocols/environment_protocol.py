@@ -23,7 +23,7 @@ from atlas.environments.environment import Environment, Pictured, Simulator
 from atlas.environments.remote.remote_messages import observation_to_message, result_to_message, spec_to_message
 from atlas.errors import InputError
 from atlas.serving.access import Access, Limits
-from atlas.serving.websocket_server import close_with_error, listen, receive, send
+from atlas.serving.protocols.websocket_server import close_with_error, listen, receive, send
 from atlas.system.array_codec import pack, unpack
 from atlas.system.process_control.pool import worker_start
 from atlas.system.process_control.stop_signals import StopSignals
