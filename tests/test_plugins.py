@@ -21,6 +21,7 @@ from atlas.environments.catalog import WORLDS, environment_spec
 from atlas.errors import InputError
 from atlas.policies.base import load_policy
 from atlas.policies.modular.parts import RegressionHeadConfig
+from atlas.policies.modular.vision_encoders.vision_sections import VisionSection
 from atlas.policies.summary import summarize
 from atlas.rollout.evaluation import evaluate_checkpoint
 from atlas.system.plugins import PluginTable
@@ -223,6 +224,16 @@ def test_a_package_that_cannot_be_imported_is_named(others: Any) -> None:
         InputError, match=r"The package broken offers 'theirs' .*nowhere\.at_all:WORLD.*No module named"
     ):
         environment_spec("theirs")
+
+
+def test_a_part_for_an_older_atlas_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Old\.build takes views, image_size; it should take one EncoderNeeds"):
+
+        class Old(VisionSection):
+            name: str = "old"
+
+            def build(self, views: int, image_size: int) -> Any:  # type: ignore[override]
+                ...
 
 
 def test_a_built_in_is_imported_when_it_is_asked_for() -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from atlas.config.assignments import inside, split_assignment
 from atlas.config.chosen_section import Chosen
 from atlas.config.model_section import MODEL
 from atlas.config.root import Config
 from atlas.errors import InputError, did_you_mean
-from atlas.system.documents import parse_yaml, read_yaml
+from atlas.system.documents import read_yaml
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "train_config.yaml"
 
@@ -82,21 +83,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise InputError(f"'{override}' is not an override; it should be key=value, such as training.max_steps=100.")
-    try:
-        value = parse_yaml(text)
-    except ValueError as error:
-        raise InputError(f"The value in '{override}' is not valid YAML: {error}") from None
-    *sections, last = key.split(".")
-    place = values
-    for section in sections:
-        if place.get(section) is None:  # a section that is off until one of its keys is set
-            place[section] = {}
-        place = place[section]
-        if not isinstance(place, dict):
-            raise InputError(f"'{override}': '{section}' is a value and has no keys below it.")
+    sections, last, value = split_assignment(override, "training.max_steps=100")
+    place = inside(values, sections, override)
     another = place.get("type", MODEL.default) if sections == ["model"] and last == "type" else place.get("name")
     if sections[:1] == ["model"] and last in ("name", "type") and another != value:
         place.clear()  # a different kind of part: the old one's settings do not apply to it

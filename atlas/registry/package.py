@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from atlas.registry.client import MODEL
 from atlas.registry.references import SOMEBODY, WANDB
@@ -20,6 +20,8 @@ from atlas.system.files import finite, write_json
 logger = logging.getLogger(__name__)
 
 STAGED_FILES, _RECORD = "files", "artifact.json"
+
+Waiting = TypeVar("Waiting")
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,23 @@ def send(wandb: ModuleType, run: Any, package: Package, timeout_seconds: float) 
     if not run.offline:
         logged.wait(timeout=timeout_seconds)  # only once: a wait that has timed out cannot be resumed
     return logged
+
+
+def send_in_order(
+    waiting: Iterable[Waiting], deliver: Callable[[Waiting], None], failed: Callable[[Waiting, Exception], None]
+) -> None:
+    """Try to deliver all that is waiting, oldest first: where sending is tried again, it is by this order.
+
+    What the server refuses (wandb raises ValueError) does not hold up the others; after one that gets no answer the
+    rest is left for the next time, as it would get none either. `failed` is told of each that `deliver` raised for.
+    """
+    for each in waiting:
+        try:
+            deliver(each)
+        except Exception as error:
+            failed(each, error)
+            if not isinstance(error, ValueError):
+                return
 
 
 def _new_folder(staging: Path) -> Path:

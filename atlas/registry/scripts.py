@@ -17,7 +17,7 @@ from atlas.errors import InputError, first_line
 from atlas.registry.artifact_cache import place
 from atlas.registry.client import import_wandb
 from atlas.registry.download import fetch_artifact
-from atlas.registry.package import Package, send, stage, waiting_in
+from atlas.registry.package import Package, send, send_in_order, stage, waiting_in
 from atlas.registry.references import ArtifactReference, check_alias, parse_artifact, safe_name
 from atlas.system.file_store import card_of, describe_files
 
@@ -160,24 +160,25 @@ def _upload(model: Any, step: int, name: str | None, metadata: Mapping[str, Any]
 def _send(run: Any, package: Package, timeout_seconds: float) -> bool:
     """Send what failed before and then this one; True if this one has arrived, or is kept for `wandb sync`."""
     wandb = import_wandb()
-    arrived = False
-    for waiting in [package] if run.offline else waiting_in(package.folder.parent):
-        try:
-            send(wandb, run, waiting, timeout_seconds)
-        except Exception as error:
-            arrived = False
-            logger.warning(
-                "wandb did not accept the model %s (%s): %s. It is in %s, and is sent again with the next one.",
-                waiting.name,
-                ", ".join(waiting.aliases),
-                first_line(error),
-                waiting.folder,
-            )
-        else:
-            arrived = True
-            if not run.offline:
-                shutil.rmtree(waiting.folder, ignore_errors=True)
-    return arrived
+    arrived: list[Path] = []
+
+    def deliver(waiting: Package) -> None:
+        send(wandb, run, waiting, timeout_seconds)
+        arrived.append(waiting.folder)
+        if not run.offline:
+            shutil.rmtree(waiting.folder, ignore_errors=True)
+
+    def failed(waiting: Package, error: Exception) -> None:
+        logger.warning(
+            "wandb did not accept the model %s (%s): %s. It is in %s, and is sent again with the next one.",
+            waiting.name,
+            ", ".join(waiting.aliases),
+            first_line(error),
+            waiting.folder,
+        )
+
+    send_in_order([package] if run.offline else waiting_in(package.folder.parent), deliver, failed)
+    return package.folder in arrived
 
 
 def _save(state: Mapping[str, Any], folder: Path) -> Path:

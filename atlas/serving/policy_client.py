@@ -19,16 +19,22 @@ from atlas.environments.environment import EnvironmentSpec
 from atlas.errors import InputError, first_line
 from atlas.policies.processor import PolicyProcessor
 from atlas.serving.protocols.client_layout import LAYOUTS, ClientLayout, to_message
-from atlas.serving.protocols.websocket_server import import_websockets
 from atlas.serving.served_policy import ServedPolicy, episode_begins
 from atlas.system.array_codec import pack, unpack
 from atlas.system.safe_text import printable
+from atlas.system.websocket_client import Peer, connect, import_websockets
 from atlas.types import Observation
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
 
-_LARGEST_ANSWER = 64 * 2**20  # bytes
+_SERVER = Peer(
+    name="policy server",
+    key_setting="--api-key-file",
+    start="atlas serve --checkpoint DIR, with --protocol openpi",
+    protocol="openpi's protocol",
+    largest_answer=64 * 2**20,
+)
 _OWN_LAYOUT = "lerobot"
 OTHERS_IMAGE_SIZE = 224  # pixels, of servers that do not say it; that of openpi's policies
 
@@ -55,7 +61,7 @@ class AtlasClient:
 
         Raises InputError where nothing answers there, or it cannot be understood.
         """
-        import_websockets()
+        import_websockets("A client of a policy server")
         if not url.startswith(("ws://", "wss://")):
             raise InputError(f"'{url}' is no address of a policy server, which is such as ws://127.0.0.1:8000.")
         self._url, self._key, self._timeout = url, key, timeout
@@ -109,33 +115,7 @@ class AtlasClient:
 
     def _connect(self) -> tuple[ClientConnection, Any]:
         """A connection, and what the server says first."""
-        from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, WebSocketException
-        from websockets.sync.client import connect
-
-        headers = {"Authorization": f"Api-Key {self._key}"} if self._key is not None else {}
-        try:
-            connection = self._open.enter_context(
-                connect(
-                    self._url,
-                    compression=None,
-                    max_size=_LARGEST_ANSWER,
-                    additional_headers=headers,
-                    open_timeout=self._timeout,
-                    close_timeout=1,
-                )
-            )
-        except InvalidURI as error:
-            raise InputError(f"'{self._url}' is no address of a policy server: {first_line(error)}.") from None
-        except InvalidStatus as error:
-            said = printable((error.response.body or b"").decode("utf-8", "replace").strip()[:300])
-            raise InputError(f"The server at {self._url} does not let this client in: {said or error}") from None
-        except (InvalidHandshake, TimeoutError) as error:
-            raise InputError(
-                f"What answers at {self._url} does not speak openpi's protocol ({first_line(error)}); a server of "
-                "Atlas's does with --protocol openpi."
-            ) from None
-        except (OSError, EOFError, WebSocketException) as error:
-            raise InputError(f"There is no policy server at {self._url} ({first_line(error)}).") from None
+        connection = connect(self._url, _SERVER, self._key, self._timeout, self._open)
         return connection, self._received(connection)
 
     def _received(self, connection: ClientConnection) -> Any:

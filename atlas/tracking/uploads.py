@@ -15,11 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from atlas.registry.package import Package, read_package, send, stage
+from atlas.registry.package import Package, read_package, send, send_in_order, stage
 from atlas.registry.references import registry_path
 from atlas.registry.versions import remove_old
 from atlas.system.safe_text import cause
@@ -131,25 +132,24 @@ class ModelUploads:
             self._send_waiting()
 
     def _send_waiting(self) -> None:
-        """Send all that is waiting, oldest first; stop at one that gets no answer, as the next one would not either."""
-        for waiting in list(self._waiting):
-            if self._off.is_set():
-                return
-            try:
-                artifact = self._send(waiting)
-            except Exception as error:
-                waiting.failures += 1
-                waiting.why = cause(error).rstrip(".")
-                self._say_failed(waiting)
-                if isinstance(error, ConnectionError):  # wandb's own process has died
-                    self._off.set()
-                if not isinstance(error, ValueError):  # wandb raises ValueError if the server refuses
-                    break
-                continue
-            self._waiting.remove(waiting)
-            if artifact is not None:
-                self._settle(artifact, waiting)
-        self._limit_waiting()
+        """Send all that is waiting, until wandb is gone or time is up."""
+        there = takewhile(lambda _: not self._off.is_set(), list(self._waiting))
+        send_in_order(there, self._deliver, self._note_failure)
+        if not self._off.is_set():
+            self._limit_waiting()
+
+    def _deliver(self, waiting: _Waiting) -> None:
+        artifact = self._send(waiting)
+        self._waiting.remove(waiting)
+        if artifact is not None:
+            self._settle(artifact, waiting)
+
+    def _note_failure(self, waiting: _Waiting, error: Exception) -> None:
+        waiting.failures += 1
+        waiting.why = cause(error).rstrip(".")
+        self._say_failed(waiting)
+        if isinstance(error, ConnectionError):  # wandb's own process has died
+            self._off.set()
 
     def _send(self, waiting: _Waiting) -> Any:
         """Log a model and wait until it has arrived; offline, log it and return None."""

@@ -162,9 +162,9 @@ ROWS = of_part(
         f"{POLICY}::test_pose_losses_are_of_normalised_actions",
     ),
     (
-        "atlas/policies/modular/policy.py",
-        "return seen, self.fusion(self.vision.finish(seen), language, proprio)",
-        "return seen, self.fusion(self.vision.finish(seen), language, batch.proprio)",
+        "atlas/policies/modular/policy_graph.py",
+        "return parts.vision.finish(seen), language, parts.proprio_scaler.normalize(proprio, source)",
+        "return parts.vision.finish(seen), language, proprio",
         "proprio is not scaled",
         f"{POLICY}::test_what_the_hand_feels_is_scaled_by_its_source",
     ),

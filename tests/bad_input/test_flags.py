@@ -132,6 +132,8 @@ OTHERS = [
     line("learn sac --env gym:Pendulum-v1 --actors 2 --role learner", "--actors", "without --role"),
     line("learn sac --env gym:Pendulum-v1 --role actor", "--role actor needs --learner HOST:PORT"),
     line("learn sac --env gym:Pendulum-v1 --role learner --learner here", "--listen HOST:PORT, not --learner"),
+    line("learn sac --role actor --learner 127.0.0.1:5488", "--role actor needs --env", "settings as its learner"),
+    line("learn sac", "--env is missing"),
     line("learn sac --env gym:Pendulum-v1 --listen here:5488", "--role learner or --role actor"),
     line("learn sac --env gym:Pendulum-v1 --role learner --listen here:port", "--listen 'here:port'", "127.0.0.1:5488"),
     line("learn sac --env gym:Pendulum-v1 --role actor --learner a --api-key-file HERE/none", "HERE/none"),

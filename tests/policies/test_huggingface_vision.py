@@ -18,7 +18,7 @@ from atlas.errors import InputError
 from atlas.policies.base import load_policy
 from atlas.policies.modular.policy import ModularPolicy
 from atlas.policies.modular.vision_encoders.huggingface_vision import HuggingFaceVisionEncoder
-from atlas.policies.modular.vision_encoders.vision_sections import HuggingFaceVisionConfig
+from atlas.policies.modular.vision_encoders.vision_sections import EncoderNeeds, HuggingFaceVisionConfig
 from atlas.policies.summary import summarize
 from tests.conftest import MakeLibero
 from tests.policies.image_models import IMAGE_KINDS, MEAN, PATCH, STD, WIDTH, make_image_model, save_image_model
@@ -49,7 +49,7 @@ def make_policy(folder: Path, *changes: str, more: tuple[str, ...] = ()) -> Modu
 
 def encoder_of(folder: Path, **settings: object) -> HuggingFaceVisionEncoder:
     config = HuggingFaceVisionConfig(pretrained=str(folder), precision="fp32", **settings)  # type: ignore[arg-type]
-    encoder = config.build(views=2, image_size=32, dim=16, language_dim=16)
+    encoder = config.build(EncoderNeeds(views=2, image_size=32, dim=16, language_dim=16))
     assert isinstance(encoder, HuggingFaceVisionEncoder)
     return encoder.eval()
 
@@ -130,7 +130,7 @@ def test_a_saved_policy_acts_the_same_when_loaded(how: str, saved: Saved, tmp_pa
 
 def test_places_are_not_rounded_with_the_weights(saved: Saved) -> None:
     config = HuggingFaceVisionConfig(pretrained=str(saved("dinov3")), precision="bf16")
-    encoder = config.build(views=2, image_size=32, dim=16, language_dim=16)
+    encoder = config.build(EncoderNeeds(views=2, image_size=32, dim=16, language_dim=16))
 
     assert {p.dtype for p in encoder.model.parameters()} == {torch.bfloat16}  # type: ignore[union-attr]
     assert {b.dtype for name, b in encoder.named_buffers() if "inv_freq" in name} == {torch.float32}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
+import pytest
 import torch
 from accelerate.utils import gather_object
 from torch.distributed.tensor import DTensor
@@ -11,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from atlas.checkpoints import Contents
 from atlas.checkpoints.contents import TrainingState, random_state
 from atlas.config import Config, load_config
+from atlas.policies.base import Policy
 from atlas.policies.modular.policy import ModularPolicy
 from atlas.training.parallel.block_setup import set_up_blocks
 from atlas.training.parallel.strategy import make_strategy
@@ -99,6 +102,37 @@ class Training:
 
 def train(steps: int, *overrides: str) -> Shown:
     return Training(*overrides).run(range(steps)).shown()
+
+
+def train_briefly(policy: Policy, samples: Batch, config: Config, clip: float) -> dict[str, Any]:
+    """Two steps of any policy, as the Trainer makes them, on as many processes as there are; no step's loss depends on
+    their number. samples: three, of which the first two are learned from; nothing is padded, so that each counts the
+    same. Gives the steps' losses, the trained weights, and the actions of the first sample."""
+    accelerator = make_accelerator(config)
+    set_up_blocks(policy, config.training.activation_checkpointing, compiled=False)
+    strategy = make_strategy(policy, config, accelerator)
+    strategy.model.train()
+    share = 2 // accelerator.num_processes
+    mine = rows(samples, accelerator.process_index * share, (accelerator.process_index + 1) * share)
+    losses = []
+    for _ in range(2):
+        loss = strategy.model(mine).loss
+        accelerator.backward(loss)
+        strategy.clip(clip)
+        strategy.optimizer.step()
+        strategy.optimizer.zero_grad(set_to_none=True)
+        losses.append(float(accelerator.reduce(loss.detach(), "mean")))
+    trained = {name: whole(p) for name, p in strategy.policy.named_parameters() if p.requires_grad}
+    with strategy.judged() as judged, torch.no_grad():
+        sampled = judged.sample(rows(samples, 0, 1))
+    return {"losses": losses, "trained": trained, "sampled": sampled}
+
+
+def check_trained_alike(found: dict[str, Any], alone: dict[str, Any], weights: float) -> None:
+    """Of `train_briefly`. weights: how far they may be apart, as AdamW makes whole steps of small gradients."""
+    assert found["losses"] == pytest.approx(alone["losses"], abs=1e-4)
+    assert furthest(found["trained"], alone["trained"]) < weights
+    assert found["sampled"] == pytest.approx(alone["sampled"], abs=5e-2)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,7 @@ def serve(
     from atlas.environments.catalog import environment_spec
     from atlas.serving.access import Access, Limits, read_key
     from atlas.serving.protocols.environment_protocol import serve_worlds_until_stopped
-    from atlas.serving.protocols.websocket_server import import_websockets
+    from atlas.system.websocket_client import import_websockets
 
     import_websockets()
     spec = environment_spec(env)

@@ -39,7 +39,7 @@ def rft(checkpoint: Checkpoint, env: World, overrides: Overrides = None, as_json
 
 @learn_app.command("sac")
 def sac(
-    env: World,
+    env: Annotated[str | None, typer.Option("--env", help="The environment, such as gym:Pendulum-v1.")] = None,
     overrides: Overrides = None,
     checkpoint: Start = None,
     actors: Annotated[
@@ -62,6 +62,7 @@ def sac(
     from atlas.learning.actors.messages import Address
 
     _check_roles(actors, role, listen, learner, key_file)
+    env = _named_world(env, role)
     with stdout_kept_for_the_report(as_json):
         changed = [*(overrides or []), *(["wandb.enabled=false"] if debug else [])]
         config = _online_config("sac", env, checkpoint, changed)
@@ -120,6 +121,21 @@ def _check_roles(
         raise InputError("--role learner listens for actors: --listen HOST:PORT, not --learner.")
     if role is None and (listen or learner or key_file):
         raise InputError("--listen, --learner and --api-key-file belong to --role learner or --role actor.")
+
+
+def _named_world(env: str | None, role: str | None) -> str:
+    """Raises InputError where none is named."""
+    from atlas.errors import InputError
+
+    if env is not None:
+        return env
+    if role is None:
+        raise InputError("--env is missing; name the environment to learn in, such as --env gym:Pendulum-v1.")
+    other = "its learner" if role == "actor" else "its actors"
+    raise InputError(
+        f"--role {role} needs --env, the same environment and the same key=value settings as {other}: atlas learn sac "
+        f"--env gym:Pendulum-v1 --role {role} {'--learner' if role == 'actor' else '--listen'} HOST:PORT."
+    )
 
 
 def _key(file: Path | None) -> str | None:

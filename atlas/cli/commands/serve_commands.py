@@ -66,8 +66,8 @@ def serve(
     from atlas.serving.protocols.client_layout import read_layout
     from atlas.serving.protocols.groot_protocol import import_zmq
     from atlas.serving.protocols.lerobot_protocol import import_grpc
-    from atlas.serving.protocols.websocket_server import import_websockets
     from atlas.serving.server import DEFAULT_PORTS, ServerSettings, load_actor, serve_until_stopped
+    from atlas.system.websocket_client import import_websockets
 
     if protocol not in DEFAULT_PORTS:
         known = ", ".join(DEFAULT_PORTS)
@@ -147,9 +147,9 @@ def bench_serve(
     as_json: Json = False,
 ) -> None:
     """Measure how long a policy server takes and how many requests it answers, on this machine."""
-    from atlas.serving.protocols.websocket_server import import_websockets
     from atlas.serving.server import ServerSettings
     from atlas.serving.server_bench import bench
+    from atlas.system.websocket_client import import_websockets
 
     try:
         numbers = [int(word) for word in clients.split(",")]

@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from atlas.config.assignments import inside, split_assignment
 from atlas.config.gym_section import GymConfig
 from atlas.environments.gym.gym_presets import PRESETS
 from atlas.errors import InputError, did_you_mean, first_line
-from atlas.system.documents import parse_yaml
 
 PREFIX = "gym:"
 
@@ -44,7 +44,11 @@ def read_name(name: str) -> tuple[str, GymConfig]:
         raise InputError(f"'{name}' names no environment; expected gym:ID, such as gym:Pendulum-v1.")
     values: dict[str, Any] = {}
     for part in query.split("&") if query else ():
-        _put(values, part, name)
+        try:
+            sections, key, value = split_assignment(part, "success=is_success")
+            inside(values, sections, part)[key] = value
+        except InputError as error:
+            raise InputError(f"'{name}': {error}") from None
     try:
         return identifier, GymConfig(**values)
     except ValidationError as error:
@@ -57,23 +61,6 @@ def read_name(name: str) -> tuple[str, GymConfig]:
         raise InputError(f"'{name}': {key}: {problem['msg'].removeprefix('Value error, ')}.") from None
     except TypeError as error:
         raise InputError(f"'{name}': {first_line(error)}.") from None
-
-
-def _put(values: dict[str, Any], part: str, name: str) -> None:
-    """Put `key=value` into the values, by its dots."""
-    key, equals, text = part.partition("=")
-    if not equals or not key:
-        raise InputError(f"'{name}': '{part}' should be key=value, such as success=is_success.")
-    try:
-        value = parse_yaml(text)
-    except ValueError as error:
-        raise InputError(f"'{name}': the value of {key} is not valid YAML: {first_line(error)}.") from None
-    *sections, last = key.split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise InputError(f"'{name}': '{section}' is a value and has no keys below it.")
-    values[last] = value
 
 
 def _as_text(value: Any) -> str:

@@ -15,11 +15,18 @@ from atlas.environments.remote.remote_messages import observation_from_message, 
 from atlas.errors import InputError, first_line
 from atlas.system.array_codec import pack, unpack
 from atlas.system.safe_text import printable
+from atlas.system.websocket_client import Peer, connect, import_websockets
 from atlas.types import Observation
 
 SCHEMES = ("ws://", "wss://")
 KEY_FILE = "ATLAS_WORLD_KEY_FILE"  # in the environment: the file with the key that the server wants
-_LARGEST_ANSWER = 256 * 2**20  # bytes
+_WORLD = Peer(
+    name="world",
+    key_setting=KEY_FILE,
+    start="atlas environment serve --env NAME",
+    protocol="Atlas's protocol of worlds",
+    largest_answer=256 * 2**20,
+)
 _OPEN_SECONDS, _ANSWER_SECONDS = 20.0, 300.0  # a scene may take a while to make
 
 
@@ -122,38 +129,14 @@ def _begin(url: str, image_size: int, opened: ExitStack) -> tuple[Any, Any]:
 
 
 def _connect(url: str, opened: ExitStack) -> Any:
-    try:
-        import msgpack  # noqa: F401
-        from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI, WebSocketException
-        from websockets.sync.client import connect
-    except ModuleNotFoundError as error:
-        raise InputError(f"A world at {url} needs {error.name}: pip install 'atlas-vla[serve]'") from None
-    headers = {}
+    import_websockets(f"A world at {url}")
+    key = None
     if file := os.environ.get(KEY_FILE):
         try:
-            headers = {"Authorization": f"Api-Key {Path(file).read_text(encoding='ascii').strip()}"}
+            key = Path(file).read_text(encoding="ascii").strip()
         except (OSError, ValueError) as error:
             raise InputError(f"{KEY_FILE} is {file}, which cannot be read ({first_line(error)}).") from None
-    try:
-        return opened.enter_context(
-            connect(
-                url,
-                compression=None,
-                max_size=_LARGEST_ANSWER,
-                additional_headers=headers,
-                open_timeout=_OPEN_SECONDS,
-                close_timeout=1,
-            )
-        )
-    except InvalidURI as error:
-        raise InputError(f"'{url}' is no address of a world: {first_line(error)}.") from None
-    except InvalidStatus as error:
-        said = printable((error.response.body or b"").decode("utf-8", "replace").strip()[:300])
-        raise InputError(f"The world at {url} does not let this client in: {said or error} ({KEY_FILE})") from None
-    except (InvalidHandshake, TimeoutError, OSError, EOFError, WebSocketException) as error:
-        raise InputError(
-            f"There is no world at {url} ({first_line(error)}); start one there: atlas environment serve --env NAME"
-        ) from None
+    return connect(url, _WORLD, key, _OPEN_SECONDS, opened)
 
 
 def _ask(connection: Any, url: str, message: dict[str, Any]) -> Any:

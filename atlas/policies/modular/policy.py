@@ -18,11 +18,11 @@ from atlas.policies.modular.language_encoders.language_contract import LanguageE
 from atlas.policies.modular.language_encoders.language_tokens import LanguageTokens
 from atlas.policies.modular.modular_section import ModularConfig
 from atlas.policies.modular.parts import LanguageSection
-from atlas.policies.modular.policy_graph import PolicyGraph
+from atlas.policies.modular.policy_graph import PolicyGraph, fusion_inputs
 from atlas.policies.modular.unused_biases import hold_key_biases
 from atlas.policies.modular.vision_encoders.spatial_alignment import Alignment
 from atlas.policies.modular.vision_encoders.vision_contract import VisionEncoder
-from atlas.policies.modular.vision_encoders.vision_sections import VisionSection
+from atlas.policies.modular.vision_encoders.vision_sections import EncoderNeeds, VisionSection
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.policies.processor import PolicyProcessor
 from atlas.types import Batch, LossTerms
@@ -54,12 +54,14 @@ class ModularPolicy(Policy):
         sources = _copies(folder) if folder is not None else {}
         self.language = config.language.build(sources.get("language"), read_weights)
         self.vision = config.vision.build(
-            processor.views,
-            processor.image_size,
-            config.fusion.dim,
-            self.language.dim,
-            sources.get("vision"),
-            read_weights,
+            EncoderNeeds(
+                views=processor.views,
+                image_size=processor.image_size,
+                dim=config.fusion.dim,
+                language_dim=self.language.dim,
+                source=sources.get("vision"),
+                read_weights=read_weights,
+            )
         )
         self.fusion = config.fusion.build(horizon, self.vision.dim, self.language.dim, processor.proprio_width)
         self.head = config.head.build(config.fusion.dim, spec, horizon)
@@ -106,8 +108,7 @@ class ModularPolicy(Policy):
         """Vision tokens [B, N, D], and one fused token per action, [B, H, dim]."""
         language = self.language(batch.instruction)
         seen = self._seen(batch, language)
-        proprio = self.proprio_scaler.normalize(batch.proprio, batch.source)
-        return seen, self.fusion(self.vision.finish(seen), language, proprio)
+        return seen, self.fusion(*fusion_inputs(self, seen, language, batch.proprio, batch.source))
 
     def _seen(self, batch: Batch, language: LanguageTokens) -> torch.Tensor:
         """Vision tokens [B, N, D]."""
@@ -216,9 +217,8 @@ class ModularPolicy(Policy):
             return Attention(points=points)
         if type(self.vision).patch_grid is VisionEncoder.patch_grid:
             return None
-        seen = self.vision.finish(self.vision(images, language))
-        proprio = self.proprio_scaler.normalize(batch.proprio, batch.source)
-        weights = self.fusion.attention(seen, language, proprio)  # [B, N]
+        seen = self.vision(images, language)
+        weights = self.fusion.attention(*fusion_inputs(self, seen, language, batch.proprio, batch.source))  # [B, N]
         if weights is None:
             return None
         return Attention(maps=self.vision.patch_grid(weights.unsqueeze(-1)).squeeze(-1))

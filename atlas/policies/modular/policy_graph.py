@@ -24,8 +24,8 @@ class PolicyGraph(nn.Module):
     def __init__(self, policy: ModularPolicy, instructions: Sequence[str], source: int) -> None:
         """source: whose statistics scale proprio and actions."""
         super().__init__()
-        self._vision, self._fusion, self._head = policy.vision, policy.fusion, policy.head
-        self._actions, self._proprio = policy.action_scaler, policy.proprio_scaler
+        self.vision, self.proprio_scaler = policy.vision, policy.proprio_scaler
+        self._fusion, self._head, self._actions = policy.fusion, policy.head, policy.action_scaler
         self._source, self._processor = source, policy.processor
         with torch.no_grad():
             language = policy.language(list(instructions))
@@ -39,11 +39,26 @@ class PolicyGraph(nn.Module):
         for heads that need some, standard normal [1, H, D]. Returns float32 [1, H, A] in the ActionSpec's units."""
         language = LanguageTokens(self.tokens[instruction], self.is_pad[instruction])
         source = torch.full_like(instruction, self._source)
-        seen = self._vision.finish(self._vision(images.float() / 255, language))
-        fused = self._fusion(seen, language, self._proprio.normalize(proprio, source))
+        seen = self.vision(images.float() / 255, language)
+        fused = self._fusion(*fusion_inputs(self, seen, language, proprio, source))
         if noise is None:
             actions = self._head.sample(fused)
         else:
             assert isinstance(self._head, GenerativeHead)
             actions = self._head.carry(noise, fused)
         return self._processor.to_execute(self._actions.denormalize(actions, source), proprio)
+
+
+def fusion_inputs(
+    parts: ModularPolicy | PolicyGraph,
+    seen: torch.Tensor,
+    language: LanguageTokens,
+    proprio: torch.Tensor,
+    source: torch.Tensor,
+) -> tuple[torch.Tensor, LanguageTokens, torch.Tensor]:
+    """What fusion reads: the finished vision tokens [B, N, D], the instruction, and proprio [B, P] scaled.
+
+    seen: vision tokens [B, N, D] as the encoder gives them. proprio: float32 [B, P] as the data has it. source: int64
+    [B], whose statistics scale it.
+    """
+    return parts.vision.finish(seen), language, parts.proprio_scaler.normalize(proprio, source)

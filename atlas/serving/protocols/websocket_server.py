@@ -8,8 +8,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from atlas.errors import InputError
 from atlas.serving.access import Access, Limits, Listening, refused_address
+from atlas.system.websocket_client import import_websockets
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection
@@ -21,17 +21,6 @@ _KEY_SCHEMES = ("Api-Key ", "Bearer ")
 _OPEN_SECONDS = 10
 _PING_SECONDS = 20
 INTERNAL_ERROR = 1011  # the close code of RFC 6455, section 7.4.1
-
-
-def import_websockets() -> None:
-    """Raises InputError that says how to install what is missing."""
-    try:
-        import msgpack  # noqa: F401
-        import websockets  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"The policy server and its client need {error.name}: pip install 'atlas-vla[serve]'"
-        ) from None
 
 
 async def listen(

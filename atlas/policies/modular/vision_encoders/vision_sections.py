@@ -7,6 +7,8 @@ encoder's name as the default of `name`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,26 +25,41 @@ VISION_KEY = "model.vision.pretrained"  # the setting that names weights
 LORA_KEY = "model.vision.lora"
 
 
+@dataclass(frozen=True)
+class EncoderNeeds:
+    """What an encoder is built for: images float [B, views, 3, image_size, image_size] in [0, 1] and LanguageTokens of
+    language_dim numbers become tokens [B, N, dim].
+
+    `dim` is the width that fusion would like; an encoder's own `dim` says what it returns. source: where to read
+    pretrained weights instead of where the section says; without read_weights they are not read.
+    """
+
+    views: int
+    image_size: int  # pixels
+    dim: int
+    language_dim: int
+    source: Path | None = None
+    read_weights: bool = True
+
+
 class VisionSection(Section):
     """What every vision encoder's section has."""
 
     name: str
 
-    def build(
-        self,
-        views: int,
-        image_size: int,
-        dim: int,
-        language_dim: int,
-        source: Path | None = None,
-        read_weights: bool = True,
-    ) -> VisionEncoder:
-        """The encoder: images float [B, views, 3, image_size, image_size] in [0, 1] and LanguageTokens of
-        language_dim numbers to tokens [B, N, dim].
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """Raises TypeError for a `build` of another form, such as that of packages for older versions of Atlas."""
+        super().__pydantic_init_subclass__(**options)
+        takes = list(signature(cls.build).parameters)[1:]
+        if len(takes) != 1:
+            raise TypeError(
+                f"{cls.__name__}.build takes {', '.join(takes) or 'nothing'}; it should take one EncoderNeeds, whose "
+                "fields are what it took before: build(self, needs)"
+            )
 
-        `dim` is the width that fusion would like; an encoder's own `dim` says what it returns. source: where to read
-        pretrained weights instead of where the section says; without read_weights they are not read. Raises InputError.
-        """
+    def build(self, needs: EncoderNeeds) -> VisionEncoder:
+        """The encoder. Raises InputError."""
         raise NotImplementedError(f"{type(self).__name__} has no build")
 
     @property
@@ -89,18 +106,10 @@ class NoVisionConfig(VisionSection):
 
     name: Literal["none"] = "none"
 
-    def build(
-        self,
-        views: int,
-        image_size: int,
-        dim: int,
-        language_dim: int,
-        source: Path | None = None,
-        read_weights: bool = True,
-    ) -> VisionEncoder:
+    def build(self, needs: EncoderNeeds) -> VisionEncoder:
         from atlas.policies.modular.vision_encoders.no_vision import NoVision
 
-        return NoVision(dim)
+        return NoVision(needs.dim)
 
     @property
     def reads_images(self) -> bool:
@@ -114,18 +123,10 @@ class KeypointVisionConfig(VisionSection):
     width: Annotated[int, Field(ge=8, le=65536, multiple_of=8)] = 16
     keypoints: Size = 32
 
-    def build(
-        self,
-        views: int,
-        image_size: int,
-        dim: int,
-        language_dim: int,
-        source: Path | None = None,
-        read_weights: bool = True,
-    ) -> VisionEncoder:
+    def build(self, needs: EncoderNeeds) -> VisionEncoder:
         from atlas.policies.modular.vision_encoders.keypoints import KeypointVisionEncoder
 
-        return KeypointVisionEncoder(self, views, dim, language_dim)
+        return KeypointVisionEncoder(self, needs.views, needs.dim, needs.language_dim)
 
 
 class VGGTVisionConfig(VisionSection):
@@ -156,18 +157,10 @@ class VGGTVisionConfig(VisionSection):
             )
         return self
 
-    def build(
-        self,
-        views: int,
-        image_size: int,
-        dim: int,
-        language_dim: int,
-        source: Path | None = None,
-        read_weights: bool = True,
-    ) -> VisionEncoder:
+    def build(self, needs: EncoderNeeds) -> VisionEncoder:
         from atlas.policies.modular.vision_encoders.vggt_vision import VGGTVisionEncoder
 
-        return VGGTVisionEncoder(self, views, image_size, language_dim)
+        return VGGTVisionEncoder(self, needs.views, needs.image_size, needs.language_dim)
 
     @property
     def patch(self) -> int | None:
@@ -203,18 +196,10 @@ class PretrainedVGGTConfig(VisionSection):
 
     _one_way = model_validator(mode="after")(check_one_way_to_train)
 
-    def build(
-        self,
-        views: int,
-        image_size: int,
-        dim: int,
-        language_dim: int,
-        source: Path | None = None,
-        read_weights: bool = True,
-    ) -> VisionEncoder:
+    def build(self, needs: EncoderNeeds) -> VisionEncoder:
         from atlas.policies.modular.vision_encoders.vggt_backbone import PretrainedVGGTEncoder
 
-        return PretrainedVGGTEncoder(self, source, read_weights)
+        return PretrainedVGGTEncoder(self, needs.source, needs.read_weights)
 
     @property
     def rate_factor(self) -> float:
@@ -279,18 +264,10 @@ class HuggingFaceVisionConfig(VisionSection):
 
     _one_way = model_validator(mode="after")(check_one_way_to_train)
 
-    def build(
-        self,
-        views: int,
-        image_size: int,
-        dim: int,
-        language_dim: int,
-        source: Path | None = None,
-        read_weights: bool = True,
-    ) -> VisionEncoder:
+    def build(self, needs: EncoderNeeds) -> VisionEncoder:
         from atlas.policies.modular.vision_encoders.huggingface_vision import HuggingFaceVisionEncoder
 
-        return HuggingFaceVisionEncoder(self, views, image_size, source, read_weights)
+        return HuggingFaceVisionEncoder(self, needs.views, needs.image_size, needs.source, needs.read_weights)
 
     @property
     def rate_factor(self) -> float:
