@@ -8,10 +8,9 @@ import os
 from atlas.doctor.child import Tried, try_module
 from atlas.doctor.gpus import read_gpus
 from atlas.doctor.verdict import Finding
-from atlas.environments.rendering import VARIABLES, describe_failure
+from atlas.environments.rendering import VARIABLES, describe_failure, in_software
 
 _SECONDS = 180.0
-_SOFTWARE = ("llvmpipe", "softpipe", "swrast")
 
 
 def check_rendering() -> Finding:
@@ -32,7 +31,7 @@ def judge_picture(tried: Tried, gpus: int) -> Finding:
     """Of a picture that came out. gpus: those of the machine, which could draw it."""
     found = tried.answer
     renderer = found["renderer"] or "unknown"
-    software = any(name in renderer.lower() for name in _SOFTWARE)
+    software = in_software(renderer)
     seen = f"the cubes world was drawn{' in software' if software else ''}, by {found['backend']} on {renderer}"
     details = {"installed": True, **found}
     if software and gpus:

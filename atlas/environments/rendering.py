@@ -34,6 +34,8 @@ VARIABLES = (
 _OURS = {"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"}  # what is set here, and by MuJoCo after it
 _INSTALL = "sudo apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri (Debian, Ubuntu)"
 _CHOSEN, _VISIBLE = "MUJOCO_EGL_DEVICE_ID", "CUDA_VISIBLE_DEVICES"
+_GL_RENDERER = 0x1F01
+_SOFTWARE = ("llvmpipe", "softpipe", "swrast")  # drivers of Mesa's
 _DRM_DEVICE_FILE = 0x3233  # of EGL_EXT_device_drm
 _MOST_DEVICES = 64
 
@@ -123,6 +125,31 @@ def quiet_robosuite() -> None:
     private.CONSOLE_LOGGING_LEVEL = "ERROR"  # type: ignore[attr-defined]
     private.FILE_LOGGING_LEVEL = None  # type: ignore[attr-defined]
     sys.modules["robosuite.macros_private"] = private
+
+
+def in_software(renderer: str) -> bool:
+    """Whether what OpenGL calls its renderer computes on CPUs."""
+    return any(name in renderer.lower() for name in _SOFTWARE)
+
+
+def software_renderer() -> str | None:
+    """What has drawn this process's last picture, where it is a software driver; None where it is a GPU, or where
+    nothing was drawn off screen."""
+    backend = os.environ.get("MUJOCO_GL")
+    if backend != "egl":
+        return "OSMesa" if backend == "osmesa" and "mujoco" in sys.modules else None
+    try:
+        library = ctypes.CDLL("libEGL.so.1")
+        for function in (library.eglGetCurrentContext, library.eglGetProcAddress):
+            function.restype = ctypes.c_void_p
+        found = library.eglGetProcAddress(b"glGetString") if library.eglGetCurrentContext() else None
+    except (OSError, AttributeError):
+        return None
+    if found is None:
+        return None
+    name = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_uint)(found)(_GL_RENDERER)
+    renderer = (name or b"").decode("utf-8", "replace")
+    return renderer if in_software(renderer) else None
 
 
 # ---- which GPU -----------------------------------------------------------------------------------------------------

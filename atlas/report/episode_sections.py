@@ -39,14 +39,15 @@ def _of_run(facts: RunFacts, room: FilmRoom, several: bool) -> Html:
             tag("p", "No episode was filmed: evaluation.video and logging.media.episode_logger do.", class_="note")
         )
     else:
-        chosen, failures, successes = filmed
+        chosen, failures, others = filmed
         together = overview(chosen, room)
         if failures or together is not None:
             shown = strip(failures, chosen, room)
             parts += [tag("h4", f"Films of failures, {_which(chosen)}"), together, shown]
-        if successes:
-            shown = strip(successes, chosen, room)
-            parts.append(fold(f"Films of successes, {_which(chosen)}", shown, opened=not failures))
+        if others:
+            shown = strip(others, chosen, room)
+            what = "Films of successes" if others[0].verdict == "success" else "Films of episodes"
+            parts.append(fold(f"{what}, {_which(chosen)}", shown, opened=not failures))
     if played is not None:
         parts.append(_list_of_all(played))
     return tag("div", parts)
@@ -59,6 +60,8 @@ def _which(played: PlayedEvaluation) -> str:
 
 
 def _failures(played: PlayedEvaluation) -> Html:
+    if not all(outcome.get("judged", True) for outcome in played.outcomes):
+        return tag("p", "This world does not tell success: its rewards are all there is to compare.")
     failed = [outcome for outcome in played.outcomes if not outcome["success"]]
     if not failed:
         return tag("p", "No episode failed.")
@@ -75,7 +78,7 @@ def _list_of_all(played: PlayedEvaluation) -> Html:
         [
             str(number),
             str(outcome["instruction"]),
-            tag("span", "success" if outcome["success"] else "failure", class_="good" if outcome["success"] else "bad"),
+            _verdict(outcome),
             *([failure_kind(outcome) or ""] if has_kinds else []),
             str(outcome["length"]),
             str(outcome["seed"]),
@@ -86,6 +89,12 @@ def _list_of_all(played: PlayedEvaluation) -> Html:
     left = len(played.outcomes) - len(rows)
     more = tag("p", f"{left} more are in the evaluation's file.", class_="note") if left else None
     return fold(f"All {len(played.outcomes)} episodes, failures first", table(columns, rows), more)
+
+
+def _verdict(outcome: Mapping[str, Any]) -> Html:
+    if not outcome.get("judged", True):
+        return tag("span", f"reward {outcome['reward']:.4g}")
+    return tag("span", "success", class_="good") if outcome["success"] else tag("span", "failure", class_="bad")
 
 
 # ---- perturbations -------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from atlas.report.markup import Html, tag
 from atlas.report.run_facts import Film, PlayedEvaluation, RunFacts
 
 ROOM = 9_500_000  # bytes of all films of a page, which grow by a third in it
-_MOST_FAILURES, _MOST_SUCCESSES = 8, 4
+_MOST_FAILURES, _MOST_OTHERS = 8, 4
 
 
 class FilmRoom:
@@ -36,8 +36,9 @@ class FilmRoom:
 
 
 def films_of(facts: RunFacts) -> tuple[PlayedEvaluation, list[Film], list[Film]] | None:
-    """The evaluation whose films are shown, its failures and some successes; None where nothing was filmed.
+    """The evaluation whose films are shown, its failures and some of the others; None where nothing was filmed.
 
+    The others are successes, or all where the world tells no success.
     The one that the headline is of, unless that has no film of a failure, and one before it has.
     """
     plain = [each for each in facts.evaluations if each.films and not each.probes]
@@ -46,15 +47,15 @@ def films_of(facts: RunFacts) -> tuple[PlayedEvaluation, list[Film], list[Film]]
     order = [*([facts.headline] if facts.headline in plain else []), *reversed(plain)]
     chosen = next((each for each in order if each is not None and _failures(each)), order[0])
     assert chosen is not None
-    return chosen, _failures(chosen)[:_MOST_FAILURES], _successes(chosen)[:_MOST_SUCCESSES]
+    return chosen, _failures(chosen)[:_MOST_FAILURES], _others(chosen)[:_MOST_OTHERS]
 
 
 def _failures(played: PlayedEvaluation) -> list[Film]:
-    return _each_once(film for film in played.films if not film.success)
+    return _each_once(film for film in played.films if film.verdict == "failure")
 
 
-def _successes(played: PlayedEvaluation) -> list[Film]:
-    return _each_once(film for film in played.films if film.success)
+def _others(played: PlayedEvaluation) -> list[Film]:
+    return _each_once(film for film in played.films if film.verdict != "failure")
 
 
 def _each_once(films: Any) -> list[Film]:
@@ -85,7 +86,8 @@ def _figure(film: Film, played: PlayedEvaluation, room: FilmRoom) -> Html | None
         said.append(tag("span", kind, class_="chip bad"))
     if outcome:
         said.append(tag("small", f"episode {film.number}, {outcome['length']} steps, seed {outcome['seed']}"))
-    return tag("figure", video, tag("figcaption", said), class_="film " + ("good" if film.success else "bad"))
+    kind = {"success": "film good", "failure": "film bad"}.get(film.verdict, "film")
+    return tag("figure", video, tag("figcaption", said), class_=kind)
 
 
 def overview(played: PlayedEvaluation, room: FilmRoom) -> Html | None:

@@ -20,7 +20,9 @@ from atlas.system.files import follow
 from atlas.tracking.sinks.console import LOG
 
 _VERSIONS = range(1, FORMAT + 1)  # of results.json; those without one are of the first
-_FILM = re.compile(r"(?:(?P<rank>best|median|worst)_)?episode_(?P<number>\d+)_.*_(?P<outcome>success|failure)\.mp4")
+_FILM = re.compile(
+    r"(?:(?P<rank>best|median|worst)_)?episode_(?P<number>\d+)_(?:.*_)?(?P<outcome>success|failure|ended)\.mp4"
+)
 _WARNING = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (?:WARNING:? )(?P<text>.*)$")
 _MOST_WARNINGS = 20
 _LARGEST_LOG = 4 * 2**20  # bytes
@@ -30,7 +32,7 @@ _LARGEST_LOG = 4 * 2**20  # bytes
 class Film:
     path: Path
     number: int  # of the episode in its evaluation
-    success: bool
+    verdict: str  # success, failure, or ended where the world tells no success
     rank: str | None  # best, median or worst
 
 
@@ -180,7 +182,7 @@ def _film(path: Path) -> Film | None:
     found = _FILM.fullmatch(path.name)
     if found is None or path.is_symlink():
         return None
-    return Film(path, int(found["number"]), found["outcome"] == "success", found["rank"])
+    return Film(path, int(found["number"]), found["outcome"], found["rank"])
 
 
 def _processor(folder: Path, notes: list[str]) -> PolicyProcessor | None:

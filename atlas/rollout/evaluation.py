@@ -125,6 +125,7 @@ class Evaluator:
         segments: dict[int, list[Segment]] = {}
         shown: dict[int, Observation] = {}
         played: dict[int, PlayedEpisode] = {}
+        judged = environment_spec(self.env).judged
         deaths: dict[int, int] = {}
 
         def answers() -> dict[int, Segment]:
@@ -165,7 +166,9 @@ class Evaluator:
                         on_transition(playing[worker], Transition.between(shown[worker], segment))
                     if segment.done:
                         episode = playing.pop(worker)
-                        played[episode.number] = _played(episode, segments[worker], episode.number in handed_over)
+                        played[episode.number] = _played(
+                            episode, segments[worker], judged, handed_over=episode.number in handed_over
+                        )
                         advance(1)
                         begin(worker)
                     else:
@@ -433,7 +436,7 @@ def check_agreement(processor: PolicyProcessor, spec: EnvironmentSpec) -> None:
         raise InputError(f"The policy does not fit the environment '{spec.name}': {'; '.join(differing)}.")
 
 
-def _played(episode: PlannedEpisode, segments: Sequence[Segment], handed_over: bool) -> PlayedEpisode:
+def _played(episode: PlannedEpisode, segments: Sequence[Segment], judged: bool, handed_over: bool) -> PlayedEpisode:
     failure = segments[-1].failure
     outcome = EpisodeOutcome(
         instruction=episode.instruction,
@@ -443,6 +446,7 @@ def _played(episode: PlannedEpisode, segments: Sequence[Segment], handed_over: b
         length=sum(s.steps for s in segments),
         failure=None if failure is None else failure.kind,
         failed_at=None if failure is None else failure.step,
+        judged=judged,
     )
     before = sum(s.steps for s in segments[:-1])
     return PlayedEpisode(outcome, segments[-1].trace, before if handed_over else None)

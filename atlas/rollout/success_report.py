@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from atlas.environments.perturbations.choices import PerturbationChoice
 from atlas.errors import InputError
@@ -17,6 +17,7 @@ from atlas.system.files import write_json
 
 # Of the file: those before 2 have no evidence, and those before 3 do not know episodes that collided.
 FORMAT = 3
+Verdict = Literal["success", "failure", "ended"]
 _OUTCOME_FIELDS = ("seed", "instruction", "success", "reward", "length")
 
 
@@ -30,11 +31,19 @@ class EpisodeOutcome:
     video: str | None = None  # the film, where there is one on this machine
     failure: FailureKind | None = None  # how it failed, where a simulator tells
     failed_at: int | None = None  # after how many steps that was to be seen
+    judged: bool = True  # whether the world tells success at all; where it does not, `success` means nothing
+
+    @property
+    def verdict(self) -> Verdict:
+        """How it ended, in a word."""
+        if not self.judged:
+            return "ended"
+        return "success" if self.success else "failure"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; a failure's kind and step where there are such."""
+        """For JSON; a failure's kind and step where there are such, and `judged` where the world tells no success."""
         values = {name: getattr(self, name) for name in _OUTCOME_FIELDS}
-        told = {"failure": self.failure, "failed_at": self.failed_at}
+        told = {"failure": self.failure, "failed_at": self.failed_at, "judged": None if self.judged else False}
         return values | {name: value for name, value in told.items() if value is not None}
 
     @classmethod
@@ -43,8 +52,8 @@ class EpisodeOutcome:
         failure = values.get("failure")
         if failure not in (None, *FAILURE_KINDS):
             raise ValueError(f"failure is {failure!r}")
-        failed_at = values.get("failed_at")
-        return cls(**{name: values[name] for name in _OUTCOME_FIELDS}, failure=failure, failed_at=failed_at)
+        more = {"failure": failure, "failed_at": values.get("failed_at"), "judged": bool(values.get("judged", True))}
+        return cls(**{name: values[name] for name in _OUTCOME_FIELDS}, **more)
 
 
 @dataclass(frozen=True)

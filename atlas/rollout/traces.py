@@ -22,6 +22,7 @@ from atlas.environments.scene_variation import AS_IT_IS, SceneVariation, Variabl
 from atlas.rollout.filming.attention_column import AttentionColumn
 from atlas.rollout.filming.films import FilmDrawing
 from atlas.rollout.filming.looks import Look
+from atlas.rollout.success_report import Verdict
 from atlas.types import Observation
 
 PICTURE_SIZE = 256  # pixels of the filmed picture's sides
@@ -115,7 +116,7 @@ class FilmOrder:
     path: Path
     trace: Trace
     instruction: str
-    success: bool
+    verdict: Verdict
     most_pictures: int | None = None  # at most so many, of steps at even distances; None: every step
     looks: tuple[Look, ...] = ()  # where the policy looked, to be drawn beside the pictures
 
@@ -138,7 +139,7 @@ class FilmOrder:
         for i, (step, picture) in enumerate(zip(shown, pictures_of(env, self, shown), strict=True)):
             last = step == len(trace)
             to = slice(i, None) if last else slice(i, i + 1)
-            frames[to, :, :width] = drawing.last_frame(picture, self.success) if last else drawing.frame(picture, step)
+            frames[to, :, :width] = drawing.last_frame(picture, self.verdict) if last else drawing.frame(picture, step)
             if beside is not None:
                 top = drawing.picture_top
                 frames[to, top : top + PICTURE_SIZE, width : width + beside.width] = beside.at(step)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from atlas.environments.environment import Environment
 from atlas.rollout.filming.attention_column import AttentionColumn
-from atlas.rollout.filming.film_choice import film_order, overview, side_by_side, worst_failures
+from atlas.rollout.filming.film_choice import film_name, film_order, overview, side_by_side, worst_failures
 from atlas.rollout.filming.looks import Look
 from atlas.rollout.success_report import EpisodeOutcome
 from atlas.rollout.traces import PICTURE_SIZE, FilmOrder, Trace
@@ -61,9 +61,17 @@ def test_at_most_nine_and_those_with_the_least_reward_first() -> None:
     assert worst_failures(outcomes) == [0, 4, 8, 1, 5, 9, 2, 6, 10]
 
 
+def test_a_world_that_tells_no_success_has_no_failures() -> None:
+    outcome = EpisodeOutcome("", 3, False, -12.5, 50, judged=False)
+
+    assert film_name("episode_000", outcome) == "episode_000_ended.mp4" and worst_failures([outcome]) == []
+    assert EpisodeOutcome.from_dict(outcome.to_dict()) == outcome
+    assert "judged" not in failed(0, 10, 3).to_dict()
+
+
 def test_two_policies_side_by_side_wait_for_each_other(tmp_path: Path) -> None:
-    short = FilmOrder(tmp_path / "a", trace(10), "push it", success=True)
-    long = FilmOrder(tmp_path / "b", trace(40, 30), "push it", success=False)
+    short = FilmOrder(tmp_path / "a", trace(10), "push it", verdict="success")
+    long = FilmOrder(tmp_path / "b", trace(40, 30), "push it", verdict="failure")
 
     order = side_by_side(tmp_path, 7, short, long, ("outputs/a", "outputs/b"))
     frames, fps = order.frames(WORLD)

@@ -15,6 +15,7 @@ from atlas.environments.cubes import INSTRUCTIONS, CubesEnvironment
 from atlas.environments.cubes_expert import CubesExpert
 from atlas.environments.environment import StepResult
 from atlas.rollout.filming.films import FilmDrawing
+from atlas.rollout.success_report import Verdict
 from atlas.rollout.traces import PICTURE_SIZE, FilmOrder, Trace, TraceRecorder, make_film
 from atlas.types import ActionSpec, Observation
 from tests.action_spaces import SPACES
@@ -101,7 +102,7 @@ def test_an_episode_looks_the_same_when_it_is_put_back_into_its_states(env: Cube
 def test_a_film_shows_every_step_and_then_the_outcome(env: CubesEnvironment, episode: Filmed, tmp_path: Path) -> None:
     trace, live = episode.by_states, episode.live
 
-    make_film(env, FilmOrder(tmp_path / "film.mp4", trace, INSTRUCTIONS[0], success=True))
+    make_film(env, FilmOrder(tmp_path / "film.mp4", trace, INSTRUCTIONS[0], verdict="success"))
 
     frames, fps = read_film(tmp_path / "film.mp4")
     assert fps == 20 and len(frames) == len(trace) + 16  # the outcome stays for 0.8 s
@@ -109,7 +110,7 @@ def test_a_film_shows_every_step_and_then_the_outcome(env: CubesEnvironment, epi
     for t in (0, 20, len(trace) - 1):
         assert difference(frames[t], drawing.frame(live[t], t)) < 4  # compression
     for frame in frames[len(trace) :]:
-        assert difference(frame, drawing.last_frame(live[-1], success=True)) < 4
+        assert difference(frame, drawing.last_frame(live[-1], "success")) < 4
 
 
 def test_a_film_that_is_to_be_short_leaves_out_steps_at_even_distances(
@@ -119,7 +120,7 @@ def test_a_film_that_is_to_be_short_leaves_out_steps_at_even_distances(
     lengths = {}
 
     for most in (200, 12):
-        make_film(env, FilmOrder(tmp_path / "film.mp4", trace, INSTRUCTIONS[0], success=True, most_pictures=most))
+        make_film(env, FilmOrder(tmp_path / "film.mp4", trace, INSTRUCTIONS[0], verdict="success", most_pictures=most))
         frames, fps = read_film(tmp_path / "film.mp4")
         every = round(20 / fps)
         shown = len(range(0, len(trace), every))
@@ -137,7 +138,7 @@ def test_what_is_no_simulator_is_filmed_from_what_its_first_camera_saw(
 ) -> None:
     photographed = episode.by_pictures
 
-    make_film(Robot(env), FilmOrder(tmp_path / "film.mp4", photographed, INSTRUCTIONS[0], success=True))
+    make_film(Robot(env), FilmOrder(tmp_path / "film.mp4", photographed, INSTRUCTIONS[0], verdict="success"))
 
     frames, _ = read_film(tmp_path / "film.mp4")
     drawing = FilmDrawing(INSTRUCTIONS[0], photographed.actions, ActionSpec(), PICTURE_SIZE)
@@ -205,13 +206,15 @@ def test_the_grippers_probability_is_a_curve_up_to_now() -> None:
 def test_the_outcome_is_seen_around_the_last_picture() -> None:
     drawing = FilmDrawing("go", np.zeros((3, 7)), ActionSpec(), PICTURE_SIZE)
 
-    success, failure = (drawing.last_frame(BLACK, outcome).astype(int) for outcome in (True, False))
+    verdicts: tuple[Verdict, ...] = ("success", "failure", "ended")
+    success, failure, ended = (drawing.last_frame(BLACK, verdict).astype(int) for verdict in verdicts)
     before = drawing.frame(BLACK, 2)
 
     rows, columns = changed(success, before)
     assert rows.stop - rows.start == columns.stop - columns.start == PICTURE_SIZE
     edge = rows.start, PICTURE_SIZE // 2
     assert success[edge].argmax() == 1 and failure[edge].argmax() == 0  # green, red
+    assert np.ptp(ended[edge]) < 20 < ended[edge].min()  # grey, where nobody tells
 
 
 def test_long_instructions_take_more_lines_and_no_more_width() -> None:

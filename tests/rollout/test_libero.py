@@ -407,7 +407,7 @@ def test_a_film_shows_the_scene_of_its_task(objects: LiberoEnvironment, tmp_path
     recorder.stepped(STILL, StepResult(None, 0.0, False, False, False))
     objects.reset(seed=0, instruction="pick up the butter and place it in the basket")
 
-    make_film(objects, FilmOrder(tmp_path / "film.mp4", recorder.trace(), SOUP, success=False, most_pictures=1))
+    make_film(objects, FilmOrder(tmp_path / "film.mp4", recorder.trace(), SOUP, verdict="failure", most_pictures=1))
 
     assert objects._task == tasks_of("libero_object")[SOUP][0] and (tmp_path / "film.mp4").stat().st_size > 1000
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from atlas.environments.cubes import HORIZON
-from atlas.environments.rendering import RenderingGPU
+from atlas.environments.rendering import RenderingGPU, in_software
 from atlas.errors import InputError
+from atlas.rollout import workers
 from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.episode_player import Segment
 from atlas.rollout.traces import FilmOrder
@@ -49,10 +50,11 @@ def run_to_the_end(pool: EnvironmentPool, worker: int) -> Segment:
     return segment
 
 
-def test_workers_play_episodes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_play_episodes_of_their_own(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Also where they render on the GPU of a process that is shown another one than the first: by EGL's counting."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    with EnvironmentPool("cubes", 32, 2, RenderingGPU(0, None)) as pool:
+    monkeypatch.setattr(workers, "_told_of", set())
+    with caplog.at_level("INFO"), EnvironmentPool("cubes", 32, 2, RenderingGPU(0, None)) as pool:
         starts = start(pool)
         pool.run(1, STILL[:3])
         segment = pool.ready()[1]
@@ -61,6 +63,9 @@ def test_workers_play_episodes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> 
     assert first is not None and second is not None and not np.array_equal(first.proprio, second.proprio)
     assert (segment.steps, segment.done, segment.success) == (3, False, False)
     assert segment.observation is not None and segment.trace is None
+    said = [record.message for record in caplog.records if "in software" in record.message]
+    assert all(in_software(line) for line in said)
+    assert len(said) == 1 or list(Path("/dev").glob("nvidia[0-9]*"))  # once for both workers
 
 
 def test_a_worker_films_an_episode_that_is_over(tmp_path: Path) -> None:
@@ -71,9 +76,9 @@ def test_a_worker_films_an_episode_that_is_over(tmp_path: Path) -> None:
         assert trace is not None and len(trace) == HORIZON == len(trace.scenes) - 1
 
         film = tmp_path / "film.mp4"
-        pool.film(0, FilmOrder(film, trace, "pick up the green cube", success=False, most_pictures=20))
+        pool.film(0, FilmOrder(film, trace, "pick up the green cube", verdict="failure", most_pictures=20))
         made = pool.filmed()
-        pool.film(0, FilmOrder(film / "not a folder.mp4", trace, "pick up the green cube", False, most_pictures=20))
+        pool.film(0, FilmOrder(film / "not a folder.mp4", trace, "pick up the green cube", "failure", most_pictures=20))
         failed = pool.filmed()
         again = start(pool)
 

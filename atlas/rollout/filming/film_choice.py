@@ -26,18 +26,18 @@ def film_order(
     """The film of an episode whose trace was recorded; see FilmOrder. title: what its name begins with."""
     assert trace is not None
     path = folder / film_name(title, outcome)
-    return FilmOrder(path, trace, outcome.instruction, outcome.success, most_pictures, tuple(looks))
+    return FilmOrder(path, trace, outcome.instruction, outcome.verdict, most_pictures, tuple(looks))
 
 
 def film_name(title: str, outcome: EpisodeOutcome) -> str:
     """'episode_007' -> 'episode_007_pick_up_the_red_cube_success.mp4'"""
-    parts = (title, file_name(outcome.instruction, longest=80), "success" if outcome.success else "failure")
+    parts = (title, file_name(outcome.instruction, longest=80), outcome.verdict)
     return f"{'_'.join(filter(None, parts))}.mp4"
 
 
 def worst_failures(outcomes: Sequence[EpisodeOutcome]) -> list[int]:
     """The places of the failures that an overview shows: those with the least reward first, then the longest."""
-    failed = [place for place, outcome in enumerate(outcomes) if not outcome.success]
+    failed = [place for place, outcome in enumerate(outcomes) if outcome.verdict == "failure"]
     return sorted(failed, key=lambda place: (outcomes[place].reward, -outcomes[place].length))[:_MOST_CELLS]
 
 
@@ -76,10 +76,10 @@ def side_by_side(
 ) -> SideBySideOrder:
     """The same episode by two policies; the name of the film says which of them succeeds."""
     ended = {
-        (True, True): "both_succeed",
-        (True, False): "first_succeeds",
-        (False, True): "second_succeeds",
-        (False, False): "both_fail",
-    }[first.success, second.success]
+        ("success", "success"): "both_succeed",
+        ("success", "failure"): "first_succeeds",
+        ("failure", "success"): "second_succeeds",
+        ("failure", "failure"): "both_fail",
+    }.get((first.verdict, second.verdict), "both_ended")
     parts = (f"episode_{number:03d}", file_name(first.instruction, longest=80), ended)
     return SideBySideOrder(folder / f"{'_'.join(filter(None, parts))}.mp4", first, second, names)

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from atlas.rollout.success_report import Verdict
 from atlas.types import ActionSpec
 
 _MARGIN = 8  # pixels
@@ -21,7 +22,7 @@ _TEXT, _QUIET = (240, 240, 244), (160, 163, 176)
 _POSITION, _ROTATION, _GRIPPER = (82, 156, 255), (255, 178, 66), (96, 214, 150)
 _COLOURS = {"rotation": _ROTATION, "joints": _ROTATION, "gripper": _GRIPPER}  # of kinds; of others, a position's
 _FUTURE = (62, 92, 80)  # of the gripper's curve
-_OUTCOMES = {True: ("success", (70, 200, 110)), False: ("failure", (244, 96, 88))}
+_VERDICTS = {"success": (70, 200, 110), "failure": (244, 96, 88), "ended": (160, 163, 176)}
 
 
 class FilmDrawing:
@@ -64,16 +65,16 @@ class FilmDrawing:
         """uint8 [H, W, 3], `shape`: the picture uint8 [size, size, 3] before action `step`, and that action."""
         return np.asarray(self._draw(picture, step))
 
-    def last_frame(self, picture: np.ndarray, success: bool) -> np.ndarray:
-        """The picture after the last action, with the outcome."""
+    def last_frame(self, picture: np.ndarray, verdict: Verdict) -> np.ndarray:
+        """The picture after the last action, with how the episode ended."""
         image = self._draw(picture, len(self._actions) - 1)
         draw = ImageDraw.Draw(image)
-        text, colour = _OUTCOMES[success]
+        colour = _VERDICTS[verdict]
         bottom = self._top + self._size - 1
         draw.rectangle((0, self._top, self._size - 1, bottom), outline=colour, width=3)
-        badge = (0, bottom - 22, _width(self._large, text) + 2 * _MARGIN, bottom)
+        badge = (0, bottom - 22, _width(self._large, verdict) + 2 * _MARGIN, bottom)
         draw.rectangle(badge, fill=colour)
-        draw.text((_MARGIN, bottom - 11), text, fill=_GROUND, font=self._large, anchor="lm")
+        draw.text((_MARGIN, bottom - 11), verdict, fill=_GROUND, font=self._large, anchor="lm")
         return np.asarray(image)
 
     # ---- inside ------------------------------------------------------------------------------------------
