@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from atlas.data.sampling.history import ONE_FRAME, History
 from atlas.policies.processor import PolicyProcessor
+from atlas.rollout.chunk_timeline import RunningChunk
 from atlas.types import Observation
 
 _UNSEEN = 16  # pixels, for an actor that looks at nothing
@@ -30,6 +31,22 @@ class Actor(Protocol):
     def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
         """Of each episode the actions [n, A] to execute before it must be observed again, in the ActionSpec's units. No
         actions, [0, A], end the episode."""
+        ...
+
+
+@runtime_checkable
+class FollowingActor(Actor, Protocol):
+    """An actor that can make a chunk go on from what is still being executed (real-time chunking)."""
+
+    @property
+    def follows(self) -> bool:
+        """Whether it can, with the policy that it has."""
+        ...
+
+    def plan_following(
+        self, observations: Mapping[int, Observation], running: Mapping[int, RunningChunk]
+    ) -> dict[int, np.ndarray]:
+        """As `plan`; the chunks of the episodes in `running` go on from what is left there."""
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from atlas.data.sampling.randomness import sample_keys
 from atlas.errors import InputError
 from atlas.policies.base import FollowsChunks, Policy
 from atlas.policies.processor import PolicyProcessor
-from atlas.rollout.chunk_timeline import Blend, ChunkTimeline, check_execution, delay_steps
+from atlas.rollout.chunk_timeline import Blend, ChunkExecution, Execution, RunningChunk
 from atlas.types import Observation
 
 
@@ -22,11 +22,9 @@ from atlas.types import Observation
 class _Episode:
     """What is known of a running episode."""
 
+    execution: ChunkExecution
     seed: int = 0
     asked: int = 0  # chunks so far
-    chunks: list[np.ndarray] = field(default_factory=list)  # those that reach the present, oldest first; to average
-    step: int = 0  # so many are executed once what was planned is over
-    timeline: ChunkTimeline = field(default_factory=ChunkTimeline)
 
 
 class ChunkExecutor:
@@ -57,10 +55,9 @@ class ChunkExecutor:
         """environment: the world's name, by which a policy of several datasets knows whose statistics apply. together:
         whether all episodes are asked in one batch, whatever the device; None: as above."""
         horizon, hz = policy.processor.action_horizon, policy.processor.action_spec.control_hz
-        check_execution(horizon, hz, execute, ensemble, delay_ms, blend)
+        self._how = Execution(horizon, hz, execute, ensemble, delay_ms, blend)
         check_guided(policy, blend)
-        self._delay, self._blend = delay_steps(delay_ms, hz), blend
-        self._policy, self._execute, self._ensemble = policy, execute, ensemble
+        self._policy = policy
         self._source, self._together = policy.processor.source_for(environment), together
         self._episodes: dict[int, _Episode] = defaultdict(self._new_episode)
 
@@ -70,7 +67,7 @@ class ChunkExecutor:
         return cls(policy, config.execute, config.ensemble, environment, delay_ms=config.delay_ms, blend=config.blend)
 
     def _new_episode(self, seed: int = 0) -> _Episode:
-        return _Episode(seed, timeline=ChunkTimeline(0.0 if self._blend in (None, "guided") else float(self._blend)))
+        return _Episode(ChunkExecution(self._how), seed)
 
     @property
     def policy(self) -> Policy:
@@ -89,70 +86,58 @@ class ChunkExecutor:
         """Keep nothing of an episode that nobody will ask about again."""
         self._episodes.pop(episode, None)
 
+    @property
+    def follows(self) -> bool:
+        """See `FollowingActor`."""
+        return isinstance(self._policy, FollowsChunks) and self._policy.follows
+
     def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
         """Of each episode the actions [n, A] to execute before it must be observed again, in the ActionSpec's units."""
+        found = {number: self._episodes[number].execution.running() for number in observations}
+        return self.plan_following(observations, {number: rest for number, rest in found.items() if rest is not None})
+
+    def plan_following(
+        self, observations: Mapping[int, Observation], running: Mapping[int, RunningChunk]
+    ) -> dict[int, np.ndarray]:
+        """See `FollowingActor`."""
         device = next(self._policy.parameters()).device
         episodes = [self._episodes[number] for number in observations]
         seen = list(observations.values())
         in_one = device.type != "cpu" if self._together is None else self._together
         together = max(1, len(seen)) if in_one else 1
-        rests = [self._rest(episode) for episode in episodes]
+        before = [running.get(number) for number in observations]
+        forms = [(0, 0) if each is None else (len(each.rest), each.delay) for each in before]
         chunks = np.empty((len(seen), self.processor.action_horizon, self.processor.action_spec.dim), np.float32)
-        for length in sorted({len(rest) for rest in rests}):
-            alike = [place for place, rest in enumerate(rests) if len(rest) == length]
+        for form in sorted(set(forms)):
+            alike = [place for place, own in enumerate(forms) if own == form]
             for first in range(0, len(alike), together):
                 some = alike[first : first + together]
-                rest = np.stack([rests[place] for place in some])
-                chunks[some] = self._chunks([seen[p] for p in some], [episodes[p] for p in some], rest, device)
+                rests = [each.rest for place in some if (each := before[place]) is not None]
+                chunks[some] = self._chunks(
+                    [seen[place] for place in some], [episodes[place] for place in some], rests, form[1], device
+                )
         for episode in episodes:
             episode.asked += 1
-        executed = self._average if self._ensemble is not None else self._late
         return {
-            number: executed(episode, chunk)
+            number: episode.execution.taken(chunk)
             for number, episode, chunk in zip(observations, episodes, chunks, strict=True)
         }
-
-    def _rest(self, episode: _Episode) -> np.ndarray:
-        """What is planned from the present step on, float32 [R, A], where the policy is to go on from it."""
-        planned = (
-            episode.timeline.take(episode.step, self.processor.action_horizon) if self._blend == "guided" else None
-        )
-        return np.empty((0, self.processor.action_spec.dim), np.float32) if planned is None else planned
 
     def _chunks(
         self,
         observations: Sequence[Observation],
         episodes: Sequence[_Episode],
-        rest: np.ndarray,
+        rests: Sequence[np.ndarray],
+        delay: int,
         device: torch.device,
     ) -> np.ndarray:
-        """float32 [n, H, A]; rest [n, R, A]: see `_rest`."""
+        """float32 [n, H, A]; rests: of each, or of none, the actions [R, A] to go on from."""
         batch = replace(self._policy.processor.batch(list(observations), self._source), key=_keys(episodes)).to(device)
-        if not rest.shape[1]:
+        if not rests:
             return np.asarray(self._policy.sample(batch).float().cpu().numpy())
         assert isinstance(self._policy, FollowsChunks)
-        previous = torch.from_numpy(rest).to(device)
-        return np.asarray(self._policy.sample_following(batch, previous, self._delay).float().cpu().numpy())
-
-    def _late(self, episode: _Episode, chunk: np.ndarray) -> np.ndarray:
-        """Of the chunk [H, A] about the present step what is executed until the next one is asked for."""
-        if not self._delay and self._blend is None:
-            return chunk[: self._execute]
-        now, timeline = episode.step, episode.timeline
-        before = timeline.take(now, self._delay)
-        late = 0 if before is None else len(before)  # the first chunk is waited for
-        timeline.add(chunk, now, now + late)
-        after = timeline.take(now + late, self._execute - late)
-        episode.step += self._execute
-        return np.concatenate([part for part in (before, after) if part is not None])
-
-    def _average(self, episode: _Episode, chunk: np.ndarray) -> np.ndarray:
-        assert self._ensemble is not None
-        history = episode.chunks = [*episode.chunks, chunk][-len(chunk) :]
-        # The chunk made `age` steps ago says with its entry `age` what to do now.
-        opinions = np.stack([old[age] for age, old in zip(range(len(history) - 1, -1, -1), history, strict=True)])
-        weights = np.exp(-self._ensemble * np.arange(len(opinions)))
-        return np.asarray((opinions * weights[:, None]).sum(0) / weights.sum(), np.float32)[None]
+        previous = torch.from_numpy(np.stack(rests)).to(device)
+        return np.asarray(self._policy.sample_following(batch, previous, delay).float().cpu().numpy())
 
 
 def check_guided(policy: Policy, blend: Blend) -> None:

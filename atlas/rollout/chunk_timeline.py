@@ -7,6 +7,7 @@ its first actions are for steps that are over.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -77,3 +78,71 @@ class ChunkTimeline:
             return None
         begin = max(0, step - self._first)
         return self._actions[begin : max(begin, step - self._first + count)]
+
+
+@dataclass(frozen=True)
+class RunningChunk:
+    """What is still to be executed of the chunks before, while the next one is made."""
+
+    rest: np.ndarray  # float32 [R, A], from the present step on, in the ActionSpec's units
+    delay: int  # control steps until the next chunk is there
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How chunks of `horizon` actions are executed; the same for a policy of this process and for one on a server.
+
+    Raises InputError where they cannot be executed so, see `check_execution`.
+    """
+
+    horizon: int
+    control_hz: float
+    execute: int
+    ensemble: float | None = None
+    delay_ms: float = 0.0
+    blend: Blend = None
+
+    def __post_init__(self) -> None:
+        check_execution(self.horizon, self.control_hz, self.execute, self.ensemble, self.delay_ms, self.blend)
+
+    @property
+    def delay(self) -> int:
+        """In control steps."""
+        return delay_steps(self.delay_ms, self.control_hz)
+
+
+class ChunkExecution:
+    """The chunks of one episode, and what is executed of them."""
+
+    def __init__(self, how: Execution) -> None:
+        self._how = how
+        self._chunks: list[np.ndarray] = []  # those that reach the present, oldest first; to average
+        self._step = 0  # so many are executed once what was planned is over
+        self._timeline = ChunkTimeline(0.0 if how.blend in (None, "guided") else float(how.blend))
+
+    def running(self) -> RunningChunk | None:
+        """What the next chunk is to go on from; None where it is not guided, or where nothing is left."""
+        rest = self._timeline.take(self._step, self._how.horizon) if self._how.blend == "guided" else None
+        return None if rest is None or not len(rest) else RunningChunk(rest, self._how.delay)
+
+    def taken(self, chunk: np.ndarray) -> np.ndarray:
+        """Of the chunk [H, A] about the present step what is executed until the next one is asked for, [n, A]."""
+        how = self._how
+        if how.ensemble is not None:
+            return self._averaged(chunk, how.ensemble)
+        if not how.delay and how.blend is None:
+            return chunk[: how.execute]
+        now, timeline = self._step, self._timeline
+        before = timeline.take(now, how.delay)
+        late = 0 if before is None else len(before)  # the first chunk is waited for
+        timeline.add(chunk, now, now + late)
+        after = timeline.take(now + late, how.execute - late)
+        self._step += how.execute
+        return np.concatenate([part for part in (before, after) if part is not None])
+
+    def _averaged(self, chunk: np.ndarray, ensemble: float) -> np.ndarray:
+        history = self._chunks = [*self._chunks, chunk][-len(chunk) :]
+        # The chunk made `age` steps ago says with its entry `age` what to do now.
+        opinions = np.stack([old[age] for age, old in zip(range(len(history) - 1, -1, -1), history, strict=True)])
+        weights = np.exp(-ensemble * np.arange(len(opinions)))
+        return np.asarray((opinions * weights[:, None]).sum(0) / weights.sum(), np.float32)[None]

@@ -14,11 +14,12 @@ import numpy as np
 
 from atlas.data.sampling.history import SeenFrames
 from atlas.errors import InputError
-from atlas.rollout.actor import Actor, history_of
-from atlas.rollout.chunk_timeline import ChunkTimeline
+from atlas.rollout.actor import Actor, FollowingActor, history_of
+from atlas.rollout.chunk_timeline import Blend, ChunkTimeline, RunningChunk
 from atlas.types import Observation
 
 _EPISODE = 0  # the actor's number of it
+_LAST = 10  # answers by which the next one's delay is judged
 
 
 class ActionStream:
@@ -29,15 +30,23 @@ class ActionStream:
     by then are left out, as `evaluation.delay_ms` has it in a simulator.
     """
 
-    def __init__(self, actor: Actor, ask_at: int | None = None, blend: float | None = None, seed: int = 0) -> None:
+    def __init__(self, actor: Actor, ask_at: int | None = None, blend: Blend = None, seed: int = 0) -> None:
         """actor: whose `plan` gives whole chunks. ask_at: actions that are left when the next chunk is asked for; None:
-        half of the chunk. blend: the last chunk's weight where two overlap; None: the new one counts.
+        half of the chunk. blend: the last chunk's weight where two overlap; None: the new one counts; guided: the actor
+        makes the new one go on from what is left of the last, and counts on as late an answer as the latest of the last
+        few was.
 
-        Raises InputError for numbers that cannot be meant.
+        Raises InputError for numbers that cannot be meant, and for an actor that cannot be guided.
         """
-        if (ask_at is not None and ask_at < 1) or (blend is not None and not 0 <= blend < 1):
+        weight = 0.0 if blend in (None, "guided") else float(blend)
+        if (ask_at is not None and ask_at < 1) or not 0 <= weight < 1:
             raise InputError(f"ask_at must be at least 1, and blend from 0 to below 1; got {ask_at} and {blend}.")
-        self._actor, self._ask_at, self._blend = actor, ask_at, blend or 0.0
+        if blend == "guided" and not (isinstance(actor, FollowingActor) and actor.follows):
+            raise InputError(
+                "blend is guided, which is for policies that make actions of noise, such as those with a flow-matching "
+                "head, here or behind a server of Atlas's; this one does not. Give a weight instead, such as 0.3."
+            )
+        self._actor, self._ask_at, self._blend, self._guided = actor, ask_at, weight, blend == "guided"
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="asking")
         self._asked: Future[np.ndarray] | None = None
         self.reset(seed)
@@ -93,7 +102,15 @@ class ActionStream:
 
     def _ask(self, observation: Observation) -> None:
         self._asked_at = self._now
-        self._asked = self._thread.submit(lambda: self._actor.plan({_EPISODE: observation})[_EPISODE])
+        rest = self._timeline.take(self._now, self._left) if self._guided and self._left > 0 else None
+        if rest is None:
+            self._asked = self._thread.submit(lambda: self._actor.plan({_EPISODE: observation})[_EPISODE])
+            return
+        actor, running = self._actor, RunningChunk(rest, max(self.delays[-_LAST:], default=0))
+        assert isinstance(actor, FollowingActor)
+        self._asked = self._thread.submit(
+            lambda: actor.plan_following({_EPISODE: observation}, {_EPISODE: running})[_EPISODE]
+        )
 
     def _take(self) -> None:
         """Plan by the chunk that was asked for, once it is there."""

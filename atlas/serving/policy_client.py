@@ -18,8 +18,9 @@ from atlas.config import ProcessorConfig
 from atlas.environments.environment import EnvironmentSpec
 from atlas.errors import InputError, first_line
 from atlas.policies.processor import PolicyProcessor
+from atlas.rollout.chunk_timeline import Blend, ChunkExecution, Execution, RunningChunk
 from atlas.serving.protocols.client_layout import LAYOUTS, ClientLayout, to_message
-from atlas.serving.served_policy import ServedPolicy, episode_begins
+from atlas.serving.served_policy import ClientEntry, ServedPolicy
 from atlas.system.array_codec import pack, unpack
 from atlas.system.safe_text import printable
 from atlas.system.websocket_client import Peer, connect, import_websockets
@@ -55,11 +56,16 @@ class AtlasClient:
         spec: EnvironmentSpec | None = None,
         image_size: int | None = None,
         timeout: float = 60.0,
+        ensemble: float | None = None,
+        delay_ms: float = 0.0,
+        blend: Blend = None,
     ) -> None:
         """execute: actions of each answer that are executed (None: half of the policy's chunk). image_size: of the
         images that another server than Atlas's is shown. timeout: seconds to connect in, and to wait for an answer.
+        ensemble, delay_ms, blend: how chunks are joined, as a ChunkExecutor does it; blend `guided` has the server make
+        a chunk go on from what is left of the last one.
 
-        Raises InputError where nothing answers there, or it cannot be understood.
+        Raises InputError where nothing answers there, where it cannot be understood, or cannot be executed so.
         """
         import_websockets("A client of a policy server")
         if not url.startswith(("ws://", "wss://")):
@@ -68,11 +74,14 @@ class AtlasClient:
         self._open = ExitStack()
         self._connections: dict[int, ClientConnection] = {}
         self._seeds: dict[int, int] = {}
+        self._executions: dict[int, ChunkExecution] = {}
         self._free: ClientConnection | None = None
         try:
             self._free, greeting = self._connect()  # the first episode's
             served = ServedPolicy.from_message(greeting)
-            self._own = served is not None
+            self._own, self._follows = served is not None, served is not None and served.follows
+            if blend == "guided" and not self._follows:
+                raise InputError(self._not_guided())
             self._layout = layout or self._known_layout()
             self._processor, sends = (
                 (served.processor, served.sends) if served is not None else self._found_out(spec, image_size)
@@ -80,7 +89,9 @@ class AtlasClient:
             most = min(sends, self._processor.action_horizon)
             if execute is not None and execute > most:
                 raise InputError(f"The server at {url} sends {most} actions at a time; {execute} cannot be executed.")
-            self._execute = execute or min(most, max(1, self._processor.action_horizon // 2))
+            execute = execute or min(most, max(1, self._processor.action_horizon // 2))
+            hz = self._processor.action_spec.control_hz
+            self._how = Execution(most, hz, execute, ensemble, delay_ms, blend)
         except InputError:
             self.close()
             raise
@@ -90,15 +101,28 @@ class AtlasClient:
         """What the server says of its policy; it has no statistics."""
         return self._processor
 
+    @property
+    def follows(self) -> bool:
+        """See `FollowingActor`."""
+        return self._follows
+
     def reset(self, episode: int, seed: int) -> None:
         """A server of Atlas's is told with the next observation; in openpi's protocol a reset sends nothing."""
         self._seeds[episode] = seed
+        self._executions[episode] = ChunkExecution(self._how)
 
     def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
         """Of each episode the actions [n, A] to execute. All are asked before the first is waited for, so that the
         server sees together what waits together. Raises InputError where the server refuses."""
-        asked = {number: self._ask(number, observation) for number, observation in observations.items()}
-        return {number: self._answer(connection)[: self._execute] for number, connection in asked.items()}
+        found = {number: self._execution(number).running() for number in observations}
+        return self.plan_following(observations, {number: rest for number, rest in found.items() if rest is not None})
+
+    def plan_following(
+        self, observations: Mapping[int, Observation], running: Mapping[int, RunningChunk]
+    ) -> dict[int, np.ndarray]:
+        """See `FollowingActor`."""
+        asked = {number: self._ask(number, seen, running.get(number)) for number, seen in observations.items()}
+        return {number: self._execution(number).taken(self._answer(each)) for number, each in asked.items()}
 
     def close(self) -> None:
         """End all connections."""
@@ -134,7 +158,10 @@ class AtlasClient:
             raise InputError(f"The server at {self._url} answers: {printable(frame[-2000:].strip())}")
         return unpack(frame)
 
-    def _ask(self, number: int, observation: Observation) -> ClientConnection:
+    def _execution(self, number: int) -> ChunkExecution:
+        return self._executions.setdefault(number, ChunkExecution(self._how))
+
+    def _ask(self, number: int, observation: Observation, running: RunningChunk | None) -> ClientConnection:
         from websockets.exceptions import ConnectionClosed
 
         if number not in self._connections:
@@ -142,8 +169,8 @@ class AtlasClient:
             self._connections[number] = connection
         connection = self._connections[number]
         message = to_message(self._seen(observation), self._layout)
-        if self._own and number in self._seeds:
-            message |= episode_begins(self._seeds.pop(number))
+        if self._own:
+            message |= ClientEntry(self._seeds.pop(number, None), running).to_message()
         with suppress(ConnectionClosed):  # why is said where the answer is read
             connection.send(pack(message))
         return connection
@@ -172,6 +199,13 @@ class AtlasClient:
                 f"The server at {self._url} sends actions {list(actions.shape)}; {width} finite numbers each are taken."
             )
         return actions.astype(np.float32)
+
+    def _not_guided(self) -> str:
+        whose = "serves a policy that does not make actions of noise" if self._own else "is none of Atlas's"
+        return (
+            "blend is guided, for which the server makes a chunk go on from what is left of the last one; the server "
+            f"at {self._url} {whose}, and cannot. Give a weight instead, such as 0.3."
+        )
 
     # ---- servers of others -------------------------------------------------------------------------------
 

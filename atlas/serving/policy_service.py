@@ -15,6 +15,8 @@ import numpy as np
 
 from atlas.errors import InputError
 from atlas.policies.processor import PolicyProcessor
+from atlas.rollout.actor import FollowingActor
+from atlas.rollout.chunk_timeline import RunningChunk
 from atlas.types import Observation
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class Answer:
 class _Request:
     session: int
     observation: Observation
+    running: RunningChunk | None
     answer: asyncio.Future[Answer]
     asked: float
 
@@ -127,14 +130,19 @@ class PolicyService:
             self._gone.append(session)
             self._work.set()
 
-    async def act(self, session: int, observation: Observation) -> Answer:
-        """What to do next. Raises InputError where the session is asking already, PolicyFailure where the
-        policy fails."""
+    @property
+    def follows(self) -> bool:
+        """Whether a chunk can go on from what is left of the one before."""
+        return isinstance(self._actor, FollowingActor) and self._actor.follows
+
+    async def act(self, session: int, observation: Observation, running: RunningChunk | None = None) -> Answer:
+        """What to do next. running: what the chunk is to go on from, where the policy `follows`. Raises InputError
+        where the session is asking already, PolicyFailure where the policy fails."""
         state = self._sessions[session]
         if state.waiting:
             raise InputError("This session has a request that is not answered yet; ask again after that.")
         state.asked, state.waiting = time.monotonic(), True
-        request = _Request(session, observation, asyncio.get_running_loop().create_future(), state.asked)
+        request = _Request(session, observation, running, asyncio.get_running_loop().create_future(), state.asked)
         self._requests.append(request)
         self._work.set()
         try:
@@ -176,9 +184,12 @@ class PolicyService:
             if session is not None and session.seed is not None:
                 begun[request.session], session.seed = session.seed, None
         observations = {request.session: request.observation for request in requests}
+        running = {request.session: request.running for request in requests if request.running is not None}
         loop = asyncio.get_running_loop()
         try:
-            start, planned, took = await loop.run_in_executor(self._thread, self._ask, gone, begun, observations)
+            start, planned, took = await loop.run_in_executor(
+                self._thread, self._ask, gone, begun, observations, running
+            )
         except Exception as error:  # the sessions are told, and the service goes on
             logger.exception("The policy failed")
             for request in requests:
@@ -195,7 +206,11 @@ class PolicyService:
             request.answer.set_result(Answer(actions, 1000 * took, waited, len(requests)))
 
     def _ask(
-        self, gone: list[int], begun: Mapping[int, int], observations: Mapping[int, Observation]
+        self,
+        gone: list[int],
+        begun: Mapping[int, int],
+        observations: Mapping[int, Observation],
+        running: Mapping[int, RunningChunk],
     ) -> tuple[float, dict[int, np.ndarray], float]:
         """When the policy began, what it says, and the seconds it took; in the policy's thread."""
         for session in gone:
@@ -203,7 +218,12 @@ class PolicyService:
         for session, seed in begun.items():
             self._actor.reset(session, seed)
         start = time.monotonic()
-        planned = self._actor.plan(observations) if observations else {}
+        planned: dict[int, np.ndarray] = {}
+        if running:
+            assert isinstance(self._actor, FollowingActor)
+            planned = self._actor.plan_following(observations, running)
+        elif observations:
+            planned = self._actor.plan(observations)
         return start, planned, time.monotonic() - start
 
 

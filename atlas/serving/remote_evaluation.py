@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from atlas.environments.catalog import environment_spec
+from atlas.rollout.chunk_timeline import Blend
 from atlas.rollout.evaluation import check_agreement, check_request, evaluate_actor
 from atlas.rollout.success_report import EvaluationReport
 from atlas.rollout.verdicts.robustness import FEW_EPISODES
@@ -29,16 +31,21 @@ def evaluate_server(
     workers: int | None = None,
     perturb: Sequence[str] = (),
     perturb_episodes: int = FEW_EPISODES,
+    ensemble: float | None = None,
+    delay_ms: float = 0.0,
+    blend: Blend = None,
 ) -> EvaluationReport:
     """Evaluate what answers at a URL, on the episodes on which `evaluate_checkpoint` evaluates a saved policy.
 
     execute: actions of each answer that are executed (None: half of the policy's chunk). layout, image_size: how a
-    server that is none of Atlas's wants its images called, and how large. Raises InputError.
+    server that is none of Atlas's wants its images called, and how large. ensemble, delay_ms, blend: see AtlasClient.
+    Raises InputError.
     """
     check_request(env, episodes, video, perturb, probed=instruction_shuffle or blind)
     spec = environment_spec(env)
     key = None if key_file is None else read_key(key_file)
-    with AtlasClient(url, execute, key, read_layout(layout), spec, image_size) as client:
+    how: dict[str, Any] = {"ensemble": ensemble, "delay_ms": delay_ms, "blend": blend}
+    with AtlasClient(url, execute, key, read_layout(layout), spec, image_size, **how) as client:
         check_agreement(client.processor, spec)
         return evaluate_actor(
             client,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from atlas.errors import InputError
+from atlas.rollout.chunk_timeline import RunningChunk
 from atlas.serving.action_stream import ActionStream
 from atlas.serving.policy_client import AtlasClient
 from atlas.types import Observation
@@ -87,6 +88,36 @@ def test_chunks_are_blended() -> None:
         actor.let.release(5)
 
     assert told[-1] == [0.5, (3 + 1) / 2]
+
+
+class FollowingHeldActor(HeldActor):
+    """Keeps what it is told to go on from."""
+
+    follows = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[list[list[float]], int]] = []
+
+    def plan_following(
+        self, observations: Mapping[int, Observation], running: Mapping[int, RunningChunk]
+    ) -> dict[int, np.ndarray]:
+        self.told += [(chunk.rest[:, :2].tolist(), chunk.delay) for chunk in running.values()]
+        return self.plan(observations)
+
+
+def test_a_guided_actor_is_told_what_is_left_and_how_late_it_was() -> None:
+    actor = FollowingHeldActor()
+
+    with ActionStream(actor, blend="guided") as stream:
+        for _ in range(2):
+            steps(stream, 0, 3)
+            actor.answer(stream)
+        actor.let.release(5)
+
+    assert actor.told == [([[0, 2], [0, 3]], 0), ([[1, 2], [1, 3]], 1)]
+    with pytest.raises(InputError, match=r"blend is guided.*a weight instead"):
+        ActionStream(HeldActor(), blend="guided")
 
 
 def test_an_episode_begins_again() -> None:

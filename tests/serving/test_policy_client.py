@@ -22,9 +22,10 @@ from atlas.serving.access import Access
 from atlas.serving.policy_client import AtlasClient
 from atlas.serving.protocols.client_layout import LAYOUTS
 from atlas.serving.remote_evaluation import evaluate_server
+from atlas.serving.served_policy import ClientEntry
 from atlas.serving.server import ServerSettings, load_actor
 from atlas.system.array_codec import pack, unpack
-from tests.policies.test_policy import HORIZON, SIZE
+from tests.policies.test_policy import HORIZON, SIZE, make_processor
 from tests.rollout.test_executor import Asked, acting, play
 from tests.serving.running import LOCAL, TellingActor, running, seen
 
@@ -60,17 +61,64 @@ def test_a_server_is_evaluated_on_the_episodes_of_a_saved_policy(
     assert served.checkpoint == f"ws://127.0.0.1:{port}"
 
 
-@pytest.mark.parametrize("head", ["regression", "flow"])
-def test_its_actions_are_those_of_the_policy(head: str, tmp_path: Path) -> None:
+LATE = {"delay_ms": 50.0}  # one step
+
+
+@pytest.mark.parametrize(
+    ("head", "how"),
+    [
+        ("regression", {}),
+        ("flow", {}),
+        ("regression", {"execute": 1, "ensemble": 0.5}),
+        ("regression", LATE),
+        ("flow", LATE | {"blend": 0.3}),
+        ("flow", LATE | {"blend": "guided"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else value,
+)
+def test_its_actions_are_those_of_the_policy(head: str, how: dict[str, Any], tmp_path: Path) -> None:
+    """However chunks are joined: what a guided one goes on from travels to the server."""
     acting(head).save_pretrained(tmp_path)
     seeds = {0: 11, 1: 12}
-    expected = play(ChunkExecutor(load_policy(tmp_path), execute=2), seeds, rounds=3)
+    expected = play(ChunkExecutor(load_policy(tmp_path), **({"execute": 2} | how)), seeds, rounds=3)
 
-    with running(load_actor(tmp_path, ServerSettings())) as port, AtlasClient(f"ws://127.0.0.1:{port}") as client:
+    with (
+        running(load_actor(tmp_path, ServerSettings())) as port,
+        AtlasClient(f"ws://127.0.0.1:{port}", **how) as client,
+    ):
         found = play(client, seeds, rounds=3)  # type: ignore[arg-type]
 
     for seed, actions in expected.items():
         np.testing.assert_allclose(found[seed], actions, rtol=1e-5, atol=1e-5)
+
+
+def test_who_cannot_be_guided_is_refused() -> None:
+    with running(TellingActor()) as port, pytest.raises(InputError, match="does not make actions of noise.*a weight"):
+        AtlasClient(f"ws://127.0.0.1:{port}", blend="guided")
+    with another(chunk) as url, pytest.raises(InputError, match="none of Atlas's, and cannot"):
+        AtlasClient(url, layout=LAYOUTS["libero"], spec=CUBES, blend="guided")
+    with running(TellingActor()) as port, pytest.raises(InputError, match="100 ms is 2 steps at 20 Hz"):
+        AtlasClient(f"ws://127.0.0.1:{port}", execute=1, delay_ms=100)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"seed": -1}, "whole number"),
+        ({"rest": np.zeros((HORIZON + 1, 7), np.float32), "delay": 0}, rf"finite numbers \[1 to {HORIZON}, 7\]"),
+        ({"rest": np.full((1, 7), np.nan), "delay": 0}, "finite numbers"),
+        ({"rest": [[0.0] * 7], "delay": 0}, "finite numbers"),
+        ({"rest": np.zeros((1, 7)), "delay": -1}, "'delay' is -1"),
+        ({"rest": np.zeros((1, 7))}, "'delay' is None"),
+    ],
+)
+def test_what_no_client_says_is_refused(entry: dict[str, Any], words: str) -> None:
+    message = {"atlas": {"version": 1, **entry}}
+    with pytest.raises(InputError, match=words):
+        ClientEntry.from_message(message, make_processor(), follows=True)
+    if "rest" in entry:
+        with pytest.raises(InputError, match="cannot go on"):
+            ClientEntry.from_message(message, make_processor(), follows=False)
 
 
 def test_an_episode_begins_again_when_it_is_reset() -> None:

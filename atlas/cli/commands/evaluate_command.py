@@ -109,14 +109,12 @@ def evaluate(
     _check_flags(checkpoint, open_loop, policy, probed=probed or perturb is not None, video=video)
     if policy is None and (api_key_file is not None or layout != "auto" or image_size is not None):
         raise InputError("--api-key-file, --layout and --image-size are for a server; give it with --policy URL.")
-    if policy is not None and (ensemble is not None or diagnose):
-        raise InputError(
-            "--ensemble and --diagnose need the policy itself: give --checkpoint, or leave them out with --policy."
-        )
+    if policy is not None and diagnose:
+        raise InputError("--diagnose needs the policy itself: give --checkpoint, or leave it out with --policy.")
     join = _blend(blend)
     late = bool(delay_ms) or join is not None
-    if late and (checkpoint is None or until_clear):
-        raise InputError("--delay-ms and --blend are for --checkpoint alone, without --until-clear.")
+    if late and (open_loop is not None or until_clear):
+        raise InputError("--delay-ms and --blend are for --checkpoint and --policy, without --until-clear.")
     _check_show(show, checkpoint, video, until_clear)
     other = probed or any(value is not None for value in (perturb, open_loop, policy))
     _check_comparison(until_clear, against, other)
@@ -132,6 +130,7 @@ def evaluate(
         findings, robustness = None, None
         more: dict[str, Any] = {} if perturb is None else {"perturb": perturb.split(",")}
         more |= {} if perturb_episodes is None else {"perturb_episodes": perturb_episodes}
+        more |= {"delay_ms": delay_ms, "blend": join} if late else {}
         if open_loop is not None:
             from atlas.data import open_dataset
             from atlas.rollout.recorded_actions import evaluate_recorded
@@ -146,6 +145,7 @@ def evaluate(
                 episodes=episodes,
                 seed=seed,
                 execute=execute,
+                ensemble=ensemble,
                 key_file=api_key_file,
                 layout=layout,
                 image_size=image_size,
@@ -160,7 +160,6 @@ def evaluate(
             from atlas.rollout.input_recorder import InputRecorder
 
             recorder = InputRecorder() if diagnose else None
-            more |= {"delay_ms": delay_ms, "blend": join} if late else {}
             more |= {} if show is None else {"show_attention": True}
             more |= {} if camera is None else {"cameras": _named_cameras(camera)}
             evaluation = evaluate_checkpoint(

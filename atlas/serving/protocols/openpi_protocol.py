@@ -21,7 +21,7 @@ from atlas.serving.access import Access, Limits, Listening
 from atlas.serving.policy_service import Answer, PolicyService, failed
 from atlas.serving.protocols.client_layout import ObservationReader
 from atlas.serving.protocols.websocket_server import close_with_error, listen, receive, send
-from atlas.serving.served_policy import ServedPolicy, seed_of_new_episode
+from atlas.serving.served_policy import ClientEntry, ServedPolicy
 from atlas.system.array_codec import pack, unpack
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class OpenpiProtocol:
     def __init__(self, service: PolicyService, reader: ObservationReader, sends: int, limits: Limits) -> None:
         """sends: how many actions an answer holds."""
         self._service, self._reader, self._limits = service, reader, limits
-        served = ServedPolicy(service.processor, sends)
+        served = ServedPolicy(service.processor, sends, service.follows)
         self._greeting = pack(served.to_message(reader.wanted()))
 
     async def listen(self, access: Access) -> Listening:
@@ -76,11 +76,12 @@ class OpenpiProtocol:
             took_ms = 1000 * (time.monotonic() - begun)
 
     async def _answer(self, session: int, message: Any, begun: float, took_ms: float | None) -> bytes:
-        seed = seed_of_new_episode(message)
+        told = ClientEntry.from_message(message, self._service.processor, self._service.follows)
         observation = self._reader.read(message)
-        if seed is not None:
-            self._service.reset(session, seed)
-        found = await asyncio.wait_for(self._service.act(session, observation), self._limits.answer_seconds)
+        if told.seed is not None:
+            self._service.reset(session, told.seed)
+        acting = self._service.act(session, observation, told.running)
+        found = await asyncio.wait_for(acting, self._limits.answer_seconds)
         return pack({"actions": found.actions, **_timings(found, begun, took_ms)})
 
 
