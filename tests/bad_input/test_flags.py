@@ -102,7 +102,7 @@ OTHERS = [
     line("eval --policy ws://127.0.0.1:1 --env cubes --api-key-file HERE/none", "HERE/none", "No such file"),
     line("eval --policy ws://127.0.0.1:1 --env cubes --layout liber", "Did you mean 'libero'"),
     line("eval --checkpoint HERE --env cubes --layout libero", "--layout", "--policy URL"),
-    line("eval --policy ws://127.0.0.1:1 --env cubes --delay-ms 50", "--delay-ms", "--checkpoint"),
+    line("eval --open-loop HERE --env cubes --delay-ms 50", "--delay-ms", "--checkpoint and --policy"),
     line("eval --checkpoint HERE --env cubes --blend 1", "--blend", "below 1"),
     line("serve --checkpoint HERE", "no policy at HERE"),
     line("serve --checkpoint HERE --port 70000", "--port", "65535"),
