@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from atlas.config.section import Names, Section
 from atlas.errors import InputError
@@ -119,6 +120,38 @@ class SourceGroupConfig(Section):
             percent=self.percent,
             **ends,
         )
+
+
+class StateRotationConfig(Section):
+    """A rotation among the numbers of a state, and the form that the policy is shown it in."""
+
+    columns: tuple[Dimension, Dimension]  # the first dimension and the one after the last, of all that are joined
+    form: RotationForm | OtherForm  # the source's
+    into: RotationForm = "rotation_6d"  # which alone has neither two signs nor jumps
+    unit: Unit = 1.0  # of angles: what 1 stands for, rad
+    names: Names | None = None  # of what it is read into; null: rotation_0, rotation_1, …
+
+    @model_validator(mode="after")
+    def _agree(self) -> StateRotationConfig:
+        _ = self.group  # whose mistakes are these
+        return self
+
+    @property
+    def group(self) -> SourceGroupConfig:
+        """As a group of actions to go to has it."""
+        return SourceGroupConfig(kind="rotation", **self.model_dump())
+
+
+def check_apart(rotations: Sequence[StateRotationConfig]) -> list[StateRotationConfig]:
+    """The rotations in the order of their columns. Raises ValueError where two have the same."""
+    ordered = sorted(rotations, key=lambda rotation: rotation.columns)
+    for first, second in pairwise(ordered):
+        if second.columns[0] < first.columns[1]:
+            raise ValueError(f"the columns {list(first.columns)} and {list(second.columns)} overlap")
+    return ordered
+
+
+StateRotations = Annotated[list[StateRotationConfig], AfterValidator(check_apart)]
 
 
 def numbers_of_form(form: str) -> int:

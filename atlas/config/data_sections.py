@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from atlas.config.action_sections import SourceActionsConfig
+from atlas.config.action_sections import SourceActionsConfig, StateRotations
 from atlas.config.section import Names, NotNegative, Positive, Section, Size, UserPath
 from atlas.errors import InputError
 
@@ -36,6 +36,7 @@ class FeaturesConfig(Section):
 
     cameras: Annotated[dict[str, str], Field(min_length=1)] | None = None  # {name: key of a video or image feature}
     proprio: str | Names | None = None  # a key, or several whose numbers are concatenated
+    proprio_rotations: StateRotations = []  # those among its numbers that the policy is shown in another form
     action: str | Names | None = None  # a key, or several whose numbers are concatenated
     instruction: Literal["task", "subtask"] = "task"  # of each frame: LeRobot's task, or its sub-task
     action_spec: SourceActionsConfig | None = None  # null: told by names and robot_type, or LIBERO's seven numbers

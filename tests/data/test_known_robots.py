@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from atlas.checks.inspection import inspect_dataset
 from atlas.config.data_sections import FeaturesConfig
 from atlas.data import open_dataset
+from atlas.data.proprio import proprio_names
 from atlas.errors import InputError
 from tests.conftest import MakeOnce
 from tests.data.lerobot_folders import edit_feature, edit_info
@@ -122,6 +124,25 @@ def test_columns_are_joined(robot: Callable[[str], Path]) -> None:
     assert [group.kind for group in parts.action_spec.groups] == ["joints", "gripper"]
     assert (parts.numbers().actions == whole.numbers().actions).all()
     assert parts.action_spec.names[0] == "joint_position_0"
+
+
+def test_a_rotation_of_the_state_is_read_in_another_form(robot: Callable[[str], Path]) -> None:
+    """Of seven joints and a gripper, four numbers are taken for a quaternion."""
+    folder = robot("droid")
+    whole = open_dataset(folder)
+
+    found = open_dataset(folder, features=FeaturesConfig(proprio_rotations=[{"columns": [2, 6], "form": "quaternion"}]))
+
+    assert found.proprio_dim == 8 + 2 == found.episode(1).proprio.shape[1]
+    assert [name for name, _ in proprio_names(found)][1:4] == ["joint_1", "rotation_0", "rotation_1"]
+    np.testing.assert_array_equal(found.numbers().proprio[:, [0, 1, 8, 9]], whole.numbers().proprio[:, [0, 1, 6, 7]])
+    assert (found.numbers().actions == whole.numbers().actions).all()
+    first = found.numbers().proprio[:, 2:5]
+    np.testing.assert_allclose(np.linalg.norm(first, axis=1), 1, atol=1e-5)
+    assert found.fingerprint() != whole.fingerprint()
+    beyond = FeaturesConfig(proprio_rotations=[{"columns": [6, 9], "form": "axis_angle"}])
+    with pytest.raises(InputError, match=r"proprio_rotations names the dimensions \[6, 9\], but.*has 8 \(joint_0"):
+        open_dataset(folder, features=beyond)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from atlas.config.action_sections import OtherForm, SourceActionsConfig, SourceGroupConfig, numbers_of_form
-from atlas.data.lerobot.action_columns import action_spec, convert
+from atlas.config.data_sections import FeaturesConfig
+from atlas.data.lerobot.action_columns import action_spec, convert, convert_state, state_names
 from atlas.rotations import from_quaternion, inverse, multiply, to_quaternion
 from atlas.types import ROTATION_NUMBERS
 
@@ -110,6 +111,39 @@ def test_degrees_are_converted_with_their_unit() -> None:
 
     np.testing.assert_allclose(read, [[0, 0, np.pi / 2]], atol=1e-6)
     assert action_spec(source, 10.0).groups[0].unit == 1.0
+
+
+@pytest.mark.parametrize("form", ["quaternion_wxyz", "axis_angle", "euler_zyx"])
+def test_a_states_rotation_becomes_the_policys_form_and_all_else_stays(form: str) -> None:
+    q, episodes = path_over_half_a_turn()
+    turned = in_form(q, form).numpy().astype(np.float32)
+    end = 2 + turned.shape[1]
+    rest = np.arange(len(q) * 3, dtype=np.float32).reshape(-1, 3)
+    values = np.concatenate([rest[:, :2], turned, rest[:, 2:]], axis=1)
+    (rotation,) = FeaturesConfig(proprio_rotations=[{"columns": [2, end], "form": form}]).proprio_rotations
+
+    read = convert_state(values, [rotation], episodes)
+
+    assert read.shape[1] == 2 + 6 + 1
+    np.testing.assert_array_equal(read[:, [0, 1, 8]], rest)
+    np.testing.assert_allclose(read[:, 2:8], in_form(q, "rotation_6d"), atol=1e-5)
+    alone = np.concatenate([convert_state(values[[row]], [rotation]) for row in range(20)])
+    np.testing.assert_allclose(alone, read[:20], atol=1e-6)  # as a robot, which sees no path, has it
+    names = state_names(["x", "y", *"abcd"[: end - 2], "grip"], [rotation])
+    assert names == ["x", "y", *(f"rotation_{number}" for number in range(6)), "grip"]
+
+
+@pytest.mark.parametrize(
+    ("rotations", "message"),
+    [
+        ([{"columns": [0, 4], "form": "quaternion"}, {"columns": [3, 6], "form": "axis_angle"}], "overlap"),
+        ([{"columns": [0, 3], "form": "quaternion"}], "has 4 numbers, but columns has 3"),
+        ([{"columns": [0, 4], "form": "quaternion", "names": ["a"]}], "rotation_6d has 6 numbers"),
+    ],
+)
+def test_rotations_of_a_state_that_cannot_be_are_refused(rotations: list[dict[str, object]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FeaturesConfig.model_validate({"proprio_rotations": rotations})
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,19 @@ def test_lerobots_names_are_known() -> None:
     assert observation.proprio.tolist() == list(range(8))
 
 
+def test_rotations_of_a_state_are_turned_into_the_policys_form(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "cameras: {agentview: front}\nstate: [hand, grip]\ninstruction: task\n"
+        "rotations: [{columns: [3, 7], form: quaternion_wxyz}]\n"
+    )
+    reader = ObservationReader(("agentview",), 10, read_layout(str(tmp_path / "mine.yaml")))
+    message = {"front": image(), "hand": [1, 2, 3, -1, 0, 0, 0], "grip": 0.5, "task": "go"}
+
+    assert reader.read(message).proprio.tolist() == [1, 2, 3, 1, 0, 0, 0, 1, 0, 0.5]
+    with pytest.raises(InputError, match="state of 8 numbers, and 'hand' has 2, 'grip' has 1"):
+        reader.read(message | {"hand": [1, 2]})
+
+
 def test_droids_state_is_joined() -> None:
     reader = ObservationReader(("exterior_image_1_left", "wrist_image_left"), 8)
 

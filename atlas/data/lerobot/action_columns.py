@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from atlas.config.action_sections import SourceActionsConfig, SourceGroupConfig
+from atlas.config.action_sections import SourceActionsConfig, SourceGroupConfig, StateRotationConfig
 from atlas.data.hdf5.gripper_values import map_gripper
 from atlas.rotations import from_quaternion, nearest_half, path_signs, to_quaternion, unwrapped
 from atlas.types import LIBERO_GROUPS, ActionGroup, ActionSpec, RotationForm
@@ -68,6 +68,31 @@ def convert(values: np.ndarray, source: SourceActionsConfig, episodes: Sequence[
     grip = values[:, [source.gripper]]
     grip = map_gripper(grip, source.gripper_open, source.gripper_closed)
     return np.concatenate([position, rotation, grip], axis=1).astype(np.float32)
+
+
+def convert_state(
+    values: np.ndarray, rotations: Sequence[StateRotationConfig], episodes: Sequence[slice] = ()
+) -> np.ndarray:
+    """States [N, source dimensions] as float32 [N, P], with these rotations, which are in the order of their columns,
+    in the forms that they are read into, as `convert` reads those of targets."""
+    rows, parts, place = episodes or [slice(0, len(values))], [], 0
+    for rotation in rotations:
+        parts += [values[:, place : rotation.columns[0]], _group(values, rotation.group, rows)]
+        place = rotation.columns[1]
+    return np.concatenate([*parts, values[:, place:]], axis=1).astype(np.float32)
+
+
+def state_names(names: Sequence[str], rotations: Sequence[StateRotationConfig]) -> list[str]:
+    """What the numbers of `convert_state` are called. names: of all of the source's dimensions."""
+    found, place = [], 0
+    for number, rotation in enumerate(rotations):
+        label = "rotation" if len(rotations) == 1 else f"rotation_{number}"
+        group = rotation.group
+        own = list(names[rotation.columns[0] : rotation.columns[1]]) if not group.converts else None
+        made = [f"{label}_{axis}" for axis in range(group.width)]
+        found += [*names[place : rotation.columns[0]], *(rotation.names or own or made)]
+        place = rotation.columns[1]
+    return [*found, *names[place:]]
 
 
 def source_column(source: SourceActionsConfig, dimension: int) -> int:

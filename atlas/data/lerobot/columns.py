@@ -20,7 +20,7 @@ import pyarrow as pa
 from atlas.config.action_sections import SourceActionsConfig
 from atlas.data.caches.arrays import map_array
 from atlas.data.hdf5.gripper_values import is_zero_to_one, open_and_closed
-from atlas.data.lerobot.action_columns import convert, gripper_fits, source_column
+from atlas.data.lerobot.action_columns import convert, convert_state, gripper_fits, source_column
 from atlas.data.lerobot.episodes import TASK_KEY, Episodes
 from atlas.data.lerobot.features import Features
 from atlas.data.lerobot.info import Info
@@ -111,8 +111,14 @@ def _write(folder: Path, root: Path, info: Info, features: Features, episodes: E
         )
     parts = {"proprio": [f.key for f in features.proprio], "timestamp": ["timestamp"]}
     parts |= {name: [key] for name, key in (("reward", _REWARD), ("success", _SUCCESS)) if _is_scalar(info, key)}
-    widths = {"proprio": features.proprio_dim}
-    out = {name: _create(folder, name, (frames, widths[name]) if name in widths else (frames,)) for name in parts}
+    widths = {"proprio": features.stored_proprio_dim}
+    out: dict[str, np.ndarray] = {
+        name: _create(folder, name, (frames, widths[name]) if name in widths else (frames,))
+        for name in parts
+        if name != "proprio" or not features.rotations
+    }
+    if features.rotations:  # turned when all of it is here
+        out["proprio"] = np.empty((frames, features.stored_proprio_dim), np.float32)
     tasks = _create(folder, "task", (frames,)) if episodes.several_tasks else None
     source_actions = np.empty((frames, features.action.shape[0]), np.float32)
     first = np.cumsum(episodes.length) - episodes.length
@@ -137,7 +143,12 @@ def _write(folder: Path, root: Path, info: Info, features: Features, episodes: E
     proprio = [np.asarray(out["proprio"][rows]) for rows in rows_of]
     actions, notes = _convert(source_actions, rows_of, proprio, features, info)
     _create(folder, "action", actions.shape)[:] = actions
+    if features.rotations:
+        turned = _turned(out["proprio"], rows_of, features, info)
+        out["proprio"] = _create(folder, "proprio", turned.shape)
+        out["proprio"][:] = turned
     for array in (*out.values(), *([] if tasks is None else [tasks])):
+        assert isinstance(array, np.memmap)
         array.flush()
     return notes
 
@@ -189,6 +200,19 @@ def _convert(
                 f"(closed). Say what it is in data.features.action_spec: {ends}."
             )
     return converted, notes
+
+
+def _turned(values: np.ndarray, rows_of: Sequence[slice], features: Features, info: Info) -> np.ndarray:
+    """The proprio with its rotations in the forms that they are read into. Raises InputError for one that is none."""
+    for rotation in features.rotations:
+        wrong = np.flatnonzero(~np.isfinite(values[:, slice(*rotation.columns)]).all(1))
+        if len(wrong):
+            episode = next(number for number, rows in enumerate(rows_of) if rows.start <= wrong[0] < rows.stop)
+            raise InputError(
+                f"{info.root}: in episode {episode} the proprio's dimensions {list(rotation.columns)}, which "
+                "data.features.proprio_rotations calls a rotation, hold numbers that are not finite."
+            )
+    return convert_state(values, features.rotations, rows_of)
 
 
 def _zero_to_one(

@@ -145,12 +145,13 @@ class LeRobotDataset:
     @property
     def has_libero_proprio(self) -> bool:
         """Whether the proprio is known to be LIBERO's eight numbers."""
-        return self._features.libero is not None or (self._extras is not None and self._extras.libero_proprio)
+        known = self._features.libero is not None or (self._extras is not None and self._extras.libero_proprio)
+        return known and not self._features.rotations
 
     @property
     def proprio_names(self) -> list[str]:
         """The dataset's names for the numbers of the proprio; fewer if it does not name all."""
-        return [name for feature in self._features.proprio for name in feature.names]
+        return self._features.proprio_names
 
     def frame_tasks(self, index: int) -> np.ndarray | None:
         """int64 [T], an index into `tasks` for each frame of an episode; None if all have the same."""
@@ -359,6 +360,7 @@ class LeRobotDataset:
         keys = [feature.key for feature in features.proprio]
         more = (self._source.number.tolist(),) if self._source.partial else ()
         more = more if features.source.groups is None else (*more, features.source.groups)
+        more = (*more, features.rotations) if features.rotations else more
         more = (*more, self._source.task_key, self._source.tasks) if self._source.several_tasks else more
         return repr((FORMAT, features.source, features.action.key, keys, features.libero, features.stated, *more))
 

@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from atlas.config.action_sections import SourceActionsConfig
+from atlas.config.action_sections import SourceActionsConfig, StateRotationConfig
 from atlas.config.data_sections import FeaturesConfig
 from atlas.data.image_geometry import Orientation
-from atlas.data.lerobot.action_columns import action_spec, describe
+from atlas.data.lerobot.action_columns import action_spec, describe, state_names
 from atlas.data.lerobot.extras import Extras
 from atlas.data.lerobot.info import Feature, Info
 from atlas.data.lerobot.known_robots import KnownRobot, known_robot, suggested_yaml
@@ -79,10 +79,27 @@ class Features:
     unlike: str | None = None  # why it is not taken for LIBERO although its features have a conversion's names
     depth: tuple[str, ...] = ()  # depth images, which are left out
     robot: KnownRobot | None = None  # whose names the actions have, if nothing else says what they mean
+    rotations: tuple[StateRotationConfig, ...] = ()  # of the proprio, that are read into another form
+
+    @property
+    def stored_proprio_dim(self) -> int:
+        """How many numbers the dataset has."""
+        return sum(feature.shape[0] for feature in self.proprio)
 
     @property
     def proprio_dim(self) -> int:
-        return sum(feature.shape[0] for feature in self.proprio)
+        """How many of them there are once they are read."""
+        grown = (rotation.group.width - len(rotation.group.span) for rotation in self.rotations)
+        return self.stored_proprio_dim + sum(grown)
+
+    @property
+    def proprio_names(self) -> list[str]:
+        """The dataset's names for the numbers of the proprio; fewer if it does not name all."""
+        names = [name for feature in self.proprio for name in feature.names]
+        if not self.rotations:
+            return names
+        made = [f"state {place}" for place in range(len(names), self.stored_proprio_dim)]
+        return state_names([*names, *made], self.rotations)
 
     @property
     def video_keys(self) -> list[str]:
@@ -127,9 +144,11 @@ def find_features(
         _check_fits(info, action, source)
     elif libero is None and robot is None:
         _check_assumed(info, action)
+    proprios = tuple(_vector(info, key, "proprio") for key in ([proprio] if isinstance(proprio, str) else proprio))
+    _check_rotations(info, proprios, config.proprio_rotations)
     return Features(
         cameras={name: feature for name, feature in found.items() if cameras is None or name in cameras},
-        proprio=tuple(_vector(info, key, "proprio") for key in ([proprio] if isinstance(proprio, str) else proprio)),
+        proprio=proprios,
         action=action,
         action_keys=action_keys,
         source=source,
@@ -141,6 +160,7 @@ def find_features(
         unlike=unlike,
         depth=tuple(key for key, feature in info.features.items() if feature.is_depth_camera),
         robot=robot,
+        rotations=tuple(config.proprio_rotations),
     )
 
 
@@ -249,6 +269,16 @@ def _check_fits(info: Info, action: Feature, source: SourceActionsConfig) -> Non
         )
 
 
+def _check_rotations(info: Info, proprio: Sequence[Feature], rotations: Sequence[StateRotationConfig]) -> None:
+    width = sum(feature.shape[0] for feature in proprio)
+    if rotations and rotations[-1].columns[1] > width:
+        whole = joined(proprio)
+        raise InputError(
+            f"data.features.proprio_rotations names the dimensions {list(rotations[-1].columns)}, but '{whole.key}' in "
+            f"{info.path} has {width}{_named(whole)}."
+        )
+
+
 def _check_assumed(info: Info, action: Feature) -> None:
     """If nothing says what the actions are, they may be LIBERO's; refuse those that cannot be."""
     width, libero = action.shape[0], ActionSpec().dim
@@ -274,6 +304,8 @@ def report(info: Info, features: Features, orientation: Orientation | None) -> N
     """Log what was settled, and warn of what was assumed. orientation: the one that was asked for."""
     cameras = ", ".join(f"{name} = {feature.key}" for name, feature in features.cameras.items())
     proprio = ", ".join(feature.key for feature in features.proprio)
+    turned = [f"{list(r.columns)} {r.form} read as {r.into}" for r in features.rotations]
+    proprio += f" ({', '.join(turned)})" if turned else ""
     if features.robot is not None:
         logger.info("%s: %s.", info.path.parents[1], "; ".join(features.robot.notes))
     logger.info(

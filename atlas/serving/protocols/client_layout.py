@@ -18,7 +18,9 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, ValidationError
 
+from atlas.config.action_sections import StateRotations
 from atlas.config.section import Names, Section
+from atlas.data.lerobot.action_columns import convert_state
 from atlas.data.sampling.history import ONE_FRAME, History
 from atlas.errors import InputError, did_you_mean
 from atlas.system.documents import read_yaml
@@ -37,6 +39,7 @@ class ClientLayout(Section):
     camera_prefix: str | None = None  # in front of the policy's camera, where the client calls it the same
     state: Names  # keys whose numbers follow each other
     instruction: Annotated[list[str], Field(min_length=1)]  # the key, or several of which a client has one
+    rotations: StateRotations = []  # of the state: as data.features.proprio_rotations has them
 
     def camera_key(self, camera: str) -> str | None:
         """The client's key for one of the policy's cameras; None where the layout has none."""
@@ -176,7 +179,7 @@ class ObservationReader:
                 f"{self._history.stride} control steps apart; before an episode's first frame, that frame again."
             )
         return (
-            f"This policy takes {images} ({each}), {state} ({self._proprio_dim} numbers in all) and "
+            f"This policy takes {images} ({each}), {state} ({self._state_dim(layout)} numbers in all) and "
             f"'{layout.instruction[0]}' (a text).{frames}"
         )
 
@@ -217,14 +220,20 @@ class ObservationReader:
             raise InputError(f"The message lacks {_listed(missing)}. {self.wanted(layout)}")
         parts = [_numbers(key, found[key]) for key in keys]
         state = np.concatenate(parts)
-        if len(state) != self._proprio_dim:
+        if len(state) != self._state_dim(layout):
             sizes = ", ".join(f"'{key}' has {len(part)}" for key, part in zip(keys, parts, strict=True))
             raise InputError(
-                f"The policy takes a state of {self._proprio_dim} numbers, and {sizes}. {self.wanted(layout)}"
+                f"The policy takes a state of {self._state_dim(layout)} numbers, and {sizes}. {self.wanted(layout)}"
             )
         if not np.isfinite(state).all():
             raise InputError(f"The state {_listed(keys)} holds numbers that are not finite: {state.tolist()}.")
-        return state
+        turned: np.ndarray = convert_state(state[None], layout.rotations)[0] if layout.rotations else state
+        return turned
+
+    def _state_dim(self, layout: ClientLayout) -> int:
+        """How many numbers a client's state has: before its rotations are turned into the policy's form."""
+        grown = (rotation.group.width - len(rotation.group.span) for rotation in layout.rotations)
+        return self._proprio_dim - sum(grown)
 
     def _instruction(self, layout: ClientLayout, found: Mapping[str, Any]) -> str:
         key = next((key for key in layout.instruction if key in found), None)
