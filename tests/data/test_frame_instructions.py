@@ -121,27 +121,59 @@ def test_a_frame_with_a_task_that_its_episode_does_not_have_is_refused(robot: Pa
         _ = open_dataset(root).numbers()
 
 
-def with_subtasks(root: Path) -> Path:
+def with_column(root: Path, key: str, values: pa.Array, dtype: str) -> None:
     path = rows_of(root)
-    table = pq.read_table(path)
-    frame = table.column("frame_index").to_numpy()
-    parts = np.where(frame < 3, -1, np.where(frame < CHANGE, 0, 1))
-    pq.write_table(table.append_column("subtask_index", pa.array(parts)), path)
-    names = pa.table({"subtask_index": [0, 1], "subtask": ["reach", "pull"]})
-    pq.write_table(names, root / "meta" / "subtasks.parquet")
+    pq.write_table(pq.read_table(path).append_column(key, values), path)
     features = json.loads((root / "meta/info.json").read_text())["features"]
-    edit_info(root, features=features | {"subtask_index": {"dtype": "int64", "shape": [1], "names": None}})
-    return root
+    edit_info(root, features=features | {key: {"dtype": dtype, "shape": [1], "names": None}})
 
 
-def test_sub_tasks_are_instructions_where_they_are_asked_for(robot: Path) -> None:
-    root = with_subtasks(robot)
+def numbered_subtasks(root: Path, index: str) -> None:
+    """As LeRobot 0.4.4 and 0.5 have them: a table of pandas with the texts as its index, which has a name or none."""
+    frame = pq.read_table(rows_of(root)).column("frame_index").to_numpy()
+    numbers = np.where(frame < 3, -1, np.where(frame < CHANGE, 0, 1))
+    with_column(root, "subtask_index", pa.array(numbers), "int64")
+    columns = {"subtask_index": [0, 1], "who": ["a person", "a model"], index: ["reach", "pull"]}
+    pq.write_table(pa.table(columns), root / "meta" / "subtasks.parquet")
+
+
+def said_subtasks(root: Path) -> None:
+    """As later versions have them: each frame has all that is said of its episode, with the times from which it
+    holds."""
+    table = pq.read_table(rows_of(root))
+    times = table.column("timestamp").to_numpy()
+    rows = [
+        ("user", "open it, please", "task_aug", 0.0),
+        ("assistant", "pull", "subtask", float(times[CHANGE])),
+        ("assistant", "reach", "subtask", float(times[3])),
+        ("assistant", "first reach, then pull", "plan", 0.0),
+    ]
+    keys = ("role", "content", "style", "timestamp", "camera", "tool_calls")
+    said = [dict(zip(keys, (*row, None, None), strict=True)) for row in rows]
+    texts = [pa.field(key, pa.string()) for key in ("role", "content", "style")]
+    more = [pa.field("camera", pa.string()), pa.field("tool_calls", pa.list_(pa.string()))]
+    kind = pa.list_(pa.struct([*texts, pa.field("timestamp", pa.float32()), *more]))
+    with_column(root, "language_persistent", pa.array([said] * len(table), kind), "language")
+
+
+SUBTASKS = {
+    "numbered": lambda root: numbered_subtasks(root, "subtask"),
+    "numbered without a name": lambda root: numbered_subtasks(root, "__index_level_0__"),
+    "said": said_subtasks,
+}
+
+
+@pytest.mark.parametrize("way", SUBTASKS)
+def test_sub_tasks_are_instructions_where_they_are_asked_for(way: str, robot: Path) -> None:
+    SUBTASKS[way](robot)
+    root = robot
 
     dataset = open_dataset(root, features=FeaturesConfig(instruction="subtask"))
 
     length = int(dataset.lengths[1])
     assert frame_instructions(dataset, 1) == [TASKS[1]] * 3 + ["reach"] * (CHANGE - 3) + ["pull"] * (length - CHANGE)
     assert frame_instructions(open_dataset(root), 1) == [TASKS[1]] * length
+    assert dataset.fingerprint() != open_dataset(root).fingerprint()
 
 
 def test_sub_tasks_that_are_not_there_are_refused(robot: Path) -> None:

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 _NOTES = "notes.json"  # written last: what was noticed while the numbers were read
 _SHOWN_FROM_FILES = 50  # fewer are read too fast for a progress bar
 _OWN = ("timestamp", "episode_index", "frame_index", "task_index")
+_SAME_TIME = 1e-4  # seconds
 _REWARD, _SUCCESS = "next.reward", "next.success"
 
 
@@ -309,6 +310,8 @@ class DataFile:
 
     def tasks(self, episodes: Episodes, here: np.ndarray) -> np.ndarray:
         """int64 [rows]: each row's instruction, an index into the episodes' tasks; -1 for one that they do not know."""
+        if episodes.task_spans is not None:
+            return self._tasks_by_time(episodes, here)
         known = episodes.source_task
         found, which = np.unique(self._own(episodes.task_key), return_inverse=True)
         task = np.array([known.get(int(number), -1) for number in found], np.int64)[which]
@@ -316,6 +319,16 @@ class DataFile:
             return task
         unsaid = self._own(episodes.task_key) < 0
         return np.where(unsaid, np.repeat(episodes.task[here], episodes.length[here]), task)
+
+    def _tasks_by_time(self, episodes: Episodes, here: np.ndarray) -> np.ndarray:
+        assert episodes.task_spans is not None
+        task = np.repeat(episodes.task[here], episodes.length[here])
+        times, ends = self._own("timestamp").astype(np.float64), np.cumsum(episodes.length[here])
+        for place, end in zip(here.tolist(), ends.tolist(), strict=True):
+            rows, (starts, tasks) = slice(end - int(episodes.length[place]), end), episodes.task_spans[place]
+            span = np.searchsorted(starts, times[rows] + _SAME_TIME, "right") - 1
+            task[rows] = np.where(span >= 0, tasks[span] if len(tasks) else 0, task[rows])
+        return task
 
     @property
     def _mend(self) -> str:

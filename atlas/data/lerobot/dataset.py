@@ -23,6 +23,7 @@ from atlas.data.lerobot.features import find_features, report
 from atlas.data.lerobot.image_copies import copy_images, sizes_in
 from atlas.data.lerobot.images import ParquetImages
 from atlas.data.lerobot.info import INFO, Feature, read_info
+from atlas.data.lerobot.subtasks import with_subtasks
 from atlas.data.lerobot.whole import check_whole
 from atlas.data.noops import without_noops
 from atlas.data.origin import mend
@@ -79,8 +80,9 @@ class LeRobotDataset:
         self.environment = self._extras.environment if self._extras else None
         self._images = ParquetImages()
         self._copied = False
-        subtasks = features is not None and features.instruction == "subtask"
-        self._source = read_episodes(path, self._info, self._features.video_keys, subtasks, instruction)
+        self._source = read_episodes(path, self._info, self._features.video_keys, instruction)
+        if features is not None and features.instruction == "subtask":
+            self._source = with_subtasks(self._source, path, self._info)
         if skip_damaged:
             self._source = self._undamaged()
         elif nowhere := self._source.without_place():
@@ -362,6 +364,7 @@ class LeRobotDataset:
         more = more if features.source.groups is None else (*more, features.source.groups)
         more = (*more, features.rotations) if features.rotations else more
         more = (*more, self._source.task_key, self._source.tasks) if self._source.several_tasks else more
+        more = (*more, "subtasks by time") if self._source.task_spans is not None else more
         return repr((FORMAT, features.source, features.action.key, keys, features.libero, features.stated, *more))
 
     def _digest_of(self, files: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from atlas.errors import InputError
 
 # Marks that GR00T's datasets store beside an episode's instruction, and which are not instructions.
 _VALID, _INVALID = "valid", "invalid"
-TASK_KEY, _SUBTASK_KEY = "task_index", "subtask_index"
+TASK_KEY, _UNNAMED_INDEX = "task_index", "__index_level_0__"
 _MOST_FRAMES = 10**8  # per episode; a larger number is damaged
 
 
@@ -30,6 +30,10 @@ class VideoPlaces:
     files: list[str]  # relative to the dataset's folder
     file: np.ndarray  # int64 [episodes], index into files; -1 if the metadata does not say
     start: np.ndarray  # float64 [episodes], seconds into the file; NaN if the metadata does not say
+
+
+# The seconds from which on an episode's frames have another instruction, float64 [n] in order, and which, int64 [n].
+TaskSpans = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Episodes:
     row: np.ndarray  # the first row in the file
     videos: Mapping[str, VideoPlaces]  # by key
     task_key: str = TASK_KEY  # the column that numbers the frames' instructions
+    task_spans: Sequence[TaskSpans] | None = None  # of each episode; None where frames have numbers
     partial: bool = False  # whether some of the dataset's episodes, or rows of its files, are left out
 
     def all_files(self) -> list[str]:
@@ -85,6 +90,7 @@ class Episodes:
             task_sets=[tuple(place[task] for task in self.task_sets[i]) for i in kept],
             untold=self.untold[kept],
             task_key=self.task_key,
+            task_spans=None if self.task_spans is None else [self._span(i, place) for i in kept.tolist()],
             source_task={number: place[i] for number, i in self.source_task.items() if i in place},
             number=self.number[kept],
             length=self.length[kept],
@@ -96,6 +102,11 @@ class Episodes:
             partial=True,
         )
 
+    def _span(self, index: int, place: Mapping[int, int]) -> TaskSpans:
+        assert self.task_spans is not None
+        times, tasks = self.task_spans[index]
+        return times, np.array([place[int(task)] for task in tasks], np.int64)
+
 
 def _used_places(places: VideoPlaces, kept: np.ndarray) -> VideoPlaces:
     used, which = np.unique(places.file[kept], return_inverse=True)
@@ -103,15 +114,11 @@ def _used_places(places: VideoPlaces, kept: np.ndarray) -> VideoPlaces:
     return VideoPlaces([places.files[i] for i in used[unknown:]], which.reshape(-1) - unknown, places.start[kept])
 
 
-def read_episodes(
-    root: Path, info: Info, video_keys: Sequence[str], subtasks: bool = False, instruction: str | None = None
-) -> Episodes:
-    """Read the metadata of all episodes, and their places in the videos. subtasks: frames' instructions are those of
-    meta/subtasks. instruction: of episodes that have none. Raises InputError that names file and key."""
+def read_episodes(root: Path, info: Info, video_keys: Sequence[str], instruction: str | None = None) -> Episodes:
+    """Read the metadata of all episodes, and their places in the videos. instruction: of episodes that have none.
+    Raises InputError that names file and key."""
     read = _read_version_2 if info.one_file_an_episode else _read_version_3
     episodes = _with_instruction(read(root, info, video_keys), root, instruction)
-    if subtasks:
-        episodes = _with_subtasks(episodes, root, info)
     for what, said, found in (
         ("total_episodes", info.episodes, len(episodes.length)),
         ("total_frames", info.frames, int(episodes.length.sum())),
@@ -146,26 +153,6 @@ def _with_instruction(episodes: Episodes, root: Path, instruction: str | None) -
         task=np.array([now[task] for task in episodes.task], np.int64),
         task_sets=[tuple(dict.fromkeys(now[task] for task in each)) for each in episodes.task_sets],
         source_task={number: now[task] for number, task in episodes.source_task.items()},
-    )
-
-
-def _with_subtasks(episodes: Episodes, root: Path, info: Info) -> Episodes:
-    """With the frames' sub-tasks as their instructions; a frame that has none, which is -1, has its episode's task.
-    Raises InputError where the dataset has none."""
-    if _SUBTASK_KEY not in info.features:
-        raise InputError(
-            f"data.features.instruction is subtask, but {info.path} has no feature '{_SUBTASK_KEY}', by which LeRobot "
-            "numbers the frames' sub-tasks; leave it out."
-        )
-    known = _numbered_texts(root, info, "subtasks", _SUBTASK_KEY)[1]
-    tasks = list(dict.fromkeys([*episodes.tasks, *known.values()]))
-    every = tuple(dict.fromkeys(tasks.index(text) for text in known.values()))
-    return replace(
-        episodes,
-        tasks=tasks,
-        task_sets=[(int(task), *(each for each in every if each != task)) for task in episodes.task],
-        source_task={number: tasks.index(text) for number, text in known.items()},
-        task_key=_SUBTASK_KEY,
     )
 
 
@@ -308,10 +295,10 @@ def task_texts(root: Path, info: Info) -> list[str]:
 
 def _known_tasks(root: Path, info: Info) -> tuple[Path, dict[int, str]]:
     """Where a dataset numbers its tasks, and {number: text}."""
-    return _numbered_texts(root, info, "tasks", TASK_KEY)
+    return numbered_texts(root, info, "tasks", TASK_KEY)
 
 
-def _numbered_texts(root: Path, info: Info, name: str, key: str) -> tuple[Path, dict[int, str]]:
+def numbered_texts(root: Path, info: Info, name: str, key: str) -> tuple[Path, dict[int, str]]:
     """A table of texts in meta, and {number: text}."""
     if info.one_file_an_episode:
         path = root / "meta" / f"{name}.jsonl"
@@ -322,8 +309,8 @@ def _numbered_texts(root: Path, info: Info, name: str, key: str) -> tuple[Path, 
     columns = [name for name in table.column_names if is_text(table.column(name).type)]
     if not columns:
         raise InputError(f"{path} has no text column, which would hold the tasks.")
-    own = name.removesuffix("s")
-    column = own if own in columns else columns[0]  # older writers leave the index unnamed
+    # The index of a table of pandas: older writers leave it unnamed.
+    column = next((own for own in (name.removesuffix("s"), _UNNAMED_INDEX) if own in columns), columns[0])
     numbers = numbers_of(table, key, np.int64, path).tolist()
     texts = texts_of(table, column, path)
     known = {number: text for number, text in zip(numbers, texts, strict=True) if text is not None}

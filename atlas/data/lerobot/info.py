@@ -30,7 +30,7 @@ class Feature:
     """One column of a dataset, or one of its videos."""
 
     key: str
-    dtype: str  # a numpy name, `image`, `video` or `string`
+    dtype: str  # a numpy name, `image`, `video`, `string` or `language`
     shape: tuple[int, ...]
     names: tuple[str, ...]  # of its numbers, or of an image's dimensions; empty if not stated
     is_depth: bool = False  # whether the images are depth images, however many channels they have
@@ -46,7 +46,7 @@ class Feature:
     @property
     def is_vector(self) -> bool:
         """Whether it is a row of numbers."""
-        return self.dtype not in ("image", "video", "string") and len(self.shape) == 1 and self.shape[0] > 0
+        return self.dtype not in ("image", "video", "string", "language") and len(self.shape) == 1 and self.shape[0] > 0
 
     @property
     def _is_picture(self) -> bool:
