@@ -52,7 +52,11 @@ class EpisodeOutcome:
         failure = values.get("failure")
         if failure not in (None, *FAILURE_KINDS):
             raise ValueError(f"failure is {failure!r}")
-        more = {"failure": failure, "failed_at": values.get("failed_at"), "judged": bool(values.get("judged", True))}
+        more: dict[str, Any] = {
+            "failure": failure,
+            "failed_at": values.get("failed_at"),
+            "judged": bool(values.get("judged", True)),
+        }
         return cls(**{name: values[name] for name in _OUTCOME_FIELDS}, **more)
 
 

@@ -52,7 +52,7 @@ ROWS = of_part(
     ),
     (
         "atlas/serving/protocols/openpi_protocol.py",
-        "            self._service.reset(session, seed)\n",
+        "            self._service.reset(session, told.seed)\n",
         "            self._service.reset(session)\n",
         "a served policy draws other random numbers than the same policy without a server",
         f"{SERVING}/test_policy_client.py::test_its_actions_are_those_of_the_policy",

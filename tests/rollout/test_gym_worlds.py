@@ -124,7 +124,7 @@ def test_episodes_run_side_by_side_and_are_filmed(tmp_path: Path) -> None:
         evaluator.close()
 
     assert [o.reward for o in together] == [o.reward for o in alone] and len({o.reward for o in together}) == 3
-    assert [film.name for film in tmp_path.iterdir()] == ["episode_000_failure.mp4"]
+    assert [film.name for film in tmp_path.iterdir()] == ["episode_000_ended.mp4"]
 
 
 @pytest.mark.parametrize(
