@@ -13,6 +13,7 @@ import yaml
 from atlas.config import Config
 from atlas.data.statistics import DatasetStatistics
 from atlas.policies.processor import PolicyProcessor
+from atlas.registry.wandb_variables import DEFAULT_PROJECT
 from atlas.report.curve_drawing import number
 from atlas.report.first_screen import statuses
 from atlas.report.learning_sections import setting
@@ -112,6 +113,8 @@ def default_differences(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]
     """{key: (the run's value, the default job's)}; None for a key that only one of them has."""
     default = Run("default", _HERE, Config().model_dump(mode="json"))
     found = differing_settings([Run("run", _HERE, dict(config)), default])
+    if found.get("wandb.project", {}).get("run") == DEFAULT_PROJECT:  # what a run that named none has written
+        del found["wandb.project"]
     return {key: (values.get("run"), values.get("default")) for key, values in found.items()}
 
 

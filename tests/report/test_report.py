@@ -48,7 +48,8 @@ def film(path: Path) -> None:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A finished run of 4 episodes, one of which failed and was filmed; what is from outside tries to get out."""
-    folder = write_run(tmp_path / "a<b>", "training.max_steps=100", "data.batch_size=32", curves=CURVES)
+    overrides = ["training.max_steps=100", "data.batch_size=32", "wandb.project=atlas-vla"]
+    folder = write_run(tmp_path / "a<b>", *overrides, curves=CURVES)
     each = {"episodes": 4, "successes": 3, "success_rate": 0.75}
     file = write_evaluation(folder, [True, True, False, True], per_instruction={EVIL: each})
     file.write_text(file.read_text().replace('"lift"', json.dumps(EVIL)))
