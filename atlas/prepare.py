@@ -117,7 +117,7 @@ def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> Pre
 
 def _open_data(prepared: PreparedRun) -> TrainingData:
     """The data of a run, split, before its caches are filled. Raises InputError."""
-    from atlas.data import open_configured
+    from atlas.data.formats import open_configured
     from atlas.data.training_data import split_data
 
     config = prepared.config

@@ -128,7 +128,7 @@ def endless(samples: int) -> Iterator[list[int]]:
 
 
 def atlas(path: Path, seconds: float, frame_cache: Path | None = None) -> float:
-    from atlas.data import open_dataset
+    from atlas.data.formats import open_dataset
     from atlas.data.sampling.chunks import ChunkDataset
     from atlas.data.sampling.loader import make_loader
 

@@ -49,7 +49,7 @@ def measure(root: Path, cache: Path) -> str:
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from atlas.data import open_dataset\n"
+        "from atlas.data.formats import open_dataset\n"
         "import logging; logging.disable()\n"
         "peak = lambda: int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024\n"
         "before = peak()\n"

@@ -17,7 +17,7 @@ from gpu_job import Job, overrides_of, vggt_of
 from gpu_runs import train
 
 from atlas.config import load_config
-from atlas.data import open_dataset
+from atlas.data.formats import open_dataset
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.environments.rendering import RenderingGPU
 from atlas.policies.feature_cache_filling import begin_cache, fill_cache, frozen_encoder

@@ -28,8 +28,8 @@ from planted_bugs import DATA_PLANTS
 
 from atlas.checks.data_check import check_data
 from atlas.config import load_config
-from atlas.data import open_dataset
 from atlas.data.convert import Conversion, convert
+from atlas.data.formats import open_dataset
 
 CLEAN = "nothing"
 _BAD = {"warn", "warning", "error", "fail", "failed", "high", "medium", "critical", "major", "minor"}

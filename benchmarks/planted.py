@@ -31,7 +31,7 @@ from atlas.checks.context import CheckContext
 from atlas.checks.data_check import CHECKS, run_checks
 from atlas.checks.finding import Finding
 from atlas.config import load_config
-from atlas.data import open_dataset
+from atlas.data.formats import open_dataset
 from atlas.data.inputs import summarise_inputs
 from atlas.data.sampling.loader import make_loader
 from atlas.data.sampling.split import split_episodes

@@ -13,7 +13,7 @@ from changed_data import Changed
 from torch import nn
 
 from atlas.checkpoints.contents import load_trained_weights
-from atlas.data import open_dataset
+from atlas.data.formats import open_dataset
 from atlas.data.image_geometry import fit_images
 from atlas.data.statistics import ColumnStatistics
 from atlas.policies.base import Policy

@@ -17,9 +17,9 @@ from atlas.checks.data_check import check_data
 from atlas.checks.inspection import inspect_dataset
 from atlas.config import load_config
 from atlas.config.data_sections import FeaturesConfig
-from atlas.data import open_configured, open_dataset
 from atlas.data.convert import Conversion, convert
 from atlas.data.episode import EpisodeDataset
+from atlas.data.formats import open_configured, open_dataset
 from atlas.errors import InputError
 from atlas.policies.base import load_policy
 from atlas.types import ActionGroup, ActionSpec

@@ -100,8 +100,14 @@ def test_the_schema_knows_the_sections() -> None:
     assert set(config_schema()["properties"]) == set(Config.model_fields)
 
 
-def test_the_config_is_read_without_torch() -> None:
-    code = "import sys, atlas.config; atlas.config.load_config(); sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    "what",
+    ["import atlas.config; atlas.config.load_config()", "import atlas.rollout.workers, atlas.environments.cubes"],
+    ids=["the config is read", "a world is played in a process of its own"],
+)
+def test_torch_is_not_needed_where(what: str) -> None:
+    """It takes more than a second and 200 MB of each process."""
+    code = f"import sys; {what}; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -17,8 +17,8 @@ from atlas.checks.stats import check_stats
 from atlas.checks.video_check import check_video
 from atlas.checks.view_page import check_view
 from atlas.config import Config, DataConfig
-from atlas.data import open_dataset
 from atlas.data.episode import EpisodeDataset
+from atlas.data.formats import open_dataset
 from atlas.data.hdf5.reader import HDF5_SUFFIXES
 from atlas.data.sampling.split import split_dataset
 from atlas.environments.catalog import make_environment

@@ -14,7 +14,7 @@ from atlas.checks.acting.diagnosis import diagnose
 from atlas.checks.data_check import check_data
 from atlas.checks.finding import Finding
 from atlas.config import Config, load_config
-from atlas.data import open_configured
+from atlas.data.formats import open_configured
 from atlas.data.statistics import ColumnStatistics, scaling_of
 from atlas.data.training_data import split_data
 from atlas.environments.gym.gym_name import gym_name

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from atlas.config import SacConfig
-from atlas.data import open_dataset
+from atlas.data.formats import open_dataset
 from atlas.errors import InputError
 from atlas.learning.experience_replay import Replay, draw_mixed
 from atlas.learning.online_run import OnlineRun

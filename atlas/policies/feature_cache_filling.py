@@ -12,9 +12,9 @@ import torch
 from accelerate import Accelerator
 
 from atlas.config import Config, dump_yaml, load_config
-from atlas.data import open_configured
 from atlas.data.caches.feature_cache import CacheLayout, FeatureCache
 from atlas.data.episode import EpisodeDataset
+from atlas.data.formats import open_configured
 from atlas.data.sampling.augment import Augmenter
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.data.sampling.loader import make_loader, worker_count

@@ -24,8 +24,9 @@ from atlas.rollout.chunk_timeline import Blend
 from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
 from atlas.rollout.episode_player import Segment
 from atlas.rollout.experience import Played
+from atlas.rollout.filming.attention_column import Look
 from atlas.rollout.filming.film_choice import films_of_episodes
-from atlas.rollout.filming.looks import Look, WatchedActor
+from atlas.rollout.filming.watched_actor import WatchedActor
 from atlas.rollout.input_recorder import InputRecorder, RecordedActor
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.rollout.traces import Film, Trace

@@ -19,9 +19,8 @@ from PIL import Image, ImageOps
 
 from atlas.environments.environment import Environment, Pictured, Simulator, StepResult
 from atlas.environments.scene_variation import AS_IT_IS, SceneVariation, VariableScene
-from atlas.rollout.filming.attention_column import AttentionColumn
+from atlas.rollout.filming.attention_column import AttentionColumn, Look
 from atlas.rollout.filming.films import FilmDrawing
-from atlas.rollout.filming.looks import Look
 from atlas.rollout.success_report import Verdict
 from atlas.types import Observation
 

@@ -24,8 +24,8 @@ from atlas.checks.stats import check_stats
 from atlas.cli.commands.data_commands import data_app
 from atlas.config import Config, DataConfig
 from atlas.config.model_section import ProcessorConfig
-from atlas.data import open_dataset
 from atlas.data.episode import Episode, EpisodeDataset
+from atlas.data.formats import open_dataset
 from atlas.data.sampling.split import split_episodes
 from atlas.environments.cubes import INSTRUCTIONS, CubesEnvironment
 from atlas.errors import InputError

@@ -13,8 +13,8 @@ import pytest
 from atlas.checks.acting.diagnosis import diagnose
 from atlas.checks.finding import Finding
 from atlas.config import Config, load_config
-from atlas.data import open_dataset
 from atlas.data.episode import EpisodeDataset
+from atlas.data.formats import open_dataset
 from atlas.data.inputs import TrainingInputs, summarise_inputs
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
 from atlas.errors import InputError

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from atlas.config import AugmentConfig
-from atlas.data import open_dataset
+from atlas.data.formats import open_dataset
 from atlas.data.image_geometry import ORIENTATIONS, fit_images, turn_upright
 from atlas.data.sampling.augment import Augmenter
 from atlas.data.sampling.chunks import ChunkDataset

@@ -17,9 +17,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from atlas.cli import app
-from atlas.data import open_dataset
 from atlas.data.convert import Conversion, convert
 from atlas.data.episode import EpisodeDataset
+from atlas.data.formats import open_dataset
 from atlas.data.lerobot.writing import writer
 from atlas.data.lerobot.writing.writer_statistics import count_levels, of_images
 from atlas.environments.cubes import INSTRUCTIONS

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import atlas
 from atlas.config import Config, load_config
-from atlas.data import open_dataset
 from atlas.data.caches.feature_cache import CacheLayout, FeatureCache
+from atlas.data.formats import open_dataset
 from atlas.data.sampling.augment import Augmenter
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.data.sampling.randomness import sample_keys

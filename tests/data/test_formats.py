@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from atlas.data import open_dataset as open_with
 from atlas.data.episode import EpisodeDataset
+from atlas.data.formats import open_dataset as open_with
 from atlas.data.image_geometry import ORIENTATIONS, turn_upright
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.errors import InputError

@@ -13,9 +13,9 @@ import pytest
 from atlas.checks.inspection import inspect_dataset
 from atlas.config import load_config
 from atlas.config.data_sections import FeaturesConfig
-from atlas.data import open_configured, open_dataset
 from atlas.data.convert import Conversion, convert
 from atlas.data.episode import frame_instructions, frame_tasks
+from atlas.data.formats import open_configured, open_dataset
 from atlas.data.inputs import summarise_inputs
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.errors import InputError

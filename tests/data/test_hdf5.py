@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from atlas.data import open_dataset
+from atlas.data.formats import open_dataset
 from atlas.errors import InputError
 from tests.conftest import MakeLibero
 

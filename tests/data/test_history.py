@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from atlas.config import load_config
-from atlas.data import open_dataset
 from atlas.data.caches.frame_cache import fill_caches, frame_caches
 from atlas.data.episode import EpisodeDataset
+from atlas.data.formats import open_dataset
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.data.sampling.history import ONE_FRAME, History, SeenFrames, recorded_observations
 from atlas.errors import InputError

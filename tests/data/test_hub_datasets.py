@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from atlas.config import DataConfig
-from atlas.data import open_configured, open_dataset
+from atlas.data.formats import open_configured, open_dataset
 from atlas.errors import InputError
 from tests.data.lerobot_folders import FIXTURES, VIDEO, as_version_2
 from tests.data.local_hub import COMMIT, NAME, LocalHub, serving

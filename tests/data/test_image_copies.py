@@ -21,7 +21,7 @@ from PIL import Image
 from atlas.checks.data_check import check_data
 from atlas.checks.inspection import inspect_dataset
 from atlas.config import DataConfig, load_config
-from atlas.data import open_configured, open_dataset
+from atlas.data.formats import open_configured, open_dataset
 from atlas.data.lerobot import image_copies
 from atlas.data.lerobot.image_copies import copy_images, open_copy, sizes_in
 from atlas.data.lerobot.images import ParquetImages

@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from atlas.data import open_dataset
 from atlas.data.caches import filtered_demos as kept_demos
 from atlas.data.episode import EpisodeDataset
+from atlas.data.formats import open_dataset
 from atlas.errors import InputError
 from atlas.system.process_control import pool
 from tests.conftest import MakeLibero

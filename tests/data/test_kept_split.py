@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas.data import open_dataset
 from atlas.data.episode import Side
+from atlas.data.formats import open_dataset
 from atlas.data.sampling.kept_split import KeptSplit, episode_identities
 from atlas.data.sampling.split import deal_new, split_dataset, split_episodes
 from tests.conftest import MakeLibero

@@ -15,7 +15,7 @@ import yaml
 
 from atlas.checks.inspection import inspect_dataset
 from atlas.config.data_sections import FeaturesConfig
-from atlas.data import open_dataset
+from atlas.data.formats import open_dataset
 from atlas.data.proprio import proprio_names
 from atlas.errors import InputError
 from tests.conftest import MakeOnce

@@ -21,7 +21,7 @@ import atlas
 from atlas.config import DataConfig, dump_yaml, load_config
 from atlas.config.action_sections import SourceActionsConfig
 from atlas.config.data_sections import FeaturesConfig
-from atlas.data import open_configured, open_dataset
+from atlas.data.formats import open_configured, open_dataset
 from atlas.data.image_geometry import turn_upright
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.errors import InputError

@@ -16,8 +16,8 @@ import pytest
 from atlas.checks.context import CheckContext
 from atlas.checks.video_check import check_video
 from atlas.config import DataConfig
-from atlas.data import open_configured, open_dataset
 from atlas.data.convert import Conversion, convert
+from atlas.data.formats import open_configured, open_dataset
 from atlas.data.lerobot import LeRobotDataset
 from atlas.data.lerobot.features import _LIBERO_DIGESTS, is_libero_task, libero_digest
 from atlas.data.lerobot.tables import parquet_table

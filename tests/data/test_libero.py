@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from atlas.checks.inspection import dataset_warnings
-from atlas.data import open_dataset
 from atlas.data.episode import RecordedEpisode
+from atlas.data.formats import open_dataset
 from atlas.data.hdf5.libero_writer import write_libero_file
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.errors import InputError

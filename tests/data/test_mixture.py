@@ -15,7 +15,7 @@ import torch
 
 import atlas
 from atlas.config import Config, load_config
-from atlas.data import open_configured, open_dataset
+from atlas.data.formats import open_configured, open_dataset
 from atlas.data.hdf5.libero_writer import write_libero_file
 from atlas.data.sampling.balance import describe_draws
 from atlas.data.sampling.order import TrainOrder

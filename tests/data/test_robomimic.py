@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from atlas.config import DataConfig
-from atlas.data import open_configured, open_dataset
+from atlas.data.formats import open_configured, open_dataset
 from atlas.data.sampling.split import split_dataset
 from atlas.errors import InputError
 from tests.conftest import MakeLibero

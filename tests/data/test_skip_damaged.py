@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from atlas.config import DataConfig
-from atlas.data import open_configured
+from atlas.data.formats import open_configured
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.data.video import video_reader
 from atlas.errors import InputError

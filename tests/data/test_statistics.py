@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atlas.data import open_dataset
+from atlas.data.formats import open_dataset
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics, kept_statistics
 from tests.conftest import MakeLibero

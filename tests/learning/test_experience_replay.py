@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
-from atlas.data import open_dataset
+from atlas.data.formats import open_dataset
 from atlas.errors import InputError
 from atlas.learning.experience_replay import Column, Replay, draw_mixed
 from atlas.learning.online_run import start_policy

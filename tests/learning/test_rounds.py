@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import atlas
-from atlas.data import open_dataset
+from atlas.data.formats import open_dataset
 from atlas.environments.cubes import CubesEnvironment
 from atlas.errors import InputError
 from atlas.learning.dagger import Dagger

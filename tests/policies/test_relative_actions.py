@@ -12,9 +12,9 @@ import torch
 
 from atlas.config import load_config
 from atlas.config.model_section import ProcessorConfig
-from atlas.data import open_dataset
 from atlas.data.convert import Conversion, convert
 from atlas.data.episode import EpisodeDataset
+from atlas.data.formats import open_dataset
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.data.sampling.relative_actions import relative_actions
 from atlas.errors import InputError

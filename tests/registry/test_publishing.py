@@ -109,7 +109,7 @@ def test_a_model_says_where_it_comes_from(checkpoint: Path) -> None:
 
 
 def test_the_facts_of_a_run(policy: ModularPolicy, make_libero: Callable[..., Path]) -> None:
-    from atlas.data import open_dataset
+    from atlas.data.formats import open_dataset
 
     config = load_config({"run_name": "my run"})
     dataset = open_dataset(make_libero())

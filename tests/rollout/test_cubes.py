@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atlas.data import open_dataset
+from atlas.data.formats import open_dataset
 from atlas.environments.cubes import AREA_HALF_SIZE_M, CAMERAS, INSTRUCTIONS, MIN_DISTANCE_M, CubesEnvironment
 from atlas.environments.cubes_expert import CubesExpert
 from atlas.errors import InputError

@@ -11,9 +11,8 @@ import pytest
 from PIL import Image
 
 from atlas.environments.environment import Environment
-from atlas.rollout.filming.attention_column import AttentionColumn
+from atlas.rollout.filming.attention_column import AttentionColumn, Look
 from atlas.rollout.filming.film_choice import film_name, film_order, overview, side_by_side, worst_failures
-from atlas.rollout.filming.looks import Look
 from atlas.rollout.success_report import EpisodeOutcome
 from atlas.rollout.traces import PICTURE_SIZE, FilmOrder, Trace
 from tests.rollout.drift_world import Drift

@@ -89,7 +89,7 @@ def test_a_start_follows_from_its_seed_and_a_state_says_all() -> None:
 @needs_package
 def test_its_policies_record_demonstrations_that_succeed_when_replayed(tmp_path: Path) -> None:
     """As a LeRobot dataset, whose recorded actions succeed from the recorded starts."""
-    from atlas.data import open_dataset
+    from atlas.data.formats import open_dataset
     from atlas.rollout.recorded_actions import evaluate_recorded
     from atlas.rollout.recording import RecordSettings, record
 

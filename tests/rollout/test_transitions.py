@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from atlas.data import open_dataset
 from atlas.data.episode import EpisodeDataset
+from atlas.data.formats import open_dataset
 from atlas.environments.cubes import CubesEnvironment
 from atlas.environments.environment import EnvironmentSpec, StepResult
 from atlas.rollout.episode_plan import PlannedEpisode

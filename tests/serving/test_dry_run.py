@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atlas.data import open_dataset
 from atlas.data.episode import EpisodeDataset
+from atlas.data.formats import open_dataset
 from atlas.errors import InputError
 from atlas.serving.dry_run import dry_run
 from atlas.serving.server import ServerSettings

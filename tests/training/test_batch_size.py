@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from atlas.checkpoints.contents import random_state
 from atlas.config import load_config
-from atlas.data import open_dataset
+from atlas.data.formats import open_dataset
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.errors import InputError
 from atlas.training.perf import batch_size

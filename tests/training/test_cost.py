@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from atlas.config import load_config
-from atlas.data import open_dataset
+from atlas.data.formats import open_dataset
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.policies.modular.policy import ModularPolicy
 from atlas.policies.summary import summarize

@@ -13,7 +13,7 @@ import pytest
 from atlas.checkpoints import load_state
 from atlas.checkpoints.contents import load_split
 from atlas.config import TrainingConfig
-from atlas.data import open_dataset
+from atlas.data.formats import open_dataset
 from atlas.data.hdf5.libero_writer import write_libero_file
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.data.sampling.kept_split import episode_identities

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from atlas.data import open_dataset
+from atlas.data.formats import open_dataset
 from atlas.drawing.action_curves import panels
 from atlas.drawing.camera_view import find_camera, following
 from atlas.drawing.prediction_plots import sample_errors

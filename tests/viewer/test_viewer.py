@@ -18,7 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from atlas.cli import app
-from atlas.data import open_dataset
+from atlas.data.formats import open_dataset
 from atlas.errors import InputError
 from atlas.types import ActionSpec
 from atlas.viewer import check_out, look

@@ -105,7 +105,7 @@ def as_format(name: str) -> Any:
 def open_source(path: str, overrides: list[str] | None, skip_damaged: bool = False) -> Any:
     """The dataset at a path, read as the overrides' `data` section says. Raises InputError."""
     from atlas.config import load_config
-    from atlas.data import open_dataset
+    from atlas.data.formats import open_dataset
 
     flags = {"data.path": path, "data.skip_damaged": skip_damaged or None}
     config = load_config(None, [*(overrides or []), *as_overrides(flags)]).data

@@ -132,7 +132,7 @@ def evaluate(
         more |= {} if perturb_episodes is None else {"perturb_episodes": perturb_episodes}
         more |= {"delay_ms": delay_ms, "blend": join} if late else {}
         if open_loop is not None:
-            from atlas.data import open_dataset
+            from atlas.data.formats import open_dataset
             from atlas.rollout.recorded_actions import evaluate_recorded
 
             evaluation = evaluate_recorded(open_dataset(open_loop), env, episodes, workers)

@@ -110,7 +110,7 @@ def serve(
 
 
 def _dry_run(checkpoint: str, settings: ServerSettings, env: str | None, path: str, as_json: bool) -> None:
-    from atlas.data import open_dataset
+    from atlas.data.formats import open_dataset
     from atlas.serving.dry_run import dry_run
     from atlas.serving.server import load_actor
 

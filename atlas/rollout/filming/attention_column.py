@@ -5,15 +5,24 @@ from __future__ import annotations
 import colorsys
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from atlas.rollout.filming.looks import Look
-
 _GROUND = (22, 23, 28)
 _LEAST = 0.08  # of certainty: what is less certain may be anywhere, and is not drawn
 _DIM = 0.35  # of the picture's light where a map has no weight
+
+
+@dataclass(frozen=True)
+class Look:
+    """One decision: what the policy was shown, V views, and where it looked in each."""
+
+    step: int  # of the episode
+    images: np.ndarray  # uint8 [V, S, S, 3], as the network got them
+    points: np.ndarray | None  # float32 [V, K, 3], see `Attention`
+    maps: np.ndarray | None  # float32 [V, h, w]
 
 
 class AttentionColumn:

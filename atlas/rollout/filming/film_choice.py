@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from atlas.rollout.filming.attention_column import Look
 from atlas.rollout.filming.film_compositions import OverviewCell, OverviewOrder, SideBySideOrder
-from atlas.rollout.filming.looks import Look
 from atlas.rollout.success_report import EpisodeOutcome
 from atlas.rollout.traces import FilmOrder, Trace
 from atlas.system.paths import file_name

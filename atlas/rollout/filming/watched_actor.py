@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,17 +12,8 @@ from atlas.policies.attention import ShowsAttention
 from atlas.policies.base import Policy
 from atlas.policies.processor import PolicyProcessor
 from atlas.rollout.actor import Actor
+from atlas.rollout.filming.attention_column import Look
 from atlas.types import Observation
-
-
-@dataclass(frozen=True)
-class Look:
-    """One decision: what the policy was shown, V views, and where it looked in each."""
-
-    step: int  # of the episode
-    images: np.ndarray  # uint8 [V, S, S, 3], as the network got them
-    points: np.ndarray | None  # float32 [V, K, 3], see `Attention`
-    maps: np.ndarray | None  # float32 [V, h, w]
 
 
 class WatchedActor:
