@@ -1,6 +1,6 @@
 """What a policy learns from its own experience in the cubes world, beside as many steps of plain imitation.
 
-    python benchmarks/learning.py [--out DIR] [--demonstrations 24] [--steps 1000] [--algorithms dagger,rft]
+    python benchmarks/learning.py [--out DIR] [--demonstrations 24] [--steps 1000] [--algorithms dagger,rft,residual]
                                   [key=value ...]
 
 Records few demonstrations, trains a policy on them that often fails, and has it improved by each algorithm
@@ -11,17 +11,17 @@ table for docs/benchmarks.md. With --out it goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from machine import describe
+from pendulum import timed
 
 ATLAS = [sys.executable, "-m", "atlas.cli"]
+BY_REWARD = ("residual", "ppo", "grpo")
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="where to work (default: a temporary folder)")
     parser.add_argument("--demonstrations", type=int, default=24)
     parser.add_argument("--steps", type=int, default=1000, help="of the policy that is improved")
-    parser.add_argument("--algorithms", default="dagger,rft")
+    parser.add_argument("--algorithms", default="dagger,rft", help="also residual, ppo and grpo")
     parser.add_argument("overrides", nargs="*", help="of the learning, such as learning.dagger.rounds=2")
     arguments = parser.parse_args()
     out = (arguments.out or Path(tempfile.mkdtemp(prefix="atlas-learning-"))).resolve()
@@ -53,15 +53,36 @@ def main() -> None:
 
 def row(name: str, overrides: list[str], out: Path) -> str:
     """Learn, and say in a row of the table what came of it."""
-    begun = time.monotonic()
-    command = [*ATLAS, "learn", name, "--checkpoint", "outputs/base", "--env", "cubes", "--json", *overrides]
-    done = subprocess.run(command, cwd=out, check=True, stdout=subprocess.PIPE, text=True)
-    minutes = (time.monotonic() - begun) / 60
-    found: dict[str, Any] = json.loads(done.stdout)
+    algorithm = ["sac", "--residual"] if name == "residual" else [name]
+    command = [*ATLAS, "learn", *algorithm, "--checkpoint", str(out / "outputs" / "base"), "--env", "cubes", "--json"]
+    found, minutes, cpu = timed([*command, f"output_dir={out / 'outputs'}", *overrides])
+    if name in BY_REWARD:
+        return row_by_reward(name, found, minutes, cpu)
     reached = {what: f"{part['successes']}/{part['episodes']}" for what, part in found["success"].items()}
     changes = [f"{c['gained']} / {c['lost']} ({c['p']:.3f})" for c in (found["over_before"], found["over_control"])]
     played = f"{found['episodes']} ({found['env_steps']:,})"
     cells = [name, played, reached["before"], reached["control"], reached["after"], *changes, f"{minutes:.1f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def row_by_reward(name: str, found: dict[str, Any], minutes: float, cpu: float) -> str:
+    """There is no control: nothing is imitated."""
+    success = {when: f"{share:.0%}" for when, share in found["success_rate"].items()}
+    starts = found["starts"] or {"gained": 0, "lost": 0, "p": 1.0}
+    changed = f"{starts['gained']} / {starts['lost']} ({starts['p']:.3f})"
+    played = f"{found['episodes']} ({found['env_steps']:,})"
+    cells = [
+        name,
+        played,
+        success["before"],
+        "",
+        success["after"],
+        changed,
+        "",
+        f"{minutes:.1f} ({cpu / 60:.1f} of CPU)",
+    ]
+    if found["ended_early"]:
+        cells[0] += f", which ended early: {found['ended_early']}"
     return f"| {' | '.join(cells)} |"
 
 

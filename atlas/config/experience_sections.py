@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -56,22 +56,24 @@ class OnlineConfig(Section):
 
     steps: Positive  # in the environment
     learning_rate: Rate = 3e-4
-    gamma: Discount = 0.99
     eval_interval: Positive = 5000  # environment steps
     eval_episodes: Positive = 10  # of each evaluation; the best policy by them is kept
     save_interval: Positive = 5000  # environment steps, at the end of an episode
 
 
-class SacConfig(OnlineConfig):
-    """Soft actor-critic, with an ensemble of critics."""
+class SacBaseConfig(OnlineConfig):
+    """What soft actor-critic needs, with an ensemble of critics, in one process."""
 
     steps: Positive = 10_000
+    gamma: Discount = 0.99
     random_steps: NotNegative = 1000  # before the policy acts: actions drawn from the whole range
     training_starts: Positive = 1000  # environment steps
     batch_size: Positive = 256
     replay_capacity: Annotated[int, Field(ge=100)] = 100_000  # decisions
+    priority: Annotated[float, Field(ge=0, le=1)] = 0.0  # draws decisions more often, the more their values are off
     utd_ratio: Annotated[float, Field(gt=0)] = 1.0  # updates of the critics for each decision
     critic_actor_ratio: Positive = 1  # updates of the critics for one of the actor
+    critic_warmup: NotNegative = 0  # updates of the critics before the actor's first
     critics: Annotated[int, Field(ge=2, le=100)] = 2
     critic_subset: Positive = 2  # of them, drawn anew, whose minimum is believed
     layer_norm: bool = True  # in the critics
@@ -85,12 +87,9 @@ class SacConfig(OnlineConfig):
     target_entropy: float | None = None  # null: minus the number of an action's dimensions
     demonstrations: UserPath | None = None  # a dataset of the same world, each episode of which ends with success
     demonstration_share: Share = 0.5  # of each batch
-    push_interval: Positive = 50  # updates after which actors in other processes get the weights
-    steps_per_message: Positive = 50  # decisions that an actor sends at once
-    connect_timeout: Annotated[float, Field(gt=0)] = 60.0  # seconds that an actor waits for its learner
 
     @model_validator(mode="after")
-    def _agree(self) -> SacConfig:
+    def _agree(self) -> SacBaseConfig:
         if self.random_steps > self.steps:
             raise ValueError(
                 f"random_steps is {self.random_steps}, more than steps ({self.steps}): the policy would never act; "
@@ -110,25 +109,102 @@ class SacConfig(OnlineConfig):
         return self
 
 
-class PpoConfig(OnlineConfig):
+class SacConfig(SacBaseConfig):
+    """Soft actor-critic, in one process or in several."""
+
+    push_interval: Positive = 50  # updates after which actors in other processes get the weights
+    steps_per_message: Positive = 50  # decisions that an actor sends at once
+    connect_timeout: Annotated[float, Field(gt=0)] = 60.0  # seconds that an actor waits for its learner
+
+
+class ResidualSacConfig(SacBaseConfig):
+    """A small correction of a frozen policy, by soft actor-critic (`atlas learn sac --residual`)."""
+
+    steps: Positive = 80_000
+    gamma: Discount = 0.97  # a decision
+    learning_rate: Rate = 1e-4
+    random_steps: NotNegative = 0  # of corrections from the whole range
+    training_starts: Positive = 2000
+    batch_size: Positive = 128
+    critic_warmup: NotNegative = 500
+    critics: Annotated[int, Field(ge=2, le=100)] = 4
+    n_step: Positive = 3
+    temperature: Rate = 0.003
+    scale: Annotated[float, Field(gt=0, le=1)] = 0.15  # the largest correction of a scaled number
+    actor_width: Size = 256  # of the correction's layers
+    actor_layers: Layers = 2
+    penalty: Weight = 0.03  # of the square of corrections, where 1 is the largest
+    size_limit: Annotated[float, Field(gt=0, le=1)] = 0.6  # the corrections' mean size at which the run ends
+    object_positions: bool = False  # tells the critics, and them alone, where the objects are, in simulation
+
+
+class OnPolicyConfig(OnlineConfig):
+    """What methods have in common that learn from what the present policy has just played."""
+
+    epochs: Positive  # over what was played
+    batch_size: Positive = 64  # decisions
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of the ratio of probabilities, below and above 1
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    entropy_weight: Weight = 0.0
+    max_grad_norm: Rate = 0.5
+    kl_limit: Rate | None = None  # approximate KL from the policy that played, at which the epochs end; null: none
+    start_kl_limit: Rate | None = None  # approximate KL from the policy of the start, at which the run ends; null: none
+    anneal: bool = True  # the learning rate falls to 0 over the steps
+    # Of a policy that says one action alone (the head regression): the deviation of its scaled pose, and how much of
+    # its variance all actions of a chunk share
+    noise: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    shared_noise: Share = 0.8
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "most_divergence" in values:
+            raise ValueError("most_divergence is called kl_limit now")
+        return values
+
+
+class PpoConfig(OnPolicyConfig):
     """Proximal policy optimisation, with generalised advantage estimates."""
 
     steps: Positive = 100_000
+    gamma: Discount = 0.99
     worlds: Annotated[int, Field(ge=1, le=64)] = 4  # played side by side
     decisions: Annotated[int, Field(ge=2)] = 512  # of each world, between two times of learning
-    epochs: Positive = 10  # over what was played
-    batch_size: Positive = 64
+    epochs: Positive = 10
     trace: Annotated[float, Field(ge=0, le=1)] = 0.95  # lambda of the advantage estimates
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of the ratio of probabilities, below and above 1
-    clip_high: Annotated[float, Field(gt=0)] = 0.2
     value_weight: Weight = 0.5
-    entropy_weight: Weight = 0.0
-    max_grad_norm: Rate = 0.5
-    most_divergence: Rate | None = None  # approximate KL after which an update's epochs end; null: none
-    anneal: bool = True  # the learning rate falls to 0 over the steps
+    # What is learned from: the world's rewards, or 1 for success. Where success ends an episode, rewards for being near
+    # it teach to stay near and not to succeed
+    reward: Literal["world", "success"] = "world"
     scale_rewards: bool = True  # by the deviation of the returns so far
     width: Size = 64  # of the value network's layers
     layers: Layers = 2
+
+
+class GrpoConfig(OnPolicyConfig):
+    """Group-relative policy optimisation: episodes from one start are worth what they reach beyond each other."""
+
+    steps: Positive = 200_000
+    learning_rate: Rate = 3e-5
+    groups: Positive = 8  # starts, between two times of learning
+    group_size: Annotated[int, Field(ge=2, le=1024)] = 8  # episodes from each
+    keep_low: Annotated[float, Field(ge=0, le=1)] = 0.1  # a group counts if such a share of it succeeds
+    keep_high: Annotated[float, Field(ge=0, le=1)] = 0.9
+    epochs: Positive = 2
+    batch_size: Positive = 256
+    clip_high: Annotated[float, Field(gt=0)] = 0.28
+    kl_limit: Rate | None = 0.2
+    kl_weight: Weight = 0.0  # of the divergence from the policy of the start, in the loss
+    anneal: bool = False
+
+    @model_validator(mode="after")
+    def _agree(self) -> GrpoConfig:
+        if self.keep_low > self.keep_high:
+            raise ValueError(
+                f"keep_low is {self.keep_low}, more than keep_high ({self.keep_high}): no group would count; "
+                "such as 0.1 and 0.9"
+            )
+        return self
 
 
 class LearningConfig(Section):
@@ -137,4 +213,6 @@ class LearningConfig(Section):
     dagger: DaggerConfig = DaggerConfig()
     rft: RftConfig = RftConfig()
     sac: SacConfig = SacConfig()
+    residual: ResidualSacConfig = ResidualSacConfig()
     ppo: PpoConfig = PpoConfig()
+    grpo: GrpoConfig = GrpoConfig()

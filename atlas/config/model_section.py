@@ -128,6 +128,7 @@ MODEL = Chosen(
             "modular": "atlas.policies.modular.modular_section:ModularConfig",
             "pi0": "atlas.policies.pi.pi_section:Pi0Config",
             "pi05": "atlas.policies.pi.pi_section:Pi05Config",
+            "residual": "atlas.policies.residual.residual_section:ResidualConfig",
             "smolvla": "atlas.policies.smolvla.smolvla_section:SmolVLAConfig",
             "vlm": "atlas.policies.vlm.vlm_section:VLMConfig",
         },

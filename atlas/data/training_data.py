@@ -15,6 +15,7 @@ from atlas.data.sampling.history import History
 from atlas.data.sampling.kept_split import KeptSplit
 from atlas.data.sampling.order import Draws
 from atlas.data.sampling.split import split_dataset
+from atlas.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ def split_data(
     config: Config, dataset: EpisodeDataset, cameras: list[str], kept: KeptSplit | None = None
 ) -> TrainingData:
     """Split an open dataset, and balance it. Raises InputError if a chunk is too long, or a share too small."""
+    if config.model.reads_images and not cameras:
+        raise InputError(
+            "The dataset has no cameras: what there is to see is in its proprio. Set model.vision.name=none, and "
+            "model.fusion.name=mlp beside it."
+        )
     cameras = cameras if config.model.reads_images else []
     size, horizon, fit = config.data.image_size, config.data.action_horizon, config.model.image_fit()
     history = History(**config.data.history.model_dump())

@@ -25,6 +25,8 @@ from atlas.environments.metaworld import (
     metaworld_spec,
 )
 from atlas.environments.remote.remote_world import SCHEMES, remote_spec, start_remote
+from atlas.environments.state_world import PREFIX as STATE
+from atlas.environments.state_world import StateWorld, of_inner, state_spec
 from atlas.errors import InputError
 from atlas.system.plugins import PluginTable
 
@@ -86,6 +88,8 @@ def find_demonstrator(name: str) -> Callable[[Any, np.random.Generator], Expert]
 
 
 def _world(name: str) -> World:
+    if name.startswith(STATE):
+        return _of_state(_world(name.removeprefix(STATE)))
     if name.startswith(PREFIX):
         return World(partial(gym_spec, name), partial(GymEnvironment, name))
     if name.startswith(SCHEMES):
@@ -101,3 +105,13 @@ def _world(name: str) -> World:
             f"'{name}' in {WORLDS.group} should be a World (atlas/environments/catalog.py), and is {world!r}."
         )
     return world
+
+
+def _of_state(inner: World) -> World:
+    """A simulator seen by numbers alone, with its experts."""
+    return World(
+        lambda size: state_spec(inner.spec(size)),
+        lambda size: StateWorld(inner.start(size)),  # type: ignore[arg-type]  # its spec says that it is one
+        None if inner.expert is None else of_inner(inner.expert),
+        None if inner.demonstrator is None else of_inner(inner.demonstrator),
+    )

@@ -44,6 +44,7 @@ def cubes_spec(image_size: int) -> EnvironmentSpec:
         proprio_dim=8,
         horizon=HORIZON,
         action_spec=ActionSpec(),
+        object_numbers=10,
         variable=frozenset(
             {"camera", "light", "table", "background", "distractors", "placement", "start_pose", "goal"}
         ),
@@ -111,6 +112,13 @@ class CubesEnvironment:
         self, *, seed: int | None = None, instruction: str | None = None, init_state: np.ndarray | None = None
     ) -> Observation:
         """See `Simulator.reset`."""
+        self.begin(seed=seed, instruction=instruction, init_state=init_state)
+        return self.observe()
+
+    def begin(
+        self, *, seed: int | None = None, instruction: str | None = None, init_state: np.ndarray | None = None
+    ) -> str:
+        """See `StateSimulator.begin`."""
         assert (seed is None) != (init_state is None), "give one of seed and init_state"
         if instruction is not None and instruction not in INSTRUCTIONS:
             raise InputError(f"The environment 'cubes' has no instruction '{instruction}'; it has: {INSTRUCTIONS}.")
@@ -134,7 +142,7 @@ class CubesEnvironment:
         self._restart_controller()
         self._lying = np.array([self.cube_pose(i)[0] for i in range(2)])
         self._steps = 0
-        return self.observe()
+        return self._instruction
 
     def step(self, action: np.ndarray, observe: bool = True) -> StepResult:
         """Apply one action [7], clipped to [-1, 1] as the controller does."""
@@ -231,6 +239,18 @@ class CubesEnvironment:
         rotation = transform_utils.quat2axisangle(np.array([x, y, z, w]))
         fingers = self._data.qpos[self._robot._ref_gripper_joint_pos_indexes]
         return np.concatenate([position, rotation, fingers]).astype(np.float32)
+
+    def object_state(self) -> np.ndarray:
+        """See `StateSimulator.object_state`, float32 [10]: of the red cube and the green one, where its centre is (m)
+        and how it is turned, both seen from the hand; the turn as cosine and sine of four times the angle, since a cube
+        looks the same after a quarter turn."""
+        hand, hand_yaw = self.hand_pose()
+        numbers = []
+        for cube in range(2):
+            centre, yaw = self.cube_pose(cube)
+            turned = 4 * (yaw - hand_yaw)
+            numbers += [*(centre - hand), np.cos(turned), np.sin(turned)]
+        return np.array(numbers, np.float32)
 
     def joint_positions(self) -> np.ndarray:
         """The arm's joint angles, float64 [7], in radians."""

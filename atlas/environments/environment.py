@@ -28,6 +28,7 @@ class EnvironmentSpec:
     choices: int | None = None  # that an action, which is one number, chooses among; None: actions are continuous
     tiers: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (how hard, these instructions), where tables tell them apart
     judged: bool = True  # whether it tells success at all; where it does not, rewards are all there is
+    object_numbers: int = 0  # that `StateSimulator.object_state` gives; 0: it is no such simulator
 
     def known(self, instruction: str) -> str:
         """The instruction, where the environment has it, else the first of those that it has, if it has any."""
@@ -120,6 +121,25 @@ class Simulator(Environment, Protocol):
 
     def picture(self, size: int) -> np.ndarray:
         """The present state as people look at it: uint8 [size, size, 3]."""
+        ...
+
+
+@runtime_checkable
+class StateSimulator(Simulator, Protocol):
+    """A simulator that says by numbers what cameras would show, without rendering."""
+
+    def begin(
+        self, *, seed: int | None = None, instruction: str | None = None, init_state: np.ndarray | None = None
+    ) -> str:
+        """As `Simulator.reset`, without looking; the instruction of the episode."""
+        ...
+
+    def proprio(self) -> np.ndarray:
+        """What the robot feels of itself, as in its observations: float32 [P]."""
+        ...
+
+    def object_state(self) -> np.ndarray:
+        """Where the objects and goals of the task are: float32 [spec.object_numbers], seen from the hand."""
         ...
 
 

@@ -50,6 +50,7 @@ def metaworld_spec(name: str, image_size: int) -> EnvironmentSpec:
         horizon=HORIZON,
         action_spec=ACTIONS,
         action_bounds=((-1.0,) * 4, (1.0,) * 4),
+        object_numbers=9,
         tiers=tiers_of(tasks),
     )
 
@@ -76,6 +77,13 @@ class MetaworldEnvironment:
         self, *, seed: int | None = None, instruction: str | None = None, init_state: np.ndarray | None = None
     ) -> Observation:
         """See `Simulator.reset`. Raises InputError for an instruction that there is not, or a state of another task."""
+        self.begin(seed=seed, instruction=instruction, init_state=init_state)
+        return self.observe()
+
+    def begin(
+        self, *, seed: int | None = None, instruction: str | None = None, init_state: np.ndarray | None = None
+    ) -> str:
+        """See `StateSimulator.begin`. Raises InputError as `reset` does."""
         assert (seed is None) != (init_state is None), "give one of seed and init_state"
         if instruction is None:
             known = self.spec.instructions
@@ -92,7 +100,7 @@ class MetaworldEnvironment:
         else:
             scene.begin_at(np.asarray(init_state, np.float64))
         self._steps = 0
-        return self.observe()
+        return self._instruction
 
     def step(self, action: np.ndarray, observe: bool = True) -> StepResult:
         """Apply one action [4], clipped to [-1, 1]."""
@@ -111,6 +119,15 @@ class MetaworldEnvironment:
     def observe(self) -> Observation:
         """See `Simulator.observe`."""
         return Observation(self.scene.images(), self.scene.proprio(), self._instruction)
+
+    def proprio(self) -> np.ndarray:
+        """float32 [4], see the class."""
+        return self.scene.proprio()
+
+    def object_state(self) -> np.ndarray:
+        """See `StateSimulator.object_state`, float32 [9], in metres from the hand: the task's thing, its second thing
+        (zeros where it has one alone), and its goal."""
+        return self.scene.object_state()
 
     def get_state(self) -> np.ndarray:
         """Where the task's things were put, then all that MuJoCo integrates: float64 [D]."""
@@ -226,6 +243,12 @@ class MetaworldScene:
     def proprio(self) -> np.ndarray:
         """float32 [4], see `MetaworldEnvironment`."""
         return self.observed[:_PROPRIO].astype(np.float32)
+
+    def object_state(self) -> np.ndarray:
+        """float32 [9], see `MetaworldEnvironment.object_state`."""
+        found, hand = self.positions(), self.observed[:3]
+        second = found["second object"] - hand if "second object" in found else np.zeros(3)
+        return np.concatenate([found["object"] - hand, second, self.observed[-3:] - hand]).astype(np.float32)
 
     def positions(self) -> dict[str, np.ndarray]:
         """{name: float64 [3]}, in metres."""

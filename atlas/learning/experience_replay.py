@@ -19,6 +19,8 @@ from atlas.system.files import atomic_path
 from atlas.system.tensors import load_nested, save_nested
 
 _OPEN, _DECIDED, _LAST = 0, 1, 2  # of a row: its decision is not known yet; is known; it is what an episode ended in
+_SMALLEST_ERROR = 1e-3  # so that every decision is drawn again some time
+_MADE_UP = 0.4  # the exponent of the weights, as in the paper: 1 would make up for all of it
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,23 @@ class Drawn:
     returns: torch.Tensor  # float32 [B], the discounted rewards of up to n decisions
     discounts: torch.Tensor  # float32 [B], of the value of what was seen then; 0 where the task was over
     seen_then: dict[str, torch.Tensor]
+    weights: torch.Tensor | None = None  # float32 [B], at most 1: how much each counts, where some are drawn more often
+    rows: np.ndarray | None = None  # int64, where the first of them lie in the replay, whose priorities will change
 
 
 class Replay:
-    """A ring of rows. `begin` an episode with what is seen first, then `extend` it, a decision or several at once."""
+    """A ring of rows. `begin` an episode with what is seen first, then `extend` it, a decision or several at once.
 
-    def __init__(self, capacity: int, columns: Mapping[str, Column], action_dim: int, about: str = "") -> None:
+    With `priority` a decision is drawn the more often, the farther its value was off when it was drawn last (Schaul et
+    al., 2016); what is new is as likely as the farthest.
+    """
+
+    def __init__(
+        self, capacity: int, columns: Mapping[str, Column], action_dim: int, about: str = "", priority: float = 0.0
+    ) -> None:
         """capacity: rows, one a decision and one an episode. about: the policy and the world that it is of; a replay is
-        not loaded into one that is about something else."""
+        not loaded into one that is about something else. priority: the exponent of errors, 0 to 1; 0: all are as
+        likely."""
         assert capacity >= 2
         self.capacity, self.about = capacity, about
         # Memory is taken as it is written to.
@@ -54,6 +65,8 @@ class Replay:
         self._rewards = np.zeros(capacity, np.float32)
         self._terminated = np.zeros(capacity, np.bool_)
         self._kind = np.full(capacity, _LAST, np.uint8)
+        self._priority = priority
+        self._errors = np.zeros(capacity if priority else 0, np.float32)
         self._head = -1  # the row that was written last
         self.written = 0  # rows, since the beginning
         self.decisions = 0  # that can be drawn now
@@ -93,6 +106,8 @@ class Replay:
         for name, values in seen.items():
             self._seen[name][rows] = values
         self._kind[rows], self._terminated[rows] = _OPEN, False
+        if self._priority:
+            self._errors[rows] = max(float(self._errors.max()), _SMALLEST_ERROR)
         self._head = int(rows[-1])
         self.written += count
 
@@ -103,19 +118,15 @@ class Replay:
     @property
     def nbytes(self) -> int:
         """What it takes once it is full."""
-        parts = [*self._seen.values(), self._actions, self._rewards, self._terminated, self._kind]
+        parts = [*self._seen.values(), self._actions, self._rewards, self._terminated, self._kind, self._errors]
         return sum(part.nbytes for part in parts)
 
     # ---- drawing ---------------------------------------------------------------------------------------------
 
     def draw(self, count: int, draw: np.random.Generator, steps: int = 1, gamma: float = 0.99) -> Drawn:
-        """`count` decisions, each as likely as any other, with the returns of up to `steps` of them: fewer where the
-        episode ends before."""
+        """`count` decisions, with the returns of up to `steps` of them: fewer where the episode ends before."""
         assert self.decisions
-        rows = np.empty(0, np.int64)
-        while len(rows) < count:  # few rows are no decisions
-            tried = draw.integers(len(self), size=count - len(rows))
-            rows = np.concatenate([rows, tried[self._kind[tried] == _DECIDED]])
+        rows, weights = self._by_priority(count, draw) if self._priority else (self._alike(count, draw), None)
         returns, discounts = np.zeros(count, np.float32), np.ones(count, np.float32)
         then, going = rows.copy(), np.ones(count, np.bool_)
         for _ in range(steps):
@@ -129,7 +140,30 @@ class Replay:
             torch.from_numpy(returns),
             torch.from_numpy(discounts),
             self._at(then),
+            weights,
+            rows if self._priority else None,
         )
+
+    def _alike(self, count: int, draw: np.random.Generator) -> np.ndarray:
+        """Rows int64 [count], each as likely as any other."""
+        rows = np.empty(0, np.int64)
+        while len(rows) < count:  # few rows are no decisions
+            tried = draw.integers(len(self), size=count - len(rows))
+            rows = np.concatenate([rows, tried[self._kind[tried] == _DECIDED]])
+        return rows
+
+    def _by_priority(self, count: int, draw: np.random.Generator) -> tuple[np.ndarray, torch.Tensor]:
+        """Rows int64 [count], and weights float32 [count] that make up for some of their being drawn more often."""
+        size = len(self)
+        chances = np.where(self._kind[:size] == _DECIDED, self._errors[:size].astype(np.float64) ** self._priority, 0)
+        sums = np.cumsum(chances)
+        rows = np.minimum(np.searchsorted(sums, draw.uniform(0, sums[-1], count), side="right"), size - 1)
+        weights = (self.decisions * chances[rows] / sums[-1]) ** -_MADE_UP
+        return rows, torch.from_numpy((weights / weights.max()).astype(np.float32))
+
+    def found_off(self, rows: np.ndarray, errors: np.ndarray) -> None:
+        """How far the values of drawn rows were off, float [B]: their priority from now on."""
+        self._errors[rows] = np.maximum(errors, _SMALLEST_ERROR)
 
     def _at(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(values[rows]) for name, values in self._seen.items()}
@@ -174,6 +208,8 @@ class Replay:
             "terminated": self._terminated,
             "kind": self._kind,
         }
+        if self._priority:
+            own["errors"] = self._errors
         return own | {f"seen/{name}": values for name, values in self._seen.items()}
 
 
@@ -197,4 +233,6 @@ def draw_mixed(
         return {key: torch.cat([first[key], second[key]]) for key in first}
 
     numbers = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("actions", "returns", "discounts")}
-    return Drawn(seen=both("seen"), seen_then=both("seen_then"), **numbers)
+    own_weights = parts[0].weights
+    weights = None if own_weights is None else torch.cat([own_weights, torch.ones(shown)])
+    return Drawn(seen=both("seen"), seen_then=both("seen_then"), weights=weights, rows=parts[0].rows, **numbers)

@@ -35,15 +35,18 @@ class Ended:
 class Explorer:
     """Episodes one after another, on starts that nothing else uses; `observation` is what is seen now."""
 
-    def __init__(self, env: Environment, seed: int, actor: int = 0, actors: int = 1, first: int = 0) -> None:
-        """actor: which of the actors plays here. first: how many episodes it has played before."""
-        self.env, self._seed, self._actor, self._actors = env, seed, actor, actors
+    def __init__(
+        self, env: Environment, seed: int, actor: int = 0, actors: int = 1, first: int = 0, repeat: int = 1
+    ) -> None:
+        """actor: which of the actors plays here. first: how many episodes it has played before. repeat: so many
+        episodes, one after another, have the same start."""
+        self.env, self._seed, self._actor, self._actors, self._repeat = env, seed, actor, actors, repeat
         self.episodes = first
         self.begin()
 
     def begin(self) -> None:
         """The next episode."""
-        number = self.episodes * self._actors + self._actor
+        number = self.episodes // self._repeat * self._actors + self._actor
         instructions = self.env.spec.instructions or ("",)
         told = instructions[number % len(instructions)]
         planned = PlannedEpisode(number, episode_seed("explore", self._seed, number), told)

@@ -23,13 +23,16 @@ from typing import Any
 
 import torch
 
-from atlas.config import Config, OnlineConfig, dump_yaml
+from atlas.config import Config, OnlineConfig, OnPolicyConfig, dump_yaml
 from atlas.environments.catalog import environment_spec, make_environment
-from atlas.environments.environment import Environment
+from atlas.environments.environment import Environment, StateSimulator
+from atlas.environments.state_world import StateWorld
 from atlas.errors import InputError
 from atlas.learning.explorer import play_here, summary_aliases
 from atlas.learning.policy_view import PolicyView, processor_of_world
+from atlas.learning.residual_view import ResidualView, corrected_policy
 from atlas.learning.returns import OnlineResult
+from atlas.policies.action_distribution import Noise
 from atlas.policies.base import Policy, load_policy
 from atlas.registry import resolve_policy
 from atlas.rollout.actor import image_size_for
@@ -49,6 +52,8 @@ from atlas.training.guards.signals import Interrupted, StopRequest
 logger = logging.getLogger(__name__)
 
 STATE = "learning.json"
+RESIDUAL = "residual"  # the name of the settings of a correction
+View = PolicyView | ResidualView
 _FACTS = "facts.json"  # of a checkpoint; it is written last
 
 
@@ -102,8 +107,15 @@ class OnlineRun:
         self.config, self.name, self.env, self.folder = config, name, env, config.run_dir
         self.settings: OnlineConfig = getattr(config.learning, name)
         self.spec = environment_spec(env)
-        self.policy = start_policy(config, env, checkpoint)
-        self.view = PolicyView(self.policy, self.spec.instructions)
+        self.checkpoint = checkpoint
+        self.view: View
+        if name == RESIDUAL:
+            assert checkpoint is not None
+            self.policy = corrected_policy(config, self.spec, checkpoint)
+            self.view = ResidualView(self.policy, self.spec, config.learning.residual)
+        else:
+            self.policy = start_policy(config, env, checkpoint)
+            self.view = view_of(self.policy, config, name, env)
         held.enter_context(hold(self.folder, f"the run {self.folder}"))
         asked = {
             "algorithm": name,
@@ -113,9 +125,20 @@ class OnlineRun:
             "settings": self.settings.model_dump(mode="json", exclude=_MAY_CHANGE),
             "model": config.model.model_dump(mode="json"),
         }
+        if checkpoint is not None:
+            asked["execute"] = self.view.execute
         settle(self.folder, asked, config)
         self._held, self._world = held, list[Environment]()
+        # What a run from a checkpoint may fall back to.
+        own = self.policy.own_state_dict() if checkpoint is not None else {}
+        self._begun_with = {name: tensor.detach().clone() for name, tensor in own.items()}
         self.best: list[float] | None = None  # the success rate and the mean reward of the best policy so far
+
+    @property
+    def policy_view(self) -> PolicyView:
+        """Of a run that trains the policy itself."""
+        assert isinstance(self.view, PolicyView)
+        return self.view
 
     @property
     def about(self) -> str:
@@ -128,15 +151,18 @@ class OnlineRun:
         finish_with(self._held, tracker)
         return tracker
 
-    def open_world(self) -> Environment:
-        """An environment in this process, closed when the run is left."""
+    def open_world(self, exploring: bool = False) -> Environment:
+        """An environment in this process, closed when the run is left. exploring: with what the critics are told."""
         env = make_environment(self.env, image_size_for(self.actor()))
+        if exploring and self.name == RESIDUAL and self.config.learning.residual.object_positions:
+            assert isinstance(env, StateSimulator)  # its spec says so
+            env = StateWorld(env, cameras=True)
         self._held.callback(env.close)
         return env
 
     def actor(self) -> ChunkExecutor:
         """Who acts by the present weights, doing what is most likely."""
-        return ChunkExecutor(self.policy, self.policy.processor.action_horizon, environment=self.env)
+        return ChunkExecutor(self.policy, self.view.execute, environment=self.env)
 
     # ---- evaluating ------------------------------------------------------------------------------------------
 
@@ -153,10 +179,11 @@ class OnlineRun:
         if not self._world:
             self._world.append(self.open_world())
         planned = plan_episodes(self.env, episodes, purpose, self.config.evaluation.seed)
+        was_training = self.policy.training
         self.policy.eval()
         with one_thread():
             played = play_here(self._world[0], self.actor(), planned, f"playing {purpose} episodes", each=leave)
-        self.policy.train()
+        self.policy.train(was_training)
         report = EvaluationReport(
             self.env,
             str(self.folder),
@@ -194,13 +221,29 @@ class OnlineRun:
         return report
 
     def conclude(
-        self, before: EvaluationReport, steps: int, episodes: int, updates: int, seconds: float
+        self,
+        before: EvaluationReport,
+        steps: int,
+        episodes: int,
+        updates: int,
+        seconds: float,
+        ended: str | None = None,
     ) -> OnlineResult:
-        """Evaluate the best policy on the held-out starts, and say what has been reached."""
-        self.policy.load_weights(self.folder / "best" / "policy" / "model.safetensors")
-        after, _ = self.evaluate("report", self.config.learning.held_out_episodes)
-        after.save(self.folder / EVALUATIONS / "after.json")
-        result = OnlineResult(self.folder, self.name, self.env, before, after, steps, episodes, updates, seconds)
+        """Evaluate the best policy on the held-out starts, and say what has been reached. A policy that a run has made
+        worse gives way to that of before. ended: why, where it was before its steps were played."""
+        file = self.folder / EVALUATIONS / "after.json"
+        if file.exists():
+            after = EvaluationReport.load(file)
+        else:
+            self.policy.load_weights(self.folder / "best" / "policy" / "model.safetensors")
+            after, _ = self.evaluate("report", self.config.learning.held_out_episodes)
+            after.save(file)
+        result = OnlineResult(
+            self.folder, self.name, self.env, before, after, steps, episodes, updates, seconds, self.checkpoint, ended
+        )
+        if result.kept_before:
+            self.policy.load_own_state_dict(self._begun_with)
+            self.keep("best")
         write_json(self.folder / RESULTS, result.to_dict())
         return result
 
@@ -251,6 +294,13 @@ def part_tracker(config: Config, part: str, step: int) -> RunTracker:
     name = f"{part.capitalize()}-{config.run_name}"
     wandb = config.wandb.model_copy(update={"group": config.wandb.group or config.run_name, "name": name})
     return RunTracker(config.run_dir / part, name, wandb, config.logging, resumed=Resumed(step) if step else None)
+
+
+def view_of(policy: Policy, config: Config, name: str, env: str) -> PolicyView:
+    """The policy as the algorithm of this name learns it. Raises InputError for one that it cannot learn."""
+    settings = getattr(config.learning, name)
+    noise = Noise(settings.noise, settings.shared_noise) if isinstance(settings, OnPolicyConfig) else None
+    return PolicyView(policy, environment_spec(env).instructions, env, config.evaluation.execute, noise)
 
 
 def start_policy(config: Config, env: str, checkpoint: str | None) -> Policy:

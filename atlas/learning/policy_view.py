@@ -1,7 +1,8 @@
-"""A policy from state alone, as learning by reward sees it: rows of numbers in, scaled actions out."""
+"""A policy as learning by reward sees it: rows of numbers (and images) in, scaled actions with a probability out."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,37 +10,71 @@ import torch
 from torch import nn
 
 from atlas.config import Config
+from atlas.data.episode import EpisodeDataset
+from atlas.data.formats import open_dataset
 from atlas.data.statistics import ColumnStatistics, DatasetStatistics
 from atlas.environments.environment import EnvironmentSpec
 from atlas.errors import InputError
-from atlas.learning.experience_replay import Column
-from atlas.policies.action_distribution import GaussianActions
-from atlas.policies.base import ActsAtRandom, Policy
+from atlas.learning.experience_replay import Column, Replay
+from atlas.policies.action_distribution import ActionDistribution, Noise
+from atlas.policies.base import ActsAtRandom, GivesFeatures, Policy, TakesNoise
 from atlas.policies.processor import PolicyProcessor
 from atlas.types import Batch, Observation
 
 
 class PolicyView:
-    """Rows are {"proprio": float32 [P], "task": uint8 [1]}, the place of the instruction among the world's."""
+    """Rows are {"proprio": float32 [P], "task": uint8 [1]}, the place of the instruction among the world's; of a policy
+    that looks also {"images": uint8 [V, 3, H, W]}."""
 
-    def __init__(self, policy: Policy, instructions: tuple[str, ...]) -> None:
-        """Raises InputError for a policy that looks at images, or does not say how likely its actions are."""
-        if policy.processor.cameras or not isinstance(policy, ActsAtRandom) or not policy.acts_at_random:
+    def __init__(
+        self,
+        policy: Policy,
+        instructions: tuple[str, ...],
+        environment: str | None = None,
+        execute: int | None = None,
+        noise: Noise | None = None,
+    ) -> None:
+        """instructions: the world's. environment: its name. execute: so many actions of a chunk are executed; None:
+        all. noise: for a policy that says one action alone; None: for SAC, which needs a policy from state that acts
+        at random by itself. Raises InputError for another."""
+        processor = policy.processor
+        self._by_itself = isinstance(policy, ActsAtRandom) and policy.acts_at_random
+        noisy = noise is not None and isinstance(policy, TakesNoise) and policy.takes_noise
+        if noise is None and (processor.cameras or not self._by_itself):
             raise InputError(
-                "Learning by reward trains a policy from state alone that acts at random: it needs "
-                "model.vision.name=none and model.head.name=gaussian."
+                "SAC trains a policy from state alone that acts at random by itself: it needs model.vision.name=none "
+                "and model.head.name=gaussian. Any other can be corrected (atlas learn sac --residual)."
             )
-        if policy.processor.history.steps > 1 or policy.processor.relative is not None:
+        if not self._by_itself and not noisy:
+            raise InputError(
+                "PPO and GRPO need a policy that says how likely its actions are: model.head.name=gaussian, or "
+                "regression, to whose actions noise is added."
+            )
+        if processor.history.steps > 1 or processor.relative is not None:
             raise InputError(
                 "Learning by reward takes policies that see the present alone and act as the world takes it: without "
                 "data.history and relative actions."
             )
-        self.policy, self._random = policy, policy
+        self.policy, self._environment, self._noise = policy, environment, noise
         self._instructions = instructions or ("",)
-        processor = policy.processor
+        self._source = processor.source_for(environment)
         self.columns = {"proprio": Column((processor.proprio_dim,), "float32"), "task": Column((1,), "uint8")}
-        self._chunk = (processor.action_horizon, processor.action_spec.dim)
-        self._proprio = processor.proprio_scaler()
+        if processor.cameras:
+            shape = (processor.views, 3, processor.image_size, processor.image_size)
+            self.columns["images"] = Column(shape, "uint8")
+        horizon = processor.action_horizon
+        self._chunk = (horizon if execute is None else min(execute, horizon), processor.action_spec.dim)
+        self._proprio, self._actions = processor.proprio_scaler(), processor.action_scaler()
+
+    def copy(self) -> PolicyView:
+        """With a policy of its own, which stays as it is now."""
+        policy = copy.deepcopy(self.policy).eval().requires_grad_(False)
+        return PolicyView(policy, self._instructions, self._environment, self._chunk[0], self._noise)
+
+    @property
+    def execute(self) -> int:
+        """How many actions of a chunk are executed."""
+        return self._chunk[0]
 
     @property
     def action_dim(self) -> int:
@@ -48,7 +83,18 @@ class PolicyView:
     @property
     def state_dim(self) -> int:
         tasks = len(self._instructions)
-        return self.policy.processor.proprio_dim + (tasks if tasks > 1 else 0)
+        seen = self._features.feature_dim if self.policy.processor.cameras else 0
+        return self.policy.processor.proprio_dim + (tasks if tasks > 1 else 0) + seen
+
+    @property
+    def _features(self) -> GivesFeatures:
+        """Raises InputError for a policy that gives none."""
+        if not isinstance(self.policy, GivesFeatures):
+            raise InputError(
+                f"A policy of the type {self.policy.config.type} gives no features to foresee values from; "
+                "`atlas learn grpo` needs none."
+            )
+        return self.policy
 
     def trained(self) -> nn.Module:
         return self.policy
@@ -56,17 +102,34 @@ class PolicyView:
     def look(self, observation: Observation) -> dict[str, np.ndarray]:
         """A row."""
         task = self._instructions.index(observation.instruction)
-        return {"proprio": observation.proprio.astype(np.float32), "task": np.array([task], np.uint8)}
+        row: dict[str, np.ndarray] = {"proprio": observation.proprio.astype(np.float32)}
+        row["task"] = np.array([task], np.uint8)
+        if self.policy.processor.cameras:
+            images = self.policy.processor.batch([observation]).images
+            assert images is not None
+            row["images"] = images[0].numpy()
+        return row
 
-    def distribution(self, seen: Mapping[str, torch.Tensor]) -> GaussianActions:
-        return self._random.action_distribution(self._batch(seen))
+    def distribution(self, seen: Mapping[str, torch.Tensor]) -> ActionDistribution:
+        """Of scaled actions [B, execute, A]; of a policy that acts at random by itself, gradients flow through what is
+        drawn."""
+        policy, batch = self.policy, self._batch(seen)
+        if self._by_itself:
+            assert isinstance(policy, ActsAtRandom)
+            return policy.action_distribution(batch).first(self.execute)
+        assert self._noise is not None and isinstance(policy, TakesNoise)
+        return policy.noisy_distribution(batch, self._noise).first(self.execute)
 
     def state(self, seen: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        proprio = self._proprio.normalize(seen["proprio"], _no_source(seen["proprio"]))
-        if len(self._instructions) == 1:
-            return proprio
-        told = torch.nn.functional.one_hot(seen["task"][:, 0].long(), len(self._instructions))
-        return torch.cat([proprio, told.float()], 1)
+        """What values are foreseen from, float32 [B, state_dim], without gradients."""
+        with torch.no_grad():
+            parts = [self._proprio.normalize(seen["proprio"], self._sources(seen["proprio"]))]
+            if len(self._instructions) > 1:
+                told = torch.nn.functional.one_hot(seen["task"][:, 0].long(), len(self._instructions))
+                parts.append(told.float())
+            if self.policy.processor.cameras:
+                parts.append(self._features.features_and_sample(self._batch(seen))[0][:, : self.execute].mean(1))
+            return torch.cat(parts, 1)
 
     @torch.no_grad()
     def act(self, row: Mapping[str, np.ndarray], random: torch.Generator) -> np.ndarray:
@@ -74,16 +137,50 @@ class PolicyView:
         seen = {name: torch.from_numpy(values)[None] for name, values in row.items()}
         return self.distribution(seen).sample(random)[0].flatten().numpy()
 
+    def at_random(self, row: Mapping[str, np.ndarray], draw: np.random.Generator) -> np.ndarray:
+        """Scaled actions [H * A] from their whole range."""
+        return draw.uniform(-1, 1, self.action_dim).astype(np.float32)
+
+    def penalty(self, seen: Mapping[str, torch.Tensor], actions: torch.Tensor) -> None:
+        """See `Acts.penalty`: it may do what it likes."""
+
+    @property
+    def random_dim(self) -> int:
+        return self.action_dim
+
+    def demonstrations(self, path: str) -> Replay:
+        """Recorded episodes as decisions: the last of each ends the task with the reward 1, all others have none.
+
+        Raises InputError for a dataset that is not of the policy's world, or a policy of chunks.
+        """
+        dataset, processor = open_dataset(path), self.policy.processor
+        key, horizon = "learning.sac.demonstrations", processor.action_horizon
+        if horizon != 1:
+            raise InputError(f"{key} goes with policies of single actions, and this one gives {horizon} at once.")
+        check_demonstrations(dataset, path, key, processor, self._instructions)
+        frames, numbers = int(dataset.lengths.sum()), dataset.numbers()
+        replay = Replay(frames + len(dataset) + 1, self.columns, self.action_dim)
+        for episode, task in enumerate(dataset.task_of.tolist()):
+            rows = dataset.rows(episode)
+            proprio, actions = np.asarray(numbers.proprio[rows]), self.scaled(np.asarray(numbers.actions[rows]))
+            told = np.full((len(actions), 1), self._instructions.index(dataset.tasks[task]), np.uint8)
+            # What is seen after the last action is not recorded; it has no value, since the task is over.
+            then = {"proprio": np.concatenate([proprio[1:], proprio[-1:]]), "task": told}
+            rewards = np.zeros(len(actions), np.float32)
+            rewards[-1] = 1
+            replay.begin({"proprio": proprio[0], "task": told[0]})
+            replay.extend(actions, rewards, then, terminated=True)
+        return replay
+
     def in_units(self, scaled: np.ndarray) -> np.ndarray:
         """Scaled actions [H * A] as the environment takes them, float32 [H, A]."""
         chunk = torch.from_numpy(scaled).view(1, *self._chunk)
-        units: torch.Tensor = self._random.action_scaler.denormalize(chunk, torch.zeros(1, dtype=torch.int64))[0]
+        units: torch.Tensor = self._actions.denormalize(chunk, self._sources(chunk))[0]
         return units.numpy()
 
     def scaled(self, actions: np.ndarray) -> np.ndarray:
         """The inverse of `in_units` for T single actions float32 [T, A], within [-1, 1]."""
-        source = torch.zeros(len(actions), dtype=torch.int64)
-        found: torch.Tensor = self._random.action_scaler.normalize(torch.tensor(actions), source)
+        found: torch.Tensor = self._actions.normalize(torch.tensor(actions), self._sources(actions))
         return found.clamp(-1, 1).numpy()
 
     def _batch(self, seen: Mapping[str, torch.Tensor]) -> Batch:
@@ -92,7 +189,28 @@ class PolicyView:
             told = [only] * len(proprio)
         else:
             told = [self._instructions[task] for task in seen["task"][:, 0].tolist()]
-        return Batch(None, proprio, told, _no_source(proprio))
+        return Batch(seen.get("images"), proprio, told, self._sources(proprio))
+
+    def _sources(self, rows: torch.Tensor | np.ndarray) -> torch.Tensor:
+        return torch.full((len(rows),), self._source, dtype=torch.int64)
+
+
+def check_demonstrations(
+    dataset: EpisodeDataset, path: str, key: str, processor: PolicyProcessor, instructions: tuple[str, ...]
+) -> None:
+    """Raises InputError for a dataset whose proprio, actions or instructions are not the policy's and its world's.
+
+    key: the setting that names it.
+    """
+    differing = [
+        f"{what} {its}, not {own}" for what, own, its in processor.action_spec.differences(dataset.action_spec)
+    ]
+    if dataset.proprio_dim != processor.proprio_dim:
+        differing.append(f"its proprio has {dataset.proprio_dim} numbers, not {processor.proprio_dim}")
+    if unknown := [task for task in dataset.tasks if task not in instructions]:
+        differing.append(f"its instruction '{unknown[0]}' is none of the world's")
+    if differing:
+        raise InputError(f"{key}: {path} does not fit the policy: {'; '.join(differing)}.")
 
 
 def processor_of_world(spec: EnvironmentSpec, config: Config) -> PolicyProcessor:
@@ -125,7 +243,3 @@ def processor_of_world(spec: EnvironmentSpec, config: Config) -> PolicyProcessor
         statistics=(statistics,),
         scaling=config.model.processor,
     )
-
-
-def _no_source(proprio: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(len(proprio), dtype=torch.int64, device=proprio.device)

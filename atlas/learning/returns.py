@@ -27,6 +27,8 @@ class OnlineResult:
     episodes: int
     updates: int
     seconds: float  # of learning, without the evaluations at the end
+    checkpoint: str | None = None  # of the policy that it began with; None: new weights
+    ended: str | None = None  # why, where it ended before its steps were played
 
     @property
     def difference(self) -> tuple[float, float, float]:
@@ -42,6 +44,14 @@ class OnlineResult:
         told = any(o.success for o in (*self.before.outcomes, *self.after.outcomes))
         return Change.between(self.before, self.after) if told else None
 
+    @property
+    def kept_before(self) -> bool:
+        """Whether the policy of before is kept as the best: it was one of some run, and has become worse, be it by
+        chance."""
+        change = self.changed_success
+        worse = self.difference[0] < 0 if change is None else change.difference < 0
+        return worse and self.checkpoint is not None
+
     def sentence(self) -> str:
         """For people."""
         gained, low, high = self.difference
@@ -51,7 +61,8 @@ class OnlineResult:
         sentence += f" ({gained:+.4g}, 95% {low:+.4g} to {high:+.4g})"
         if change := self.changed_success:
             sentence += f"; {change.gained} starts gained, {change.lost} lost (p = {change.p:.3f})"
-        return f"{sentence}."
+        kept = " The policy of before is kept as best." if self.kept_before else ""
+        return f"{sentence}.{kept}{f' It ended early: {self.ended}.' if self.ended else ''}"
 
     def to_dict(self) -> dict[str, Any]:
         """The machine-readable form of `atlas learn --json`."""
@@ -70,6 +81,8 @@ class OnlineResult:
             "success_rate": {"before": self.before.success_rate, "after": self.after.success_rate},
             "starts": None if change is None else {"gained": change.gained, "lost": change.lost, "p": change.p},
             "best": str(self.folder / "best"),
+            "kept": "before" if self.kept_before else "after",
+            "ended_early": self.ended,
         }
 
 

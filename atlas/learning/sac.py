@@ -16,11 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atlas.config import SacConfig
+from atlas.config import SacBaseConfig
 from atlas.learning.experience_replay import Drawn
-from atlas.policies.action_distribution import GaussianActions
 
 Seen = Mapping[str, torch.Tensor]  # a batch of what is seen, [B, ...] each
+
+
+class Drawable(Protocol):
+    def sample(self, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 class Acts(Protocol):
@@ -34,9 +37,20 @@ class Acts(Protocol):
         """Of what the critics see."""
         ...
 
+    @property
+    def random_dim(self) -> int:
+        """How many numbers of an action are drawn at random."""
+        ...
+
     def trained(self) -> nn.Module: ...
 
-    def distribution(self, seen: Seen) -> GaussianActions: ...
+    def distribution(self, seen: Seen) -> Drawable:
+        """Gradients flow through what is drawn of it."""
+        ...
+
+    def penalty(self, seen: Seen, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """What is added to the actor's loss for what it does, and the mean size of that; None: nothing is."""
+        ...
 
     def state(self, seen: Seen) -> torch.Tensor:
         """float32 [B, state_dim], without gradients."""
@@ -76,7 +90,7 @@ class Critics(nn.Module):
 class SoftActorCritic:
     """The learner: the actor, its critics, the temperature, and an optimizer of each."""
 
-    def __init__(self, settings: SacConfig, actor: Acts, seed: int, device: torch.device) -> None:
+    def __init__(self, settings: SacBaseConfig, actor: Acts, seed: int, device: torch.device) -> None:
         self.settings, self.actor, self.device = settings, actor, device
         self.random = torch.Generator(device).manual_seed(seed)
         torch.manual_seed(seed)  # of the critics' first weights
@@ -85,7 +99,7 @@ class SoftActorCritic:
         self.targets = Critics(*sizes, settings.layer_norm).to(device).requires_grad_(False)
         self.targets.load_state_dict(self.critics.state_dict())
         self.log_temperature = torch.tensor(math.log(settings.temperature), device=device, requires_grad=True)
-        self.target_entropy = -actor.action_dim if settings.target_entropy is None else settings.target_entropy
+        self.target_entropy = -actor.random_dim if settings.target_entropy is None else settings.target_entropy
         own = list(actor.trained().parameters())
         self.optimizers = {
             "actor": torch.optim.Adam(own, settings.learning_rate, fused=True),
@@ -103,7 +117,8 @@ class SoftActorCritic:
         was skipped, because something in it was not finite."""
         self.updates += 1
         found = self._update_critics(drawn)
-        if found and self.updates % self.settings.critic_actor_ratio == 0:
+        warm = self.updates > self.settings.critic_warmup
+        if found and warm and self.updates % self.settings.critic_actor_ratio == 0:
             found |= self._update_actor(drawn.seen)
         return found
 
@@ -116,14 +131,16 @@ class SoftActorCritic:
                 values = values[order[: self.settings.critic_subset]]
             wanted = drawn.returns + drawn.discounts * (values.min(0).values - self.temperature * log_prob)
         values = self.critics(self.actor.state(drawn.seen), drawn.actions)
-        loss = F.mse_loss(values, wanted.expand_as(values), reduction="none").mean(1).sum()
+        squares = F.mse_loss(values, wanted.expand_as(values), reduction="none")
+        loss = (squares if drawn.weights is None else squares * drawn.weights).mean(1).sum()
         if not self._step("critics", loss, self.critics):
             return {}
         with torch.no_grad():
             mine: list[torch.Tensor] = list(self.targets.parameters())
             its: list[torch.Tensor] = list(self.critics.parameters())
             torch._foreach_lerp_(mine, its, self.settings.tau)
-        return {"sac/critic_loss": loss.detach(), "values": values.detach(), "targets": wanted}
+        found = {"sac/critic_loss": loss.detach(), "values": values.detach(), "targets": wanted}
+        return found if drawn.rows is None else {**found, "errors": squares.detach().mean(0).sqrt()}
 
     def _update_actor(self, seen: Seen) -> dict[str, torch.Tensor]:
         actions, log_prob = self.actor.distribution(seen).sample(self.random)
@@ -131,6 +148,9 @@ class SoftActorCritic:
         values = self.critics(self.actor.state(seen), actions.flatten(1)).mean(0)
         self.critics.requires_grad_(True)
         loss = (self.temperature * log_prob - values).mean()
+        penalty = self.actor.penalty(seen, actions)
+        if penalty is not None:
+            loss = loss + penalty[0]
         if not self._step("actor", loss, self.actor.trained()):
             return {}
         entropy = -log_prob.detach().mean()
@@ -143,6 +163,7 @@ class SoftActorCritic:
             "sac/temperature": self.temperature,
             "sac/entropy": entropy,
             "sac/action_size": actions.detach().abs().mean(),
+            **({} if penalty is None else {"sac/residual_size": penalty[1]}),
         }
 
     def _step(self, what: str, loss: torch.Tensor, module: nn.Module | None) -> bool:

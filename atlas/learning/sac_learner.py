@@ -11,12 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from atlas.config import SacConfig
-from atlas.data.formats import open_dataset
-from atlas.errors import InputError
+from atlas.config import ResidualSacConfig, SacBaseConfig
 from atlas.learning.experience_replay import Replay, draw_mixed
 from atlas.learning.online_run import OnlineRun
-from atlas.learning.policy_view import PolicyView
 from atlas.learning.sac import SoftActorCritic
 from atlas.system.tensors import load_nested, save_nested
 from atlas.tracking import RunTracker
@@ -39,54 +36,24 @@ class Piece:
     over: bool  # the episode, or what is sent of it: the next piece says what is seen first
 
 
-def demonstrations_of(path: str, view: PolicyView, instructions: tuple[str, ...]) -> Replay:
-    """Recorded episodes as decisions: the last of each ends the task with the reward 1, all others have none.
-
-    Raises InputError for a dataset whose proprio, actions or instructions are not the policy's, or a policy of chunks.
-    """
-    dataset, processor = open_dataset(path), view.policy.processor
-    key, horizon = "learning.sac.demonstrations", processor.action_horizon
-    if horizon != 1:
-        raise InputError(f"{key} goes with policies of single actions, and this one gives {horizon} at once.")
-    differing = [
-        f"{what} {its}, not {own}" for what, own, its in processor.action_spec.differences(dataset.action_spec)
-    ]
-    if dataset.proprio_dim != processor.proprio_dim:
-        differing.append(f"its proprio has {dataset.proprio_dim} numbers, not {processor.proprio_dim}")
-    if unknown := [task for task in dataset.tasks if task not in instructions]:
-        differing.append(f"its instruction '{unknown[0]}' is none of the world's")
-    if differing:
-        raise InputError(f"{key}: {path} does not fit the policy: {'; '.join(differing)}.")
-    frames, numbers = int(dataset.lengths.sum()), dataset.numbers()
-    replay = Replay(frames + len(dataset) + 1, view.columns, view.action_dim)
-    for episode, task in enumerate(dataset.task_of.tolist()):
-        rows = dataset.rows(episode)
-        proprio, actions = np.asarray(numbers.proprio[rows]), view.scaled(np.asarray(numbers.actions[rows]))
-        told = np.full((len(actions), 1), instructions.index(dataset.tasks[task]), np.uint8)
-        # What is seen after the last action is not recorded; it has no value, since the task is over.
-        then = {"proprio": np.concatenate([proprio[1:], proprio[-1:]]), "task": told}
-        rewards = np.zeros(len(actions), np.float32)
-        rewards[-1] = 1
-        replay.begin({"proprio": proprio[0], "task": told[0]})
-        replay.extend(actions, rewards, then, terminated=True)
-    return replay
-
-
 class SacLearner:
     """The replay, the networks and the counters; all of it is in a checkpoint."""
 
     def __init__(self, run: OnlineRun) -> None:
-        assert isinstance(run.settings, SacConfig)
+        assert isinstance(run.settings, SacBaseConfig)
         self.run, self.settings = run, run.settings
         self.sac = SoftActorCritic(run.settings, run.view, run.config.seed, torch.device("cpu"))
-        self.replay = Replay(run.settings.replay_capacity, run.view.columns, run.view.action_dim, run.about)
+        self.replay = Replay(
+            run.settings.replay_capacity, run.view.columns, run.view.action_dim, run.about, run.settings.priority
+        )
         told = run.settings.demonstrations
-        self.demonstrations = None if told is None else demonstrations_of(told, run.view, run.spec.instructions)
+        self.demonstrations = None if told is None else run.view.demonstrations(told)
         self.steps, self.decisions, self.episodes, self.seconds = 0, 0, 0, 0.0
         self._owing_since: int | None = None  # the decision from which on updates are owed
         self._timers: dict[str, float] = {"sample_replay_buffer": 0.0, "train": 0.0}
         self._logged = 0
         self._shown: dict[str, torch.Tensor] = {}
+        self.ended: str | None = None  # why, where it ended before its steps were played
         self.begun_with = self._resume()
         self.tracker: RunTracker = run.tracker("learner", self.sac.updates)
 
@@ -110,7 +77,7 @@ class SacLearner:
 
     @property
     def done(self) -> bool:
-        return self.steps >= self.settings.steps
+        return self.steps >= self.settings.steps or self.ended is not None
 
     # ---- learning --------------------------------------------------------------------------------------------
 
@@ -123,7 +90,10 @@ class SacLearner:
             shown, share = self.demonstrations, settings.demonstration_share
             drawn = draw_mixed(self.replay, shown, settings.batch_size, share, draw, settings.n_step, settings.gamma)
             drawn_at = time.perf_counter()
-            self._shown |= self.sac.update(drawn)
+            found = self.sac.update(drawn)
+            self._shown |= found
+            if drawn.rows is not None and "errors" in found:
+                self.replay.found_off(drawn.rows, found["errors"][: len(drawn.rows)].numpy())
             self._timers["sample_replay_buffer"] += drawn_at - begun
             self._timers["train"] += time.perf_counter() - drawn_at
             if self.sac.updates % self.run.config.training.log_interval == 0:
@@ -133,6 +103,7 @@ class SacLearner:
         count = max(1, self.sac.updates - self._logged)
         timers = {f"timer/{name}": seconds / count for name, seconds in self._timers.items()}
         self._timers, self._logged = dict.fromkeys(self._timers, 0.0), self.sac.updates
+        self._check_size()
         self.tracker.step = self.sac.updates
         self.tracker.log(
             {
@@ -144,6 +115,17 @@ class SacLearner:
                 "learner/skipped_updates": self.sac.skipped,
             }
         )
+
+    def _check_size(self) -> None:
+        """End the run where the corrections of a frozen policy have become as large as is allowed."""
+        size, settings = self._shown.get("sac/residual_size"), self.settings
+        if size is None or not isinstance(settings, ResidualSacConfig) or float(size) <= settings.size_limit:
+            return
+        self.ended = (
+            f"the correction ran away: its mean size is {float(size):.3g} of the largest, more than "
+            f"learning.residual.size_limit ({settings.size_limit:g}); a larger penalty holds it"
+        )
+        logger.warning("After %d steps %s. The best policy so far is kept.", self.steps, self.ended)
 
     def look(self) -> None:
         """Evaluate the policy, and show how the values that the critics give are spread."""
@@ -163,6 +145,7 @@ class SacLearner:
             "episodes": self.episodes,
             "seconds": self.seconds,
             "owing_since": self._owing_since,
+            "ended": self.ended,
             **more,
         }
         self.tracker.flush()
@@ -183,5 +166,6 @@ class SacLearner:
         self.sac.load_state_dict(load_nested(folder / _LEARNER))
         self.steps, self.decisions, self.episodes = facts["steps"], facts["decisions"], facts["episodes"]
         self.seconds, self._owing_since, self._logged = facts["seconds"], facts["owing_since"], self.sac.updates
+        self.ended = facts.get("ended")
         logger.info("Going on after %d steps and %d updates, from %s", self.steps, self.sac.updates, folder)
         return dict(facts)

@@ -8,10 +8,9 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 
-from atlas.config import Config, SacConfig
+from atlas.config import Config, SacBaseConfig
 from atlas.learning.explorer import EpisodeLog, Explorer
-from atlas.learning.online_run import OnlineRun
-from atlas.learning.policy_view import PolicyView
+from atlas.learning.online_run import OnlineRun, View
 from atlas.learning.returns import OnlineResult
 from atlas.learning.sac_learner import Piece, SacLearner
 from atlas.rollout.evaluation import one_thread
@@ -25,7 +24,7 @@ class Tries:
     What it draws follows from the episode and the decision alone, so that a run that goes on draws the same.
     """
 
-    def __init__(self, view: PolicyView, settings: SacConfig, seed: int, actor: int = 0) -> None:
+    def __init__(self, view: View, settings: SacBaseConfig, seed: int, actor: int = 0) -> None:
         self._view, self._settings, self._seed = view, settings, [seed, 6, actor]
         self._random, self._uniform = torch.Generator(), np.random.default_rng()
 
@@ -39,11 +38,11 @@ class Tries:
     def act(self, row: dict[str, np.ndarray], steps: int) -> np.ndarray:
         """Scaled actions [A] after so many steps."""
         if self.exploring(steps):
-            return self._uniform.uniform(-1, 1, self._view.action_dim).astype(np.float32)
+            return self._view.at_random(row, self._uniform)
         return self._view.act(row, self._random)
 
 
-def piece_of(first: dict[str, np.ndarray], scaled: np.ndarray, after: Transition, view: PolicyView) -> Piece:
+def piece_of(first: dict[str, np.ndarray], scaled: np.ndarray, after: Transition, view: View) -> Piece:
     """One decision. first: {} where it follows on another."""
     seen_then = {name: values[None] for name, values in view.look(after.next_observation).items()}
     over = after.terminated or after.truncated
@@ -51,10 +50,13 @@ def piece_of(first: dict[str, np.ndarray], scaled: np.ndarray, after: Transition
     return Piece(first, scaled[None], rewards, seen_then, len(after.actions), after.terminated, over)
 
 
-def learn_here(config: Config, env: str, checkpoint: str | None = None) -> OnlineResult:
-    """SAC, acting and learning in turn; goes on where the same run was stopped. Raises InputError."""
+def learn_here(config: Config, env: str, checkpoint: str | None = None, name: str = "sac") -> OnlineResult:
+    """SAC, acting and learning in turn; goes on where the same run was stopped. Raises InputError.
+
+    name: of its settings: `sac`, or `residual` for a correction of the checkpoint's policy.
+    """
     with ExitStack() as held, one_thread(), listening() as stop:
-        run = OnlineRun(config, "sac", env, held, stop, checkpoint)
+        run = OnlineRun(config, name, env, held, stop, checkpoint)
         learner = SacLearner(run)
         return _Interleaved(run, learner, stop).play()
 
@@ -62,16 +64,18 @@ def learn_here(config: Config, env: str, checkpoint: str | None = None) -> Onlin
 class _Interleaved:
     def __init__(self, run: OnlineRun, learner: SacLearner, stop: StopRequest) -> None:
         self.stop = stop
-        assert isinstance(run.settings, SacConfig)
+        assert isinstance(run.settings, SacBaseConfig)
         self.run, self.learner, self.settings, self.view = run, learner, run.settings, run.view
         self.log = EpisodeLog()
         self.log.steps, self.log.episodes = learner.steps, learner.episodes
         self.board = run.tracker("actor", learner.steps)
-        self.world = Explorer(run.open_world(), run.config.seed, first=learner.episodes)
+        self.world = Explorer(run.open_world(exploring=True), run.config.seed, first=learner.episodes)
         self.tries = Tries(run.view, run.settings, run.config.seed)
 
     def play(self) -> OnlineResult:
         before, learner, settings = self.run.before(), self.learner, self.settings
+        if self.run.checkpoint is not None and self.run.best is None:
+            learner.look()  # the policy of the start may remain the best
         saved, looked = learner.steps, learner.steps
         begun = time.monotonic() - learner.seconds
         self.tries.begin(self.world.episodes)
@@ -106,4 +110,6 @@ class _Interleaved:
         if looked < learner.steps:
             learner.look()
         learner.save({})
-        return self.run.conclude(before, learner.steps, self.world.episodes, learner.sac.updates, seconds)
+        return self.run.conclude(
+            before, learner.steps, self.world.episodes, learner.sac.updates, seconds, learner.ended
+        )

@@ -21,7 +21,7 @@ from torch import nn
 
 from atlas.config.model_section import MODEL, ModelConfig
 from atlas.errors import InputError, did_you_mean, first_line
-from atlas.policies.action_distribution import GaussianActions
+from atlas.policies.action_distribution import CorrectedActions, GaussianActions, Noise, NoisyActions
 from atlas.policies.model_card import model_card
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.policies.processor import PolicyProcessor, Scaler
@@ -287,6 +287,64 @@ class ActsAtRandom(Protocol):
 
     def action_distribution(self, batch: Batch) -> GaussianActions:
         """Of the scaled actions, with gradients."""
+
+
+@runtime_checkable
+class TakesNoise(Protocol):
+    """Says one action, around which noise of a given size makes others, so that learning by reward can try them."""
+
+    action_scaler: Scaler
+
+    @property
+    def takes_noise(self) -> bool:
+        """Whether its parts allow that."""
+
+    def noisy_distribution(self, batch: Batch, noise: Noise) -> NoisyActions:
+        """Of the scaled actions, with gradients. Raises InputError for grippers of which it does not say how likely
+        they close."""
+
+
+@runtime_checkable
+class GivesFeatures(Protocol):
+    """Says what it makes of a sample, for others that learn from that instead of from images."""
+
+    @property
+    def feature_dim(self) -> int: ...
+
+    def features_and_sample(
+        self, batch: Batch, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What its actions are read from, float32 [B, H, feature_dim], and what `Policy.sample` gives."""
+
+
+@runtime_checkable
+class Corrects(Protocol):
+    """Adds a small correction, which is learned, to what a policy says that stays as it is."""
+
+    @property
+    def feature_dim(self) -> int: ...
+
+    @property
+    def execute(self) -> int:
+        """How many actions of a chunk have the correction in common; no more are executed."""
+        ...
+
+    def corrected_part(self) -> nn.Module:
+        """What is trained."""
+        ...
+
+    def seen_by_base(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, torch.Tensor]:
+        """All that corrections follow from, which takes the place of images: `features` [B, feature_dim],
+        `scaled_proprio` [B, P] and `base` [B, execute, A], the scaled actions that are corrected."""
+        ...
+
+    def corrected(self, seen: Mapping[str, torch.Tensor]) -> CorrectedActions:
+        """Of what `seen_by_base` gave, with gradients."""
+        ...
+
+    def load_base(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """The own weights of the policy that is corrected."""
+        ...
 
 
 @runtime_checkable

@@ -139,8 +139,13 @@ OTHERS = [
     line("learn sac --env gym:Pendulum-v1 --role actor --learner a --api-key-file HERE/none", "HERE/none"),
     line("learn sac --env gym:Pendulum-v1 learning.sac.random_steps=20000", "random_steps is 20000", "steps (10000)"),
     line("learn sac --env gym:Pendulum-v1 model.vision.name=keypoints", "model.vision.name=none"),
-    line("learn ppo --env gym:Pendulum-v1 model.head.name=regression", "model.head.name=gaussian"),
+    line("learn ppo --env gym:Pendulum-v1 model.head.name=flow_matching", "model.head.name=gaussian", "regression"),
+    line("learn grpo --env gym:Pendulum-v1 learning.grpo.keep_low=0.95", "keep_low is 0.95", "keep_high (0.9)"),
+    line("learn ppo --env gym:Pendulum-v1 learning.ppo.most_divergence=1", "most_divergence", "kl_limit"),
+    line("learn ppo --env state:gym:Pendulum-v1", "does not tell where its objects are", "state:cubes"),
     line("learn sac --env cubes --checkpoint HERE", "HERE is in no run's folder"),
+    line("learn sac --env cubes --residual", "--residual corrects a policy", "--checkpoint outputs/first"),
+    line("learn sac --env cubes --residual --checkpoint HERE --actors 2", "--residual", "leave out --actors"),
     line("sweep local HERE/none.yaml", "HERE/none.yaml"),
 ]
 

@@ -15,13 +15,14 @@ import pytest
 
 from atlas.checks.context import CheckContext
 from atlas.checks.video_check import check_video
-from atlas.config import DataConfig
+from atlas.config import DataConfig, load_config
 from atlas.data.convert import Conversion, convert
 from atlas.data.formats import open_configured, open_dataset
 from atlas.data.lerobot import LeRobotDataset
 from atlas.data.lerobot.features import _LIBERO_DIGESTS, is_libero_task, libero_digest
 from atlas.data.lerobot.tables import parquet_table
 from atlas.data.origin import mend
+from atlas.data.training_data import open_training_data
 from atlas.environments.libero_package import ALL_SUITES, tasks_of
 from atlas.errors import InputError
 from tests.data.lerobot_folders import (
@@ -127,6 +128,20 @@ def test_a_depth_map_of_three_channels_is_left_out_and_named(tmp_path: Path, cap
         assert lerobot(root).cameras == ["image"]
         assert f"depth images are left out: {WRIST}" in caplog.text
         caplog.clear()
+
+
+def test_a_dataset_without_cameras_is_for_policies_that_do_not_look(tmp_path: Path) -> None:
+    root = copy_fixture(VIDEO, tmp_path / "set")
+    features = json.loads((root / "meta/info.json").read_text())["features"]
+    edit_info(root, features={name: each for name, each in features.items() if each["dtype"] != "video"})
+
+    assert lerobot(root).cameras == []
+    with pytest.raises(InputError, match=r"The dataset has no cameras.*model\.vision\.name=none"):
+        open_training_data(load_config(None, [f"data.path={root}"]))
+    blind = load_config(
+        None, [f"data.path={root}", "model.vision={name: none}", "evaluation.execute=1", "data.action_horizon=2"]
+    )
+    assert open_training_data(blind).cameras == []
 
 
 @pytest.mark.parametrize("careful", [False, True])

@@ -15,7 +15,6 @@ from atlas.learning.experience_replay import Column, Replay, draw_mixed
 from atlas.learning.online_run import start_policy
 from atlas.learning.policy_view import PolicyView
 from atlas.learning.run_config import config_from_nothing
-from atlas.learning.sac_learner import demonstrations_of
 
 ONE = {"proprio": Column((1,), "float32")}
 
@@ -130,7 +129,7 @@ def test_recorded_episodes_are_demonstrations(make_libero: Callable[..., Path]) 
     config = config_from_nothing("sac", "cubes", ["model.fusion.dim=16", "model.language.name=none"])
     view = PolicyView(start_policy(config, "cubes", None), ("open the drawer",))
 
-    replay = demonstrations_of(str(folder), view, ("open the drawer",))
+    replay = view.demonstrations(str(folder))
 
     drawn = replay.draw(200, np.random.default_rng(0))
     assert replay.decisions == 10 and ((drawn.returns == 1) == (drawn.discounts == 0)).all()
@@ -139,8 +138,30 @@ def test_recorded_episodes_are_demonstrations(make_libero: Callable[..., Path]) 
     assert {tuple(row) for row in np.round(drawn.seen["proprio"].numpy(), 4).tolist()} == recorded
     np.testing.assert_allclose(view.in_units(view.scaled(numbers.actions[:1])[0]), numbers.actions[:1], atol=1e-6)
     with pytest.raises(InputError, match="its instruction 'open the drawer' is none of the world's"):
-        demonstrations_of(str(folder), view, ("lift it",))
+        PolicyView(view.policy, ("lift it",)).demonstrations(str(folder))
     pendulum = config_from_nothing("sac", "gym:Pendulum-v1", ["model.fusion.dim=16"])
-    other = PolicyView(start_policy(pendulum, "gym:Pendulum-v1", None), ())
+    other = PolicyView(start_policy(pendulum, "gym:Pendulum-v1", None), ("open the drawer",))
     with pytest.raises(InputError, match=r"does not fit the policy: .*its proprio has 8 numbers, not 3"):
-        demonstrations_of(str(folder), other, ("open the drawer",))
+        other.demonstrations(str(folder))
+
+
+def test_decisions_whose_values_are_off_are_drawn_more_often(tmp_path: Path) -> None:
+    replays = [Replay(100, ONE, 1, priority=0.5) for _ in range(2)]
+    numbered(replays[0], 0, 20)
+    replays[0].found_off(np.arange(20), np.full(20, 0.01))
+    replays[0].found_off(np.array([3]), np.array([1.0]))
+    replays[0].save(tmp_path / "replay")
+    replays[1].load(tmp_path / "replay")
+
+    one, other = (replay.draw(4000, np.random.default_rng(0)) for replay in replays)
+
+    assert one.rows is not None and other.rows is not None and one.weights is not None
+    np.testing.assert_array_equal(one.rows, other.rows)
+    share = (one.rows == 3).mean()  # ten times as likely as each of the other nineteen
+    assert share == pytest.approx(10 / 29, abs=0.03) and (one.rows < 20).all()
+    assert float(one.weights[one.rows == 3].max()) == pytest.approx(10**-0.4) and float(one.weights.max()) == 1
+    numbered(replays[0], 100, 5)
+    new = replays[0].draw(4000, np.random.default_rng(0)).seen["proprio"][:, 0] >= 100
+    assert float(new.float().mean()) == pytest.approx(50 / 79, abs=0.03)  # as likely as the farthest
+    mixed = draw_mixed(replays[0], replays[1], 8, 0.5, np.random.default_rng(0))
+    assert mixed.weights is not None and len(mixed.weights) == 8 and mixed.rows is not None and len(mixed.rows) == 4

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import atlas
 from atlas.data.formats import open_dataset
 from atlas.environments.cubes import CubesEnvironment
 from atlas.errors import InputError
@@ -28,7 +27,6 @@ from atlas.runs import read_scalars
 from atlas.tracking import RunTracker
 from atlas.training.guards.signals import Interrupted
 from atlas.types import ActionSpec, Observation
-from tests.test_vertical_slice import SMALL
 
 FEW = ["learning.held_out_episodes=1", "learning.round_episodes=0", "evaluation.workers=1"]
 LITTLE = ["rounds=1", "episodes=1", "steps=1", "warmup_steps=0"]
@@ -46,14 +44,9 @@ class Still:
         return {number: np.zeros((4, 7), np.float32) for number in observations}
 
 
-@pytest.fixture(scope="module")
-def run(cubes_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps, on demonstrations of the cubes world."""
-    few = ["training.max_steps=2", "training.warmup_steps=1", "evaluation.episodes=0", "evaluation.final_episodes=0"]
-    out = tmp_path_factory.mktemp("outputs")
-    return atlas.train(
-        None, [*SMALL, *few, f"data.path={cubes_dataset}", f"output_dir={out}", "run_name=first"]
-    ).run_dir
+@pytest.fixture
+def run(first_run: Path) -> Path:
+    return first_run
 
 
 def test_the_expert_ends_what_an_actor_has_begun() -> None:

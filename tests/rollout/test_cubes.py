@@ -13,8 +13,17 @@ import numpy as np
 import pytest
 
 from atlas.data.formats import open_dataset
-from atlas.environments.cubes import AREA_HALF_SIZE_M, CAMERAS, INSTRUCTIONS, MIN_DISTANCE_M, CubesEnvironment
+from atlas.environments.catalog import environment_spec, find_expert
+from atlas.environments.cubes import (
+    AREA_HALF_SIZE_M,
+    CAMERAS,
+    INSTRUCTIONS,
+    MIN_DISTANCE_M,
+    OBJECTS,
+    CubesEnvironment,
+)
 from atlas.environments.cubes_expert import CubesExpert
+from atlas.environments.state_world import StateWorld
 from atlas.errors import InputError
 from atlas.rollout.recording import RecordSettings, is_recorded, record
 from atlas.system.locks import hold
@@ -56,6 +65,29 @@ def test_the_same_seed_gives_the_same_start_whatever_came_before(env: CubesEnvir
 
     np.testing.assert_array_equal(again.images["agentview"], first.images["agentview"])
     np.testing.assert_array_equal(again.proprio, first.proprio)
+
+
+def test_by_numbers_it_is_the_same_world_without_pictures(env: CubesEnvironment) -> None:
+    """`state:cubes`: the proprio goes on with where the cubes are, seen from the hand."""
+    world = StateWorld(env)
+    assert (world.spec.name, world.spec.cameras, world.spec.proprio_dim) == ("state:cubes", (), 18)
+    assert world.spec == environment_spec("state:cubes", 32)
+    seen = env.reset(seed=5, instruction=INSTRUCTIONS[1])
+    after = env.step(np.full(7, 0.5))
+
+    first = world.reset(seed=5, instruction=INSTRUCTIONS[1])
+    then = world.step(np.full(7, 0.5))
+
+    assert first.images == {} and first.instruction == INSTRUCTIONS[1] and world.target_object() == "green cube"
+    for mine, its in ((first, seen), (then.observation, after.observation)):
+        assert mine is not None and its is not None
+        np.testing.assert_array_equal(mine.proprio[:8], its.proprio)
+    places = world.positions()
+    for cube, name in enumerate(OBJECTS):
+        there = world.observe().proprio[8 + 5 * cube :][:5]
+        np.testing.assert_allclose(there[:3] + places["hand"], places[name], atol=1e-6)
+        assert np.linalg.norm(there[3:]) == pytest.approx(1)
+    assert find_expert("state:cubes")(world).act().shape == (7,)  # type: ignore[misc]
 
 
 def test_starts_cover_the_area_and_keep_the_distance(env: CubesEnvironment) -> None:

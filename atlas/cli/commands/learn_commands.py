@@ -55,6 +55,10 @@ def sac(
     key_file: Annotated[
         Path | None, typer.Option("--api-key-file", metavar="FILE", help="The key that learner and actors share.")
     ] = None,
+    residual: Annotated[
+        bool,
+        typer.Option("--residual", help="Learn a small correction of the policy of --checkpoint, which is frozen."),
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Without wandb.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -63,9 +67,12 @@ def sac(
 
     _check_roles(actors, role, listen, learner, key_file)
     env = _named_world(env, role)
+    name = "residual" if residual else "sac"
+    if residual:
+        _check_residual(checkpoint, actors, role)
     with stdout_kept_for_the_report(as_json):
         changed = [*(overrides or []), *(["wandb.enabled=false"] if debug else [])]
-        config = _online_config("sac", env, checkpoint, changed)
+        config = _online_config(name, env, checkpoint, changed)
         key = _key(key_file)
         if role == "actor":
             from atlas.learning.actors.actor_role import act
@@ -78,17 +85,27 @@ def sac(
         else:
             from atlas.learning.sac_run import learn_here
 
-            result = learn_here(config, env, checkpoint)
+            result = learn_here(config, env, checkpoint, name)
     _report(result, as_json)
 
 
 @learn_app.command("ppo")
 def ppo(env: World, overrides: Overrides = None, checkpoint: Start = None, as_json: Json = False) -> None:
-    """Proximal policy optimisation: learns by reward, from state, on what the present policy plays."""
+    """Proximal policy optimisation: learns by reward, on what the present policy plays."""
     with stdout_kept_for_the_report(as_json):
-        from atlas.learning.ppo import learn_ppo
+        from atlas.learning.on_policy.ppo import learn_ppo
 
         result = learn_ppo(_online_config("ppo", env, checkpoint, overrides or []), env, checkpoint)
+    _report(result, as_json)
+
+
+@learn_app.command("grpo")
+def grpo(env: World, overrides: Overrides = None, checkpoint: Start = None, as_json: Json = False) -> None:
+    """Group-relative policy optimisation: episodes from one start are worth what they reach beyond each other."""
+    with stdout_kept_for_the_report(as_json):
+        from atlas.learning.on_policy.grpo import learn_grpo
+
+        result = learn_grpo(_online_config("grpo", env, checkpoint, overrides or []), env, checkpoint)
     _report(result, as_json)
 
 
@@ -136,6 +153,16 @@ def _named_world(env: str | None, role: str | None) -> str:
         f"--role {role} needs --env, the same environment and the same key=value settings as {other}: atlas learn sac "
         f"--env gym:Pendulum-v1 --role {role} {'--learner' if role == 'actor' else '--listen'} HOST:PORT."
     )
+
+
+def _check_residual(checkpoint: str | None, actors: int | None, role: str | None) -> None:
+    """Raises InputError where there is no policy to correct, or it is to be corrected in several processes."""
+    from atlas.errors import InputError
+
+    if checkpoint is None:
+        raise InputError("--residual corrects a policy: give the run that has it, --checkpoint outputs/first.")
+    if actors is not None or role is not None:
+        raise InputError("--residual acts and learns in one process; leave out --actors and --role.")
 
 
 def _key(file: Path | None) -> str | None:

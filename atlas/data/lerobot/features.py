@@ -204,12 +204,11 @@ def _unlike_libero(info: Info, tasks: Sequence[str]) -> str | None:
 
 
 def _cameras_by_name(info: Info) -> dict[str, str]:
-    """All cameras, named by what follows `observation.images.` in their keys."""
+    """All cameras, named by what follows `observation.images.` in their keys; none where all is in the numbers."""
     keys = [key for key, feature in info.features.items() if feature.is_camera]
-    if not keys:
+    if not keys and any(feature.is_depth_camera for feature in info.features.values()):
         raise InputError(
-            f"{info.path}: none of the features is a video or image with 3 channels"
-            + (" other than depth images." if any(f.is_depth_camera for f in info.features.values()) else ".")
+            f"{info.path}: none of the features is a video or image with 3 channels other than depth images."
         )
     return {key.removeprefix(_CAMERA_PREFIX): key for key in keys}
 

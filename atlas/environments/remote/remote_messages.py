@@ -27,6 +27,7 @@ _RESULT = ("reward", "terminated", "truncated", "success")
 def spec_to_message(spec: EnvironmentSpec, simulator: bool) -> dict[str, Any]:
     """simulator: whether it also has what a Simulator has."""
     values = asdict(spec) | {"action_spec": spec.action_spec.to_dict(), "variable": []}
+    del values["object_numbers"]  # of simulators in this process alone
     return {"format": FORMAT, "simulator": simulator, "spec": values}
 
 

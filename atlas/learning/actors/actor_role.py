@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from atlas.config import Config, SacConfig
-from atlas.environments.catalog import environment_spec, make_environment
+from atlas.environments.catalog import make_environment
 from atlas.learning.actors.learner_link import ActorEnd
 from atlas.learning.actors.messages import Address, Experience, Taken, Weights, Welcome, WhoAreYou
 from atlas.learning.explorer import EpisodeLog, Explorer
-from atlas.learning.online_run import about, finish_with, part_tracker, start_policy
+from atlas.learning.online_run import about, finish_with, part_tracker, start_policy, view_of
 from atlas.learning.policy_view import PolicyView
 from atlas.learning.sac_learner import Piece
 from atlas.learning.sac_run import Tries, piece_of
@@ -42,7 +42,7 @@ def act(config: Config, env: str, learner: Address, key: str | None, checkpoint:
         held.callback(world.close)
         tracker = part_tracker(config, "actor" if end.actor == 0 else f"actor-{end.actor}", 0)
         finish_with(held, tracker)
-        view = PolicyView(policy, environment_spec(env).instructions)
+        view = view_of(policy, config, "sac", env)
         explorer = Explorer(world, config.seed, end.actor, _MOST_ACTORS)
         return _Player(view, settings, config.seed, end, welcome, explorer, tracker).play()
 

@@ -50,7 +50,7 @@ def learn_from_actors(
 class _Hub:
     def __init__(self, run: OnlineRun, learner: SacLearner, end: LearnerEnd, stop: StopRequest) -> None:
         self.stop = stop
-        self.run, self.learner, self.end, self.settings = run, learner, end, learner.settings
+        self.run, self.learner, self.end, self.settings = run, learner, end, run.config.learning.sac
         facts = learner.begun_with
         # {an actor's number: the last of its pieces}, of those that have arrived, and those that are in a checkpoint.
         self.arrived: dict[int, int] = {int(actor): last for actor, last in facts.get("arrived", {}).items()}

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from atlas.errors import InputError
-from atlas.policies.action_distribution import GaussianActions
+from atlas.policies.action_distribution import GaussianActions, Noise, NoisyActions
 from atlas.policies.attention import Attention
 from atlas.policies.base import InstructionMemory, Policy
 from atlas.policies.modular.action_heads.gaussian import GaussianHead
 from atlas.policies.modular.action_heads.head_contract import GenerativeHead
+from atlas.policies.modular.action_heads.regression import RegressionHead
 from atlas.policies.modular.language_encoders.language_contract import LanguageEncoder
 from atlas.policies.modular.language_encoders.language_tokens import LanguageTokens
 from atlas.policies.modular.modular_section import ModularConfig
@@ -127,6 +128,26 @@ class ModularPolicy(Policy):
         """See `ActsAtRandom`; for the head `gaussian`."""
         assert isinstance(self.head, GaussianHead)
         return self.head.distribution(self._look(batch)[1])
+
+    @property
+    def takes_noise(self) -> bool:
+        return isinstance(self.head, RegressionHead)
+
+    def noisy_distribution(self, batch: Batch, noise: Noise) -> NoisyActions:
+        """See `TakesNoise`; for the head `regression`."""
+        assert isinstance(self.head, RegressionHead)
+        return self.head.noisy(self._look(batch)[1], noise)
+
+    def features_and_sample(
+        self, batch: Batch, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `GivesFeatures`: the fused tokens."""
+        fused = self._look(batch)[1]
+        return fused.float(), self._actions(batch, fused, generator)
+
+    @property
+    def feature_dim(self) -> int:
+        return self.config.fusion.dim
 
     def _losses(self, batch: Batch, seen: torch.Tensor, fused: torch.Tensor) -> LossTerms:
         assert batch.actions is not None and batch.action_is_pad is not None

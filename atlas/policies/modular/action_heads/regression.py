@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from atlas.errors import InputError
+from atlas.policies.action_distribution import Noise, NoisyActions
 from atlas.policies.modular.action_heads.action_parts import ActionParts
 from atlas.policies.modular.action_heads.head_contract import ActionHead
 from atlas.policies.modular.parts import RegressionHeadConfig
@@ -52,6 +54,17 @@ class RegressionHead(ActionHead):
             for value, continuous in zip(given, self._continuous, strict=True)
         ]
         return self.parts.join(pose, torch.stack(grippers, -1))
+
+    def noisy(self, fused: torch.Tensor, noise: Noise) -> NoisyActions:
+        """Of fused [B, H, dim]. Raises InputError for a gripper that is not either open or closed."""
+        if any(self._continuous):
+            raise InputError(
+                "The head regression says how far its gripper is closed, not how likely that is; learning by reward "
+                "needs model.head.name=gaussian there."
+            )
+        pose = self.pose(fused).float()
+        gripper = pose[..., :0] if self.gripper is None else self.gripper(fused).float()
+        return NoisyActions(pose, gripper, self.parts.pose, self.parts.grippers, noise)
 
     def _gripper_errors(self, given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """[B, H, grippers] each: cross-entropy of a logit for binary ones, the same error as the pose's for others."""

@@ -1,0 +1,151 @@
+"""What methods share that take many small steps on what the present policy has just played, each held near it by a
+clipped ratio of probabilities (Schulman et al., 2017).
+
+A decision is a whole chunk: its probability is that of all its executed numbers together.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from atlas.config import OnPolicyConfig
+from atlas.learning.policy_view import PolicyView
+
+_ROWS = 256  # that a policy is asked about at a time, where no gradients are needed
+
+
+@dataclass(frozen=True)
+class Tried:
+    """T decisions of one policy."""
+
+    seen: dict[str, torch.Tensor]  # [T, ...] each
+    actions: torch.Tensor  # float32 [T, H, A], scaled
+    log_probs: torch.Tensor  # float32 [T]
+
+
+def clipped_loss(log_probs: torch.Tensor, before: torch.Tensor, worth: torch.Tensor, low: float, high: float) -> Any:
+    """The loss of a policy whose actions had the log-probabilities `before`, [B]: nothing is gained by a ratio beyond
+    1 - low or 1 + high. Also the approximate KL divergence and the share of ratios that were clipped."""
+    difference = log_probs - before
+    ratio = difference.exp()
+    loss = -torch.min(ratio * worth, ratio.clamp(1 - low, 1 + high) * worth).mean()
+    with torch.no_grad():
+        divergence = (ratio - 1 - difference).mean()  # an estimate that is never negative and varies little
+        clipped = ((ratio < 1 - low) | (ratio > 1 + high)).float().mean()
+    return loss, divergence, clipped
+
+
+class ClippedLearner(ABC):
+    """A policy and its optimizer, with a loss of minibatches that an algorithm defines."""
+
+    def __init__(
+        self, name: str, settings: OnPolicyConfig, view: PolicyView, more: Iterable[nn.Parameter] = ()
+    ) -> None:
+        """name: of its metrics. more: parameters that are trained beside the policy's."""
+        self.name, self.view, self._settings = name, view, settings
+        self.parameters = [p for p in (*view.trained().parameters(), *more) if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, settings.learning_rate, eps=1e-5, fused=True)
+        self.updates, self.skipped = 0, 0
+
+    @abstractmethod
+    def _loss(self, rows: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Of these rows of what was played, with what to show of it: `kl` among others."""
+
+    def _epochs(self, count: int, progress: float, draw: np.random.Generator) -> dict[str, float]:
+        """Some epochs over `count` decisions; the means of what there is to show. progress: of the run, 0 to 1.
+
+        They end where the policy is farther from the one that played than `kl_limit`.
+        """
+        settings = self._settings
+        rate = settings.learning_rate * (1 - progress if settings.anneal else 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        shown: dict[str, list[float]] = {}
+        for rows in self._minibatches(count, draw):
+            loss, found = self._loss(rows)
+            found = {**found, "grad_norm": torch.zeros(())}
+            far = settings.kl_limit is not None and float(found["kl"].detach()) > settings.kl_limit
+            if not far:
+                found["grad_norm"] = self._descend(loss)
+            for name, value in found.items():
+                shown.setdefault(name, []).append(float(value.detach()))
+            if far:
+                break
+        means = {f"{self.name}/{name}": float(np.mean(values)) for name, values in shown.items()}
+        return {**means, f"{self.name}/learning_rate": rate}
+
+    def _minibatches(self, count: int, draw: np.random.Generator) -> Iterable[torch.Tensor]:
+        for _ in range(self._settings.epochs):
+            yield from torch.from_numpy(draw.permutation(count)).split(self._settings.batch_size)
+
+    def _policy_loss(
+        self, tried: Tried, worth: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+        """The clipped loss and that of the entropy, for advantages float32 [B] of these rows; what to show, and the
+        log-probabilities [B] now."""
+        settings = self._settings
+        distribution = self.view.distribution({name: values[rows] for name, values in tried.seen.items()})
+        log_probs = distribution.log_prob(tried.actions[rows])
+        loss, divergence, clipped = clipped_loss(
+            log_probs, tried.log_probs[rows], worth, settings.clip_low, settings.clip_high
+        )
+        entropy = distribution.entropy.mean()
+        shown = {"policy_loss": loss, "entropy": entropy, "kl": divergence, "clip_fraction": clipped}
+        return loss - settings.entropy_weight * entropy, shown, log_probs
+
+    def _descend(self, loss: torch.Tensor) -> torch.Tensor:
+        """A step, unless the loss or a gradient is not finite, which is counted; the gradients' norm."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.parameters, self._settings.max_grad_norm)
+        self.updates += 1
+        if torch.isfinite(loss + norm):
+            self.optimizer.step()
+        else:
+            self.skipped += 1
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "policy": self.view.trained().state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "updates": self.updates,
+            "skipped": self.skipped,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.view.trained().load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates, self.skipped = state["updates"], state["skipped"]
+
+
+class StartPolicy:
+    """The policy that a run has begun with, which tells how far the present one has gone from it."""
+
+    def __init__(self, view: PolicyView) -> None:
+        self._view = view.copy()
+
+    @torch.no_grad()
+    def log_probs(self, tried: Tried) -> torch.Tensor:
+        """Of what was tried, float32 [T]."""
+        parts = torch.arange(len(tried.actions)).split(_ROWS)
+        found = []
+        for rows in parts:
+            seen = {name: values[rows] for name, values in tried.seen.items()}
+            found.append(self._view.distribution(seen).log_prob(tried.actions[rows]))
+        return torch.cat(found)
+
+
+def divergence_from(start: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
+    """Estimates float32 [T] of the KL divergence from the start's policy, of log-probabilities [T] of actions that the
+    present policy has drawn: never negative, and right on average."""
+    difference = start - now
+    return difference.exp() - 1 - difference

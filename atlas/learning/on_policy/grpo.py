@@ -1,0 +1,163 @@
+"""Group-relative policy optimisation (Shao et al., 2024): several episodes from one start, each worth what it reached
+beyond the others of its group. Nothing foresees values.
+
+As SimpleVLA-RL does it (Li et al., 2025): groups of which all succeed or all fail teach nothing and are left out, the
+clip is wider above than below (Yu et al., 2025), and nothing holds the policy near the one of the start unless asked.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from atlas.config import Config, GrpoConfig
+from atlas.learning.explorer import Explorer
+from atlas.learning.on_policy.clipped_learning import ClippedLearner, Tried
+from atlas.learning.on_policy.on_policy_run import OnPolicyRun, stacked
+from atlas.learning.online_run import OnlineRun
+from atlas.learning.policy_view import PolicyView
+from atlas.learning.returns import OnlineResult
+from atlas.rollout.evaluation import one_thread
+from atlas.training.guards.signals import StopRequest, listening
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 5  # iterations without a mixed group, after which it is said
+
+
+@dataclass(frozen=True)
+class Grouped(Tried):
+    """T decisions of one policy, in episodes of groups."""
+
+    advantages: torch.Tensor  # float32 [T], of the episode that each is of
+    start: torch.Tensor | None = None  # float32 [T], the log-probabilities by the policy of the start
+
+
+def group_advantages(reached: np.ndarray, judged: bool, low: float, high: float) -> np.ndarray | None:
+    """What each of a group's episodes reached, float [G], against the others: float32 [G], of mean 0 and deviation 1.
+
+    judged: these are successes, 0 or 1, of which a share from `low` to `high` is asked for. None: the group says
+    nothing, for its episodes are alike, or the share is another.
+    """
+    deviation = float(reached.std())
+    if deviation < 1e-6 or (judged and not low <= float(reached.mean()) <= high):
+        return None
+    return ((reached - reached.mean()) / deviation).astype(np.float32)
+
+
+class GRPO(ClippedLearner):
+    """The policy and its optimizer."""
+
+    def __init__(self, settings: GrpoConfig, view: PolicyView) -> None:
+        super().__init__("grpo", settings, view)
+        self.settings = settings
+        self._played: Grouped | None = None
+
+    def learn(self, played: Grouped, progress: float, draw: np.random.Generator) -> dict[str, float]:
+        """Some epochs over what was played; what to show of them. progress: of the run, 0 to 1."""
+        self._played = played
+        return self._epochs(len(played.actions), progress, draw)
+
+    def _loss(self, rows: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        played = self._played
+        assert played is not None
+        loss, shown, log_probs = self._policy_loss(played, played.advantages[rows], rows)
+        if self.settings.kl_weight and played.start is not None:
+            difference = played.start[rows] - log_probs
+            held = (difference.exp() - 1 - difference).mean()
+            loss, shown["kl_loss"] = loss + self.settings.kl_weight * held, held
+        return loss, shown
+
+
+def learn_grpo(config: Config, env: str, checkpoint: str | None = None) -> OnlineResult:
+    """GRPO in one process; goes on where the same run was stopped, exactly. Raises InputError."""
+    with ExitStack() as held, one_thread(), listening() as stop:
+        run = OnlineRun(config, "grpo", env, held, stop, checkpoint)
+        return _Run(run, stop).play()
+
+
+@dataclass
+class _Episode:
+    rows: list[dict[str, np.ndarray]]
+    actions: list[torch.Tensor]
+    log_probs: list[torch.Tensor]
+    reached: float  # 1 for success and 0 otherwise; where the world does not tell, the return
+
+
+class _Run(OnPolicyRun):
+    def __init__(self, run: OnlineRun, stop: StopRequest) -> None:
+        self._of = run.config.learning.grpo
+        self.grpo = GRPO(self._of, run.policy_view)
+        super().__init__(run, stop, self._of, self.grpo)
+        self._judged, self._without = run.spec.judged, 0
+        repeat = self._of.group_size
+        self.world = Explorer(run.open_world(), run.config.seed, first=self.episodes, repeat=repeat)
+
+    @property
+    def _measures_start(self) -> bool:
+        return super()._measures_start or self._of.kl_weight > 0
+
+    def _iterate(self, random: torch.Generator, draw: np.random.Generator) -> dict[str, float]:
+        """Groups of episodes, by the present policy."""
+        kept, worths, reached = list[_Episode](), list[float](), list[np.ndarray]()
+        for _ in range(self._of.groups):
+            episodes = [self._play_one(random) for _ in range(self._of.group_size)]
+            reached.append(np.array([episode.reached for episode in episodes]))
+            found = group_advantages(reached[-1], self._judged, self._of.keep_low, self._of.keep_high)
+            if found is not None:
+                kept += episodes
+                worths += found.tolist()
+        share = len(kept) / (self._of.groups * self._of.group_size)
+        shown = {"grpo/groups_kept": share, "grpo/mean_reached": float(np.mean(reached))}
+        self._say_if_alike(bool(kept))
+        if not kept:
+            return shown
+        tried = Tried(
+            stacked([row for episode in kept for row in episode.rows]),
+            torch.cat([chunk for episode in kept for chunk in episode.actions]),
+            torch.cat([log_prob for episode in kept for log_prob in episode.log_probs]),
+        )
+        start = self._from_start(tried)
+        shown |= self._start_shown(start, tried)
+        if self.ended is not None:
+            return shown
+        lengths = torch.tensor([len(episode.rows) for episode in kept])
+        # All decisions of an episode count together as much as those of another: failures last longest, and would be
+        # most of what is learned from.
+        each = torch.tensor(worths) * lengths.float().mean() / lengths
+        advantages = each.repeat_interleave(lengths)
+        played = Grouped(tried.seen, tried.actions, tried.log_probs, advantages, start)
+        return {**shown, **self.grpo.learn(played, self.progress, draw)}
+
+    def _play_one(self, random: torch.Generator) -> _Episode:
+        """An episode by the present policy, to its end."""
+        episode, total = _Episode([], [], [], 0.0), 0.0
+        while True:
+            row = self.view.look(self.world.observation)
+            chunk, log_prob = self._decide(row, random)
+            after, ended = self.world.step(self.view.in_units(chunk.flatten().numpy()))
+            episode.rows.append(row)
+            episode.actions.append(chunk)
+            episode.log_probs.append(log_prob)
+            self.steps += len(after.actions)
+            self.log.decided(after.actions)
+            total += after.reward
+            if ended is not None:
+                self.board.log(self.log.ended(ended, False, 0), self.log.steps)
+                episode.reached = float(ended.success) if self._judged else total
+                return episode
+
+    def _say_if_alike(self, any_kept: bool) -> None:
+        self._without = 0 if any_kept else self._without + 1
+        if self._without == _PATIENCE:
+            what = "all succeed or all fail" if self._judged else "all have the same return"
+            logger.warning(
+                "In the last %d iterations there was no group to learn from: its episodes %s. More noise "
+                "(learning.grpo.noise, or the head's deviation), or a task of another difficulty, would change that.",
+                _PATIENCE,
+                what,
+            )

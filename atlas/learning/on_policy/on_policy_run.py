@@ -1,0 +1,143 @@
+"""A run of learning from what the present policy has just played: play, learn from it, look, save, and again."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from atlas.config import OnPolicyConfig
+from atlas.learning.explorer import EpisodeLog
+from atlas.learning.on_policy.clipped_learning import ClippedLearner, StartPolicy, Tried, divergence_from
+from atlas.learning.online_run import OnlineRun
+from atlas.learning.returns import OnlineResult
+from atlas.system.tensors import load_nested, save_nested
+from atlas.training.guards.signals import Interrupted, StopRequest
+
+logger = logging.getLogger(__name__)
+
+_LEARNER = "learner.safetensors"
+
+
+class OnPolicyRun(ABC):
+    """In one process; goes on where the same run was stopped."""
+
+    def __init__(self, run: OnlineRun, stop: StopRequest, settings: OnPolicyConfig, learner: ClippedLearner) -> None:
+        self.run, self.stop, self.settings, self.view, self.learner = run, stop, settings, learner.view, learner
+        run.policy.eval()  # what is learned from must be as likely as it was when it was played
+        # The policy is still the one of the start here, also where the run goes on.
+        self._start = StartPolicy(learner.view) if self._measures_start else None
+        self.steps, self.rounds, self.episodes, self.seconds = 0, 0, 0, 0.0
+        self.ended: str | None = None  # why, where it ended before its steps were played
+        if (found := run.latest()) is not None:
+            folder, facts = found
+            learner.load_state_dict(load_nested(folder / _LEARNER))
+            self.steps, self.rounds, self.seconds = facts["steps"], facts["rounds"], facts["seconds"]
+            self.episodes, self.ended = facts["episodes"], facts["ended"]
+        self.log = EpisodeLog()
+        self.log.steps, self.log.episodes = self.steps, self.episodes
+        self.board, self.learner_board = run.tracker("actor", self.steps), run.tracker("learner", learner.updates)
+
+    @property
+    def _measures_start(self) -> bool:
+        return self.settings.start_kl_limit is not None
+
+    @abstractmethod
+    def _iterate(self, random: torch.Generator, draw: np.random.Generator) -> dict[str, float]:
+        """Play by the present policy, with these random numbers, and learn from it; what to show of that."""
+
+    # ---- the loop --------------------------------------------------------------------------------------------
+
+    def play(self) -> OnlineResult:
+        before, looked, saved = self.run.before(), self.steps, self.steps
+        if self.run.checkpoint is not None and self.run.best is None:
+            self.run.look(self.learner_board, self.steps)  # the policy of the start may remain the best
+        begun = time.monotonic() - self.seconds
+        while self.steps < self.settings.steps and self.ended is None:
+            seed = self.run.config.seed
+            random = torch.Generator().manual_seed(hash_of(seed, self.rounds))
+            shown = self._iterate(random, np.random.default_rng([seed, 7, self.rounds]))
+            self.rounds += 1
+            self._show(shown)
+            if self.steps - looked >= self.settings.eval_interval:
+                looked = self.steps
+                paused = time.monotonic()
+                self.run.look(self.learner_board, self.steps)
+                begun += time.monotonic() - paused
+            self.seconds = time.monotonic() - begun
+            if self.stop.signal is not None or self.steps - saved >= self.settings.save_interval:
+                saved = self.steps
+                self._save()
+            if self.stop.signal is not None:
+                raise Interrupted(self.stop.signal)
+        if looked < self.steps and self.ended is None:
+            self.run.look(self.learner_board, self.steps)
+        self._save()
+        return self.run.conclude(before, self.steps, self.log.episodes, self.learner.updates, self.seconds, self.ended)
+
+    @property
+    def progress(self) -> float:
+        return min(1.0, self.steps / self.settings.steps)
+
+    def _show(self, shown: dict[str, float]) -> None:
+        self.learner_board.step = self.learner.updates
+        counts = {"learner/update_steps": self.learner.updates, "learner/skipped_updates": self.learner.skipped}
+        self.learner_board.log({**shown, **counts})
+
+    def _save(self) -> None:
+        facts = {
+            "steps": self.steps,
+            "rounds": self.rounds,
+            "episodes": self.log.episodes,
+            "seconds": self.seconds,
+            "ended": self.ended,
+        }
+
+        def write(folder: Path) -> None:
+            save_nested(folder / _LEARNER, self.learner.state_dict())
+
+        self.run.save(self.steps, facts, write)
+
+    # ---- what both algorithms do ---------------------------------------------------------------------------------
+
+    def _from_start(self, tried: Tried) -> torch.Tensor | None:
+        """The log-probabilities [T] that the policy of the start gives what was tried, where they are asked for. The
+        run ends where the present policy is farther from it than is allowed."""
+        if self._start is None:
+            return None
+        found = self._start.log_probs(tried)
+        limit, reached = self.settings.start_kl_limit, float(divergence_from(found, tried.log_probs).mean())
+        if limit is not None and reached > limit:
+            self.ended = (
+                f"the policy ran away: its KL divergence from the policy of the start is {reached:.3g}, more than "
+                f"learning.{self.learner.name}.start_kl_limit ({limit:g})"
+            )
+            logger.warning("After %d steps %s; the best policy so far is kept.", self.steps, self.ended)
+        return found
+
+    def _start_shown(self, start: torch.Tensor | None, tried: Tried) -> dict[str, float]:
+        if start is None:
+            return {}
+        return {f"{self.learner.name}/start_kl": float(divergence_from(start, tried.log_probs).mean())}
+
+    def _decide(self, row: dict[str, np.ndarray], random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """A chunk [1, H, A] at random, and its log-probability [1]."""
+        with torch.no_grad():
+            seen = {name: torch.from_numpy(values)[None] for name, values in row.items()}
+            distribution = self.view.distribution(seen)
+            chunk, _ = distribution.sample(random)
+            return chunk, distribution.log_prob(chunk)  # as it will be looked up, also where squashing lost digits
+
+
+def stacked(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """Rows as columns."""
+    return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+
+
+def hash_of(seed: int, number: int) -> int:
+    """A seed of a generator for the so many-th of something."""
+    return int(np.random.default_rng([seed, 8, number]).integers(2**62))

@@ -1,0 +1,206 @@
+"""Proximal policy optimisation (Schulman et al., 2017), whose advantages are generalised estimates (Schulman et al.,
+2016): a network foresees the values of states, and a decision is worth what it brought beyond that.
+
+A decision is a whole chunk: its reward is the sum over its actions.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from atlas.config import Config, PpoConfig
+from atlas.errors import InputError
+from atlas.learning.explorer import Explorer
+from atlas.learning.on_policy.clipped_learning import ClippedLearner, Tried
+from atlas.learning.on_policy.on_policy_run import OnPolicyRun, stacked
+from atlas.learning.online_run import OnlineRun
+from atlas.learning.policy_view import PolicyView
+from atlas.learning.returns import OnlineResult
+from atlas.rollout.evaluation import one_thread
+from atlas.training.guards.signals import StopRequest, listening
+
+
+@dataclass(frozen=True)
+class Played(Tried):
+    """T decisions of one policy, in order."""
+
+    rewards: torch.Tensor  # float32 [T]
+    values: torch.Tensor  # float32 [T], of what was seen
+    values_then: torch.Tensor  # float32 [T], of what was seen after; 0 where the task was over
+    over: torch.Tensor  # bool [T], the last of an episode
+
+
+def advantages(played: Played, gamma: float, trace: float) -> torch.Tensor:
+    """Generalised advantage estimates, float32 [T]: sums of the errors of the values to come, each step of which counts
+    gamma * trace times as much as the one before, up to the end of the episode."""
+    errors = played.rewards + gamma * played.values_then - played.values
+    found, following = torch.empty_like(errors), 0.0
+    for step in range(len(errors) - 1, -1, -1):
+        following = float(errors[step]) + gamma * trace * following * float(~played.over[step])
+        found[step] = following
+    return found
+
+
+class PPO(ClippedLearner):
+    """The policy, a network for the values of states, and their optimizer."""
+
+    def __init__(self, settings: PpoConfig, view: PolicyView, seed: int) -> None:
+        torch.manual_seed(seed)
+        sizes = [view.state_dim, *[settings.width] * settings.layers]
+        layers = [module for a, b in pairwise(sizes) for module in (_linear(a, b, 2**0.5), nn.Tanh())]
+        self.settings, self.value = settings, nn.Sequential(*layers, _linear(sizes[-1], 1, 1.0))
+        super().__init__("ppo", settings, view, self.value.parameters())
+        self.reward_scale = RunningScale(settings.gamma)
+        self._played: tuple[Played, torch.Tensor, torch.Tensor] | None = None
+
+    def worth(self, seen: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The values of states, [B]."""
+        values: torch.Tensor = self.value(self.view.state(seen)).squeeze(-1)
+        return values
+
+    def learn(self, played: Played, progress: float, draw: np.random.Generator) -> dict[str, float]:
+        """Some epochs over what was played; what to show of them. progress: of the run, 0 to 1."""
+        gained = advantages(played, self.settings.gamma, self.settings.trace)
+        wanted = gained + played.values
+        self._played = played, gained, wanted
+        shown = self._epochs(len(played.actions), progress, draw)
+        explained = 1 - float((wanted - played.values).var() / wanted.var().clamp(min=1e-8))
+        return {**shown, "ppo/explained_variance": explained}
+
+    def _loss(self, rows: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        assert self._played is not None
+        played, gained, wanted = self._played
+        worth = gained[rows]
+        worth = (worth - worth.mean()) / (worth.std(correction=0) + 1e-8)
+        loss, shown, _ = self._policy_loss(played, worth, rows)
+        seen = {name: values[rows] for name, values in played.seen.items()}
+        value_loss = F.mse_loss(self.worth(seen), wanted[rows])
+        return loss + self.settings.value_weight * value_loss, {**shown, "value_loss": value_loss}
+
+    def state_dict(self) -> dict[str, Any]:
+        own = {"value": self.value.state_dict(), "reward_scale": self.reward_scale.state()}
+        return super().state_dict() | own
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.value.load_state_dict(state["value"])
+        self.reward_scale.restore(state["reward_scale"])
+
+
+class RunningScale:
+    """Divides rewards by the deviation of the discounted returns so far, so that values are of the size of 1."""
+
+    def __init__(self, gamma: float) -> None:
+        self._gamma, self._return = gamma, 0.0
+        self._count, self._mean, self._squares = 0, 0.0, 0.0
+
+    def __call__(self, reward: float, over: bool) -> float:
+        self._return = self._return * self._gamma + reward
+        self._count += 1
+        off = self._return - self._mean
+        self._mean += off / self._count
+        self._squares += off * (self._return - self._mean)
+        if over:
+            self._return = 0.0
+        deviation = (self._squares / self._count) ** 0.5
+        return reward / deviation if deviation > 1e-8 else reward
+
+    def state(self) -> list[float]:
+        return [self._return, float(self._count), self._mean, self._squares]
+
+    def restore(self, state: list[float]) -> None:
+        self._return, count, self._mean, self._squares = state
+        self._count = int(count)
+
+
+def _linear(before: int, after: int, gain: float) -> nn.Linear:
+    layer = nn.Linear(before, after)
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+# ---- the run -------------------------------------------------------------------------------------------------
+
+
+def learn_ppo(config: Config, env: str, checkpoint: str | None = None) -> OnlineResult:
+    """PPO in one process, with several worlds in turn; goes on where the same run was stopped. Raises InputError."""
+    with ExitStack() as held, one_thread(), listening() as stop:
+        run = OnlineRun(config, "ppo", env, held, stop, checkpoint)
+        return _Run(run, stop).play()
+
+
+class _Run(OnPolicyRun):
+    def __init__(self, run: OnlineRun, stop: StopRequest) -> None:
+        settings = run.config.learning.ppo
+        self.ppo, self._decisions = PPO(settings, run.policy_view, run.config.seed), settings.decisions
+        self._scaled, self._of_success = settings.scale_rewards, settings.reward == "success"
+        if self._of_success and not run.spec.judged:
+            raise InputError(f"learning.ppo.reward is success, but '{run.env}' does not tell it; use reward=world.")
+        super().__init__(run, stop, settings, self.ppo)
+        count = settings.worlds
+        # Those that were at an episode when the run was stopped begin with the next one.
+        first = -(-self.episodes // count) + (1 if self.episodes else 0)
+        self.worlds = [Explorer(run.open_world(), run.config.seed, i, count, first) for i in range(count)]
+
+    def _iterate(self, random: torch.Generator, draw: np.random.Generator) -> dict[str, float]:
+        """`decisions` of each world, by the present policy."""
+        parts = [self._play_in(world, random) for world in self.worlds]
+        columns = {name: torch.cat([part.seen[name] for part in parts]) for name in parts[0].seen}
+        rest = ("actions", "log_probs", "rewards", "values", "values_then", "over")
+        played = Played(columns, **{name: torch.cat([getattr(part, name) for part in parts]) for name in rest})
+        far = self._start_shown(self._from_start(played), played)
+        return far if self.ended is not None else {**self.ppo.learn(played, self.progress, draw), **far}
+
+    def _play_in(self, world: Explorer, random: torch.Generator) -> Played:
+        rows: list[dict[str, np.ndarray]] = []
+        ends: dict[int, dict[str, np.ndarray]] = {}  # what an episode ended with, by the decision
+        actions, log_probs, rewards, terminated = [], [], list[float](), list[bool]()
+        for number in range(self._decisions):
+            rows.append(self.view.look(world.observation))
+            chunk, log_prob = self._decide(rows[-1], random)
+            after, ended = world.step(self.view.in_units(chunk.flatten().numpy()))
+            actions.append(chunk)
+            log_probs.append(log_prob)
+            over = after.terminated or after.truncated
+            reward = after.reward if not self._of_success else float(ended is not None and ended.success)
+            rewards.append(self.ppo.reward_scale(reward, over) if self._scaled else reward)
+            terminated.append(after.terminated)
+            self.steps += len(after.actions)
+            self.log.decided(after.actions)
+            if over:
+                ends[number] = self.view.look(after.next_observation)
+            if ended is not None:
+                self.board.log(self.log.ended(ended, False, 0), self.log.steps)
+        rows.append(self.view.look(world.observation))
+        seen = stacked(rows)
+        with torch.no_grad():
+            values = self._worth(seen)
+            then = values[1:].clone()
+            if ends:
+                then[list(ends)] = self._worth(stacked(list(ends.values())))
+        then[torch.tensor(terminated)] = 0.0
+        over_at = torch.tensor([number in ends for number in range(len(actions))])
+        over_at[-1] = True  # the next decisions are another world's
+        return Played(
+            {name: column[:-1] for name, column in seen.items()},
+            torch.cat(actions),
+            torch.cat(log_probs),
+            torch.tensor(rewards, dtype=torch.float32),
+            values[:-1],
+            then,
+            over_at,
+        )
+
+    def _worth(self, seen: dict[str, torch.Tensor]) -> torch.Tensor:
+        """As `PPO.worth`, some rows at a time: images take much memory on their way."""
+        parts = torch.arange(len(next(iter(seen.values())))).split(256)
+        return torch.cat([self.ppo.worth({name: values[rows] for name, values in seen.items()}) for rows in parts])

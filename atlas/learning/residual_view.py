@@ -1,0 +1,203 @@
+"""A frozen policy with a small correction, as SAC sees it: what the policy makes of its images takes their place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from atlas.config import Config, ResidualSacConfig
+from atlas.config.model_section import MODEL
+from atlas.data.formats import open_dataset
+from atlas.environments.environment import EnvironmentSpec
+from atlas.errors import InputError
+from atlas.learning.experience_replay import Column, Replay
+from atlas.learning.policy_view import check_demonstrations
+from atlas.policies.action_distribution import CorrectedActions
+from atlas.policies.base import Corrects, Policy, load_policy
+from atlas.registry import resolve_policy
+from atlas.rollout.evaluation import check_agreement
+from atlas.types import Observation
+
+_ROWS = 64  # frames that the policy looks at at a time, of demonstrations
+
+
+class ResidualView:
+    """Rows are what the policy's correction follows from, the place of the instruction among the world's, and, for the
+    critics alone, where the objects are, if that is asked for: then observations have that behind their proprio."""
+
+    def __init__(self, policy: Policy, spec: EnvironmentSpec, settings: ResidualSacConfig) -> None:
+        """Raises InputError for a world that does not tell where its objects are, where that is asked for."""
+        assert isinstance(policy, Corrects)
+        self.policy, self._corrects, self._settings = policy, policy, settings
+        self._instructions = spec.instructions or ("",)
+        if settings.object_positions and not spec.object_numbers:
+            raise InputError(
+                f"learning.residual.object_positions is true, but '{spec.name}' does not tell where its objects are; "
+                "cubes and metaworld-… do."
+            )
+        self._objects = spec.object_numbers if settings.object_positions else 0
+        processor = policy.processor
+        self._source = processor.source_for(spec.name)
+        self._shape = (policy.execute, processor.action_spec.dim)
+        self.columns = {
+            "features": Column((policy.feature_dim,), "float16"),
+            "scaled_proprio": Column((processor.proprio_dim,), "float32"),
+            "base": Column(self._shape, "float32"),
+            "task": Column((1,), "uint8"),
+        }
+        if self._objects:
+            self.columns["objects"] = Column((self._objects,), "float32")
+        self._scaler = processor.action_scaler()
+        self._looked: tuple[Observation, dict[str, np.ndarray]] | None = None
+
+    # ---- what SAC learns from ----------------------------------------------------------------------------------
+
+    @property
+    def execute(self) -> int:
+        return self._shape[0]
+
+    @property
+    def action_dim(self) -> int:
+        return self._shape[0] * self._shape[1]
+
+    @property
+    def random_dim(self) -> int:
+        return self._shape[1]
+
+    @property
+    def state_dim(self) -> int:
+        columns = (column for name, column in self.columns.items() if name != "task")
+        tasks = len(self._instructions)
+        return sum(int(np.prod(column.shape)) for column in columns) + (tasks if tasks > 1 else 0)
+
+    def trained(self) -> nn.Module:
+        return self._corrects.corrected_part()
+
+    def distribution(self, seen: Mapping[str, torch.Tensor]) -> CorrectedActions:
+        return self._corrects.corrected(seen)
+
+    def state(self, seen: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See `Acts.state`: also where the objects are, which the correction does not see."""
+        parts = [seen[name].float().flatten(1) for name in self.columns if name != "task"]
+        if len(self._instructions) > 1:
+            told = torch.nn.functional.one_hot(seen["task"][:, 0].long(), len(self._instructions))
+            parts.append(told.float())
+        return torch.cat(parts, 1)
+
+    def penalty(
+        self, seen: Mapping[str, torch.Tensor], actions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Of large corrections, and their mean size, where 1 is the largest."""
+        correction = (actions - seen["base"]) / self._settings.scale
+        return self._settings.penalty * correction.square().mean(), correction.detach().abs().mean()
+
+    # ---- acting ------------------------------------------------------------------------------------------------
+
+    def look(self, observation: Observation) -> dict[str, np.ndarray]:
+        """A row. The same observation is looked at once, though it ends one decision and begins the next."""
+        if self._looked is not None and self._looked[0] is observation:
+            return self._looked[1]
+        felt = self.policy.processor.proprio_dim
+        task = self._instructions.index(observation.instruction)
+        own = replace(observation, proprio=observation.proprio[:felt])
+        row = {name: values[0] for name, values in self._seen_of([own]).items()}
+        row["task"] = np.array([task], np.uint8)
+        if self._objects:
+            row["objects"] = observation.proprio[felt:].astype(np.float32)
+        self._looked = observation, row
+        return row
+
+    @torch.no_grad()
+    def act(self, row: Mapping[str, np.ndarray], random: torch.Generator) -> np.ndarray:
+        """Scaled actions [H * A] with a correction at random."""
+        seen = {name: torch.from_numpy(values)[None] for name, values in row.items()}
+        return self.distribution(seen).sample(random)[0].flatten().numpy()
+
+    def at_random(self, row: Mapping[str, np.ndarray], draw: np.random.Generator) -> np.ndarray:
+        """Scaled actions [H * A] with any correction that there may be, each as likely."""
+        drawn = draw.uniform(-1, 1, (1, self._shape[1])).astype(np.float32)
+        corrected: np.ndarray = row["base"] + np.float32(self._settings.scale) * drawn
+        return corrected.flatten()
+
+    def in_units(self, scaled: np.ndarray) -> np.ndarray:
+        """Scaled actions [H * A] as the environment takes them, float32 [H, A]."""
+        chunk = torch.from_numpy(scaled).view(1, *self._shape)
+        units: torch.Tensor = self._scaler.denormalize(chunk, torch.tensor([self._source]))[0]
+        return units.numpy()
+
+    def _seen_of(self, observations: list[Observation]) -> dict[str, np.ndarray]:
+        batch = self.policy.processor.batch(observations, self._source)
+        return {
+            name: values.numpy().astype(self.columns[name].dtype)
+            for name, values in self._corrects.seen_by_base(batch).items()
+        }
+
+    # ---- demonstrations ----------------------------------------------------------------------------------------
+
+    def demonstrations(self, path: str) -> Replay:
+        """Recorded episodes as decisions: the last of each ends the task with the reward 1, all others have none.
+
+        Raises InputError for a dataset that is not of the policy's world, or where critics are told of the objects.
+        """
+        key = "learning.residual.demonstrations"
+        if self._objects:
+            raise InputError(
+                f"{key}: recordings do not say where the objects are; set learning.residual.object_positions=false "
+                "beside them."
+            )
+        dataset, processor = open_dataset(path), self.policy.processor
+        check_demonstrations(dataset, path, key, processor, self._instructions)
+        if missing := [camera for camera in processor.cameras if camera not in dataset.cameras]:
+            raise InputError(f"{key}: {path} lacks the cameras {missing} that the policy looks at.")
+        numbers, length = dataset.numbers(), self._shape[0]
+        rows = sum(-(-int(frames) // length) for frames in dataset.lengths)
+        replay = Replay(rows + len(dataset) + 1, self.columns, self.action_dim)
+        for episode, task in enumerate(dataset.task_of.tolist()):
+            at = dataset.rows(episode)
+            proprio, actions = np.asarray(numbers.proprio[at]), torch.tensor(np.asarray(numbers.actions[at]))
+            scaled = self._scaler.normalize(actions, torch.full((len(actions),), self._source)).numpy()
+            frames = np.arange(0, len(actions), length)
+            whole = np.concatenate([scaled, np.repeat(scaled[-1:], -len(scaled) % length, 0)])
+            images = {
+                camera: dataset.images(camera, np.full(len(frames), episode), frames) for camera in processor.cameras
+            }
+            observations = [
+                Observation({camera: images[camera][i] for camera in images}, proprio[frame], dataset.tasks[task])
+                for i, frame in enumerate(frames)
+            ]
+            parts = [self._seen_of(observations[i : i + _ROWS]) for i in range(0, len(observations), _ROWS)]
+            seen = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            seen["task"] = np.full((len(frames), 1), self._instructions.index(dataset.tasks[task]), np.uint8)
+            then = {name: np.concatenate([values[1:], values[-1:]]) for name, values in seen.items()}
+            rewards = np.zeros(len(frames), np.float32)
+            rewards[-1] = 1
+            replay.begin({name: values[0] for name, values in seen.items()})
+            replay.extend(whole.reshape(len(frames), -1), rewards, then, terminated=True)
+        return replay
+
+
+def corrected_policy(config: Config, spec: EnvironmentSpec, checkpoint: str) -> Policy:
+    """A run's policy, frozen, with a correction that is zero. Raises InputError for one that cannot be corrected."""
+    settings, folder = config.learning.residual, resolve_policy(checkpoint)
+    base = load_policy(folder)
+    check_agreement(base.processor, spec)
+    section = MODEL.validate(
+        {
+            "type": "residual",
+            "base": base.config.model_dump(mode="json"),
+            "processor": base.config.processor.model_dump(mode="json"),
+            "execute": min(config.evaluation.execute, base.processor.action_horizon),
+            "scale": settings.scale,
+            "width": settings.actor_width,
+            "layers": settings.actor_layers,
+        }
+    )
+    torch.manual_seed(config.seed)
+    policy = section.build(base.processor, folder)
+    assert isinstance(policy, Policy) and isinstance(policy, Corrects)
+    policy.load_base(base.own_state_dict())
+    return policy.train()
