@@ -13,6 +13,7 @@ from atlas.config.model_section import ProcessorConfig
 from atlas.data.episode import Episode, EpisodeDataset
 from atlas.data.motion import MotionFit, explained_by_pose, fit_motion
 from atlas.environments.environment import Environment, Simulator
+from atlas.types import LIBERO_GROUPS
 
 _SAMPLED_EPISODES = 200  # for checks that need no more; evenly over the dataset
 # The worlds' controller is robosuite's OSC_POSE at 20 Hz, whose response to a command is known. See data/motion.py.
@@ -90,7 +91,8 @@ class CheckContext:
     @property
     def known_controller(self) -> bool:
         """Whether actions go to LIBERO's controller."""
-        return self.dataset.environment is not None or self.dataset.format in _LIBERO_FORMATS
+        libero = self.dataset.environment is not None and self.dataset.action_spec.groups == LIBERO_GROUPS
+        return libero or self.dataset.format in _LIBERO_FORMATS
 
     @property
     def simulator(self) -> Simulator:

@@ -10,11 +10,12 @@ from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
 from atlas.data.hdf5.gripper_values import CLEAR, fingers_follow, is_zero_to_one, map_gripper
 from atlas.data.motion import MotionFit
-from atlas.data.proprio import state_columns
+from atlas.data.proprio import proprio_names, state_columns
 from atlas.types import ActionGroup
 
 _GAIN, _USUAL_GAIN = (0.12, 0.40), 0.22  # for robosuite's OSC_POSE at 20 Hz: 0.18 to 0.26 in recordings
 _STILL = 1e-6
+_NEAR_END = 0.25  # of the way from open to closed
 _LAGS = range(-3, 9)  # frames from a target to the motion towards it that are tried
 _FOLLOWS = 0.3  # R2 from which a state follows its targets
 _CLEARER = 0.02  # by how much a later action must explain the motion better, to be the one that is meant
@@ -42,10 +43,15 @@ def check_gripper(context: CheckContext) -> Iterator[Finding]:
 
 def _state_opens(context: CheckContext, dimension: int, gripper: ActionGroup) -> float | None:
     """Correlation of a gripper's command with its opening that follows, where the proprio has it in the same numbers;
-    negative if its closed value closes it. None if it is not there, or does not move."""
+    negative if its closed value closes it. None if it is not there, does not move, or is in other numbers as far as
+    that can be told: those of nobody's name should come near to both ends."""
     column = state_columns(context.dataset, gripper.names)
     if column is None:
         return None
+    if set(gripper.names).isdisjoint(name for name, _ in proprio_names(context.dataset)):
+        share = gripper.closed_share(np.concatenate([proprio[:, column[0]] for _, proprio in context.sampled]))
+        if share.min() > _NEAR_END or share.max() < 1 - _NEAR_END:
+            return None
     told = np.concatenate([gripper.closed_share(actions[:-1, dimension]) for actions, _ in context.sampled])
     opening = np.concatenate([1 - gripper.closed_share(proprio[1:, column[0]]) for _, proprio in context.sampled])
     if told.std() < _STILL or opening.std() < _STILL:

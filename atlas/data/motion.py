@@ -5,6 +5,9 @@ axes). If actions and observations belong together, the response begins with the
 weight, and the first weight is that of t. robosuite's OSC_POSE controller at 20 Hz, which is LIBERO's, responds within
 two steps (weights of about 0.10, 0.08, 0.02 of the commanded metres) and so by about a fifth in all: each command is
 relative to where the hand is, and gets only one step of time.
+
+An arm whose controller adds each command to the target that it had lags behind that target, and goes on answering for
+dozens of frames: such an answer has a tail, which a few more weights describe, each of the mean of several actions.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import numpy as np
 from atlas.types import ActionSpec
 
 LAGS = np.arange(-4, 6)  # frames between an action and the motion it may explain; negative: the action comes later
+_TAIL = ((6, 8), (9, 13), (14, 22), (23, 40))  # lags, both included, whose actions share a weight
 _ANSWER = 4  # lags, from the first one with weight, whose weights make up the gain
 _FEWEST_ROWS = 90  # for 10 weights
 _MOST_ROWS = 5000
@@ -40,19 +44,23 @@ class MotionFit:
     gain: float  # the share of the commanded metres that is moved
     axes: tuple[tuple[int, int], ...]  # for each axis of the hand, which action axis moves it, and with which sign
     axes_r2: float  # with these axes
+    tail: tuple[float, ...] = ()  # metres per frame for a mean of 1 over the lags of `tail_of`; () for a short answer
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "weights": self.weights.tolist(), "axes": [list(axis) for axis in self.axes]}
+        told = {**asdict(self), "weights": self.weights.tolist(), "axes": [list(axis) for axis in self.axes]}
+        tail = told.pop("tail")
+        return told | ({"tail": list(tail)} if tail else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MotionFit:
         """Of `to_dict`'s form. Raises KeyError, TypeError or ValueError for another."""
         weights = np.array(values["weights"], np.float64)
-        if weights.shape != LAGS.shape or len(values["axes"]) != 3:
+        tail = tuple(float(weight) for weight in values.get("tail", ()))
+        if weights.shape != LAGS.shape or len(values["axes"]) != 3 or len(tail) not in (0, len(_TAIL)):
             raise ValueError("the answer of a hand's motion is of another form")
         axes = tuple((int(source), int(sign)) for source, sign in values["axes"])
         numbers = {name: float(values[name]) for name in ("r2", "gain", "axes_r2")}
-        return cls(weights=weights, delay=int(values["delay"]), axes=axes, **numbers)
+        return cls(weights=weights, delay=int(values["delay"]), axes=axes, tail=tail, **numbers)
 
     @property
     def straight(self) -> bool:
@@ -72,10 +80,9 @@ def fit_motion(recorded: Recorded, spec: ActionSpec) -> MotionFit | None:
     history = [_around(a) for a in actions]  # [T - 1, lags, 3] each
     x = np.concatenate([h[: len(m)] for h, m in zip(history, motions, strict=True)])
     y = np.concatenate(motions)
-    usable = np.isfinite(x).all(axis=(1, 2))  # not so close to the ends that some actions are unknown
+    usable = np.flatnonzero(np.isfinite(x).all(axis=(1, 2)))  # not so near to the ends that some actions are unknown
+    usable = usable[:: max(1, len(usable) // _MOST_ROWS)]
     x, y = x[usable], y[usable]
-    every = max(1, len(y) // _MOST_ROWS)
-    x, y = x[::every], y[::every]
     if len(y) * 3 < _FEWEST_ROWS or not np.isfinite(y).all():
         return None
     straight = tuple((axis, 1) for axis in range(3))
@@ -90,9 +97,15 @@ def fit_motion(recorded: Recorded, spec: ActionSpec) -> MotionFit | None:
                     weights, axes, axes_r2 = other, candidate, other_r2
     if axes_r2 < _SMALLEST_R2 or weights.max() <= 0:
         return None
+    tail = np.zeros(0)
+    if weights[-1] >= _STARTS * weights.max():  # what the last lag explains may be due to all actions before it
+        before = np.concatenate([tail_of(a)[: len(m)] for a, m in zip(actions, motions, strict=True)])[usable]
+        both, axes_r2 = _fit(np.concatenate([x, before], axis=1), y, axes)
+        weights, tail = both[: len(LAGS)], both[len(LAGS) :]
+        r2 = axes_r2 if axes == straight else r2
     start = int(np.flatnonzero(weights >= _STARTS * weights.max())[0])
-    gain = float(weights[start : start + _ANSWER].sum()) / group.unit
-    return MotionFit(weights, r2, int(LAGS[start]), gain, axes, axes_r2)
+    answer = weights[start:].sum() + tail.sum() if len(tail) else weights[start : start + _ANSWER].sum()
+    return MotionFit(weights, r2, int(LAGS[start]), float(answer) / group.unit, axes, axes_r2, tuple(tail.tolist()))
 
 
 def explained_by_pose(recorded: Recorded, position: slice) -> float:
@@ -117,8 +130,19 @@ def _around(actions: np.ndarray) -> np.ndarray:
     return around
 
 
+def tail_of(actions: np.ndarray) -> np.ndarray:
+    """[T, parts, n]: before each of actions [T, n], the means over the lags of an answer's tail; 0 before the first."""
+    sums = np.concatenate([np.zeros((1, actions.shape[1])), actions.cumsum(0)])
+    place = np.arange(len(actions))
+    parts = [
+        (sums[np.maximum(place - first + 1, 0)] - sums[np.maximum(place - last, 0)]) / (last - first + 1)
+        for first, last in _TAIL
+    ]
+    return np.stack(parts, axis=1)
+
+
 def _fit(x: np.ndarray, y: np.ndarray, axes: Sequence[tuple[int, int]]) -> tuple[np.ndarray, float]:
-    """Weights [lags] that explain y [N, 3] by x [N, lags, 3], all axes together, and the adjusted R^2."""
+    """Weights [n] that explain y [N, 3] by x [N, n, 3], all axes together, and the adjusted R^2."""
     columns, targets = [], []
     for axis, (source, sign) in enumerate(axes):
         column, target = sign * x[:, :, source], y[:, axis]
@@ -126,10 +150,10 @@ def _fit(x: np.ndarray, y: np.ndarray, axes: Sequence[tuple[int, int]]) -> tuple
             columns.append(column - column.mean(0))
             targets.append(target - target.mean())
     if not columns:
-        return np.zeros(len(LAGS)), 0.0
+        return np.zeros(x.shape[1]), 0.0
     a, b = np.concatenate(columns), np.concatenate(targets)
     scale = float((a**2).mean())
-    weights = np.linalg.solve(a.T @ a + _RIDGE * scale * len(a) * np.eye(len(LAGS)), a.T @ b)
+    weights = np.linalg.solve(a.T @ a + _RIDGE * scale * len(a) * np.eye(x.shape[1]), a.T @ b)
     left = b - a @ weights
     r2 = 1 - float((left**2).sum() / (b**2).sum())
-    return weights, 1 - (1 - r2) * (len(b) - 1) / max(1, len(b) - len(LAGS) - 1)
+    return weights, 1 - (1 - r2) * (len(b) - 1) / max(1, len(b) - x.shape[1] - 1)

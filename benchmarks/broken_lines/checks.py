@@ -22,8 +22,8 @@ ROWS = of_part(
     ),
     (
         "atlas/data/motion.py",
-        "/ group.unit\n    return MotionFit",
-        "\n    return MotionFit",
+        "float(answer) / group.unit",
+        "float(answer)",
         "the check of scale does not know the unit",
         f"{CHECK}::test_wrong_actions_are_named_by_what_the_recordings_show "
         f"{CHECK}::test_a_good_recording_has_no_error_and_replays_as_it_was",

@@ -14,8 +14,11 @@ from atlas.checks.finding import Finding
 from atlas.checks.recording_agreement import check_gripper, check_lag, check_scale
 from atlas.data.episode import Numbers
 from atlas.data.lerobot import LeRobotDataset
+from atlas.data.motion import MotionFit
+from atlas.types import ActionGroup, ActionSpec
 from atlas.viewer.episode_film import write_film
 from atlas.viewer.episode_timeline import make_timeline
+from tests.action_spaces import MadeUpDataset, MadeUpEpisode
 from tests.conftest import MakeOnce
 from tests.data.test_frame_instructions import CHANGE, TASKS, changing
 from tests.robots import ROBOTS, write_robot
@@ -123,3 +126,57 @@ def test_an_episode_is_shown_with_the_instruction_of_each_frame(make_once: MakeO
     assert [curve.unit for curve in timeline.proprio] == ["%"] * 5 + ["share closed"]  # called as the actions are
     assert [curve.unit for curve in timeline.actions] == ["%"] * 5 + ["share closed"]
     assert (tmp_path / "film.mp4").stat().st_size > 1000
+
+
+# ---- deltas that an arm lags behind ----------------------------------------------------------------------
+
+
+class LaggingArm(MadeUpDataset):
+    """As Meta-World's: each command moves the target on, which the hand is behind for dozens of frames; the last number
+    of the state is how far the gripper is open, which the last command closes."""
+
+    environment = "made-up"
+
+    def __init__(self, change: Change = lambda actions, proprio: (actions, proprio)) -> None:
+        unit = ActionGroup("position", ("dx", "dy", "dz"), unit=0.01, delta=True)
+        super().__init__(ActionSpec((unit, ActionGroup("gripper", ("gripper",), continuous=True)), 80.0))
+        self.lengths, self._change = np.full(5, 120), change
+
+    def episode(self, index: int) -> MadeUpEpisode:
+        rng, steps = np.random.default_rng(index), int(self.lengths[index])
+        goals, noise = rng.uniform(-0.15, 0.15, (3, 3)), np.zeros(3)
+        hand, target, speed = np.zeros(3), np.zeros(3), np.zeros(3)
+        actions, proprio = np.zeros((steps, 4)), np.ones((steps, 4))
+        for step in range(steps):
+            noise = 0.8 * noise + 0.12 * rng.standard_normal(3)
+            actions[step, :3] = np.clip(100 * (goals[step // 40] - hand) + noise, -1, 1)
+            actions[step, 3] = 1.0 if step % 40 > 25 else -1.0
+            proprio[step] = [*hand, max(0.0, 1.0 - 0.2 * max(0, step % 40 - 25))]
+            target = target + 0.01 * actions[step, :3]
+            speed = 0.5 * speed + 0.15 * (target - hand)
+            hand = hand + speed
+        return MadeUpEpisode(self.tasks[self.task_of[index]], *self._change(actions, proprio))
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "words"),
+    [
+        (lambda actions, proprio: (actions, proprio), "", ""),
+        (lambda actions, proprio: (actions[:-2], proprio[2:]), "lag", "2 frames too late"),
+        (lambda actions, proprio: (actions[3:], proprio[:-3]), "lag", "begins to move 3 frames after the action"),
+        (lambda actions, proprio: (actions * 0.2, proprio), "scale", "4.9"),
+        (lambda actions, proprio: (actions * [-1, 1, 1, 1], proprio), "scale", "-dx moves x"),
+        (lambda actions, proprio: (actions[:, [1, 0, 2, 3]], proprio), "scale", "dy moves x, dx moves y"),
+    ],
+    ids=["as it is", "late", "early", "another unit", "a flipped axis", "swapped axes"],
+)
+def test_an_arm_that_lags_is_no_fault_and_hides_none(change: Change, check: str, words: str) -> None:
+    context = CheckContext(LaggingArm(change), ["front"], np.arange(4), np.array([4]))  # type: ignore[arg-type]
+    findings = [f for each in (check_gripper, check_lag, check_scale) for f in each(context)]
+
+    wrong = [finding for finding in findings if finding.severity != "info"]
+    assert [finding.check for finding in wrong] == ([check] if check else [])
+    assert all(words in finding.message for finding in wrong)
+    motion = context.motion
+    assert motion is not None and (check or motion.tail)
+    assert MotionFit.from_dict(motion.to_dict()).tail == motion.tail

@@ -89,6 +89,8 @@ def test_a_start_follows_from_its_seed_and_a_state_says_all() -> None:
 @needs_package
 def test_its_policies_record_demonstrations_that_succeed_when_replayed(tmp_path: Path) -> None:
     """As a LeRobot dataset, whose recorded actions succeed from the recorded starts."""
+    from atlas.checks.data_check import check_data
+    from atlas.config import load_config
     from atlas.data.formats import open_dataset
     from atlas.rollout.recorded_actions import evaluate_recorded
     from atlas.rollout.recording import RecordSettings, record
@@ -101,3 +103,5 @@ def test_its_policies_record_demonstrations_that_succeed_when_replayed(tmp_path:
     assert dataset.action_spec.control_hz == 80 and dataset.proprio_dim == 4
     report = evaluate_recorded(dataset, "metaworld-drawer-close", 2, workers=1)
     assert report.success_rate == 1.0
+    findings = check_data(load_config({}, [f"data.path={tmp_path / 'demos'}"]), "none")
+    assert [f.message for f in findings if f.severity != "info" and f.check in ("lag", "scale")] == []

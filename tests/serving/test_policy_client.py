@@ -51,11 +51,12 @@ def test_a_server_is_evaluated_on_the_episodes_of_a_saved_policy(
 ) -> None:
     acting("regression").save_pretrained(tmp_path)
     monkeypatch.setattr("atlas.rollout.evaluation.Evaluator", Asked)
+    how: dict[str, Any] = {"episodes": 3, "seed": 5, "delay_ms": 50.0, "blend": 0.3}
 
     with running(load_actor(tmp_path, ServerSettings())) as port:
-        served = evaluate_server(f"ws://127.0.0.1:{port}", "cubes", episodes=3, seed=5)
+        served = evaluate_server(f"ws://127.0.0.1:{port}", "cubes", **how)
         asked = Asked.actions
-    local = evaluate_checkpoint(tmp_path, "cubes", episodes=3, seed=5)
+    local = evaluate_checkpoint(tmp_path, "cubes", **how)
 
     assert served.outcomes == local.outcomes and served.purpose == local.purpose and asked == Asked.actions
     assert served.checkpoint == f"ws://127.0.0.1:{port}"

@@ -15,7 +15,7 @@ import numpy as np
 
 from atlas.checks.finding import Finding
 from atlas.data.hdf5.gripper_values import CLEAR, fingers_follow, map_gripper
-from atlas.data.motion import LAGS, MotionFit
+from atlas.data.motion import LAGS, MotionFit, tail_of
 from atlas.data.proprio import LIBERO_PROPRIO
 from atlas.policies.processor import PolicyProcessor
 from atlas.rollout.input_recorder import InputRecorder, PlayedDecisions
@@ -95,6 +95,10 @@ def _moves(actions: np.ndarray, trained: MotionFit, shift: int) -> np.ndarray:
             source = place - lag - shift
             taken = actions[np.clip(source, 0, len(actions) - 1)] * (source >= 0)[:, None]
             moves += weight * taken
+    if trained.tail:
+        source = np.clip(place - shift, 0, len(actions) - 1)
+        told = tail_of(actions)[source] * (place >= shift)[:, None, None]  # [T, parts, 3]
+        moves += np.einsum("p,tpa->ta", np.array(trained.tail), told)
     return moves
 
 
