@@ -17,7 +17,7 @@ from atlas.environments.gym.gym_name import PREFIX
 from atlas.environments.gym.gym_presets import PRESETS
 from atlas.environments.gym.gym_world import GymEnvironment, gym_spec
 from atlas.environments.libero import LiberoEnvironment, libero_spec
-from atlas.environments.libero_package import HORIZONS
+from atlas.environments.libero_package import HORIZONS, PRO_PREFIX, PRO_SUITES
 from atlas.environments.metaworld import (
     MetaworldDemonstrator,
     MetaworldEnvironment,
@@ -27,7 +27,7 @@ from atlas.environments.metaworld import (
 from atlas.environments.remote.remote_world import SCHEMES, remote_spec, start_remote
 from atlas.environments.state_world import PREFIX as STATE
 from atlas.environments.state_world import StateWorld, of_inner, state_spec
-from atlas.errors import InputError
+from atlas.errors import InputError, did_you_mean
 from atlas.system.plugins import PluginTable
 
 
@@ -43,12 +43,16 @@ class World:
     demonstrator: Callable[[Any, np.random.Generator], Expert] | None = None
 
 
+def _libero(name: str) -> World:
+    return World(partial(libero_spec, name), partial(LiberoEnvironment, name))
+
+
 WORLDS: PluginTable[World] = PluginTable(
     "atlas.environments",
     {
         "cubes": World(cubes_spec, CubesEnvironment, CubesExpert, CubesDemonstrator),
         **{name: World(partial(gym_spec, name), partial(GymEnvironment, name)) for name in PRESETS},
-        **{name: World(partial(libero_spec, name), partial(LiberoEnvironment, name)) for name in HORIZONS},
+        **{name: _libero(name) for name in HORIZONS if name not in PRO_SUITES},
     },
 )
 
@@ -97,9 +101,17 @@ def _world(name: str) -> World:
     if name.startswith(metaworld_tasks.PREFIX):
         start = partial(MetaworldEnvironment, name)
         return World(partial(metaworld_spec, name), start, MetaworldExpert, MetaworldDemonstrator)
+    if name.startswith(PRO_PREFIX):
+        if name not in PRO_SUITES:
+            known = ", ".join(PRO_SUITES)
+            raise InputError(f"Unknown environment '{name}'.{did_you_mean(name, PRO_SUITES)} LIBERO-PRO's are {known}.")
+        return _libero(name)
     world = WORLDS.find(name)
     if world is None:
-        raise InputError(f"Unknown environment '{name}'.{WORLDS.unknown(name)[:-1]}, and {PREFIX}ID for gymnasium's.")
+        raise InputError(
+            f"Unknown environment '{name}'.{WORLDS.unknown(name)[:-1]}, {metaworld_tasks.PREFIX}TASK, {PRO_PREFIX}…, "
+            f"and {PREFIX}ID for gymnasium's."
+        )
     if not isinstance(world, World):
         raise InputError(
             f"'{name}' in {WORLDS.group} should be a World (atlas/environments/catalog.py), and is {world!r}."

@@ -33,7 +33,20 @@ logger = logging.getLogger(__name__)
 # Steps after which LIBERO's evaluations give up, which are above the longest demonstration of each suite.
 SUITES = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 ALL_SUITES = "libero"
-HORIZONS = {ALL_SUITES: max(SUITES.values()), **SUITES}
+# LIBERO-PRO changes the objects, their places, the words, the task or the scenery of four of the suites:
+# https://github.com/Zxy-MLlab/LIBERO-PRO. {our name: (the name of its folders, the suite that is changed)}
+PRO_PREFIX = "libero-pro-"
+_CHANGES = ("object", "swap", "lan", "task", "env")
+PRO_SUITES = {
+    f"{PRO_PREFIX}{suite.removeprefix('libero_')}-{change}": (f"{suite}_{change}", suite)
+    for suite in ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+    for change in _CHANGES
+}
+HORIZONS = {
+    ALL_SUITES: max(SUITES.values()),
+    **SUITES,
+    **{name: SUITES[changed] for name, (_, changed) in PRO_SUITES.items()},
+}
 
 # By --no-deps, since what the package declares beyond what its simulator imports is to be compiled, or pins others.
 _INSTALL = 'pip install -e ".[libero]" -c constraints.txt && pip install --no-deps hf-libero==0.1.4 bddl==1.0.1'
@@ -43,6 +56,10 @@ _ASSETS = (
 )
 _FETCHED = "~/.cache/libero/assets"  # where the package keeps what it fetches
 _FETCH = f"hf download lerobot/libero-assets --repo-type dataset --local-dir {_FETCHED}"
+_PRO_FETCHED = "~/.cache/libero/pro"
+_PRO_FETCH = f"hf download zhouxueyang/LIBERO-Pro --repo-type dataset --local-dir {_PRO_FETCHED}"
+_LANGUAGE = re.compile(r"\(:language\s+([^()]+)\)")
+_LARGEST_DEFINITION = 2**20  # bytes of a file in BDDL
 _BREAKS = (3, 4)  # MuJoCo's version that refuses the model of a task of libero_spatial
 
 
@@ -61,20 +78,59 @@ def tasks_of(environment: str) -> dict[str, tuple[LiberoTask, ...]]:
     """The tasks of a suite, or of all with `libero`, by instruction, in the benchmark's order.
 
     Some instructions of libero_90 are those of several tasks, in several scenes. Raises InputError where the package is
-    not installed.
+    not installed, or LIBERO-PRO's files are not there.
     """
     package = find_package(environment)
+    if environment in PRO_SUITES:
+        return _pro_tasks(environment, package)
     names = runpy.run_path(str(_task_map(package)))["libero_task_map"]
     tasks: dict[str, tuple[LiberoTask, ...]] = {}
     for suite in SUITES if environment == ALL_SUITES else [environment]:
         for name in names[suite]:
             # The words of the file's name, as the benchmark has it: those in the file are other ones in some suites.
-            instruction = re.sub(r"^[A-Z_]*SCENE\d+_", "", name).replace("_", " ")
+            instruction = _words(name)
             definition = package / "bddl_files" / suite / f"{name}.bddl"
             starts = package / "init_files" / suite / f"{name}.pruned_init"
             task = LiberoTask(suite, instruction, definition, starts)
             tasks[instruction] = (*tasks.get(instruction, ()), task)
     return tasks
+
+
+def _words(name: str) -> str:
+    """The instruction that the name of a task's file is made of."""
+    return re.sub(r"^[A-Z_]*SCENE\d+_", "", name).replace("_", " ")
+
+
+def _pro_tasks(environment: str, package: Path) -> dict[str, tuple[LiberoTask, ...]]:
+    """A suite of LIBERO-PRO: a task for each file of its folder, in the order of their names. Where the words or the
+    task are what is changed, the file says the instruction; elsewhere its name does."""
+    suite, _ = PRO_SUITES[environment]
+    looked = [package, *(Path(_PRO_FETCHED).expanduser() / part for part in ("", "libero_data"))]
+    found = next((folder for folder in looked if (folder / "bddl_files" / suite).is_dir()), None)
+    if found is None:
+        raise InputError(
+            f"The environment '{environment}' needs LIBERO-PRO's files: none of these folders has bddl_files/{suite}: "
+            f"{', '.join(map(str, looked))}. Fetch them once: {_PRO_FETCH}"
+        )
+    tasks: dict[str, tuple[LiberoTask, ...]] = {}
+    for definition in sorted((found / "bddl_files" / suite).glob("*.bddl")):
+        starts = found / "init_files" / suite / f"{definition.stem}.pruned_init"
+        if not starts.is_file() or not starts.stat().st_size:
+            raise InputError(f"LIBERO-PRO's {definition} has no starts: {starts} is missing or empty.")
+        stated = _stated_words(definition) if suite.endswith(("_lan", "_task")) else None
+        instruction = stated or _words(definition.stem)
+        task = LiberoTask(suite, instruction, definition, starts)
+        tasks[instruction] = (*tasks.get(instruction, ()), task)
+    if not tasks:
+        raise InputError(f"{found / 'bddl_files' / suite} holds no task (*.bddl). Fetch it again: {_PRO_FETCH}")
+    return tasks
+
+
+def _stated_words(definition: Path) -> str | None:
+    with definition.open("rb") as file:
+        text = file.read(_LARGEST_DEFINITION).decode("utf-8", errors="replace")
+    found = _LANGUAGE.search(text)
+    return " ".join(found[1].lower().split()) if found else None
 
 
 def find_package(environment: str) -> Path:
@@ -146,7 +202,7 @@ def load_package(environment: str) -> None:
         raise InputError(
             f"The environment '{environment}' needs a package that is missing ({error.name}): {_INSTALL}"
         ) from None
-    if environment in (ALL_SUITES, "libero_spatial"):
+    if environment == ALL_SUITES or "spatial" in environment:
         _warn_of_mujoco()
 
 

@@ -111,6 +111,33 @@ def test_a_suite_is_known_without_importing_its_package(made_up: Path) -> None:
     assert scenes == ["KITCHEN_SCENE1_turn_on_the_stove.bddl", "KITCHEN_SCENE10_turn_on_the_stove.bddl"]
 
 
+def write_pro(folder: Path, suite: str, words: dict[str, str]) -> None:
+    """{a task's name: what its file says}, as LIBERO-PRO's dataset has it."""
+    for kind in ("bddl_files", "init_files"):
+        (folder / kind / suite).mkdir(parents=True)
+    for name, said in words.items():
+        (folder / "bddl_files" / suite / f"{name}.bddl").write_text(f"(define (problem X)\n  (:language {said})\n)")
+        torch.save(np.zeros((2, 11)), folder / "init_files" / suite / f"{name}.pruned_init")
+
+
+def test_suites_of_libero_pro_are_read_from_their_files(made_up: Path, tmp_path: Path) -> None:
+    fetched = tmp_path / "home" / ".cache" / "libero" / "pro"
+    write_pro(fetched, "libero_goal_lan", {"open_the_drawer": "Pull the  drawer open", "wait": "stay"})
+    write_pro(made_up, "libero_goal_swap", {"open_the_drawer": "Pull the drawer open"})
+
+    spec = environment_spec("libero-pro-goal-lan", 64)
+    assert (spec.instructions, spec.horizon) == (("pull the drawer open", "stay"), 300)
+    assert environment_spec("libero-pro-goal-swap").instructions == ("open the drawer",)  # only places have changed
+    (task,) = tasks_of("libero-pro-goal-lan")["stay"]
+    assert read_starts(task).shape == (2, 11)
+    (fetched / "init_files" / "libero_goal_lan" / "wait.pruned_init").write_bytes(b"")
+    tasks_of.cache_clear()
+    with pytest.raises(InputError, match=r"wait\.bddl has no starts"):
+        environment_spec("libero-pro-goal-lan")
+    with pytest.raises(InputError, match=r"bddl_files/libero_10_task: .* Fetch them once: hf download"):
+        environment_spec("libero-pro-10-task")
+
+
 def test_starts_are_read_without_running_what_a_file_names(made_up: Path) -> None:
     first, other = tasks_of("libero_90")["turn on the stove"]
     torch.save(subprocess.check_call, other.starts)
