@@ -94,8 +94,8 @@ def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> Pre
     prepared = PreparedRun(config, checkpoint)
     prepared.data = data = _open_data(prepared)
     _check_data(prepared)
-    config.model.check_pretrained()
-    config.model.check_dataset(data.cameras, data.dataset.action_spec, data.dataset.proprio_dim)
+    config.model.check_pretrained(prepared.begun)
+    config.model.check_dataset(data.cameras, data.dataset.action_spec, data.dataset.proprio_dim, prepared.begun)
     relative_actions(data.dataset, config.model.processor)  # refuses what cannot be relative
     if config.data.feature_cache is not None:
         check_cache(config, data.dataset, data.cameras)
@@ -128,7 +128,7 @@ def _open_data(prepared: PreparedRun) -> TrainingData:
             f"data.action_horizon is {config.data.action_horizon}, longer than every episode of {dataset.path} "
             f"(the longest has {longest} frames)."
         )
-    return split_data(config, dataset, cameras, prepared.kept_split)
+    return split_data(config, dataset, cameras, prepared.kept_split, prepared.begun)
 
 
 def _with_name_of_its_own(config: Config) -> Config:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from atlas.checkpoints.contents import TrainingState
-    from atlas.data.training_data import TrainingData
     from atlas.policies.base import InstructionMemory, Policy
     from atlas.policies.processor import PolicyProcessor
     from atlas.rollout.success_report import EvaluationReport
@@ -273,14 +272,14 @@ def make_policy(prepared: PreparedRun) -> Policy:
     from atlas.rollout.chunk_executor import check_guided
     from atlas.training.warm_start import start_policy
 
-    config, data, checkpoint = prepared.config, prepared.data, prepared.checkpoint
+    config, checkpoint = prepared.config, prepared.checkpoint
     start = config.training.start_from
     if checkpoint is not None:
         policy = load_policy(checkpoint)
     elif start is not None:
-        policy = start_policy(start, _make_processor(config, data))
+        policy = start_policy(start, _make_processor(prepared))
     else:
-        policy = config.model.build(_make_processor(config, data))
+        policy = config.model.build(_make_processor(prepared))
     check_guided(policy, config.evaluation.blend)
     if isinstance(policy, LearnsFromTeacher):
         policy.load_teacher()
@@ -289,11 +288,12 @@ def make_policy(prepared: PreparedRun) -> Policy:
     return policy
 
 
-def _make_processor(config: Config, data: TrainingData) -> PolicyProcessor:
+def _make_processor(prepared: PreparedRun) -> PolicyProcessor:
     from atlas.data.inputs import summarise_inputs
     from atlas.data.sampling.relative_actions import relative_actions
     from atlas.policies.processor import PolicyProcessor, scaled_well
 
+    config, data = prepared.config, prepared.data
     dataset, cameras, size = data.dataset, data.cameras, config.data.image_size
     relative = relative_actions(dataset, config.model.processor)
     if relative is not None:
@@ -308,7 +308,7 @@ def _make_processor(config: Config, data: TrainingData) -> PolicyProcessor:
         statistics=tuple(scaled_well(s, config.model.processor) for s in data.train.statistics(relative)),
         scaling=config.model.processor,
         inputs=summarise_inputs(dataset, data.train.episodes, cameras, size),
-        fit=config.model.image_fit(),
+        fit=config.model.image_fit(prepared.begun),
         history=data.train.history,
         relative=relative,
     )

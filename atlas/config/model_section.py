@@ -84,7 +84,10 @@ class ModelConfig(Section):
         """Whether it looks at images; otherwise no camera of the data is read."""
         return True
 
-    def image_fit(self) -> Any:
+    # Of the next three, folder is that of a saved policy with which training begins or goes on. What it holds itself is
+    # not asked for elsewhere.
+
+    def image_fit(self, folder: Path | None = None) -> Any:
         """The `ImageFit` with which it fits whole pictures itself (atlas/data/image_fit.py); None: it gets squares of
         `data.image_size`. Raises InputError if a file that says so is missing."""
         return None
@@ -94,14 +97,16 @@ class ModelConfig(Section):
         """Settings of `training` that apply if the config does not set them."""
         return {}
 
-    def check_pretrained(self) -> None:
+    def check_pretrained(self, folder: Path | None = None) -> None:
         """Find the pretrained weights that are needed, download what is missing, and check that they fit.
 
         Called before a run starts, once for all its processes. It checks names and shapes only: weights are read, and
         hashed, when the policy is built. Raises InputError that names the key of the config.
         """
 
-    def check_dataset(self, cameras: Sequence[str], spec: ActionSpec, proprio_dim: int) -> None:
+    def check_dataset(
+        self, cameras: Sequence[str], spec: ActionSpec, proprio_dim: int, folder: Path | None = None
+    ) -> None:
         """See that a policy begun as the section says takes such data: after `check_pretrained`, before a run is begun.
         Raises InputError."""
 

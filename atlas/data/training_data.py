@@ -33,9 +33,10 @@ class TrainingData:
         return KeptSplit.of(self.dataset, self.train.episodes, self.val.episodes)
 
 
-def open_training_data(config: Config, kept: KeptSplit | None = None) -> TrainingData:
-    """Open and split the data of a prepared config. kept: the split of a resumed run. Raises InputError."""
-    data = split_data(config, *open_configured(config.data), kept)
+def open_training_data(config: Config, kept: KeptSplit | None = None, begun: Path | None = None) -> TrainingData:
+    """Open and split the data of a prepared config. kept: the split of a resumed run. begun: the folder of the saved
+    policy that training begins or goes on with. Raises InputError."""
+    data = split_data(config, *open_configured(config.data), kept, begun)
     read_cached_frames(config, data)
     return data
 
@@ -52,16 +53,21 @@ def read_cached_frames(config: Config, data: TrainingData) -> None:
 
 
 def split_data(
-    config: Config, dataset: EpisodeDataset, cameras: list[str], kept: KeptSplit | None = None
+    config: Config,
+    dataset: EpisodeDataset,
+    cameras: list[str],
+    kept: KeptSplit | None = None,
+    begun: Path | None = None,
 ) -> TrainingData:
-    """Split an open dataset, and balance it. Raises InputError if a chunk is too long, or a share too small."""
+    """Split an open dataset, and balance it. kept, begun: see `open_training_data`. Raises InputError if a chunk is too
+    long, or a share too small."""
     if config.model.reads_images and not cameras:
         raise InputError(
             "The dataset has no cameras: what there is to see is in its proprio. Set model.vision.name=none, and "
             "model.fusion.name=mlp beside it."
         )
     cameras = cameras if config.model.reads_images else []
-    size, horizon, fit = config.data.image_size, config.data.action_horizon, config.model.image_fit()
+    size, horizon, fit = config.data.image_size, config.data.action_horizon, config.model.image_fit(begun)
     history = History(**config.data.history.model_dump())
     train, val = (
         ChunkDataset(

@@ -60,7 +60,7 @@ def examine_run(
     findings += check_answers(policy)
     findings += _settings(config, policy.processor)
     beat("the data")
-    findings += _data(config, policy)
+    findings += _data(config, policy, checkpoint / "policy")
     env = _world(config, policy)
     success = None
     if episodes and env is not None:
@@ -103,11 +103,11 @@ def _settings(config: Config, processor: PolicyProcessor) -> Iterator[Finding]:
 # ---- data ----------------------------------------------------------------------------------------------------
 
 
-def _data(config: Config, policy: Policy) -> list[Finding]:
+def _data(config: Config, policy: Policy, folder: Path) -> list[Finding]:
     """The checks of the run's data, in its world where there is one; and whether the policy was trained on it."""
     try:
         dataset, cameras = open_configured(config.data)
-        data = split_data(config, dataset, cameras)
+        data = split_data(config, dataset, cameras, begun=folder)
         statistics = data.train.statistics()
     except InputError as error:
         return [Finding("stats", "info", f"the run's data was not looked at: {error}")]

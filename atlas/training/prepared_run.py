@@ -11,6 +11,7 @@ from atlas.checks.inspection import check_before_training, sentences
 from atlas.config import Config
 from atlas.data.sampling.kept_split import KeptSplit
 from atlas.data.training_data import TrainingData, open_training_data
+from atlas.registry import resolve_policy
 from atlas.training.guards.watchdog import Heartbeat
 
 
@@ -30,6 +31,15 @@ class PreparedRun:
         return self.config.run_dir
 
     @cached_property
+    def begun(self) -> Path | None:
+        """The folder of the saved policy that training goes on or begins with. Raises InputError if there is none where
+        `training.start_from` says."""
+        if self.checkpoint is not None:
+            return self.checkpoint / "policy"
+        start = self.config.training.start_from
+        return resolve_policy(start) if start is not None else None
+
+    @cached_property
     def kept_split(self) -> KeptSplit | None:
         """How the data was split, for a run resumed from a checkpoint that says so."""
         return load_split(self.checkpoint) if self.checkpoint is not None else None
@@ -37,7 +47,7 @@ class PreparedRun:
     @cached_property
     def data(self) -> TrainingData:
         """Raises InputError if it cannot be opened or split."""
-        return open_training_data(self.config, self.kept_split)
+        return open_training_data(self.config, self.kept_split, self.begun)
 
     @cached_property
     def findings(self) -> list[tuple[Path, Finding]]:

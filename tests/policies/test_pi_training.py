@@ -167,9 +167,11 @@ def test_saved_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("kind", "way"), [("pi0", "adapters"), ("pi05", "expert"), ("pi05", "all")])
 def test_a_run_trains_saves_goes_on_and_acts(kind: str, way: str, make_libero: MakeLibero, tmp_path: Path) -> None:
+    """One that is trained whole goes on, is evaluated and exported where the folder that it began with is gone."""
+    base = shutil.copytree(FOLDER / kind, tmp_path / "base", ignore=shutil.ignore_patterns("golden*", "v044"))
     settings = [
         *(f"model.{key}={json.dumps(value)}" for key, value in WAYS[way].items()),
-        *(f"model.type={kind}", f"model.pretrained={FOLDER / kind}", "model.statistics=dataset"),
+        *(f"model.type={kind}", f"model.pretrained={base}", "model.statistics=dataset"),
         *("model.sampling_steps=2", f"data.path={make_libero({'open': [4, 5, 4]})}", "data.batch_size=2"),
         *("data.num_workers=0", "data.action_horizon=4", "data.val_fraction=0.5"),
         *("training.max_steps=4", "training.warmup_steps=1", "training.log_interval=1", "training.val_interval=4"),
@@ -187,12 +189,18 @@ def test_a_run_trains_saves_goes_on_and_acts(kind: str, way: str, make_libero: M
     for link in again.iterdir():
         if link.is_symlink():
             link.unlink()
+    if way == "all":
+        shutil.rmtree(base)
 
     train("again", resume=str(again / "step_00000002"))
 
     found = load_file(again / "step_00000004" / "policy" / "model.safetensors")
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
-    actor = ChunkExecutor(load_policy(tmp_path / "again"), execute=2)
+    policy = load_policy(tmp_path / "again")
+    assert isinstance(policy, PiPolicy)
+    policy.export_lerobot(tmp_path / "for_lerobot")
+    assert (tmp_path / "for_lerobot" / "tokenizer" / "tokenizer.json").is_file()
+    actor = ChunkExecutor(policy, execute=2)
     image = np.zeros((48, 64, 3), np.uint8)
     seen = Observation({"agentview": image, "eye_in_hand": image}, np.zeros(8, np.float32), "open")
     actor.reset(0, 0)

@@ -81,7 +81,7 @@ class ModularConfig(ModelConfig):
                 "huggingface, frozen and without lora"
             )
 
-    def check_pretrained(self) -> None:
+    def check_pretrained(self, folder: Path | None = None) -> None:
         self.vision.check_pretrained()
         if self.alignment is not None:
             self.alignment.teacher.check_pretrained(TEACHER_KEY)

@@ -22,7 +22,14 @@ from atlas.policies.published.description import Description, check_widths
 from atlas.policies.published.processor_files import TokenizerStep
 from atlas.policies.published.published_section import DESCRIPTION
 from atlas.policies.published.tokenized_prompt import PromptTokenizer
-from atlas.policies.published.weight_filling import Precision, allocate, check_file, fill, fill_backbone
+from atlas.policies.published.weight_filling import (
+    Precision,
+    allocate,
+    check_file,
+    fill,
+    fill_backbone,
+    holds_backbone,
+)
 from atlas.registry.lerobot_policies import WEIGHTS
 from atlas.types import ActionSpec
 
@@ -100,22 +107,25 @@ def of_lerobot(config: PiConfig, directory: Path) -> PiPolicy:
     return policy
 
 
-def check(config: PiConfig) -> None:
+def check(config: PiConfig, folder: Path | None = None) -> None:
     """See `ModelConfig.check_pretrained`."""
-    description = read_description(config)
+    description = read_description(config, folder)
     settings = PiSettings.of(description.folder, config.sizes)
     with torch.device("meta"):
         network = _network(config, description, settings)
-        if config.weights == "pretrained":
-            check_file(description.folder.path / WEIGHTS, network, config.pretrained, ALIASES, BESIDE, NAMING)
+        complete = folder is not None and (trains_whole(network) or holds_backbone(folder))
+        if config.weights == "pretrained" and not complete:
+            check_file(config.find() / WEIGHTS, network, config.pretrained, ALIASES, BESIDE, NAMING)
         if config.lora is not None:
             adapt_backbone(network, config.lora, LORA_KEY)
     _words(config, description, settings)
 
 
-def check_dataset(config: PiConfig, cameras: Sequence[str], spec: ActionSpec, proprio_dim: int) -> None:
+def check_dataset(
+    config: PiConfig, cameras: Sequence[str], spec: ActionSpec, proprio_dim: int, folder: Path | None = None
+) -> None:
     """See `ModelConfig.check_dataset`."""
-    description = read_description(config)
+    description = read_description(config, folder)
     _check_widths(description, PiSettings.of(description.folder, config.sizes), spec.dim, proprio_dim)
     description.check_statistics(config.statistics, spec.dim, proprio_dim)
     _slots(config, description, cameras, say=False)

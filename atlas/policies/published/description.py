@@ -94,6 +94,8 @@ class Description:
 
     def check_statistics(self, choice: str, action_dim: int, proprio_dim: int) -> None:
         """Raises InputError as `with_statistics` does for data of these widths."""
+        if self.saved:
+            return
         for feature, kind, dim in ((ACTION, "ACTION", action_dim), (STATE, "STATE", proprio_dim)):
             found = columns_of(self.files, feature, self.files.modes[kind], dim)
             if choice == "checkpoint" and isinstance(found, str):

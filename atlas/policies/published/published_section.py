@@ -93,12 +93,14 @@ class PublishedConfig(ModelConfig):
         """The policy of a folder of LeRobot's, as it is there; in eval mode on the CPU. Raises InputError."""
         return cast("Policy", self._loading().of_lerobot(self, directory))
 
-    def image_fit(self) -> Any:
+    def image_fit(self, folder: Path | None = None) -> Any:
         loading = self._loading()
-        return loading.fit_of(loading.read_description(self, None, read_weights=False))
+        return loading.fit_of(loading.read_description(self, folder, read_weights=False))
 
-    def check_pretrained(self) -> None:
-        self._loading().check(self)
+    def check_pretrained(self, folder: Path | None = None) -> None:
+        self._loading().check(self, folder)
 
-    def check_dataset(self, cameras: Sequence[str], spec: ActionSpec, proprio_dim: int) -> None:
-        self._loading().check_dataset(self, cameras, spec, proprio_dim)
+    def check_dataset(
+        self, cameras: Sequence[str], spec: ActionSpec, proprio_dim: int, folder: Path | None = None
+    ) -> None:
+        self._loading().check_dataset(self, cameras, spec, proprio_dim, folder)

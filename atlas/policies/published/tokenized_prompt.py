@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from atlas.errors import InputError, first_line
 from atlas.policies.published.processor_files import TokenizerStep
 from atlas.registry.references import HUB
+from atlas.system.files import atomic_path
 from atlas.system.hub import Alternative, fetch_folder
 from atlas.system.paths import inside
 
@@ -64,6 +64,9 @@ class PromptTokenizer:
             raise InputError(f"{key}: the tokenizer in {folder} cannot be read: {first_line(error)}") from None
         if self._tokenizer.pad_token_id is None:
             raise InputError(f"{key}: the tokenizer in {folder} has no token for padding.")
+        # What is read may be a checkpoint's, which a long training deletes before it saves its last.
+        files = sorted(file for pattern in _PATTERNS for file in folder.glob(pattern) if file.is_file())
+        self._files = {file.name: file.read_bytes() for file in files}
         self._known: dict[str, list[int]] = {}
 
     def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,12 +89,11 @@ class PromptTokenizer:
             )
 
     def save(self, folder: Path) -> None:
-        """Copy its files."""
+        """Write its files, as they were when it was read."""
         folder.mkdir(parents=True, exist_ok=True)
-        for pattern in _PATTERNS:
-            for file in sorted(self.folder.glob(pattern)):
-                if file.is_file() and (folder / file.name).resolve() != file.resolve():
-                    shutil.copyfile(file, folder / file.name)
+        for name, content in self._files.items():
+            with atomic_path(folder / name) as partial:
+                partial.write_bytes(content)
 
     def _ids(self, text: str) -> list[int]:
         if text not in self._known:

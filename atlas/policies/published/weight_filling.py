@@ -139,7 +139,7 @@ def fill_backbone(
 ) -> None:
     """Give the frozen weights of a saved policy their numbers: of the copy in its folder, else of the published one."""
     frozen = [name for name, p in network.named_parameters() if not p.requires_grad]
-    copy = folder / "frozen" / BACKBONE_FILE
+    copy = _copy_of_backbone(folder)
     if not copy.exists():
         if frozen:
             fill(network, published(), precision, called, aliases, only=frozen, unused=unused, naming=naming)
@@ -152,6 +152,15 @@ def fill_backbone(
         for name in frozen:
             values = file.read(names[name])
             put(network, name, values.to(precision(name, values.dtype)))
+
+
+def holds_backbone(folder: Path) -> bool:
+    """Whether a saved policy has a copy of its frozen weights, so that it needs no other file."""
+    return _copy_of_backbone(folder).exists()
+
+
+def _copy_of_backbone(folder: Path) -> Path:
+    return folder / "frozen" / BACKBONE_FILE
 
 
 def allocate(network: nn.Module, everything: bool = False) -> None:

@@ -20,13 +20,14 @@ from atlas.policies.published.weight_filling import (
     check_file,
     fill,
     fill_backbone,
+    holds_backbone,
     precision_of,
 )
 from atlas.policies.smolvla.published_base import base_description
 from atlas.policies.smolvla.smolvla_network import TABLES, SmolVLANetwork
 from atlas.policies.smolvla.smolvla_policy import SmolVLAPolicy
 from atlas.policies.smolvla.smolvla_section import SmolVLAConfig
-from atlas.policies.smolvla.smolvla_sizes import read_sizes
+from atlas.policies.smolvla.smolvla_sizes import VLM_CONFIG, SmolVLASizes, read_sizes
 from atlas.registry.lerobot_policies import WEIGHTS
 from atlas.types import ActionSpec
 
@@ -92,20 +93,22 @@ def of_lerobot(config: SmolVLAConfig, directory: Path) -> SmolVLAPolicy:
     return policy
 
 
-def check(config: SmolVLAConfig) -> None:
+def check(config: SmolVLAConfig, folder: Path | None = None) -> None:
     """See `ModelConfig.check_pretrained`."""
-    description = read_description(config)
+    description = read_description(config, folder)
     with torch.device("meta"):
         network = _network(config, description)
-    if config.weights == "pretrained":
-        check_file(description.folder.path / WEIGHTS, network, config.pretrained, TABLES)
+    if config.weights == "pretrained" and not (folder is not None and holds_backbone(folder)):
+        check_file(config.find() / WEIGHTS, network, config.pretrained, TABLES)
     _words(config, description, network)
 
 
-def check_dataset(config: SmolVLAConfig, cameras: Sequence[str], spec: ActionSpec, proprio_dim: int) -> None:
+def check_dataset(
+    config: SmolVLAConfig, cameras: Sequence[str], spec: ActionSpec, proprio_dim: int, folder: Path | None = None
+) -> None:
     """See `ModelConfig.check_dataset`."""
-    description = read_description(config)
-    sizes = read_sizes(description.folder, config.vlm)
+    description = read_description(config, folder)
+    sizes = _sizes(config, description)
     check_widths(description, spec.dim, proprio_dim, sizes.action, sizes.state)
     description.check_statistics(config.statistics, spec.dim, proprio_dim)
     _slots(config, description, cameras, say=False)
@@ -117,9 +120,15 @@ def _slots(config: SmolVLAConfig, description: Description, cameras: Sequence[st
     return assign_cameras(folder.cameras, cameras, config.cameras, description.files.renamed, empty, folder.called, say)
 
 
+def _sizes(config: SmolVLAConfig, description: Description) -> SmolVLASizes:
+    """Of a saved policy those that it was saved with, wherever `model.vlm` once pointed."""
+    kept = description.saved and (description.folder.path / VLM_CONFIG).is_file()
+    return read_sizes(description.folder, None if kept else config.vlm)
+
+
 def _network(config: SmolVLAConfig, description: Description) -> SmolVLANetwork:
     folder = description.folder
-    network = SmolVLANetwork(read_sizes(folder, config.vlm))
+    network = SmolVLANetwork(_sizes(config, description))
     asked = (config.train_expert_only, config.freeze_vision_encoder, config.train_state_proj)
     keys = ("train_expert_only", "freeze_vision_encoder", "train_state_proj")
     network.set_trained(*(folder.boolean(k, True) if own is None else own for own, k in zip(asked, keys, strict=True)))

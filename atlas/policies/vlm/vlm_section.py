@@ -139,7 +139,7 @@ class VLMConfig(ModelConfig):
                 "model.alignment needs images, and data.feature_cache stands for them: leave one of them out"
             )
 
-    def check_pretrained(self) -> None:
+    def check_pretrained(self, folder: Path | None = None) -> None:
         import torch
 
         from atlas.policies.vlm.backbone import check_backbone
