@@ -48,11 +48,11 @@ class ResidualConfig(ModelConfig):
     def reads_images(self) -> bool:
         return self.base.reads_images
 
-    def image_fit(self) -> Any:
-        return self.base.image_fit()
+    def image_fit(self, folder: Path | None = None) -> Any:
+        return self.base.image_fit(folder)
 
-    def check_pretrained(self) -> None:
-        self.base.check_pretrained()
+    def check_pretrained(self, folder: Path | None = None) -> None:
+        self.base.check_pretrained(folder)
 
     def memory_advice(self) -> Sequence[str]:
         return self.base.memory_advice()
