@@ -96,6 +96,15 @@ def test_a_missing_file_is_named() -> None:
         load_config("nowhere.yaml")
 
 
+EARLIER = sorted((Path(__file__).parent / "fixtures" / "earlier_configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", EARLIER, ids=lambda file: file.stem)
+def test_a_config_that_an_earlier_version_wrote_is_read(file: Path) -> None:
+    """A run's config holds every key of its day, and its run is to be resumed."""
+    assert load_config(file).run_name == "default"
+
+
 def test_the_schema_knows_the_sections() -> None:
     assert set(config_schema()["properties"]) == set(Config.model_fields)
 

@@ -159,7 +159,9 @@ class OnPolicyConfig(OnlineConfig):
     @classmethod
     def _renamed(cls, values: Any) -> Any:
         if isinstance(values, dict) and "most_divergence" in values:
-            raise ValueError("most_divergence is called kl_limit now")
+            if values["most_divergence"] is not None:
+                raise ValueError("most_divergence is called kl_limit now")
+            return {key: value for key, value in values.items() if key != "most_divergence"}  # of an older run's config
         return values
 
 
