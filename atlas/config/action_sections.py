@@ -151,6 +151,11 @@ def check_apart(rotations: Sequence[StateRotationConfig]) -> list[StateRotationC
     return ordered
 
 
+def grown_by(rotations: Sequence[StateRotationConfig]) -> int:
+    """How many numbers a state has more once these rotations are read."""
+    return sum(rotation.group.width - len(rotation.group.span) for rotation in rotations)
+
+
 StateRotations = Annotated[list[StateRotationConfig], AfterValidator(check_apart)]
 
 

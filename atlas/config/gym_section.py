@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from atlas.config.action_sections import SourceGroupConfig
+from atlas.config.action_sections import SourceGroupConfig, StateRotations
 from atlas.config.section import Positive, Section
 
 Rate = Annotated[float, Field(gt=0)]
@@ -18,6 +18,7 @@ class GymConfig(Section):
     # Our camera: the part of the observation with its image; `render` is the picture that the environment draws.
     cameras: dict[str, str] | None = None  # null: every image, under its own name
     proprio: list[str] | None = None  # parts of the observation, joined; null: all that are numbers
+    proprio_rotations: StateRotations = []  # of the joined numbers: as data.features.proprio_rotations has them
     action: Annotated[list[SourceGroupConfig], Field(min_length=1)] | None = None  # all columns in order; null: `other`
     clip: bool = True  # actions to the bounds of their space; false where it states others than hold
     # A key of info; `terminated`: that the episode ends before its time; a number: the sum of rewards to reach.

@@ -167,9 +167,8 @@ class Evaluator:
                         on_transition(playing[worker], Transition.between(shown[worker], segment))
                     if segment.done:
                         episode = playing.pop(worker)
-                        played[episode.number] = _played(
-                            episode, segments[worker], judged, handed_over=episode.number in handed_over
-                        )
+                        over = episode.number in handed_over
+                        played[episode.number] = _played(episode, segments[worker], judged, over)
                         advance(1)
                         begin(worker)
                     else:
@@ -371,14 +370,8 @@ def evaluate_actor(
     if video is not None:
         video.mkdir(parents=True, exist_ok=True)
     with closing(Evaluator(env, image_size_for(actor), workers, gpu=gpu)) as evaluator:
-        outcomes = evaluator.run(
-            actor,
-            planned,
-            videos=episodes if video is not None else 0,
-            video_dir=video,
-            title=f"evaluating in '{env}'",
-            looks=looks,
-        )
+        videos, title = 0 if video is None else episodes, f"evaluating in '{env}'"
+        outcomes = evaluator.run(actor, planned, videos, video, title, looks)
         again = plan_perturbed(planned[:perturb_episodes], choices)
         perturbed = evaluator.run(actor, again, title=f"perturbed in '{env}'") if again else []
     probes = {"instruction_shuffle": instruction_shuffle, "blind": blind}

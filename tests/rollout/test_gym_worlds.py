@@ -65,6 +65,17 @@ def test_a_config_says_otherwise() -> None:
     assert isinstance(env, Pictured) and env.picture(64).shape == (64, 64, 3)  # type: ignore[union-attr]
 
 
+def test_a_rotation_of_the_state_is_shown_in_another_form() -> None:
+    """The one-hot goal, taken for an axis-angle: a turn about y."""
+    name = gym_name(TOY, GymConfig(proprio_rotations=[{"columns": [2, 5], "form": "axis_angle"}]))
+    env = make_environment(name)
+
+    seen = env.reset(seed=1).proprio
+
+    assert seen.shape == (2 + 6,) == (env.spec.proprio_dim,)
+    np.testing.assert_allclose(seen[2:], [np.cos(1), 0, -np.sin(1), 0, 1, 0], atol=1e-6)
+
+
 def test_a_seed_is_a_start_whatever_came_before() -> None:
     env = make_environment(TOY)
     seeds = [3 * 10**12 + 5, 7]
@@ -142,6 +153,7 @@ def test_episodes_run_side_by_side_and_are_filmed(tmp_path: Path) -> None:
         ("gym:Pendulum-v1?success=is_success", ["success names 'is_success'", "no keys at all"]),
         (f"{TOY}?cameras.top=pixels", ["cameras.top names 'pixels'", "pixels.top", "render"]),
         (f"{TOY}?proprio=[agent_pos, position]", ["proprio names 'position'", "agent_pos"]),
+        (f"{TOY}?proprio_rotations=[{{columns: [3, 6], form: axis_angle}}]", ["dimensions up to 6", "proprio has 5"]),
         (f"{TOY}?action=[{{kind: joints, columns: 0}}]", ["columns [0]", "each of the 2"]),
         ("gym:CartPole-v1?action=[{kind: joints, columns: 0}]", ["Discrete(2)"]),
     ],

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from atlas.config.action_sections import SourceActionsConfig, StateRotationConfig
+from atlas.config.action_sections import SourceActionsConfig, StateRotationConfig, grown_by
 from atlas.config.data_sections import FeaturesConfig
 from atlas.data.image_geometry import Orientation
 from atlas.data.lerobot.action_columns import action_spec, describe, state_names
@@ -89,8 +89,7 @@ class Features:
     @property
     def proprio_dim(self) -> int:
         """How many of them there are once they are read."""
-        grown = (rotation.group.width - len(rotation.group.span) for rotation in self.rotations)
-        return self.stored_proprio_dim + sum(grown)
+        return self.stored_proprio_dim + grown_by(self.rotations)
 
     @property
     def proprio_names(self) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from atlas.config.action_sections import grown_by
 from atlas.config.gym_section import GymConfig
 from atlas.environments.environment import EnvironmentSpec, StepResult
 from atlas.environments.gym.gym_name import read_name
@@ -67,7 +68,7 @@ def gym_spec(name: str, image_size: int) -> EnvironmentSpec:
         instructions=() if config.instruction is None else (config.instruction,),
         cameras=tuple(found.parts.cameras),
         image_size=sizes[0] if sizes else (image_size, image_size),
-        proprio_dim=found.parts.proprio_dim,
+        proprio_dim=found.parts.proprio_dim + grown_by(config.proprio_rotations),
         horizon=found.horizon,
         action_spec=found.action.spec,
         action_bounds=None if low is None or high is None else (tuple(low.tolist()), tuple(high.tolist())),
@@ -168,7 +169,12 @@ class GymEnvironment:
             np.asarray(flatten(leaf_of(self._space, part), part_of(self._last, part)), np.float32).reshape(-1)
             for part in self._known.parts.proprio
         ]
-        return Observation(images, np.concatenate([np.zeros(0, np.float32), *numbers]), self._instruction)
+        proprio = np.concatenate([np.zeros(0, np.float32), *numbers])
+        if self._config.proprio_rotations:
+            from atlas.data.lerobot.action_columns import convert_state  # imports torch, which worlds do without
+
+            proprio = convert_state(proprio[None], self._config.proprio_rotations)[0]
+        return Observation(images, proprio, self._instruction)
 
 
 @lru_cache(maxsize=32)
@@ -181,6 +187,10 @@ def describe(name: str) -> GymDescription:
         rate = config.control_hz or float(metadata.get("render_fps") or _RATE)
         parts = observation_parts(env.observation_space, config, f"'{name}'")
         action = action_meaning(env.action_space, config, rate, f"'{name}'")
+        if config.proprio_rotations and (end := config.proprio_rotations[-1].columns[1]) > parts.proprio_dim:
+            raise InputError(
+                f"'{name}': proprio_rotations names the dimensions up to {end}, but proprio has {parts.proprio_dim}."
+            )
         info = _first_step(env, name)
         undrawn = _undrawn(env, name)
         if RENDER in parts.cameras.values() and undrawn is not None:

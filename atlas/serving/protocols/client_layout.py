@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, ValidationError
 
-from atlas.config.action_sections import StateRotations
+from atlas.config.action_sections import StateRotations, grown_by
 from atlas.config.section import Names, Section
 from atlas.data.lerobot.action_columns import convert_state
 from atlas.data.sampling.history import ONE_FRAME, History
@@ -232,8 +232,7 @@ class ObservationReader:
 
     def _state_dim(self, layout: ClientLayout) -> int:
         """How many numbers a client's state has: before its rotations are turned into the policy's form."""
-        grown = (rotation.group.width - len(rotation.group.span) for rotation in layout.rotations)
-        return self._proprio_dim - sum(grown)
+        return self._proprio_dim - grown_by(layout.rotations)
 
     def _instruction(self, layout: ClientLayout, found: Mapping[str, Any]) -> str:
         key = next((key for key in layout.instruction if key in found), None)
