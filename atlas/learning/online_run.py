@@ -293,7 +293,8 @@ def part_tracker(config: Config, part: str, step: int) -> RunTracker:
     """The board of one part of a run, such as `learner` or `actor`."""
     name = f"{part.capitalize()}-{config.run_name}"
     wandb = config.wandb.model_copy(update={"group": config.wandb.group or config.run_name, "name": name})
-    return RunTracker(config.run_dir / part, name, wandb, config.logging, resumed=Resumed(step) if step else None)
+    resumed = Resumed(step) if step else None
+    return RunTracker(config.run_dir / part, name, wandb, config.logging, resumed=resumed, from_experience=True)
 
 
 def view_of(policy: Policy, config: Config, name: str, env: str) -> PolicyView:

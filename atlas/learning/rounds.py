@@ -86,7 +86,7 @@ class _Rounds:
         gpu = RenderingGPU.of(self.device)
         self.evaluator = Evaluator(env, policy.processor.camera_size, config.evaluation.workers, gpu=gpu)
         held.callback(self.evaluator.close)
-        self.tracker = RunTracker(self.folder, str(config.run_name), config.wandb, config.logging)
+        self.tracker = RunTracker(self.folder, str(config.run_name), config.wandb, config.logging, from_experience=True)
         finish_with(held, self.tracker)
         self.steps, self.episodes = 0, 0  # in the environment, so far
 

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 # {group: {chart: tags}}, for the tab "Custom scalars"; tags are regular expressions.
-_LAYOUT: dict[str, dict[str, list[str]]] = {
-    "1 does it work": {
-        "success rate": ["^eval/success_rate$"],
-        "success rate of each task": ["^eval/success_rate/"],
-        "episodes: reward": ["^eval/mean_reward$"],
-        "episodes: length": ["^eval/episode_length$"],
-    },
+_Groups = dict[str, dict[str, list[str]]]
+
+_WORKS = {
+    "success rate": ["^eval/success_rate$"],
+    "success rate of each task": ["^eval/success_rate/"],
+    "episodes: reward": ["^eval/mean_reward$"],
+    "episodes: length": ["^eval/episode_length$"],
+}
+_SUPERVISED: _Groups = {
+    "1 does it work": _WORKS,
     "2 does it learn": {
         "loss": ["^train/loss$", "^val/loss$"],
         "pose loss": ["^train/pose_loss$", "^val/pose_loss$"],
@@ -38,17 +41,26 @@ _LAYOUT: dict[str, dict[str, list[str]]] = {
         "machine (%)": ["^system/.*percent$"],
         "memory (GiB)": ["^system/.*gib$", "^perf/gpu_memory_gib$"],
     },
-    "6 learning: environment": {
+}
+_FROM_EXPERIENCE: _Groups = {
+    "1 does it work": _WORKS,
+    "2 environment": {
         "episode reward": ["^actor/episode_reward$", "^actor/avg_episode_reward_10$"],
         "episode length": ["^actor/episode_length$", "^actor/avg_episode_length_10$"],
         "size of actions": ["^actor/avg_action_magnitude$"],
         "steps per second": ["^actor/steps_per_second$"],
     },
-    "7 learning: training": {
+    "3 training": {
         "losses": ["^(sac|ppo|grpo)/.*loss$"],
         "temperature and entropy": ["^sac/temperature$", "^(sac|ppo|grpo)/entropy$"],
         "distance from the last policy": ["^(ppo|grpo)/(kl|clip_fraction)$"],
-        "seconds per update": ["^timer/(sample_replay_buffer|train|total)$"],
+        "size of the correction": ["^sac/residual_size$"],
+        "groups that are kept": ["^grpo/groups_kept$"],
+    },
+    "4 is it fast": {
+        "seconds per update": ["^timer/"],
+        "machine (%)": ["^system/.*percent$"],
+        "memory (GiB)": ["^system/.*gib$"],
     },
 }
 
@@ -56,9 +68,10 @@ _HPARAM_SECTIONS = ("seed", "data", "model", "training")
 _HPARAM_METRICS = ("eval/success_rate", "val/loss", "val/pose_l2_error", "val/position_error_mm", "best_model/value")
 
 
-def layout() -> dict[str, dict[str, list[Any]]]:
-    """The layout in the form that `SummaryWriter.add_custom_scalars` takes."""
-    return {group: {chart: ["Multiline", tags] for chart, tags in charts.items()} for group, charts in _LAYOUT.items()}
+def layout(from_experience: bool) -> dict[str, dict[str, list[Any]]]:
+    """The layout in the form that `SummaryWriter.add_custom_scalars` takes. from_experience: of a run that plays."""
+    groups = _FROM_EXPERIENCE if from_experience else _SUPERVISED
+    return {group: {chart: ["Multiline", tags] for chart, tags in charts.items()} for group, charts in groups.items()}
 
 
 def hparams(config: Mapping[str, Any]) -> dict[str, bool | float | str]:

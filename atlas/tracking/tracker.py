@@ -69,12 +69,14 @@ class RunTracker:
         extra_sinks: Sequence[Sink] = (),
         models: ModelManagementConfig | None = None,
         strict: bool = False,
+        from_experience: bool = False,
     ) -> None:
         """Open the sinks; if is_main is False there are none, and nothing is imported or written.
 
         wandb_id: the id of the wandb run, if it has been chosen elsewhere. total_steps: of the whole run, for the
         console. extra_sinks: further listeners. models: how many versions wandb keeps, and where it links them.
-        strict: raise for a value that cannot be logged, for tests.
+        strict: raise for a value that cannot be logged, for tests. from_experience: TensorBoard's charts are those of
+        a run that learns from what it plays.
         """
         self.step = resumed.step if resumed else 0
         self.wandb_id = wandb_id or (resumed.wandb_id if resumed else None)
@@ -93,8 +95,9 @@ class RunTracker:
         self._finished = not is_main
         if not is_main:
             return
+        step = resumed.step if resumed else None
         self._add("console", lambda: ConsoleSink(total_steps))
-        self._add("tensorboard", lambda: TensorBoardSink(self._run_dir, resumed.step if resumed else None))
+        self._add("tensorboard", lambda: TensorBoardSink(self._run_dir, step, from_experience))
         if wandb.enabled:
             models = models or ModelManagementConfig()
             self._add("wandb", lambda: self._make_wandb(run_name, wandb, models, resumed))

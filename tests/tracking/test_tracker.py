@@ -20,7 +20,7 @@ from PIL import Image as PILImage
 import atlas
 from atlas.config import LoggingConfig, WandbConfig
 from atlas.runs import read_scalars
-from atlas.tracking import Resumed, RunTracker
+from atlas.tracking import Resumed, RunTracker, board
 from atlas.tracking.machine_load import gpu_sample
 from atlas.tracking.media_values import write_mp4
 from atlas.tracking.records import Record, Scalars, Sink
@@ -291,6 +291,7 @@ def test_the_board_is_arranged_and_has_the_settings_as_hyperparameters(tmp_path:
     layout.ParseFromString(text.tensor_proto.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for group in layout.category for chart in group.chart}
     assert charts["success rate"] == ["^eval/success_rate$"] and "position error (mm)" in charts
+    assert [*board.layout(from_experience=True)] == ["1 does it work", "2 environment", "3 training", "4 is it fast"]
 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

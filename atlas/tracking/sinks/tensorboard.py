@@ -18,9 +18,12 @@ _FLUSH_SECONDS = 10  # the default of two minutes makes a short run look dead
 class TensorBoardSink(Sink):
     name = "tensorboard"
 
-    def __init__(self, run_dir: Path, resume_step: int | None) -> None:
+    def __init__(self, run_dir: Path, resume_step: int | None, from_experience: bool = False) -> None:
         """Open an event file. After resuming from step N, what an earlier segment logged beyond N is void; without a
-        checkpoint to resume from, as after a run killed before its first one, all of it is."""
+        checkpoint to resume from, as after a run killed before its first one, all of it is.
+
+        from_experience: see `board.layout`.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         self._folder = run_dir / FOLDER
@@ -29,7 +32,7 @@ class TensorBoardSink(Sink):
             purge_step=0 if resume_step is None else resume_step + 1,
             flush_secs=_FLUSH_SECONDS,
         )
-        self._writer.add_custom_scalars(board.layout())
+        self._writer.add_custom_scalars(board.layout(from_experience))
         self._has_hparams = False
 
     def write(self, record: Record) -> None:
