@@ -322,4 +322,18 @@ ROWS = of_part(
         "a dimension that is used in one frame of hundreds is scaled by what hardly moves",
         "tests/policies/test_policy.py::test_a_dimension_that_is_used_in_one_frame_of_hundreds_is_scaled_by_its_deviation",
     ),
+    (
+        "atlas/data/lerobot/columns.py",
+        "times[rows] + _SAME_TIME",
+        "times[rows] * 0",
+        "all frames have the first sub-task of their episode",
+        "tests/data/test_frame_instructions.py::test_sub_tasks_are_instructions_where_they_are_asked_for",
+    ),
+    (
+        "atlas/data/lerobot/columns.py",
+        "return convert_state(values, features.rotations, rows_of)",
+        "return convert_state(values[::-1], features.rotations, rows_of)",
+        "a state's rotations are those of other frames",
+        "tests/data/test_known_robots.py::test_a_rotation_of_the_state_is_read_in_another_form",
+    ),
 )

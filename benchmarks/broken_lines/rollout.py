@@ -231,4 +231,11 @@ ROWS = of_part(
         "the first evaluation is not shown",
         "tests/training/test_episode_media.py::test_the_interval_counts_evaluations_and_begins_with_the_first",
     ),
+    (
+        "atlas/rollout/success_report.py",
+        "        if not self.judged:\n",
+        "        if False:\n",
+        "a film says that an episode failed where nobody tells",
+        "tests/rollout/test_film_compositions.py::test_a_world_that_tells_no_success_has_no_failures",
+    ),
 )

@@ -64,4 +64,18 @@ ROWS = of_part(
         "a web page may move the robot of whoever looks at it",
         f"{SERVING}/test_openpi_server.py::test_web_pages_are_not_let_in",
     ),
+    (
+        "atlas/serving/policy_client.py",
+        "message |= ClientEntry(self._seeds.pop(number, None), running).to_message()",
+        "message |= ClientEntry(self._seeds.pop(number, None)).to_message()",
+        "a server is not told what a guided chunk is to go on from",
+        f"{SERVING}/test_policy_client.py::test_its_actions_are_those_of_the_policy",
+    ),
+    (
+        "atlas/serving/protocols/client_layout.py",
+        "convert_state(state[None], layout.rotations)[0] if layout.rotations else state",
+        "state",
+        "a policy is shown a rotation in the client's form",
+        f"{SERVING}/test_client_layout.py::test_rotations_of_a_state_are_turned_into_the_policys_form",
+    ),
 )

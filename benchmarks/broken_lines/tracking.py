@@ -175,4 +175,11 @@ ROWS = of_part(
         "an older model that comes late is called the newest",
         "tests/tracking/test_uploads.py::test_an_older_model_that_comes_late_takes_no_alias_from_a_newer_one",
     ),
+    (
+        "atlas/registry/package.py",
+        "            if not isinstance(error, ValueError):\n                return\n",
+        "            return\n",
+        "one model that is refused holds up all after it",
+        "tests/tracking/test_uploads.py",
+    ),
 )
