@@ -1,6 +1,6 @@
 """What PPO and GRPO make of a policy from state that few demonstrations have begun, in a world without rendering.
 
-    python benchmarks/state_learning.py [--env state:metaworld-peg-insert-side] [--demonstrations 10] [--steps 1000]
+    python benchmarks/state_learning.py [--env state:metaworld-push] [--demonstrations 10] [--steps 1000]
                                         [--algorithms ppo,grpo] [--out DIR] [key=value ...]
 
 Records demonstrations of the world's scripted expert, imitates them with a small network that sees the proprio and
@@ -28,7 +28,7 @@ FROM_STATE += ["data.action_horizon=4", "evaluation.execute=4", "evaluation.epis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="state:metaworld-peg-insert-side")
+    parser.add_argument("--env", default="state:metaworld-push")
     parser.add_argument("--demonstrations", type=int, default=10)
     parser.add_argument("--steps", type=int, default=1000, help="of imitation")
     parser.add_argument("--algorithms", default="ppo,grpo")

@@ -59,6 +59,7 @@ class OnlineConfig(Section):
     eval_interval: Positive = 5000  # environment steps
     eval_episodes: Positive = 10  # of each evaluation; the best policy by them is kept
     save_interval: Positive = 5000  # environment steps, at the end of an episode
+    episode_steps: Positive | None = None  # after which an episode of learning is cut off; null: the world's own limit
 
 
 class SacBaseConfig(OnlineConfig):

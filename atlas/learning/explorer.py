@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,11 +36,20 @@ class Explorer:
     """Episodes one after another, on starts that nothing else uses; `observation` is what is seen now."""
 
     def __init__(
-        self, env: Environment, seed: int, actor: int = 0, actors: int = 1, first: int = 0, repeat: int = 1
+        self,
+        env: Environment,
+        seed: int,
+        actor: int = 0,
+        actors: int = 1,
+        first: int = 0,
+        repeat: int = 1,
+        limit: int | None = None,
     ) -> None:
         """actor: which of the actors plays here. first: how many episodes it has played before. repeat: so many
-        episodes, one after another, have the same start."""
+        episodes, one after another, have the same start. limit: steps after which an episode is truncated, where that
+        is before the world's own limit."""
         self.env, self._seed, self._actor, self._actors, self._repeat = env, seed, actor, actors, repeat
+        self._limit = env.spec.horizon if limit is None else limit
         self.episodes = first
         self.begin()
 
@@ -58,7 +67,9 @@ class Explorer:
 
     def step(self, actions: np.ndarray) -> tuple[Transition, Ended | None]:
         """Execute actions [n, A]. At the end of an episode the next one is begun."""
-        segment = self._player.run(actions)
+        segment = self._player.run(actions[: self._limit - self._length])
+        if not segment.done and self._length + segment.steps >= self._limit:
+            segment = replace(segment, truncated=True)
         transition = Transition.between(self.observation, segment)
         self.observation = transition.next_observation
         self._reward += segment.reward

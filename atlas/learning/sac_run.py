@@ -69,7 +69,8 @@ class _Interleaved:
         self.log = EpisodeLog()
         self.log.steps, self.log.episodes = learner.steps, learner.episodes
         self.board = run.tracker("actor", learner.steps)
-        self.world = Explorer(run.open_world(exploring=True), run.config.seed, first=learner.episodes)
+        world, limit = run.open_world(exploring=True), run.settings.episode_steps
+        self.world = Explorer(world, run.config.seed, first=learner.episodes, limit=limit)
         self.tries = Tries(run.view, run.settings, run.config.seed)
 
     def play(self) -> OnlineResult:

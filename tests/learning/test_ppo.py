@@ -85,6 +85,7 @@ def test_it_finds_the_action_that_is_rewarded(tmp_path: Path) -> None:
 def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ["learning.ppo.steps=400", "learning.ppo.worlds=2", "learning.ppo.decisions=50", "learning.ppo.epochs=2"]
     settings += ["learning.ppo.save_interval=100", "learning.ppo.eval_interval=200"]
+    settings += ["learning.ppo.episode_steps=25", "learning.ppo.start_kl_limit=1e6"]
     step, played = Explorer.step, [0]
 
     def breaks(self: Explorer, actions: np.ndarray) -> object:
@@ -104,4 +105,6 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.
     assert result.steps == 400 and result.updates == 4 * 2 * 2
     learner = read_scalars(config.run_dir / "learner")
     assert learner["learner/update_steps"][-1] == (16, 16) and "ppo/explained_variance" in learner
-    assert read_scalars(config.run_dir / "actor")["actor/total_steps"][-1][1] == 400
+    assert "ppo/start_kl" in learner
+    actor = read_scalars(config.run_dir / "actor")
+    assert actor["actor/total_steps"][-1][1] == 400 and {value for _, value in actor["actor/episode_length"]} == {25}

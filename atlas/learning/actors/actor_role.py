@@ -43,7 +43,7 @@ def act(config: Config, env: str, learner: Address, key: str | None, checkpoint:
         tracker = part_tracker(config, "actor" if end.actor == 0 else f"actor-{end.actor}", 0)
         finish_with(held, tracker)
         view = view_of(policy, config, "sac", env)
-        explorer = Explorer(world, config.seed, end.actor, _MOST_ACTORS)
+        explorer = Explorer(world, config.seed, end.actor, _MOST_ACTORS, limit=settings.episode_steps)
         return _Player(view, settings, config.seed, end, welcome, explorer, tracker).play()
 
 

@@ -94,8 +94,9 @@ class _Run(OnPolicyRun):
         self.grpo = GRPO(self._of, run.policy_view)
         super().__init__(run, stop, self._of, self.grpo)
         self._judged, self._without = run.spec.judged, 0
-        repeat = self._of.group_size
-        self.world = Explorer(run.open_world(), run.config.seed, first=self.episodes, repeat=repeat)
+        groups, limit = self._of.group_size, self._of.episode_steps
+        world = run.open_world()
+        self.world = Explorer(world, run.config.seed, first=self.episodes, repeat=groups, limit=limit)
 
     @property
     def _measures_start(self) -> bool:

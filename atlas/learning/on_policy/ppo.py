@@ -149,7 +149,10 @@ class _Run(OnPolicyRun):
         count = settings.worlds
         # Those that were at an episode when the run was stopped begin with the next one.
         first = -(-self.episodes // count) + (1 if self.episodes else 0)
-        self.worlds = [Explorer(run.open_world(), run.config.seed, i, count, first) for i in range(count)]
+        self.worlds = [
+            Explorer(run.open_world(), run.config.seed, i, count, first, limit=settings.episode_steps)
+            for i in range(count)
+        ]
 
     def _iterate(self, random: torch.Generator, draw: np.random.Generator) -> dict[str, float]:
         """`decisions` of each world, by the present policy."""
