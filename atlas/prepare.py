@@ -102,7 +102,7 @@ def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> Pre
     _check_machine(config, device)
     check_method(config.logging.media.vis_dataset)
     if config.data.frame_cache is not None:
-        fill_caches(Path(config.data.frame_cache), data.dataset, data.cameras, config.data.image_size)
+        fill_caches(Path(config.data.frame_cache), data.dataset, data.cameras, data.train.pixels_to_cache)
         read_cached_frames(config, data)
     if not named and checkpoint is None:
         prepared.config = config = _with_name_of_its_own(config)

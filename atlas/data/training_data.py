@@ -45,7 +45,7 @@ def read_cached_frames(config: Config, data: TrainingData) -> None:
     """Read images from `data.frame_cache` if it is set and filled. Raises InputError if it is of other data."""
     if config.data.frame_cache is None:
         return
-    caches = frame_caches(Path(config.data.frame_cache), data.dataset, data.cameras, config.data.image_size)
+    caches = frame_caches(Path(config.data.frame_cache), data.dataset, data.cameras, data.train.pixels_to_cache)
     for cache in caches:
         cache.check()
     data.train.use_frames(caches)

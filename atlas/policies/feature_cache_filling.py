@@ -78,12 +78,12 @@ def cache_source(
     """Everything that the features depend on. backbone: the hash of its weights."""
     source: dict[str, Any] = {
         "backbone": backbone,
-        **frozen_encoder(config).feature_source(),
         "cameras": list(cameras),
         "image_size": config.data.image_size,
         "dataset": dataset.fingerprint(),
         "orientation": config.data.orientation,
         "drop_noops": config.data.drop_noops,
+        **frozen_encoder(config).feature_source(),  # which may say that of image_size nothing depends
     }
     if versions > 1:
         source |= {"augment": config.data.augment.model_dump(), "seed": config.seed}
@@ -145,7 +145,8 @@ def work_on_cache(folder: Path, accelerator: Accelerator) -> None:
     encoder = frozen_encoder(config).build_cached()
     assert encoder.frozen is not None
     cache.check(cache_source(config, dataset, cameras, encoder.frozen.sha256, cache.layout.versions))
-    frames = ChunkDataset(dataset, np.arange(len(dataset)), cameras, config.data.image_size, horizon=1)
+    fit = config.model.image_fit()
+    frames = ChunkDataset(dataset, np.arange(len(dataset)), cameras, config.data.image_size, horizon=1, fit=fit)
     device = accelerator.device
     fill_cache(cache, encoder.to(device), frames, config, device, accelerator.process_index, accelerator.num_processes)
 

@@ -18,7 +18,7 @@ from atlas.config import Config, load_config
 from atlas.data.caches import frame_cache
 from atlas.data.caches.frame_cache import FrameCache, fill_caches, frame_caches
 from atlas.data.formats import open_configured
-from atlas.data.training_data import open_training_data
+from atlas.data.training_data import open_training_data, read_cached_frames, split_data
 from atlas.errors import InputError
 from atlas.system.process_control import pool
 from tests.bad_input.table import SMALL
@@ -45,8 +45,8 @@ def config_of(data: dict[str, Any], *overrides: str, size: int = 24) -> Config:
 
 
 def fill(config: Config, root: Path) -> None:
-    dataset, cameras = open_configured(config.data)
-    fill_caches(root, dataset, cameras, config.data.image_size)
+    data = split_data(config, *open_configured(config.data))
+    fill_caches(root, data.dataset, data.cameras, data.train.pixels_to_cache)
 
 
 def test_samples_are_those_of_the_source_to_the_bit(data: dict[str, Any], tmp_path: Path) -> None:
@@ -83,6 +83,24 @@ def cache_of(config: Config, root: Path) -> FrameCache:
 
 def all_frames(cache: FrameCache) -> np.ndarray:
     return np.stack([cache.frame(number) for number in range(52)])
+
+
+def test_whole_pictures_are_those_of_the_source_and_have_one_size(libero: dict[str, Any], tmp_path: Path) -> None:
+    """For a policy that resizes them itself."""
+    policy = {"model": {"type": "smolvla", "pretrained": str(FIXTURES / "smolvla")}}
+    config = load_config({"data": {"action_horizon": 4, **libero}, **policy})
+    fill(config, tmp_path / "frames")
+    plain, cached = open_training_data(config), open_training_data(config)
+
+    read_cached_frames(load_config(config, [f"data.frame_cache={tmp_path / 'frames'}"]), cached)
+
+    mine, theirs = (data.train.__getitems__([(0, 3), (0, 9)]).images for data in (cached, plain))
+    assert mine is not None and theirs is not None
+    assert mine.shape == (2, 2, 3, 32, 32) and mine.dtype == torch.uint8 and torch.equal(mine, theirs)
+    sources = [libero, {"path": str(FIXTURES / VIDEO), "orientation": "upright"}]  # of 32 and of 64 pixels
+    several = open_training_data(load_config({"data": {"datasets": sources}, **policy}))
+    with pytest.raises(InputError, match="these cameras have several sizes"):
+        _ = several.train.pixels_to_cache
 
 
 @pytest.mark.usefixtures("ten_frames_a_file")

@@ -43,8 +43,8 @@ def what_goes_in(policy: PiPolicy, kind: str) -> dict[str, torch.Tensor]:
     batch = batch_of(policy, kind)
     assert batch.actions is not None
     state = policy.state_scaler.normalize(batch.proprio, batch.source)
-    pictures, _, ids, valid = policy.prefix_inputs(batch, state)
-    return {f"image.{slot}": picture for slot, picture in enumerate(pictures)} | {
+    ids, valid = policy.words(policy.prompts(batch, state), torch.device("cpu"))
+    return {f"image.{slot}": picture for slot, picture in enumerate(policy.pictures(batch))} | {
         "tokens": ids,
         "token_mask": valid,
         "state_normalized": state,

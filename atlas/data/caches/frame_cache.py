@@ -1,4 +1,4 @@
-"""Decoded frames on disk: every frame of a dataset as the network sees it, memory-mapped by all readers."""
+"""Decoded frames on disk: every frame of a dataset as the policy is given it, memory-mapped by all readers."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from atlas.system.locks import hold
 from atlas.system.paths import check_folder
 from atlas.system.process_control.pool import run_jobs
 
+# A side of squares, as `fit_images` makes them; or the height and width of whole pictures, as they are.
+Pixels = int | tuple[int, int]
+
 _FORMAT = 1
 _ABOUT = "about.json"  # what the frames come from; for people, since the folder's name is a hash
 _SHARD_BYTES = 128 * 2**20
@@ -29,27 +32,29 @@ _WORTH_PROCESSES = 2000  # images
 
 
 class FrameCache:
-    """The frames of one dataset: a folder of `frames_00000.npy` and so on, uint8 [n, V, 3, size, size] each.
+    """The frames of one dataset: a folder of `frames_00000.npy` and so on, uint8 [n, V, 3, height, width] each.
 
     The folder's name is derived from what the frames depend on, so other data uses another folder. A file is written
     completely or not at all, and an interrupted fill is continued.
     """
 
-    def __init__(self, root: Path, source: Source, cameras: Sequence[str], size: int):
+    def __init__(self, root: Path, source: Source, cameras: Sequence[str], size: Pixels):
         """root: the folder of all caches. cameras: by the mixture's names, in order."""
+        self._height, self._width = (size, size) if isinstance(size, int) else size
+        self._whole = not isinstance(size, int)
         self.cameras = [source.camera(camera) for camera in cameras]
         self.about: dict[str, Any] = {
             "format": _FORMAT,
             "dataset": str(source.dataset.path),
             "fingerprint": source.dataset.fingerprint(),
             "cameras": self.cameras,
-            "image_size": size,
+            "image_size": list(size) if isinstance(size, tuple) else size,
             "frames": int(source.dataset.lengths.sum()),
-            "frames_a_file": max(1, _SHARD_BYTES // (len(cameras) * 3 * size**2)),
+            "frames_a_file": max(1, _SHARD_BYTES // (len(cameras) * 3 * self._height * self._width)),
         }
         content = {key: value for key, value in self.about.items() if key != "dataset"}
         self.folder = root / hashlib.sha256(repr(content).encode()).hexdigest()[:16]
-        self.name, self._size = source.name, size
+        self.name = source.name
         self._mapped: dict[int, np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -83,10 +88,14 @@ class FrameCache:
 
     def shape(self, shard: int) -> tuple[int, ...]:
         first, end = self.span(shard)
-        return end - first, len(self.cameras), 3, self._size, self._size
+        return end - first, len(self.cameras), 3, self._height, self._width
+
+    def fit(self, images: np.ndarray) -> np.ndarray:
+        """Upright pictures uint8 [n, H, W, 3] as the cache has them, [n, 3, height, width]."""
+        return images.transpose(0, 3, 1, 2) if self._whole else fit_images(images, self._height).numpy()
 
     def frame(self, number: int) -> np.ndarray:
-        """uint8 [V, 3, size, size]: a frame, counted over all episodes, still mapped into memory."""
+        """uint8 [V, 3, height, width]: a frame, counted over all episodes, still mapped into memory."""
         shard, row = divmod(number, self.about["frames_a_file"])
         return self._shard(shard)[row]
 
@@ -119,12 +128,12 @@ class FrameCache:
         return self._mapped[shard]
 
 
-def frame_caches(root: Path, dataset: EpisodeDataset, cameras: Sequence[str], size: int) -> list[FrameCache]:
+def frame_caches(root: Path, dataset: EpisodeDataset, cameras: Sequence[str], size: Pixels) -> list[FrameCache]:
     """The caches of a dataset's sources, filled or not."""
     return [FrameCache(root, source, cameras, size) for source in sources_of(dataset)]
 
 
-def fill_caches(root: Path, dataset: EpisodeDataset, cameras: Sequence[str], size: int) -> None:
+def fill_caches(root: Path, dataset: EpisodeDataset, cameras: Sequence[str], size: Pixels) -> None:
     """Decode every frame that is not in the caches yet, on all cores, and show the progress.
 
     First prints the disk space needed. Raises InputError if there is too little, or a frame cannot be read.
@@ -192,7 +201,7 @@ def _write(shard: int) -> None:
                 begin, stop = max(first, int(starts[number])), min(end, int(starts[number + 1]))
                 for some in range(begin, stop, _AT_ONCE):
                     frames = range(some, min(some + _AT_ONCE, stop))
-                    _decode(dataset, number, cache.cameras, frames, int(starts[number]), out[some - first :])
+                    _decode(dataset, number, cache, frames, int(starts[number]), out[some - first :])
             out.flush()
             del out
             sync(partial)
@@ -201,10 +210,10 @@ def _write(shard: int) -> None:
 
 
 def _decode(
-    dataset: EpisodeDataset, number: int, cameras: Sequence[str], frames: range, start: int, out: np.ndarray
+    dataset: EpisodeDataset, number: int, cache: FrameCache, frames: range, start: int, out: np.ndarray
 ) -> None:
-    """Decode frames of an episode that begins at frame `start` into the first rows of out [n, V, 3, size, size]."""
+    """Decode frames of an episode that begins at frame `start` into the first rows of out [n, V, 3, height, width]."""
     episode = dataset.episode(number)
-    for view, camera in enumerate(cameras):
+    for view, camera in enumerate(cache.cameras):
         images = episode.images(camera, [frame - start for frame in frames])
-        out[: len(frames), view] = fit_images(images, out.shape[-1]).numpy()
+        out[: len(frames), view] = cache.fit(images)

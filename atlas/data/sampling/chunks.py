@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from atlas.data.caches.feature_cache import FeatureCache
-from atlas.data.caches.frame_cache import FrameCache
+from atlas.data.caches.frame_cache import FrameCache, Pixels
 from atlas.data.episode import EpisodeDataset, frame_tasks
 from atlas.data.image_fit import ImageFit, ViewForm
 from atlas.data.mixture import Source, sources_of
@@ -126,6 +126,18 @@ class ChunkDataset:
         by the sample's key; otherwise only the plain one."""
         assert cache.layout.frames == self._dataset.lengths.sum()
         self._features, self._augmented = cache, augmented
+
+    @property
+    def pixels_to_cache(self) -> Pixels:
+        """Of the frames that `use_frames` reads. Raises InputError for pictures that are resized in float32, which a
+        cache of bytes does not hold."""
+        if self._pixels != torch.uint8:
+            raise InputError(
+                "data.frame_cache holds pictures as they are, and these cameras have several sizes, which the policy "
+                "has resized to its own in float32: choose cameras of one size by data.cameras, or leave "
+                "data.frame_cache out."
+            )
+        return self._form.height if self._form.fit is None else (self._form.height, self._form.width)
 
     def use_frames(self, caches: Sequence[FrameCache]) -> None:
         """Read images from caches of decoded frames from now on, one cache per source."""

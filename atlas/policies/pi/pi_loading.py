@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from atlas.policies.pi.trained_parts import adapt_backbone, freeze, held_in, tra
 from atlas.policies.processor import PolicyProcessor
 from atlas.policies.published.camera_slots import CameraSlots, assign_cameras
 from atlas.policies.published.description import Description, check_widths
+from atlas.policies.published.picture_features import frozen_sight, sight_weights
 from atlas.policies.published.processor_files import TokenizerStep
 from atlas.policies.published.published_section import DESCRIPTION
 from atlas.policies.published.tokenized_prompt import PromptTokenizer
@@ -121,6 +122,21 @@ def check(config: PiConfig, folder: Path | None = None) -> None:
     _words(config, description, settings)
 
 
+def open_sight(config: PiConfig, read_weights: bool) -> tuple[PiNetwork, tuple[str, ...], ImageFit]:
+    """See `Opening`."""
+    description = read_description(config, read_weights=read_weights)
+    settings = PiSettings.of(description.folder, config.sizes)
+    with torch.device("meta"):
+        network, adapted = (_network(config, description, settings) for _ in range(2))
+        if config.lora is not None:
+            adapt_backbone(adapted, config.lora, LORA_KEY)
+    parts = frozen_sight(network, {name for name, p in adapted.named_parameters() if p.requires_grad})
+    if read_weights:
+        only = {name for name, _ in sight_weights(network, parts)}
+        _fill(network, description.folder.path / WEIGHTS, _precision(network, config), config, only)
+    return network.eval(), parts, fit_of(description)
+
+
 def check_dataset(
     config: PiConfig, cameras: Sequence[str], spec: ActionSpec, proprio_dim: int, folder: Path | None = None
 ) -> None:
@@ -142,8 +158,10 @@ def _slots(config: PiConfig, description: Description, cameras: Sequence[str], s
     return assign_cameras(folder.cameras, cameras, config.cameras, renamed, called=folder.called, say=say)
 
 
-def _fill(network: PiNetwork, path: Path, precision: Precision, config: PiConfig) -> None:
-    fill(network, path, precision, config.pretrained, ALIASES, unused=BESIDE, naming=NAMING)
+def _fill(
+    network: PiNetwork, path: Path, precision: Precision, config: PiConfig, only: Collection[str] | None = None
+) -> None:
+    fill(network, path, precision, config.pretrained, ALIASES, only=only, unused=BESIDE, naming=NAMING)
 
 
 def _network(config: PiConfig, description: Description, settings: PiSettings) -> PiNetwork:

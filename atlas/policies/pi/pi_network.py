@@ -95,11 +95,16 @@ class PiNetwork(nn.Module):
     def embed_prefix(
         self, images: Sequence[torch.Tensor], seen: Sequence[torch.Tensor], ids: torch.Tensor, valid: torch.Tensor
     ) -> Tokens:
-        """images: of each slot float [B, 3, S, S]; seen: of each slot bool [B], whether there is a camera; ids int64
-        [B, L] and valid bool [B, L] of the words. Images are not scaled, words are by the root of their width."""
+        """images: of each slot float [B, 3, S, S]; see `join_prefix`."""
+        return self.join_prefix([self.embed_image(picture) for picture in images], seen, ids, valid)
+
+    def join_prefix(
+        self, images: Sequence[torch.Tensor], seen: Sequence[torch.Tensor], ids: torch.Tensor, valid: torch.Tensor
+    ) -> Tokens:
+        """images: tokens of each slot, [B, patches, D]; seen: of each slot bool [B], whether there is a camera; ids
+        int64 [B, L] and valid bool [B, L] of the words. Images are not scaled, words are by the root of their width."""
         parts, there = [], []
-        for picture, is_there in zip(images, seen, strict=True):
-            tokens = self.embed_image(picture)
+        for tokens, is_there in zip(images, seen, strict=True):
             parts.append(tokens)
             there.append(is_there[:, None].expand(-1, tokens.shape[1]))
         words = self.words(ids)
@@ -111,7 +116,16 @@ class PiNetwork(nn.Module):
 
     def embed_image(self, images: torch.Tensor) -> torch.Tensor:
         """[B, 3, S, S] to tokens [B, patches, D]."""
-        tokens: torch.Tensor = self.projector(self.vision(images).to(self.projector.weight.dtype))
+        return self.project(self.see(images))
+
+    sight = ("vision", "projector")  # the modules of the next two; see `Sees`
+
+    def see(self, pictures: torch.Tensor) -> torch.Tensor:
+        seen: torch.Tensor = self.vision(pictures)
+        return seen
+
+    def project(self, seen: torch.Tensor) -> torch.Tensor:
+        tokens: torch.Tensor = self.projector(seen.to(self.projector.weight.dtype))
         return tokens
 
     def read_prefix(self, prefix: Tokens, whole: bool = False) -> PrefixRead:

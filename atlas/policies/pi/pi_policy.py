@@ -76,21 +76,15 @@ class PiPolicy(FlowPolicy):
 
     def look(self, batch: Batch) -> Prefix:
         state = self.state_scaler.normalize(batch.proprio.float(), batch.source)
-        tokens = self.network.embed_prefix(*self.prefix_inputs(batch, state))
+        pictures, words = self.picture_tokens(batch), self.words(self.prompts(batch, state), batch.proprio.device)
+        there = torch.ones(len(batch), dtype=torch.bool, device=batch.proprio.device)
+        tokens = self.network.join_prefix(pictures, [there] * len(pictures), *words)
         memory = self.network.read_prefix(tokens).memory
         padded = pad_last(state, self.settings.shape.max_state_dim) if self.settings.shape.kind == "pi0" else None
         return Prefix([keys for keys, _ in memory], [values for _, values in memory], tokens.valid, padded)
 
-    def prefix_inputs(
-        self, batch: Batch, state: torch.Tensor
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor, torch.Tensor]:
-        """What `PiNetwork.embed_prefix` takes; state float32 [B, P], normalised."""
-        device = batch.proprio.device
-        pictures = self.pictures(batch)
-        there = torch.ones(len(batch), dtype=torch.bool, device=device)
-        return pictures, [there] * len(pictures), *self.words(self._prompts(batch, state), device)
-
-    def _prompts(self, batch: Batch, state: torch.Tensor) -> list[str]:
+    def prompts(self, batch: Batch, state: torch.Tensor) -> list[str]:
+        """What the policy is told; state float32 [B, P], normalised."""
         if self.settings.shape.kind == "pi0":
             return command_prompts(batch.instruction)
         if state.is_meta:  # where only shapes are needed

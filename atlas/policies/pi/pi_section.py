@@ -38,6 +38,15 @@ class PiConfig(PublishedConfig):
 
         return pi_loading
 
+    @property
+    def how_vision_stays(self) -> str:
+        if self.lora is None:
+            return super().how_vision_stays
+        return (
+            "give its adapters targets in the language model alone, such as model.lora={targets: [o_proj, gate_proj, "
+            "up_proj, down_proj]}, or leave data.feature_cache out"
+        )
+
     @classmethod
     def training_preset(cls) -> Mapping[str, Any]:
         """LeRobot's optimizer and schedule for pi0 and pi0.5."""

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from atlas.data.image_fit import ImageFit
 from atlas.errors import InputError
@@ -30,6 +29,7 @@ from atlas.policies.published.flow_pieces import (
     mix,
 )
 from atlas.policies.published.lazy_tensors import TensorFile
+from atlas.policies.published.picture_features import frozen_sight, look_on, sight_weights
 from atlas.policies.published.processor_files import TokenizerStep
 from atlas.policies.published.published_section import DESCRIPTION, PublishedConfig
 from atlas.policies.published.tokenized_prompt import PromptTokenizer
@@ -60,7 +60,7 @@ class FlowPolicy(Policy):
     """
 
     config: PublishedConfig
-    network: nn.Module
+    network: Any  # a module that `Sees`
 
     def __init__(
         self,
@@ -232,6 +232,26 @@ class FlowPolicy(Policy):
         """Of each slot that has a camera float32 [B, 3, height, width] in [-1, 1], in the slots' order."""
         fitted = self.fit(batch.unit_images())
         return [fitted[:, view] * 2 - 1 for view in self.slots.views]
+
+    def picture_tokens(self, batch: Batch) -> list[torch.Tensor]:
+        """Of each slot that has a camera its tokens [B, N, width], in the slots' order: of its pictures or, where they
+        were looked at before, of the batch's features."""
+        if batch.features is None:
+            return [self.network.project(self.network.see(pictures)) for pictures in self.pictures(batch)]
+        views = batch.features.unflatten(1, (len(self.processor.cameras), -1))
+        return [look_on(self.network, self._frozen_sight, views[:, view]) for view in self.slots.views]
+
+    @property
+    def _frozen_sight(self) -> tuple[str, ...]:
+        return frozen_sight(self.network, {name.removeprefix("network.") for name in self._trained})
+
+    def image_features(self, batch: Batch) -> torch.Tensor:
+        """See `ShowsFeatures`: the mean of a sample's picture tokens."""
+        return torch.cat(self.picture_tokens(batch), dim=1).float().mean(1)
+
+    def cached_encoder_hash(self) -> str:
+        """See `ReadsFeatures`."""
+        return weights_hash(sight_weights(self.network, self._frozen_sight))
 
     def empty_picture(self, device: torch.device) -> torch.Tensor:
         """What stands for a camera that is not there: float32 [1, 3, height, width], all -1."""

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
-from atlas.config.data_sections import DataConfig
 from atlas.config.model_section import ModelConfig, ProcessorConfig
 from atlas.config.section import Size
 
@@ -64,13 +63,17 @@ class PublishedConfig(ModelConfig):
     def loss_terms(self, spec: ActionSpec) -> tuple[str, ...]:
         return "pose_loss", *(("gripper_loss",) if spec.grippers else ())
 
-    def check_data(self, data: DataConfig) -> None:
-        for key in ("feature_cache", "frame_cache"):
-            if getattr(data, key) is not None:
-                raise ValueError(
-                    f"data.{key} is set, and a policy of type {self.type} sees whole pictures in its own size; leave "
-                    f"data.{key} out"
-                )
+    @property
+    def cached_encoder(self) -> Any:
+        """The part of its vision that stays as it is. Raises InputError where there is none."""
+        from atlas.policies.published.picture_features import CachedSight
+
+        return CachedSight(self, self._loading().open_sight)
+
+    @property
+    def how_vision_stays(self) -> str:
+        """What to set so that its vision tower is not trained, for messages."""
+        return "set model.freeze_vision_encoder or model.train_expert_only to true, or leave data.feature_cache out"
 
     def find(self, folder: Path | None = None, weights: bool = True) -> Path:
         """The folder that describes the policy: that of a saved one, or LeRobot's. Raises InputError."""
@@ -83,7 +86,7 @@ class PublishedConfig(ModelConfig):
     # ---- what the type's own module does, which imports torch ---------------------------------------------
 
     def _loading(self) -> Any:
-        """The module of the type with read_description, fit_of, build, of_lerobot, check and check_dataset."""
+        """The module of the type with read_description, fit_of, build, of_lerobot, check, check_dataset, open_sight."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it is loaded")
 
     def build(self, processor: PolicyProcessor, folder: Path | None = None, read_weights: bool = True) -> Policy:

@@ -12,6 +12,7 @@ from atlas.data.image_fit import ImageFit
 from atlas.policies.processor import PolicyProcessor
 from atlas.policies.published.camera_slots import CameraSlots, assign_cameras
 from atlas.policies.published.description import Description, check_widths
+from atlas.policies.published.picture_features import frozen_sight, sight_weights
 from atlas.policies.published.processor_files import TokenizerStep
 from atlas.policies.published.published_section import DESCRIPTION
 from atlas.policies.published.tokenized_prompt import PromptTokenizer
@@ -101,6 +102,19 @@ def check(config: SmolVLAConfig, folder: Path | None = None) -> None:
     if config.weights == "pretrained" and not (folder is not None and holds_backbone(folder)):
         check_file(config.find() / WEIGHTS, network, config.pretrained, TABLES)
     _words(config, description, network)
+
+
+def open_sight(config: SmolVLAConfig, read_weights: bool) -> tuple[SmolVLANetwork, tuple[str, ...], ImageFit]:
+    """See `Opening`."""
+    description = read_description(config, read_weights=read_weights)
+    with torch.device("meta"):
+        network = _network(config, description)
+    parts = frozen_sight(network, {name for name, p in network.named_parameters() if p.requires_grad})
+    if read_weights:
+        only = {name for name, _ in sight_weights(network, parts)}
+        precision = precision_of(network, config.precision)
+        fill(network, description.folder.path / WEIGHTS, precision, config.pretrained, TABLES, only=only)
+    return network.eval(), parts, fit_of(description)
 
 
 def check_dataset(

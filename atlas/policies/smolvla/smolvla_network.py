@@ -23,6 +23,7 @@ from atlas.policies.smolvla.smolvla_vision import Connector, VisionTower
 
 _BACKBONE = "vlm_with_expert.vlm."
 _VISION = _BACKBONE + "model.vision_model."
+_CONNECTOR = _BACKBONE + "model.connector"
 _TEXT = _BACKBONE + "model.text_model."
 # The word table, which some files store once: the two have the same numbers then.
 TABLES = {
@@ -103,19 +104,26 @@ class SmolVLANetwork(nn.Module):
 
     def embed_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
         """float [B, 3, S, S] in [-1, 1] to [B, tokens, width], not scaled yet."""
-        connector = self.get_submodule(_BACKBONE + "model.connector")
-        tokens: torch.Tensor = connector(self.vision(pictures))
+        return self.project(self.see(pictures))
+
+    sight = (_VISION[:-1], _CONNECTOR)  # the modules of the next two; see `Sees`
+
+    def see(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.vision(pictures)
+
+    def project(self, seen: torch.Tensor) -> torch.Tensor:
+        tokens: torch.Tensor = self.get_submodule(_CONNECTOR)(seen)
         return tokens
 
     def embed_context(
         self, pictures: Sequence[torch.Tensor], there: Sequence[bool], words: torch.Tensor, is_word: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens [B, N, width] of pictures (one tensor a slot, of B or of 1 that stands for all) and of words int64
-        [B, L], scaled, and which of them are valid, bool [B, N]."""
+        """Tokens [B, N, width] of pictures (their tokens, one tensor a slot, of B or of 1 that stands for all) and of
+        words int64 [B, L], scaled, and which of them are valid, bool [B, N]."""
         b, scale = len(words), math.sqrt(self.sizes.text.width)
         tokens, valid = [], []
         for seen, here in zip(pictures, there, strict=True):
-            embedded = self.embed_pictures(seen) * scale
+            embedded = seen * scale
             tokens.append(embedded.expand(b, -1, -1))
             valid.append(torch.full((b, embedded.shape[1]), here, device=words.device))
         table = self.text.get_submodule("embed_tokens")

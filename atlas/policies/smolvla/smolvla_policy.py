@@ -69,8 +69,8 @@ class SmolVLAPolicy(FlowPolicy):
     def embed_context(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The tokens of pictures and words, and which are valid; see `SmolVLANetwork.embed_context`."""
         device = batch.proprio.device
-        pictures = self.pictures(batch)
-        empty = [self.empty_picture(device)] * len(self.slots.absent)
+        pictures = self.picture_tokens(batch)
+        empty = [self.network.embed_pictures(self.empty_picture(device)) for _ in self.slots.absent]
         there = [True] * len(pictures) + [False] * len(empty)
         return self.network.embed_context([*pictures, *empty], there, *self.words(prompts(batch.instruction), device))
 
