@@ -338,6 +338,31 @@ def test_lerobot_agreement_writes_what_lerobot_compares(run: Run, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_small_network_learns_in_the_cubes_world(run: Run, tmp_path: Path) -> None:
+    few = ("data.record.episodes=6", "data.batch_size=4", "evaluation.final_episodes=0")
+
+    (row,) = rows(run("cubes_by_type", "--types", "pi05", "--steps", 2, "--episodes", 1, "--out", tmp_path, *few))
+
+    assert (row[0], row[2], row[4]) == ("pi05", "2", "0/1")
+
+
+@pytest.mark.parametrize("kind", ["smolvla", "pi0", "pi05", "vlm"])
+def test_the_small_network_of_each_type_is_trained_whole(kind: str, tmp_path: Path) -> None:
+    from atlas.config import load_config
+    from tests.policies.test_policy import make_batch, make_processor
+
+    by_type = importlib.import_module("cubes_by_type")
+    section = load_config({}, by_type.settings_of(kind, by_type.write_folder(kind, tmp_path / kind))).model
+    section.check_pretrained()
+    policy = section.build(make_processor())
+
+    policy(make_batch()).loss.backward()
+
+    unused = {name for name, p in policy.named_parameters() if p.requires_grad and p.grad is None}
+    assert unused == set() and sum(p.numel() for p in policy.parameters() if p.requires_grad) > 250_000
+
+
+@pytest.mark.slow
 def test_the_memory_that_loading_takes_is_measured(run: Run, tmp_path: Path) -> None:
     fixture = Path(__file__).parent / "fixtures" / "pi0"
 

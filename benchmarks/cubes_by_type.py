@@ -1,0 +1,234 @@
+"""Small networks of the types smolvla, pi0, pi05 and vlm, from random weights, on the default job's demonstrations.
+
+    python benchmarks/cubes_by_type.py [--types smolvla pi0 pi05 vlm] [--steps 4000] [--episodes 50] [--data DIR]
+                                       [--out DIR] [key=value ...]
+
+For each type it writes a folder in the form of published weights, with sizes that two cores can train; `atlas train`
+trains all of it, and `atlas eval` plays episodes that training has not seen with the last weights. What goes in and
+comes out is the same code as with published weights. Prints a table for docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from default_job import ATLAS, row, run
+from machine import describe
+
+CAMERAS = ("agentview", "eye_in_hand")
+SIDE, PATCH, WIDTH, LAYERS, HEADS = 64, 8, 64, 3, 4
+STATE, ACTION, CHUNK = 8, 7, 8
+WORDS = "pick up the red green cube task state action : , ; user assistant".split() + [str(n) for n in range(-1, 256)]
+MARKS = ["<pad>", "<eos>", "<bos>", "<unk>", "<image>"]
+VOCABULARY = len(MARKS) + len(WORDS)
+TYPES = ("smolvla", "pi0", "pi05", "vlm")
+# The default job's, in place of the slow learning rates that published weights are trained further with.
+RECIPE: dict[str, object] = {
+    "learning_rate": 1e-3,
+    "schedule": "cosine",
+    "final_learning_rate": "null",
+    "decay_steps": "null",
+    "warmup_steps": 100,
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "ema_decay": 0.995,
+    "val_interval": 1000,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES))
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--episodes", type=int, default=50)
+    parser.add_argument("--data", type=Path, help="demonstrations of the cubes (default: they are recorded)")
+    parser.add_argument("--out", type=Path, help="where to work (default: a temporary folder)")
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    out = (arguments.out or Path(tempfile.mkdtemp(prefix="atlas-benchmark-"))).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    data = [f"data.path={arguments.data.resolve()}"] if arguments.data else []
+    rows = []
+    for kind in arguments.types:
+        settings = [*settings_of(kind, write_folder(kind, out / "networks" / kind)), *data]
+        rows.append(measured(kind, out, [*settings, *arguments.overrides], arguments.steps, arguments.episodes))
+    print(f"\n{describe()}\n")
+    print("| type | parameters | steps | minutes | success | 95% interval | by instruction | mean length |")
+    print("|---|---|---|---|---|---|---|---|")
+    print("\n".join(rows))
+
+
+def measured(kind: str, out: Path, settings: list[str], steps: int, episodes: int) -> str:
+    """A row: train, then play."""
+    begun = time.monotonic()
+    lengths = [f"training.max_steps={steps}", f"checkpoint.save_interval={min(steps, 1000)}"]
+    run([*ATLAS, "train", f"run_name={kind}", *lengths, *settings], cwd=out)
+    minutes = (time.monotonic() - begun) / 60
+    latest = out / "outputs" / kind / "checkpoints" / "latest"
+    command = [*ATLAS, "eval", "--checkpoint", str(latest), "--env", "cubes", "--json", "--episodes", str(episodes)]
+    found: dict[str, Any] = json.loads(run(command, cwd=out, capture=True))
+    return row(f"{kind} | {_parameters(latest / 'policy'):,} | {steps:,} | {minutes:.0f}", found)
+
+
+def _parameters(folder: Path) -> int:
+    from atlas.policies.base import load_policy
+
+    return sum(p.numel() for p in load_policy(folder).parameters())
+
+
+def settings_of(kind: str, folder: Path) -> list[str]:
+    """All of the network is trained, from random weights, with the default job's batches."""
+    section: dict[str, Any] = {"type": kind}
+    if kind == "vlm":
+        backbone = {"pretrained": str(folder), "freeze": False, "learning_rate_factor": 1.0, "precision": "fp32"}
+        section |= {"backbone": backbone, "head": {"name": "vlm-oft", "dim": 128}}
+    else:
+        section |= {"pretrained": str(folder), "weights": "random", "statistics": "dataset"}
+    if kind == "smolvla":
+        section |= {"train_expert_only": False, "freeze_vision_encoder": False}
+    training = [f"training.{key}={value}" for key, value in RECIPE.items()]
+    return [f"model={json.dumps(section)}", f"data.action_horizon={CHUNK}", "evaluation.episodes=0", *training]
+
+
+# ---- folders in the form of published weights ----------------------------------------------------------------
+
+
+def write_folder(kind: str, folder: Path) -> Path:
+    """What describes a network of a type, and its tokenizer; of `vlm` also random weights."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if kind == "vlm":
+        _write_vlm(folder)
+        return folder
+    scaled = "QUANTILES" if kind == "pi05" else "MEAN_STD"
+    heads = {"num_heads": HEADS, "num_kv_heads": 1, "head_dim": WIDTH // HEADS}
+    config: dict[str, Any] = {
+        "type": kind,
+        "input_features": {
+            **{f"observation.images.{name}": {"type": "VISUAL", "shape": [3, SIDE, SIDE]} for name in CAMERAS},
+            "observation.state": {"type": "STATE", "shape": [STATE]},
+        },
+        "output_features": {"action": {"type": "ACTION", "shape": [ACTION]}},
+        "normalization_mapping": {"VISUAL": "IDENTITY", "STATE": scaled, "ACTION": scaled},
+        "chunk_size": CHUNK,
+        "max_state_dim": STATE,
+        "max_action_dim": ACTION,
+        "tokenizer_max_length": 10,
+    }
+    if kind == "smolvla":
+        config |= {
+            "resize_imgs_with_padding": [SIDE, SIDE],
+            "vlm_model_name": "./vlm",
+            "num_vlm_layers": LAYERS + 1,  # the last is not trained, since nothing reads what comes out of it
+            "pad_language_to": "max_length",
+            "self_attn_every_n_layers": 2,
+            "expert_width_multiplier": 1.0,
+        }
+        _write(folder / "vlm" / "config.json", _smolvlm())
+    else:
+        config |= {"image_resolution": [SIDE, SIDE], "tokenizer_max_length": 10 if kind == "pi0" else 24}
+        layers = {"width": WIDTH, "depth": LAYERS, "mlp_dim": 2 * WIDTH, **heads}
+        sizes = {"text": layers, "expert": layers, "vision": _vit(), "vocab_size": VOCABULARY}
+        _write(folder / "backbone.json", sizes)
+    _write(folder / "config.json", config)
+    make_tokenizer().save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def _vit() -> dict[str, Any]:
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": LAYERS}
+    return {**sizes, "num_attention_heads": HEADS, "patch_size": PATCH, "image_size": SIDE}
+
+
+def _smolvlm() -> dict[str, Any]:
+    text = {
+        "model_type": "llama",
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": LAYERS + 1,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS // 2,
+        "head_dim": WIDTH // HEADS,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e5,
+    }
+    return {
+        "model_type": "smolvlm",
+        "scale_factor": 2,
+        "image_token_id": MARKS.index("<image>"),
+        "text_config": text,
+        "vision_config": {"model_type": "smolvlm_vision", **_vit()},
+    }
+
+
+def _write_vlm(folder: Path) -> None:
+    """Florence-2, whose image part begins with convolutions: two of its stages, and two layers that read."""
+    import torch
+    import transformers as hf
+
+    vision: dict[str, Any] = {
+        "depths": [1, 1],
+        "embed_dim": [WIDTH // 2, WIDTH],
+        "num_heads": [2, HEADS],
+        "num_groups": [2, HEADS],
+        "patch_size": [7, 3],
+        "patch_stride": [4, 2],
+        "patch_padding": [3, 1],
+        "patch_prenorm": [False, True],
+        "window_size": 8,
+        "mlp_ratio": 2.0,
+        "drop_path_rate": 0.0,
+        "projection_dim": WIDTH,
+    }
+    text: dict[str, Any] = {
+        "model_type": "bart",
+        "vocab_size": VOCABULARY,
+        "d_model": WIDTH,
+        "encoder_layers": 2,
+        "decoder_layers": 1,
+        "encoder_ffn_dim": 2 * WIDTH,
+        "decoder_ffn_dim": 2 * WIDTH,
+        "encoder_attention_heads": HEADS,
+        "decoder_attention_heads": HEADS,
+        "max_position_embeddings": 192,
+        "dropout": 0.0,
+    }
+    torch.manual_seed(0)
+    image = MARKS.index("<image>")
+    config = hf.Florence2Config(text_config=text, vision_config=vision, image_token_id=image)  # type: ignore[attr-defined]
+    hf.Florence2ForConditionalGeneration(config).save_pretrained(folder)  # type: ignore[attr-defined]
+    make_tokenizer().save_pretrained(folder)
+    pixels = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "rescale_factor": 1 / 255, "resample": 3}
+    _write(folder / "preprocessor_config.json", {**pixels, "size": {"height": SIDE, "width": SIDE}})
+
+
+def make_tokenizer() -> Any:
+    """A word or a number a token."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: number for number, word in enumerate([*MARKS, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"-?\d+|\w+|[^\s\w]"), "removed", invert=True)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
+    )
+    made.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    return made
+
+
+def _write(file: Path, values: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(values, indent=1))
+
+
+if __name__ == "__main__":
+    main()
