@@ -16,6 +16,7 @@ def test_json_and_yaml_are_what_they_say(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("a: [1, -2.5, ä, null, .inf]\n")
     assert read_yaml(tmp_path / "a.yaml") == {"a": [1, -2.5, "ä", None, float("inf")]}
     assert parse_yaml("") is None
+    assert parse_yaml('a: "\\ud83d\\ude00"') == {"a": "\U0001f600"}  # in two halves, as JSON has it
 
 
 def test_what_is_referred_to_is_a_value_of_its_own_each_time() -> None:
@@ -38,7 +39,8 @@ def test_what_is_referred_to_is_a_value_of_its_own_each_time() -> None:
         ("x: !!python/object:os.system y", "tag"),
         ("x: 1" + ":1" * 3_000, "number"),
         ("x: 99999999999999999999", "number"),
-        ('x: "\\ud800"', "surrogates"),
+        ('x: "\\ud800"', "half of a character"),
+        ('"\\ud800": 1\n"\\ud800": 2', "half of a character"),
         ("a: 1\na: 2", "twice"),
     ],
     ids=lambda value: str(value)[:20],

@@ -136,6 +136,8 @@ TRAIN_SH = {"program": "train.sh"}
         ({"training.max_steps": {"values": [1, 0]}}, {}, "asks for max_steps=0"),
         (SEED, {"run_cap": 2}, "'run_cap': a grid on this machine does not use it"),
         (SEED, {"metric": {"name": "val/loss", "goal": "least"}}, "'metric.goal': it is 'least'"),
+        (SEED, {"metric": {"name": "val/loss", "goal": {}}}, "'metric.goal': it is {}"),
+        ({1: {"values": [1, 2]}}, {}, "'parameters.1': it is no key of the config"),
         (SEED, {"metric": "val/loss"}, "'metric': expected for example {name: val/loss, goal: minimize}"),
         (SEED, {"program": "other.py"}, "'command': a grid on this machine starts Atlas"),
         (SEED, TRAIN_SH, "'command': it is missing"),

@@ -65,11 +65,13 @@ def read_sweep(file: Path) -> Sweep:
     if not isinstance(values, dict):
         raise InputError(f"The sweep file {file} should hold keys such as 'method:' and 'parameters:'.")
     method, parameters = values.get("method"), values.get("parameters")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise _wrong(file, "method", f"it is {method!r}, expected one of {', '.join(METHODS)}")
     if not isinstance(parameters, dict) or not parameters:
         raise _wrong(file, "parameters", "it should hold keys of the config, each with its values: [1, 2] or value: 1")
     for key, choice in parameters.items():
+        if not isinstance(key, str):
+            raise _wrong(file, f"parameters.{key}", "it is no key of the config, such as training.learning_rate")
         if not isinstance(choice, dict) or not choice:
             raise _wrong(file, f"parameters.{key}", f"it is {choice!r}, expected for example {{values: [1, 2]}}")
     return Sweep(file, values, method, parameters, _metric(file, values.get("metric")))
@@ -85,7 +87,7 @@ def _metric(file: Path, metric: Any) -> tuple[str, Better] | None:
     if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
         raise _wrong(file, "metric", "expected for example {name: val/loss, goal: minimize}")
     goal = metric.get("goal", "minimize")
-    if goal not in _GOALS:
+    if not isinstance(goal, str) or goal not in _GOALS:
         raise _wrong(file, "metric.goal", f"it is {goal!r}, expected minimize or maximize")
     return metric["name"], _GOALS[goal]
 

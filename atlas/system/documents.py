@@ -18,6 +18,7 @@ _MOST_VALUES = 20_000  # in YAML; a value counts each time it is referred to
 _DEEPEST = 100  # levels of nesting; code that later reads or prints the values may need several calls per level
 _LARGEST_NUMBER = 2**63  # for integers; nothing accepts larger ones
 _LONGEST_NUMBER = 100  # characters
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -97,6 +98,14 @@ def _check_depth(value: Any) -> None:
     raise ValueError(_too_deep())
 
 
+def _whole(text: str) -> str:
+    """A text whose characters beyond the first 65,536 were written as two halves each, as JSON has them."""
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise ValueError("it holds half of a character") from None
+
+
 def _too_deep() -> str:
     return "its values are nested too deeply"
 
@@ -118,9 +127,12 @@ class _Loader(yaml.SafeLoader):
         if self._values > _MOST_VALUES:
             raise ValueError(_too_many())
         try:
-            return super().compose_node(parent, index)  # type: ignore[no-any-return]
+            node: yaml.Node | None = super().compose_node(parent, index)
         finally:
             self._depth -= 1
+        if isinstance(node, yaml.ScalarNode) and _SURROGATE.search(node.value):
+            node.value = _whole(node.value)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -177,6 +189,4 @@ def _own(value: Any) -> Any:
         return {_own(key): _own(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
         return type(value)(_own(item) for item in value)
-    if isinstance(value, str):
-        value.encode("utf-8")  # UnicodeEncodeError is a ValueError
     return value

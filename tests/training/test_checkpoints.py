@@ -119,6 +119,8 @@ def test_a_checkpoint_of_an_older_atlas_is_read(tmp_path: Path) -> None:
 
     assert strategy.optimizer.state_dict()["state"][0]["step"] == 1 and not mine["sums"]
     torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
+    with pytest.raises(InputError, match="random numbers in the checkpoint is damaged"):
+        set_random_state(mine["random"] | {"python": [3, ["x"] * 625, None]})
     (trainer / "random.pt").unlink()
     with pytest.raises(InputError, match=r"random\.pt is missing"):
         verify(checkpoint)

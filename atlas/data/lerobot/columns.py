@@ -73,6 +73,9 @@ def _mapped(folder: Path, frames: int) -> Columns:
     arrays = {path.stem: np.asarray(map_array(path)) for path in folder.glob("*.npy")}
     if any(len(array) != frames for array in arrays.values()):
         raise ValueError("a column has another length")
+    notes = read_json(folder / _NOTES)
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise ValueError("the notes are none")
     return Columns(
         action=arrays["action"],
         proprio=arrays["proprio"],
@@ -80,7 +83,7 @@ def _mapped(folder: Path, frames: int) -> Columns:
         reward=arrays.get("reward"),
         success=arrays.get("success"),
         task=arrays.get("task"),
-        notes=read_json(folder / _NOTES),
+        notes=notes,
     )
 
 
