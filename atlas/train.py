@@ -21,6 +21,7 @@ from atlas.system.process_control.threads import yield_cores
 from atlas.system.safe_text import cause
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
     from atlas.checkpoints.contents import TrainingState
@@ -139,6 +140,7 @@ def build_trainer(prepared: PreparedRun, accelerator: Accelerator) -> Trainer:
     from atlas.tracking import Resumed, RunTracker
     from atlas.training import Trainer
     from atlas.training.media.loggers import MediaLoggers
+    from atlas.training.perf.memory_estimate import out_of_memory_explained
     from atlas.training.schedule import make_schedule, say_change
 
     data, checkpoint = prepared.data, prepared.checkpoint
@@ -146,7 +148,10 @@ def build_trainer(prepared: PreparedRun, accelerator: Accelerator) -> Trainer:
     if accelerator.is_main_process:
         _warn(prepared)
     torch.manual_seed(prepared.config.seed)  # the same weights on every rank
-    policy = make_policy(prepared)
+    # The search for a batch size trains a copy, beside which a second policy on the device would count.
+    device = accelerator.device if prepared.config.data.batch_size != "auto" else torch.device("cpu")
+    with out_of_memory_explained(prepared.config, len(data.cameras), device):
+        policy = make_policy(prepared, device)
     memory = policy.instruction_memory if isinstance(policy, RemembersInstructions) else None
     if memory is not None:
         file = prepared.run_dir / INSTRUCTIONS
@@ -266,20 +271,24 @@ def make_accelerator(config: Config) -> Accelerator:
     )
 
 
-def make_policy(prepared: PreparedRun) -> Policy:
-    """The policy that the config describes, or the checkpoint's, ready to be trained."""
-    from atlas.policies.base import LearnsFromTeacher, load_policy
+def make_policy(prepared: PreparedRun, device: torch.device | None = None) -> Policy:
+    """The policy that the config describes, or the checkpoint's, ready to be trained.
+
+    device: where the types that can bring their weights there one by one; others are on the CPU.
+    """
+    from atlas.policies.base import LearnsFromTeacher, build_policy, load_policy
     from atlas.rollout.chunk_executor import check_guided
     from atlas.training.warm_start import start_policy
 
     config, checkpoint = prepared.config, prepared.checkpoint
     start = config.training.start_from
+    there = device if device is not None and config.model.builds_on_device else "cpu"
     if checkpoint is not None:
-        policy = load_policy(checkpoint)
+        policy = load_policy(checkpoint, device=there)
     elif start is not None:
-        policy = start_policy(start, _make_processor(prepared))
+        policy = start_policy(start, _make_processor(prepared), there)
     else:
-        policy = config.model.build(_make_processor(prepared))
+        policy = build_policy(config.model, _make_processor(prepared), device=there)
     check_guided(policy, config.evaluation.blend)
     if isinstance(policy, LearnsFromTeacher):
         policy.load_teacher()

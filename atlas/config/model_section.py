@@ -54,6 +54,9 @@ class ModelConfig(Section):
     # gives actions through `processor.to_learn` and `processor.to_execute` (relative_actions).
     takes_history: ClassVar[bool] = False
     takes_relative_actions: ClassVar[bool] = False
+    # Whether `build` takes a `device` too, and brings each weight there as it is read: the host then never holds the
+    # whole policy, which may be larger than its memory.
+    builds_on_device: ClassVar[bool] = False
 
     def build(self, processor: Any, folder: Path | None = None, read_weights: bool = True) -> Any:
         """The Policy for a PolicyProcessor, with the weights that training starts from.

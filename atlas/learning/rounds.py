@@ -219,7 +219,7 @@ class _Rounds:
 
     def _actor(self, policy: Path) -> ChunkExecutor:
         evaluation = self.config.evaluation
-        loaded = load_policy(policy).to(self.device)
+        loaded = load_policy(policy, device=self.device)
         return ChunkExecutor.configured(loaded, evaluation, self.env)
 
     def _keep_best(self, policy: Path) -> None:

@@ -143,10 +143,26 @@ class Policy(nn.Module, ABC):
                 self.save_frozen(part, directory)
 
 
-def load_policy(
-    reference: str | Path, processor: PolicyProcessor | None = None, cameras: Mapping[str, str] | None = None
+def build_policy(
+    config: ModelConfig,
+    processor: PolicyProcessor,
+    folder: Path | None = None,
+    device: torch.device | str = "cpu",
 ) -> Policy:
-    """Load a saved policy, strictly, in eval mode on the CPU; `reference` as in `atlas.registry`.
+    """What the section builds, on the device; see `ModelConfig.build`. Raises InputError."""
+    more: dict[str, Any] = {"device": torch.device(device)} if config.builds_on_device else {}
+    policy = config.build(processor, folder, **more)
+    assert isinstance(policy, Policy), f"{type(config).__name__}.build gives {type(policy).__name__}, no Policy"
+    return policy.to(device)
+
+
+def load_policy(
+    reference: str | Path,
+    processor: PolicyProcessor | None = None,
+    cameras: Mapping[str, str] | None = None,
+    device: torch.device | str = "cpu",
+) -> Policy:
+    """Load a saved policy, strictly, in eval mode on the device; `reference` as in `atlas.registry`.
 
     processor: takes the place of the one that was saved with Atlas's own policies, for data of other sources.
 
@@ -158,23 +174,26 @@ def load_policy(
     """
     directory = resolve_policy(reference)
     if is_lerobot_policy(directory):
-        return _of_lerobot(directory, str(reference), cameras)
+        return _of_lerobot(directory, str(reference), cameras, device)
     if cameras is not None:
         raise InputError(f"{reference} has cameras by their names already; they are chosen for LeRobot's folders only.")
     config = load_model_config(directory / CONFIG)
     if processor is None:
         processor = PolicyProcessor.load(directory / "processor.json")
     try:
-        policy = config.build(processor, directory)
+        policy = build_policy(config, processor, directory, device)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, TypeError, ArithmeticError, MemoryError, AssertionError) as error:
         raise InputError(f"No policy can be made of {directory / CONFIG} ({first_line(error)}).") from error
-    assert isinstance(policy, Policy), f"{type(config).__name__}.build gives {type(policy).__name__}, no Policy"
     policy.load_weights(directory / "model.safetensors")
     policy.reference_answers = ReferenceAnswers.load(directory)
     return policy.eval()
 
 
-def _of_lerobot(directory: Path, reference: str, cameras: Mapping[str, str] | None) -> Policy:
+def _of_lerobot(
+    directory: Path, reference: str, cameras: Mapping[str, str] | None, device: torch.device | str
+) -> Policy:
     """The policy in a LeRobot folder. Raises InputError for a type that is not supported here."""
     kinds = {name: MODEL.table.find(name) for name in MODEL.table.names()}
     readers: dict[str, Any] = {name: kind for name, kind in kinds.items() if hasattr(kind, "of_lerobot")}
@@ -186,9 +205,9 @@ def _of_lerobot(directory: Path, reference: str, cameras: Mapping[str, str] | No
             f"Known: {', '.join(readers)}."
         )
     cameras = cameras or libero_cameras(LeRobotFolder.open(directory))
-    policy = readers[kind](pretrained=reference, cameras=cameras).of_lerobot(directory)
+    policy = readers[kind](pretrained=reference, cameras=cameras).of_lerobot(directory, torch.device(device))
     assert isinstance(policy, Policy)
-    return policy
+    return policy.to(device)
 
 
 def load_model_config(file: Path) -> ModelConfig:

@@ -403,7 +403,7 @@ def load_actor(
     """
     from atlas.policies.base import load_policy
 
-    policy = load_policy(checkpoint, cameras=cameras).to(device)
+    policy = load_policy(checkpoint, cameras=cameras, device=device)
     check_agreement(policy.processor, environment_spec(env))
     execute = execute or max(1, policy.processor.action_horizon // 2)
     return ChunkExecutor(policy, execute, ensemble, env, delay_ms=delay_ms, blend=blend), execute

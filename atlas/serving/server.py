@@ -50,7 +50,7 @@ def load_actor(checkpoint: str | Path, settings: ServerSettings, environment: st
     from atlas.policies.base import load_policy
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    policy = load_policy(checkpoint).to(device)
+    policy = load_policy(checkpoint, device=device)
     execute = settings.execute or policy.processor.action_horizon
     return ChunkExecutor(policy, execute, environment=environment, together=True)
 

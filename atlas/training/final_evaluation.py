@@ -75,7 +75,7 @@ def evaluate_finally(
     if closed_loop is None or not config.final_episodes:
         return FinalEvaluation()
     env = closed_loop.env
-    policy = shown.policy = load_policy(checkpoint).to(device)
+    policy = shown.policy = load_policy(checkpoint, device=device)
     actor = ChunkExecutor.configured(policy, config, env)
     step = int(checkpoint.name.removeprefix("step_"))
     spec = environment_spec(env)

@@ -6,6 +6,8 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from atlas.config import Config
 from atlas.config.section import differences
 from atlas.data.training_data import TrainingData
@@ -49,8 +51,8 @@ def check_start(reference: str, config: Config, data: TrainingData) -> None:
         )
 
 
-def start_policy(reference: str, processor: PolicyProcessor) -> Policy:
-    """The policy at `reference` with its weights and its scaling, for the data of `processor`.
+def start_policy(reference: str, processor: PolicyProcessor, device: torch.device | str = "cpu") -> Policy:
+    """The policy at `reference` with its weights and its scaling, for the data of `processor`, on the device.
 
     Numbers keep the meaning that they had when the weights were trained: each source of the new data is scaled like the
     old source that was recorded in the same world, otherwise like the first old one.
@@ -72,7 +74,7 @@ def start_policy(reference: str, processor: PolicyProcessor) -> Policy:
         )
     logger.info("Weights and scaling are those of %s.", _named(reference, folder))
     kept = replace(processor, statistics=tuple(statistics), scaling=was.scaling, relative=was.relative)
-    return load_policy(folder, kept)
+    return load_policy(folder, kept, device=device)
 
 
 def _named(reference: str, folder: Path) -> str:

@@ -62,8 +62,10 @@ def fit_of(description: Description) -> ImageFit:
     return ImageFit(height, width, "centre")
 
 
-def build(config: PiConfig, processor: PolicyProcessor, folder: Path | None, read_weights: bool) -> PiPolicy:
-    """See `ModelConfig.build`."""
+def build(
+    config: PiConfig, processor: PolicyProcessor, folder: Path | None, read_weights: bool, device: torch.device | str
+) -> PiPolicy:
+    """See `PublishedConfig.build`."""
     description = read_description(config, folder, read_weights)
     settings = PiSettings.of(description.folder, config.sizes)
     if not read_weights:
@@ -77,10 +79,10 @@ def build(config: PiConfig, processor: PolicyProcessor, folder: Path | None, rea
         network = _network(config, description, settings)
     precision = _precision(network, config)
     if folder is None:
-        _fill(network, description.folder.path / WEIGHTS, precision, config)
+        _fill(network, description.folder.path / WEIGHTS, precision, config, device=device)
     else:
         complete = config.weights == "random" or trains_whole(network)
-        allocate(network, complete)  # and what is saved is read into it
+        allocate(network, complete, device)  # and what is saved is read into it
         if not complete:
             fill_backbone(
                 network,
@@ -91,17 +93,18 @@ def build(config: PiConfig, processor: PolicyProcessor, folder: Path | None, rea
                 ALIASES,
                 BESIDE,
                 NAMING,
+                device,
             )
     return _assemble(config, processor, description, settings, network)
 
 
-def of_lerobot(config: PiConfig, directory: Path) -> PiPolicy:
+def of_lerobot(config: PiConfig, directory: Path, device: torch.device | str) -> PiPolicy:
     """The policy of a folder of LeRobot's, with its own processor, in eval mode."""
     description = _read(config, directory, config.pretrained)
     settings = PiSettings.of(description.folder, config.sizes)
     with torch.device("meta"):
         network = _network(config, description, settings)
-    _fill(network, directory / WEIGHTS, _precision(network, config), config)
+    _fill(network, directory / WEIGHTS, _precision(network, config), config, device=device)
     processor = description.own_processor(fit_of(description), config.cameras)
     policy = _assemble(config, processor, description, settings, network)
     policy.eval()
@@ -133,7 +136,7 @@ def open_sight(config: PiConfig, read_weights: bool) -> tuple[PiNetwork, tuple[s
     parts = frozen_sight(network, {name for name, p in adapted.named_parameters() if p.requires_grad})
     if read_weights:
         only = {name for name, _ in sight_weights(network, parts)}
-        _fill(network, description.folder.path / WEIGHTS, _precision(network, config), config, only)
+        _fill(network, description.folder.path / WEIGHTS, _precision(network, config), config, only=only)
     return network.eval(), parts, fit_of(description)
 
 
@@ -159,9 +162,14 @@ def _slots(config: PiConfig, description: Description, cameras: Sequence[str], s
 
 
 def _fill(
-    network: PiNetwork, path: Path, precision: Precision, config: PiConfig, only: Collection[str] | None = None
+    network: PiNetwork,
+    path: Path,
+    precision: Precision,
+    config: PiConfig,
+    device: torch.device | str = "cpu",
+    only: Collection[str] | None = None,
 ) -> None:
-    fill(network, path, precision, config.pretrained, ALIASES, only=only, unused=BESIDE, naming=NAMING)
+    fill(network, path, precision, config.pretrained, ALIASES, device, only, BESIDE, NAMING)
 
 
 def _network(config: PiConfig, description: Description, settings: PiSettings) -> PiNetwork:

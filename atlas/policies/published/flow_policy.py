@@ -298,12 +298,7 @@ class FlowPolicy(Policy):
             forms = {n: torch.empty(t.shape, dtype=t.dtype, device="meta") for n, t in file.tensors.items()}
             check_forms(path, forms, own)
             for name, mine in own.items():
-                values = file.read(name)
-                if not is_finite(values):
-                    raise InputError(
-                        f"{path} does not fit the policy's config: '{name}' holds values that are not finite."
-                    )
-                mine.copy_(values)
+                mine.copy_(_finite(file, name))
 
     def save_frozen(self, part: str, directory: Path) -> None:
         (directory / "frozen").mkdir(parents=True, exist_ok=True)
@@ -360,6 +355,13 @@ class FlowPolicy(Policy):
 @cache
 def _compiled(velocity: Callable[..., torch.Tensor], graphs: bool) -> Callable[..., torch.Tensor]:
     return torch.compile(velocity, dynamic=False, mode="reduce-overhead" if graphs else None)
+
+
+def _finite(file: TensorFile, name: str) -> torch.Tensor:
+    values = file.read(name)
+    if not is_finite(values):
+        raise InputError(f"{file.path} does not fit the policy's config: '{name}' holds values that are not finite.")
+    return values
 
 
 def pad_last(values: torch.Tensor, width: int) -> torch.Tensor:

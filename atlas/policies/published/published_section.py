@@ -12,6 +12,8 @@ from atlas.config.model_section import ModelConfig, ProcessorConfig
 from atlas.config.section import Size
 
 if TYPE_CHECKING:
+    import torch
+
     from atlas.policies.base import Policy
     from atlas.policies.processor import PolicyProcessor
     from atlas.types import ActionSpec
@@ -23,6 +25,7 @@ DESCRIPTION = "lerobot"  # the folder of a saved policy with what LeRobot's fold
 class PublishedConfig(ModelConfig):
     """What they are made of is in LeRobot's folder; here is where that is, and what is changed of it."""
 
+    builds_on_device = True
     pretrained: str  # hf:owner/name, or a folder of LeRobot's
     # random: the folder describes the network, and its weights are drawn at random
     weights: Literal["pretrained", "random"] = "pretrained"
@@ -89,12 +92,19 @@ class PublishedConfig(ModelConfig):
         """The module of the type with read_description, fit_of, build, of_lerobot, check, check_dataset, open_sight."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it is loaded")
 
-    def build(self, processor: PolicyProcessor, folder: Path | None = None, read_weights: bool = True) -> Policy:
-        return cast("Policy", self._loading().build(self, processor, folder, read_weights))
+    def build(
+        self,
+        processor: PolicyProcessor,
+        folder: Path | None = None,
+        read_weights: bool = True,
+        device: torch.device | None = None,
+    ) -> Policy:
+        """device: where weights that are read go, one by one; what is drawn at random stays on the CPU."""
+        return cast("Policy", self._loading().build(self, processor, folder, read_weights, device or "cpu"))
 
-    def of_lerobot(self, directory: Path) -> Policy:
-        """The policy of a folder of LeRobot's, as it is there; in eval mode on the CPU. Raises InputError."""
-        return cast("Policy", self._loading().of_lerobot(self, directory))
+    def of_lerobot(self, directory: Path, device: torch.device | None = None) -> Policy:
+        """The policy of a folder of LeRobot's, as it is there; in eval mode. device: see `build`. Raises InputError."""
+        return cast("Policy", self._loading().of_lerobot(self, directory, device or "cpu"))
 
     def image_fit(self, folder: Path | None = None) -> Any:
         loading = self._loading()

@@ -113,11 +113,15 @@ def fill(
         names = match_names(file, shapes, called, aliases, unused, naming)
         for name in state:
             if only is None or name in only:
-                stored = names[naming.published(name)]
-                values = file.read(stored)
-                if values.is_floating_point() and not bool(values.isfinite().all()):
-                    raise InputError(f"{path}: '{stored}' holds values that are not finite.")
-                put(network, name, values.to(device=device, dtype=precision(name, values.dtype)))
+                put(network, name, _read(file, names[naming.published(name)], name, precision, device))
+
+
+def _read(file: TensorFile, stored: str, name: str, precision: Precision, device: torch.device | str) -> torch.Tensor:
+    """A tensor on the device. In a function of its own, so that what the host has read is let go of."""
+    values = file.read(stored)
+    if values.is_floating_point() and not bool(values.isfinite().all()):
+        raise InputError(f"{file.path}: '{stored}' holds values that are not finite.")
+    return values.to(device=device, dtype=precision(name, values.dtype))
 
 
 def read_beside(path: Path, unused: Iterable[str], naming: Naming = AS_HERE) -> dict[str, torch.Tensor]:
@@ -136,13 +140,14 @@ def fill_backbone(
     aliases: Mapping[str, str] | None = None,
     unused: Iterable[str] = (),
     naming: Naming = AS_HERE,
+    device: torch.device | str = "cpu",
 ) -> None:
     """Give the frozen weights of a saved policy their numbers: of the copy in its folder, else of the published one."""
     frozen = [name for name, p in network.named_parameters() if not p.requires_grad]
     copy = _copy_of_backbone(folder)
     if not copy.exists():
         if frozen:
-            fill(network, published(), precision, called, aliases, only=frozen, unused=unused, naming=naming)
+            fill(network, published(), precision, called, aliases, device, frozen, unused, naming)
         return
     with TensorFile(copy) as file:
         names = {name: f"network.{name}" for name in frozen}
@@ -150,8 +155,7 @@ def fill_backbone(
         if missing or len(names) != len(file.tensors):
             raise InputError(f"{copy} is not the frozen part of this policy: {_some(missing) or 'it has more'}.")
         for name in frozen:
-            values = file.read(names[name])
-            put(network, name, values.to(precision(name, values.dtype)))
+            put(network, name, _read(file, names[name], name, precision, device))
 
 
 def holds_backbone(folder: Path) -> bool:
@@ -163,12 +167,12 @@ def _copy_of_backbone(folder: Path) -> Path:
     return folder / "frozen" / BACKBONE_FILE
 
 
-def allocate(network: nn.Module, everything: bool = False) -> None:
-    """Memory on the CPU, float32, for the weights that are trained, or for all: they are read into it next."""
+def allocate(network: nn.Module, everything: bool = False, device: torch.device | str = "cpu") -> None:
+    """Memory on the device, float32, for the weights that are trained, or for all: they are read into it next."""
     trained = {name for name, p in network.named_parameters() if p.requires_grad}
     for name, tensor in network.state_dict().items():
         if everything or name in trained:
-            put(network, name, torch.empty(tensor.shape, device="cpu"))
+            put(network, name, torch.empty(tensor.shape, device=device))
 
 
 def put(network: nn.Module, name: str, values: torch.Tensor) -> None:

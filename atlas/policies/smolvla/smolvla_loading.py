@@ -55,8 +55,14 @@ def fit_of(description: Description) -> ImageFit:
     return ImageFit(height, width, "right_bottom")
 
 
-def build(config: SmolVLAConfig, processor: PolicyProcessor, folder: Path | None, read_weights: bool) -> SmolVLAPolicy:
-    """See `ModelConfig.build`."""
+def build(
+    config: SmolVLAConfig,
+    processor: PolicyProcessor,
+    folder: Path | None,
+    read_weights: bool,
+    device: torch.device | str,
+) -> SmolVLAPolicy:
+    """See `PublishedConfig.build`."""
     description = read_description(config, folder, read_weights)
     processor = description.with_statistics(processor, config.statistics) if read_weights else processor
     if not read_weights:
@@ -74,21 +80,23 @@ def build(config: SmolVLAConfig, processor: PolicyProcessor, folder: Path | None
             precision_of(network, config.precision),
             config.pretrained,
             TABLES,
+            device,
         )
     else:
-        allocate(network, config.weights == "random")  # and what is saved is read into it
+        allocate(network, config.weights == "random", device)  # and what is saved is read into it
         if config.weights == "pretrained":
             precision = precision_of(network, config.precision)
-            fill_backbone(network, folder, lambda: config.find() / WEIGHTS, precision, config.pretrained, TABLES)
+            where = lambda: config.find() / WEIGHTS  # noqa: E731
+            fill_backbone(network, folder, where, precision, config.pretrained, TABLES, device=device)
     return _assemble(config, processor, description, network)
 
 
-def of_lerobot(config: SmolVLAConfig, directory: Path) -> SmolVLAPolicy:
+def of_lerobot(config: SmolVLAConfig, directory: Path, device: torch.device | str) -> SmolVLAPolicy:
     """The policy of a folder of LeRobot's, with its own processor, in eval mode."""
     description = Description.read(directory, config.type, OWN_STEPS, config.pretrained)
     with torch.device("meta"):
         network = _network(config, description)
-    fill(network, directory / WEIGHTS, precision_of(network, config.precision), config.pretrained, TABLES)
+    fill(network, directory / WEIGHTS, precision_of(network, config.precision), config.pretrained, TABLES, device)
     policy = _assemble(config, description.own_processor(fit_of(description), config.cameras), description, network)
     policy.eval()
     return policy
