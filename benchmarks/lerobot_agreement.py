@@ -3,9 +3,10 @@
     python benchmarks/lerobot_agreement.py write FOLDER [--policy REF]          with Atlas's Python
     python benchmarks/lerobot_agreement.py compare FOLDER [--right-positions]   with LeRobot's, 0.4.4 or newer
 
-The first form exports a policy (default: the tiny SmolVLA of the tests) into FOLDER/lerobot, and writes observations,
-noise and its own actions beside it. The second loads the folder with LeRobot's classes and processors, and prints the
-largest difference of actions, which it ends with 1 for if it is more than 2e-4. Both run on the CPU in float32.
+The first form exports a policy of type smolvla, pi0 or pi05 (default: the tiny SmolVLA of the tests) into
+FOLDER/lerobot, and writes observations, noise and its own actions beside it. The second loads the folder with LeRobot's
+classes and processors, and prints the largest difference of actions, which it ends with 1 for if it is more than 2e-4.
+Both run on the CPU in float32. pi0 and pi0.5 need LeRobot 0.5 or newer: 0.4.4 wants a transformers that is patched.
 
 --right-positions: transformers 4.57, which LeRobot 0.4.4 asks for, gives the patches of SmolVLM wrong positions in
 float32 (rows and columns 0, 0, 1, 2, …); this puts them right in the process that compares.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -67,6 +69,7 @@ def compare(folder: Path, right_positions: bool) -> int:
     answers, tasks = load_file(folder / "answers.safetensors"), json.loads((folder / "tasks.json").read_text())
     config = PreTrainedConfig.from_pretrained(path)
     _name_backbone(config, path)
+    _name_sizes(config, path)
     if right_positions:
         _right_positions()
     policy = get_policy_class(config.type).from_pretrained(path, config=config).eval()
@@ -91,8 +94,6 @@ def _name_backbone(config: Any, path: Path) -> None:
     """A tiny model's sizes and tokenizer are beside it; the name in its config stands for a model on the hub."""
     if not (path / "vlm" / "config.json").exists():
         return
-    from types import SimpleNamespace
-
     from lerobot.policies.smolvla import smolvlm_with_expert
     from transformers import AutoTokenizer
 
@@ -101,6 +102,33 @@ def _name_backbone(config: Any, path: Path) -> None:
     smolvlm_with_expert.AutoProcessor = SimpleNamespace(
         from_pretrained=lambda *_, **__: SimpleNamespace(tokenizer=tokenizer)
     )
+
+
+def _name_sizes(config: Any, path: Path) -> None:
+    """pi's classes know the published sizes by name; a tiny model's are beside it."""
+    file = path / "backbone.json"
+    if not file.exists():
+        return
+    import importlib
+
+    sizes = json.loads(file.read_text())
+    module = importlib.import_module(f"lerobot.policies.{config.type}.modeling_{config.type}")
+    streams = {config.paligemma_variant: sizes["text"], config.action_expert_variant: sizes["expert"]}
+    module.get_gemma_config = lambda variant: SimpleNamespace(**streams[variant])  # type: ignore[attr-defined]
+
+    def smaller(model: Any) -> Any:
+        def make(config: Any) -> Any:
+            getattr(config, "text_config", config).vocab_size = sizes["vocab_size"]
+            if hasattr(config, "vision_config"):
+                config.image_token_id = sizes["vocab_size"] - 1  # no prompt has it
+                for name, value in (*sizes["vision"].items(), ("projection_dim", sizes["text"]["width"])):
+                    setattr(config.vision_config, name, value)
+            return model(config=config)
+
+        return make
+
+    for name in ("PaliGemmaForConditionalGenerationWithPiGemma", "PiGemmaForCausalLM"):
+        setattr(module, name, smaller(getattr(module, name)))
 
 
 def _right_positions() -> None:

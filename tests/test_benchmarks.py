@@ -328,9 +328,12 @@ def test_the_sizes_of_backbones_are_the_published_ones(name: str, published: int
     assert sum(p.numel() for part in parts for p in part.parameters()) == published - spoken
 
 
-def test_lerobot_agreement_writes_what_lerobot_compares(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["smolvla", "pi05"])
+def test_lerobot_agreement_writes_what_lerobot_compares(run: Run, kind: str, tmp_path: Path) -> None:
     """The comparison itself needs LeRobot, in an environment of its own."""
-    printed = run("lerobot_agreement", "write", tmp_path / "agreement")
+    policy = Path(__file__).parent / "fixtures" / kind
+
+    printed = run("lerobot_agreement", "write", tmp_path / "agreement", "--policy", policy)
 
     written = {path.name for path in (tmp_path / "agreement" / "lerobot").iterdir()}
     assert {"config.json", "model.safetensors", "policy_preprocessor.json", "tokenizer"} <= written
