@@ -13,7 +13,7 @@ from atlas.cli.output import print_json, say, stdout_kept_for_the_report
 
 sweep_app = typer.Typer(help="Vary config keys: on this machine, or with wandb.", **PLAIN)
 
-_DEFAULT = Path(__file__).parents[1] / "configs" / "sweep.yaml"
+_DEFAULT = Path(__file__).parents[2] / "configs" / "sweep.yaml"
 
 
 @sweep_app.command("local")
