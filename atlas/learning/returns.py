@@ -55,11 +55,14 @@ class OnlineResult:
     def sentence(self) -> str:
         """For people."""
         gained, low, high = self.difference
-        verdict = "better" if low > 0 else "worse" if high < 0 else None
+        change = self.changed_success
+        # Where success is told it counts: a policy that succeeds sooner may be rewarded for fewer steps.
+        least, most = (low, high) if change is None else change.interval
+        verdict = "better" if least > 0 else "worse" if most < 0 else None
         claim = f"The policy has become {verdict}" if verdict else "No change can be claimed"
         sentence = f"{claim}: mean reward {_mean(self.before):.4g} before, {_mean(self.after):.4g} after"
         sentence += f" ({gained:+.4g}, 95% {low:+.4g} to {high:+.4g})"
-        if change := self.changed_success:
+        if change is not None:
             sentence += f"; {change.gained} starts gained, {change.lost} lost (p = {change.p:.3f})"
         kept = " The policy of before is kept as best." if self.kept_before else ""
         return f"{sentence}.{kept}{f' It ended early: {self.ended}.' if self.ended else ''}"
