@@ -57,9 +57,9 @@ elif sys.argv[1:3] == ["-m", "pip"]:
     sys.exit(int(os.environ.get("FAKE_PIP", "0")))
 else:
     def stop(number, frame):
-        print("stopping", flush=True)
+        os.write(1, b"stopping\\n")  # the signal may come in the middle of a print, which cannot be begun twice
         time.sleep(0.2)
-        print("checkpoint written", flush=True)
+        os.write(1, b"checkpoint written\\n")
         sys.exit(128 + number)
     signal.signal(signal.SIGTERM, stop)
     print(json.dumps({{"argv": sys.argv[1:], "cwd": os.getcwd(), "pid": os.getpid(), "python": __file__}}), flush=True)
