@@ -13,7 +13,6 @@ import torch
 pytest.importorskip("gymnasium", reason="the small world is gymnasium's: pip install 'atlas-vla[gym]'")
 
 from atlas.config import Config
-from atlas.learning.explorer import Explorer
 from atlas.learning.on_policy.clipped_learning import divergence_from
 from atlas.learning.on_policy.grpo import group_advantages, learn_grpo
 from atlas.learning.on_policy.ppo import learn_ppo
@@ -74,19 +73,11 @@ def test_the_distance_from_the_start_is_never_negative() -> None:
 
 
 def test_it_learns_and_goes_on_exactly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, atlas: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, break_at: Callable[[int], None], atlas: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["learning.grpo.steps=512", "learning.grpo.learning_rate=2e-2", "learning.grpo.epochs=4"]
     settings += ["learning.grpo.eval_interval=10000", "learning.grpo.save_interval=64", "learning.grpo.batch_size=32"]
-    step, played = Explorer.step, [0]
-
-    def breaks(self: Explorer, actions: np.ndarray) -> object:
-        played[0] += 1
-        if played[0] == 200:
-            raise RuntimeError("the lights went out")
-        return step(self, actions)
-
-    monkeypatch.setattr(Explorer, "step", breaks)
+    break_at(200)
     with pytest.raises(RuntimeError, match="lights"):
         learn_grpo(small(tmp_path, *settings, "run_name=broken"), NAME)
     result = learn_grpo(small(tmp_path, *settings, "run_name=broken"), NAME)

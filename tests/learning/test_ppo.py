@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ import torch
 
 from atlas.config import Config, PpoConfig
 from atlas.environments.catalog import environment_spec
-from atlas.learning.explorer import Explorer
 from atlas.learning.on_policy.clipped_learning import clipped_loss
 from atlas.learning.on_policy.ppo import PPO, Played, RunningScale, advantages, learn_ppo
 from atlas.learning.online_run import start_policy
@@ -82,19 +82,11 @@ def test_it_finds_the_action_that_is_rewarded(tmp_path: Path) -> None:
     assert 0 < shown["ppo/kl"] < 0.5 and ppo.skipped == 0
 
 
-def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, break_at: Callable[[int], None]) -> None:
     settings = ["learning.ppo.steps=400", "learning.ppo.worlds=2", "learning.ppo.decisions=50", "learning.ppo.epochs=2"]
     settings += ["learning.ppo.save_interval=100", "learning.ppo.eval_interval=200"]
     settings += ["learning.ppo.episode_steps=25", "learning.ppo.start_kl_limit=1e6"]
-    step, played = Explorer.step, [0]
-
-    def breaks(self: Explorer, actions: np.ndarray) -> object:
-        played[0] += 1
-        if played[0] == 250:
-            raise RuntimeError("the lights went out")
-        return step(self, actions)
-
-    monkeypatch.setattr(Explorer, "step", breaks)
+    break_at(250)
     config = small(tmp_path, *settings)
     with pytest.raises(RuntimeError, match="lights"):
         learn_ppo(config, PENDULUM)

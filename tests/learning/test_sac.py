@@ -16,7 +16,6 @@ import torch
 from atlas.config import Config, SacConfig
 from atlas.environments.catalog import environment_spec
 from atlas.learning.experience_replay import Drawn, Replay
-from atlas.learning.explorer import Explorer
 from atlas.learning.online_run import start_policy
 from atlas.learning.policy_view import PolicyView
 from atlas.learning.run_config import config_from_nothing
@@ -91,19 +90,11 @@ def test_what_is_not_finite_is_skipped_and_counted(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_stopped_goes_on_exactly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, atlas: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, break_at: Callable[[int], None], atlas: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = ["learning.sac.steps=150", "learning.sac.random_steps=40", "learning.sac.training_starts=50"]
     steps += ["learning.sac.save_interval=50", "learning.sac.eval_interval=100"]
-    step, played = Explorer.step, [0]
-
-    def breaks(self: Explorer, actions: np.ndarray) -> object:
-        played[0] += 1
-        if played[0] == 130:
-            raise RuntimeError("the lights went out")
-        return step(self, actions)
-
-    monkeypatch.setattr(Explorer, "step", breaks)
+    break_at(130)
     with pytest.raises(RuntimeError, match="lights"):
         learn_here(small(tmp_path, *steps, "run_name=broken"), PENDULUM)
     assert [place.name for place in (tmp_path / "broken" / "checkpoints").iterdir()] == ["step_00000100"]

@@ -30,14 +30,20 @@ class Tried:
     log_probs: torch.Tensor  # float32 [T]
 
 
+def divergence_from(other: torch.Tensor, drawn_by: torch.Tensor) -> torch.Tensor:
+    """Estimates float32 [T] of the KL divergence of the policy that has drawn some actions from another one, of the
+    log-probabilities [T] that both give them: never negative, right on average, and of little variance."""
+    difference = other - drawn_by
+    return difference.exp() - 1 - difference
+
+
 def clipped_loss(log_probs: torch.Tensor, before: torch.Tensor, worth: torch.Tensor, low: float, high: float) -> Any:
     """The loss of a policy whose actions had the log-probabilities `before`, [B]: nothing is gained by a ratio beyond
     1 - low or 1 + high. Also the approximate KL divergence and the share of ratios that were clipped."""
-    difference = log_probs - before
-    ratio = difference.exp()
+    ratio = (log_probs - before).exp()
     loss = -torch.min(ratio * worth, ratio.clamp(1 - low, 1 + high) * worth).mean()
     with torch.no_grad():
-        divergence = (ratio - 1 - difference).mean()  # an estimate that is never negative and varies little
+        divergence = divergence_from(log_probs, before).mean()
         clipped = ((ratio < 1 - low) | (ratio > 1 + high)).float().mean()
     return loss, divergence, clipped
 
@@ -142,10 +148,3 @@ class StartPolicy:
             seen = {name: values[rows] for name, values in tried.seen.items()}
             found.append(self._view.distribution(seen).log_prob(tried.actions[rows]))
         return torch.cat(found)
-
-
-def divergence_from(start: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
-    """Estimates float32 [T] of the KL divergence from the start's policy, of log-probabilities [T] of actions that the
-    present policy has drawn: never negative, and right on average."""
-    difference = start - now
-    return difference.exp() - 1 - difference

@@ -16,7 +16,7 @@ import torch
 
 from atlas.config import Config, GrpoConfig
 from atlas.learning.explorer import Explorer
-from atlas.learning.on_policy.clipped_learning import ClippedLearner, Tried
+from atlas.learning.on_policy.clipped_learning import ClippedLearner, Tried, divergence_from
 from atlas.learning.on_policy.on_policy_run import OnPolicyRun, stacked
 from atlas.learning.online_run import OnlineRun
 from atlas.learning.policy_view import PolicyView
@@ -67,8 +67,7 @@ class GRPO(ClippedLearner):
         assert played is not None
         loss, shown, log_probs = self._policy_loss(played, played.advantages[rows], rows)
         if self.settings.kl_weight and played.start is not None:
-            difference = played.start[rows] - log_probs
-            held = (difference.exp() - 1 - difference).mean()
+            held = divergence_from(played.start[rows], log_probs).mean()
             loss, shown["kl_loss"] = loss + self.settings.kl_weight * held, held
         return loss, shown
 
@@ -122,8 +121,8 @@ class _Run(OnPolicyRun):
             torch.cat([chunk for episode in kept for chunk in episode.actions]),
             torch.cat([log_prob for episode in kept for log_prob in episode.log_probs]),
         )
-        start = self._from_start(tried)
-        shown |= self._start_shown(start, tried)
+        start, far = self._from_start(tried)
+        shown |= far
         if self.ended is not None:
             return shown
         lengths = torch.tensor([len(episode.rows) for episode in kept])

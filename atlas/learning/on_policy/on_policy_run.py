@@ -104,11 +104,11 @@ class OnPolicyRun(ABC):
 
     # ---- what both algorithms do ---------------------------------------------------------------------------------
 
-    def _from_start(self, tried: Tried) -> torch.Tensor | None:
-        """The log-probabilities [T] that the policy of the start gives what was tried, where they are asked for. The
-        run ends where the present policy is farther from it than is allowed."""
+    def _from_start(self, tried: Tried) -> tuple[torch.Tensor | None, dict[str, float]]:
+        """The log-probabilities [T] that the policy of the start gives what was tried, where they are asked for, and
+        how far it is. The run ends where the present policy is farther from it than is allowed."""
         if self._start is None:
-            return None
+            return None, {}
         found = self._start.log_probs(tried)
         limit, reached = self.settings.start_kl_limit, float(divergence_from(found, tried.log_probs).mean())
         if limit is not None and reached > limit:
@@ -117,12 +117,7 @@ class OnPolicyRun(ABC):
                 f"learning.{self.learner.name}.start_kl_limit ({limit:g})"
             )
             logger.warning("After %d steps %s; the best policy so far is kept.", self.steps, self.ended)
-        return found
-
-    def _start_shown(self, start: torch.Tensor | None, tried: Tried) -> dict[str, float]:
-        if start is None:
-            return {}
-        return {f"{self.learner.name}/start_kl": float(divergence_from(start, tried.log_probs).mean())}
+        return found, {f"{self.learner.name}/start_kl": reached}
 
     def _decide(self, row: dict[str, np.ndarray], random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """A chunk [1, H, A] at random, and its log-probability [1]."""

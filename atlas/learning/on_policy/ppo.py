@@ -160,7 +160,7 @@ class _Run(OnPolicyRun):
         columns = {name: torch.cat([part.seen[name] for part in parts]) for name in parts[0].seen}
         rest = ("actions", "log_probs", "rewards", "values", "values_then", "over")
         played = Played(columns, **{name: torch.cat([getattr(part, name) for part in parts]) for name in rest})
-        far = self._start_shown(self._from_start(played), played)
+        _, far = self._from_start(played)
         return far if self.ended is not None else {**self.ppo.learn(played, self.progress, draw), **far}
 
     def _play_in(self, world: Explorer, random: torch.Generator) -> Played:

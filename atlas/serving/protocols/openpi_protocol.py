@@ -20,7 +20,7 @@ from atlas.errors import InputError
 from atlas.serving.access import Access, Limits, Listening
 from atlas.serving.policy_service import Answer, PolicyService, failed
 from atlas.serving.protocols.client_layout import ObservationReader
-from atlas.serving.protocols.websocket_server import close_with_error, listen, receive, send
+from atlas.serving.protocols.websocket_server import close_with_error, listen, receive, send, session_of
 from atlas.serving.served_policy import ClientEntry, ServedPolicy
 from atlas.system.array_codec import pack, unpack
 
@@ -44,16 +44,9 @@ class OpenpiProtocol:
         return await listen(self._talk, access, self._limits, lambda: self._service.full)
 
     async def _talk(self, connection: ServerConnection) -> None:
-        try:
-            session = self._service.open()
-        except InputError as error:  # taken since the connection was admitted
-            await close_with_error(connection, str(error), self._limits)
-            return
-        try:
-            if await send(connection, self._greeting, self._limits):
+        async with session_of(self._service, connection, self._limits) as session:
+            if session is not None and await send(connection, self._greeting, self._limits):
                 await self._answer_all(connection, session)
-        finally:
-            self._service.close(session)
 
     async def _answer_all(self, connection: ServerConnection, session: int) -> None:
         took_ms: float | None = None

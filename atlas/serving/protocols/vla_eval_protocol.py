@@ -19,7 +19,7 @@ from atlas.errors import InputError
 from atlas.serving.access import Access, Limits, Listening
 from atlas.serving.policy_service import PolicyService, failed
 from atlas.serving.protocols.client_layout import ObservationReader
-from atlas.serving.protocols.websocket_server import close_with_error, listen, receive, send
+from atlas.serving.protocols.websocket_server import close_with_error, listen, receive, send, session_of
 from atlas.system.array_codec import pack, unpack
 from atlas.types import ActionGroup, ActionSpec
 
@@ -42,14 +42,9 @@ class VlaEvalProtocol:
         return await listen(self._talk, access, self._limits, lambda: self._service.full)
 
     async def _talk(self, connection: ServerConnection) -> None:
-        try:
-            session = self._service.open()
-        except InputError as error:  # taken since the connection was admitted
-            await close_with_error(connection, str(error), self._limits)
-            return
         rest: list[np.ndarray] = []  # of the chunk: one action a step
-        try:
-            while (frame := await receive(connection, self._limits)) is not None:
+        async with session_of(self._service, connection, self._limits) as session:
+            while session is not None and (frame := await receive(connection, self._limits)) is not None:
                 try:
                     message = _checked(frame)
                 except InputError as error:
@@ -58,8 +53,6 @@ class VlaEvalProtocol:
                 answer = await self._answer(session, message, rest)
                 if answer is not None and not await send(connection, answer, self._limits):
                     return
-        finally:
-            self._service.close(session)
 
     async def _answer(self, session: int, message: Mapping[str, Any], rest: list[np.ndarray]) -> bytes | None:
         kind = message["type"]

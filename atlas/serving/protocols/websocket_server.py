@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from atlas.errors import InputError
 from atlas.serving.access import Access, Limits, Listening, refused_address
+from atlas.serving.policy_service import PolicyService
 from atlas.system.websocket_client import import_websockets
 
 if TYPE_CHECKING:
@@ -69,6 +72,22 @@ async def listen(
         await server.wait_closed()
 
     return Listening(next(iter(server.sockets)).getsockname()[1], stop)
+
+
+@asynccontextmanager
+async def session_of(service: PolicyService, connection: ServerConnection, limits: Limits) -> AsyncIterator[int | None]:
+    """A session for as long as a connection is talked with; None where all have been taken since the connection was
+    admitted, which is then closed with the reason."""
+    try:
+        session = service.open()
+    except InputError as error:
+        await close_with_error(connection, str(error), limits)
+        yield None
+        return
+    try:
+        yield session
+    finally:
+        service.close(session)
 
 
 async def receive(connection: ServerConnection, limits: Limits) -> str | bytes | None:
