@@ -169,3 +169,12 @@ class FeelsContacts(Protocol):
         """{what the robot touches in the present state: with how much force, N}: objects by their names in
         `Simulator.positions`, what they stand on as `table`."""
         ...
+
+
+@runtime_checkable
+class NamesTaskThings(Protocol):
+    """An environment that says what its robot has to touch to do the present task."""
+
+    def task_things(self) -> frozenset[str] | None:
+        """By the names of `FeelsContacts.contact_forces`; None where that is not known."""
+        ...

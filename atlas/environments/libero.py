@@ -126,6 +126,10 @@ class LiberoEnvironment:
         """See `FeelsContacts.contact_forces`; cabinets and stoves have their names in LIBERO's task."""
         return self._scene.contact_forces()
 
+    def task_things(self) -> frozenset[str]:
+        """See `NamesTaskThings.task_things`: what LIBERO's definition of the task calls its objects of interest."""
+        return self._scene.task_things()
+
     def vary(self, variation: SceneVariation) -> None:
         """See `VariableScene.vary`."""
         self._variation = variation
@@ -223,6 +227,7 @@ class LiberoScene:
         self._variation = AS_IT_IS
         things = {**self._env.objects_dict, **self._env.fixtures_dict}
         names = {self._env.obj_body_id[name]: name for name in things if name in self._env.obj_body_id}
+        self._things = frozenset(things)
         self._contacts = RobotContacts(self._model, self._data, self._robot.robot_model.root_body, names, "table")
         self._fingers = self._robot._ref_gripper_joint_pos_indexes
         self._finger_motors = [self._env.sim.model.actuator_name2id(name) for name in self._robot.gripper.actuators]
@@ -305,6 +310,11 @@ class LiberoScene:
     def contact_forces(self) -> dict[str, float]:
         """{what the robot touches: the force, N}; floor, walls and what objects stand on are the `table`."""
         return self._contacts.forces()
+
+    def task_things(self) -> frozenset[str]:
+        """The task's objects of interest; a region of a thing, such as a cabinet's drawer, stands for the thing."""
+        named = self._env.obj_of_interest
+        return frozenset(t for t in self._things if any(n == t or n.startswith(f"{t}_") for n in named))
 
     @property
     def model_xml(self) -> str:

@@ -17,6 +17,7 @@ from atlas.environments.environment import EnvironmentSpec, StepResult
 from atlas.environments.installed_worlds import check_installed, pins_explained
 from atlas.environments.metaworld_tasks import TASKS, tasks_in, tiers_of
 from atlas.environments.rendering import failure_explained, prepare_rendering
+from atlas.environments.robot_contacts import RobotContacts
 from atlas.errors import InputError, did_you_mean
 from atlas.types import ActionGroup, ActionSpec, Observation
 
@@ -33,6 +34,7 @@ ACTIONS = ActionSpec(
 )
 _PROPRIO = 4
 _NOISE, _NOISE_KEPT = 0.12, 0.8  # of demonstrations: a step's deviation, and how much of it is left a step later
+_ROBOT, _SCENE, _WALL = "base", ("mocap", "tablelink", "RetainingWall"), "wall"  # outermost bodies of its scenes
 _KEPT = 5  # scenes: each is 50 MB and more, and takes a third of a second to make
 
 
@@ -141,6 +143,14 @@ class MetaworldEnvironment:
         """See `Simulator.positions`; the things that the task is about are `object` and `second object`."""
         return self.scene.positions()
 
+    def contact_forces(self) -> dict[str, float]:
+        """See `FeelsContacts.contact_forces`; things have their names in Meta-World's scene, such as `drawer`."""
+        return self.scene.contact_forces()
+
+    def task_things(self) -> frozenset[str]:
+        """See `NamesTaskThings.task_things`: all that stands on the table but a wall; to reach a place, nothing."""
+        return self.scene.task_things()
+
     def picture(self, size: int) -> np.ndarray:
         """What the camera `corner` shows."""
         return self.scene.render(_PICTURE, size)
@@ -178,6 +188,11 @@ class MetaworldScene:
             self._class = env_dict.ALL_V3_ENVIRONMENTS[f"{task}-v3"]
             self._env = self._class()
         self._kind = mujoco.mjtState.mjSTATE_INTEGRATION
+        model = self._env.model
+        names = {i: str(model.body(i).name) for i in range(1, model.nbody) if model.body_parentid[i] == 0}
+        names = {body: name for body, name in names.items() if name and name not in (_ROBOT, *_SCENE)}
+        self._things = frozenset(names.values())
+        self._contacts = RobotContacts(model, self._env.data, _ROBOT, names, "table")
         self._renderers: dict[int, CameraRenderer] = {}
         self.observed = np.zeros(0)  # Meta-World's own observation [39], for its scripted policies
 
@@ -257,6 +272,14 @@ class MetaworldScene:
             found[f"{side} finger"] = np.array(self._env.data.body(f"{side}pad").xpos)
         things = np.asarray(self._env._get_pos_objects(), np.float64).reshape(-1, 3)
         return found | {name: things[i] for i, name in enumerate(("object", "second object")[: len(things)])}
+
+    def contact_forces(self) -> dict[str, float]:
+        """{what the robot touches: the force, N}; floor, table and the wall around it are the `table`."""
+        return self._contacts.forces()
+
+    def task_things(self) -> frozenset[str]:
+        """See `MetaworldEnvironment.task_things`."""
+        return frozenset() if self.task.startswith("reach") else self._things - {_WALL}
 
     # ---- inside ------------------------------------------------------------------------------------------
 

@@ -12,7 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from atlas.environments.environment import EnvironmentSpec, NamesTarget, StateSimulator, StepResult
+from atlas.environments.environment import (
+    EnvironmentSpec,
+    FeelsContacts,
+    NamesTarget,
+    NamesTaskThings,
+    StateSimulator,
+    StepResult,
+)
 from atlas.errors import InputError
 from atlas.types import Observation
 
@@ -85,6 +92,14 @@ class StateWorld:
     def target_object(self) -> str | None:
         """See `NamesTarget.target_object`."""
         return self.inner.target_object() if isinstance(self.inner, NamesTarget) else None
+
+    def contact_forces(self) -> dict[str, float]:
+        """See `FeelsContacts.contact_forces`; nothing where the simulator does not tell."""
+        return self.inner.contact_forces() if isinstance(self.inner, FeelsContacts) else {}
+
+    def task_things(self) -> frozenset[str] | None:
+        """See `NamesTaskThings.task_things`."""
+        return self.inner.task_things() if isinstance(self.inner, NamesTaskThings) else None
 
     def close(self) -> None:
         self.inner.close()

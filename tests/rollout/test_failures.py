@@ -75,6 +75,15 @@ def test_without_a_known_object_only_motion_and_the_table_tell() -> None:
     assert classify(motion(STOPS, FLAT, FLAT, OPEN, on_table), None) == ("collided", 51)
 
 
+def test_of_what_a_world_names_for_its_task_nothing_is_hit() -> None:
+    """All else is, though it tells no target; and a target's task may be about other things as well."""
+    stops = motion(STOPS, FLAT, FLAT, OPEN, HITS_BALL)
+
+    assert classify(stops, None, {"cube", "ball"}) == ("stuck", 30)
+    assert classify(stops, None, {"cube"}) == classify(stops, None, set()) == ("collided", 17)
+    assert classify(motion(*CASES["collided"][0]), "cube", {"cube", "ball"}) == ("missed_grasp", 1)
+
+
 @pytest.fixture(scope="module")
 def env() -> Iterator[CubesEnvironment]:
     environment = CubesEnvironment(image_size=16)

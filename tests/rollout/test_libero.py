@@ -37,6 +37,7 @@ from atlas.environments.scene_variation import AS_IT_IS
 from atlas.errors import InputError
 from atlas.rollout.episode_plan import plan_episodes
 from atlas.rollout.traces import FilmOrder, TraceRecorder, make_film
+from atlas.rollout.verdicts.failures import HIT_N, MotionWatch
 from tests.checks.planted import Changed
 from tests.conftest import MakeLibero
 from tests.rollout.libero_assets import write_assets
@@ -393,6 +394,28 @@ def test_actions_move_the_hand_and_the_fingers_as_the_action_spec_says(objects: 
     assert result.observation is None and not result.done
     np.testing.assert_allclose(objects.positions()["hand"], objects._scene.proprio()[:3], atol=1e-6)
     assert {"left finger", "right finger", "alphabet_soup_1", "basket_1"} < set(objects.positions())
+
+
+@installed
+def test_a_hand_that_hits_the_floor_or_another_thing_has_collided(objects: LiberoEnvironment) -> None:
+    """Another than those that the task's definition names; a region of a thing there means the thing."""
+    objects.reset(seed=0, instruction=SOUP)
+    watch, down = MotionWatch(objects), np.array([0, 0, -1.0, 0, 0, 0, -1])
+    for _ in range(30):
+        objects.step(down, observe=False)
+        watch.stepped(down)
+    failure, forces = watch.failure(), objects.contact_forces()
+
+    assert failure.kind == "collided" and 5 < failure.step < 30 and max(forces.values()) > HIT_N
+    assert objects.task_things() == {"alphabet_soup_1", "basket_1"} and not set(forces) <= objects.task_things()
+    assert objects.positions().keys() > objects.task_things()
+
+
+@installed
+def test_a_cabinets_drawer_stands_for_the_cabinet(goals: LiberoEnvironment) -> None:
+    goals.reset(seed=0, instruction="open the middle drawer of the cabinet")
+
+    assert goals.task_things() == {"wooden_cabinet_1"} and goals.contact_forces() == {}
 
 
 @installed

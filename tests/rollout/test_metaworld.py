@@ -87,6 +87,32 @@ def test_a_start_follows_from_its_seed_and_a_state_says_all() -> None:
 
 
 @needs_package
+def test_a_hand_that_hits_the_table_or_a_wall_has_collided() -> None:
+    """And one that is on its way to the task's thing has not."""
+    from atlas.environments.metaworld import MetaworldEnvironment, MetaworldExpert
+    from atlas.rollout.verdicts.failures import MotionWatch
+
+    down = np.array([0, 0, -1.0, 1])
+    for task, things in (("push-wall", {"obj"}), ("drawer-open", {"drawer"}), ("reach", set())):
+        env = MetaworldEnvironment(f"metaworld-{task}", 16)
+        try:
+            env.begin(seed=0)
+            assert env.task_things() == things and env.contact_forces() == {}
+            told = {}
+            for name, act in (("down", lambda: down), ("expert", MetaworldExpert(env).act)):
+                env.begin(seed=0)
+                watch = MotionWatch(env)
+                for _ in range(60):
+                    action = act()
+                    env.step(action, observe=False)
+                    watch.stepped(action)
+                told[name] = watch.failure().kind
+            assert told["down"] == "collided" and told["expert"] != "collided", (task, told)
+        finally:
+            env.close()
+
+
+@needs_package
 def test_its_policies_record_demonstrations_that_succeed_when_replayed(tmp_path: Path) -> None:
     """As a LeRobot dataset, whose recorded actions succeed from the recorded starts."""
     from atlas.checks.data_check import check_data

@@ -17,7 +17,7 @@ pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install
 pytest.importorskip("websockets", reason="websockets is not installed: pip install 'atlas-vla[serve]'")
 
 from atlas.environments.catalog import environment_spec, make_environment
-from atlas.environments.environment import Simulator
+from atlas.environments.environment import FeelsContacts, NamesTarget, NamesTaskThings, Simulator
 from atlas.errors import InputError
 from atlas.rollout.episode_plan import plan_episodes
 from atlas.rollout.evaluation import Evaluator
@@ -114,6 +114,10 @@ def test_a_simulator_at_an_address_is_one() -> None:
 
         assert np.allclose(there.positions()["hand"], places["hand"]) and not np.allclose(moved, places["hand"])
         assert there.picture(64).shape == (64, 64, 3)
+        assert (
+            isinstance(there, FeelsContacts) and isinstance(there, NamesTarget) and isinstance(there, NamesTaskThings)
+        )
+        assert (there.contact_forces(), there.target_object(), there.task_things()) == ({}, "red cube", None)
         again = there.reset(init_state=state, instruction="pick up the red cube")
         assert again.images["agentview"].shape == (16, 16, 3)
         there.close()

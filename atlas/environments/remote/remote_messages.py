@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,18 +21,19 @@ from atlas.errors import InputError
 from atlas.types import ActionSpec, Observation
 
 FORMAT = 1  # raised when the messages change
+WorldKind = Literal["world", "simulator", "feeling simulator"]
 _RESULT = ("reward", "terminated", "truncated", "success")
 
 
-def spec_to_message(spec: EnvironmentSpec, simulator: bool) -> dict[str, Any]:
-    """simulator: whether it also has what a Simulator has."""
+def spec_to_message(spec: EnvironmentSpec, simulator: bool, feels: bool) -> dict[str, Any]:
+    """simulator: whether it also has what a Simulator has. feels: whether it also says what its robot touches."""
     values = asdict(spec) | {"action_spec": spec.action_spec.to_dict(), "variable": []}
     del values["object_numbers"]  # of simulators in this process alone
-    return {"format": FORMAT, "simulator": simulator, "spec": values}
+    return {"format": FORMAT, "simulator": simulator, "feels": feels, "spec": values}
 
 
-def spec_from_message(message: Any, name: str) -> tuple[EnvironmentSpec, bool]:
-    """The spec, under the name that it has here, and whether it is a simulator's. Raises InputError."""
+def spec_from_message(message: Any, name: str) -> tuple[EnvironmentSpec, WorldKind]:
+    """The spec, under the name that it has here, and what kind of world it is. Raises InputError."""
     try:
         if message["format"] != FORMAT:
             raise InputError(f"The world at {name} speaks version {message['format']} of the messages, not {FORMAT}.")
@@ -43,7 +44,10 @@ def spec_from_message(message: Any, name: str) -> tuple[EnvironmentSpec, bool]:
         if values["action_bounds"] is not None:
             values["action_bounds"] = tuple(tuple(ends) for ends in values["action_bounds"])
         values["tiers"] = tuple((tier, tuple(members)) for tier, members in values["tiers"])
-        return EnvironmentSpec(**values), bool(message["simulator"])
+        kind: WorldKind = "simulator" if message["simulator"] else "world"
+        if kind == "simulator" and message.get("feels"):  # an older server does not say it
+            kind = "feeling simulator"
+        return EnvironmentSpec(**values), kind
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"What answers at {name} is no world of Atlas's ({error!r:.200}).") from None
 

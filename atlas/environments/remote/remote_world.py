@@ -11,7 +11,12 @@ from typing import Any
 import numpy as np
 
 from atlas.environments.environment import EnvironmentSpec, StepResult
-from atlas.environments.remote.remote_messages import observation_from_message, result_from_message, spec_from_message
+from atlas.environments.remote.remote_messages import (
+    WorldKind,
+    observation_from_message,
+    result_from_message,
+    spec_from_message,
+)
 from atlas.errors import InputError, first_line
 from atlas.system.array_codec import pack, unpack
 from atlas.system.safe_text import printable
@@ -41,9 +46,13 @@ def remote_spec(url: str, image_size: int) -> EnvironmentSpec:
 
 
 def start_remote(url: str, image_size: int) -> RemoteEnvironment:
-    """The world at an address: a RemoteSimulator where it is a simulator."""
-    kind = RemoteSimulator if _spec_and_kind(url, image_size)[1] else RemoteEnvironment
-    return kind(url, image_size)
+    """The world at an address: a RemoteSimulator where it is a simulator, that feels where that one does."""
+    kinds: dict[WorldKind, type[RemoteEnvironment]] = {
+        "world": RemoteEnvironment,
+        "simulator": RemoteSimulator,
+        "feeling simulator": RemoteFeelingSimulator,
+    }
+    return kinds[_spec_and_kind(url, image_size)[1]](url, image_size)
 
 
 class RemoteEnvironment:
@@ -111,10 +120,28 @@ class RemoteSimulator(RemoteEnvironment):
         return {name: np.array(place) for name, place in self._ask("positions").items()}
 
 
+class RemoteFeelingSimulator(RemoteSimulator):
+    """A simulator at an address that says what its robot touches, and, where it can, what it has to."""
+
+    def contact_forces(self) -> dict[str, float]:
+        """See `FeelsContacts.contact_forces`."""
+        return {str(name): float(force) for name, force in self._ask("contact_forces").items()}
+
+    def target_object(self) -> str | None:
+        """See `NamesTarget.target_object`."""
+        target = self._ask("target_object")
+        return None if target is None else str(target)
+
+    def task_things(self) -> frozenset[str] | None:
+        """See `NamesTaskThings.task_things`."""
+        things = self._ask("task_things")
+        return None if things is None else frozenset(map(str, things))
+
+
 # ---- talking ---------------------------------------------------------------------------------------------
 
 
-def _spec_and_kind(url: str, image_size: int) -> tuple[EnvironmentSpec, bool]:
+def _spec_and_kind(url: str, image_size: int) -> tuple[EnvironmentSpec, WorldKind]:
     with ExitStack() as opened:
         return spec_from_message(_begin(url, image_size, opened)[1], url)
 

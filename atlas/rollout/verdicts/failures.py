@@ -1,7 +1,7 @@
 """How an episode failed, from where things were at each step and what the gripper was told.
 
 A failure is of one kind, the first that holds: another object was lifted; the right one was grasped, and dropped or not
-lifted enough; the robot hit the table or another object; the gripper closed at the right one and held nothing; the hand
+lifted enough; the robot hit what its task is not about; the gripper closed at the right one and held nothing; the hand
 stood still; it never came near; or time ran out while it still moved.
 """
 
@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from atlas.environments.environment import FeelsContacts, NamesTarget, Simulator
+from atlas.environments.environment import FeelsContacts, NamesTarget, NamesTaskThings, Simulator
 
 FailureKind = Literal[
     "wrong_object",
@@ -69,6 +69,7 @@ class MotionWatch:
         self._env = env
         self._grippers = env.spec.action_spec.grippers
         self._target = env.target_object() if isinstance(env, NamesTarget) else None
+        self._things = env.task_things() if isinstance(env, NamesTaskThings) else None
         self._places = [env.positions()]
         self._closed: list[bool] = []
         self._hit: list[Set[str]] = []
@@ -90,14 +91,15 @@ class MotionWatch:
             np.array(self._closed, bool),
             tuple(self._hit),
         )
-        return classify(motion, self._target)
+        return classify(motion, self._target, self._things)
 
 
-def classify(motion: Motion, target: str | None) -> Failure:
-    """target: the object that the task is about; None where it is not known, which leaves the kinds that need none."""
+def classify(motion: Motion, target: str | None, things: Set[str] | None = None) -> Failure:
+    """target: the object that the task is about; None where it is not known, which leaves the kinds that need none.
+    things: what the robot has to touch; None: the target, or, where there is none, all but the table."""
     end = len(motion.hand) - 1
     still = _still_since(motion.hand)
-    hit = _first_hit(motion, target)
+    hit = _first_hit(motion, {target} if things is None and target is not None else things)
     if target is None:
         if hit is not None:
             return Failure("collided", hit)
@@ -129,10 +131,10 @@ def _after_grasp(rise: np.ndarray, held: np.ndarray) -> Failure:
     return Failure("lifted_too_little", top)
 
 
-def _first_hit(motion: Motion, target: str | None) -> int | None:
-    """The step after which the robot had hit the table or, where the task's object is known, another one."""
-    others = {_TABLE} if target is None else {_TABLE, *motion.objects} - {target}
-    return next((step for step, names in enumerate(motion.hit, start=1) if names & others), None)
+def _first_hit(motion: Motion, things: Set[str] | None) -> int | None:
+    """The step after which the robot had hit what it need not touch. things: see `classify`."""
+    steps = enumerate(motion.hit, start=1)
+    return next((step for step, names in steps if (names & {_TABLE} if things is None else names - things)), None)
 
 
 def _still_since(hand: np.ndarray) -> int | None:

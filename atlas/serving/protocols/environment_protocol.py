@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas.environments.catalog import make_environment
-from atlas.environments.environment import Environment, Pictured, Simulator
+from atlas.environments.environment import (
+    Environment,
+    FeelsContacts,
+    NamesTarget,
+    NamesTaskThings,
+    Pictured,
+    Simulator,
+)
 from atlas.environments.remote.remote_messages import observation_to_message, result_to_message, spec_to_message
 from atlas.errors import InputError
 from atlas.serving.access import Access, Limits
@@ -158,7 +165,9 @@ class _World:
                 raise InputError(f"image_size is {size!r:.60}; it should be from {_SIZES.start} to {_SIZES.stop - 1}.")
             self.close()
             self._env = make_environment(self._name, size)
-            return spec_to_message(self._env.spec, isinstance(self._env, Simulator))
+            return spec_to_message(
+                self._env.spec, isinstance(self._env, Simulator), isinstance(self._env, FeelsContacts)
+            )
         env = self._env
         if env is None:
             raise InputError("The first message to a world is 'start', with image_size.")
@@ -177,6 +186,13 @@ class _World:
                 return env.set_state(self._numbers(message, "state"))
             if what == "positions":
                 return env.positions()
+            if what == "contact_forces" and isinstance(env, FeelsContacts):
+                return env.contact_forces()
+            if what == "target_object":
+                return env.target_object() if isinstance(env, NamesTarget) else None
+            if what == "task_things":
+                things = env.task_things() if isinstance(env, NamesTaskThings) else None
+                return None if things is None else sorted(things)
         raise InputError(f"This world cannot do {what!r:.60}.")
 
     def _reset(self, env: Environment, message: Mapping[str, Any]) -> Any:
