@@ -213,6 +213,9 @@ class GrpoConfig(OnPolicyConfig):
 class LearningConfig(Section):
     held_out_episodes: Positive = 100  # on which the policies before and after are compared, and the control
     round_episodes: NotNegative = 20  # to follow the success round by round; 0: none
+    # model.processor.proprio_margin of policies that learning by reward begins with: what they try leads beyond what
+    # was demonstrated, and an input far outside of it has no sensible answer; null: as the policy has it
+    proprio_margin: Annotated[float, Field(ge=0)] | None = 1.0
     dagger: DaggerConfig = DaggerConfig()
     rft: RftConfig = RftConfig()
     sac: SacConfig = SacConfig()

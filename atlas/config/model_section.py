@@ -33,6 +33,8 @@ class ProcessorConfig(Section):
     # The proprio's dimensions that say where the targets' numbers are, in the actions' order; null: told by names
     relative_to: list[Annotated[int, Field(ge=0)]] | None = None
     relative_rotation: RotationForm | OtherForm | None = None  # of rotations in the proprio; null: as in the actions
+    # Proprio farther outside the range of its statistics than so many times that range is clipped; null: none is
+    proprio_margin: Annotated[float, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> ProcessorConfig:
@@ -54,6 +56,8 @@ class ModelConfig(Section):
     # gives actions through `processor.to_learn` and `processor.to_execute` (relative_actions).
     takes_history: ClassVar[bool] = False
     takes_relative_actions: ClassVar[bool] = False
+    # Whether its Policy scales proprio by `processor.proprio_scaler` (proprio_margin).
+    clips_proprio: ClassVar[bool] = False
     # Whether `build` takes a `device` too, and brings each weight there as it is read: the host then never holds the
     # whole policy, which may be larger than its memory.
     builds_on_device: ClassVar[bool] = False

@@ -68,6 +68,11 @@ class Config(Section):
                 f"model.processor.relative_actions is true, but a policy of the type {self.model.type} learns actions "
                 "as they are; leave it out"
             )
+        if self.model.processor.proprio_margin is not None and not self.model.clips_proprio:
+            raise ValueError(
+                f"model.processor.proprio_margin is set, but a policy of the type {self.model.type} scales proprio as "
+                "it says itself; leave it out"
+            )
         name = self.run_name
         if name is not None and (name.startswith(".") or "/" in name or unfit(name)):
             raise ValueError(f"run_name {name!r} must be usable as a folder's name")

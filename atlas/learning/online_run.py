@@ -29,12 +29,11 @@ from atlas.environments.environment import Environment, StateSimulator
 from atlas.environments.state_world import StateWorld
 from atlas.errors import InputError
 from atlas.learning.explorer import play_here, summary_aliases
-from atlas.learning.policy_view import PolicyView, processor_of_world
+from atlas.learning.policy_view import PolicyView, load_start, processor_of_world
 from atlas.learning.residual_view import ResidualView, corrected_policy
 from atlas.learning.returns import OnlineResult
 from atlas.policies.action_distribution import Noise
-from atlas.policies.base import Policy, load_policy
-from atlas.registry import resolve_policy
+from atlas.policies.base import Policy
 from atlas.rollout.actor import image_size_for
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.episode_plan import Purpose, plan_episodes
@@ -127,6 +126,8 @@ class OnlineRun:
         }
         if checkpoint is not None:
             asked["execute"] = self.view.execute
+            if (margin := self.policy.processor.scaling.proprio_margin) is not None:
+                asked["proprio_margin"] = margin
         settle(self.folder, asked, config)
         self._held, self._world = held, list[Environment]()
         # What a run from a checkpoint may fall back to.
@@ -308,7 +309,7 @@ def start_policy(config: Config, env: str, checkpoint: str | None) -> Policy:
     """The policy that a run begins with, which depends on its seed and on nothing else. Raises InputError."""
     spec = environment_spec(env)
     if checkpoint is not None:
-        policy = load_policy(resolve_policy(checkpoint))
+        policy = load_start(checkpoint, config.learning.proprio_margin)
         check_agreement(policy.processor, spec)
         return policy.train()
     processor = processor_of_world(spec, config)

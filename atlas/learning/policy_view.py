@@ -17,8 +17,10 @@ from atlas.environments.environment import EnvironmentSpec
 from atlas.errors import InputError
 from atlas.learning.experience_replay import Column, Replay
 from atlas.policies.action_distribution import ActionDistribution, Noise
-from atlas.policies.base import ActsAtRandom, GivesFeatures, Policy, TakesNoise
+from atlas.policies.base import ActsAtRandom, GivesFeatures, Policy, TakesNoise, load_model_config, load_policy
 from atlas.policies.processor import PolicyProcessor
+from atlas.registry import resolve_policy
+from atlas.system.file_store import CONFIG
 from atlas.types import Batch, Observation
 
 
@@ -193,6 +195,21 @@ class PolicyView:
 
     def _sources(self, rows: torch.Tensor | np.ndarray) -> torch.Tensor:
         return torch.full((len(rows),), self._source, dtype=torch.int64)
+
+
+def load_start(checkpoint: str, margin: float | None) -> Policy:
+    """A run's policy to begin with. margin: how far outside the range of the demonstrations its proprio may lie, see
+    ProcessorConfig.proprio_margin; None, or where the policy has one of its own or scales in its own way: as it is.
+
+    What is tried leads beyond what was demonstrated, where a scaled input of hundreds has no sensible answer. Within
+    the range the policy acts as before. Raises InputError.
+    """
+    folder = resolve_policy(checkpoint)
+    if margin is None or not (folder / CONFIG).exists() or not load_model_config(folder / CONFIG).clips_proprio:
+        return load_policy(folder)
+    processor = PolicyProcessor.load(folder / "processor.json")
+    own = processor.scaling.proprio_margin is not None
+    return load_policy(folder) if own else load_policy(folder, processor.with_margin(margin))
 
 
 def check_demonstrations(

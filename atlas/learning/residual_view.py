@@ -15,9 +15,9 @@ from atlas.data.formats import open_dataset
 from atlas.environments.environment import EnvironmentSpec
 from atlas.errors import InputError
 from atlas.learning.experience_replay import Column, Replay
-from atlas.learning.policy_view import check_demonstrations
+from atlas.learning.policy_view import check_demonstrations, load_start
 from atlas.policies.action_distribution import CorrectedActions
-from atlas.policies.base import Corrects, Policy, load_policy
+from atlas.policies.base import Corrects, Policy
 from atlas.registry import resolve_policy
 from atlas.rollout.evaluation import check_agreement
 from atlas.types import Observation
@@ -183,13 +183,13 @@ class ResidualView:
 def corrected_policy(config: Config, spec: EnvironmentSpec, checkpoint: str) -> Policy:
     """A run's policy, frozen, with a correction that is zero. Raises InputError for one that cannot be corrected."""
     settings, folder = config.learning.residual, resolve_policy(checkpoint)
-    base = load_policy(folder)
+    base = load_start(checkpoint, config.learning.proprio_margin)
     check_agreement(base.processor, spec)
     section = MODEL.validate(
         {
             "type": "residual",
             "base": base.config.model_dump(mode="json"),
-            "processor": base.config.processor.model_dump(mode="json"),
+            "processor": base.processor.scaling.model_dump(mode="json"),
             "execute": min(config.evaluation.execute, base.processor.action_horizon),
             "scale": settings.scale,
             "width": settings.actor_width,

@@ -134,7 +134,12 @@ class PolicyProcessor:
             [s.proprio.repeated(steps) for s in self.statistics],
             self.scaling.proprio_normalization,
             methods=[None if s.proprio_scaling is None else s.proprio_scaling * steps for s in self.statistics],
+            margin=self.scaling.proprio_margin,
         )
+
+    def with_margin(self, margin: float) -> PolicyProcessor:
+        """With proprio clipped so; see ProcessorConfig."""
+        return replace(self, scaling=self.scaling.model_copy(update={"proprio_margin": margin}))
 
     def save(self, path: Path) -> None:
         """Write processor.json."""
@@ -238,6 +243,8 @@ class Scaler(nn.Module):
 
     offset: torch.Tensor  # [sources, D]
     scale: torch.Tensor  # [sources, D]
+    low: torch.Tensor  # [sources, D], normalised; where values are clipped
+    high: torch.Tensor
 
     def __init__(
         self,
@@ -245,8 +252,10 @@ class Scaler(nn.Module):
         method: str,
         ends: Mapping[int, tuple[float, float]] | None = None,
         methods: Sequence[Sequence[str] | None] | None = None,
+        margin: float | None = None,
     ) -> None:
-        """methods: per source and dimension, instead of `method`; None if `method` holds for all of them."""
+        """methods: per source and dimension, instead of `method`; None if `method` holds for all of them. margin: what
+        is normalised is clipped so many ranges of the statistics outside of that range; None: it is not."""
         super().__init__()
         offsets, scales = [], []
         for columns, of_each in zip(statistics, methods or [None] * len(statistics), strict=True):
@@ -263,10 +272,18 @@ class Scaler(nn.Module):
             scales.append(scale)
         self.register_buffer("offset", torch.stack(offsets), persistent=False)
         self.register_buffer("scale", torch.stack(scales), persistent=False)
+        self._clips = margin is not None
+        if margin is not None:
+            ranges = [_widened(columns, margin) for columns in statistics]
+            for name, rows in zip(("low", "high"), zip(*ranges, strict=True), strict=True):
+                self.register_buffer(name, (torch.stack(rows) - self.offset) / self.scale, persistent=False)
 
     def normalize(self, values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         """values [B, ..., D], source int64 [B]."""
-        return (values - self._of(self.offset, source, values)) / self._of(self.scale, source, values)
+        scaled = (values - self._of(self.offset, source, values)) / self._of(self.scale, source, values)
+        if not self._clips:
+            return scaled
+        return scaled.clamp(self._of(self.low, source, values), self._of(self.high, source, values))
 
     def denormalize(self, values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         """The inverse of `normalize`."""
@@ -276,6 +293,14 @@ class Scaler(nn.Module):
     def _of(numbers: torch.Tensor, source: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         rows = numbers[source]  # [B, D]
         return rows.view(rows.shape[0], *[1] * (values.ndim - 2), rows.shape[1])
+
+
+def _widened(columns: ColumnStatistics, margin: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The range [D] of the statistics with `margin` of its width on both sides. One that hardly is one counts as wide
+    as the smallest scale."""
+    low, high = torch.tensor(columns.min), torch.tensor(columns.max)
+    more = margin * (high - low).clamp(min=SMALLEST_RANGE)
+    return low - more, high + more
 
 
 def _offset_and_scale(columns: ColumnStatistics, method: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -141,6 +141,7 @@ def test_an_environment_is_seen_at_every_step_where_earlier_frames_count() -> No
         (["data.history.steps=2", "data.drop_noops=true"], "drop_noops leaves frames out"),
         (["data.history.steps=2", "data.feature_cache=/x"], "feature_cache holds single frames"),
         (["data.history.steps=2", "model={type: smolvla, pretrained: x}"], "smolvla looks at one frame"),
+        (["model.processor.proprio_margin=-1"], "greater than or equal to 0"),
     ],
 )
 def test_histories_that_cannot_be_are_refused(settings: list[str], message: str) -> None:

@@ -13,6 +13,7 @@ from atlas.config import Config, ResidualSacConfig
 from atlas.environments.catalog import environment_spec
 from atlas.errors import InputError
 from atlas.learning.experience_replay import Replay
+from atlas.learning.policy_view import load_start
 from atlas.learning.residual_view import ResidualView, corrected_policy
 from atlas.learning.run_config import config_of_run
 from atlas.learning.sac import SoftActorCritic
@@ -46,9 +47,27 @@ def seen(count: int = 1) -> list[Observation]:
     return [Observation(images, draw.normal(size=8).astype(np.float32), told) for _ in range(count)]
 
 
+def test_the_start_of_learning_does_not_see_proprio_far_from_the_demonstrations(first_run: Path) -> None:
+    plain, start = load_policy(first_run), load_start(str(first_run), 1.0)
+    columns = plain.processor.statistics[0].proprio
+    inside = replace(seen()[0], proprio=np.array(columns.max, np.float32))
+    outside = replace(inside, proprio=inside.proprio + 100)
+    near = replace(inside, proprio=np.array(columns.max, np.float32) + np.subtract(columns.max, columns.min))
+
+    said = {
+        name: policy.sample(policy.processor.batch([inside, outside, near]))
+        for name, policy in {"plain": plain, "start": start}.items()
+    }
+
+    torch.testing.assert_close(said["start"][0], said["plain"][0])
+    torch.testing.assert_close(said["start"][1], said["start"][2])
+    assert (said["plain"][1] - said["plain"][2]).abs().max() > 1e-3
+    assert load_start(str(first_run), None).processor.scaling == plain.processor.scaling
+
+
 def test_it_begins_as_the_policy_that_it_corrects_and_never_leaves_it_far(first_run: Path, tmp_path: Path) -> None:
     settings = config(first_run, "learning.residual.scale=0.2")
-    base, policy = load_policy(first_run), corrected_policy(settings, CUBES, str(first_run)).eval()
+    base, policy = load_start(str(first_run), 1.0), corrected_policy(settings, CUBES, str(first_run)).eval()
     batch = base.processor.batch(seen(3))
 
     torch.testing.assert_close(policy.sample(batch), base.sample(batch))
@@ -69,7 +88,7 @@ def test_it_begins_as_the_policy_that_it_corrects_and_never_leaves_it_far(first_
 def test_it_learns_the_correction_that_is_rewarded(first_run: Path) -> None:
     """A task of one decision, rewarded by how far the first number of the chunk is corrected upwards."""
     settings = ResidualSacConfig(
-        width=32, actor_width=32, learning_rate=3e-3, critic_learning_rate=3e-3, critic_warmup=9
+        width=32, actor_width=32, learning_rate=3e-3, critic_learning_rate=3e-3, critic_warmup=9, penalty=0.3
     )
     policy = corrected_policy(config(first_run), CUBES, str(first_run))
     view, draw = ResidualView(policy, CUBES, settings), np.random.default_rng(0)

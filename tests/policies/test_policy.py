@@ -291,6 +291,20 @@ def test_what_the_hand_feels_is_scaled_by_its_source() -> None:
         torch.testing.assert_close(felt[0][row], (batch.proprio[row] - mean) / std)
 
 
+def test_what_is_felt_far_outside_of_the_data_is_clipped_if_that_is_asked_for() -> None:
+    plain = make_processor()
+    clipping, columns = plain.with_margin(0.5), plain.statistics[0].proprio
+    low, high = torch.tensor(columns.min), torch.tensor(columns.max)
+    rows = torch.stack([low, (low + high) / 2, high, high + 0.4 * (high - low), high + 9 * (high - low), low - 99])
+    source = torch.zeros(len(rows), dtype=torch.int64)
+
+    scaled, clipped = (p.proprio_scaler().normalize(rows, source) for p in (plain, clipping))
+
+    torch.testing.assert_close(clipped[:4], scaled[:4], rtol=0, atol=0)
+    edges = torch.stack([high + 0.5 * (high - low), low - 0.5 * (high - low)])
+    torch.testing.assert_close(clipped[4:], plain.proprio_scaler().normalize(edges, source[:2]))
+
+
 def test_observations_go_the_way_of_training_images() -> None:
     rng = np.random.default_rng(0)
     images = {c: rng.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8) for c in ("eye_in_hand", "agentview", "extra")}

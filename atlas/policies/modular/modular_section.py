@@ -32,7 +32,7 @@ class AlignmentConfig(Section):
 
 class ModularConfig(ModelConfig):
     type: Literal["modular"] = "modular"
-    takes_history, takes_relative_actions = True, True
+    takes_history, takes_relative_actions, clips_proprio = True, True, True
     vision: Vision = Field(default_factory=dict)  # type: ignore[assignment]  # validated, into the kind that is meant
     language: Language = Field(default_factory=dict)  # type: ignore[assignment]
     fusion: Fused = Field(default_factory=dict)  # type: ignore[assignment]

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 class ResidualConfig(ModelConfig):
     """A policy whose weights are frozen, and a network that corrects its actions within narrow bounds."""
 
+    clips_proprio = True
+
     type: Literal["residual"] = "residual"
     base: Annotated[Any, BeforeValidator(MODEL.validate)]  # the policy that is corrected, a section like this one
     execute: Size  # so many actions of each chunk are executed, and have the correction in common

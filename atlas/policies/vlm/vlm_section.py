@@ -97,7 +97,7 @@ class VLMAlignmentConfig(AlignmentConfig):
 
 class VLMConfig(ModelConfig):
     type: Literal["vlm"] = "vlm"
-    takes_history, takes_relative_actions = True, True
+    takes_history, takes_relative_actions, clips_proprio = True, True, True
     backbone: BackboneConfig
     head: Annotated[VLMHeadSection, Chosen(VLM_HEADS, VLMHeadSection, "name", "vlm-oft")] = Field(default_factory=dict)  # type: ignore[assignment]
     alignment: VLMAlignmentConfig | None = None
