@@ -37,6 +37,7 @@ _SERVER = Peer(
     largest_answer=64 * 2**20,
 )
 _OWN_LAYOUT = "lerobot"
+SCHEMES = ("ws://", "wss://")
 OTHERS_IMAGE_SIZE = 224  # pixels, of servers that do not say it; that of openpi's policies
 
 
@@ -68,7 +69,7 @@ class AtlasClient:
         Raises InputError where nothing answers there, where it cannot be understood, or cannot be executed so.
         """
         import_websockets("A client of a policy server")
-        if not url.startswith(("ws://", "wss://")):
+        if not url.startswith(SCHEMES):
             raise InputError(f"'{url}' is no address of a policy server, which is such as ws://127.0.0.1:8000.")
         self._url, self._key, self._timeout = url, key, timeout
         self._open = ExitStack()
@@ -100,6 +101,11 @@ class AtlasClient:
     def processor(self) -> PolicyProcessor:
         """What the server says of its policy; it has no statistics."""
         return self._processor
+
+    @property
+    def execute(self) -> int:
+        """How many actions of each answer are executed."""
+        return self._how.execute
 
     @property
     def follows(self) -> bool:

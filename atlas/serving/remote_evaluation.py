@@ -1,8 +1,9 @@
-"""`atlas eval --policy`: somebody's policy server evaluated in one of the worlds."""
+"""`atlas eval --policy`: somebody's policy server evaluated in one of the worlds, also beside another policy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from atlas.rollout.chunk_timeline import Blend
 from atlas.rollout.evaluation import check_agreement, check_request, evaluate_actor
 from atlas.rollout.success_report import EvaluationReport
 from atlas.rollout.verdicts.robustness import FEW_EPISODES
+from atlas.rollout.verdicts.until_clear import ClearComparison, Contender, evaluate_until_clear
 from atlas.serving.access import read_key
-from atlas.serving.policy_client import AtlasClient
+from atlas.serving.policy_client import SCHEMES, AtlasClient
 from atlas.serving.protocols.client_layout import AUTO, read_layout
 
 
@@ -59,4 +61,41 @@ def evaluate_server(
             workers,
             perturb=perturb,
             perturb_episodes=perturb_episodes,
+        )
+
+
+def compare_until_clear(
+    first: str,
+    against: str,
+    env: str,
+    most_episodes: int,
+    seed: int = 0,
+    execute: int | None = None,
+    ensemble: float | None = None,
+    workers: int | None = None,
+    video: Path | None = None,
+    key_file: Path | None = None,
+    layout: str = AUTO,
+    image_size: int | None = None,
+) -> ClearComparison:
+    """See `evaluate_until_clear`: either of the two may be the address of a policy server.
+
+    key_file, layout, image_size: of servers, see `evaluate_server`. Of a server's policy there are the outcomes, and no
+    evidence. Raises InputError.
+    """
+    check_request(env, most_episodes, video)
+    spec = environment_spec(env)
+    with ExitStack() as stack:
+
+        def connected(where: str) -> str | Contender:
+            if not where.startswith(SCHEMES):
+                return where
+            key = None if key_file is None else read_key(key_file)
+            client = AtlasClient(where, execute, key, read_layout(layout), spec, image_size, ensemble=ensemble)
+            stack.enter_context(client)
+            check_agreement(client.processor, spec)
+            return Contender(where, client, client.execute, None)
+
+        return evaluate_until_clear(
+            connected(first), connected(against), env, most_episodes, seed, execute, ensemble, workers, video
         )

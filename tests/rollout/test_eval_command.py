@@ -191,6 +191,33 @@ def test_against_another_policy_or_its_outcomes(
     )
 
 
+def test_a_policy_behind_a_server_is_compared_episode_by_episode(
+    atlas: Atlas, policy: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    """With an earlier evaluation, and with a saved policy, filmed."""
+    pytest.importorskip("websockets", reason="websockets is not installed: pip install 'atlas-vla[serve]'")
+    from atlas.serving.server import ServerSettings, load_actor
+    from tests.serving.running import running
+
+    out, pairs = tmp_path / "earlier.json", tmp_path / "pairs"
+    assert atlas("eval", *flags(policy, "--out", str(out), episodes=3)) == 0
+    with running(load_actor(Path(policy), ServerSettings())) as port:
+        url = f"ws://127.0.0.1:{port}"
+        for who, against, more in (
+            (["--policy", url], str(out), []),
+            (["--checkpoint", policy], url, ["--video", str(pairs), "--episodes", "1"]),
+        ):
+            given = [*who, "--env", "drift", "--workers", "1", "--until-clear", "--against", against, "--json"]
+            capfd.readouterr()
+            assert atlas("eval", *given, "--episodes", "3", *more) == 0
+            found = json.loads(capfd.readouterr().out)
+            assert found["checkpoint"] == who[1] and found["comparison"]["against"] in (policy, against)
+            assert found["comparison"]["difference"] == 0 and found["episodes"] == (1 if more else 3)
+        assert len(list(pairs.iterdir())) == 1
+        blind = refused("--policy", url, "--env", "drift", "--until-clear", "--against", policy, "--blind")
+        assert "as they are" in blind and "--policy" not in blind
+
+
 def test_films_show_where_a_policy_looks_and_two_policies_side_by_side(
     atlas: Atlas, policy: str, tmp_path: Path, refused: Callable[..., str]
 ) -> None:

@@ -63,7 +63,8 @@ def evaluate(
         bool, typer.Option("--until-clear", help="Stop when it is clear whether it is better than --against.")
     ] = False,
     against: Annotated[
-        str | None, typer.Option(metavar="DIR|FILE", help="Another policy, or the outcomes of its evaluation.")
+        str | None,
+        typer.Option(metavar="DIR|FILE", help="Another policy, its server, or the outcomes of its evaluation."),
     ] = None,
     reproduce: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Repeat the evaluation that results tell of: do they hold?")
@@ -107,7 +108,8 @@ def evaluate(
         raise InputError("Name the environment with --env, such as --env cubes.")
     probed = instruction_shuffle or blind or diagnose
     _check_flags(checkpoint, open_loop, policy, probed=probed or perturb is not None, video=video)
-    if policy is None and (api_key_file is not None or layout != "auto" or image_size is not None):
+    served = policy is not None or (against or "").startswith(("ws://", "wss://"))
+    if not served and (api_key_file is not None or layout != "auto" or image_size is not None):
         raise InputError("--api-key-file, --layout and --image-size are for a server; give it with --policy URL.")
     if policy is not None and diagnose:
         raise InputError("--diagnose needs the policy itself: give --checkpoint, or leave it out with --policy.")
@@ -116,7 +118,7 @@ def evaluate(
     if late and (open_loop is not None or until_clear):
         raise InputError("--delay-ms and --blend are for --checkpoint and --policy, without --until-clear.")
     _check_show(show, checkpoint, video, until_clear)
-    other = probed or any(value is not None for value in (perturb, open_loop, policy))
+    other = probed or any(value is not None for value in (perturb, open_loop))
     _check_comparison(until_clear, against, other)
     _check_perturbations(perturb, perturb_episodes, plot)
     if out is not None:
@@ -124,7 +126,9 @@ def evaluate(
     if video is not None:
         check_folder("--video", video)
     if until_clear:
-        _compare(str(checkpoint), str(against), env, episodes, seed, execute, ensemble, workers, video, out, as_json)
+        how: dict[str, Any] = {"key_file": api_key_file, "layout": layout, "image_size": image_size}
+        how |= {"execute": execute, "ensemble": ensemble, "workers": workers, "video": video}
+        _compare(str(checkpoint or policy), str(against), env, episodes, seed, how, out, as_json)
         return
     with stdout_kept_for_the_report(as_json):
         findings, robustness = None, None
@@ -221,7 +225,7 @@ def _check_comparison(until_clear: bool, against: str | None, other: bool) -> No
     if until_clear and other:
         raise InputError(
             "--until-clear compares two policies as they are: leave out --instruction-shuffle, --blind, --perturb, "
-            "--diagnose, --open-loop and --policy."
+            "--diagnose and --open-loop."
         )
 
 
@@ -258,22 +262,19 @@ def _robustness(evaluation: EvaluationReport, plot: Path | None) -> RobustnessRe
 
 
 def _compare(
-    checkpoint: str,
+    first: str,
     against: str,
     env: str,
     episodes: int,
     seed: int,
-    execute: int | None,
-    ensemble: float | None,
-    workers: int | None,
-    video: Path | None,
+    how: dict[str, Any],
     out: Path | None,
     as_json: bool,
 ) -> None:
     with stdout_kept_for_the_report(as_json):
-        from atlas.rollout.verdicts.until_clear import evaluate_until_clear
+        from atlas.serving.remote_evaluation import compare_until_clear
 
-        found = evaluate_until_clear(checkpoint, against, env, episodes, seed, execute, ensemble, workers, video)
+        found = compare_until_clear(first, against, env, episodes, seed, **how)
         if out is not None:
             found.first.save(out, {"comparison": found.to_dict()})
     if as_json:

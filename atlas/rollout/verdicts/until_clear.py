@@ -72,9 +72,20 @@ class ClearComparison:
         return f"not clear which is better: {seen}"
 
 
+@dataclass(frozen=True)
+class Contender:
+    """One of two who are compared. folder: of its saved policy; None: it acts elsewhere, and its files are not known.
+    execute: actions of each chunk that it executes."""
+
+    name: str
+    actor: Actor
+    execute: int
+    folder: Path | None
+
+
 def evaluate_until_clear(
-    checkpoint: str | Path,
-    against: str | Path,
+    first: str | Path | Contender,
+    against: str | Path | Contender,
     env: str,
     most_episodes: int,
     seed: int = 0,
@@ -83,26 +94,42 @@ def evaluate_until_clear(
     workers: int | None = None,
     video: Path | None = None,
 ) -> ClearComparison:
-    """Play both policies on the same episodes, ten at a time, until it is clear which is better, or cannot become so.
+    """Play both on the same episodes, ten at a time, until it is clear which is better, or cannot become so.
 
-    against: another policy, or the file of outcomes of an evaluation. video: a folder for films of both side by side,
-    of the episodes that just one of them solves, then of others. Raises InputError as `evaluate_checkpoint` does, and
-    for a file that shares no episodes with those asked for, or that is to be filmed.
+    first, against: saved policies, or who acts already; against may also be the file of outcomes of an evaluation.
+    execute, ensemble: of saved policies. video: a folder for films of both side by side, of the episodes that just one
+    of them solves, then of others. Raises InputError as `evaluate_checkpoint` does, and for a file that shares no
+    episodes with those asked for, or that is to be filmed.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     planned = plan_episodes(env, most_episodes, "report", seed)
-    filmed = video is not None
-    if filmed and Path(against).is_file():
-        raise InputError(f"--video films two policies, and {against} holds outcomes: give the policy with --against.")
+    file = Path(against) if not isinstance(against, Contender) and Path(against).is_file() else None
+    if video is not None and file is not None:
+        raise InputError(f"--video films two policies, and {file} holds outcomes: give the policy with --against.")
+
+    def contender(given: str | Path | Contender) -> Contender:
+        if isinstance(given, Contender):
+            return given
+        actor, executed = load_actor(given, env, device, execute, ensemble)
+        return Contender(str(given), actor, executed, resolve_policy(given))
+
     with ExitStack() as stack:
-        play, first_execute = _player(stack, checkpoint, env, device, execute, ensemble, workers, filmed)
-        if Path(against).is_file():
-            recorded = EvaluationReport.load(Path(against))
-            planned = _shared(planned, recorded, Path(against), env, seed)
+
+        def player(who: Contender) -> _Player:
+            gpu = RenderingGPU.of(device)
+            evaluator = stack.enter_context(closing(Evaluator(env, image_size_for(who.actor), workers, gpu=gpu)))
+            return _Player(evaluator, who.actor, f"{who.name} in '{env}'", record=video is not None)
+
+        one = contender(first)
+        play = player(one)
+        play_second: Callable[[Sequence[PlannedEpisode]], list[PlayedEpisode]]
+        if file is not None:
+            recorded = EvaluationReport.load(file)
+            planned = _shared(planned, recorded, file, env, seed)
             play_second, name = _recalled(recorded), recorded.checkpoint
         else:
-            play_second, second_execute = _player(stack, against, env, device, execute, ensemble, workers, filmed)
-            name = str(against)
+            other = contender(against)
+            play_second, name = player(other), other.name
         counts = SequentialComparison()
         pairs: list[tuple[PlayedEpisode, PlayedEpisode]] = []
         for part in _rounds(planned):
@@ -115,20 +142,21 @@ def evaluate_until_clear(
                 break
         if video is not None:
             video.mkdir(parents=True, exist_ok=True)
-            play.evaluator.film(_films(pairs, video, (str(checkpoint), name)), "filming")
+            play.evaluator.film(_films(pairs, video, (one.name, name)), "filming")
     n = counts.episodes
     firsts, seconds = [first.outcome for first, _ in pairs], [second.outcome for _, second in pairs]
 
-    def report(called: str, outcomes: Sequence[EpisodeOutcome], executed: int) -> EvaluationReport:
-        evidence = gather_evidence(resolve_policy(called), Protocol(env, n, seed, "report", executed, ensemble))
-        return EvaluationReport(env, called, tuple(outcomes), "report", seed=seed, evidence=evidence)
+    def report(who: Contender, outcomes: Sequence[EpisodeOutcome]) -> EvaluationReport:
+        protocol = Protocol(env, n, seed, "report", who.execute, ensemble)
+        evidence = None if who.folder is None else gather_evidence(who.folder, protocol)
+        return EvaluationReport(env, who.name, tuple(outcomes), "report", seed=seed, evidence=evidence)
 
     second_report = (
         EvaluationReport(env, name, tuple(seconds), recorded.purpose, recorded.step, recorded.seed)
-        if Path(against).is_file()
-        else report(name, seconds, second_execute)
+        if file is not None
+        else report(other, seconds)
     )
-    return ClearComparison(report(str(checkpoint), firsts, first_execute), second_report, counts)
+    return ClearComparison(report(one, firsts), second_report, counts)
 
 
 def _rounds(planned: Sequence[PlannedEpisode]) -> Iterator[Sequence[PlannedEpisode]]:
@@ -146,24 +174,6 @@ class _Player:
 
     def __call__(self, episodes: Sequence[PlannedEpisode]) -> list[PlayedEpisode]:
         return self.evaluator.play(self.actor, episodes, record=self.record, title=self.title)
-
-
-def _player(
-    stack: ExitStack,
-    checkpoint: str | Path,
-    env: str,
-    device: torch.device,
-    execute: int | None,
-    ensemble: float | None,
-    workers: int | None,
-    record: bool,
-) -> tuple[_Player, int]:
-    """What plays episodes with a policy until the stack is left, and how many actions of a chunk it executes."""
-    actor, executed = load_actor(checkpoint, env, device, execute, ensemble)
-    evaluator = stack.enter_context(
-        closing(Evaluator(env, image_size_for(actor), workers, gpu=RenderingGPU.of(device)))
-    )
-    return _Player(evaluator, actor, f"{checkpoint} in '{env}'", record), executed
 
 
 def _recalled(report: EvaluationReport) -> Callable[[Sequence[PlannedEpisode]], list[PlayedEpisode]]:
