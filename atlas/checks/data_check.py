@@ -22,6 +22,7 @@ from atlas.data.formats import open_dataset
 from atlas.data.hdf5.reader import HDF5_SUFFIXES
 from atlas.data.sampling.split import split_dataset
 from atlas.environments.catalog import make_environment
+from atlas.environments.rendering import software_renderer, tell_of_software
 from atlas.errors import InputError
 from atlas.system.paths import files_below
 from atlas.system.progress import progress_bar
@@ -93,7 +94,10 @@ def check_data(
                     raise
                 said = f"nothing was replayed or rendered: {error}"
                 context.found.append(Finding("replay", "info", said, None, {"environment": name}))
-        return run_checks(context, title=title)
+        found = run_checks(context, title=title)
+        if context.environment is not None:
+            tell_of_software(context.environment.spec.name, software_renderer())
+        return found
 
 
 def open_what_can_be(config: DataConfig) -> tuple[EpisodeDataset | None, list[Finding]]:

@@ -22,7 +22,7 @@ from atlas.cli.commands import serve_commands as serve
 from atlas.cli.commands import sweep_command as sweep
 from atlas.cli.commands import train_command as train
 from atlas.cli.options import PLAIN, with_home
-from atlas.cli.output import say, show_log_lines_as_text
+from atlas.cli.output import log_lines_shown_as_text, say
 from atlas.errors import InputError
 from atlas.system.process_control.threads import yield_cores
 
@@ -52,8 +52,8 @@ app.add_typer(config.config_app, name="config")
 def main() -> None:
     """The entry point: run a verb, and turn what it raises into a message and an exit code."""
     yield_cores()
-    show_log_lines_as_text()
-    code = _run()
+    with log_lines_shown_as_text():
+        code = _run()
     if "RANK" in os.environ:  # one of several processes; `--help` does without what that takes to import
         from atlas.launch import end_at_once, leave_exit_code
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
 from atlas.system.files import finite
+from atlas.system.process_control.notices import shown_to_the_user
 from atlas.system.safe_text import printable
 
 
@@ -43,10 +44,14 @@ def print_json(value: Any) -> None:
     print(re.sub(r"[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
-def show_log_lines_as_text() -> None:
-    """Print the package's log lines, when logging is not set up, without keys or terminal control characters."""
+@contextmanager
+def log_lines_shown_as_text() -> Iterator[None]:
+    """Print the package's warnings and notices, when logging is not set up, without keys or terminal control
+    characters."""
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Text())
+    with shown_to_the_user(_Text()):
+        yield
 
 
 class _Text(logging.Formatter):

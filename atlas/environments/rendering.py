@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atlas.errors import InputError, first_line
+from atlas.system.process_control.notices import notice
 
 if TYPE_CHECKING:
     import torch  # which simulators' processes do without
@@ -150,6 +151,12 @@ def software_renderer() -> str | None:
     name = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_uint)(found)(_GL_RENDERER)
     renderer = (name or b"").decode("utf-8", "replace")
     return renderer if in_software(renderer) else None
+
+
+def tell_of_software(world: str, renderer: str | None) -> None:
+    """Say that a world is drawn in software, by what; nothing where the renderer is None, see `software_renderer`."""
+    if renderer is not None:
+        notice("'%s' is rendered in software, by %s; `atlas doctor` says whether a GPU could.", world, renderer)
 
 
 # ---- which GPU -----------------------------------------------------------------------------------------------------

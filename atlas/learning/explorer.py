@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from atlas.environments.environment import Environment
+from atlas.environments.rendering import software_renderer, tell_of_software
 from atlas.rollout.actor import Actor
 from atlas.rollout.episode_plan import PlannedEpisode, episode_seed
 from atlas.rollout.episode_player import EpisodePlayer
@@ -52,6 +53,7 @@ class Explorer:
         self._limit = env.spec.horizon if limit is None else limit
         self.episodes = first
         self.begin()
+        tell_of_software(env.spec.name, software_renderer())
 
     def begin(self) -> None:
         """The next episode."""

@@ -19,7 +19,7 @@ from atlas.environments.catalog import environment_spec, find_demonstrator, make
 from atlas.environments.environment import DescribesRobot, Environment, EnvironmentSpec, Simulator
 from atlas.environments.perturbations.choices import PerturbationChoice
 from atlas.environments.perturbations.randomization import choose_randomization, draw_scene
-from atlas.environments.rendering import RenderingGPU, render_on
+from atlas.environments.rendering import RenderingGPU, render_on, software_renderer, tell_of_software
 from atlas.environments.scene_variation import VariableScene
 from atlas.errors import InputError
 from atlas.rollout.episode_plan import episode_seed
@@ -109,7 +109,10 @@ def _record(settings: RecordSettings, out: Path, workers: int | None, form: Conv
     wanted = [(instructions[i % len(instructions)], i) for i in range(settings.episodes)]
     missing = [job for job in wanted if not is_whole(part(parts, job[1]))]
     title = f"recording demonstrations into {out}"
-    run_jobs(title, len(wanted), missing, _record_part, _start_worker, (settings, parts), workers)
+    drawn_by: set[str | None] = set()
+    run_jobs(title, len(wanted), missing, _record_part, _start_worker, (settings, parts), workers, on_done=drawn_by.add)
+    for renderer in drawn_by:
+        tell_of_software(settings.env, renderer)
     if form.to == "lerobot" and _is_liberos(spec):
         _write_files(settings, wanted, parts, parts / "demonstrations")
         _move_as_lerobot(LiberoDataset(parts / "demonstrations"), out, form, workers)
@@ -231,9 +234,11 @@ def _start_worker(settings: RecordSettings, parts: Path) -> None:
     _worker = env, settings, parts, choose_randomization(settings.randomize, env.spec)
 
 
-def _record_part(job: tuple[str, int]) -> None:
+def _record_part(job: tuple[str, int]) -> str | None:
+    """What has drawn it, if that was no GPU."""
     assert _worker is not None
     env, settings, parts, randomize = _worker
     instruction, number = job
     episode = record_episode(env, instruction, settings.seed, number, randomize)
     write_part(parts, number, episode)
+    return software_renderer()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import traceback
@@ -17,7 +16,7 @@ from atlas.data.sampling.history import ONE_FRAME, History
 from atlas.environments.catalog import find_expert, make_environment
 from atlas.environments.environment import Environment
 from atlas.environments.remote.remote_world import WorldLost
-from atlas.environments.rendering import RenderingGPU, render_on, software_renderer
+from atlas.environments.rendering import RenderingGPU, render_on, software_renderer, tell_of_software
 from atlas.errors import InputError
 from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.episode_player import EpisodePlayer, Segment
@@ -25,9 +24,6 @@ from atlas.rollout.experience import Played, as_recorded
 from atlas.rollout.traces import Film, make_film
 from atlas.system.process_control.pool import worker_start
 
-logger = logging.getLogger(__name__)
-
-_told_of: set[str] = set()  # worlds of which this process has said that they are drawn in software
 LOST = 75  # the exit code of a worker whose world, at an address, has gone
 
 
@@ -138,7 +134,7 @@ class EnvironmentPool:
                 try:
                     kind, value = connection.recv()
                     if kind == "in software":  # ahead of its first answer
-                        self._tell_of_software(value)
+                        tell_of_software(self._made_with[0], value)
                         kind, value = connection.recv()
                 except (EOFError, ConnectionResetError):
                     self._processes[worker].join(timeout=10)  # or its exit code is not known yet
@@ -152,12 +148,6 @@ class EnvironmentPool:
         if died is not None and not answers:  # those of others first: its end is found again at the next call
             raise died
         return answers
-
-    def _tell_of_software(self, renderer: str) -> None:
-        name = self._made_with[0]
-        if name not in _told_of:
-            _told_of.add(name)
-            logger.info("'%s' is rendered in software, by %s; `atlas doctor` says whether a GPU could.", name, renderer)
 
     def close(self) -> None:
         """End the processes."""

@@ -202,7 +202,10 @@ def test_recording_is_balanced_labelled_and_successful(cubes_dataset: Path) -> N
         assert set(np.unique(episode.actions[:, 6])) == {-1.0, 1.0}
 
 
-def test_recording_goes_on_where_it_was_interrupted_and_gives_the_same(cubes_dataset: Path, tmp_path: Path) -> None:
+def test_recording_goes_on_where_it_was_interrupted_and_gives_the_same(
+    cubes_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And says once, for all workers, if it renders in software."""
     settings = RecordSettings(episodes=8, seed=3, image_size=32)
     whole = open_dataset(cubes_dataset)
     out = tmp_path / "again"
@@ -215,8 +218,11 @@ def test_recording_goes_on_where_it_was_interrupted_and_gives_the_same(cubes_dat
     second.write_bytes(bytes(second.stat().st_size))
     (out / "pick_up_the_red_cube_demo.hdf5").write_bytes(b"")
 
-    record(settings, out)
+    with caplog.at_level("INFO"):
+        record(settings, out, workers=2)
 
+    said = [line for line in caplog.messages if "in software" in line]
+    assert len(said) == 1 or list(Path("/dev").glob("nvidia[0-9]*"))
     again = open_dataset(out)
     assert again.lengths.tolist() == whole.lengths.tolist() and not parts.exists()
     assert {path.name for path in out.iterdir()} == {path.name for path in cubes_dataset.iterdir()}

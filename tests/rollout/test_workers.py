@@ -13,11 +13,11 @@ import pytest
 from atlas.environments.cubes import HORIZON
 from atlas.environments.rendering import RenderingGPU, in_software
 from atlas.errors import InputError
-from atlas.rollout import workers
 from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.episode_player import Segment
 from atlas.rollout.traces import FilmOrder
 from atlas.rollout.workers import EnvironmentPool, WorkerDied
+from atlas.system.process_control.notices import said_once
 
 STILL = np.zeros((50, 7))
 RED = PlannedEpisode(0, 1, "pick up the red cube")
@@ -53,8 +53,7 @@ def run_to_the_end(pool: EnvironmentPool, worker: int) -> Segment:
 def test_workers_play_episodes_of_their_own(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Also where they render on the GPU of a process that is shown another one than the first: by EGL's counting."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    monkeypatch.setattr(workers, "_told_of", set())
-    with caplog.at_level("INFO"), EnvironmentPool("cubes", 32, 2, RenderingGPU(0, None)) as pool:
+    with caplog.at_level("INFO"), said_once(), EnvironmentPool("cubes", 32, 2, RenderingGPU(0, None)) as pool:
         starts = start(pool)
         pool.run(1, STILL[:3])
         segment = pool.ready()[1]

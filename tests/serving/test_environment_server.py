@@ -101,9 +101,10 @@ def test_a_world_at_an_address_plays_like_the_one_here(caplog: pytest.LogCapture
         assert "in episode 0" in caplog.text and "begun again" in caplog.text
 
 
-def test_a_simulator_at_an_address_is_one() -> None:
+def test_a_simulator_at_an_address_is_one(caplog: pytest.LogCaptureFixture) -> None:
+    """Its server says once if it renders in software."""
     pytest.importorskip("robosuite")
-    with served("cubes") as address:
+    with caplog.at_level("INFO"), served("cubes") as address:
         there = make_environment(address, 16)
         assert isinstance(there, Simulator)
         there.reset(seed=3, instruction="pick up the red cube")
@@ -121,6 +122,9 @@ def test_a_simulator_at_an_address_is_one() -> None:
         again = there.reset(init_state=state, instruction="pick up the red cube")
         assert again.images["agentview"].shape == (16, 16, 3)
         there.close()
+    assert len([line for line in caplog.messages if "'cubes' is rendered in software" in line]) == 1 or list(
+        Path("/dev").glob("nvidia[0-9]*")
+    )
 
 
 def test_an_address_without_a_world_is_refused(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def evaluate(
     ] = False,
     against: Annotated[
         str | None,
-        typer.Option(metavar="DIR|FILE", help="Another policy, its server, or the outcomes of its evaluation."),
+        typer.Option(metavar="DIR|FILE|URL", help="Another policy, its server, or the outcomes of its evaluation."),
     ] = None,
     reproduce: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Repeat the evaluation that results tell of: do they hold?")

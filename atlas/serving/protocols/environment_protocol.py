@@ -28,6 +28,7 @@ from atlas.environments.environment import (
     Simulator,
 )
 from atlas.environments.remote.remote_messages import observation_to_message, result_to_message, spec_to_message
+from atlas.environments.rendering import software_renderer, tell_of_software
 from atlas.errors import InputError
 from atlas.serving.access import Access, Limits
 from atlas.serving.protocols.websocket_server import close_with_error, listen, receive, send
@@ -86,7 +87,7 @@ async def _talk(connection: ServerConnection, env: str, limits: Limits) -> None:
                 await close_with_error(connection, str(error), limits)
                 return
             try:
-                answer = await asyncio.to_thread(_through, ours, message)
+                answer = await asyncio.to_thread(_through, ours, message, env)
             except (EOFError, OSError):
                 process.join(_END_SECONDS)
                 logger.warning("the process of a world has ended (exit code %s)", process.exitcode)
@@ -109,8 +110,10 @@ def _start(env: str) -> tuple[Connection, Any]:
     return ours, process
 
 
-def _through(pipe: Connection, message: Any) -> bytes:
+def _through(pipe: Connection, message: Any, env: str) -> bytes:
     pipe.send(message)
+    if (renderer := pipe.recv()) is not None:
+        tell_of_software(env, renderer)
     answer: bytes = pipe.recv_bytes()
     return answer
 
@@ -126,10 +129,14 @@ def _end(process: Any) -> None:
 
 def _live(pipe: Connection, name: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a closed pipe ends it
-    world = _World(name)
+    world, told = _World(name), False
     try:
         while True:
-            pipe.send_bytes(world.answer(pipe.recv()))
+            answer = world.answer(pipe.recv())
+            renderer = None if told else software_renderer()  # what has drawn it, if that was no GPU
+            told = told or renderer is not None
+            pipe.send(renderer)
+            pipe.send_bytes(answer)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
     finally:

@@ -52,18 +52,20 @@ def run_jobs(
     start_with: tuple[Any, ...],
     workers: int | None = None,
     may_stay: bool = False,
+    on_done: Callable[[Any], object] = lambda result: None,
 ) -> None:
     """Do the jobs that are left of `total` in separate processes, in any order, with a progress bar.
 
     start: called in each process with `start_with` before its first job. workers: None means one per core. may_stay:
-    do the jobs in this process if one worker would do them all. An error in `start` or a job ends all, and is raised.
+    do the jobs in this process if one worker would do them all. on_done: is told here what each job gives. An error in
+    `start` or a job ends all, and is raised.
     """
     workers = min(workers or available_cores(), max(1, len(jobs)))
     with progress_bar(title, total=total, done=total - len(jobs)) as advance:
         if workers == 1 and may_stay:
             start(*start_with)
             for job in jobs:
-                work(job)
+                on_done(work(job))
                 advance(1)
             return
         context = multiprocessing.get_context("spawn")
@@ -71,7 +73,7 @@ def run_jobs(
             futures = [pool.submit(_do, work, job) for job in jobs]
             try:
                 for future in as_completed(futures):
-                    future.result()
+                    on_done(future.result())
                     advance(1)
             except BaseException:
                 pool.shutdown(cancel_futures=True)

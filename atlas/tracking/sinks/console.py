@@ -6,8 +6,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
+from atlas.system.process_control.notices import said_once
 from atlas.system.safe_text import printable, redact
 from atlas.tracking.records import LogLine, Model, Record, Scalars, Sink
 
@@ -155,10 +157,13 @@ def setup_logging(run_dir: Path, is_main: bool, rank: int | None = None) -> Call
         handlers[1].setFormatter(_Formatter(who, "%Y-%m-%d %H:%M:%S"))
     for handler in handlers:
         package.addHandler(handler)
+    once = ExitStack()
+    once.enter_context(said_once())
     package.setLevel(logging.INFO if is_main else logging.WARNING)
     package.propagate = False  # notebooks and cluster launchers give the root logger a handler: lines would double
 
     def undo() -> None:
+        once.close()
         for handler in handlers:
             package.removeHandler(handler)
             handler.close()
