@@ -23,6 +23,7 @@ from atlas.rollout.episode_plan import plan_episodes
 from atlas.rollout.evaluation import Evaluator
 from atlas.serving.access import Access, Limits
 from atlas.serving.protocols.environment_protocol import serving_worlds
+from atlas.system.process_control.notices import said_once
 from atlas.types import Observation
 from tests.bad_input.table import refused
 from tests.rollout.still_actor import Still
@@ -104,7 +105,7 @@ def test_a_world_at_an_address_plays_like_the_one_here(caplog: pytest.LogCapture
 def test_a_simulator_at_an_address_is_one(caplog: pytest.LogCaptureFixture) -> None:
     """Its server says once if it renders in software."""
     pytest.importorskip("robosuite")
-    with caplog.at_level("INFO"), served("cubes") as address:
+    with caplog.at_level("INFO"), said_once(), served("cubes") as address:
         there = make_environment(address, 16)
         assert isinstance(there, Simulator)
         there.reset(seed=3, instruction="pick up the red cube")
