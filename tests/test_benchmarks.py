@@ -228,6 +228,36 @@ def test_late_chunks(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert asked[-1] == ("50 ms, guided", 2) and printed[-1][4] == "10.5"
 
 
+def test_robustness_of_the_recipe(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains what is not there yet, and puts both side by side; with outcomes in place of simulators."""
+    from atlas.config import load_config
+    from atlas.environments.catalog import environment_spec
+    from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
+
+    robustness = importlib.import_module("robustness")
+    commands: list[list[str]] = []
+
+    def play(arguments: Any) -> EvaluationReport:
+        choices = robustness.chosen(arguments.perturb, environment_spec("cubes"))
+        outcomes = tuple(EpisodeOutcome("go", n, n > 0 or "sturdy" in arguments.policy, 0.0, 10) for n in range(2))
+        assert arguments.out.parent == tmp_path / "recipe" and all(choice.kind.visual for choice in choices)
+        return EvaluationReport("cubes", arguments.policy, outcomes, perturbed=dict.fromkeys(choices, outcomes))
+
+    monkeypatch.setattr(robustness, "run", lambda command, cwd: commands.append(command[3:]))
+    monkeypatch.setattr(robustness, "play", play)
+    for _ in range(2):
+        printed = rows(run("robustness", "--recipe", tmp_path / "recipe", "--episodes", 2, "training.max_steps=5"))
+
+    assert [row[0] for row in printed][:2] == ["as they are", "`camera_pose`"] and len(printed) == 18
+    assert printed[0][1].startswith("1/2 (50%") and printed[-1][2].startswith("96/96 (100%")
+    default, record, sturdy = commands  # the second time all is there
+    assert default == ["train", "run_name=default", "training.max_steps=5"]
+    assert record[:4] == ["data", "record", "--env", "cubes"] and "all:1-3" in record
+    config = load_config(sturdy[sturdy.index("--config") + 1], [each for each in sturdy if "=" in each])
+    assert (config.data.path, config.run_name, config.training.max_steps) == ("data/sturdy", "sturdy", 5)
+    assert config.data.augment.zoom and config.data.augment.turn_deg and config.data.augment.drop_view
+
+
 @pytest.mark.slow
 def test_default_job(run: Run, tmp_path: Path) -> None:
     settings = [

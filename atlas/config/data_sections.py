@@ -29,6 +29,15 @@ class AugmentConfig(Section):
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.2
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.2
     saturation: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    # As if a camera stood elsewhere; the same for all frames of a sample that are of one camera.
+    zoom: Annotated[float, Field(ge=0, lt=0.5)] = 0.0  # nearer (a crop) or farther (the border repeats), by this share
+    turn_deg: Annotated[float, Field(ge=0, le=45)] = 0.0  # rolled to either side
+    drop_view: Annotated[float, Field(ge=0, lt=1)] = 0.0  # the share of samples with one of several cameras black
+
+    def described(self) -> dict[str, float]:
+        """As plain values, of which those that came later are left out where they are off: what is kept with caches."""
+        later = ("zoom", "turn_deg", "drop_view")
+        return {name: value for name, value in self.model_dump().items() if value or name not in later}
 
 
 class FeaturesConfig(Section):

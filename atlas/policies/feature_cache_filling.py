@@ -86,7 +86,7 @@ def cache_source(
         **frozen_encoder(config).feature_source(),  # which may say that of image_size nothing depends
     }
     if versions > 1:
-        source |= {"augment": config.data.augment.model_dump(), "seed": config.seed}
+        source |= {"augment": config.data.augment.described(), "seed": config.seed}
     return source
 
 

@@ -101,7 +101,7 @@ class Trainer:
         self.state.dataset_fingerprint = None if facts is None else facts["dataset_fingerprint"]
         self.state.max_steps, self.state.rate_steps = schedule.max_steps, schedule.rate_steps
 
-        self.augment = Augmenter(config.data.augment)
+        self.augment = Augmenter(config.data.augment, config.data.history.steps)
         self._val_share, self._val_loader = self._val_batches()
         self.consensus = Consensus(accelerator)
         self.skipped = SkippedSteps(settings.max_skipped_steps, self.state.skipped_steps, self.state.step)

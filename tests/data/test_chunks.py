@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -149,6 +151,48 @@ def test_a_shift_moves_the_picture_by_whole_pixels(make_libero: MakeLibero) -> N
         (shift,) = [s for s in shifts if torch.allclose(image.roll(s, (1, 2))[:, inner, inner], moved[:, inner, inner])]
         found.append(shift)
     assert len({y for y, _ in found}) > 1 and len({x for _, x in found}) > 1
+
+
+QUIET = {"brightness": 0, "contrast": 0, "saturation": 0}
+
+
+def test_a_camera_is_turned_and_zoomed_about_its_middle(make_libero: MakeLibero) -> None:
+    """Another way for each sample and camera, and the same way for the frames of one; never by more than was said."""
+    config = AugmentConfig(**QUIET, zoom=0.1, turn_deg=20)
+    batch = make_chunks(make_libero).__getitems__([(0, frame) for frame in range(24)])
+    across, down = torch.meshgrid(torch.linspace(-1, 1, 33), torch.linspace(-1, 1, 33), indexing="xy")
+    ramps = (torch.stack([across, down, 0 * down]) / 4 + 0.5).expand(24, 4, 3, 33, 33)  # two cameras in two frames
+
+    moved = Augmenter(config, frames=2)(ramps, batch)
+
+    inner = slice(10, -10)  # where no border shows
+    slope = torch.stack([moved[..., 0, 16, inner].diff().mean(-1), moved[..., 1, 16, inner].diff().mean(-1)], -1) * 64
+    scale, angle = slope.norm(dim=-1), torch.rad2deg(torch.atan2(slope[..., 1], slope[..., 0]))
+    assert torch.equal(moved[:, :2], moved[:, 2:]) and not torch.allclose(moved[:, 0], moved[:, 1])
+    torch.testing.assert_close(moved[:, :, 0, 16, 16], torch.full((24, 4), 0.5))
+    assert 0.9 <= scale.min() < 0.93 and 1.07 < scale.max() <= 1.1
+    assert -20 <= angle.min() < -15 and 15 < angle.max() <= 20
+    torch.testing.assert_close(moved[:1], Augmenter(config, frames=2)(ramps[:1], replace(batch, key=batch.key[:1])))
+
+
+def test_one_of_several_cameras_is_black_in_a_share_of_the_samples(make_libero: MakeLibero) -> None:
+    """In all of its frames; and a single camera is never."""
+    batch = replace(make_chunks(make_libero).__getitems__([(0, 0)]), key=torch.arange(200))
+    augment = Augmenter(AugmentConfig(**QUIET, drop_view=0.3), frames=2)
+    white = torch.ones(200, 6, 3, 4, 4)  # three cameras
+
+    shown = augment(white, batch)[:, :, 0, 0, 0].view(200, 2, 3)
+
+    assert torch.equal(shown[:, 0], shown[:, 1]) and set(shown.unique().tolist()) == {0, 1}
+    gone = (shown[:, 0] == 0).sum(0)
+    assert (shown[:, 0].sum(1) >= 2).all() and 40 <= gone.sum() <= 80 and gone.min() >= 10
+    assert torch.equal(augment(white[:, :2], batch), white[:, :2])
+
+
+def test_numbers_that_are_off_are_not_kept_with_a_cache() -> None:
+    """So that those which were filled before there were such numbers are still theirs."""
+    assert set(AugmentConfig().described()) == {"shift", "brightness", "contrast", "saturation"}
+    assert AugmentConfig(zoom=0.1).described()["zoom"] == 0.1
 
 
 def test_colours_follow_brightness_saturation_and_contrast(make_libero: MakeLibero) -> None:

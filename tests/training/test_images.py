@@ -21,7 +21,8 @@ from tests.test_processes import QUICK
 @pytest.fixture
 def trainer(make_libero: MakeLibero, tmp_path: Path) -> Trainer:
     """Of one step and a validation, with changes that nobody can overlook."""
-    changes = "data.augment={shift: 0.1, brightness: 0.5, contrast: 0.5, saturation: 0.5}"
+    changes = "data.augment={shift: 0.1, brightness: 0.5, contrast: 0.5, saturation: 0.5, zoom: 0.2, turn_deg: 20, "
+    changes += "drop_view: 0.5}"
     folders = [f"data.path={make_libero()}", f"output_dir={tmp_path}", "run_name=images"]
     steps = ["training.max_steps=1", "training.val_interval=1", "distributed.cpu=true"]
     prepared = prepare(load_config(None, [*QUICK, *folders, *steps, changes]))

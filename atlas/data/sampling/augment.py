@@ -12,13 +12,16 @@ from atlas.data.sampling.randomness import Stream, uniform
 from atlas.types import Batch
 
 _NUMBERS_A_VIEW = 5  # two shifts, brightness, contrast, saturation
+_NUMBERS_A_CAMERA = 2  # zoom, turn
 
 
 class Augmenter:
-    """Shifts each view by some pixels (the border repeats) and changes its colours."""
+    """Shifts each view by some pixels, turns and zooms it (the border repeats), and changes its colours; one of several
+    cameras is black in some samples."""
 
-    def __init__(self, config: AugmentConfig) -> None:
-        self._config = config
+    def __init__(self, config: AugmentConfig, frames: int = 1) -> None:
+        """frames: that a sample shows of each camera."""
+        self._config, self._frames = config, frames
 
     def __call__(self, images: torch.Tensor, batch: Batch) -> torch.Tensor:
         """images float [B, V, 3, H, W] in [0, 1] of `batch`; the same shape and range."""
@@ -28,8 +31,9 @@ class Augmenter:
         numbers = (2 * drawn.view(b * v, _NUMBERS_A_VIEW) - 1).float()
         views = images.flatten(0, 1)  # [B*V, 3, H, W]
         views = self._shift(views, numbers[:, 0], numbers[:, 1])
+        views = self._moved(views, batch.key, v // self._frames)
         views = self._colour(views, *numbers[:, 2:].unbind(1))
-        return views.view(b, v, 3, height, width)
+        return self._without_one(views.view(b, v, 3, height, width), batch.key)
 
     def _shift(self, views: torch.Tensor, down: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         n, _, height, width = views.shape
@@ -46,6 +50,35 @@ class Augmenter:
         columns = left[:, None] + torch.arange(width, device=views.device)  # [n, W]
         picked = torch.arange(n, device=views.device)[:, None, None]
         return padded.permute(0, 2, 3, 1)[picked, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+    def _moved(self, views: torch.Tensor, key: torch.Tensor, cameras: int) -> torch.Tensor:
+        """Zoomed and turned about their middles: [B * frames * cameras, 3, H, W], as before."""
+        config = self._config
+        if not (config.zoom or config.turn_deg):
+            return views
+        drawn = uniform(key, Stream.VIEWS, 2 + cameras * _NUMBERS_A_CAMERA)[:, 2:]
+        drawn = 2 * drawn.view(-1, 1, cameras, _NUMBERS_A_CAMERA) - 1
+        zoom, turn = drawn.expand(-1, self._frames, -1, -1).flatten(0, 2).float().unbind(1)  # [n] each
+        scale, angle = 1 + config.zoom * zoom, torch.deg2rad(config.turn_deg * turn)
+        height, width = views.shape[2:]
+        across, along = scale * angle.cos(), scale * angle.sin()
+        zero = torch.zeros_like(scale)
+        rows = (across, -along * height / width, zero), (along * width / height, across, zero)
+        maps = torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)  # [n, 2, 3]
+        grid = F.affine_grid(maps, list(views.shape), align_corners=False)
+        return F.grid_sample(views, grid, padding_mode="border", align_corners=False)
+
+    def _without_one(self, images: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """images [B, frames * cameras, 3, H, W], of which some samples have all frames of one camera black."""
+        b, views = images.shape[:2]
+        cameras = views // self._frames
+        if not self._config.drop_view or cameras == 1:
+            return images
+        drawn = uniform(key, Stream.VIEWS, 2)
+        which = (drawn[:, 1] * cameras).long()
+        gone = (drawn[:, :1] < self._config.drop_view) & (torch.arange(cameras, device=which.device) == which[:, None])
+        kept = (~gone).to(images.dtype).repeat(1, self._frames)
+        return images * kept.view(b, views, 1, 1, 1)
 
     def _colour(
         self, views: torch.Tensor, brightness: torch.Tensor, contrast: torch.Tensor, saturation: torch.Tensor

@@ -16,6 +16,7 @@ class Stream(IntEnum):
     FLOW_TIME = 3
     FLOW_SAMPLING = 4
     CACHED_VERSION = 5
+    VIEWS = 6
 
 
 def _signed(value: int) -> int:

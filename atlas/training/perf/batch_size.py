@@ -111,7 +111,7 @@ class Trial:
         set_up_blocks(self._policy, settings.activation_checkpointing, compiled=False)
         self._optimizer = make_optimizer(self._policy, settings)
         self._average = WeightAverage(self._policy, settings.ema_decay) if settings.ema_decay else None
-        self._augment = Augmenter(config.data.augment)
+        self._augment = Augmenter(config.data.augment, config.data.history.steps)
         self._max_grad_norm = settings.max_grad_norm
         # With several parts, and if gradients are exchanged, the next forward runs while the last gradients exist.
         self._parts = 2 if settings.gradient_accumulation_steps > 1 or accelerator.num_processes > 1 else 1
