@@ -27,9 +27,22 @@ class PlotLoggerConfig(Section):
 
 
 class ActionLoggerConfig(Section):
-    """Distributions of predicted and recorded actions, and the gripper's probability along an episode."""
+    """Distributions of predicted and recorded actions, and the gripper's probability along an episode.
+
+    `action_logger: q_value` is short for {along_episodes: [q_value]}.
+    """
 
     interval: NotNegative = 600  # optimizer steps, at the next validation; 0: off
+    # What `atlas learn` draws into the films of its evaluations, where it has such: what a decision is worth and what
+    # that should be; how likely the action is
+    along_episodes: list[Literal["q_value", "action_probability"]] = ["q_value", "action_probability"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out(cls, values: Any) -> Any:
+        if isinstance(values, str):
+            return {"along_episodes": [values]}
+        return {"along_episodes": values} if isinstance(values, list) else values
 
 
 class EpisodeLoggerConfig(Section):

@@ -86,7 +86,7 @@ def draw_distributions(
 def draw_closing(predicted: np.ndarray, recorded: np.ndarray, unit: str, fps: float, title: str) -> np.ndarray:
     """How far a gripper is closed, from 0 to 1, by the first action of the chunk predicted at each step of an episode
     and as recorded: float [T]. unit: what the predicted number is, such as P(close)."""
-    figure = _figure(8.0, 2.8, title, _FILLED)
+    figure = plain_figure(8.0, 2.8, title, _FILLED)
     axes = figure.add_axes((0.075, 0.18, 0.905, 0.62))
     edges = np.arange(len(recorded) + 1) / fps
     axes.stairs(recorded, edges, color=RECORDED, fill=True, alpha=0.25)
@@ -94,7 +94,7 @@ def draw_closing(predicted: np.ndarray, recorded: np.ndarray, unit: str, fps: fl
     axes.plot(edges[:-1], predicted, color=PREDICTED, linewidth=1.5)
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylim(-0.03, 1.03)
-    _style(axes)
+    style_axes(axes)
     axes.set_yticks([0, 0.5, 1])
     axes.set_xlabel("seconds", fontsize=9)
     axes.set_ylabel(f"{unit}, next action", fontsize=9)
@@ -227,7 +227,7 @@ def draw_map(
     points: np.ndarray, group: np.ndarray, names: Sequence[str], axis_names: tuple[str, str], title: str
 ) -> np.ndarray:
     """Points [n, 2] coloured by their group, int [n], an index into `names`."""
-    figure = _figure(8.4, 5.0, title)
+    figure = plain_figure(8.4, 5.0, title)
     axes = figure.add_axes((0.08, 0.10, 0.57, 0.80))
     shown = [number for number in range(len(names)) if (group == number).any()]
     for row, number in enumerate(shown):
@@ -239,7 +239,7 @@ def draw_map(
     if len(shown) > _LEGEND_ENTRIES:
         more = f"and {len(shown) - _LEGEND_ENTRIES} more (colours repeat)"
         figure.text(0.69, 0.87 - 0.05 * _LEGEND_ENTRIES, more, fontsize=8.5)
-    _style(axes)
+    style_axes(axes)
     axes.set_xlabel(axis_names[0], fontsize=9)
     axes.set_ylabel(axis_names[1], fontsize=9)
     return to_pixels(figure)
@@ -264,7 +264,7 @@ def shorten(text: str, most: int = _LONGEST_NAME) -> str:
     return text if len(text) <= most else text[: most - 1] + "\u2026"
 
 
-def _figure(width: float, height: float, title: str, recorded_as: str | None = None) -> Figure:
+def plain_figure(width: float, height: float, title: str, recorded_as: str | None = None) -> Figure:
     """Inches; the title is at the top left, the legend of what is recorded (with its mark) and what is predicted at
     the top right, where there is one."""
     from matplotlib.figure import Figure
@@ -283,7 +283,7 @@ def _figure_with(panels: Sequence[Panel], title: str, recorded_as: str) -> tuple
     """A figure with axes for each panel, in rows of four, each with its name and unit above."""
     across, down = _PANEL_INCHES
     width, height = across * _COLUMNS, _HEAD_INCHES + down * -(-len(panels) // _COLUMNS)
-    figure = _figure(width, height, title, recorded_as)
+    figure = plain_figure(width, height, title, recorded_as)
     areas = []
     for number, panel in enumerate(panels):
         row, column = divmod(number, _COLUMNS)
@@ -292,7 +292,7 @@ def _figure_with(panels: Sequence[Panel], title: str, recorded_as: str) -> tuple
         named = f"{panel.name} ({panel.unit})" if panel.unit else panel.name
         size = min(9.0, 9.0 * _LONGEST_NAME / len(named))
         axes.text(0, 1.05, named, transform=axes.transAxes, fontsize=size)  # a title would be laid out, at some cost
-        _style(axes)
+        style_axes(axes)
         areas.append(axes)
     return figure, areas
 
@@ -304,7 +304,7 @@ def _range(panel: Panel, *values: np.ndarray) -> tuple[float, float]:
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
-def _style(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.tick_params(labelsize=8, length=3)

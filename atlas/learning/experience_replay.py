@@ -135,11 +135,11 @@ class Replay:
             then = np.where(going, (then + 1) % self.capacity, then)
             going &= self._kind[then] == _DECIDED
         return Drawn(
-            self._at(rows),
+            self.seen_at(rows),
             torch.from_numpy(self._actions[rows]),
             torch.from_numpy(returns),
             torch.from_numpy(discounts),
-            self._at(then),
+            self.seen_at(then),
             weights,
             rows if self._priority else None,
         )
@@ -165,7 +165,30 @@ class Replay:
         """How far the values of drawn rows were off, float [B]: their priority from now on."""
         self._errors[rows] = np.maximum(errors, _SMALLEST_ERROR)
 
-    def _at(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+    def evenly(self, count: int) -> np.ndarray:
+        """The rows int64 of at most `count` decisions, at even distances, the oldest first."""
+        begin = self._head + 1 if self.written > self.capacity else 0
+        ordered = (begin + np.arange(len(self))) % self.capacity
+        decided = ordered[self._kind[ordered] == _DECIDED]
+        return decided[np.linspace(0, len(decided) - 1, min(count, len(decided))).astype(np.int64)]
+
+    def returns_from(self, rows: np.ndarray) -> np.ndarray:
+        """The sums float32 [n] of what was rewarded from each of these decisions to the end of what is known of its
+        episode."""
+        found, then = np.zeros(len(rows), np.float32), rows.copy()
+        going = self._kind[then] == _DECIDED
+        while going.any():
+            found += np.where(going, self._rewards[then], 0)
+            then = np.where(going, (then + 1) % self.capacity, then)
+            going &= self._kind[then] == _DECIDED
+        return found
+
+    def actions_at(self, rows: np.ndarray) -> torch.Tensor:
+        """float32 [n, A], scaled."""
+        return torch.from_numpy(self._actions[rows])
+
+    def seen_at(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """What was seen at these rows, int64 [n]."""
         return {name: torch.from_numpy(values[rows]) for name, values in self._seen.items()}
 
     # ---- on disk ---------------------------------------------------------------------------------------------

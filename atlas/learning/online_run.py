@@ -15,8 +15,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +29,9 @@ from atlas.environments.catalog import environment_spec, make_environment
 from atlas.environments.environment import Environment, StateSimulator
 from atlas.environments.state_world import StateWorld
 from atlas.errors import InputError
+from atlas.learning.boards.evaluation_board import EvaluationBoard
+from atlas.learning.boards.experience_map import DEMONSTRATIONS, ExperienceMap, Seen, demonstrated
+from atlas.learning.boards.judged_episodes import Judge
 from atlas.learning.explorer import play_here, summary_aliases
 from atlas.learning.policy_view import PolicyView, load_start, processor_of_world
 from atlas.learning.residual_view import ResidualView, corrected_policy
@@ -36,7 +40,7 @@ from atlas.policies.action_distribution import Noise
 from atlas.policies.base import Policy
 from atlas.rollout.actor import image_size_for
 from atlas.rollout.chunk_executor import ChunkExecutor
-from atlas.rollout.episode_plan import Purpose, plan_episodes
+from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
 from atlas.rollout.evaluation import check_agreement, one_thread
 from atlas.rollout.success_report import EvaluationReport
 from atlas.runs.run_directory import EVALUATIONS, RESULTS
@@ -130,6 +134,8 @@ class OnlineRun:
                 asked["proprio_margin"] = margin
         settle(self.folder, asked, config)
         self._held, self._world = held, list[Environment]()
+        self._boards: tuple[EvaluationBoard, ExperienceMap] | None = None
+        self._demonstrated: Seen | None = None
         # What a run from a checkpoint may fall back to.
         own = self.policy.own_state_dict() if checkpoint is not None else {}
         self._begun_with = {name: tensor.detach().clone() for name, tensor in own.items()}
@@ -155,11 +161,16 @@ class OnlineRun:
     def open_world(self, exploring: bool = False) -> Environment:
         """An environment in this process, closed when the run is left. exploring: with what the critics are told."""
         env = make_environment(self.env, image_size_for(self.actor()))
-        if exploring and self.name == RESIDUAL and self.config.learning.residual.object_positions:
+        if exploring and self._told_of_objects:
             assert isinstance(env, StateSimulator)  # its spec says so
             env = StateWorld(env, cameras=True)
         self._held.callback(env.close)
         return env
+
+    @property
+    def _told_of_objects(self) -> bool:
+        """Whether critics are told more than the policy sees."""
+        return self.name == RESIDUAL and self.config.learning.residual.object_positions
 
     def actor(self) -> ChunkExecutor:
         """Who acts by the present weights, doing what is most likely."""
@@ -179,7 +190,7 @@ class OnlineRun:
 
         if not self._world:
             self._world.append(self.open_world())
-        planned = plan_episodes(self.env, episodes, purpose, self.config.evaluation.seed)
+        planned = self._planned(purpose, episodes)
         was_training = self.policy.training
         self.policy.eval()
         with one_thread():
@@ -194,15 +205,68 @@ class OnlineRun:
         )
         return report, {**report.metrics(), **summary_aliases("Val", [ended for _, ended in played])}
 
-    def look(self, tracker: RunTracker, steps: int) -> None:
-        """Evaluate the present policy on episodes for selection, show it, and keep it if it is the best so far."""
+    def _planned(self, purpose: Purpose, episodes: int) -> list[PlannedEpisode]:
+        return plan_episodes(self.env, episodes, purpose, self.config.evaluation.seed)
+
+    def look(
+        self,
+        tracker: RunTracker,
+        steps: int,
+        judge: Judge | None = None,
+        been: Callable[[int], Mapping[str, Seen]] = lambda count: {},
+    ) -> None:
+        """Evaluate the present policy on episodes for selection, show it, and keep it if it is the best so far.
+
+        judge: what foresees rewards. been: what was seen while learning, at most so much of it, by groups.
+        """
         report, metrics = self.evaluate("selection", self.settings.eval_episodes)
         tracker.log({**metrics, "train/step": tracker.step})  # their axis in wandb
+        self._show(replace(report, step=tracker.step), tracker, judge, been)
         reached = [report.success_rate, metrics["eval/mean_reward"]]
         logger.info("After %d steps: mean reward %.4g, success %.0f%%", steps, reached[1], 100 * reached[0])
         if self.best is None or reached > self.best:
             self.best = reached
             self.keep("best")
+
+    def _show(
+        self,
+        report: EvaluationReport,
+        tracker: RunTracker,
+        judge: Judge | None,
+        been: Callable[[int], Mapping[str, Seen]],
+    ) -> None:
+        """Films of episodes, and the map of what was seen."""
+        media = self.config.logging.media
+        if self._boards is None:
+            self._boards = EvaluationBoard(media, self.folder, tracker), ExperienceMap(media.vis_dataset, tracker)
+        films, experience = self._boards
+        was_training = self.policy.training
+        self.policy.eval()
+        with one_thread():
+            planned = self._planned(report.purpose, len(report.outcomes))
+            films.show(report, planned, self._open_shown, self.view, judge)
+            if experience.wanted:
+                experience.show({**self._shown_first(experience.wanted // 3), **been(experience.wanted)}, self._state)
+        self.policy.train(was_training)
+
+    def _open_shown(self) -> Environment:
+        """The world in which episodes are played again: critics may have to be told more there."""
+        if not self._told_of_objects:
+            return self._world[0]
+        if len(self._world) == 1:
+            self._world.append(self.open_world(exploring=True))
+        return self._world[1]
+
+    def _shown_first(self, count: int) -> dict[str, Seen]:
+        """What demonstrations look like to the view, where learning began with them."""
+        if self.checkpoint is None or self._told_of_objects:
+            return {}
+        if self._demonstrated is None:
+            self._demonstrated = demonstrated(self.config, self.view, count) or {}
+        return {DEMONSTRATIONS: self._demonstrated} if self._demonstrated else {}
+
+    def _state(self, seen: Seen) -> torch.Tensor:
+        return self.view.state(seen)
 
     def keep(self, name: str) -> None:
         """Save the present policy as <run>/<name>/policy."""

@@ -4,6 +4,7 @@
       experience/round_01/         what was kept of the first round, in LIBERO's layout, to look at and to check
       rounds/round_01/             its training, a run like any other
       control/                     as many steps of plain imitation
+      videos/round_01/             films of the best, median and worst episode of the evaluation after it
       evaluations/                 the outcomes of the policies before and after, and of the control
       best/policy/                 the better one of before and after
 """
@@ -16,6 +17,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +29,7 @@ from atlas.data.hdf5.libero_writer import write_libero_file
 from atlas.environments.catalog import environment_spec
 from atlas.environments.rendering import RenderingGPU
 from atlas.launch import count_gpus, launch_ranks, plan_processes
+from atlas.learning.boards.evaluation_board import MOST_PICTURES, VIDEOS
 from atlas.learning.dagger import Dagger
 from atlas.learning.improvement import Improvement
 from atlas.learning.online_run import finish_with, settle
@@ -39,13 +42,15 @@ from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
 from atlas.rollout.evaluation import Evaluator, PlayedEpisode, check_agreement
 from atlas.rollout.experience import Played
-from atlas.rollout.success_report import EvaluationReport
+from atlas.rollout.filming.film_choice import film_order
+from atlas.rollout.success_report import EvaluationReport, highlights
 from atlas.runs.run_directory import EVALUATIONS, RESULTS
 from atlas.system.documents import read_json
 from atlas.system.files import partial_folder, write_json
 from atlas.system.locks import hold
 from atlas.tracking import RunTracker
 from atlas.train import run
+from atlas.training.media.episode_logger import EpisodeLogger
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +93,7 @@ class _Rounds:
         held.callback(self.evaluator.close)
         self.tracker = RunTracker(self.folder, str(config.run_name), config.wandb, config.logging, from_experience=True)
         finish_with(held, self.tracker)
+        self.board = EpisodeLogger(config.logging.media.episode_logger, self.tracker)
         self.steps, self.episodes = 0, 0  # in the environment, so far
 
     def _settle(self, checkpoint: str) -> None:
@@ -199,23 +205,45 @@ class _Rounds:
         return [*demonstrations, SourceConfig(path=str(self.folder / "experience"), weight=weight)]
 
     def _follow(self, number: int, policy: Path) -> None:
-        episodes = self.config.learning.round_episodes
-        if episodes:
-            report = self._evaluate(policy, "selection", episodes, f"round_{number:02d}")
-            self.tracker.log({**report.metrics(), "learner/update_steps": number * self.settings.steps})
+        """How good the policy is after a round, with films of three episodes."""
+        episodes, step = self.config.learning.round_episodes, number * self.settings.steps
+        if not episodes:
+            return
+        shown = self.board.due("selection")
+        films = self.folder / VIDEOS / f"round_{number:02d}" if shown else None
+        report = self._evaluate(policy, "selection", episodes, f"round_{number:02d}", films)
+        self.tracker.log({**report.metrics(), "learner/update_steps": step})
+        if shown:
+            self.board.log(replace(report, step=self.tracker.step))
 
     # ---- evaluating ------------------------------------------------------------------------------------------
 
-    def _evaluate(self, policy: Path, purpose: Purpose, episodes: int, name: str) -> EvaluationReport:
-        """The outcomes of a policy, which stay in a file."""
+    def _evaluate(
+        self, policy: Path, purpose: Purpose, episodes: int, name: str, films: Path | None = None
+    ) -> EvaluationReport:
+        """The outcomes of a policy, which stay in a file. films: where those of the best, median and worst go, of
+        episodes that are played now."""
         file = self.folder / EVALUATIONS / f"{name}.json"
         if file.exists():
             return EvaluationReport.load(file)
         planned = plan_episodes(self.env, episodes, purpose, self.config.evaluation.seed)
-        outcomes = self.evaluator.run(self._actor(policy), planned, title=f"evaluating: {name}")
+        title = f"evaluating: {name}"
+        played = self.evaluator.play(self._actor(policy), planned, record=films is not None, title=title)
+        outcomes = [each.outcome for each in played]
         report = EvaluationReport(self.env, str(policy), tuple(outcomes), purpose, seed=self.config.evaluation.seed)
         report.save(file)
-        return report
+        return report if films is None else self._filmed(report, played, films)
+
+    def _filmed(self, report: EvaluationReport, played: Sequence[PlayedEpisode], folder: Path) -> EvaluationReport:
+        """The report, which knows where the films are."""
+        traces = {each.outcome.seed: each.trace for each in played}
+        orders = {
+            outcome.seed: film_order(traces[outcome.seed], outcome, folder, rank, MOST_PICTURES)
+            for rank, outcome in highlights(report.outcomes).items()
+        }
+        made = set(self.evaluator.film(list(orders.values()), "filming"))
+        films = {seed: str(order.path) for seed, order in orders.items() if order.path in made}
+        return replace(report, outcomes=tuple(replace(o, video=films.get(o.seed)) for o in report.outcomes))
 
     def _actor(self, policy: Path) -> ChunkExecutor:
         evaluation = self.config.evaluation

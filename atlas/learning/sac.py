@@ -122,14 +122,25 @@ class SoftActorCritic:
             found |= self._update_actor(drawn.seen)
         return found
 
+    @torch.no_grad()
+    def wanted(self, drawn: Drawn, random: torch.Generator) -> torch.Tensor:
+        """What the values [B] of decisions should be, by what came of them."""
+        then, log_prob = self.actor.distribution(drawn.seen_then).sample(random)
+        values = self.targets(self.actor.state(drawn.seen_then), then.flatten(1))  # [N, B]
+        if self.settings.critic_subset < len(values):
+            order = torch.randperm(len(values), generator=random, device=self.device)
+            values = values[order[: self.settings.critic_subset]]
+        return drawn.returns + drawn.discounts * (values.min(0).values - self.temperature * log_prob)
+
+    @torch.no_grad()
+    def opinion(self, decisions: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean of what the critics think of T decisions, and what they should: float32 [T] each."""
+        random = torch.Generator(self.device).manual_seed(0)
+        values = self.critics(self.actor.state(decisions.seen), decisions.actions)
+        return values.mean(0), self.wanted(decisions, random)
+
     def _update_critics(self, drawn: Drawn) -> dict[str, torch.Tensor]:
-        with torch.no_grad():
-            then, log_prob = self.actor.distribution(drawn.seen_then).sample(self.random)
-            values = self.targets(self.actor.state(drawn.seen_then), then.flatten(1))  # [N, B]
-            if self.settings.critic_subset < len(values):
-                order = torch.randperm(len(values), generator=self.random, device=self.device)
-                values = values[order[: self.settings.critic_subset]]
-            wanted = drawn.returns + drawn.discounts * (values.min(0).values - self.temperature * log_prob)
+        wanted = self.wanted(drawn, self.random)
         values = self.critics(self.actor.state(drawn.seen), drawn.actions)
         squares = F.mse_loss(values, wanted.expand_as(values), reduction="none")
         loss = (squares if drawn.weights is None else squares * drawn.weights).mean(1).sum()

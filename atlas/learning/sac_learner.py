@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from atlas.config import ResidualSacConfig, SacBaseConfig
+from atlas.learning.boards.experience_map import thirds
+from atlas.learning.boards.judged_episodes import Judge
 from atlas.learning.experience_replay import Replay, draw_mixed
 from atlas.learning.online_run import OnlineRun
 from atlas.learning.sac import SoftActorCritic
@@ -20,7 +22,7 @@ from atlas.tracking import RunTracker
 
 logger = logging.getLogger(__name__)
 
-_LEARNER, _REPLAY = "learner.safetensors", "replay.safetensors"
+LEARNER, REPLAY = "learner.safetensors", "replay.safetensors"
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ class SacLearner:
         for name in ("values", "targets"):
             if name in self._shown:
                 self.tracker.log_histogram(f"sac/q_{name}", self._shown[name])
-        self.run.look(self.tracker, self.steps)
+        judge = Judge(self.sac, self.settings.gamma)
+        self.run.look(self.tracker, self.steps, judge, lambda count: thirds(self.replay, count))
 
     # ---- checkpoints -----------------------------------------------------------------------------------------
 
@@ -151,8 +154,8 @@ class SacLearner:
         self.tracker.flush()
 
         def write(folder: Path) -> None:
-            self.replay.save(folder / _REPLAY)
-            save_nested(folder / _LEARNER, self.sac.state_dict())
+            self.replay.save(folder / REPLAY)
+            save_nested(folder / LEARNER, self.sac.state_dict())
 
         self.run.save(self.steps, facts, write)
 
@@ -162,8 +165,8 @@ class SacLearner:
         if found is None:
             return {}
         folder, facts = found
-        self.replay.load(folder / _REPLAY)
-        self.sac.load_state_dict(load_nested(folder / _LEARNER))
+        self.replay.load(folder / REPLAY)
+        self.sac.load_state_dict(load_nested(folder / LEARNER))
         self.steps, self.decisions, self.episodes = facts["steps"], facts["decisions"], facts["episodes"]
         self.seconds, self._owing_since, self._logged = facts["seconds"], facts["owing_since"], self.sac.updates
         self.ended = facts.get("ended")

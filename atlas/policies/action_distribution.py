@@ -179,3 +179,12 @@ class CorrectedActions:
         """Actions [B, H, A] that gradients flow through, and the logarithm of the density [B] of their correction."""
         drawn, log_prob = self.correction.sample(generator)
         return self.base + self.scale * drawn, log_prob
+
+    @property
+    def most_likely(self) -> torch.Tensor:
+        """[B, H, A]."""
+        return self.base + self.scale * self.correction.most_likely
+
+    def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
+        """The logarithm of the density [B] of the correction of chunks [B, H, A] that `sample` may give."""
+        return self.correction.log_prob((actions - self.base).mean(1, keepdim=True) / self.scale)

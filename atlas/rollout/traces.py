@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from atlas.environments.environment import Environment, Pictured, Simulator, StepResult
 from atlas.environments.scene_variation import AS_IT_IS, SceneVariation, VariableScene
 from atlas.rollout.filming.attention_column import AttentionColumn, Look
+from atlas.rollout.filming.decision_curves import DecisionCurve
 from atlas.rollout.filming.films import FilmDrawing
 from atlas.rollout.success_report import Verdict
 from atlas.types import Observation
@@ -118,6 +119,7 @@ class FilmOrder:
     verdict: Verdict
     most_pictures: int | None = None  # at most so many, of steps at even distances; None: every step
     looks: tuple[Look, ...] = ()  # where the policy looked, to be drawn beside the pictures
+    curves: tuple[DecisionCurve, ...] = ()  # of its decisions, to be drawn below
 
     def __len__(self) -> int:
         return len(self.trace)
@@ -126,7 +128,7 @@ class FilmOrder:
         """See `Film.frames`."""
         spec, trace = env.spec.action_spec, self.trace
         every = _every(len(trace), spec.control_hz, self.most_pictures)
-        drawing = FilmDrawing(self.instruction, trace.actions, spec, PICTURE_SIZE)
+        drawing = FilmDrawing(self.instruction, trace.actions, spec, PICTURE_SIZE, self.curves)
         beside = AttentionColumn(self.looks, PICTURE_SIZE) if self.looks else None
         shown = [*range(0, len(trace), every), len(trace)]
         fps = spec.control_hz / every

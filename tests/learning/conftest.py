@@ -13,6 +13,9 @@ from atlas.learning.explorer import Explorer
 from tests.conftest import MakeOnce
 from tests.test_vertical_slice import SMALL
 
+# For tests of what is learned and not of what is shown
+SILENT = ["logging.media.episode_logger.interval=0", "logging.media.vis_dataset.interval=0"]
+
 
 @pytest.fixture(scope="session")
 def first_run(cubes_dataset: Path, make_once: MakeOnce) -> Path:

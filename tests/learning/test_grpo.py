@@ -21,8 +21,9 @@ from atlas.policies.action_distribution import Noise, NoisyActions
 from atlas.policies.base import load_policy
 from atlas.runs import read_scalars
 from tests.learning.bandit import NAME
+from tests.learning.conftest import SILENT
 
-TINY = ["model.fusion.dim=16", "learning.held_out_episodes=20", "learning.grpo.eval_episodes=5"]
+TINY = ["model.fusion.dim=16", "learning.held_out_episodes=20", "learning.grpo.eval_episodes=5", *SILENT]
 
 
 def small(out: Path, *overrides: str) -> Config:

@@ -17,13 +17,14 @@ from atlas.learning.online_run import start_policy
 from atlas.learning.policy_view import PolicyView
 from atlas.learning.run_config import config_from_nothing
 from atlas.runs import read_scalars
+from tests.learning.conftest import SILENT
 
 pytest.importorskip("gymnasium", reason="Pendulum is gymnasium's: pip install 'atlas-vla[gym]'")
 PENDULUM = "gym:Pendulum-v1?horizon=50"
 
 
 def small(out: Path, *overrides: str) -> Config:
-    tiny = ["model.fusion.dim=32", "learning.held_out_episodes=2", "learning.ppo.eval_episodes=1"]
+    tiny = ["model.fusion.dim=32", "learning.held_out_episodes=2", "learning.ppo.eval_episodes=1", *SILENT]
     return config_from_nothing("ppo", PENDULUM, [*tiny, f"output_dir={out}", *overrides])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from atlas.data.formats import open_dataset
 from atlas.environments.cubes import CubesEnvironment
@@ -44,6 +45,13 @@ class Still:
         return {number: np.zeros((4, 7), np.float32) for number in observations}
 
 
+def shown_on(folder: Path) -> set[str]:
+    """What there is on a run's board besides scalars."""
+    board = EventAccumulator(str(folder / "tensorboard"))
+    board.Reload()
+    return {*board.Tags()["images"], *board.Tags()["histograms"]}
+
+
 @pytest.fixture
 def run(first_run: Path) -> Path:
     return first_run
@@ -73,6 +81,7 @@ def test_dagger_leaves_experience_a_policy_and_a_verdict(
     run: Path, atlas: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [*FEW, *[f"learning.dagger.{each}" for each in LITTLE], "learning.dagger.decisions=2"]
+    settings += ["learning.round_episodes=1", "logging.media.vis_dataset.interval=1"]
 
     code = atlas("learn", "dagger", "--checkpoint", str(run), "--env", "cubes", "--json", *settings)
 
@@ -86,6 +95,9 @@ def test_dagger_leaves_experience_a_policy_and_a_verdict(
     scalars = read_scalars(folder)
     assert scalars["actor/total_steps"][-1][1] == found["env_steps"]
     assert (folder / "best" / "policy" / "model.safetensors").exists()
+    assert {"eval/video_best", "eval/return_distribution"} <= shown_on(folder)
+    assert "dataset/frames_by_source" in shown_on(folder / "rounds" / "round_01")
+    assert len(list((folder / "videos" / "round_01").glob("best_*.mp4"))) == 1
 
     again = learn(config_of_run(str(run), "dagger", settings), "dagger", str(run), "cubes")
 

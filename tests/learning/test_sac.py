@@ -24,11 +24,12 @@ from atlas.learning.sac_run import learn_here
 from atlas.policies.base import load_policy
 from atlas.runs import read_scalars
 from atlas.training.guards.signals import Interrupted
+from tests.learning.conftest import SILENT
 
 pytest.importorskip("gymnasium", reason="Pendulum is gymnasium's: pip install 'atlas-vla[gym]'")
 PENDULUM = "gym:Pendulum-v1?horizon=50"
 TINY = ["model.fusion.dim=16", "learning.sac.width=16", "learning.sac.batch_size=16", "learning.sac.eval_episodes=1"]
-TINY += ["learning.held_out_episodes=2", "training.log_interval=20"]
+TINY += ["learning.held_out_episodes=2", "training.log_interval=20", *SILENT]
 
 
 def small(out: Path, *overrides: str) -> Config:

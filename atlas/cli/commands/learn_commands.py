@@ -109,6 +109,29 @@ def grpo(env: World, overrides: Overrides = None, checkpoint: Start = None, as_j
     _report(result, as_json)
 
 
+@learn_app.command("map")
+def map_of_replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of SAC.")],
+    method: Annotated[Literal["pca", "tsne"], typer.Option(help="How states become points.")] = "pca",
+    frames: Annotated[int, typer.Option(metavar="N", help="How many states are drawn at most.")] = 1000,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the pictures go; default: map/ in the run.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Where a run of SAC has been: its replay on a plane, by time, by return, and by value."""
+    with stdout_kept_for_the_report(as_json):
+        from atlas.learning.boards.replay_map import map_replay
+
+        found = map_replay(run, method, frames, out)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    say(f"{found.shown:,} of {found.decisions:,} decisions in the replay of {found.checkpoint} are drawn in:")
+    for path in found.pictures.values():
+        say(f"  {path}")
+
+
 def _learn_from_actors(
     config: Config, env: str, checkpoint: str | None, actors: int | None, address: Address, key: str | None
 ) -> OnlineResult:

@@ -121,6 +121,7 @@ class _Run(OnPolicyRun):
             torch.cat([chunk for episode in kept for chunk in episode.actions]),
             torch.cat([log_prob for episode in kept for log_prob in episode.log_probs]),
         )
+        self._noticed(tried.seen)
         start, far = self._from_start(tried)
         shown |= far
         if self.ended is not None:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from atlas.config import OnPolicyConfig
+from atlas.learning.boards.experience_map import Seen
+from atlas.learning.boards.judged_episodes import Judge
 from atlas.learning.explorer import EpisodeLog
 from atlas.learning.on_policy.clipped_learning import ClippedLearner, StartPolicy, Tried, divergence_from
 from atlas.learning.online_run import OnlineRun
@@ -33,6 +35,8 @@ class OnPolicyRun(ABC):
         self._start = StartPolicy(learner.view) if self._measures_start else None
         self.steps, self.rounds, self.episodes, self.seconds = 0, 0, 0, 0.0
         self.ended: str | None = None  # why, where it ended before its steps were played
+        self._first: Seen | None = None
+        self._last: Seen | None = None
         if (found := run.latest()) is not None:
             folder, facts = found
             learner.load_state_dict(load_nested(folder / _LEARNER))
@@ -55,7 +59,7 @@ class OnPolicyRun(ABC):
     def play(self) -> OnlineResult:
         before, looked, saved = self.run.before(), self.steps, self.steps
         if self.run.checkpoint is not None and self.run.best is None:
-            self.run.look(self.learner_board, self.steps)  # the policy of the start may remain the best
+            self._look()  # the policy of the start may remain the best
         begun = time.monotonic() - self.seconds
         while self.steps < self.settings.steps and self.ended is None:
             seed = self.run.config.seed
@@ -66,7 +70,7 @@ class OnPolicyRun(ABC):
             if self.steps - looked >= self.settings.eval_interval:
                 looked = self.steps
                 paused = time.monotonic()
-                self.run.look(self.learner_board, self.steps)
+                self._look()
                 begun += time.monotonic() - paused
             self.seconds = time.monotonic() - begun
             if self.stop.signal is not None or self.steps - saved >= self.settings.save_interval:
@@ -75,9 +79,34 @@ class OnPolicyRun(ABC):
             if self.stop.signal is not None:
                 raise Interrupted(self.stop.signal)
         if looked < self.steps and self.ended is None:
-            self.run.look(self.learner_board, self.steps)
+            self._look()
         self._save()
         return self.run.conclude(before, self.steps, self.log.episodes, self.learner.updates, self.seconds, self.ended)
+
+    def _look(self) -> None:
+        """Evaluate the policy, and show what there is to see."""
+        self.learner_board.step = self.learner.updates
+        self.run.look(self.learner_board, self.steps, self._judge, self._been)
+
+    @property
+    def _judge(self) -> Judge | None:
+        """What foresees rewards, where something does."""
+        return None
+
+    def _been(self, count: int) -> dict[str, Seen]:
+        """What was seen in the first iteration since the run was started or resumed, and in the last."""
+        parts = {} if self._first is None else {"the first iteration": self._first}
+        if self._last is not None:
+            parts["the last iteration"] = self._last
+        return {name: _some(seen, count // 2) for name, seen in parts.items()}
+
+    def _noticed(self, seen: Seen) -> None:
+        """Keep what was seen in an iteration, to be shown."""
+        most = self.run.config.logging.media.vis_dataset.frames
+        if self._first is None:
+            self._first = _some(seen, most)
+        else:
+            self._last = _some(seen, most)
 
     @property
     def progress(self) -> float:
@@ -126,6 +155,13 @@ class OnPolicyRun(ABC):
             distribution = self.view.distribution(seen)
             chunk, _ = distribution.sample(random)
             return chunk, distribution.log_prob(chunk)  # as it will be looked up, also where squashing lost digits
+
+
+def _some(seen: Seen, count: int) -> Seen:
+    """At most `count` of the rows, at even distances."""
+    there = len(next(iter(seen.values())))
+    rows = torch.linspace(0, there - 1, min(count, there)).long()
+    return {name: values[rows].clone() for name, values in seen.items()}
 
 
 def stacked(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:

@@ -18,6 +18,8 @@ from torch import nn
 
 from atlas.config import Config, PpoConfig
 from atlas.errors import InputError
+from atlas.learning.boards.judged_episodes import Judge
+from atlas.learning.experience_replay import Drawn
 from atlas.learning.explorer import Explorer
 from atlas.learning.on_policy.clipped_learning import ClippedLearner, Tried
 from atlas.learning.on_policy.on_policy_run import OnPolicyRun, stacked
@@ -25,6 +27,7 @@ from atlas.learning.online_run import OnlineRun
 from atlas.learning.policy_view import PolicyView
 from atlas.learning.returns import OnlineResult
 from atlas.rollout.evaluation import one_thread
+from atlas.tracking import RunTracker
 from atlas.training.guards.signals import StopRequest, listening
 
 
@@ -85,6 +88,26 @@ class PPO(ClippedLearner):
         value_loss = F.mse_loss(self.worth(seen), wanted[rows])
         return loss + self.settings.value_weight * value_loss, {**shown, "value_loss": value_loss}
 
+    def show_values(self, tracker: RunTracker) -> None:
+        """How the values that were foreseen are spread, and those that came."""
+        if self._played is None:
+            return
+        played, _, wanted = self._played
+        for name, values in (("values", played.values), ("value_targets", wanted)):
+            tracker.log_histogram(f"ppo/{name}", values * self._size)
+
+    @property
+    def _size(self) -> float:
+        """Of 1 in what is learned, in rewards."""
+        return self.reward_scale.deviation if self.settings.scale_rewards else 1.0
+
+    @torch.no_grad()
+    def opinion(self, decisions: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
+        """The values of T states, and what came of each with the value of the next: float32 [T] each, in the rewards
+        that are learned from, before they are scaled."""
+        values, then = self.worth(decisions.seen) * self._size, self.worth(decisions.seen_then) * self._size
+        return values, decisions.returns + decisions.discounts * then
+
     def state_dict(self) -> dict[str, Any]:
         own = {"value": self.value.state_dict(), "reward_scale": self.reward_scale.state()}
         return super().state_dict() | own
@@ -110,8 +133,13 @@ class RunningScale:
         self._squares += off * (self._return - self._mean)
         if over:
             self._return = 0.0
-        deviation = (self._squares / self._count) ** 0.5
-        return reward / deviation if deviation > 1e-8 else reward
+        return reward / self.deviation
+
+    @property
+    def deviation(self) -> float:
+        """1 where all returns so far were the same."""
+        deviation = (self._squares / max(1, self._count)) ** 0.5
+        return deviation if deviation > 1e-8 else 1.0
 
     def state(self) -> list[float]:
         return [self._return, float(self._count), self._mean, self._squares]
@@ -142,6 +170,7 @@ class _Run(OnPolicyRun):
     def __init__(self, run: OnlineRun, stop: StopRequest) -> None:
         settings = run.config.learning.ppo
         self.ppo, self._decisions = PPO(settings, run.policy_view, run.config.seed), settings.decisions
+        self._gamma = settings.gamma
         self._scaled, self._of_success = settings.scale_rewards, settings.reward == "success"
         if self._of_success and not run.spec.judged:
             raise InputError(f"learning.ppo.reward is success, but '{run.env}' does not tell it; use reward=world.")
@@ -154,12 +183,21 @@ class _Run(OnPolicyRun):
             for i in range(count)
         ]
 
+    @property
+    def _judge(self) -> Judge:
+        return Judge(self.ppo, self._gamma, self._of_success)
+
+    def _look(self) -> None:
+        self.ppo.show_values(self.learner_board)
+        super()._look()
+
     def _iterate(self, random: torch.Generator, draw: np.random.Generator) -> dict[str, float]:
         """`decisions` of each world, by the present policy."""
         parts = [self._play_in(world, random) for world in self.worlds]
         columns = {name: torch.cat([part.seen[name] for part in parts]) for name in parts[0].seen}
         rest = ("actions", "log_probs", "rewards", "values", "values_then", "over")
         played = Played(columns, **{name: torch.cat([getattr(part, name) for part in parts]) for name in rest})
+        self._noticed(played.seen)
         _, far = self._from_start(played)
         return far if self.ended is not None else {**self.ppo.learn(played, self.progress, draw), **far}
 

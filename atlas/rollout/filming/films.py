@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -9,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from atlas.rollout.filming.decision_curves import CHART_HEIGHT, CurveChart, DecisionCurve
 from atlas.rollout.success_report import Verdict
 from atlas.types import ActionSpec
 
@@ -29,10 +31,18 @@ class FilmDrawing:
     """Draws the frames of one episode's film around its pictures.
 
     Above the picture the instruction and the step; below it a bar for each number of the action (full is 1, or the
-    episode's largest where that is more) and how far each gripper is told to close, over the whole episode.
+    episode's largest where that is more) and how far each gripper is told to close, over the whole episode. Below these
+    there may be further curves of the decisions.
     """
 
-    def __init__(self, instruction: str, actions: np.ndarray, spec: ActionSpec, size: int) -> None:
+    def __init__(
+        self,
+        instruction: str,
+        actions: np.ndarray,
+        spec: ActionSpec,
+        size: int,
+        curves: Sequence[DecisionCurve] = (),
+    ) -> None:
         """actions: float [T, A], in `spec`'s units. size: of the square pictures, in pixels."""
         self._actions, self._spec, self._size = actions, spec, size
         self._full = np.maximum(1.0, np.abs(actions).max(axis=0))  # [A]
@@ -42,7 +52,12 @@ class FilmDrawing:
         lines = _wrap(instruction, self._large, size - 3 * _MARGIN - self._steps_width)
         self._top = _TITLE_LINE * len(lines) + _MARGIN
         self._bars_top = self._top + size + _MARGIN
-        height = self._bars_top + _ROW * max(spec.dim, 4) + _MARGIN // 2
+        curves_top = self._bars_top + _ROW * max(spec.dim, 4) + _MARGIN // 2
+        self._curves = [
+            CurveChart(curve, len(actions), _MARGIN, curves_top + CHART_HEIGHT * row, size - _MARGIN, self._small)
+            for row, curve in enumerate(curves)
+        ]
+        height = curves_top + CHART_HEIGHT * len(curves)
         self.shape = (height + height % 2, size, 3)  # H.264 wants even sides
         readable = spec.readable(actions)
         self._charts = [
@@ -98,6 +113,8 @@ class FilmDrawing:
             draw.line(chart.points[: step + 1], fill=_GRIPPER, width=2)
             x, y = chart.points[step]
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=_GRIPPER)
+        for curve in self._curves:
+            curve.draw_step(draw, step)
         return image
 
     def _draw_background(self, lines: list[str]) -> Image.Image:
@@ -122,6 +139,8 @@ class FilmDrawing:
             draw.rectangle(chart.box, fill=_TRACK)
             draw.line((left, (top + bottom) // 2, right, (top + bottom) // 2), fill=_LINE)
             draw.line(chart.points, fill=_FUTURE, width=2)
+        for curve in self._curves:
+            curve.draw_ground(draw)
         return image
 
     @property

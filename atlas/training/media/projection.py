@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from atlas.config import VisDatasetConfig
 from atlas.data.episode import EpisodeDataset
+from atlas.data.mixture import sources_of
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.drawing.figures import draw_map
 from atlas.drawing.predictions import Validated, frame_places, spread
@@ -27,11 +28,14 @@ _OUTCOMES = ("failure", "success", "not said")
 
 def check_method(config: VisDatasetConfig) -> None:
     """Raises InputError if the method needs a package that is not installed."""
-    if config.interval and config.method == "tsne" and importlib.util.find_spec("sklearn") is None:
-        raise InputError(
-            "logging.media.vis_dataset.method is tsne, which needs scikit-learn: pip install 'atlas-vla[vis]', or set "
-            "it to pca."
-        )
+    if config.interval:
+        check_tsne(config.method, "logging.media.vis_dataset.method is tsne, which", "set it to pca")
+
+
+def check_tsne(method: str, asked: str, instead: str) -> None:
+    """Raises InputError if the method is `tsne` and scikit-learn is not installed."""
+    if method == "tsne" and importlib.util.find_spec("sklearn") is None:
+        raise InputError(f"{asked} needs scikit-learn: pip install 'atlas-vla[vis]', or {instead}.")
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ class FeatureShare:
 
 
 class DatasetMap:
-    """Logs `dataset/frames_by_task` and `dataset/frames_by_success` as figures, and `dataset/frames` for
-    TensorBoard's projector.
+    """Logs `dataset/frames_by_task`, `dataset/frames_by_source` of a mixture, and `dataset/frames_by_success` as
+    figures, and `dataset/frames` for TensorBoard's projector.
 
     The features are those of unaugmented frames (from a feature cache: of the version that the sample has in the first
     epoch).
@@ -101,6 +105,12 @@ class DatasetMap:
         tasks, task = self._dataset.tasks, self._dataset.task_of[places[:, 0]]
         title = f"{len(places)} training frames as the policy's vision sees them"
         self._tracker.log_image("dataset/frames_by_task", draw_map(points, task, tasks, axes, f"{title}, by task"))
+        sources = sources_of(self._dataset)
+        if len(sources) > 1:  # such as experience beside demonstrations
+            firsts = np.array([source.first for source in sources])
+            source = np.searchsorted(firsts, places[:, 0], side="right") - 1
+            drawn = draw_map(points, source, [s.name for s in sources], axes, f"{title}, by source")
+            self._tracker.log_image("dataset/frames_by_source", drawn)
         success = self._outcomes(places[:, 0])
         if (success < 2).any():
             drawn = draw_map(points, success, _OUTCOMES, axes, f"{title}, by the episode's outcome")

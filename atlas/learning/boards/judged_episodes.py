@@ -1,0 +1,128 @@
+"""An episode of an evaluation played once more, with what learning thinks of each of its decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from atlas.environments.environment import Environment
+from atlas.learning.experience_replay import Drawn
+from atlas.rollout.episode_plan import PlannedEpisode
+from atlas.rollout.episode_player import EpisodePlayer
+from atlas.rollout.filming.decision_curves import DecisionCurve
+from atlas.rollout.success_report import EpisodeOutcome
+from atlas.rollout.traces import Trace
+from atlas.rollout.transitions import Transition
+from atlas.types import Observation
+
+
+class Rated(Protocol):
+    """Random actions of which it can be said how likely each is."""
+
+    @property
+    def most_likely(self) -> torch.Tensor: ...
+
+    def log_prob(self, actions: torch.Tensor) -> torch.Tensor: ...
+
+
+class Decides(Protocol):
+    """What is asked of the policy: a view of it."""
+
+    @property
+    def random_dim(self) -> int:
+        """How many numbers of an action are drawn."""
+        ...
+
+    def look(self, observation: Observation) -> dict[str, np.ndarray]: ...
+
+    def distribution(self, seen: dict[str, torch.Tensor]) -> Rated: ...
+
+    def in_units(self, scaled: np.ndarray) -> np.ndarray: ...
+
+
+class Opinions(Protocol):
+    def opinion(self, decisions: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of T decisions what they are worth, and what that should be by what came of each: float [T] each, in the
+        world's rewards. Of no consequence for the run's random numbers."""
+        ...
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What foresees rewards: critics, or a network for the values of states."""
+
+    of: Opinions
+    gamma: float  # the discount of a decision
+    of_success: bool = False  # it foresees 1 for success instead of the world's rewards
+
+
+@dataclass(frozen=True)
+class JudgedEpisode:
+    """An episode of T decisions."""
+
+    outcome: EpisodeOutcome
+    trace: Trace
+    steps: tuple[int, ...]  # before which they were made
+    log_densities: np.ndarray  # float [T], of what was done, a number of it
+    values: np.ndarray | None = None  # float [T]
+    targets: np.ndarray | None = None
+
+    def curves(self, q_value: bool, action_probability: bool) -> tuple[DecisionCurve, ...]:
+        """Those that are asked for, as far as there are such."""
+        found = list[DecisionCurve]()
+        if q_value and self.values is not None:
+            found.append(DecisionCurve("value", self.steps, self.values, self.targets, "target"))
+        if action_probability:
+            found.append(DecisionCurve("log density of the action", self.steps, self.log_densities))
+        return tuple(found)
+
+
+@torch.no_grad()
+def play_judged(env: Environment, planned: PlannedEpisode, view: Decides, judge: Judge | None) -> JudgedEpisode:
+    """Play an episode doing what is most likely, and ask about every decision; without a judge, how likely it is."""
+    player = EpisodePlayer(env, planned, record=True, transitions=True)
+    segment, done, steps = player.begin(), list[Transition](), [0]
+    assert segment.observation is not None
+    rows, chunks, densities = [view.look(segment.observation)], list[torch.Tensor](), list[float]()
+    observation = segment.observation
+    while not segment.done:
+        distribution = view.distribution({name: torch.from_numpy(values)[None] for name, values in rows[-1].items()})
+        chunks.append(distribution.most_likely)
+        densities.append(float(distribution.log_prob(chunks[-1])) / view.random_dim)
+        segment = player.run(view.in_units(chunks[-1].flatten().numpy()))
+        done.append(Transition.between(observation, segment))
+        observation = done[-1].next_observation
+        rows.append(view.look(observation))
+        steps.append(steps[-1] + segment.steps)
+    assert segment.trace is not None
+    rewards = torch.tensor([each.reward for each in done], dtype=torch.float32)
+    outcome = EpisodeOutcome(
+        planned.instruction,
+        planned.seed,
+        segment.success,
+        float(rewards.sum()),
+        steps[-1],
+        judged=env.spec.judged,
+    )
+    judged = JudgedEpisode(outcome, segment.trace, tuple(steps[:-1]), np.array(densities))
+    if judge is None:
+        return judged
+    if judge.of_success:
+        rewards = torch.zeros(len(done))
+        rewards[-1] = float(segment.success)
+    seen = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+    discounts = torch.full((len(done),), judge.gamma)
+    discounts[-1] *= float(not segment.terminated)
+    values, targets = judge.of.opinion(
+        Drawn(
+            {name: column[:-1] for name, column in seen.items()},
+            torch.cat(chunks).flatten(1),
+            rewards,
+            discounts,
+            {name: column[1:] for name, column in seen.items()},
+        )
+    )
+    return JudgedEpisode(outcome, segment.trace, judged.steps, judged.log_densities, values.numpy(), targets.numpy())
