@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 
 sys.path += [str(Path(__file__).parents[1])]
@@ -43,7 +45,7 @@ from atlas.system.file_store import card_of, describe_files
 from atlas.types import ActionSpec, Batch
 from benchmarks.made_up import MadeUp
 from tests.data.hdf5_files import as_robomimic
-from tests.data.lerobot_folders import IMAGE, VIDEO, as_version_2, copy_fixture
+from tests.data.lerobot_folders import IMAGE, VIDEO, as_version_2, copy_fixture, edit_feature, replace_column
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -151,6 +153,27 @@ def _read_checkpoint(folder: Path, chance: random.Random) -> None:
         card_of(checkpoint)
 
 
+# ---- policies of others --------------------------------------------------------------------------------------
+
+LEROBOTS = ("config.json", "model.safetensors", "policy_*", "tokenizer/*", "vlm/*", "backbone.json")
+
+
+def _make_lerobots(kind: str) -> Callable[[Path], Any]:
+    """The small policy of the tests, without their answers."""
+
+    def make(folder: Path) -> None:
+        source = ROOT / "tests" / "fixtures" / kind
+        for file in (file for pattern in LEROBOTS for file in source.glob(pattern)):
+            (folder / file.relative_to(source)).parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, folder / file.relative_to(source))
+
+    return make
+
+
+def _read_lerobots(folder: Path, chance: random.Random) -> None:
+    load_policy(folder)
+
+
 # ---- datasets ------------------------------------------------------------------------------------------------
 
 
@@ -183,6 +206,22 @@ def _make_lerobot_2(folder: Path) -> None:
     copy_fixture(VIDEO, folder / "source")
     as_version_2(folder / "source", folder / "data")
     shutil.rmtree(folder / "source")
+
+
+def _make_small_arm(folder: Path) -> None:
+    """An arm that LeRobot knows: its unit follows from the statistics of its episodes."""
+    _make_lerobot_2(folder)
+    names = [f"{name}.pos" for name in ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll")]
+    root = folder / "data"
+    edit_feature(root, "action", names=[*names, "gripper.pos"], shape=[6])
+    for file in sorted(root.glob("data/*/*.parquet")):
+        actions = pq.read_table(file).column("action").to_pylist()
+        replace_column(file, "action", [row[:6] for row in actions])
+    bounds = {"action": {"min": [-1.0] * 6, "max": [1.0] * 6}}
+    episodes = len((root / "meta" / "episodes.jsonl").read_text().splitlines())
+    lines = [json.dumps({"episode_index": number, "stats": bounds}) for number in range(episodes)]
+    (root / "meta" / "episodes_stats.jsonl").write_text("\n".join(lines) + "\n")
+    (root / "meta" / "stats.json").unlink(missing_ok=True)
 
 
 # ---- caches --------------------------------------------------------------------------------------------------
@@ -256,10 +295,13 @@ SUBJECTS = (
     Subject("config and sweep (YAML)", _make_configs, _read_configs),
     Subject("checkpoint", _make_checkpoint, _read_checkpoint),
     Subject("checkpoint, sealed again", _make_checkpoint, _read_checkpoint, _seal),
+    Subject("LeRobot's SmolVLA", _make_lerobots("smolvla"), _read_lerobots),
+    Subject("LeRobot's pi0.5", _make_lerobots("pi05"), _read_lerobots),
     Subject("LeRobot 3.0, video", _make_lerobot("h264"), _read_dataset),
     Subject("LeRobot 3.0, PNG", _make_lerobot("png"), _read_dataset),
     Subject("LeRobot 3.0, by LeRobot", lambda folder: copy_fixture(IMAGE, folder / "data"), _read_dataset),
     Subject("LeRobot 2.1, video", _make_lerobot_2, _read_dataset),
+    Subject("LeRobot 2.1, a small arm", _make_small_arm, _read_dataset),
     Subject("HDF5, LIBERO", _make_hdf5, _read_dataset),
     Subject("HDF5, robomimic", lambda folder: (_make_hdf5(folder), as_robomimic(folder / "data")), _read_untold),
     Subject("frame cache", _make_frame_cache, _read_frame_cache),

@@ -280,7 +280,7 @@ def contexts(job: Job) -> dict[str, Any]:
 
     looking = threading.Thread(target=look)
     looking.start()
-    options = ["training.max_steps=6", "checkpoint.save_interval=2", "training.eval_interval=3"]
+    options = ["training.max_steps=6", "checkpoint.save_interval=2", "evaluation.interval=3"]
     options += [f"evaluation.episodes={job.gpus}", "evaluation.final_episodes=0"]
     try:
         done = watch(atlas(job.gpus, [*overrides_of(job, "contexts"), *options]), 80)

@@ -71,3 +71,28 @@ def test_the_package_is_found_before_others_of_its_name() -> None:
     found = safe_environment({"PYTHONPATH": f"/elsewhere{os.pathsep}{os.pathsep}"})
 
     assert found == {"PYTHONSAFEPATH": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}/elsewhere"}
+
+
+def test_whoever_starts_a_python_starts_it_so() -> None:
+    """Another command for it would import modules of the user's folder."""
+    named = {file.name for file in (ROOT / "atlas").rglob("*.py") if "sys.executable" in file.read_text("utf-8")}
+
+    assert named == {"interpreter.py", "machine.py"}  # which says what the interpreter is
+
+
+def test_actors_are_started_without_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("zmq", reason="actors talk through pyzmq")
+    from atlas.config import Config
+    from atlas.learning.actors import actor_processes
+
+    started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    monkeypatch.setattr(
+        actor_processes.subprocess, "Popen", lambda command, **given: started.append((command, given["env"]))
+    )
+    processes = actor_processes.ActorProcesses(Config(), "gym:Pendulum-v1", 2, None)
+
+    processes.start(4000)
+
+    assert [command[:5] for command, _ in started] == [module_command("atlas.cli")] * 2
+    assert {given["PYTHONSAFEPATH"] for _, given in started} == {"1"}

@@ -289,6 +289,23 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_from(place: Path, run_dir: Pa
         refused(place, [*resume(run_dir), *overrides], words, LATEST)
 
 
+def test_a_checkpoint_of_other_actions_is_not_gone_on_from(place: Path, run_dir: Path, good_run: Path) -> None:
+    """As if the policy had learned at another rate, of another gripper, or numbers that mean something else."""
+    for change, words in (
+        (lambda spec: spec.update(control_hz=10.0), "the actions' control_hz was 10.0 and is 20"),
+        (
+            lambda spec: spec["groups"][2].update(open=1.0, closed=-1.0),
+            "the actions' open of gripper was 1.0 and is -1",
+        ),
+        (lambda spec: spec["groups"][0].update(kind="other"), "the actions' groups was"),
+    ):
+        (run_dir / LATEST / PROCESSOR).write_bytes((good_run / LATEST / PROCESSOR).read_bytes())
+        in_json(lambda values, change=change: change(values["action_spec"]))(run_dir / LATEST / PROCESSOR)
+        (run_dir / LATEST / MANIFEST).unlink()
+        seal(run_dir / LATEST)
+        refused(place, resume(run_dir), words, LATEST)
+
+
 def test_a_run_is_not_made_shorter_than_it_is(place: Path, run_dir: Path) -> None:
     refused(
         place, [*resume(run_dir), "training.max_steps=1"], "training.max_steps is 1", "is already at step 2", LATEST

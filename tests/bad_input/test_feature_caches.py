@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from atlas.system.locks import hold
 from tests.bad_input.conftest import BACKBONE
 from tests.bad_input.table import Row, cut, each, flip, refused
 
@@ -110,3 +113,15 @@ def test_a_cache_is_not_gone_on_with_where_its_index_is_damaged(
 
     arguments = ["data", "cache-features", "--cpu", *BACKBONE, f"data.path={good_data}", "--out", str(cache)]
     refused(place, arguments, str(cache / INDEX), "damaged")
+
+
+def test_a_cache_that_another_process_fills_is_left_alone(
+    copied: Callable[[Path], Path], good_cache: Path, good_data: Path, place: Path
+) -> None:
+    cache = copied(good_cache)
+    with hold(cache, "the cache"):
+        refused(
+            place,
+            ["data", "cache-features", "--cpu", "--out", str(cache), f"data.path={good_data}", *BACKBONE],
+            f"Process {os.getpid()} on {socket.gethostname()} is working on this feature cache",
+        )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,6 +22,7 @@ from atlas.data.caches.frame_cache import FrameCache, fill_caches, frame_caches
 from atlas.data.formats import open_configured
 from atlas.data.training_data import open_training_data, read_cached_frames, split_data
 from atlas.errors import InputError
+from atlas.system.locks import hold
 from atlas.system.process_control import pool
 from tests.bad_input.table import SMALL
 from tests.conftest import MakeLibero
@@ -206,3 +209,21 @@ def test_a_frame_that_cannot_be_read_ends_it_and_leaves_no_half_file(libero: dic
         fill(config, tmp_path / "frames")
 
     assert not list(cache.folder.glob("*.npy*")) and not list(cache.folder.glob(".*"))
+
+
+def test_what_another_process_decodes_is_waited_for(
+    libero: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(libero)
+    data = split_data(config, *open_configured(config.data))
+    root, size = tmp_path / "frames", data.train.pixels_to_cache
+    (cache,) = frame_caches(root, data.dataset, data.cameras, size)
+    with ThreadPoolExecutor(1) as pool:
+        with hold(cache.folder, "the other's"):
+            filling = pool.submit(fill_caches, root, data.dataset, data.cameras, size)
+            deadline = time.monotonic() + 30
+            while "Waiting for process" not in capsys.readouterr().err and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not filling.done() and cache.missing
+        filling.result(60)
+    assert not cache.missing

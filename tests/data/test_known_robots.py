@@ -186,3 +186,18 @@ def test_statistics_that_hide_the_unit_are_found_out(robot: Callable[[str], Path
 
     with pytest.raises(InputError, match=r"'shoulder_pan.pos' reaches 149.978, but is read as LeRobot's -100..100"):
         _ = open_dataset(folder).numbers()
+
+
+def test_the_unit_follows_from_the_statistics_of_episodes(robot: Callable[[str], Path]) -> None:
+    """Those of version 2.1. What is no such line tells nothing, however deep it goes."""
+    folder = robot("so101_degrees")
+    whole = json.loads((folder / "meta" / "stats.json").read_text())
+    (folder / "meta" / "stats.json").unlink()
+    lines = folder / "meta" / "episodes_stats.jsonl"
+    lines.write_text("".join(json.dumps({"episode_index": number, "stats": whole}) + "\n" for number in range(2)))
+
+    assert open_dataset(folder).action_spec.groups[0].unit == pytest.approx(DEGREE)
+    for wrong in ("[" * 100_000, '{"stats": 3}', "3", '{"stats": {"action": {"min": {}, "max": []}}}', "\xff"):
+        lines.write_text(wrong, encoding="latin-1")
+        with pytest.raises(InputError, match=re.escape("degrees or in LeRobot's -100..100")):
+            open_dataset(folder)

@@ -273,6 +273,10 @@ def _fewer_words(folder: Path) -> None:
     rewrite(folder, lambda t: t.update({n: v[:100].clone() for n, v in t.items() if v.shape == (420, 48)}))
 
 
+def _part(folder: Path, key: str) -> dict[str, Any]:
+    return dict(json.loads((folder / "vlm" / "config.json").read_text())[key])
+
+
 BAD: dict[str, tuple[Spoil, str]] = {
     "another type": (lambda f: change(f / "config.json", type="act"), "of the type 'act', which Atlas does not read"),
     "no type": (lambda f: (f / "config.json").write_text("{}"), "not the config of a policy of LeRobot"),
@@ -328,6 +332,12 @@ BAD: dict[str, tuple[Spoil, str]] = {
     ),
     "an option that Atlas lacks": (lambda f: change(f / "config.json", adapt_to_pi_aloha=True), "'adapt_to_pi_aloha'"),
     "a size that cannot be": (lambda f: change(f / "config.json", num_vlm_layers=7), "'num_vlm_layers' is 7"),
+    "heads that do not share a width": (
+        lambda f: change(
+            f / "vlm" / "config.json", vision_config={**_part(f, "vision_config"), "num_attention_heads": 5}
+        ),
+        "'vlm_model_name' is .*whose 5 heads for pictures share 32 evenly",
+    ),
     "no postprocessor": (lambda f: (f / "policy_postprocessor.json").unlink(), "policy_postprocessor.json is missing"),
     "JSON cut short": (
         lambda f: (f / "policy_preprocessor.json").write_text("{"),

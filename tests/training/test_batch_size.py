@@ -28,6 +28,7 @@ from tests.policies.test_policy import HORIZON, SIZE, make_policy
 from tests.training.ranks import run_ranks
 
 Data = Callable[..., ChunkDataset]
+FULL = torch.OutOfMemoryError("CUDA out of memory.")
 AUTO = ["data.batch_size=auto", "training.ema_decay=0.9", f"data.image_size={SIZE}"]
 
 
@@ -157,6 +158,16 @@ def test_no_batch_is_larger_than_the_dataset_can_fill(data_of: Data, caplog: pyt
 
     assert found == 16  # 60 samples in 3 parts a step, rounded down
     assert "as many as there are; 1.2 steps are an epoch" in caplog.text
+
+
+def test_the_peak_that_is_logged_is_not_the_trials(data_of: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(batch_size, "_forget_peak", lambda _: done.append("forgotten"))
+    monkeypatch.setattr(Trial, "train", lambda _, size: done.append("trained") or _fail_above(size, 1, FULL))
+
+    find_batch_size(load_config({}, AUTO), make_policy(), data_of(), Accelerator(cpu=True))
+
+    assert done[-1] == "forgotten" and "trained" in done
 
 
 def test_an_error_that_is_not_of_memory_is_not_a_size(data_of: Data, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,3 +52,14 @@ def test_images_are_changed_for_learning_and_left_as_they_are_for_judging(traine
     assert len(judged) == len(share) > 0
     for samples, images in zip(share, judged, strict=True):
         assert torch.equal(images, trainer.val_data.__getitems__(samples).unit_images())
+
+
+def test_validation_is_read_by_workers_like_training(trainer: Trainer) -> None:
+    trainer.config = trainer.config.model_copy(
+        update={"data": trainer.config.data.model_copy(update={"num_workers": 2, "batch_size": 2})}
+    )
+
+    share, loader = trainer._val_batches()
+    trainer.tracker.finish(0)
+
+    assert len(share) >= 2 and loader.num_workers == 2

@@ -7,7 +7,6 @@ that they are degrees. Their grippers go from 0, closed, to 100, open.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 from atlas.config.action_sections import SourceActionsConfig, SourceGroupConfig
 from atlas.data.lerobot.info import Info
 from atlas.errors import InputError
-from atlas.system.documents import read_json
+from atlas.system.documents import parse_json, read_json
 from atlas.types import Arm
 
 _SMALL_ARM = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll")
@@ -277,8 +276,9 @@ def _statistics(info: Info) -> Iterator[dict[str, Any]]:
     if whole.is_file():
         yield read_json(whole)
         return
-    for line in episodes.read_text().splitlines():
-        yield json.loads(line)["stats"]
+    with episodes.open("rb") as lines:
+        for line in lines:
+            yield parse_json(line)["stats"]
 
 
 # ---- YAML to paste -----------------------------------------------------------------------------------------

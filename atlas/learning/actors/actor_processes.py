@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -17,6 +16,7 @@ from atlas.config import Config
 from atlas.learning.actors.learner_role import learn_from_actors
 from atlas.learning.actors.messages import Address
 from atlas.learning.returns import OnlineResult
+from atlas.system.process_control.interpreter import module_command, safe_environment
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +84,9 @@ class ActorProcesses:
 
     def _start(self) -> subprocess.Popen[bytes]:
         role = ["--role", "actor", "--learner", f"127.0.0.1:{self._port}", "--api-key-file", str(self._key_file)]
-        command = [sys.executable, "-m", "atlas.cli", "learn", "sac", *role, *self._arguments]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, env=os.environ, start_new_session=True)
+        command = [*module_command("atlas.cli"), "learn", "sac", *role, *self._arguments]
+        environment = {**os.environ, **safe_environment(os.environ)}
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, env=environment, start_new_session=True)
 
 
 def learn_with_actors(config: Config, env: str, actors: int, checkpoint: str | None = None) -> OnlineResult:

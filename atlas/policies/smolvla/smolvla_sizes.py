@@ -169,6 +169,10 @@ def _check(sizes: SmolVLASizes, folder: LeRobotFolder) -> None:
         )
     if sizes.heads % sizes.kv_heads or sizes.head_dim % 2:
         raise folder.wrong("vlm_model_name", "a model with an even head size and heads in groups")
+    if sizes.vision.width % sizes.vision.heads:
+        raise folder.wrong(
+            "vlm_model_name", f"a model whose {sizes.vision.heads} heads for pictures share {sizes.vision.width} evenly"
+        )
     height, width = folder.pair("resize_imgs_with_padding")[::-1]
     cell = sizes.vision.patch_size * sizes.shuffle
     if height != width or height % cell or height > sizes.vision.image_size:
