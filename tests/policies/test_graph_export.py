@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,14 @@ def test_what_cannot_be_written_is_refused(options: dict[str, Any], said: str, m
     reference, _ = make([KEYPOINTS])
     with pytest.raises(InputError, match=said):
         export_policy(reference, out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_type_that_has_no_such_form_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    another = SimpleNamespace(config=SimpleNamespace(type="smolvla"))
+    monkeypatch.setattr(graph_export, "load_policy", lambda _: another)
+    with pytest.raises(InputError, match=r"of the type 'smolvla', which cannot be written as torchscript.*atlas serve"):
+        export_policy("outputs/any", "torchscript", tmp_path / "out", instructions=TEXTS)
     assert not (tmp_path / "out").exists()
 
 

@@ -87,6 +87,38 @@ def test_a_start_follows_from_its_seed_and_a_state_says_all() -> None:
 
 
 @needs_package
+def test_what_is_seen_is_upright() -> None:
+    """The hand is where the camera's place and the world's up put it, and rises when it is told to."""
+    from atlas.environments.metaworld import MetaworldEnvironment
+
+    size = 96
+    env = MetaworldEnvironment("metaworld-reach", size)
+    try:
+        env.begin(seed=0)
+        data, model = env.scene._env.data, env.scene._env.model
+        camera = data.camera("corner")
+        right, up, back = camera.xmat.reshape(3, 3).T
+        right, up = (right, up) if up[2] > 0 else (-right, -up)  # as somebody stands who looks
+
+        def place() -> np.ndarray:
+            away = env.positions()["hand"] - camera.xpos
+            focal = size / 2 / np.tan(np.deg2rad(model.camera("corner").fovy[0]) / 2)
+            return size / 2 + focal / -(away @ back) * np.array([-(away @ up), away @ right])
+
+        before, first = env.observe().images["corner"].astype(int), place()
+        for _ in range(40):
+            env.step(np.array([0, 0, 1.0, -1]), observe=False)
+        after, last = env.observe().images["corner"].astype(int), place()
+        rows, columns = np.nonzero(np.abs(after - before).sum(-1) > 60)
+        seen, expected = np.array([rows.mean(), columns.mean()]), (first + last) / 2
+        turned = size - expected
+        assert last[0] < first[0] - 3 and len(rows) > 20
+        assert np.linalg.norm(seen - expected) < 0.5 * np.linalg.norm(seen - turned), (seen, expected)
+    finally:
+        env.close()
+
+
+@needs_package
 def test_a_hand_that_hits_the_table_or_a_wall_has_collided() -> None:
     """And one that is on its way to the task's thing has not."""
     from atlas.environments.metaworld import MetaworldEnvironment, MetaworldExpert

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import zmq
 from atlas.errors import InputError
 from atlas.serving.access import Access, Limits
 from atlas.serving.protocols.groot_protocol import group_names
-from atlas.serving.server import ServerSettings
+from atlas.serving.server import ServerSettings, serving
 from atlas.system.array_codec import Form, pack, unpack
 from atlas.types import ActionSpec
 from tests.action_spaces import TWO_ARMS
@@ -139,6 +140,21 @@ def test_what_is_wrong_is_answered_and_the_next_request_works(endpoint: str, dat
         assert asked(socket, "ping")["status"] == "ok"
 
     assert words in answer["error"]
+
+
+def test_kill_ends_the_server_where_it_was_asked_for() -> None:
+    async def ended(allowed: bool) -> tuple[Any, bool]:
+        killed = asyncio.Event()
+        async with serving(TellingActor(), settings(allow_kill=allowed), killed.set) as port:
+            with client(port) as socket:
+                answer = await asyncio.to_thread(asked, socket, "kill")
+        return answer, killed.is_set()
+
+    answer, killed = asyncio.run(ended(True))
+    refused, kept = asyncio.run(ended(False))
+
+    assert answer["status"] == "ok" and killed
+    assert "--allow-kill" in refused["error"] and not kept
 
 
 def test_bytes_that_are_no_request_are_answered() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
+from atlas.data.sampling.history import History
 from atlas.serving.access import Access
 from atlas.serving.protocols.vla_eval_protocol import described_actions
 from atlas.serving.server import ServerSettings
 from atlas.system.array_codec import pack, unpack
-from atlas.types import ActionSpec
+from atlas.types import ActionSpec, Observation
 from tests.policies.test_policy import HORIZON
 from tests.serving.malformed import malformed
 from tests.serving.running import TellingActor, running
@@ -65,6 +67,35 @@ def test_every_step_has_an_action_and_the_policy_is_asked_once_a_chunk() -> None
     assert all(answer["type"] == "action" and answer["payload"]["actions"].shape == (7,) for answer in answers)
     assert [answer["payload"]["actions"][6] for answer in answers] == [*range(HORIZON), 0, 0]
     assert [answer["payload"]["actions"][1] for answer in answers] == [1] * HORIZON + [2, 1]
+
+
+class LookingBack(TellingActor):
+    """Keeps the first pixel of each frame that it is shown."""
+
+    def __init__(self, history: History) -> None:
+        super().__init__()
+        self.processor = replace(self.processor, history=history)
+        self.shown: list[list[int]] = []
+
+    def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
+        for seen in observations.values():
+            self.shown.append([int(each.images["agentview"][0, 0, 0]) for each in (*seen.past, seen)])
+        return super().plan(observations)
+
+
+def test_a_policy_that_looks_back_is_shown_the_steps_of_the_episode() -> None:
+    """A benchmark sends the present frame alone, in every step."""
+    actor = LookingBack(History(steps=3, stride=2))
+
+    with running(actor, SETTINGS) as port, client(port) as connection:
+        actor.shown.clear()  # of the warming up
+        for episode in (10, 100):
+            said(connection, "episode_start", {"task": {}})
+            for step in range(HORIZON + 1):
+                assert asked(connection, "observation", observation(episode + step))["type"] == "action"
+
+    assert actor.shown == [[f] * 3 if first else [f + HORIZON - 4, f + HORIZON - 2, f + HORIZON]
+                           for f in (10, 100) for first in (True, False)]  # fmt: skip
 
 
 def test_hello_is_answered_with_what_the_actions_mean() -> None:

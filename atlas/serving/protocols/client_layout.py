@@ -124,6 +124,10 @@ class ObservationReader:
         if layout is not None:
             self._camera_keys(layout)
 
+    def of_one_frame(self) -> ObservationReader:
+        """The same for clients that send every control step's frame, and each by itself."""
+        return ObservationReader(self._cameras, self._proprio_dim, self._layout)
+
     def read(self, message: Any) -> Observation:
         """Raises InputError that says what is wanted, for a message that lacks something or has it in another form."""
         if not isinstance(message, Mapping):

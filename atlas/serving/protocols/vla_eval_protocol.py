@@ -2,7 +2,7 @@
 
 Frames are {"type", "payload", "seq", "timestamp"} in msgpack. A benchmark says hello, begins episodes, and sends an
 observation for every step; each is answered with one action. The policy is asked once a chunk: what is left of it is
-kept for the episode's next steps.
+kept for the episode's next steps. So are earlier frames, where the policy looks at some.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from atlas import __version__
+from atlas.data.sampling.history import History, SeenFrames
 from atlas.errors import InputError
 from atlas.serving.access import Access, Limits, Listening
 from atlas.serving.policy_service import PolicyService, failed
@@ -31,18 +32,30 @@ _KINDS = ("hello", "observation", "action", "episode_start", "episode_end", "err
 _ROTATIONS = {"axis_angle": "axis_angle", "euler_xyz": "euler_xyz", "quaternion": "quaternion_xyzw"}
 
 
+class _Episode:
+    """What is kept of a benchmark's episode between its steps."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self.begin()
+
+    def begin(self) -> None:
+        self.rest: list[np.ndarray] = []  # of the chunk: one action a step
+        self.seen = SeenFrames(self._history)
+
+
 class VlaEvalProtocol:
     """Talks with the benchmarks of one service."""
 
     def __init__(self, service: PolicyService, reader: ObservationReader, limits: Limits) -> None:
-        self._service, self._reader, self._limits = service, reader, limits
+        self._service, self._reader, self._limits = service, reader.of_one_frame(), limits
 
     async def listen(self, access: Access) -> Listening:
         """Raises InputError where the address cannot be had."""
         return await listen(self._talk, access, self._limits, lambda: self._service.full)
 
     async def _talk(self, connection: ServerConnection) -> None:
-        rest: list[np.ndarray] = []  # of the chunk: one action a step
+        episode = _Episode(self._service.processor.history)
         async with session_of(self._service, connection, self._limits) as session:
             while session is not None and (frame := await receive(connection, self._limits)) is not None:
                 try:
@@ -50,11 +63,11 @@ class VlaEvalProtocol:
                 except InputError as error:
                     await close_with_error(connection, str(error), self._limits)
                     return
-                answer = await self._answer(session, message, rest)
+                answer = await self._answer(session, message, episode)
                 if answer is not None and not await send(connection, answer, self._limits):
                     return
 
-    async def _answer(self, session: int, message: Mapping[str, Any], rest: list[np.ndarray]) -> bytes | None:
+    async def _answer(self, session: int, message: Mapping[str, Any], episode: _Episode) -> bytes | None:
         kind = message["type"]
         if kind == "hello":
             told = message["payload"].get("protocol_version", PROTOCOL_VERSION)
@@ -63,20 +76,22 @@ class VlaEvalProtocol:
                 return _frame("error", {"error": why}, message)
             return _frame("hello", self._hello(), message)
         if kind == "episode_start":
-            rest.clear()
+            episode.begin()
             self._service.reset(session)
         if kind != "observation":
             return None
         try:
-            if not rest:
-                observation = self._reader.read(message["payload"])
-                found = await asyncio.wait_for(self._service.act(session, observation), self._limits.answer_seconds)
-                rest[:] = found.actions
+            if not episode.rest or episode.seen.every_step:
+                episode.seen.add(self._reader.read(message["payload"]))
+            if not episode.rest:
+                acting = self._service.act(session, episode.seen.latest())
+                found = await asyncio.wait_for(acting, self._limits.answer_seconds)
+                episode.rest = list(found.actions)
         except InputError as error:
             return _frame("error", {"error": str(error)}, message)
         except Exception as error:  # whatever it is, a client that asks is answered
             return _frame("error", {"error": failed(error)}, message)
-        return _frame("action", {"actions": rest.pop(0)}, message)
+        return _frame("action", {"actions": episode.rest.pop(0)}, message)
 
     def _hello(self) -> dict[str, Any]:
         """What a benchmark configures itself by, and compares with what it takes."""
