@@ -21,6 +21,7 @@ from atlas.learning.sac_run import learn_here
 from atlas.policies.base import load_policy
 from atlas.runs import read_scalars
 from atlas.types import Observation
+from tests.learning.conftest import SILENT
 
 CUBES = environment_spec("cubes", 32)
 TINY = [
@@ -121,7 +122,7 @@ def test_a_run_leaves_a_policy_and_ends_where_the_correction_runs_away(
     learner = read_scalars(tmp_path / "first-residual" / "learner")
     assert {"sac/residual_size", "sac/critic_loss", "sac/actor_loss"} <= learner.keys()
     assert load_policy(tmp_path / "first-residual" / "best").config.type == "residual"
-    away = [f"output_dir={tmp_path}", "run_name=away", "learning.residual.size_limit=0.01"]
+    away = [*SILENT, f"output_dir={tmp_path}", "run_name=away", "learning.residual.size_limit=0.01"]
     away.append(f"learning.residual.demonstrations={cubes_dataset}")
     ended = learn_here(config(first_run, *away), "cubes", str(first_run), "residual")
     assert ended.steps < 24 and ended.ended is not None and "learning.residual.size_limit (0.01)" in ended.ended

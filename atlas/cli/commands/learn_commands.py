@@ -45,6 +45,10 @@ def sac(
     actors: Annotated[
         int | None, typer.Option(metavar="N", help="Play in N processes beside the one that learns.")
     ] = None,
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="Beside --actors: they are tasks of Ray, in the cluster of RAY_ADDRESS if set."),
+    ] = False,
     role: Annotated[
         Literal["learner", "actor"] | None, typer.Option(help="One half of a run, whose other half is elsewhere.")
     ] = None,
@@ -65,7 +69,7 @@ def sac(
     """Soft actor-critic: learns by reward, from state, in one process or in several."""
     from atlas.learning.actors.messages import Address
 
-    _check_roles(actors, role, listen, learner, key_file)
+    _check_roles(actors, ray, role, listen, learner, key_file)
     env = _named_world(env, role)
     name = "residual" if residual else "sac"
     if residual:
@@ -81,7 +85,8 @@ def sac(
             say(f"The learner has had enough; {steps:,} steps were played here.")
             return
         if role == "learner" or actors is not None:
-            result = _learn_from_actors(config, env, checkpoint, actors, Address.read(listen or "", "--listen"), key)
+            address = Address.read(listen or "", "--listen")
+            result = _learn_from_actors(config, env, checkpoint, actors, ray, address, key)
         else:
             from atlas.learning.sac_run import learn_here
 
@@ -133,22 +138,30 @@ def map_of_replay(
 
 
 def _learn_from_actors(
-    config: Config, env: str, checkpoint: str | None, actors: int | None, address: Address, key: str | None
+    config: Config,
+    env: str,
+    checkpoint: str | None,
+    actors: int | None,
+    ray: bool,
+    address: Address,
+    key: str | None,
 ) -> OnlineResult:
     from atlas.learning.actors.actor_processes import learn_with_actors
     from atlas.learning.actors.learner_role import learn_from_actors
 
     if actors is None:
         return learn_from_actors(config, env, address, key, checkpoint)
-    return learn_with_actors(config, env, actors, checkpoint)
+    return learn_with_actors(config, env, actors, checkpoint, ray)
 
 
 def _check_roles(
-    actors: int | None, role: str | None, listen: str | None, learner: str | None, key_file: Path | None
+    actors: int | None, ray: bool, role: str | None, listen: str | None, learner: str | None, key_file: Path | None
 ) -> None:
     """Raises InputError for flags that do not go together."""
     from atlas.errors import InputError
 
+    if ray and actors is None:
+        raise InputError("--ray says where actors run: give how many there are, such as --actors 4 --ray.")
     if actors is not None and actors < 1:
         raise InputError(f"--actors {actors}: there must be 1 at least; leave it out to play and learn in one process.")
     if actors is not None and (role or listen or learner or key_file):

@@ -15,6 +15,7 @@ from pathlib import Path
 from atlas.config import Config
 from atlas.learning.actors.learner_role import learn_from_actors
 from atlas.learning.actors.messages import Address
+from atlas.learning.actors.ray_actors import RayActors
 from atlas.learning.returns import OnlineResult
 from atlas.system.process_control.interpreter import module_command, safe_environment
 
@@ -29,7 +30,7 @@ class ActorProcesses:
     """Starts actors, starts those again that die, and ends them. Use as a context manager."""
 
     def __init__(self, config: Config, env: str, count: int, checkpoint: str | None) -> None:
-        self.key = secrets.token_hex(32)
+        self.key, self.address = secrets.token_hex(32), Address("127.0.0.1", 0)
         self._count = count
         self._arguments = ["--env", env, *(["--checkpoint", checkpoint] if checkpoint else [])]
         sections = config.model_dump(mode="json")
@@ -89,8 +90,11 @@ class ActorProcesses:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, env=environment, start_new_session=True)
 
 
-def learn_with_actors(config: Config, env: str, actors: int, checkpoint: str | None = None) -> OnlineResult:
-    """SAC with a learner in this process and actors in others, which are ended with it. Raises InputError."""
-    with ActorProcesses(config, env, actors, checkpoint) as processes:
-        here = Address("127.0.0.1", 0)
-        return learn_from_actors(config, env, here, processes.key, checkpoint, processes.start, processes.look)
+def learn_with_actors(
+    config: Config, env: str, actors: int, checkpoint: str | None = None, ray: bool = False
+) -> OnlineResult:
+    """SAC with a learner in this process and actors in others, which are ended with it. ray: these are tasks of Ray.
+    Raises InputError."""
+    kind = RayActors if ray else ActorProcesses
+    with kind(config, env, actors, checkpoint) as started:
+        return learn_from_actors(config, env, started.address, started.key, checkpoint, started.start, started.look)

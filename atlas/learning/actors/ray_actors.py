@@ -1,0 +1,119 @@
+"""`--actors N --ray`: the actors of a learner as tasks of Ray, on one machine or on the many of a cluster.
+
+Only where actors run is Ray's: what they play and how it comes to the learner is as everywhere. A task whose process
+dies is started again by Ray, and its actor says hello again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import time
+from typing import Any
+
+from atlas.config import Config
+from atlas.errors import InputError
+from atlas.learning.actors.messages import Address
+
+logger = logging.getLogger(__name__)
+
+_CLUSTER = "RAY_ADDRESS"  # Ray's own variable, which names a cluster
+_MOST_RESTARTS = 5  # of each actor
+_PATIENCE = 20.0  # seconds in which actors end by themselves when the run is over
+_CONNECTING = 5.0  # seconds
+_EVERY = 1.0  # seconds between looks at whether all are alive
+
+
+def import_ray() -> Any:
+    """Raises InputError that says how to install it."""
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"--ray: {error.name} is missing: pip install 'atlas-vla[ray]', or leave --ray out for processes on this "
+            "machine."
+        ) from None
+    return ray
+
+
+class RayActors:
+    """Starts actors in a cluster and ends them. Use as a context manager, as `ActorProcesses`."""
+
+    def __init__(self, config: Config, env: str, count: int, checkpoint: str | None) -> None:
+        """Raises InputError where Ray is missing, or there is no cluster where RAY_ADDRESS says."""
+        self.key = secrets.token_hex(32)
+        self._ray, self._count = import_ray(), count
+        self._values, self._env, self._checkpoint = config.model_dump(mode="json"), env, checkpoint
+        self._tasks: list[Any] = []
+        self._looked = time.monotonic()
+        self.address = Address("127.0.0.1", 0)
+
+    def __enter__(self) -> RayActors:
+        ray, cluster = self._ray, os.environ.get(_CLUSTER)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # The actors' words stay in Ray's own files: stdout is the report's.
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
+        if cluster is None:
+            ray.init(num_cpus=self._count, **quiet)
+            return self
+        try:
+            _reach(cluster)  # Ray itself tries for minutes
+            ray.init(address=cluster, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"{_CLUSTER} is {cluster}, and no cluster of Ray answers there ({error}). Start one (ray start --head),"
+                " or unset it for one on this machine alone."
+            ) from None
+        self.address = Address(ray.util.get_node_ip_address(), 0)
+        there = int(ray.cluster_resources().get("CPU", 0))
+        if there < self._count:
+            logger.warning("The cluster has %d cores for %d actors: some wait until it has more", there, self._count)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        ray = self._ray
+        if self._tasks:
+            ray.wait(self._tasks, num_returns=len(self._tasks), timeout=_PATIENCE if kind is None else 0)
+            for task in self._tasks:
+                ray.cancel(task, force=True)
+        ray.shutdown()
+
+    def start(self, port: int) -> None:
+        """All of them, once the learner listens."""
+        remote = self._ray.remote(num_cpus=1, max_retries=_MOST_RESTARTS)(_play)
+        told = (self._values, self._env, f"{self.address.host}:{port}", self.key, self._checkpoint)
+        self._tasks = [remote.remote(*told) for _ in range(self._count)]
+
+    def look(self) -> None:
+        """Notice tasks that have ended before the run: Ray starts those again whose process died, so it is an error."""
+        if time.monotonic() - self._looked < _EVERY:
+            return
+        self._looked = time.monotonic()
+        ended, self._tasks = self._ray.wait(self._tasks, num_returns=len(self._tasks), timeout=0)
+        for task in ended:
+            try:
+                self._ray.get(task)
+            except self._ray.exceptions.RayTaskError as error:
+                cause = error.cause
+                if isinstance(cause, InputError):
+                    raise InputError(f"An actor's input is wrong: {cause}") from None
+                raise RuntimeError(f"An actor has failed: {cause}") from None
+            except self._ray.exceptions.RayError as error:
+                raise RuntimeError(f"An actor has died {_MOST_RESTARTS + 1} times: {error}") from None
+
+
+def _reach(cluster: str) -> None:
+    """Raises OSError where nobody listens at HOST:PORT; other forms are Ray's to judge."""
+    host, _, port = cluster.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECTING).close()
+
+
+def _play(values: dict[str, Any], env: str, learner: str, key: str, checkpoint: str | None) -> int:
+    """A task: what `--role actor` does."""
+    from atlas.config import load_config
+    from atlas.learning.actors.actor_role import act
+
+    return act(load_config(values), env, Address.read(learner, "--learner"), key, checkpoint)
