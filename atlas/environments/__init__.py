@@ -1,1 +1,1 @@
-"""Where policies act: environments, simulators, and the experts that solve them."""
+"""The worlds in which policies act: environments, simulators, and the experts that solve their tasks."""

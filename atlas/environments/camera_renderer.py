@@ -12,16 +12,16 @@ from atlas.environments.rendering import failure_explained
 from atlas.environments.scene_variation import Distractor
 
 _HIDDEN_GROUP = 5  # MuJoCo has geom groups 0 to 5; its models use the lower ones
-_SHADOW_PIXELS, _SHADOW_REACH = 1024, 0.25  # of a shadow map: its sides, and how much of the scene it is of
+_SHADOW_PIXELS, _SHADOW_REACH = 1024, 0.25  # of a shadow map: its side, and the share of the scene that it covers
 
 
 class CameraRenderer:
     """Renders fixed cameras of a model as square uint8 images [size, size, 3], upright, RGB.
 
-    Software rendering spends its time on the vertices of detailed meshes, most of them outside of the view. Shapes
-    whose bounding box lies outside of the camera's frustum are left out beforehand, which changes no pixel.
-    Shadows, reflections and multisampling are off: they cost half of the time and tell a policy nothing. A variation of
-    the scene may turn shadows on, and add things that are only seen.
+    Software rendering spends its time on the vertices of detailed meshes, most of them outside the view. Shapes whose
+    bounding box lies outside the camera's frustum are skipped, which changes no pixel. Shadows, reflections and
+    multisampling are off: they cost half of the time and tell a policy nothing. A variation of the scene may turn
+    shadows on, and add things that are seen but not felt.
     """
 
     def __init__(self, model: Any, data: Any, size: int, hidden_groups: tuple[int, ...] = (0,)) -> None:
@@ -47,9 +47,9 @@ class CameraRenderer:
         self._shadows = False
 
     def render(self, camera: str, cull: bool = True) -> np.ndarray:
-        """One camera's image of the present state. `cull=False` draws every shape (the same pixels, slowly)."""
+        """One camera's image of the current state. `cull=False` draws every shape (the same pixels, slowly)."""
         groups = self._model.geom_group.copy()
-        if cull and not self._shadows:  # what is not seen may throw one
+        if cull and not self._shadows:  # a shape outside the view may cast a shadow into it
             self._model.geom_group[self._outside(camera)] = _HIDDEN_GROUP
         self._renderer.update_scene(self._data, camera=camera, scene_option=self._options)
         self._model.geom_group[:] = groups
@@ -58,8 +58,8 @@ class CameraRenderer:
         return np.asarray(self._renderer.render())
 
     def show(self, things: Sequence[Distractor], centre: np.ndarray, shadows: bool, textures: Sequence[int]) -> None:
-        """Draw these things too from now on, on the ground at `centre` [3], m; with shadows or without. textures: those
-        of the model whose pixels have changed."""
+        """From now on also draw these things, on the ground at `centre` [3], m, with shadows or without. textures: the
+        model's textures whose pixels have changed."""
         import mujoco
 
         places = [(thing.place[0] + float(centre[0]), thing.place[1] + float(centre[1])) for thing in things]
@@ -78,7 +78,7 @@ class CameraRenderer:
 
         scene = self._renderer.scene
         across, _, height = thing.size
-        # MuJoCo has a cylinder as its radius and half of its length.
+        # MuJoCo gives a cylinder as its radius and half of its length.
         size = (across, height, 0.0) if thing.shape == "cylinder" else thing.size
         mujoco.mjv_initGeom(
             scene.geoms[scene.ngeom],
@@ -94,7 +94,7 @@ class CameraRenderer:
         self._renderer.close()
 
     def _outside(self, camera: str) -> np.ndarray:
-        """bool [geoms]: the shapes whose bounding box lies beyond one of the frustum's sides."""
+        """bool [geoms]: the shapes whose bounding box lies wholly beyond one of the frustum's sides."""
         eye = self._data.cam(camera)
         rotations = self._data.geom_xmat.reshape(-1, 3, 3)
         corners = np.einsum("gij,gkj->gki", rotations, self._corners) + self._data.geom_xpos[:, None]

@@ -1,4 +1,4 @@
-"""The environments by name. Another package adds a `World` of its own in the group `atlas.environments`."""
+"""The environments by name. Another package adds its own `World` in the entry-point group `atlas.environments`."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from atlas.system.plugins import PluginTable
 
 @dataclass(frozen=True)
 class World:
-    """What an environment offers, and how it is started; both take the pixels of a side of its square images."""
+    """An environment's spec and how to start it; both take the side of its square images in pixels."""
 
     spec: Callable[[int], EnvironmentSpec]
     start: Callable[[int], Environment]
-    # Takes over in an environment of this world, for the rest of the episode that it is in; None: there is none.
+    # Takes over in an environment of this world for the rest of the current episode; None: there is no expert.
     expert: Callable[[Any], Expert] | None = None
-    # The expert of demonstrations, which errs and recovers, by these random numbers; None: there is none.
+    # Gives demonstrations, with errors drawn from these random numbers and recovery from them; None: there is none.
     demonstrator: Callable[[Any, np.random.Generator], Expert] | None = None
 
 
@@ -60,35 +60,37 @@ WORLDS: PluginTable[World] = PluginTable(
 def environment_spec(name: str, image_size: int = 128) -> EnvironmentSpec:
     """What an environment offers, without starting it.
 
-    Raises InputError for an unknown name, or where that is known only once its packages are installed.
+    Raises InputError for an unknown name, and where missing packages are needed to know it.
     """
     return _world(name).spec(image_size)
 
 
 def make_environment(name: str, image_size: int = 128) -> Environment:
-    """Start an environment by name, its cameras giving square images of `image_size` pixels.
+    """Start an environment by name, with square images of `image_size` x `image_size` pixels.
 
-    Raises InputError for an unknown name or where the environment's packages are not installed.
+    Raises InputError for an unknown name, and where the environment's packages are not installed.
     """
     world = _world(name)
-    world.spec(image_size)  # says in words of its own what is missing
+    world.spec(image_size)  # names missing packages in its own words
     return world.start(image_size)
 
 
 def find_expert(name: str) -> Callable[[Any], Expert] | None:
-    """Who can take over in an environment of this name; None where nobody can. Raises InputError for an unknown one."""
+    """The expert that can take over in this environment; None where there is none. Raises InputError for an unknown
+    name."""
     return _world(name).expert
 
 
 def find_demonstrator(name: str) -> Callable[[Any, np.random.Generator], Expert]:
-    """Who shows the tasks of an environment of this name. Raises InputError for an unknown one, or where nobody can."""
-    found = _world(name).demonstrator
-    if found is None:
+    """The expert that demonstrates this environment's tasks. Raises InputError for an unknown name, and where there is
+    no such expert."""
+    demonstrator = _world(name).demonstrator
+    if demonstrator is None:
         can = [known for known in WORLDS.names() if (world := WORLDS.find(known)) is not None and world.demonstrator]
         raise InputError(
             f"There is no scripted expert for '{name}'; there is one for {', '.join(can)} and {metaworld_tasks.PREFIX}…"
         )
-    return found
+    return demonstrator
 
 
 def _world(name: str) -> World:
@@ -120,7 +122,7 @@ def _world(name: str) -> World:
 
 
 def _of_state(inner: World) -> World:
-    """A simulator seen by numbers alone, with its experts."""
+    """A simulator observed through numbers alone, with its experts."""
     return World(
         lambda size: state_spec(inner.spec(size)),
         lambda size: StateWorld(inner.start(size)),  # type: ignore[arg-type]  # its spec says that it is one

@@ -1,7 +1,7 @@
 """The demonstration world: two cubes on a table, and an instruction that says which one to lift.
 
-robosuite's `Stack` arena with a Panda arm: the engine, controller, cameras, proprio and action convention
-of LIBERO, so that what works here needs no special case there.
+robosuite's `Stack` arena with a Panda arm. Engine, controller, cameras, proprio and action convention are LIBERO's, so
+that code for this world needs no special case for LIBERO.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ LIFT_HEIGHT_M = 0.04  # above where the cube lay
 HORIZON = 200
 SETTLE_STEPS = 2  # the cubes start a hair above the table
 ARM_NOISE_RAD = 0.02  # standard deviation of the arm's starting joint angles
-PUSHED_M = 0.05  # along the table, where a variation of the scene asks for a push instead
-TOUCHED_M = 0.01  # a cube that has moved so far has been touched, where none is to be
+PUSHED_M = 0.05  # along the table, for a variation of the scene whose goal is a push
+TOUCHED_M = 0.01  # a cube that has moved this far counts as touched, where the goal is to touch none
 OBJECTS = ("red cube", "green cube")
 _TABLE, _BACKGROUND = ("table_ceramic",), ("floorplane", "walls_mat")  # materials
 
 
 def cubes_spec(image_size: int) -> EnvironmentSpec:
-    """What this world offers, known without starting it."""
+    """What this world offers, without starting it."""
     return EnvironmentSpec(
         name="cubes",
         instructions=INSTRUCTIONS,
@@ -71,7 +71,7 @@ class CubesEnvironment:
             ) from None
 
         self.spec = cubes_spec(image_size)
-        # robosuite is left with physics and control. Rendering is done here, only when an observation is asked for.
+        # robosuite does physics and control only. Rendering happens here, when an observation is requested.
         self._env = robosuite.make(
             "Stack",
             robots="Panda",
@@ -85,8 +85,8 @@ class CubesEnvironment:
             hard_reset=False,
             ignore_done=True,
         )
-        self._env._observables.clear()  # read below, once a step instead of once a physics step
-        self._env.reward = lambda action=None: 0.0  # that of `step` is our own
+        self._env._observables.clear()  # observations are read below, once per step instead of once per physics step
+        self._env.reward = lambda action=None: 0.0  # `step` computes the reward
         self._robot = self._env.robots[0]
         self._home = np.array(self._robot.init_qpos)
         self._model: Any = self._env.sim.model._model
@@ -169,7 +169,7 @@ class CubesEnvironment:
         return np.array(self._env.sim.get_state().flatten())
 
     def set_state(self, state: np.ndarray) -> None:
-        """Put the simulator into a recorded state; the controller starts again from there."""
+        """Put the simulator into a recorded state, and restart the controller from there."""
         self._env.sim.set_state_from_flattened(np.asarray(state, np.float64))
         self._env.sim.forward()
         self._restart_controller()
@@ -189,6 +189,8 @@ class CubesEnvironment:
     def picture(self, size: int) -> np.ndarray:
         """The table as `agentview` sees it."""
         if self._picture is None or self._picture.size != size:
+            if self._picture is not None:
+                self._picture.close()
             self._picture = CameraRenderer(self._model, self._data, size)
             self._show_variation(self._picture, ())
         return self._picture.render("agentview")
@@ -211,7 +213,7 @@ class CubesEnvironment:
         """See `FeelsContacts.contact_forces`."""
         return self._contacts.forces()
 
-    # ---- what the scripted expert and the recorder may know ----------------------------------------------
+    # ---- for the scripted expert and the recorder --------------------------------------------------------
 
     @property
     def target(self) -> int:
@@ -241,9 +243,9 @@ class CubesEnvironment:
         return np.concatenate([position, rotation, fingers]).astype(np.float32)
 
     def object_state(self) -> np.ndarray:
-        """See `StateSimulator.object_state`, float32 [10]: of the red cube and the green one, where its centre is (m)
-        and how it is turned, both seen from the hand; the turn as cosine and sine of four times the angle, since a cube
-        looks the same after a quarter turn."""
+        """See `StateSimulator.object_state`, float32 [10]: for the red and the green cube, its centre (m) and its yaw,
+        both relative to the hand; the yaw as cosine and sine of four times the angle, since a cube looks the same after
+        a quarter turn."""
         hand, hand_yaw = self.hand_pose()
         numbers = []
         for cube in range(2):
@@ -264,7 +266,7 @@ class CubesEnvironment:
     # ---- inside ------------------------------------------------------------------------------------------
 
     def _judge(self) -> tuple[bool, bool]:
-        """(success, terminated) of the present state."""
+        """(success, terminated) of the current state."""
         moved = np.array([self.cube_pose(i)[0] for i in range(2)]) - self._lying  # [2, 3]
         lifted = moved[:, 2] > LIFT_HEIGHT_M
         if self._variation.goal == "push":

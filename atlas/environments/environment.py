@@ -1,4 +1,4 @@
-"""The contract between policies and worlds: simulators, real robots and sockets are adapters of it."""
+"""The contract between policies and worlds: adapters for simulators, real robots and sockets implement it."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ class EnvironmentSpec:
     """What an environment offers; the same for all its episodes."""
 
     name: str
-    instructions: tuple[str, ...]  # none: a policy is told nothing, the empty text
-    cameras: tuple[str, ...]  # none: what there is to see is in the proprio
-    image_size: tuple[int, int]  # height, width; of the first camera
+    instructions: tuple[str, ...]  # empty: the policy's instruction is the empty text
+    cameras: tuple[str, ...]  # empty: the proprio holds all there is to see
+    image_size: tuple[int, int]  # height and width of the first camera's images
     proprio_dim: int
     horizon: int  # steps after which an episode is truncated
     action_spec: ActionSpec = field(default_factory=ActionSpec)
-    variable: frozenset[Part] = frozenset()  # what of its scene perturbations may change, see VariableScene
-    # The lowest and the highest value of each number of an action, infinite where there is none; None: not known.
+    variable: frozenset[Part] = frozenset()  # the parts of its scene that perturbations may change, see VariableScene
+    # The lowest and the highest value of each number of an action, infinite where unbounded; None: not known.
     action_bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    choices: int | None = None  # that an action, which is one number, chooses among; None: actions are continuous
-    tiers: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (how hard, these instructions), where tables tell them apart
-    judged: bool = True  # whether it tells success at all; where it does not, rewards are all there is
-    object_numbers: int = 0  # that `StateSimulator.object_state` gives; 0: it is no such simulator
+    choices: int | None = None  # the number of discrete actions, of which an action is one; None: continuous actions
+    tiers: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (difficulty, its instructions), for tables by difficulty
+    judged: bool = True  # whether it reports success; where it does not, there are only rewards
+    object_numbers: int = 0  # the length of `StateSimulator.object_state`; 0: it is not such a simulator
 
     def known(self, instruction: str) -> str:
-        """The instruction, where the environment has it, else the first of those that it has, if it has any."""
+        """The instruction, where the environment has it; otherwise its first one, or '' where it has none."""
         return instruction if instruction in self.instructions else next(iter(self.instructions), "")
 
 
 @dataclass
 class StepResult:
-    """What one step gives. `observation` is None where the caller said that it needs none."""
+    """The result of one step. `observation` is None where the caller did not ask for one."""
 
     observation: Observation | None
     reward: float
-    terminated: bool  # the task is over: what comes after has no value
+    terminated: bool  # the task is over: later states have no value
     truncated: bool  # the time is up
     success: bool
-    executed: np.ndarray | None = None  # the action [A] as it was clipped; None where it was taken as it was given
+    executed: np.ndarray | None = None  # the clipped action [A]; None where it was executed as given
 
     @property
     def done(self) -> bool:
@@ -52,7 +52,7 @@ class StepResult:
 
 
 class Expert(Protocol):
-    """Knows how to go on in an environment, by what no policy sees; it may take over in any state."""
+    """Solves an environment's task from any state, with information that no policy sees."""
 
     def act(self) -> np.ndarray:
         """The next action [A], in the ActionSpec's units."""
@@ -61,7 +61,7 @@ class Expert(Protocol):
 
 @runtime_checkable
 class DescribesRobot(Protocol):
-    """An environment that says more of its robot than the proprio does."""
+    """An environment that says more about its robot than the proprio does."""
 
     @property
     def model_xml(self) -> str:
@@ -74,14 +74,14 @@ class DescribesRobot(Protocol):
 
 
 class Environment(Protocol):
-    """A world with episodes: all that a real robot has. Images are upright; an adapter turns its source's orientation
-    into that."""
+    """A world with episodes, with no more than a real robot can offer. Images are upright: an adapter turns those of
+    its source."""
 
     spec: EnvironmentSpec
 
     def reset(self, *, seed: int | None = None, instruction: str | None = None) -> Observation:
         """Begin an episode. In a simulator its start is a pure function of (seed, instruction). Without `instruction`
-        the seed picks one. Raises InputError for an instruction that the environment lacks."""
+        the seed chooses one. Raises InputError for an instruction that the environment lacks."""
         ...
 
     def step(self, action: np.ndarray, observe: bool = True) -> StepResult:
@@ -93,17 +93,17 @@ class Environment(Protocol):
 
 @runtime_checkable
 class Simulator(Environment, Protocol):
-    """An environment that says where everything is and can be put back into any state that it was in."""
+    """An environment that knows where everything is, and can be put back into an earlier state."""
 
     def reset(
         self, *, seed: int | None = None, instruction: str | None = None, init_state: np.ndarray | None = None
     ) -> Observation:
-        """See `Environment.reset`. With `init_state` instead of a seed (what `get_state` gave at a start) it begins in
-        that very state. Raises InputError for a state of another world."""
+        """See `Environment.reset`. With `init_state` (from `get_state` at an episode's start) instead of a seed, the
+        episode begins in exactly that state. Raises InputError for a state of another world."""
         ...
 
     def observe(self) -> Observation:
-        """What the present state looks like."""
+        """An observation of the current state."""
         ...
 
     def get_state(self) -> np.ndarray:
@@ -111,62 +111,62 @@ class Simulator(Environment, Protocol):
         ...
 
     def set_state(self, state: np.ndarray) -> None:
-        """Put it into a state [D] of `get_state`; it stays in the episode that it is in."""
+        """Put the simulator into a state [D] from `get_state`; the episode goes on."""
         ...
 
     def positions(self) -> dict[str, np.ndarray]:
-        """Where the hand, its fingers and the objects are: {name: float64 [3]}, in metres, in the world's frame; the
-        hand's is called `hand`."""
+        """The positions of the hand (named `hand`), its fingers and the objects: {name: float64 [3]}, in metres, in the
+        world's frame."""
         ...
 
     def picture(self, size: int) -> np.ndarray:
-        """The present state as people look at it: uint8 [size, size, 3]."""
+        """A picture of the current state for people: uint8 [size, size, 3]."""
         ...
 
 
 @runtime_checkable
 class StateSimulator(Simulator, Protocol):
-    """A simulator that says by numbers what cameras would show, without rendering."""
+    """A simulator that gives as numbers, without rendering, what its cameras would show."""
 
     def begin(
         self, *, seed: int | None = None, instruction: str | None = None, init_state: np.ndarray | None = None
     ) -> str:
-        """As `Simulator.reset`, without looking; the instruction of the episode."""
+        """Like `Simulator.reset`, without an observation; returns the episode's instruction."""
         ...
 
     def proprio(self) -> np.ndarray:
-        """What the robot feels of itself, as in its observations: float32 [P]."""
+        """The robot's proprio, as in its observations: float32 [P]."""
         ...
 
     def object_state(self) -> np.ndarray:
-        """Where the objects and goals of the task are: float32 [spec.object_numbers], seen from the hand."""
+        """The poses of the task's objects and goals relative to the hand: float32 [spec.object_numbers]."""
         ...
 
 
 @runtime_checkable
 class Pictured(Protocol):
-    """An environment that can be looked at, be it a simulator or not."""
+    """An environment, simulated or not, that may draw pictures for people."""
 
     def picture(self, size: int) -> np.ndarray | None:
-        """The present state as people look at it: uint8 [size, size, 3]; None where nothing draws it."""
+        """A picture of the current state: uint8 [size, size, 3]; None where the environment draws none."""
         ...
 
 
 @runtime_checkable
 class NamesTarget(Protocol):
-    """An environment that says which of its objects the present task is about."""
+    """An environment that names the object of the current task."""
 
     def target_object(self) -> str | None:
-        """Its name in `Simulator.positions`; None where the task is about none, or about several."""
+        """The object's name in `Simulator.positions`; None where the task concerns no object, or several."""
         ...
 
 
 @runtime_checkable
 class FeelsContacts(Protocol):
-    """An environment that says what its robot touches."""
+    """An environment that reports what its robot touches."""
 
     def contact_forces(self) -> dict[str, float]:
-        """{what the robot touches in the present state: with how much force, N}: objects by their names in
+        """{thing that the robot touches in the current state: the force, N}: objects by their names in
         `Simulator.positions`, what they stand on as `table`."""
         ...
 

@@ -1,4 +1,4 @@
-"""Whether a world's package is here, and whether what it asks for is."""
+"""Checks whether a world's package and its requirements are installed."""
 
 from __future__ import annotations
 
@@ -11,51 +11,51 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from atlas.errors import InputError, first_line
 
-ELSEWHERE = "Give it a Python environment of its own, and drive it from here: atlas environment serve, docs/worlds.md."
+ELSEWHERE = "Give it its own Python environment, and drive it from here: atlas environment serve, docs/worlds.md."
 
 
 def check_installed(name: str, module: str, extra: str) -> None:
-    """Raises InputError with the line that installs a world whose module is missing."""
+    """Raise InputError, with the command that installs it, for a world whose module is missing."""
     if find_spec(module) is None:
         raise InputError(
-            f"The environment '{name}' is not installed: pip install 'atlas-vla[{extra}]'. Where other packages forbid "
-            f"that: {ELSEWHERE[0].lower()}{ELSEWHERE[1:]}"
+            f"The environment '{name}' is not installed: pip install 'atlas-vla[{extra}]'. If other packages conflict "
+            f"with it: {ELSEWHERE[0].lower()}{ELSEWHERE[1:]}"
         )
 
 
 def conflicting_pins(distribution: str) -> list[str]:
-    """What a package asks for that is here in another version, or not here."""
-    found = []
+    """A package's requirements that are installed in another version, or not installed."""
+    conflicts = []
     for text in requires(distribution) or ():
         try:
-            asked = Requirement(text)
+            needed = Requirement(text)
         except InvalidRequirement:
             continue
-        if asked.marker is not None and not asked.marker.evaluate({"extra": ""}):
+        if needed.marker is not None and not needed.marker.evaluate({"extra": ""}):
             continue
         try:
-            here = version(asked.name)
+            installed = version(needed.name)
         except PackageNotFoundError:
-            found.append(f"{asked.name}{asked.specifier} is not here")
+            conflicts.append(f"{needed.name}{needed.specifier} is not installed")
             continue
-        if not asked.specifier.contains(here, prereleases=True):
-            found.append(f"{asked.name}{asked.specifier} is asked for, and {here} is here")
-    return found
+        if not needed.specifier.contains(installed, prereleases=True):
+            conflicts.append(f"{needed.name}{needed.specifier} is required, and {installed} is installed")
+    return conflicts
 
 
 @contextmanager
 def pins_explained(name: str, distribution: str) -> Iterator[None]:
-    """Around the import of a world's package and its start: where that fails and other versions are here than it asks
-    for, the failure becomes an InputError that names them."""
+    """For the import and the start of a world's package: where they fail and the package's requirements conflict with
+    what is installed, raise InputError that names the conflicts."""
     try:
         yield
     except InputError:
         raise
-    except Exception as error:  # of anybody's code
-        found = conflicting_pins(distribution)
-        if not found:
+    except Exception as error:  # the package may raise anything
+        conflicts = conflicting_pins(distribution)
+        if not conflicts:
             raise
         raise InputError(
-            f"The environment '{name}' fails ({type(error).__name__}: {first_line(error)}), and what {distribution} "
-            f"asks for conflicts with what is installed: {'; '.join(found)}. {ELSEWHERE}"
+            f"The environment '{name}' fails ({type(error).__name__}: {first_line(error)}), and the requirements of "
+            f"{distribution} conflict with what is installed: {'; '.join(conflicts)}. {ELSEWHERE}"
         ) from error

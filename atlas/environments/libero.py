@@ -1,7 +1,7 @@
 """LIBERO's suites of tasks as environments, through the package hf-libero.
 
-An environment is a suite (`libero_object`), or all of them (`libero`). Each of its tasks has a scene of its own; the
-one of the present task is kept, and another one is made when another instruction is asked for.
+An environment is a suite (`libero_object`), or all suites (`libero`). Each task has its own scene; the environment
+keeps the current task's, and makes another when another instruction is asked for.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from atlas.types import Observation
 _T = TypeVar("_T")
 
 CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}  # our name: robosuite's
-# LIBERO draws where its cabinets and stoves stand with numpy's global generator at each reset, and its states do not
-# hold it. Drawn again with this seed each time, a task has the same scene in all episodes, and a state says all.
+# At each reset LIBERO draws the places of its cabinets and stoves with numpy's global generator, and its states do not
+# hold them. With this seed at each reset, a task has the same scene in all episodes, and a state is complete.
 SCENE_SEED = 0
-SETTLE_STEPS = 10  # of LIBERO's protocol: objects of a start may hang a little above what they stand on
+SETTLE_STEPS = 10  # in LIBERO's protocol: at a start, objects may hang slightly above what they stand on
 SETTLE_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 _MOST_DRAWS = 20
-_COLLISION_GROUP = 0  # shapes that are felt and not seen
+_COLLISION_GROUP = 0  # shapes that collide and are not drawn
 
 
 def libero_spec(name: str, image_size: int) -> EnvironmentSpec:
@@ -50,12 +50,12 @@ class LiberoEnvironment:
     """The tasks of a suite. Reward 1 on success, which ends an episode; proprio [8] as in LIBERO's demonstrations:
     end-effector position (m), its orientation as axis-angle (rad), the two finger positions (m).
 
-    A seed chooses one of the task's own starts, in turn: `atlas eval` with 50 episodes an instruction sees each of
-    LIBERO's 50. Every reset puts cabinets and stoves where they were before, see `SCENE_SEED`.
+    Seeds go through the task's own starts in turn: `atlas eval` with 50 episodes per instruction plays each of LIBERO's
+    50 starts. Cabinets and stoves stand in the same places after every reset, see `SCENE_SEED`.
     """
 
     def __init__(self, name: str, image_size: int = 128) -> None:
-        """Raises InputError where a package, or LIBERO's meshes and textures, are missing."""
+        """Raises InputError where a package or LIBERO's meshes and textures are missing."""
         self.spec = libero_spec(name, image_size)
         self._tasks = tasks_of(name)
         prepare_rendering()
@@ -71,10 +71,10 @@ class LiberoEnvironment:
     def reset(
         self, *, seed: int | None = None, instruction: str | None = None, init_state: np.ndarray | None = None
     ) -> Observation:
-        """See `Simulator.reset`. With a seed the objects settle for half a second, which counts
-        for no step; an `init_state` is begun with as it is.
+        """See `Simulator.reset`. After a reset with a seed the objects settle for half a second, which does not count
+        as steps; after one with `init_state` they do not.
 
-        Raises InputError for an instruction that the suite lacks, or a state of another scene.
+        Raises InputError for an instruction that the suite lacks, and for a state of another scene.
         """
         assert (seed is None) != (init_state is None), "give one of seed and init_state"
         instruction = self._known(instruction, seed)
@@ -111,7 +111,7 @@ class LiberoEnvironment:
         return self._scene.state()
 
     def set_state(self, state: np.ndarray) -> None:
-        """Put the scene into a recorded state; the controller starts again from there."""
+        """Put the scene into a recorded state, and restart the controller from there."""
         self._scene.restore(state)
 
     def positions(self) -> dict[str, np.ndarray]:
@@ -141,7 +141,7 @@ class LiberoEnvironment:
 
     @property
     def model_xml(self) -> str:
-        """The MuJoCo model of the present task's scene, as XML."""
+        """The MuJoCo model of the current task's scene, as XML."""
         return self._scene.model_xml
 
     # ---- inside ------------------------------------------------------------------------------------------
@@ -164,20 +164,21 @@ class LiberoEnvironment:
         return instruction
 
     def _start(self, seed: int, instruction: str) -> tuple[LiberoTask, np.ndarray]:
-        """Evaluation goes through the instructions in turn, so the rounds are what counts through a task's starts."""
+        """The task and start of a seed. Evaluation goes through the instructions in turn, so that each round of
+        instructions takes the next start."""
         tasks, rounds = self._tasks[instruction], seed // len(self._tasks)
         task = tasks[rounds % len(tasks)]
         starts = read_starts(task)
         return task, starts[rounds // len(tasks) % len(starts)]
 
     def _task_with(self, state: np.ndarray, instruction: str) -> LiberoTask:
-        """The instruction's task that a state is of: of several, the one with the start that is most like it."""
+        """The instruction's task to which a state belongs: of several, the one whose starts come closest to it."""
         tasks = [task for task in self._tasks[instruction] if read_starts(task).shape[1:] == state.shape]
         if not tasks:
             sizes = sorted({read_starts(task).shape[1] for task in self._tasks[instruction]})
             raise InputError(
-                f"A state of {state.size} numbers is none of the task '{instruction}' of '{self.spec.name}', whose "
-                f"scene has {' or '.join(map(str, sizes))}."
+                f"A state of {state.size} numbers does not belong to the task '{instruction}' of '{self.spec.name}', "
+                f"whose scene has {' or '.join(map(str, sizes))}."
             )
         return min(tasks, key=lambda task: float(np.abs(read_starts(task) - state)[:, 1:].sum(axis=1).min()))
 
@@ -191,17 +192,17 @@ class LiberoEnvironment:
 
 
 class LiberoScene:
-    """A task's scene. Making it takes seconds; afterwards each episode begins within milliseconds.
+    """A task's scene. Making it takes seconds; after that, each episode begins within milliseconds.
 
-    LIBERO's package must have been imported, by `load_package`. Raises InputError where a part of the scene is missing.
+    `load_package` must have imported LIBERO's package. Raises InputError where a part of the scene is missing.
     """
 
     def __init__(self, task: LiberoTask, image_size: int) -> None:
         from libero.libero.envs.env_wrapper import ControlEnv
 
         self._size = image_size
-        # The package is left with scene, physics, control and goal. Its reset makes the scene again each time, which
-        # takes as long as making it the first time; and its pictures are rendered in each step, whoever needs them.
+        # The package does scene, physics, control and goal. By default it would make the scene again at each reset,
+        # which takes as long as the first time, and render images in every step, whether or not they are needed.
         try:
             made = _with_objects_placed(
                 lambda: ControlEnv(
@@ -214,11 +215,11 @@ class LiberoScene:
             )
         except FileNotFoundError as error:
             raise InputError(
-                f"The task '{task.instruction}' of {task.suite} needs {error.filename}, which is not there; fetch "
+                f"The task '{task.instruction}' of {task.suite} needs {error.filename}, which is missing; fetch "
                 "LIBERO's meshes and textures again, or install hf-libero again."
             ) from None
         self._env = made.env
-        self._env._observables.clear()  # read below, once a step instead of once a physics step
+        self._env._observables.clear()  # read below, once per step instead of once per physics step
         self._robot = self._env.robots[0]
         self._model: Any = self._env.sim.model._model
         self._data: Any = self._env.sim.data._data
@@ -235,14 +236,14 @@ class LiberoScene:
     # ---- episodes ----------------------------------------------------------------------------------------
 
     def begin(self, start: np.ndarray) -> None:
-        """As LIBERO's evaluations begin: the scene is reset, put into a start [D], and settles."""
+        """Begin as LIBERO's evaluations do: reset the scene, put it into a start [D], and let it settle."""
         self._reset()
         self._put(start)
         for _ in range(SETTLE_STEPS):
             self._env.step(SETTLE_ACTION)
 
     def vary(self, variation: SceneVariation) -> None:
-        """Cameras and lights are so from the next episode on."""
+        """Change cameras and lights, from the next episode on."""
         if variation != self._variation:
             self._variations.apply(variation)
             self._variation = variation
@@ -263,12 +264,12 @@ class LiberoScene:
         return np.array(self._env.sim.get_state().flatten())
 
     def restore(self, state: np.ndarray) -> None:
-        """Put the scene into a state [D]; arm and gripper are held where they are from there on."""
+        """Put the scene into a state [D]; the controllers then hold arm and gripper where they are."""
         self._put(state)
         controller = self._robot.controller
         controller.update(force=True)
         controller.reset_goal()
-        # The gripper's motion is ramped, and the ramp's place is in no state: the fingers tell it.
+        # The gripper's command is ramped, and states do not hold the ramp's position: the fingers give it.
         low, high = self._model.actuator_ctrlrange[self._finger_motors].T
         at = (self._data.qpos[self._fingers] - low) / (high - low)
         self._robot.gripper.current_action = np.clip(2 * at - 1, -1.0, 1.0)
@@ -278,7 +279,7 @@ class LiberoScene:
             renderer.close()
         self._env.close()
 
-    # ---- what is seen ------------------------------------------------------------------------------------
+    # ---- observations ------------------------------------------------------------------------------------
 
     def images(self) -> dict[str, np.ndarray]:
         """{our camera's name: uint8 [size, size, 3]}, upright."""
@@ -298,7 +299,7 @@ class LiberoScene:
         return np.concatenate([position, rotation, self._data.qpos[self._fingers]]).astype(np.float32)
 
     def positions(self) -> dict[str, np.ndarray]:
-        """{name: float64 [3]} of the hand, its fingers, and the objects that can be moved; in metres."""
+        """{name: float64 [3]} of the hand, its fingers and the movable objects, in metres."""
         pads = self._robot.gripper.important_geoms
         fingers = {
             f"{side} finger": np.array(self._data.geom(pads[f"{side}_fingerpad"][0]).xpos) for side in ("left", "right")
@@ -308,7 +309,7 @@ class LiberoScene:
         return {"hand": np.array(self._data.site_xpos[self._robot.eef_site_id])} | fingers | objects
 
     def contact_forces(self) -> dict[str, float]:
-        """{what the robot touches: the force, N}; floor, walls and what objects stand on are the `table`."""
+        """{thing that the robot touches: the force, N}; floor, walls and what objects stand on are `table`."""
         return self._contacts.forces()
 
     def task_things(self) -> frozenset[str]:
@@ -330,10 +331,10 @@ class LiberoScene:
     def _put(self, state: np.ndarray) -> None:
         self._env.sim.set_state_from_flattened(np.asarray(state, np.float64))
         self._env.sim.forward()
-        self._env._post_process()  # a stove glows where it is on
+        self._env._post_process()  # makes a stove that is on glow
 
     def _render(self, camera: str, size: int) -> np.ndarray:
-        """With shadows, reflections and smooth edges: LIBERO's demonstrations show them."""
+        """An image with shadows, reflections and smooth edges, as in LIBERO's demonstrations."""
         import mujoco
 
         if size not in self._renderers:
@@ -348,7 +349,7 @@ class LiberoScene:
 
 
 def _with_objects_placed(do: Callable[[], _T]) -> _T:
-    """Do what draws places for all things of a scene, again where they found no room; each time with the same luck."""
+    """Call `do`, which draws places for a scene's objects, until they all find room; always from the same seed."""
     from robosuite.utils.errors import RandomizationError
 
     with _numpy_seeded(SCENE_SEED):
@@ -362,7 +363,7 @@ def _with_objects_placed(do: Callable[[], _T]) -> _T:
 
 @contextmanager
 def _numpy_seeded(seed: int) -> Iterator[None]:
-    """Numpy's global generator seeded within the block, and as it was after it."""
+    """Seed numpy's global generator within the context, and restore its state after it."""
     before = np.random.get_state()
     np.random.seed(seed)
     try:

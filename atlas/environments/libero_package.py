@@ -1,7 +1,6 @@
-"""LIBERO as it is installed: its suites of tasks, their starts, its settings and its meshes.
+"""The installed LIBERO package: its suites of tasks, their starts, its settings and its meshes.
 
-The tasks and starts are read from the package's files, so that what a suite offers is known without the seconds that
-importing the simulator takes.
+Tasks and starts are read from the package's files, because importing the simulator takes seconds.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from atlas.system.paths import cache_root
 
 logger = logging.getLogger(__name__)
 
-# Steps after which LIBERO's evaluations give up, which are above the longest demonstration of each suite.
+# Steps after which LIBERO's evaluations give up; each is more than the suite's longest demonstration.
 SUITES = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 ALL_SUITES = "libero"
 # LIBERO-PRO changes the objects, their places, the words, the task or the scenery of four of the suites:
-# https://github.com/Zxy-MLlab/LIBERO-PRO. {our name: (the name of its folders, the suite that is changed)}
+# https://github.com/Zxy-MLlab/LIBERO-PRO. {our name: (the name of its folders, the original suite)}
 PRO_PREFIX = "libero-pro-"
 _CHANGES = ("object", "swap", "lan", "task", "env")
 PRO_SUITES = {
@@ -48,19 +47,20 @@ HORIZONS = {
     **{name: SUITES[changed] for name, (_, changed) in PRO_SUITES.items()},
 }
 
-# By --no-deps, since what the package declares beyond what its simulator imports is to be compiled, or pins others.
+# With --no-deps, since the package declares requirements that its simulator does not import, and that must be compiled
+# or pin other packages.
 _INSTALL = 'pip install -e ".[libero]" -c constraints.txt && pip install --no-deps hf-libero==0.1.4 bddl==1.0.1'
 _ASSETS = (
     *("articulated_objects", "scenes", "stable_hope_objects", "stable_scanned_objects", "textures"),
     "turbosquid_objects",
 )
-_FETCHED = "~/.cache/libero/assets"  # where the package keeps what it fetches
+_FETCHED = "~/.cache/libero/assets"  # where the package keeps the assets that it fetches
 _FETCH = f"hf download lerobot/libero-assets --repo-type dataset --local-dir {_FETCHED}"
 _PRO_FETCHED = "~/.cache/libero/pro"
 _PRO_FETCH = f"hf download zhouxueyang/LIBERO-Pro --repo-type dataset --local-dir {_PRO_FETCHED}"
 _LANGUAGE = re.compile(r"\(:language\s+([^()]+)\)")
-_LARGEST_DEFINITION = 2**20  # bytes of a file in BDDL
-_BREAKS = (3, 4)  # MuJoCo's version that refuses the model of a task of libero_spatial
+_LARGEST_DEFINITION = 2**20  # bytes of a BDDL file
+_BREAKS = (3, 4)  # the first MuJoCo version that refuses the model of a task of libero_spatial
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,15 @@ class LiberoTask:
     suite: str
     instruction: str
     definition: Path  # its scene and its goal, in BDDL
-    starts: Path  # the states that its episodes begin with
+    starts: Path  # its episodes' initial states
 
 
 @cache
 def tasks_of(environment: str) -> dict[str, tuple[LiberoTask, ...]]:
-    """The tasks of a suite, or of all with `libero`, by instruction, in the benchmark's order.
+    """The tasks of a suite, or of all suites for `libero`, by instruction, in the benchmark's order.
 
-    Some instructions of libero_90 are those of several tasks, in several scenes. Raises InputError where the package is
-    not installed, or LIBERO-PRO's files are not there.
+    Some instructions of libero_90 belong to several tasks, in several scenes. Raises InputError where the package is
+    not installed, or LIBERO-PRO's files are missing.
     """
     package = find_package(environment)
     if environment in PRO_SUITES:
@@ -87,7 +87,7 @@ def tasks_of(environment: str) -> dict[str, tuple[LiberoTask, ...]]:
     tasks: dict[str, tuple[LiberoTask, ...]] = {}
     for suite in SUITES if environment == ALL_SUITES else [environment]:
         for name in names[suite]:
-            # The words of the file's name, as the benchmark has it: those in the file are other ones in some suites.
+            # The words of the file's name, as in the benchmark: those in the file differ in some suites.
             instruction = _words(name)
             definition = package / "bddl_files" / suite / f"{name}.bddl"
             starts = package / "init_files" / suite / f"{name}.pruned_init"
@@ -97,20 +97,20 @@ def tasks_of(environment: str) -> dict[str, tuple[LiberoTask, ...]]:
 
 
 def _words(name: str) -> str:
-    """The instruction that the name of a task's file is made of."""
+    """The instruction in the name of a task's file."""
     return re.sub(r"^[A-Z_]*SCENE\d+_", "", name).replace("_", " ")
 
 
 def _pro_tasks(environment: str, package: Path) -> dict[str, tuple[LiberoTask, ...]]:
-    """A suite of LIBERO-PRO: a task for each file of its folder, in the order of their names. Where the words or the
-    task are what is changed, the file says the instruction; elsewhere its name does."""
+    """A suite of LIBERO-PRO: one task per file of its folder, in the order of their names. The instruction stands in
+    the file where the suite changes the words or the task, and in the file's name otherwise."""
     suite, _ = PRO_SUITES[environment]
-    looked = [package, *(Path(_PRO_FETCHED).expanduser() / part for part in ("", "libero_data"))]
-    found = next((folder for folder in looked if (folder / "bddl_files" / suite).is_dir()), None)
+    searched = [package, *(Path(_PRO_FETCHED).expanduser() / part for part in ("", "libero_data"))]
+    found = next((folder for folder in searched if (folder / "bddl_files" / suite).is_dir()), None)
     if found is None:
         raise InputError(
             f"The environment '{environment}' needs LIBERO-PRO's files: none of these folders has bddl_files/{suite}: "
-            f"{', '.join(map(str, looked))}. Fetch them once: {_PRO_FETCH}"
+            f"{', '.join(map(str, searched))}. Fetch them once: {_PRO_FETCH}"
         )
     tasks: dict[str, tuple[LiberoTask, ...]] = {}
     for definition in sorted((found / "bddl_files" / suite).glob("*.bddl")):
@@ -152,7 +152,7 @@ def _task_map(package: Path) -> Path:
 
 @cache
 def read_starts(task: LiberoTask) -> np.ndarray:
-    """The states that the task's episodes begin with, float64 [starts, D]: time, joint positions, joint velocities.
+    """The initial states of the task's episodes, float64 [starts, D]: time, joint positions, joint velocities.
 
     Raises InputError where the file is damaged.
     """
@@ -163,13 +163,13 @@ def read_starts(task: LiberoTask) -> np.ndarray:
                 starts = np.asarray(_OnlyArrays(file).load(), np.float64)
     except (OSError, StopIteration, ValueError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         raise InputError(f"{task.starts} cannot be read ({first_line(error)}); install hf-libero again.") from error
-    starts.flags.writeable = False  # it is kept
+    starts.flags.writeable = False  # the cache keeps it
     return starts
 
 
 class _OnlyArrays(pickle.Unpickler):
-    """Reads what torch.save made of an array, without torch, which a worker would take seconds to import, and without
-    running anything else that a file may name."""
+    """Reads an array saved by torch.save: without torch, which takes a worker seconds to import, and without running
+    anything else that a file may name."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
@@ -179,14 +179,14 @@ class _OnlyArrays(pickle.Unpickler):
             return known[module, name]
         if (module, name) == ("_codecs", "encode"):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it holds {module}.{name}, which is no array")
+        raise pickle.UnpicklingError(f"it holds {module}.{name}, which is not an array")
 
 
 # ---- settings and meshes -----------------------------------------------------------------------------------------
 
 
 def load_package(environment: str) -> None:
-    """Import the simulator of LIBERO's tasks, so that nothing is asked on the standard input and nothing fetched.
+    """Import LIBERO's simulator in such a way that it asks nothing on standard input and fetches nothing.
 
     Raises InputError where a package or the meshes and textures are missing.
     """
@@ -207,9 +207,8 @@ def load_package(environment: str) -> None:
 
 
 def _settings(package: Path) -> Path:
-    """The package's file of settings, made where there is none: it would ask for them on the standard input.
-
-    It is made in Atlas's cache, unless the user's LIBERO_CONFIG_PATH names a folder for it.
+    """The package's settings file. Without one the package would ask on standard input, so a missing file is made, in
+    Atlas's cache unless the user's LIBERO_CONFIG_PATH names a folder.
     """
     own = Path("~/.libero").expanduser()
     if "LIBERO_CONFIG_PATH" not in os.environ and not (own / "config.yaml").exists():
@@ -228,32 +227,34 @@ def _settings(package: Path) -> Path:
 
 
 def _find_assets(environment: str, package: Path, settings: Path) -> Path:
-    """The folder of meshes and textures: the settings', else the package's, else that of what was fetched.
+    """The folder of meshes and textures: that in the settings, else the package's, else that of fetched assets.
 
-    The package would fetch them, in a way that newer versions of huggingface_hub refuse, and go on without them. Raises
-    InputError that says where they were looked for, or that the settings are none.
+    The package would try to fetch them, in a way that newer versions of huggingface_hub refuse, and go on without them.
+    Raises InputError, which names the folders searched, where they are missing, and for an unreadable settings file.
     """
     try:
         stated = dict(read_yaml(settings) or {})
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{settings} are no settings of LIBERO ({first_line(error)}); mend or remove it.") from None
-    looked = [Path(stated.get("assets") or package / "assets"), package / "assets", Path(_FETCHED).expanduser()]
-    for folder in looked:
+        raise InputError(
+            f"{settings} is not a settings file of LIBERO's ({first_line(error)}); correct or remove it."
+        ) from None
+    searched = [Path(stated.get("assets") or package / "assets"), package / "assets", Path(_FETCHED).expanduser()]
+    for folder in searched:
         if all((folder / part).is_dir() for part in _ASSETS):
             return folder
     raise InputError(
-        f"The environment '{environment}' needs LIBERO's meshes and textures (200 MB), and its package does not bring "
-        f"them: none of these folders has {', '.join(_ASSETS)}: {', '.join(dict.fromkeys(map(str, looked)))}. "
-        f"Fetch them once: {_FETCH} (or name the folder of a copy by `assets` in {settings})."
+        f"The environment '{environment}' needs LIBERO's meshes and textures (200 MB), which its package does not "
+        f"contain: none of these folders has {', '.join(_ASSETS)}: {', '.join(dict.fromkeys(map(str, searched)))}. "
+        f"Fetch them once: {_FETCH} (or name the folder of a copy as `assets` in {settings})."
     )
 
 
-@cache  # once a process
+@cache  # once per process
 def _warn_of_mujoco() -> None:
     version = importlib.import_module("mujoco").__version__
     if tuple(int(part) for part in version.split(".")[:2]) >= _BREAKS:
         logger.warning(
-            "MuJoCo %s cannot load the model of a task of libero_spatial; success rates of it are measured with a "
+            "MuJoCo %s cannot load the model of one task of libero_spatial; measure this suite's success rates with a "
             'version below 3.4: pip install "mujoco<3.4"',
             version,
         )

@@ -1,7 +1,7 @@
 """Meta-World's tasks as environments, through the package metaworld, version 3.
 
 An environment is a task (`metaworld-drawer-open`) or a set of them (`metaworld-mt10`, `metaworld-mt50`). Each task has
-a scene of its own; those of the last few tasks are kept.
+its own scene; the environment keeps those of the last few tasks.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from atlas.environments.robot_contacts import RobotContacts
 from atlas.errors import InputError, did_you_mean
 from atlas.types import ActionGroup, ActionSpec, Observation
 
-CAMERAS = ("corner", "gripperPOV")  # the table and what stands on it; what lies under the hand
+CAMERAS = ("corner", "gripperPOV")  # one shows the table and what stands on it, the other what lies under the hand
 _TURNED = ("corner", "corner2", "corner3", "corner4")  # these hang upside down in the scenes
 _PICTURE = "corner"
-HORIZON = 500  # of the benchmark
+HORIZON = 500  # the benchmark's
 ACTIONS = ActionSpec(
     (
         ActionGroup("position", ("dx", "dy", "dz"), unit=0.01, delta=True),
@@ -33,14 +33,14 @@ ACTIONS = ActionSpec(
     control_hz=80.0,
 )
 _PROPRIO = 4
-_NOISE, _NOISE_KEPT = 0.12, 0.8  # of demonstrations: a step's deviation, and how much of it is left a step later
-_ROBOT, _SCENE, _WALL = "base", ("mocap", "tablelink", "RetainingWall"), "wall"  # outermost bodies of its scenes
-_KEPT = 5  # scenes: each is 50 MB and more, and takes a third of a second to make
+_NOISE, _NOISE_KEPT = 0.12, 0.8  # of demonstrations: a step's standard deviation, and the share that the next keeps
+_ROBOT, _SCENE, _WALL = "base", ("mocap", "tablelink", "RetainingWall"), "wall"  # the scenes' outermost bodies
+_KEPT = 5  # scenes: each takes 50 MB or more, and a third of a second to make
 
 
 def metaworld_spec(name: str, image_size: int) -> EnvironmentSpec:
-    """What a task or a set of them offers, without importing the package. Raises InputError where it is not installed,
-    or has no such task."""
+    """What a task or a set of tasks offers, without importing the package. Raises InputError where the package is not
+    installed or has no such task."""
     tasks = tasks_in(name)
     check_installed(name, "metaworld", "metaworld")
     return EnvironmentSpec(
@@ -60,8 +60,8 @@ def metaworld_spec(name: str, image_size: int) -> EnvironmentSpec:
 class MetaworldEnvironment:
     """Tasks of Meta-World with the Sawyer arm. The reward is the task's own; success ends an episode.
 
-    Proprio [4]: where the hand is (m, in the world's frame), and how far the gripper is open, from 0 to 1. What else
-    Meta-World observes, where objects and goals are, only its scripted policies see.
+    Proprio [4]: the hand's position (m, in the world's frame), and how far the gripper is open, from 0 to 1. Only the
+    scripted policies see the rest of Meta-World's observation, the places of objects and goals.
     """
 
     def __init__(self, name: str, image_size: int = 128) -> None:
@@ -78,7 +78,7 @@ class MetaworldEnvironment:
     def reset(
         self, *, seed: int | None = None, instruction: str | None = None, init_state: np.ndarray | None = None
     ) -> Observation:
-        """See `Simulator.reset`. Raises InputError for an instruction that there is not, or a state of another task."""
+        """See `Simulator.reset`. Raises InputError for an unknown instruction, and for a state of another task."""
         self.begin(seed=seed, instruction=instruction, init_state=init_state)
         return self.observe()
 
@@ -127,12 +127,12 @@ class MetaworldEnvironment:
         return self.scene.proprio()
 
     def object_state(self) -> np.ndarray:
-        """See `StateSimulator.object_state`, float32 [9], in metres from the hand: the task's thing, its second thing
-        (zeros where it has one alone), and its goal."""
+        """See `StateSimulator.object_state`, float32 [9], in metres from the hand: the task's object, its second object
+        (zeros where it has only one), and its goal."""
         return self.scene.object_state()
 
     def get_state(self) -> np.ndarray:
-        """Where the task's things were put, then all that MuJoCo integrates: float64 [D]."""
+        """The places drawn for the task's objects, then MuJoCo's integration state: float64 [D]."""
         return self.scene.state()
 
     def set_state(self, state: np.ndarray) -> None:
@@ -140,7 +140,7 @@ class MetaworldEnvironment:
         self.scene.restore(np.asarray(state, np.float64))
 
     def positions(self) -> dict[str, np.ndarray]:
-        """See `Simulator.positions`; the things that the task is about are `object` and `second object`."""
+        """See `Simulator.positions`; the task's objects are named `object` and `second object`."""
         return self.scene.positions()
 
     def contact_forces(self) -> dict[str, float]:
@@ -152,7 +152,7 @@ class MetaworldEnvironment:
         return self.scene.task_things()
 
     def picture(self, size: int) -> np.ndarray:
-        """What the camera `corner` shows."""
+        """The image of the camera `corner`."""
         return self.scene.render(_PICTURE, size)
 
     def close(self) -> None:
@@ -162,7 +162,7 @@ class MetaworldEnvironment:
 
     @property
     def scene(self) -> MetaworldScene:
-        """The present task's."""
+        """The current task's scene."""
         return self._scenes[self._tasks[self._instruction]]
 
     def _entered(self, task: str) -> MetaworldScene:
@@ -199,26 +199,26 @@ class MetaworldScene:
     # ---- episodes ----------------------------------------------------------------------------------------
 
     def begin(self, seed: int) -> None:
-        """Put the task's things where a seed says, as Meta-World draws it."""
+        """Begin with the objects in places that Meta-World draws from a seed."""
         env = self._env
         env._set_task_called, env._freeze_rand_vec, env.seeded_rand_vec = True, False, True
         env.seed(seed)
-        env.reset()  # draws again where things are too near to each other
+        env.reset()  # draws again where objects are too near to each other
         self._place(np.array(env._last_rand_vec, np.float64))
 
     def begin_at(self, state: np.ndarray) -> None:
-        """Begin in exactly this state [D]. Raises InputError for one of another task."""
+        """Begin in exactly this state [D]. Raises InputError for a state of another task."""
         if state.shape != (self._drawn + self._integrated,):
             raise InputError(
-                f"A state of {state.size} numbers is none of Meta-World's task '{self.task}', which has "
-                f"{self._drawn + self._integrated}."
+                f"A state of {state.size} numbers does not belong to Meta-World's task '{self.task}', whose states "
+                f"have {self._drawn + self._integrated}."
             )
         self._place(state[: self._drawn])
         self.restore(state)
 
     def act(self, action: np.ndarray) -> tuple[float, bool]:
         """Apply one action [4] within [-1, 1]; returns the reward, and whether the task is done."""
-        self._env.curr_path_length = 0  # the limit is the caller's
+        self._env.curr_path_length = 0  # the caller limits the steps
         self.observed, reward, _, _, info = self._env.step(action)
         return float(reward), bool(info["success"])
 
@@ -229,7 +229,7 @@ class MetaworldScene:
         return np.concatenate([self._env._last_rand_vec, integrated])
 
     def restore(self, state: np.ndarray) -> None:
-        """Put MuJoCo into a state [D] of the present episode."""
+        """Put MuJoCo into a state [D] of the current episode."""
         env = self._env
         self._mujoco.mj_setState(env.model, env.data, np.ascontiguousarray(state[self._drawn :]), self._kind)
         self._mujoco.mj_forward(env.model, env.data)
@@ -242,7 +242,7 @@ class MetaworldScene:
             renderer.close()
         self._env.close()
 
-    # ---- what is seen ------------------------------------------------------------------------------------
+    # ---- observations ------------------------------------------------------------------------------------
 
     def images(self) -> dict[str, np.ndarray]:
         """{camera: uint8 [size, size, 3]}, upright."""
@@ -285,7 +285,7 @@ class MetaworldScene:
 
     @property
     def _drawn(self) -> int:
-        """How many numbers say where the task's things are put."""
+        """How many numbers give the places of the task's objects."""
         return int(self._env._random_reset_space.low.size)
 
     @property
@@ -293,14 +293,14 @@ class MetaworldScene:
         return int(self._mujoco.mj_stateSize(self._env.model, self._kind))
 
     def _place(self, drawn: np.ndarray) -> None:
-        told = {"rand_vec": drawn, "env_cls": self._class, "partially_observable": False}
-        self._env.set_task(self._new_task(env_name=f"{self.task}-v3", data=pickle.dumps(told)))
+        values = {"rand_vec": drawn, "env_cls": self._class, "partially_observable": False}
+        self._env.set_task(self._new_task(env_name=f"{self.task}-v3", data=pickle.dumps(values)))
         observed, _ = self._env.reset()
         self.observed = np.array(observed, np.float64)
 
 
 class MetaworldExpert:
-    """Meta-World's scripted policy for the task that an environment is in."""
+    """Meta-World's scripted policy for an environment's current task."""
 
     def __init__(self, env: MetaworldEnvironment) -> None:
         from metaworld.policies import ENV_POLICY_MAP
@@ -311,19 +311,19 @@ class MetaworldExpert:
     def act(self) -> np.ndarray:
         """See `Expert.act`: float64 [4], within [-1, 1]."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of each action that is clipped
+            warnings.simplefilter("ignore")  # Meta-World warns of each clipped action
             action = self._policy.get_action(self._scene.observed)
         return np.clip(np.asarray(action, np.float64), -1.0, 1.0)
 
 
 class MetaworldDemonstrator:
-    """The scripted policy with noise on its actions, of zero mean, so that demonstrations show how it comes back."""
+    """The scripted policy with zero-mean noise on its actions, so that demonstrations show recovery."""
 
     def __init__(self, env: MetaworldEnvironment, rng: np.random.Generator) -> None:
         self._expert, self._rng = MetaworldExpert(env), rng
         self._drift = np.zeros(3)
 
     def act(self) -> np.ndarray:
-        """See `Expert.act`. The noise lasts for some steps, or the arm would average it out."""
+        """See `Expert.act`. The noise is correlated over some steps; the arm would average out independent noise."""
         self._drift = _NOISE_KEPT * self._drift + self._rng.normal(0.0, _NOISE, 3)
         return np.clip(self._expert.act() + np.append(self._drift, 0.0), -1.0, 1.0)

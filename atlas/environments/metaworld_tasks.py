@@ -1,4 +1,4 @@
-"""Meta-World's fifty tasks: what each is in words, which are MT10, and how hard they are."""
+"""Meta-World's fifty tasks: their instructions, the ten of MT10, and their difficulty."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from atlas.errors import InputError, did_you_mean
 
 PREFIX = "metaworld-"
 
-# The task's name in Meta-World, without its version: how a policy is told.
+# {the task's name in Meta-World, without its version: the policy's instruction}
 TASKS = {
     "assembly": "put the ring onto the peg",
     "basketball": "dunk the basketball into the basket",
@@ -63,7 +63,7 @@ MT10 = (
     *("reach", "push", "pick-place", "door-open", "drawer-open", "drawer-close", "button-press-topdown"),
     *("peg-insert-side", "window-open", "window-close"),
 )
-# Seo et al., Masked World Models for Visual Control (2022), appendix F; tables of MT50 give the mean of the four.
+# Seo et al., Masked World Models for Visual Control (2022), appendix F; tables of MT50 give the mean of the four tiers.
 _HARDER = {
     "medium": (
         *("basketball", "bin-picking", "box-close", "coffee-pull", "coffee-push", "hammer", "peg-insert-side"),
@@ -77,7 +77,7 @@ _SETS = {"mt10": MT10, "mt50": tuple(TASKS)}
 
 
 def tasks_in(name: str) -> tuple[str, ...]:
-    """The tasks of `metaworld-<task>`, `metaworld-mt10` or `metaworld-mt50`. Raises InputError for another name."""
+    """The tasks of `metaworld-<task>`, `metaworld-mt10` or `metaworld-mt50`. Raises InputError for any other name."""
     asked = name.removeprefix(PREFIX)
     if asked in _SETS:
         return _SETS[asked]
@@ -91,7 +91,7 @@ def tasks_in(name: str) -> tuple[str, ...]:
 
 
 def tiers_of(tasks: tuple[str, ...]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """(tier, instructions) of tasks that are of several tiers; none of fewer."""
+    """(tier, instructions) for tasks of two tiers or more; empty otherwise."""
     found = [(tier, tuple(TASKS[task] for task in tasks if task in members)) for tier, members in TIERS.items()]
     found = [(tier, instructions) for tier, instructions in found if instructions]
     return tuple(found) if len(found) > 1 else ()

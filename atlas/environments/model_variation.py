@@ -1,4 +1,4 @@
-"""A scene's variation in a MuJoCo model's arrays: cameras, lights, surfaces. Put back to the bit when it is over."""
+"""Applies a scene's variation to a MuJoCo model's arrays (cameras, lights, surfaces), and restores them bit for bit."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _FIELDS = (
 )
 _HEADLIGHT = ("ambient", "diffuse", "specular")
 _WIDEST_DEG = 120.0
-_TILE = 128  # pixels of a pattern's sides, which is stretched over a texture's
-_COLOUR_TEXTURE = 1  # of a material's textures, its colour
+_TILE = 128  # pixels of the side of a pattern, which is stretched over a texture
+_COLOUR_TEXTURE = 1  # the index of the colour among a material's textures
 
 
 class ModelVariation:
-    """Applies variations to a model, each to what the model was at first."""
+    """Applies variations to a model, each to the model's original state."""
 
     def __init__(self, model: Any, look_at: np.ndarray, table: Sequence[str], background: Sequence[str]) -> None:
-        """look_at: [3], m, what the scene's cameras go round. table, background: names of materials."""
+        """look_at: [3], m, the point around which the scene's cameras move. table, background: names of materials."""
         self._model, self._look_at = model, np.asarray(look_at, np.float64)
         self._materials = {
             "table": [model.material(name).id for name in table],
@@ -32,11 +32,11 @@ class ModelVariation:
         }
         self._fields = {name: getattr(model, name).copy() for name in _FIELDS}
         self._headlight = {name: getattr(model.vis.headlight, name).copy() for name in _HEADLIGHT}
-        self._pixels: dict[int, np.ndarray] = {}  # of textures that were drawn over, as they were
+        self._pixels: dict[int, np.ndarray] = {}  # the original pixels of textures that were drawn over
 
     def apply(self, variation: SceneVariation) -> list[int]:
-        """Make the model so; the caller goes `forward`. Returns the textures with other pixels than before, which each
-        renderer has to be given."""
+        """Change the model; the caller must call `forward`. Returns the textures whose pixels changed, which the caller
+        must upload to each renderer."""
         for name, values in self._fields.items():
             getattr(self._model, name)[:] = values
         for name, values in self._headlight.items():
@@ -101,8 +101,8 @@ class ModelVariation:
         return changed
 
     def _texture_of(self, material: int) -> int | None:
-        found = np.atleast_1d(self._model.mat_texid[material])  # several a material since MuJoCo 3.2
-        texture = int(found[_COLOUR_TEXTURE] if len(found) > 1 else found[0])
+        textures = np.atleast_1d(self._model.mat_texid[material])  # several per material since MuJoCo 3.2
+        texture = int(textures[_COLOUR_TEXTURE] if len(textures) > 1 else textures[0])
         return texture if texture >= 0 else None
 
     def _draw_over(self, texture: int, seed: int, opacity: float) -> None:
@@ -124,18 +124,18 @@ class ModelVariation:
         return changed
 
     def _pixels_of(self, texture: int) -> np.ndarray:
-        """A view of a texture's pixels in the model: uint8 [H, W, channels]; of a cube, its six sides one below
+        """A view of a texture's pixels in the model: uint8 [H, W, channels]; a cube map has its six sides one below
         the other."""
         model = self._model
         height, width = int(model.tex_height[texture]), int(model.tex_width[texture])
-        new = hasattr(model, "tex_data")  # before MuJoCo 3.2 all have three channels, in `tex_rgb`
+        new = hasattr(model, "tex_data")  # before MuJoCo 3.2 all textures have three channels, in `tex_rgb`
         channels = int(model.tex_nchannel[texture]) if new else 3
         first, data = int(model.tex_adr[texture]), model.tex_data if new else model.tex_rgb
         return np.asarray(data[first : first + height * width * channels].reshape(height, width, channels))
 
 
 def draw_pattern(rng: np.random.Generator, side: int) -> np.ndarray:
-    """A pattern of two or more colours: uint8 [side, side, 3]. Checks, stripes, dots, or clouds."""
+    """A pattern of two or more colours, checks, stripes, dots or clouds: uint8 [side, side, 3]."""
     y, x = np.mgrid[:side, :side] / side
     first, second = rng.uniform(0, 255, (2, 3))
     kind, number = int(rng.integers(4)), int(rng.integers(2, 7))
@@ -167,7 +167,7 @@ def _rotation(turn: np.ndarray) -> np.ndarray:
 
 
 def _matrix(quaternion: np.ndarray) -> np.ndarray:
-    """Of (w, x, y, z)."""
+    """The rotation matrix [3, 3] of a quaternion (w, x, y, z)."""
     w, x, y, z = quaternion / np.linalg.norm(quaternion)
     return np.array(
         [
@@ -179,7 +179,7 @@ def _matrix(quaternion: np.ndarray) -> np.ndarray:
 
 
 def _quaternion(matrix: np.ndarray) -> np.ndarray:
-    """(w, x, y, z) of a rotation matrix, by MuJoCo."""
+    """The quaternion (w, x, y, z) of a rotation matrix, as MuJoCo computes it."""
     import mujoco
 
     quaternion = np.zeros(4)

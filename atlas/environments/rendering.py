@@ -1,5 +1,4 @@
-"""Rendering without a screen: which GL backend and which GPU MuJoCo uses, chosen before anything imports it, and why it
-fails."""
+"""Rendering without a screen: chooses MuJoCo's GL backend and GPU before anything imports it, and explains failures."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from atlas.system.process_control.notices import notice
 if TYPE_CHECKING:
     import torch  # which simulators' processes do without
 
-# What decides how MuJoCo renders.
+# The environment variables that decide how MuJoCo renders.
 VARIABLES = (
     "MUJOCO_GL",
     "MUJOCO_EGL_DEVICE_ID",
@@ -32,26 +31,26 @@ VARIABLES = (
     "LIBGL_ALWAYS_SOFTWARE",
     "DISPLAY",
 )
-_OURS = {"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"}  # what is set here, and by MuJoCo after it
+_OURS = {"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"}  # the first is set here, the second then by MuJoCo
 _INSTALL = "sudo apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri (Debian, Ubuntu)"
 _CHOSEN, _VISIBLE = "MUJOCO_EGL_DEVICE_ID", "CUDA_VISIBLE_DEVICES"
 _GL_RENDERER = 0x1F01
-_SOFTWARE = ("llvmpipe", "softpipe", "swrast")  # drivers of Mesa's
+_SOFTWARE = ("llvmpipe", "softpipe", "swrast")  # Mesa's drivers
 _DRM_DEVICE_FILE = 0x3233  # of EGL_EXT_device_drm
 _MOST_DEVICES = 64
 
 
 def choose_renderer() -> None:
-    """Have MuJoCo, if it is imported afterwards, render off screen: with EGL on Linux when there is no display and the
-    user has chosen nothing else."""
+    """Make MuJoCo, if it is imported later, render off screen with EGL on Linux, where there is no display and the user
+    has not chosen otherwise."""
     if sys.platform == "linux" and "DISPLAY" not in os.environ and "WAYLAND_DISPLAY" not in os.environ:
         os.environ.setdefault("MUJOCO_GL", "egl")
 
 
 def prepare_rendering() -> None:
-    """See `choose_renderer`; must run before `mujoco` or `robosuite` is imported.
+    """See `choose_renderer`; call it before `mujoco` or `robosuite` is imported.
 
-    Raises InputError, naming the Debian package, where EGL is to be used and not installed.
+    Raises InputError, which names the Debian packages, where EGL is chosen and not installed.
     """
     choose_renderer()
     if os.environ.get("MUJOCO_GL") == "egl":
@@ -65,34 +64,35 @@ def prepare_rendering() -> None:
 
 
 def variables_set() -> dict[str, str]:
-    """What somebody else has set of the variables that decide how MuJoCo renders."""
-    there = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-    return {name: value for name, value in there.items() if _OURS.get(name) != value}
+    """The variables of VARIABLES that the user has set."""
+    present = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    return {name: value for name, value in present.items() if _OURS.get(name) != value}
 
 
 def describe_failure(why: str, set_here: Mapping[str, str], without: bool | None) -> tuple[str, str]:
-    """What is wrong where no picture comes out, and what to do about it.
+    """(problem, remedy) for a simulator that cannot render.
 
-    set_here: variables that decide how it renders; without: whether it renders when they are unset, if tried.
+    set_here: the variables that decide how it renders; without: whether it renders without them, None where not tried.
     """
     shown = ", ".join(f"{name}={value}" for name, value in set_here.items())
     seen = f"no picture of the simulated world: {why}" + (f" (with {shown})" if shown else "")
     if without:
-        fix = f"It works without: unset {' '.join(set_here)}."
+        fix = f"It works without these variables: unset {' '.join(set_here)}."
     elif set_here and without is None:
-        fix = f"Unset what is not meant ({' '.join(set_here)}); `atlas doctor` tries whether it works without."
+        fix = f"Unset what you did not intend ({' '.join(set_here)}); `atlas doctor` tests whether it works without."
     elif sys.platform == "linux":
         fix = f"{_INSTALL}; with an NVIDIA GPU in a container also NVIDIA_DRIVER_CAPABILITIES=all."
     else:
         fix = "See https://mujoco.readthedocs.io on rendering."
-    return seen, f"{fix} Training on files works meanwhile, with evaluation.env=none."
+    return seen, f"{fix} Training on files works without rendering, with evaluation.env=none."
 
 
 @contextmanager
 def failure_explained() -> Iterator[None]:
-    """Around what imports the simulator and makes a renderer: whatever goes wrong there becomes one InputError.
+    """For the import of a simulator and the making of a renderer: any failure there becomes one InputError.
 
-    GLFW says in warnings why it has no display. What is half made complains when it is removed: neither is printed.
+    GLFW's warnings, which say why it has no display, and the complaints of half-made objects at their removal are not
+    printed.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -100,25 +100,25 @@ def failure_explained() -> Iterator[None]:
             yield
         except (InputError, ModuleNotFoundError):
             raise
-        except Exception as error:  # of MuJoCo, robosuite, PyOpenGL, GLFW and ctypes
+        except Exception as error:  # from MuJoCo, robosuite, PyOpenGL, GLFW or ctypes
             hook = sys.unraisablehook
             sys.unraisablehook = lambda _: None
             try:
                 traceback.clear_frames(error.__traceback__)
             finally:
                 sys.unraisablehook = hook
-            said = [str(w.message) for w in caught if "GLFW" in w.category.__name__]
-            why = re.sub(r"\(\d+\) b'(.*)'", r"\1", said[0]) if said else first_line(error)
+            reasons = [str(w.message) for w in caught if "GLFW" in w.category.__name__]
+            why = re.sub(r"\(\d+\) b'(.*)'", r"\1", reasons[0]) if reasons else first_line(error)
             seen, fix = describe_failure(why, variables_set(), None)
             raise InputError(f"{seen[0].upper()}{seen[1:]}. {fix}") from None
-    for warning in caught:  # all is well: they are the user's
+    for warning in caught:  # no failure: show the warnings to the user
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def quiet_robosuite() -> None:
-    """Stop robosuite's start-up warnings and its log file in /tmp, which fails where another user owns it.
+    """Turn off robosuite's start-up warnings and its log file in /tmp, which fails where another user owns it.
 
-    robosuite looks for a module of private settings at import; this provides one.
+    At import robosuite looks for a module with private settings; this provides one.
     """
     if "robosuite" in sys.modules:
         return
@@ -129,13 +129,13 @@ def quiet_robosuite() -> None:
 
 
 def in_software(renderer: str) -> bool:
-    """Whether what OpenGL calls its renderer computes on CPUs."""
+    """Whether an OpenGL renderer of this name computes on the CPU."""
     return any(name in renderer.lower() for name in _SOFTWARE)
 
 
 def software_renderer() -> str | None:
-    """What has drawn this process's last picture, where it is a software driver; None where it is a GPU, or where
-    nothing was drawn off screen."""
+    """The software driver that drew this process's last image; None where a GPU drew it, or where nothing was drawn off
+    screen."""
     backend = os.environ.get("MUJOCO_GL")
     if backend != "egl":
         return "OSMesa" if backend == "osmesa" and "mujoco" in sys.modules else None
@@ -164,14 +164,15 @@ def tell_of_software(world: str, renderer: str | None) -> None:
 
 @dataclass(frozen=True)
 class RenderingGPU:
-    """A GPU as CUDA knows it. ordinal: among all of the machine. pci: its bus address, where torch says it."""
+    """A GPU as CUDA knows it. ordinal: its number among all of the machine. pci: its bus address, where torch knows
+    it."""
 
     ordinal: int
     pci: str | None
 
     @classmethod
     def of(cls, device: torch.device) -> RenderingGPU | None:
-        """The one that a process computes on; None where it computes on CPUs."""
+        """The GPU of a torch device; None for other devices."""
         if device.type != "cuda":
             return None
         import torch
@@ -185,36 +186,39 @@ class RenderingGPU:
 
     @classmethod
     def first_shown(cls) -> RenderingGPU | None:
-        """The first of CUDA_VISIBLE_DEVICES, for a process that has no use for CUDA; None where that names none."""
+        """The first GPU of CUDA_VISIBLE_DEVICES, for a process that does not use CUDA; None where it names none."""
         named = _shown(0)
         return None if named is None else cls(named, None)
 
 
 def _shown(number: int) -> int | None:
-    """The GPU that CUDA_VISIBLE_DEVICES has in this place, counted among all; None where it names none by number."""
+    """The number, among all of the machine, of the GPU in this place of CUDA_VISIBLE_DEVICES; None where that does not
+    name it by number."""
     shown = os.environ.get(_VISIBLE, "").split(",")
     named = shown[number].strip() if number < len(shown) else ""
     return int(named) if named.isdigit() else None
 
 
 def render_on(gpu: RenderingGPU | None) -> None:
-    """Have MuJoCo's EGL render on this GPU, in this process, which must not have imported MuJoCo yet.
+    """Make MuJoCo's EGL render on this GPU, in this process, which must not have imported MuJoCo yet.
 
-    EGL counts devices by itself. Its device is the one with the GPU's bus address; where EGL says no addresses, the one
-    of the same number. A choice of the user's (MUJOCO_EGL_DEVICE_ID) stays; so does MuJoCo's own, the first that works,
-    where there is no such device.
+    EGL counts devices in its own way. The right one has the GPU's bus address; where EGL gives no addresses, it is the
+    one with the same number. The user's choice (MUJOCO_EGL_DEVICE_ID) stays, and so does MuJoCo's (the first device
+    that works) where no device matches.
     """
     if gpu is None or os.environ.get("MUJOCO_GL", "egl") != "egl" or _CHOSEN in os.environ:
         return
     device = egl_device(gpu, egl_addresses())
     if device is not None:
         os.environ[_CHOSEN] = str(device)
-        # It is of CUDA's counting. robosuite refuses a device that is not named there; simulators have no use for CUDA.
+        # This variable counts as CUDA does, and robosuite refuses a device that it does not name. Simulators do not
+        # use CUDA.
         os.environ.pop(_VISIBLE, None)
 
 
 def egl_device(gpu: RenderingGPU, addresses: list[str | None]) -> int | None:
-    """Which of EGL's devices a GPU is; None where that cannot be told. addresses: of EGL's devices, where known."""
+    """The index of a GPU among EGL's devices; None where it cannot be determined. addresses: of EGL's devices, where
+    known."""
     known = [place for place, address in enumerate(addresses) if address is not None]
     if gpu.pci is not None and known:
         return addresses.index(gpu.pci) if gpu.pci in addresses else None
@@ -223,7 +227,7 @@ def egl_device(gpu: RenderingGPU, addresses: list[str | None]) -> int | None:
 
 
 def egl_addresses() -> list[str | None]:
-    """The bus address of each of EGL's devices, as far as EGL and the system say it; empty without EGL."""
+    """The bus address of each of EGL's devices, None where EGL or the system does not give it; empty without EGL."""
     try:
         library = ctypes.CDLL("libEGL.so.1")
         library.eglGetProcAddress.restype = ctypes.c_void_p
@@ -241,7 +245,7 @@ def egl_addresses() -> list[str | None]:
 
 
 def _address(file: bytes | None, drm: Path = Path("/sys/class/drm")) -> str | None:
-    """'0000:3b:00' of b'/dev/dri/card1', as the system links the one to the other."""
+    """The bus address, such as '0000:3b:00', to which the system links a device file such as b'/dev/dri/card1'."""
     if file is None:
         return None
     link = drm / Path(os.fsdecode(file)).name / "device"

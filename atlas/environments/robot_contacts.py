@@ -1,4 +1,4 @@
-"""What a simulated robot touches, from MuJoCo's contacts."""
+"""Finds what a simulated robot touches, from MuJoCo's contacts."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 
 
 class RobotContacts:
-    """Contacts between a robot's bodies and all others, which are named by the outermost body that they belong to."""
+    """Contacts between a robot's bodies and all others, which are named by their outermost body."""
 
     def __init__(self, model: Any, data: Any, robot: str, names: Mapping[int, str], scene: str) -> None:
-        """robot: its outermost body. names: {an outermost body's number: what it is called}; all others are `scene`."""
+        """robot: its outermost body. names: {an outermost body's number: its name}; all others are named `scene`."""
         self._model, self._data = model, data
         self._root_of = np.asarray(model.body_rootid)[np.asarray(model.geom_bodyid)]  # [geoms]
         self._robot, self._names, self._scene = int(model.body(robot).id), dict(names), scene
 
     def forces(self) -> dict[str, float]:
-        """{what is touched in the present state: the sum of the contacts' normal forces, N}."""
+        """{name of a thing touched in the current state: the sum of the contacts' normal forces, N}."""
         import mujoco
 
         found: dict[str, float] = {}

@@ -1,25 +1,25 @@
-"""What of a simulated scene can differ from training's, as plain data: a world applies it at its next reset."""
+"""How a simulated scene can differ from that of training, as plain data: a world applies it at its next reset."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
-# What a world may let others change; `EnvironmentSpec.variable` says which of it a world does.
+# The parts of a scene that may be changed; `EnvironmentSpec.variable` says which of them a world supports.
 Part = Literal["camera", "light", "table", "background", "distractors", "placement", "start_pose", "goal"]
 Shape = Literal["sphere", "box", "cylinder"]
 # What counts as success: the named object lifted; pushed along the table and not lifted; nothing touched at all.
 Goal = Literal["lift", "push", "leave"]
-Colour = tuple[float, float, float]  # red, green, blue; as a colour from 0 to 1, as a factor from 0 up
+Colour = tuple[float, float, float]  # red, green, blue: as a colour from 0 to 1, as factors from 0 up
 WHITE: Colour = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class CameraShift:
-    """Cameras that stand in the scene go round the point that they look at; those on the robot are only turned.
+    """Cameras that stand in the scene move around the point that they look at; those on the robot are only turned.
 
-    around, up: angles in radians of that way, along the table and upwards; distance: a factor. turn: axis-angle in the
-    camera's own frame, radians. field: a factor of the field of view's angle.
+    around, up: angles of this movement along the table and upwards, radians. distance: a factor. turn: axis-angle in
+    the camera's own frame, radians. field: a factor of the field of view's angle.
     """
 
     around: float = 0.0
@@ -29,7 +29,7 @@ class CameraShift:
     field: float = 1.0
 
     def also(self, other: CameraShift) -> CameraShift:
-        """Both at once; turns are small enough to be added."""
+        """Both at once; the turns are small enough to add."""
         x, y, z = (a + b for a, b in zip(self.turn, other.turn, strict=True))
         return CameraShift(
             self.around + other.around,
@@ -42,8 +42,8 @@ class CameraShift:
 
 @dataclass(frozen=True)
 class LightShift:
-    """around, tilt: where the lamp stands, radians: round the vertical, and away from it. colour, intensity: factors.
-    shadows: whether things throw any."""
+    """around, tilt: the lamp's angles around the vertical and away from it, radians. colour, intensity: factors.
+    shadows: whether things cast shadows."""
 
     around: float = 0.0
     tilt: float = 0.0
@@ -52,7 +52,7 @@ class LightShift:
     shadows: bool = False
 
     def also(self, other: LightShift) -> LightShift:
-        """Both at once: the lamp stands where the one that is tilted more has it."""
+        """Both at once; the lamp stands where the shift with the larger tilt puts it."""
         placed = max(self, other, key=lambda shift: shift.tilt)
         return LightShift(
             placed.around,
@@ -65,22 +65,22 @@ class LightShift:
 
 @dataclass(frozen=True)
 class Surface:
-    """colour: factors. pattern: the seed of a pattern that is drawn over the texture; opacity: from 0 to 1."""
+    """colour: factors. pattern: the seed of a pattern drawn over the texture. opacity: the pattern's, from 0 to 1."""
 
     colour: Colour = WHITE
     pattern: int | None = None
     opacity: float = 0.0
 
     def also(self, other: Surface) -> Surface:
-        """Both at once: of two patterns the second one."""
+        """Both at once; of two patterns the second counts."""
         drawn = self if other.pattern is None else other
         return Surface(_product(self.colour, other.colour), drawn.pattern, drawn.opacity)
 
 
 @dataclass(frozen=True)
 class Distractor:
-    """A thing that stands on the table and is seen, and not felt. size: half of its extent along x, y and z, m; place:
-    from the table's centre, m."""
+    """A thing that stands on the table, and is seen but not felt. size: half of its extent along x, y and z, m. place:
+    relative to the table's centre, m."""
 
     shape: Shape
     size: tuple[float, float, float]
@@ -90,7 +90,7 @@ class Distractor:
 
 @dataclass(frozen=True)
 class SceneVariation:
-    """The scene of an episode, where it differs from the world's own. With no arguments it does not.
+    """How an episode's scene differs from the world's own; by default it does not.
 
     placement: the objects lie in the square ring between these two half sides around the table's centre, m. start_pose:
     added to the arm's joint angles at the start, radians.
@@ -106,7 +106,7 @@ class SceneVariation:
     goal: Goal = "lift"
 
     def also(self, other: SceneVariation) -> SceneVariation:
-        """Both at once; of two placements, or goals, the second one."""
+        """Both at once; of two placements or goals the second counts."""
         start = self.start_pose or other.start_pose
         if self.start_pose is not None and other.start_pose is not None:
             start = tuple(a + b for a, b in zip(self.start_pose, other.start_pose, strict=True))
@@ -138,9 +138,9 @@ AS_IT_IS = SceneVariation()
 
 @runtime_checkable
 class VariableScene(Protocol):
-    """An environment whose scene can be made another one."""
+    """An environment whose scene can be varied."""
 
     def vary(self, variation: SceneVariation) -> None:
-        """From the next reset on the scene is so, until it is varied again. Of a variation only those parts may be set
-        that are among the spec's `variable` ones."""
+        """Vary the scene from the next reset on, until the next call. The variation may set only parts that are in the
+        spec's `variable`."""
         ...

@@ -1,6 +1,6 @@
-"""A simulator without its cameras: where its objects are stands in the proprio instead, so that nothing is rendered.
+"""A simulator without its cameras: its proprio holds the objects' poses instead, so that nothing is rendered.
 
-The name of such a world is that of the simulator behind `state:`, as in `state:cubes`. A policy from state alone
+The name of such a world is `state:` and the simulator's name, as in `state:cubes`. A policy that uses state alone
 (`model.vision.name=none`) learns there by imitation and by reward, at the speed of the simulator.
 """
 
@@ -27,12 +27,12 @@ PREFIX = "state:"
 
 
 def state_spec(inner: EnvironmentSpec, cameras: bool = False) -> EnvironmentSpec:
-    """What such a world offers. cameras: keep those of the simulator. Raises InputError for one that does not tell
-    where its objects are."""
+    """What such a world offers. cameras: keep those of the simulator. Raises InputError for a simulator that does not
+    give the poses of its objects."""
     if not inner.object_numbers:
         raise InputError(
-            f"'{inner.name}' does not tell where its objects are, so there is no '{PREFIX}{inner.name}'; "
-            f"{PREFIX}cubes and {PREFIX}metaworld-… do."
+            f"'{inner.name}' does not give the poses of its objects, so there is no '{PREFIX}{inner.name}'; there are "
+            f"{PREFIX}cubes and {PREFIX}metaworld-…"
         )
     return replace(
         inner,
@@ -40,14 +40,14 @@ def state_spec(inner: EnvironmentSpec, cameras: bool = False) -> EnvironmentSpec
         cameras=inner.cameras if cameras else (),
         proprio_dim=inner.proprio_dim + inner.object_numbers,
         object_numbers=0,
-        variable=frozenset(),  # what of a scene may be varied is mostly for the eyes
+        variable=frozenset(),  # most variations of a scene only change images
     )
 
 
 class StateWorld:
-    """The simulator `inner`, seen by numbers: its proprio, and behind it what `object_state` says.
+    """The simulator `inner`, observed through numbers: its proprio followed by its `object_state`.
 
-    cameras: its images are seen as well, for a policy that looks while others are told where things are.
+    cameras: observations also hold its images, for a policy that looks while another uses the objects' poses.
     """
 
     def __init__(self, inner: StateSimulator, cameras: bool = False) -> None:
@@ -86,7 +86,7 @@ class StateWorld:
         return self.inner.positions()
 
     def picture(self, size: int) -> np.ndarray:
-        """See `Simulator.picture`: people may look."""
+        """See `Simulator.picture`."""
         return self.inner.picture(size)
 
     def target_object(self) -> str | None:
@@ -106,7 +106,7 @@ class StateWorld:
 
 
 def of_inner(expert: Callable[..., Any]) -> Callable[..., Any]:
-    """An expert of the simulator, for the world around it."""
+    """An expert of the simulator, for its StateWorld."""
 
     def start(env: StateWorld, *more: Any) -> Any:
         return expert(env.inner, *more)

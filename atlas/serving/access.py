@@ -21,7 +21,7 @@ MEBIBYTE = 2**20
 
 @dataclass(frozen=True)
 class Access:
-    """host, port: where a server listens, port 0 for a free one. key: that clients must say; None for no key."""
+    """Where a server listens (port 0: any free port), and the key that clients must send (None: no key)."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -29,7 +29,7 @@ class Access:
 
     @property
     def loopback(self) -> bool:
-        """Whether it can be reached from this machine only."""
+        """Whether only this machine can reach the server."""
         if self.host == "localhost":
             return True
         try:
@@ -38,18 +38,18 @@ class Access:
             return False
 
     def allows(self, key: str | bytes | None) -> bool:
-        """Whether this is the key, in a time that does not depend on how much of it is right."""
+        """Whether this is the key. The time taken does not depend on how much of the key is right."""
         if self.key is None:
             return True
-        said = key.encode("utf-8", "surrogateescape") if isinstance(key, str) else key or b""
-        return hmac.compare_digest(said, self.key.encode())
+        sent = key.encode("utf-8", "surrogateescape") if isinstance(key, str) else key or b""
+        return hmac.compare_digest(sent, self.key.encode())
 
     def warn(self) -> None:
-        """Say it where anybody who reaches the machine may use the server."""
+        """Log a warning where anybody who can reach the machine may use the server."""
         if not self.loopback and self.key is None:
             logger.warning(
-                "%s is not this machine alone, and there is no key: whoever reaches port %d can use the policy. Give "
-                "--api-key-file, or leave out --host and come through a tunnel or a proxy.",
+                "%s can be reached from other machines, and there is no key: anybody who reaches port %d can use the "
+                "policy. Give --api-key-file, or leave out --host and connect through a tunnel or a proxy.",
                 self.host,
                 self.port,
             )
@@ -57,29 +57,29 @@ class Access:
 
 @dataclass(frozen=True)
 class Limits:
-    """What clients may take of a server."""
+    """How much clients may ask of a server."""
 
     sessions: int = 100
     message_bytes: int = 16 * MEBIBYTE
-    answer_seconds: float = 60.0  # for a request, and for taking its answer
-    idle_seconds: float = 600.0  # without a request, after which a session is closed
+    answer_seconds: float = 60.0  # to answer a request, and for the client to take the answer
+    idle_seconds: float = 600.0  # a session without a request for this long is closed
 
 
 @dataclass(frozen=True)
 class Listening:
-    """A server that listens. port: the one it has. stop: ends it, and waits until its connections are closed."""
+    """A server that listens on `port`. `stop` ends it and waits until its connections are closed."""
 
     port: int
     stop: Callable[[], Awaitable[None]]
 
 
 def refused_address(access: Access, error: OSError) -> InputError:
-    """What is wrong with an address that cannot be listened on."""
+    """The error for an address on which a server cannot listen."""
     if error.errno == errno.EADDRINUSE:
         return InputError(
-            f"Port {access.port} of {access.host} is in use; give another --port, or --port 0 for one that is free."
+            f"Port {access.port} of {access.host} is in use; give another --port, or --port 0 for any free port."
         )
-    return InputError(f"--host {access.host} --port {access.port} cannot be listened on: {error.strerror or error}.")
+    return InputError(f"Cannot listen on --host {access.host} --port {access.port}: {error.strerror or error}.")
 
 
 def read_key(file: Path) -> str:
@@ -90,13 +90,13 @@ def read_key(file: Path) -> str:
     except OSError as error:
         raise InputError(f"--api-key-file {file} cannot be read: {error.strerror}.") from None
     except ValueError:
-        raise InputError(f"--api-key-file {file} is no text of ASCII letters; a key is one line of them.") from None
+        raise InputError(f"--api-key-file {file} is not ASCII text; a key is one line of ASCII characters.") from None
     key = text.strip()
     if len(key) < _SHORTEST_KEY or not key.isprintable() or " " in key:
         raise InputError(
-            f"--api-key-file {file} should hold one line of at least {_SHORTEST_KEY} letters and digits; make one with "
-            f"`openssl rand -hex 32 > {file}`."
+            f"--api-key-file {file} should hold one line of at least {_SHORTEST_KEY} characters without spaces; make "
+            f"one with `openssl rand -hex 32 > {file}`."
         )
     if mode & (stat.S_IRGRP | stat.S_IROTH):
-        logger.warning("%s can be read by other users of this machine: chmod 600 %s", file, file)
+        logger.warning("Other users of this machine can read %s: chmod 600 %s", file, file)
     return key

@@ -1,4 +1,4 @@
-"""Actions at the robot's rate from a policy that takes longer: the next chunk is asked for while the last is executed.
+"""Actions at the robot's rate from a slower policy: the next chunk is requested while the current one is executed.
 
 with AtlasClient(url, execute=16) as client, ActionStream(client) as stream:
     while True:
@@ -18,33 +18,33 @@ from atlas.rollout.actor import Actor, FollowingActor, history_of
 from atlas.rollout.chunk_timeline import Blend, ChunkTimeline, RunningChunk
 from atlas.types import Observation
 
-_EPISODE = 0  # the actor's number of it
-_LAST = 10  # answers by which the next one's delay is judged
+_EPISODE = 0  # the only episode's number
+_RECENT_DELAYS = 10  # the longest of these is the delay expected of the next answer
 
 
 class ActionStream:
-    """One episode of an actor's, an action at a time.
+    """One episode of an actor, one action at a time.
 
-    `step` waits only where nothing is planned for the present: before the first chunk, and where an answer takes longer
-    than the actions that were left. How many steps an answer takes is counted, and its actions for steps that are over
-    by then are left out, as `evaluation.delay_ms` has it in a simulator.
+    `step` waits only where no action is planned for the current step: before the first chunk, and where an answer takes
+    longer than the remaining actions last. The stream counts the steps that an answer takes and drops the actions for
+    steps that have passed by then, as `evaluation.delay_ms` does in a simulator.
     """
 
     def __init__(self, actor: Actor, ask_at: int | None = None, blend: Blend = None, seed: int = 0) -> None:
-        """actor: whose `plan` gives whole chunks. ask_at: actions that are left when the next chunk is asked for; None:
-        half of the chunk. blend: the last chunk's weight where two overlap; None: the new one counts; guided: the actor
-        makes the new one go on from what is left of the last, and counts on as late an answer as the latest of the last
-        few was.
+        """actor: its `plan` gives whole chunks. ask_at: how many actions are left when the next chunk is requested;
+        None: half of the chunk. blend: the previous chunk's weight where two chunks overlap; None: 0; guided: the actor
+        makes the new chunk continue the rest of the previous one, and expects the longest of the recent delays.
 
-        Raises InputError for numbers that cannot be meant, and for an actor that cannot be guided.
+        Raises InputError for numbers out of range, and for an actor that cannot be guided.
         """
         weight = 0.0 if blend in (None, "guided") else float(blend)
         if (ask_at is not None and ask_at < 1) or not 0 <= weight < 1:
             raise InputError(f"ask_at must be at least 1, and blend from 0 to below 1; got {ask_at} and {blend}.")
         if blend == "guided" and not (isinstance(actor, FollowingActor) and actor.follows):
             raise InputError(
-                "blend is guided, which is for policies that make actions of noise, such as those with a flow-matching "
-                "head, here or behind a server of Atlas's; this one does not. Give a weight instead, such as 0.3."
+                "blend is guided, which is for policies that make actions from noise, such as those with a "
+                "flow-matching head, here or behind an Atlas server; this one does not. Give a weight instead, such as "
+                "0.3."
             )
         self._actor, self._ask_at, self._blend, self._guided = actor, ask_at, weight, blend == "guided"
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="asking")
@@ -52,20 +52,20 @@ class ActionStream:
         self.reset(seed)
 
     def reset(self, seed: int = 0) -> None:
-        """An episode begins: nothing is planned. An answer that is still on its way is waited for, and forgotten."""
+        """Begin an episode, with nothing planned. Waits for an answer that is still on its way, and drops it."""
         if self._asked is not None:
             self._asked.exception()
         self._asked = None
         self._timeline = ChunkTimeline(self._blend)
         self._now = self._asked_at = 0
-        self.delays: list[int] = []  # of each chunk after the first: the steps from asking to having it
-        self.waits = 0  # steps for which nothing was planned, the first one aside
+        self.delays: list[int] = []  # steps from requesting a chunk to having it; the first chunk does not count
+        self.waits = 0  # steps for which nothing was planned, except the first
         self._seen = SeenFrames(history_of(self._actor))
         self._actor.reset(_EPISODE, seed)
 
     def step(self, observation: Observation) -> np.ndarray:
-        """The action [A] of the present step, in the ActionSpec's units. An actor that looks at earlier frames is shown
-        those of earlier steps. Raises what the actor raises."""
+        """The action [A] of this step, in the ActionSpec's units. An actor that looks at earlier frames sees those of
+        earlier steps. Raises what the actor raises."""
         self._seen.add(observation)
         observation = self._seen.latest()
         if self._asked is not None and self._asked.done():
@@ -76,7 +76,7 @@ class ActionStream:
                 self._ask(observation)
             while self._left <= 0:
                 self._take()
-                if self._left <= 0:  # all of it was for steps that are over
+                if self._left <= 0:  # all of it was for steps that have passed
                     self._ask(observation)
         if self._asked is None and self._left <= self._threshold:
             self._ask(observation)
@@ -87,7 +87,7 @@ class ActionStream:
         return action
 
     def close(self) -> None:
-        """Wait for what is on its way, and end the thread."""
+        """Wait for an answer that is on its way, and end the thread."""
         self._thread.shutdown(wait=True)
 
     def __enter__(self) -> ActionStream:
@@ -106,14 +106,14 @@ class ActionStream:
         if rest is None:
             self._asked = self._thread.submit(lambda: self._actor.plan({_EPISODE: observation})[_EPISODE])
             return
-        actor, running = self._actor, RunningChunk(rest, max(self.delays[-_LAST:], default=0))
+        actor, running = self._actor, RunningChunk(rest, max(self.delays[-_RECENT_DELAYS:], default=0))
         assert isinstance(actor, FollowingActor)
         self._asked = self._thread.submit(
             lambda: actor.plan_following({_EPISODE: observation}, {_EPISODE: running})[_EPISODE]
         )
 
     def _take(self) -> None:
-        """Plan by the chunk that was asked for, once it is there."""
+        """Wait for the requested chunk, and put it on the timeline."""
         assert self._asked is not None
         asked, self._asked = self._asked, None
         chunk = asked.result()

@@ -1,6 +1,6 @@
-"""Before the first motion: a dataset's frames shown to the server, and its actions compared with the recorded ones.
+"""Before the first motion: show a dataset's frames to the server, and compare its actions with the recorded ones.
 
-What is compared has gone the whole way that a robot's messages go: packed, sent, mapped, fitted, normalised, and back.
+The frames go the whole way of a robot's messages: packed, sent, mapped, fitted, normalised, and back.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from atlas.serving.server import ServerSettings, serving_in_a_thread
 from atlas.system.progress import progress_bar
 from atlas.types import ActionSpec
 
-_LOOKS = 40  # at an episode, at most
+_MOST_FRAMES = 40  # of an episode
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a replay has found. errors: {its name: (of the policy, of one that always does the recorded mean)}."""
+    """The result of a replay. errors: {name: (the policy's error, that of always giving the mean recorded action)}."""
 
     dataset: str
     episodes: int
     frames: int
     errors: dict[str, tuple[float, float]]
-    worst: tuple[int, int, float]  # the episode, the frame and the `pose_l1_error` of the actions furthest off
-    latency_ms: tuple[float, float]  # median and 99th percentile, from asking to the answer
+    worst: tuple[int, int, float]  # episode, frame and `pose_l1_error` of the actions that are furthest off
+    latency_ms: tuple[float, float]  # median and 99th percentile, from request to answer
 
     def to_dict(self) -> dict[str, Any]:
         """The machine-readable form."""
@@ -51,7 +51,8 @@ class DryRun:
 
     @property
     def looks(self) -> bool:
-        """Whether the actions are nearer to the recorded ones than their mean is: what does not look cannot do it."""
+        """Whether the actions are nearer to the recorded ones than their mean is: a policy that ignores what it sees
+        cannot do better than the mean."""
         policy, mean = self.errors["pose_l1_error"]
         return policy < mean
 
@@ -59,7 +60,7 @@ class DryRun:
 def dry_run(actor: ServedActor, settings: ServerSettings, dataset: EpisodeDataset, episodes: int = 5) -> DryRun:
     """Serve an actor on a free port of this machine, and ask it about frames of a dataset's episodes.
 
-    Raises InputError where the dataset lacks a camera, or has another proprio or other actions.
+    Raises InputError where the dataset lacks a camera, or its proprio or its actions differ from the policy's.
     """
     check_fits(actor, dataset)
     local = replace(settings, protocol="openpi", access=Access(port=0, key=settings.access.key))
@@ -70,20 +71,20 @@ def dry_run(actor: ServedActor, settings: ServerSettings, dataset: EpisodeDatase
 
 
 def check_fits(actor: ServedActor, dataset: EpisodeDataset) -> None:
-    """Raises InputError where a policy cannot be asked about a dataset's frames."""
+    """Raise InputError where a policy cannot take a dataset's frames."""
     processor, wrong = actor.processor, []
     if missing := [camera for camera in processor.cameras if camera not in dataset.cameras]:
         wrong.append(f"the policy looks through {missing}, and the dataset has {list(dataset.cameras)}")
     if processor.proprio_dim != dataset.proprio_dim:
         wrong.append(f"the policy's proprio has {processor.proprio_dim} numbers, the dataset's {dataset.proprio_dim}")
-    for what, own, its in processor.action_spec.differences(dataset.action_spec):
-        wrong.append(f"{what} is {own} in the policy's actions, and {its} in the dataset's")
+    for what, policys, datasets in processor.action_spec.differences(dataset.action_spec):
+        wrong.append(f"{what} is {policys} in the policy's actions, and {datasets} in the dataset's")
     if wrong:
         raise InputError(f"--dry-run {dataset.path} does not fit the policy: {'; '.join(wrong)}.")
 
 
 def replay(client: AtlasClient, dataset: EpisodeDataset, episodes: int) -> DryRun:
-    """Ask a server about frames of some episodes, in their order, and compare its answers."""
+    """Ask a server about frames of some episodes, in their order, and compare its answers with the recorded actions."""
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(episodes, len(dataset))).round().astype(int)).tolist()
     mean = dataset.numbers().actions.mean(0)
     processor = client.processor
@@ -93,7 +94,7 @@ def replay(client: AtlasClient, dataset: EpisodeDataset, episodes: int) -> DryRu
             episode = dataset.episode(number)
             client.reset(number, seed=number)
             instructions = frame_instructions(dataset, number)
-            step = max(1, -(-len(episode) // _LOOKS))
+            step = max(1, -(-len(episode) // _MOST_FRAMES))
             for frame in range(0, len(episode), step):
                 (observation,) = recorded_observations(
                     episode, [frame], processor.cameras, processor.history, instructions
@@ -123,7 +124,7 @@ def replay(client: AtlasClient, dataset: EpisodeDataset, episodes: int) -> DryRu
 
 
 def _errors(spec: ActionSpec, predicted: np.ndarray, recorded: np.ndarray) -> dict[str, float]:
-    """Means over actions [n, A]."""
+    """Mean errors over actions [n, A]."""
     import torch
 
     found = spec.errors(torch.from_numpy(np.array(predicted)), torch.from_numpy(np.array(recorded)))

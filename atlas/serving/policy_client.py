@@ -1,4 +1,4 @@
-"""The other end of a policy server: an actor whose actions come over a websocket.
+"""The client of a policy server: an actor whose actions come over a websocket.
 
 with AtlasClient("ws://gpu-machine:8000") as client:
     client.reset(0, seed=1)
@@ -38,14 +38,14 @@ _SERVER = Peer(
 )
 _OWN_LAYOUT = "lerobot"
 SCHEMES = ("ws://", "wss://")
-OTHERS_IMAGE_SIZE = 224  # pixels, of servers that do not say it; that of openpi's policies
+OTHERS_IMAGE_SIZE = 224  # pixels, for servers that do not announce a size; openpi's policies take this one
 
 
 class AtlasClient:
-    """An actor on somebody's policy server, with a connection for each of the episodes that run side by side.
+    """An actor on a policy server, with one connection for each of the episodes that run side by side.
 
-    Servers of Atlas's say what they want. Of others it must be known how they call things (`layout`), and what the
-    actions mean is taken to be what the environment says (`spec`).
+    Atlas servers announce what they take. For other servers the caller must know the keys of their messages (`layout`),
+    and their actions are assumed to mean what the environment's do (`spec`).
     """
 
     def __init__(
@@ -61,16 +61,17 @@ class AtlasClient:
         delay_ms: float = 0.0,
         blend: Blend = None,
     ) -> None:
-        """execute: actions of each answer that are executed (None: half of the policy's chunk). image_size: of the
-        images that another server than Atlas's is shown. timeout: seconds to connect in, and to wait for an answer.
-        ensemble, delay_ms, blend: how chunks are joined, as a ChunkExecutor does it; blend `guided` has the server make
-        a chunk go on from what is left of the last one.
+        """execute: how many actions of each answer are executed (None: half of the policy's chunk). image_size: pixels
+        of the images that a server other than Atlas's is sent. timeout: seconds to connect, and to wait for an answer.
+        ensemble, delay_ms, blend: how chunks are joined, as in a ChunkExecutor; with blend `guided` the server makes a
+        chunk continue the rest of the previous one.
 
-        Raises InputError where nothing answers there, where it cannot be understood, or cannot be executed so.
+        Raises InputError where no server answers, where its answers cannot be understood, or where its chunks cannot be
+        executed in this way.
         """
         import_websockets("A client of a policy server")
         if not url.startswith(SCHEMES):
-            raise InputError(f"'{url}' is no address of a policy server, which is such as ws://127.0.0.1:8000.")
+            raise InputError(f"'{url}' is not the address of a policy server; such an address is ws://127.0.0.1:8000.")
         self._url, self._key, self._timeout = url, key, timeout
         self._open = ExitStack()
         self._connections: dict[int, ClientConnection] = {}
@@ -99,7 +100,7 @@ class AtlasClient:
 
     @property
     def processor(self) -> PolicyProcessor:
-        """What the server says of its policy; it has no statistics."""
+        """The served policy's processor, without its statistics."""
         return self._processor
 
     @property
@@ -113,13 +114,13 @@ class AtlasClient:
         return self._follows
 
     def reset(self, episode: int, seed: int) -> None:
-        """A server of Atlas's is told with the next observation; in openpi's protocol a reset sends nothing."""
+        """An Atlas server learns of it with the next observation; openpi's protocol has no message for a reset."""
         self._seeds[episode] = seed
         self._executions[episode] = ChunkExecution(self._how)
 
     def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
-        """Of each episode the actions [n, A] to execute. All are asked before the first is waited for, so that the
-        server sees together what waits together. Raises InputError where the server refuses."""
+        """For each episode the actions [n, A] to execute. All requests are sent before the first answer is read, so
+        that the server can plan them together. Raises InputError where the server refuses."""
         found = {number: self._execution(number).running() for number in observations}
         return self.plan_following(observations, {number: rest for number, rest in found.items() if rest is not None})
 
@@ -144,7 +145,7 @@ class AtlasClient:
     # ---- talking -----------------------------------------------------------------------------------------
 
     def _connect(self) -> tuple[ClientConnection, Any]:
-        """A connection, and what the server says first."""
+        """A connection, and the server's first message."""
         connection = connect(self._url, _SERVER, self._key, self._timeout, self._open)
         return connection, self._received(connection)
 
@@ -155,8 +156,8 @@ class AtlasClient:
             frame = connection.recv(self._timeout)
         except TimeoutError:
             raise InputError(
-                f"The server at {self._url} has said nothing for {self._timeout:g} seconds; does it speak openpi's "
-                "protocol? A server of Atlas's does with --protocol openpi."
+                f"The server at {self._url} has sent nothing for {self._timeout:g} seconds; does it speak openpi's "
+                "protocol? An Atlas server does with --protocol openpi."
             ) from None
         except ConnectionClosed as error:
             raise InputError(f"The server at {self._url} has closed the connection ({first_line(error)}).") from None
@@ -168,8 +169,6 @@ class AtlasClient:
         return self._executions.setdefault(number, ChunkExecution(self._how))
 
     def _ask(self, number: int, observation: Observation, running: RunningChunk | None) -> ClientConnection:
-        from websockets.exceptions import ConnectionClosed
-
         if number not in self._connections:
             connection, self._free = self._free or self._connect()[0], None
             self._connections[number] = connection
@@ -177,12 +176,18 @@ class AtlasClient:
         message = to_message(self._seen(observation), self._layout)
         if self._own:
             message |= ClientEntry(self._seeds.pop(number, None), running).to_message()
-        with suppress(ConnectionClosed):  # why is said where the answer is read
-            connection.send(pack(message))
+        self._send(connection, message)
         return connection
 
+    @staticmethod
+    def _send(connection: ClientConnection, message: Mapping[str, Any]) -> None:
+        from websockets.exceptions import ConnectionClosed
+
+        with suppress(ConnectionClosed):  # reading the answer says why
+            connection.send(pack(message))
+
     def _seen(self, observation: Observation) -> Observation:
-        """The observation without cameras that the policy does not look through."""
+        """The observation without the cameras that the policy does not use."""
         missing = [camera for camera in self._processor.cameras if camera not in observation.images]
         if missing:
             raise InputError(
@@ -198,19 +203,19 @@ class AtlasClient:
         answer = self._received(connection)
         actions = answer.get("actions") if isinstance(answer, Mapping) else None
         if not isinstance(actions, np.ndarray) or actions.ndim != 2 or actions.dtype.kind not in "fiu":
-            raise InputError(f"The server at {self._url} answers without 'actions' [n, A].")
+            raise InputError(f"The server at {self._url} sends an answer without 'actions' [n, A].")
         width = self._processor.action_spec.dim
         if actions.shape[1] != width or not len(actions) or not np.isfinite(actions).all():
             raise InputError(
-                f"The server at {self._url} sends actions {list(actions.shape)}; {width} finite numbers each are taken."
+                f"The server at {self._url} sends actions {list(actions.shape)}; each should be {width} finite numbers."
             )
         return actions.astype(np.float32)
 
     def _not_guided(self) -> str:
-        whose = "serves a policy that does not make actions of noise" if self._own else "is none of Atlas's"
+        why = "serves a policy that does not make actions from noise" if self._own else "is not an Atlas server"
         return (
-            "blend is guided, for which the server makes a chunk go on from what is left of the last one; the server "
-            f"at {self._url} {whose}, and cannot. Give a weight instead, such as 0.3."
+            "blend is guided, for which the server makes a chunk continue the rest of the previous one; the server at "
+            f"{self._url} {why}, and cannot. Give a weight instead, such as 0.3."
         )
 
     # ---- servers of others -------------------------------------------------------------------------------
@@ -218,16 +223,18 @@ class AtlasClient:
     def _known_layout(self) -> ClientLayout:
         if not self._own:
             raise InputError(
-                f"The server at {self._url} is none of Atlas's, and does not say what it wants: give --layout "
+                f"The server at {self._url} is not an Atlas server and does not announce what it takes: give --layout "
                 f"{' or '.join(name for name in LAYOUTS)}, or a YAML file."
             )
         return LAYOUTS[_OWN_LAYOUT]
 
     def _found_out(self, spec: EnvironmentSpec | None, image_size: int | None) -> tuple[PolicyProcessor, int]:
-        """The processor that suits a server which says nothing, and the length of its chunks: it is asked once, about
-        black images."""
+        """The processor for a server that announces nothing, and the length of its chunks, found by asking it once
+        about black images."""
         if spec is None:
-            raise InputError(f"The server at {self._url} does not say what its actions mean; name the environment.")
+            raise InputError(
+                f"The server at {self._url} does not announce what its actions mean; name the environment."
+            )
         cameras = tuple(camera for camera in spec.cameras if self._layout.camera_key(camera) is not None)
         if not cameras:
             raise InputError(
@@ -240,7 +247,7 @@ class AtlasClient:
         black = {camera: np.zeros((size, size, 3), np.uint8) for camera in cameras}
         seen = Observation(black, np.zeros(spec.proprio_dim, np.float32), spec.instructions[0])
         assert self._free is not None
-        self._free.send(pack(to_message(seen, self._layout)))
+        self._send(self._free, to_message(seen, self._layout))
         sends = len(self._answer(self._free))
         return PolicyProcessor(
             cameras, size, size, sends, spec.proprio_dim, spec.action_spec, statistics=(), scaling=ProcessorConfig()

@@ -1,4 +1,4 @@
-"""One policy for many clients: what waits is planned together, and each session has an episode of its own."""
+"""One policy for many clients: waiting requests are planned together, and each session has its own episode."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from atlas.types import Observation
 
 logger = logging.getLogger(__name__)
 
-_LIVELY_SECONDS = 1.0  # a session that has asked within these may ask again any moment
+_LIVELY_SECONDS = 1.0  # a session that has asked within this time may ask again at any moment
 
 
 class PolicyFailure(Exception):
-    """The policy cannot say what to do; its text is for clients."""
+    """The policy failed to plan; the text is for clients."""
 
 
 class ServedActor(Protocol):
-    """What a service needs of a ChunkExecutor."""
+    """The part of a ChunkExecutor that a service uses."""
 
     @property
     def processor(self) -> PolicyProcessor: ...
@@ -43,11 +43,11 @@ class ServedActor(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a session is to do, and what it took to find out."""
+    """A session's next actions, and the time they took."""
 
     actions: np.ndarray  # float32 [n, A], in the ActionSpec's units
-    infer_ms: float  # of the policy, for all that were planned together
-    waited_ms: float  # from asking until the policy began
+    infer_ms: float  # the policy's time, for all sessions that were planned together
+    waited_ms: float  # from the request until the policy began
     together: int  # sessions that were planned together
 
 
@@ -62,16 +62,17 @@ class _Request:
 
 @dataclass
 class _Session:
-    asked: float = field(default=-_LIVELY_SECONDS)  # when it last did
-    seed: int | None = 0  # to begin an episode with before the next plan; None where one is running
+    asked: float = field(default=-_LIVELY_SECONDS)  # the time of its last request
+    seed: int | None = 0  # of the episode to begin before the next plan; None while an episode runs
     waiting: bool = False
 
 
 class PolicyService:
-    """Plans for sessions, as many as wait together, in a thread of its own.
+    """Plans for all waiting sessions together, in a thread of its own.
 
-    A request is planned at once where the policy is free and nobody else is expected; else with all that have come
-    while the policy was busy, and it waits at most `wait_ms` for those sessions that have asked lately.
+    A request is planned at once where the policy is free and no other session is expected to ask. Otherwise it is
+    planned with all requests that arrived while the policy was busy, and waits at most `wait_ms` for the sessions that
+    have asked lately.
 
         async with PolicyService(actor) as service:
             session = service.open()
@@ -80,7 +81,7 @@ class PolicyService:
     """
 
     def __init__(self, actor: ServedActor, most: int = 32, wait_ms: float = 2.0, sessions: int = 100) -> None:
-        """most: sessions that are planned together. sessions: how many there may be at a time."""
+        """most: how many sessions are planned together. sessions: how many may be open at a time."""
         self._actor, self._most, self._wait, self._limit = actor, most, wait_ms / 1000, sessions
         self._sessions: dict[int, _Session] = {}
         self._gone: list[int] = []  # to be forgotten by the actor
@@ -112,35 +113,35 @@ class PolicyService:
         return len(self._sessions) >= self._limit
 
     def open(self) -> int:
-        """The number of a new session, in which an episode of seed 0 begins. Raises InputError where there are too
-        many."""
+        """The number of a new session, whose first episode has seed 0. Raises InputError where all sessions are
+        taken."""
         if self.full:
-            raise InputError(f"There are {self._limit} sessions already, as many as this server takes; try later.")
+            raise InputError(f"All {self._limit} sessions of this server are taken; try again later.")
         self._opened += 1
         self._sessions[self._opened] = _Session()
         return self._opened
 
     def reset(self, session: int, seed: int = 0) -> None:
-        """An episode begins; seed: of the random numbers that the policy may draw."""
+        """Begin an episode. seed: for the random numbers that the policy draws."""
         self._sessions[session].seed = seed
 
     def close(self, session: int) -> None:
-        """Forget all about a session."""
+        """End a session."""
         if self._sessions.pop(session, None) is not None:
             self._gone.append(session)
             self._work.set()
 
     @property
     def follows(self) -> bool:
-        """Whether a chunk can go on from what is left of the one before."""
+        """Whether a chunk can continue the rest of the previous one."""
         return isinstance(self._actor, FollowingActor) and self._actor.follows
 
     async def act(self, session: int, observation: Observation, running: RunningChunk | None = None) -> Answer:
-        """What to do next. running: what the chunk is to go on from, where the policy `follows`. Raises InputError
-        where the session is asking already, PolicyFailure where the policy fails."""
+        """The session's next actions. running: the chunk to continue, where the policy `follows`. Raises InputError
+        where the session has an unanswered request, PolicyFailure where the policy fails."""
         state = self._sessions[session]
         if state.waiting:
-            raise InputError("This session has a request that is not answered yet; ask again after that.")
+            raise InputError("This session's last request is not answered yet; wait for the answer, then ask again.")
         state.asked, state.waiting = time.monotonic(), True
         request = _Request(session, observation, running, asyncio.get_running_loop().create_future(), state.asked)
         self._requests.append(request)
@@ -163,7 +164,7 @@ class PolicyService:
             await self._plan([request for request in requests if not request.answer.done()])
 
     async def _gather(self) -> None:
-        """Wait for as many requests as may be expected, until the oldest has waited long enough."""
+        """Wait for the expected requests, until the oldest request has waited long enough."""
         while self._requests and len(self._requests) < min(self._most, self._expected()):
             left = self._requests[0].asked + self._wait - time.monotonic()
             self._work.clear()
@@ -190,7 +191,7 @@ class PolicyService:
             start, planned, took = await loop.run_in_executor(
                 self._thread, self._ask, gone, begun, observations, running
             )
-        except Exception as error:  # the sessions are told, and the service goes on
+        except Exception as error:  # the sessions get an error, and the service goes on
             logger.exception("The policy failed")
             for request in requests:
                 _fail(request, PolicyFailure(f"the policy failed ({type(error).__name__}: {error})"))
@@ -212,7 +213,7 @@ class PolicyService:
         observations: Mapping[int, Observation],
         running: Mapping[int, RunningChunk],
     ) -> tuple[float, dict[int, np.ndarray], float]:
-        """When the policy began, what it says, and the seconds it took; in the policy's thread."""
+        """When the policy began, its plans, and the seconds it took. Runs in the policy's thread."""
         for session in gone:
             self._actor.forget(session)
         for session, seed in begun.items():
@@ -233,10 +234,10 @@ def _fail(request: _Request, error: Exception) -> None:
 
 
 def failed(error: Exception) -> str:
-    """What a client is told where the server is at fault; what nobody has foreseen is logged."""
+    """The message to a client for a fault of the server's. Logs an unexpected error."""
     if isinstance(error, asyncio.TimeoutError):
         return "The server failed: the policy took too long."
     if not isinstance(error, PolicyFailure):
-        logger.error("A request has failed", exc_info=error)
+        logger.error("A request failed", exc_info=error)
         return f"The server failed ({type(error).__name__}); its log says more."
     return f"The server failed: {error}."

@@ -1,4 +1,4 @@
-"""`atlas eval --policy`: somebody's policy server evaluated in one of the worlds, also beside another policy."""
+"""`atlas eval --policy`: evaluate a policy server in one of the worlds, also beside another policy."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def evaluate_server(
     delay_ms: float = 0.0,
     blend: Blend = None,
 ) -> EvaluationReport:
-    """Evaluate what answers at a URL, on the episodes on which `evaluate_checkpoint` evaluates a saved policy.
+    """Evaluate the policy server at a URL on the same episodes as `evaluate_checkpoint` does a saved policy.
 
-    execute: actions of each answer that are executed (None: half of the policy's chunk). layout, image_size: how a
-    server that is none of Atlas's wants its images called, and how large. ensemble, delay_ms, blend: see AtlasClient.
+    execute: how many actions of each answer are executed (None: half of the policy's chunk). layout, image_size: the
+    keys and the image size (pixels) that a server other than Atlas's takes. ensemble, delay_ms, blend: see AtlasClient.
     Raises InputError.
     """
     check_request(env, episodes, video, perturb, probed=instruction_shuffle or blind)

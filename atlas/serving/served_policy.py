@@ -1,9 +1,9 @@
-"""What a server says of its policy when a client connects, and what a client of Atlas's makes of it.
+"""A server's description of its policy, sent when a client connects, and the entry that an Atlas client sends back.
 
-Clients of others' get the same message, and are free to ignore it. Those of Atlas's add an entry of their own, "atlas",
-to observations: to the first one of an episode its seed, so that the policy draws the same random numbers as it would
-without a server; and where the next chunk is to go on from the last one, what is left of that, and how many steps of it
-will be executed before the answer is there: {"version": 1, "seed": 7, "rest": [R, A], "delay": 2}.
+Other clients get the same description and may ignore it. An Atlas client adds an entry "atlas" to observations: to the
+first one of an episode its seed, so that the policy draws the same random numbers as it would without a server; and
+where the next chunk is to continue the current one, the rest of that and how many of its steps will be executed before
+the answer arrives: {"version": 1, "seed": 7, "rest": [R, A], "delay": 2}.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from atlas.types import ActionSpec
 
 ENTRY = "atlas"
 VERSION = 1
-_LARGEST = 65536
+_LARGEST = 65536  # pixels, actions or numbers that a server may announce
 
 
 @dataclass(frozen=True)
 class ServedPolicy:
-    """The part of a policy that whoever talks to its server needs to know."""
+    """What a client needs to know about a served policy."""
 
-    processor: PolicyProcessor  # without statistics: scaling is the server's business
-    sends: int  # actions that an answer holds
-    follows: bool = False  # whether a chunk can go on from what is left of the one before
+    processor: PolicyProcessor  # without statistics: the server does the scaling
+    sends: int  # actions per answer
+    follows: bool = False  # whether a chunk can continue the rest of the previous one
 
     def to_message(self, wanted: str) -> dict[str, Any]:
-        """The first message to a client. wanted: in words, what an observation should hold."""
+        """The first message to a client. wanted: what an observation should hold, in words."""
         processor = self.processor
         return {
             ENTRY: {
@@ -55,7 +55,8 @@ class ServedPolicy:
 
     @classmethod
     def from_message(cls, message: Any) -> ServedPolicy | None:
-        """None where it is not of one of Atlas's servers. Raises InputError for another version of it."""
+        """None for the message of a server other than Atlas's. Raises InputError for another version of the protocol,
+        and for a description that cannot be read."""
         if not isinstance(message, Mapping) or not isinstance(message.get(ENTRY), Mapping):
             return None
         values = message[ENTRY]
@@ -70,7 +71,7 @@ class ServedPolicy:
             spec = ActionSpec.from_dict(values["action_spec"])
             history = History.from_dict(values.get("history", {}))
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"What the server says of its policy cannot be read ({error!r:.200}).") from None
+            raise InputError(f"The server's description of its policy cannot be read ({error!r:.200}).") from None
         processor = PolicyProcessor(
             tuple(cameras), **numbers, action_spec=spec, statistics=(), scaling=ProcessorConfig(), history=history
         )
@@ -79,33 +80,33 @@ class ServedPolicy:
 
 @dataclass(frozen=True)
 class ClientEntry:
-    """What a client of Atlas's adds to an observation."""
+    """What an Atlas client adds to an observation."""
 
-    seed: int | None = None  # of the episode that begins with it
-    running: RunningChunk | None = None  # what the answer is to go on from
+    seed: int | None = None  # of the episode that begins with this observation
+    running: RunningChunk | None = None  # the chunk that the answer is to continue
 
     def to_message(self) -> dict[str, Any]:
-        """Nothing where there is nothing to say."""
-        told: dict[str, Any] = {} if self.seed is None else {"seed": self.seed}
+        """Empty where there is neither a seed nor a running chunk."""
+        entry: dict[str, Any] = {} if self.seed is None else {"seed": self.seed}
         if self.running is not None:
-            told |= {"rest": self.running.rest, "delay": self.running.delay}
-        return {ENTRY: {"version": VERSION, **told}} if told else {}
+            entry |= {"rest": self.running.rest, "delay": self.running.delay}
+        return {ENTRY: {"version": VERSION, **entry}} if entry else {}
 
     @classmethod
     def from_message(cls, message: Any, processor: PolicyProcessor, follows: bool) -> ClientEntry:
-        """Of any client's message. follows: whether the policy can go on from a chunk. Raises InputError for a client
-        of another version, and for what a client of this one would not say."""
+        """The entry of any client's message. follows: whether the policy can continue a chunk. Raises InputError for
+        another version of the protocol, and for an invalid entry."""
         entry = message.get(ENTRY) if isinstance(message, Mapping) else None
         if not isinstance(entry, Mapping):
             return cls()
         check_version(entry, "The client")
         seed = entry.get("seed")
         if "seed" in entry and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**62):
-            raise InputError(f"An episode's seed is {seed!r:.60}; it should be a whole number from 0 on.")
+            raise InputError(f"An episode's seed is {seed!r:.60}; it should be a whole number from 0 to 2**62 - 1.")
         if "rest" not in entry:
             return cls(seed)
         if not follows:
-            raise InputError("This policy cannot go on from a chunk that is executed; leave out 'rest'.")
+            raise InputError("This policy cannot continue a running chunk; leave out 'rest'.")
         return cls(seed, _running(entry["rest"], entry.get("delay"), processor))
 
 
@@ -113,16 +114,16 @@ def _running(rest: Any, delay: Any, processor: PolicyProcessor) -> RunningChunk:
     longest, width = processor.action_horizon, processor.action_spec.dim
     right = isinstance(rest, np.ndarray) and rest.dtype.kind == "f" and rest.ndim == 2 and rest.shape[1] == width
     if not right or not 1 <= len(rest) <= longest or not np.isfinite(rest).all():
-        raise InputError(f"'rest', what is left of a chunk, should be finite numbers [1 to {longest}, {width}].")
+        raise InputError(f"'rest', the rest of a running chunk, should be finite numbers [1 to {longest}, {width}].")
     if not isinstance(delay, int) or isinstance(delay, bool) or not 0 <= delay <= longest:
         raise InputError(f"'delay' is {delay!r:.60}; it should be a number of steps from 0 to {longest}.")
     return RunningChunk(rest.astype(np.float32), delay)
 
 
 def check_version(entry: Mapping[Any, Any], who: str) -> None:
-    """Raises InputError where the other end is of another version."""
+    """Raise InputError where the other end speaks another version of the protocol."""
     if entry.get("version") != VERSION:
         raise InputError(
-            f"{who} speaks version {entry.get('version')!r:.20} of Atlas's protocol, and this end version {VERSION}: "
+            f"{who} speaks version {entry.get('version')!r:.20} of Atlas's protocol, and this end speaks {VERSION}: "
             "install the same version of Atlas at both ends."
         )

@@ -35,16 +35,16 @@ class ServerSettings:
     protocol: str = "openpi"
     access: Access = field(default_factory=Access)
     limits: Limits = field(default_factory=Limits)
-    layout: str = AUTO  # of its clients' messages: a name, or a YAML file
-    execute: int | None = None  # actions that an answer holds; None: the whole chunk
-    batch: int = 32  # sessions that are planned together
+    layout: str = AUTO  # of the clients' messages: a name, or a YAML file
+    execute: int | None = None  # actions per answer; None: the whole chunk
+    batch: int = 32  # how many sessions are planned together, at most
     batch_wait_ms: float = 2.0  # the longest that a request waits for others
-    allow_kill: bool = False  # whether a client of GR00T's protocol may end the server
-    name: str = "policy"  # what is served, by which clients of LeRobot's wish for it
+    allow_kill: bool = False  # whether a client that speaks GR00T's protocol may end the server
+    name: str = "policy"  # by which LeRobot's clients ask for the policy
 
 
 def load_actor(checkpoint: str | Path, settings: ServerSettings, environment: str | None = None) -> ChunkExecutor:
-    """The actor of a saved policy, on the GPU where there is one. Raises InputError."""
+    """An actor for a saved policy, on the GPU where there is one. Raises InputError."""
     import torch
 
     from atlas.policies.base import load_policy
@@ -59,7 +59,7 @@ def load_actor(checkpoint: str | Path, settings: ServerSettings, environment: st
 async def serving(
     actor: ServedActor, settings: ServerSettings, on_kill: Callable[[], object] = lambda: None
 ) -> AsyncIterator[int]:
-    """Serve an actor while the context lasts; gives the port. Raises InputError where it cannot be served so."""
+    """Serve an actor while the context lasts; yields the port. Raises InputError for settings that do not fit it."""
     processor = actor.processor
     reader = ObservationReader(
         processor.cameras, processor.proprio_dim, read_layout(settings.layout), processor.history
@@ -94,9 +94,9 @@ def _protocol(
 
 
 async def warm_up(service: PolicyService, processor: PolicyProcessor) -> None:
-    """Ask once about black images: the first client need not wait for what is made at the first time.
+    """Ask the policy once about black images, so that the first client does not wait for one-time work.
 
-    Raises InputError where the policy cannot answer even that.
+    Raises InputError where the policy fails even on these.
     """
     size = processor.camera_size
     black = {camera: np.zeros((size, size, 3), np.uint8) for camera in processor.cameras}
@@ -111,7 +111,7 @@ async def warm_up(service: PolicyService, processor: PolicyProcessor) -> None:
 
 
 async def serve_until_stopped(actor: ServedActor, settings: ServerSettings, on_ready: Callable[[int], object]) -> int:
-    """Serve until SIGINT or SIGTERM comes, whose number is given. on_ready: is told the port."""
+    """Serve until SIGINT or SIGTERM arrives, and return its number. on_ready: called with the port."""
     signals = StopSignals()
     async with serving(actor, settings, on_kill=signals.stop) as port:
         on_ready(port)
@@ -120,21 +120,21 @@ async def serve_until_stopped(actor: ServedActor, settings: ServerSettings, on_r
 
 @contextmanager
 def serving_in_a_thread(actor: ServedActor, settings: ServerSettings) -> Iterator[int]:
-    """`serving` in a thread of this process, for those that ask in this one; gives the port."""
+    """`serving` in a thread of this process, for clients in the same process; yields the port."""
     ready: threading.Event = threading.Event()
-    found: dict[str, Any] = {}
+    started: dict[str, Any] = {}
 
     async def serve() -> None:
         async with serving(actor, settings) as port:
-            found.update(port=port, loop=asyncio.get_running_loop(), stop=asyncio.Event())
+            started.update(port=port, loop=asyncio.get_running_loop(), stop=asyncio.Event())
             ready.set()
-            await found["stop"].wait()
+            await started["stop"].wait()
 
     def run() -> None:
         try:
             asyncio.run(serve())
         except BaseException as error:
-            found["error"] = error
+            started["error"] = error
         finally:
             ready.set()
 
@@ -142,10 +142,10 @@ def serving_in_a_thread(actor: ServedActor, settings: ServerSettings) -> Iterato
     thread.start()
     ready.wait()
     try:
-        if "error" in found:
-            raise found["error"]
-        yield found["port"]
+        if "error" in started:
+            raise started["error"]
+        yield started["port"]
     finally:
-        if "loop" in found:
-            found["loop"].call_soon_threadsafe(found["stop"].set)
+        if "loop" in started:
+            started["loop"].call_soon_threadsafe(started["stop"].set)
         thread.join()

@@ -27,16 +27,16 @@ _WARM_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Load:
-    """What so many clients that ask again as soon as they are answered have seen."""
+    """Measurements of a number of clients that each ask again as soon as they have an answer."""
 
     clients: int
-    batch: int  # the most that the server plans together
+    batch: int  # how many sessions the server plans together, at most
     requests: int
     seconds: float
     p50_ms: float  # from sending an observation to having its actions
     p99_ms: float
-    infer_p50_ms: float  # of that in the policy, which fits the images, too
-    overhead_p50_ms: float  # all but the policy
+    infer_p50_ms: float  # the policy's part of it, fitting the images included
+    overhead_p50_ms: float  # the rest
     together: float  # sessions that were planned together, on average
 
     @property
@@ -51,11 +51,12 @@ class Load:
 def bench(
     checkpoint: str, settings: ServerSettings, clients: Sequence[int], seconds: float, image_size: int
 ) -> list[Load]:
-    """Measure a server of its own, in another process, with each number of clients; then 16 clients one by one, beside
-    16 together. image_size: pixels of the images that are sent. Raises InputError where it cannot be served."""
+    """Start a server in another process and measure it with each number of clients; then, for comparison, measure 16
+    clients with batches and without. image_size: pixels of the images that are sent. Raises InputError where the policy
+    cannot be served."""
     loads = []
-    rooms = max(*clients, 16) + 1
-    plenty = replace(settings, access=Access(port=0), limits=replace(settings.limits, sessions=rooms))
+    sessions = max(*clients, 16) + 1
+    plenty = replace(settings, access=Access(port=0), limits=replace(settings.limits, sessions=sessions))
     with server_process(checkpoint, plenty) as (port, cameras, proprio_dim):
         frame = made_up_message(cameras, proprio_dim, image_size)
         for number in dict.fromkeys([*clients, 16]):
@@ -67,7 +68,7 @@ def bench(
 
 @contextmanager
 def server_process(checkpoint: str, settings: ServerSettings) -> Iterator[tuple[int, tuple[str, ...], int]]:
-    """A server in a process of its own: its port, and the cameras and proprio of its policy."""
+    """A server in a process of its own; yields its port, and its policy's cameras and number of proprio values."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     with worker_start():
@@ -77,10 +78,10 @@ def server_process(checkpoint: str, settings: ServerSettings) -> Iterator[tuple[
     try:
         if not ours.poll(_START_SECONDS):
             raise InputError(f"The server has not started within {_START_SECONDS:g} seconds.")
-        told = ours.recv()
-        if isinstance(told, str):
-            raise InputError(told)
-        yield told
+        started = ours.recv()
+        if isinstance(started, str):
+            raise InputError(started)
+        yield started
     except EOFError:
         raise RuntimeError("the server's process ended unexpectedly") from None
     finally:
@@ -105,17 +106,17 @@ def _serve(connection: Connection, checkpoint: str, settings: ServerSettings) ->
 
 
 def made_up_message(cameras: Sequence[str], proprio_dim: int, size: int) -> bytes:
-    """An observation of noise, packed."""
+    """A packed observation with images of noise."""
     rng = np.random.default_rng(0)
     images = {camera: rng.integers(0, 255, (size, size, 3), dtype=np.uint8) for camera in cameras}
     return pack(to_message(Observation(images, np.zeros(proprio_dim, np.float32), "go"), LAYOUTS["lerobot"]))
 
 
 async def measure_load(port: int, frame: bytes, clients: int, seconds: float, batch: int) -> Load:
-    """So many clients at once, each asking as soon as it is answered."""
+    """Measure clients that run at once, each asking again as soon as it has an answer."""
     from websockets.asyncio.client import connect
 
-    found: list[tuple[float, float, float]] = []  # of each request: its time, that in the policy, in ms; the company
+    measured: list[tuple[float, float, float]] = []  # per request: its ms, the policy's ms, sessions planned together
     begin = time.perf_counter() + _WARM_SECONDS
     end = begin + seconds
 
@@ -127,16 +128,16 @@ async def measure_load(port: int, frame: bytes, clients: int, seconds: float, ba
                 answer = await connection.recv()
                 took = time.perf_counter() - asked
                 if isinstance(answer, str):
-                    raise InputError(f"The server answers: {answer}")
+                    raise InputError(f"The server answered: {answer}")
                 times: Any = unpack(answer)
                 if asked >= begin:
                     infer, together = times["policy_timing"]["infer_ms"], times["server_timing"]["batch"]
-                    found.append((1000 * took, infer, together))
+                    measured.append((1000 * took, infer, together))
 
     await asyncio.gather(*(ask_on_and_on() for _ in range(clients)))
-    if not found:
+    if not measured:
         raise InputError(f"No request of {clients} clients was answered within {seconds:g} seconds; give more seconds.")
-    numbers = np.array(found)
+    numbers = np.array(measured)
     p50, p99 = np.percentile(numbers[:, 0], [50, 99]).tolist()
     return Load(
         clients,

@@ -10,7 +10,7 @@ ROWS = of_part(
     "serving",
     (
         "atlas/serving/access.py",
-        "return hmac.compare_digest(said, self.key.encode())",
+        "return hmac.compare_digest(sent, self.key.encode())",
         "return True",
         "a wrong key is as good as the right one",
         f"{SERVING}/test_openpi_server.py::test_the_key_is_asked_for",
@@ -52,7 +52,7 @@ ROWS = of_part(
     ),
     (
         "atlas/serving/protocols/openpi_protocol.py",
-        "            self._service.reset(session, told.seed)\n",
+        "            self._service.reset(session, entry.seed)\n",
         "            self._service.reset(session)\n",
         "a served policy draws other random numbers than the same policy without a server",
         f"{SERVING}/test_policy_client.py::test_its_actions_are_those_of_the_policy",

@@ -87,9 +87,9 @@ def test_perturbations_beside_what_was_always_said(
 
 def test_what_is_wrong_is_said_with_what_would_be_right(policy: str, refused: Callable[..., str]) -> None:
     assert "Unknown perturbation 'nigth'. Did you mean 'night'" in refused(*flags(policy, "--perturb", "nigth"))
-    assert "'0' is no level; give one from 1 to 5" in refused(*flags(policy, "--perturb", "night:0"))
+    assert "'0' is not a level; give one from 1 to 5" in refused(*flags(policy, "--perturb", "night:0"))
     camera = refused(*flags(policy, "--perturb", "camera_pose:1"))
-    assert "'drift' does not have the perturbation 'camera_pose': its camera cannot be changed" in camera
+    assert "'drift' does not support the perturbation 'camera_pose': its camera cannot be changed" in camera
     assert "--perturb goes without" in refused(*flags(policy, "--perturb", "blur:1", "--blind"))
     assert "add --perturb all" in refused(*flags(policy, "--plot", "a.png"))
     assert "belong together" in refused(*flags(policy, "--until-clear"))

@@ -165,7 +165,7 @@ def test_a_wrong_name_is_refused(tmp_path: Path, name: str, words: list[str]) ->
 def test_how_to_read_a_gym_world_goes_with_no_other(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"evaluation.env is 'cubes'; expected gym:ID"):
         gym_name("cubes", GymConfig(horizon=3))
-    with pytest.raises(InputError, match="nothing behind it"):
+    with pytest.raises(InputError, match="nothing after the ID"):
         gym_name(SUCCESS, GymConfig(horizon=3))
 
 

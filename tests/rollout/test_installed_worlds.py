@@ -78,11 +78,11 @@ def test_pins_that_conflict_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installed_worlds, "requires", lambda name: asked)
 
     found = conflicting_pins("some-world")
-    said = r"some-world asks for .*numpy==1.0 is asked for.*atlas environment serve"
+    said = r"requirements of some-world .*numpy==1.0 is required.*atlas environment serve"
     with pytest.raises(InputError, match=said), pins_explained("some", "some-world"):
         raise AttributeError("module has no attribute 'mjOld'")
     monkeypatch.setattr(installed_worlds, "requires", lambda name: ["pytest>=1"])
     with pytest.raises(AttributeError), pins_explained("some", "some-world"):
         raise AttributeError("a defect")
 
-    assert len(found) == 2 and found[0].startswith("numpy==1.0 is asked for, and ") and "surely-not-here" in found[1]
+    assert len(found) == 2 and found[0].startswith("numpy==1.0 is required, and ") and "surely-not-here" in found[1]

@@ -173,7 +173,7 @@ def test_settings_of_ones_own_are_left_alone(made_up: Path, tmp_path: Path, monk
 
     assert own.read_text() == "assets: /my/meshes\n" and not (tmp_path / "cache").exists()
     own.write_text("/my/meshes")
-    with pytest.raises(InputError, match=f"{own} are no settings of LIBERO"):
+    with pytest.raises(InputError, match=f"{own} is not a settings file of LIBERO"):
         make_environment("libero_90")
 
 
@@ -320,7 +320,7 @@ def test_an_instruction_of_several_scenes_begins_in_each_and_a_state_tells_its_o
     for task, start in begun[:6]:
         moved = start + np.random.default_rng(0).normal(0, 0.005, start.shape)
         assert env._task_with(moved, instruction) == task
-    with pytest.raises(InputError, match="A state of 7 numbers is none of the task"):
+    with pytest.raises(InputError, match="A state of 7 numbers does not belong to the task"):
         env._task_with(np.zeros(7), instruction)
 
 
@@ -359,7 +359,7 @@ def test_cameras_and_lights_are_perturbed_and_put_back(objects: LiberoEnvironmen
         np.testing.assert_array_equal(again[camera], plain[camera])
     names = {choice.name for choice in choose_perturbations(["all:1"], objects.spec)}
     assert {"camera_field", "light_colour", "blur", "typos", "paraphrase", "action_delay"} <= names
-    with pytest.raises(InputError, match="'libero_object' does not have the perturbation 'distractors'"):
+    with pytest.raises(InputError, match="'libero_object' does not support the perturbation 'distractors'"):
         choose_perturbations(["distractors"], objects.spec)
 
 
@@ -367,7 +367,7 @@ def test_cameras_and_lights_are_perturbed_and_put_back(objects: LiberoEnvironmen
 def test_what_is_not_the_suites_is_refused(objects: LiberoEnvironment) -> None:
     with pytest.raises(InputError, match=f"no task 'pick the alphabet soup'. Did you mean '{SOUP}'"):
         objects.reset(seed=0, instruction="pick the alphabet soup")
-    with pytest.raises(InputError, match=r"A state of 79 numbers is none of the task .* whose scene has 110"):
+    with pytest.raises(InputError, match=r"A state of 79 numbers does not belong to the task .* whose scene has 110"):
         objects.reset(init_state=np.zeros(79), instruction=SOUP)
 
 
@@ -376,7 +376,7 @@ def test_a_mesh_that_is_missing_is_named(objects: LiberoEnvironment, stand_ins: 
     milk = stand_ins / "assets" / "stable_hope_objects" / "milk" / "milk.xml"
     away = milk.rename(milk.with_suffix(".away"))
     try:
-        with pytest.raises(InputError, match=rf"basket' of libero_object needs {milk}, which is not there"):
+        with pytest.raises(InputError, match=rf"basket' of libero_object needs {milk}, which is missing"):
             objects.reset(seed=0, instruction="pick up the milk and place it in the basket")
     finally:
         away.rename(milk)

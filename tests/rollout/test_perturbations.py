@@ -224,9 +224,9 @@ def test_names_levels_and_categories() -> None:
     ("asked", "message"),
     [
         ("blurr", "Unknown perturbation 'blurr'. Did you mean 'blur'"),
-        ("blur:6", "'blur:6': '6' is no level; give one from 1 to 5"),
-        ("blur:3-1", "'3-1' is no level"),
-        ("blur:", "'blur:': '' is no level"),
+        ("blur:6", "'blur:6': '6' is not a level; give one from 1 to 5"),
+        ("blur:3-1", "'3-1' is not a level"),
+        ("blur:", "'blur:': '' is not a level"),
     ],
 )
 def test_what_there_is_not_is_refused(asked: str, message: str) -> None:
@@ -243,12 +243,14 @@ def test_a_world_has_those_that_apply_to_it() -> None:
     assert names == {*(n for n in SEEN if PerturbationChoice(n, 1).kind.category == "sensor_noise")} | {
         *("word_order", "typos", "action_noise", "action_delay")
     }
-    with pytest.raises(InputError, match="'bench' does not have the perturbation 'camera_pose': its camera cannot be"):
+    with pytest.raises(
+        InputError, match="'bench' does not support the perturbation 'camera_pose': its camera cannot be"
+    ):
         choose_perturbations(["camera_pose:1"], bench)
-    with pytest.raises(InputError, match="'paraphrase': it has an instruction for which no other words are known"):
+    with pytest.raises(InputError, match="'paraphrase': no other words are known for its instruction"):
         choose_perturbations(["paraphrase"], bench)
     absolute = EnvironmentSpec("there", (RED,), ("a",), (8, 8), 8, 9, ActionSpec((ActionGroup("position", ("x",)),)))
-    with pytest.raises(InputError, match="'action_delay': its actions are places to go to"):
+    with pytest.raises(InputError, match="'action_delay': its actions are absolute"):
         choose_perturbations(["action_delay"], absolute)
     with pytest.raises(InputError, match="no perturbation of the category 'camera_viewpoints'"):
         choose_perturbations(["camera_viewpoints"], bench)

@@ -56,7 +56,7 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capfd: pyte
 
     said = str(error.value)
     assert said.startswith("No picture of the simulated world: The MUJOCO_EGL_DEVICE_ID") and "got 70" in said
-    assert "(with MUJOCO_EGL_DEVICE_ID=70). Unset what is not meant (MUJOCO_EGL_DEVICE_ID)" in said
+    assert "(with MUJOCO_EGL_DEVICE_ID=70). Unset what you did not intend (MUJOCO_EGL_DEVICE_ID)" in said
     assert "atlas doctor" in said and "evaluation.env=none" in said
     assert "Traceback" not in capfd.readouterr().err
 

@@ -116,7 +116,7 @@ def test_images_of_other_forms_that_can_only_mean_one_thing(sent: np.ndarray, ex
         ({"observation/state": np.zeros((2, 4))}, "should be numbers"),
         ({"observation/image": np.zeros((4, 4), np.uint8)}, r"shape \[4, 4\]"),
         ({"observation/image": np.zeros((0, 4, 3), np.uint8)}, "shape"),
-        ({"observation/image": np.zeros((4, 4, 3), np.int16)}, "uint8, and is of int16"),
+        ({"observation/image": np.zeros((4, 4, 3), np.int16)}, "uint8, and is int16"),
         ({"observation/image": np.full((4, 4, 3), 255.0)}, "from 0 to 1"),
         ({"observation/image": b"jpeg"}, "is a bytes"),
         ({"prompt": 3}, "is int"),

@@ -192,7 +192,7 @@ def test_more_clients_than_allowed_are_told() -> None:
 
     with running(TellingActor(), settings(limits=Limits(sessions=1))) as port, client(port) as one, client(port) as two:
         assert isinstance(asking(one), list)
-        assert "try later" in asking(two)["error"]
+        assert "try again later" in asking(two)["error"]
         assert isinstance(asking(one), list)
 
 

@@ -123,8 +123,8 @@ def test_a_pickle_that_asks_for_much_is_refused_soon(data: bytes) -> None:
         (observation(agentview=np.zeros(3, np.complex64)), "dtype"),
         (observation(task=b"bytes"), "holds a bytes"),
         (observation(task=[1]), "holds a list"),
-        ({"no": "message"}, "no pickled TimedObservation"),
-        (setup(), "no pickled TimedObservation"),
+        ({"no": "message"}, "not a pickled LeRobot TimedObservation"),
+        (setup(), "not a pickled LeRobot TimedObservation"),
     ],
     ids=range(6),
 )

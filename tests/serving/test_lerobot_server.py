@@ -85,7 +85,7 @@ def test_another_checkpoint_is_refused_by_name() -> None:
         (observation(agentview=np.zeros((32, 32), np.uint8)), "shape"),
         (observation(task="fail"), "failed"),
         (dumps(observation(task=b"")), "holds a bytes"),
-        (b"\x80\x04cos\nsystem\n(S'true'\ntR.", "no pickled TimedObservation"),
+        (b"\x80\x04cos\nsystem\n(S'true'\ntR.", "not a pickled LeRobot TimedObservation"),
     ],
     ids=range(5),
 )
@@ -136,7 +136,7 @@ def test_the_key_is_asked_for() -> None:
 def test_more_clients_than_allowed_are_told() -> None:
     with running(TellingActor(), settings(limits=Limits(sessions=1))) as port, client(port) as one, client(port) as two:
         one.begin()
-        assert "try later" in refused(two.begin)[1]
+        assert "try again later" in refused(two.begin)[1]
 
 
 def test_an_observation_that_is_too_large_is_refused() -> None:

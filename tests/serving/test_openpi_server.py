@@ -163,7 +163,7 @@ def test_more_clients_than_allowed_are_sent_away_and_come_in_when_there_is_room(
         with client_when_there_is_room(port) as connection:
             assert asked(connection, libero_message())["actions"][0, 1] == 1
 
-    assert status == 503 and "try later" in said
+    assert status == 503 and "try again later" in said
 
 
 def test_a_message_that_is_too_large_ends_the_connection() -> None:

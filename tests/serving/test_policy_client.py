@@ -94,9 +94,9 @@ def test_its_actions_are_those_of_the_policy(head: str, how: dict[str, Any], tmp
 
 
 def test_who_cannot_be_guided_is_refused() -> None:
-    with running(TellingActor()) as port, pytest.raises(InputError, match="does not make actions of noise"):
+    with running(TellingActor()) as port, pytest.raises(InputError, match="does not make actions from noise"):
         AtlasClient(f"ws://127.0.0.1:{port}", blend="guided")
-    with another(chunk) as url, pytest.raises(InputError, match="none of Atlas's, and cannot"):
+    with another(chunk) as url, pytest.raises(InputError, match="is not an Atlas server, and cannot"):
         AtlasClient(url, layout=LAYOUTS["libero"], spec=CUBES, blend="guided")
     with running(TellingActor()) as port, pytest.raises(InputError, match="100 ms is 2 steps at 20 Hz"):
         AtlasClient(f"ws://127.0.0.1:{port}", execute=1, delay_ms=100)
@@ -118,7 +118,7 @@ def test_what_no_client_says_is_refused(entry: dict[str, Any], words: str) -> No
     with pytest.raises(InputError, match=words):
         ClientEntry.from_message(message, make_processor(), follows=True)
     if "rest" in entry:
-        with pytest.raises(InputError, match="cannot go on"):
+        with pytest.raises(InputError, match="cannot continue"):
             ClientEntry.from_message(message, make_processor(), follows=False)
 
 
@@ -164,7 +164,7 @@ def test_what_does_not_fit_the_world_is_refused_before_it_starts() -> None:
     ("url", "words"),
     [
         ("ws://127.0.0.1:1", "no policy server at"),
-        ("http://127.0.0.1:1", "no address"),
+        ("http://127.0.0.1:1", "is not the address"),
         ("ws://:bad", "no address|no policy server"),
     ],
 )
@@ -216,6 +216,28 @@ def another(answer: Callable[[Any], bytes | str], greeting: bytes | str = pack({
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        server.shutdown()
+    thread.join()
+
+
+def test_a_server_that_ends_after_its_greeting_is_an_error_for_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, looked = threading.Event(), AtlasClient._found_out
+
+    def talk(connection: ServerConnection) -> None:
+        connection.send(pack({}))
+        connection.close()
+        ended.set()
+
+    def once_ended(client: AtlasClient, *asked: Any) -> Any:
+        assert ended.wait(30)
+        return looked(client, *asked)
+
+    monkeypatch.setattr(AtlasClient, "_found_out", once_ended)
+    with serve(talk, "127.0.0.1", 0, compression=None) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        with pytest.raises(InputError, match="has closed the connection"):
+            AtlasClient(f"ws://127.0.0.1:{server.socket.getsockname()[1]}", layout=LAYOUTS["libero"], spec=CUBES)
         server.shutdown()
     thread.join()
 

@@ -105,7 +105,7 @@ def test_there_are_no_more_sessions_than_allowed() -> None:
         session = service.open()
         service.open()
         assert service.full
-        with pytest.raises(InputError, match="2 sessions already"):
+        with pytest.raises(InputError, match="All 2 sessions"):
             service.open()
         service.close(session)
         service.open()

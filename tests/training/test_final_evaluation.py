@@ -74,8 +74,8 @@ def test_a_run_says_what_it_does_deceived_blind_and_perturbed(job: list[str]) ->
     ("asked", "message"),
     [
         ("[blurr]", "Unknown perturbation 'blurr'. Did you mean 'blur'"),
-        ("[camera_pose:1]", "'drift' does not have the perturbation 'camera_pose'"),
-        ("[blur:9]", "'9' is no level"),
+        ("[camera_pose:1]", "'drift' does not support the perturbation 'camera_pose'"),
+        ("[blur:9]", "'9' is not a level"),
     ],
 )
 def test_perturbations_are_checked_before_anything_is_trained(job: list[str], asked: str, message: str) -> None:

@@ -1,1 +1,1 @@
-"""Environments of gymnasium, by `gym:ID` and under names of their own."""
+"""Environments of gymnasium, as `gym:ID` and as named presets."""

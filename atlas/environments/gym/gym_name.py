@@ -1,7 +1,7 @@
-"""The name of a gymnasium environment, which carries how it is read: `gym:ID?key=value&key=value`.
+"""The name of a gymnasium environment, which includes how to read it: `gym:ID?key=value&key=value`.
 
-A name is all that a worker process, a report and a recording have of a world; so that each means the same world, what
-differs from the defaults is in it. Values are YAML, keys may be dotted, as in overrides of a config:
+Worker processes, reports and recordings know a world only by its name. So that the name means the same world to each,
+it holds everything that differs from the defaults. Values are YAML and keys may be dotted, as in config overrides:
 `gym:gym_pusht/PushT-v0?make.obs_type=pixels_agent_pos&cameras.top=pixels`.
 """
 
@@ -21,22 +21,22 @@ PREFIX = "gym:"
 
 
 def gym_name(name: str, config: GymConfig) -> str:
-    """The name of an environment `gym:ID` that is read as a config says. Raises InputError where `name` already says
-    how, or is of another kind of world."""
+    """The name of an environment `gym:ID` that is read as the config says. Raises InputError where `name` already holds
+    settings, or names another kind of world."""
     stated = config.model_dump(mode="json", exclude_defaults=True)
     if not stated:
         return name
     if not name.startswith(PREFIX) or "?" in name:
         raise InputError(
             f"evaluation.gym says how a gymnasium environment is read, but evaluation.env is '{name}'; expected "
-            "gym:ID, such as gym:Pendulum-v1, with nothing behind it."
+            "gym:ID, such as gym:Pendulum-v1, with nothing after the ID."
         )
     return f"{name}?{'&'.join(f'{key}={_as_text(value)}' for key, value in sorted(stated.items()))}"
 
 
 def read_name(name: str) -> tuple[str, GymConfig]:
-    """(gymnasium's id, how it is read) of a name that begins with `gym:`, or of a preset. Raises InputError that names
-    the key."""
+    """(gymnasium's id, the settings) of a name that begins with `gym:`, or of a preset. Raises InputError, which names
+    the key, for wrong settings."""
     if name in PRESETS:
         return PRESETS[name].identifier, PRESETS[name].config
     identifier, _, query = name.removeprefix(PREFIX).partition("?")
@@ -64,5 +64,5 @@ def read_name(name: str) -> tuple[str, GymConfig]:
 
 
 def _as_text(value: Any) -> str:
-    """JSON, which is YAML, and in which no `&` separates anything."""
+    """The value as JSON, which is also YAML, with `&` escaped."""
     return json.dumps(value, separators=(", ", ": ")).replace("&", "\\u0026")

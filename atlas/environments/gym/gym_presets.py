@@ -1,4 +1,4 @@
-"""Environments of gymnasium that people use, under names of their own, with what their spaces do not tell."""
+"""Common gymnasium environments as presets, with the settings that their spaces do not give."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Draw = Callable[[Any, int], np.ndarray]
 
 @dataclass(frozen=True)
 class GymPreset:
-    """An environment by gymnasium's id, and how it is read.
+    """An environment by gymnasium's id, and how to read it.
 
-    prepare: called with the environment when it has been made. draw: draws its picture, uint8 [H, W, 3], with so many
-    pixels on the shorter side; None: its own `render`.
+    prepare: called with the environment once it is made. draw: draws its picture, uint8 [H, W, 3], with this many
+    pixels on the shorter side; None: the environment's `render` does.
     """
 
     identifier: str
@@ -40,7 +40,8 @@ def _aloha_arm(arm: Any, first: int) -> list[SourceGroupConfig]:
 
 
 def _aloha(task: str, instruction: str) -> GymPreset:
-    """Absolute joint targets of two arms at 50 Hz. Its Box says -1 to 1, which its elbows exceed where they begin."""
+    """Absolute joint targets of two arms at 50 Hz. The action space claims -1 to 1, which the elbows' initial angles
+    exceed, so actions are not clipped."""
     config = GymConfig(
         cameras={"top": "render"},
         proprio=["agent_pos"],
@@ -54,7 +55,7 @@ def _aloha(task: str, instruction: str) -> GymPreset:
 
 
 def _without_pictures(env: Any) -> None:
-    """gym-aloha renders three pictures of 640 x 480 in every step; here one is drawn when it is looked at."""
+    """Turn off the three images of 640 x 480 that gym-aloha renders in every step; one is drawn when it is needed."""
     simulation = env.unwrapped._env
     model, task = simulation.physics.model, simulation.task
     model.vis.quality.offsamples = 0

@@ -1,4 +1,4 @@
-"""What a gymnasium environment's spaces mean: which parts of an observation are images, which are numbers, and what an
+"""The meaning of a gymnasium environment's spaces: which parts of an observation are images or numbers, and what an
 action is."""
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from atlas.config.gym_section import GymConfig
 from atlas.errors import InputError, did_you_mean
 from atlas.types import ActionGroup, ActionSpec
 
-RENDER = "render"  # in the place of a part of the observation: the picture that the environment draws
-WHOLE = "observation"  # the name of an observation that has no parts
+RENDER = "render"  # stands for the picture that the environment draws, instead of a part of the observation
+WHOLE = "observation"  # the name of an observation without parts
 
 
 @dataclass(frozen=True)
 class ObservationParts:
-    """cameras: {our name: the part with its image, or RENDER}; proprio: the parts that are joined."""
+    """cameras: {our name: the part with its image, or RENDER}. proprio: the parts that are joined."""
 
     cameras: dict[str, str]
     proprio: tuple[str, ...]
@@ -28,9 +28,9 @@ class ObservationParts:
 
 
 def observation_parts(space: Any, config: GymConfig, where: str) -> ObservationParts:
-    """What of a space is shown to a policy. Raises InputError for a part that there is not, or that is something else.
+    """The parts of a space that a policy sees. Raises InputError for a part that is missing or of another kind.
 
-    where: begins the messages.
+    where: the beginning of error messages.
     """
     leaves = dict(_leaves(space))
     images = {name for name, leaf in leaves.items() if _is_image(leaf)}
@@ -46,7 +46,7 @@ def observation_parts(space: Any, config: GymConfig, where: str) -> ObservationP
         if part not in numbers:
             raise InputError(_no_such(f"{where}: proprio", part, list(numbers), "numbers"))
     if not cameras and not proprio:
-        raise InputError(f"{where}: its observations are {space}, in which there are neither images nor numbers.")
+        raise InputError(f"{where}: its observations are {space}, which has neither images nor numbers.")
     return ObservationParts(dict(cameras), proprio, sum(numbers[part] for part in proprio))
 
 
@@ -66,7 +66,8 @@ def leaf_of(space: Any, name: str) -> Any:
 
 @dataclass(frozen=True)
 class ActionMeaning:
-    """What an action [A] is. choices: that a discrete one chooses among; low, high: float64 [A] else."""
+    """The meaning of an action [A]. choices: the number of discrete actions. low, high: float64 [A], for continuous
+    actions."""
 
     spec: ActionSpec
     choices: int | None = None
@@ -75,7 +76,8 @@ class ActionMeaning:
 
 
 def action_meaning(space: Any, config: GymConfig, control_hz: float, where: str) -> ActionMeaning:
-    """An ActionSpec of a Box, or of a Discrete space, whose one number is the choice. Raises InputError for another."""
+    """The meaning of a Box, or of a Discrete space, whose one number is the choice. Raises InputError for any other
+    space."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.Discrete):
@@ -101,7 +103,7 @@ def _groups(config: list[SourceGroupConfig] | None, numbers: int, where: str) ->
 
 
 def _leaves(space: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, space) of all parts that have none themselves."""
+    """(dotted name, space) of all parts that have no parts themselves."""
     from gymnasium import spaces
 
     if not isinstance(space, spaces.Dict):
@@ -117,7 +119,7 @@ def _is_image(space: Any) -> bool:
 
 
 def _width(space: Any) -> int | None:
-    """How many numbers a part is once it is flat; None where it is none."""
+    """How many numbers a flattened part has; None where it does not consist of numbers."""
     from gymnasium import spaces
 
     kinds = (spaces.Box, spaces.Discrete, spaces.MultiBinary, spaces.MultiDiscrete)
@@ -126,4 +128,4 @@ def _width(space: Any) -> int | None:
 
 def _no_such(where: str, name: str, known: list[str], what: str) -> str:
     has = ", ".join(known) or "none"
-    return f"{where} names '{name}', which is no part with {what}.{did_you_mean(name, known)} There are: {has}."
+    return f"{where} names '{name}', which is not a part with {what}.{did_you_mean(name, known)} There are: {has}."

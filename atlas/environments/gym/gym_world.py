@@ -35,29 +35,29 @@ from atlas.types import Observation
 
 logger = logging.getLogger(__name__)
 
-EXTRAS = {"gym_aloha": "aloha", "gym_pusht": "pusht"}  # a module's: the extra of Atlas that installs it
-SUCCESS_KEYS = ("is_success", "success")  # of info, where no config names one
+EXTRAS = {"gym_aloha": "aloha", "gym_pusht": "pusht"}  # {module: the extra of Atlas that installs it}
+SUCCESS_KEYS = ("is_success", "success")  # of info, where the config does not name one
 TERMINATED = "terminated"
-_RATE, _HORIZON = 20.0, 1000  # where the environment says none
-_SEEDS = 2**32  # numpy's older generators, which many worlds use, take no larger ones
+_RATE, _HORIZON = 20.0, 1000  # Hz and steps, where the environment does not give them
+_SEEDS = 2**32  # numpy's older generators, which many worlds use, take no larger seeds
 
 
 @dataclass(frozen=True)
 class GymDescription:
-    """What is known of an environment once it has been started. success: see GymConfig; None: nothing tells it."""
+    """What is known about an environment once it has been started. success: see GymConfig; None: success is unknown."""
 
     parts: ObservationParts
     action: ActionMeaning
     success: str | float | None
     horizon: int
-    image_sizes: dict[str, tuple[int, int]]  # of the cameras, as the environment gives them
-    undrawn: str | None  # why it draws no pictures, where it does not
+    image_sizes: dict[str, tuple[int, int]]  # (height, width) of each camera's images, before scaling
+    undrawn: str | None  # why it draws no pictures; None where it draws them
 
 
 def gym_spec(name: str, image_size: int) -> EnvironmentSpec:
-    """What an environment offers: it is started for it, once a process.
+    """What an environment offers. Starts the environment to find out, once per process.
 
-    Raises InputError for one that there is not, or cannot be read so.
+    Raises InputError for an unknown environment, and for one that cannot be read with these settings.
     """
     found = describe(name)
     _, config = read_name(name)
@@ -78,11 +78,11 @@ def gym_spec(name: str, image_size: int) -> EnvironmentSpec:
 
 
 class GymEnvironment:
-    """An environment of gymnasium. A seed's start is the environment's own for that seed.
+    """An environment of gymnasium. A seed gives the start that the environment has for it.
 
-    Actions are clipped to the space. An episode ends as the environment ends it, or after `horizon` steps; it counts as
-    a success from the step on in which the environment says so. Images that are larger than asked for are scaled down
-    until their shorter side fits.
+    Actions are clipped to the space. An episode ends where the environment ends it, or after `horizon` steps. It is a
+    success from the step on at which the environment reports one. Images larger than `image_size` are scaled down until
+    their shorter side fits.
     """
 
     def __init__(self, name: str, image_size: int = 128) -> None:
@@ -100,8 +100,8 @@ class GymEnvironment:
     def reset(self, *, seed: int | None = None, instruction: str | None = None) -> Observation:
         """See `Environment.reset`."""
         if instruction and instruction != self._instruction:
-            told = f"has only '{self._instruction}'" if self._instruction else "has none"
-            raise InputError(f"The environment '{self.spec.name}' {told}, and not the instruction '{instruction}'.")
+            has = f"only the instruction '{self._instruction}'" if self._instruction else "no instructions"
+            raise InputError(f"The environment '{self.spec.name}' has {has}; it cannot take '{instruction}'.")
         self._last, _ = self._env.reset(seed=None if seed is None else seed % _SEEDS)
         self._steps, self._reward, self._success = 0, 0.0, False
         return self._observe()
@@ -135,7 +135,7 @@ class GymEnvironment:
     # ---- inside ------------------------------------------------------------------------------------------
 
     def _fitted(self, action: np.ndarray) -> tuple[Any, np.ndarray]:
-        """The action as the environment takes it, and as float64 [A]."""
+        """The action in the environment's form, and as float64 [A]."""
         meaning = self._known.action
         if action.shape != (meaning.spec.dim,):
             raise InputError(f"'{self.spec.name}' takes {meaning.spec.dim} numbers, got {action.shape}.")
@@ -179,7 +179,7 @@ class GymEnvironment:
 
 @lru_cache(maxsize=32)
 def describe(name: str) -> GymDescription:
-    """Start an environment, look at one step of it, and end it. Raises InputError, see `gym_spec`."""
+    """Start an environment, take one step, and close it. Raises InputError, see `gym_spec`."""
     identifier, config = read_name(name)
     env = _make(identifier, config, name)
     try:
@@ -189,13 +189,13 @@ def describe(name: str) -> GymDescription:
         action = action_meaning(env.action_space, config, rate, f"'{name}'")
         if config.proprio_rotations and (end := config.proprio_rotations[-1].columns[1]) > parts.proprio_dim:
             raise InputError(
-                f"'{name}': proprio_rotations names the dimensions up to {end}, but proprio has {parts.proprio_dim}."
+                f"'{name}': proprio_rotations names dimensions up to {end}, but proprio has {parts.proprio_dim}."
             )
         info = _first_step(env, name)
         undrawn = _undrawn(env, name)
         if RENDER in parts.cameras.values() and undrawn is not None:
             raise InputError(
-                f"'{name}' has a camera that shows what the environment draws, and it draws nothing: {undrawn}."
+                f"'{name}' has a camera with the environment's picture, but the environment draws none: {undrawn}."
             )
         sizes = {}
         for camera, part in parts.cameras.items():
@@ -210,14 +210,14 @@ def describe(name: str) -> GymDescription:
 
 
 def _success(config: GymConfig, info: Mapping[str, Any], env: Any, name: str) -> str | float | None:
-    """How success is told. Raises InputError for a key that info lacks."""
+    """What reports success. Raises InputError for a key that info lacks."""
     wanted = config.success
     if isinstance(wanted, str):
         if wanted != TERMINATED and wanted not in info:
             has = ", ".join(sorted(info)) or "no keys at all"
             raise InputError(
-                f"'{name}': success names '{wanted}', which is no key of its info.{did_you_mean(wanted, info)} It has: "
-                f"{has}. Expected one of them, {TERMINATED}, or the sum of rewards to reach."
+                f"'{name}': success names '{wanted}', which is not a key of its info.{did_you_mean(wanted, info)} It "
+                f"has: {has}. Expected one of them, {TERMINATED}, or the sum of rewards to reach."
             )
         return wanted
     if wanted is not None:
@@ -229,7 +229,7 @@ def _success(config: GymConfig, info: Mapping[str, Any], env: Any, name: str) ->
 
 
 def _make(identifier: str, config: GymConfig, name: str) -> Any:
-    """gymnasium's environment. Raises InputError that says what installs what is missing."""
+    """gymnasium's environment. Raises InputError, which says how to install what is missing."""
     _prepare_drawing()
     try:
         import gymnasium
@@ -244,38 +244,38 @@ def _make(identifier: str, config: GymConfig, name: str) -> Any:
         except TypeError as error:
             if "render_mode" not in str(error) or "render_mode" in arguments:
                 raise
-            made = gymnasium.make(identifier, **arguments)  # it draws nothing
+            made = gymnasium.make(identifier, **arguments)  # an environment that draws nothing
         if name in PRESETS:
             PRESETS[name].prepare(made)
         return made
     except errors.DependencyNotInstalled as error:
-        raise InputError(f"The environment '{name}' lacks a package: {first_line(error)}.") from None
+        raise InputError(f"The environment '{name}' needs a package that is missing: {first_line(error)}.") from None
     except (errors.NamespaceNotFound, ModuleNotFoundError) as error:
         module = identifier.split("/")[0]
         if module in EXTRAS:
             check_installed(name, module, EXTRAS[module])
         raise InputError(
-            f"'{name}' is not installed: install the package that has it (gymnasium: {first_line(error)})."
+            f"'{name}' is not installed: install the package that provides it (gymnasium: {first_line(error)})."
         ) from None
     except errors.Error as error:
         raise InputError(f"There is no environment '{name}' (gymnasium: {first_line(error)}).") from None
-    except Exception as error:  # of the environment's own constructor: wrong arguments, missing files
+    except Exception as error:  # from the environment's constructor: wrong arguments, missing files
         module = identifier.split("/")[0]
         pins = conflicting_pins(module.replace("_", "-")) if module in EXTRAS else []
-        why = f"; it asks for {'; '.join(pins)}. {ELSEWHERE}" if pins else "."
+        why = f"; its requirements conflict with what is installed: {'; '.join(pins)}. {ELSEWHERE}" if pins else "."
         raise InputError(f"'{name}' cannot be started ({type(error).__name__}: {first_line(error)}){why}") from error
 
 
 def _prepare_drawing() -> None:
-    """Have MuJoCo and pygame, which draw most of these worlds, do without a screen, and in silence."""
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # it prints on stdout otherwise
+    """Make MuJoCo and pygame, which draw most of these worlds, work without a screen and print nothing."""
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # otherwise pygame prints on stdout
     if "DISPLAY" not in os.environ and "WAYLAND_DISPLAY" not in os.environ:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     choose_renderer()
 
 
 def _import_namespace(identifier: str) -> None:
-    """Packages register their environments when they are imported, usually under their own name."""
+    """Import the package in an identifier: packages register their environments at import, usually under their name."""
     package, slash, _ = identifier.partition("/")
     if slash and ":" not in package and package.isidentifier() and importlib.util.find_spec(package) is not None:
         with pins_explained(identifier, package.replace("_", "-")):
@@ -283,12 +283,12 @@ def _import_namespace(identifier: str) -> None:
 
 
 def _first_step(env: Any, name: str) -> dict[str, Any]:
-    """What info has after a start and after a step."""
+    """The entries of info after a reset and after a step."""
     try:
         _, at_start = env.reset(seed=0)
         env.action_space.seed(0)
         *_, after = env.step(env.action_space.sample())
-    except Exception as error:  # of the environment's own
+    except Exception as error:  # the environment may raise anything
         raise InputError(f"'{name}' cannot be played ({type(error).__name__}: {first_line(error)}).") from error
     return {**at_start, **after}
 
@@ -299,7 +299,7 @@ def _undrawn(env: Any, name: str) -> str | None:
         return "it has no render mode rgb_array"
     try:
         _drawn(env)
-    except Exception as error:  # a package for drawing that is missing, no OpenGL
+    except Exception as error:  # such as a missing package for drawing, or no OpenGL
         logger.info("'%s' draws no pictures: %s.", name, first_line(error))
         return first_line(error)
     return None
@@ -316,7 +316,7 @@ def _drawn(env: Any) -> np.ndarray:
 
 
 def _scaled_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """Height and width after scaling down until the shorter side has that many pixels; smaller ones stay."""
+    """Height and width after scaling down until the shorter side has this many pixels; smaller sizes stay."""
     factor = min(1.0, shorter / min(size))
     return round(size[0] * factor), round(size[1] * factor)
 

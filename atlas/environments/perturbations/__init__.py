@@ -1,1 +1,1 @@
-"""How episodes may differ from those of training, one module a kind; `perturbation.py` says what one is."""
+"""Ways in which episodes may differ from those of training, one module per kind; `perturbation.py` is the contract."""

@@ -1,4 +1,4 @@
-"""Actions that are carried out with an error, or late. Every world has these, but for late ones in spaces of places."""
+"""Actions executed with an error, or late. Every world supports the first; late ones need actions that are deltas."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from atlas.environments.environment import EnvironmentSpec
 from atlas.environments.perturbations.perturbation import Perturbation, standing_still
 
-_NOISE = 0.1  # a level, the standard deviation, in the action's own units
+_NOISE = 0.1  # standard deviation per level, in the action's own units
 
 
 class ActionNoise(Perturbation):
-    """All but the grippers' numbers are off by a normal error, whose standard deviation is 0.1 a level in the action's
-    own units (in LIBERO's space 5 mm and 0.05 rad)."""
+    """Adds a normal error to all numbers but the grippers'. Its standard deviation is 0.1 per level in the action's own
+    units (5 mm and 0.05 rad in LIBERO's action space)."""
 
     category = "control"
 
@@ -26,7 +26,7 @@ class ActionNoise(Perturbation):
 
 
 class ActionDelay(Perturbation):
-    """Actions are carried out as many steps late as the level says; before the first, it stands still."""
+    """Executes actions late, by one step per level; the robot stands still until the first action arrives."""
 
     category = "control"
 
@@ -34,7 +34,7 @@ class ActionDelay(Perturbation):
     def missing(cls, spec: EnvironmentSpec) -> str | None:
         if spec.action_spec.delta:
             return None
-        return "its actions are places to go to, and none of them stands still until the first one arrives"
+        return "its actions are absolute, and no such action makes the robot stand still until the first one arrives"
 
     def __init__(self, level: int, rng: np.random.Generator, spec: EnvironmentSpec) -> None:
         super().__init__(level, rng, spec)

@@ -1,4 +1,4 @@
-"""The cameras stand elsewhere, or see a wider or a narrower field."""
+"""Cameras in another place, or with a wider or narrower field of view."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import numpy as np
 from atlas.environments.perturbations.perturbation import Perturbation
 from atlas.environments.scene_variation import CameraShift, SceneVariation
 
-_AROUND_DEG, _UP_DEG, _DISTANCE, _TURN_DEG = 6.0, 2.5, 0.03, 1.5  # a level
-_FIELD = 0.06  # a level
+_AROUND_DEG, _UP_DEG, _DISTANCE, _TURN_DEG = 6.0, 2.5, 0.03, 1.5  # per level
+_FIELD = 0.06  # per level
 
 
 class CameraPose(Perturbation):
-    """Goes round the table by 6 degrees a level, up or down by 2.5, nearer or farther by 3%, and is turned by 1.5."""
+    """Per level: moves around the table by 6 degrees, up or down by 2.5 degrees, nearer or farther by 3%, and turns by
+    1.5 degrees."""
 
     category, visual, needs = "camera_viewpoints", True, frozenset({"camera"})
 
@@ -30,7 +31,7 @@ class CameraPose(Perturbation):
 
 
 class CameraField(Perturbation):
-    """A field of view that is wider or narrower by 6% a level."""
+    """A field of view that is wider or narrower by 6% per level."""
 
     category, visual, needs = "camera_viewpoints", True, frozenset({"camera"})
 

@@ -1,4 +1,4 @@
-"""The perturbations by name, and which of them somebody asks for. Another package adds a class of its own in the group
+"""The perturbations by name, and the choice among them. Another package adds its own class in the entry-point group
 `atlas.perturbations`."""
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class PerturbationChoice:
 
     @property
     def kind(self) -> type[Perturbation]:
-        """Raises InputError for a name that there is not, or one that stands for something else."""
+        """Its class. Raises InputError for an unknown name, and for a plug-in that is not a Perturbation."""
         kind = PERTURBATIONS.find(self.name)
         if kind is None:
             raise InputError(f"Unknown perturbation '{self.name}'.{PERTURBATIONS.unknown(self.name)}")
@@ -69,16 +69,16 @@ class PerturbationChoice:
         return kind
 
     def of_episode(self, seed: int, spec: EnvironmentSpec) -> Perturbation:
-        """That of one episode, by its seed."""
+        """The perturbation of the episode with this seed."""
         return self.kind(self.level, perturbation_rng(self.name, seed), spec)
 
 
 def choose_perturbations(asked: Sequence[str], spec: EnvironmentSpec) -> list[PerturbationChoice]:
-    """What 'NAME[:LEVEL]', 'CATEGORY[:LEVEL]' and 'all[:LEVEL]' mean in a world, in the order of the names; LEVEL is 1
-    to 5, or two of them such as 1-3; without it all five.
+    """The perturbations that 'NAME[:LEVEL]', 'CATEGORY[:LEVEL]' and 'all[:LEVEL]' mean in a world, in the order of the
+    names. LEVEL is 1 to 5, or a range such as 1-3; without it, all five.
 
-    'all' and categories mean those that the world has. Raises InputError for a name or level that there is not, and
-    for a perturbation that the world does not have.
+    'all' and categories mean the perturbations that the world supports. Raises InputError for an unknown name or level,
+    and for a perturbation that the world does not support.
     """
     found: set[PerturbationChoice] = set()
     for text in asked:
@@ -90,7 +90,7 @@ def choose_perturbations(asked: Sequence[str], spec: EnvironmentSpec) -> list[Pe
 
 
 def why_not(name: str, spec: EnvironmentSpec) -> str | None:
-    """Why a world does not have this perturbation; None where it has."""
+    """Why a world does not support this perturbation; None where it does."""
     return PerturbationChoice(name, 1).kind.missing(spec)
 
 
@@ -111,7 +111,7 @@ def _named(name: str, spec: EnvironmentSpec) -> list[str]:
     if reason := why_not(name, spec):
         having = [each for each in known if why_not(each, spec) is None]
         raise InputError(
-            f"The environment '{spec.name}' does not have the perturbation '{name}': {reason}. It has: "
+            f"The environment '{spec.name}' does not support the perturbation '{name}': {reason}. It supports: "
             f"{', '.join(having)}."
         )
     return [name]
@@ -124,7 +124,7 @@ def _levels(text: str, levels: str) -> list[int]:
     ends = [first, last or first]
     if not all(end in map(str, LEVELS) for end in ends) or ends[0] > ends[1]:
         raise InputError(
-            f"'{text}': '{levels}' is no level; give one from {LEVELS[0]} to {LEVELS[-1]}, or a range such as "
+            f"'{text}': '{levels}' is not a level; give one from {LEVELS[0]} to {LEVELS[-1]}, or a range such as "
             f"{text.partition(':')[0]}:1-3."
         )
     return list(range(int(ends[0]), int(ends[1]) + 1))

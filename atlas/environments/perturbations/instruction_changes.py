@@ -1,4 +1,4 @@
-"""The same task in other words: paraphrases, another order, typing errors, other languages, other words for colours."""
+"""The same task in other words: paraphrases, another word order, typing errors, other languages, colour synonyms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from atlas.environments.perturbations.perturbation import InstructionPerturbation, words_of
 
-# By the instruction's verb, from a near paraphrase to a distant one; {rest} is what follows it.
+# By the instruction's verb, from a close paraphrase to a distant one; {rest} is what follows the verb.
 _PARAPHRASES = {
     "pick up": (
         "grab {rest}",
@@ -53,7 +53,7 @@ _PARAPHRASES = {
         "what I would like you to do is to set {rest} going",
     ),
 }
-# A level each: German, French, Spanish, Polish, Chinese. {0} is the colour, as it stands in that sentence.
+# One language per level: German, French, Spanish, Polish, Chinese. {0} is the colour, inflected as the sentence needs.
 _SENTENCES = {
     "pick up the {0} cube": (
         "hebe den {0} Würfel auf",
@@ -83,14 +83,14 @@ class Paraphrase(InstructionPerturbation):
 
     @classmethod
     def reworded(cls, instruction: str, level: int, rng: np.random.Generator) -> str | None:
-        for verb, said in _PARAPHRASES.items():
+        for verb, paraphrases in _PARAPHRASES.items():
             if instruction.startswith(f"{verb} "):
-                return said[level - 1].format(rest=instruction.removeprefix(f"{verb} "))
+                return paraphrases[level - 1].format(rest=instruction.removeprefix(f"{verb} "))
         return None
 
 
 class WordOrder(InstructionPerturbation):
-    """As many neighbouring words as the level says change places, one pair after the other."""
+    """Swaps two neighbouring words, once per level."""
 
     @classmethod
     def reworded(cls, instruction: str, level: int, rng: np.random.Generator) -> str | None:
@@ -106,7 +106,7 @@ class WordOrder(InstructionPerturbation):
 
 
 class Typos(InstructionPerturbation):
-    """As many typing errors as the level says: letters that are left out, doubled, swapped, or others."""
+    """One typing error per level: a letter that is left out, doubled, swapped or replaced."""
 
     @classmethod
     def reworded(cls, instruction: str, level: int, rng: np.random.Generator) -> str | None:
@@ -123,7 +123,7 @@ class Typos(InstructionPerturbation):
 
 
 class OtherLanguage(InstructionPerturbation):
-    """German, French, Spanish, Polish, Chinese: a level each."""
+    """German, French, Spanish, Polish and Chinese at levels 1 to 5."""
 
     @classmethod
     def reworded(cls, instruction: str, level: int, rng: np.random.Generator) -> str | None:

@@ -1,4 +1,4 @@
-"""What stands on the table and where, and how the robot stands at the start."""
+"""Other things and other places on the table, and another pose of the robot at the start."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _BESIDE: tuple[Colour, ...] = (
     (0.95, 0.95, 0.95),
     (0.1, 0.1, 0.1),
 )
-_RED, _GREEN = (0.75, 0.08, 0.06), (0.1, 0.55, 0.12)  # of a training object's colour, from the fourth level on
+_RED, _GREEN = (0.75, 0.08, 0.06), (0.1, 0.55, 0.12)  # the training objects' colours, for the fourth and fifth thing
 _SHAPES: tuple[Shape, ...] = ("sphere", "cylinder", "box")
-_TRAINED_M, _BEYOND_M = 0.10, 0.02  # half the side of training's square; by which each level goes beyond
-_JOINTS, _ARM_RAD = 7, 0.10  # a level, the length of the change in joint angles
+_TRAINED_M, _BEYOND_M = 0.10, 0.02  # half the side of the training square; how far each level goes beyond it
+_JOINTS, _ARM_RAD = 7, 0.10  # the number of joints; the length of the change in joint angles per level
 
 
 class Distractors(Perturbation):
-    """As many other things around the working area as the level says; the fourth and the fifth are balls in red and
-    green. They are seen and not felt."""
+    """Other things around the working area, one per level; the fourth is a red ball and the fifth a green one. They are
+    seen but not felt."""
 
     category, visual, needs = "objects_layout", True, frozenset({"distractors"})
 
@@ -51,7 +51,7 @@ class Distractors(Perturbation):
 
 
 class ObjectPositions(Perturbation):
-    """Objects lie outside of training's square, within the next 2 cm a level."""
+    """Objects lie outside the training square: level n puts them in the n-th 2 cm wide ring around it."""
 
     category, needs = "objects_layout", frozenset({"placement"})
 
@@ -61,7 +61,7 @@ class ObjectPositions(Perturbation):
 
 
 class StartPose(Perturbation):
-    """The arm starts elsewhere: its joint angles [7] differ by a vector whose length is 0.1 rad a level."""
+    """The arm starts in another pose: its joint angles [7] differ by a vector whose length is 0.1 rad per level."""
 
     category, needs = "robot_initial_states", frozenset({"start_pose"})
 

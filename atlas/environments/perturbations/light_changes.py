@@ -1,4 +1,4 @@
-"""The lamp stands elsewhere, has another colour, is stronger or weaker, or things throw shadows."""
+"""A lamp in another place, with another colour or intensity, or with shadows."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from atlas.environments.perturbations.perturbation import Category, Perturbation
 from atlas.environments.scene_variation import LightShift, Part, SceneVariation
 
-_TILT_DEG = 14.0  # a level, away from straight above
-_COLOUR = 0.14  # a level, the share of the light that takes the colour
-_STOPS = 0.3  # a level, in powers of two
+_TILT_DEG = 14.0  # per level, from straight above
+_COLOUR = 0.14  # per level, the share of the light that takes the colour
+_STOPS = 0.3  # per level, in powers of two
 _SHADOW_TILT_DEG = 12.0
 
 
@@ -23,7 +23,7 @@ class _OfLight(Perturbation):
 
 
 class LightDirection(_OfLight):
-    """The lamp shines from a side: tilted by 14 degrees a level."""
+    """The lamp shines from the side, tilted by 14 degrees per level."""
 
     def variation(self) -> SceneVariation:
         around = float(self.rng.uniform(-np.pi, np.pi))
@@ -31,7 +31,7 @@ class LightDirection(_OfLight):
 
 
 class LightColour(_OfLight):
-    """The light takes a colour: by 14% a level."""
+    """The light takes on a colour, by 14% per level."""
 
     def variation(self) -> SceneVariation:
         share = _COLOUR * self.level
@@ -40,7 +40,7 @@ class LightColour(_OfLight):
 
 
 class LightIntensity(_OfLight):
-    """Darker or brighter by 0.3 stops a level."""
+    """The light is darker or brighter by 0.3 stops per level."""
 
     def variation(self) -> SceneVariation:
         sign = float(self.rng.choice([-1.0, 1.0]))
@@ -48,7 +48,7 @@ class LightIntensity(_OfLight):
 
 
 class LightShadows(_OfLight):
-    """Things throw shadows, which grow longer with each level."""
+    """Things cast shadows, which grow longer with each level."""
 
     def variation(self) -> SceneVariation:
         around = float(self.rng.uniform(-np.pi, np.pi))

@@ -1,9 +1,10 @@
-"""What a perturbation is: one way in which an episode differs from those of training, in five levels."""
+"""The contract of a perturbation: one way in which an episode differs from those of training, in five levels."""
 
 from __future__ import annotations
 
 import re
 import zlib
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from atlas.environments.scene_variation import AS_IT_IS, Part, SceneVariation
 from atlas.types import ActionGroup, Observation
 
 LEVELS = (1, 2, 3, 4, 5)
-# The first seven are named as LIBERO-Plus names them, and `task` as LIBERO-PRO does.
+# The first seven have LIBERO-Plus's names, and `task` has LIBERO-PRO's.
 Category = Literal[
     "camera_viewpoints",
     "light_conditions",
@@ -28,24 +29,24 @@ Category = Literal[
 
 
 class Perturbation:
-    """One episode's perturbation. A subclass says what is different; what it leaves as it is here stays the same.
+    """One episode's perturbation. A subclass overrides the methods for what it changes; by default nothing changes.
 
-    `self.rng` depends on the episode's seed and the perturbation's name and not on the level, so that the five levels
-    of an episode differ in how much and not in what. All of it is the same for every policy.
+    `self.rng` depends on the episode's seed and the perturbation's name but not on the level, so that an episode's five
+    levels differ in strength and not in kind. Every policy gets the same perturbations.
     """
 
     category: ClassVar[Category]
-    visual: ClassVar[bool] = False  # whether it changes pictures alone
-    needs: ClassVar[frozenset[Part]] = frozenset()  # what of the scene it changes
-    every_step: ClassVar[bool] = False  # whether it has to see each step's observation
+    visual: ClassVar[bool] = False  # whether it changes only images
+    needs: ClassVar[frozenset[Part]] = frozenset()  # the parts of the scene that it changes
+    every_step: ClassVar[bool] = False  # whether it must see the observation of every step
 
     def __init__(self, level: int, rng: np.random.Generator, spec: EnvironmentSpec) -> None:
-        """level: of LEVELS. spec: of the world that the episode is in."""
+        """level: one of LEVELS. spec: of the episode's world."""
         self.level, self.rng, self.spec = level, rng, spec
 
     @classmethod
     def missing(cls, spec: EnvironmentSpec) -> str | None:
-        """Why a world cannot have it, such as 'its camera cannot be changed'; None where it can."""
+        """Why a world does not support it, such as 'its camera cannot be changed'; None where it does."""
         lacking = sorted(cls.needs - spec.variable)
         return f"its {' and '.join(lacking)} cannot be changed" if lacking else None
 
@@ -54,32 +55,32 @@ class Perturbation:
         return AS_IT_IS
 
     def begin(self, env: Environment) -> None:
-        """The episode has begun, and nothing has been seen of it yet."""
+        """Called when the episode has begun, before the first observation."""
 
     def see(self, observation: Observation) -> Observation:
-        """What is shown to the policy instead of this observation; those of an episode come in their order."""
+        """What the policy sees instead of this observation. Called in the order of an episode's observations."""
         return observation
 
     def act(self, action: np.ndarray) -> np.ndarray:
-        """The action [A] that is executed instead of this one; those of an episode come in their order."""
+        """The action [A] that is executed instead of this one. Called in the order of the episode's actions."""
         return action
 
 
 class InstructionPerturbation(Perturbation):
-    """One that says the task in other words."""
+    """A perturbation that states the task in other words."""
 
     category = "language_instructions"
 
     @classmethod
     def reworded(cls, instruction: str, level: int, rng: np.random.Generator) -> str | None:
-        """The other words; None where it knows none for this instruction."""
+        """The instruction in other words; None where it knows none."""
         raise NotImplementedError
 
     @classmethod
     def missing(cls, spec: EnvironmentSpec) -> str | None:
         for instruction in spec.instructions:
             if cls.reworded(instruction, 1, np.random.default_rng(0)) is None:
-                return f"it has an instruction for which no other words are known, '{instruction}'"
+                return f"no other words are known for its instruction '{instruction}'"
         return None
 
     def __init__(self, level: int, rng: np.random.Generator, spec: EnvironmentSpec) -> None:
@@ -87,18 +88,18 @@ class InstructionPerturbation(Perturbation):
         self._seed = int(rng.integers(2**32))
 
     def see(self, observation: Observation) -> Observation:
-        said = self.reworded(observation.instruction, self.level, np.random.default_rng(self._seed))
-        assert said is not None, observation.instruction
-        return Observation(observation.images, observation.proprio, said)
+        reworded = self.reworded(observation.instruction, self.level, np.random.default_rng(self._seed))
+        assert reworded is not None, observation.instruction
+        return replace(observation, instruction=reworded)
 
 
 def perturbation_rng(name: str, seed: int) -> np.random.Generator:
-    """The random numbers of an episode's perturbation: a function of its name and the episode's seed."""
+    """The random numbers of an episode's perturbation, a function of its name and the episode's seed."""
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
 def standing_still(groups: tuple[ActionGroup, ...]) -> np.ndarray:
-    """The action [A] that moves nothing and opens the grippers, in a space of changes and velocities."""
+    """The action [A] that moves nothing and opens the grippers, in a space of deltas and velocities."""
     return np.array([group.open if group.kind == "gripper" else 0.0 for group in groups for _ in group.names])
 
 

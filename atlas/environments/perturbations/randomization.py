@@ -1,4 +1,4 @@
-"""Demonstrations in scenes that differ: perturbations of the scene, several at once, drawn for each episode."""
+"""Demonstrations in varied scenes: for each episode, several perturbations of the scene are drawn at once."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from atlas.environments.perturbations.perturbation import Perturbation, perturba
 from atlas.environments.scene_variation import AS_IT_IS, SceneVariation
 from atlas.errors import InputError
 
-SHARE = 1 / 3  # of the episodes in which one that is asked for is there
+SHARE = 1 / 3  # of the episodes that have a given perturbation
 
 
 def choose_randomization(asked: Sequence[str], spec: EnvironmentSpec) -> list[PerturbationChoice]:
-    """What `NAME[:LEVEL]`, `CATEGORY[:LEVEL]` and `all[:LEVEL]` mean for recording, see `choose_perturbations`.
+    """The perturbations that `NAME[:LEVEL]`, `CATEGORY[:LEVEL]` and `all[:LEVEL]` mean for recording, see
+    `choose_perturbations`.
 
-    `all` and categories mean those that change the scene. Raises InputError for a name or level that there is not, and
-    for a perturbation that changes no scene: it would change what is recorded, and not what is shown.
+    `all` and categories mean the perturbations that change the scene. Raises InputError for an unknown name or level,
+    and for a perturbation that does not change the scene: it would falsify the recording.
     """
     found: set[PerturbationChoice] = set()
     for text in asked:
@@ -32,8 +33,8 @@ def choose_randomization(asked: Sequence[str], spec: EnvironmentSpec) -> list[Pe
         of_scene = [choice for choice in choices if _changes_scene(choice.kind)]
         if not of_scene or (name not in (ALL, *CATEGORIES) and len(of_scene) < len(choices)):
             raise InputError(
-                f"'{name}' changes what is sensed, said or done, and not the scene: recorded with it, demonstrations "
-                f"would be wrong. The scenes of '{spec.name}' can be randomized by: {_having(spec)}."
+                f"'{name}' changes observations, instructions, actions or the task, and not the scene: demonstrations "
+                f"recorded with it would be wrong. Scenes of '{spec.name}' can be randomized by: {_supported(spec)}."
             )
         found.update(of_scene)
     order = PERTURBATIONS.names()
@@ -41,7 +42,7 @@ def choose_randomization(asked: Sequence[str], spec: EnvironmentSpec) -> list[Pe
 
 
 def draw_scene(choices: Sequence[PerturbationChoice], seed: int, spec: EnvironmentSpec) -> SceneVariation:
-    """The scene of one episode, by its seed: each perturbation by itself is there or not, at one of its levels."""
+    """The scene of the episode with this seed: each perturbation is drawn independently, with one of its levels."""
     scene = AS_IT_IS
     for name in dict.fromkeys(choice.name for choice in choices):
         rng = perturbation_rng(f"whether {name}", seed)
@@ -52,12 +53,12 @@ def draw_scene(choices: Sequence[PerturbationChoice], seed: int, spec: Environme
     return scene
 
 
-def _having(spec: EnvironmentSpec) -> str:
+def _supported(spec: EnvironmentSpec) -> str:
     kinds = {name: PerturbationChoice(name, 1).kind for name in PERTURBATIONS.names()}
     having = [name for name, kind in kinds.items() if _changes_scene(kind) and kind.missing(spec) is None]
     return ", ".join(having) or "nothing"
 
 
 def _changes_scene(kind: type[Perturbation]) -> bool:
-    """Whether it changes what a scene looks like, or how it begins, and not what the task is."""
+    """Whether it changes the scene's look or its start, and not the task."""
     return bool(kind.needs) and "goal" not in kind.needs

@@ -1,4 +1,4 @@
-"""Cameras that deliver worse pictures, or old ones. Every world has these."""
+"""Cameras that deliver degraded images, or old ones. Every world supports these."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from atlas.environments.environment import EnvironmentSpec
 from atlas.environments.perturbations.perturbation import Category, Perturbation
 from atlas.types import Observation
 
-_BLUR = 0.006  # a level: the blur's radius, as a share of the picture's height
+_BLUR = 0.006  # per level: the blur's radius, as a share of the image's height
 _JPEG_QUALITY = (60, 35, 20, 10, 5)
-_BRIGHTER = 0.16  # a level
-_NOISE = 7.0  # a level: the standard deviation, of 255
-_DROPPED = 0.15  # a level: the share of pictures that do not arrive
+_BRIGHTER = 0.16  # per level
+_NOISE = 7.0  # per level: the standard deviation, of 255
+_DROPPED = 0.15  # per level: the share of images that do not arrive
 
 
 class _OfPictures(Perturbation):
-    """Changes each picture by itself."""
+    """Changes each image by itself."""
 
     category: ClassVar[Category] = "sensor_noise"
     visual = True
@@ -37,7 +37,7 @@ class _OfPictures(Perturbation):
 
 
 class Blur(_OfPictures):
-    """A Gaussian blur with a radius of 0.6% of the picture's height a level."""
+    """A Gaussian blur with a radius of 0.6% of the image's height per level."""
 
     def changed(self, image: np.ndarray) -> np.ndarray:
         blurred = Image.fromarray(image).filter(ImageFilter.GaussianBlur(_BLUR * self.level * len(image)))
@@ -45,7 +45,7 @@ class Blur(_OfPictures):
 
 
 class Jpeg(_OfPictures):
-    """JPEG's quality is 60, 35, 20, 10, 5."""
+    """JPEG compression with quality 60, 35, 20, 10 or 5."""
 
     def changed(self, image: np.ndarray) -> np.ndarray:
         encoded = io.BytesIO()
@@ -54,7 +54,7 @@ class Jpeg(_OfPictures):
 
 
 class Brightness(_OfPictures):
-    """All pixels are brighter or darker by 16% a level, what is beyond white cut off."""
+    """All pixels are brighter or darker by 16% per level, clipped at white."""
 
     def __init__(self, level: int, rng: np.random.Generator, spec: EnvironmentSpec) -> None:
         super().__init__(level, rng, spec)
@@ -65,7 +65,7 @@ class Brightness(_OfPictures):
 
 
 class PixelNoise(_OfPictures):
-    """Each pixel's number is off by a normal error, with a standard deviation of 7 of 255 a level."""
+    """Adds a normal error to each pixel's numbers, with a standard deviation of 7 of 255 per level."""
 
     def changed(self, image: np.ndarray) -> np.ndarray:
         noise = self.rng.normal(0.0, _NOISE * self.level, image.shape)
@@ -73,7 +73,7 @@ class PixelNoise(_OfPictures):
 
 
 class DroppedFrames(Perturbation):
-    """15% a level of the pictures do not arrive: the last ones are seen once more. The first always arrive."""
+    """15% of the images per level do not arrive, and the last ones are shown again. The first always arrive."""
 
     category, visual = "sensor_noise", True
 
@@ -89,7 +89,7 @@ class DroppedFrames(Perturbation):
 
 
 class LateFrames(Perturbation):
-    """Pictures are as many steps old as the level says; what the robot says of itself is not."""
+    """Images are one step old per level; the proprio is current."""
 
     category, visual, every_step = "sensor_noise", True, True
 

@@ -1,4 +1,4 @@
-"""The table, and what is behind it, have other textures and colours."""
+"""Other textures and colours of the table and the background."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 from atlas.environments.perturbations.perturbation import Perturbation
 from atlas.environments.scene_variation import Colour, SceneVariation, Surface
 
-# The share that takes the colour: at first, and a level. A table in bright light shows less than the first level's.
+# The share of the surface's colour that changes: an offset, and per level. A table in bright light would hardly show
+# less than the first level's.
 _COLOUR_FIRST, _COLOUR = 0.12, 0.12
-_OPACITY = 0.2  # a level, of a pattern over the texture
+_OPACITY = 0.2  # per level, of a pattern over the texture
 
 
 class TableTexture(Perturbation):
-    """A pattern lies over the table's texture, with an opacity of 20% a level."""
+    """A pattern lies over the table's texture, with an opacity of 20% per level."""
 
     category, visual, needs = "background_textures", True, frozenset({"table"})
 
@@ -24,7 +25,7 @@ class TableTexture(Perturbation):
 
 
 class TableColour(Perturbation):
-    """The table takes another colour: by 24% at the first level, and 12% more a level."""
+    """The table takes on another colour, by 24% at the first level and 12% more per further level."""
 
     category, visual, needs = "background_textures", True, frozenset({"table"})
 
@@ -33,7 +34,7 @@ class TableColour(Perturbation):
 
 
 class Background(Perturbation):
-    """Floor and walls take a pattern, of 20% a level, and a colour as the table does."""
+    """Floor and walls take on a pattern, with an opacity of 20% per level, and a colour as TableColour does."""
 
     category, visual, needs = "background_textures", True, frozenset({"background"})
 
@@ -47,7 +48,7 @@ def _pattern(rng: np.random.Generator) -> int:
 
 
 def _towards_colour(rng: np.random.Generator, level: int) -> Colour:
-    """Factors of red, green and blue that go from 1 to those of a colour of random hue."""
+    """Factors of red, green and blue, which move with the level from 1 towards a colour of random hue."""
     share = _COLOUR_FIRST + _COLOUR * level
     full = colorsys.hsv_to_rgb(float(rng.uniform()), float(rng.uniform(0.8, 1.0)), float(rng.uniform(0.4, 1.0)))
     red, green, blue = (1 - share * (1 - part) for part in full)

@@ -1,4 +1,4 @@
-"""Another task in the same scene: what is asked for is not what demonstrations would do."""
+"""Another task in the same scene: the instruction asks for something that the demonstrations do not show."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _GOALS: dict[int, Goal] = {4: "push", 5: "leave"}
 
 
 class OtherTask(Perturbation):
-    """The object is named by what it is not, by its side, by how near it is; then it is to be pushed; then left alone.
+    """The instruction names the object by what it is not (level 1), by its side (2) or by how near it is (3), or asks
+    to push it (4) or not to touch it (5).
 
-    Success is that of the task that is said.
+    Success is that of the new task.
     """
 
     category, needs = "task", frozenset({"goal"})

@@ -1,1 +1,1 @@
-"""Worlds in other Python environments, by their address."""
+"""Worlds in other Python environments or on other machines, by their address."""

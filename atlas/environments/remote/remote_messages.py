@@ -1,11 +1,11 @@
-"""What a world's server and its client say to each other: frames of msgpack with arrays (atlas/system/array_codec.py).
+"""The messages between a world's server and its client: msgpack frames with arrays (atlas/system/array_codec.py).
 
-    -> {"do": "start", "image_size": 64}     <- {"value": what the world offers}
+    -> {"do": "start", "image_size": 64}     <- {"value": the world's spec}
     -> {"do": "reset", "seed": 3, …}         <- {"value": an observation}
-    -> {"do": "step", "action": […], …}      <- {"value": what the step gave}
+    -> {"do": "step", "action": […], …}      <- {"value": the step's result}
     -> {"do": "get_state"}, and so on        <- {"value": …}
 
-or <- {"error": text, "input": whether the question was at fault}. A connection has a world of its own.
+or <- {"error": text, "input": whether the request was at fault}. Each connection has its own world.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _RESULT = ("reward", "terminated", "truncated", "success")
 
 
 def spec_to_message(spec: EnvironmentSpec, simulator: bool, feels: bool) -> dict[str, Any]:
-    """simulator: whether it also has what a Simulator has. feels: whether it also says what its robot touches."""
+    """simulator: whether the world is a Simulator. feels: whether it also reports what its robot touches."""
     values = asdict(spec) | {"action_spec": spec.action_spec.to_dict(), "variable": []}
-    del values["object_numbers"]  # of simulators in this process alone
+    del values["object_numbers"]  # only simulators in the same process have them
     return {"format": FORMAT, "simulator": simulator, "feels": feels, "spec": values}
 
 
 def spec_from_message(message: Any, name: str) -> tuple[EnvironmentSpec, WorldKind]:
-    """The spec, under the name that it has here, and what kind of world it is. Raises InputError."""
+    """The spec, under this world's local name, and the kind of world. Raises InputError."""
     try:
         if message["format"] != FORMAT:
             raise InputError(f"The world at {name} speaks version {message['format']} of the messages, not {FORMAT}.")
@@ -49,7 +49,7 @@ def spec_from_message(message: Any, name: str) -> tuple[EnvironmentSpec, WorldKi
             kind = "feeling simulator"
         return EnvironmentSpec(**values), kind
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"What answers at {name} is no world of Atlas's ({error!r:.200}).") from None
+        raise InputError(f"The server at {name} is not an Atlas world ({error!r:.200}).") from None
 
 
 def observation_to_message(observation: Observation | None) -> dict[str, Any] | None:
@@ -70,9 +70,9 @@ def observation_from_message(message: Mapping[str, Any] | None) -> Observation |
 
 
 def result_to_message(result: StepResult) -> dict[str, Any]:
-    told: dict[str, Any] = {"reward": float(result.reward)}
-    told |= {key: bool(getattr(result, key)) for key in _RESULT[1:]}
-    return told | {"observation": observation_to_message(result.observation), "executed": result.executed}
+    values: dict[str, Any] = {"reward": float(result.reward)}
+    values |= {key: bool(getattr(result, key)) for key in _RESULT[1:]}
+    return values | {"observation": observation_to_message(result.observation), "executed": result.executed}
 
 
 def result_from_message(message: Mapping[str, Any]) -> StepResult:

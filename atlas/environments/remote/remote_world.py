@@ -24,24 +24,24 @@ from atlas.system.websocket_client import Peer, connect, import_websockets
 from atlas.types import Observation
 
 SCHEMES = ("ws://", "wss://")
-KEY_FILE = "ATLAS_WORLD_KEY_FILE"  # in the environment: the file with the key that the server wants
+KEY_FILE = "ATLAS_WORLD_KEY_FILE"  # an environment variable that names the file with the server's key
 _WORLD = Peer(
     name="world",
     key_setting=KEY_FILE,
     start="atlas environment serve --env NAME",
-    protocol="Atlas's protocol of worlds",
+    protocol="Atlas's protocol for worlds",
     largest_answer=256 * 2**20,
 )
 _OPEN_SECONDS, _ANSWER_SECONDS = 20.0, 300.0  # a scene may take a while to make
 
 
 class WorldLost(RuntimeError):
-    """The server of a world has ended in the middle of an episode."""
+    """The connection to a world's server was lost."""
 
 
 @lru_cache(maxsize=8)
 def remote_spec(url: str, image_size: int) -> EnvironmentSpec:
-    """What the world at an address offers; it is asked once a process. Raises InputError where none answers."""
+    """What the world at an address offers; asked once per process. Raises InputError where no world answers."""
     return _spec_and_kind(url, image_size)[0]
 
 
@@ -56,9 +56,9 @@ def start_remote(url: str, image_size: int) -> RemoteEnvironment:
 
 
 class RemoteEnvironment:
-    """A world at an address, with a connection and a world of its own there.
+    """A world at an address, with its own connection and its own world there.
 
-    Raises InputError for what the world itself refuses, WorldLost where the connection ends.
+    Its methods raise InputError for what the world refuses, and WorldLost where the connection ends.
     """
 
     def __init__(self, url: str, image_size: int = 128) -> None:
@@ -147,7 +147,7 @@ def _spec_and_kind(url: str, image_size: int) -> tuple[EnvironmentSpec, WorldKin
 
 
 def _begin(url: str, image_size: int, opened: ExitStack) -> tuple[Any, Any]:
-    """A connection, and what the world there says of itself. Raises InputError."""
+    """A connection, and the description of the world there. Raises InputError."""
     connection = _connect(url, opened)
     try:
         return connection, _ask(connection, url, {"do": "start", "image_size": image_size})
@@ -167,20 +167,21 @@ def _connect(url: str, opened: ExitStack) -> Any:
 
 
 def _ask(connection: Any, url: str, message: dict[str, Any]) -> Any:
-    """The answer's value. Raises InputError as the world does, RuntimeError with what failed there, WorldLost."""
+    """The answer's value. Raises InputError for what the world refuses, RuntimeError where the world failed, and
+    WorldLost."""
     from websockets.exceptions import ConnectionClosed
 
     try:
         connection.send(pack(message))
         frame = connection.recv(_ANSWER_SECONDS)
     except (ConnectionClosed, TimeoutError) as error:
-        raise WorldLost(f"the world at {url} has gone ({first_line(error)})") from None
-    if isinstance(frame, str):  # the last that a server says
-        raise WorldLost(f"the world at {url} has gone: {printable(frame[:300])}")
+        raise WorldLost(f"the connection to the world at {url} was lost ({first_line(error)})") from None
+    if isinstance(frame, str):  # a server's last message
+        raise WorldLost(f"the connection to the world at {url} was lost: {printable(frame[:300])}")
     answer = unpack(frame)
     if not isinstance(answer, dict) or not {"value", "error"} & set(answer):
-        raise InputError(f"What answers at {url} is no world of Atlas's; is it a policy server? That is --policy.")
+        raise InputError(f"The server at {url} is not an Atlas world; if it is a policy server, give it as --policy.")
     if "error" in answer:
-        said = printable(str(answer["error"])[-4000:])
-        raise InputError(said) if answer.get("input") else RuntimeError(f"the world at {url} failed:\n{said}")
+        text = printable(str(answer["error"])[-4000:])
+        raise InputError(text) if answer.get("input") else RuntimeError(f"the world at {url} failed:\n{text}")
     return answer["value"]

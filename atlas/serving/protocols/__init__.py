@@ -1,1 +1,1 @@
-"""The messages that clients send and expect, a module a protocol, and what they call what they see."""
+"""The messages that clients send and expect, one module per protocol, and the keys in those messages."""

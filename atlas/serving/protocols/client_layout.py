@@ -1,6 +1,6 @@
-"""How a client calls what it sees: from the keys of its messages to the observation that a policy takes, and back.
+"""A client's keys: from its messages to the observation that a policy takes, and back.
 
-The layouts that are in use are built in; a file of one's own has the same three entries:
+The common layouts are built in; a layout of your own is a file with the same three entries:
 
     cameras: {agentview: observation/image, eye_in_hand: observation/wrist_image}   # the policy's: the client's
     state: [observation/state]                                                      # joined, in this order
@@ -36,10 +36,10 @@ class ClientLayout(Section):
     """The keys of a client's messages."""
 
     cameras: dict[str, str] = {}  # the policy's camera: the client's key; others by `camera_prefix` or their last word
-    camera_prefix: str | None = None  # in front of the policy's camera, where the client calls it the same
-    state: Names  # keys whose numbers follow each other
-    instruction: Annotated[list[str], Field(min_length=1)]  # the key, or several of which a client has one
-    rotations: StateRotations = []  # of the state: as data.features.proprio_rotations has them
+    camera_prefix: str | None = None  # precedes the policy's name of a camera, where the client uses the same names
+    state: Names  # keys whose numbers are joined in this order
+    instruction: Annotated[list[str], Field(min_length=1)]  # the key, or alternatives of which a client sends one
+    rotations: StateRotations = []  # of the state, as in data.features.proprio_rotations
 
     def camera_key(self, camera: str) -> str | None:
         """The client's key for one of the policy's cameras; None where the layout has none."""
@@ -82,7 +82,7 @@ LAYOUTS = {
 
 
 def read_layout(name: str) -> ClientLayout | None:
-    """A layout by its name, or of a YAML file; None for `auto`, which looks at each message. Raises InputError."""
+    """A layout by its name or from a YAML file; None for `auto`, which looks at each message. Raises InputError."""
     if name == AUTO or name in LAYOUTS:
         return LAYOUTS.get(name)
     if not name.endswith((".yaml", ".yml")):
@@ -107,7 +107,7 @@ def read_layout(name: str) -> ClientLayout | None:
 
 
 class ObservationReader:
-    """Makes observations for one policy of its clients' messages."""
+    """Turns clients' messages into observations for one policy."""
 
     def __init__(
         self,
@@ -116,9 +116,8 @@ class ObservationReader:
         layout: ClientLayout | None = None,
         history: History = ONE_FRAME,
     ) -> None:
-        """history: the frames that the policy looks at; with several a message holds all of them. layout: None takes
-        the built-in one whose keys a message has. Raises InputError where the layout has no key for one of the
-        cameras."""
+        """history: the frames that the policy looks at; a message holds all of them. layout: None: the built-in layout
+        whose keys a message has. Raises InputError where the layout has no key for one of the cameras."""
         self._cameras, self._proprio_dim, self._layout = tuple(cameras), proprio_dim, layout
         self._history = history
         if layout is not None:
@@ -129,7 +128,8 @@ class ObservationReader:
         return ObservationReader(self._cameras, self._proprio_dim, self._layout)
 
     def read(self, message: Any) -> Observation:
-        """Raises InputError that says what is wanted, for a message that lacks something or has it in another form."""
+        """The observation in a message. Raises InputError, which says what a message should hold, for a message that
+        lacks something or has it in another form."""
         if not isinstance(message, Mapping):
             raise InputError(f"The message is a {type(message).__name__}; it should be a mapping. {self.wanted()}")
         found = _flat(message)
@@ -156,31 +156,31 @@ class ObservationReader:
         split_up: dict[str, np.ndarray] = {}
         for key in split:
             value = found[key]
-            while isinstance(value, np.ndarray) and value.ndim > 1 and len(value) == 1:  # GR00T's have a batch's axis
+            while isinstance(value, np.ndarray) and value.ndim > 1 and len(value) == 1:  # GR00T's have a batch axis
                 value = value[0]
             split_up[key] = value
             if not isinstance(value, np.ndarray) or not value.ndim or len(value) != steps:
-                said = list(value.shape) if isinstance(value, np.ndarray) else type(value).__name__
+                form = list(value.shape) if isinstance(value, np.ndarray) else type(value).__name__
                 raise InputError(
-                    f"'{key}' should hold {steps} frames along its first axis, the earliest first, and is {said}. "
+                    f"'{key}' should hold {steps} frames along its first axis, the earliest first, and is {form}. "
                     f"{self.wanted(layout)}"
                 )
         return [{key: value[frame] for key, value in split_up.items()} for frame in range(steps)]
 
     def wanted(self, layout: ClientLayout | None = None) -> str:
-        """What a message should hold, for people."""
+        """What a message should hold, in words."""
         layout = layout or self._layout
         if layout is None:
             options = [name for name, each in LAYOUTS.items() if None not in map(each.camera_key, self._cameras)]
-            return " Or, ".join(f"as {name}: {self.wanted(LAYOUTS[name])}" for name in options)
+            return " Or ".join(f"as {name}: {self.wanted(LAYOUTS[name])}" for name in options)
         images = ", ".join(f"'{key}'" for key in self._camera_keys(layout).values())
         state = ", ".join(f"'{key}'" for key in layout.state)
         steps, each = self._history.steps, "uint8 [H, W, 3], upright"
         frames = ""
         if steps > 1:
             frames = (
-                f" Of images and state it takes {steps} frames, joined along a first axis, the earliest first and "
-                f"{self._history.stride} control steps apart; before an episode's first frame, that frame again."
+                f" It takes {steps} frames of images and state, stacked along a first axis, the earliest first and "
+                f"{self._history.stride} control steps apart; where there is no earlier frame, repeat the first."
             )
         return (
             f"This policy takes {images} ({each}), {state} ({self._state_dim(layout)} numbers in all) and "
@@ -190,7 +190,7 @@ class ObservationReader:
     # ---- the parts of a message --------------------------------------------------------------------------
 
     def _recognised(self, found: Mapping[str, Any]) -> ClientLayout:
-        """The built-in layout that knows most of the message's keys."""
+        """The built-in layout with the most keys of the message."""
         scores = {}
         for name, layout in LAYOUTS.items():
             keys = [layout.camera_key(camera) for camera in self._cameras]
@@ -201,8 +201,9 @@ class ObservationReader:
         best = max(scores, key=lambda name: scores[name], default=None)
         if best is None or not scores[best]:
             raise InputError(
-                f"The message has {_listed(found)}, which is none of the layouts {', '.join(LAYOUTS)} for the cameras "
-                f"{', '.join(self._cameras)}. {self.wanted()} Other keys: start the server with --layout FILE.yaml."
+                f"The message has {_listed(found)}, which fits none of the layouts {', '.join(LAYOUTS)} for the "
+                f"cameras {', '.join(self._cameras)}. {self.wanted()} For other keys, start the server with --layout "
+                "FILE.yaml."
             )
         return LAYOUTS[best]
 
@@ -211,9 +212,9 @@ class ObservationReader:
         unknown = [camera for camera, key in keys.items() if key is None]
         if unknown:
             raise InputError(
-                f"The layout has the cameras {', '.join(layout.cameras)}, and the policy looks through "
-                f"{', '.join(self._cameras)}: it says no key for {', '.join(unknown)}. Write a layout of your own, "
-                f"such as cameras: {{{unknown[0]}: observation/image}}, and give it as --layout FILE.yaml."
+                f"The layout has the cameras {', '.join(layout.cameras)}, and the policy takes "
+                f"{', '.join(self._cameras)}: the layout has no key for {', '.join(unknown)}. Write a layout of your "
+                f"own, such as cameras: {{{unknown[0]}: observation/image}}, and give it as --layout FILE.yaml."
             )
         return {camera: key for camera, key in keys.items() if key is not None}
 
@@ -235,7 +236,7 @@ class ObservationReader:
         return turned
 
     def _state_dim(self, layout: ClientLayout) -> int:
-        """How many numbers a client's state has: before its rotations are turned into the policy's form."""
+        """How many numbers a client's state has, before its rotations are converted to the policy's form."""
         return self._proprio_dim - grown_by(layout.rotations)
 
     def _instruction(self, layout: ClientLayout, found: Mapping[str, Any]) -> str:
@@ -252,8 +253,8 @@ class ObservationReader:
 
 
 def to_message(observation: Observation, layout: ClientLayout) -> dict[str, Any]:
-    """What a client with this layout sends. Raises InputError where the layout has no key for one of the cameras, or
-    its state is of several parts, whose sizes an observation does not say."""
+    """The message of a client with this layout. Raises InputError where the layout has no key for one of the cameras,
+    or several keys for the state, since an observation does not hold the sizes of its parts."""
     keys = {camera: layout.camera_key(camera) for camera in observation.images}
     unknown = [camera for camera, key in keys.items() if key is None]
     if unknown or len(layout.state) > 1 or "*" in layout.state[0]:
@@ -272,7 +273,7 @@ def to_message(observation: Observation, layout: ClientLayout) -> dict[str, Any]
 
 
 def _flat(message: Mapping[Any, Any]) -> dict[str, Any]:
-    """Mappings in mappings as GR00T sends them, {"video": {"front": …}}, with joined keys: {"video.front": …}."""
+    """The message with nested mappings (GR00T's) joined: {"video": {"front": …}} becomes {"video.front": …}."""
     found: dict[str, Any] = {}
     for key, value in message.items():
         if isinstance(value, Mapping):
@@ -283,7 +284,7 @@ def _flat(message: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _matching(wanted: Sequence[str], found: Mapping[str, Any]) -> list[str]:
-    """The keys that are there of those that are wanted; `state.*` is all that begin so, in the message's order."""
+    """The wanted keys that a message has; `state.*` stands for all that begin with `state.`, in the message's order."""
     keys: list[str] = []
     for key in wanted:
         if key.endswith("*"):
@@ -294,7 +295,7 @@ def _matching(wanted: Sequence[str], found: Mapping[str, Any]) -> list[str]:
 
 
 def _image(key: str, value: Any) -> np.ndarray:
-    """uint8 [H, W, 3], writable, of an image that may have axes of size 1 in front, colours first, or be in 0..1."""
+    """uint8 [H, W, 3], writable. The given image may have leading axes of size 1, colours first, or floats in 0..1."""
     if not isinstance(value, np.ndarray):
         raise InputError(f"'{key}' should be an array, uint8 [H, W, 3], and is a {type(value).__name__}.")
     image = value
@@ -306,10 +307,10 @@ def _image(key: str, value: Any) -> np.ndarray:
         raise InputError(f"'{key}' should be an image, uint8 [H, W, 3], and has the shape {list(value.shape)}.")
     if image.dtype.kind == "f":
         if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
-            raise InputError(f"'{key}' is of {image.dtype}, whose values should be from 0 to 1; or send uint8.")
+            raise InputError(f"'{key}' is {image.dtype}, whose values should be from 0 to 1; or send uint8.")
         return np.round(255 * image).astype(np.uint8)
     if image.dtype != np.uint8:
-        raise InputError(f"'{key}' should be of uint8, and is of {image.dtype}.")
+        raise InputError(f"'{key}' should be uint8, and is {image.dtype}.")
     return np.array(image)
 
 
@@ -320,13 +321,13 @@ def _numbers(key: str, value: Any) -> np.ndarray:
     except ValueError:
         numbers = np.array([""])
     if numbers.dtype.kind not in "biuf" or numbers.size != max(numbers.shape, default=1):
-        said = f"{numbers.dtype} {list(numbers.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise InputError(f"'{key}' should be numbers [n], and is {said}.")
-    with np.errstate(over="ignore"):  # what is not finite any more is refused
+        form = f"{numbers.dtype} {list(numbers.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise InputError(f"'{key}' should be numbers [n], and is {form}.")
+    with np.errstate(over="ignore"):  # the caller refuses numbers that are not finite
         return numbers.reshape(-1).astype(np.float32)
 
 
 def _listed(keys: Any) -> str:
-    """Keys that anybody may have sent, for a message."""
+    """Keys from a client, made safe and short for an error message."""
     names = [f"'{printable(str(key))[:60]}'" for key in keys]
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "nothing"

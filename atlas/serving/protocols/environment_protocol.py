@@ -1,7 +1,7 @@
 """A world served over a websocket: `atlas environment serve`. See atlas/environments/remote/remote_messages.py.
 
-Each connection has a process with a world of its own, which ends with it: worlds render and simulate side by side, and
-one that crashes takes nothing else with it.
+Each connection has its own process with its own world, which ends with the connection: worlds render and simulate side
+by side, and a world that crashes takes nothing else with it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _END_SECONDS = 10
 
 @asynccontextmanager
 async def serving_worlds(env: str, access: Access, limits: Limits) -> AsyncIterator[int]:
-    """Serve worlds within the block; gives the port. Raises InputError where the address cannot be had."""
+    """Serve worlds while the context lasts; yields the port. Raises InputError where it cannot listen there."""
     connected: set[Any] = set()
 
     async def talk(connection: ServerConnection) -> None:
@@ -67,7 +67,7 @@ async def serving_worlds(env: str, access: Access, limits: Limits) -> AsyncItera
 async def serve_worlds_until_stopped(
     env: str, access: Access, limits: Limits, on_ready: Callable[[int], object]
 ) -> int:
-    """Serve until SIGINT or SIGTERM comes, whose number is given. on_ready: is told the port."""
+    """Serve until SIGINT or SIGTERM arrives, and return its number. on_ready: called with the port."""
     access.warn()
     signals = StopSignals()
     async with serving_worlds(env, access, limits) as port:
@@ -128,7 +128,7 @@ def _end(process: Any) -> None:
 
 
 def _live(pipe: Connection, name: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a closed pipe ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a closed pipe ends this process
     world, told = _World(name), False
     try:
         while True:
@@ -151,12 +151,12 @@ class _World:
         self._env: Environment | None = None
 
     def answer(self, message: Any) -> bytes:
-        """The frame to send back, whatever came."""
+        """The frame to send back for any message."""
         try:
             return pack({"value": self._do(message)})
         except InputError as error:
             return pack({"error": str(error), "input": True})
-        except Exception:  # of anybody's world: whoever asks is answered
+        except Exception:  # a world may raise anything; its client gets an answer
             return pack({"error": traceback.format_exc(), "input": False})
 
     def close(self) -> None:
@@ -207,7 +207,7 @@ class _World:
         if message.get("init_state") is None:
             return env.reset(**how)
         if not isinstance(env, Simulator):
-            raise InputError(f"'{self._name}' is no simulator: it cannot be put into a recorded state.")
+            raise InputError(f"'{self._name}' is not a simulator: it cannot be put into a recorded state.")
         return env.reset(init_state=self._numbers(message, "init_state"), **how)
 
     @staticmethod

@@ -1,9 +1,9 @@
-"""GR00T's protocol: ZMQ requests and replies in msgpack, with arrays in the form that the client uses.
+"""GR00T's protocol: ZMQ requests and replies in msgpack, with arrays in the client's form.
 
     {"endpoint": "ping" | "get_action" | "reset" | "get_modality_config", "data": {…}, "api_token": …}
 
-`get_action` is answered with [action, info]: the actions by the groups of the action space, float32 [1, n, D] each.
-`kill`, by which any client may end GR00T's own server, is there only where it was asked for.
+The answer to `get_action` is [action, info]: the actions by group of the action space, float32 [1, n, D] each. `kill`,
+by which any client can end GR00T's own server, is off unless the server was started with --allow-kill.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from atlas.types import ActionSpec
 logger = logging.getLogger(__name__)
 
 _ENDPOINTS = ("ping", "get_action", "reset", "get_modality_config")
-_MAY_BE_GONE_SECONDS = 10.0  # without a request, where another client needs the room
+_MAY_BE_GONE_SECONDS = 10.0  # without a request, where another client needs the session
 _MARKS: dict[Form, bytes] = {"groot-npy": b"__ndarray_class__", "groot-nd": b"\xc4\x02nd"}
 
 
 def import_zmq() -> None:
-    """Raises InputError that says how to install what is missing."""
+    """Raise InputError, which says how to install what is missing."""
     try:
         import msgpack  # noqa: F401
         import zmq  # noqa: F401
@@ -49,7 +49,7 @@ class GrootProtocol:
         limits: Limits,
         on_kill: Callable[[], object] | None = None,
     ) -> None:
-        """sends: actions of an answer. on_kill: what the endpoint `kill` does; None refuses it."""
+        """sends: actions per answer. on_kill: what the endpoint `kill` does; None refuses it."""
         self._service, self._reader, self._sends, self._limits = service, reader, sends, limits
         self._on_kill = on_kill
         self._sessions: dict[bytes, int] = {}
@@ -58,7 +58,7 @@ class GrootProtocol:
         self._answering: set[asyncio.Task[None]] = set()
 
     async def listen(self, access: Access) -> Listening:
-        """Raises InputError where the address cannot be had."""
+        """Raises InputError where it cannot listen on the address."""
         import_zmq()
         import zmq
         import zmq.asyncio
@@ -66,7 +66,7 @@ class GrootProtocol:
         context = zmq.asyncio.Context()
         socket = context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.MAXMSGSIZE, self._limits.message_bytes)
-        socket.setsockopt(zmq.RCVHWM, 2)  # messages of a client that wait here; the rest waits there
+        socket.setsockopt(zmq.RCVHWM, 2)  # messages of one client that wait here; further ones wait at the client
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.IPV6, int(":" in access.host))
         host = f"[{access.host}]" if ":" in access.host else access.host
@@ -90,10 +90,10 @@ class GrootProtocol:
         while True:
             parts = await socket.recv_multipart()
             self._forget(self._limits.idle_seconds)
-            if len(parts) != 3 or parts[1]:  # not of a REQ socket: nobody would understand an answer
+            if len(parts) != 3 or parts[1]:  # not from a REQ socket, which alone would understand an answer
                 continue
             if len(self._answering) >= self._limits.sessions:
-                await self._reply(socket, parts[0], {"error": "The server is busy; try later."})
+                await self._reply(socket, parts[0], {"error": "The server is busy; try again later."})
                 continue
             task = asyncio.create_task(self._answer(socket, access, parts[0], parts[2]))
             self._answering.add(task)
@@ -107,7 +107,7 @@ class GrootProtocol:
             answer = await self._endpoint(client, unpack(frame), access)
         except InputError as error:
             answer = {"error": str(error)}
-        except Exception as error:  # whatever it is, a client that asks is answered
+        except Exception as error:  # every request gets an answer
             answer = {"error": failed(error)}
         await self._reply(socket, client, answer)
 
@@ -117,14 +117,14 @@ class GrootProtocol:
 
     async def _endpoint(self, client: bytes, request: Any, access: Access) -> Any:
         if not isinstance(request, Mapping):
-            raise InputError("A request is a mapping with an endpoint, and for get_action its data.")
+            raise InputError("A request should be a mapping with an endpoint, and with data for get_action.")
         token = request.get("api_token")
         if not access.allows(token if isinstance(token, str) else None):
-            raise InputError("Unauthorized: this server wants its key as api_token.")
+            raise InputError("Unauthorized: this server needs its key as api_token.")
         name, data = request.get("endpoint", "get_action"), request.get("data") or {}
         if name == "kill" and self._on_kill is not None:
             self._on_kill()
-            return {"status": "ok", "message": "The server ends."}
+            return {"status": "ok", "message": "The server is shutting down."}
         if not isinstance(name, str) or name not in _ENDPOINTS or not isinstance(data, Mapping):
             more = " kill is off; the server was started without --allow-kill." if name == "kill" else ""
             raise InputError(
@@ -152,7 +152,7 @@ class GrootProtocol:
     # ---- sessions ----------------------------------------------------------------------------------------
 
     def _session(self, client: bytes) -> int:
-        """Of a connection, which ZMQ names. Raises InputError where there are too many that have asked just now."""
+        """A client's session; ZMQ names the client. Raises InputError where active clients hold all sessions."""
         if client not in self._sessions:
             if self._service.full:
                 self._forget(_MAY_BE_GONE_SECONDS)
@@ -161,7 +161,7 @@ class GrootProtocol:
         return self._sessions[client]
 
     def _forget(self, seconds: float) -> None:
-        """ZMQ does not say that a client is gone: one that asks nothing for so long is taken to be."""
+        """End the sessions of clients silent for this long: ZMQ does not report that a client has left."""
         now = time.monotonic()
         for client in [c for c, last in self._seen.items() if now - last > seconds]:
             self._service.close(self._sessions.pop(client))
@@ -170,8 +170,7 @@ class GrootProtocol:
             del self._forms[client]
 
     def _modalities(self) -> dict[str, Any]:
-        """In GR00T's words: the frames of each camera and the states that are seen, one text, and the actions of an
-        answer."""
+        """In GR00T's terms: the frames of each camera, the states, one text, and the actions of an answer."""
         processor = self._service.processor
         seen = (-processor.history.ago).tolist()
         steps = {"video": seen, "state": seen, "language": [0], "action": list(range(self._sends))}
@@ -188,7 +187,7 @@ class GrootProtocol:
 
 
 def group_names(spec: ActionSpec) -> list[str]:
-    """A name for each group of an action space: its kind, with its arm and a number where it would be there twice."""
+    """A name for each group of an action space: its kind, with its arm, and a number where names would coincide."""
     labels = [group.label.replace(" ", "_") for group in spec.groups]
     return [
         label if labels.count(label) == 1 else f"{label}_{labels[:place].count(label)}"
@@ -199,5 +198,5 @@ def group_names(spec: ActionSpec) -> list[str]:
 def _seed(options: Any) -> int:
     seed = options.get("seed", 0) if isinstance(options, Mapping) else 0
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**62:
-        raise InputError(f"options: seed is {seed!r:.60}; it should be a whole number from 0 on.")
+        raise InputError(f"options: seed is {seed!r:.60}; it should be a whole number from 0 to 2**62 - 1.")
     return seed

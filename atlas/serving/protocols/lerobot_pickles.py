@@ -1,8 +1,8 @@
-"""The pickles of LeRobot's asynchronous inference, read without unpickling what a stranger sends.
+"""The pickles of LeRobot's asynchronous inference, read without running anything that a client sends.
 
-A pickle is a program: it may call whatever can be imported (CVE-2026-25874 is this protocol's). Here a name in a pickle
-stands for a class or function of this module or for nothing: the three messages of LeRobot's, its descriptions of
-features, and the pieces that arrays of numpy are pickled as. They hold what they are given, and call nothing.
+A pickle is a program: it may call whatever can be imported (CVE-2026-25874 concerns this protocol). Here each name in a
+pickle stands for a class of this module, and any other name is refused: LeRobot's messages, its descriptions of
+features, and the parts in which numpy pickles arrays. These classes hold what they are given, and call nothing.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import numpy as np
 from atlas.errors import InputError, first_line
 from atlas.system.array_codec import array_from
 
-_HELPERS = ("lerobot.async_inference.helpers", "lerobot.scripts.server.helpers")  # since 0.4, and before
+_HELPERS = ("lerobot.async_inference.helpers", "lerobot.scripts.server.helpers")  # since LeRobot 0.4, and before
 _MOST_OPERATIONS = 20_000
 
 
 class _Sealed(type):
-    """Of classes whose attributes a pickle cannot set."""
+    """The metaclass of classes whose attributes a pickle cannot set."""
 
     def __setattr__(cls, name: str, value: object) -> None:
         raise TypeError("a pickle may not change a class")
 
 
 class _Held(metaclass=_Sealed):
-    """An object of a pickle: the arguments that it was made with, and the state that it was given."""
+    """An object in a pickle: its arguments and its state."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments, self.state = arguments, None
@@ -48,7 +48,7 @@ class _Held(metaclass=_Sealed):
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        """Of a dataclass."""
+        """The fields of a pickled dataclass."""
         return self.state if isinstance(self.state, dict) else {}
 
 
@@ -57,27 +57,27 @@ class _Message(_Held):
 
 
 class _Feature(_Held):
-    """A PolicyFeature or FeatureType, which nothing here looks into."""
+    """A PolicyFeature, FeatureType or NormalizationMode, which nothing here looks into."""
 
 
 class _Array(_Held):
-    """What numpy makes arrays of: `_reconstruct`, then a state."""
+    """A numpy array: `_reconstruct`, then a state."""
 
 
 class _Buffer(_Held):
-    """The same in pickles of protocol 5: `_frombuffer`, with all in its arguments."""
+    """A numpy array in a pickle of protocol 5: `_frombuffer`, with everything in its arguments."""
 
 
 class _DType(_Held):
-    """numpy.dtype: its name, then the order of its bytes in a state."""
+    """numpy.dtype: its name as an argument, its byte order in the state."""
 
 
 class _Scalar(_Held):
-    """A number of numpy's: its dtype and its bytes."""
+    """A numpy scalar: its dtype and its bytes."""
 
 
 class _Name(_Held):
-    """numpy.ndarray, which is only named."""
+    """numpy.ndarray, which a pickle only names."""
 
 
 _NUMPY: dict[str, dict[str, type[_Held]]] = {
@@ -102,27 +102,27 @@ _InPython: Any = pickle._Unpickler  # type: ignore[attr-defined]  # CPython's
 
 
 class _Unpickler(_InPython):  # type: ignore[misc]
-    """In Python, because the one in C allocates what a pickle says it needs before it looks for it."""
+    """The unpickler written in Python: the one in C allocates the size that a pickle claims before reading the data."""
 
     done = 0  # operations
 
     def find_class(self, module: str, name: str) -> type[_Held]:
         if (module, name) not in _KNOWN:
-            raise InputError(f"The pickle names {module}.{name}, which is nothing that this server takes.")
+            raise InputError(f"The pickle names {module}.{name}, which this server does not take.")
         return _KNOWN[module, name]
 
     def persistent_load(self, _: Any) -> Any:
-        raise InputError("The pickle refers to something outside of it.")
+        raise InputError("The pickle refers to an object outside of it.")
 
     def get_extension(self, _: int) -> None:
-        raise InputError("The pickle refers to something outside of it.")
+        raise InputError("The pickle refers to an object outside of it.")
 
     def load_bytearray8(self) -> None:
         self.append(bytes(self.read(int.from_bytes(self.read(8), "little"))))
 
 
 def _counted(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    """An operation of a pickle, of which there are not too many."""
+    """An operation of the unpickler that counts itself, and raises InputError past the limit."""
 
     def counted(unpickler: Any) -> None:
         unpickler.done += 1
@@ -141,27 +141,27 @@ _Unpickler.dispatch = {
 
 @dataclass(frozen=True)
 class Wish:
-    """What a client says first: which policy it wants, and what its robot calls things."""
+    """A client's first message: the policy that it wants, and its robot's names of states and images."""
 
-    module: str  # that the client has its classes in: answers are of the same
+    module: str  # in which the client has its classes; answers name the same one
     checkpoint: str
     state_names: tuple[str, ...]  # of the numbers in its state, in order
     cameras: Mapping[str, str]  # the robot's name of an image: the feature's, after `rename_map`
-    actions: int  # of a chunk
+    actions: int  # per chunk
 
 
 @dataclass(frozen=True)
 class Timed:
-    """An observation of a robot's."""
+    """A robot's observation with its time."""
 
     timestamp: float
     timestep: int
     must_go: bool
-    seen: Mapping[str, Any]  # numbers by name, images uint8 [H, W, 3], the task
+    seen: Mapping[str, Any]  # numbers by name, images uint8 [H, W, 3] and the task
 
 
 def read_wish(data: bytes) -> Wish:
-    """Of a pickled RemotePolicyConfig. Raises InputError."""
+    """Read a pickled RemotePolicyConfig. Raises InputError."""
     message, module = _load(data, "RemotePolicyConfig")
     fields = message.fields
     features, renamed = fields.get("lerobot_features"), fields.get("rename_map") or {}
@@ -181,7 +181,7 @@ def read_wish(data: bytes) -> Wish:
 
 
 def read_observation(data: bytes) -> Timed:
-    """Of a pickled TimedObservation. Raises InputError."""
+    """Read a pickled TimedObservation. Raises InputError."""
     message, _ = _load(data, "TimedObservation")
     fields = message.fields
     seen, timestamp, timestep = fields.get("observation"), fields.get("timestamp"), fields.get("timestep")
@@ -196,7 +196,7 @@ def read_observation(data: bytes) -> Timed:
 
 @dataclass
 class TimedAction:
-    """As LeRobot's; `write_actions` gives it LeRobot's name."""
+    """Like LeRobot's class; `write_actions` gives it LeRobot's name."""
 
     timestamp: float
     timestep: int
@@ -204,15 +204,15 @@ class TimedAction:
 
 
 def write_actions(actions: np.ndarray, start: Timed, period: float, module: str) -> bytes:
-    """A pickled list of TimedAction of a chunk [n, A], the first at the observation's time. period: seconds between
-    two actions. module: that the client has the class in."""
+    """A chunk [n, A] as a pickled list of TimedAction, the first at the observation's time. period: seconds between two
+    actions. module: in which the client has the class."""
     import torch
 
     timed = [
         TimedAction(start.timestamp + i * period, start.timestep + i, torch.from_numpy(action.copy()))
         for i, action in enumerate(actions)
     ]
-    # In protocol 2 a class is named once, by lines of text, so that another name can stand for it.
+    # Protocol 2 names a class once, in lines of text, so that another name can replace it.
     own = f"c{TimedAction.__module__}\n{TimedAction.__name__}\n".encode()
     before, named, after = pickle.dumps(timed, protocol=2).partition(own)
     assert named and own not in after
@@ -223,25 +223,23 @@ def write_actions(actions: np.ndarray, start: Timed, period: float, module: str)
 
 
 def _load(data: bytes, name: str) -> tuple[_Message, str]:
-    """The message of this name, and the module that the client has it in."""
+    """The message of this name, and the module in which the client has its class."""
     module = next((m for m in _HELPERS if m.encode() in data[:4096] and name.encode() in data[:4096]), None)
     if module is None:
-        raise InputError(f"The message is no pickled {name} of LeRobot's.")
+        raise InputError(f"The message is not a pickled LeRobot {name}.")
     try:
         found = _Unpickler(io.BytesIO(data)).load()
     except InputError:
         raise
     except Exception as error:  # a pickle may be wrong in any way
-        raise InputError(
-            f"The message of {len(data)} bytes is no pickle that can be read ({first_line(error)})."
-        ) from None
+        raise InputError(f"The message of {len(data)} bytes is not a readable pickle ({first_line(error)}).") from None
     if not isinstance(found, _Message):
-        raise InputError(f"The message is no pickled {name} of LeRobot's.")
+        raise InputError(f"The message is not a pickled LeRobot {name}.")
     return found, module
 
 
 def _value(value: Any) -> Any:
-    """A number, a text or an array that a robot's observation may hold. Raises InputError for anything else."""
+    """A number, a text or an array of a robot's observation. Raises InputError for anything else."""
     if isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, _Array):
@@ -253,7 +251,7 @@ def _value(value: Any) -> Any:
         return _shaped(data, _dtype(dtype), shape, order == "F")
     if isinstance(value, _Scalar) and len(value.arguments) == 2:
         return array_from(value.arguments[1], _dtype(value.arguments[0]), ()).item()
-    raise InputError(f"The observation holds a {type(value).__name__}; numbers, texts and arrays of numpy are taken.")
+    raise InputError(f"The observation holds a {type(value).__name__}; it may hold numbers, texts and numpy arrays.")
 
 
 def _array(value: _Array) -> np.ndarray:
@@ -271,8 +269,8 @@ def _shaped(data: Any, dtype: str, shape: Any, column_major: bool) -> np.ndarray
 
 
 def _dtype(value: Any) -> str:
-    """Such as '<f4', of numpy's name for it and the order of its bytes."""
+    """A dtype with its byte order, such as '<f4'."""
     if not isinstance(value, _DType) or not value.arguments or not isinstance(value.arguments[0], str):
-        raise InputError("An array of the observation has no dtype that is a name.")
+        raise InputError("An array of the observation has no named dtype.")
     order = value.state[1] if isinstance(value.state, tuple) and len(value.state) > 1 else "|"
     return f"{order if isinstance(order, str) else '|'}{value.arguments[0]}"

@@ -1,8 +1,8 @@
-"""LeRobot's asynchronous inference over gRPC: its robot client, against a policy of Atlas's.
+"""LeRobot's asynchronous inference over gRPC: its robot client with an Atlas policy.
 
-The client says which checkpoint it wants (only the one that is served is given), sends observations in pieces, and
-asks for actions meanwhile. Of its observations the newest counts. One whose step was planned already, or whose state
-is nearly that of the last one, is left out, unless the client says that it must go.
+The client names the checkpoint that it wants (which must be the one served), sends observations in pieces, and asks for
+actions meanwhile. Only its newest observation counts. An observation whose step is already planned, or whose state is
+close to that of the last planned one, is skipped unless the client marks it as `must_go`.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SERVICE = "transport.AsyncInference"
-_WAIT_SECONDS = 2.0  # of a request for actions, for an observation
-_NEAR = 1.0  # between two states, by their Euclidean distance
-_END = 3  # the state of an observation's last piece
+_WAIT_SECONDS = 2.0  # for an observation, when actions are requested
+_NEAR = 1.0  # the Euclidean distance below which two states count as close
+_END = 3  # marks an observation's last piece
 _KEPT_STEPS = 10_000
-_MAY_BE_GONE_SECONDS = 20.0  # without a request, where another client needs the room
+_MAY_BE_GONE_SECONDS = 20.0  # without a request, where another client needs the session
 
 
 def import_grpc() -> None:
-    """Raises InputError that says how to install what is missing."""
+    """Raise InputError, which says how to install what is missing."""
     try:
         import grpc  # noqa: F401
     except ModuleNotFoundError as error:
@@ -52,8 +52,8 @@ class _Robot:
     session: int
     wish: Wish | None = None
     waiting: Timed | None = None
-    state: np.ndarray | None = None  # of the last observation that was planned for
-    planned: dict[int, None] = field(default_factory=dict)  # steps, in the order in which they were
+    state: np.ndarray | None = None  # of the last planned observation
+    planned: dict[int, None] = field(default_factory=dict)  # steps, in the order of planning
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -61,7 +61,7 @@ class LeRobotProtocol:
     """Talks with the robots of one service; a connection is a session."""
 
     def __init__(self, service: PolicyService, reader: ObservationReader, checkpoint: str, limits: Limits) -> None:
-        """checkpoint: what the server was started with, which clients may wish for by this name or its last part."""
+        """checkpoint: the one that the server was started with; clients ask for it by this name or its last part."""
         self._service, self._reader, self._limits = service, reader, limits
         self._names = {checkpoint, PurePosixPath(checkpoint.rstrip("/")).name}
         self._checkpoint = checkpoint
@@ -70,7 +70,7 @@ class LeRobotProtocol:
         self._key: Access | None = None
 
     async def listen(self, access: Access) -> Listening:
-        """Raises InputError where the address cannot be had."""
+        """Raises InputError where it cannot listen on the address."""
         import_grpc()
         import grpc
 
@@ -124,10 +124,10 @@ class LeRobotProtocol:
         return b""
 
     async def _whole(self, pieces: AsyncIterator[bytes]) -> bytes:
-        """An observation of its pieces, the last of which is marked. Raises InputError for one that is too large."""
+        """An observation joined from its pieces. Raises InputError where it is too large or lacks its last piece."""
         whole = bytearray()
         ended = False
-        async for piece in pieces:  # to the end, where gRPC lets go of them
+        async for piece in pieces:  # all of them, so that gRPC releases them
             whole += _bytes_of(piece, 2)
             if len(whole) > self._limits.message_bytes:
                 raise InputError(f"An observation takes more than {self._limits.message_bytes} bytes.")
@@ -151,7 +151,7 @@ class LeRobotProtocol:
             answer = await self._planned(robot, robot.wish, seen)
         except InputError as error:
             await self._refused(context, str(error))
-        except Exception as error:  # whatever it is, a client that asks is answered
+        except Exception as error:  # every request gets an answer
             import grpc
 
             await context.abort(grpc.StatusCode.INTERNAL, failed(error))
@@ -170,7 +170,7 @@ class LeRobotProtocol:
     # ---- robots ------------------------------------------------------------------------------------------
 
     def _begin(self, peer: str) -> None:
-        """An episode of this client's begins."""
+        """Begin an episode of this client."""
         if peer in self._robots:
             self._service.close(self._robots.pop(peer).session)
         self._forget(self._limits.idle_seconds)
@@ -184,7 +184,7 @@ class LeRobotProtocol:
         if wish.checkpoint not in self._names:
             raise InputError(
                 f"This server serves {self._checkpoint} and loads nothing else: start the client with "
-                f"--pretrained_name_or_path={self._checkpoint}, and not {wish.checkpoint!r:.200}."
+                f"--pretrained_name_or_path={self._checkpoint} instead of {wish.checkpoint!r:.200}."
             )
         self._robot(peer).wish = wish
 
@@ -195,7 +195,7 @@ class LeRobotProtocol:
         return self._robots[peer]
 
     def _forget(self, seconds: float) -> None:
-        """gRPC does not say that a client is gone: one that asks nothing for so long is taken to be."""
+        """End the sessions of clients silent for this long: gRPC does not report that a client has left."""
         now = time.monotonic()
         for peer in [peer for peer in self._robots if now - self._seen[peer] > seconds]:
             self._service.close(self._robots.pop(peer).session)
@@ -214,16 +214,16 @@ class LeRobotProtocol:
         robot.waiting = seen
         robot.arrived.set()
 
-    async def _answered(self, context: grpc.aio.ServicerContext, work: Callable[..., Any], *told: Any) -> Any:
-        """What `work` gives; a client without the key, or that is wrong, is told with a status of gRPC's."""
+    async def _answered(self, context: grpc.aio.ServicerContext, work: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of `work`. A client without the key, or with a wrong request, gets an error status of gRPC's."""
         import grpc
 
         assert self._key is not None
-        said = dict(context.invocation_metadata() or ()).get("authorization", "")
-        if not self._key.allows(str(said).removeprefix("Api-Key ").removeprefix("Bearer ")):
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this server wants authorization: Api-Key KEY")
+        sent = dict(context.invocation_metadata() or ()).get("authorization", "")
+        if not self._key.allows(str(sent).removeprefix("Api-Key ").removeprefix("Bearer ")):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this server needs authorization: Api-Key KEY")
         try:
-            return work(*told)
+            return work(*arguments)
         except InputError as error:
             await self._refused(context, str(error))
 
@@ -235,7 +235,8 @@ class LeRobotProtocol:
 
 
 def _message(seen: Timed, wish: Wish) -> dict[str, Any]:
-    """An observation in the names of LeRobot's datasets. Raises InputError for a number that is missing."""
+    """An observation with the keys of LeRobot datasets. Raises InputError for a missing entry, and for a state that is
+    not numbers."""
     missing = [name for name in (*wish.state_names, *wish.cameras) if name not in seen.seen]
     if missing:
         raise InputError(f"The observation lacks {', '.join(missing)}, which the client's setup names.")
@@ -243,12 +244,12 @@ def _message(seen: Timed, wish: Wish) -> dict[str, Any]:
     try:
         state = np.array([float(number) for number in numbers], np.float32)
     except (TypeError, ValueError, OverflowError):
-        raise InputError(f"The state should be a number for each of {', '.join(wish.state_names)}.") from None
+        raise InputError(f"The state should have one number for each of {', '.join(wish.state_names)}.") from None
     images = {key: seen.seen[name] for name, key in wish.cameras.items()}
     return {**images, "observation.state": state, "task": seen.seen.get("task", "")}
 
 
-# ---- protobuf's wire format, of messages with a number and some bytes ------------------------------------------
+# ---- protobuf's wire format, for messages of numbers and bytes -------------------------------------------------
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -260,7 +261,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         value = shift = 0
         while True:
             if place >= len(message) or shift > 63:
-                raise InputError("A message is no protobuf of this service.")
+                raise InputError("A message is not one of this service's protobufs.")
             byte = message[place]
             place, value, shift = place + 1, value | (byte & 0x7F) << shift, shift + 7
             if byte < 0x80:
@@ -273,11 +274,11 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         elif kind == 2:
             length = varint()
             if place + length > len(message):
-                raise InputError("A message is no protobuf of this service.")
+                raise InputError("A message is not one of this service's protobufs.")
             yield number, message[place : place + length]
             place += length
         else:
-            raise InputError("A message is no protobuf of this service.")
+            raise InputError("A message is not one of this service's protobufs.")
 
 
 def _bytes_of(message: bytes, number: int) -> bytes:

@@ -1,12 +1,12 @@
 """openpi's protocol over a websocket, which its own client, many robots and `AtlasClient` speak.
 
-    connect           the server sends what it says of its policy (a mapping)
+    connect           the server sends a description of its policy (a mapping)
     -> observation    a mapping of arrays and texts, in msgpack
     <- answer         {"actions": [n, A], "policy_timing": {…}, "server_timing": {…}}
-    <- a text         what is wrong with the observation; the next one may be sent
-                      where the policy itself fails, or no message can be read: the text, then the close code 1011
+    <- a text         what is wrong with the observation; the client may send another
+                      where the policy fails, or the message cannot be read: the text, then the close code 1011
 
-Every array of an answer has the actions first: openpi's ActionChunkBroker takes slices of all of them.
+The first axis of every array in an answer is the chunk's: openpi's ActionChunkBroker slices all of them along it.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class OpenpiProtocol:
     """Talks with the clients of one service."""
 
     def __init__(self, service: PolicyService, reader: ObservationReader, sends: int, limits: Limits) -> None:
-        """sends: how many actions an answer holds."""
+        """sends: actions per answer."""
         self._service, self._reader, self._limits = service, reader, limits
         served = ServedPolicy(service.processor, sends, service.follows)
         self._greeting = pack(served.to_message(reader.wanted()))
 
     async def listen(self, access: Access) -> Listening:
-        """Raises InputError where the address cannot be had."""
+        """Raises InputError where it cannot listen on the address."""
         return await listen(self._talk, access, self._limits, lambda: self._service.full)
 
     async def _talk(self, connection: ServerConnection) -> None:
@@ -61,7 +61,7 @@ class OpenpiProtocol:
                 answer: str | bytes = await self._answer(session, message, begun, took_ms)
             except InputError as error:
                 answer = str(error)
-            except Exception as error:  # whatever it is, a client that asks is answered
+            except Exception as error:  # every request gets an answer
                 await close_with_error(connection, failed(error), self._limits)
                 return
             if not await send(connection, answer, self._limits):
@@ -69,24 +69,24 @@ class OpenpiProtocol:
             took_ms = 1000 * (time.monotonic() - begun)
 
     async def _answer(self, session: int, message: Any, begun: float, took_ms: float | None) -> bytes:
-        told = ClientEntry.from_message(message, self._service.processor, self._service.follows)
+        entry = ClientEntry.from_message(message, self._service.processor, self._service.follows)
         observation = self._reader.read(message)
-        if told.seed is not None:
-            self._service.reset(session, told.seed)
-        acting = self._service.act(session, observation, told.running)
+        if entry.seed is not None:
+            self._service.reset(session, entry.seed)
+        acting = self._service.act(session, observation, entry.running)
         found = await asyncio.wait_for(acting, self._limits.answer_seconds)
         return pack({"actions": found.actions, **_timings(found, begun, took_ms)})
 
 
 def _message(frame: str | bytes) -> Any:
-    """Raises InputError for what no client of this protocol sends."""
+    """The message in a frame. Raises InputError for a frame that is not of this protocol."""
     if isinstance(frame, str):
         raise InputError("This server speaks openpi's protocol: an observation is a binary frame of msgpack, not text.")
     return unpack(frame)
 
 
 def _timings(answer: Answer, begun: float, took_ms: float | None) -> dict[str, dict[str, float]]:
-    """As openpi's server says them: the last answer's time in all is known only now."""
+    """The keys of openpi's server. The previous answer's total time is known only now."""
     server = {"infer_ms": 1000 * (time.monotonic() - begun), "wait_ms": answer.waited_ms, "batch": answer.together}
     if took_ms is not None:
         server["prev_total_ms"] = took_ms

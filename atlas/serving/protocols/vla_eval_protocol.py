@@ -1,8 +1,8 @@
-"""vla-eval's protocol over a websocket: one server reaches all of its benchmarks.
+"""vla-eval's protocol over a websocket, so that one server works with all of its benchmarks.
 
 Frames are {"type", "payload", "seq", "timestamp"} in msgpack. A benchmark says hello, begins episodes, and sends an
-observation for every step; each is answered with one action. The policy is asked once a chunk: what is left of it is
-kept for the episode's next steps. So are earlier frames, where the policy looks at some.
+observation at every step; the answer to each is one action. The policy plans once per chunk; the server keeps the
+chunk's other actions for the episode's next steps, and earlier frames for a policy that looks at them.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _ROTATIONS = {"axis_angle": "axis_angle", "euler_xyz": "euler_xyz", "quaternion"
 
 
 class _Episode:
-    """What is kept of a benchmark's episode between its steps."""
+    """The state of a benchmark's episode between its steps."""
 
     def __init__(self, history: History) -> None:
         self._history = history
         self.begin()
 
     def begin(self) -> None:
-        self.rest: list[np.ndarray] = []  # of the chunk: one action a step
+        self.rest: list[np.ndarray] = []  # of the chunk: one action per step
         self.seen = SeenFrames(self._history)
 
 
@@ -51,7 +51,7 @@ class VlaEvalProtocol:
         self._service, self._reader, self._limits = service, reader.of_one_frame(), limits
 
     async def listen(self, access: Access) -> Listening:
-        """Raises InputError where the address cannot be had."""
+        """Raises InputError where it cannot listen on the address."""
         return await listen(self._talk, access, self._limits, lambda: self._service.full)
 
     async def _talk(self, connection: ServerConnection) -> None:
@@ -70,9 +70,9 @@ class VlaEvalProtocol:
     async def _answer(self, session: int, message: Mapping[str, Any], episode: _Episode) -> bytes | None:
         kind = message["type"]
         if kind == "hello":
-            told = message["payload"].get("protocol_version", PROTOCOL_VERSION)
-            if told != PROTOCOL_VERSION:
-                why = f"this server speaks version {PROTOCOL_VERSION} of vla-eval's protocol, and not {told!r:.20}"
+            version = message["payload"].get("protocol_version", PROTOCOL_VERSION)
+            if version != PROTOCOL_VERSION:
+                why = f"this server speaks version {PROTOCOL_VERSION} of vla-eval's protocol, not {version!r:.20}"
                 return _frame("error", {"error": why}, message)
             return _frame("hello", self._hello(), message)
         if kind == "episode_start":
@@ -89,12 +89,12 @@ class VlaEvalProtocol:
                 episode.rest = list(found.actions)
         except InputError as error:
             return _frame("error", {"error": str(error)}, message)
-        except Exception as error:  # whatever it is, a client that asks is answered
+        except Exception as error:  # every request gets an answer
             return _frame("error", {"error": failed(error)}, message)
         return _frame("action", {"actions": episode.rest.pop(0)}, message)
 
     def _hello(self) -> dict[str, Any]:
-        """What a benchmark configures itself by, and compares with what it takes."""
+        """What a benchmark needs to configure itself, and to compare with what it takes."""
         processor = self._service.processor
         return {
             "harness_version": f"atlas {__version__}",
@@ -107,7 +107,7 @@ class VlaEvalProtocol:
 
 
 def described_actions(spec: ActionSpec) -> dict[str, dict[str, Any]]:
-    """The groups of an action in vla-eval's words."""
+    """The groups of an action in vla-eval's terms."""
     described = {}
     for group in spec.groups:
         name = f"{group.arm}_{group.kind}" if group.arm else group.kind
@@ -127,18 +127,18 @@ def _format(group: ActionGroup) -> str:
 
 
 def _checked(frame: str | bytes) -> Mapping[str, Any]:
-    """Raises InputError for what is no frame of this protocol."""
+    """The message in a frame. Raises InputError for a frame that is not of this protocol."""
     wanted = f"vla-eval's protocol takes binary frames of type, payload, seq and timestamp; types: {', '.join(_KINDS)}."
     if isinstance(frame, str):
-        raise InputError(f"The message is a text. {wanted}")
+        raise InputError(f"The message is text. {wanted}")
     message = unpack(frame)
     if not isinstance(message, Mapping) or message.get("type") not in _KINDS:
-        raise InputError(f"The message is none of its types. {wanted}")
+        raise InputError(f"The message has none of these types. {wanted}")
     if not isinstance(message.get("payload"), Mapping) or not isinstance(message.get("seq"), int):
-        raise InputError(f"The message has no payload that is a mapping, or no seq. {wanted}")
+        raise InputError(f"The message's payload is not a mapping, or its seq is not a number. {wanted}")
     return message
 
 
 def _frame(kind: str, payload: Mapping[str, Any], asked: Mapping[str, Any]) -> bytes:
-    """An answer, with the number of what it answers."""
+    """An answer, with the number of the message that it answers."""
     return pack({"type": kind, "payload": payload, "seq": asked["seq"], "timestamp": time.time()}, "vla-eval")

@@ -29,10 +29,10 @@ INTERNAL_ERROR = 1011  # the close code of RFC 6455, section 7.4.1
 async def listen(
     talk: Callable[[ServerConnection], Awaitable[None]], access: Access, limits: Limits, full: Callable[[], bool]
 ) -> Listening:
-    """Start to listen; each connection that may be there is given to `talk`. full: whether no more are taken.
+    """Start to listen, and call `talk` with each admitted connection. full: whether to admit no more.
 
-    GET /healthz answers 200 with "OK". Requests of web pages are refused: a page that a user of this machine looks at
-    must not move a robot. Raises InputError where the address cannot be had.
+    GET /healthz answers 200 with "OK". Requests from web pages are refused: a page that is open in a browser on this
+    machine must not move a robot. Raises InputError where it cannot listen on the address.
     """
     import_websockets()
     from websockets.asyncio.server import serve
@@ -42,13 +42,13 @@ async def listen(
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         if not access.allows(_key_of(request)):
             return connection.respond(
-                http.HTTPStatus.UNAUTHORIZED, "This server wants the header Authorization: Api-Key KEY.\n"
+                http.HTTPStatus.UNAUTHORIZED, "This server needs the header Authorization: Api-Key KEY.\n"
             )
         if full():
-            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "All sessions are taken; try later.\n")
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "All sessions are taken; try again later.\n")
         return None
 
-    logging.getLogger("websockets.server").setLevel(logging.CRITICAL)  # of handshakes that anybody may break off
+    logging.getLogger("websockets.server").setLevel(logging.CRITICAL)  # anybody may break off a handshake
     try:
         server = await serve(
             talk,
@@ -56,9 +56,9 @@ async def listen(
             access.port,
             process_request=admit,
             origins=[None],
-            compression=None,  # pictures do not shrink, and a small message may not become a large one
+            compression=None,  # images do not shrink, and a small message must not become a large one
             max_size=limits.message_bytes,
-            max_queue=1,  # messages that wait in memory; the rest waits at the client
+            max_queue=1,  # messages that wait in memory; further ones wait at the client
             open_timeout=_OPEN_SECONDS,
             ping_interval=_PING_SECONDS,
             ping_timeout=limits.answer_seconds,
@@ -76,8 +76,8 @@ async def listen(
 
 @asynccontextmanager
 async def session_of(service: PolicyService, connection: ServerConnection, limits: Limits) -> AsyncIterator[int | None]:
-    """A session for as long as a connection is talked with; None where all have been taken since the connection was
-    admitted, which is then closed with the reason."""
+    """A session for as long as a connection lasts. Yields None, and closes the connection with the reason, where the
+    last session was taken after the connection was admitted."""
     try:
         session = service.open()
     except InputError as error:
@@ -91,7 +91,7 @@ async def session_of(service: PolicyService, connection: ServerConnection, limit
 
 
 async def receive(connection: ServerConnection, limits: Limits) -> str | bytes | None:
-    """The next message; None where the client is gone, or has said nothing for too long."""
+    """The next message; None where the client is gone, or has sent nothing for too long."""
     from websockets.exceptions import ConnectionClosed
 
     try:
@@ -99,12 +99,12 @@ async def receive(connection: ServerConnection, limits: Limits) -> str | bytes |
     except ConnectionClosed:
         return None
     except asyncio.TimeoutError:
-        await connection.close(1001, f"nothing was asked for {limits.idle_seconds:g} seconds")
+        await connection.close(1001, f"no request for {limits.idle_seconds:g} seconds")
         return None
 
 
 async def send(connection: ServerConnection, message: str | bytes, limits: Limits) -> bool:
-    """Whether the client has taken it; one that does not read is cut off."""
+    """Whether the client took the message; a client that does not read is cut off."""
     from websockets.exceptions import ConnectionClosed
 
     try:
@@ -118,12 +118,12 @@ async def send(connection: ServerConnection, message: str | bytes, limits: Limit
 
 
 async def close_with_error(connection: ServerConnection, text: str, limits: Limits) -> None:
-    """Tell what went wrong in a text frame, then close with 1011."""
+    """Send the error in a text frame, then close with 1011."""
     if await send(connection, text, limits):
-        await connection.close(INTERNAL_ERROR, "see the message before")
+        await connection.close(INTERNAL_ERROR, "see the previous message")
 
 
 def _key_of(request: Any) -> str | None:
     values = request.headers.get_all("Authorization")
-    said = values[0] if len(values) == 1 else ""
-    return next((said[len(scheme) :].strip() for scheme in _KEY_SCHEMES if said.startswith(scheme)), None)
+    value = values[0] if len(values) == 1 else ""
+    return next((value[len(scheme) :].strip() for scheme in _KEY_SCHEMES if value.startswith(scheme)), None)
