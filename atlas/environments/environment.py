@@ -173,8 +173,8 @@ class FeelsContacts(Protocol):
 
 @runtime_checkable
 class NamesTaskThings(Protocol):
-    """An environment that says what its robot has to touch to do the present task."""
+    """An environment that names the things that its robot must touch to do the current task."""
 
     def task_things(self) -> frozenset[str] | None:
-        """By the names of `FeelsContacts.contact_forces`; None where that is not known."""
+        """The things' names, as in `FeelsContacts.contact_forces`; None where they are not known."""
         ...

@@ -127,7 +127,7 @@ class LiberoEnvironment:
         return self._scene.contact_forces()
 
     def task_things(self) -> frozenset[str]:
-        """See `NamesTaskThings.task_things`: what LIBERO's definition of the task calls its objects of interest."""
+        """See `NamesTaskThings.task_things`: the objects of interest in LIBERO's definition of the task."""
         return self._scene.task_things()
 
     def vary(self, variation: SceneVariation) -> None:
@@ -313,7 +313,7 @@ class LiberoScene:
         return self._contacts.forces()
 
     def task_things(self) -> frozenset[str]:
-        """The task's objects of interest; a region of a thing, such as a cabinet's drawer, stands for the thing."""
+        """The task's objects of interest; a region of a thing, such as a cabinet's drawer, counts as the thing."""
         named = self._env.obj_of_interest
         return frozenset(t for t in self._things if any(n == t or n.startswith(f"{t}_") for n in named))
 

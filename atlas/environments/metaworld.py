@@ -144,11 +144,11 @@ class MetaworldEnvironment:
         return self.scene.positions()
 
     def contact_forces(self) -> dict[str, float]:
-        """See `FeelsContacts.contact_forces`; things have their names in Meta-World's scene, such as `drawer`."""
+        """See `FeelsContacts.contact_forces`; things have the names of Meta-World's scene, such as `drawer`."""
         return self.scene.contact_forces()
 
     def task_things(self) -> frozenset[str]:
-        """See `NamesTaskThings.task_things`: all that stands on the table but a wall; to reach a place, nothing."""
+        """See `NamesTaskThings.task_things`: all that stands on the table but a wall; nothing in the reach tasks."""
         return self.scene.task_things()
 
     def picture(self, size: int) -> np.ndarray:
@@ -274,7 +274,7 @@ class MetaworldScene:
         return found | {name: things[i] for i, name in enumerate(("object", "second object")[: len(things)])}
 
     def contact_forces(self) -> dict[str, float]:
-        """{what the robot touches: the force, N}; floor, table and the wall around it are the `table`."""
+        """{thing that the robot touches: the force, N}; floor, table and the wall around it are `table`."""
         return self._contacts.forces()
 
     def task_things(self) -> frozenset[str]:

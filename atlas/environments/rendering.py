@@ -154,7 +154,7 @@ def software_renderer() -> str | None:
 
 
 def tell_of_software(world: str, renderer: str | None) -> None:
-    """Say that a world is drawn in software, by what; nothing where the renderer is None, see `software_renderer`."""
+    """Tell the user that a world is rendered in software. renderer: see `software_renderer`; None: say nothing."""
     if renderer is not None:
         notice("'%s' is rendered in software, by %s; `atlas doctor` says whether a GPU could.", world, renderer)
 

@@ -94,7 +94,7 @@ class StateWorld:
         return self.inner.target_object() if isinstance(self.inner, NamesTarget) else None
 
     def contact_forces(self) -> dict[str, float]:
-        """See `FeelsContacts.contact_forces`; nothing where the simulator does not tell."""
+        """See `FeelsContacts.contact_forces`; empty where the simulator does not report contacts."""
         return self.inner.contact_forces() if isinstance(self.inner, FeelsContacts) else {}
 
     def task_things(self) -> frozenset[str] | None:

@@ -78,10 +78,10 @@ def compare_until_clear(
     layout: str = AUTO,
     image_size: int | None = None,
 ) -> ClearComparison:
-    """See `evaluate_until_clear`: either of the two may be the address of a policy server.
+    """Like `evaluate_until_clear`, but each of the two may be the address of a policy server.
 
-    key_file, layout, image_size: of servers, see `evaluate_server`. Of a server's policy there are the outcomes, and no
-    evidence. Raises InputError.
+    key_file, layout, image_size: for servers, see `evaluate_server`. For a server's policy there are only outcomes, and
+    no evidence. Raises InputError.
     """
     check_request(env, most_episodes, video)
     spec = environment_spec(env)

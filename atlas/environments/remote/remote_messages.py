@@ -45,7 +45,7 @@ def spec_from_message(message: Any, name: str) -> tuple[EnvironmentSpec, WorldKi
             values["action_bounds"] = tuple(tuple(ends) for ends in values["action_bounds"])
         values["tiers"] = tuple((tier, tuple(members)) for tier, members in values["tiers"])
         kind: WorldKind = "simulator" if message["simulator"] else "world"
-        if kind == "simulator" and message.get("feels"):  # an older server does not say it
+        if kind == "simulator" and message.get("feels"):  # an older server does not send it
             kind = "feeling simulator"
         return EnvironmentSpec(**values), kind
     except (LookupError, TypeError, ValueError, AttributeError) as error:

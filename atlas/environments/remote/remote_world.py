@@ -46,7 +46,8 @@ def remote_spec(url: str, image_size: int) -> EnvironmentSpec:
 
 
 def start_remote(url: str, image_size: int) -> RemoteEnvironment:
-    """The world at an address: a RemoteSimulator where it is a simulator, that feels where that one does."""
+    """The world at an address: a RemoteSimulator where it is a simulator, a RemoteFeelingSimulator where it reports
+    contacts too."""
     kinds: dict[WorldKind, type[RemoteEnvironment]] = {
         "world": RemoteEnvironment,
         "simulator": RemoteSimulator,
@@ -121,7 +122,7 @@ class RemoteSimulator(RemoteEnvironment):
 
 
 class RemoteFeelingSimulator(RemoteSimulator):
-    """A simulator at an address that says what its robot touches, and, where it can, what it has to."""
+    """A simulator at an address that reports what its robot touches, and, where it can, what the robot must touch."""
 
     def contact_forces(self) -> dict[str, float]:
         """See `FeelsContacts.contact_forces`."""

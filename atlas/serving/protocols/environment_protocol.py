@@ -129,12 +129,12 @@ def _end(process: Any) -> None:
 
 def _live(pipe: Connection, name: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a closed pipe ends this process
-    world, told = _World(name), False
+    world, reported = _World(name), False
     try:
         while True:
             answer = world.answer(pipe.recv())
-            renderer = None if told else software_renderer()  # what has drawn it, if that was no GPU
-            told = told or renderer is not None
+            renderer = None if reported else software_renderer()  # reported once
+            reported = reported or renderer is not None
             pipe.send(renderer)
             pipe.send_bytes(answer)
     except (EOFError, BrokenPipeError, ConnectionResetError):
