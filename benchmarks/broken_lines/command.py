@@ -185,4 +185,11 @@ ROWS = of_part(
         "a rank imports modules of the user's folder",
         "tests/test_python.py",
     ),
+    (
+        "atlas/learning/actors/actor_processes.py",
+        'command = [*module_command("atlas.cli"), "learn"',
+        'command = ["python", "-m", "atlas.cli", "learn"',
+        "an actor imports modules of the user's folder",
+        "tests/test_python.py::test_actors_are_started_without_the_folder",
+    ),
 )

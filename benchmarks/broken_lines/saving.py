@@ -219,4 +219,11 @@ ROWS = of_part(
         "what a living process writes is removed as abandoned",
         "tests/test_locks.py::test_what_a_living_process_writes_is_not_abandoned",
     ),
+    (
+        "atlas/training/guards/resumed_data.py",
+        "differing = processor.action_spec.differences(dataset.action_spec)",
+        "differing = list[tuple[str, object, object]]()",
+        "a run goes on with actions that mean something else",
+        "tests/bad_input/test_checkpoints.py::test_a_checkpoint_of_other_actions_is_not_gone_on_from",
+    ),
 )

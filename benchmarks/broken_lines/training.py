@@ -374,4 +374,18 @@ ROWS = of_part(
         "the learning rate jumps where a run goes on with more steps",
         "tests/training/test_going_on.py::test_with_another_batch_and_length_it_goes_on_at_the_same_sample_and_rate",
     ),
+    (
+        "atlas/training/trainer.py",
+        "workers = min(worker_count(data.num_workers, device), len(share))",
+        "workers = 0",
+        "validation is read by no worker: a GPU waits for the disk",
+        f"{IMAGES}::test_validation_is_read_by_workers_like_training",
+    ),
+    (
+        "atlas/training/perf/batch_size.py",
+        "_forget_peak(accelerator.device)  # so that",
+        "pass  # so that",
+        "the logged peak of memory is that of the trials of batch sizes",
+        "tests/training/test_batch_size.py::test_the_peak_that_is_logged_is_not_the_trials",
+    ),
 )
