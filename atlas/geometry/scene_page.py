@@ -15,6 +15,7 @@ from atlas.errors import InputError
 from atlas.geometry.depth_pictures import cameras_picture, depth_pictures
 from atlas.geometry.scene import Scene, seen_from_first
 from atlas.geometry.views import View, find_images, read_views
+from atlas.launch import acting_device
 from atlas.policies.vggt import VGGTAggregator, VGGTConfig
 from atlas.policies.vggt.camera_head import CameraHeadConfig, VGGTCameraHead, pose_to_cameras
 from atlas.policies.vggt.depth_head import DepthHeadConfig, VGGTDepthHead
@@ -90,7 +91,7 @@ def _look(
     views: list[View], weights: Path, config: VGGTConfig, camera: CameraHeadConfig, depth: DepthHeadConfig
 ) -> Scene:
     """Run the aggregator and both heads over all views at once."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = acting_device()
     with torch.device("meta"):  # no time is spent on random weights
         aggregator, camera_head, depth_head = VGGTAggregator(config), VGGTCameraHead(camera), VGGTDepthHead(depth)
     for part in (camera_head, depth_head, aggregator):  # the small ones first, in case the file does not fit

@@ -1,6 +1,6 @@
 """Starting the ranks of a run on one or several machines, and how they end. Torch is only imported where it is used."""
 
-from atlas.launch.device import check_gpu_of_rank, settle_device
+from atlas.launch.device import acting_device, check_gpu_of_rank, settle_device
 from atlas.launch.failure_report import common_exit_code
 from atlas.launch.nodes import Nodes, plan_nodes
 from atlas.launch.plan import Plan, count_gpus, plan_processes, without_choice
@@ -18,6 +18,7 @@ from atlas.launch.ranks import launch_ranks
 __all__ = [
     "Nodes",
     "Plan",
+    "acting_device",
     "check_gpu_of_rank",
     "common_exit_code",
     "count_gpus",

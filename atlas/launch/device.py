@@ -1,4 +1,4 @@
-"""What this process trains on: the GPUs that were asked for, or the CPU if asked for; never one for the other."""
+"""What this process trains or acts on: the GPUs there are, or the CPU if asked for; never one for the other."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from atlas.errors import InputError, first_line
 from atlas.launch.plan import VISIBLE, Plan, count_gpus
 
 if TYPE_CHECKING:
+    import torch
+
     from atlas.config import DistributedConfig
 
 DEVICE = "ATLAS_DEVICE"  # what the launcher has planned for its ranks: cpu or cuda
@@ -25,21 +27,29 @@ def settle_device(distributed: DistributedConfig) -> Literal["cpu", "cuda"]:
         return "cpu"
     if distributed.gpu_ids:
         _show_only(distributed.gpu_ids)
-    import torch
-
     found = count_gpus(distributed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's warning is the reason, which is reported below
-        works = torch.cuda.is_available()
-    if works:
+    if _works():
         return "cuda"
     if found or distributed.gpus or distributed.gpu_ids or os.environ.get(DEVICE) == "cuda":
-        there = "GPUs are asked for" if not found else f"{found} GPU{' is' if found == 1 else 's are'} there"
-        raise InputError(
-            f"{there}, but torch cannot use CUDA: {_reason()}. `atlas doctor` says more; with --cpu "
-            "(distributed.cpu=true) it trains on the CPU."
-        )
+        raise InputError(f"{_unusable(found)}; with --cpu (distributed.cpu=true) it trains on the CPU.")
     return "cpu"
+
+
+def acting_device(cpu: bool = False) -> torch.device:
+    """What a policy runs on outside of training: the first visible GPU; the CPU if it is asked for or there is no GPU.
+
+    Raises InputError, with torch's reason, if there are GPUs that CUDA cannot use.
+    """
+    import torch
+
+    if cpu:
+        return torch.device("cpu")
+    found = torch.cuda.device_count()
+    if _works():
+        return torch.device("cuda")
+    if found:
+        raise InputError(f"{_unusable(found)}; with {VISIBLE}= (empty) the CPU is used.")
+    return torch.device("cpu")
 
 
 def check_gpu_of_rank(distributed: DistributedConfig) -> None:
@@ -76,6 +86,19 @@ def _show_only(ids: list[int]) -> None:
             f"choose again: set {VISIBLE} before it starts."
         )
     os.environ.update(chosen)
+
+
+def _works() -> bool:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's warning is the reason, which `_unusable` says
+        return torch.cuda.is_available()
+
+
+def _unusable(found: int) -> str:
+    there = "GPUs are asked for" if not found else f"{found} GPU{' is' if found == 1 else 's are'} there"
+    return f"{there}, but torch cannot use CUDA: {_reason()}. `atlas doctor` says more"
 
 
 def _reason() -> str:

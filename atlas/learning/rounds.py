@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from atlas.config import Config, RoundsConfig, SourceConfig
 from atlas.data.hdf5.libero_writer import write_libero_file
 from atlas.environments.catalog import environment_spec
 from atlas.environments.rendering import RenderingGPU
-from atlas.launch import count_gpus, launch_ranks, plan_processes
+from atlas.launch import acting_device, count_gpus, launch_ranks, plan_processes
 from atlas.learning.boards.evaluation_board import MOST_PICTURES, VIDEOS
 from atlas.learning.dagger import Dagger
 from atlas.learning.improvement import Improvement
@@ -87,7 +86,7 @@ class _Rounds:
         check_agreement(policy.processor, environment_spec(env))
         held.enter_context(hold(self.folder, f"the run {self.folder}"))
         self._settle(checkpoint)
-        self.device = torch.device("cuda" if torch.cuda.is_available() and not config.distributed.cpu else "cpu")
+        self.device = acting_device(config.distributed.cpu)
         gpu = RenderingGPU.of(self.device)
         self.evaluator = Evaluator(env, policy.processor.camera_size, config.evaluation.workers, gpu=gpu)
         held.callback(self.evaluator.close)

@@ -16,6 +16,7 @@ from atlas.environments.environment import EnvironmentSpec
 from atlas.environments.perturbations.choices import PerturbationChoice, choose_perturbations
 from atlas.environments.rendering import RenderingGPU
 from atlas.errors import InputError
+from atlas.launch import acting_device
 from atlas.policies.processor import PolicyProcessor
 from atlas.registry import resolve_policy
 from atlas.rollout.actor import AblatedActor, Actor, history_of, image_size_for
@@ -276,7 +277,7 @@ def evaluate_checkpoint(
     perturbation, a policy that does not fit it, a checkpoint that is damaged, or a folder that cannot be made.
     """
     choices = check_request(env, episodes, video, perturb, probed=instruction_shuffle or blind)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = acting_device()
     folder = resolve_policy(checkpoint)
     executor, execute = load_actor(checkpoint, env, device, execute, ensemble, cameras, delay_ms, blend)
     actor: Actor = executor

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from atlas.errors import InputError
+from atlas.launch import acting_device
 from atlas.policies.processor import PolicyProcessor
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.serving.access import Access, Limits
@@ -45,11 +46,9 @@ class ServerSettings:
 
 def load_actor(checkpoint: str | Path, settings: ServerSettings, environment: str | None = None) -> ChunkExecutor:
     """An actor for a saved policy, on the GPU where there is one. Raises InputError."""
-    import torch
-
     from atlas.policies.base import load_policy
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = acting_device()
     policy = load_policy(checkpoint, device=device)
     execute = settings.execute or policy.processor.action_horizon
     return ChunkExecutor(policy, execute, environment=environment, together=True)

@@ -9,6 +9,7 @@ import numpy as np
 from atlas.data.episode import EpisodeDataset, frame_instructions
 from atlas.data.sampling.history import recorded_observations
 from atlas.errors import InputError
+from atlas.launch import acting_device
 from atlas.system.progress import progress_bar
 from atlas.types import ActionSpec
 
@@ -66,8 +67,8 @@ def predict(checkpoint: str, dataset: EpisodeDataset, number: int) -> Prediction
     policy = load_policy(checkpoint)
     processor = policy.processor
     _check_fits(policy.processor.action_spec, processor.cameras, dataset, checkpoint)
-    policy.to("cuda" if torch.cuda.is_available() else "cpu")
-    device = next(policy.parameters()).device
+    device = acting_device()
+    policy.to(device)
     torch.manual_seed(0)  # a generative head draws its noise from torch's own generator
     source = processor.source_for(dataset.environment)
     chunks = []

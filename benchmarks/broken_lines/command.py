@@ -192,4 +192,11 @@ ROWS = of_part(
         "an actor imports modules of the user's folder",
         "tests/test_python.py::test_actors_are_started_without_the_folder",
     ),
+    (
+        "atlas/launch/device.py",
+        "    if found:\n        raise InputError",
+        "    if False:\n        raise InputError",
+        "a policy is evaluated or served on the CPU instead of GPUs that torch cannot use",
+        "tests/launch/test_device.py",
+    ),
 )

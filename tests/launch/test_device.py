@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import atlas
 from atlas.checkpoints.contents import random_state
 from atlas.config import Config, DistributedConfig, load_config
 from atlas.errors import InputError
-from atlas.launch import check_gpu_of_rank, settle_device
+from atlas.launch import acting_device, check_gpu_of_rank, settle_device
 from atlas.prepare import prepare
 from atlas.system.gpu_facts import has_bf16
 from atlas.train import make_accelerator
@@ -87,6 +90,25 @@ def test_the_cpu_is_taken_where_it_is_asked_for_or_there_is_nothing_else(
     assert old_driver.asked == []  # CUDA was not even asked
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert settle_device(DistributedConfig()) == "cpu"
+
+
+def test_whoever_acts_takes_no_cpu_for_gpus_that_torch_cannot_use(
+    old_driver: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In evaluations, servers, viewers and learning, which all ask for their device here."""
+    with pytest.raises(InputError, match=r"8 GPUs are there.* driver on your system is too old.*CUDA_VISIBLE_DEVICES="):
+        acting_device()
+    assert acting_device(cpu=True) == torch.device("cpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert acting_device() == torch.device("cpu")
+
+    choice = re.compile(r"\"cuda\" if torch\.cuda\.is_available")
+    package = Path(atlas.__file__).parent
+    assert not [file for file in package.rglob("*.py") if choice.search(file.read_text("utf-8"))]
+
+
+def test_whoever_acts_takes_the_first_gpu(machine: Machine) -> None:
+    assert acting_device() == torch.device("cuda")
 
 
 # ---- which GPUs --------------------------------------------------------------------------------------------

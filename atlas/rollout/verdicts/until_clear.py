@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from atlas.environments.rendering import RenderingGPU
 from atlas.errors import InputError
+from atlas.launch import acting_device
 from atlas.registry import resolve_policy
 from atlas.rollout.actor import Actor, image_size_for
 from atlas.rollout.episode_plan import PlannedEpisode, plan_episodes
@@ -101,7 +100,7 @@ def evaluate_until_clear(
     of them solves, then of others. Raises InputError as `evaluate_checkpoint` does, and for a file that shares no
     episodes with those asked for, or that is to be filmed.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = acting_device()
     planned = plan_episodes(env, most_episodes, "report", seed)
     file = Path(against) if not isinstance(against, Contender) and Path(against).is_file() else None
     if video is not None and file is not None:
