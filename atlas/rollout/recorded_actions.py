@@ -10,6 +10,7 @@ import numpy as np
 from atlas.data.episode import EpisodeDataset
 from atlas.environments.catalog import environment_spec
 from atlas.environments.environment import EnvironmentSpec
+from atlas.environments.rendering import RenderingGPU
 from atlas.errors import InputError
 from atlas.rollout.actor import image_size_for
 from atlas.rollout.episode_plan import PlannedEpisode
@@ -53,7 +54,8 @@ def evaluate_recorded(
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(episodes, len(dataset))).round().astype(int)).tolist()
     planned = [_planned(dataset, number) for number in chosen]
     actor = RecordedActions(dataset)
-    with closing(Evaluator(env, image_size_for(actor), workers)) as evaluator:
+    gpu = RenderingGPU.first_shown()  # nothing here computes on it
+    with closing(Evaluator(env, image_size_for(actor), workers, gpu=gpu)) as evaluator:
         outcomes = evaluator.run(actor, planned, title=f"replaying {dataset.path} in '{env}'")
     return EvaluationReport(env, str(dataset.path), tuple(outcomes), "report", probes=("open_loop",))
 

@@ -6,10 +6,12 @@ import os
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
+from atlas.config import Config
 from atlas.environments import rendering
 from atlas.environments.rendering import (
     VARIABLES,
@@ -124,6 +126,66 @@ def test_the_choice_is_made_for_mujoco_and_leaves_the_users_alone(monkeypatch: p
             render_on(RenderingGPU(0, SECOND))
             assert os.environ["MUJOCO_EGL_DEVICE_ID"] == expected
             assert ("CUDA_VISIBLE_DEVICES" in os.environ) == (chosen is not None)
+
+
+class Asked(Exception):
+    """A world would be made now."""
+
+
+@pytest.fixture
+def shown_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fifth of eight GPUs is shown to this process."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "")  # so that it is put back
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID")
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(rendering, "egl_addresses", lambda: [None] * 8)
+
+
+@pytest.mark.parametrize("process", ["a served world", "an actor"])
+def test_a_process_of_one_world_renders_on_the_first_gpu_that_it_is_shown(
+    process: str, shown_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(*_: object) -> None:
+        raise Asked(os.environ.get("MUJOCO_EGL_DEVICE_ID"))
+
+    if process == "a served world":
+        from atlas.serving.protocols import environment_protocol
+
+        monkeypatch.setattr(environment_protocol, "_World", made)
+        monkeypatch.setattr("signal.signal", lambda *_: None)
+        start = lambda: environment_protocol._live(None, "cubes")  # type: ignore[arg-type]  # noqa: E731
+    else:
+        pytest.importorskip("zmq", reason="actors talk through pyzmq")
+        from atlas.learning.actors import actor_role
+        from atlas.learning.actors.messages import Address
+
+        end = SimpleNamespace(hello=lambda: None, close=lambda: None)
+        for name, instead in {"start_policy": None, "about": None, "ActorEnd": end}.items():
+            monkeypatch.setattr(actor_role, name, lambda *_, instead=instead: instead)
+        monkeypatch.setattr(actor_role, "make_environment", made)
+        start = lambda: actor_role.act(Config(), "cubes", Address("127.0.0.1", 1), None)  # noqa: E731
+
+    with pytest.raises(Asked, match="4"):
+        start()
+
+
+def test_recorded_actions_are_played_on_the_first_gpu_that_is_shown(
+    shown_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from atlas.rollout import recorded_actions
+
+    def made(*_: object, gpu: RenderingGPU | None = None) -> None:
+        raise Asked(gpu)
+
+    dataset = MagicMock()
+    dataset.__len__.return_value = 2
+    for name in ("_check_fits", "_planned", "RecordedActions", "image_size_for"):
+        monkeypatch.setattr(recorded_actions, name, lambda *_: None)
+    monkeypatch.setattr(recorded_actions, "Evaluator", made)
+
+    with pytest.raises(Asked, match=r"RenderingGPU\(ordinal=4"):
+        recorded_actions.evaluate_recorded(dataset, "cubes")
 
 
 def test_an_address_is_what_the_system_links_a_file_to(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from atlas.config import Config, SacConfig
 from atlas.environments.catalog import make_environment
+from atlas.environments.rendering import RenderingGPU, render_on
 from atlas.learning.actors.learner_link import ActorEnd
 from atlas.learning.actors.messages import Address, Experience, Taken, Weights, Welcome, WhoAreYou
 from atlas.learning.explorer import EpisodeLog, Explorer
@@ -38,6 +39,7 @@ def act(config: Config, env: str, learner: Address, key: str | None, checkpoint:
         end = ActorEnd(learner, key, about(policy, env), settings.connect_timeout)
         held.callback(end.close)
         welcome = end.hello()
+        render_on(RenderingGPU.first_shown())
         world = make_environment(env, 16)
         held.callback(world.close)
         tracker = part_tracker(config, "actor" if end.actor == 0 else f"actor-{end.actor}", 0)

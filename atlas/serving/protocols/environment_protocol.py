@@ -28,7 +28,7 @@ from atlas.environments.environment import (
     Simulator,
 )
 from atlas.environments.remote.remote_messages import observation_to_message, result_to_message, spec_to_message
-from atlas.environments.rendering import software_renderer, tell_of_software
+from atlas.environments.rendering import RenderingGPU, render_on, software_renderer, tell_of_software
 from atlas.errors import InputError
 from atlas.serving.access import Access, Limits
 from atlas.serving.protocols.websocket_server import close_with_error, listen, receive, send
@@ -129,6 +129,7 @@ def _end(process: Any) -> None:
 
 def _live(pipe: Connection, name: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a closed pipe ends this process
+    render_on(RenderingGPU.first_shown())
     world, reported = _World(name), False
     try:
         while True:
