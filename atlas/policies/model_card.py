@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from atlas.registry.lerobot_policies import is_lerobot_policy
+from atlas.registry.references import HUB
 from atlas.system.file_store import card_of, describe_files, whole_card, without_head
 from atlas.system.safe_text import markdown, markdown_code
 
 if TYPE_CHECKING:
     from atlas.policies.base import Policy
 
+_END = "---\n"  # of a header
 # The known facts about training: {key of the metadata: its name}.
 _FACTS = {
     "run_name": "run",
@@ -89,7 +93,7 @@ def checkpoint_card(folder: Path, facts: Mapping[str, Any] | None = None, refere
 
 
 def hub_card(folder: Path, reference: str) -> str | None:
-    """`checkpoint_card` with the YAML header of the card in the folder, as the Hugging Face hub shows it.
+    """`checkpoint_card` as the Hugging Face hub shows it: with the YAML header of the folder's card, and `hub_facts`.
 
     None for a folder in LeRobot's form, too: its own card says how it was trained and how LeRobot loads it.
     """
@@ -97,13 +101,32 @@ def hub_card(folder: Path, reference: str) -> str | None:
     if card is None:
         return None
     whole = whole_card(Path(folder)) or ""
-    return whole.removesuffix(without_head(whole)) + card
+    head, told = whole.removesuffix(without_head(whole)), hub_facts(describe_files(Path(folder)), reference)
+    if told and head.endswith(_END):
+        head = head.removesuffix(_END) + yaml.safe_dump(told, sort_keys=False) + _END
+    return head + card
 
 
 def training_table(facts: Mapping[str, Any]) -> str:
     """A section of a card on how a policy was trained; empty if nothing is known."""
     rows = [(label, facts[key]) for key, label in _FACTS.items() if facts.get(key) is not None]
+    if told := facts.get("success"):
+        rows.append((f"success in {told['env']}", f"{told['success_rate']:.0%} of {told['episodes']} episodes"))
     return "## Training\n\n" + _table("", rows) if rows else ""
+
+
+def hub_facts(facts: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What the header of a card on the Hugging Face hub says of a training: a dataset of the hub, and success. facts:
+    see `describe_files`. name: the model's, where its run has none."""
+    found: dict[str, Any] = {}
+    if str(facts.get("data")).startswith(HUB):
+        found["datasets"] = [str(facts["data"]).removeprefix(HUB)]
+    if told := facts.get("success"):
+        env, rate = told["env"], round(told["success_rate"], 4)
+        metric = {"type": "success_rate", "name": f"success of {told['episodes']} episodes", "value": rate}
+        result = {"task": {"type": "robotics"}, "dataset": {"type": env, "name": env}, "metrics": [metric]}
+        found["model-index"] = [{"name": str(facts.get("run_name") or name), "results": [result]}]
+    return found
 
 
 def _table(title: str, rows: list[tuple[str, Any]]) -> str:

@@ -14,7 +14,7 @@ from atlas.errors import InputError, did_you_mean
 from atlas.rollout.success_report import check_format
 from atlas.runs.scalars import event_files, read_scalars
 from atlas.system.documents import read_json, read_yaml
-from atlas.system.file_store import CONFIG
+from atlas.system.file_store import CONFIG, RESULTS
 from atlas.system.files import link_target
 from atlas.tracking.sinks.console import LOG
 from atlas.tracking.sinks.tensorboard import FOLDER
@@ -22,7 +22,6 @@ from atlas.tracking.sinks.tensorboard import FOLDER
 State = Literal["finished", "stopped", "running", "unfinished"]
 Points = Sequence[tuple[int, float]]  # (step, value), in the order logged
 
-RESULTS = "results.json"  # once it is finished
 EVALUATIONS = "evaluations"  # a file with the outcomes of each
 _QUIET_SECONDS = 600  # a run of another machine that has written nothing for so long does not run any more
 _EVENT_FILE = re.compile(r"events\.out\.tfevents\.(?P<time>\d+)\.(?P<host>.+)\.(?P<process>\d+)\.\d+")

@@ -17,6 +17,7 @@ from atlas.system.files import follow
 
 CONFIG = "config.yaml"  # of a run, of a policy, and of anything else made from a config
 CARD = "README.md"
+RESULTS = "results.json"  # of a run, once it is finished
 _STATE = Path("trainer") / "state.json"
 _LARGEST_CARD = 2**20  # bytes; a longer card is cut off here
 _MOST_AXES = 64  # of a tensor
@@ -71,7 +72,8 @@ def run_config(checkpoint: Path) -> Path | None:
 
 
 def describe_files(path: Path) -> dict[str, Any]:
-    """What a saved model says about itself: parameters, file_size_mb, and for a checkpoint step, run_name and data."""
+    """What a saved model says about itself: parameters, file_size_mb, and for a checkpoint step, run_name and data; for
+    the best one of a finished run also success, its last evaluation: env, episodes and success_rate."""
     files = artifact_files(path)
     found: dict[str, Any] = {}
     weights = next((files[name] for name in _WEIGHTS if name in files), None)
@@ -86,7 +88,18 @@ def describe_files(path: Path) -> dict[str, Any]:
         values = _keys_of(config, read_yaml)
         data = values.get("data")
         found |= {"run_name": values.get("run_name"), "data": data.get("path") if isinstance(data, dict) else None}
+        found |= _success(follow(path).resolve(), config.with_name(RESULTS))
     return found
+
+
+def _success(checkpoint: Path, results: Path) -> dict[str, Any]:
+    """Of the last evaluation of a run, where it was this checkpoint's."""
+    values = _keys_of(results, read_json) if results.is_file() else {}
+    told, best = values.get("final_evaluation"), Path(str(values.get("best_checkpoint"))).name
+    if best != checkpoint.name or not isinstance(told, dict):
+        return {}
+    kept = {key: told.get(key) for key in ("env", "episodes", "success_rate")}
+    return {"success": kept} if [type(value) for value in kept.values()] == [str, int, float] else {}
 
 
 def _keys_of(file: Path, read: Callable[[Path], Any]) -> dict[str, Any]:

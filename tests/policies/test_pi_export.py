@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from atlas.errors import InputError
 from atlas.policies.exporting import export_policy
 from atlas.policies.pi.pi_names import TABLE, TIED_TABLE, UNUSED
+from atlas.policies.published.lerobot_card import lerobot_card
 from atlas.policies.published.lerobot_export import NEWER_OPTIONS
 from tests.policies.golden_pi import FOLDER, KINDS, golden
 from tests.policies.pi_policies import batch_of, build, load
@@ -37,6 +39,21 @@ def test_a_folder_goes_there_and_back_to_the_bit(kind: str, tmp_path: Path) -> N
     actions = policy.sample_chunk(batch_of(policy, kind), golden(kind).inputs["sample_noise"])
     first = load(FOLDER / kind)
     assert torch.equal(actions, first.sample_chunk(batch_of(first, kind), golden(kind).inputs["sample_noise"]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_card_says_what_is_known_of_origin_and_licence(kind: str) -> None:
+    policy = build(kind)
+    policy.config.pretrained = f"hf:lerobot/{kind}_base"
+    facts = {"data": "hf:lab/drawers", "success": {"env": "cubes", "episodes": 50, "success_rate": 0.5}}
+
+    about = yaml.safe_load(lerobot_card(policy, facts).split("---\n")[1])
+
+    assert about["license"] == "gemma" and "Gemma terms" in lerobot_card(policy)
+    assert (about["base_model"], about["datasets"]) == (f"lerobot/{kind}_base", ["lab/drawers"])
+    assert about["model-index"][0]["results"][0]["dataset"]["name"] == "cubes"
+    policy.config.weights = "random"
+    assert "base_model" not in lerobot_card(policy) and "model-index" not in lerobot_card(policy)
 
 
 @pytest.mark.parametrize("kind", KINDS)

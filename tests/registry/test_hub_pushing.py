@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import atlas as package
 from atlas.policies.modular.policy import ModularPolicy
@@ -49,6 +50,32 @@ def test_a_run_s_best_policy_is_pushed_and_loaded_from_there(
     loaded = package.load_policy(f"hf:{NAME}")
     for name, tensor in policy.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_the_hub_is_told_of_the_dataset_and_of_success(
+    hub: LocalHub, atlas: Atlas, run_dir: Path, policy: ModularPolicy
+) -> None:
+    """Of the checkpoint that the run's last evaluation was of, and of no other."""
+    (run_dir / "config.yaml").write_text("run_name: first\ndata: {path: 'hf:lab/drawers'}\n")
+    told = {"env": "cubes", "episodes": 20, "success_rate": 0.65, "successes": 13}
+    for best, known in (("step_00000040", True), ("step_00000020", False)):
+        results = {"best_checkpoint": f"/elsewhere/checkpoints/{best}", "final_evaluation": told}
+        (run_dir / "results.json").write_text(json.dumps(results))
+        assert atlas("model", "push", run_dir, f"hf:{NAME}").code == 0
+
+        card = (hub.folder / "README.md").read_text()
+        about = yaml.safe_load(card.split("---\n")[1])
+        assert about["datasets"] == ["lab/drawers"] and about["library_name"] == "atlas-vla"
+        assert ("| success in cubes | 65% of 20 episodes |" in card) is known is ("model-index" in about)
+    (results,) = describe_hub({"data": "data/local", "run_name": "first", "success": told})["model-index"]
+    assert results["name"] == "first" and results["results"][0]["metrics"][0]["value"] == 0.65
+    assert describe_hub({"data": "data/local"}) == {}
+
+
+def describe_hub(facts: dict[str, Any]) -> dict[str, Any]:
+    from atlas.policies.model_card import hub_facts
+
+    return hub_facts(facts, "a policy")
 
 
 def test_a_folder_in_lerobot_s_form_is_pushed_as_it_is(hub: LocalHub, atlas: Atlas, tmp_path: Path) -> None:

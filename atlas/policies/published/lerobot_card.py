@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from atlas.policies.model_card import training_table
+from atlas.policies.model_card import hub_facts, training_table
 from atlas.registry.references import HUB
 from atlas.system.safe_text import markdown, markdown_code
 
@@ -32,6 +32,8 @@ def lerobot_card(policy: FlowPolicy, facts: Mapping[str, Any] | None = None) -> 
     about["tags"] = ["robotics", kind, "atlas-vla"]
     if start.startswith(HUB) and not random:
         about["base_model"] = start.removeprefix(HUB)
+    facts = facts or {}
+    about |= hub_facts(facts, kind)
     origin = "random weights" if random else markdown_code(start.removeprefix(HUB))
     cameras = ", ".join(markdown_code(name) for name, _ in policy.slots.present)
     actions = "; ".join(group.describe() for group in processor.action_spec.groups)
@@ -46,6 +48,6 @@ def lerobot_card(policy: FlowPolicy, facts: Mapping[str, Any] | None = None) -> 
     if trained:
         sources = "\n".join(f"- {markdown(s.source)}: {s.episodes} episodes, {s.frames} frames" for s in trained)
         lines.append(f"Trained on:\n{sources}")
-    if table := training_table(facts or {}):
+    if table := training_table(facts):
         lines.append(table)
     return "\n\n".join([*lines, note]) + "\n"
