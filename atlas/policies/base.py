@@ -102,6 +102,10 @@ class Policy(nn.Module, ABC):
         """Write a copy of a frozen part below `directory/frozen`, where the section's `build` looks for it."""
         raise NotImplementedError(f"{type(self).__name__} has no frozen part {part}")
 
+    def keep_origin(self, run_dir: Path) -> None:
+        """Keep in a run's folder what its frozen parts were read from, where that is somebody's folder, so that what is
+        saved from now on loads when that is gone."""
+
     def own_state_dict(self) -> dict[str, torch.Tensor]:
         """The state dict without what is not saved; see `is_own`."""
         return {name: tensor for name, tensor in self.state_dict().items() if self.is_own(name)}

@@ -75,6 +75,8 @@ class Trainer:
         device = accelerator.device
         main = accelerator.is_main_process
         facts = run_facts(config, policy, data.dataset) if main else None
+        if main:
+            policy.keep_origin(self.run_dir)
         publisher = Publisher(config, tracker, facts) if facts is not None else None
         self.cost = sample_cost(policy, data.train, config.data.batch_samples) if device.type == "cuda" else None
         self.utilisation = self._utilisation(policy)

@@ -22,8 +22,10 @@ import atlas.training.trainer
 from atlas.config import Config, load_config
 from atlas.data.sampling.augment import _luma
 from atlas.data.training_data import TrainingData
+from atlas.policies.base import Policy
 from atlas.policies.feature_cache_filling import begin_cache, fill_cache, frozen_encoder
 from atlas.policies.modular.policy import ModularPolicy
+from atlas.policies.vlm.vlm_policy import VLMPolicy
 from atlas.train import make_policy
 from atlas.training import Trainer
 from atlas.training.parallel.sharded import Sharded, trained_shards
@@ -31,6 +33,8 @@ from atlas.training.prepared_run import PreparedRun
 from atlas.training.schedule import make_schedule
 from tests.conftest import made_up_episode
 from tests.fake_cuda.census import Census, Collectives, pin_memory
+from tests.policies.golden import FIXTURES
+from tests.policies.image_text_models import save_image_text_model
 from tests.policies.test_policy import SMALL, VISIONS, make_tiny_encoder
 from tests.policies.test_vggt_backbone import WEIGHTS, backbone_config
 from tests.training.joint import make_job, make_step, rows
@@ -45,11 +49,15 @@ FP32 = "training.precision=fp32"
 BF16 = "precision: bf16"  # what "auto" is with a GPU
 
 
+# What a folder says, and rows of words that were made before, hold the host's own tensors, which an average copies and
+# the fake mode cannot.
+OF_THE_HOST = ("atlas.policies.published.description.Description", "atlas.policies.vlm.prompts.Prompts")
 VALIDATED = "keypoints"
 
 
 def cases(folder: Path) -> dict[str, list[str]]:
-    """Every vision, language, fusion and head, with and without recomputing, accumulation, an average, a cache."""
+    """Every vision, language, fusion and head, with and without recomputing, accumulation, an average, a cache; and
+    every other type, with adapters, an expert alone, or whole."""
     text = f"name: huggingface, pretrained: {folder / 't5'}"
     return {
         "keypoints": [*VISIONS["keypoints"], f"model.language={{{text}}}", "training.ema_decay=0"],
@@ -65,11 +73,23 @@ def cases(folder: Path) -> dict[str, list[str]]:
         "cached": [*backbone_config(), f"data.feature_cache={folder / 'cache'}"],
         "adapters": [*backbone_config(BF16, "lora: {rank: 4}"), FLOW],
         "trained on": [*backbone_config("freeze: false", "recompute: true")],
+        "smolvla": published("smolvla"),
+        "pi0": [*published("pi0"), "model.lora={rank: 2, alpha: 4}"],
+        "pi05": [*published("pi05"), RECOMPUTED],
+        "vlm": [
+            f"model={{type: vlm, backbone: {{pretrained: {folder / 'smolvlm'}, precision: bf16, lora: {{rank: 2}}}}, "
+            "head: {name: vlm-expert, dim: 32, mlp_dim: 48, steps: 3}}"
+        ],
     }
+
+
+def published(kind: str) -> list[str]:
+    return [f"model={{type: {kind}, pretrained: {FIXTURES / kind}, statistics: dataset, sampling_steps: 2}}"]
 
 
 def run_all(folder: Path, names: list[str]) -> dict[str, Any]:
     make_tiny_encoder(folder / "t5")
+    save_image_text_model("smolvlm", folder / "smolvlm")
     data = made_up_data(folder / "data")
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with as_on_a_gpu():
@@ -107,6 +127,8 @@ def as_on_a_gpu() -> ExitStack:
         "atlas.training.trainer.make_loader": outside_of_fake_mode(atlas.training.trainer.make_loader),
     }.items():
         stack.enter_context(patch(name, value))
+    for name in OF_THE_HOST:
+        stack.enter_context(patch(f"{name}.__deepcopy__", lambda self, memo: self, create=True))
     return stack
 
 
@@ -179,7 +201,7 @@ def listed(census: Census) -> list[tuple[str, str, int]]:
     return sorted((what, place, count) for (what, place), count in census.seen.items())
 
 
-def make_parts(config: Config) -> tuple[PreparedRun, ModularPolicy]:
+def make_parts(config: Config) -> tuple[PreparedRun, Policy]:
     torch.manual_seed(0)
     prepared = PreparedRun(config)
     data = prepared.data
@@ -188,8 +210,11 @@ def make_parts(config: Config) -> tuple[PreparedRun, ModularPolicy]:
         encoder = frozen_encoder(config).build_cached()
         fill_cache(cache, encoder, all_frames(data, config), config, torch.device("cpu"))
     policy = make_policy(prepared)
-    if "language" in policy.frozen:
+    if isinstance(policy, ModularPolicy) and "language" in policy.frozen:
         policy.language.embed(data.dataset.tasks)
+    if isinstance(policy, VLMPolicy):
+        for task in data.dataset.tasks:
+            policy._prompts.row(task, policy._views, policy.head.extra_tokens)
     return prepared, policy
 
 
@@ -199,7 +224,7 @@ def all_frames(data: TrainingData, config: Config) -> Any:
     return ChunkDataset(data.dataset, np.arange(len(data.dataset)), data.cameras, config.data.image_size, horizon=1)
 
 
-def to_fake(policy: ModularPolicy) -> ModularPolicy:
+def to_fake(policy: Policy) -> Policy:
     """The policy on the device, with tensors that hold no numbers, in place. Within the fake mode."""
     made: dict[int, nn.Parameter] = {}
     for module in policy.modules():
@@ -216,7 +241,7 @@ def to_fake(policy: ModularPolicy) -> ModularPolicy:
     return policy
 
 
-def make_trainer(prepared: PreparedRun, policy: ModularPolicy) -> Trainer:
+def make_trainer(prepared: PreparedRun, policy: Policy) -> Trainer:
     config = prepared.config
     bf16 = config.training.precision != "fp32"
 

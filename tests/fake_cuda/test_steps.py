@@ -30,6 +30,8 @@ REMEMBERED = {
     "sent policies/modular/language_encoders/language_tokens.py:__init__": 1,
     "sent policies/modular/language_encoders/language_tokens.py:of": 1,
 }
+PUBLISHED_WORDS = {"sent policies/published/flow_policy.py:words": 1}
+STATE_IN_WORDS = {"waits policies/pi/pi_prompt.py:state_prompts": 1}  # which are the host's to look up
 AGREED = {"waits training/parallel/strategy.py:largest": 2}
 STEPS = {
     "keypoints": BATCH | REMEMBERED | AGREED,
@@ -42,6 +44,18 @@ STEPS = {
     "cached": BATCH | WORDS | AGREED,
     "adapters": BATCH | WORDS | AGREED,
     "trained on": BATCH | WORDS | AGREED,
+    "smolvla": BATCH | PUBLISHED_WORDS | AGREED,
+    "pi0": BATCH | PUBLISHED_WORDS | AGREED,
+    "pi05": BATCH
+    | PUBLISHED_WORDS
+    | AGREED
+    | {"waits policies/pi/pi_prompt.py:state_prompts": 1},  # the state in words
+    "vlm": BATCH
+    | AGREED
+    | {
+        "sent policies/vlm/prompts.py:batch": 1,
+        "sent policies/modular/vision_encoders/huggingface_images.py:apply": 1,  # by what pixels are scaled
+    },
 }
 VALIDATED = "keypoints"
 SLOW = ("frozen", "trained on")  # what is special in them, others have: a teacher is frozen, and adapters are trained

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import atlas
+import atlas as package
 from atlas.config import TrainingConfig
 from atlas.errors import InputError
 from atlas.policies.base import load_policy
@@ -24,8 +25,12 @@ from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.training.optimizer import learning_rate, make_optimizer, warmup_for
 from atlas.types import Observation
 from tests.conftest import MakeLibero
+from tests.data.local_hub import NAME, serving_models
 from tests.policies.golden_pi import FOLDER, KINDS, golden
 from tests.policies.pi_policies import batch_of, build
+from tests.rollout.sites import install
+
+Run = Callable[..., int]
 
 WAYS: dict[str, dict[str, Any]] = {
     "all": {},
@@ -166,12 +171,14 @@ def test_saved_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("kind", "way"), [("pi0", "adapters"), ("pi05", "expert"), ("pi05", "all")])
-def test_a_run_trains_saves_goes_on_and_acts(kind: str, way: str, make_libero: MakeLibero, tmp_path: Path) -> None:
-    """One that is trained whole goes on, is evaluated and exported where the folder that it began with is gone."""
+def test_a_run_trains_saves_goes_on_and_acts(
+    kind: str, way: str, make_libero: MakeLibero, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, atlas: Run
+) -> None:
+    """It goes on, acts, is evaluated, exported and pushed where the folder that it began with is gone."""
     base = shutil.copytree(FOLDER / kind, tmp_path / "base", ignore=shutil.ignore_patterns("golden*", "v044"))
     settings = [
+        *(f"model.type={kind}", f"model.pretrained={base}", "model.statistics=dataset"),  # first: it begins anew
         *(f"model.{key}={json.dumps(value)}" for key, value in WAYS[way].items()),
-        *(f"model.type={kind}", f"model.pretrained={base}", "model.statistics=dataset"),
         *("model.sampling_steps=2", f"data.path={make_libero({'open': [4, 5, 4]})}", "data.batch_size=2"),
         *("data.num_workers=0", "data.action_horizon=4", "data.val_fraction=0.5"),
         *("training.max_steps=4", "training.warmup_steps=1", "training.log_interval=1", "training.val_interval=4"),
@@ -179,7 +186,7 @@ def test_a_run_trains_saves_goes_on_and_acts(kind: str, way: str, make_libero: M
     ]
 
     def train(name: str, resume: str | None = None) -> dict[str, float]:
-        return dict(atlas.train({}, [*settings, f"run_name={name}"], resume=resume).metrics)  # type: ignore[operator]
+        return dict(package.train({}, [*settings, f"run_name={name}"], resume=resume).metrics)  # type: ignore[operator]
 
     metrics = train("run")
     assert {"train/pose_loss", "train/gripper_loss", "val/pose_l1_error"} <= metrics.keys()
@@ -189,8 +196,7 @@ def test_a_run_trains_saves_goes_on_and_acts(kind: str, way: str, make_libero: M
     for link in again.iterdir():
         if link.is_symlink():
             link.unlink()
-    if way == "all":
-        shutil.rmtree(base)
+    shutil.rmtree(base)
 
     train("again", resume=str(again / "step_00000002"))
 
@@ -205,3 +211,18 @@ def test_a_run_trains_saves_goes_on_and_acts(kind: str, way: str, make_libero: M
     seen = Observation({"agentview": image, "eye_in_hand": image}, np.zeros(8, np.float32), "open")
     actor.reset(0, 0)
     assert actor.plan({0: seen})[0].shape == (2, 7)
+    if way == "all":
+        assert not list(tmp_path.rglob("lerobot/model.safetensors"))  # nothing of it is needed
+        return
+    run = str(tmp_path / "again")
+    install(tmp_path, monkeypatch, "drift", "atlas.environments", "drift = tests.rollout.drift_world:WORLD")
+    assert atlas("eval", "--checkpoint", run, "--env", "drift", "--episodes", "1", "--workers", "1") == 0
+    merged = ["--merge-lora"] if way == "adapters" else []
+    assert atlas("model", "export", run, "--to", "lerobot", "--out", str(tmp_path / "out"), *merged) == 0
+    with serving_models(tmp_path, monkeypatch):
+        assert atlas("model", "push", run, f"hf:{NAME}") == 0
+        pushed = load_policy(f"hf:{NAME}")
+    mine, theirs = policy.state_dict(), pushed.state_dict()
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    first, *rest = (tmp_path / "run" / "checkpoints").glob("step_*/policy/lerobot/model.safetensors")
+    assert len(rest) == 1 and first.samefile(rest[0]) and first.samefile(tmp_path / "run" / "pretrained" / first.name)

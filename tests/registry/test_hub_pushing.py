@@ -13,25 +13,14 @@ import yaml
 
 import atlas as package
 from atlas.policies.modular.policy import ModularPolicy
-from tests.data.local_hub import COMMIT, NAME, LocalHub, serving
+from tests.data.local_hub import COMMIT, NAME, LocalHub, serving_models
 
 Atlas = Callable[..., Any]
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    """An empty model repository, as with HF_ENDPOINT, HF_TOKEN and HF_HUB_DISABLE_XET, which are read at import."""
-    from huggingface_hub import constants
-
-    (tmp_path / "hub").mkdir()
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    with serving(tmp_path / "hub", "model") as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
+    with serving_models(tmp_path, monkeypatch) as hub:
         yield hub
 
 

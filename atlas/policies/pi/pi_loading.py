@@ -87,7 +87,7 @@ def build(
             fill_backbone(
                 network,
                 folder,
-                lambda: config.find() / WEIGHTS,
+                config.weights_file,
                 precision,
                 config.pretrained,
                 ALIASES,
@@ -119,7 +119,7 @@ def check(config: PiConfig, folder: Path | None = None) -> None:
         network = _network(config, description, settings)
         complete = folder is not None and (trains_whole(network) or holds_backbone(folder))
         if config.weights == "pretrained" and not complete:
-            check_file(config.find() / WEIGHTS, network, config.pretrained, ALIASES, BESIDE, NAMING)
+            check_file(config.weights_file(folder), network, config.pretrained, ALIASES, BESIDE, NAMING)
         if config.lora is not None:
             adapt_backbone(network, config.lora, LORA_KEY)
     _words(config, description, settings)

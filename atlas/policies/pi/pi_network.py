@@ -108,7 +108,8 @@ class PiNetwork(nn.Module):
             parts.append(tokens)
             there.append(is_there[:, None].expand(-1, tokens.shape[1]))
         words = self.words(ids)
-        parts.append(words * torch.tensor(self.sizes.word_scale, dtype=words.dtype, device=words.device))
+        # In the precision of the words, as it was trained; filled in on the device, to which nothing is sent so.
+        parts.append(words * torch.full((), self.sizes.word_scale, dtype=words.dtype, device=words.device))
         there.append(valid)
         embeddings = torch.cat([part.to(words.dtype) for part in parts], dim=1)
         all_valid = torch.cat(there, dim=1)

@@ -24,7 +24,6 @@ from atlas.policies.published.description import Description
 from atlas.policies.published.flow_policy import FlowPolicy, Prefix, pad_last
 from atlas.policies.published.tokenized_prompt import PromptTokenizer
 from atlas.policies.published.weight_filling import read_beside
-from atlas.registry.lerobot_policies import WEIGHTS
 from atlas.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -154,7 +153,7 @@ class PiPolicy(FlowPolicy):
         sizes = self.settings.sizes
         try:
             if self.config.weights == "pretrained":
-                return read_beside(self.config.find() / WEIGHTS, BESIDE, NAMING)
+                return read_beside(self.origin or self.config.weights_file(), BESIDE, NAMING)
             why = "the policy began with random weights"
         except InputError as error:
             why = str(error)

@@ -24,7 +24,8 @@ def state_bins(state: torch.Tensor) -> torch.Tensor:
 def state_prompts(instructions: Sequence[str], state: torch.Tensor) -> list[str]:
     """pi0.5's: the instruction in one line, then the bins of the state's real dimensions; state [B, P], normalised."""
     prompts = []
-    for text, bins in zip(instructions, state_bins(state).tolist(), strict=True):
+    # Words are the host's: of a state on a GPU this waits, once.
+    for text, bins in zip(instructions, state_bins(state).cpu().tolist(), strict=True):
         line = text.strip().replace("_", " ").replace("\n", " ")
         prompts.append(f"Task: {line}, State: {' '.join(map(str, bins))};\nAction: ")
     return prompts

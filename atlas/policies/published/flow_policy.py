@@ -35,6 +35,9 @@ from atlas.policies.published.published_section import DESCRIPTION, PublishedCon
 from atlas.policies.published.tokenized_prompt import PromptTokenizer
 from atlas.policies.published.weight_filling import BACKBONE_FILE
 from atlas.policies.strict_loading import check_forms, check_frozen, frozen_named, is_finite
+from atlas.registry.lerobot_policies import WEIGHTS
+from atlas.system.device_copies import send
+from atlas.system.file_store import link_or_copy
 from atlas.system.files import atomic_path
 from atlas.system.tensors import save_tensors
 from atlas.types import Batch, LossTerms
@@ -62,6 +65,9 @@ class FlowPolicy(Policy):
     config: PublishedConfig
     network: Any  # a module that `Sees`
 
+    _pose: torch.Tensor  # int64: the dimensions of an action that are no gripper, and those that are
+    _grippers: torch.Tensor
+
     def __init__(
         self,
         config: PublishedConfig,
@@ -80,7 +86,13 @@ class FlowPolicy(Policy):
         self._tokenizer, self._width, self._time = tokenizer, width, time
         self._steps = config.sampling_steps or steps
         self.state_scaler, self.action_scaler = description.scalers(processor)
+        grippers = [dimension for dimension, _ in processor.action_spec.grippers]
+        # On the device: an index of the host's would be sent there in every step.
+        self.register_buffer("_pose", torch.tensor(processor.action_spec.pose), persistent=False)
+        self.register_buffer("_grippers", torch.tensor(grippers, dtype=torch.int64), persistent=False)
         self._trained: frozenset[str] = frozenset()
+        self.origin: Path | None = None  # of frozen weights: a file that nobody can fetch again; None: there is none
+        self._kept: Path | None = None  # that file, in the folder of a run
 
     # ---- a type's own ----------------------------------------------------------------------------------------
 
@@ -173,9 +185,9 @@ class FlowPolicy(Policy):
         def mean(values: torch.Tensor) -> torch.Tensor:
             return (values.mean(-1) * valid).sum() / n_valid.clamp(min=1)
 
-        terms = {"pose_loss": mean(errors[..., spec.pose])}
+        terms = {"pose_loss": mean(errors[..., self._pose])}
         if spec.grippers:
-            terms["gripper_loss"] = mean(errors[..., [dimension for dimension, _ in spec.grippers]])
+            terms["gripper_loss"] = mean(errors[..., self._grippers])
         return LossTerms(mean(errors), n_valid, terms)
 
     def _actions(
@@ -265,8 +277,8 @@ class FlowPolicy(Policy):
             return torch.zeros(shape, dtype=torch.int64, device=device), torch.ones(
                 shape, dtype=torch.bool, device=device
             )
-        ids, valid = self._tokenizer(texts)
-        return ids.to(device, non_blocking=True), valid.to(device, non_blocking=True)
+        ids, valid = send(torch.stack(self._tokenizer(texts)), device)  # as integers: one copy
+        return ids, valid.bool()
 
     # ---- what is saved ---------------------------------------------------------------------------------------
 
@@ -282,6 +294,11 @@ class FlowPolicy(Policy):
         if not hasattr(self, "_frozen_hash"):
             self._frozen_hash = weights_hash(held)
         return {BACKBONE: FrozenWeights(self.config.pretrained, self._frozen_hash)}
+
+    @property
+    def frozen_names(self) -> list[str]:
+        """Of the parameters that are not trained."""
+        return [name for name, _ in self.named_parameters() if name not in self._trained]
 
     def is_own(self, name: str) -> bool:
         return self.config.weights == "random" or name in self._trained
@@ -309,9 +326,25 @@ class FlowPolicy(Policy):
     def save_pretrained(
         self, directory: str | Path, full: bool = False, weights: Mapping[str, torch.Tensor] | None = None
     ) -> None:
-        """As `Policy.save_pretrained`, and the folder `lerobot` with the rest of what LeRobot's folder says."""
+        """As `Policy.save_pretrained`, and the folder `lerobot` with the rest of what LeRobot's folder says, and a link
+        to the weights that were kept, see `keep_origin`."""
         super().save_pretrained(directory, full, weights)
-        self.save_description(Path(directory) / DESCRIPTION)
+        description = Path(directory) / DESCRIPTION
+        self.save_description(description)
+        if self._kept is not None and not full and not (description / WEIGHTS).exists():
+            link_or_copy(self._kept, description / WEIGHTS)
+
+    def keep_origin(self, run_dir: Path) -> None:
+        """See `Policy.keep_origin`: one file for all of a run's checkpoints, and the folder's own where the file system
+        has hard links."""
+        if self.origin is None:
+            return
+        self._kept = run_dir / "pretrained" / WEIGHTS
+        if not self._kept.exists():
+            self._kept.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(self._kept) as unfinished:
+                unfinished.unlink()
+                link_or_copy(self.origin, unfinished)
 
     def save_description(self, folder: Path) -> None:
         """Write config.json, processor files and tokenizer, from which the policy is built again."""

@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 
 from atlas.config.model_section import ModelConfig, ProcessorConfig
 from atlas.config.section import Size
+from atlas.registry.lerobot_policies import WEIGHTS
+from atlas.registry.references import kind_of
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +88,18 @@ class PublishedConfig(ModelConfig):
             return folder / DESCRIPTION
         return find_lerobot(self.pretrained, KEY, weights and self.weights == "pretrained")
 
+    def weights_file(self, folder: Path | None = None) -> Path:
+        """Where a saved policy's frozen weights are: kept in its folder, or in LeRobot's. Raises InputError."""
+        kept = None if folder is None else folder / DESCRIPTION / WEIGHTS
+        return kept if kept is not None and kept.is_file() else self.find() / WEIGHTS
+
+    def local_weights(self, folder: Path | None = None) -> Path | None:
+        """The same, where it is a file of this machine that nobody can fetch again; else None."""
+        places = [] if folder is None else [folder / DESCRIPTION]
+        if kind_of(self.pretrained) == "folder":
+            places.append(Path(self.pretrained).expanduser())
+        return next((place / WEIGHTS for place in places if (place / WEIGHTS).is_file()), None)
+
     # ---- what the type's own module does, which imports torch ---------------------------------------------
 
     def _loading(self) -> Any:
@@ -100,7 +114,10 @@ class PublishedConfig(ModelConfig):
         device: torch.device | None = None,
     ) -> Policy:
         """device: where weights that are read go, one by one; what is drawn at random stays on the CPU."""
-        return cast("Policy", self._loading().build(self, processor, folder, read_weights, device or "cpu"))
+        policy = self._loading().build(self, processor, folder, read_weights, device or "cpu")
+        if read_weights and self.weights == "pretrained" and policy.frozen_names:
+            policy.origin = self.local_weights(folder)
+        return cast("Policy", policy)
 
     def of_lerobot(self, directory: Path, device: torch.device | None = None) -> Policy:
         """The policy of a folder of LeRobot's, as it is there; in eval mode. device: see `build`. Raises InputError."""

@@ -134,7 +134,7 @@ def read_beside(path: Path, unused: Iterable[str], naming: Naming = AS_HERE) -> 
 def fill_backbone(
     network: nn.Module,
     folder: Path,
-    published: Callable[[], Path],
+    published: Callable[[Path], Path],
     precision: Precision,
     called: str,
     aliases: Mapping[str, str] | None = None,
@@ -142,12 +142,15 @@ def fill_backbone(
     naming: Naming = AS_HERE,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Give the frozen weights of a saved policy their numbers: of the copy in its folder, else of the published one."""
+    """Give the frozen weights of a saved policy their numbers: of the copy in its folder, else of a published file.
+
+    published: where that is, for a policy saved in a folder.
+    """
     frozen = [name for name, p in network.named_parameters() if not p.requires_grad]
     copy = _copy_of_backbone(folder)
     if not copy.exists():
         if frozen:
-            fill(network, published(), precision, called, aliases, device, frozen, unused, naming)
+            fill(network, published(folder), precision, called, aliases, device, frozen, unused, naming)
         return
     with TensorFile(copy) as file:
         names = {name: f"network.{name}" for name in frozen}

@@ -86,8 +86,7 @@ def build(
         allocate(network, config.weights == "random", device)  # and what is saved is read into it
         if config.weights == "pretrained":
             precision = precision_of(network, config.precision)
-            where = lambda: config.find() / WEIGHTS  # noqa: E731
-            fill_backbone(network, folder, where, precision, config.pretrained, TABLES, device=device)
+            fill_backbone(network, folder, config.weights_file, precision, config.pretrained, TABLES, device=device)
     return _assemble(config, processor, description, network)
 
 
@@ -108,7 +107,7 @@ def check(config: SmolVLAConfig, folder: Path | None = None) -> None:
     with torch.device("meta"):
         network = _network(config, description)
     if config.weights == "pretrained" and not (folder is not None and holds_backbone(folder)):
-        check_file(config.find() / WEIGHTS, network, config.pretrained, TABLES)
+        check_file(config.weights_file(folder), network, config.pretrained, TABLES)
     _words(config, description, network)
 
 

@@ -78,7 +78,7 @@ class Prompts:
         texts, which = distinct(instructions)
         rows = [self.row(text, views, extras) for text in texts]
         lengths = torch.tensor([len(row.ids) for row in rows])
-        longest = int(lengths.max())
+        longest = max(len(row.ids) for row in rows)
         ids = torch.zeros(len(rows), longest, dtype=torch.int64)
         positions = torch.zeros(rows[0].positions.shape[0], len(rows), longest, dtype=torch.int64)
         for place, row in enumerate(rows):

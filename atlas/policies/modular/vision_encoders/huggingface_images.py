@@ -15,6 +15,7 @@ from atlas.policies import huggingface_folder
 from atlas.policies.huggingface_folder import quiet, read_description, read_weights
 from atlas.policies.modular.vision_encoders.vision_sections import VISION_KEY as KEY
 from atlas.policies.pretrained_weights import weights_hash
+from atlas.system.device_copies import send
 
 # Nothing beside or behind the patches' last hidden states is read: files may lack it, and it is not trained. (CLIP's
 # post_layernorm is only for its pooled token, the mask token for training with parts left out.)
@@ -194,7 +195,7 @@ class PixelScale(NamedTuple):
 
     def apply(self, images: torch.Tensor) -> torch.Tensor:
         """images float [..., 3, H, W] in [0, 1]."""
-        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (self.mean, self.std))
+        mean, std = send(torch.tensor([self.mean, self.std]), images.device).view(2, 3, 1, 1)
         scaled: torch.Tensor = (images * (255 * self.rescale) - mean) / std
         return scaled
 
