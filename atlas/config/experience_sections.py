@@ -155,6 +155,9 @@ class OnPolicyConfig(OnlineConfig):
     # its variance all actions of a chunk share
     noise: Annotated[float, Field(gt=0, lt=1)] = 0.05
     shared_noise: Share = 0.8
+    # Of a policy that grows its chunk from noise (the head flow_matching, smolvla, pi0, pi05): the size of the noise at
+    # the one of its steps that is random
+    flow_noise: Annotated[float, Field(gt=0, le=2)] = 0.5
 
     @model_validator(mode="before")
     @classmethod

@@ -365,7 +365,11 @@ def part_tracker(config: Config, part: str, step: int) -> RunTracker:
 def view_of(policy: Policy, config: Config, name: str, env: str) -> PolicyView:
     """The policy as the algorithm of this name learns it. Raises InputError for one that it cannot learn."""
     settings = getattr(config.learning, name)
-    noise = Noise(settings.noise, settings.shared_noise) if isinstance(settings, OnPolicyConfig) else None
+    noise = (
+        Noise(settings.noise, settings.shared_noise, settings.flow_noise)
+        if isinstance(settings, OnPolicyConfig)
+        else None
+    )
     return PolicyView(policy, environment_spec(env).instructions, env, config.evaluation.execute, noise)
 
 

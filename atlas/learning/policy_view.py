@@ -17,7 +17,16 @@ from atlas.environments.environment import EnvironmentSpec
 from atlas.errors import InputError
 from atlas.learning.experience_replay import Column, Replay
 from atlas.policies.action_distribution import ActionDistribution, Noise
-from atlas.policies.base import ActsAtRandom, GivesFeatures, Policy, TakesNoise, load_model_config, load_policy
+from atlas.policies.base import (
+    ActsAtRandom,
+    ActsByFlow,
+    GivesFeatures,
+    Policy,
+    ShowsFeatures,
+    TakesNoise,
+    load_model_config,
+    load_policy,
+)
 from atlas.policies.processor import PolicyProcessor
 from atlas.registry import resolve_policy
 from atlas.system.file_store import CONFIG
@@ -47,10 +56,12 @@ class PolicyView:
                 "SAC trains a policy from state alone that acts at random by itself: it needs model.vision.name=none "
                 "and model.head.name=gaussian. Any other can be corrected (atlas learn sac --residual)."
             )
-        if not self._by_itself and not noisy:
+        self._flows = not self._by_itself and not noisy and isinstance(policy, ActsByFlow) and policy.acts_by_flow
+        if not self._by_itself and not noisy and not self._flows:
             raise InputError(
-                "PPO and GRPO need a policy that says how likely its actions are: model.head.name=gaussian, or "
-                "regression, to whose actions noise is added."
+                "PPO and GRPO need a policy that says how likely its actions are: model.head.name=gaussian, "
+                "flow_matching, or regression, to whose actions noise is added; of the published types smolvla, pi0 "
+                "and pi05."
             )
         if processor.history.steps > 1 or processor.relative is not None:
             raise InputError(
@@ -66,7 +77,11 @@ class PolicyView:
             self.columns["images"] = Column(shape, "uint8")
         horizon = processor.action_horizon
         self._chunk = (horizon if execute is None else min(execute, horizon), processor.action_spec.dim)
-        self._proprio, self._actions = processor.proprio_scaler(), processor.action_scaler()
+        self._proprio = processor.proprio_scaler()
+        self._actions = processor.action_scaler()
+        if self._flows:
+            assert isinstance(policy, ActsByFlow)
+            self._actions = policy.action_scaler
 
     def copy(self) -> PolicyView:
         """With a policy of its own, which stays as it is now."""
@@ -85,18 +100,29 @@ class PolicyView:
     @property
     def state_dim(self) -> int:
         tasks = len(self._instructions)
-        seen = self._features.feature_dim if self.policy.processor.cameras else 0
+        seen = self._seen_dim if self.policy.processor.cameras else 0
         return self.policy.processor.proprio_dim + (tasks if tasks > 1 else 0) + seen
 
     @property
-    def _features(self) -> GivesFeatures:
-        """Raises InputError for a policy that gives none."""
-        if not isinstance(self.policy, GivesFeatures):
-            raise InputError(
-                f"A policy of the type {self.policy.config.type} gives no features to foresee values from; "
-                "`atlas learn grpo` needs none."
-            )
-        return self.policy
+    def _seen_dim(self) -> int:
+        """Raises InputError for a policy that gives no features."""
+        if isinstance(self.policy, GivesFeatures):
+            return self.policy.feature_dim
+        if isinstance(self.policy, ShowsFeatures):
+            rows = {name: torch.zeros(1, *c.shape, dtype=getattr(torch, c.dtype)) for name, c in self.columns.items()}
+            with torch.no_grad():
+                return int(self.policy.image_features(self._batch(rows)).shape[-1])
+        raise InputError(
+            f"A policy of the type {self.policy.config.type} gives no features to foresee values from; "
+            "`atlas learn grpo` needs none."
+        )
+
+    def _features(self, batch: Batch) -> torch.Tensor:
+        """What is seen, float32 [B, D]."""
+        if isinstance(self.policy, GivesFeatures):
+            return self.policy.features_and_sample(batch)[0][:, : self.execute].mean(1)
+        assert isinstance(self.policy, ShowsFeatures)
+        return self.policy.image_features(batch).float()
 
     def trained(self) -> nn.Module:
         return self.policy
@@ -119,7 +145,11 @@ class PolicyView:
         if self._by_itself:
             assert isinstance(policy, ActsAtRandom)
             return policy.action_distribution(batch).first(self.execute)
-        assert self._noise is not None and isinstance(policy, TakesNoise)
+        assert self._noise is not None
+        if self._flows:
+            assert isinstance(policy, ActsByFlow)
+            return policy.flow_distribution(batch, self._noise.flow).first(self.execute)
+        assert isinstance(policy, TakesNoise)
         return policy.noisy_distribution(batch, self._noise).first(self.execute)
 
     def state(self, seen: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -130,7 +160,7 @@ class PolicyView:
                 told = torch.nn.functional.one_hot(seen["task"][:, 0].long(), len(self._instructions))
                 parts.append(told.float())
             if self.policy.processor.cameras:
-                parts.append(self._features.features_and_sample(self._batch(seen))[0][:, : self.execute].mean(1))
+                parts.append(self._features(self._batch(seen)))
             return torch.cat(parts, 1)
 
     @torch.no_grad()
@@ -175,8 +205,12 @@ class PolicyView:
         return replay
 
     def in_units(self, scaled: np.ndarray) -> np.ndarray:
-        """Scaled actions [H * A] as the environment takes them, float32 [H, A]."""
-        chunk = torch.from_numpy(scaled).view(1, *self._chunk)
+        """Scaled actions [H * A], or the path of such a chunk, as the environment takes them: float32 [H, A]."""
+        horizon, dim = self.policy.processor.action_horizon, self._chunk[1]
+        chunk = torch.from_numpy(scaled)
+        if self._flows:  # a path: the actions are before its last number
+            chunk = chunk.view(1, horizon, -1)[:, : self.execute, -1 - dim : -1]
+        chunk = chunk.reshape(1, *self._chunk)
         units: torch.Tensor = self._actions.denormalize(chunk, self._sources(chunk))[0]
         return units.numpy()
 

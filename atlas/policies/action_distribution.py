@@ -6,7 +6,8 @@ Numbers here are scaled as the network gives them, a gripper from -1 (open) to 1
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -91,6 +92,7 @@ class Noise:
 
     deviation: float  # of each number, scaled
     shared: float  # of the variance: one draw for all actions of a chunk, 0 to below 1
+    flow: float = 0.5  # of a policy that grows its chunk from noise: the size of the noise at one step of that
 
 
 @dataclass(frozen=True)
@@ -188,3 +190,106 @@ class CorrectedActions:
     def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
         """The logarithm of the density [B] of the correction of chunks [B, H, A] that `sample` may give."""
         return self.correction.log_prob((actions - self.base).mean(1, keepdim=True) / self.scale)
+
+
+@dataclass(frozen=True)
+class FlowActions:
+    """Chunks that are grown from noise by following a velocity, one step of which is random: so each has a density.
+
+    The ordinary differential equation that carries noise (time 1) to actions (time 0) has a stochastic one beside it
+    with the same distributions at all times (Flow-GRPO, Liu et al., 2025). At a step that is drawn for each chunk that
+    one is followed, elsewhere the ordinary one, as in pi-RL (Chen et al., 2025): what is learned from is this step.
+
+    A chunk is kept with it, as a path float [B, H, 2 W + A + 1]: x before the step, x after it, the scaled actions that
+    came of that, and the step's number. As in pi-RL its density is that of the executed actions' own numbers.
+    """
+
+    velocity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # at x [B, H, W] and time [B], towards noise
+    finish: Callable[[torch.Tensor], torch.Tensor]  # x at time 0 to scaled actions [B, H, A]
+    shape: tuple[int, int, int]  # B, H, W
+    device: torch.device
+    real: int  # of the W numbers, from the first on; the others only pad
+    steps: int
+    noise: float
+    counted: int  # actions, from the first on
+
+    def sample(self, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """A path, and the logarithm of its density [B]."""
+
+        def normal() -> torch.Tensor:
+            where = self.device if generator is None else generator.device
+            return torch.randn(self.shape, generator=generator, device=where).to(self.device)
+
+        where = self.device if generator is None else generator.device
+        step = torch.randint(self.steps, self.shape[:1], generator=generator, device=where).to(self.device)
+        return self._grow(normal(), step, normal())
+
+    @property
+    def most_likely(self) -> torch.Tensor:
+        """A path whose random step is the middle of what it may be, from the same noise every time."""
+        start = torch.randn(self.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        step = torch.zeros(self.shape[0], dtype=torch.int64, device=self.device)
+        return self._grow(start, step, torch.zeros_like(start))[0]
+
+    def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
+        """The logarithm of the density [B] of paths, with gradients."""
+        width = self.shape[2]
+        before, after, step = actions[..., :width], actions[..., width : 2 * width], actions[:, 0, -1].round().long()
+        middle, deviation = self._moments(before, step)
+        return self._density(after, middle, deviation)
+
+    @property
+    def entropy(self) -> torch.Tensor:
+        """[B], the mean over the steps, which is the same for all."""
+        step = torch.arange(self.steps, device=self.device)
+        logs = self._deviation(step).log().mean() + 0.5 + _HALF_LOG_2PI
+        return (self.counted * self.real * logs).expand(self.shape[0])
+
+    def first(self, count: int) -> FlowActions:
+        """See `ActionDistribution.first`: a path has all of the chunk."""
+        return replace(self, counted=count)
+
+    def executed(self, path: torch.Tensor) -> torch.Tensor:
+        """The scaled actions [..., counted, A] of paths."""
+        return path[..., : self.counted, 2 * self.shape[2] : -1]
+
+    def _grow(self, start: torch.Tensor, step: torch.Tensor, drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, before, after = start, start, start
+        middle, deviation = start, torch.ones_like(start[:, 0, 0])
+        for number in range(self.steps):
+            here = (step == number)[:, None, None]
+            at = torch.full_like(step, number)
+            v = self.velocity(x, self._time(at))
+            to, size = self._moments(x, at, v)
+            then = torch.where(here, to + size[:, None, None] * drawn, x - v / self.steps)
+            before, after = torch.where(here, x, before), torch.where(here, then, after)
+            middle, deviation = torch.where(here, to, middle), torch.where(step == number, size, deviation)
+            x = then
+        drawn_at = step.to(x.dtype)[:, None, None].expand(-1, x.shape[1], 1)
+        path = torch.cat([before, after, self.finish(x), drawn_at], -1)
+        return path, self._density(after, middle, deviation)
+
+    def _time(self, step: torch.Tensor) -> torch.Tensor:
+        return 1 - step.float() / self.steps
+
+    def _deviation(self, step: torch.Tensor) -> torch.Tensor:
+        """Of the noise [B] of a step; at the first, where it would be infinite, it is as far from 1 as at the next."""
+        time = self._time(step)
+        capped = time.clamp(max=1 - 1 / self.steps)
+        return self.noise * (time / (1 - capped) / self.steps).sqrt()
+
+    def _moments(
+        self, x: torch.Tensor, step: torch.Tensor, v: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where a random step leads to in the middle [B, H, W], and its deviation [B]."""
+        time, size = self._time(step), self._deviation(step)
+        v = self.velocity(x, time) if v is None else v
+        at, share = time[:, None, None], (size.square() / (2 * time))[:, None, None]
+        noise = x + (1 - at) * v  # that the velocity comes from
+        return x - v / self.steps - share * noise, size
+
+    def _density(self, after: torch.Tensor, middle: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
+        own = (slice(None), slice(self.counted), slice(self.real))
+        off = (after[own] - middle[own]) / deviation[:, None, None]
+        each = -0.5 * off.square() - deviation.log()[:, None, None] - _HALF_LOG_2PI
+        return each.flatten(1).sum(1)

@@ -21,7 +21,7 @@ from torch import nn
 
 from atlas.config.model_section import MODEL, ModelConfig
 from atlas.errors import InputError, did_you_mean, first_line
-from atlas.policies.action_distribution import CorrectedActions, GaussianActions, Noise, NoisyActions
+from atlas.policies.action_distribution import CorrectedActions, FlowActions, GaussianActions, Noise, NoisyActions
 from atlas.policies.model_card import model_card
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.policies.processor import PolicyProcessor, Scaler
@@ -325,6 +325,22 @@ class TakesNoise(Protocol):
     def noisy_distribution(self, batch: Batch, noise: Noise) -> NoisyActions:
         """Of the scaled actions, with gradients. Raises InputError for grippers of which it does not say how likely
         they close."""
+
+
+@runtime_checkable
+class ActsByFlow(Protocol):
+    """Grows its chunks from noise, a step of which may be random, so that it can be said how likely each is."""
+
+    action_scaler: Scaler
+
+    @property
+    def acts_by_flow(self) -> bool:
+        """Whether its parts do so."""
+        ...
+
+    def flow_distribution(self, batch: Batch, noise: float) -> FlowActions:
+        """Of the scaled actions, with gradients; noise: its size, see `FlowActions`."""
+        ...
 
 
 @runtime_checkable

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from atlas.errors import InputError
-from atlas.policies.action_distribution import GaussianActions, Noise, NoisyActions
+from atlas.policies.action_distribution import FlowActions, GaussianActions, Noise, NoisyActions
 from atlas.policies.attention import Attention
 from atlas.policies.base import InstructionMemory, Policy
+from atlas.policies.modular.action_heads.flow_matching import FlowMatchingHead
 from atlas.policies.modular.action_heads.gaussian import GaussianHead
 from atlas.policies.modular.action_heads.head_contract import GenerativeHead
 from atlas.policies.modular.action_heads.regression import RegressionHead
@@ -137,6 +138,15 @@ class ModularPolicy(Policy):
         """See `TakesNoise`; for the head `regression`."""
         assert isinstance(self.head, RegressionHead)
         return self.head.noisy(self._look(batch)[1], noise)
+
+    @property
+    def acts_by_flow(self) -> bool:
+        return isinstance(self.head, FlowMatchingHead)
+
+    def flow_distribution(self, batch: Batch, noise: float) -> FlowActions:
+        """See `ActsByFlow`; for the head `flow_matching`."""
+        assert isinstance(self.head, FlowMatchingHead)
+        return self.head.distribution(self._look(batch)[1], noise)
 
     def features_and_sample(
         self, batch: Batch, generator: torch.Generator | None = None

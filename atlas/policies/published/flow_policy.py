@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from atlas.data.image_fit import ImageFit
 from atlas.errors import InputError
+from atlas.policies.action_distribution import FlowActions
 from atlas.policies.adapters import plain_name
 from atlas.policies.base import Policy
 from atlas.policies.chunk_guidance import Guidance
@@ -142,6 +143,22 @@ class FlowPolicy(Policy):
             rest = self.action_scaler.normalize(previous.float(), batch.source)
             guide = self.guidance(rest, delay, previous.shape[1] if reach is None else reach, schedule, most)
         return self._actions(batch, self._look(batch), None, start, guide)
+
+    acts_by_flow = True
+
+    def flow_distribution(self, batch: Batch, noise: float) -> FlowActions:
+        """See `ActsByFlow`. Gradients go into the prefix where something of it is trained."""
+        prefix, real = self._look(batch), self.processor.action_spec.dim
+        return FlowActions(
+            velocity=partial(self.velocity, prefix),
+            finish=lambda x: x[..., :real].float(),
+            shape=(len(batch), self.processor.action_horizon, self._width),
+            device=prefix.valid.device,
+            real=real,
+            steps=self._steps,
+            noise=noise,
+            counted=self.processor.action_horizon,
+        )
 
     @property
     def follows(self) -> bool:

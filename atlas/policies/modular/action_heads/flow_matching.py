@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from atlas.data.sampling.randomness import Stream, normal, uniform
+from atlas.policies.action_distribution import FlowActions
 from atlas.policies.chunk_guidance import Guidance
 from atlas.policies.modular.action_heads.action_parts import ActionParts
 from atlas.policies.modular.action_heads.head_contract import ActionHead
@@ -102,6 +103,17 @@ class FlowMatchingHead(ActionHead):
             return free if guide is None else -guide(x, -free, 1 - time)  # its time goes the other way
 
         return self._unpack(integrate(velocity, noise, self._config.solver, self._config.steps))
+
+    def distribution(self, fused: torch.Tensor, noise: float) -> FlowActions:
+        """Of normalised actions, by Euler's steps whatever the solver; fused [B, H, dim]."""
+
+        def velocity(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            return -self._velocity(x, 1 - time, fused)  # its time goes the other way
+
+        shape = (*fused.shape[:2], self.noise_dim)
+        return FlowActions(
+            velocity, self._unpack, shape, fused.device, self.noise_dim, self._config.steps, noise, fused.shape[1]
+        )
 
     def _draw(self, target: torch.Tensor, key: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Noise like `target` [B, H, D] and a time [B]."""
