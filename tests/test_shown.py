@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas.cli.output import print_json, print_table, say, show_log_lines_as_text
+from atlas.cli.output import log_lines_shown_as_text, print_json, print_table, say
 from atlas.policies.model_card import model_card
 from atlas.system.safe_text import markdown, markdown_code, printable
 from atlas.tracking.sinks.console import setup_logging
@@ -42,13 +42,13 @@ def test_log_lines_show_it_as_text_before_and_while_a_run_has_its_log(
     last = logging.lastResort
     assert last is not None
     monkeypatch.setattr(last, "formatter", None)
-    show_log_lines_as_text()
-    record = logging.makeLogRecord({"levelno": logging.WARNING, "msg": "episode %s", "args": (EVIL,)})
-    assert last.format(record) == f"episode {SHOWN}"
+    with log_lines_shown_as_text():
+        record = logging.makeLogRecord({"levelno": logging.WARNING, "msg": "episode %s", "args": (EVIL,)})
+        assert last.format(record) == f"episode {SHOWN}"
 
-    undo = setup_logging(tmp_path, is_main=True)
-    logging.getLogger("atlas.test").info("episode %s", EVIL)
-    undo()
+        undo = setup_logging(tmp_path, is_main=True)
+        logging.getLogger("atlas.test").info("episode %s", EVIL)
+        undo()
 
     assert SHOWN in capfd.readouterr().err
     assert SHOWN in (tmp_path / "train.log").read_text()

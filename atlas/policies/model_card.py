@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import yaml
 
@@ -33,6 +33,15 @@ _FACTS = {
 }
 
 
+@runtime_checkable
+class HasOrigin(Protocol):
+    """A policy that began with published weights."""
+
+    def published_origin(self) -> Mapping[str, Any]:
+        """What the header of a card on the Hugging Face hub says of them: license, base_model."""
+        ...
+
+
 def model_card(policy: Policy) -> str:
     """README.md of a saved policy: what it takes and returns, and which data its statistics are from."""
     processor = policy.processor
@@ -50,10 +59,11 @@ def model_card(policy: Policy) -> str:
         f"(sha256 {weights.sha256})\n"
         for part, weights in policy.frozen.items()
     )
+    origin = yaml.safe_dump(dict(policy.published_origin()), sort_keys=False) if isinstance(policy, HasOrigin) else ""
     return f"""---
 library_name: atlas-vla
 pipeline_tag: robotics
----
+{origin}---
 # Atlas policy
 
 - {policy.config.describe()}; {parameters:,} parameters

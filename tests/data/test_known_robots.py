@@ -59,9 +59,14 @@ def kinds(folder: Path, **features: Any) -> list[str]:
     ],
 )
 def test_a_robot_is_known_by_its_names(
-    name: str, groups: list[str], joints: dict[str, Any], robot: Callable[[str], Path]
+    name: str,
+    groups: list[str],
+    joints: dict[str, Any],
+    robot: Callable[[str], Path],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    dataset = open_dataset(robot(name))
+    with caplog.at_level("INFO"):
+        dataset = open_dataset(robot(name))
     found = inspect_dataset(dataset)
 
     spec = dataset.action_spec
@@ -72,6 +77,7 @@ def test_a_robot_is_known_by_its_names(
     ends = {"droid": (0, 1), "aloha": (1, 0)}.get(name, (100, 0))
     assert (gripper.open, gripper.closed) == ends and gripper.continuous
     assert any("by their names" in note for note in found["read_as"])
+    assert all(note in caplog.text for note in found["read_as"][:3])
     assert found["proprio_names"] == list(ROBOTS[name].names)
     assert found["warnings"] == []
     if name == "lekiwi":

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from atlas.errors import InputError
 from atlas.policies.exporting import export_policy
+from atlas.policies.model_card import model_card
 from atlas.policies.pi.pi_names import TABLE, TIED_TABLE, UNUSED
 from atlas.policies.published.lerobot_card import lerobot_card
 from atlas.policies.published.lerobot_export import NEWER_OPTIONS
@@ -51,6 +52,8 @@ def test_a_card_says_what_is_known_of_origin_and_licence(kind: str) -> None:
 
     assert about["license"] == "gemma" and "Gemma terms" in lerobot_card(policy)
     assert (about["base_model"], about["datasets"]) == (f"lerobot/{kind}_base", ["lab/drawers"])
+    own = yaml.safe_load(model_card(policy).split("---\n")[1])
+    assert (own["license"], own["base_model"]) == ("gemma", f"lerobot/{kind}_base")
     assert about["model-index"][0]["results"][0]["dataset"]["name"] == "cubes"
     policy.config.weights = "random"
     assert "base_model" not in lerobot_card(policy) and "model-index" not in lerobot_card(policy)

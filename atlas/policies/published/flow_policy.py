@@ -387,6 +387,12 @@ class FlowPolicy(Policy):
         """{name: JSON} of what a type keeps beside config.json, such as sizes that it does not have."""
         return {}
 
+    def published_origin(self) -> Mapping[str, Any]:
+        """See `HasOrigin`."""
+        from atlas.policies.published.lerobot_card import origin_of
+
+        return origin_of(self)
+
     def export_lerobot(self, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
         """Write the folder that LeRobot loads. facts: of the training, for its card."""
         from atlas.policies.published.lerobot_export import export_lerobot

@@ -23,17 +23,21 @@ LICENCES = {
 _UNKNOWN = ("other", "The licence is that of the weights it started from.")
 
 
+def origin_of(policy: FlowPolicy) -> dict[str, Any]:
+    """Where its weights come from, as the header of a card on the Hugging Face hub says it: license, base_model."""
+    start = policy.config.pretrained
+    found = {"license": LICENCES.get(policy.description.folder.kind, _UNKNOWN)[0]}
+    if start.startswith(HUB) and policy.config.weights != "random":
+        found["base_model"] = start.removeprefix(HUB)
+    return found
+
+
 def lerobot_card(policy: FlowPolicy, facts: Mapping[str, Any] | None = None) -> str:
     """facts: of the training, as `describe_files` has them, where the policy lay in a checkpoint."""
     processor, kind, start = policy.processor, policy.description.folder.kind, policy.config.pretrained
-    licence, note = LICENCES.get(kind, _UNKNOWN)
-    random = policy.config.weights == "random"
-    about: dict[str, Any] = {"license": licence, "library_name": "lerobot", "pipeline_tag": "robotics"}
-    about["tags"] = ["robotics", kind, "atlas-vla"]
-    if start.startswith(HUB) and not random:
-        about["base_model"] = start.removeprefix(HUB)
-    facts = facts or {}
-    about |= hub_facts(facts, kind)
+    facts, random = facts or {}, policy.config.weights == "random"
+    about: dict[str, Any] = {"library_name": "lerobot", "pipeline_tag": "robotics"}
+    about |= {"tags": ["robotics", kind, "atlas-vla"], **origin_of(policy), **hub_facts(facts, kind)}
     origin = "random weights" if random else markdown_code(start.removeprefix(HUB))
     cameras = ", ".join(markdown_code(name) for name, _ in policy.slots.present)
     actions = "; ".join(group.describe() for group in processor.action_spec.groups)
@@ -50,4 +54,4 @@ def lerobot_card(policy: FlowPolicy, facts: Mapping[str, Any] | None = None) -> 
         lines.append(f"Trained on:\n{sources}")
     if table := training_table(facts):
         lines.append(table)
-    return "\n\n".join([*lines, note]) + "\n"
+    return "\n\n".join([*lines, LICENCES.get(kind, _UNKNOWN)[1]]) + "\n"
