@@ -9,10 +9,12 @@ import dataclasses
 import importlib
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -226,6 +228,38 @@ def test_late_chunks(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     assert [row[:3] for row in printed[:2]] == [["0 ms", "none", "1/2"], ["0 ms", "0.3", "1/2"]]
     assert asked[-1] == ("50 ms, guided", 2) and printed[-1][4] == "10.5"
+
+
+def test_late_chunks_through_a_server(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a process of its own, which is asked in place of simulators."""
+    pytest.importorskip("websockets", reason="websockets is not installed: pip install 'atlas-vla[serve]'")
+    from atlas.rollout.success_report import EpisodeOutcome
+    from tests import warm
+    from tests.policies.test_policy import make_policy
+    from tests.serving.running import seen
+
+    make_policy("keypoints", "model.head={name: flow_matching, dim: 16, layers: 1}").save_pretrained(tmp_path / "flow")
+
+    def play(self: object, actor: Any, planned: list[object], title: str) -> list[EpisodeOutcome]:
+        actor.reset(0, 0)
+        actions = [actor.plan({0: seen()})[0] for _ in range(2)]
+        return [EpisodeOutcome("go", 0, len(actions[-1]) > 0, 0.0, len(actions[0]))]
+
+    late_chunks = importlib.import_module("late_chunks")
+    monkeypatch.setattr(late_chunks.Evaluator, "run", play)
+    started: list[Any] = []
+
+    def popen(command: list[str], **options: Any) -> Any:
+        started.append(warm.start(*command[1:], stdout=options["stdout"]))
+        return started[-1]
+
+    monkeypatch.setattr(late_chunks, "subprocess", SimpleNamespace(Popen=popen, PIPE=subprocess.PIPE))
+    asked = ["--policy", tmp_path / "flow", "--episodes", 1, "--execute", 2, "--delays", "50", "--ways", "none,guided"]
+    printed = rows(run("late_chunks", *asked, "--server"))
+
+    assert [row[:3] for row in printed] == [["50 ms", "none", "1/1"], ["50 ms", "guided", "1/1"]]
+    (server,) = started
+    assert server.poll() is not None
 
 
 def test_robustness_of_the_recipe(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,8 @@ Workers = Annotated[
     int | None,
     typer.Option(min=1, metavar="W", help="Simulator processes; default: one per core, at most 16 for evaluation."),
 ]
+Project = Annotated[str | None, typer.Option(metavar="P", help="wandb's project; default: the config's, atlas-vla.")]
+Entity = Annotated[str | None, typer.Option(metavar="E", help="wandb's user or team; default: the key's user.")]
 Resume = Annotated[
     str | None,
     typer.Option(

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atlas.cli.commands.model_commands import model_app
-from atlas.cli.options import Json
+from atlas.cli.options import Entity, Json, Project
 from atlas.cli.output import print_json, print_table, say, stdout_kept_for_the_report
 from atlas.errors import InputError
 
 if TYPE_CHECKING:
     from atlas.registry.references import ArtifactReference
 
-Project = Annotated[str | None, typer.Option(metavar="P", help="wandb's project; default: the config's, atlas-vla.")]
-Entity = Annotated[str | None, typer.Option(metavar="E", help="wandb's user or team; default: the key's user.")]
 Aliases = Annotated[
     list[str] | None, typer.Option("--alias", metavar="ALIAS", help="For example prod; may be given several times.")
 ]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from atlas.cli.options import PLAIN, Json
+from atlas.cli.options import PLAIN, Entity, Json, Project
 from atlas.cli.output import print_json, say, stdout_kept_for_the_report
 
 sweep_app = typer.Typer(help="Vary config keys: on this machine, or with wandb.", **PLAIN)
@@ -54,8 +54,8 @@ def create(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", show_default=False, help="A sweep file; default: atlas's own.")
     ] = _DEFAULT,
-    project: Annotated[str | None, typer.Option(metavar="P", help="wandb's project.")] = None,
-    entity: Annotated[str | None, typer.Option(metavar="E", help="Its user or team.")] = None,
+    project: Project = None,
+    entity: Entity = None,
     as_json: Json = False,
 ) -> None:
     """Create a sweep on wandb's server, which chooses the values."""
