@@ -152,11 +152,11 @@ def measure(arguments: argparse.Namespace) -> None:
 @contextmanager
 def by_itself(trainer: Trainer):  # type: ignore[no-untyped-def]
     """Within it, the trainer's steps exchange nothing with other processes."""
-    model, several = trainer.model, trainer.agreement._several
-    trainer.model, trainer.agreement._several = trainer.policy, False
+    model, several = trainer.model, trainer.consensus._several
+    trainer.model, trainer.consensus._several = trainer.policy, False
     with trainer.strategy.accumulating():
         yield
-    trainer.model, trainer.agreement._several = model, several
+    trainer.model, trainer.consensus._several = model, several
 
 
 @contextmanager

@@ -18,10 +18,13 @@ from atlas.checks.finding import Finding
 from atlas.config import dump_yaml, load_config
 from atlas.learning.improvement import Improvement
 from atlas.learning.returns import OnlineResult
+from atlas.prepare import prepare
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
+from atlas.train import build_trainer, make_accelerator
 from tests.conftest import MakeLibero
 from tests.policies.test_policy import make_policy
 from tests.test_benchmarks import BENCHMARKS, rows
+from tests.test_processes import QUICK
 
 # What others start, which are in a test, and one that needs a package which is not installed for tests.
 STARTED_BY_OTHERS = {"trainings", "pendulum_sb3"}
@@ -153,3 +156,18 @@ def test_each_plant_is_played_or_checked_and_told(
     assert cells["gripper: 0 to 1"][0] == "1/2" and cells["gripper: 0 to 1"][2] == "`atlas eval --diagnose`"
     assert cells["dropout left on"][2:4] == ["**nobody**", "gripper"]
     assert cells["data: gripper: 0 to 1"][2] == "`atlas data check`, training"
+
+
+def test_a_process_trains_by_itself_beside_others(make_libero: MakeLibero, tmp_path: Path) -> None:
+    """What scaling.py compares with; it reaches into the trainer, whose parts may have been renamed."""
+    scaling = importlib.import_module("scaling")
+    folders = [f"data.path={make_libero()}", f"output_dir={tmp_path}", "run_name=run", "distributed.cpu=true"]
+    prepared = prepare(load_config(None, [*QUICK, *folders]))
+    trainer = build_trainer(prepared, make_accelerator(prepared.config))
+    trainer.tracker.finish(0)
+    trainer.consensus._several, model = True, trainer.model
+
+    with scaling.by_itself(trainer):
+        assert trainer.model is trainer.policy and not trainer.consensus._several
+
+    assert trainer.model is model and trainer.consensus._several

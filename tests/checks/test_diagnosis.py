@@ -179,4 +179,8 @@ def test_the_verb_diagnoses_a_policy_and_plays_recorded_actions(
     assert {f["check"] for f in untrained["findings"]} >= {"view", "stats", "language"}
     assert not [f for f in untrained["findings"] if f["severity"] == "error"] and untrained["success_rate"] == 0.0
     assert recorded["success_rate"] == 1.0 and "findings" not in recorded
-    assert neither.returncode == 2 and "--checkpoint, or --open-loop" in neither.stderr
+    assert (
+        neither.returncode == 2
+        and "--checkpoint, --policy with" in neither.stderr
+        and "or --open-loop" in neither.stderr
+    )
