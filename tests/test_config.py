@@ -96,6 +96,16 @@ def test_a_missing_file_is_named() -> None:
         load_config("nowhere.yaml")
 
 
+def test_a_type_that_comes_too_late_is_refused() -> None:
+    """It begins the model anew: what was asked for before it would be lost without a word."""
+    late = ["model.fusion.dim=32", "training.max_steps=5", "model.type=pi0", "model.pretrained=somewhere"]
+
+    with pytest.raises(InputError, match=r"'model.type=pi0' .* would undo 'model.fusion.dim=32': put it before that"):
+        load_config(None, late)
+    assert load_config(None, late[1:]).model.type == "pi0"
+    assert load_config(None, ["model.fusion.dim=32", "model.type=modular"]).model.fusion.dim == 32
+
+
 EARLIER = sorted((Path(__file__).parent / "fixtures" / "earlier_configs").glob("*.yaml"))
 
 

@@ -36,8 +36,8 @@ def load_config(source: str | Path | Config | dict[str, Any] | None = None, over
         path = Path(source).expanduser() if source is not None else DEFAULT_CONFIG
         name = str(path)
         values = deepcopy(_default_values()) if path == DEFAULT_CONFIG else _read_yaml(path)
-    for override in overrides:
-        _apply_override(values, override)
+    for place, override in enumerate(overrides):
+        _apply_override(values, override, overrides[:place])
     return parse_config(values, name)
 
 
@@ -82,11 +82,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def _apply_override(values: dict[str, Any], override: str, before: Sequence[str]) -> None:
+    """before: what was applied already. Raises InputError, also for a type that would undo some of it."""
     sections, last, value = split_assignment(override, "training.max_steps=100")
     place = inside(values, sections, override)
     another = place.get("type", MODEL.default) if sections == ["model"] and last == "type" else place.get("name")
     if sections[:1] == ["model"] and last in ("name", "type") and another != value:
+        undone = [each for each in before if each.startswith("model.")]
+        of_another = any(each.startswith(("model=", "model.type=")) for each in before)  # what follows is that one's
+        if last == "type" and undone and not of_another:
+            raise InputError(f"'{override}' begins the model anew and would undo '{undone[-1]}': put it before that.")
         place.clear()  # a different kind of part: the old one's settings do not apply to it
     place[last] = value
 
