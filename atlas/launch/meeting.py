@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from atlas.errors import InputError, first_line
 from atlas.launch.nodes import LOOPBACK, Nodes
 from atlas.launch.reports import IN_GOOD_ORDER
+from atlas.system.documents import parse_json
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
@@ -166,13 +167,13 @@ class Meeting:
             if text == self._last.get(node):
                 continue
             self._last[node], self._heard[node] = text, time.monotonic()
-            told: dict[str, Any] = json.loads(text)
-            if told["failure"]:
-                self._failures.setdefault(node, Failure(**told["failure"]))
-            if told["code"] is not None:
+            failure, code = _understood(node, text)
+            if failure is not None:
+                self._failures.setdefault(node, failure)
+            if code is not None:
                 self._heard.pop(node)
-                if told["code"] not in IN_GOOD_ORDER:
-                    ended = Failure(node, f"it ended with code {told['code']}", consequence=True, code=told["code"])
+                if code not in IN_GOOD_ORDER:
+                    ended = Failure(node, f"it ended with code {code}", consequence=True, code=code)
                     self._failures.setdefault(node, ended)
 
     def _silent(self) -> list[int]:
@@ -258,6 +259,16 @@ def _store(host: str, port: int, **more: Any) -> TCPStore:
     # With several tenants, torchrun (in this process too) uses the one that listens.
     wait = timedelta(seconds=_ANSWER_SECONDS)
     return TCPStore(host, port, timeout=wait, wait_for_workers=False, multi_tenant=True, **more)
+
+
+def _understood(node: int, text: bytes) -> tuple[Failure | None, int | None]:
+    """The failure and the exit code that a launcher reports; whoever reaches the store may have written nonsense."""
+    try:
+        told = parse_json(text)
+        code = None if told["code"] is None else int(told["code"])
+        return Failure(**told["failure"]) if told["failure"] else None, code
+    except (ValueError, LookupError, TypeError):
+        return Failure(node, "what it reports is not what Atlas's launcher reports"), None
 
 
 def _answers(host: str, port: int) -> bool:

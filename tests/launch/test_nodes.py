@@ -226,6 +226,19 @@ def test_another_version_of_atlas_is_refused(prepared: Take, config: Config, mon
         prepared(text)
 
 
+@pytest.mark.parametrize(
+    "text", [b"[" * 100_000, b"[]", b"\xff", b'{"code": null, "failure": {"x": 1}}', b'{"code": "x"}']
+)
+def test_nonsense_in_the_store_is_a_failure_of_its_machine(nodes: Nodes, text: bytes) -> None:
+    meeting = Meeting(replace(nodes, number=2))
+    meeting._ask = lambda *_: [text]  # type: ignore[method-assign]
+
+    meeting._listen()
+
+    (failure,) = meeting.failures()
+    assert failure.node == 1 and "not what Atlas's launcher reports" in failure.text
+
+
 # ---- real launchers --------------------------------------------------------------------------------------
 
 
