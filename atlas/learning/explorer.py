@@ -139,7 +139,7 @@ def summary_aliases(prefix: str, episodes: Sequence[Ended]) -> dict[str, float]:
 
 
 def play_here(
-    env: Environment, actor: Actor, planned: Sequence[PlannedEpisode], title: str, each: Callable[[], None]
+    env: Environment, actor: Actor, planned: Sequence[PlannedEpisode], title: str | None, each: Callable[[], None]
 ) -> list[tuple[EpisodeOutcome, Ended]]:
     """Play episodes in this process, one after another, and show how many are over under `title`. each: is called
     before every one of them."""

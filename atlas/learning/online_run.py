@@ -33,6 +33,7 @@ from atlas.learning.boards.evaluation_board import EvaluationBoard
 from atlas.learning.boards.experience_map import DEMONSTRATIONS, ExperienceMap, Seen, demonstrated
 from atlas.learning.boards.judged_episodes import Judge
 from atlas.learning.explorer import play_here, summary_aliases
+from atlas.learning.on_policy.rank_group import RankGroup
 from atlas.learning.policy_view import PolicyView, load_start, processor_of_world
 from atlas.learning.residual_view import ResidualView, corrected_policy
 from atlas.learning.returns import OnlineResult
@@ -104,9 +105,11 @@ class OnlineRun:
         held: ExitStack,
         stop: StopRequest,
         checkpoint: str | None = None,
+        group: RankGroup | None = None,
     ) -> None:
-        """checkpoint: of a policy to begin with; None: new weights. Raises InputError."""
-        self._stop = stop
+        """checkpoint: of a policy to begin with; None: new weights. group: of processes that learn as one; the first of
+        them writes. Raises InputError."""
+        self._stop, self.group = stop, group or RankGroup()
         self.config, self.name, self.env, self.folder = config, name, env, config.run_dir
         self.settings: OnlineConfig = getattr(config.learning, name)
         self.spec = environment_spec(env)
@@ -119,7 +122,9 @@ class OnlineRun:
         else:
             self.policy = start_policy(config, env, checkpoint)
             self.view = view_of(self.policy, config, name, env)
-        held.enter_context(hold(self.folder, f"the run {self.folder}"))
+        self.policy.to(self.group.device)
+        if self.group.main:
+            held.enter_context(hold(self.folder, f"the run {self.folder}"))
         asked = {
             "algorithm": name,
             "checkpoint": checkpoint,
@@ -132,7 +137,9 @@ class OnlineRun:
             asked["execute"] = self.view.execute
             if (margin := self.policy.processor.scaling.proprio_margin) is not None:
                 asked["proprio_margin"] = margin
-        settle(self.folder, asked, config)
+        if self.group.main:
+            settle(self.folder, asked, config)
+        self.group.gathered(None)  # what the first has found and refused, the others do not begin with
         self._held, self._world = held, list[Environment]()
         self._boards: tuple[EvaluationBoard, ExperienceMap] | None = None
         self._demonstrated: Seen | None = None
@@ -154,7 +161,7 @@ class OnlineRun:
 
     def tracker(self, part: str, step: int) -> RunTracker:
         """The board of the actor or the learner: a folder of its own, and in wandb a run of one group."""
-        tracker = part_tracker(self.config, part, step)
+        tracker = part_tracker(self.config, part, step, self.group.main)
         finish_with(self._held, tracker)
         return tracker
 
@@ -194,7 +201,11 @@ class OnlineRun:
         was_training = self.policy.training
         self.policy.eval()
         with one_thread():
-            played = play_here(self._world[0], self.actor(), planned, f"playing {purpose} episodes", each=leave)
+            mine, title = planned[self.group.rank :: self.group.size], f"playing {purpose} episodes"
+            ours = play_here(self._world[0], self.actor(), mine, title if self.group.main else None, each=leave)
+        numbers = {episode.seed: episode.number for episode in planned}
+        played = [each for part in self.group.gathered(ours) for each in part]
+        played.sort(key=lambda each: numbers[each[0].seed])
         self.policy.train(was_training)
         report = EvaluationReport(
             self.env,
@@ -221,7 +232,8 @@ class OnlineRun:
         """
         report, metrics = self.evaluate("selection", self.settings.eval_episodes)
         tracker.log({**metrics, "train/step": tracker.step})  # their axis in wandb
-        self._show(replace(report, step=tracker.step), tracker, judge, been)
+        if self.group.main:
+            self._show(replace(report, step=tracker.step), tracker, judge, been)
         reached = [report.success_rate, metrics["eval/mean_reward"]]
         logger.info("After %d steps: mean reward %.4g, success %.0f%%", steps, reached[1], 100 * reached[0])
         if self.best is None or reached > self.best:
@@ -270,6 +282,8 @@ class OnlineRun:
 
     def keep(self, name: str) -> None:
         """Save the present policy as <run>/<name>/policy."""
+        if not self.group.main:
+            return
         folder = self.folder / name
         with partial_folder(folder) as partial:
             self.policy.save_pretrained(partial / "policy")
@@ -279,10 +293,11 @@ class OnlineRun:
     def before(self) -> EvaluationReport:
         """The policy that the run begins with, on the held-out starts; played once."""
         file = self.folder / EVALUATIONS / "before.json"
-        if file.exists():
+        if self.group.from_first(file.exists()):
             return EvaluationReport.load(file)
         report, _ = self.evaluate("report", self.config.learning.held_out_episodes)
-        report.save(file)
+        if self.group.main:
+            report.save(file)
         return report
 
     def conclude(
@@ -297,19 +312,21 @@ class OnlineRun:
         """Evaluate the best policy on the held-out starts, and say what has been reached. A policy that a run has made
         worse gives way to that of before. ended: why, where it was before its steps were played."""
         file = self.folder / EVALUATIONS / "after.json"
-        if file.exists():
+        if self.group.from_first(file.exists()):  # and the first has written the best policy
             after = EvaluationReport.load(file)
         else:
             self.policy.load_weights(self.folder / "best" / "policy" / "model.safetensors")
             after, _ = self.evaluate("report", self.config.learning.held_out_episodes)
-            after.save(file)
+            if self.group.main:
+                after.save(file)
         result = OnlineResult(
             self.folder, self.name, self.env, before, after, steps, episodes, updates, seconds, self.checkpoint, ended
         )
         if result.kept_before:
             self.policy.load_own_state_dict(self._begun_with)
             self.keep("best")
-        write_json(self.folder / RESULTS, result.to_dict())
+        if self.group.main:
+            write_json(self.folder / RESULTS, result.to_dict())
         return result
 
     # ---- checkpoints -----------------------------------------------------------------------------------------
@@ -318,7 +335,7 @@ class OnlineRun:
         """Keep a checkpoint, whole or not at all, and remove the one before. write: what it takes to go on."""
         root = self.folder / "checkpoints"
         place = root / f"step_{steps:08d}"
-        if place.exists():
+        if not self.group.main or place.exists():
             return
         with partial_folder(place) as partial:
             self.policy.save_pretrained(partial / "policy")
@@ -354,12 +371,12 @@ def about(policy: Policy, env: str) -> str:
     return f"{env}, policy {digest}"
 
 
-def part_tracker(config: Config, part: str, step: int) -> RunTracker:
+def part_tracker(config: Config, part: str, step: int, is_main: bool = True) -> RunTracker:
     """The board of one part of a run, such as `learner` or `actor`."""
     name = f"{part.capitalize()}-{config.run_name}"
     wandb = config.wandb.model_copy(update={"group": config.wandb.group or config.run_name, "name": name})
     resumed = Resumed(step) if step else None
-    return RunTracker(config.run_dir / part, name, wandb, config.logging, resumed=resumed, from_experience=True)
+    return RunTracker(config.run_dir / part, name, wandb, config.logging, is_main, resumed, from_experience=True)
 
 
 def view_of(policy: Policy, config: Config, name: str, env: str) -> PolicyView:

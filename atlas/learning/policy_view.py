@@ -81,12 +81,16 @@ class PolicyView:
         self._actions = processor.action_scaler()
         if self._flows:
             assert isinstance(policy, ActsByFlow)
-            self._actions = policy.action_scaler
+            self._actions = copy.deepcopy(policy.action_scaler).cpu()
 
     def copy(self) -> PolicyView:
         """With a policy of its own, which stays as it is now."""
         policy = copy.deepcopy(self.policy).eval().requires_grad_(False)
         return PolicyView(policy, self._instructions, self._environment, self._chunk[0], self._noise)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.policy.parameters()).device
 
     @property
     def execute(self) -> int:
@@ -155,7 +159,8 @@ class PolicyView:
     def state(self, seen: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What values are foreseen from, float32 [B, state_dim], without gradients."""
         with torch.no_grad():
-            parts = [self._proprio.normalize(seen["proprio"], self._sources(seen["proprio"]))]
+            seen = {name: values.to(self.device) for name, values in seen.items()}
+            parts = [self._proprio.to(self.device).normalize(seen["proprio"], self._sources(seen["proprio"]))]
             if len(self._instructions) > 1:
                 told = torch.nn.functional.one_hot(seen["task"][:, 0].long(), len(self._instructions))
                 parts.append(told.float())
@@ -220,6 +225,7 @@ class PolicyView:
         return found.clamp(-1, 1).numpy()
 
     def _batch(self, seen: Mapping[str, torch.Tensor]) -> Batch:
+        seen = {name: values.to(self.device) for name, values in seen.items()}
         proprio, only = seen["proprio"], self._instructions[0]
         if len(self._instructions) == 1:
             told = [only] * len(proprio)
@@ -228,7 +234,8 @@ class PolicyView:
         return Batch(seen.get("images"), proprio, told, self._sources(proprio))
 
     def _sources(self, rows: torch.Tensor | np.ndarray) -> torch.Tensor:
-        return torch.full((len(rows),), self._source, dtype=torch.int64)
+        device = rows.device if isinstance(rows, torch.Tensor) else None
+        return torch.full((len(rows),), self._source, dtype=torch.int64, device=device)
 
 
 def load_start(checkpoint: str, margin: float | None) -> Policy:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from atlas.config import Config, load_config
 from atlas.environments.catalog import environment_spec
 from atlas.errors import InputError
+from atlas.system.documents import read_yaml
 from atlas.system.file_store import CONFIG
 from atlas.system.files import follow
 from atlas.system.paths import file_name
@@ -33,6 +36,25 @@ def config_of_run(checkpoint: str, name: str, overrides: Sequence[str]) -> Confi
     if config.run_dir.resolve() == folder.resolve():
         raise InputError(f"run_name is {config.run_name}, which is the run that is learned from. Choose another.")
     return config
+
+
+def settings_of(file: Path) -> list[str]:
+    """The settings of a YAML file, as overrides of a run's config. Raises InputError."""
+    try:
+        values = read_yaml(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--config {file} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"--config {file} holds no settings; expected sections such as learning:")
+
+    def leaves(key: str, value: Any) -> Iterator[str]:
+        if isinstance(value, dict) and value:
+            for name, inner in value.items():
+                yield from leaves(f"{key}.{name}", inner)
+        else:
+            yield f"{key}={json.dumps(value)}"
+
+    return [leaf for name, value in values.items() for leaf in leaves(str(name), value)]
 
 
 def config_from_nothing(name: str, env: str, overrides: Sequence[str]) -> Config:

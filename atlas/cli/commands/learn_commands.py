@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,6 +24,10 @@ learn_app = typer.Typer(help="Improve a policy by its own experience, in a simul
 Checkpoint = Annotated[str, typer.Option(metavar="RUN", help="The run to improve, or a checkpoint of it.")]
 Start = Annotated[
     str | None, typer.Option("--checkpoint", metavar="RUN", help="A run to begin with; default: new weights.")
+]
+Settings = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Settings on top of the run's, such as learn_pi_rl_8gpu.yaml."),
 ]
 World = Annotated[str, typer.Option("--env", help="The environment, such as cubes.")]
 
@@ -95,23 +102,84 @@ def sac(
 
 
 @learn_app.command("ppo")
-def ppo(env: World, overrides: Overrides = None, checkpoint: Start = None, as_json: Json = False) -> None:
+def ppo(
+    env: World,
+    overrides: Overrides = None,
+    checkpoint: Start = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
     """Proximal policy optimisation: learns by reward, on what the present policy plays."""
-    with stdout_kept_for_the_report(as_json):
-        from atlas.learning.on_policy.ppo import learn_ppo
-
-        result = learn_ppo(_online_config("ppo", env, checkpoint, overrides or []), env, checkpoint)
-    _report(result, as_json)
+    _learn_on_policy("ppo", env, overrides or [], checkpoint, settings, as_json)
 
 
 @learn_app.command("grpo")
-def grpo(env: World, overrides: Overrides = None, checkpoint: Start = None, as_json: Json = False) -> None:
+def grpo(
+    env: World,
+    overrides: Overrides = None,
+    checkpoint: Start = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
     """Group-relative policy optimisation: episodes from one start are worth what they reach beyond each other."""
-    with stdout_kept_for_the_report(as_json):
-        from atlas.learning.on_policy.grpo import learn_grpo
+    _learn_on_policy("grpo", env, overrides or [], checkpoint, settings, as_json)
 
-        result = learn_grpo(_online_config("grpo", env, checkpoint, overrides or []), env, checkpoint)
-    _report(result, as_json)
+
+@learn_app.command("rank", hidden=True)
+def rank(
+    name: Annotated[Literal["ppo", "grpo"], typer.Argument()],
+    env: World,
+    file: Annotated[Path, typer.Option("--config")],
+    checkpoint: Start = None,
+    as_json: Json = False,
+) -> None:
+    """One of several processes that learn as one; started by `atlas learn ppo` and `grpo`."""
+    from atlas.launch import die_with_launcher
+
+    die_with_launcher()
+    with stdout_kept_for_the_report(as_json):
+        from atlas.config import load_config
+
+        result = _on_policy(name)(load_config(file), env, checkpoint)
+    if os.environ["RANK"] == "0":
+        _report(result, as_json)
+
+
+def _learn_on_policy(
+    name: str, env: str, overrides: list[str], checkpoint: str | None, settings: Path | None, as_json: bool
+) -> None:
+    """In this process, or in as many as `distributed` says."""
+    with stdout_kept_for_the_report(as_json):
+        from atlas.learning.on_policy.rank_group import asked_processes
+        from atlas.learning.run_config import settings_of
+
+        own = [] if settings is None else settings_of(settings)
+        config = _online_config(name, env, checkpoint, [*own, *overrides])
+        plan = asked_processes(config.distributed)
+        if plan.processes == 1:
+            os.environ.update(plan.environment(os.environ))
+            result = _on_policy(name)(config, env, checkpoint)
+    if plan.processes == 1:
+        _report(result, as_json)
+        return
+    from atlas.config import dump_yaml
+    from atlas.launch import launch_ranks
+
+    with tempfile.TemporaryDirectory(prefix="atlas-learn-") as folder:
+        file = Path(folder) / "config.yaml"
+        file.write_text(dump_yaml(config))
+        words = ["learn", "rank", name, "--env", env, "--config", str(file)]
+        words += [*(["--checkpoint", checkpoint] if checkpoint else []), *(["--json"] if as_json else [])]
+        code = launch_ranks(words, plan)
+    if code:
+        raise typer.Exit(code)
+
+
+def _on_policy(name: str) -> Callable[[Config, str, str | None], OnlineResult]:
+    from atlas.learning.on_policy.grpo import learn_grpo
+    from atlas.learning.on_policy.ppo import learn_ppo
+
+    return learn_ppo if name == "ppo" else learn_grpo
 
 
 @learn_app.command("map")

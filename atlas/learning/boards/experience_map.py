@@ -78,7 +78,7 @@ class ExperienceMap:
 
     def _show(self, parts: Mapping[str, Seen], state: Callable[[Seen], torch.Tensor]) -> None:
         with torch.no_grad():
-            found = [state(seen).float().numpy() for seen in parts.values()]
+            found = [state(seen).float().cpu().numpy() for seen in parts.values()]
         names, group = list(parts), np.repeat(np.arange(len(found)), [len(each) for each in found])
         if len(group) < 4:
             return

@@ -90,8 +90,9 @@ def play_judged(env: Environment, planned: PlannedEpisode, view: Decides, judge:
     observation = segment.observation
     while not segment.done:
         distribution = view.distribution({name: torch.from_numpy(values)[None] for name, values in rows[-1].items()})
-        chunks.append(distribution.most_likely)
-        densities.append(float(distribution.log_prob(chunks[-1])) / view.random_dim)
+        likely = distribution.most_likely
+        densities.append(float(distribution.log_prob(likely)) / view.random_dim)
+        chunks.append(likely.cpu())
         segment = player.run(view.in_units(chunks[-1].flatten().numpy()))
         done.append(Transition.between(observation, segment))
         observation = done[-1].next_observation

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from atlas.config import OnPolicyConfig
+from atlas.learning.on_policy.rank_group import RankGroup
 from atlas.learning.policy_view import PolicyView
 
 _ROWS = 256  # that a policy is asked about at a time, where no gradients are needed
@@ -52,17 +53,24 @@ class ClippedLearner(ABC):
     """A policy and its optimizer, with a loss of minibatches that an algorithm defines."""
 
     def __init__(
-        self, name: str, settings: OnPolicyConfig, view: PolicyView, more: Iterable[nn.Parameter] = ()
+        self,
+        name: str,
+        settings: OnPolicyConfig,
+        view: PolicyView,
+        more: Iterable[nn.Parameter] = (),
+        group: RankGroup | None = None,
     ) -> None:
-        """name: of its metrics. more: parameters that are trained beside the policy's."""
+        """name: of its metrics. more: parameters that are trained beside the policy's. group: of processes that see the
+        same decisions and learn as one; each takes its share of every minibatch."""
         self.name, self.view, self._settings = name, view, settings
+        self.group = group or RankGroup()
         self.parameters = [p for p in (*view.trained().parameters(), *more) if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, settings.learning_rate, eps=1e-5, fused=True)
         self.updates, self.skipped = 0, 0
 
     @abstractmethod
-    def _loss(self, rows: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Of these rows of what was played, with what to show of it: `kl` among others."""
+    def _loss(self, rows: torch.Tensor, mine: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Of `mine` among the rows of a minibatch of what was played, with what to show of it: `kl` among others."""
 
     def _epochs(self, count: int, progress: float, draw: np.random.Generator) -> dict[str, float]:
         """Some epochs over `count` decisions; the means of what there is to show. progress: of the run, 0 to 1.
@@ -75,17 +83,27 @@ class ClippedLearner(ABC):
             group["lr"] = rate
         shown: dict[str, list[float]] = {}
         for rows in self._minibatches(count, draw):
-            loss, found = self._loss(rows)
-            found = {**found, "grad_norm": torch.zeros(())}
-            far = settings.kl_limit is not None and float(found["kl"].detach()) > settings.kl_limit
-            if not far:
-                found["grad_norm"] = self._descend(loss)
+            mine, share = self._share(rows)
+            loss, parts = self._loss(rows, mine)
+            loss = loss * share
+            means = torch.stack([loss.detach(), *[share * value.detach() for value in parts.values()]])
+            self.group.add([means])
+            total, *values = means.tolist()
+            found = dict(zip(parts, values, strict=True))
+            far = settings.kl_limit is not None and found["kl"] > settings.kl_limit
+            found["grad_norm"] = 0.0 if far else float(self._descend(loss, total))
             for name, value in found.items():
-                shown.setdefault(name, []).append(float(value.detach()))
+                shown.setdefault(name, []).append(value)
             if far:
                 break
-        means = {f"{self.name}/{name}": float(np.mean(values)) for name, values in shown.items()}
-        return {**means, f"{self.name}/learning_rate": rate}
+        overall = {f"{self.name}/{name}": float(np.mean(values)) for name, values in shown.items()}
+        return {**overall, f"{self.name}/learning_rate": rate}
+
+    def _share(self, rows: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """The rows of a minibatch that this process takes, and what part of the whole they are: one row that does not
+        count, where there are fewer rows than processes."""
+        mine = rows[self.group.rank :: self.group.size]
+        return (mine, len(mine) / len(rows)) if len(mine) else (rows[:1], 0.0)
 
     def _minibatches(self, count: int, draw: np.random.Generator) -> Iterable[torch.Tensor]:
         for _ in range(self._settings.epochs):
@@ -97,22 +115,24 @@ class ClippedLearner(ABC):
         """The clipped loss and that of the entropy, for advantages float32 [B] of these rows; what to show, and the
         log-probabilities [B] now."""
         settings = self._settings
+        device = self.view.device
         distribution = self.view.distribution({name: values[rows] for name, values in tried.seen.items()})
-        log_probs = distribution.log_prob(tried.actions[rows])
-        loss, divergence, clipped = clipped_loss(
-            log_probs, tried.log_probs[rows], worth, settings.clip_low, settings.clip_high
-        )
+        log_probs = distribution.log_prob(tried.actions[rows].to(device))
+        before, worth = tried.log_probs[rows].to(device), worth.to(device)
+        loss, divergence, clipped = clipped_loss(log_probs, before, worth, settings.clip_low, settings.clip_high)
         entropy = distribution.entropy.mean()
         shown = {"policy_loss": loss, "entropy": entropy, "kl": divergence, "clip_fraction": clipped}
         return loss - settings.entropy_weight * entropy, shown, log_probs
 
-    def _descend(self, loss: torch.Tensor) -> torch.Tensor:
-        """A step, unless the loss or a gradient is not finite, which is counted; the gradients' norm."""
+    def _descend(self, loss: torch.Tensor, total: float) -> torch.Tensor:
+        """A step, unless the loss or a gradient is not finite, which is counted; the gradients' norm. loss: this
+        process's part of `total`."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.group.add([p.grad for p in self.parameters if p.grad is not None])
         norm = nn.utils.clip_grad_norm_(self.parameters, self._settings.max_grad_norm)
         self.updates += 1
-        if torch.isfinite(loss + norm):
+        if torch.isfinite(norm + total):
             self.optimizer.step()
         else:
             self.skipped += 1
@@ -146,5 +166,5 @@ class StartPolicy:
         found = []
         for rows in parts:
             seen = {name: values[rows] for name, values in tried.seen.items()}
-            found.append(self._view.distribution(seen).log_prob(tried.actions[rows]))
+            found.append(self._view.distribution(seen).log_prob(tried.actions[rows].to(self._view.device)).cpu())
         return torch.cat(found)

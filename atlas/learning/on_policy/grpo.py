@@ -17,7 +17,8 @@ import torch
 from atlas.config import Config, GrpoConfig
 from atlas.learning.explorer import Explorer
 from atlas.learning.on_policy.clipped_learning import ClippedLearner, Tried, divergence_from
-from atlas.learning.on_policy.on_policy_run import OnPolicyRun, stacked
+from atlas.learning.on_policy.on_policy_run import OnPolicyRun, check_shared, stacked
+from atlas.learning.on_policy.rank_group import RankGroup
 from atlas.learning.online_run import OnlineRun
 from atlas.learning.policy_view import PolicyView
 from atlas.learning.returns import OnlineResult
@@ -52,8 +53,8 @@ def group_advantages(reached: np.ndarray, judged: bool, low: float, high: float)
 class GRPO(ClippedLearner):
     """The policy and its optimizer."""
 
-    def __init__(self, settings: GrpoConfig, view: PolicyView) -> None:
-        super().__init__("grpo", settings, view)
+    def __init__(self, settings: GrpoConfig, view: PolicyView, group: RankGroup | None = None) -> None:
+        super().__init__("grpo", settings, view, group=group)
         self.settings = settings
         self._played: Grouped | None = None
 
@@ -62,21 +63,22 @@ class GRPO(ClippedLearner):
         self._played = played
         return self._epochs(len(played.actions), progress, draw)
 
-    def _loss(self, rows: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _loss(self, rows: torch.Tensor, mine: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         played = self._played
         assert played is not None
-        loss, shown, log_probs = self._policy_loss(played, played.advantages[rows], rows)
+        loss, shown, log_probs = self._policy_loss(played, played.advantages[mine], mine)
         if self.settings.kl_weight and played.start is not None:
-            held = divergence_from(played.start[rows], log_probs).mean()
+            held = divergence_from(played.start[mine].to(log_probs.device), log_probs).mean()
             loss, shown["kl_loss"] = loss + self.settings.kl_weight * held, held
         return loss, shown
 
 
 def learn_grpo(config: Config, env: str, checkpoint: str | None = None) -> OnlineResult:
-    """GRPO in one process; goes on where the same run was stopped, exactly. Raises InputError."""
+    """GRPO in this process, or in all of its group if it was started in one; goes on where the same run was stopped,
+    exactly. Raises InputError."""
     with ExitStack() as held, one_thread(), listening() as stop:
-        run = OnlineRun(config, "grpo", env, held, stop, checkpoint)
-        return _Run(run, stop).play()
+        group = RankGroup.join(config.distributed, held)
+        return _Run(OnlineRun(config, "grpo", env, held, stop, checkpoint, group), stop).play()
 
 
 @dataclass
@@ -90,22 +92,24 @@ class _Episode:
 class _Run(OnPolicyRun):
     def __init__(self, run: OnlineRun, stop: StopRequest) -> None:
         self._of = run.config.learning.grpo
-        self.grpo = GRPO(self._of, run.policy_view)
+        check_shared("learning.grpo.groups", self._of.groups, run.group)
+        self.grpo = GRPO(self._of, run.policy_view, run.group)
         super().__init__(run, stop, self._of, self.grpo)
         self._judged, self._without = run.spec.judged, 0
         groups, limit = self._of.group_size, self._of.episode_steps
         world = run.open_world()
-        self.world = Explorer(world, run.config.seed, first=self.episodes, repeat=groups, limit=limit)
+        rank, size = run.group.rank, run.group.size
+        self.world = Explorer(world, run.config.seed, rank, size, self.episodes // size, groups, limit)
 
     @property
     def _measures_start(self) -> bool:
         return super()._measures_start or self._of.kl_weight > 0
 
-    def _iterate(self, random: torch.Generator, draw: np.random.Generator) -> dict[str, float]:
+    def _iterate(self, draw: np.random.Generator) -> dict[str, float]:
         """Groups of episodes, by the present policy."""
         kept, worths, reached = list[_Episode](), list[float](), list[np.ndarray]()
-        for _ in range(self._of.groups):
-            episodes = [self._play_one(random) for _ in range(self._of.group_size)]
+        mine = {number: self._play_group(number) for number in range(self.group.rank, self._of.groups, self.group.size)}
+        for _, episodes in sorted(each for ours in self._gathered(mine) for each in ours.items()):
             reached.append(np.array([episode.reached for episode in episodes]))
             found = group_advantages(reached[-1], self._judged, self._of.keep_low, self._of.keep_high)
             if found is not None:
@@ -134,6 +138,10 @@ class _Run(OnPolicyRun):
         played = Grouped(tried.seen, tried.actions, tried.log_probs, advantages, start)
         return {**shown, **self.grpo.learn(played, self.progress, draw)}
 
+    def _play_group(self, number: int) -> list[_Episode]:
+        random = self._random(number)
+        return [self._play_one(random) for _ in range(self._of.group_size)]
+
     def _play_one(self, random: torch.Generator) -> _Episode:
         """An episode by the present policy, to its end."""
         episode, total = _Episode([], [], [], 0.0), 0.0
@@ -144,11 +152,9 @@ class _Run(OnPolicyRun):
             episode.rows.append(row)
             episode.actions.append(chunk)
             episode.log_probs.append(log_prob)
-            self.steps += len(after.actions)
-            self.log.decided(after.actions)
+            self._happened(after.actions, ended)
             total += after.reward
             if ended is not None:
-                self.board.log(self.log.ended(ended, False, 0), self.log.steps)
                 episode.reached = float(ended.success) if self._judged else total
                 return episode
 

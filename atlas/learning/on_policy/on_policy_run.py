@@ -6,15 +6,18 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from atlas.config import OnPolicyConfig
+from atlas.errors import InputError
 from atlas.learning.boards.experience_map import Seen
 from atlas.learning.boards.judged_episodes import Judge
-from atlas.learning.explorer import EpisodeLog
+from atlas.learning.explorer import Ended, EpisodeLog
 from atlas.learning.on_policy.clipped_learning import ClippedLearner, StartPolicy, Tried, divergence_from
+from atlas.learning.on_policy.rank_group import RankGroup
 from atlas.learning.online_run import OnlineRun
 from atlas.learning.returns import OnlineResult
 from atlas.system.tensors import load_nested, save_nested
@@ -23,18 +26,22 @@ from atlas.training.guards.signals import Interrupted, StopRequest
 logger = logging.getLogger(__name__)
 
 _LEARNER = "learner.safetensors"
+Part = TypeVar("Part")
 
 
 class OnPolicyRun(ABC):
-    """In one process; goes on where the same run was stopped."""
+    """In one process or in several that learn as one; goes on where the same run was stopped."""
 
     def __init__(self, run: OnlineRun, stop: StopRequest, settings: OnPolicyConfig, learner: ClippedLearner) -> None:
         self.run, self.stop, self.settings, self.view, self.learner = run, stop, settings, learner.view, learner
+        self.group = learner.group
+        self._events = list[tuple[np.ndarray, Ended | None]]()  # of this process's worlds, in the present iteration
         run.policy.eval()  # what is learned from must be as likely as it was when it was played
         # The policy is still the one of the start here, also where the run goes on.
         self._start = StartPolicy(learner.view) if self._measures_start else None
         self.steps, self.rounds, self.episodes, self.seconds = 0, 0, 0, 0.0
         self.ended: str | None = None  # why, where it ended before its steps were played
+        self._played_at = time.monotonic()
         self._first: Seen | None = None
         self._last: Seen | None = None
         if (found := run.latest()) is not None:
@@ -51,8 +58,8 @@ class OnPolicyRun(ABC):
         return self.settings.start_kl_limit is not None
 
     @abstractmethod
-    def _iterate(self, random: torch.Generator, draw: np.random.Generator) -> dict[str, float]:
-        """Play by the present policy, with these random numbers, and learn from it; what to show of that."""
+    def _iterate(self, draw: np.random.Generator) -> dict[str, float]:
+        """Play by the present policy, and learn from it, with these random numbers; what to show of that."""
 
     # ---- the loop --------------------------------------------------------------------------------------------
 
@@ -62,9 +69,7 @@ class OnPolicyRun(ABC):
             self._look()  # the policy of the start may remain the best
         begun = time.monotonic() - self.seconds
         while self.steps < self.settings.steps and self.ended is None:
-            seed = self.run.config.seed
-            random = torch.Generator().manual_seed(hash_of(seed, self.rounds))
-            shown = self._iterate(random, np.random.default_rng([seed, 7, self.rounds]))
+            shown = self._iterate(np.random.default_rng([self.run.config.seed, 7, self.rounds]))
             self.rounds += 1
             self._show(shown)
             if self.steps - looked >= self.settings.eval_interval:
@@ -73,11 +78,12 @@ class OnPolicyRun(ABC):
                 self._look()
                 begun += time.monotonic() - paused
             self.seconds = time.monotonic() - begun
-            if self.stop.signal is not None or self.steps - saved >= self.settings.save_interval:
+            asked = next((each for each in self.group.gathered(self.stop.signal) if each is not None), None)
+            if asked is not None or self.steps - saved >= self.settings.save_interval:
                 saved = self.steps
                 self._save()
-            if self.stop.signal is not None:
-                raise Interrupted(self.stop.signal)
+            if asked is not None:
+                raise Interrupted(asked)
         if looked < self.steps and self.ended is None:
             self._look()
         self._save()
@@ -148,13 +154,45 @@ class OnPolicyRun(ABC):
             logger.warning("After %d steps %s; the best policy so far is kept.", self.steps, self.ended)
         return found, {f"{self.learner.name}/start_kl": reached}
 
+    def _random(self, number: int) -> torch.Generator:
+        """What is drawn in the world, or the group of episodes, of this number in the present iteration: on one process
+        and on several the same."""
+        generator = torch.Generator(self.view.device)
+        return generator.manual_seed(hash_of(self.run.config.seed, self.rounds, number))
+
+    def _happened(self, actions: np.ndarray, ended: Ended | None) -> None:
+        """Actions [n, A] were executed, and perhaps an episode ended. Alone, it is counted and shown at once."""
+        if self.group.size > 1:
+            self._events.append((actions, ended))
+            return
+        self.steps += len(actions)
+        self.log.decided(actions)
+        if ended is not None:
+            self.board.log(self.log.ended(ended, False, 0), self.log.steps)
+
+    def _gathered(self, part: Part) -> list[Part]:
+        """What all processes have played, by rank; what happened is counted on all of them."""
+        begun, self._played_at = self._played_at, time.monotonic()
+        found = self.group.gathered((part, self._events))
+        steps = sum(len(actions) for _, events in found for actions, _ in events)
+        speed = steps / max(time.monotonic() - begun, 1e-9)
+        for actions, ended in (event for _, events in found for event in events):
+            self.steps += len(actions)
+            self.log.decided(actions)
+            if ended is not None:
+                self.board.log({**self.log.ended(ended, False, 0), "actor/steps_per_second": speed}, self.log.steps)
+        self._events = []
+        return [each for each, _ in found]
+
     def _decide(self, row: dict[str, np.ndarray], random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """A chunk [1, H, A] at random, and its log-probability [1]."""
         with torch.no_grad():
             seen = {name: torch.from_numpy(values)[None] for name, values in row.items()}
             distribution = self.view.distribution(seen)
             chunk, _ = distribution.sample(random)
-            return chunk, distribution.log_prob(chunk)  # as it will be looked up, also where squashing lost digits
+            return chunk.cpu(), distribution.log_prob(
+                chunk
+            ).cpu()  # as it will be looked up, also where squashing lost digits
 
 
 def _some(seen: Seen, count: int) -> Seen:
@@ -164,11 +202,18 @@ def _some(seen: Seen, count: int) -> Seen:
     return {name: values[rows].clone() for name, values in seen.items()}
 
 
+def check_shared(key: str, count: int, group: RankGroup) -> None:
+    """Raises InputError where so many of something cannot be shared evenly among the processes."""
+    if count % group.size:
+        more = -(-count // group.size) * group.size
+        raise InputError(f"{key} is {count}, and {group.size} processes share them: such as {key}={more}.")
+
+
 def stacked(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     """Rows as columns."""
     return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
 
 
-def hash_of(seed: int, number: int) -> int:
+def hash_of(seed: int, *numbers: int) -> int:
     """A seed of a generator for the so many-th of something."""
-    return int(np.random.default_rng([seed, 8, number]).integers(2**62))
+    return int(np.random.default_rng([seed, 8, *numbers]).integers(2**62))

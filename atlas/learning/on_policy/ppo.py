@@ -22,7 +22,8 @@ from atlas.learning.boards.judged_episodes import Judge
 from atlas.learning.experience_replay import Drawn
 from atlas.learning.explorer import Explorer
 from atlas.learning.on_policy.clipped_learning import ClippedLearner, Tried
-from atlas.learning.on_policy.on_policy_run import OnPolicyRun, stacked
+from atlas.learning.on_policy.on_policy_run import OnPolicyRun, check_shared, stacked
+from atlas.learning.on_policy.rank_group import RankGroup
 from atlas.learning.online_run import OnlineRun
 from atlas.learning.policy_view import PolicyView
 from atlas.learning.returns import OnlineResult
@@ -55,12 +56,13 @@ def advantages(played: Played, gamma: float, trace: float) -> torch.Tensor:
 class PPO(ClippedLearner):
     """The policy, a network for the values of states, and their optimizer."""
 
-    def __init__(self, settings: PpoConfig, view: PolicyView, seed: int) -> None:
+    def __init__(self, settings: PpoConfig, view: PolicyView, seed: int, group: RankGroup | None = None) -> None:
         torch.manual_seed(seed)
         sizes = [view.state_dim, *[settings.width] * settings.layers]
         layers = [module for a, b in pairwise(sizes) for module in (_linear(a, b, 2**0.5), nn.Tanh())]
         self.settings, self.value = settings, nn.Sequential(*layers, _linear(sizes[-1], 1, 1.0))
-        super().__init__("ppo", settings, view, self.value.parameters())
+        self.value.to(view.device)
+        super().__init__("ppo", settings, view, self.value.parameters(), group)
         self.reward_scale = RunningScale(settings.gamma)
         self._played: tuple[Played, torch.Tensor, torch.Tensor] | None = None
 
@@ -78,14 +80,14 @@ class PPO(ClippedLearner):
         explained = 1 - float((wanted - played.values).var() / wanted.var().clamp(min=1e-8))
         return {**shown, "ppo/explained_variance": explained}
 
-    def _loss(self, rows: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def _loss(self, rows: torch.Tensor, mine: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         assert self._played is not None
         played, gained, wanted = self._played
-        worth = gained[rows]
-        worth = (worth - worth.mean()) / (worth.std(correction=0) + 1e-8)
-        loss, shown, _ = self._policy_loss(played, worth, rows)
-        seen = {name: values[rows] for name, values in played.seen.items()}
-        value_loss = F.mse_loss(self.worth(seen), wanted[rows])
+        whole = gained[rows]
+        worth = (gained[mine] - whole.mean()) / (whole.std(correction=0) + 1e-8)
+        loss, shown, _ = self._policy_loss(played, worth, mine)
+        seen = {name: values[mine] for name, values in played.seen.items()}
+        value_loss = F.mse_loss(self.worth(seen), wanted[mine].to(self.view.device))
         return loss + self.settings.value_weight * value_loss, {**shown, "value_loss": value_loss}
 
     def show_values(self, tracker: RunTracker) -> None:
@@ -106,7 +108,7 @@ class PPO(ClippedLearner):
         """The values of T states, and what came of each with the value of the next: float32 [T] each, in the rewards
         that are learned from, before they are scaled."""
         values, then = self.worth(decisions.seen) * self._size, self.worth(decisions.seen_then) * self._size
-        return values, decisions.returns + decisions.discounts * then
+        return values.cpu(), decisions.returns + decisions.discounts * then.cpu()
 
     def state_dict(self) -> dict[str, Any]:
         own = {"value": self.value.state_dict(), "reward_scale": self.reward_scale.state()}
@@ -160,28 +162,30 @@ def _linear(before: int, after: int, gain: float) -> nn.Linear:
 
 
 def learn_ppo(config: Config, env: str, checkpoint: str | None = None) -> OnlineResult:
-    """PPO in one process, with several worlds in turn; goes on where the same run was stopped. Raises InputError."""
+    """PPO with several worlds in turn, in this process, or in all of its group if it was started in one; goes on where
+    the same run was stopped. Raises InputError."""
     with ExitStack() as held, one_thread(), listening() as stop:
-        run = OnlineRun(config, "ppo", env, held, stop, checkpoint)
-        return _Run(run, stop).play()
+        group = RankGroup.join(config.distributed, held)
+        return _Run(OnlineRun(config, "ppo", env, held, stop, checkpoint, group), stop).play()
 
 
 class _Run(OnPolicyRun):
     def __init__(self, run: OnlineRun, stop: StopRequest) -> None:
-        settings = run.config.learning.ppo
-        self.ppo, self._decisions = PPO(settings, run.policy_view, run.config.seed), settings.decisions
-        self._gamma = settings.gamma
+        settings, group = run.config.learning.ppo, run.group
+        self.ppo = PPO(settings, run.policy_view, run.config.seed, group)
+        self._decisions, self._gamma = settings.decisions, settings.gamma
         self._scaled, self._of_success = settings.scale_rewards, settings.reward == "success"
         if self._of_success and not run.spec.judged:
             raise InputError(f"learning.ppo.reward is success, but '{run.env}' does not tell it; use reward=world.")
-        super().__init__(run, stop, settings, self.ppo)
         count = settings.worlds
+        check_shared("learning.ppo.worlds", count, group)
+        super().__init__(run, stop, settings, self.ppo)
         # Those that were at an episode when the run was stopped begin with the next one.
         first = -(-self.episodes // count) + (1 if self.episodes else 0)
-        self.worlds = [
-            Explorer(run.open_world(), run.config.seed, i, count, first, limit=settings.episode_steps)
-            for i in range(count)
-        ]
+        self.worlds = {
+            i: Explorer(run.open_world(), run.config.seed, i, count, first, limit=settings.episode_steps)
+            for i in range(group.rank, count, group.size)
+        }
 
     @property
     def _judge(self) -> Judge:
@@ -191,17 +195,23 @@ class _Run(OnPolicyRun):
         self.ppo.show_values(self.learner_board)
         super()._look()
 
-    def _iterate(self, random: torch.Generator, draw: np.random.Generator) -> dict[str, float]:
+    def _iterate(self, draw: np.random.Generator) -> dict[str, float]:
         """`decisions` of each world, by the present policy."""
-        parts = [self._play_in(world, random) for world in self.worlds]
+        mine = {number: self._play_in(world, self._random(number)) for number, world in self.worlds.items()}
+        parts = [part for _, part in sorted(each for ours in self._gathered(mine) for each in ours.items())]
         columns = {name: torch.cat([part.seen[name] for part in parts]) for name in parts[0].seen}
         rest = ("actions", "log_probs", "rewards", "values", "values_then", "over")
-        played = Played(columns, **{name: torch.cat([getattr(part, name) for part in parts]) for name in rest})
+        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in rest}
+        if self._scaled:  # by all worlds' returns, one after another
+            ends = torch.cat([part.ends for part in parts]).tolist()
+            scaled = [self.ppo.reward_scale(*each) for each in zip(joined["rewards"].tolist(), ends, strict=True)]
+            joined["rewards"] = torch.tensor(scaled, dtype=torch.float32)
+        played = Played(columns, **joined)
         self._noticed(played.seen)
         _, far = self._from_start(played)
         return far if self.ended is not None else {**self.ppo.learn(played, self.progress, draw), **far}
 
-    def _play_in(self, world: Explorer, random: torch.Generator) -> Played:
+    def _play_in(self, world: Explorer, random: torch.Generator) -> _Part:
         rows: list[dict[str, np.ndarray]] = []
         ends: dict[int, dict[str, np.ndarray]] = {}  # what an episode ended with, by the decision
         actions, log_probs, rewards, terminated = [], [], list[float](), list[bool]()
@@ -211,16 +221,11 @@ class _Run(OnPolicyRun):
             after, ended = world.step(self.view.in_units(chunk.flatten().numpy()))
             actions.append(chunk)
             log_probs.append(log_prob)
-            over = after.terminated or after.truncated
-            reward = after.reward if not self._of_success else float(ended is not None and ended.success)
-            rewards.append(self.ppo.reward_scale(reward, over) if self._scaled else reward)
+            rewards.append(after.reward if not self._of_success else float(ended is not None and ended.success))
             terminated.append(after.terminated)
-            self.steps += len(after.actions)
-            self.log.decided(after.actions)
-            if over:
+            if after.terminated or after.truncated:
                 ends[number] = self.view.look(after.next_observation)
-            if ended is not None:
-                self.board.log(self.log.ended(ended, False, 0), self.log.steps)
+            self._happened(after.actions, ended)
         rows.append(self.view.look(world.observation))
         seen = stacked(rows)
         with torch.no_grad():
@@ -229,19 +234,30 @@ class _Run(OnPolicyRun):
             if ends:
                 then[list(ends)] = self._worth(stacked(list(ends.values())))
         then[torch.tensor(terminated)] = 0.0
-        over_at = torch.tensor([number in ends for number in range(len(actions))])
+        ended_at = torch.tensor([number in ends for number in range(len(actions))])
+        over_at = ended_at.clone()
         over_at[-1] = True  # the next decisions are another world's
-        return Played(
+        return _Part(
             {name: column[:-1] for name, column in seen.items()},
             torch.cat(actions),
             torch.cat(log_probs),
-            torch.tensor(rewards, dtype=torch.float32),
+            torch.tensor(rewards, dtype=torch.float64),
             values[:-1],
             then,
             over_at,
+            ended_at,
         )
 
     def _worth(self, seen: dict[str, torch.Tensor]) -> torch.Tensor:
         """As `PPO.worth`, some rows at a time: images take much memory on their way."""
         parts = torch.arange(len(next(iter(seen.values())))).split(256)
-        return torch.cat([self.ppo.worth({name: values[rows] for name, values in seen.items()}) for rows in parts])
+        return torch.cat(
+            [self.ppo.worth({name: values[rows] for name, values in seen.items()}).cpu() for rows in parts]
+        )
+
+
+@dataclass(frozen=True)
+class _Part(Played):
+    """What one world gave, with rewards that are not scaled yet."""
+
+    ends: torch.Tensor  # bool [T], where an episode ended

@@ -1,0 +1,74 @@
+"""Processes that learn as one: each plays its own worlds, all of them see what was played, and gradients are added."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from atlas.config import DistributedConfig
+from atlas.errors import InputError
+from atlas.launch import Plan, count_gpus, plan_processes
+
+Value = TypeVar("Value")
+
+
+def asked_processes(distributed: DistributedConfig) -> Plan:
+    """How many processes learn, and on what: one on the CPU, unless the section asks for others. Raises InputError."""
+    if (distributed.num_nodes or 1) > 1:
+        raise InputError(
+            f"distributed.num_nodes is {distributed.num_nodes}: PPO and GRPO learn on one machine; add "
+            "distributed.num_nodes=1."
+        )
+    some = distributed.mode == "multi" or distributed.gpus is not None or distributed.gpu_ids is not None
+    return plan_processes(distributed, count_gpus(distributed)) if some else Plan(1, cpu=True)
+
+
+class RankGroup:
+    """This process among them; alone, nothing is sent."""
+
+    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
+        self.rank, self.size = rank, size
+        self.device = torch.device("cpu") if device is None else device
+
+    @classmethod
+    def join(cls, distributed: DistributedConfig, held: ExitStack) -> RankGroup:
+        """The group of the processes that were started together, which is left with the stack."""
+        size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+        cpu = asked_processes(distributed).cpu
+        device = torch.device("cpu") if cpu else torch.device("cuda", local)
+        if size == 1:
+            return cls(device=device)
+        backend = "gloo" if cpu else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, timeout=distributed.group_timeout)
+        held.callback(dist.destroy_process_group)
+        return cls(int(os.environ["RANK"]), size, device)
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def gathered(self, value: Value) -> list[Value]:
+        """Everybody's, by rank; the processes are of one program, so that any object may be sent."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def from_first(self, value: Value) -> Value:
+        """The first process's."""
+        return self.gathered(value)[0]
+
+    def add(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Put everybody's sum into tensors that all have, in one message."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
+        dist.all_reduce(flat)
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
