@@ -1,8 +1,8 @@
-"""Rendering a MuJoCo scene's cameras fast on a CPU, with the same pixels."""
+"""Rendering a MuJoCo scene's cameras fast on a CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -102,3 +102,44 @@ class CameraRenderer:
         reach = -back * np.tan(np.deg2rad(float(self._model.cam(camera).fovy[0])) / 2)  # half the view's width there
         sides = [right > reach, -right > reach, up > reach, -up > reach, back > 0]
         return np.asarray(self._bounded & np.any([side.all(axis=1) for side in sides], axis=0))
+
+
+def coarsen(model: Any, cells: Mapping[str, float]) -> None:
+    """Join the vertices of meshes that are only seen, in a MuJoCo model whose meshes no renderer has read yet.
+
+    cells: the side of the cubes, in m, within which vertices become one, by how a geom's name begins. Meshes that
+    collide keep their triangles, and so does what the model weighs: physics is not changed by a bit.
+    """
+    import mujoco
+
+    for geom in range(model.ngeom):
+        seen_only = not model.geom_contype[geom] and not model.geom_conaffinity[geom]
+        if model.geom_type[geom] != mujoco.mjtGeom.mjGEOM_MESH or not seen_only:
+            continue
+        for name, cell in cells.items():
+            if model.geom(geom).name.startswith(name):
+                _coarsen_mesh(model, int(model.geom_dataid[geom]), cell)
+
+
+def _coarsen_mesh(model: Any, mesh: int, cell: float) -> None:
+    """Each vertex becomes the one of its cell that lies nearest to their mean; triangles that collapse, and those that
+    are there already, go. What is left moves to the front of the mesh's own rows."""
+    first, number = int(model.mesh_faceadr[mesh]), int(model.mesh_facenum[mesh])
+    begin, vertices = int(model.mesh_vertadr[mesh]), int(model.mesh_vertnum[mesh])
+    points = model.mesh_vert[begin : begin + vertices]  # [V, 3], m
+    corners = model.mesh_face[first : first + number][:]  # [F, 3]
+    normals = model.mesh_facenormal[first : first + number]
+
+    _, cells = np.unique(np.floor((points - points.min(0)) / cell), axis=0, return_inverse=True)
+    cells = cells.reshape(-1)
+    means = np.stack([np.bincount(cells, points[:, axis]) for axis in range(3)], 1) / np.bincount(cells)[:, None]
+    order = np.lexsort((np.linalg.norm(points - means[cells], axis=1), cells))
+    nearest = order[np.searchsorted(cells[order], np.arange(len(means)))]  # [cells]: a vertex of each
+
+    joined = nearest[cells][corners]
+    whole = (joined[:, 0] != joined[:, 1]) & (joined[:, 1] != joined[:, 2]) & (joined[:, 0] != joined[:, 2])
+    _, once = np.unique(np.sort(joined[whole], axis=1), axis=0, return_index=True)
+    left = np.flatnonzero(whole)[np.sort(once)]
+    model.mesh_face[first : first + len(left)] = joined[left]
+    model.mesh_facenormal[first : first + len(left)] = normals[left]
+    model.mesh_facenum[mesh] = len(left)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from atlas.data.formats import open_dataset
+from atlas.environments import cubes
 from atlas.environments.catalog import environment_spec, find_expert
 from atlas.environments.cubes import (
     AREA_HALF_SIZE_M,
@@ -143,6 +144,27 @@ def test_leaving_out_what_the_camera_cannot_see_changes_no_pixel(env: CubesEnvir
             np.testing.assert_array_equal(
                 env._renderer.render(camera), env._renderer.render(camera, cull=False), err_msg=camera
             )
+
+
+def test_coarse_meshes_look_alike_and_weigh_the_same(env: CubesEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cubes, "DRAWN_M", {})
+    fine = CubesEnvironment(image_size=env.spec.image_size[0])
+    triangles = [int(each._model.mesh_facenum.sum()) for each in (fine, env)]
+
+    for each in (fine, env):
+        each.reset(seed=5)
+        for _ in range(4):
+            each.step(np.array([0.3, 0.5, -0.8, 0, 0, 0, -1.0]), observe=False)
+    off = {
+        camera: np.abs(fine._renderer.render(camera).astype(int) - env._renderer.render(camera)).mean()
+        for camera in CAMERAS.values()
+    }
+    fine_state = fine.get_state()
+    fine.close()
+
+    np.testing.assert_array_equal(env.get_state(), fine_state)
+    assert triangles[1] < 0.6 * triangles[0]
+    assert max(off.values()) < 1.0, f"levels of 255, per camera: {off}"
 
 
 def test_an_action_moves_the_hand_as_the_action_spec_says(env: CubesEnvironment) -> None:
