@@ -44,11 +44,16 @@ _LONG_FILES = """
     test_failing_ranks.py test_nodes.py test_wandb_sweeps.py test_sweep.py test_wandb_sink.py
 """.split()
 
+_SLOW_SECONDS = 1200  # of a test that is marked slow, beside other work
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes come first, in the order above; the others keep their order."""
+    """Files that take minutes come first, in the order above; the others keep theirs. Slow tests have more time."""
     places = {name: place for place, name in enumerate(_LONG_FILES)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(_SLOW_SECONDS))
 
 
 @pytest.fixture(scope="session", autouse=True)
