@@ -179,6 +179,7 @@ class PpoConfig(OnPolicyConfig):
     epochs: Positive = 10
     trace: Annotated[float, Field(ge=0, le=1)] = 0.95  # lambda of the advantage estimates
     value_weight: Weight = 0.5
+    value_learning_rate: Rate | None = None  # of the value network; null: learning_rate
     # What is learned from: the world's rewards, or 1 for success. Where success ends an episode, rewards for being near
     # it teach to stay near and not to succeed
     reward: Literal["world", "success"] = "world"

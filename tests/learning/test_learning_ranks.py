@@ -70,6 +70,8 @@ def test_what_cannot_be_shared_evenly_or_on_one_machine_is_refused() -> None:
         check_shared("learning.ppo.worlds", 3, RankGroup(1, 2))
     with pytest.raises(InputError, match=r"add distributed\.num_nodes=1"):
         asked_processes(DistributedConfig(num_nodes=2))
+    with pytest.raises(InputError, match=r"add distributed\.strategy=ddp"):
+        asked_processes(DistributedConfig(strategy="fsdp"))
     assert asked_processes(DistributedConfig()).processes == 1 and asked_processes(DistributedConfig()).cpu
 
 

@@ -59,13 +59,20 @@ class ClippedLearner(ABC):
         view: PolicyView,
         more: Iterable[nn.Parameter] = (),
         group: RankGroup | None = None,
+        more_rate: float | None = None,
     ) -> None:
-        """name: of its metrics. more: parameters that are trained beside the policy's. group: of processes that see the
+        """name: of its metrics. more: parameters that are trained beside the policy's, with a learning rate of their
+        own where there is more_rate. group: of processes that see the
         same decisions and learn as one; each takes its share of every minibatch."""
         self.name, self.view, self._settings = name, view, settings
         self.group = group or RankGroup()
-        self.parameters = [p for p in (*view.trained().parameters(), *more) if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, settings.learning_rate, eps=1e-5, fused=True)
+        own, beside = [p for p in view.trained().parameters() if p.requires_grad], list(more)
+        self.parameters = [*own, *beside]
+        groups = [own, beside] if more_rate is not None else [self.parameters]
+        self._rates = [settings.learning_rate, *([] if more_rate is None else [more_rate])]
+        self.optimizer = torch.optim.Adam(
+            [{"params": each} for each in groups], settings.learning_rate, eps=1e-5, fused=True
+        )
         self.updates, self.skipped = 0, 0
 
     @abstractmethod
@@ -78,9 +85,9 @@ class ClippedLearner(ABC):
         They end where the policy is farther from the one that played than `kl_limit`.
         """
         settings = self._settings
-        rate = settings.learning_rate * (1 - progress if settings.anneal else 1)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        left = 1 - progress if settings.anneal else 1
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * left
         shown: dict[str, list[float]] = {}
         for rows in self._minibatches(count, draw):
             mine, share = self._share(rows)
@@ -97,7 +104,7 @@ class ClippedLearner(ABC):
             if far:
                 break
         overall = {f"{self.name}/{name}": float(np.mean(values)) for name, values in shown.items()}
-        return {**overall, f"{self.name}/learning_rate": rate}
+        return {**overall, f"{self.name}/learning_rate": settings.learning_rate * left}
 
     def _share(self, rows: torch.Tensor) -> tuple[torch.Tensor, float]:
         """The rows of a minibatch that this process takes, and what part of the whole they are: one row that does not

@@ -62,7 +62,7 @@ class PPO(ClippedLearner):
         layers = [module for a, b in pairwise(sizes) for module in (_linear(a, b, 2**0.5), nn.Tanh())]
         self.settings, self.value = settings, nn.Sequential(*layers, _linear(sizes[-1], 1, 1.0))
         self.value.to(view.device)
-        super().__init__("ppo", settings, view, self.value.parameters(), group)
+        super().__init__("ppo", settings, view, self.value.parameters(), group, settings.value_learning_rate)
         self.reward_scale = RunningScale(settings.gamma)
         self._played: tuple[Played, torch.Tensor, torch.Tensor] | None = None
 

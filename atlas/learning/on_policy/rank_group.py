@@ -24,6 +24,11 @@ def asked_processes(distributed: DistributedConfig) -> Plan:
             f"distributed.num_nodes is {distributed.num_nodes}: PPO and GRPO learn on one machine; add "
             "distributed.num_nodes=1."
         )
+    if distributed.strategy == "fsdp":
+        raise InputError(
+            "distributed.strategy is fsdp: in PPO and GRPO each process has the whole policy; add "
+            "distributed.strategy=ddp."
+        )
     some = distributed.mode == "multi" or distributed.gpus is not None or distributed.gpu_ids is not None
     return plan_processes(distributed, count_gpus(distributed)) if some else Plan(1, cpu=True)
 
