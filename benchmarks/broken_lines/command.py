@@ -11,8 +11,8 @@ ROWS = of_part(
     "command",
     (
         "atlas/config/reading.py",
-        "    for override in overrides:\n",
-        "    for override in overrides[:1]:\n",
+        "    for place, override in enumerate(overrides):\n",
+        "    for place, override in enumerate(overrides[:1]):\n",
         "of several overrides the first alone counts",
         f"{CONFIG}::test_overrides_are_yaml_and_numbers_may_have_exponents",
     ),
