@@ -162,7 +162,9 @@ def test_what_is_not_installed_is_named(job: list[str], tmp_path: Path) -> None:
     for name in ("model.safetensors", "processor.json"):
         (tmp_path / name).write_text("{}")
     (tmp_path / "config.yaml").write_text("{type: reflex, width: 8}")
-    with pytest.raises(InputError, match=r"config\.yaml is of a policy of the type 'reflex', which is not known here"):
+    with pytest.raises(
+        InputError, match=r"config\.yaml describes a policy of the type 'reflex', which is not known here"
+    ):
         load_policy(tmp_path)
 
 

@@ -1,1 +1,1 @@
-"""Policies: the contract (`base.py`), its types, and what is saved with them. Importing it imports no torch."""
+"""Policies: the contract (`base.py`), its types, and how they are saved. Importing it imports no torch."""

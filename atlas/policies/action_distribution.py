@@ -1,6 +1,6 @@
-"""Random actions with their probability: what learning by reward asks of a policy.
+"""Random actions with their probability, which learning by reward needs from a policy.
 
-Numbers here are scaled as the network gives them, a gripper from -1 (open) to 1 (closed).
+Actions here are scaled, as the network outputs them, with grippers from -1 (open) to 1 (closed).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class ActionDistribution(Protocol):
-    """Of chunks [B, H, A]."""
+    """A distribution of chunks [B, H, A]."""
 
     @property
     def most_likely(self) -> torch.Tensor:
@@ -38,13 +38,13 @@ class ActionDistribution(Protocol):
         ...
 
     def first(self, count: int) -> ActionDistribution:
-        """Of the first `count` actions of each chunk, where the rest is not executed."""
+        """The distribution of the first `count` actions of each chunk, where the rest is not executed."""
         ...
 
 
 @dataclass(frozen=True)
 class GaussianActions:
-    """Independent Gaussians over the numbers of a chunk; squashed, their hyperbolic tangents, which lie in (-1, 1)."""
+    """Independent Gaussians over the numbers of a chunk; if squashed, their hyperbolic tangents, in (-1, 1)."""
 
     mean: torch.Tensor  # float [B, H, A], before squashing
     log_std: torch.Tensor  # float [B, H, A]
@@ -52,7 +52,7 @@ class GaussianActions:
 
     @property
     def most_likely(self) -> torch.Tensor:
-        """[B, H, A]; squashed, that of the median."""
+        """[B, H, A]; the median, if squashed."""
         return torch.tanh(self.mean) if self.squashed else self.mean
 
     def sample(self, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,7 +64,7 @@ class GaussianActions:
 
     def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
         """The logarithm of the density [B] of a chunk [B, H, A]: the sum over its numbers."""
-        # Where an action lies at the edge, as clipped ones do, its inverse would be infinite.
+        # The inverse of an action at the edge, such as a clipped one, would be infinite.
         raw = torch.atanh(actions.clamp(-1 + 1e-6, 1 - 1e-6)) if self.squashed else actions
         noise = (raw - self.mean) * (-self.log_std).exp()
         return self._bounded(raw, -0.5 * noise.square() - self.log_std - _HALF_LOG_2PI)[1]
@@ -81,32 +81,32 @@ class GaussianActions:
     def _bounded(self, raw: torch.Tensor, log_prob: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.squashed:
             return raw, log_prob.flatten(1).sum(1)
-        # log(1 - tanh(x)^2) in a form that does not lose all its digits far from 0 (Haarnoja et al., 2018, appendix C)
+        # log(1 - tanh(x)^2) in a form that keeps its digits far from 0 (Haarnoja et al., 2018, appendix C)
         log_prob = log_prob - 2 * (math.log(2) - raw - F.softplus(-2 * raw))
         return torch.tanh(raw), log_prob.flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
 class Noise:
-    """What is put on the pose of a policy that itself says one action and no other."""
+    """The noise added to the pose of a policy that itself gives a single action."""
 
-    deviation: float  # of each number, scaled
-    shared: float  # of the variance: one draw for all actions of a chunk, 0 to below 1
-    flow: float = 0.5  # of a policy that grows its chunk from noise: the size of the noise at one step of that
+    deviation: float  # standard deviation of each scaled number
+    shared: float  # the share of the variance, 0 to below 1, that comes from one draw for all actions of a chunk
+    flow: float = 0.5  # for a policy that grows its chunk from noise: the size of the noise at one of its steps
 
 
 @dataclass(frozen=True)
 class NoisyActions:
-    """A pose with Gaussian noise around what the policy says, and binary grippers by their probability to close.
+    """A pose with Gaussian noise around the policy's, and binary grippers by their probability of closing.
 
-    Noise that is drawn for each action alone moves a hand less than its size says, so a share of its variance is common
-    to all actions of a chunk. Of those H actions the density then has a closed form: along their mean the variance is
-    deviation² (1 - shared + shared H), and across it deviation² (1 - shared).
+    Noise drawn independently for each action largely averages out in the hand's motion, so a share of its variance is
+    common to all actions of a chunk. The density of the H actions then has a closed form: the variance along their mean
+    is deviation² (1 - shared + shared H), and across it deviation² (1 - shared).
     """
 
     pose: torch.Tensor  # float [B, H, P]
     gripper: torch.Tensor  # float [B, H, G], logits of closing
-    pose_at: torch.Tensor  # int64 [P], the places of the pose's numbers in an action
+    pose_at: torch.Tensor  # int64 [P], the indices of the pose's numbers in an action
     gripper_at: torch.Tensor  # int64 [G]
     noise: Noise
 
@@ -139,7 +139,7 @@ class NoisyActions:
 
     @property
     def entropy(self) -> torch.Tensor:
-        """[B], of the noise, which is the same for all, and of the grippers."""
+        """[B], of the noise, which is the same for all samples, and of the grippers."""
         chance = torch.sigmoid(self.gripper)
         grippers = F.binary_cross_entropy_with_logits(self.gripper, chance, reduction="none").flatten(1).sum(1)
         length, numbers = self.pose.shape[1:]
@@ -151,13 +151,13 @@ class NoisyActions:
 
     @property
     def _variances(self) -> tuple[float, float]:
-        """Along the mean of a number's H values and across it, where the deviation is 1."""
+        """The variances along the mean of a number's H values and across it, for a deviation of 1."""
         shared = self.noise.shared
         return 1 - shared + shared * self.pose.shape[1], 1 - shared
 
     @property
     def _log_volume(self) -> float:
-        """What the density of a number's H values is divided by, as a logarithm."""
+        """The logarithm of the normalising constant of the density of a number's H values."""
         length, (along, across) = self.pose.shape[1], self._variances
         spread = length * math.log(self.noise.deviation) + 0.5 * (math.log(along) + (length - 1) * math.log(across))
         return spread + length * _HALF_LOG_2PI
@@ -171,7 +171,7 @@ class NoisyActions:
 
 @dataclass(frozen=True)
 class CorrectedActions:
-    """What a policy says, and one correction of it for all actions of the chunk, drawn at random."""
+    """A policy's chunk, and one random correction for all its actions."""
 
     base: torch.Tensor  # float [B, H, A]
     correction: GaussianActions  # of [B, 1, A], squashed: from -1 to 1

@@ -1,4 +1,4 @@
-"""Low-rank adapters in frozen modules, by the package peft."""
+"""Low-rank adapters in frozen modules, through the package peft."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from atlas.errors import InputError, did_you_mean
 
 
 def check_adapters(key: str) -> None:
-    """Raises InputError if peft is not installed; `key` is the setting that asks for it."""
+    """Raise InputError if peft is not installed; key: the setting that needs it."""
     if find_spec("peft") is None:
         raise InputError(f"{key} needs the package peft: run `pip install peft`, or install the extra 'lora'.")
 
 
 def check_targets(config: LoRAConfig, linear: Iterable[str], key: str) -> None:
-    """Raises InputError where a target of the config's is the last name of none of these linear layers."""
+    """Raise InputError where one of the config's targets is not the last name of any of these linear layers."""
     known = sorted({name.rpartition(".")[2] for name in linear})
     for target in config.targets or ():
         if target not in known:
@@ -49,27 +49,27 @@ def add_adapters(module: nn.Module, config: LoRAConfig, usual: Iterable[str], ke
     inject_adapter_in_model(settings, module)
     for parameter in module.parameters():
         if parameter.requires_grad:
-            # They have the precision of what they adapt. A small step would be lost in bfloat16's rounding.
+            # Adapters have the precision of the weights they adapt; bfloat16 would round small steps away.
             parameter.data = parameter.data.float()
 
 
-_ADAPTED = ".base_layer."  # what peft puts into the name of a weight that it adapts
+_ADAPTED = ".base_layer."  # peft adds this to the name of a weight that it adapts
 _ADAPTER = ".lora_"
 
 
 def plain_name(name: str) -> str:
-    """A weight's name without what adapters have made of it."""
+    """A weight's name as it is without adapters."""
     return name.replace(_ADAPTED, ".")
 
 
 def has_adapters(module: nn.Module) -> bool:
-    """Whether there are some in it."""
+    """Whether a module contains adapters."""
     return any(_ADAPTER in name for name, _ in module.named_parameters())
 
 
 def merged_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict that the module would have without adapters, what they have learned added to what they adapt, in
-    float32; the module stays as it is."""
+    """The module's state dict without adapters, with what they have learned added to the adapted weights in float32.
+    The module is unchanged."""
     found = {}
     for name, tensor in module.state_dict().items():
         if _ADAPTER in name:

@@ -12,10 +12,10 @@ from atlas.types import Batch
 
 @dataclass(frozen=True)
 class Attention:
-    """What of its images [B, V, 3, H, W] a policy's actions follow from: points, a map, or both.
+    """The places in its images [B, V, 3, H, W] from which a policy's actions follow: points, maps, or both.
 
-    points: float32 [B, V, K, 3], each x and y as shares of the image's width and height, and how certain it is, from 0
-    (anywhere) to 1 (a single place). maps: float32 [B, V, h, w], the weight of each patch, not negative.
+    points: float32 [B, V, K, 3], each x and y as shares of the image's width and height, and its certainty, from 0
+    (anywhere) to 1 (a single place). maps: float32 [B, V, h, w], the non-negative weight of each patch.
     """
 
     points: torch.Tensor | None = None
@@ -24,8 +24,8 @@ class Attention:
 
 @runtime_checkable
 class ShowsAttention(Protocol):
-    """Can say where it looks."""
+    """A policy that can show where it looks."""
 
     def attention(self, batch: Batch) -> Attention | None:
-        """For each sample, without gradients. None where the parts that it is made of do not tell."""
+        """Its attention for each sample, without gradients; None where its parts cannot show it."""
         ...

@@ -43,7 +43,7 @@ class Policy(nn.Module, ABC):
     A type must define forward, `sample` and `losses_and_sample`; it overrides the rest where the defaults are wrong.
     """
 
-    reference_answers: ReferenceAnswers | None = None  # what it answered when it was validated; None: nobody has asked
+    reference_answers: ReferenceAnswers | None = None  # its answers when it was validated; None: there are none
 
     def __init__(self, config: ModelConfig, processor: PolicyProcessor) -> None:
         super().__init__()
@@ -153,10 +153,10 @@ def build_policy(
     folder: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Policy:
-    """What the section builds, on the device; see `ModelConfig.build`. Raises InputError."""
+    """The policy that a section builds, on the device; see `ModelConfig.build`. Raises InputError."""
     more: dict[str, Any] = {"device": torch.device(device)} if config.builds_on_device else {}
     policy = config.build(processor, folder, **more)
-    assert isinstance(policy, Policy), f"{type(config).__name__}.build gives {type(policy).__name__}, no Policy"
+    assert isinstance(policy, Policy), f"{type(config).__name__}.build gives {type(policy).__name__}, not a Policy"
     return policy.to(device)
 
 
@@ -168,19 +168,19 @@ def load_policy(
 ) -> Policy:
     """Load a saved policy, strictly, in eval mode on the device; `reference` as in `atlas.registry`.
 
-    processor: takes the place of the one that was saved with Atlas's own policies, for data of other sources.
+    processor: replaces the one that was saved with an Atlas policy, for data of other sources.
 
     The `type` in its config.yaml says what it is (absent: `modular`); a LeRobot folder, with a config.json, is a policy
-    of the type that this names, with the processor in it. cameras: {a LeRobot policy's camera: its name here}; None:
-    the same names. Frozen parts are read from the policy's folder if it has copies, otherwise from where its config
-    says; their hashes must be those it was saved with. Raises InputError that names the file if one is missing, damaged
-    or does not fit its config, or the type if it is not known here.
+    of the type named there, with the folder's processor. cameras: {a LeRobot policy's camera: its name here}; None: the
+    same names. Frozen parts are read from the policy's folder if it has copies, otherwise from where its config says;
+    their hashes must be those it was saved with. Raises InputError, which names it, for a file that is missing, damaged
+    or does not fit its config, and for an unknown type.
     """
     directory = resolve_policy(reference)
     if is_lerobot_policy(directory):
         return _of_lerobot(directory, str(reference), cameras, device)
     if cameras is not None:
-        raise InputError(f"{reference} has cameras by their names already; they are chosen for LeRobot's folders only.")
+        raise InputError(f"{reference} names its cameras itself; they can be chosen only for LeRobot's folders.")
     config = load_model_config(directory / CONFIG)
     if processor is None:
         processor = PolicyProcessor.load(directory / "processor.json")
@@ -189,7 +189,7 @@ def load_policy(
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, ArithmeticError, MemoryError, AssertionError) as error:
-        raise InputError(f"No policy can be made of {directory / CONFIG} ({first_line(error)}).") from error
+        raise InputError(f"No policy can be built from {directory / CONFIG} ({first_line(error)}).") from error
     policy.load_weights(directory / "model.safetensors")
     policy.reference_answers = ReferenceAnswers.load(directory)
     return policy.eval()
@@ -221,8 +221,8 @@ def load_model_config(file: Path) -> ModelConfig:
         if isinstance(values, dict) and MODEL.kind(values) is None:
             known = MODEL.table.unknown(values["type"])
             raise InputError(
-                f"{file} is of a policy of the type '{values['type']}', which is not known here: install the package "
-                f"that has it.{known}"
+                f"{file} describes a policy of the type '{values['type']}', which is not known here: install the "
+                f"package that has it.{known}"
             )
         config: ModelConfig = MODEL.validate(values)
     except (OSError, ValueError) as error:
@@ -235,7 +235,7 @@ def load_model_config(file: Path) -> ModelConfig:
 
 @runtime_checkable
 class FollowsChunks(Protocol):
-    """Can make a chunk that goes on from the one that is being executed (real-time chunking)."""
+    """Can make a chunk that continues the one being executed (real-time chunking)."""
 
     @property
     def follows(self) -> bool:
@@ -243,8 +243,8 @@ class FollowsChunks(Protocol):
         ...
 
     def sample_following(self, batch: Batch, previous: torch.Tensor, delay: int) -> torch.Tensor:
-        """As `Policy.sample`. previous: what is left of the last chunk, float32 [B, R, A] in the ActionSpec's units,
-        from the batch's moment on; delay: how many of its actions will be executed before the new chunk is there."""
+        """Like `Policy.sample`. previous: the rest of the current chunk from the batch's moment on, float32 [B, R, A]
+        in the ActionSpec's units; delay: how many of its actions will be executed before the new chunk is there."""
         ...
 
 
@@ -300,21 +300,21 @@ class ShowsFeatures(Protocol):
 
 @runtime_checkable
 class ActsAtRandom(Protocol):
-    """Says how likely each action is, which learning by reward needs."""
+    """Knows how likely each action is, which learning by reward needs."""
 
     action_scaler: Scaler
 
     @property
     def acts_at_random(self) -> bool:
-        """Whether its parts can say so."""
+        """Whether it does, with its parts."""
 
     def action_distribution(self, batch: Batch) -> GaussianActions:
-        """Of the scaled actions, with gradients."""
+        """The distribution of the scaled actions, with gradients."""
 
 
 @runtime_checkable
 class TakesNoise(Protocol):
-    """Says one action, around which noise of a given size makes others, so that learning by reward can try them."""
+    """Gives one action, around which noise of a given size makes others, so that learning by reward can try them."""
 
     action_scaler: Scaler
 
@@ -323,8 +323,8 @@ class TakesNoise(Protocol):
         """Whether its parts allow that."""
 
     def noisy_distribution(self, batch: Batch, noise: Noise) -> NoisyActions:
-        """Of the scaled actions, with gradients. Raises InputError for grippers of which it does not say how likely
-        they close."""
+        """The distribution of the scaled actions, with gradients. Raises InputError for grippers whose probability of
+        closing it does not give."""
 
 
 @runtime_checkable
@@ -345,7 +345,7 @@ class ActsByFlow(Protocol):
 
 @runtime_checkable
 class GivesFeatures(Protocol):
-    """Says what it makes of a sample, for others that learn from that instead of from images."""
+    """Gives its features of a sample, for networks that learn from these instead of from images."""
 
     @property
     def feature_dim(self) -> int: ...
@@ -353,36 +353,37 @@ class GivesFeatures(Protocol):
     def features_and_sample(
         self, batch: Batch, generator: torch.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What its actions are read from, float32 [B, H, feature_dim], and what `Policy.sample` gives."""
+        """The features that its actions are computed from, float32 [B, H, feature_dim], and the result of
+        `Policy.sample`."""
 
 
 @runtime_checkable
 class Corrects(Protocol):
-    """Adds a small correction, which is learned, to what a policy says that stays as it is."""
+    """Adds a small learned correction to the actions of a frozen policy."""
 
     @property
     def feature_dim(self) -> int: ...
 
     @property
     def execute(self) -> int:
-        """How many actions of a chunk have the correction in common; no more are executed."""
+        """How many actions of a chunk share the correction; no more are executed."""
         ...
 
     def corrected_part(self) -> nn.Module:
-        """What is trained."""
+        """The module that is trained."""
         ...
 
     def seen_by_base(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, torch.Tensor]:
-        """All that corrections follow from, which takes the place of images: `features` [B, feature_dim],
-        `scaled_proprio` [B, P] and `base` [B, execute, A], the scaled actions that are corrected."""
+        """The inputs of corrections, instead of images: `features` [B, feature_dim], `scaled_proprio` [B, P] and `base`
+        [B, execute, A], the scaled actions to correct."""
         ...
 
     def corrected(self, seen: Mapping[str, torch.Tensor]) -> CorrectedActions:
-        """Of what `seen_by_base` gave, with gradients."""
+        """The corrected actions for the result of `seen_by_base`, with gradients."""
         ...
 
     def load_base(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """The own weights of the policy that is corrected."""
+        """Load the own weights of the corrected policy."""
         ...
 
 

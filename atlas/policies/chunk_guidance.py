@@ -1,4 +1,4 @@
-"""Real-time chunking: a flow's chunk is drawn to what is left of the chunk before, while that is executed."""
+"""Real-time chunking: guides a flow's chunk towards the rest of the previous chunk, while that is executed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from atlas.errors import InputError
 
 @dataclass(frozen=True)
 class Guidance:
-    """Real-time chunking: draws a chunk to what is left of the chunk before, while that is executed.
+    """Draws a chunk towards the rest of the previous one (real-time chunking).
 
-    Black, Galliker and Levine, 2025, with the identity for the gradient through the network, as LeRobot computes it.
+    Black, Galliker and Levine, 2025, with the identity for the gradient through the network, as in LeRobot.
     previous: float32 [B, H, W], normalised, zeros past its end. weights: float32 [H].
     """
 
@@ -34,7 +34,7 @@ class Guidance:
         schedule: str = "linear",
         most: float = 10.0,
     ) -> Guidance:
-        """Of what is left of a chunk, float32 [B, R, <= width], normalised, for a new one [B, horizon, width].
+        """Guidance of a new chunk [B, horizon, width] towards the rest of one, float32 [B, R, <= width], normalised.
 
         delay, reach (None: all of the rest), schedule: see `guidance_weights`.
         """
@@ -57,7 +57,7 @@ class Guidance:
 
 def guidance_weights(horizon: int, left: int, delay: int, reach: int, schedule: str = "linear") -> torch.Tensor:
     """float32 [horizon]: 1 for the first `delay` actions, which will be executed before the new chunk is there, then
-    down to 0 at `reach`, which is at most `left`, the number of actions that the chunk before still has.
+    falling to 0 at `reach`, which is at most `left`, the number of actions left of the previous chunk.
 
     schedule: linear; exp (falls faster); ones (1 up to `reach`); zeros (0 from `delay` on). Raises InputError.
     """

@@ -1,4 +1,4 @@
-"""Policies in the files of other programs: back to where published ones come from, and to where robots run them."""
+"""Exports policies to other programs: published ones back to LeRobot, and others to a single file for robots."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ FORMS = ("lerobot", *FILES)
 
 @runtime_checkable
 class GoesToLeRobot(Protocol):
-    """A policy that LeRobot has, too."""
+    """A policy of a type that LeRobot has too."""
 
     def export_lerobot(self, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
-        """Write the folder that LeRobot loads. facts: of the training, for its card."""
+        """Write a folder that LeRobot loads. facts: about the training, for the model card."""
 
 
 def export_policy(
@@ -36,17 +36,17 @@ def export_policy(
 ) -> Exported:
     """Write a policy in another program's form into a new or empty folder, completely or not at all.
 
-    reference: as in `load_policy`. form: one of FORMS. merge_lora: for LeRobot, add what adapters have learned to what
-    they adapt; needed where there are some. instructions, env: see `export_graph`. Raises InputError for an unknown
-    form, an option of another form, a policy that the program does not have, and a folder that holds something.
+    reference: as in `load_policy`. form: one of FORMS. merge_lora: for LeRobot, merge adapters into the weights that
+    they adapt; needed for a policy with adapters. instructions, env: see `export_graph`. Raises InputError for an
+    unknown form, an option of another form, a policy that the program does not have, and a folder that is not empty.
     """
     if form not in FORMS:
         raise InputError(f"--to {form} is not known.{did_you_mean(form, FORMS)} Known: {', '.join(FORMS)}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"--out {out} is there already and holds something; choose another folder, or remove it.")
+        raise InputError(f"--out {out} exists and is not empty; choose another folder, or remove it.")
     if form in FILES:
         if merge_lora:
-            raise InputError(f"--merge-lora is for --to lerobot; {form} computes with the adapters as they are.")
+            raise InputError(f"--merge-lora is for --to lerobot; {form} keeps the adapters as they are.")
         return export_graph(reference, form, out, instructions, env)
     if instructions or env is not None:
         raise InputError(f"--instruction and --env are for --to {' and '.join(FILES)}, not for {form}.")
@@ -58,10 +58,10 @@ def _to_lerobot(reference: str | Path, out: Path, merge_lora: bool) -> Path:
     if not isinstance(policy, GoesToLeRobot):
         raise InputError(
             f"{reference} is a policy of the type '{policy.config.type}', which LeRobot does not have; only types that "
-            "come from there go back there."
+            "come from LeRobot can be exported to it."
         )
     if has_adapters(policy) and not merge_lora:
-        raise InputError(f"{reference} has adapters (LoRA), which LeRobot's form has no place for; add --merge-lora.")
+        raise InputError(f"{reference} has adapters (LoRA), which LeRobot's form cannot hold; add --merge-lora.")
     if merge_lora and not has_adapters(policy):
         raise InputError(f"--merge-lora: {reference} has no adapters.")
     with partial_folder(out) as partial:

@@ -1,4 +1,4 @@
-"""Filling a feature cache: a frozen backbone looks once at every observation of a dataset."""
+"""Fills a feature cache: runs a frozen backbone once on every observation of a dataset."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def frozen_encoder(config: Config) -> CachedEncoder:
     if encoder is None:
         raise InputError(
             "Only a frozen encoder's features can be cached: model.vision.name must be vggt_pretrained or huggingface, "
-            "with freeze true and lora null."
+            "with freeze true and lora null; in the type vlm, model.backbone.freeze or model.backbone.freeze_vision "
+            "must be true."
         )
     return encoder
 
@@ -83,7 +84,7 @@ def cache_source(
         "dataset": dataset.fingerprint(),
         "orientation": config.data.orientation,
         "drop_noops": config.data.drop_noops,
-        **frozen_encoder(config).feature_source(),  # which may say that of image_size nothing depends
+        **frozen_encoder(config).feature_source(),  # may replace image_size, where the features do not depend on it
     }
     if versions > 1:
         source |= {"augment": config.data.augment.described(), "seed": config.seed}
@@ -133,7 +134,7 @@ def describe(cache: FeatureCache) -> str:
     return (
         f"{layout.frames} frames x {layout.versions} {versions} of {layout.tokens} tokens x {layout.dim} in bfloat16: "
         f"{layout.bytes / 2**30:.2f} GiB in {layout.shards} files, "
-        f"{sum(map(cache.has, range(layout.shards)))} of them there already"
+        f"{sum(map(cache.has, range(layout.shards)))} of them already there"
     )
 
 

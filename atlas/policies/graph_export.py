@@ -1,6 +1,6 @@
-"""A policy as one file that runs without Atlas: ONNX or TorchScript, beside a description of its inputs.
+"""Writes a policy as one file that runs without Atlas, ONNX or TorchScript, with a description of its inputs.
 
-What is written answers as the policy does, which is tried before anything is there.
+The file must give the policy's actions in trials; otherwise nothing is written.
 """
 
 from __future__ import annotations
@@ -37,18 +37,19 @@ Answers = Callable[[dict[str, torch.Tensor]], torch.Tensor]  # named inputs to a
 
 @runtime_checkable
 class HasGraph(Protocol):
-    """A policy that can be written as operations on tensors alone."""
+    """A policy that can be written as tensor operations alone."""
 
     def as_graph(self, instructions: Sequence[str], source: int) -> tuple[nn.Module, int]:
-        """A module of (images uint8 [1, V, 3, S, S], proprio [1, P], instruction int64 [1], noise [1, H, D]) that gives
-        actions [1, H, A], and D; without noise and 0 if it needs none. source: whose statistics apply."""
+        """(a module, D). The module maps images uint8 [1, V, 3, S, S], proprio [1, P], instruction int64 [1] and noise
+        [1, H, D] to actions [1, H, A]; for a policy without noise, D is 0 and there is no such input. source: whose
+        statistics apply."""
         ...
 
 
 @dataclass(frozen=True)
 class Exported:
-    """difference: the largest found between the file's actions and the policy's, as a share of half of an action's
-    usual range; None for a form that Atlas itself cannot run."""
+    """difference: the largest difference found between the file's actions and the policy's, as a share of half of an
+    action's usual range; None for a form that Atlas cannot run."""
 
     folder: Path
     difference: float | None = None
@@ -57,9 +58,9 @@ class Exported:
 def export_graph(reference: str | Path, form: str, out: Path, instructions: Sequence[str], env: str | None) -> Exported:
     """Write a policy for these instructions into a folder that is new or empty.
 
-    form: of FILES. env: the world whose statistics apply; None: as `processor.source_for` has it. Raises InputError for
-    a policy that has no such form, an exporter that is not installed or does not follow it, and a file that answers
-    otherwise than the policy.
+    form: a key of FILES. env: the world whose statistics apply; None: see `processor.source_for`. Raises InputError for
+    a policy that cannot be written in this form, an exporter that is not installed or fails, and a file whose actions
+    differ from the policy's.
     """
     _check_packages(form)
     policy = load_policy(reference)
@@ -69,7 +70,7 @@ def export_graph(reference: str | Path, form: str, out: Path, instructions: Sequ
             "policies of the type 'modular' can. Serve it instead, by `atlas serve`."
         )
     if not instructions:
-        raise InputError(f"--to {form} needs --instruction TEXT, once for each that the file shall know.")
+        raise InputError(f"--to {form} needs --instruction TEXT, once for each instruction of the file.")
     source = policy.processor.source_for(env)
     graph, noise_dim = policy.as_graph(instructions, source)
     trials = [_inputs(policy, noise_dim, source, number, len(instructions)) for number in range(_TRIALS)]
@@ -78,13 +79,13 @@ def export_graph(reference: str | Path, form: str, out: Path, instructions: Sequ
         try:
             with _quiet():
                 answers = _WRITERS[form](graph, trials[0], file)
-        except Exception as error:  # exporters raise whatever the operation in question does
+        except Exception as error:  # an exporter may raise anything
             raise InputError(f"{reference} cannot be written as {form}: {first_line(error)}") from error
         found = max(_difference(policy, graph, answers, trial, source, instructions) for trial in trials)
         if not found <= TOLERANCE:
             raise InputError(
-                f"{reference} as {form} answers otherwise than the policy, by {found:.2g} of half of an action's range "
-                f"where {TOLERANCE:g} would do; nothing was written."
+                f"{reference} as {form} gives other actions than the policy: they differ by {found:.2g} of half of an "
+                f"action's range, and at most {TOLERANCE:g} is accepted; nothing was written."
             )
         write_json(partial / "policy.json", _description(policy, form, trials[0], instructions, source, found))
         os.replace(partial, out)
@@ -98,7 +99,7 @@ def _check_packages(form: str) -> None:
 
 
 def _inputs(policy: Policy, noise_dim: int, source: int, seed: int, instructions: int) -> dict[str, torch.Tensor]:
-    """Pictures and noise at random, and a proprio as the data had it."""
+    """Random images and noise, and a proprio drawn with the data's mean and deviation."""
     processor, draw = policy.processor, torch.Generator().manual_seed(seed)
     proprio = processor.statistics[source].proprio.repeated(processor.history.steps)
     spread = torch.randn(processor.proprio_width, generator=draw) * torch.tensor(proprio.std)
@@ -120,7 +121,7 @@ def _difference(
     source: int,
     texts: Sequence[str],
 ) -> float:
-    """The largest between the file and the policy; where noise decides, the file's is the graph's."""
+    """The largest difference between the file's actions and the policy's, or the graph's where it takes noise."""
     if "noise" in inputs:
         with torch.no_grad():
             wanted = graph(*inputs.values())
@@ -183,7 +184,7 @@ def _description(
     source: int,
     difference: float,
 ) -> dict[str, Any]:
-    """policy.json: all that somebody needs who has only this folder."""
+    """policy.json: all that a user of only this folder needs to know."""
     processor = policy.processor
     meaning = {
         "images": "upright RGB, cropped to a centred square and resized (bilinear, antialiased), of `cameras` in order",
@@ -212,7 +213,7 @@ def _description(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' remarks on their own making."""
+    """Silence the exporters' warnings and log lines."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "torch.onnx", "onnx_ir")]
     levels = [each.level for each in loggers]
     with warnings.catch_warnings():

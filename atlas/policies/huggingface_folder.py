@@ -20,7 +20,7 @@ from atlas.errors import InputError, first_line
 from atlas.system.documents import read_json
 from atlas.system.hub import Alternative, fetch_folder
 
-UNREADABLE = Exception  # the library trusts the files, and fails in any way on one that is wrong
+UNREADABLE = Exception  # the library trusts the files, and may raise anything for a wrong one
 
 _HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 _DESCRIPTION = ("*.json", "*.txt", "*.model", "*.tiktoken")  # config, tokenizer, image preprocessing
@@ -111,7 +111,7 @@ def read_weights(
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise InputError(
-            f"{key}: the weights of {name} do not fit {kind.__name__}, as its config.json has it: "
+            f"{key}: the weights of {name} do not fit {kind.__name__} as described in its config.json: "
             f"{'; '.join(problems[:3])}{more}."
         )
     return model
@@ -124,7 +124,7 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     return [block for child in model.children() for block in repeated_blocks(child)]
 
 
-# ---- what goes into it -----------------------------------------------------------------------------------
+# ---- its inputs ------------------------------------------------------------------------------------------
 
 
 def read_tokenizer(folder: Path, name: str, key: str) -> Any:
@@ -149,8 +149,8 @@ def read_tokenizer(folder: Path, name: str, key: str) -> Any:
 
 
 def read_image_settings(folder: Path, name: str, key: str) -> dict[str, Any]:
-    """What a model's folder says about the images that it takes: preprocessor_config.json, or the part of
-    processor_config.json that replaces it in newer folders. Raises InputError if there is neither."""
+    """The settings for images in a model's folder: preprocessor_config.json, or the part of processor_config.json that
+    replaces it in newer folders. Raises InputError if there is neither."""
     for file in ("preprocessor_config.json", "processor_config.json"):
         try:
             settings = read_json(folder / file)

@@ -1,4 +1,4 @@
-"""The model card: beside the weights, what the policy takes and returns; with a checkpoint, also how it was trained."""
+"""The model card: what the policy takes and returns, and for a checkpoint also how it was trained."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class HasOrigin(Protocol):
 
 
 def model_card(policy: Policy) -> str:
-    """README.md of a saved policy: what it takes and returns, and which data its statistics are from."""
+    """README.md of a saved policy: what it takes and returns, and the data of its statistics."""
     processor = policy.processor
     spec = processor.action_spec
     parameters = sum(p.numel() for p in policy.parameters())
@@ -85,8 +85,8 @@ policy = atlas.load_policy("this folder")
 def checkpoint_card(folder: Path, facts: Mapping[str, Any] | None = None, reference: str | None = None) -> str | None:
     """The card of a checkpoint or a saved policy in Markdown; None if the folder holds no policy's card.
 
-    facts: the metadata of an artifact (see `Publisher`), including its `metrics`; None: what the files say. reference:
-    what `load_policy` loads it by, if that is not the folder itself.
+    facts: the metadata of an artifact (see `Publisher`), including its `metrics`; None: read from the files. reference:
+    how `load_policy` finds it, if not by the folder itself.
     """
     folder = Path(folder)
     card = card_of(folder) if folder.is_dir() else None

@@ -1,4 +1,4 @@
-"""Pretrained weights that a policy uses unchanged: their precision, and how what is saved names them without them."""
+"""Pretrained weights that a policy uses unchanged: their precision, and the reference that a saved policy keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands between raw observations and the network; saved, loaded and served with the weights."""
+"""The processor between raw observations and the network, which is saved, loaded and served with the weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LARGEST = 65536  # pixels, actions or numbers
 class PolicyProcessor:
     """Image geometry, camera order, statistics and the meaning of actions. It never rotates or flips images."""
 
-    cameras: tuple[str, ...]  # none for a policy that does not look
+    cameras: tuple[str, ...]  # empty for a policy without vision
     camera_size: int  # pixels of the square camera images it was trained from; simulators render at it
     image_size: int  # pixels the network sees
     action_horizon: int
@@ -40,14 +40,14 @@ class PolicyProcessor:
     action_spec: ActionSpec
     statistics: tuple[DatasetStatistics, ...]  # one per source; a batch's `source` says which
     scaling: ProcessorConfig
-    inputs: TrainingInputs | None = None  # what it was shown in training; None if that was not kept
-    fit: ImageFit | None = None  # how the policy itself fits whole pictures; None: it gets cropped squares
+    inputs: TrainingInputs | None = None  # its inputs in training; None if they were not kept
+    fit: ImageFit | None = None  # how the policy itself fits whole images; None: it gets cropped squares
     history: History = ONE_FRAME  # the frames it looks at
-    relative: RelativeActions | None = None  # what is learned relative to the state; None: actions as they are
+    relative: RelativeActions | None = None  # the actions learned relative to the state; None: none are
 
     @property
     def views(self) -> int:
-        """How many pictures the network sees."""
+        """How many images the network sees."""
         return self.history.steps * len(self.cameras)
 
     @property
@@ -56,15 +56,14 @@ class PolicyProcessor:
         return self.history.steps * self.proprio_dim
 
     def to_learn(self, actions: torch.Tensor, proprio: torch.Tensor) -> torch.Tensor:
-        """Chunks [B, H, A] in the form that the network learns, before scaling: relative to the state if that is asked
-        for. proprio: the batch's, [B, proprio_width]."""
+        """Chunks [B, H, A] in the form that the network learns, before scaling: relative to the state if so configured.
+        proprio: the batch's, [B, proprio_width]."""
         if self.relative is None:
             return actions
         return self.relative.relative(actions, proprio[:, -self.proprio_dim :])
 
     def to_execute(self, actions: torch.Tensor, proprio: torch.Tensor) -> torch.Tensor:
-        """The inverse of `to_learn`: chunks [B, H, A] in the ActionSpec's units, from what the network gives after
-        scaling."""
+        """The inverse of `to_learn`: chunks [B, H, A] in the ActionSpec's units, from the network's unscaled output."""
         if self.relative is None:
             return actions
         return self.relative.absolute(actions, proprio[:, -self.proprio_dim :])
@@ -119,7 +118,7 @@ class PolicyProcessor:
         return source
 
     def action_scaler(self) -> Scaler:
-        """What scales actions [..., A] of each source; a gripper's open end becomes -1, its closed one 1."""
+        """The scaler of actions [..., A] of each source; a gripper's open end becomes -1, its closed one 1."""
         return Scaler(
             [s.action if s.relative_action is None else s.relative_action for s in self.statistics],
             self.scaling.action_normalization,
@@ -128,7 +127,7 @@ class PolicyProcessor:
         )
 
     def proprio_scaler(self) -> Scaler:
-        """What scales proprio [..., proprio_width] of each source; all frames alike."""
+        """The scaler of proprio [..., proprio_width] of each source, the same for all frames."""
         steps = self.history.steps
         return Scaler(
             [s.proprio.repeated(steps) for s in self.statistics],
@@ -138,7 +137,7 @@ class PolicyProcessor:
         )
 
     def with_margin(self, margin: float) -> PolicyProcessor:
-        """With proprio clipped so; see ProcessorConfig."""
+        """A copy that clips proprio with this margin; see ProcessorConfig."""
         return replace(self, scaling=self.scaling.model_copy(update={"proprio_margin": margin}))
 
     def save(self, path: Path) -> None:
@@ -194,7 +193,7 @@ class PolicyProcessor:
 
 
 def scaled_well(statistics: DatasetStatistics, scaling: ProcessorConfig) -> DatasetStatistics:
-    """The statistics, with how each dimension is scaled: as the config says, wherever the statistics permit."""
+    """The statistics, with the scaling of each dimension: the config's wherever the statistics permit it."""
     return replace(
         statistics,
         action_scaling=scaling_of(statistics.relative_action or statistics.action, scaling.action_normalization),
@@ -203,7 +202,7 @@ def scaled_well(statistics: DatasetStatistics, scaling: ProcessorConfig) -> Data
 
 
 def _check(processor: PolicyProcessor) -> None:
-    """Raises ValueError that names what makes it unusable."""
+    """Raise ValueError, which names what is wrong, for an unusable processor."""
     for name in ("camera_size", "image_size", "action_horizon", "proprio_dim"):
         value = getattr(processor, name)
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
@@ -254,8 +253,8 @@ class Scaler(nn.Module):
         methods: Sequence[Sequence[str] | None] | None = None,
         margin: float | None = None,
     ) -> None:
-        """methods: per source and dimension, instead of `method`; None if `method` holds for all of them. margin: what
-        is normalised is clipped so many ranges of the statistics outside of that range; None: it is not."""
+        """methods: per source and dimension, instead of `method`; None if `method` holds for all of them. margin:
+        values are clipped at the statistics' range widened by this factor of it on both sides; None: no clipping."""
         super().__init__()
         offsets, scales = [], []
         for columns, of_each in zip(statistics, methods or [None] * len(statistics), strict=True):
@@ -263,8 +262,8 @@ class Scaler(nn.Module):
             offset, scale = torch.zeros(len(columns.mean)), torch.ones(len(columns.mean))
             for name in set(of_each):
                 here = torch.tensor([each == name for each in of_each])
-                its_offset, its_scale = _offset_and_scale(columns, name)
-                offset, scale = torch.where(here, its_offset, offset), torch.where(here, its_scale, scale)
+                offset_here, scale_here = _offset_and_scale(columns, name)
+                offset, scale = torch.where(here, offset_here, offset), torch.where(here, scale_here, scale)
             scale = scale.clamp(min=SMALLEST_RANGE)
             for dimension, (first, second) in (ends or {}).items():
                 offset[dimension], scale[dimension] = (first + second) / 2, (second - first) / 2
@@ -296,8 +295,8 @@ class Scaler(nn.Module):
 
 
 def _widened(columns: ColumnStatistics, margin: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The range [D] of the statistics with `margin` of its width on both sides. One that hardly is one counts as wide
-    as the smallest scale."""
+    """The range [D] of the statistics, widened on both sides by `margin` times its width. A very narrow range counts as
+    wide as the smallest scale."""
     low, high = torch.tensor(columns.min), torch.tensor(columns.max)
     more = margin * (high - low).clamp(min=SMALLEST_RANGE)
     return low - more, high + more

@@ -1,7 +1,7 @@
-"""What a policy answered to a few samples when its checkpoint was written, kept with it.
+"""A policy's answers to a few samples when its checkpoint was written, kept with it.
 
-Whoever loads the policy can ask it the same again: what differs then, and where first (pictures, numbers, words,
-weights, answers), says what has gone wrong between training and use, without a simulator and without the data.
+After loading, the policy can be asked about the same samples again. The first difference (images, numbers, words,
+weights, answers) shows what went wrong between training and use, without a simulator and without the data.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ _FORMAT = 1
 
 @runtime_checkable
 class CountsWords(Protocol):
-    """A policy that can say how many tokens it reads an instruction as."""
+    """A policy that can count the tokens of an instruction."""
 
     def count_words(self, instructions: Sequence[str]) -> list[int]: ...
 
 
 @dataclass(frozen=True)
 class ReferenceAnswers:
-    """n samples of validation, and what was made of them."""
+    """n validation samples, and the policy's inputs and actions for them."""
 
-    step: int  # optimizer steps that the policy had learned for
-    # uint8 [n, H, W, 3] of each camera, upright, as the dataset has them; with a history [n, frames, H, W, 3]
+    step: int  # the policy's optimizer steps
+    # uint8 [n, H, W, 3] of each camera, upright, as in the dataset; with a history [n, frames, H, W, 3]
     cameras: Mapping[str, torch.Tensor]
     images: torch.Tensor  # uint8 [n, V, 3, S, S], as the network saw them
     proprio: torch.Tensor  # float32 [n, P]
     scaled_proprio: torch.Tensor  # float32 [n, P]
     instructions: Sequence[str]
-    words: Sequence[int] | None  # tokens of each instruction; None where the policy does not say
+    words: Sequence[int] | None  # tokens of each instruction; None where the policy does not count them
     source: torch.Tensor  # int64 [n]
     key: torch.Tensor  # int64 [n]
-    actions: torch.Tensor  # float32 [n, H, A], what the policy answered
+    actions: torch.Tensor  # float32 [n, H, A], the policy's
     weights: Sequence[float]  # see `weights_sums`
     dtype: str  # of the weights, such as float32
-    computed: str  # what it was computed in: that, or bfloat16
-    execute: int | None  # actions of each chunk that are executed; None where nobody has said
+    computed: str  # the type in which the answers were computed: `dtype`, or bfloat16
+    execute: int | None  # how many actions of each chunk are executed; None where it is not known
 
     @property
     def observations(self) -> list[Observation]:
@@ -81,48 +81,48 @@ class ReferenceAnswers:
 
     @classmethod
     def load(cls, directory: Path) -> ReferenceAnswers | None:
-        """Of a saved policy; None for those that keep none. Raises InputError for a damaged file."""
+        """The answers kept with a saved policy; None where it has none. Raises InputError for a damaged file."""
         file = directory / FILE
         if not file.is_file():
             return None
         values: Any = load_nested(file)
         try:
             if values.pop("format") != _FORMAT:
-                raise ValueError("it is of another version of Atlas")
+                raise ValueError("it comes from another version of Atlas")
             found = cls(**values)
             n = len(found.instructions)
             tensors = (found.images, found.proprio, found.source, found.key, found.actions, *found.cameras.values())
             if not n or any(len(tensor) != n for tensor in tensors):
-                raise ValueError("its parts are of different lengths")
+                raise ValueError("its parts have different lengths")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{file} holds no reference answers of a policy ({error}).") from None
         return found
 
 
 def samples_that_fit(bytes_of_one: int, there: int) -> int:
-    """How many of the samples are kept whose camera images take so many bytes each."""
+    """How many samples to keep, if the camera images of each take this many bytes."""
     fitting = _ROOM // max(1, bytes_of_one)
     return min(there, max(_FEWEST_SAMPLES, min(_MOST_SAMPLES, fitting)))
 
 
 def scale_proprio(processor: PolicyProcessor, proprio: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """Proprio float32 [n, P] as a network gets it, by the statistics of the processor."""
+    """Proprio float32 [n, P] scaled by the processor's statistics, as a network gets it."""
     return processor.proprio_scaler().normalize(proprio, source)
 
 
 @torch.no_grad()
 def weights_sums(weights: Mapping[str, torch.Tensor]) -> list[float]:
-    """Two numbers that other weights do not have: the sum of all, and of their squares, in float64."""
+    """Two numbers that identify weights: the sum of all values and of their squares, in float64."""
     floating = [tensor.double() for tensor in weights.values() if tensor.is_floating_point()]
     return [sum(float(tensor.sum()) for tensor in floating), sum(float((tensor**2).sum()) for tensor in floating)]
 
 
 def same_weights(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether two `weights_sums` are of the same weights, added up in whatever order."""
+    """Whether two `weights_sums` belong to the same weights, whatever the order of summation."""
     scale = math.sqrt(max(one[1], other[1], 1e-12))
     return abs(one[0] - other[0]) < 1e-4 * scale and math.isclose(one[1], other[1], rel_tol=1e-7)
 
 
 def words_of(policy: Policy, instructions: Sequence[str]) -> list[int] | None:
-    """The tokens of each instruction, where the policy says how many it reads."""
+    """The number of tokens of each instruction; None where the policy does not count them."""
     return policy.count_words(instructions) if isinstance(policy, CountsWords) else None

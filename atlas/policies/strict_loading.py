@@ -32,13 +32,14 @@ def frozen_named(metadata: Mapping[str, str]) -> dict[str, FrozenWeights]:
 
 
 def check_weights(path: Path, weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
-    """Raises InputError that names the first tensors that do not fit `own`, in name, shape, kind or values."""
+    """Raise InputError, which names the first of them, for tensors that do not fit `own` in name, shape or kind, or
+    that hold values that are not finite."""
     check_forms(path, weights, own)
     _refuse(path, [f"'{k}' holds values that are not finite" for k, v in weights.items() if not is_finite(v)])
 
 
 def check_forms(path: Path, weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
-    """As `check_weights`, but for the values: the weights may be on the meta device."""
+    """Like `check_weights`, without the values: the weights may be on the meta device."""
     problems = [f"'{k}' is missing" for k in own if k not in weights]
     problems += [f"'{k}' is not part of this policy" for k in weights if k not in own]
     problems += [
@@ -61,7 +62,7 @@ def _refuse(path: Path, problems: Sequence[str]) -> None:
 
 
 def check_frozen(path: Path, saved: Mapping[str, FrozenWeights], frozen: Mapping[str, FrozenWeights]) -> None:
-    """Raises InputError if a policy's frozen parts are not those that the weights in a file were trained with."""
+    """Raise InputError if a policy's frozen parts are not those that the weights in a file were trained with."""
     for part, now in frozen.items():
         was = saved.get(part)
         if was is None:
@@ -74,5 +75,5 @@ def check_frozen(path: Path, saved: Mapping[str, FrozenWeights], frozen: Mapping
 
 
 def is_finite(values: torch.Tensor) -> bool:
-    """Works for types in which torch does not compute, too, such as 8-bit floats."""
+    """Whether all values are finite. Also works for types in which torch does not compute, such as 8-bit floats."""
     return bool((values.float() if values.is_floating_point() else values).isfinite().all())

@@ -1,4 +1,4 @@
-"""What a configured policy consists of and what it costs: parameters, tokens, arithmetic, memory."""
+"""The parts of a configured policy and their costs: parameters, tokens, arithmetic, memory."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def summarize(config: Config, gpu: str = "h100") -> dict[str, Any]:
     """Parameters, tokens, FLOPs and memory of the policy that a config describes, for data like LIBERO's.
 
     FLOPs are counted by torch while the policy runs forward, and for training also backward, on one empty sample (a
-    multiplication and an addition count as two). The roofline is what a GPU would reach at its peak: real runs reach
-    half of it at best. Nothing is downloaded except the config of a language encoder. Raises InputError.
+    multiplication and an addition count as two). The roofline is a GPU's speed at its peak: real runs reach half of it
+    at best. Nothing is downloaded except the config of a language encoder. Raises InputError.
     """
     if gpu not in GPU_PEAKS:
         near = did_you_mean(gpu, list(GPU_PEAKS))

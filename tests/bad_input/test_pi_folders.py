@@ -47,7 +47,7 @@ def _no_tokenizer(folder: Path) -> None:
     shutil.rmtree(folder / "tokenizer")
 
 
-@row("a tokenizer of another model", "the tokenizer in", "is of another model", "the weights know 3")
+@row("a tokenizer of another model", "the tokenizer in", "belongs to another model", "the weights have 3")
 def _another_tokenizer(folder: Path) -> None:
     in_json("backbone.json", lambda values: values.update(vocab_size=3))(folder)
     in_weights(lambda w: w.update({name: w[name][:3].clone() for name in w if name.endswith("lm_head.weight")}))(folder)
@@ -57,7 +57,7 @@ FOLDERS = [
     Row(
         "another type",
         in_json("config.json", lambda values: values.update(type="act")),
-        ("is a policy of the type 'act', and 'pi0' is needed",),
+        ("is a policy of the type 'act'; expected 'pi0'",),
     ),
     Row(
         "another version",
@@ -85,11 +85,9 @@ FOLDERS = [
     Row(
         "sizes that cannot be",
         in_json("backbone.json", lambda values: values["expert"].update(depth=4)),
-        ("backbone.json", "depth is 3 of text and 4 of expert"),
+        ("backbone.json", "depth is 3 in text and 4 in expert"),
     ),
-    Row(
-        "an unknown step", in_json(PREPROCESSOR, _rename_step), (PREPROCESSOR, "'another_line_processor' is not known")
-    ),
+    Row("an unknown step", in_json(PREPROCESSOR, _rename_step), (PREPROCESSOR, "'another_line_processor' is unknown")),
     _no_tokenizer,
     _another_tokenizer,
 ]
@@ -112,7 +110,7 @@ def test_a_folder_is_refused_by_name(bad: Row, folder: Path, place: Path, good_d
 SETTINGS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "another type": (
         ["model.type=pi05", f"model.pretrained={FIXTURES / 'pi0'}"],
-        ("is a policy of the type 'pi0', and 'pi05' is needed",),
+        ("is a policy of the type 'pi0'; expected 'pi05'",),
     ),
     "nothing there": (["model.pretrained=nowhere"], ("model.pretrained", "nowhere")),
     "a camera mapping that names nothing": (["model.cameras={top: agentview, rist: eye_in_hand}"], ("'rist'", "wrist")),

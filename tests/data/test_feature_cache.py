@@ -96,7 +96,7 @@ def test_processes_share_the_work_and_a_stopped_one_goes_on(
     with pytest.raises(InputError, match=r"lacks 3 of 6 shards.*continues where it stopped"):
         shared.check_complete()
     again = begin_cache(config, tmp_path / "shared")
-    assert "3 of them there already" in describe(again)
+    assert "3 of them already there" in describe(again)
     fill_cache(again, encoder, every_frame(config), config, CPU)
 
     again.check_complete()

@@ -126,7 +126,7 @@ def test_a_file_that_answers_otherwise_is_not_left_behind(
         return lambda _: torch.zeros(1, 4, 7)
 
     monkeypatch.setitem(graph_export._WRITERS, "torchscript", wrong)
-    with pytest.raises(InputError, match=r"answers otherwise than the policy, by .* nothing was written"):
+    with pytest.raises(InputError, match=r"gives other actions than the policy: they differ by .* nothing was written"):
         export_policy(reference, "torchscript", tmp_path / "out", instructions=TEXTS)
     assert not (tmp_path / "out").exists()
 

@@ -163,7 +163,7 @@ def test_of_a_kind_that_nobody_has_tried_this_is_said(
 
     states = states_of(backbone, images, [LONG])[1]
 
-    assert "kind 'llava', which nobody has tried here" in caplog.text
+    assert "kind 'llava', which Atlas has not been tested with" in caplog.text
     expected = of_transformers("llava", backbone, images[0], LONG)
     torch.testing.assert_close(states.layers[-1][0][states.is_prompt[0]], expected, atol=2e-5, rtol=1e-4)
 

@@ -137,7 +137,7 @@ def test_statistics_that_are_not_there_are_said(folder: Path, caplog: pytest.Log
     golden = Golden("smolvla")
     batch = golden.batch(policy.processor)
     assert policy.state_scaler.normalize(batch.proprio, batch.source).equal(batch.proprio)
-    assert "no statistics of 'action'" in caplog.text and "'observation.state' passes as it is" in caplog.text
+    assert "no statistics for 'action'" in caplog.text and "'observation.state' passes unscaled" in caplog.text
 
 
 def test_statistics_are_the_datasets_where_the_folder_has_none(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -166,7 +166,7 @@ def test_cameras_go_by_name_and_what_is_new_to_the_weights_is_said(caplog: pytes
     assert slots(("wrist", "top")).present == (("top", 1), ("wrist", 0)) and "camera" not in caplog.text
     assert slots(("a", "b"), cameras={"wrist": "a", "top": "b"}).present == (("top", 1), ("wrist", 0))
     assert slots(("front",)).present == (("top", 0),) and "has no camera 'front'" in caplog.text
-    assert slots(("a", "top", "b", "c")).present[-1] == ("c", 3) and "'b' is one more, which" in caplog.text
+    assert slots(("a", "top", "b", "c")).present[-1] == ("c", 3) and "has never seen 'b'" in caplog.text
 
 
 # ---- what is given back ------------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def _part(folder: Path, key: str) -> dict[str, Any]:
 
 BAD: dict[str, tuple[Spoil, str]] = {
     "another type": (lambda f: change(f / "config.json", type="act"), "of the type 'act', which Atlas does not read"),
-    "no type": (lambda f: (f / "config.json").write_text("{}"), "not the config of a policy of LeRobot"),
+    "no type": (lambda f: (f / "config.json").write_text("{}"), "not the config of a LeRobot policy"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "lacks model.safetensors"),
     "weights cut short": (
         lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-40]),
@@ -296,8 +296,8 @@ BAD: dict[str, tuple[Spoil, str]] = {
     ),
     "not finite": (lambda f: rewrite(f, lambda t: t[LAYER].fill_(float("nan"))), "not finite"),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "there is no tokenizer"),
-    "a tokenizer of more words": (_fewer_words, "is of another model"),
-    "an unknown step": (lambda f: _step(f, "rotate_images_processor"), "'rotate_images_processor' is not known"),
+    "a tokenizer of more words": (_fewer_words, "belongs to another model"),
+    "an unknown step": (lambda f: _step(f, "rotate_images_processor"), "'rotate_images_processor' is unknown"),
     "a step that Atlas lacks": (
         lambda f: _step(f, "relative_actions_processor", enabled=True),
         "'relative_actions_processor' is enabled",
@@ -310,7 +310,7 @@ BAD: dict[str, tuple[Spoil, str]] = {
     ),
     "other statistics on the way out": (
         lambda f: rewrite(f, lambda t: t["action.mean"].add_(1), NORMALIZER),
-        "'mean' of actions is another one",
+        "'mean' of actions differs",
     ),
     "a state file that leaves the folder": (
         lambda f: change(
@@ -336,7 +336,7 @@ BAD: dict[str, tuple[Spoil, str]] = {
         lambda f: change(
             f / "vlm" / "config.json", vision_config={**_part(f, "vision_config"), "num_attention_heads": 5}
         ),
-        "'vlm_model_name' is .*whose 5 heads for pictures share 32 evenly",
+        "'vlm_model_name' is .*whose 5 vision heads share 32 evenly",
     ),
     "no postprocessor": (lambda f: (f / "policy_postprocessor.json").unlink(), "policy_postprocessor.json is missing"),
     "JSON cut short": (
@@ -368,8 +368,8 @@ def test_before_training_the_same_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"cameras": {"front": "top"}}, "model.cameras names 'front', which is no camera of the weights"),
-        ({"cameras": {"top": "front"}}, "'front' is no camera of the data"),
+        ({"cameras": {"front": "top"}}, "model.cameras names 'front', which is not a camera of the weights"),
+        ({"cameras": {"top": "front"}}, "'front' is not a camera of the data"),
         ({"cameras": {"top": "top"}}, "leaves out \\['wrist'\\]"),
         ({"tokenizer": "nowhere/at/all"}, "model.tokenizer: there is no tokenizer"),
         ({"vlm": "/nowhere"}, "model.vlm"),
@@ -383,7 +383,7 @@ def test_settings_that_name_nothing_are_refused(settings: dict[str, Any], messag
 def test_only_what_lerobot_has_goes_there(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    with pytest.raises(InputError, match="holds something"):
+    with pytest.raises(InputError, match="is not empty"):
         export_policy(SMOLVLA, "lerobot", tmp_path / "full")
     with pytest.raises(InputError, match="Known: lerobot"):
         export_policy(SMOLVLA, "lerobt", tmp_path / "out")

@@ -146,9 +146,9 @@ def test_the_step_of_sampling_is_compiled_if_asked_for(monkeypatch: pytest.Monke
 def test_cuda_graphs_are_not_left_out_silently() -> None:
     policy = build("pi0", compile_sampling=True, cuda_graphs=True).eval()
 
-    with pytest.raises(InputError, match="cuda_graphs is true, and the policy is on a cpu"):
+    with pytest.raises(InputError, match="cuda_graphs is true, but the policy is on the device 'cpu'"):
         policy.sample(batch_of(policy, "pi0"))
-    with pytest.raises(ValueError, match="cuda_graphs is true and compile_sampling is false"):
+    with pytest.raises(ValueError, match="cuda_graphs is true, but compile_sampling is false"):
         build("pi0", cuda_graphs=True)
 
 
@@ -353,5 +353,5 @@ def test_sizes_that_cannot_be_are_refused(tmp_path: Path) -> None:
     sizes["expert"]["depth"] += 1
     (folder / "backbone.json").write_text(json.dumps(sizes))
 
-    with pytest.raises(InputError, match="depth is 3 of text and 4 of expert"):
+    with pytest.raises(InputError, match="depth is 3 in text and 4 in expert"):
         load(folder)

@@ -75,9 +75,9 @@ def test_features_give_the_loss_of_pictures(kind: str, settings: dict[str, Any],
 @pytest.mark.parametrize(
     ("kind", "settings", "said"),
     [
-        ("pi0", {}, "this policy of type pi0 trains its own: set model.freeze_vision_encoder"),
-        ("pi05", {"lora": {"rank": 2}}, r"give its adapters targets in the language model alone"),
-        ("smolvla", {"train_expert_only": False, "freeze_vision_encoder": False}, "of type smolvla trains its own"),
+        ("pi0", {}, "this policy of type pi0 trains its tower: set model.freeze_vision_encoder"),
+        ("pi05", {"lora": {"rank": 2}}, r"give its adapters targets only in the language model"),
+        ("smolvla", {"train_expert_only": False, "freeze_vision_encoder": False}, "of type smolvla trains its tower"),
         ("smolvla", {"weights": "random"}, "model.weights is random"),
     ],
 )

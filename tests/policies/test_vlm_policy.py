@@ -366,7 +366,7 @@ BAD = {
     "no tokenizer": (no_tokenizer, (), (), "model.backbone.pretrained: the tokenizer of"),
     "another tokenizer": (another_tokenizer, (), (), "the tokenizer of"),
     "no image settings": (no_images, (), (), "does not say how images are scaled"),
-    "no image size": (no_size, (), (), "does not say in which size it takes square images"),
+    "no image size": (no_size, (), (), "does not say which size of square images it takes"),
     "missing tensor": (a_tensor_less, (), (), "connector.modality_projection.proj.weight' is missing"),
     "no such target": (
         untouched,
@@ -382,7 +382,7 @@ BAD = {
     ),
     "no images": (untouched, (), ("data.cameras=[]",), "'data.cameras': list should have at least 1 item"),
     "lora without freeze": (untouched, ("lora: {}", "freeze: false"), (), "lora is set and freeze is false"),
-    "prompt": (untouched, ("prompt: '{images} go'",), (), "must have {instruction} in it once"),
+    "prompt": (untouched, ("prompt: '{images} go'",), (), "must have {instruction} exactly once"),
     "unknown mark": (untouched, ("prompt: '{images}<mark>{instruction}'",), (), "it has no token '<mark>'"),
     "trained features": (
         untouched,
@@ -390,7 +390,7 @@ BAD = {
         ("data.feature_cache=there",),
         "set model.backbone.freeze or model.backbone.freeze_vision",
     ),
-    "aligned but frozen": (untouched, (), aligned(), "none of it is trained"),
+    "aligned but frozen": (untouched, (), aligned(), "the whole model is frozen"),
     "alignment layer": (
         untouched,
         ("lora: {}",),
@@ -437,7 +437,7 @@ def test_a_name_that_is_nowhere_is_refused(
 
 
 def test_an_expert_needs_keys_that_turn(saved: Saved) -> None:
-    with pytest.raises(InputError, match="vlm-expert, and this model has no rotary keys"):
+    with pytest.raises(InputError, match="vlm-expert, but this model has no rotary keys"):
         make_policy(saved("florence2"), head="vlm-expert")
 
 

@@ -1,6 +1,6 @@
-"""A stack of layers that read what a language model has said in each of its own: pi's action expert.
+"""pi's action expert: a stack of layers that read the keys and values of a language model's layers.
 
-It knows nothing of PaliGemma: any model will do that has keys and values of the same heads in each layer.
+It works with any model, not only PaliGemma, whose layers have keys and values with the same heads.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import nn
 from atlas.policies.pi.gemma_layers import GemmaLayer, Rotation, make_norm, normed
 from atlas.policies.pi.pi_sizes import GemmaSizes
 
-Memory = Sequence[tuple[torch.Tensor, torch.Tensor]]  # of each layer, keys (rotated) and values [B, KV, M, head_dim]
+Memory = Sequence[tuple[torch.Tensor, torch.Tensor]]  # each layer's keys (rotated) and values [B, KV, M, head_dim]
 
 
 class ActionExpert(nn.Module):
-    """Gemma's layers over N tokens of its own, each layer reading the memory of the same depth, and a final norm."""
+    """Gemma's layers over N tokens of its own, each of which reads the memory of the same depth, and a final norm."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class ActionExpert(nn.Module):
         condition_dim: int | None = None,
         act: str = "gelu_pytorch_tanh",
     ) -> None:
-        """condition_dim: of the condition that adaptive norms follow (pi0.5); None: plain norms (pi0)."""
+        """condition_dim: the width of the condition for adaptive norms (pi0.5); None: plain norms (pi0)."""
         super().__init__()
         self.sizes, self._rope_theta = sizes, rope_theta
         self.layers = nn.ModuleList(GemmaLayer(sizes, eps, condition_dim, act) for _ in range(sizes.depth))
@@ -47,8 +47,8 @@ class ActionExpert(nn.Module):
     ) -> torch.Tensor:
         """tokens [B, N, D] to [B, N, D].
 
-        mask bool [B, N, M + N], true where a token may look at one of the memory or of its own; positions int64
-        [B, N], on the memory's scale; condition [B, C]. Raises ValueError where the memory has other layers or heads.
+        mask: bool [B, N, M + N], true where a token may attend to one of the memory or of its own; positions: int64
+        [B, N], on the memory's scale; condition: [B, C]. Raises ValueError where the memory has other layers or heads.
         """
         self._check(memory)
         cos, sin = Rotation.of(positions, self.sizes.head_dim, self._rope_theta)

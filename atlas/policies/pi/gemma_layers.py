@@ -1,8 +1,8 @@
-"""A layer of Gemma that may read what other layers have said, and whose norms may follow a condition.
+"""A Gemma layer that may read the keys and values of other layers, and whose norms may depend on a condition.
 
-The MLP and the plain norm are transformers' own (`GemmaMLP`, `GemmaRMSNorm`), which give LeRobot's numbers. The layer
-and the adaptive norm are not: transformers' layer reads other keys and values through a cache object only, which
-neither recomputing on the way back nor FSDP can follow, and transformers has no adaptive norm.
+The MLP and the plain norm are transformers' (`GemmaMLP`, `GemmaRMSNorm`), which give LeRobot's numbers. The layer and
+the adaptive norm are Atlas's: transformers' layer reads other keys and values only through a cache object, which
+neither activation checkpointing nor FSDP can follow, and transformers has no adaptive norm.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from atlas.policies.pi.pi_sizes import GemmaSizes
 
 
 class Rotation(NamedTuple):
-    """Rotary embedding of positions: cosines and sines, float32 [B, N, head_dim]; first and second half are a pair."""
+    """Rotary embedding: cosines and sines, float32 [B, N, head_dim], where i and i + head_dim / 2 are a pair."""
 
     cos: torch.Tensor
     sin: torch.Tensor
 
     @classmethod
     def of(cls, positions: torch.Tensor, head_dim: int, base: float) -> Rotation:
-        """positions int64 [B, N] (Su et al., 2021: the angle of pair i is position / base^(2i / head_dim))."""
+        """Of positions int64 [B, N] (Su et al., 2021: the angle of pair i is position / base^(2i / head_dim))."""
         powers = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
         angles = positions[..., None].float() * (1.0 / base**powers)  # [B, N, head_dim / 2]
         angles = torch.cat([angles, angles], dim=-1)
@@ -34,16 +34,16 @@ class Rotation(NamedTuple):
 
 
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x [B, heads, N, head_dim] turned by its positions, in its own precision."""
+    """x [B, heads, N, head_dim] rotated by its positions, in x's precision."""
     first, second = x.chunk(2, dim=-1)
     cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 class AdaptiveRMSNorm(nn.Module):
-    """RMS norm without a weight of its own, whose scale, shift and gate follow from a condition (pi0.5).
+    """RMS norm without a weight, whose scale, shift and gate are computed from a condition (pi0.5).
 
-    Result: normalised x times (1 + scale) plus shift. The gate is for the branch that reads it: x + gate x branch.
+    Result: normalised x times (1 + scale) plus shift. The gate is for the branch that follows: x + gate x branch.
     """
 
     def __init__(self, dim: int, condition_dim: int, eps: float) -> None:
@@ -54,10 +54,10 @@ class AdaptiveRMSNorm(nn.Module):
         nn.init.zeros_(self.dense.bias)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x [B, N, D], condition [B, C] (or [B, N, C], of each token its own) to the result and the gate, in x's
+        """x [B, N, D] and condition [B, C] (or [B, N, C], one per token) to the result and the gate, in x's
         precision."""
-        says = self.dense(condition.to(self.dense.weight.dtype)).float()
-        scale, shift, gate = (says if says.ndim == x.ndim else says[:, None]).chunk(3, dim=-1)
+        three = self.dense(condition.to(self.dense.weight.dtype)).float()
+        scale, shift, gate = (three if three.ndim == x.ndim else three[:, None]).chunk(3, dim=-1)
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (normed * (1 + scale) + shift).to(x.dtype), gate.to(x.dtype)
@@ -67,12 +67,12 @@ Norm = GemmaRMSNorm | AdaptiveRMSNorm
 
 
 def make_norm(dim: int, eps: float, condition_dim: int | None) -> Norm:
-    """Adaptive where there is a condition."""
+    """An adaptive norm where there is a condition, a plain one otherwise."""
     return GemmaRMSNorm(dim, eps) if condition_dim is None else AdaptiveRMSNorm(dim, condition_dim, eps)
 
 
 def normed(norm: Norm, x: torch.Tensor, condition: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The result, and the gate of what follows; None of a plain norm, where it is 1."""
+    """The result, and the gate of the branch that follows; None, which means 1, for a plain norm."""
     if isinstance(norm, AdaptiveRMSNorm):
         assert condition is not None
         adapted: tuple[torch.Tensor, torch.Tensor] = norm(x, condition)
@@ -86,7 +86,7 @@ def gated(x: torch.Tensor, branch: torch.Tensor, gate: torch.Tensor | None) -> t
 
 
 class _Projections(nn.Module):
-    """Queries, keys, values, and the way out."""
+    """The projections to queries, keys and values, and the output projection."""
 
     def __init__(self, sizes: GemmaSizes) -> None:
         super().__init__()
@@ -98,11 +98,11 @@ class _Projections(nn.Module):
 
 
 class GemmaLayer(nn.Module):
-    """Pre-norm attention over its own tokens and, where given, over keys and values that others have; then an MLP.
+    """Pre-norm attention over its own tokens and, where given, over another stream's keys and values; then an MLP.
 
-    Its tokens never change what the others have said, so joint attention over two streams of which the first does not
-    see the second (pi0's training) is this layer twice: once for the first, then for the second with the first's keys
-    and values. Sampling keeps those and calls the second alone.
+    Its tokens never change the other stream. Joint attention over two streams, of which the first does not see the
+    second (pi0's training), is therefore this layer twice: for the first stream, then for the second with the first's
+    keys and values. Sampling keeps these and calls the layer for the second stream alone.
     """
 
     def __init__(
@@ -126,11 +126,11 @@ class GemmaLayer(nn.Module):
         condition: torch.Tensor | None = None,
         memory_only: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x [B, N, D] to what comes out, and its own keys (rotated) and values [B, KV, N, head_dim].
+        """x [B, N, D] to the output, and its own keys (rotated) and values [B, KV, N, head_dim].
 
-        cos, sin [B, N, head_dim] of its positions; mask bool [B, 1, N, M + N], true where a token may look (each at
-        one at least); keys, values [B, KV, M, head_dim] of others, in front of its own; condition [B, C] where the
-        norms are adaptive. memory_only: what comes out is not wanted, and x is given back.
+        cos, sin: [B, N, head_dim], of its positions. mask: bool [B, 1, N, M + N], true where a token may attend (each
+        to at least one). keys, values: [B, KV, M, head_dim], of the other stream, which precede its own. condition:
+        [B, C] for adaptive norms. memory_only: do not compute the output, and return x instead.
         """
         attention = self.self_attn
         inner, gate = normed(self.input_layernorm, x, condition)

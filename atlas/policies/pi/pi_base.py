@@ -1,5 +1,4 @@
-"""The published lerobot/pi0_base and lerobot/pi05_base, as far as their config.json says what they are made of: for
-sizes without a network."""
+"""The descriptions of the published lerobot/pi0_base and lerobot/pi05_base, for their sizes without a network."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ _CAMERAS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 
 
 def base_description(reference: str) -> Description | None:
-    """Of a base model by its name on the hub; None for another reference."""
+    """A base model's description, by its hub reference; None for any other reference."""
     if reference not in _BASES:
         return None
     kind, words = _BASES[reference]

@@ -1,4 +1,4 @@
-"""A pi0 or pi0.5 policy of LeRobot's folder, of one that Atlas has saved, or with random weights."""
+"""Builds a pi0 or pi0.5 policy from LeRobot's folder, from a folder that Atlas saved, or with random weights."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _WORDS_STD = 0.02  # of random word vectors
 
 
 def read_description(config: PiConfig, folder: Path | None = None, read_weights: bool = True) -> Description:
-    """What a saved policy's folder says, or LeRobot's. Raises InputError.
+    """The description in a saved policy's folder, or in LeRobot's. Raises InputError.
 
-    Without read_weights, nothing is fetched for the published base models, whose sizes are known.
+    Without read_weights nothing is fetched for the published base models, whose sizes are known.
     """
     saved = folder is not None and (folder / DESCRIPTION).is_dir()
     known = None if read_weights or saved else base_description(config.pretrained)
@@ -57,7 +57,7 @@ def _read(config: PiConfig, path: Path, called: str, saved: bool = False) -> Des
 
 
 def fit_of(description: Description) -> ImageFit:
-    """Pictures in the middle of a black border, never antialiased."""
+    """Images centred in a black border, resized without antialiasing."""
     height, width = description.folder.pair("image_resolution", (224, 224))
     return ImageFit(height, width, "centre")
 
@@ -82,7 +82,7 @@ def build(
         _fill(network, description.folder.path / WEIGHTS, precision, config, device=device)
     else:
         complete = config.weights == "random" or trains_whole(network)
-        allocate(network, complete, device)  # and what is saved is read into it
+        allocate(network, complete, device)  # the saved weights are read into this memory later
         if not complete:
             fill_backbone(
                 network,
@@ -99,7 +99,7 @@ def build(
 
 
 def of_lerobot(config: PiConfig, directory: Path, device: torch.device | str) -> PiPolicy:
-    """The policy of a folder of LeRobot's, with its own processor, in eval mode."""
+    """The policy in a LeRobot folder, with the folder's processor, in eval mode."""
     description = _read(config, directory, config.pretrained)
     settings = PiSettings.of(description.folder, config.sizes)
     with torch.device("meta"):
@@ -151,7 +151,7 @@ def check_dataset(
 
 
 def _check_widths(description: Description, settings: PiSettings, actions: int, proprio: int) -> None:
-    # pi0.5 has the state in its prompt, as many numbers as there are.
+    # pi0.5 has the state in its prompt, which takes any number of values.
     most = settings.shape.max_state_dim if settings.shape.kind == "pi0" else proprio
     check_widths(description, actions, proprio, settings.shape.max_action_dim, most)
 
@@ -173,7 +173,7 @@ def _fill(
 
 
 def _network(config: PiConfig, description: Description, settings: PiSettings) -> PiNetwork:
-    """With what is trained, before adapters are in it."""
+    """The network with its trained weights marked, before adapters are added."""
     network = PiNetwork(settings.sizes, settings.shape)
     folder = description.folder
     backbone, vision = (
@@ -194,7 +194,7 @@ def _precision(network: PiNetwork, config: PiConfig) -> Precision:
 
 
 def _words(config: PiConfig, description: Description, settings: PiSettings) -> PromptTokenizer:
-    """The tokenizer; of a folder without processor files, PaliGemma's."""
+    """The tokenizer; PaliGemma's for a folder without processor files."""
     tokenizer = description.tokenizer(config, TokenizerStep(TOKENIZER, settings.words, "max_length"))
     tokenizer.check_vocabulary(settings.sizes.vocab_size)
     return tokenizer

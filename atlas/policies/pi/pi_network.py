@@ -1,8 +1,8 @@
 """pi0's and pi0.5's network (Black et al., 2024; Physical Intelligence, 2025): numbers in, velocities out.
 
-A prefix of images and words goes through PaliGemma, and each layer's keys and values are kept; a suffix of noisy
-actions (in pi0 with a token of the state in front) goes through the expert, which reads them. Nothing of the prefix
-depends on the suffix, so that training computes both in one pass and sampling the prefix once.
+A prefix of images and words goes through PaliGemma, whose layers' keys and values are kept. A suffix of noisy actions
+(in pi0 preceded by a token of the state) goes through the expert, which reads them. The prefix does not depend on the
+suffix, so that training computes both in one pass, and sampling computes the prefix only once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from atlas.policies.published.flow_pieces import look_ahead_mask, positions_of, 
 
 @dataclass(frozen=True)
 class PiShape:
-    """What of the network does not follow from the backbone's sizes."""
+    """The network's settings that do not follow from the backbone's sizes."""
 
     kind: Literal["pi0", "pi05"]
     chunk_size: int
@@ -37,14 +37,14 @@ class PiShape:
 
 
 class PrefixRead(NamedTuple):
-    """What the language model makes of a prefix."""
+    """The language model's result for a prefix."""
 
-    memory: Memory  # of each layer, keys and values [B, KV, M, head_dim]
-    out: torch.Tensor | None  # [B, M, D] after the final norm, where it was asked for
+    memory: Memory  # each layer's keys and values [B, KV, M, head_dim]
+    out: torch.Tensor | None  # [B, M, D] after the final norm; None unless asked for
 
 
 class LanguageModel(nn.Module):
-    """Gemma's layers over the prefix. What is wanted of it is its memory; the last layer then stops half-way."""
+    """Gemma's layers over the prefix. Usually only their memory is needed, and the last layer stops half-way."""
 
     def __init__(self, sizes: BackboneSizes) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class LanguageModel(nn.Module):
     def forward(
         self, x: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, whole: bool = False
     ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor | None]:
-        """x [B, M, D], mask bool [B, M, M], positions int64 [B, M] to the memory and, if `whole`, what comes out."""
+        """x [B, M, D], mask bool [B, M, M] and positions int64 [B, M] to the memory and, if `whole`, the output."""
         cos, sin = Rotation.of(positions, self._head_dim, self._rope_theta)
         memory = []
         for depth, layer in enumerate(self.layers, start=1):
@@ -68,7 +68,7 @@ class LanguageModel(nn.Module):
 
 
 class PiNetwork(nn.Module):
-    """Pictures [-1, 1], token ids, padded states and padded noisy actions to velocities."""
+    """Images in [-1, 1], token ids, padded states and padded noisy actions to velocities."""
 
     def __init__(self, sizes: BackboneSizes, shape: PiShape) -> None:
         super().__init__()
@@ -95,14 +95,14 @@ class PiNetwork(nn.Module):
     def embed_prefix(
         self, images: Sequence[torch.Tensor], seen: Sequence[torch.Tensor], ids: torch.Tensor, valid: torch.Tensor
     ) -> Tokens:
-        """images: of each slot float [B, 3, S, S]; see `join_prefix`."""
+        """images: float [B, 3, S, S] for each slot; for the rest see `join_prefix`."""
         return self.join_prefix([self.embed_image(picture) for picture in images], seen, ids, valid)
 
     def join_prefix(
         self, images: Sequence[torch.Tensor], seen: Sequence[torch.Tensor], ids: torch.Tensor, valid: torch.Tensor
     ) -> Tokens:
-        """images: tokens of each slot, [B, patches, D]; seen: of each slot bool [B], whether there is a camera; ids
-        int64 [B, L] and valid bool [B, L] of the words. Images are not scaled, words are by the root of their width."""
+        """images: tokens [B, patches, D] for each slot. seen: bool [B] for each slot, whether there is a camera. ids
+        int64 [B, L], valid bool [B, L]: the words. Words are scaled by the square root of their width, images not."""
         parts, there = [], []
         for tokens, is_there in zip(images, seen, strict=True):
             parts.append(tokens)
@@ -119,7 +119,7 @@ class PiNetwork(nn.Module):
         """[B, 3, S, S] to tokens [B, patches, D]."""
         return self.project(self.see(images))
 
-    sight = ("vision", "projector")  # the modules of the next two; see `Sees`
+    sight = ("vision", "projector")  # the modules of `see` and `project`; see `Sees`
 
     def see(self, pictures: torch.Tensor) -> torch.Tensor:
         seen: torch.Tensor = self.vision(pictures)
@@ -130,7 +130,7 @@ class PiNetwork(nn.Module):
         return tokens
 
     def read_prefix(self, prefix: Tokens, whole: bool = False) -> PrefixRead:
-        """What each layer of the language model says of the prefix. whole: also what comes out at its end."""
+        """The language model's memory of a prefix. whole: also its output."""
         mask = never_blind(look_ahead_mask(prefix.valid, prefix.begins))
         memory, out = self.language(prefix.embeddings, mask, positions_of(prefix.valid), whole)
         return PrefixRead(memory, out)
@@ -140,8 +140,8 @@ class PiNetwork(nn.Module):
     def embed_suffix(
         self, state: torch.Tensor | None, noisy: torch.Tensor, time: torch.Tensor
     ) -> tuple[Tokens, torch.Tensor | None]:
-        """state [B, max_state_dim], noisy actions [B, H, max_action_dim], time [B] (1 is noise); and the condition
-        [B, D] of adaptive norms, None in pi0. pi0.5 has the state in its words, and None here."""
+        """The suffix's tokens, and the condition [B, D] of adaptive norms (None in pi0), from state [B, max_state_dim]
+        (None in pi0.5, whose prompt holds it), noisy actions [B, H, max_action_dim] and time [B] (1 is noise)."""
         actions = self.action_in_proj(noisy)  # [B, H, D]
         waves = time_embedding(time, actions.shape[-1], self.shape.min_period, self.shape.max_period)
         waves = waves.to(actions.dtype)
@@ -162,7 +162,7 @@ class PiNetwork(nn.Module):
     def read_suffix(
         self, suffix: Tokens, memory: Memory, prefix_valid: torch.Tensor, condition: torch.Tensor | None
     ) -> torch.Tensor:
-        """[B, N, D] after the expert's final norm; the memory is of a prefix of valid bool [B, M]."""
+        """[B, N, D] after the expert's final norm. prefix_valid: bool [B, M], for the memory's prefix."""
         mask = suffix_mask(prefix_valid, suffix.valid, suffix.begins)
         where = suffix_positions(prefix_valid, suffix.valid)
         out: torch.Tensor = self.expert(suffix.embeddings, memory, mask, where, condition)

@@ -1,4 +1,4 @@
-"""The policy of the types `pi0` and `pi05`: pictures, an instruction and the state to a chunk of actions."""
+"""The policy of the types `pi0` and `pi05`: images, an instruction and the state to a chunk of actions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from atlas.types import Batch
 
 logger = logging.getLogger(__name__)
 
-LEROBOT_STEPS = {  # of the preprocessor, in the order that 0.4.4 and main have
+LEROBOT_STEPS = {  # of the preprocessor, in the order of 0.4.4 and main
     "pi0": (
         "rename_observations_processor",
         "to_batch_processor",
@@ -49,7 +49,7 @@ LEROBOT_STEPS = {  # of the preprocessor, in the order that 0.4.4 and main have
 
 
 class PiPolicy(FlowPolicy):
-    """Slots without a camera are left out: their tokens would be seen by nobody, and change no position."""
+    """Slots without a camera are left out: no token would attend to theirs, and positions would not change."""
 
     config: PiConfig
     network: PiNetwork
@@ -69,7 +69,7 @@ class PiPolicy(FlowPolicy):
         super().__init__(config, processor, description, slots, tokenizer, fit, width, settings.time, settings.steps)
         self.settings, self.network = settings, network
         self._hold_trained()
-        if trains_whole(network):  # and what nothing is computed from is saved too
+        if trains_whole(network):  # save the unused weights too
             self._trained = frozenset(name for name, _ in self.named_parameters())
         self._backbone_trained = any(is_backbone(name) for name in self._trained)
 
@@ -83,10 +83,10 @@ class PiPolicy(FlowPolicy):
         return Prefix([keys for keys, _ in memory], [values for _, values in memory], tokens.valid, padded)
 
     def prompts(self, batch: Batch, state: torch.Tensor) -> list[str]:
-        """What the policy is told; state float32 [B, P], normalised."""
+        """The texts of the prompts; state: float32 [B, P], normalised."""
         if self.settings.shape.kind == "pi0":
             return command_prompts(batch.instruction)
-        if state.is_meta:  # where only shapes are needed
+        if state.is_meta:  # only shapes are needed
             return list(batch.instruction)
         return state_prompts(batch.instruction, state)
 
@@ -101,7 +101,7 @@ class PiPolicy(FlowPolicy):
         return self._backbone_trained
 
     def train(self, mode: bool = True) -> PiPolicy:
-        """A backbone of which nothing is trained stays in eval mode."""
+        """Set the mode; a fully frozen backbone stays in eval mode."""
         super().train(mode)
         if not self._backbone_trained:
             for part in BACKBONE:
@@ -109,7 +109,7 @@ class PiPolicy(FlowPolicy):
         return self
 
     def blocks(self) -> list[nn.Module]:
-        """Those of the backbone's towers where they are trained, then the expert's."""
+        """The trained layers of the backbone's towers, then the expert's."""
         layers = [*self.network.vision.blocks, *self.network.language.layers, *self.network.expert.blocks]
         return [layer for layer in layers if any(p.requires_grad for p in layer.parameters())]
 
@@ -119,7 +119,7 @@ class PiPolicy(FlowPolicy):
     def parts(self) -> dict[str, nn.Module]:
         return dict(self.network.named_children())
 
-    # ---- given back to LeRobot ---------------------------------------------------------------------------
+    # ---- export to LeRobot -------------------------------------------------------------------------------
 
     @property
     def lerobot_steps(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -127,22 +127,22 @@ class PiPolicy(FlowPolicy):
 
     def lerobot_options(self) -> Mapping[str, Any]:
         expert_only = self.config.train_expert_only if self.config.lora is None else True
-        said = {"train_expert_only": expert_only, "freeze_vision_encoder": self.config.freeze_vision_encoder}
-        return {key: value for key, value in said.items() if value is not None} | {"num_inference_steps": self._steps}
+        chosen = {"train_expert_only": expert_only, "freeze_vision_encoder": self.config.freeze_vision_encoder}
+        return {key: value for key, value in chosen.items() if value is not None} | {"num_inference_steps": self._steps}
 
     def extra_files(self) -> Mapping[str, Any]:
-        """The sizes, where they are not those of the variants that config.json names."""
+        """The sizes, where they differ from those of the variants that config.json names."""
         known = named_sizes(self.description.folder)
         return {} if self.settings.sizes == known else {BACKBONE_FILE: self.settings.sizes.to_dict()}
 
     def named_for_lerobot(self) -> dict[str, torch.Tensor]:
-        """With the two heads of which nothing is computed: those of the file that training began with.
+        """All weights, with the two heads that compute nothing, from the file with which training began.
 
-        Of the language model's, where its table has been trained, the table: releases that know one of them only then
-        read the right one.
+        Where the word table has been trained, the language model's head is a copy of it, so that releases that read
+        only one of the two read the right one.
         """
         weights = {published_name(name): tensor for name, tensor in merged_state(self.network).items()}
-        if self.config.lora is not None:  # what is merged is float32, and layers of two precisions are for nobody
+        if self.config.lora is not None:  # merged weights are float32; give all layers the same precision
             weights = {name: tensor.float() for name, tensor in weights.items()}
         heads = self._heads()
         if TIED_TABLE not in heads or self.network.words.weight.requires_grad:
@@ -157,12 +157,12 @@ class PiPolicy(FlowPolicy):
             why = "the policy began with random weights"
         except InputError as error:
             why = str(error)
-        logger.warning("'%s', of which nothing is computed, is written as zeros: %s", UNUSED, why)
+        logger.warning("'%s', which computes nothing, is written as zeros: %s", UNUSED, why)
         return {UNUSED: torch.zeros(sizes.vocab_size, sizes.expert.width)}
 
     @torch.no_grad()
     def count_tokens(self, batch: Batch) -> dict[str, int]:
-        """Of pictures and words together, and of the actions."""
+        """The number of tokens of images and words together, and of the actions."""
         patches = self.settings.sizes.vision.patches * len(self.slots.present)
         words = self.words(list(batch.instruction), batch.proprio.device)[0].shape[1]
         return {"prefix": patches + words, "actions": self.processor.action_horizon}

@@ -1,4 +1,4 @@
-"""What pi0 and pi0.5 are told, as text; the tokenizer puts its mark of the beginning in front."""
+"""The prompts of pi0 and pi0.5 as text; the tokenizer adds the token that begins a sequence."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ BINS = 256  # of the normalised state, from -1 in steps of 2 / BINS
 
 
 def command_prompts(instructions: Sequence[str]) -> list[str]:
-    """pi0's: the instruction, with one end of line."""
+    """pi0's prompts: the instruction, ending in a newline."""
     return [text if text.endswith("\n") else f"{text}\n" for text in instructions]
 
 
 def state_bins(state: torch.Tensor) -> torch.Tensor:
-    """Normalised states float32 [B, P] as int64 [B, P]: the bin of each number, -1 below -1, and the last one of 256
-    for all from 0.9921875 on. Edges are float64, and nothing is clipped."""
+    """The bin of each number of normalised states float32 [B, P], int64 [B, P]: -1 below -1, and 255, the last one,
+    from 0.9921875 up. The bins' edges are float64, and nothing is clipped."""
     edges = torch.linspace(-1, 1, BINS + 1, dtype=torch.float64, device=state.device)[:-1]
     return torch.bucketize(state.double(), edges, right=True) - 1
 
 
 def state_prompts(instructions: Sequence[str], state: torch.Tensor) -> list[str]:
-    """pi0.5's: the instruction in one line, then the bins of the state's real dimensions; state [B, P], normalised."""
+    """pi0.5's prompts: the instruction in one line, then the bins of the state [B, P], which is normalised and without
+    padding."""
     prompts = []
     # Words are the host's: of a state on a GPU this waits, once.
     for text, bins in zip(instructions, state_bins(state).cpu().tolist(), strict=True):

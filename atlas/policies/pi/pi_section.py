@@ -15,21 +15,21 @@ LORA_KEY = "model.lora"
 
 
 class PiConfig(PublishedConfig):
-    """What pi0's and pi0.5's sections have in common; by default what LeRobot trains is trained: all of it."""
+    """The common part of pi0's and pi0.5's sections. By default all weights are trained, as in LeRobot."""
 
-    sizes: BackboneSizes | None = None  # null: of the folder's backbone.json, else those that its config.json names
-    # What is trained; null: as config.json has it, which in published policies is everything
+    sizes: BackboneSizes | None = None  # null: those of the folder's backbone.json, else those its config.json names
+    # Which weights are trained; null: as config.json says, which in published policies is all of them
     train_expert_only: bool | None = None
     freeze_vision_encoder: bool | None = None
-    lora: LoRAConfig | None = None  # on the backbone, which is else frozen; the expert is trained whole
-    # Of training.learning_rate, for weights of the backbone that are trained
+    lora: LoRAConfig | None = None  # adapters in the backbone, which is otherwise frozen; the whole expert is trained
+    # A factor of training.learning_rate for the backbone's trained weights
     backbone_learning_rate_factor: Annotated[float, Field(gt=0)] = 1.0
 
     @model_validator(mode="after")
     def _one_way_to_train(self) -> PiConfig:
         if self.lora is not None and self.train_expert_only:
             raise ValueError(
-                "lora is set and train_expert_only is true; adapters are of the backbone, so set one of the two"
+                "lora is set and train_expert_only is true; adapters are in the backbone, so set only one of the two"
             )
         return self
 
@@ -43,7 +43,7 @@ class PiConfig(PublishedConfig):
         if self.lora is None:
             return super().how_vision_stays
         return (
-            "give its adapters targets in the language model alone, such as model.lora={targets: [o_proj, gate_proj, "
+            "give its adapters targets only in the language model, such as model.lora={targets: [o_proj, gate_proj, "
             "up_proj, down_proj]}, or leave data.feature_cache out"
         )
 
@@ -64,23 +64,21 @@ class PiConfig(PublishedConfig):
     def memory_advice(self) -> Sequence[str]:
         if self.lora is None and not self.train_expert_only:
             return (
-                "model.lora={rank: 16}: the backbone is frozen, and adapters in it are trained",
-                "model.train_expert_only=true: the backbone stays as it is",
+                "model.lora={rank: 16}: freezes the backbone and trains adapters in it",
+                "model.train_expert_only=true: freezes the backbone",
             )
-        return (
-            () if self.precision == "bfloat16" else ("model.precision=bfloat16, for the weights that are not trained",)
-        )
+        return () if self.precision == "bfloat16" else ("model.precision=bfloat16, for the frozen weights",)
 
 
 class Pi0Config(PiConfig):
-    """pi0: the state is a token of the expert's."""
+    """pi0: the state is a token of the expert."""
 
     type: Literal["pi0"] = "pi0"
     pretrained: str = "hf:lerobot/pi0_base"
 
 
 class Pi05Config(PiConfig):
-    """pi0.5: the state is written into the prompt, and time goes into the expert's norms."""
+    """pi0.5: the prompt holds the state, and time enters through the expert's norms."""
 
     type: Literal["pi05"] = "pi05"
     pretrained: str = "hf:lerobot/pi05_base"

@@ -1,4 +1,4 @@
-"""What a LeRobot folder of pi0 or pi0.5 says of its network and of what goes in."""
+"""The settings of a pi0 or pi0.5 network and its inputs, from LeRobot's folder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from atlas.policies.published.lerobot_folder import LeRobotFolder
 from atlas.registry.lerobot_policies import CONFIG_JSON
 from atlas.system.documents import read_json
 
-BACKBONE_FILE = "backbone.json"  # sizes, where they are not those of the variants that config.json names
-_WORDS = {"pi0": 48, "pi05": 200}  # tokens of the prompt, where config.json says nothing
+BACKBONE_FILE = "backbone.json"  # sizes, where they differ from those of the variants that config.json names
+_WORDS = {"pi0": 48, "pi05": 200}  # tokens of the prompt, where config.json does not say
 _NORMALIZATION = {"pi0": "MEAN_STD", "pi05": "QUANTILES"}
-# Options that change the numbers; these are off in what is published, and Atlas has them off.
+# Options that change the numbers; they are off in published policies, and Atlas only supports them off.
 _OFF: dict[str, object] = {
     "use_relative_actions": False,
     "rtc_training_max_delay": 0,
@@ -30,26 +30,26 @@ _OFF: dict[str, object] = {
 
 @dataclass(frozen=True)
 class PiSettings:
-    """Of one policy."""
+    """The settings of one policy."""
 
     sizes: BackboneSizes
     shape: PiShape
-    resolution: tuple[int, int]  # pixels (height, width) of what the vision tower sees
+    resolution: tuple[int, int]  # height and width of the vision tower's images, pixels
     words: int  # tokens of a prompt
     steps: int  # of Euler's method
-    time: FlowTime  # of training
+    time: FlowTime  # the distribution of training times
     cameras: tuple[str, ...]  # in the weights' order
 
     @classmethod
     def of(cls, folder: LeRobotFolder, sizes: BackboneSizes | None = None) -> PiSettings:
-        """sizes: instead of those that the folder says or names. Raises InputError for a value that cannot be."""
+        """sizes: used instead of the folder's. Raises InputError for a wrong value."""
         kind: Literal["pi0", "pi05"] = "pi05" if folder.kind == "pi05" else "pi0"
-        folder.refuse(_OFF, "it is off in what is published")
+        folder.refuse(_OFF, "published policies have no other value")
         sizes = sizes or read_sizes(folder)
         side = sizes.vision.image_size
         resolution = folder.pair("image_resolution", (224, 224))
         if resolution != (side, side):
-            raise folder.wrong("image_resolution", f"[{side}, {side}], which the vision tower has positions for")
+            raise folder.wrong("image_resolution", f"[{side}, {side}], for which the vision tower has positions")
         alpha, beta = (
             folder.number(f"time_sampling_beta_{name}", usual) for name, usual in (("alpha", 1.5), ("beta", 1.0))
         )
@@ -77,12 +77,13 @@ class PiSettings:
 
 
 def default_normalization(kind: str) -> dict[str, str]:
-    """What LeRobot means where a config.json has no normalization_mapping, as that of the published base."""
+    """LeRobot's default for a config.json without normalization_mapping, such as that of the published bases."""
     return {"VISUAL": "IDENTITY", "STATE": _NORMALIZATION[kind], "ACTION": _NORMALIZATION[kind]}
 
 
 def read_sizes(folder: LeRobotFolder) -> BackboneSizes:
-    """Of the folder's backbone.json, else of the variants that its config.json names. Raises InputError."""
+    """The sizes in the folder's backbone.json, else those of the variants that its config.json names. Raises
+    InputError."""
     file = folder.path / BACKBONE_FILE
     try:
         values: Any = read_json(file)
@@ -97,11 +98,12 @@ def read_sizes(folder: LeRobotFolder) -> BackboneSizes:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{file} is not the sizes of a backbone: {where or 'all'}: {first['msg']}.") from None
+        raise InputError(f"{file} does not hold the sizes of a backbone: {where or 'all'}: {first['msg']}.") from None
 
 
 def named_sizes(folder: LeRobotFolder) -> BackboneSizes:
-    """Of the variants that its config.json names, and pictures of its resolution. Raises InputError."""
+    """The sizes of the variants that the folder's config.json names, with images of its resolution. Raises
+    InputError."""
     height, width = folder.pair("image_resolution", (224, 224))
     if height != width:
         raise folder.wrong("image_resolution", "the same number twice")

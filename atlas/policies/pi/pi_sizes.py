@@ -17,8 +17,8 @@ _MOST_WORDS = 2**22
 
 @dataclass(frozen=True, config=_CHECKED)
 class GemmaSizes:
-    """Of a stack of Gemma's layers. Queries have num_heads x head_dim numbers, keys and values num_kv_heads x
-    head_dim, whatever the width."""
+    """The sizes of a stack of Gemma layers. Queries have num_heads x head_dim numbers, keys and values num_kv_heads x
+    head_dim, independent of the width."""
 
     width: Size
     depth: Layers
@@ -38,7 +38,7 @@ class GemmaSizes:
 
 @dataclass(frozen=True, config=_CHECKED)
 class SiglipSizes:
-    """Of the vision tower. The names are those of transformers."""
+    """The sizes of the vision tower, with transformers' names."""
 
     hidden_size: Size
     intermediate_size: Size
@@ -51,7 +51,7 @@ class SiglipSizes:
 
     @property
     def patches(self) -> int:
-        """Of an image; what a row or a column has over is cut off."""
+        """The number of patches in an image; pixels that do not fill a patch are cut off."""
         side: int = self.image_size // self.patch_size
         return side * side
 
@@ -82,16 +82,16 @@ SO400M = SiglipSizes(
 
 @dataclass(frozen=True, config=_CHECKED)
 class BackboneSizes:
-    """Of PaliGemma and the expert: the published ones where nothing is said.
+    """The sizes of PaliGemma and the expert; by default the published ones.
 
-    A LeRobot config.json only names variants; a folder with other sizes than theirs says them in a backbone.json.
+    A LeRobot config.json only names variants; a folder with other sizes has them in a backbone.json.
     """
 
     text: GemmaSizes = GEMMA["gemma_2b"]
     expert: GemmaSizes = GEMMA["gemma_300m"]
     vision: SiglipSizes = SO400M
     vocab_size: Positive = 257152
-    projection_dim: Size | None = None  # of an image's tokens: the text's width
+    projection_dim: Size | None = None  # the width of an image's tokens, which must be the text's
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     hidden_act: Literal["gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
@@ -102,17 +102,17 @@ class BackboneSizes:
             text, expert = getattr(self.text, name), getattr(self.expert, name)
             if text != expert:
                 raise ValueError(
-                    f"{name} is {text} of text and {expert} of expert; the two attend together, layer by layer"
+                    f"{name} is {text} in text and {expert} in expert; they must agree, as the two attend together"
                 )
         if self.projection_dim not in (None, self.text.width):
-            raise ValueError(f"projection_dim is {self.projection_dim}, and text's width {self.text.width}")
+            raise ValueError(f"projection_dim is {self.projection_dim}, but text's width is {self.text.width}")
         if self.vocab_size > _MOST_WORDS:
             raise ValueError(f"vocab_size is {self.vocab_size}, expected at most {_MOST_WORDS}")
         return self
 
     @property
     def word_scale(self) -> float:
-        """Of the word table's rows, as they enter the transformer."""
+        """The factor by which the word table's rows are scaled before they enter the transformer."""
         return math.sqrt(self.text.width)
 
     def to_dict(self) -> dict[str, Any]:

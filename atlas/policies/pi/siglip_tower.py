@@ -1,7 +1,7 @@
 """PaliGemma's vision tower: SigLIP without its pooling head.
 
-The layers are transformers' `SiglipEncoderLayer`, which give LeRobot's numbers. What is around them is not, since
-transformers keeps positions in a buffer that a module made without memory never gets.
+The layers are transformers' `SiglipEncoderLayer`, which give LeRobot's numbers. The module around them is Atlas's,
+because transformers keeps positions in a buffer, which stays without values in a module made on the meta device.
 """
 
 from __future__ import annotations

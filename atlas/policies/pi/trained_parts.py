@@ -1,4 +1,4 @@
-"""Which of pi's weights are trained, and in which precision the others are held."""
+"""Which of pi's weights are trained, and the precision in which the others are held."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _LANGUAGE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "do
 
 
 def is_backbone(name: str) -> bool:
-    """Whether a weight of a policy, whose names begin with `network.`, is PaliGemma's or an adapter in it."""
+    """Whether a policy's weight (its name may begin with `network.`) is PaliGemma's, or an adapter in PaliGemma."""
     return name.removeprefix("network.").partition(".")[0] in BACKBONE
 
 
 def unused_weights(network: PiNetwork) -> set[str]:
-    """Of the last language layer all but what its keys and values are made of, and the norm after it: nobody reads
-    what comes out there. And the biases of the vision tower's keys, which softmax takes out again: what gradients they
-    have are rounding, which AdamW would make full steps of."""
+    """The names of weights that have no effect. In the last language layer, all that its keys and values do not depend
+    on, and the norm after it: nothing reads the layer's output. And the biases of the vision tower's keys, which
+    softmax cancels: their gradients are rounding errors, from which AdamW would make full steps."""
     last = f"language.layers.{len(network.language.layers) - 1}."
     read = (f"{last}input_layernorm.", f"{last}self_attn.k_proj.", f"{last}self_attn.v_proj.")
     ends = (last, "language.norm.")
@@ -37,7 +37,7 @@ def unused_weights(network: PiNetwork) -> set[str]:
 
 
 def freeze(network: PiNetwork, backbone: bool, vision: bool) -> None:
-    """Train all that is used but the whole backbone, or its vision tower."""
+    """Train all weights that have an effect, except the backbone's, or its vision tower's, if these are frozen."""
     frozen = {*(BACKBONE if backbone else ()), *(("vision",) if vision else ())}
     unused = unused_weights(network)
     for name, parameter in network.named_parameters():
@@ -45,21 +45,21 @@ def freeze(network: PiNetwork, backbone: bool, vision: bool) -> None:
 
 
 def trains_whole(network: PiNetwork) -> bool:
-    """Whether all that is used is trained, so that a saved policy needs no other file."""
+    """Whether all weights that have an effect are trained, so that a saved policy needs no other file."""
     unused = unused_weights(network)
     return all(p.requires_grad for name, p in network.named_parameters() if name not in unused)
 
 
 def adapt_backbone(network: PiNetwork, config: LoRAConfig, key: str) -> None:
-    """Adapters in the linear layers of both of the backbone's towers, where they change anything. The rest is left as
-    it is. Raises InputError that begins with `key`, where a target of the config's is none of these."""
-    there = list(_adaptable(network))
-    check_targets(config, there, key)
+    """Add adapters to the linear layers of the backbone's two towers, where they have an effect. Raises InputError,
+    which begins with `key`, where one of the config's targets is not such a layer."""
+    layers = list(_adaptable(network))
+    check_targets(config, layers, key)
     chosen = config.targets or (*_VISION, *_LANGUAGE)
-    names = [name for name in there if name.rpartition(".")[2] in chosen]
+    names = [name for name in layers if name.rpartition(".")[2] in chosen]
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     add_adapters(network, config.model_copy(update={"targets": None}), names, key)
-    for parameter in trained.values():  # which peft has frozen with all the rest
+    for parameter in trained.values():  # peft has frozen these with all others
         parameter.requires_grad_(True)
 
 
@@ -72,10 +72,10 @@ def _adaptable(network: PiNetwork) -> Iterator[str]:
 
 
 def held_in(name: str, trained: bool, stored: torch.dtype, low: torch.dtype | None) -> torch.dtype:
-    """In which precision a weight is held.
+    """The precision in which a weight is held.
 
-    Trained ones in float32, and so are frozen norms, whose rounding shows and which are small. Other frozen ones in
-    `low` (None: as they are stored).
+    float32 for trained weights, and for frozen norms, which are small and whose rounding matters; `low` for other
+    frozen weights (None: as stored).
     """
     norm = "norm" in name.rpartition(".")[0].rpartition(".")[2]
     if trained or norm or not stored.is_floating_point:

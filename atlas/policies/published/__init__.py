@@ -1,1 +1,1 @@
-"""What LeRobot's published policies have in common: their folders, weights, numbers, pictures and flow matching."""
+"""The parts that LeRobot's published policies share: folders, weights, scaling, images and flow matching."""

@@ -1,4 +1,4 @@
-"""Which camera of the data goes where a published policy has one: by name, and said where it is new to the weights."""
+"""Assigns the data's cameras to a published policy's slots by name, and warns of cameras new to the weights."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ EMPTY_CAMERA = "empty_camera_"  # LeRobot's names for slots that never have a ca
 
 @dataclass(frozen=True)
 class CameraSlots:
-    """The pictures that a policy is given, in order: those of the data's cameras, then so many that stand for none."""
+    """A policy's image inputs, in order: first those with one of the data's cameras, then those without a camera."""
 
-    present: tuple[tuple[str, int], ...]  # (the policy's name, which of the data's cameras)
+    present: tuple[tuple[str, int], ...]  # (the policy's name, the index of the data's camera)
     absent: tuple[str, ...]  # the policy's names
 
     @property
     def views(self) -> list[int]:
-        """Of each present slot the place of its camera among the data's."""
+        """The index, among the data's cameras, of each present slot's camera."""
         return [view for _, view in self.present]
 
 
@@ -37,10 +37,10 @@ def assign_cameras(
 ) -> CameraSlots:
     """The policy's slots with the data's cameras in them, present ones first, in the policy's order.
 
-    slots: the policy's names in its order. cameras: the data's, all of which are used. mapping: {policy's: data's}, as
-    the user says it in model.cameras; None: cameras go where the names are the same (`renamed`: {another name for the
-    data's: policy's}), and those with other names take the free slots in order, with a warning if `say`. most_absent:
-    how many slots without a camera are kept. Raises InputError for a mapping that names nothing.
+    slots: the policy's names in its order. cameras: the data's, all of which are used. mapping: {policy's: data's}, the
+    user's model.cameras; None: cameras go to the slots of the same name (`renamed`: {another name of the data's camera:
+    policy's}), and the others take the free slots in order, with a warning if `say`. most_absent: how many slots
+    without a camera are kept. Raises InputError for a mapping with an unknown name, or without one of the cameras.
     """
     free = [slot for slot in slots if not slot.startswith(EMPTY_CAMERA)]
     if mapping is not None:
@@ -67,31 +67,31 @@ def _mapped(slots: Sequence[str], cameras: Sequence[str], mapping: Mapping[str, 
         if slot not in slots:
             near = did_you_mean(slot, list(slots))
             raise InputError(
-                f"model.cameras names '{slot}', which is no camera of the weights.{near} They have {list(slots)}."
+                f"model.cameras names '{slot}', which is not a camera of the weights.{near} They have {list(slots)}."
             )
         if camera not in cameras:
             near = did_you_mean(camera, list(cameras))
-            raise InputError(f"model.cameras: '{camera}' is no camera of the data.{near} It has {list(cameras)}.")
+            raise InputError(f"model.cameras: '{camera}' is not a camera of the data.{near} It has {list(cameras)}.")
     views = [cameras.index(camera) for camera in mapping.values()]
     unused = [camera for view, camera in enumerate(cameras) if view not in views]
     if unused or len(set(views)) < len(views):
         what = f"leaves out {unused}" if unused else "names one camera twice"
         raise InputError(
-            f"model.cameras {what}; name each camera of the data once, or say in data.cameras which are used."
+            f"model.cameras {what}; name each camera of the data once, or choose the cameras in data.cameras."
         )
     return dict(zip(mapping, views, strict=True))
 
 
 def _place_for(camera: str, free: list[str], called: str, say: bool) -> str:
-    """A free slot for a camera whose name none of the slots has, or a new one; both are said."""
+    """A free slot for a camera whose name no slot has, or a new slot; logs a warning for either if `say`."""
     slot = free.pop(0) if free else camera
     if say and slot != camera:
         logger.warning(
-            "%s has no camera '%s'; it takes the place of '%s' there. Set model.cameras to choose.",
+            "%s has no camera '%s', which takes the place of '%s'. Set model.cameras to choose.",
             called,
             camera,
             slot,
         )
     elif say:
-        logger.warning("%s was trained with fewer cameras; '%s' is one more, which it has never seen.", called, camera)
+        logger.warning("%s was trained with fewer cameras, and has never seen '%s'.", called, camera)
     return slot

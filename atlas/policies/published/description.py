@@ -1,4 +1,4 @@
-"""What LeRobot's folder says of a policy beside its weights, and the processor that follows from it."""
+"""The description of a policy in LeRobot's folder, which is all but its weights, and the resulting processor."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ class Description:
 
     folder: LeRobotFolder
     files: ProcessorFiles
-    # Whose statistics these are is known: of a policy that Atlas has saved they are in its processor.json.
-    saved: bool = False
+    saved: bool = False  # whether Atlas saved the policy; its statistics are then in its processor.json
 
     @classmethod
     def read(
@@ -42,18 +41,19 @@ class Description:
         saved: bool = False,
         usual: Mapping[str, str] | None = None,
     ) -> Description:
-        """usual: the normalization_mapping where config.json has none. Raises InputError for a folder of another type,
-        or with steps that are not known."""
+        """usual: the normalization_mapping where config.json has none. Raises InputError for a folder of another type
+        or with unknown steps."""
         folder = LeRobotFolder.open(path, kind, called)
         return cls(folder, read_processor_files(folder, own_steps, usual), saved)
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """The slots that are meant for a camera."""
+        """The slots for cameras, without LeRobot's empty ones."""
         return tuple(name for name in self.folder.cameras if not name.startswith(EMPTY_CAMERA))
 
     def tokenizer(self, config: PublishedConfig, step: TokenizerStep) -> PromptTokenizer:
-        """The one that the section names, else that of the processor files, else that of `step`. Raises InputError."""
+        """The tokenizer that the section names, else that of the processor files, else that of `step`. Raises
+        InputError."""
         step = self.files.tokenizer or step
         if config.tokenizer is not None and not self.saved:
             found = find_tokenizer(config.tokenizer, Path(), "model.tokenizer")
@@ -62,17 +62,17 @@ class Description:
         return PromptTokenizer(find_tokenizer(step.name, self.folder.path, key), step, key)
 
     def scalers(self, processor: PolicyProcessor) -> tuple[LeRobotScaler, LeRobotScaler]:
-        """Of the state and of actions, by a processor's statistics."""
+        """The scalers of state and actions, with a processor's statistics."""
         modes, eps = self.files.modes, self.files.eps
         states = [source.proprio for source in processor.statistics]
         actions = [source.action for source in processor.statistics]
         return LeRobotScaler(states, modes["STATE"], eps), LeRobotScaler(actions, modes["ACTION"], eps)
 
     def with_statistics(self, processor: PolicyProcessor, choice: str) -> PolicyProcessor:
-        """The processor with the folder's statistics where the choice (model.statistics) is that, and they fit.
+        """The processor with the folder's statistics, where the choice (model.statistics) allows it and they fit.
 
-        Each of state and action by itself; what is taken from where is said. Raises InputError where the folder's are
-        asked for and cannot be used.
+        Decides for state and action separately, and logs which statistics are used. Raises InputError where the choice
+        requires the folder's and they cannot be used.
         """
         if self.saved or choice == "dataset":
             return processor
@@ -93,21 +93,20 @@ class Description:
         return processor
 
     def check_statistics(self, choice: str, action_dim: int, proprio_dim: int) -> None:
-        """Raises InputError as `with_statistics` does for data of these widths."""
+        """Raise InputError where `with_statistics` would, for data of these widths."""
         if self.saved:
             return
         for feature, kind, dim in ((ACTION, "ACTION", action_dim), (STATE, "STATE", proprio_dim)):
             found = columns_of(self.files, feature, self.files.modes[kind], dim)
             if choice == "checkpoint" and isinstance(found, str):
                 raise InputError(
-                    f"model.statistics is 'checkpoint', and {self.folder.called} cannot give them: {found}."
+                    f"model.statistics is 'checkpoint', but {self.folder.called} cannot provide them: {found}."
                 )
 
     def own_processor(self, fit: ImageFit, cameras: Mapping[str, str] | None = None) -> PolicyProcessor:
-        """The processor of the folder by itself, without any data. cameras: {its: the world's}; None: by its names.
+        """The processor that follows from the folder alone. cameras: {the folder's: the world's}; None: the same names.
 
-        Numbers that it has no statistics for pass as they are, which is said. Raises InputError if it has some that do
-        not fit.
+        Numbers without statistics pass unscaled, with a warning. Raises InputError for statistics that do not fit.
         """
         state, dim = self.folder.state_dim, self.folder.action_dim
         columns = {}
@@ -117,7 +116,7 @@ class Description:
                 if self.files.statistics.get(feature):
                     raise InputError(f"{self.folder.called} cannot be used as it is: {found}.")
                 if self.files.modes[kind] != "identity":
-                    logger.warning("%s: %s. '%s' passes as it is.", self.folder.called, found, feature)
+                    logger.warning("%s: %s. '%s' passes unscaled.", self.folder.called, found, feature)
                 found = identity_columns(width)
             columns[feature] = found
         statistics = DatasetStatistics(self.folder.called, 0, 0, columns[ACTION], columns[STATE])
@@ -138,16 +137,16 @@ class Description:
 
 
 def _spec(dim: int, called: str) -> ActionSpec:
-    """What the numbers of an action mean, as far as that can be told by how many there are."""
+    """The meaning of an action's numbers, as far as their count determines it."""
     if dim == ActionSpec().dim:
-        logger.info("%s does not say what its %d action numbers mean; they are taken for LIBERO's.", called, dim)
+        logger.info("%s does not say what its %d action numbers mean; LIBERO's meaning is assumed.", called, dim)
         return ActionSpec()
     logger.info("%s does not say what its %d action numbers mean.", called, dim)
     return ActionSpec((ActionGroup("other", tuple(f"action_{i}" for i in range(dim))),))
 
 
 def check_widths(description: Description, actions: int, proprio: int, most_actions: int, most_proprio: int) -> None:
-    """Raises InputError where the data has more numbers than the weights take."""
+    """Raise InputError where the data has more numbers than the weights take."""
     for what, has, most in (("actions have", actions, most_actions), ("state (proprio) has", proprio, most_proprio)):
         if has > most:
             raise InputError(

@@ -1,4 +1,4 @@
-"""A policy that looks at a prefix once and lets an action expert grow a chunk from noise: SmolVLA, pi0 and pi0.5."""
+"""A policy that computes a prefix once, and whose action expert makes a chunk from noise: SmolVLA, pi0 and pi0.5."""
 
 from __future__ import annotations
 
@@ -48,23 +48,23 @@ BACKBONE = "backbone"  # the frozen part's name
 
 @dataclass
 class Prefix:
-    """What an expert reads at every step: of each layer the keys and values of B samples with P tokens."""
+    """What an expert reads at every step: each layer's keys and values of B samples with P tokens."""
 
-    keys: list[torch.Tensor]  # [B, P, key-value heads, head size] a layer, rotated
+    keys: list[torch.Tensor]  # per layer [B, P, key-value heads, head size], rotated
     values: list[torch.Tensor]
     valid: torch.Tensor  # bool [B, P]
-    state: torch.Tensor | None = None  # float32 [B, width]: normalised and padded, where the suffix has it
+    state: torch.Tensor | None = None  # float32 [B, width], normalised and padded, where the suffix takes it
 
 
 class FlowPolicy(Policy):
-    """`look` and `velocity` are a type's own; time, noise, loss, sampling, scaling and what is saved are common.
+    """A type defines `look` and `velocity`; time, noise, loss, sampling, scaling and saving are common.
 
-    A type's `__init__` sets `network`, whose names are those of the published file without `model.` in front, then
+    A type's `__init__` sets `network`, whose names are those of the published file without the leading `model.`, then
     calls `_hold_trained`.
     """
 
     config: PublishedConfig
-    network: Any  # a module that `Sees`
+    network: Any  # a module with the protocol `Sees`
 
     _pose: torch.Tensor  # int64: the dimensions of an action that are no gripper, and those that are
     _grippers: torch.Tensor
@@ -81,7 +81,7 @@ class FlowPolicy(Policy):
         time: FlowTime,
         steps: int,
     ) -> None:
-        """width: of padded actions. tokenizer: None where only shapes are needed."""
+        """width: of padded actions. tokenizer: None for a policy of which only shapes are needed."""
         super().__init__(config, replace(processor, fit=fit))
         self.description, self.slots = description, slots
         self._tokenizer, self._width, self._time = tokenizer, width, time
@@ -95,7 +95,7 @@ class FlowPolicy(Policy):
         self.origin: Path | None = None  # of frozen weights: a file that nobody can fetch again; None: there is none
         self._kept: Path | None = None  # that file, in the folder of a run
 
-    # ---- a type's own ----------------------------------------------------------------------------------------
+    # ---- what a type defines ---------------------------------------------------------------------------------
 
     @abstractmethod
     def look(self, batch: Batch) -> Prefix:
@@ -108,7 +108,7 @@ class FlowPolicy(Policy):
     # ---- acting and learning ---------------------------------------------------------------------------------
 
     def forward(self, batch: Batch) -> LossTerms:
-        """Mean squared errors of the velocity over real dimensions and steps that are not padding."""
+        """Mean squared errors of the velocity, over the real dimensions and the steps that are not padding."""
         return self._losses(batch, self._look(batch))
 
     @torch.no_grad()
@@ -132,11 +132,11 @@ class FlowPolicy(Policy):
         schedule: str = "linear",
         most: float = 10.0,
     ) -> torch.Tensor:
-        """As `sample`, with real-time chunking where `previous` is given.
+        """Like `sample`, with real-time chunking where `previous` is given.
 
-        start: noise float32 [B, H, width]. previous: the unexecuted rest of the chunk before, float32 [B, R, A] in the
-        ActionSpec's units. delay: how many of its actions are executed before this one is there. reach: up to where the
-        new chunk is drawn to it (None: all of the rest).
+        start: noise float32 [B, H, width]. previous: the unexecuted rest of the previous chunk, float32 [B, R, A] in
+        the ActionSpec's units. delay: how many of its actions are executed before the new chunk is there. reach: the
+        step up to which the new chunk is drawn towards the rest (None: the whole rest).
         """
         guide = None
         if previous is not None:
@@ -171,18 +171,18 @@ class FlowPolicy(Policy):
     def guidance(
         self, rest: torch.Tensor, delay: int, reach: int, schedule: str = "linear", most: float = 10.0
     ) -> Guidance:
-        """Of what is left of a chunk, float32 [B, R, <= width], normalised."""
+        """Guidance towards the rest of a chunk, float32 [B, R, <= width], normalised."""
         horizon, width = self.processor.action_horizon, self._width
         return Guidance.towards(rest, horizon, width, delay, reach, schedule, most)
 
     def _look(self, batch: Batch) -> Prefix:
-        """Without gradients where nothing of the prefix is trained."""
+        """`look`, without gradients where no part of the prefix is trained."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.prefix_trained):
             return self.look(batch)
 
     @property
     def prefix_trained(self) -> bool:
-        """Whether anything that the prefix is made with is trained."""
+        """Whether any weight that the prefix depends on is trained."""
         return True
 
     def _losses(self, batch: Batch, prefix: Prefix) -> LossTerms:
@@ -194,7 +194,7 @@ class FlowPolicy(Policy):
         return self.reduce(errors[..., : batch.actions.shape[-1]], batch.action_is_pad)
 
     def reduce(self, errors: torch.Tensor, is_pad: torch.Tensor) -> LossTerms:
-        """The loss of squared errors float32 [B, H, A] of the real dimensions; is_pad bool [B, H]."""
+        """The loss from squared errors float32 [B, H, A] of the real dimensions; is_pad: bool [B, H]."""
         spec = self.processor.action_spec
         valid = (~is_pad).float()
         n_valid = valid.sum()
@@ -227,7 +227,7 @@ class FlowPolicy(Policy):
         start: torch.Tensor | None = None,
         guide: Guidance | None = None,
     ) -> torch.Tensor:
-        """The chunk float32 [B, H, width], normalised, from noise: `start`, or drawn."""
+        """The chunk float32 [B, H, width], normalised, made from noise (`start`, or drawn where that is None)."""
         device = prefix.valid.device
         if start is None:
             shape = (len(batch), self.processor.action_horizon, self._width)
@@ -241,30 +241,32 @@ class FlowPolicy(Policy):
         return integrate_euler(velocity, start, self._steps, guide)
 
     def _step_of_sampling(self, device: torch.device) -> Callable[[Prefix, torch.Tensor, torch.Tensor], torch.Tensor]:
-        """`velocity`, compiled if that is asked for. Raises InputError for CUDA graphs on another device."""
+        """`velocity`, compiled if the config says so. Raises InputError for CUDA graphs on a device without CUDA."""
         if not self.config.compile_sampling:
             return self.velocity
         if self.config.cuda_graphs and device.type != "cuda":
-            raise InputError(f"model.cuda_graphs is true, and the policy is on a {device.type}; set it to false there.")
-        # Of the class, and not of this policy: copies of it would go on with its weights.
+            raise InputError(
+                f"model.cuda_graphs is true, but the policy is on the device '{device.type}'; set it to false."
+            )
+        # Compile the class's function: one bound to this policy would keep its weights when the policy is copied.
         return partial(_compiled(type(self).velocity, self.config.cuda_graphs), self)
 
     @property
     def fit(self) -> ImageFit:
-        """How pictures are fitted."""
+        """How images are fitted."""
         assert self.processor.fit is not None
         return self.processor.fit
 
-    # ---- what goes in ----------------------------------------------------------------------------------------
+    # ---- inputs ----------------------------------------------------------------------------------------------
 
     def pictures(self, batch: Batch) -> list[torch.Tensor]:
-        """Of each slot that has a camera float32 [B, 3, height, width] in [-1, 1], in the slots' order."""
+        """The images of each slot with a camera, float32 [B, 3, height, width] in [-1, 1], in the slots' order."""
         fitted = self.fit(batch.unit_images())
         return [fitted[:, view] * 2 - 1 for view in self.slots.views]
 
     def picture_tokens(self, batch: Batch) -> list[torch.Tensor]:
-        """Of each slot that has a camera its tokens [B, N, width], in the slots' order: of its pictures or, where they
-        were looked at before, of the batch's features."""
+        """The tokens [B, N, width] of each slot with a camera, in the slots' order, from its images or, where the batch
+        has cached features, from those."""
         if batch.features is None:
             return [self.network.project(self.network.see(pictures)) for pictures in self.pictures(batch)]
         views = batch.features.unflatten(1, (len(self.processor.cameras), -1))
@@ -275,7 +277,7 @@ class FlowPolicy(Policy):
         return frozen_sight(self.network, {name.removeprefix("network.") for name in self._trained})
 
     def image_features(self, batch: Batch) -> torch.Tensor:
-        """See `ShowsFeatures`: the mean of a sample's picture tokens."""
+        """See `ShowsFeatures`: the mean of a sample's image tokens."""
         return torch.cat(self.picture_tokens(batch), dim=1).float().mean(1)
 
     def cached_encoder_hash(self) -> str:
@@ -283,11 +285,11 @@ class FlowPolicy(Policy):
         return weights_hash(sight_weights(self.network, self._frozen_sight))
 
     def empty_picture(self, device: torch.device) -> torch.Tensor:
-        """What stands for a camera that is not there: float32 [1, 3, height, width], all -1."""
+        """The image of a missing camera: float32 [1, 3, height, width], all -1."""
         return torch.full((1, 3, self.fit.height, self.fit.width), -1.0, device=device)
 
     def words(self, texts: Sequence[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids int64 [B, L] and which are words, bool [B, L]."""
+        """Token ids int64 [B, L], and which of them are words, bool [B, L]."""
         if self._tokenizer is None:  # only shapes are needed
             step = self.description.files.tokenizer
             shape = len(texts), step.max_length if step is not None else 48
@@ -297,10 +299,10 @@ class FlowPolicy(Policy):
         ids, valid = send(torch.stack(self._tokenizer(texts)), device)  # as integers: one copy
         return ids, valid.bool()
 
-    # ---- what is saved ---------------------------------------------------------------------------------------
+    # ---- saving and loading ----------------------------------------------------------------------------------
 
     def _hold_trained(self) -> None:
-        """Remember what is trained now, which is what is saved; call it when the weights are there."""
+        """Remember which weights are trained now: these will be saved. Call it once the network has its weights."""
         self._trained = frozenset(name for name, p in self.named_parameters() if p.requires_grad)
 
     @property
@@ -321,13 +323,13 @@ class FlowPolicy(Policy):
         return self.config.weights == "random" or name in self._trained
 
     def load_weights(self, path: Path) -> None:
-        """As `Policy.load_weights`, but one tensor at a time: those of a whole pi0 are 13 GB."""
+        """Like `Policy.load_weights`, but one tensor at a time: a whole pi0 has 13 GB."""
         own = self.own_state_dict()
         with TensorFile(path) as file:
             try:
                 frozen = frozen_named(file.metadata)
             except (ValueError, TypeError, AttributeError) as error:
-                raise InputError(f"{path} does not say which frozen parts it was trained with ({error}).") from None
+                raise InputError(f"{path} does not record the frozen parts it was trained with ({error}).") from None
             check_frozen(path, frozen, self.frozen)
             forms = {n: torch.empty(t.shape, dtype=t.dtype, device="meta") for n, t in file.tensors.items()}
             check_forms(path, forms, own)
@@ -343,8 +345,8 @@ class FlowPolicy(Policy):
     def save_pretrained(
         self, directory: str | Path, full: bool = False, weights: Mapping[str, torch.Tensor] | None = None
     ) -> None:
-        """As `Policy.save_pretrained`, and the folder `lerobot` with the rest of what LeRobot's folder says, and a link
-        to the weights that were kept, see `keep_origin`."""
+        """Like `Policy.save_pretrained`, and adds the folder `lerobot` with the other files of LeRobot's folder, and a
+        link to the weights that were kept, see `keep_origin`."""
         super().save_pretrained(directory, full, weights)
         description = Path(directory) / DESCRIPTION
         self.save_description(description)
@@ -364,27 +366,27 @@ class FlowPolicy(Policy):
                 link_or_copy(self.origin, unfinished)
 
     def save_description(self, folder: Path) -> None:
-        """Write config.json, processor files and tokenizer, from which the policy is built again."""
+        """Write config.json, processor files and tokenizer, from which loading builds the policy."""
         from atlas.policies.published.lerobot_export import write_description
 
         write_description(self, folder)
 
-    # ---- given back to LeRobot -------------------------------------------------------------------------------
+    # ---- export to LeRobot -----------------------------------------------------------------------------------
 
     lerobot_steps: ClassVar[tuple[str, ...]]  # the preprocessor's, in order
 
     @property
     def tokenizer_step(self) -> TokenizerStep:
-        """How instructions become ids."""
-        assert self._tokenizer is not None, "a policy of shapes alone has no words"
+        """How instructions become token ids."""
+        assert self._tokenizer is not None, "a policy that has only shapes has no tokenizer"
         return self._tokenizer.step
 
     def lerobot_options(self) -> Mapping[str, Any]:
-        """Settings of config.json that the type's section has changed."""
+        """The settings of config.json that the type's section changes."""
         return {}
 
     def extra_files(self) -> Mapping[str, Any]:
-        """{name: JSON} of what a type keeps beside config.json, such as sizes that it does not have."""
+        """{name: JSON} of further files, such as sizes that config.json does not hold."""
         return {}
 
     def published_origin(self) -> Mapping[str, Any]:
@@ -394,13 +396,13 @@ class FlowPolicy(Policy):
         return origin_of(self)
 
     def export_lerobot(self, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
-        """Write the folder that LeRobot loads. facts: of the training, for its card."""
+        """Write a folder that LeRobot loads. facts: about the training, for the model card."""
         from atlas.policies.published.lerobot_export import export_lerobot
 
         export_lerobot(self, folder, facts)
 
     def named_for_lerobot(self) -> dict[str, torch.Tensor]:
-        """All weights under the names that LeRobot gives them."""
+        """All weights under LeRobot's names."""
         return {f"model.{name}": tensor for name, tensor in self.network.state_dict().items()}
 
     @property
@@ -421,5 +423,5 @@ def _finite(file: TensorFile, name: str) -> torch.Tensor:
 
 
 def pad_last(values: torch.Tensor, width: int) -> torch.Tensor:
-    """Zeros behind the last dimension up to `width`."""
+    """Pad the last dimension with zeros up to `width`."""
     return F.pad(values, (0, width - values.shape[-1]))

@@ -1,4 +1,4 @@
-"""A safetensors file read tensor by tensor, each into memory of its own: never more than the file and one tensor."""
+"""Reads a safetensors file one tensor at a time, each into its own memory."""
 
 from __future__ import annotations
 
@@ -32,28 +32,31 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor is in a file."""
+    """A tensor's type, shape and place in a file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    begin: int  # byte of the file
+    begin: int  # offset in the file, bytes
     size: int  # bytes
 
 
 class TensorFile:
-    """An open safetensors file. Nothing of it is mapped into memory: pages of a mapping would count as this process's.
+    """An open safetensors file, not mapped into memory: a mapping's pages would count as this process's memory.
 
-    Raises InputError for a file that is missing, damaged, or holds a type of number that Atlas does not have.
+    Raises InputError for a file that is missing or damaged, or holds a number type that Atlas does not have.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with safe_open(path, framework="pt") as checked:  # the library sees whether the header fits the file
+            with safe_open(path, framework="pt") as checked:  # the library checks the header against the file
                 self.metadata: Mapping[str, str] = checked.metadata() or {}
             self._file: BinaryIO = path.open("rb", buffering=0)
             (length,) = struct.unpack("<Q", self._file.read(8))
             header = parse_json(self._file.read(length))
+            kinds = {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+            if unknown := sorted(kinds - set(DTYPES)):
+                raise InputError(f"{path} holds numbers of type {', '.join(unknown)}; Atlas reads {', '.join(DTYPES)}.")
             self.tensors = {
                 name: _stored(entry, 8 + length) for name, entry in header.items() if name != "__metadata__"
             }
@@ -75,7 +78,7 @@ class TensorFile:
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor in the type that it is stored in, on the CPU. Raises InputError where the file ends before it."""
+        """A tensor in its stored type, on the CPU. Raises InputError where the file ends within it."""
         stored = self.tensors[name]
         values = torch.empty(stored.shape, dtype=stored.dtype)
         if stored.size:

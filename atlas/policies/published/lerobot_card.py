@@ -1,4 +1,4 @@
-"""README.md of a policy that goes to LeRobot: a model card in the hub's form, with what is known and nothing more."""
+"""The README.md of an exported LeRobot policy: a model card in the hub's form, with known facts only."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from atlas.system.safe_text import markdown, markdown_code
 if TYPE_CHECKING:
     from atlas.policies.published.flow_policy import FlowPolicy
 
-# The hub's name of a licence, and what is known of it. The model cards themselves decide.
+# The hub's name of a licence, and a note on it. The model cards themselves are authoritative.
 LICENCES = {
     "smolvla": ("apache-2.0", "The card of lerobot/smolvla_base is known to say Apache 2.0, as SmolVLM2's does."),
     "pi0": ("gemma", "The weights derive from PaliGemma: take them to be under Google's Gemma terms."),
     "pi05": ("gemma", "The weights derive from PaliGemma: take them to be under Google's Gemma terms."),
 }
-_UNKNOWN = ("other", "The licence is that of the weights it started from.")
+_UNKNOWN = ("other", "The licence is that of the weights that training started from.")
 
 
 def origin_of(policy: FlowPolicy) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def origin_of(policy: FlowPolicy) -> dict[str, Any]:
 
 
 def lerobot_card(policy: FlowPolicy, facts: Mapping[str, Any] | None = None) -> str:
-    """facts: of the training, as `describe_files` has them, where the policy lay in a checkpoint."""
+    """The model card. facts: about the training, as `describe_files` gives them for a policy in a checkpoint."""
     processor, kind, start = policy.processor, policy.description.folder.kind, policy.config.pretrained
     facts, random = facts or {}, policy.config.weights == "random"
     about: dict[str, Any] = {"library_name": "lerobot", "pipeline_tag": "robotics"}

@@ -1,7 +1,7 @@
-"""A policy in the files of LeRobot's folder: config.json, processor files with statistics, tokenizer, weights.
+"""Writes a policy as LeRobot's folder: config.json, processor files with statistics, tokenizer, weights.
 
-The processor files have the form that release 0.4.4 and main both read. A folder that Atlas has read is given back with
-what training has changed of it: cameras, numbers of state and actions, horizon and statistics.
+The processor files have the form that both release 0.4.4 and main read. A folder that Atlas has read comes back with
+the changes of training: cameras, the widths of state and actions, horizon and statistics.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _NORMALIZED = "policy_preprocessor_step_{}_normalizer_processor.safetensors"
 _UNNORMALIZED = "policy_postprocessor_step_0_unnormalizer_processor.safetensors"
-# Options that newer releases add, as they are when they do nothing: 0.4.4 refuses a key that it does not know.
+# Options of newer releases, with the values at which they do nothing; they are left out, as 0.4.4 refuses unknown keys.
 NEWER_OPTIONS: Mapping[str, Any] = {
     "pretrained_revision": None,
     "use_relative_actions": False,
@@ -45,7 +45,7 @@ _DEVICE: dict[str, Any] = {"device": "cpu", "float_dtype": None}
 
 
 def export_lerobot(policy: FlowPolicy, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
-    """Write all that LeRobot loads a policy from, each file atomically, and a card. Weights are written as they are.
+    """Write all files from which LeRobot loads a policy, each atomically, and a card. Weights keep their precision.
 
     facts: see `lerobot_card`.
     """
@@ -57,7 +57,7 @@ def export_lerobot(policy: FlowPolicy, folder: Path, facts: Mapping[str, Any] | 
 
 
 def write_description(policy: FlowPolicy, folder: Path) -> None:
-    """All of the folder but its weights."""
+    """Write all of the folder but its weights."""
     folder.mkdir(parents=True, exist_ok=True)
     features = _features(policy)
     _write(folder / CONFIG_JSON, _config(policy, features))
@@ -77,12 +77,12 @@ def write_description(policy: FlowPolicy, folder: Path) -> None:
 
 
 def _features(policy: FlowPolicy) -> dict[str, dict[str, Any]]:
-    """{feature: its type and shape} of what goes in, and of the actions."""
+    """{feature: its type and shape} of inputs and actions."""
     processor, was = policy.processor, policy.description.folder
     side = processor.camera_size
     shapes = was.camera_shapes
     cameras = [name for name, _ in policy.slots.present] + list(policy.slots.absent)
-    if processor.inputs is not None:  # it was trained here: on pictures of other sizes than the folder says
+    if processor.inputs is not None:  # trained by Atlas, on images of other sizes than in the folder
         shapes = {name: shape for name, shape in shapes.items() if name in policy.slots.absent}
     found: dict[str, dict[str, Any]] = {
         feature_name(name): {"type": "VISUAL", "shape": list(shapes.get(name, (3, side, side)))}
@@ -96,12 +96,12 @@ def _features(policy: FlowPolicy) -> dict[str, dict[str, Any]]:
 
 
 def _order(names: tuple[str, ...]) -> Callable[[str], int]:
-    """The config's own order; new ones behind it."""
+    """A sort key: the config's order, with new names at the end."""
     return lambda name: names.index(name) if name in names else len(names)
 
 
 def _config(policy: FlowPolicy, features: Mapping[str, Any]) -> dict[str, Any]:
-    """What was read, with what training has changed."""
+    """The config that was read, with the changes of training."""
     horizon = policy.processor.action_horizon
     was = policy.description.folder.config
     config = {key: value for key, value in was.items() if key not in NEWER_OPTIONS or value != NEWER_OPTIONS[key]}
@@ -120,7 +120,7 @@ def _norm_map(policy: FlowPolicy) -> dict[str, str]:
 
 
 def _before(policy: FlowPolicy, features: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The preprocessor's steps, in the type's own order."""
+    """The preprocessor's steps, in the type's order."""
     step, eps = policy.tokenizer_step, policy.description.files.eps
     known: dict[str, dict[str, Any]] = {
         "rename_observations_processor": {"rename_map": {}},
@@ -139,7 +139,7 @@ def _before(policy: FlowPolicy, features: Mapping[str, Any]) -> list[dict[str, A
 
 
 def _tokenizer_name(policy: FlowPolicy) -> str:
-    """A name on the hub is kept, which every release reads; else it is the folder beside, which main reads."""
+    """A hub name stays, which every release reads; otherwise the name of the folder beside, which main reads."""
     name = policy.tokenizer_step.name
     return name if name.count("/") == 1 and not name.startswith((".", "~")) else TOKENIZER
 
@@ -155,7 +155,7 @@ def _after(policy: FlowPolicy, features: Mapping[str, Any]) -> list[dict[str, An
 
 
 def _statistics(policy: FlowPolicy) -> dict[str, torch.Tensor]:
-    """{feature.statistic: float32 [D]} of the source that rollouts are scaled by."""
+    """{feature.statistic: float32 [D]} of the source whose statistics scale rollouts."""
     processor = policy.processor
     source = processor.statistics[processor.source_for()]
     found = {}
@@ -167,7 +167,8 @@ def _statistics(policy: FlowPolicy) -> dict[str, torch.Tensor]:
 
 
 def _known(columns: ColumnStatistics, mode: str) -> list[str]:
-    """Quantiles that are minimum and maximum, and by which nothing is scaled, are none; see `columns_of`."""
+    """The names of known statistics. Quantiles that equal minimum and maximum, and that no mode uses, only fill gaps,
+    see `columns_of`; they are left out."""
     quantiles = mode == "quantiles" or columns.q01 != columns.min or columns.q99 != columns.max
     return ["mean", "std", "min", "max", *(["q01", "q99"] if quantiles else [])]
 

@@ -1,4 +1,4 @@
-"""A folder in which LeRobot keeps a policy: config.json, model.safetensors, the files of its processors."""
+"""LeRobot's folder of a policy: config.json, model.safetensors and processor files."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from atlas.types import ActionSpec
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 
 IMAGES, STATE, ACTION = "observation.images.", "observation.state", "action"
-_IMAGE = "observation.image"  # the one camera of some datasets
+_IMAGE = "observation.image"  # the only camera of some datasets
 _LARGEST = 65536
 _MISSING = object()
 
 
 @dataclass(frozen=True)
 class LeRobotFolder:
-    """A policy's folder and what its config.json says. Values are asked for by key and type; see the methods."""
+    """A policy's folder and its config.json, whose values the methods return by key and type, or raise InputError."""
 
     path: Path
     config: Mapping[str, Any]
-    called: str = field(default="", compare=False)  # what the user calls it, for messages
+    called: str = field(default="", compare=False)  # the user's name for it, for messages
 
     @classmethod
     def open(cls, path: Path, kind: str | None = None, called: str | None = None) -> LeRobotFolder:
-        """Read config.json. kind: the `type` that is needed. Raises InputError."""
+        """Read config.json. kind: the required `type`. Raises InputError."""
         file = path / CONFIG_JSON
         try:
             config = read_json(file)
         except FileNotFoundError:
-            raise InputError(f"{path} is not a policy of LeRobot: it has no {CONFIG_JSON}.") from None
+            raise InputError(f"{path} is not a LeRobot policy: it has no {CONFIG_JSON}.") from None
         except (OSError, ValueError) as error:
             raise InputError(f"{file} cannot be read: {error}") from None
         if not isinstance(config, dict) or not isinstance(config.get("type"), str):
-            raise InputError(f"{file} is not the config of a policy of LeRobot: it has no type.")
+            raise InputError(f"{file} is not the config of a LeRobot policy: it has no type.")
         if kind is not None and config["type"] != kind:
-            raise InputError(f"{called or path} is a policy of the type '{config['type']}', and '{kind}' is needed.")
+            raise InputError(f"{called or path} is a policy of the type '{config['type']}'; expected '{kind}'.")
         return cls(path, config, called or str(path))
 
     @property
@@ -56,7 +56,7 @@ class LeRobotFolder:
     # ---- single values ---------------------------------------------------------------------------------------
 
     def wrong(self, key: str, expected: str) -> InputError:
-        """What to raise where a value cannot be."""
+        """The error for a wrong value."""
         found = self.config.get(key, _MISSING)
         what = "is missing" if found is _MISSING else f"is {found!r:.80}"
         return InputError(f"{self.path / CONFIG_JSON}: '{key}' {what}, expected {expected}.")
@@ -82,7 +82,7 @@ class LeRobotFolder:
     def text(self, key: str, default: str | None = None, one_of: Sequence[str] = ()) -> str:
         value = self.config.get(key, default)
         if not isinstance(value, str) or (one_of and value not in one_of):
-            raise self.wrong(key, f"one of {', '.join(one_of)}" if one_of else "a text")
+            raise self.wrong(key, f"one of {', '.join(one_of)}" if one_of else "text")
         return value
 
     def pair(self, key: str, default: tuple[int, int] | None = None, most: int = 4096) -> tuple[int, int]:
@@ -93,29 +93,29 @@ class LeRobotFolder:
         return tuple(value)  # type: ignore[arg-type]
 
     def refuse(self, off: Mapping[str, object], why: str) -> None:
-        """Raises InputError for the first option that is not as given here (or left out): Atlas does not have it."""
+        """Raise InputError for the first option with a value other than the given one: Atlas does not have it."""
         for key, value in off.items():
             if key in self.config and self.config[key] != value:
                 raise InputError(
-                    f"{self.path / CONFIG_JSON}: '{key}' is {self.config[key]!r:.80}, and Atlas knows {self.kind} "
-                    f"with {value!r} only: {why}."
+                    f"{self.path / CONFIG_JSON}: '{key}' is {self.config[key]!r:.80}; Atlas supports {self.kind} only "
+                    f"with {value!r}: {why}."
                 )
 
     # ---- features --------------------------------------------------------------------------------------------
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """The names of its cameras in order, without LeRobot's prefix; those that stand for none are among them."""
+        """The names of its cameras in order, without LeRobot's prefix, empty slots included."""
         return tuple(camera_name(key) for key in self._shapes("input_features", "VISUAL"))
 
     @property
     def camera_shapes(self) -> dict[str, tuple[int, ...]]:
-        """[3, height, width] by the camera's name, as config.json has it."""
+        """[3, height, width] by camera, from config.json."""
         return {camera_name(key): shape for key, shape in self._shapes("input_features", "VISUAL").items()}
 
     @property
     def state_dim(self) -> int:
-        """How many numbers the state has; 0 where there is none."""
+        """How many numbers the state has; 0 where there is no state."""
         found = self._shapes("input_features", "STATE")
         return found[STATE][0] if STATE in found else 0
 
@@ -142,7 +142,7 @@ class LeRobotFolder:
 
 
 def camera_name(feature: str) -> str:
-    """A camera by its feature's name: 'observation.images.top' is 'top'."""
+    """The camera of a feature: 'top' for 'observation.images.top'."""
     return feature.removeprefix(IMAGES) if feature != _IMAGE else "image"
 
 
@@ -152,7 +152,7 @@ def feature_name(camera: str) -> str:
 
 
 def libero_cameras(folder: LeRobotFolder) -> dict[str, str] | None:
-    """{its camera: LIBERO's} of a policy whose cameras have the names of a conversion of LIBERO; None for others."""
+    """{the policy's camera: LIBERO's} for a policy with the cameras of a conversion of LIBERO; None for others."""
     for conversion in LIBERO_SETS:
         names = {camera_name(feature): camera for camera, feature in conversion.cameras.items()}
         if set(names) == set(folder.cameras) and folder.action_dim == ActionSpec().dim:
@@ -161,20 +161,20 @@ def libero_cameras(folder: LeRobotFolder) -> dict[str, str] | None:
 
 
 def find_lerobot(reference: str, key: str, weights: bool = True) -> Path:
-    """The folder of a policy of LeRobot: `hf:owner/name`, which is fetched into the hub's own cache, or a folder.
+    """The folder of a LeRobot policy: `hf:owner/name`, which is fetched into the hub's cache, or a local folder.
 
-    weights: whether they are needed. key: the setting that the reference is from. Raises InputError.
+    weights: whether they are needed. key: the setting with the reference, for messages. Raises InputError.
     """
     if not reference.startswith(HUB):
         path = Path(os.path.expanduser(reference))
         if not path.is_dir():
             raise InputError(
-                f"{key}: there is no folder {path}; give a folder with a policy of LeRobot, or hf:owner/name."
+                f"{key}: there is no folder {path}; give a folder with a LeRobot policy, or hf:owner/name."
             )
         needed = (CONFIG_JSON, WEIGHTS) if weights else (CONFIG_JSON,)
         missing = [name for name in needed if not (path / name).is_file()]
         if missing:
-            raise InputError(f"{key}: the folder {path} is not a policy of LeRobot: it lacks {' and '.join(missing)}.")
+            raise InputError(f"{key}: the folder {path} is not a LeRobot policy: it lacks {' and '.join(missing)}.")
         return path
     name = parse_hub(reference)
 

@@ -1,6 +1,6 @@
-"""Numbers scaled as LeRobot's (un)normaliser steps do it, and the statistics that they need.
+"""Scales numbers as LeRobot's (un)normaliser steps do, with the statistics that this needs.
 
-The formulas, with eps as the step has it (1e-8):
+The formulas, with the step's eps (1e-8):
 
     mean_std    (x - mean) / (std + eps)            back: x std + mean
     quantiles   2 (x - q01) / (q99 - q01) - 1       back: (x + 1) (q99 - q01) / 2 + q01; eps where both are equal
@@ -29,10 +29,10 @@ _NEEDED = {"mean_std": ("mean", "std"), "quantiles": ("q01", "q99"), "min_max": 
 
 
 class LeRobotScaler(nn.Module):
-    """Scales each dimension by its source's statistics. The numbers are no weights, and not in the state dict."""
+    """Scales each dimension by its source's statistics, which are not weights and not in the state dict."""
 
-    low: torch.Tensor  # [sources, D]: the mean, or what becomes -1
-    span: torch.Tensor  # [sources, D]: the deviation, or how far what becomes 1 is from that
+    low: torch.Tensor  # [sources, D]: the mean, or the value that becomes -1
+    span: torch.Tensor  # [sources, D]: the standard deviation, or the distance from there to the value that becomes 1
 
     def __init__(self, statistics: Sequence[ColumnStatistics], mode: str, eps: float = 1e-8) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class LeRobotScaler(nn.Module):
         self.register_buffer("span", torch.stack(span), persistent=False)
 
     def normalize(self, values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        """values float32 [B, ..., D], source int64 [B]."""
+        """values: float32 [B, ..., D]; source: int64 [B]."""
         if self.mode == "identity":
             return values
         low, span = (self._of(numbers, source, values) for numbers in (self.low, self.span))
@@ -72,16 +72,16 @@ class LeRobotScaler(nn.Module):
 
 
 def columns_of(files: ProcessorFiles, feature: str, mode: str, dim: int) -> ColumnStatistics | str:
-    """The statistics that a folder has of a feature of `dim` numbers, or why they cannot be used.
+    """A folder's statistics of a feature of `dim` numbers, or the reason why they cannot be used.
 
-    Of what `mode` does not need and the folder does not have, minimum and maximum stand for quantiles and mean and
-    deviation for both; nothing is scaled by them.
+    Statistics that the folder lacks and `mode` does not use are filled in: quantiles from minimum and maximum, and
+    these from mean and standard deviation.
     """
     found = files.statistics.get(feature)
     if not files.present:
         return "the folder has no processor files"
     if not found:
-        return f"its processor files have no statistics of '{feature}'"
+        return f"its processor files have no statistics for '{feature}'"
     for name, values in found.items():
         if name in ("mean", "std", "min", "max", "q01", "q99"):
             if values.numel() != dim:
@@ -90,7 +90,7 @@ def columns_of(files: ProcessorFiles, feature: str, mode: str, dim: int) -> Colu
                 return f"its '{name}' of '{feature}' is not finite"
     missing = [name for name in _NEEDED[mode] if name not in found]
     if missing:
-        return f"its statistics of '{feature}' lack {' and '.join(missing)}, by which {mode} scales"
+        return f"its statistics of '{feature}' lack {' and '.join(missing)}, which {mode} needs"
     return _completed(found, dim)
 
 
@@ -110,13 +110,13 @@ def _completed(found: Mapping[str, torch.Tensor], dim: int) -> ColumnStatistics:
 
 
 def identity_columns(dim: int) -> ColumnStatistics:
-    """By which numbers pass as they are, whatever the mode: mean 0 and deviation 1, from -1 to 1."""
+    """Statistics with which numbers pass unscaled in every mode: mean 0, standard deviation 1, from -1 to 1."""
     zeros, ones, less = (0.0,) * dim, (1.0,) * dim, (-1.0,) * dim
     return ColumnStatistics(zeros, ones, less, ones, less, ones)
 
 
 def check_mode(mode: str, key: str) -> str:
-    """Raises InputError for a mode that there is not."""
+    """Return the mode. Raises InputError for an unknown one."""
     if mode not in _NEEDED:
         raise InputError(f"{key} is '{mode}'; known: {', '.join(_NEEDED)}.")
     return mode

@@ -1,7 +1,7 @@
-"""What the frozen beginning of a published policy says of pictures, which `data.feature_cache` may hold.
+"""Image features from the frozen first part of a published policy, which `data.feature_cache` may hold.
 
-A picture goes through a tower of vision and a projection to tokens. What is cached is what comes out of the last of the
-two that nothing is trained before or in.
+An image goes through a vision tower and a projection to tokens. The cache holds the output of the last frozen part: of
+both where both are frozen, of the tower where only it is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from atlas.policies.published.published_section import PublishedConfig
 
 
 class Sees(Protocol):
-    """A network with a tower and a projection."""
+    """A network with a vision tower and a projection."""
 
     sight: tuple[str, str]  # the modules' names
 
@@ -28,13 +28,13 @@ class Sees(Protocol):
         """The tower: float [B, 3, S, S] in [-1, 1] to [B, patches, D]."""
 
     def project(self, seen: torch.Tensor) -> torch.Tensor:
-        """What the tower says to tokens [B, N, width]."""
+        """The projection: the tower's output to tokens [B, N, width]."""
 
     def get_submodule(self, target: str) -> nn.Module: ...
 
 
 def frozen_sight(network: Sees, trained: Collection[str]) -> tuple[str, ...]:
-    """The names of what pictures go through before anything that is trained. trained: names of parameters."""
+    """The names of the parts that images pass before the first trained one. trained: names of parameters."""
 
     def stays(part: str) -> bool:
         return not any(name.startswith(f"{part}.") for name in trained)
@@ -49,17 +49,17 @@ def sight_weights(network: Sees, parts: Collection[str]) -> Iterator[tuple[str, 
 
 
 def look_on(network: Sees, parts: Collection[str], features: torch.Tensor) -> torch.Tensor:
-    """Tokens [B, N, width] from what came out of `parts`, bfloat16 [B, N, D]."""
+    """Tokens [B, N, width] from the output of `parts`, bfloat16 [B, N, D]."""
     last = next(network.get_submodule(network.sight[-1]).parameters())
     seen = features.to(last.dtype)
     return seen if len(parts) == len(network.sight) else network.project(seen)
 
 
 class PictureEncoder:
-    """Images float [B, V, 3, H, W] in [0, 1] to what is cached of them, bfloat16 [B, V * N, D]."""
+    """Images float [B, V, 3, H, W] in [0, 1] to the features in the cache, bfloat16 [B, V * N, D]."""
 
     def __init__(self, network: Sees, parts: tuple[str, ...], fit: ImageFit, frozen: FrozenWeights | None) -> None:
-        """network: it needs weights in `parts` alone. frozen: these, if they are there."""
+        """network: only `parts` need weights. frozen: those weights, if they are there."""
         self._network, self._parts, self._fit, self.frozen = network, parts, fit, frozen
 
     def to(self, device: torch.device) -> PictureEncoder:
@@ -76,8 +76,8 @@ class PictureEncoder:
         return seen.unflatten(0, images.shape[:2]).flatten(1, 2).bfloat16()
 
 
-# Of a section, and whether weights are read: the network, on the meta device but for what of its sight stays as it is,
-# the names of these parts, and how pictures are fitted.
+# (section, whether to read weights) -> (network, names of its frozen vision parts, how images are fitted). Only the
+# frozen vision parts have memory; the rest of the network is on the meta device.
 Opening = Callable[[Any, bool], tuple[Sees, tuple[str, ...], ImageFit]]
 
 
@@ -85,16 +85,17 @@ class CachedSight:
     """The `CachedEncoder` of a published policy; see atlas/policies/feature_cache_filling.py."""
 
     def __init__(self, config: PublishedConfig, opening: Opening) -> None:
-        """Raises InputError where nothing of the sight stays as it is."""
+        """Raises InputError where no part of the vision is frozen."""
         if config.weights == "random":
             raise InputError(
-                "data.feature_cache holds what frozen weights say, and model.weights is random: leave one of them out."
+                "data.feature_cache holds features of pretrained weights, but model.weights is random: leave one of "
+                "them out."
             )
         self._config, self._opening = config, opening
         if not self._open(False)[1]:
             raise InputError(
-                f"data.feature_cache holds what a frozen vision tower says, and this policy of type {config.type} "
-                f"trains its own: {config.how_vision_stays}."
+                f"data.feature_cache holds features of a frozen vision tower, but this policy of type {config.type} "
+                f"trains its tower: {config.how_vision_stays}."
             )
 
     def _open(self, read_weights: bool) -> tuple[Sees, tuple[str, ...], ImageFit]:
@@ -107,7 +108,7 @@ class CachedSight:
         return tokens.shape[1], tokens.shape[2]
 
     def feature_source(self) -> dict[str, Any]:
-        """Pictures are whole: how they are fitted counts, and `data.image_size` does not."""
+        """Images are cached whole: the features depend on how they are fitted, and not on `data.image_size`."""
         _, parts, fit = self._open(False)
         return {"backbone_parts": list(parts), "image_size": fit.to_dict()}
 

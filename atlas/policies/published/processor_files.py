@@ -1,7 +1,7 @@
-"""LeRobot's processor files: what happens to observations before a policy, and to actions after it.
+"""LeRobot's processor files: the steps that observations pass before a policy, and actions after it.
 
-policy_preprocessor.json and policy_postprocessor.json name steps with their settings, and tensors of statistics lie
-beside them. Steps are never run from there: they are compared with those that Atlas knows, and their settings are read.
+policy_preprocessor.json and policy_postprocessor.json name steps with their settings, and files beside them hold the
+statistics. Atlas never runs these steps: it compares them with those that it knows, and reads their settings.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ MODES = {"MEAN_STD": "mean_std", "QUANTILES": "quantiles", "MIN_MAX": "min_max",
 _RENAME, _TOKENIZER = "rename_observations_processor", "tokenizer_processor"
 _NORMALIZER, _UNNORMALIZER = "normalizer_processor", "unnormalizer_processor"
 _PLAIN = {"to_batch_processor", "device_processor", _RENAME, _TOKENIZER, _NORMALIZER, _UNNORMALIZER}
-_OFF = {"relative_actions_processor", "absolute_actions_processor"}  # are read where they do nothing
+_OFF = {"relative_actions_processor", "absolute_actions_processor"}  # accepted where they are not enabled
 _Statistics = Mapping[str, torch.Tensor]
 _LARGEST_STATISTICS = 65536  # numbers of a feature
 
 
 @dataclass(frozen=True)
 class TokenizerStep:
-    """How instructions become ids."""
+    """How instructions become token ids."""
 
-    name: str  # a folder beside, or a model of the hub
+    name: str  # a folder beside the files, or a model of the hub
     max_length: int
     padding: str  # max_length or longest
     truncation: bool = True
@@ -47,7 +47,7 @@ class TokenizerStep:
 
 @dataclass(frozen=True)
 class ProcessorFiles:
-    """What a folder's processor files say."""
+    """The contents of a folder's processor files."""
 
     modes: Mapping[str, str]  # {"STATE": one of MODES' values, "ACTION": …}
     eps: float = 1e-8
@@ -64,11 +64,11 @@ class ProcessorFiles:
 def read_processor_files(
     folder: LeRobotFolder, own_steps: Sequence[str], usual: Mapping[str, str] | None = None
 ) -> ProcessorFiles:
-    """Read both files. own_steps: the preprocessor's steps that only this type has, all of which must be there. usual:
-    the normalization_mapping where config.json has none.
+    """Read both files. own_steps: the preprocessor's steps that only this type has; all must be there. usual: the
+    normalization_mapping where config.json has none.
 
-    Without files the modes are those of config.json, and there are no statistics. Raises InputError that names a step
-    that is not known, or a value that cannot be.
+    Without files the modes are those of config.json, and there are no statistics. Raises InputError, which names it,
+    for an unknown step or a wrong value.
     """
     mapping = folder.config.get("normalization_mapping", usual)
     if mapping is None:
@@ -81,7 +81,7 @@ def read_processor_files(
     names = tuple(name for name, _ in steps)
     for step in (*own_steps, _TOKENIZER, _NORMALIZER):
         if step not in names:
-            raise InputError(f"{before}: the step '{step}' is missing, which a policy of type {folder.kind} needs.")
+            raise InputError(f"{before}: the step '{step}', which a policy of type {folder.kind} needs, is missing.")
     settings = dict(steps)
     back = dict(_steps(after, ()))
     if _UNNORMALIZER not in back:
@@ -90,7 +90,7 @@ def read_processor_files(
     modes = _modes(before, normalizer["config"].get("norm_map"))
     out = _modes(after, unnormalizer["config"].get("norm_map"))
     if out["ACTION"] != modes["ACTION"]:
-        raise InputError(f"{after}: actions are {out['ACTION']} there, and {modes['ACTION']} in {before.name}.")
+        raise InputError(f"{after}: actions are scaled by {out['ACTION']}, but by {modes['ACTION']} in {before.name}.")
     statistics = _statistics(before, normalizer)
     _check_same(before, after, statistics.get(ACTION), _statistics(after, unnormalizer).get(ACTION))
     return ProcessorFiles(
@@ -104,11 +104,11 @@ def read_processor_files(
 
 
 def _steps(file: Path, own_steps: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """(name, what the file has of it) of each step."""
+    """(name, settings and file of statistics) of each step."""
     try:
         content = read_json(file)
     except FileNotFoundError:
-        raise InputError(f"{file} is missing, and its counterpart is there.") from None
+        raise InputError(f"{file} is missing, though its counterpart is there.") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read: {error}") from None
     steps = content.get("steps") if isinstance(content, dict) else None
@@ -122,16 +122,16 @@ def _steps(file: Path, own_steps: Sequence[str]) -> list[tuple[str, dict[str, An
                 f"{file}: the settings of the step '{name}' are {config!r:.80}, expected settings by name."
             )
         if name in _OFF and config.get("enabled", False):
-            raise InputError(f"{file}: the step '{name}' is enabled, and Atlas does not have it.")
+            raise InputError(f"{file}: the step '{name}' is enabled, but Atlas does not have it.")
         if name not in _PLAIN | _OFF | {*own_steps}:
             known = ", ".join(sorted({*_PLAIN, *_OFF, *own_steps}))
-            raise InputError(f"{file}: the step '{name}' is not known; nothing is left out silently. Known: {known}.")
+            raise InputError(f"{file}: the step '{name}' is unknown, and Atlas skips no step. Known: {known}.")
         found.append((str(name), {"config": config, "state_file": step.get("state_file")}))
     return found
 
 
 def _modes(file: Path, mapping: Any) -> dict[str, str]:
-    """{"STATE": …, "ACTION": …} of a mapping of normalisation; numbers pass as they are where it says nothing."""
+    """{"STATE": …, "ACTION": …} from a normalisation mapping; identity where it has no entry."""
     if not isinstance(mapping, dict):
         raise InputError(f"{file}: the normalisation is {mapping!r:.80}, expected a mode for each kind of feature.")
     modes = {}
@@ -141,7 +141,7 @@ def _modes(file: Path, mapping: Any) -> dict[str, str]:
             raise InputError(f"{file}: {kind} is normalised by {mode!r}; Atlas knows {', '.join(MODES)}.")
         modes[kind] = MODES[mode]
     if mapping.get("VISUAL", "IDENTITY") != "IDENTITY":
-        raise InputError(f"{file}: VISUAL is normalised by {mapping['VISUAL']!r}; Atlas knows IDENTITY for it.")
+        raise InputError(f"{file}: VISUAL is normalised by {mapping['VISUAL']!r}; Atlas only knows IDENTITY for it.")
     return modes
 
 
@@ -162,20 +162,20 @@ def _statistics(file: Path, step: Mapping[str, Any]) -> dict[str, dict[str, torc
                 else:
                     found.setdefault(feature, {})
     except FileNotFoundError:
-        raise InputError(f"{path} is missing; {file.name} has the statistics in it.") from None
+        raise InputError(f"{path} is missing; {file.name} names it as the file of its statistics.") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} cannot be read as safetensors ({error}).") from None
     return found
 
 
 def _check_same(before: Path, after: Path, first: _Statistics | None, second: _Statistics | None) -> None:
-    """Raises InputError if actions come out by other statistics than they go in."""
+    """Raise InputError where the two files scale actions by different statistics."""
     if bool(first) != bool(second):
-        raise InputError(f"Of {before.name} and {after.name} in {before.parent}, one has statistics of actions alone.")
+        raise InputError(f"Only one of {before.name} and {after.name} in {before.parent} has statistics of actions.")
     for name, values in (first or {}).items():
         other = (second or {}).get(name)
         if other is not None and not other.equal(values):
-            raise InputError(f"{after}: '{name}' of actions is another one than in {before.name}.")
+            raise InputError(f"{after}: '{name}' of actions differs from that in {before.name}.")
 
 
 def _eps(file: Path, value: Any) -> float:
@@ -195,7 +195,7 @@ def _tokenizer_step(file: Path, step: Mapping[str, Any]) -> TokenizerStep:
         raise InputError(f"{file}: the tokenizer's padding is {padding!r}, expected max_length or longest.")
     for key, expected in (("padding_side", "right"), ("task_key", "task")):
         if config.get(key, expected) != expected:
-            raise InputError(f"{file}: the tokenizer's {key} is {config[key]!r}; Atlas knows '{expected}' only.")
+            raise InputError(f"{file}: the tokenizer's {key} is {config[key]!r}; Atlas only knows '{expected}'.")
     return TokenizerStep(name, length, padding, bool(config.get("truncation", True)))
 
 

@@ -1,4 +1,4 @@
-"""`model` of the types that start from published weights: what their sections have in common."""
+"""The common part of the `model` sections of types that start from published weights."""
 
 from __future__ import annotations
 
@@ -21,37 +21,39 @@ if TYPE_CHECKING:
     from atlas.types import ActionSpec
 
 KEY = "model.pretrained"
-DESCRIPTION = "lerobot"  # the folder of a saved policy with what LeRobot's folder says beside weights
+DESCRIPTION = "lerobot"  # the folder, in a saved policy, with LeRobot's files other than weights
 
 
 class PublishedConfig(ModelConfig):
-    """What they are made of is in LeRobot's folder; here is where that is, and what is changed of it."""
+    """LeRobot's folder describes the policy; the section says where that is, and what to change."""
 
     builds_on_device = True
-    pretrained: str  # hf:owner/name, or a folder of LeRobot's
+    pretrained: str  # hf:owner/name, or a folder of LeRobot's form
     # random: the folder describes the network, and its weights are drawn at random
     weights: Literal["pretrained", "random"] = "pretrained"
     # {the weights' name: the data's}; null: by name
     cameras: Annotated[dict[str, str], Field(min_length=1)] | None = None
-    tokenizer: str | None = None  # a folder, or a model of the hub; null: as the processor files have it
-    # By which state and action are scaled. checkpoint: the folder's; dataset: the training episodes'; auto: the first
-    # where it can be used, else the second, which is said
+    tokenizer: str | None = None  # a folder, or a model of the hub; null: that of the processor files
+    # The statistics that scale state and action. checkpoint: the folder's; dataset: the training episodes'; auto: the
+    # folder's where they can be used, otherwise the episodes', with a warning
     statistics: Literal["auto", "checkpoint", "dataset"] = "auto"
-    sampling_steps: Size | None = None  # of Euler's method; null: as config.json has it
-    compile_sampling: bool = False  # the expert's step by torch.compile, once for each size of batch
-    cuda_graphs: bool = False  # and recorded as CUDA graphs, on GPUs
+    sampling_steps: Size | None = None  # of Euler's method; null: as in config.json
+    compile_sampling: bool = False  # compile the expert's step with torch.compile, once per batch size
+    cuda_graphs: bool = False  # and record it as CUDA graphs, on GPUs
     precision: Literal["stored", "float32", "bfloat16"] = "stored"  # of frozen weights; trained ones are float32
 
     @model_validator(mode="after")
     def _scaled_as_published(self) -> PublishedConfig:
         if self.processor != ProcessorConfig():
-            raise ValueError(f"processor cannot be set for the type {self.type}, which scales as its config.json says")
+            raise ValueError(
+                f"processor cannot be set for the type {self.type}; its config.json says how numbers are scaled"
+            )
         return self
 
     @model_validator(mode="after")
     def _graphs_of_what_is_compiled(self) -> PublishedConfig:
         if self.cuda_graphs and not self.compile_sampling:
-            raise ValueError("cuda_graphs is true and compile_sampling is false; set both, or neither")
+            raise ValueError("cuda_graphs is true, but compile_sampling is false; set both, or neither")
         return self
 
     @property
@@ -70,18 +72,18 @@ class PublishedConfig(ModelConfig):
 
     @property
     def cached_encoder(self) -> Any:
-        """The part of its vision that stays as it is. Raises InputError where there is none."""
+        """The frozen part of its vision. Raises InputError where none is frozen."""
         from atlas.policies.published.picture_features import CachedSight
 
         return CachedSight(self, self._loading().open_sight)
 
     @property
     def how_vision_stays(self) -> str:
-        """What to set so that its vision tower is not trained, for messages."""
+        """How to freeze its vision tower, for messages."""
         return "set model.freeze_vision_encoder or model.train_expert_only to true, or leave data.feature_cache out"
 
     def find(self, folder: Path | None = None, weights: bool = True) -> Path:
-        """The folder that describes the policy: that of a saved one, or LeRobot's. Raises InputError."""
+        """The folder that describes the policy: a saved policy's, or LeRobot's. Raises InputError."""
         from atlas.policies.published.lerobot_folder import find_lerobot
 
         if folder is not None and (folder / DESCRIPTION).is_dir():
@@ -89,21 +91,21 @@ class PublishedConfig(ModelConfig):
         return find_lerobot(self.pretrained, KEY, weights and self.weights == "pretrained")
 
     def weights_file(self, folder: Path | None = None) -> Path:
-        """Where a saved policy's frozen weights are: kept in its folder, or in LeRobot's. Raises InputError."""
+        """The file with a saved policy's frozen weights: its folder's own, or LeRobot's. Raises InputError."""
         kept = None if folder is None else folder / DESCRIPTION / WEIGHTS
         return kept if kept is not None and kept.is_file() else self.find() / WEIGHTS
 
     def local_weights(self, folder: Path | None = None) -> Path | None:
-        """The same, where it is a file of this machine that nobody can fetch again; else None."""
+        """The same file if it is on this machine and cannot be fetched again; otherwise None."""
         places = [] if folder is None else [folder / DESCRIPTION]
         if kind_of(self.pretrained) == "folder":
             places.append(Path(self.pretrained).expanduser())
         return next((place / WEIGHTS for place in places if (place / WEIGHTS).is_file()), None)
 
-    # ---- what the type's own module does, which imports torch ---------------------------------------------
+    # ---- done by the type's own module, which imports torch -----------------------------------------------
 
     def _loading(self) -> Any:
-        """The module of the type with read_description, fit_of, build, of_lerobot, check, check_dataset, open_sight."""
+        """The type's module with read_description, fit_of, build, of_lerobot, check, check_dataset and open_sight."""
         raise NotImplementedError(f"{type(self).__name__} does not say how it is loaded")
 
     def build(
@@ -113,14 +115,14 @@ class PublishedConfig(ModelConfig):
         read_weights: bool = True,
         device: torch.device | None = None,
     ) -> Policy:
-        """device: where weights that are read go, one by one; what is drawn at random stays on the CPU."""
+        """device: where the weights go, one by one, as they are read; random weights stay on the CPU."""
         policy = self._loading().build(self, processor, folder, read_weights, device or "cpu")
         if read_weights and self.weights == "pretrained" and policy.frozen_names:
             policy.origin = self.local_weights(folder)
         return cast("Policy", policy)
 
     def of_lerobot(self, directory: Path, device: torch.device | None = None) -> Policy:
-        """The policy of a folder of LeRobot's, as it is there; in eval mode. device: see `build`. Raises InputError."""
+        """The policy in a LeRobot folder, unchanged, in eval mode. device: see `build`. Raises InputError."""
         return cast("Policy", self._loading().of_lerobot(self, directory, device or "cpu"))
 
     def image_fit(self, folder: Path | None = None) -> Any:

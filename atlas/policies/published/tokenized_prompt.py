@@ -1,4 +1,4 @@
-"""The tokenizer of a published policy, and its prompts as ids; another tokenizer is never put in its place."""
+"""The tokenizer of a published policy, which turns prompts into token ids. No other tokenizer ever replaces it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _REMEMBERED = 4096  # prompts
 
 
 def find_tokenizer(name: str, beside: Path, key: str) -> Path:
-    """The folder of a tokenizer: a path, below `beside` if it is not absolute, or a model of the hub.
+    """The folder of a tokenizer: a path, relative to `beside` if it is not absolute, or a model of the hub.
 
-    name: as processor files or a setting have it; hf:owner/name is always the hub's. In a policy's folder, `tokenizer`
-    is what Atlas keeps of the one that it has fetched by name. Raises InputError that begins with `key`.
+    name: from processor files or a setting; hf:owner/name always means the hub. In a policy's folder, `tokenizer` is
+    Atlas's copy of a tokenizer fetched by name. Raises InputError, which begins with `key`.
     """
     if not name.startswith(HUB):
         local = Path(os.path.expanduser(name))
@@ -46,12 +46,12 @@ def find_tokenizer(name: str, beside: Path, key: str) -> Path:
 
 def _complete(folder: Path, key: str) -> Path:
     if not any((folder / file).is_file() for file in _FILES):
-        raise InputError(f"{key}: the folder {folder} holds no tokenizer (none of {', '.join(_FILES)}).")
+        raise InputError(f"{key}: the folder {folder} holds no tokenizer (it has none of {', '.join(_FILES)}).")
     return folder
 
 
 class PromptTokenizer:
-    """Texts to ids as LeRobot has it: padded on the right whatever the tokenizer's own side, and cut."""
+    """Texts to token ids as LeRobot does it: padded on the right, whatever the tokenizer's own side, and truncated."""
 
     def __init__(self, folder: Path, step: TokenizerStep, key: str) -> None:
         """Raises InputError where the folder's tokenizer cannot be read."""
@@ -60,17 +60,17 @@ class PromptTokenizer:
         self.folder, self.step, self._key = folder, step, key
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # the library raises whatever it stumbles over
+        except Exception as error:  # the library may raise anything
             raise InputError(f"{key}: the tokenizer in {folder} cannot be read: {first_line(error)}") from None
         if self._tokenizer.pad_token_id is None:
-            raise InputError(f"{key}: the tokenizer in {folder} has no token for padding.")
-        # What is read may be a checkpoint's, which a long training deletes before it saves its last.
+            raise InputError(f"{key}: the tokenizer in {folder} has no padding token.")
+        # The folder may be a checkpoint's, which a long training deletes before it saves its last one.
         files = sorted(file for pattern in _PATTERNS for file in folder.glob(pattern) if file.is_file())
         self._files = {file.name: file.read_bytes() for file in files}
         self._known: dict[str, list[int]] = {}
 
     def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids int64 [B, L] and which of them are words, bool [B, L], on the CPU."""
+        """Token ids int64 [B, L], and which of them are words, bool [B, L], on the CPU."""
         rows = [self._ids(text) for text in texts]
         longest = max((len(row) for row in rows), default=0)
         length = self.step.max_length if self.step.padding == "max_length" else longest
@@ -80,16 +80,16 @@ class PromptTokenizer:
         return ids, torch.arange(length)[None] < torch.tensor([len(row) for row in rows])[:, None]
 
     def check_vocabulary(self, size: int) -> None:
-        """Raises InputError where it gives ids that a table of `size` words does not have."""
+        """Raise InputError where it has ids beyond a table of `size` words."""
         largest = max(self._tokenizer.get_vocab().values(), default=0)
         if largest >= size:
             raise InputError(
-                f"{self._key}: the tokenizer in {self.folder} is of another model: it has the id {largest}, and the "
-                f"weights know {size}."
+                f"{self._key}: the tokenizer in {self.folder} belongs to another model: it has the id {largest}, and "
+                f"the weights have {size} ids."
             )
 
     def save(self, folder: Path) -> None:
-        """Write its files, as they were when it was read."""
+        """Write its files, as they were when they were read."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self._files.items():
             with atomic_path(folder / name) as partial:

@@ -1,4 +1,4 @@
-"""Published weights into a network, strictly: every tensor of a file is used, or left out for a reason that is said."""
+"""Fills a network with published weights, strictly: each tensor of a file is used, or is known to be left out."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from atlas.policies.published.lazy_tensors import TensorFile
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "model."  # in front of every name, or of none
-# Statistics that LeRobot once kept among the weights; they are read from the processor files instead.
+PREFIX = "model."  # begins all names of a file, or none
+# Statistics that LeRobot once kept among the weights; Atlas reads them from the processor files instead.
 OLD_STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.", "normalize.", "unnormalize.")
-BACKBONE_FILE = "backbone.safetensors"  # below `frozen` in a saved policy: the copy of what is not trained
+BACKBONE_FILE = "backbone.safetensors"  # in `frozen` of a saved policy: a copy of the weights that are not trained
 _LISTED = 5  # problems named in a message
 
-Names = Mapping[str, str]  # {the name as a file may have it, without `model.`: the file's}
-Precision = Callable[[str, torch.dtype], torch.dtype]  # from the network's name and how it is stored
+Names = Mapping[str, str]  # {the usual name in files, without `model.`: this file's name}
+Precision = Callable[[str, torch.dtype], torch.dtype]  # (the network's name, the stored type) -> the type to hold it in
 
 
 def _same(name: str) -> str:
@@ -31,11 +31,10 @@ def _same(name: str) -> str:
 
 @dataclass(frozen=True)
 class Naming:
-    """What files call the tensors of a network, all without `model.` in front: what the network calls them, unless said
-    otherwise."""
+    """The names of a network's tensors in files, without the leading `model.`; by default the network's own names."""
 
-    published: Callable[[str], str] = _same  # of the network's name the usual one in files
-    usual: Callable[[str], str] = _same  # of a name in a file the usual one, where there are several
+    published: Callable[[str], str] = _same  # the network's name -> the usual one in files
+    usual: Callable[[str], str] = _same  # a name in a file -> the usual one, where files differ
 
 
 AS_HERE = Naming()
@@ -49,18 +48,18 @@ def match_names(
     unused: Iterable[str] = (),
     naming: Naming = AS_HERE,
 ) -> Names:
-    """Which tensor of a file each tensor of a network is. Names and shapes alone are looked at.
+    """Which tensor of a file belongs to each tensor of a network, by names and shapes alone.
 
-    expected: {name as the file may have it, without `model.`: shape}. aliases: {name: another one that holds the same
-    numbers}, for a table that some files store once. unused: names that may be there and the network does not have.
-    Raises InputError that names what is missing, extra or of another shape.
+    expected: {the usual name in files, without `model.`: shape}. aliases: {name: another name for the same numbers},
+    for a table that some files store once. unused: names that a file may have and the network lacks. Raises InputError,
+    which names them, for tensors that are missing, extra or of another shape.
     """
     stored = {naming.usual(_without_prefix(name)): name for name in file.tensors}
     old = [name for name in stored if name.startswith(OLD_STATISTICS)]
     if old:
         logger.warning("%s: %d old statistics among the weights are left out: %s.", called, len(old), _some(old))
     if len(stored) < len(file.tensors):
-        raise InputError(f"{file.path} has some tensors twice, such as with and without '{PREFIX}' in front.")
+        raise InputError(f"{file.path} holds some tensors twice, such as with and without a leading '{PREFIX}'.")
     names, problems = {}, []
     for name, shape in expected.items():
         other = (aliases or {}).get(name)
@@ -80,7 +79,7 @@ def match_names(
 
 
 def precision_of(network: nn.Module, frozen: str) -> Precision:
-    """float32 for what is trained; else what `frozen` says: stored, float32 or bfloat16."""
+    """float32 for trained weights; for others what `frozen` says: stored, float32 or bfloat16."""
     trained = {name for name, p in network.named_parameters() if p.requires_grad}
     chosen = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(frozen)
 
@@ -101,11 +100,11 @@ def fill(
     unused: Iterable[str] = (),
     naming: Naming = AS_HERE,
 ) -> None:
-    """Give each tensor of a network, which may be on the meta device, its numbers of a published file, strictly.
+    """Fill each tensor of a network, which may be on the meta device, from a published file, strictly.
 
-    Each is read by itself, brought to the device and into its precision, and the memory that it came in is let go of.
-    only: the names to fill; the others stay as they are, and are looked for in the file all the same. See `match_names`
-    for the rest. Raises InputError, then before anything is changed, and for numbers that are not finite.
+    Tensors are read one by one, each moved to the device and its precision before the next. only: the names to fill;
+    the others stay as they are, but must be in the file too. For the rest see `match_names`, whose InputError comes
+    before any change. Also raises InputError for numbers that are not finite.
     """
     state = network.state_dict()
     with TensorFile(path) as file:
@@ -117,7 +116,7 @@ def fill(
 
 
 def _read(file: TensorFile, stored: str, name: str, precision: Precision, device: torch.device | str) -> torch.Tensor:
-    """A tensor on the device. In a function of its own, so that what the host has read is let go of."""
+    """A tensor on the device. A function of its own, so that the host's copy is freed on return."""
     values = file.read(stored)
     if values.is_floating_point() and not bool(values.isfinite().all()):
         raise InputError(f"{file.path}: '{stored}' holds values that are not finite.")
@@ -125,7 +124,7 @@ def _read(file: TensorFile, stored: str, name: str, precision: Precision, device
 
 
 def read_beside(path: Path, unused: Iterable[str], naming: Naming = AS_HERE) -> dict[str, torch.Tensor]:
-    """Of a published file those of the unused tensors that it has, by their usual names. Raises InputError."""
+    """The unused tensors that a published file has, by their usual names. Raises InputError."""
     with TensorFile(path) as file:
         stored = {naming.usual(_without_prefix(name)): name for name in file.tensors}
         return {name: file.read(stored[name]) for name in unused if name in stored}
@@ -142,9 +141,9 @@ def fill_backbone(
     naming: Naming = AS_HERE,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Give the frozen weights of a saved policy their numbers: of the copy in its folder, else of a published file.
+    """Fill the frozen weights of a saved policy from the copy in its folder, or else from a published file.
 
-    published: where that is, for a policy saved in a folder.
+    published: the folder of that file, for a policy saved in a folder.
     """
     frozen = [name for name, p in network.named_parameters() if not p.requires_grad]
     copy = _copy_of_backbone(folder)
@@ -171,7 +170,7 @@ def _copy_of_backbone(folder: Path) -> Path:
 
 
 def allocate(network: nn.Module, everything: bool = False, device: torch.device | str = "cpu") -> None:
-    """Memory on the device, float32, for the weights that are trained, or for all: they are read into it next."""
+    """Give the trained weights, or all, float32 memory on the device, into which they are read next."""
     trained = {name for name, p in network.named_parameters() if p.requires_grad}
     for name, tensor in network.state_dict().items():
         if everything or name in trained:
@@ -179,7 +178,7 @@ def allocate(network: nn.Module, everything: bool = False, device: torch.device 
 
 
 def put(network: nn.Module, name: str, values: torch.Tensor) -> None:
-    """Set a parameter or buffer by its name, also one of another device or precision."""
+    """Set a parameter or buffer by its name, also to values on another device or of another precision."""
     owner_name, _, leaf = name.rpartition(".")
     owner = network.get_submodule(owner_name)
     was = getattr(owner, leaf)
@@ -194,7 +193,7 @@ def check_file(
     unused: Iterable[str] = (),
     naming: Naming = AS_HERE,
 ) -> None:
-    """See that a file fits a network, without reading numbers. Raises InputError as `match_names`."""
+    """Check that a file fits a network, without reading numbers. Raises InputError as `match_names` does."""
     with TensorFile(path) as file:
         shapes = {naming.published(name): tensor.shape for name, tensor in network.state_dict().items()}
         match_names(file, shapes, called, aliases, unused, naming)

@@ -1,1 +1,1 @@
-"""A small learned correction of a policy that stays as it is."""
+"""A small learned correction of a frozen policy."""

@@ -1,7 +1,7 @@
-"""A frozen policy and a small network that corrects what it says.
+"""A frozen policy, and a small network that corrects its actions.
 
-The network sees what the policy makes of a sample, the proprio and the chunk that the policy says. Its last layer
-begins with zeros, so that it corrects nothing at first, and it never corrects by more than `scale`.
+The network sees the policy's features of a sample, the proprio and the policy's chunk. Its last layer is initialised
+with zeros, so that it corrects nothing at first, and it never corrects by more than `scale`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from atlas.policies.processor import PolicyProcessor
 from atlas.policies.residual.residual_section import ResidualConfig
 from atlas.types import Batch, LossTerms
 
-_LOG_STD = -1.0  # of the corrections that are tried at first, where 1 is the largest
+_LOG_STD = -1.0  # of the first random corrections, whose largest size is 1
 _LOWEST, _HIGHEST = -5.0, 0.5
 
 
@@ -34,7 +34,7 @@ class ResidualPolicy(Policy):
     config: ResidualConfig
 
     def __init__(self, config: ResidualConfig, processor: PolicyProcessor, base: Policy) -> None:
-        """Raises InputError for a base that gives no features, or does not fit."""
+        """Raises InputError for a base that gives no features, and for settings that do not fit it."""
         super().__init__(config, processor)
         if not isinstance(base, GivesFeatures):
             raise InputError(
@@ -45,7 +45,7 @@ class ResidualPolicy(Policy):
             raise InputError("A policy with data.history or relative actions cannot be corrected by a residual.")
         if config.execute > processor.action_horizon:
             raise InputError(
-                f"model.execute is {config.execute}, but the policy says {processor.action_horizon} actions at once."
+                f"model.execute is {config.execute}, but the policy's chunks have {processor.action_horizon} actions."
             )
         self.base = base.requires_grad_(False)
         self._feature_dim, self._dim = base.feature_dim, processor.action_spec.dim
@@ -63,7 +63,7 @@ class ResidualPolicy(Policy):
         self.base.eval()
         return self
 
-    # ---- what learning by reward asks for; see `Corrects` ------------------------------------------------------
+    # ---- for learning by reward; see `Corrects` ----------------------------------------------------------------
 
     @property
     def feature_dim(self) -> int:
@@ -89,7 +89,7 @@ class ResidualPolicy(Policy):
     # ---- a policy like others --------------------------------------------------------------------------------
 
     def forward(self, batch: Batch) -> LossTerms:
-        """The distance of what it says from the recorded actions; the correction alone has gradients."""
+        """The distance of its actions from the recorded ones; only the correction has gradients."""
         return self._losses(batch, self._scaled(batch, None))
 
     @torch.no_grad()
@@ -103,13 +103,13 @@ class ResidualPolicy(Policy):
         return self._losses(batch, scaled), self.action_scaler.denormalize(scaled, batch.source)
 
     def _scaled(self, batch: Batch, generator: torch.Generator | None) -> torch.Tensor:
-        """Corrected chunks [B, H, A], scaled; what is beyond the executed actions has the same correction."""
+        """Corrected chunks [B, H, A], scaled; actions beyond the executed ones have the same correction."""
         seen, scaled = self._look(batch, generator)
         return scaled + self.config.scale * self.corrected(seen).correction.most_likely
 
     @torch.no_grad()
     def _look(self, batch: Batch, generator: torch.Generator | None) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """What `seen_by_base` gives, and the base's whole chunks [B, H, A], scaled."""
+        """The result of `seen_by_base`, and the base's whole chunks [B, H, A], scaled."""
         assert isinstance(self.base, GivesFeatures)
         features, actions = self.base.features_and_sample(batch, generator)
         scaled = self.action_scaler.normalize(actions, batch.source)
@@ -131,7 +131,7 @@ class ResidualPolicy(Policy):
     def parts(self) -> dict[str, nn.Module]:
         return {"base": self.base, "correction": self.correction}
 
-    # ---- what is saved: with the base's own weights ------------------------------------------------------------
+    # ---- saving, with the base's own weights -------------------------------------------------------------------
 
     @property
     def frozen(self) -> dict[str, FrozenWeights]:

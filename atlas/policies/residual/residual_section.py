@@ -1,4 +1,4 @@
-"""`model` of the type `residual`: what `atlas learn sac --residual` makes of another policy."""
+"""`model` of the type `residual`, which `atlas learn sac --residual` makes from another policy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ResidualConfig(ModelConfig):
 
     type: Literal["residual"] = "residual"
     base: Annotated[Any, BeforeValidator(MODEL.validate)]  # the policy that is corrected, a section like this one
-    execute: Size  # so many actions of each chunk are executed, and have the correction in common
+    execute: Size  # how many actions of each chunk are executed, and share the correction
     scale: Annotated[float, Field(gt=0, le=1)] = 0.1  # the largest correction of a number, scaled
     width: Size = 256  # of the network's layers
     layers: Layers = 2

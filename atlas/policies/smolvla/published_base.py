@@ -1,4 +1,4 @@
-"""The published lerobot/smolvla_base, as far as its config.json says what it is made of: for sizes alone."""
+"""The description of the published lerobot/smolvla_base, for its sizes without its files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _CONFIG = {
 
 
 def base_description(reference: str) -> Description | None:
-    """Of the base model by its name on the hub; None for another reference."""
+    """The base model's description, by its hub reference; None for any other reference."""
     if reference != BASE:
         return None
     folder = LeRobotFolder(Path(reference.removeprefix("hf:")), _CONFIG, reference)

@@ -1,4 +1,4 @@
-"""The layers of both streams: of the language model, and of the expert that reads its keys and values."""
+"""The layers of both streams: the language model's, and those of the expert that reads its keys and values."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ def rotation(positions: torch.Tensor, head_dim: int) -> tuple[torch.Tensor, torc
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """[B, N, heads, head_dim] in x's type; the pairs are of a head's first and second half. In float32."""
+    """[B, N, heads, head_dim] in x's type, computed in float32; i and i + head_dim / 2 are a pair."""
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 def bias_of(allowed: torch.Tensor) -> torch.Tensor:
-    """What is added to scores, float32 [B, 1, Q, K], of whether a query may look, bool [B, Q, K].
+    """The term added to attention scores, float32 [B, 1, Q, K]; allowed: whether a query may attend, bool [B, Q, K].
 
-    The smallest number and not minus infinity: a padded token that may look at nothing has a mean then, and no NaN.
+    The smallest number instead of minus infinity, so that a padded token that may attend to nothing gets a mean, and
+    not NaN.
     """
     zero = torch.zeros((), device=allowed.device)
     return torch.where(allowed, zero, torch.finfo(torch.float32).min)[:, None]
@@ -49,14 +50,15 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: 
 
 
 def apply(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """A module whose weights have a precision of their own, on x in that precision."""
+    """Apply a module to x in the precision of the module's weights."""
     weight = next(layer.parameters())
     result: torch.Tensor = layer(x.to(weight.dtype))
     return result
 
 
 class Projections(nn.Module):
-    """The four of an attention. kv_input: what keys and values are made of; the stream's width but for cross layers."""
+    """The four projections of an attention. kv_input: the width of the input to keys and values, which is the stream's
+    except in cross layers."""
 
     def __init__(self, sizes: SmolVLASizes, width: int, kv_input: int) -> None:
         super().__init__()
@@ -75,11 +77,11 @@ class Projections(nn.Module):
 class StreamLayer(nn.Module):
     """A pre-norm layer of a stream: attention, then a gated MLP, both residual.
 
-    transformers' RMS norm and MLP of Llama; attention is our own, for its keys come from two streams.
+    RMS norm and MLP are those of transformers' Llama; the attention is Atlas's, since its keys come from two streams.
     """
 
     def __init__(self, sizes: SmolVLASizes, stream: StreamSizes, cross: bool = False) -> None:
-        """cross: it attends to keys and values of the other stream alone, which it projects once more."""
+        """cross: it attends only to the other stream's keys and values, which it projects again."""
         super().__init__()
         self.cross = cross
         kv_input = sizes.kv_heads * sizes.head_dim if cross else stream.width
@@ -99,11 +101,10 @@ class StreamLayer(nn.Module):
         cos: torch.Tensor,
         sin: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x [B, N, width] one layer on, and its own rotated keys and its values [B, N, groups, head_dim].
+        """x [B, N, width] after the layer, and the layer's own rotated keys and its values [B, N, groups, head_dim].
 
-        keys, values: of tokens before x's, which it attends to as well. bias: float32 [B, 1, N, all keys]. cos, sin:
-        of x's positions; see `rotation`. A cross layer has no keys of its own and gives those that it was given,
-        projected.
+        keys, values: of tokens before x's, to which it attends too. bias: float32 [B, 1, N, all keys]. cos, sin: of x's
+        positions, see `rotation`. A cross layer has no keys of its own and returns the projected given ones.
         """
         attention = self.self_attn
         h = self.input_layernorm(x)

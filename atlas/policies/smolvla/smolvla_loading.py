@@ -1,4 +1,4 @@
-"""A SmolVLA policy of LeRobot's folder, of one that Atlas has saved, or with random weights."""
+"""Builds a SmolVLA policy from LeRobot's folder, from a folder that Atlas saved, or with random weights."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _VOCABULARY_STD = 0.02  # of random word vectors, as transformers draws them
 
 
 def read_description(config: SmolVLAConfig, folder: Path | None = None, read_weights: bool = True) -> Description:
-    """What a saved policy's folder says, or LeRobot's. Raises InputError.
+    """The description in a saved policy's folder, or in LeRobot's. Raises InputError.
 
-    Without read_weights, nothing is fetched for the published base model, whose sizes are known.
+    Without read_weights nothing is fetched for the published base model, whose sizes are known.
     """
     saved = folder is not None and (folder / DESCRIPTION).is_dir()
     known = None if read_weights or saved else base_description(config.pretrained)
@@ -50,7 +50,7 @@ def read_description(config: SmolVLAConfig, folder: Path | None = None, read_wei
 
 
 def fit_of(description: Description) -> ImageFit:
-    """Pictures at the right and the bottom of a black border, never antialiased."""
+    """Images at the bottom right, with black borders, resized without antialiasing."""
     width, height = description.folder.pair("resize_imgs_with_padding")
     return ImageFit(height, width, "right_bottom")
 
@@ -83,7 +83,7 @@ def build(
             device,
         )
     else:
-        allocate(network, config.weights == "random", device)  # and what is saved is read into it
+        allocate(network, config.weights == "random", device)  # the saved weights are read into this memory later
         if config.weights == "pretrained":
             precision = precision_of(network, config.precision)
             fill_backbone(network, folder, config.weights_file, precision, config.pretrained, TABLES, device=device)
@@ -91,7 +91,7 @@ def build(
 
 
 def of_lerobot(config: SmolVLAConfig, directory: Path, device: torch.device | str) -> SmolVLAPolicy:
-    """The policy of a folder of LeRobot's, with its own processor, in eval mode."""
+    """The policy in a LeRobot folder, with the folder's processor, in eval mode."""
     description = Description.read(directory, config.type, OWN_STEPS, config.pretrained)
     with torch.device("meta"):
         network = _network(config, description)
@@ -142,7 +142,7 @@ def _slots(config: SmolVLAConfig, description: Description, cameras: Sequence[st
 
 
 def _sizes(config: SmolVLAConfig, description: Description) -> SmolVLASizes:
-    """Of a saved policy those that it was saved with, wherever `model.vlm` once pointed."""
+    """The network's sizes; a saved policy's are those it was saved with, whatever `model.vlm` says."""
     kept = description.saved and (description.folder.path / VLM_CONFIG).is_file()
     return read_sizes(description.folder, None if kept else config.vlm)
 
@@ -150,14 +150,13 @@ def _sizes(config: SmolVLAConfig, description: Description) -> SmolVLASizes:
 def _network(config: SmolVLAConfig, description: Description) -> SmolVLANetwork:
     folder = description.folder
     network = SmolVLANetwork(_sizes(config, description))
-    asked = (config.train_expert_only, config.freeze_vision_encoder, config.train_state_proj)
-    keys = ("train_expert_only", "freeze_vision_encoder", "train_state_proj")
-    network.set_trained(*(folder.boolean(k, True) if own is None else own for own, k in zip(asked, keys, strict=True)))
+    chosen = {key: getattr(config, key) for key in ("train_expert_only", "freeze_vision_encoder", "train_state_proj")}
+    network.set_trained(*(folder.boolean(key, True) if own is None else own for key, own in chosen.items()))
     return network
 
 
 def _words(config: SmolVLAConfig, description: Description, network: SmolVLANetwork) -> PromptTokenizer:
-    """The tokenizer; of a folder without processor files, that of the vision-language model."""
+    """The tokenizer; the vision-language model's for a folder without processor files."""
     folder = description.folder
     step = TokenizerStep(
         folder.text("vlm_model_name"),

@@ -1,8 +1,8 @@
-"""The network of SmolVLA, named inside as LeRobot's files are.
+"""The network of SmolVLA, whose tensors have the names of LeRobot's files.
 
-The prefix (pictures, words, state) never sees the actions, so it goes through the language model by itself, once, also
-in training; the expert then reads its keys and values layer by layer. The state is a block of its own that pictures
-and words do not see: it goes after them, so that a frozen language model has no gradient but that of this one token.
+The prefix (images, words, state) never sees the actions, so it goes through the language model by itself, once, also in
+training; the expert then reads its keys and values layer by layer. The state is a block of its own, which images and
+words do not see. It goes through after them, so that gradients pass a frozen language model only through this token.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BACKBONE = "vlm_with_expert.vlm."
 _VISION = _BACKBONE + "model.vision_model."
 _CONNECTOR = _BACKBONE + "model.connector"
 _TEXT = _BACKBONE + "model.text_model."
-# The word table, which some files store once: the two have the same numbers then.
+# The two names of the word table, for files that store it once.
 TABLES = {
     _TEXT + "embed_tokens.weight": _BACKBONE + "lm_head.weight",
     _BACKBONE + "lm_head.weight": _TEXT + "embed_tokens.weight",
@@ -33,7 +33,7 @@ TABLES = {
 
 
 class SmolVLANetwork(nn.Module):
-    """Its children have LeRobot's names; `vision`, `text` and `expert` are shorter ways to three of them."""
+    """Its children have LeRobot's names; `vision`, `text` and `expert` are shortcuts to three of them."""
 
     def __init__(self, sizes: SmolVLASizes) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class SmolVLANetwork(nn.Module):
         model.text_model = nn.Module()
         model.text_model.embed_tokens = nn.Embedding(sizes.vocabulary, text.width)
         model.text_model.layers = nn.ModuleList(StreamLayer(sizes, text) for _ in range(text.layers))
-        model.text_model.norm = LlamaRMSNorm(text.width, text.eps)  # gives nothing that actions depend on
+        model.text_model.norm = LlamaRMSNorm(text.width, text.eps)  # actions do not depend on it
         both = self.vlm_with_expert = nn.Module()
         both.vlm = nn.Module()
         both.vlm.model = model
@@ -84,8 +84,8 @@ class SmolVLANetwork(nn.Module):
     # ---- what is trained -------------------------------------------------------------------------------------
 
     def set_trained(self, expert_only: bool, freeze_vision: bool, state_proj: bool) -> None:
-        """As LeRobot's options of these names. Where the language model is trained, its head, its final norm and its
-        last layers stay frozen, whose outputs nothing reads."""
+        """Choose the trained weights, as LeRobot's options of these names do. Where the language model is trained, its
+        head, its final norm and its last layers stay frozen: nothing reads their outputs."""
         self.requires_grad_(True)
         for name, parameter in self.named_parameters():
             if name.startswith(_BACKBONE) and (expert_only or self._is_tail(name)):
@@ -103,10 +103,10 @@ class SmolVLANetwork(nn.Module):
     # ---- the prefix ------------------------------------------------------------------------------------------
 
     def embed_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
-        """float [B, 3, S, S] in [-1, 1] to [B, tokens, width], not scaled yet."""
+        """float [B, 3, S, S] in [-1, 1] to [B, tokens, width], not yet scaled."""
         return self.project(self.see(pictures))
 
-    sight = (_VISION[:-1], _CONNECTOR)  # the modules of the next two; see `Sees`
+    sight = (_VISION[:-1], _CONNECTOR)  # the modules of `see` and `project`; see `Sees`
 
     def see(self, pictures: torch.Tensor) -> torch.Tensor:
         return self.vision(pictures)
@@ -118,8 +118,8 @@ class SmolVLANetwork(nn.Module):
     def embed_context(
         self, pictures: Sequence[torch.Tensor], there: Sequence[bool], words: torch.Tensor, is_word: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens [B, N, width] of pictures (their tokens, one tensor a slot, of B or of 1 that stands for all) and of
-        words int64 [B, L], scaled, and which of them are valid, bool [B, N]."""
+        """Scaled tokens [B, N, width] of images and words, and which of them are valid, bool [B, N]. pictures: the
+        image tokens of each slot, of B samples or of 1 that stands for all; words: int64 [B, L]."""
         b, scale = len(words), math.sqrt(self.sizes.text.width)
         tokens, valid = [], []
         for seen, here in zip(pictures, there, strict=True):
@@ -135,7 +135,7 @@ class SmolVLANetwork(nn.Module):
         return apply(self.state_proj, state)[:, None]
 
     def read_context(self, tokens: torch.Tensor, valid: torch.Tensor) -> Prefix:
-        """Keys and values of pictures and words, which all see each other."""
+        """The keys and values of images and words, which all attend to each other."""
         flags = torch.zeros(tokens.shape[1], device=tokens.device)
         bias = bias_of(look_ahead_mask(valid, flags))
         turn = rotation(positions_of(valid), self.sizes.head_dim)
@@ -147,7 +147,8 @@ class SmolVLANetwork(nn.Module):
         return Prefix(keys, values, valid)
 
     def read_state(self, context: Prefix, state: torch.Tensor) -> Prefix:
-        """The prefix with the state's token [B, 1, width] behind the context, which it sees and is not seen by."""
+        """The prefix: the context, then the state's token [B, 1, width], which sees the context but is not seen by
+        it."""
         b = len(state)
         one = torch.ones(b, 1, dtype=torch.bool, device=state.device)
         valid = torch.cat([context.valid, one], dim=1)
@@ -170,12 +171,12 @@ class SmolVLANetwork(nn.Module):
         return apply(self.action_time_mlp_out, F.silu(apply(self.action_time_mlp_in, both)))
 
     def velocity(self, prefix: Prefix, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        """float32 [B, H, padded]. Actions see the prefix and, in joint layers, themselves and those before them."""
+        """float32 [B, H, padded]. Actions attend to the prefix and, in joint layers, to themselves and earlier ones."""
         b, h, p = *x.shape[:2], prefix.valid.shape[1]
         tokens = self.embed_actions(x, time)
         steps = torch.arange(h, device=x.device).expand(b, h)
         joint = rotation(prefix.valid.sum(1, keepdim=True) + steps, self.sizes.head_dim)
-        alone = rotation(steps, self.sizes.head_dim)  # where they read the prefix alone their positions start at 0
+        alone = rotation(steps, self.sizes.head_dim)  # in layers that read only the prefix, positions start at 0
         valid = torch.cat([prefix.valid, torch.ones(b, h, dtype=torch.bool, device=x.device)], dim=1)
         flags = torch.cat([torch.zeros(p, device=x.device), torch.ones(h, device=x.device)])
         bias = bias_of(look_ahead_mask(valid, flags)[:, p:])

@@ -1,4 +1,4 @@
-"""The policy of the type `smolvla`: pictures, an instruction and the state to a chunk of actions."""
+"""The policy of the type `smolvla`: images, an instruction and the state to a chunk of actions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from atlas.types import Batch
 
 
 class SmolVLAPolicy(FlowPolicy):
-    """An instruction gets a newline at its end where it has none; one token is the state's."""
+    """An instruction without a final newline gets one; the state is one token."""
 
     config: SmolVLAConfig
     network: SmolVLANetwork
@@ -67,7 +67,7 @@ class SmolVLAPolicy(FlowPolicy):
         return self.network.read_state(context, self.network.embed_state(pad_last(state, self.network.sizes.state)))
 
     def embed_context(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tokens of pictures and words, and which are valid; see `SmolVLANetwork.embed_context`."""
+        """The tokens of images and words, and which are valid; see `SmolVLANetwork.embed_context`."""
         device = batch.proprio.device
         pictures = self.picture_tokens(batch)
         empty = [self.network.embed_pictures(self.empty_picture(device)) for _ in self.slots.absent]
@@ -85,14 +85,14 @@ class SmolVLAPolicy(FlowPolicy):
         return any(name.startswith("network.vlm_with_expert.vlm.") for name in self._trained)
 
     def train(self, mode: bool = True) -> SmolVLAPolicy:
-        """A frozen vision-language model stays in eval mode."""
+        """Set the mode; a frozen vision-language model stays in eval mode."""
         super().train(mode)
         if not self._context_trained:
             self.network.get_submodule("vlm_with_expert.vlm").eval()
         return self
 
     def blocks(self) -> list[nn.Module]:
-        """Those of the vision tower and the language model where they are trained, then the expert's."""
+        """The trained layers of the vision tower and the language model, then the expert's."""
         layers = [*self.network.vision.layers, *self.network.text_layers, *self.network.expert_layers]
         return [layer for layer in layers if any(p.requires_grad for p in layer.parameters())]
 
@@ -111,20 +111,20 @@ class SmolVLAPolicy(FlowPolicy):
 
     def lerobot_options(self) -> Mapping[str, Any]:
         keys = ("train_expert_only", "freeze_vision_encoder", "train_state_proj")
-        said = {key: getattr(self.config, key) for key in keys}
-        return {key: value for key, value in said.items() if value is not None} | {"num_steps": self._steps}
+        chosen = {key: getattr(self.config, key) for key in keys}
+        return {key: value for key, value in chosen.items() if value is not None} | {"num_steps": self._steps}
 
     def extra_files(self) -> Mapping[str, Any]:
-        """The vision-language model's config, where it is not one that the name in config.json stands for."""
+        """The vision-language model's config, where the name in config.json does not stand for it."""
         source = self.network.sizes.source
         return {} if source is None else {VLM_CONFIG: source}
 
     @torch.no_grad()
     def count_tokens(self, batch: Batch) -> dict[str, int]:
-        """Of pictures, words and the state together, and of the actions."""
+        """The number of tokens of images, words and the state together, and of the actions."""
         return {"prefix": self.embed_context(batch)[0].shape[1] + 1, "actions": self.processor.action_horizon}
 
 
 def prompts(instructions: Sequence[str]) -> list[str]:
-    """With a newline at the end of each."""
+    """The instructions, each ending in a newline."""
     return [text if text.endswith("\n") else f"{text}\n" for text in instructions]

@@ -9,12 +9,12 @@ from atlas.policies.published.published_section import PublishedConfig
 
 
 class SmolVLAConfig(PublishedConfig):
-    """SmolVLA from a folder of LeRobot's; by default what LeRobot trains is trained."""
+    """SmolVLA from a LeRobot folder. By default the same weights are trained as in LeRobot."""
 
     type: Literal["smolvla"] = "smolvla"
     pretrained: str = "hf:lerobot/smolvla_base"
     vlm: str | None = None  # the config of its vision-language model: a folder or a hub name; null: as config.json says
-    # What is trained; null: as config.json has it, which in published policies is the expert and the state's projection
+    # Which weights are trained; null: as config.json says, in published policies the expert and the state's projection
     train_expert_only: bool | None = None
     freeze_vision_encoder: bool | None = None
     train_state_proj: bool | None = None
@@ -41,7 +41,7 @@ class SmolVLAConfig(PublishedConfig):
     def memory_advice(self) -> Sequence[str]:
         advice = []
         if self.train_expert_only is False:
-            advice.append("model.train_expert_only=true: the vision-language model stays as it is")
+            advice.append("model.train_expert_only=true: freezes the vision-language model")
         if self.precision != "bfloat16":
-            advice.append("model.precision=bfloat16, for the weights that are not trained")
+            advice.append("model.precision=bfloat16, for the frozen weights")
         return advice

@@ -13,10 +13,10 @@ from atlas.registry.references import HUB
 from atlas.system.documents import read_json
 from atlas.system.hub import Alternative, fetch_folder
 
-VLM_CONFIG = "vlm/config.json"  # beside a policy's config.json, where the sizes are not those of a known model
+VLM_CONFIG = "vlm/config.json"  # beside a policy's config.json, where the sizes differ from those of known models
 _LARGEST = 2**20
 
-# What a published policy names and does not repeat: sizes of models on the hub, as their config.json has them.
+# The sizes of hub models that a published policy only names, as in their config.json.
 KNOWN_VLMS: Mapping[str, Mapping[str, Any]] = {
     "HuggingFaceTB/SmolVLM2-500M-Video-Instruct": {
         "model_type": "smolvlm",
@@ -50,19 +50,19 @@ class VisionSizes:
     mlp: int
     layers: int
     heads: int
-    image_size: int  # pixels that it has positions for
+    image_size: int  # side of the images for which it has positions, pixels
     patch_size: int
     eps: float
 
     @property
     def side(self) -> int:
-        """Patches of a side."""
+        """Patches along a side."""
         return self.image_size // self.patch_size
 
 
 @dataclass(frozen=True)
 class StreamSizes:
-    """Of the language model, or of the expert."""
+    """The sizes of the language model or of the expert."""
 
     width: int
     mlp: int
@@ -79,44 +79,45 @@ class SmolVLASizes:
     kv_heads: int
     head_dim: int
     vocabulary: int
-    shuffle: int  # patches of a side that become one token
+    shuffle: int  # side of the square of patches that becomes one token
     state: int  # numbers, padded
     action: int
-    joint_every: int  # layers that attend to prefix and suffix together; 0: all others read the prefix alone
-    cross: bool  # whether there are layers that read the prefix alone
+    joint_every: int  # every so many layers, one attends to prefix and suffix together; 0: none does, if `cross`
+    cross: bool  # whether there are layers that read only the prefix
     periods: tuple[float, float]  # shortest and longest wave of the time's embedding
-    # The vision-language model's config, where it is not one of KNOWN_VLMS.
+    # The vision-language model's config, unless it is one of KNOWN_VLMS.
     source: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @property
     def expert_every(self) -> int:
-        """The expert has a layer at each so-many-th layer of the language model."""
+        """How many layers the language model has for each of the expert's."""
         return self.text.layers // self.expert.layers
 
     def reads_prefix_alone(self, layer: int) -> bool:
-        """Whether the expert's layer beside this one of the language model attends to the prefix alone."""
+        """Whether the expert's layer of this number attends only to the prefix."""
         return self.cross and not (self.joint_every > 0 and layer % self.joint_every == 0)
 
 
 def read_sizes(folder: LeRobotFolder, vlm: str | None) -> SmolVLASizes:
-    """vlm: where the vision-language model's config is instead, a folder or a name on the hub. Raises InputError."""
+    """The sizes of a LeRobot folder's network. vlm: a folder or a hub name with the vision-language model's config,
+    instead of the model that the folder names. Raises InputError."""
     folder.refuse(
         {"add_image_special_tokens": False, "adapt_to_pi_aloha": False, "use_delta_joint_actions_aloha": False},
         "no published policy has another value",
     )
     if folder.integer("prefix_length", -1, least=-1) > 0:
-        raise folder.wrong("prefix_length", "0 or -1, with which nothing is padded")
+        raise folder.wrong("prefix_length", "0 or -1, which means no padding")
     backbone = _Backbone(*_vlm_config(folder, vlm))
     text, vision = backbone.part("text_config"), backbone.part("vision_config")
     width, heads = text.integer("hidden_size"), text.integer("num_attention_heads")
     layers = folder.integer("num_vlm_layers", 16, most=1000)
     available = text.integer("num_hidden_layers")
     if layers > available:
-        raise folder.wrong("num_vlm_layers", f"at most {available}, which the vision-language model has")
+        raise folder.wrong("num_vlm_layers", f"at most {available}, as many as the vision-language model has")
     expert_layers = folder.integer("num_expert_layers", -1, least=-1, most=1000)
     expert_width = int(width * folder.number("expert_width_multiplier", 0.75))
     if not 2 <= expert_width <= _LARGEST or expert_width % 2:
-        raise folder.wrong("expert_width_multiplier", f"a factor of {width} that gives an even width")
+        raise folder.wrong("expert_width_multiplier", f"a number that makes {width} times it an even width")
     eps = text.number("rms_norm_eps")
     sizes = SmolVLASizes(
         vision=VisionSizes(
@@ -152,7 +153,7 @@ def expert_mlp(width: int) -> int:
 
 
 def _check(sizes: SmolVLASizes, folder: LeRobotFolder) -> None:
-    """Raises InputError for sizes that do not go together."""
+    """Raise InputError for sizes that do not fit together."""
     if sizes.text.layers % sizes.expert.layers:
         raise folder.wrong("num_expert_layers", f"a divisor of num_vlm_layers ({sizes.text.layers})")
     every = sizes.expert_every
@@ -164,27 +165,29 @@ def _check(sizes: SmolVLASizes, folder: LeRobotFolder) -> None:
     if mixed:
         raise folder.wrong(
             "num_expert_layers",
-            f"one with which the expert's layer {mixed[0]} is of the kind of the layer {mixed[0] * every} beside it "
+            f"a number with which the expert's layer {mixed[0]} attends as the layer {mixed[0] * every} beside it does "
             f"(self_attn_every_n_layers is {sizes.joint_every})",
         )
     if sizes.heads % sizes.kv_heads or sizes.head_dim % 2:
-        raise folder.wrong("vlm_model_name", "a model with an even head size and heads in groups")
+        raise folder.wrong(
+            "vlm_model_name", "a model whose head size is even and whose heads are a multiple of its key-value heads"
+        )
     if sizes.vision.width % sizes.vision.heads:
         raise folder.wrong(
-            "vlm_model_name", f"a model whose {sizes.vision.heads} heads for pictures share {sizes.vision.width} evenly"
+            "vlm_model_name", f"a model whose {sizes.vision.heads} vision heads share {sizes.vision.width} evenly"
         )
     height, width = folder.pair("resize_imgs_with_padding")[::-1]
     cell = sizes.vision.patch_size * sizes.shuffle
     if height != width or height % cell or height > sizes.vision.image_size:
         raise folder.wrong(
-            "resize_imgs_with_padding", f"squares of a multiple of {cell} pixels up to {sizes.vision.image_size}"
+            "resize_imgs_with_padding", f"a square whose side is a multiple of {cell}, up to {sizes.vision.image_size}"
         )
     if not 0 < sizes.periods[0] < sizes.periods[1]:
-        raise folder.wrong("min_period", "more than 0 and less than max_period")
+        raise folder.wrong("min_period", "a number above 0 and below max_period")
 
 
 def _vlm_config(folder: LeRobotFolder, vlm: str | None) -> tuple[Path, Any]:
-    """(where it is from, the config) of the vision-language model."""
+    """(source, config) of the vision-language model."""
     name = vlm if vlm is not None else folder.text("vlm_model_name")
     beside, own = folder.path / VLM_CONFIG, Path(name).expanduser() / "config.json"
     if vlm is None and beside.is_file():

@@ -1,8 +1,8 @@
-"""Pictures to tokens: the vision tower of SmolVLM2, and the connector that makes one token of 4 x 4 patches.
+"""Images to tokens: the vision tower of SmolVLM2, and the connector that turns 4 x 4 patches into one token.
 
-The tower's layers and the connector are transformers'. The embedding of patches is our own: patch (row, column) has the
-position row * side + column, which transformers finds by way of fractions and buckets; releases have got that wrong,
-and for some numbers of patches the fractions are rounded over an edge.
+The tower's layers are transformers'. The patch embedding is Atlas's: patch (row, column) has the position row * side +
+column. transformers computes positions from fractions and buckets, which some releases do wrongly, and for some numbers
+of patches the fractions are rounded into the next bucket.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         patches = apply(self.patch_embedding, pictures)  # [B, width, rows, columns]
-        # Of a smaller picture the positions are spread over those that there are.
+        # The positions of a smaller image are spread over the whole range.
         rows, columns = (
             torch.arange(count, device=pictures.device) * self._side // count for count in patches.shape[-2:]
         )
@@ -36,7 +36,7 @@ class PatchEmbedding(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Pictures float [B, 3, S, S] in [-1, 1] to [B, patches, width], after the final norm."""
+    """Images float [B, 3, S, S] in [-1, 1] to [B, patches, width], after the final norm."""
 
     def __init__(self, sizes: VisionSizes) -> None:
         super().__init__()
@@ -68,9 +68,9 @@ class VisionTower(nn.Module):
 
 
 class Connector(nn.Module):
-    """[B, patches, width] to [B, patches / shuffle^2, text width]: space to depth, then one matrix.
+    """[B, patches, width] to [B, patches / shuffle^2, text width]: space to depth, then one linear layer.
 
-    The new channels run over the row within the group, then its column, then the old channels.
+    The new channels run over the rows within the group, then its columns, then the old channels.
     """
 
     def __init__(self, sizes: SmolVLASizes) -> None:

@@ -1,1 +1,1 @@
-"""Policies on image-text models of the Hugging Face hub: a head reads what such a model makes of a scene."""
+"""Policies on image-text models of the Hugging Face hub: a head reads the hidden states of such a model."""

@@ -16,11 +16,11 @@ from atlas.types import ActionSpec
 
 
 class AdapterHead(RegressingHead):
-    """One latent an action; each layer lets them read one layer of the model (VLA-Adapter; Wang et al., 2025).
+    """One latent per action; in each of the head's layers the latents read one layer of the model (VLA-Adapter; Wang et
+    al., 2025).
 
-    The model reads learned queries behind the prompt. A bridge has three attentions side by side: to the hidden states
-    of the prompt, whose share is opened by a gate that is shut at first; to those of the queries, with proprio beside
-    them; and among the actions.
+    The model reads learned queries after the prompt. A bridge has three attentions side by side: to the prompt's hidden
+    states, through a gate that is closed at first; to those of the queries and a proprio token; and among the actions.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class _Bridge(nn.Module):
     def forward(
         self, latents: torch.Tensor, prompt: torch.Tensor, own: torch.Tensor, is_prompt: torch.Tensor
     ) -> torch.Tensor:
-        """latents [B, H, dim]; prompt [B, T, width], of which is_prompt, bool [B, 1, 1, T], says what is there; own
-        [B, E + 1, width]."""
+        """latents: [B, H, dim]; prompt: [B, T, width]; own: [B, E + 1, width]; is_prompt: bool [B, 1, 1, T], which of
+        the T tokens are the prompt's."""
         query = self.query(self.norm(latents))
         read = [
             torch.tanh(self.gate) * self.prompt(query, prompt, is_prompt),
@@ -106,7 +106,7 @@ class _Source(nn.Module):
         self.keys_values = nn.Linear(width, 2 * dim, bias=False)
 
     def forward(self, query: torch.Tensor, tokens: torch.Tensor, there: torch.Tensor | None = None) -> torch.Tensor:
-        """query [B, H, dim], tokens [B, T, width] to [B, H, dim]; there: bool [B, 1, 1, T]."""
+        """query [B, H, dim] and tokens [B, T, width] to [B, H, dim]; there: bool [B, 1, 1, T], which tokens count."""
         keys, values = self.keys_values(self.norm(tokens)).unflatten(-1, (2, self._heads, -1)).permute(2, 0, 3, 1, 4)
         asked = query.unflatten(-1, (self._heads, -1)).transpose(1, 2)
         return F.scaled_dot_product_attention(asked, keys, values, attn_mask=there).transpose(1, 2).flatten(2)

@@ -1,4 +1,4 @@
-"""Reading image-text models of the Hugging Face hub or of folders, strictly, as an image part and a language part."""
+"""Reads image-text models, from the Hugging Face hub or folders, strictly, as an image part and a language part."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from atlas.system.files import partial_folder, write_text
 
 logger = logging.getLogger(__name__)
 
-_USUAL_SIZE = 224  # of images, where none are there yet
+_USUAL_SIZE = 224  # pixels, assumed before the data's images are known
 _EXAMPLE = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 
 
@@ -50,15 +50,15 @@ class Backbone(NamedTuple):
     settings: BackboneConfig
     folder: Path
     name: str  # for messages
-    kind: Any  # a class of transformers, without a head that speaks
-    config: Any  # its config, with the language layers that are wanted
+    kind: Any  # a class of transformers, without a language-model head
+    config: Any  # its config, cut to the wanted language layers
     family: Family
-    images: dict[str, Any]  # what preprocessor_config.json holds
+    images: dict[str, Any]  # the contents of preprocessor_config.json
 
     @classmethod
     def find(cls, settings: BackboneConfig, source: Path | None = None, weights: bool = True) -> Backbone:
-        """Read what describes the model, from `source`, where given, instead of where the settings say. Raises
-        InputError where there is none, or it is no image-text model, or has fewer layers than are wanted."""
+        """Read the model's description, from `source` if given, or else from where the settings say. Raises InputError
+        for a model that is missing, not an image-text model, or has fewer layers than wanted."""
         from transformers import AutoModel, AutoModelForImageTextToText
 
         name = f"'{settings.pretrained}'" + (f" (read from {source})" if source is not None else "")
@@ -69,8 +69,8 @@ class Backbone(NamedTuple):
         if type(config) not in AutoModelForImageTextToText._model_mapping or not hasattr(config, "text_config"):
             raise InputError(
                 f"{KEY}: {name} is a model of the kind '{config.model_type}', which does not read images and text "
-                f"together; give an image-text model such as {_EXAMPLE}. (A text model alone is for "
-                "model.language of the type modular.)"
+                f"together; give an image-text model such as {_EXAMPLE}. (A text model is for model.language of the "
+                "type modular.)"
             )
         kind = AutoModel._model_mapping[type(config)]
         _check_kind(kind, config, name)
@@ -81,17 +81,17 @@ class Backbone(NamedTuple):
     # ---- without weights ---------------------------------------------------------------------------------
 
     def rule(self, image_size: int) -> ImageRule:
-        """What becomes of images of so many pixels a side. Raises InputError."""
+        """How images with sides of this many pixels are prepared. Raises InputError."""
         return ImageRule.of(self.images, self.config, self.family, image_size, self.settings.image_size, self.name)
 
     def shape(self, image_size: int) -> tuple[int, int]:
-        """The tokens of a view of so many pixels, and the numbers of a token. Raises InputError where the model does
-        not take such images."""
+        """The number of tokens of a view of this size (pixels), and a token's width. Raises InputError where the model
+        does not take such images."""
         tokens = self._tried(image_size)[1]
         return tokens.shape[1], tokens.shape[2]
 
     def _tried(self, image_size: int) -> tuple[nn.Module, torch.Tensor]:
-        """An image part that holds no numbers, and its tokens of one view, [1, N, D]."""
+        """An image part without weights (on the meta device), and its tokens of one view, [1, N, D]."""
         config = copy.deepcopy(self.config)
         _set_layers(config.text_config, 1)
         rule = self.rule(image_size)
@@ -106,13 +106,14 @@ class Backbone(NamedTuple):
             ) from error
 
     def _unread_images(self, image_size: int) -> set[str]:
-        """The weights of the image part that its tokens do not depend on, such as a pooler's, by a trial."""
+        """The image part's weights that its tokens do not depend on, such as a pooler's, found by a trial backward
+        pass."""
         part, tokens = self._tried(image_size)
         tokens.sum().backward()  # type: ignore[no-untyped-call]
         return {name for name, p in part.named_parameters() if p.grad is None}
 
     def prompts(self, model: Any, image_size: int, words: int) -> Prompts:
-        """Makes rows of tokens. model: of transformers, for what it says of positions. Raises InputError."""
+        """The maker of token rows. model: transformers' model, which computes positions. Raises InputError."""
         tokenizer = read_tokenizer(self.folder, self.name, KEY)
         grid = self.rule(image_size).grid
         return Prompts(
@@ -130,28 +131,28 @@ class Backbone(NamedTuple):
     # ---- with weights ------------------------------------------------------------------------------------
 
     def build(self) -> tuple[nn.Module, nn.Module]:
-        """The image part and the language part of transformers with random weights, or with none on the meta device."""
+        """transformers' image part and language part, with random weights, or without weights on the meta device."""
         with quiet():
             return _without_language(self.kind(self.config))
 
     def read(self, dtype: torch.dtype | None = None) -> tuple[nn.Module, nn.Module]:
-        """The same with their weights; `dtype` None: as they are stored. Raises InputError."""
+        """Both parts with their pretrained weights; dtype: None: as stored. Raises InputError."""
         return _without_language(self._read_whole(dtype))
 
     def _read_whole(self, dtype: torch.dtype | None = None) -> Any:
         return read_weights(self.kind, self.config, self.folder, self.name, KEY, dtype=dtype, may_lack=_is_unread)
 
     def vision_hash(self) -> str:
-        """Of the image part's weights in the folder. Raises InputError where they cannot be read."""
+        """The hash of the image part's weights in the folder. Raises InputError where they cannot be read."""
         return weights_hash(self.read()[0].state_dict().items())
 
     def read_vision(self) -> nn.Module:
-        """The image part alone, for a feature cache; it is asked for images of one size, the first that it sees."""
+        """The image part alone, for a feature cache."""
         return _AnySize(self)
 
     def parts(self, image_size: int, weights: bool = True) -> tuple[ImagePart, LanguagePart, Prompts]:
-        """What a policy has of it: the parts that are frozen in their own precision, the others in float32, with
-        adapters where they are wanted. Without `weights` they are as they are made. Raises InputError."""
+        """The parts for a policy: frozen ones in the chosen precision, others in float32, with adapters if configured.
+        Without `weights` they keep their random initialisation. Raises InputError."""
         settings, rule = self.settings, self.rule(image_size)
         stays = {"vision": settings.vision_stays, "language": settings.freeze}
         frozen: dict[str, FrozenWeights | None] = dict.fromkeys(stays)
@@ -175,9 +176,9 @@ class Backbone(NamedTuple):
         return vision, language, prompts
 
     def save_copy(self, path: Path) -> None:
-        """Write model, tokenizer and image settings as a Hugging Face folder, from which another can be read.
+        """Write model, tokenizer and image settings as a Hugging Face folder, from which the model can be read again.
 
-        An earlier folder of that name is replaced when the new one is complete.
+        Replaces an earlier folder of this name once the new one is complete.
         """
         with partial_folder(path) as partial:
             with quiet():
@@ -189,7 +190,7 @@ class Backbone(NamedTuple):
 
 
 class _AnySize(nn.Module):
-    """A frozen image part that is built when the size of the images is known."""
+    """A frozen image part for images of any size, which only the images themselves tell."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -206,8 +207,8 @@ class _AnySize(nn.Module):
 
 
 def check_backbone(settings: BackboneConfig) -> LanguageSizes:
-    """The language part's sizes. Raises InputError where a policy could not be built on the model, as far as that can
-    be told without its weights and the data's images."""
+    """The language part's sizes. Raises InputError where a policy cannot be built on the model, as far as this shows
+    without its weights and the data's images."""
     if settings.lora is not None:
         check_adapters(LORA_KEY)
     backbone = Backbone.find(settings)
@@ -221,33 +222,31 @@ def check_backbone(settings: BackboneConfig) -> LanguageSizes:
     return language.sizes
 
 
-# ---- of models of transformers -----------------------------------------------------------------------------
+# ---- transformers' models ----------------------------------------------------------------------------------
 
 
 def _check_kind(kind: Any, config: Any, name: str) -> None:
-    """Raises InputError for a kind that is not known and attends to images in a way of its own; says of others that
-    nobody has looked."""
+    """Raise InputError for an unknown kind that reads images in its own way; warn of any other unknown kind."""
     if is_known(config.model_type):
         return
     if "token_type_ids" in inspect.signature(kind.forward).parameters or not hasattr(kind, "get_image_features"):
         raise InputError(
-            f"{KEY}: {name} is of the kind '{config.model_type}', which reads images in a way that vlm has not: "
+            f"{KEY}: {name} is of the kind '{config.model_type}', which reads images in a way that vlm does not have; "
             f"it has those of {', '.join(known_kinds())}."
         )
     logger.warning(
-        "%s is a model of the kind '%s', which nobody has tried here: it is read as LLaVA is, each view whole, with "
-        "causal attention, and with model.backbone.prompt or '{images}{instruction}' as its prompt.",
+        "%s is a model of the kind '%s', which Atlas has not been tested with: it is read like LLaVA, each view whole, "
+        "with causal attention, and with model.backbone.prompt or '{images}{instruction}' as its prompt.",
         name,
         config.model_type,
     )
 
 
 def _without_language(model: Any) -> tuple[nn.Module, nn.Module]:
-    """A whole model as what is left of it without its language part, and that part; of one with an encoder and a
-    decoder, the encoder."""
+    """(the model without its language part, the language part); of an encoder-decoder language part, the encoder."""
     name = next((n for n in ("language_model", "text_model") if isinstance(getattr(model, n, None), nn.Module)), None)
     if name is None:
-        raise InputError(f"{KEY}: a {type(model).__name__} has no language part that could be read by itself.")
+        raise InputError(f"{KEY}: a {type(model).__name__} has no separate language part.")
     language = getattr(model, name)
     setattr(model, name, None)
     if getattr(language.config, "is_encoder_decoder", False):
@@ -256,7 +255,7 @@ def _without_language(model: Any) -> tuple[nn.Module, nn.Module]:
 
 
 def _is_unread(tensor: str) -> bool:
-    """Whether a file may be without a tensor: the decoder's, of a model of which the encoder is read."""
+    """Whether a file may lack a tensor: those of a decoder, of which Atlas reads only the encoder."""
     return ".decoder." in tensor or tensor.startswith("decoder.")
 
 
@@ -265,7 +264,7 @@ def _cut_layers(config: Any, wanted: int | None, name: str) -> None:
     if wanted is None:
         return
     if wanted > there:
-        raise InputError(f"model.backbone.language_layers is {wanted}, and {name} has {there} language layers.")
+        raise InputError(f"model.backbone.language_layers is {wanted}, but {name} has {there} language layers.")
     _set_layers(config.text_config, wanted)
 
 
@@ -276,13 +275,13 @@ def _set_layers(config: Any, count: int) -> None:
 
 
 def _longest(config: Any) -> int:
-    """The longest row that a language part has learned positions for; rotated ones have no end."""
+    """The longest row for which a language part has learned positions; rotary positions have no limit."""
     learned = getattr(config, "is_encoder_decoder", False)
     return int(config.max_position_embeddings) if learned else 2**31
 
 
 def _spatial_positions(model: Any, grid: int) -> Positions:
-    """For models whose places have a time, a row and a column (M-RoPE, as Qwen's)."""
+    """Positions for models whose positions have a time, a row and a column (M-RoPE, as Qwen's)."""
     merge = model.config.vision_config.spatial_merge_size
     find = model.get_rope_index
 
@@ -296,6 +295,6 @@ def _spatial_positions(model: Any, grid: int) -> Positions:
 
 
 def _linear_layers(model: nn.Module) -> Iterable[str]:
-    """The names of those in a model's blocks."""
+    """The names of the linear layers in a model's blocks."""
     inside = {id(m) for block in repeated_blocks(model) for m in block.modules() if isinstance(m, nn.Linear)}
     return [name for name, module in model.named_modules() if id(module) in inside]

@@ -1,4 +1,4 @@
-"""An action expert that reads the keys and values of each of the model's layers, and grows a chunk from noise."""
+"""An action expert that reads the keys and values of each of the model's layers, and makes a chunk from noise."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from atlas.policies.vlm.vlm_head_contract import HiddenStates, LanguageSizes, VL
 from atlas.policies.vlm.vlm_head_sections import ExpertHeadConfig
 from atlas.types import ActionSpec, LossTerms
 
-_PERIODS = (4e-3, 4.0)  # shortest and longest of the waves that tell the flow's time
+_PERIODS = (4e-3, 4.0)  # the shortest and the longest wave in the embedding of the flow's time
 
 
 class ExpertHead(VLMHead):
-    """A token of proprio and one of each noisy action go through pi's action expert: a layer for each of the model's,
-    which reads what that one has said of images and words. Time conditions its norms (as in pi0.5).
+    """A proprio token and one token per noisy action go through pi's action expert. It has one layer for each of the
+    model's, which reads that layer's keys and values of images and words. Time conditions its norms (as in pi0.5).
 
-    Nothing of the prompt depends on these tokens: sampling computes it once, and the expert alone at every step.
+    The prompt does not depend on these tokens, so that sampling computes it once, and only the expert at every step.
     """
 
     extra_tokens = 0
@@ -45,7 +45,7 @@ class ExpertHead(VLMHead):
         heads = config.heads or model.heads
         if model.rope_theta is None:
             raise InputError(
-                "model.head.name is vlm-expert, and this model has no rotary keys that an expert could read; choose "
+                "model.head.name is vlm-expert, but this model has no rotary keys for an expert to read; choose "
                 "vlm-oft or vlm-adapter."
             )
         if heads % model.key_heads or model.head_dim % 2:
@@ -79,7 +79,7 @@ class ExpertHead(VLMHead):
         is_pad: torch.Tensor,
         key: torch.Tensor | None = None,
     ) -> LossTerms:
-        """Mean squared errors of the velocity. Noise and time of a sample follow from its key."""
+        """Mean squared errors of the velocity. A sample's noise and time follow from its key."""
         packed = torch.cat(self.parts.split(actions), dim=-1).float()  # the pose, then the grippers
         noise, time = draw_training((len(packed), self._horizon, self._numbers), key, packed.device, FlowTime())
         reached, target = mix(packed, noise, time)
@@ -111,7 +111,7 @@ class ExpertHead(VLMHead):
         time: torch.Tensor,
         is_pad: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """float32 [B, H, A] at x [B, H, A] and time [B]. Steps that are padding are seen by themselves alone."""
+        """float32 [B, H, A] at x [B, H, A] and time [B]. Only a padded step attends to itself."""
         tokens = torch.cat([self.proprio(proprio)[:, None], self.enter(x)], dim=1)  # [B, 1 + H, dim]
         waves = time_embedding(time, self._config.dim, *_PERIODS).to(tokens.dtype)
         condition = F.silu(self.time(waves))

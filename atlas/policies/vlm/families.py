@@ -1,7 +1,7 @@
-"""What differs between kinds of image-text models: the form of a prompt, the place of images in it, how these are read.
+"""The differences between kinds of image-text models: the prompt's form, the place of images in it, how they are read.
 
-A kind that is not listed is read as most are: square images of a fixed size, and a token that stands for each of an
-image's. Whatever fits neither is refused when it is tried without numbers, in `Backbone.find`.
+A kind that is not listed is read as most are: square images of a fixed size, with one placeholder token for each of an
+image's tokens. A kind that fits neither is refused when it is tried without weights, in `Backbone.find`.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from typing import Any, Literal
 
 import torch
 
-# (the model without its language part, pixels as the family's `layout` has them, the grid) to tokens [n, N, width]
+# (the model without its language part, pixels in the family's `layout`, the grid) to tokens [n, N, width]
 Look = Callable[[Any, torch.Tensor, int], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Family:
-    """One way in which image-text models are made."""
+    """Image-text models that are read in the same way."""
 
-    prompt: str  # with {images} and {instruction}, as the models were trained; {bos} and {eos} are the tokenizer's own
-    before: str  # what stands in the prompt before each image
+    prompt: str  # the training prompt, with {images} and {instruction}; {bos} and {eos} are the tokenizer's tokens
+    before: str  # the text before each image in the prompt
     after: str
     look: Look
     layout: Literal["square", "patches"] = "square"  # pixels [n, 3, S, S]; or patches [n, P, 2 * 3 * p * p], as Qwen's
-    bidirectional: bool = False  # images and words all attend to each other; else each to what stands before it
-    first_position: int = 0  # of the first token
-    before_tokens: int = 0  # tokens of an image that are no patches, and come first
+    bidirectional: bool = False  # whether images and words all attend to each other; otherwise attention is causal
+    first_position: int = 0  # the position of the first token
+    before_tokens: int = 0  # an image's leading tokens that are not patches
 
 
 def family_of(kind: str) -> Family:
-    """By the `model_type` of a model's config."""
+    """The family of a `model_type` in a model's config."""
     return _FAMILIES.get(kind, _USUAL)
 
 
 def is_known(kind: str) -> bool:
-    """Whether it is one of those whose hidden states have been held against transformers' own."""
+    """Whether this kind's hidden states have been compared with those of transformers."""
     return kind in _FAMILIES
 
 
@@ -56,8 +56,8 @@ def _features(model: Any, pixels: torch.Tensor, grid: int) -> torch.Tensor:
 
 
 def _idefics(model: Any, pixels: torch.Tensor, grid: int) -> torch.Tensor:
-    """For SmolVLM and Idefics3, whose own way leaves out images that are all zeros, and builds a mask of what is
-    padding: nothing is, here."""
+    """For SmolVLM and Idefics3, whose own method skips images that are all zeros, and builds a padding mask, which is
+    not needed here."""
     vision = model.vision_model
     patch = model.config.vision_config.patch_size
     there = torch.ones(
@@ -70,18 +70,18 @@ def _idefics(model: Any, pixels: torch.Tensor, grid: int) -> torch.Tensor:
 
 
 def _qwen(model: Any, pixels: torch.Tensor, grid: int) -> torch.Tensor:
-    """For Qwen's, which take patches of images of any size. What lies deeper in Qwen3-VL's image part stands beside the
-    tokens: [n, N, width * (1 + depths)]."""
+    """For Qwen's models, which take patches of images of any size. The deeper features of Qwen3-VL's image part are
+    appended to the tokens: [n, N, width * (1 + depths)]."""
     visual = model.visual
     config = visual.config
     window = (config.window_size, config.patch_size) if hasattr(config, "fullatt_block_indexes") else None
     side = getattr(visual, "num_grid_per_side", None)
-    told = {
+    grid_inputs = {
         name: value if name.startswith("cu_") else value.to(pixels.device)
         for name, value in _qwen_grid(len(pixels), grid, config.spatial_merge_size, window, side).items()
     }
     images = torch.tensor([[1, grid, grid]], device="cpu").expand(len(pixels), -1)
-    found = visual(pixels.flatten(0, 1), grid_thw=images, return_dict=True, **told)
+    found = visual(pixels.flatten(0, 1), grid_thw=images, return_dict=True, **grid_inputs)
     tokens = torch.cat([found.pooler_output, *(getattr(found, "deepstack_features", None) or ())], dim=-1)
     return tokens.unflatten(0, (len(pixels), -1))
 
@@ -90,24 +90,24 @@ def _qwen(model: Any, pixels: torch.Tensor, grid: int) -> torch.Tensor:
 def _qwen_grid(
     images: int, grid: int, merge: int, window: tuple[int, int] | None, side: int | None
 ) -> dict[str, torch.Tensor]:
-    """What Qwen's image part asks about the grids of its images, on the CPU, where it counts."""
+    """The inputs of Qwen's image part that follow from the grids of its images, computed on the CPU."""
     from transformers import vision_utils
 
     with torch.device("cpu"):
         grids = torch.tensor([[1, grid, grid]] * images)
-        told = {
+        inputs = {
             "position_ids": vision_utils.get_vision_position_ids(grids, merge),
             "cu_seqlens": vision_utils.get_vision_cu_seqlens(grids),
         }
         if window is not None:
             index, borders = vision_utils.get_vision_window_index(grids, merge, *window)
-            told |= {"window_index": index, "cu_window_seqlens": borders}
+            inputs |= {"window_index": index, "cu_window_seqlens": borders}
         if side is not None:
             indices, weights = vision_utils.get_vision_interpolation_indices_and_weights(
                 grids, num_grid_per_side=side, align_corners=True, spatial_merge_size=merge
             )
-            told |= {"interp_indices": indices, "interp_weights": weights}
-        return told
+            inputs |= {"interp_indices": indices, "interp_weights": weights}
+        return inputs
 
 
 # ---- the families ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The image part of an image-text model: each view to tokens that stand in a prompt."""
+"""The image part of an image-text model, which turns each view into tokens of a prompt."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from atlas.policies.vlm.image_rule import ImageRule
 class ImagePart(nn.Module):
     """`forward(images)`: images float [B, V, 3, S, S] in [0, 1] to tokens [B, V * N, D], view after view.
 
-    D is the width of the language part's tokens; Qwen3-VL's have behind them what is added after its first layers. What
-    a frozen part says is rounded to bfloat16, with or without a feature cache in between.
+    D is the width of the language part's tokens, to which Qwen3-VL appends the features that are added after the first
+    layers. A frozen part's output is rounded to bfloat16, with or without a feature cache.
     """
 
     def __init__(self, model: Any, family: Family, rule: ImageRule, frozen: FrozenWeights | None, stays: bool) -> None:
-        """model: of transformers, without its language part. stays: whether it is not trained. frozen: its weights, if
-        they stay and were read."""
+        """model: transformers' model without its language part. stays: whether it is frozen. frozen: its weights, if it
+        is frozen and they were read."""
         super().__init__()
         self.model, self.frozen = model, frozen
         self._family, self._rule, self._stays = family, rule, stays
@@ -31,7 +31,7 @@ class ImagePart(nn.Module):
             model.requires_grad_(False)
 
     def train(self, mode: bool = True) -> ImagePart:
-        """A frozen part stays in eval mode."""
+        """Set the mode; a frozen part stays in eval mode."""
         return super().train(mode and not self._stays)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

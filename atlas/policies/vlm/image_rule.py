@@ -1,4 +1,4 @@
-"""Images as an image-text model takes them: in its size, scaled by its numbers, whole or as patches; on any device."""
+"""Prepares images for an image-text model, on any device: resized, scaled by the model's numbers, cut into patches."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from atlas.policies.vlm.vlm_section import BACKBONE_KEY as KEY
 _RESAMPLING = {
     0: "nearest",
     2: "bilinear",
-}  # by PIL's numbers; the others are cubic, or near it
-_TEMPORAL = 2  # frames of a patch of Qwen's; an image is taken twice
-_QWEN_PIXELS = (56 * 56, 28 * 28 * 1280)  # where a folder does not say the least and the most
+}  # by PIL's numbers; the others are bicubic or similar
+_TEMPORAL = 2  # frames in one of Qwen's patches; an image counts twice
+_QWEN_PIXELS = (56 * 56, 28 * 28 * 1280)  # least and most pixels of an image, where a folder does not say
 
 
 @dataclass(frozen=True)
 class ImageRule:
-    """What becomes of square images of some size before the model sees them.
+    """How square images of some size are prepared for the model.
 
-    Each view is seen whole, in one piece: of models that cut large images into tiles, the one tile that shows all.
+    The model sees each view whole. Of models that cut large images into tiles, only the tile with the whole image is
+    used.
     """
 
-    size: int  # pixels a side, as the model sees it
+    size: int  # the side of the image that the model sees, pixels
     resampling: str
     scale: PixelScale
-    patch: int | None = None  # pixels a side of a patch, where patches are what it takes
-    merge: int = 1  # patches a side of a token
+    patch: int | None = None  # the side of a patch, pixels; None: the model takes whole images
+    merge: int = 1  # the side, in patches, of the square that becomes one token
 
     @classmethod
     def of(
         cls, settings: Mapping[str, Any], config: Any, family: Family, image_size: int, asked: int | None, name: str
     ) -> ImageRule:
-        """From what the model's folder says. image_size: of the images; asked: what the model is to see, if not by its
-        own rule. Raises InputError where the folder does not say enough, or a size does not fit."""
+        """The rule in the model's folder. image_size: the images' side, pixels; asked: the side that the model should
+        see, None for its own rule. Raises InputError where the folder lacks a setting, or a size does not fit."""
         scale = PixelScale.of(dict(settings), name, KEY)
         resampling = _RESAMPLING.get(settings.get("resample", 3), "bicubic")
         if family.layout == "square":
@@ -58,7 +59,7 @@ class ImageRule:
 
     @property
     def grid(self) -> int:
-        """Patches a side, where patches are what the model takes; else 1."""
+        """Patches along a side, for a model that takes patches; 1 for others."""
         return self.size // self.patch if self.patch else 1
 
     def apply(self, images: torch.Tensor) -> torch.Tensor:
@@ -66,12 +67,12 @@ class ImageRule:
         if images.shape[-1] != self.size:
             smooth = self.resampling != "nearest"
             images = F.interpolate(images, size=(self.size, self.size), mode=self.resampling, antialias=smooth)
-            images = images.clamp(0, 1)  # cubic curves swing over
+            images = images.clamp(0, 1)  # bicubic interpolation overshoots
         pixels = self.scale.apply(images)
         return self._patches(pixels) if self.patch else pixels
 
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
-        """In the order of Qwen's: the patches of a token follow each other, and each has every frame of a channel."""
+        """Patches in Qwen's order: those of a token follow each other, and in each, the frames of a channel do."""
         assert self.patch is not None
         n, coarse = len(pixels), self.grid // self.merge
         cut = pixels.reshape(n, 3, coarse, self.merge, self.patch, coarse, self.merge, self.patch)
@@ -81,7 +82,7 @@ class ImageRule:
 
 
 def _square_size(settings: Mapping[str, Any], image_size: int, name: str) -> int:
-    """Pixels a side by `crop_size` or `size`; of models that cut images into tiles, of a tile."""
+    """The side in pixels, from `crop_size` or `size`; for models that cut images into tiles, the side of a tile."""
     if not settings.get("do_resize", True):
         return image_size
     tile = settings.get("max_image_size")
@@ -93,15 +94,15 @@ def _square_size(settings: Mapping[str, Any], image_size: int, name: str) -> int
         sides = [size] if isinstance(size, int) else list(size or ())
     if not sides or len(set(sides)) > 1 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise InputError(
-            f"{KEY}: {name} does not say in which size it takes square images: its preprocessor_config.json has the "
+            f"{KEY}: {name} does not say which size of square images it takes: its preprocessor_config.json has the "
             f"size {size!r}. Set model.backbone.image_size."
         )
     return int(sides[0])
 
 
 def _qwen_size(settings: Mapping[str, Any], side: int, unit: int) -> int:
-    """The multiple of `unit` that is nearest to the images' own size, within the least and the most pixels of an image
-    (as transformers' `smart_resize` has it)."""
+    """The multiple of `unit` nearest to the images' own size, within the least and the most pixels of an image (as in
+    transformers' `smart_resize`)."""
     size = settings.get("size") or {}
     least = settings.get("min_pixels") or size.get("min_pixels") or size.get("shortest_edge") or _QWEN_PIXELS[0]
     most = settings.get("max_pixels") or size.get("max_pixels") or size.get("longest_edge") or _QWEN_PIXELS[1]

@@ -1,4 +1,4 @@
-"""The language part of an image-text model: a prompt with images in it, and a head's tokens, to hidden states."""
+"""The language part of an image-text model: from a prompt with images, and a head's tokens, to hidden states."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from atlas.policies.vlm.families import Family
 from atlas.policies.vlm.prompts import PromptBatch
 from atlas.policies.vlm.vlm_head_contract import HiddenStates, LanguageSizes
 
-# What of a layer its keys and values come from.
+# The modules of a layer on which its keys and values depend.
 _READ_FOR_KEYS = {"input_layernorm", "k_proj", "v_proj", "k_norm", "qkv_proj"}
 
 
@@ -24,20 +24,20 @@ class LanguagePart(nn.Module):
     """`forward(prompts, seen, extras)`: a batch of prompts, the images' tokens [B, V * N, D] and a head's own tokens
     [B, E, width] to the HiddenStates after each layer.
 
-    Images and words attend to each other as the model was trained, and never to the head's tokens, which stand behind
-    them; these attend to all that is there, and to each other. Padding is never attended to.
+    Images and words attend to each other as in the model's training, and never to the head's tokens, which follow them.
+    The head's tokens attend to the whole prompt and to each other. No token attends to padding.
     """
 
     def __init__(
         self, model: Any, family: Family, frozen: FrozenWeights | None, stays: bool, adapted: bool = False
     ) -> None:
-        """model: of transformers. stays: whether it is not trained, apart from adapters. frozen: its weights, if they
-        stay and were read. adapted: whether it has, or gets, adapters."""
+        """model: transformers'. stays: whether it is frozen, apart from adapters. frozen: its weights, if it is frozen
+        and they were read. adapted: whether it has, or will get, adapters."""
         super().__init__()
         self.model, self.frozen = model, frozen
         self._family, self._stays = family, stays
         self._takes_positions = not getattr(model.config, "is_encoder_decoder", False)
-        self._prompt_stays = stays and not adapted and self._takes_positions  # and there are keys and values to keep
+        self._prompt_stays = stays and not adapted and self._takes_positions  # only then are keys and values kept
         if stays:
             model.requires_grad_(False)
 
@@ -68,7 +68,8 @@ class LanguagePart(nn.Module):
         return self.layers
 
     def train_keys_alone(self) -> None:
-        """Of the last layer, for a head that reads keys and values: nothing asks for what else comes out of it."""
+        """Freeze, for a head that reads keys and values, all weights of the last layer and after it that these do not
+        depend on: nothing reads the output."""
         layer = self.layers[-1]
         outside = {id(p) for block in self.layers for p in block.parameters()}
         behind = [p for p in self.model.parameters() if id(p) not in outside]
@@ -78,7 +79,7 @@ class LanguagePart(nn.Module):
             parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> LanguagePart:
-        """Frozen weights stay in eval mode: their dropout does not come back with adapters."""
+        """Set the mode; frozen weights stay in eval mode, so that only the adapters' dropout is active."""
         super().train(mode)
         if self._stays:
             self.model.eval()
@@ -118,9 +119,9 @@ class LanguagePart(nn.Module):
         seen: torch.Tensor,
         extras: torch.Tensor,
     ) -> HiddenStates:
-        """The same for a model that is not trained at all: nothing goes back through the prompt, which does not depend
-        on the head's tokens. They are read by themselves, with the prompt's keys and values, and the places of the
-        states that come out are the prompt's, then theirs."""
+        """`forward` for a fully frozen model: no gradient passes the prompt, which does not depend on the head's
+        tokens. These are read separately, with the prompt's keys and values. In the result the prompt's states come
+        first, then those of the head's tokens."""
         count = extras.shape[1]
         length = tokens.shape[1] - count
         there = is_prompt[:, :length]
@@ -146,24 +147,24 @@ class LanguagePart(nn.Module):
         slots: torch.Tensor | None = None,
         seen: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:
-        """Tokens [B, T, width] to what comes out of each layer; what of `seen` [B, N, D] is wider than a token is added
-        in the slots [B, N] after the first layers."""
+        """Tokens [B, T, width] to the output of each layer. The columns of `seen` [B, N, D] beyond a token's width are
+        added in the slots [B, N] after the first layers."""
         states: list[torch.Tensor] = []
-        told: dict[str, Any] = {"inputs_embeds": tokens, "attention_mask": mask}
+        inputs: dict[str, Any] = {"inputs_embeds": tokens, "attention_mask": mask}
         if self._takes_positions:
-            told |= {"position_ids": positions, "use_cache": False}
+            inputs |= {"position_ids": positions, "use_cache": False}
         if memory is not None:
-            told["past_key_values"] = memory
+            inputs["past_key_values"] = memory
         with ExitStack() as hooks:
             for number, layer in enumerate(self.layers):
                 deeper = None if seen is None else seen[..., (number + 1) * self.width : (number + 2) * self.width]
                 hooks.callback(layer.register_forward_hook(_keep(states, slots, deeper, memory)).remove)
-            last = self.model(**told).last_hidden_state
+            last = self.model(**inputs).last_hidden_state
         return [*states[:-1], last]
 
     def _mask(self, is_there: torch.Tensor, is_extra: torch.Tensor) -> torch.Tensor:
-        """Which places each place may attend to, of bool [B, T] both; see `_scores`. Padding attends to itself, since a
-        softmax needs something."""
+        """The mask of the positions to which each position may attend, see `_scores`; is_there, is_extra: bool [B, T].
+        Padding attends to itself, since a softmax needs at least one position."""
         length = is_there.shape[1]
         place = torch.arange(length, device=is_there.device)
         before = place[None, :] <= place[:, None]
@@ -173,8 +174,7 @@ class LanguagePart(nn.Module):
         return self._scores(mask)
 
     def _scores(self, mask: torch.Tensor) -> torch.Tensor:
-        """A mask bool [B, 1, T, S]; or what is added to the scores instead, where the model has attention that knows no
-        such masks."""
+        """A mask bool [B, 1, T, S], or, for attention that takes no boolean masks, the numbers to add to the scores."""
         if self.model.config._attn_implementation != "eager":
             return mask
         dtype = self.model.get_input_embeddings().weight.dtype
@@ -182,18 +182,18 @@ class LanguagePart(nn.Module):
 
 
 class _Memory:
-    """Takes the place of transformers' cache: keeps each layer's keys, rotated, and values. A layer that is computed
-    again on the way back finds its first ones still there."""
+    """Stands in for transformers' cache: keeps each layer's rotated keys and its values. A layer that is recomputed in
+    the backward pass finds its first ones still there."""
 
     def __init__(self, before: Mapping[int, tuple[torch.Tensor, torch.Tensor]] | None = None) -> None:
-        """before: of each layer keys and values that stand before those which it makes."""
+        """before: for each layer, keys and values that precede those that it computes."""
         self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._before = before or {}
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *more: Any, **others: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, KV, T, head_dim] each, to what the layer attends to."""
+        """keys and values, [B, KV, T, head_dim] each, to those that the layer attends to."""
         self.kept.setdefault(layer, (keys, values))
         if layer not in self._before:
             return keys, values
@@ -205,7 +205,7 @@ class _Memory:
 
 
 def _next_position(prompts: PromptBatch) -> torch.Tensor:
-    """int64 [B], of what would stand behind all that is there."""
+    """int64 [B]: the position that follows all tokens."""
     spread = prompts.positions if prompts.positions.ndim == 2 else prompts.positions[0]
     return spread.masked_fill(~prompts.is_there, -1).amax(1) + 1
 
@@ -221,10 +221,10 @@ def _marked(slots: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 class _Tied(torch.autograd.Function):
-    """Keys and values unchanged, with a gradient of zeros for what came out of their layer.
+    """Returns keys and values unchanged, and gives their layer's output a gradient of zeros.
 
-    FSDP gathers a layer's weights again when a gradient for what it gave arrives. Keys and values leave the layer by
-    another way, on which FSDP sees no gradient coming.
+    FSDP gathers a layer's weights again when a gradient for its output arrives. Keys and values leave the layer in
+    another way, in which FSDP sees no gradient arrive.
     """
 
     @staticmethod
@@ -241,8 +241,8 @@ class _Tied(torch.autograd.Function):
 def _keep(
     states: list[torch.Tensor], slots: torch.Tensor | None, deeper: torch.Tensor | None, memory: _Memory | None
 ) -> Callable[[nn.Module, Any, Any], torch.Tensor | None]:
-    """A hook that keeps what a layer gives, after it has added the images' deeper features [B, N, D], where there are
-    some (DeepStack, as in Qwen3-VL)."""
+    """A hook that adds the images' deeper features [B, N, D], if any, to a layer's output (DeepStack, as in Qwen3-VL),
+    and keeps the result."""
 
     def hook(module: nn.Module, inputs: Any, output: Any) -> torch.Tensor | None:
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output

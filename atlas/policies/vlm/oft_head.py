@@ -1,4 +1,4 @@
-"""Action queries behind the instruction, whose last hidden states become actions at once."""
+"""Action queries after the instruction, whose last hidden states become actions in one pass."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from atlas.types import ActionSpec
 
 
 class OFTHead(RegressingHead):
-    """One learned query an action, and a token of proprio before them, are read by the model with the prompt; an MLP
-    with residual blocks turns each query's last hidden state into its action (as in OpenVLA-OFT; Kim et al., 2025).
+    """With the prompt, the model reads a proprio token and one learned query per action; an MLP with residual blocks
+    turns each query's last hidden state into its action (as in OpenVLA-OFT; Kim et al., 2025).
 
-    All actions of the chunk come out of one pass, and each query attends to all of them.
+    One pass gives all actions of the chunk, and each query attends to all queries.
     """
 
     def __init__(self, config: OFTHeadConfig, width: int, spec: ActionSpec, horizon: int, proprio_dim: int) -> None:
@@ -47,7 +47,7 @@ class OFTHead(RegressingHead):
 
 
 class ProprioToken(nn.Module):
-    """Proprio [B, P], scaled, as one token [B, 1, width] of about unit deviation."""
+    """Scaled proprio [B, P] to one token [B, 1, width] with a standard deviation of about 1."""
 
     def __init__(self, proprio_dim: int, width: int) -> None:
         super().__init__()

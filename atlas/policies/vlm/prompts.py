@@ -1,4 +1,4 @@
-"""Prompts as rows of tokens: where the images stand in one, where the words, and where a head's own tokens go."""
+"""Prompts as rows of tokens, with the places of images, words and a head's own tokens."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 _MARKERS = re.compile(r"<[^<>\s]+>")  # such as <|im_end|>: each must be one token
 
-# (ids [1, L] with E tokens at the end, bool [1, L] where images are) to positions [1, L] or [3, 1, L]
+# (ids [1, L], of which the last E are the head's; bool [1, L], true at images) to positions [1, L] or [3, 1, L]
 Positions = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class PromptBatch(NamedTuple):
-    """B samples, each of T places: the prompt, the head's E tokens, then padding."""
+    """B samples of T positions each: the prompt, the head's E tokens, then padding."""
 
-    ids: torch.Tensor  # int64 [B, T]; 0 where no word is
+    ids: torch.Tensor  # int64 [B, T]; 0 where there is no word
     is_there: torch.Tensor  # bool [B, T]
     image_slots: torch.Tensor  # int64 [B, V * N]
     extra_slots: torch.Tensor  # int64 [B, E]
@@ -35,7 +35,7 @@ class PromptBatch(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A prompt with the head's tokens behind it, on the CPU."""
+    """A prompt followed by the head's tokens, on the CPU."""
 
     ids: torch.Tensor  # int64 [L + E]
     image_slots: torch.Tensor  # int64 [V * N]
@@ -43,9 +43,9 @@ class _Row(NamedTuple):
 
 
 class Prompts:
-    """Makes the rows for instructions, each once; they are for views of N tokens each.
+    """Makes the row of each instruction once, for views of N tokens each.
 
-    Raises InputError where the tokenizer does not know what the prompt is made of, or a row is too long.
+    Raises InputError where the tokenizer lacks a token of the prompt, or a row is too long.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class Prompts:
         longest: int,
         name: str,
     ) -> None:
-        """image_token: the id of the token that stands for each of an image's `tokens`. words: that the model knows.
-        positions: None where the tokens are counted from `family.first_position`. longest: row that the model has
-        positions for. name: of the model, for messages."""
+        """image_token: the id of the placeholder for each of an image's `tokens`. words: the number of ids that the
+        model knows. positions: None: counted from `family.first_position`. longest: the longest row for which the model
+        has positions. name: the model's, for messages."""
         self._family, self._tokenizer, self._name = family, tokenizer, name
         self._form = config.prompt or family.prompt
         for mark, token in (("{bos}", tokenizer.bos_token), ("{eos}", tokenizer.eos_token)):
@@ -97,7 +97,7 @@ class Prompts:
         return PromptBatch(ids, there, image_slots, extra_slots, spread)
 
     def row(self, instruction: str, views: int, extras: int) -> _Row:
-        """The row of an instruction; made once."""
+        """The row of an instruction, which is made once."""
         key = (instruction, views, extras)
         if key not in self._rows:
             self._rows[key] = self._make(instruction, views, extras)
@@ -110,20 +110,20 @@ class Prompts:
         is_image = found == self._image_token
         if int(is_image.sum()) != views * self._tokens:
             raise InputError(
-                f"{KEY}: the tokenizer of {self._name} makes {int(is_image.sum())} image tokens of {views} images of "
-                f"{self._tokens}; it is of another model, or the instruction '{instruction}' has such tokens in it."
+                f"{KEY}: the tokenizer of {self._name} makes {int(is_image.sum())} image tokens from {views} images of "
+                f"{self._tokens}; it belongs to another model, or the instruction '{instruction}' contains such tokens."
             )
         if len(found) + extras > self._longest:
             raise InputError(
-                f"{KEY}: {self._name} has positions for {self._longest} tokens, and {views} images of {self._tokens} "
-                f"tokens with '{instruction}' and {extras} more are {len(found) + extras}. Set a smaller "
+                f"{KEY}: {self._name} has positions for {self._longest} tokens, but {views} images of {self._tokens} "
+                f"tokens, '{instruction}' and {extras} more tokens make {len(found) + extras}. Set a smaller "
                 "model.backbone.image_size, or fewer data.cameras."
             )
         words = found.masked_fill(is_image, 0)
         if int(words.max()) >= self._words:
             raise InputError(
-                f"{KEY}: the tokenizer of {self._name} is of another model: it gives the token {int(words.max())} for "
-                f"'{instruction}', and the model knows {self._words}."
+                f"{KEY}: the tokenizer of {self._name} belongs to another model: it gives the token {int(words.max())} "
+                f"for '{instruction}', but the model has {self._words}."
             )
         ids = torch.cat([words, words.new_zeros(extras)])
         images = torch.cat([is_image, is_image.new_zeros(extras)])
@@ -138,7 +138,7 @@ class Prompts:
         if len(ids) <= self._max_length:
             return instruction
         logger.warning(
-            "An instruction has %d tokens, model.backbone.max_length is %d, and it is cut there: '%s'",
+            "An instruction has %d tokens, and is cut to model.backbone.max_length, %d: '%s'",
             len(ids),
             self._max_length,
             instruction,
@@ -151,27 +151,27 @@ class Prompts:
         for marker in _MARKERS.findall(self._form + family.before + family.after):
             if _id_of(self._tokenizer, marker) is None:
                 raise InputError(
-                    f"{KEY}: the tokenizer of {self._name} is of another model: it has no token '{marker}', which "
-                    "stands in the prompt (model.backbone.prompt)."
+                    f"{KEY}: the tokenizer of {self._name} belongs to another model: it has no token '{marker}', which "
+                    "the prompt contains (model.backbone.prompt)."
                 )
 
 
 def _token_named(tokenizer: Any, number: int, name: str) -> str:
-    """The text of a token. Raises InputError where there is none."""
+    """The text of a token. Raises InputError where the tokenizer does not have it."""
     try:
         token = tokenizer.convert_ids_to_tokens(number)
     except (IndexError, OverflowError):
         token = None
     if token is None or _id_of(tokenizer, token) != number:
         raise InputError(
-            f"{KEY}: the tokenizer of {name} is of another model: it has no token {number}, which stands for images in "
-            "the model's config.json."
+            f"{KEY}: the tokenizer of {name} belongs to another model: it has no token {number}, which stands for "
+            "images in the model's config.json."
         )
     return str(token)
 
 
 def _id_of(tokenizer: Any, token: str) -> int | None:
-    """The id of a text that is one token; None where it is none."""
+    """The id of a text that is one token; None for any other text."""
     ids: list[int] = tokenizer(token, add_special_tokens=False, verbose=False)["input_ids"]
     known = len(ids) == 1 and ids[0] != tokenizer.unk_token_id
     return ids[0] if known else None

@@ -1,4 +1,4 @@
-"""What a head of a policy on an image-text model is, and what it reads."""
+"""The contract of heads for policies on image-text models, and what they read."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from atlas.types import LossTerms
 
 
 class HiddenStates(NamedTuple):
-    """What the language part makes of a batch: T positions a sample, of which some may not be there."""
+    """The language part's output for a batch, with T positions per sample, some of which may be padding."""
 
-    layers: Sequence[torch.Tensor]  # [B, T, width] after each layer; the last one is normalised as the model does it
+    layers: Sequence[torch.Tensor]  # [B, T, width] after each layer; the last one has passed the model's final norm
     is_prompt: torch.Tensor  # bool [B, T]: images and words
-    extra_slots: torch.Tensor  # int64 [B, E], where the head's own tokens are
-    memory: Sequence[tuple[torch.Tensor, torch.Tensor]]  # of each layer keys and values [B, KV, T, head_dim], if asked
-    next_position: torch.Tensor  # int64 [B], of what would stand behind the prompt and the head's tokens
+    extra_slots: torch.Tensor  # int64 [B, E], the places of the head's own tokens
+    memory: Sequence[tuple[torch.Tensor, torch.Tensor]]  # each layer's keys and values [B, KV, T, head_dim], if asked
+    next_position: torch.Tensor  # int64 [B], the position that follows the prompt and the head's tokens
 
     def extras(self, layer: int) -> torch.Tensor:
         """The head's own tokens after a layer, [B, E, width]."""
@@ -31,25 +31,24 @@ class HiddenStates(NamedTuple):
 
 @dataclass(frozen=True)
 class LanguageSizes:
-    """Of a language part, as far as heads ask."""
+    """The sizes of a language part that heads use."""
 
     width: int
     layers: int
-    heads: int  # that ask
+    heads: int  # of queries
     key_heads: int  # of keys and values
     head_dim: int
-    rope_theta: float | None  # None: it has no rotary positions, and no keys and values to read
+    rope_theta: float | None  # None: it has no rotary positions, and an expert cannot read its keys and values
 
 
 class VLMHead(nn.Module):
-    """From hidden states to actions; owns the loss. Actions are normalised ones on both sides of it, and a gripper goes
-    from -1 (open) to 1 (closed).
+    """From hidden states to actions; defines the loss. It takes and gives normalised actions, whose grippers go from -1
+    (open) to 1 (closed).
 
-    Where a head needs random numbers they follow from `key`, int64 [B], one a sample; in `sample` a generator goes
-    before the key.
+    Random numbers follow from `key`, int64 [B], one per sample; in `sample` a generator takes precedence over the key.
     """
 
-    extra_tokens: int  # E, behind the instruction
+    extra_tokens: int  # E, after the instruction
     reads_memory = False  # whether it needs `HiddenStates.memory`
 
     @property
@@ -59,7 +58,7 @@ class VLMHead(nn.Module):
 
     @abstractmethod
     def extras(self, proprio: torch.Tensor) -> torch.Tensor:
-        """The tokens [B, E, width] that the model reads behind the instruction; proprio [B, P], scaled."""
+        """The tokens [B, E, width] that the model reads after the instruction; proprio: [B, P], scaled."""
 
     @abstractmethod
     def forward(
@@ -70,7 +69,7 @@ class VLMHead(nn.Module):
         is_pad: torch.Tensor,
         key: torch.Tensor | None = None,
     ) -> LossTerms:
-        """proprio [B, P], actions [B, H, A], is_pad bool [B, H]; means over the steps that are there."""
+        """proprio: [B, P]; actions: [B, H, A]; is_pad: bool [B, H]. The losses are means over unpadded steps."""
 
     @abstractmethod
     def sample(
@@ -84,13 +83,13 @@ class VLMHead(nn.Module):
 
 
 class RegressingHead(VLMHead):
-    """A head that makes one token an action of the hidden states, and the action of that token alone."""
+    """A head that turns the hidden states into one token per action, and each token into its action."""
 
     actions: RegressionHead
 
     @abstractmethod
     def fuse(self, states: HiddenStates, proprio: torch.Tensor) -> torch.Tensor:
-        """One token an action, [B, H, dim]."""
+        """One token per action, [B, H, dim]."""
 
     def forward(
         self,

@@ -1,7 +1,7 @@
-"""The heads of a policy on an image-text model by name: their sections of the config, each of which builds its head.
+"""The heads of policies on image-text models by name: their config sections, each of which builds its head.
 
-Another package adds one in the group `atlas.vlm_heads`: a section derived from `VLMHeadSection`, with a name of its own
-as the default of `name`.
+Another package adds a head in the entry-point group `atlas.vlm_heads`: a section derived from `VLMHeadSection`, with
+its name as the default of `name`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class VLMHeadSection(Section):
-    """What every head's section has."""
+    """The base of every head's section."""
 
     name: str
 
     def build(self, model: LanguageSizes, spec: ActionSpec, horizon: int, proprio_dim: int) -> VLMHead:
-        """The head for a language part of such sizes; see VLMHead. Raises InputError."""
+        """The head for a language part of these sizes; see VLMHead. Raises InputError."""
         raise NotImplementedError(f"{type(self).__name__} has no build")
 
     def loss_terms(self, spec: ActionSpec) -> tuple[str, ...]:
@@ -34,7 +34,7 @@ class VLMHeadSection(Section):
 
 
 class RegressingSection(VLMHeadSection):
-    """What the heads have that regress the whole chunk at once."""
+    """The common part of heads that regress the whole chunk at once."""
 
     pose_loss: Literal["l1", "mse", "smooth_l1"] = "l1"
     pose_weight: Weight = 1.0
@@ -42,14 +42,14 @@ class RegressingSection(VLMHeadSection):
 
     @property
     def regression(self) -> RegressionHeadConfig:
-        """Of the last step, from one token an action to the action."""
+        """The config of the last step, from one token per action to the action."""
         return RegressionHeadConfig(
             pose_loss=self.pose_loss, pose_weight=self.pose_weight, gripper_weight=self.gripper_weight
         )
 
 
 class OFTHeadConfig(RegressingSection):
-    """One query an action behind the instruction; an MLP turns what the model makes of it into the action."""
+    """One query per action after the instruction; an MLP turns each query's hidden state into the action."""
 
     name: Literal["vlm-oft"] = "vlm-oft"
     dim: Size = 512  # of the MLP
@@ -62,12 +62,12 @@ class OFTHeadConfig(RegressingSection):
 
 
 class AdapterHeadConfig(RegressingSection):
-    """A small transformer over the chunk, whose layers read the hidden states of the model's layers by bridges."""
+    """A small transformer over the chunk, whose layers (bridges) read the hidden states of the model's layers."""
 
     name: Literal["vlm-adapter"] = "vlm-adapter"
-    queries: Annotated[int, Field(ge=0, le=4096)] = 64  # behind the instruction; 0: only what is there without any
+    queries: Annotated[int, Field(ge=0, le=4096)] = 64  # after the instruction; 0: bridges read the prompt and proprio
     dim: Size = 512
-    layers: Layers | None = None  # of the bridges, over layers of the model that are evenly spread; null: one for each
+    layers: Layers | None = None  # bridges, evenly spread over the model's layers; null: one for each of them
     heads: Size = 8
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
 
@@ -85,8 +85,8 @@ class ExpertHeadConfig(VLMHeadSection):
     name: Literal["vlm-expert"] = "vlm-expert"
     dim: Size = 512
     mlp_dim: Size = 2048
-    heads: Size | None = None  # that ask; null: as many as in the model
-    steps: Size = 10  # of Euler's, when actions are sampled
+    heads: Size | None = None  # of queries; null: as many as in the model
+    steps: Size = 10  # of Euler's method, for sampling actions
     pose_weight: Weight = 1.0
     gripper_weight: Weight = 1.0
 

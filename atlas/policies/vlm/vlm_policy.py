@@ -18,7 +18,7 @@ from atlas.policies.vlm.vlm_head_contract import HiddenStates
 from atlas.policies.vlm.vlm_section import TEACHER_KEY, VLMConfig
 from atlas.types import Batch, LossTerms
 
-_COPY = "backbone"  # where a saved policy that includes its frozen parts has the model
+_COPY = "backbone"  # the folder, in a saved policy, with a copy of the model, if it includes its frozen parts
 
 
 class VLMPolicy(Policy):
@@ -40,7 +40,7 @@ class VLMPolicy(Policy):
         self.vision, self.language, self._prompts = self._backbone.parts(processor.image_size, read_weights)
         spec, layers = processor.action_spec, len(self.language.layers)
         self.head = config.head.build(self.language.sizes, spec, processor.action_horizon, processor.proprio_width)
-        # The head's tokens have unit deviation; the model's words have another.
+        # The head's tokens have a standard deviation of 1; this scales them to that of the model's words.
         words = self.language.model.get_input_embeddings()
         some = torch.arange(0, words.num_embeddings, max(1, words.num_embeddings // 1024))
         self.token_scale = nn.Buffer(words(some).float().std().detach())
@@ -64,18 +64,18 @@ class VLMPolicy(Policy):
     def sample(self, batch: Batch, generator: torch.Generator | None = None) -> torch.Tensor:
         """Actions float32 [B, H, A] in the ActionSpec's units, grippers between open and closed.
 
-        A generative head draws its noise from `generator`, else from the batch's keys, else from torch's own generator.
+        A generative head draws its noise from `generator`, else from the batch's keys, else from torch's generator.
         """
         return self._actions(batch, *self._read(batch), generator)
 
     @torch.no_grad()
     def losses_and_sample(self, batch: Batch) -> tuple[LossTerms, torch.Tensor]:
-        """What `forward` and `sample` give, for one look at the images."""
+        """The results of `forward` and `sample`, from one pass over the images."""
         states, proprio = self._read(batch)
         return self._losses(batch, states, proprio), self._actions(batch, states, proprio, None)
 
     def _read(self, batch: Batch) -> tuple[HiddenStates, torch.Tensor]:
-        """The language part's hidden states, and proprio [B, P], scaled."""
+        """The language part's hidden states, and scaled proprio [B, P]."""
         seen = self._see(batch)
         proprio = self.proprio_scaler.normalize(batch.proprio, batch.source)
         prompts = self._prompts.batch(batch.instruction, self._views, self.head.extra_tokens, seen.device)
@@ -117,7 +117,7 @@ class VLMPolicy(Policy):
         return self.processor.views
 
     def blocks(self) -> list[nn.Module]:
-        """Blocks without a trainable parameter are left out, unless something goes back through them."""
+        """The blocks, without those that have no trainable parameter and that no gradient passes."""
         vision = [block for block in self.vision.blocks if any(p.requires_grad for p in block.parameters())]
         return [*vision, *self.language.blocks, *self.head.blocks]
 
@@ -128,14 +128,14 @@ class VLMPolicy(Policy):
         return names if taught else tuple(name for name in names if name != "alignment_loss")
 
     def learning_rate_factor(self, name: str) -> float:
-        """Pretrained weights may learn more slowly."""
+        """A factor below 1 makes pretrained weights learn more slowly."""
         pretrained = name.startswith(("vision.", "language.")) and not self.config.backbone.freeze
         return self.config.backbone.learning_rate_factor if pretrained else 1.0
 
     def parts(self) -> dict[str, nn.Module]:
         return {"vision": self.vision, "language": self.language, "head": self.head}
 
-    # ---- what is saved -----------------------------------------------------------------------------------
+    # ---- saving ------------------------------------------------------------------------------------------
 
     @property
     def frozen(self) -> dict[str, FrozenWeights]:
@@ -143,19 +143,19 @@ class VLMPolicy(Policy):
         return {name: weights for name, weights in parts.items() if weights is not None}
 
     def is_own(self, name: str) -> bool:
-        """Adapters of a frozen part are; the alignment's teacher is not."""
+        """True for the adapters of a frozen part too; false for the alignment's teacher."""
         left_out = (*(f"{part}." for part in self.frozen), "alignment.teacher.")
         return name in self._trained or not name.startswith(left_out)
 
     def save_frozen(self, part: str, directory: Path) -> None:
-        """One copy of the model is of both parts."""
+        """Save one copy of the model for both parts."""
         if part == next(iter(self.frozen)):
             self._backbone.save_copy(directory / _COPY)
 
-    # ---- what a training makes use of --------------------------------------------------------------------
+    # ---- for training ------------------------------------------------------------------------------------
 
     def load_teacher(self, read_weights: bool = True) -> None:
-        """The alignment's, where there is one."""
+        """Load the alignment's teacher, if there is one."""
         if self.alignment is not None:
             self.alignment.load_teacher(read_weights)
 
@@ -168,14 +168,15 @@ class VLMPolicy(Policy):
 
     @torch.no_grad()
     def count_tokens(self, batch: Batch) -> dict[str, int]:
-        """Of the images, and of the longest instruction with what stands around it and the head's own."""
+        """The number of tokens of the images, and of the longest instruction with the rest of the prompt and the head's
+        tokens."""
         prompts = self._prompts.batch(batch.instruction, self._views, self.head.extra_tokens, batch.proprio.device)
         seen = prompts.image_slots.shape[1]
         return {"vision": seen, "language": prompts.ids.shape[1] - seen}
 
 
 def inner_layer(asked: int | None, layers: int) -> int:
-    """After which language layer images are aligned, from 1. Raises InputError for one that is not there."""
+    """The language layer, counted from 1, after which images are aligned. Raises InputError for a missing layer."""
     if asked is not None and asked > layers:
-        raise InputError(f"model.alignment.layer is {asked}, and the model has {layers} language layers.")
+        raise InputError(f"model.alignment.layer is {asked}, but the model has {layers} language layers.")
     return asked or max(1, round(0.75 * layers))

@@ -34,15 +34,17 @@ class BackboneConfig(Section):
     """
 
     pretrained: UserPath  # a folder, or a name on the hub, such as HuggingFaceTB/SmolVLM2-500M-Video-Instruct
-    freeze: bool = True  # all of it
-    freeze_vision: bool = False  # where freeze is false: the image part alone
-    lora: LoRAConfig | None = None  # in the language part, with freeze
-    learning_rate_factor: Annotated[float, Field(gt=0)] = 0.1  # of training.learning_rate, for what is not frozen
+    freeze: bool = True  # the whole model
+    freeze_vision: bool = False  # only the image part, where freeze is false
+    lora: LoRAConfig | None = None  # adapters in the language part; needs freeze
+    learning_rate_factor: Annotated[float, Field(gt=0)] = 0.1  # of training.learning_rate, for unfrozen weights
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of frozen weights; auto: bf16 on GPUs, fp32 on CPUs
-    language_layers: Layers | None = None  # the first so many alone; null: all of them
-    image_size: Size | None = None  # pixels that the model sees a view in; null: by its own rule
-    prompt: str | None = None  # with {images} and {instruction}; null: the form that the model was trained with
-    max_length: Annotated[int, Field(ge=4, le=65536)] = 128  # tokens of an instruction; longer: cut, with a warning
+    language_layers: Layers | None = None  # use only the first so many; null: all of them
+    image_size: Size | None = None  # the side of the views that the model sees, pixels; null: by its own rule
+    prompt: str | None = None  # with {images} and {instruction}; null: the model's training prompt
+    max_length: Annotated[int, Field(ge=4, le=65536)] = (
+        128  # tokens of an instruction; longer ones are cut and warned of
+    )
 
     _one_way = model_validator(mode="after")(check_one_way_to_train)
 
@@ -51,12 +53,12 @@ class BackboneConfig(Section):
     def _has_both(cls, prompt: str | None) -> str | None:
         for part in (IMAGES, INSTRUCTION):
             if prompt is not None and prompt.count(part) != 1:
-                raise ValueError(f"the prompt '{prompt}' must have {part} in it once")
+                raise ValueError(f"the prompt '{prompt}' must contain {part} exactly once")
         return prompt
 
     @property
     def vision_stays(self) -> bool:
-        """Whether the image part's outputs stay the same while the policy is trained."""
+        """Whether training leaves the image part's outputs unchanged."""
         return self.freeze or self.freeze_vision
 
     # ---- its image part as a CachedEncoder (atlas/policies/feature_cache_filling.py) -----------------------
@@ -90,9 +92,9 @@ class BackboneConfig(Section):
 
 
 class VLMAlignmentConfig(AlignmentConfig):
-    """Draws the image tokens of an inner layer of the language part towards a frozen VGGT's (Spatial Forcing)."""
+    """Draws the image tokens after an inner layer of the language part towards a frozen VGGT's (Spatial Forcing)."""
 
-    layer: Layers | None = None  # after which of the language part's layers; null: after three quarters of them
+    layer: Layers | None = None  # the language part's layer; null: the one after three quarters of them
 
 
 class VLMConfig(ModelConfig):
@@ -120,7 +122,7 @@ class VLMConfig(ModelConfig):
     def check_data(self, data: DataConfig) -> None:
         if data.feature_cache is not None and not self.backbone.vision_stays:
             raise ValueError(
-                "data.feature_cache holds what a frozen image part says; set model.backbone.freeze or "
+                "data.feature_cache holds features of a frozen image part; set model.backbone.freeze or "
                 "model.backbone.freeze_vision to true"
             )
         if self.alignment is None:
@@ -131,12 +133,12 @@ class VLMConfig(ModelConfig):
         )
         if self.backbone.freeze and self.backbone.lora is None:
             raise ValueError(
-                "model.alignment draws the model's own tokens somewhere, and none of it is trained: set "
+                "model.alignment trains the model's own tokens, but the whole model is frozen: set "
                 "model.backbone.lora, or model.backbone.freeze to false"
             )
         if data.feature_cache is not None:
             raise ValueError(
-                "model.alignment needs images, and data.feature_cache stands for them: leave one of them out"
+                "model.alignment needs images, but data.feature_cache replaces them: leave one of them out"
             )
 
     def check_pretrained(self, folder: Path | None = None) -> None:
@@ -158,6 +160,6 @@ class VLMConfig(ModelConfig):
         return self.backbone if self.backbone.vision_stays else None
 
     def memory_advice(self) -> Sequence[str]:
-        fewer = "model.backbone.language_layers=N, the first N layers of the language part alone"
-        frozen = "model.backbone.freeze=true, with model.backbone.lora for what should still be learned"
+        fewer = "model.backbone.language_layers=N: uses only the first N layers of the language part"
+        frozen = "model.backbone.freeze=true: freezes the model; adapters (model.backbone.lora) can still learn"
         return (fewer,) if self.backbone.freeze else (frozen, fewer)
