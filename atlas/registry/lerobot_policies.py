@@ -32,7 +32,7 @@ def lerobot_kind(folder: Path) -> str:
     try:
         kind = read_json(file)["type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is not the config of a policy of LeRobot ({error!r:.100}).") from None
+        raise InputError(f"{file} is not the config of a LeRobot policy ({error!r:.100}).") from None
     if not isinstance(kind, str):
-        raise InputError(f"{file} is not the config of a policy of LeRobot: its type is {kind!r:.40}.")
+        raise InputError(f"{file} is not the config of a LeRobot policy: its type is {kind!r:.40}.")
     return kind

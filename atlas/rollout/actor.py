@@ -1,4 +1,4 @@
-"""Who acts in an environment: a policy, a client of a policy's server, recorded actions."""
+"""The contract of actors in an environment: a policy, a client of a policy server, recorded actions."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from atlas.policies.processor import PolicyProcessor
 from atlas.rollout.chunk_timeline import RunningChunk
 from atlas.types import Observation
 
-_UNSEEN = 16  # pixels, for an actor that looks at nothing
+_UNSEEN = 16  # pixels, for an actor that uses no images
 
 
 class Actor(Protocol):
-    """Says what to do next in episodes that run side by side, each of which has a number of the caller's choice."""
+    """Chooses the next actions in episodes that run side by side, each with a number of the caller's choice."""
 
     @property
     def processor(self) -> PolicyProcessor | None:
-        """Which cameras it looks at, at which size, and what its actions mean; None where it looks at nothing."""
+        """Its cameras, their image size and the meaning of its actions; None for an actor that uses no observations."""
         ...
 
     def reset(self, episode: int, seed: int) -> None:
-        """Forget what was under this number: an episode begins. seed: of the random numbers that it may draw."""
+        """Begin an episode, and forget the previous one of this number. seed: for the random numbers that it draws."""
         ...
 
     def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
-        """Of each episode the actions [n, A] to execute before it must be observed again, in the ActionSpec's units. No
+        """For each episode the actions [n, A] to execute before the next observation, in the ActionSpec's units. No
         actions, [0, A], end the episode."""
         ...
 
 
 @runtime_checkable
 class FollowingActor(Actor, Protocol):
-    """An actor that can make a chunk go on from what is still being executed (real-time chunking)."""
+    """An actor that can make a chunk continue the one being executed (real-time chunking)."""
 
     @property
     def follows(self) -> bool:
-        """Whether it can, with the policy that it has."""
+        """Whether it can, with its policy."""
         ...
 
     def plan_following(
         self, observations: Mapping[int, Observation], running: Mapping[int, RunningChunk]
     ) -> dict[int, np.ndarray]:
-        """As `plan`; the chunks of the episodes in `running` go on from what is left there."""
+        """Like `plan`; the chunks of the episodes in `running` continue the chunks given there."""
         ...
 
 
@@ -56,18 +56,17 @@ def history_of(actor: Actor) -> History:
 
 
 def image_size_for(actor: Actor) -> int:
-    """The side of the square images that an environment is to show an actor, in pixels."""
+    """The side, in pixels, of the square images that an actor needs from an environment."""
     return _UNSEEN if actor.processor is None else actor.processor.camera_size
 
 
 class AblatedActor:
-    """An actor that is told less than the truth, to see what it relies on; what is scored stays the same."""
+    """An actor with falsified observations, which shows what it relies on; scoring is unchanged."""
 
     def __init__(
         self, actor: Actor, instructions: Sequence[str], shuffle_instructions: bool = False, blind: bool = False
     ) -> None:
-        """instructions: the environment's; shuffled, the next of them is said instead of the right one. blind: images
-        are black."""
+        """instructions: the environment's; if shuffled, each is replaced by the next. blind: images are black."""
         self._actor, self._instructions = actor, instructions
         self._shuffle_instructions, self._blind = shuffle_instructions, blind
 

@@ -1,4 +1,4 @@
-"""From predicted chunks to the actions that are executed: the state of a rollout."""
+"""Turns predicted chunks into executed actions, and keeps the state of a rollout."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from atlas.types import Observation
 
 @dataclass
 class _Episode:
-    """What is known of a running episode."""
+    """The state of a running episode."""
 
     execution: ChunkExecution
     seed: int = 0
-    asked: int = 0  # chunks so far
+    asked: int = 0  # chunks predicted so far
 
 
 class ChunkExecutor:
-    """The actor that a policy is: executes the first `execute` of the H predicted actions before it looks again.
+    """A policy as an actor: executes the first `execute` of the H predicted actions before it looks again.
 
-    With `ensemble` it looks at every step instead, and averages what all chunks that reach this step say about it,
-    with weights exp(-ensemble * i) for i = 0 (the oldest), 1, … (temporal ensembling, Zhao et al., 2023, section IV-A).
-    With `delay_ms` a chunk is there as late as on a robot: meanwhile what is left of the last one is executed, and the
-    actions of the new one for steps that are over are left out. With `blend` the last chunk keeps that weight where
-    two overlap; with 'guided' the policy makes the new one go on from the last (`FollowsChunks`).
-    Each of the episodes that it drives at once has a number of the caller's choice and its own state. The random
-    numbers of a generative policy follow from (the episode's seed, how many chunks it was asked for), so that a rollout
-    does not depend on the episodes beside it. On a CPU each is asked by itself, since in a batch the last bits of a sum
-    depend on how many there are, and contact makes much of little; on a GPU, where that would take many times as long,
-    all are asked together.
+    With `ensemble` it looks at every step, and averages the actions that all chunks predict for this step, with weights
+    exp(-ensemble * i) for i = 0 (the oldest), 1, … (temporal ensembling, Zhao et al., 2023, section IV-A). With
+    `delay_ms` a chunk arrives as late as on a robot: until then the rest of the previous chunk is executed, and the new
+    chunk's actions for steps that have passed are dropped. With `blend` the previous chunk keeps that weight where two
+    overlap; with 'guided' the policy makes the new chunk continue the previous one (`FollowsChunks`).
+    Each of the episodes that run side by side has a number of the caller's choice and its own state. The random numbers
+    of a generative policy follow from (the episode's seed, the number of chunks so far), so that a rollout does not
+    depend on the other episodes. On a CPU each episode is planned by itself, because the last bits of a sum depend on
+    the batch size, and contacts amplify small differences; on a GPU, where that would take many times as long, all are
+    planned together.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class ChunkExecutor:
         delay_ms: float = 0.0,
         blend: Blend = None,
     ) -> None:
-        """environment: the world's name, by which a policy of several datasets knows whose statistics apply. together:
-        whether all episodes are asked in one batch, whatever the device; None: as above."""
+        """environment: the world's name, which selects the statistics of a policy trained on several datasets.
+        together: whether all episodes are planned in one batch, whatever the device; None: as above."""
         horizon, hz = policy.processor.action_horizon, policy.processor.action_spec.control_hz
         self._how = Execution(horizon, hz, execute, ensemble, delay_ms, blend)
         check_guided(policy, blend)
@@ -63,7 +63,7 @@ class ChunkExecutor:
 
     @classmethod
     def configured(cls, policy: Policy, config: EvaluationConfig, environment: str | None) -> ChunkExecutor:
-        """As a config has it executed."""
+        """An executor with a config's settings."""
         return cls(policy, config.execute, config.ensemble, environment, delay_ms=config.delay_ms, blend=config.blend)
 
     def _new_episode(self, seed: int = 0) -> _Episode:
@@ -75,15 +75,15 @@ class ChunkExecutor:
 
     @property
     def processor(self) -> PolicyProcessor:
-        """The policy's."""
+        """The policy's processor."""
         return self._policy.processor
 
     def reset(self, episode: int, seed: int) -> None:
-        """Forget an episode's state; call it when one begins. seed: of its policy's random numbers."""
+        """Begin an episode, and forget the previous one of this number. seed: for the policy's random numbers."""
         self._episodes[episode] = self._new_episode(seed)
 
     def forget(self, episode: int) -> None:
-        """Keep nothing of an episode that nobody will ask about again."""
+        """Drop the state of an episode that has ended."""
         self._episodes.pop(episode, None)
 
     @property
@@ -92,7 +92,7 @@ class ChunkExecutor:
         return isinstance(self._policy, FollowsChunks) and self._policy.follows
 
     def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
-        """Of each episode the actions [n, A] to execute before it must be observed again, in the ActionSpec's units."""
+        """For each episode the actions [n, A] to execute before the next observation, in the ActionSpec's units."""
         found = {number: self._episodes[number].execution.running() for number in observations}
         return self.plan_following(observations, {number: rest for number, rest in found.items() if rest is not None})
 
@@ -131,7 +131,7 @@ class ChunkExecutor:
         delay: int,
         device: torch.device,
     ) -> np.ndarray:
-        """float32 [n, H, A]; rests: of each, or of none, the actions [R, A] to go on from."""
+        """float32 [n, H, A]; rests: for each episode the actions [R, A] to continue, or empty."""
         batch = replace(self._policy.processor.batch(list(observations), self._source), key=_keys(episodes)).to(device)
         if not rests:
             return np.asarray(self._policy.sample(batch).float().cpu().numpy())
@@ -141,14 +141,14 @@ class ChunkExecutor:
 
 
 def check_guided(policy: Policy, blend: Blend) -> None:
-    """Raises InputError where a policy cannot make a chunk go on from the last one, and is asked to."""
+    """Raise InputError where blend is 'guided' and the policy cannot make a chunk continue the previous one."""
     if blend == "guided" and not (isinstance(policy, FollowsChunks) and policy.follows):
         raise InputError(
-            "blend is guided, which is for policies that make actions of noise, such as those with a flow-matching "
+            "blend is guided, which is for policies that make actions from noise, such as those with a flow-matching "
             f"head; this one, of the type {policy.config.type}, does not. Give a weight instead, such as 0.3."
         )
 
 
 def _keys(episodes: Sequence[_Episode]) -> torch.Tensor:
-    """What the random numbers of each episode's next chunk follow from, int64 [n]."""
+    """The keys of the random numbers of each episode's next chunk, int64 [n]."""
     return sample_keys(0, torch.tensor([e.seed for e in episodes]), torch.tensor([e.asked for e in episodes]))

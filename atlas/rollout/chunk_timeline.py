@@ -1,7 +1,7 @@
-"""Chunks that come late and overlap: which action is for which step.
+"""Chunks that arrive late and overlap: which action is executed at which step.
 
-A robot does not stand still while its policy thinks: it goes on with the last chunk, and when the next one is there,
-its first actions are for steps that are over.
+A robot does not stand still while its policy computes: it goes on with the previous chunk, and when the next chunk
+arrives, its first actions are for steps that have passed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Blend = float | Literal["guided"] | None  # see EvaluationConfig
 
 
 def delay_steps(delay_ms: float, control_hz: float) -> int:
-    """The control steps that pass until an answer that takes so long is there."""
+    """The number of control steps that pass during this delay."""
     return math.ceil(delay_ms * control_hz / 1000 - 1e-9)
 
 
@@ -30,40 +30,42 @@ def check_execution(
     delay_ms: float,
     blend: Blend,
 ) -> None:
-    """Raises InputError where chunks of so many actions cannot be executed so."""
+    """Raise InputError where chunks of `horizon` actions cannot be executed with these settings."""
     if not 1 <= execute <= horizon:
         raise InputError(f"The number of executed actions must be from 1 to {horizon} (the chunk), got {execute}.")
     if ensemble is not None and ensemble < 0:
         raise InputError(f"The ensemble's weight must not be negative, got {ensemble}.")
     if delay_ms < 0 or (isinstance(blend, float | int) and not 0 <= blend < 1):
-        raise InputError(f"A delay must not be negative, and blend be from 0 to below 1; got {delay_ms} ms, {blend}.")
+        raise InputError(
+            f"delay_ms must not be negative, and blend must be from 0 to below 1; got {delay_ms} ms and {blend}."
+        )
     if ensemble is not None and (delay_ms or blend is not None):
         raise InputError("ensemble asks the policy at every step; leave it out with delay_ms and blend.")
     late = delay_steps(delay_ms, control_hz)
     if late > min(execute, horizon - execute):
         raise InputError(
-            f"A delay of {delay_ms:g} ms is {late} steps at {control_hz:g} Hz. While an answer is on its way the last "
-            f"chunk must go on: execute at least {late} actions of it and leave as many; of {horizon}, {execute} are "
-            f"executed. A longer chunk (data.action_horizon) bears a longer delay."
+            f"A delay of {delay_ms:g} ms is {late} steps at {control_hz:g} Hz, during which the previous chunk must go "
+            f"on: execute at least {late} of its actions, and leave at least as many; of {horizon}, {execute} are "
+            f"executed. A longer chunk (data.action_horizon) allows a longer delay."
         )
 
 
 class ChunkTimeline:
-    """The actions that are planned, by the step they are for."""
+    """The planned actions, by their steps."""
 
     def __init__(self, blend: float = 0.0) -> None:
-        """blend: the older chunk's weight in steps that two chunks reach (LeRobot's robot client has 0.3)."""
+        """blend: the older chunk's weight at steps that two chunks cover (0.3 in LeRobot's robot client)."""
         self._blend = blend
         self._first = 0
         self._actions: np.ndarray | None = None
 
     @property
     def end(self) -> int:
-        """One past the last step that is planned."""
+        """One past the last planned step."""
         return self._first + (0 if self._actions is None else len(self._actions))
 
     def add(self, chunk: np.ndarray, start: int, now: int) -> None:
-        """Plan by a chunk [H, A] whose first action is for the step `start`, and which is there at the step `now`."""
+        """Add a chunk [H, A] whose first action is for the step `start`, and which arrives at the step `now`."""
         new = chunk[now - start :]
         old = self.take(now, self.end - now)
         if old is not None and len(old):
@@ -73,7 +75,7 @@ class ChunkTimeline:
         self._first, self._actions = now, new
 
     def take(self, step: int, count: int) -> np.ndarray | None:
-        """The actions [n, A] for so many steps from `step` on, as far as they are planned; None before any was."""
+        """The planned actions [n, A] of at most `count` steps from `step` on; None before the first chunk."""
         if self._actions is None:
             return None
         begin = max(0, step - self._first)
@@ -82,17 +84,17 @@ class ChunkTimeline:
 
 @dataclass(frozen=True)
 class RunningChunk:
-    """What is still to be executed of the chunks before, while the next one is made."""
+    """The unexecuted rest of the previous chunks while the next one is computed."""
 
-    rest: np.ndarray  # float32 [R, A], from the present step on, in the ActionSpec's units
+    rest: np.ndarray  # float32 [R, A], from the current step on, in the ActionSpec's units
     delay: int  # control steps until the next chunk is there
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How chunks of `horizon` actions are executed; the same for a policy of this process and for one on a server.
+    """How chunks of `horizon` actions are executed, for a policy in this process and for one on a server alike.
 
-    Raises InputError where they cannot be executed so, see `check_execution`.
+    Raises InputError, see `check_execution`.
     """
 
     horizon: int
@@ -107,26 +109,26 @@ class Execution:
 
     @property
     def delay(self) -> int:
-        """In control steps."""
+        """The delay in control steps."""
         return delay_steps(self.delay_ms, self.control_hz)
 
 
 class ChunkExecution:
-    """The chunks of one episode, and what is executed of them."""
+    """The chunks of one episode, and the actions executed from them."""
 
     def __init__(self, how: Execution) -> None:
         self._how = how
-        self._chunks: list[np.ndarray] = []  # those that reach the present, oldest first; to average
-        self._step = 0  # so many are executed once what was planned is over
+        self._chunks: list[np.ndarray] = []  # those that cover the current step, oldest first, for averaging
+        self._step = 0  # steps executed once the planned ones are over
         self._timeline = ChunkTimeline(0.0 if how.blend in (None, "guided") else float(how.blend))
 
     def running(self) -> RunningChunk | None:
-        """What the next chunk is to go on from; None where it is not guided, or where nothing is left."""
+        """The chunk that the next one should continue; None without guidance, or where no actions are left."""
         rest = self._timeline.take(self._step, self._how.horizon) if self._how.blend == "guided" else None
         return None if rest is None or not len(rest) else RunningChunk(rest, self._how.delay)
 
     def taken(self, chunk: np.ndarray) -> np.ndarray:
-        """Of the chunk [H, A] about the present step what is executed until the next one is asked for, [n, A]."""
+        """The actions [n, A] to execute until the next chunk is requested. chunk: [H, A], from the current step on."""
         how = self._how
         if how.ensemble is not None:
             return self._averaged(chunk, how.ensemble)
@@ -142,7 +144,7 @@ class ChunkExecution:
 
     def _averaged(self, chunk: np.ndarray, ensemble: float) -> np.ndarray:
         history = self._chunks = [*self._chunks, chunk][-len(chunk) :]
-        # The chunk made `age` steps ago says with its entry `age` what to do now.
-        opinions = np.stack([old[age] for age, old in zip(range(len(history) - 1, -1, -1), history, strict=True)])
-        weights = np.exp(-ensemble * np.arange(len(opinions)))
-        return np.asarray((opinions * weights[:, None]).sum(0) / weights.sum(), np.float32)[None]
+        # Entry `age` of the chunk made `age` steps ago is for the current step.
+        actions = np.stack([old[age] for age, old in zip(range(len(history) - 1, -1, -1), history, strict=True)])
+        weights = np.exp(-ensemble * np.arange(len(actions)))
+        return np.asarray((actions * weights[:, None]).sum(0) / weights.sum(), np.float32)[None]

@@ -1,4 +1,4 @@
-"""Which episodes are played: their seeds, one range a purpose, so that no two purposes ever share an episode."""
+"""The seeds of episodes: one range per purpose, so that no two purposes ever share an episode."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _LIMIT = 10**6
 
 @dataclass(frozen=True)
 class PlannedEpisode:
-    """An episode to be played. With `init_state`, float64 [D], it begins in that state of a simulator, and otherwise as
-    its seed says; the actor draws by the seed either way. The perturbation, where there is one, follows from its name,
+    """An episode to play. With `init_state`, float64 [D], it begins in that state of a simulator, otherwise in the one
+    of its seed; the actor's random numbers follow from the seed in both cases. A perturbation follows from its name,
     its level and the seed."""
 
     number: int
@@ -31,7 +31,7 @@ class PlannedEpisode:
 
 
 def plan_episodes(env: str, episodes: int, purpose: Purpose, seed: int) -> list[PlannedEpisode]:
-    """Episodes in turn over the environment's instructions, if it has any, with seeds that no other purpose uses."""
+    """Episodes that go through the environment's instructions, if any, in turn; no other purpose uses their seeds."""
     instructions = environment_spec(env).instructions or ("",)
     return [
         PlannedEpisode(i, episode_seed(purpose, seed, i), instructions[i % len(instructions)]) for i in range(episodes)

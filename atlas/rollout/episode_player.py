@@ -1,4 +1,4 @@
-"""One episode of an environment, played a piece at a time, in the process that has the environment."""
+"""Plays one episode of an environment piece by piece, in the process that has the environment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from atlas.types import Observation
 
 @dataclass(frozen=True)
 class Executed:
-    """What became of a piece's actions."""
+    """The executed actions of a piece, and their rewards."""
 
     actions: np.ndarray  # float32 [n, A], as the environment clipped them
     rewards: np.ndarray  # float32 [n]
@@ -26,17 +26,17 @@ class Executed:
 
 @dataclass(frozen=True)
 class Segment:
-    """What there is to say after a reset or after some actions."""
+    """The result of a reset or of some actions."""
 
     observation: Observation | None  # None at the end of an episode, unless its transitions are wanted
-    reward: float = 0.0  # of these steps, summed
+    reward: float = 0.0  # the sum over these steps
     steps: int = 0
     terminated: bool = False
     truncated: bool = False
     success: bool = False  # at the last step
-    trace: Trace | None = None  # of the whole episode, when it is over and was to be recorded
+    trace: Trace | None = None  # of the whole episode, at its end, if it was recorded
     executed: Executed | None = None  # where transitions are wanted
-    failure: Failure | None = None  # how it failed, when it is over and a simulator tells
+    failure: Failure | None = None  # how the episode failed, at its end, where a simulator shows it
 
     @property
     def done(self) -> bool:
@@ -44,7 +44,7 @@ class Segment:
 
 
 class EpisodePlayer:
-    """Plays an episode: `begin`, then `run` until what it returns is done."""
+    """Plays an episode: call `begin`, then `run` until its result is done."""
 
     def __init__(
         self,
@@ -54,14 +54,14 @@ class EpisodePlayer:
         transitions: bool = False,
         history: History = ONE_FRAME,
     ) -> None:
-        """record: keep what it takes to film it. transitions: say of each step what was executed and its reward, and
-        observe the end too. history: the frames that observations show; with earlier ones every step is observed. All
-        cost time. Raises InputError for a perturbation that there is not."""
+        """record: keep a trace for films. transitions: report each step's executed action and reward, and observe the
+        end too. history: the frames in observations; earlier frames mean that every step is observed. All of these cost
+        time. Raises InputError for an unknown perturbation."""
         self._env, self._episode, self._record, self._transitions = env, episode, record, transitions
         choice = episode.perturbation
         self._perturbation = None if choice is None else choice.of_episode(episode.seed, env.spec)
         self._variation = AS_IT_IS if self._perturbation is None else self._perturbation.variation()
-        # A simulator is asked for its state, or for one more picture, where that is needed.
+        # A simulator can give its state, or render an observation, afterwards.
         self._always_observed = (record or transitions) and not isinstance(env, Simulator)
         if self._perturbation is not None and self._perturbation.every_step:
             self._always_observed = True
@@ -72,7 +72,7 @@ class EpisodePlayer:
         self._success = False
 
     def begin(self) -> Segment:
-        """Raises InputError where the environment cannot begin so."""
+        """Begin the episode. Raises InputError where the environment cannot begin it."""
         env, episode = self._env, self._episode
         if isinstance(env, VariableScene):
             env.vary(self._variation)
@@ -95,7 +95,7 @@ class EpisodePlayer:
         return Segment(self._seen.latest())
 
     def run(self, actions: np.ndarray) -> Segment:
-        """Execute actions [n, A], until the episode ends. Where there are none, it is over: truncated."""
+        """Execute actions [n, A] until the episode ends. No actions truncate it."""
         results: list[StepResult] = []
         for number, action in enumerate(actions):
             results.append(self._step(action, observe=number == len(actions) - 1))
@@ -144,7 +144,7 @@ class EpisodePlayer:
         )
 
     def _observed(self, results: list[StepResult], done: bool) -> Observation | None:
-        """What is seen after these steps; at the end of an episode only where its transitions are wanted."""
+        """The observation after these steps; at the end of an episode only where its transitions are wanted."""
         if not results or (done and not self._transitions):
             return None
         if results[-1].observation is None:  # it ended before the last action

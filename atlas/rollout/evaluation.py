@@ -1,4 +1,4 @@
-"""Closed-loop evaluation: an actor acts in the world, and what it achieves is counted."""
+"""Closed-loop evaluation: an actor acts in the world, and its successes are counted."""
 
 from __future__ import annotations
 
@@ -43,21 +43,22 @@ from atlas.types import Observation
 
 logger = logging.getLogger(__name__)
 
-MOST_WORKERS = 16  # of one process, where nobody has said how many
-_TRIES = 3  # of an episode whose worker dies
+MOST_WORKERS = 16  # of one process, unless a number was given
+_TRIES = 3  # for an episode whose worker dies
 
 
 @dataclass(frozen=True)
 class PlayedEpisode:
     outcome: EpisodeOutcome
-    trace: Trace | None  # where it was recorded
-    handed_over: int | None = None  # the step from which on the world's expert acted; None: it did not
+    trace: Trace | None  # None where it was not recorded
+    handed_over: int | None = None  # the step at which the world's expert took over; None: it did not
 
 
 class Evaluator:
     """Runs episodes of one environment in worker processes, which live until `close`.
 
-    Each takes memory, of the GPU too: there are as many as cores, but no more than episodes, nor than 16 unless asked.
+    Each takes memory, also on the GPU. There are as many workers as cores, but no more than episodes, and no more than
+    16 unless asked for.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Evaluator:
         beat: Callable[[str], None] = lambda what: None,
         gpu: RenderingGPU | None = None,
     ) -> None:
-        """beat: is told what was done, after every piece of an episode and every film. gpu: what renders, if any."""
+        """beat: called with a description after every piece of an episode and every film. gpu: renders, if given."""
         self.env = env
         self._beat = beat
         self._workers = workers or min(available_cores(), MOST_WORKERS)
@@ -86,10 +87,10 @@ class Evaluator:
         title: str | None = "evaluating",
         looks: Mapping[int, Sequence[Look]] | None = None,
     ) -> list[EpisodeOutcome]:
-        """Run the episodes and count; then film the first `videos` of them, every step, into `video_dir`, and the
-        worst together. Outcomes come in the order of `episodes`.
+        """Run the episodes, then film every step of the first `videos` of them into `video_dir`, and the worst in one
+        film. Returns the outcomes in the order of `episodes`.
 
-        looks: {an episode's seed: where the policy looked}, as a WatchedActor fills it; it is drawn into the films.
+        looks: {an episode's seed: where the policy looked}, as a WatchedActor fills it; drawn into the films.
         """
         filmed = videos if video_dir is not None else 0
         played = self.play(actor, episodes, record=filmed > 0, title=title)
@@ -112,13 +113,13 @@ class Evaluator:
         on_transition: Callable[[PlannedEpisode, Transition], None] | None = None,
         hand_over: Mapping[int, int] | None = None,
     ) -> list[PlayedEpisode]:
-        """Run the episodes, as many at once as there are workers, the actor seeing those that wait together.
+        """Run the episodes, as many at once as there are workers; the actor plans for all that wait together.
 
-        record: keep what it takes to film them. on_transition: is given each decision's as soon as its actions are
-        over; those of an episode come in their order. hand_over: {the episode's number: after how many decisions of
-        the actor the world's expert takes over}. The episodes come back in the order of `episodes`.
-        An episode whose worker dies is begun again in another one, and named in the log; its transitions come again.
-        Raises WorkerDied where that has happened three times to one episode.
+        record: keep traces for films. on_transition: called with each decision's transition as soon as its actions are
+        over, in the order of the episode's decisions. hand_over: {the episode's number: the number of decisions after
+        which the world's expert takes over from the actor}. Returns the episodes in the order of `episodes`.
+        An episode whose worker dies begins again in another one, with a warning, and its transitions come again. Raises
+        WorkerDied where this happens to one episode three times.
         """
         hand_over, handed_over = hand_over or {}, set[int]()
         self._pool.grow(min(self._workers, len(episodes)))
@@ -142,7 +143,7 @@ class Evaluator:
                     waiting.append(episode)
                     handed_over.discard(episode.number)
                     logger.warning(
-                        "%s, in episode %d (seed %d, '%s'): it is begun again in another process",
+                        "%s, in episode %d (seed %d, '%s'): the episode begins again in another process",
                         *(death, episode.number, episode.seed, episode.instruction),
                     )
                 self._pool.restart(death.worker)
@@ -186,8 +187,8 @@ class Evaluator:
         return [played[e.number] for e in episodes]
 
     def record(self, played: Sequence[Played], title: str | None = None) -> Iterator[tuple[int, RecordedEpisode]]:
-        """Render episodes of a simulator that are over, as many at once as there are workers: (its place in `played`,
-        the episode), as they are ready."""
+        """Render finished episodes of a simulator, as many at once as there are workers. Yields (the index in `played`,
+        the episode) as they are ready."""
         self._pool.grow(min(1, len(played)))
         waiting = list(reversed(range(len(played))))
         rendering: dict[int, int] = {}
@@ -208,12 +209,12 @@ class Evaluator:
                     begin(worker)
 
     def film(self, orders: Sequence[Film], title: str | None = None) -> list[Path]:
-        """Make films of episodes that are over, as many at once as there are workers; returns those that were made.
+        """Make films of finished episodes, as many at once as there are workers; returns those that were made.
 
-        One that cannot be made, on a full disk for example, is warned of and left out.
+        A film that cannot be made, for example on a full disk, is left out with a warning.
         """
-        self._pool.grow(min(1, len(orders)))  # where this process has played none itself
-        waiting = sorted(orders, key=len)  # the longest is begun first
+        self._pool.grow(min(1, len(orders)))  # this process may not have played any episode itself
+        waiting = sorted(orders, key=len)  # the longest begins first
         filming: dict[int, Film] = {}
         made = []
 
@@ -227,7 +228,7 @@ class Evaluator:
                 begin(worker)
             while filming:
                 for worker, problem in self._films_made().items():
-                    if worker not in filming:  # it had nothing to do, and died
+                    if worker not in filming:  # an idle worker died
                         continue
                     path = filming.pop(worker).path
                     self._beat("a film")
@@ -269,12 +270,12 @@ def evaluate_checkpoint(
 ) -> EvaluationReport:
     """Evaluate a saved policy on episodes that neither training nor its selection ever used.
 
-    execute: actions of each chunk that are executed (None: half of it). video: a folder for films of all episodes.
-    recorder: is told what the policy is shown and says. perturb: see `choose_perturbations`; under each of them the
-    first `perturb_episodes` of the episodes are played again. purpose: whose episodes they are; another one than
-    'report' is to repeat what training has done. cameras: {a LeRobot policy's: the environment's}. delay_ms, blend: see
-    ChunkExecutor. show_attention: films show where it looks. Raises InputError for an unknown environment or
-    perturbation, a policy that does not fit it, a checkpoint that is damaged, or a folder that cannot be made.
+    execute: how many actions of each chunk are executed (None: half of it). video: a folder for films of all episodes.
+    recorder: records the policy's inputs and actions. perturb: see `choose_perturbations`; the first `perturb_episodes`
+    of the episodes are played again under each perturbation. purpose: whose episodes to play; others than 'report'
+    repeat those of training. cameras: {a LeRobot policy's: the environment's}. delay_ms, blend: see ChunkExecutor.
+    show_attention: show in films where the policy looks. Raises InputError for an unknown environment or perturbation,
+    a policy that does not fit it, a damaged checkpoint, and a folder that cannot be made.
     """
     choices = check_request(env, episodes, video, perturb, probed=instruction_shuffle or blind)
     device = acting_device()
@@ -325,13 +326,13 @@ def evaluate_checkpoint(
 def check_request(
     env: str, episodes: int, video: Path | None, perturb: Sequence[str] = (), probed: bool = False
 ) -> list[PerturbationChoice]:
-    """Before a policy is loaded or asked for; returns the perturbations that are asked for. Raises InputError for an
-    environment, a number of episodes, perturbations or a folder for films that cannot be."""
+    """Check a request before the policy is loaded; returns the perturbations. Raises InputError for a wrong
+    environment, number of episodes, perturbation or folder for films."""
     if episodes < 1:
         raise InputError(f"--episodes must be at least 1, got {episodes}.")
     choices = choose_perturbations(perturb, environment_spec(env))
     if choices and probed:
-        raise InputError("--perturb goes without --instruction-shuffle and --blind: evaluate once with each.")
+        raise InputError("--perturb cannot be combined with --instruction-shuffle or --blind: evaluate once with each.")
     if video is not None:
         check_folder("The folder for films", video)
     return choices
@@ -355,7 +356,7 @@ def evaluate_actor(
 ) -> EvaluationReport:
     """Evaluate an actor on episodes that neither training nor its selection ever used; see `evaluate_checkpoint`.
 
-    name: what the report calls it. gpu: what renders, if any. looks: see `Evaluator.run`.
+    name: the actor's name in the report. gpu: renders, if given. looks: see `Evaluator.run`.
     """
     spec = environment_spec(env)
     choices = choose_perturbations(perturb, spec)
@@ -365,7 +366,7 @@ def evaluate_actor(
     if blind and not spec.cameras:
         raise InputError(f"--blind makes images black, and '{env}' has no cameras.")
     if not spec.judged:
-        logger.warning("'%s' does not tell success: its rewards are all there is to compare.", env)
+        logger.warning("'%s' does not report success: only its rewards can be compared.", env)
     if instruction_shuffle or blind:
         actor = AblatedActor(actor, spec.instructions, instruction_shuffle, blind)
     if video is not None:
@@ -398,9 +399,9 @@ def load_actor(
     delay_ms: float = 0.0,
     blend: Blend = None,
 ) -> tuple[ChunkExecutor, int]:
-    """A saved policy that acts in a world, and how many actions of each chunk it executes: by default half of it.
+    """An actor for a saved policy in a world, and how many actions of each chunk it executes, by default half of them.
 
-    Raises InputError for a checkpoint that is damaged, or a policy that does not fit the environment.
+    Raises InputError for a damaged checkpoint, and for a policy that does not fit the environment.
     """
     from atlas.policies.base import load_policy
 
@@ -411,11 +412,11 @@ def load_actor(
 
 
 def check_agreement(processor: PolicyProcessor, spec: EnvironmentSpec) -> None:
-    """Raises InputError that names what differs where a world and a policy have other cameras, proprio or actions."""
+    """Raise InputError, which names the differences, where cameras, proprio or actions of world and policy differ."""
     if spec.choices is not None:
         raise InputError(
-            f"The policy does not fit the environment '{spec.name}': its actions choose one of {spec.choices}, and a "
-            "policy's are continuous."
+            f"The policy does not fit the environment '{spec.name}', which has {spec.choices} discrete actions: a "
+            "policy's actions are continuous."
         )
     differing = []
     missing = [camera for camera in processor.cameras if camera not in spec.cameras]

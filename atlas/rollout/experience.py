@@ -1,4 +1,4 @@
-"""Episodes that were played, as recorded episodes: they are written, looked at and trained on like demonstrations."""
+"""Turns played episodes into recorded episodes, which can be written, viewed and trained on like demonstrations."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from atlas.rollout.traces import Trace
 
 @dataclass(frozen=True)
 class Played:
-    """An episode of a simulator that is over, from step `first` on."""
+    """A finished episode of a simulator, from step `first` on."""
 
     trace: Trace
     instruction: str
-    first: int = 0  # less than its steps
+    first: int = 0  # less than its number of steps
 
 
 def as_recorded(env: Environment, played: Played) -> RecordedEpisode:
-    """Render what was seen before each step; the actions are those that were executed.
+    """Render the observation before each step; the actions are those that were executed.
 
-    A picture takes longer than a step, so it is made only of episodes that are worth it. The environment is left in
-    another state; reset it.
+    Rendering takes longer than a step, so it is done only for chosen episodes. The environment is left in another
+    state; reset it.
     """
     trace, first = played.trace, played.first
     assert isinstance(env, Simulator) and isinstance(trace.scenes, np.ndarray)

@@ -1,4 +1,4 @@
-"""Keeps some of what a policy is shown and says in rollouts, as the network sees it."""
+"""Records a policy's inputs, as the network sees them, and its actions in rollouts."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from atlas.policies.processor import PolicyProcessor
 from atlas.rollout.actor import Actor
 from atlas.types import Observation
 
-_MOST_IMAGES = 300  # of a camera, at the starts and after them
+_MOST_IMAGES = 300  # per camera, separately for first and later images
 
 
 @dataclass
 class Decision:
-    """What was seen, and the actions that were to be executed before the next look."""
+    """The inputs of a decision, and the actions planned until the next one."""
 
     proprio: np.ndarray  # float64 [P]
-    pictures: tuple[bytes, ...]  # of each camera, a hash that other pixels do not have
+    pictures: tuple[bytes, ...]  # a hash of each camera's image
     actions: np.ndarray | None = None  # float64 [n, A]; None until they are planned
 
 
 @dataclass
 class PlayedDecisions:
-    """An episode as the policy has seen it."""
+    """An episode as the policy saw it."""
 
     seed: int | None
-    instruction: str  # that the policy was told
+    instruction: str  # the one given to the policy
     decisions: list[Decision] = field(default_factory=list)
 
 
 class InputRecorder:
-    """Of images, so many are kept that memory stays small; of numbers and words, all.
+    """Keeps all numbers and words, but only so many images that memory stays small.
 
-    policy: the one that acts, where it is in this process.
+    policy: the acting policy, where it is in this process.
     """
 
     def __init__(self) -> None:
@@ -59,8 +59,8 @@ class InputRecorder:
         episode: int = 0,
         seed: int | None = None,
     ) -> None:
-        """start: whether it is the first one of its episode, which no action of the policy has led to. episode: its
-        number among those that are played at once."""
+        """start: whether it is its episode's first observation, which follows from no action of the policy. episode:
+        the number among those that run side by side."""
         self.instructions.add(observation.instruction)
         proprio = np.asarray(observation.proprio, np.float64)
         self._proprio.append(proprio)
@@ -77,7 +77,7 @@ class InputRecorder:
                 images.append(fitted.permute(1, 2, 0).numpy())
 
     def add_actions(self, actions: np.ndarray, episode: int = 0) -> None:
-        """actions: [n, A], to be executed after the last observation of the episode."""
+        """actions: [n, A], planned for the last observation of the episode."""
         self._running[episode].decisions[-1].actions = np.asarray(actions, np.float64)
 
     def start_images(self, camera: str) -> np.ndarray:
@@ -85,7 +85,7 @@ class InputRecorder:
         return np.stack(self._images[camera, True])
 
     def later_images(self, camera: str) -> np.ndarray:
-        """Others of them: uint8 [n, H, W, 3]; there may be none."""
+        """Later images of episodes: uint8 [n, H, W, 3]; n may be 0."""
         later = self._images.get((camera, False))
         return self.start_images(camera)[:0] if later is None else np.stack(later)
 
@@ -110,10 +110,10 @@ class RecordedActor:
     """An actor whose inputs and answers are recorded."""
 
     def __init__(self, actor: Actor, recorder: InputRecorder) -> None:
-        assert actor.processor is not None, "it looks at nothing"
+        assert actor.processor is not None, "the actor uses no observations"
         self.processor: PolicyProcessor = actor.processor
         self._actor, self._recorder = actor, recorder
-        self._begun: dict[int, int] = {}  # the episodes of which nothing was shown yet, with their seeds
+        self._begun: dict[int, int] = {}  # the seeds of episodes without an observation so far
 
     def reset(self, episode: int, seed: int) -> None:
         self._begun[episode] = seed

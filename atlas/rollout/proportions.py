@@ -1,7 +1,7 @@
-"""Success rates and differences between them: intervals, exact tests, and the episodes that a difference takes.
+"""Success rates and differences between them: intervals, exact tests, and the episodes needed to see a difference.
 
-Two policies that are tried on the same episodes are compared as pairs: only the episodes in which one succeeds and
-the other fails say anything about which is better.
+Two policies that play the same episodes are compared in pairs: only the episodes in which one succeeds and the other
+fails show which is better.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from functools import cache
 
 import numpy as np
 
-Z95 = 1.959964  # of the standard normal distribution: 95% of it lies within
-_Z_POWER = 0.841621  # 80% of it lies below
+Z95 = 1.959964  # 95% of the standard normal distribution lies within ± this
+_Z_POWER = 0.841621  # 80% of it lies below this
 _POWER = 0.8
-_EXACT_UP_TO = 20_000  # episodes; beyond, the approximation is right to a fraction of a percent
+_EXACT_UP_TO = 20_000  # episodes; beyond this the approximation is right to a fraction of a percent
 
 
 def wilson_interval(successes: int, episodes: int, z: float = Z95) -> tuple[float, float]:
@@ -35,8 +35,8 @@ def wilson_interval(successes: int, episodes: int, z: float = Z95) -> tuple[floa
 def mcnemar_p(first_only: int, second_only: int) -> float:
     """The exact two-sided p of McNemar's test (1947), with the binomial distribution instead of chi-squared's.
 
-    first_only, second_only: episodes in which just the one or just the other succeeds. If neither policy is better,
-    each such episode is a fair coin.
+    first_only, second_only: episodes in which only the first or only the second succeeds. If neither policy is better,
+    each such episode is a fair coin toss.
     """
     n, least = first_only + second_only, min(first_only, second_only)
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(least + 1)) / 2**n)
@@ -46,8 +46,8 @@ def paired_interval(both: int, first_only: int, second_only: int, neither: int) 
     """The 95% interval of first rate - second rate on the same episodes: method 10 of Newcombe (1998).
 
     R. G. Newcombe, Improved confidence intervals for the difference between binomial proportions based on paired
-    data, Statistics in Medicine 17, 2635-2650: the Wilson intervals of the two rates, joined with regard to how much
-    the outcomes go together.
+    data, Statistics in Medicine 17, 2635-2650: joins the Wilson intervals of the two rates, with the correlation of the
+    outcomes.
     """
     n = both + first_only + second_only + neither
     first, second = both + first_only, both + second_only
@@ -60,11 +60,11 @@ def paired_interval(both: int, first_only: int, second_only: int, neither: int) 
 
 
 def episodes_to_see(first_only: float, second_only: float, level: float = 0.05) -> int | None:
-    """How many episodes the exact McNemar test takes to find a difference in 80 of 100 cases; None where there is none.
+    """How many episodes the exact McNemar test needs to find a difference in 80 of 100 cases; None where there is none.
 
-    first_only, second_only: the share of episodes in which just the one or just the other succeeds. level: of the
-    test. The power is that of the test over all outcomes, the number of telling episodes being random too; beyond
-    20,000 episodes it is approximated (Connor, Biometrics 43, 1987).
+    first_only, second_only: the shares of episodes in which only the first or only the second succeeds. level: of the
+    test. The power is over all outcomes, with a random number of telling episodes; beyond 20,000 episodes it is
+    approximated (Connor, Biometrics 43, 1987).
     """
     telling, difference = first_only + second_only, abs(first_only - second_only)
     if difference < 1e-12:
@@ -101,7 +101,7 @@ def _mcnemar_power(n: int, first_only: float, second_only: float, level: float) 
 
 @cache
 def _most_allowed(m: int, level: float) -> int:
-    """The larger the rarer outcome of m fair coins may be for a p below the level; -1 where none is rare enough."""
+    """The largest count of the rarer outcome of m fair coin tosses with a p below the level; -1 where there is none."""
     return int(np.sum(2 * np.cumsum(_binomial(m, 0.5)[: m // 2 + 1]) < level)) - 1
 
 
@@ -151,7 +151,7 @@ def _joined(
     second_bounds: tuple[float, float],
     correlation: float,
 ) -> tuple[float, float]:
-    """The interval of a difference from the intervals of its parts."""
+    """The interval of a difference, from the intervals of its two rates."""
     below_first, above_first = first - first_bounds[0], first_bounds[1] - first
     below_second, above_second = second - second_bounds[0], second_bounds[1] - second
 
@@ -166,8 +166,8 @@ def _joined(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values adjusted for their number (Holm, 1979): all below 0.05 may be called differences, with 95% confidence
-    that none of them is by chance. In the order given.
+    """p values, in the given order, adjusted for their number (Holm, 1979): all below 0.05 may be called differences,
+    with 95% confidence that none of them is by chance.
     """
     adjusted = [0.0] * len(p_values)
     largest = 0.0

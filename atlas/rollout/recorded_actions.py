@@ -1,4 +1,4 @@
-"""Recorded actions, played in their world without looking: what a policy that imitates perfectly could reach."""
+"""Plays recorded actions open loop in their world, which shows what a policy with perfect imitation could reach."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from atlas.types import Observation
 
 
 class RecordedActions:
-    """An actor that does all that was done in an episode of a dataset, and then no more."""
+    """An actor that plays all actions of a dataset's episode, and then ends."""
 
     processor = None
 
@@ -42,10 +42,10 @@ class RecordedActions:
 def evaluate_recorded(
     dataset: EpisodeDataset, env: str, episodes: int = 100, workers: int | None = None
 ) -> EvaluationReport:
-    """Play the actions of at most so many of a dataset's episodes from their recorded starts, and count the successes.
+    """Play the actions of at most `episodes` of a dataset's episodes from their recorded starts, and count successes.
 
-    An outcome's seed is its episode's number in the dataset. Raises InputError where the dataset has no recorded
-    states, actions of another size, or instructions that the environment does not know, or where the environment is no
+    An outcome's seed is its episode's number in the dataset. Raises InputError where the dataset lacks recorded states,
+    has actions of another size or instructions that the environment does not know, and where the environment is not a
     simulator.
     """
     if episodes < 1:
@@ -63,13 +63,13 @@ def evaluate_recorded(
 def _check_fits(dataset: EpisodeDataset, spec: EnvironmentSpec) -> None:
     if dataset.episode(0).sim_states is None:
         raise InputError(
-            f"--open-loop: {dataset.path} has no recorded states of a simulator to start from. Give recordings of "
-            f"'{spec.name}', such as `atlas data record` makes."
+            f"--open-loop: {dataset.path} has no recorded simulator states to start from. Give recordings of "
+            f"'{spec.name}', such as those of `atlas data record`."
         )
     if dataset.action_spec.dim != spec.action_spec.dim:
         raise InputError(
-            f"--open-loop: the actions of {dataset.path} have {dataset.action_spec.dim} numbers, and those of "
-            f"'{spec.name}' {spec.action_spec.dim}."
+            f"--open-loop: the actions of {dataset.path} have {dataset.action_spec.dim} numbers, but those of "
+            f"'{spec.name}' have {spec.action_spec.dim}."
         )
     unknown = [task for task in dataset.tasks if task not in spec.instructions]
     if unknown:
@@ -79,6 +79,6 @@ def _check_fits(dataset: EpisodeDataset, spec: EnvironmentSpec) -> None:
 def _planned(dataset: EpisodeDataset, number: int) -> PlannedEpisode:
     episode = dataset.episode(number)
     if episode.sim_states is None:
-        raise InputError(f"--open-loop: episode {number} has no recorded states of a simulator.")
+        raise InputError(f"--open-loop: episode {number} has no recorded simulator states.")
     start = episode.sim_states[0] if episode.init_state is None else episode.init_state
     return PlannedEpisode(number, number, episode.instruction, np.asarray(start))

@@ -1,4 +1,4 @@
-"""Recording demonstrations of a world with its scripted expert, in parallel and resumable."""
+"""Records demonstrations of a world with its scripted expert, in parallel and resumably."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from atlas.system.locks import LOCK, hold
 from atlas.system.process_control.pool import run_jobs
 from atlas.types import ActionSpec
 
-_MAX_TRIES = 20  # starts tried for one episode before the expert is called broken
+_MAX_TRIES = 20  # starts tried for one episode before the expert counts as broken
 _FORMAT = 1  # raised when the world, the expert or the files change, so that older recordings are not reused
 
 
@@ -40,7 +40,7 @@ _AS_LIBERO = Conversion("libero-hdf5")
 
 @dataclass(frozen=True)
 class RecordSettings:
-    """What is recorded; two recordings with equal settings hold the same episodes."""
+    """The settings of a recording; recordings with equal settings hold the same episodes."""
 
     env: str = "cubes"
     episodes: int = 200  # in all, balanced over the instructions
@@ -49,7 +49,7 @@ class RecordSettings:
     randomize: tuple[str, ...] = ()  # perturbations of the scene, see `choose_randomization`
 
     def facts(self) -> dict[str, Any]:
-        """What a recording says of itself; of randomized scenes only where there are such."""
+        """The settings that a recording stores; `randomize` only where scenes are randomized."""
         values = asdict(self) | {"randomize": list(self.randomize)}
         return values if self.randomize else {key: value for key, value in values.items() if key != "randomize"}
 
@@ -63,13 +63,13 @@ def record(
     *,
     wait: bool = False,
 ) -> None:
-    """Record demonstrations into `out`: LIBERO-layout HDF5 files, one an instruction, or a LeRobot dataset.
+    """Record demonstrations into `out`: HDF5 files in LIBERO's layout, one per instruction, or a LeRobot dataset.
 
-    to: None means LIBERO's layout where the world has LIBERO's actions and proprio, and otherwise LeRobot's.
+    to: None means LIBERO's layout where the world has LIBERO's actions and proprio, and LeRobot's otherwise.
 
-    Continues an interrupted recording of the same settings; each file is complete or absent. Only successful
-    episodes are kept. codec: of a LeRobot dataset's images. wait: where another process records into `out`, until it
-    has done, instead of refusing. Raises InputError when `out` holds something else.
+    Continues an interrupted recording of the same settings; each file is complete or absent. Only successful episodes
+    are kept. codec: for a LeRobot dataset's images. wait: whether to wait for another process that records into `out`,
+    instead of refusing. Raises InputError where `out` holds something else.
     """
     find_demonstrator(settings.env)
     spec = environment_spec(settings.env, settings.image_size)
@@ -77,11 +77,11 @@ def record(
     least = max(2, len(spec.instructions))
     if not least <= settings.episodes < 10**5:
         raise InputError(
-            f"--episodes must be from {least} to 99999 (one an instruction at least), got {settings.episodes}."
+            f"--episodes must be from {least} to 99999 (at least one per instruction), got {settings.episodes}."
         )
     if to == "libero-hdf5" and not _is_liberos(spec):
         raise InputError(
-            f"LIBERO's files hold LIBERO's seven action numbers and eight proprio numbers, and '{settings.env}' has "
+            f"LIBERO's files hold LIBERO's seven action numbers and eight proprio numbers, but '{settings.env}' has "
             f"{spec.action_spec.dim} and {spec.proprio_dim}. Use --to lerobot."
         )
     form = Conversion(to or ("libero-hdf5" if _is_liberos(spec) else "lerobot"), codec)
@@ -89,7 +89,7 @@ def record(
     if is_recorded(settings, out, form):
         return
     with hold(out, "this recording", wait=wait):
-        if not is_recorded(settings, out, form):  # by the process that was waited for
+        if not is_recorded(settings, out, form):  # the other process may have recorded it
             _record(settings, out, workers, form)
 
 
@@ -99,7 +99,7 @@ def _is_liberos(spec: EnvironmentSpec) -> bool:
 
 def _record(settings: RecordSettings, out: Path, workers: int | None, form: Conversion) -> None:
     parts = out / _PARTS
-    if _read_marker(out) is None:  # parts and files without one may be of any settings
+    if _read_marker(out) is None:  # parts and files without a marker may be of any settings
         shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True, exist_ok=True)
     write_json(out / _MARKER, _fingerprint(settings, form))
@@ -120,13 +120,13 @@ def _record(settings: RecordSettings, out: Path, workers: int | None, form: Conv
         _move_as_lerobot(RecordedParts(parts, len(wanted), spec.action_spec, settings.env), out, form, workers)
     else:
         _write_files(settings, wanted, parts, out)
-        for place in (*out.glob("*_demo.hdf5"), out):  # before what they are made from goes
+        for place in (*out.glob("*_demo.hdf5"), out):  # before the parts are removed
             sync(place)
     shutil.rmtree(parts)
 
 
 def _write_files(settings: RecordSettings, wanted: list[tuple[str, int]], parts: Path, folder: Path) -> None:
-    """Put the parts together in LIBERO's layout, a file an instruction."""
+    """Join the parts in LIBERO's layout, one file per instruction."""
     env_args = {"env_name": settings.env, "type": 1, "env_kwargs": {"control_freq": 20, **settings.facts()}}
     for instruction in dict(wanted):
         file = folder / f"{instruction.replace(' ', '_')}_demo.hdf5"
@@ -135,25 +135,25 @@ def _write_files(settings: RecordSettings, wanted: list[tuple[str, int]], parts:
 
 
 def _move_as_lerobot(recorded: EpisodeDataset, out: Path, form: Conversion, workers: int | None) -> None:
-    """Convert what was recorded, in the folder of its parts, and move the copy's folders into `out`."""
+    """Convert the recording in the folder of its parts, and move the result's folders into `out`."""
     copy = out / _PARTS / "lerobot"
     convert(recorded, copy, form, workers)
-    for folder in sorted(copy.iterdir(), key=lambda path: path.name == "meta"):  # what says that all is there, last
+    for folder in sorted(copy.iterdir(), key=lambda path: path.name == "meta"):  # meta, which marks completeness, last
         if folder.is_dir():
-            shutil.rmtree(out / folder.name, ignore_errors=True)  # of a recording that was stopped just here
+            shutil.rmtree(out / folder.name, ignore_errors=True)  # left by a recording that was stopped here
             folder.rename(out / folder.name)
 
 
 def is_recorded(settings: RecordSettings, out: Path, form: Conversion = _AS_LIBERO) -> bool:
-    """Whether `out` holds a complete recording of these settings; False where it is absent or unfinished.
+    """Whether `out` holds a complete recording of these settings; False where it is missing or unfinished.
 
-    Raises InputError when the folder holds something else.
+    Raises InputError where the folder holds something else.
     """
     found, asked = _read_marker(out), _fingerprint(settings, form)
     if found is None:
         others = {path.name for path in out.iterdir()} - {LOCK, _PARTS} if out.exists() else set()
         if others and _MARKER not in others:
-            raise InputError(f"{out} is not empty and holds no recording of Atlas; give another folder.")
+            raise InputError(f"{out} is not empty and does not hold an Atlas recording; give another folder.")
         return False
     if found != asked:
         differing = ", ".join(
@@ -167,7 +167,7 @@ def is_recorded(settings: RecordSettings, out: Path, form: Conversion = _AS_LIBE
 
 
 def _read_marker(out: Path) -> dict[str, Any] | None:
-    """What a folder says it holds; None where it says nothing, or a power cut has left the name of the file alone."""
+    """The marker in a folder; None where there is none, or where a power cut has left an empty file."""
     try:
         found = read_json(out / _MARKER)
     except (OSError, ValueError):
@@ -229,13 +229,13 @@ _worker: tuple[Any, RecordSettings, Path, list[PerturbationChoice]] | None = Non
 
 def _start_worker(settings: RecordSettings, parts: Path) -> None:
     global _worker
-    render_on(RenderingGPU.first_shown())  # as training will: the others are somebody else's
+    render_on(RenderingGPU.first_shown())  # the GPU that training will use; others may be taken
     env = make_environment(settings.env, settings.image_size)
     _worker = env, settings, parts, choose_randomization(settings.randomize, env.spec)
 
 
 def _record_part(job: tuple[str, int]) -> str | None:
-    """What has drawn it, if that was no GPU."""
+    """Record one episode; returns the software renderer, or None where a GPU rendered."""
     assert _worker is not None
     env, settings, parts, randomize = _worker
     instruction, number = job

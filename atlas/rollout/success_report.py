@@ -1,4 +1,4 @@
-"""What an evaluation found, in numbers with their uncertainty."""
+"""The results of an evaluation, in numbers with their uncertainty."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atlas.rollout.verdicts.failures import FAILURE_KINDS, FailureKind
 from atlas.system.documents import read_json
 from atlas.system.files import write_json
 
-# Of the file: those before 2 have no evidence, and those before 3 do not know episodes that collided.
+# The file's format: files before 2 have no evidence, and files before 3 do not know collisions.
 FORMAT = 3
 Verdict = Literal["success", "failure", "ended"]
 _OUTCOME_FIELDS = ("seed", "instruction", "success", "reward", "length")
@@ -23,15 +23,15 @@ _OUTCOME_FIELDS = ("seed", "instruction", "success", "reward", "length")
 
 @dataclass(frozen=True)
 class EpisodeOutcome:
-    instruction: str  # that was scored
+    instruction: str  # the one that was scored
     seed: int
     success: bool
     reward: float
     length: int  # steps
     video: str | None = None  # the film, where there is one on this machine
-    failure: FailureKind | None = None  # how it failed, where a simulator tells
-    failed_at: int | None = None  # after how many steps that was to be seen
-    judged: bool = True  # whether the world tells success at all; where it does not, `success` means nothing
+    failure: FailureKind | None = None  # how it failed, where a simulator shows it
+    failed_at: int | None = None  # the number of steps after which the failure showed
+    judged: bool = True  # whether the world reports success; where it does not, `success` means nothing
 
     @property
     def verdict(self) -> Verdict:
@@ -41,14 +41,14 @@ class EpisodeOutcome:
         return "success" if self.success else "failure"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; a failure's kind and step where there are such, and `judged` where the world tells no success."""
+        """For JSON. The failure's kind and step where they are known; `judged` where the world reports no success."""
         values = {name: getattr(self, name) for name in _OUTCOME_FIELDS}
-        told = {"failure": self.failure, "failed_at": self.failed_at, "judged": None if self.judged else False}
-        return values | {name: value for name, value in told.items() if value is not None}
+        more = {"failure": self.failure, "failed_at": self.failed_at, "judged": None if self.judged else False}
+        return values | {name: value for name, value in more.items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EpisodeOutcome:
-        """Of `to_dict`'s form. Raises KeyError, TypeError or ValueError."""
+        """The inverse of `to_dict`. Raises KeyError, TypeError or ValueError."""
         failure = values.get("failure")
         if failure not in (None, *FAILURE_KINDS):
             raise ValueError(f"failure is {failure!r}")
@@ -62,17 +62,17 @@ class EpisodeOutcome:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """The outcomes of closed-loop episodes, and what they were for."""
+    """The outcomes of closed-loop episodes, and their purpose."""
 
     env: str
     checkpoint: str
     outcomes: tuple[EpisodeOutcome, ...]
     purpose: Purpose = "report"
-    step: int | None = None  # optimizer steps that the policy had learned for; None where nobody said
-    seed: int = 0  # that the episodes' seeds follow from
-    probes: tuple[str, ...] = ()  # what was changed of what the policy was told: instruction_shuffle, blind
-    evidence: dict[str, Any] | None = None  # what it takes to believe it and to repeat it, see evidence.py
-    perturbed: Mapping[PerturbationChoice, tuple[EpisodeOutcome, ...]] = field(default_factory=dict)  # the first n each
+    step: int | None = None  # the policy's optimizer steps; None where they are not known
+    seed: int = 0  # from which the episodes' seeds follow
+    probes: tuple[str, ...] = ()  # how the policy's inputs were falsified: instruction_shuffle, blind
+    evidence: dict[str, Any] | None = None  # for checking and repeating it, see evidence.py
+    perturbed: Mapping[PerturbationChoice, tuple[EpisodeOutcome, ...]] = field(default_factory=dict)  # of the first n
     tiers: tuple[tuple[str, tuple[str, ...]], ...] = ()  # see EnvironmentSpec
 
     @property
@@ -80,7 +80,7 @@ class EvaluationReport:
         return _rate(self.outcomes)
 
     def by_instruction(self) -> dict[str, list[EpisodeOutcome]]:
-        """Empty in a world without instructions."""
+        """The outcomes of each instruction; empty in a world without instructions."""
         groups: dict[str, list[EpisodeOutcome]] = {}
         for outcome in self.outcomes:
             if outcome.instruction:
@@ -88,7 +88,7 @@ class EvaluationReport:
         return dict(sorted(groups.items()))
 
     def by_tier(self) -> dict[str, list[EpisodeOutcome]]:
-        """Of the tiers that have been played; empty where the world has none."""
+        """The outcomes of each tier that was played; empty where the world has no tiers."""
         groups = {tier: [o for o in self.outcomes if o.instruction in members] for tier, members in self.tiers}
         return {tier: outcomes for tier, outcomes in groups.items() if outcomes}
 
@@ -98,14 +98,14 @@ class EvaluationReport:
         return any(outcome.reward != float(outcome.success) for outcome in self.outcomes)
 
     def failures(self) -> dict[FailureKind, int] | None:
-        """How many of the episodes failed in which way; None where no simulator has told."""
+        """The number of episodes for each kind of failure; None where a failure's kind is not known."""
         kinds = [outcome.failure for outcome in self.outcomes if not outcome.success]
         if any(kind is None for kind in kinds):
             return None
         return {kind: kinds.count(kind) for kind in FAILURE_KINDS}
 
     def metrics(self) -> dict[str, float]:
-        """`eval/*` as the dashboards show it."""
+        """The metrics `eval/*`."""
         n = len(self.outcomes)
         values = {
             "eval/success_rate": self.success_rate,
@@ -119,8 +119,8 @@ class EvaluationReport:
         return values
 
     def to_dict(self) -> dict[str, Any]:
-        """The machine-readable form of `atlas eval --json`; `failures` are there where a simulator has told them, and
-        `mean_reward` where rewards say more than success, `per_tier` and `mean_of_tiers` where the world has tiers.
+        """The machine-readable form of `atlas eval --json`. It has `failures` where their kinds are known,
+        `mean_reward` where rewards say more than success, and `per_tier` and `mean_of_tiers` where there are tiers.
         """
         successes = sum(o.success for o in self.outcomes)
         failures = self.failures()
@@ -132,24 +132,24 @@ class EvaluationReport:
             "success_rate": self.success_rate,
             "ci95": list(wilson_interval(successes, len(self.outcomes))),
             "mean_episode_length": sum(o.length for o in self.outcomes) / len(self.outcomes),
-            "per_instruction": {said: _counted(outcomes) for said, outcomes in self.by_instruction().items()},
+            "per_instruction": {text: _counted(outcomes) for text, outcomes in self.by_instruction().items()},
             **({} if failures is None else {"failures": failures}),
-            **self._tiers_told(),
+            **self._tier_entries(),
             **({"mean_reward": self.metrics()["eval/mean_reward"]} if self._graded else {}),
         }
 
-    def _tiers_told(self) -> dict[str, Any]:
+    def _tier_entries(self) -> dict[str, Any]:
         tiers = {tier: _counted(outcomes) for tier, outcomes in self.by_tier().items()}
         if not tiers:
             return {}
         return {"per_tier": tiers, "mean_of_tiers": sum(t["success_rate"] for t in tiers.values()) / len(tiers)}
 
     def save(self, path: Path, more: Mapping[str, Any] | None = None) -> None:
-        """Write a JSON file with every episode's outcome beside what `to_dict` says, atomically. more: further keys."""
+        """Write `to_dict` and every episode's outcome to a JSON file, atomically. more: further keys."""
         write_json(path, self.to_file() | dict(more or {}))
 
     def to_file(self) -> dict[str, Any]:
-        """What `save` writes."""
+        """The values that `save` writes."""
         return {
             "format": FORMAT,
             **self.to_dict(),
@@ -168,7 +168,7 @@ class EvaluationReport:
 
     @classmethod
     def load(cls, path: Path) -> EvaluationReport:
-        """Read what `save` wrote; where films are it does not say. Raises InputError that names the file."""
+        """Read a file of `save`, which does not hold the films' paths. Raises InputError, which names the file."""
         try:
             values = read_json(Path(path))
             check_format(values, path)
@@ -200,20 +200,20 @@ def _read_perturbed(
 
 
 def check_format(values: Mapping[str, Any], path: Path) -> None:
-    """Raises InputError for the outcomes of a newer Atlas."""
+    """Raise InputError for a file of a newer Atlas."""
     found = values.get("format", 1)
     if found not in range(1, FORMAT + 1):
         raise InputError(
-            f"{path} is of version {found} of the files of outcomes, and this Atlas reads versions 1 to {FORMAT}; "
-            "update Atlas, or evaluate again with this one."
+            f"{path} has format version {found}, but this Atlas reads versions 1 to {FORMAT} of files of outcomes; "
+            "update Atlas, or evaluate again with this version."
         )
 
 
 def highlights(outcomes: Sequence[EpisodeOutcome]) -> dict[str, EpisodeOutcome]:
     """The best, the worst and the median episode: successes first, then larger rewards, then fewer steps.
 
-    Of equal ones the earlier counts as better. The median of an even number is the better of the two in the middle.
-    Of fewer than three episodes those are named that are different ones, in that order.
+    Of equal episodes the earlier counts as better. The median of an even number is the better of the two in the middle.
+    With fewer than three episodes no episode gets two names: best comes first, then worst, then median.
     """
     ranked = sorted(outcomes, key=lambda o: (not o.success, -o.reward, o.length))
     places = {"best": 0, "worst": len(ranked) - 1, "median": (len(ranked) - 1) // 2}

@@ -1,8 +1,8 @@
-"""What is kept of an episode so that it can be filmed when it is over.
+"""Traces of episodes, from which films are made afterwards.
 
-Which episodes are worth a film is known when all have been played, and a picture takes almost as long to render as a
-step to play. So an episode in a simulator leaves its states, a few hundred bytes a step, and is rendered afterwards.
-Elsewhere it leaves pictures: the world's own, or what the first camera saw, or nothing but darkness.
+Which episodes deserve a film is known only when all have been played, and a picture takes almost as long to render as a
+step takes to play. So an episode in a simulator leaves its states, a few hundred bytes per step, and is rendered
+afterwards. Other environments leave pictures: the world's own, or the first camera's, or black ones.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from atlas.rollout.filming.films import FilmDrawing
 from atlas.rollout.success_report import Verdict
 from atlas.types import Observation
 
-PICTURE_SIZE = 256  # pixels of the filmed picture's sides
-_HOLD_SECONDS = 0.8  # the last picture stays, so that the outcome can be read
-_SPARSE_HZ = 10.0  # pictures a second where a film is to be short of them
+PICTURE_SIZE = 256  # the side of the filmed picture, pixels
+_HOLD_SECONDS = 0.8  # the last picture stays this long, so that the outcome can be read
+_SPARSE_HZ = 10.0  # pictures per second, at most, in a film with a limited number of pictures
 _JPEG_QUALITY = 92
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The T actions that were executed, and T + 1 scenes: one before each of them and one at the end."""
+    """The T executed actions, and T + 1 scenes: one before each action and one at the end."""
 
     actions: np.ndarray  # float32 [T, A], in the ActionSpec's units, as the policy gave them
     scenes: np.ndarray | list[bytes]  # states float64 [T + 1, D]; JPEG pictures where there are no states
@@ -49,7 +49,7 @@ class TraceRecorder:
     """Keeps the trace of the episode that an environment has just begun."""
 
     def __init__(self, env: Environment, observation: Observation, variation: SceneVariation = AS_IT_IS) -> None:
-        """observation: the first one. variation: of the scene, where it is another one than the world's own."""
+        """observation: the first one. variation: of the scene, if it differs from the world's own."""
         self._env, self._variation = env, variation
         self._actions: list[np.ndarray] = []
         self._results: list[StepResult] = []
@@ -58,14 +58,14 @@ class TraceRecorder:
         self._keep_scene(observation)
 
     def stepped(self, action: np.ndarray, result: StepResult) -> None:
-        """Call after each step, with its action [A] and what it gave: an observation where the environment is no
-        simulator."""
+        """Call after each step, with its action [A] and its result, which must have an observation unless the
+        environment is a simulator."""
         self._actions.append(np.array(action, np.float32))
         self._results.append(replace(result, observation=None))
         self._keep_scene(result.observation)
 
     def trace(self) -> Trace:
-        """What has happened so far, one step at least."""
+        """The trace so far, of at least one step."""
         taken = [a if r.executed is None else r.executed for a, r in zip(self._actions, self._results, strict=True)]
         return Trace(
             np.stack(self._actions),
@@ -92,11 +92,11 @@ class TraceRecorder:
 
 
 class Film(Protocol):
-    """A film to be made of what is over, by a process that has the world."""
+    """A film of finished episodes, made by a process that has the world."""
 
     @property
     def path(self) -> Path:
-        """Of the mp4."""
+        """The mp4's path."""
         ...
 
     def __len__(self) -> int:
@@ -104,22 +104,22 @@ class Film(Protocol):
         ...
 
     def frames(self, env: Environment) -> tuple[np.ndarray, float]:
-        """uint8 [T, H, W, 3] with even sides, and how many are shown in a second. The environment is left in another
-        state; reset it."""
+        """uint8 [T, H, W, 3] with even sides, and the frames per second. The environment is left in another state;
+        reset it."""
         ...
 
 
 @dataclass(frozen=True)
 class FilmOrder:
-    """A film to be made of an episode that is over, as an mp4 at `path`."""
+    """A film of a finished episode, as an mp4 at `path`."""
 
     path: Path
     trace: Trace
     instruction: str
     verdict: Verdict
-    most_pictures: int | None = None  # at most so many, of steps at even distances; None: every step
-    looks: tuple[Look, ...] = ()  # where the policy looked, to be drawn beside the pictures
-    curves: tuple[DecisionCurve, ...] = ()  # of its decisions, to be drawn below
+    most_pictures: int | None = None  # at most this many, evenly spaced; None: every step
+    looks: tuple[Look, ...] = ()  # where the policy looked, drawn beside the pictures
+    curves: tuple[DecisionCurve, ...] = ()  # of its decisions, drawn below the pictures
 
     def __len__(self) -> int:
         return len(self.trace)
@@ -149,23 +149,21 @@ class FilmOrder:
 
 def make_film(env: Environment, film: Film) -> None:
     """Render a film and write it. The environment is left in another state; reset it."""
-    from atlas.tracking.media_values import (
-        write_mp4,  # takes longer to import than a worker that films nothing should wait
-    )
+    from atlas.tracking.media_values import write_mp4  # slow to import, and most workers make no films
 
     frames, fps = film.frames(env)
     write_mp4(film.path, frames, fps)
 
 
 def _every(steps: int, control_hz: float, most: int | None) -> int:
-    """How many steps lie between two pictures: with a limit at least those of a tenth of a second."""
+    """The number of steps between two pictures; with a limit at least a tenth of a second's."""
     if most is None:
         return 1
     return max(1, round(control_hz / _SPARSE_HZ), math.ceil(steps / most))
 
 
 def pictures_of(env: Environment, order: FilmOrder, numbers: list[int]) -> Iterator[np.ndarray]:
-    """The scenes of these numbers as uint8 [size, size, 3]."""
+    """Pictures uint8 [size, size, 3] of the scenes with these numbers."""
     scenes = order.trace.scenes
     if not isinstance(scenes, np.ndarray):
         yield from (np.asarray(Image.open(io.BytesIO(scenes[number]))) for number in numbers)
@@ -173,7 +171,7 @@ def pictures_of(env: Environment, order: FilmOrder, numbers: list[int]) -> Itera
     assert isinstance(env, Simulator)
     if isinstance(env, VariableScene):
         env.vary(order.trace.variation)
-    env.reset(init_state=scenes[0], instruction=order.instruction)  # it may be in another task's scene
+    env.reset(init_state=scenes[0], instruction=order.instruction)  # the environment may be in another task's scene
     for number in numbers:
         env.set_state(scenes[number])
         yield env.picture(PICTURE_SIZE)

@@ -1,4 +1,4 @@
-"""What an actor's decisions led to: what learning from experience is made of."""
+"""Transitions: the results of an actor's decisions, for learning from experience."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from atlas.types import Observation
 
 @dataclass(frozen=True)
 class Transition:
-    """One decision: what was seen, the n actions that were executed, and what was seen then, also where the episode is
-    over. Where it is, n may be less than what the actor planned. The observations are the environment's own."""
+    """One decision: the observation, the n executed actions, and the next observation, also at the end of an episode.
+    There n may be smaller than the number of planned actions. The observations are the environment's own."""
 
     observation: Observation
     actions: np.ndarray  # float32 [n, A], in the ActionSpec's units, as the environment clipped them
-    reward: float  # summed
-    rewards: np.ndarray  # float32 [n], a step
+    reward: float  # the sum of `rewards`
+    rewards: np.ndarray  # float32 [n], per step
     next_observation: Observation
-    terminated: bool  # the task is over: what comes after has no value
+    terminated: bool  # the task is over: later states have no value
     truncated: bool  # the time was up
 
     @classmethod
     def between(cls, before: Observation, after: Segment) -> Transition:
-        """after: what a player that was asked for transitions said."""
+        """after: the segment of a player with transitions."""
         assert after.executed is not None and after.observation is not None
         return cls(
             before,

@@ -1,4 +1,4 @@
-"""Environments in processes of their own, so that several episodes run at once."""
+"""Environments in separate processes, so that several episodes run at once."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from atlas.rollout.experience import Played, as_recorded
 from atlas.rollout.traces import Film, make_film
 from atlas.system.process_control.pool import worker_start
 
-LOST = 75  # the exit code of a worker whose world, at an address, has gone
+LOST = 75  # the exit code of a worker that lost the connection to its remote world
 
 
 class WorkerDied(RuntimeError):
-    """A worker's process has ended, for lack of memory for example; `EnvironmentPool.restart` makes another one."""
+    """A worker's process has ended, for example for lack of memory; `EnvironmentPool.restart` starts another."""
 
     def __init__(self, worker: int, exit_code: int | None) -> None:
         super().__init__(f"an environment process ended unexpectedly (exit code {exit_code})")
@@ -36,21 +36,21 @@ class WorkerDied(RuntimeError):
 
 
 class EnvironmentPool:
-    """Worker processes with an environment each; a worker is given to one episode at a time.
+    """Worker processes, each with an environment that plays one episode at a time.
 
-    Use as a context manager or call `close`. Raises InputError when an environment cannot be made or cannot begin an
-    episode, RuntimeError with the worker's own traceback when one fails, WorkerDied when one has ended without a word.
+    Use as a context manager or call `close`. Raises InputError where an environment cannot be made or cannot begin an
+    episode, RuntimeError with the worker's traceback where one fails, and WorkerDied where one ends without a message.
     """
 
     def __init__(self, name: str, image_size: int, size: int, gpu: RenderingGPU | None = None) -> None:
-        """gpu: what the environments render on; None leaves it to the simulator."""
+        """gpu: on which the environments render; None leaves the choice to the simulator."""
         self._made_with = name, image_size, gpu
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
         self.grow(size)
 
     def grow(self, size: int) -> None:
-        """Start as many workers as are missing."""
+        """Start workers until there are `size`."""
         with worker_start():
             for _ in range(len(self), size):
                 connection, process = self._start()
@@ -58,7 +58,7 @@ class EnvironmentPool:
                 self._processes.append(process)
 
     def restart(self, worker: int) -> None:
-        """Start another process instead of one that has died; what it was at is lost."""
+        """Replace a process that has died; its work is lost."""
         self._connections[worker].close()
         self._processes[worker].join(timeout=10)
         with worker_start():
@@ -93,24 +93,24 @@ class EnvironmentPool:
         self._send(worker, ("begin", episode, record, transitions, history))
 
     def run(self, worker: int, actions: np.ndarray) -> None:
-        """Execute actions [n, A] on a worker, until the episode ends; the answer comes through `ready`."""
+        """Execute actions [n, A] on a worker until the episode ends; the answer comes through `ready`."""
         self._send(worker, ("run", actions))
 
     def hand_over(self, worker: int) -> None:
         """Let the world's expert act on a worker until the episode ends; the answer comes through `ready`."""
-        self._connections[worker].send(("hand over",))
+        self._send(worker, ("hand over",))
 
     def film(self, worker: int, order: Film) -> None:
         """Make a film on a worker, between its episodes; the answer comes through `filmed`."""
         self._send(worker, ("film", order))
 
     def ready(self) -> dict[int, Segment]:
-        """Wait for at least one worker's answer to `begin` or `run`; returns those that are there."""
+        """Wait for at least one worker's answer to `begin`, `run` or `hand_over`; returns all that have arrived."""
         return self._answers()
 
     def record(self, worker: int, played: Played) -> None:
-        """Render what an episode that is over looked like, on a worker, between its episodes; see `recorded`."""
-        self._connections[worker].send(("record", played))
+        """Render a finished episode's observations on a worker, between its episodes; see `recorded`."""
+        self._send(worker, ("record", played))
 
     def recorded(self) -> dict[int, RecordedEpisode]:
         """Wait for at least one worker's answer to `record`."""
@@ -121,7 +121,7 @@ class EnvironmentPool:
         return self._answers()
 
     def _send(self, worker: int, message: tuple[Any, ...]) -> None:
-        # Where it has died, or has said why it ends, the next answer tells.
+        # If the worker has ended, reading its next answer says so.
         with suppress(BrokenPipeError, ConnectionResetError):
             self._connections[worker].send(message)
 
@@ -145,7 +145,7 @@ class EnvironmentPool:
                 if kind == "error":
                     raise RuntimeError(f"an environment process failed:\n{value}")
                 answers[worker] = value
-        if died is not None and not answers:  # those of others first: its end is found again at the next call
+        if died is not None and not answers:  # other workers' answers come first; the next call finds this end again
             raise died
         return answers
 
@@ -161,7 +161,7 @@ class EnvironmentPool:
 
 
 def _serve(connection: Connection, name: str, image_size: int, gpu: RenderingGPU | None) -> None:
-    """A worker's life: make the environment, then answer until the other end closes."""
+    """The worker's main function: make the environment, then answer until the other end closes."""
     os.setpgrp()  # signals to the parent's group are the parent's to handle; a closed connection ends this process
     render_on(gpu)
     try:
@@ -195,7 +195,7 @@ def _serve(connection: Connection, name: str, image_size: int, gpu: RenderingGPU
     except InputError as error:
         connection.send(("input error", str(error)))
     except WorldLost:
-        connection.close()  # the episode is begun again in another process
+        connection.close()  # the episode begins again in another process
         os._exit(LOST)
     except Exception:
         connection.send(("error", traceback.format_exc()))
@@ -206,6 +206,6 @@ def _serve(connection: Connection, name: str, image_size: int, gpu: RenderingGPU
 def _film(env: Environment, order: Film) -> str | None:
     try:
         make_film(env, order)
-    except Exception as error:  # a full disk, a codec: no reason to end the work that the film is of
+    except Exception as error:  # such as a full disk or a missing codec, which must not end the evaluation
         return f"{type(error).__name__}: {error}"
     return None

@@ -92,8 +92,8 @@ ROWS = of_part(
     ),
     (
         "atlas/rollout/chunk_timeline.py",
-        "weights = np.exp(-ensemble * np.arange(len(opinions)))",
-        "weights = np.exp(ensemble * np.arange(len(opinions)))",
+        "weights = np.exp(-ensemble * np.arange(len(actions)))",
+        "weights = np.exp(ensemble * np.arange(len(actions)))",
         "ensembling weighs the newest chunk most",
         f"{EXECUTOR}::test_temporal_ensembling_averages_what_the_chunks_say_about_now",
     ),

@@ -378,11 +378,11 @@ BAD = {
         untouched,
         ("language_layers: 9",),
         (),
-        "model.backbone.language_layers is 9, and",
+        "model.backbone.language_layers is 9, but",
     ),
     "no images": (untouched, (), ("data.cameras=[]",), "'data.cameras': list should have at least 1 item"),
     "lora without freeze": (untouched, ("lora: {}", "freeze: false"), (), "lora is set and freeze is false"),
-    "prompt": (untouched, ("prompt: '{images} go'",), (), "must have {instruction} exactly once"),
+    "prompt": (untouched, ("prompt: '{images} go'",), (), "must contain {instruction} exactly once"),
     "unknown mark": (untouched, ("prompt: '{images}<mark>{instruction}'",), (), "it has no token '<mark>'"),
     "trained features": (
         untouched,
@@ -395,7 +395,7 @@ BAD = {
         untouched,
         ("lora: {}",),
         aligned("7"),
-        "model.alignment.layer is 7, and the model has 3 language layers",
+        "model.alignment.layer is 7, but the model has 3 language layers",
     ),
     "unknown head": (untouched, (), ("model.head={name: vlm-ofd}",), "'model.head'"),
 }

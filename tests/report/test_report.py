@@ -235,7 +235,7 @@ def test_bad_input_is_refused_with_what_would_be_right(
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [('{"format": 7}', "is of version 7"), ("[]", "damaged"), ("{", "not valid JSON")]
+    ("text", "message"), [('{"format": 7}', "has format version 7"), ("[]", "damaged"), ("{", "not valid JSON")]
 )
 def test_results_of_another_form_are_refused(run: Path, text: str, message: str) -> None:
     (run / "results.json").write_text(text)

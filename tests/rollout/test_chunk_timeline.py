@@ -98,7 +98,7 @@ def test_a_timeline_keeps_what_the_older_chunk_says_beyond_the_newer() -> None:
         ({"blend": 1.0}, "below 1"),
         ({"ensemble": 0.1, "delay_ms": 50.0}, "leave it out"),
         ({"execute": 1, "delay_ms": 100.0}, "100 ms is 2 steps at 20 Hz"),
-        ({"execute": HORIZON, "delay_ms": 50.0}, "leave as many"),
+        ({"execute": HORIZON, "delay_ms": 50.0}, "leave at least as many"),
     ],
 )
 def test_what_cannot_be_executed_is_refused(arguments: dict[str, float], words: str) -> None:

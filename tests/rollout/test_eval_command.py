@@ -90,7 +90,7 @@ def test_what_is_wrong_is_said_with_what_would_be_right(policy: str, refused: Ca
     assert "'0' is not a level; give one from 1 to 5" in refused(*flags(policy, "--perturb", "night:0"))
     camera = refused(*flags(policy, "--perturb", "camera_pose:1"))
     assert "'drift' does not support the perturbation 'camera_pose': its camera cannot be changed" in camera
-    assert "--perturb goes without" in refused(*flags(policy, "--perturb", "blur:1", "--blind"))
+    assert "--perturb cannot be combined with" in refused(*flags(policy, "--perturb", "blur:1", "--blind"))
     assert "add --perturb all" in refused(*flags(policy, "--plot", "a.png"))
     assert "belong together" in refused(*flags(policy, "--until-clear"))
     assert "as they are" in refused(*flags(policy, "--until-clear", "--against", policy, "--blind"))
@@ -132,7 +132,7 @@ def test_a_result_says_what_it_came_from_and_holds(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"format": 4}, "is of version 4 of the files of outcomes, and this Atlas reads versions 1 to 3"),
+        ({"format": 4}, "has format version 4, but this Atlas reads versions 1 to 3"),
         ({"evidence": None}, "does not say how it came about"),
         ({"evidence": {}}, "is no file of results (KeyError('protocol'))"),
         ({"outcomes": 3}, "is no file of results"),

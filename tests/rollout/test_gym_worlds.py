@@ -177,4 +177,4 @@ def test_discrete_actions_are_refused_by_name(
     make_policy("keypoints").eval().save_pretrained(tmp_path / "policy")
 
     assert atlas("eval", "--checkpoint", str(tmp_path / "policy"), "--env", "gym:CartPole-v1") == 2
-    assert "its actions choose one of 2, and a policy's are continuous" in capfd.readouterr().err
+    assert "which has 2 discrete actions: a policy's actions are continuous" in capfd.readouterr().err

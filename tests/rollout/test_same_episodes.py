@@ -56,7 +56,7 @@ def test_any_number_of_workers_in_any_order_and_with_one_killed(
         assert play(planned, workers=2) == alone
     (said,) = (record.getMessage() for record in caplog.records)
     assert not (tmp_path / "dies").exists()
-    assert f"in episode 4 (seed {doomed.seed}, '{doomed.instruction}'): it is begun again" in said
+    assert f"in episode 4 (seed {doomed.seed}, '{doomed.instruction}'): the episode begins again" in said
 
 
 def test_an_episode_that_kills_every_worker_ends_the_evaluation(

@@ -70,7 +70,7 @@ class KillsOnce(Still):
 
 
 def test_a_world_at_an_address_plays_like_the_one_here(caplog: pytest.LogCaptureFixture) -> None:
-    """Each episode with its own start; one whose world dies is begun again, and named; what the world refuses is
+    """Each episode with its own start; one whose world dies is begins again, and named; what the world refuses is
     said, and the next message works."""
     here = make_environment(TOY, 12)
     with served(TOY) as address:
@@ -99,7 +99,7 @@ def test_a_world_at_an_address_plays_like_the_one_here(caplog: pytest.LogCapture
                 outcomes[name] = evaluator.run(actor, plan_episodes(name, 2, "report", 0), title=None)
             evaluator.close()
         assert outcomes[TOY] == outcomes[address]
-        assert "in episode 0" in caplog.text and "begun again" in caplog.text
+        assert "in episode 0" in caplog.text and "begins again" in caplog.text
 
 
 def test_a_simulator_at_an_address_is_one(caplog: pytest.LogCaptureFixture) -> None:

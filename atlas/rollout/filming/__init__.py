@@ -1,1 +1,1 @@
-"""How rollouts are filmed: what a film shows beside the picture, and films of several episodes."""
+"""Films of rollouts: their drawings around the picture, and films of several episodes."""

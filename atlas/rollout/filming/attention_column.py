@@ -1,4 +1,4 @@
-"""The views of a policy, one below the other, with where it looks drawn into them."""
+"""Draws a policy's views, one below the other, with the places where it looks."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 _GROUND = (22, 23, 28)
-_LEAST = 0.08  # of certainty: what is less certain may be anywhere, and is not drawn
-_DIM = 0.35  # of the picture's light where a map has no weight
+_LEAST = 0.08  # certainty below which a point is not drawn, since it may be anywhere
+_DIM = 0.35  # brightness of the picture where a map has no weight
 
 
 @dataclass(frozen=True)
 class Look:
-    """One decision: what the policy was shown, V views, and where it looked in each."""
+    """One decision: the policy's V views, and where it looked in each."""
 
     step: int  # of the episode
-    images: np.ndarray  # uint8 [V, S, S, 3], as the network got them
+    images: np.ndarray  # uint8 [V, S, S, 3], as the network saw them
     points: np.ndarray | None  # float32 [V, K, 3], see `Attention`
     maps: np.ndarray | None  # float32 [V, h, w]
 
 
 class AttentionColumn:
-    """Draws the views at each step: those of the last decision, whose actions are being executed."""
+    """Draws at each step the views of the last decision, whose actions are being executed."""
 
     def __init__(self, looks: Sequence[Look], height: int) -> None:
-        """looks: of an episode, one at least, in their order. height: of the column, in pixels."""
+        """looks: one episode's, at least one, in their order. height: of the column, pixels."""
         self._looks, self._height = looks, height
         self._steps = [look.step for look in looks]
         self._side = height // max(2, len(looks[0].images))
@@ -67,7 +67,7 @@ def _lit(tile: Image.Image, weights: np.ndarray) -> Image.Image:
 
 
 def _mark(tile: Image.Image, points: np.ndarray) -> None:
-    """A ring at each point [K, 3], smaller the more certain it is; each has a colour of its own throughout."""
+    """Draw a ring at each point [K, 3], smaller the more certain it is. Each point keeps its own colour."""
     draw = ImageDraw.Draw(tile)
     for number, (x, y, certainty) in enumerate(points.tolist()):
         if certainty < _LEAST:

@@ -1,4 +1,4 @@
-"""Which films are made of an evaluation, and what they are called."""
+"""Chooses the films of an evaluation and their names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def film_order(
     most_pictures: int | None = None,
     looks: Sequence[Look] = (),
 ) -> FilmOrder:
-    """The film of an episode whose trace was recorded; see FilmOrder. title: what its name begins with."""
+    """The film of an episode whose trace was recorded; see FilmOrder. title: the beginning of its name."""
     assert trace is not None
     path = folder / film_name(title, outcome)
     return FilmOrder(path, trace, outcome.instruction, outcome.verdict, most_pictures, tuple(looks))
@@ -36,7 +36,7 @@ def film_name(title: str, outcome: EpisodeOutcome) -> str:
 
 
 def worst_failures(outcomes: Sequence[EpisodeOutcome]) -> list[int]:
-    """The places of the failures that an overview shows: those with the least reward first, then the longest."""
+    """The indices of the failures in an overview: the least reward first, then the longest."""
     failed = [place for place, outcome in enumerate(outcomes) if outcome.verdict == "failure"]
     return sorted(failed, key=lambda place: (outcomes[place].reward, -outcomes[place].length))[:_MOST_CELLS]
 
@@ -44,8 +44,8 @@ def worst_failures(outcomes: Sequence[EpisodeOutcome]) -> list[int]:
 def overview(
     path: Path, numbers: Sequence[int], outcomes: Sequence[EpisodeOutcome], orders: Sequence[FilmOrder]
 ) -> list[OverviewOrder]:
-    """The worst failures among filmed episodes, in one film; none where fewer than two failed, since an episode has a
-    film of its own. An episode of which nobody says when it failed is aligned at its end."""
+    """One film of the worst failures among filmed episodes; none where fewer than two failed, since each episode has
+    its own film. An episode whose moment of failure is not known is aligned at its end."""
     cells = [
         OverviewCell(
             orders[place],
@@ -62,7 +62,7 @@ def overview(
 def films_of_episodes(
     episodes: Sequence[tuple[int, EpisodeOutcome, Trace | None]], folder: Path, looks: Mapping[int, Sequence[Look]]
 ) -> tuple[list[FilmOrder], list[OverviewOrder]]:
-    """A film of each episode (its number, outcome and trace), and one of the worst together. looks: by their seeds."""
+    """A film of each episode (number, outcome, trace), and one of the worst together. looks: by the episodes' seeds."""
     orders = [
         film_order(trace, outcome, folder, f"episode_{number:03d}", looks=looks.get(outcome.seed, ()))
         for number, outcome, trace in episodes
@@ -74,7 +74,7 @@ def films_of_episodes(
 def side_by_side(
     folder: Path, number: int, first: FilmOrder, second: FilmOrder, names: tuple[str, str]
 ) -> SideBySideOrder:
-    """The same episode by two policies; the name of the film says which of them succeeds."""
+    """A film of the same episode by two policies; its name says which of them succeeds."""
     ended = {
         ("success", "success"): "both_succeed",
         ("success", "failure"): "first_succeeds",

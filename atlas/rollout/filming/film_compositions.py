@@ -1,4 +1,4 @@
-"""Films of several episodes at once: the worst ones, aligned where they failed; and one that two policies played."""
+"""Films of several episodes at once: the worst ones, aligned at their failure, or one episode by two policies."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ _GROUND, _TEXT, _QUIET, _FAILED = (22, 23, 28), (240, 240, 244), (160, 163, 176)
 
 @dataclass(frozen=True)
 class OverviewCell:
-    """One of the episodes: its film's order, and what is written under it."""
+    """One episode in an overview: its film's order, and the caption."""
 
     order: FilmOrder
-    failed_at: int  # after how many of its steps
+    failed_at: int  # the number of steps after which it failed
     number: int
     what: str  # how it failed
 
 
 @dataclass(frozen=True)
 class OverviewOrder:
-    """A grid of failures as an mp4 at `path`, from some seconds before each one's moment to a second after it."""
+    """A grid of failures as an mp4 at `path`, from some seconds before each failure to a second after it."""
 
     path: Path
-    cells: tuple[OverviewCell, ...]  # one at least
+    cells: tuple[OverviewCell, ...]  # at least one
 
     def __len__(self) -> int:
         return sum(len(cell.order) for cell in self.cells)
 
     def frames(self, env: Environment) -> tuple[np.ndarray, float]:
-        """uint8 [T, H, W, 3], and how many are shown in a second. Where an episode has not begun, or is over, its first
-        or last picture stands."""
+        """uint8 [T, H, W, 3], and the frames per second. Before an episode begins its first picture is shown, and after
+        it ends its last."""
         hz = env.spec.action_spec.control_hz
         every = max(1, round(hz / _HZ))
         steps = np.arange(-round(_BEFORE_SECONDS * hz / every), round(_AFTER_SECONDS * hz / every) + 1) * every
@@ -68,8 +68,8 @@ def _cell(picture: np.ndarray, cell: OverviewCell, hz: float, failed: bool) -> n
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=11)
     if failed:
         draw.rectangle((0, 0, _CELL - 1, _CELL - 1), outline=_FAILED, width=3)
-    said = f"{cell.number}: {cell.what}, {cell.failed_at / hz:.1f} s"
-    draw.text((2, _CELL + 9), _cut(said, font), fill=_FAILED if failed else _TEXT, font=font, anchor="lm")
+    caption = f"{cell.number}: {cell.what}, {cell.failed_at / hz:.1f} s"
+    draw.text((2, _CELL + 9), _cut(caption, font), fill=_FAILED if failed else _TEXT, font=font, anchor="lm")
     draw.text((2, _CELL + 25), _cut(cell.order.instruction, font), fill=_QUIET, font=font, anchor="lm")
     return np.asarray(image)
 
@@ -83,7 +83,7 @@ def _head(width: int, seconds: float) -> np.ndarray:
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """As much of the text as a cell is wide."""
+    """The text, cut to the width of a cell."""
     if font.getlength(text) <= _CELL - 4:
         return text
     while text and font.getlength(f"{text}…") > _CELL - 4:
@@ -93,7 +93,7 @@ def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
 
 @dataclass(frozen=True)
 class SideBySideOrder:
-    """The same episode as two policies played it, as an mp4 at `path`; the shorter one waits at its end."""
+    """The same episode played by two policies, as an mp4 at `path`; the shorter film waits at its end."""
 
     path: Path
     first: FilmOrder
@@ -104,7 +104,7 @@ class SideBySideOrder:
         return len(self.first) + len(self.second)
 
     def frames(self, env: Environment) -> tuple[np.ndarray, float]:
-        """uint8 [T, H, W, 3], and how many are shown in a second."""
+        """uint8 [T, H, W, 3], and the frames per second."""
         left, fps = self.first.frames(env)
         right, _ = self.second.frames(env)
         length = max(len(left), len(right))

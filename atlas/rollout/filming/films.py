@@ -1,4 +1,4 @@
-"""What a film of a rollout shows: the picture, the instruction, the step, and what the policy does at it."""
+"""Draws the frames of a rollout's film: the picture, the instruction, the step and the policy's action."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _VERDICTS = {"success": (70, 200, 110), "failure": (244, 96, 88), "ended": (160,
 class FilmDrawing:
     """Draws the frames of one episode's film around its pictures.
 
-    Above the picture the instruction and the step; below it a bar for each number of the action (full is 1, or the
-    episode's largest where that is more) and how far each gripper is told to close, over the whole episode. Below these
-    there may be further curves of the decisions.
+    Above the picture are the instruction and the step. Below it are a bar for each number of the action (full at 1, or
+    at the episode's largest value if that is more) and each gripper's command over the whole episode. Below these there
+    may be curves of the decisions.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class FilmDrawing:
             for row, curve in enumerate(curves)
         ]
         height = curves_top + CHART_HEIGHT * len(curves)
-        self.shape = (height + height % 2, size, 3)  # H.264 wants even sides
+        self.shape = (height + height % 2, size, 3)  # H.264 needs even sides
         readable = spec.readable(actions)
         self._charts = [
             _Chart(box, gripper.readable[1], readable[:, dimension])
@@ -77,11 +77,11 @@ class FilmDrawing:
         return _GROUND
 
     def frame(self, picture: np.ndarray, step: int) -> np.ndarray:
-        """uint8 [H, W, 3], `shape`: the picture uint8 [size, size, 3] before action `step`, and that action."""
+        """uint8 [H, W, 3], see `shape`. picture: uint8 [size, size, 3], the scene before action `step`."""
         return np.asarray(self._draw(picture, step))
 
     def last_frame(self, picture: np.ndarray, verdict: Verdict) -> np.ndarray:
-        """The picture after the last action, with how the episode ended."""
+        """The frame after the last action, with the episode's verdict."""
         image = self._draw(picture, len(self._actions) - 1)
         draw = ImageDraw.Draw(image)
         colour = _VERDICTS[verdict]
@@ -118,7 +118,7 @@ class FilmDrawing:
         return image
 
     def _draw_background(self, lines: list[str]) -> Image.Image:
-        """What is the same in every frame."""
+        """The part that is the same in every frame."""
         image = Image.new("RGB", (self.shape[1], self.shape[0]), _GROUND)
         draw = ImageDraw.Draw(image)
         for i, line in enumerate(lines):
@@ -145,7 +145,7 @@ class FilmDrawing:
 
     @property
     def _tracks(self) -> tuple[int, int]:
-        """Left and right ends of the bars at full."""
+        """The left and right ends of full bars."""
         return _MARGIN + _LABEL, self._size // 2 - _MARGIN // 2
 
     def _boxes(self) -> list[_Box]:
@@ -160,7 +160,7 @@ _Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class _Chart:
-    """How far a gripper is told to close at each step of an episode: values float64 [T], from 0 to 1."""
+    """A gripper's command at each step of an episode: values float64 [T], from 0 to 1."""
 
     box: _Box
     title: str
@@ -168,7 +168,7 @@ class _Chart:
 
     @cached_property
     def points(self) -> list[tuple[float, float]]:
-        """Of the curve, one a step."""
+        """The curve's points, one per step."""
         left, top, right, bottom = self.box
         x = np.linspace(left + 3, right - 3, len(self.values))
         y = bottom - 3 - (bottom - top - 6) * self.values
@@ -183,7 +183,7 @@ def _width(font: _Font, text: str) -> int:
 
 
 def _wrap(text: str, font: _Font, width: int) -> list[str]:
-    """The text in at most three lines of `width` pixels; what is longer ends in dots."""
+    """The text in at most three lines of `width` pixels; a longer text ends in dots."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -1,4 +1,4 @@
-"""Where a policy looked at each of its decisions, kept beside a rollout for the films of it."""
+"""Records where a policy looks at each of its decisions, for a rollout's films."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from atlas.types import Observation
 
 
 class WatchedActor:
-    """An actor that is a policy, which is asked at each decision where it looks."""
+    """A policy's actor that records at each decision where the policy looks."""
 
     def __init__(self, actor: Actor, policy: Policy, source: int = 0) -> None:
-        """source: as `PolicyProcessor.batch` takes it. Raises InputError for a policy that does not say."""
+        """source: see `PolicyProcessor.batch`. Raises InputError for a policy that cannot show where it looks."""
         if not isinstance(policy, ShowsAttention):
             raise InputError(
-                f"A policy of the type '{policy.config.type}' does not say where it looks: leave out --show attention."
+                f"A policy of the type '{policy.config.type}' cannot show where it looks: leave out --show attention."
             )
         self.processor: PolicyProcessor = policy.processor
         self.looks: dict[int, list[Look]] = {}  # {an episode's seed: its decisions}
@@ -53,7 +53,7 @@ class WatchedActor:
         with torch.no_grad():
             found = self._attention(batch.to(next(self._policy.parameters()).device))
         if found is None:
-            raise InputError("The parts of this policy do not say where it looks: leave out --show attention.")
+            raise InputError("This policy's parts cannot show where it looks: leave out --show attention.")
         points, maps = (
             None if each is None else each[0, present].float().cpu().numpy() for each in (found.points, found.maps)
         )
