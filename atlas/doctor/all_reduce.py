@@ -1,6 +1,6 @@
-"""Several processes that add up their numbers: `python -m atlas.doctor.all_reduce FILE BACKEND PROCESSES`.
+"""Several processes sum their numbers: `python -m atlas.doctor.all_reduce FILE BACKEND PROCESSES`.
 
-They are started as those of a training are, and leave the answer in the file.
+They are started like those of a training, and write the result to the file.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _TIMEOUT = timedelta(seconds=60)
 
 
 def measure(backend: str) -> dict[str, float]:
-    """Sum numbers over the processes, see that the sum is right, and time it.
+    """Sum numbers over the processes, check the sum, and time it.
 
-    bus_bandwidth: bytes a second over each link, size / time * 2 (n - 1) / n, which does not depend on the number n
-    of processes (as NCCL's own tests have it: https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md).
+    bus_bandwidth: bytes per second over each link, size / time * 2 (n - 1) / n, which does not depend on the number n
+    of processes (as in NCCL's own tests: https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md).
     """
     device = torch.device("cpu")
     if backend == "nccl":

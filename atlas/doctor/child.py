@@ -1,4 +1,4 @@
-"""Trying things out in processes of their own: what hangs, crashes or takes its process with it harms nobody else."""
+"""Runs trials in separate processes, so that a trial that hangs or crashes harms nothing else."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Tried:
     """How a process ended. code: None where it took too long; negative where a signal ended it."""
 
     code: int | None
-    seconds: float  # its limit
+    seconds: float  # its time limit
     stderr: str
-    answer: Any = None  # what it has found
-    error: str | None = None  # what it says has gone wrong
+    answer: Any = None  # its result
+    error: str | None = None  # its own description of what went wrong
 
     @property
     def worked(self) -> bool:
@@ -46,15 +46,15 @@ class Tried:
         if self.code < 0:
             name = signal.Signals(-self.code).name
             return f"it was killed by {name}" + (f"; its last words: {words}" if words else "")
-        return words or f"it ended with exit code {self.code} and said nothing"
+        return words or f"it ended with exit code {self.code} and no message"
 
 
 def last_words(stderr: str) -> str:
-    """The last line that says something, where errors are, without keys."""
+    """The last line with words, preferring lines that are not warnings, with secrets removed."""
     from atlas.system.safe_text import redact
 
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    lines = [line for line in lines if any(character.isalnum() for character in line)]  # no rulers
+    lines = [line for line in lines if any(character.isalnum() for character in line)]  # without rules such as -----
     telling = [line for line in lines if not any(word in line.lower() for word in _NOISE)] or lines
     return redact(telling[-1])[:_LONGEST_QUOTE].rstrip(".") if telling else ""
 
@@ -65,14 +65,14 @@ def try_module(
     seconds: float,
     environment: Mapping[str, str | None] | None = None,
 ) -> Tried:
-    """Run `python -m module FILE arguments…`, whose main part is `answer(FILE, …)`.
+    """Run `python -m module FILE arguments…`, whose main part calls `answer(FILE, …)`.
 
-    environment: variables to set, or to remove (None). After `seconds` it is killed, with all that it has started.
+    environment: variables to set, or to remove (None). After `seconds` the process and all that it started are killed.
     """
     with tempfile.TemporaryDirectory(prefix="atlas-doctor-") as folder:
         answered, stderr = Path(folder) / "answer.json", Path(folder) / "stderr"
         command = [*module_command(module), str(answered), *arguments]
-        # Into files: a process that outlives its parent would keep pipes open, and reading them would wait for it.
+        # Into files: a process that outlives its parent would keep a pipe open, and reading would wait for it.
         with stderr.open("wb") as sink:
             process = subprocess.Popen(
                 command,
@@ -98,7 +98,7 @@ def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a process and of those that it has started, in sessions of their own too."""
+    """Kill a process and all that it started, also those in other sessions."""
     import psutil
 
     children: list[Any] = []
@@ -114,9 +114,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def answer(path: str | Path, work: Callable[[], Any]) -> None:
-    """In such a process: do the work and write what it gives, as JSON, or how it fails; then end with 0, or 1.
+    """Called in such a process: do the work and write its result, or its error, as JSON; then exit with 0, or 1.
 
-    Where several processes do the same, the first failure is kept: the others follow from it.
+    Where several processes do the same work, the first failure is kept, because the others follow from it.
     """
     try:
         found = {"answer": work()}

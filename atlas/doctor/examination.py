@@ -1,4 +1,4 @@
-"""All checks in turn."""
+"""Runs all checks of the machine in turn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _TRAINING_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Check:
-    """name: as in its findings; does: what is announced for one that takes seconds."""
+    """name: as in its findings; does: the announcement of a check that takes seconds."""
 
     name: str
     look: Callable[[], Finding]
@@ -35,13 +35,13 @@ class Check:
 
 
 def check_training() -> Finding:
-    """Train, validate, write a checkpoint and read it again, in a temporary folder; on a GPU where there is one."""
+    """Train, validate, write a checkpoint and load it, in a temporary folder; on a GPU where there is one."""
     tried = try_module("atlas.doctor.tiny_job", [], _TRAINING_SECONDS, {"WANDB_MODE": "disabled"})
     if tried.worked:
         found = tried.answer
         seen = f"{found['steps']} steps on {found['device']}, loss {found['loss']:.3f}, and a checkpoint that loads"
         return Finding("training", "ok", seen, None, found)
-    fix = "What is wrong above comes first. If nothing is, this is a bug: report it with `atlas doctor --json`."
+    fix = "Solve the problems above first. If there are none, this is a bug: report it with `atlas doctor --json`."
     return Finding("training", "problem", f"a tiny job failed: {tried.why}", fix, {"error": tried.why})
 
 
@@ -64,7 +64,7 @@ CHECKS = (
 
 
 def examine(checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
-    """The findings, each as soon as it is there; says on stderr what takes long."""
+    """The findings, each as soon as it is ready; announces slow checks on stderr."""
     for check in checks:
         if check.does is not None:
             print(f"{check.name}: {check.does} ...", file=sys.stderr, flush=True)
@@ -74,12 +74,12 @@ def examine(checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
 def _look(check: Check) -> Finding:
     try:
         return check.look()
-    except Exception as error:  # what is broken here may be what the check itself needs
-        said = str(error) if isinstance(error, ImportError) else type(error).__name__
-        seen = f"could not be looked at ({said})"
-        return Finding(check.name, "warning", seen, "Mend what is wrong with the packages first.")
+    except Exception as error:  # the check itself may need what is broken
+        why = str(error) if isinstance(error, ImportError) else type(error).__name__
+        seen = f"could not be checked ({why})"
+        return Finding(check.name, "warning", seen, "Solve the problems with the packages first.")
 
 
 def can_train(findings: Sequence[Finding]) -> bool:
-    """Whether nothing is broken that training needs."""
+    """Whether everything that training needs works."""
     return all(finding.status != "problem" for finding in findings)

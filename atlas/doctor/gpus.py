@@ -1,4 +1,4 @@
-"""The GPUs: what the driver says of them, and whether torch can use them."""
+"""The GPUs: the driver's description of them, and whether torch can use them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atlas.doctor.child import Tried, try_module
 from atlas.doctor.verdict import Finding, gib
 
 _TORCH_SECONDS = 120.0
-_BUSY = 0.2  # of a GPU's memory in use by others
+_BUSY = 0.2  # the share of a GPU's memory above which it counts as in use by others
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -29,7 +29,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Driver:
-    """What NVIDIA's management library says, without CUDA. error: where it is there and does not work."""
+    """The facts from NVIDIA's management library, without CUDA. error: where GPUs are there but the driver fails."""
 
     gpus: Sequence[Gpu] = ()
     driver: str | None = None
@@ -40,13 +40,13 @@ class Driver:
 
 @functools.cache
 def read_gpus() -> Driver:
-    """Ask the driver; all GPUs of the machine, whether CUDA_VISIBLE_DEVICES shows them or not."""
+    """Ask the driver about all GPUs of the machine, whether CUDA_VISIBLE_DEVICES shows them or not."""
     files = sorted(str(path) for path in Path("/dev").glob("nvidia[0-9]*"))
     try:
         import pynvml  # type: ignore[import-untyped]
 
         pynvml.nvmlInit()
-    except Exception as error:  # of a kind of its own, made at run time; or the package is missing
+    except Exception as error:  # a type of pynvml's, made at run time; or the package is missing
         return Driver(error=str(error) if files else None, files=files)
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
@@ -66,15 +66,15 @@ def read_gpus() -> Driver:
 
 
 def check_gpus() -> Finding:
-    """Which GPUs there are, their memory and their driver."""
+    """The GPUs, their memory and their driver."""
     return judge_gpus(read_gpus())
 
 
 def judge_gpus(driver: Driver) -> Finding:
     details = asdict(driver)
     if driver.error is not None:
-        seen = f"{len(driver.files)} GPUs are there ({', '.join(driver.files)}) and their driver fails: {driver.error}"
-        fix = "Run nvidia-smi; a driver that was updated needs a restart, and a container the NVIDIA container toolkit."
+        seen = f"there are {len(driver.files)} GPUs ({', '.join(driver.files)}), but their driver fails: {driver.error}"
+        fix = "Run nvidia-smi; an updated driver needs a restart, and a container needs the NVIDIA container toolkit."
         return Finding("gpus", "problem", seen, fix, details)
     if not driver.gpus:
         return Finding("gpus", "ok", "no NVIDIA GPU; training runs on CPUs", None, details)
@@ -91,7 +91,7 @@ def judge_gpus(driver: Driver) -> Finding:
 
 @functools.cache
 def read_torch() -> Tried:
-    """What torch says of itself and of the GPUs that it sees; asked in a process of its own."""
+    """torch's versions and the GPUs that it sees, found in a separate process."""
     return try_module("atlas.doctor.probes", ["torch"], _TORCH_SECONDS)
 
 
@@ -102,14 +102,14 @@ def visible_gpus() -> int:
 
 
 def check_torch() -> Finding:
-    """torch can be imported, and uses the GPUs that there are."""
+    """Whether torch can be imported, and uses the machine's GPUs."""
     return judge_torch(read_torch(), read_gpus(), os.environ.get(_VISIBLE))
 
 
 def judge_torch(tried: Tried, driver: Driver, visible: str | None) -> Finding:
-    """visible: the variable CUDA_VISIBLE_DEVICES."""
+    """visible: the value of CUDA_VISIBLE_DEVICES."""
     if not tried.worked:
-        fix = "Install torch again, as https://pytorch.org/get-started/locally/ says for this system."
+        fix = "Install torch again: see https://pytorch.org/get-started/locally/ for this system."
         return Finding("torch", "problem", f"torch does not work: {tried.why}", fix, {"error": tried.why})
     found: dict[str, Any] = tried.answer
     there, seen_by_torch = len(driver.gpus), found["gpus"]
@@ -122,8 +122,8 @@ def judge_torch(tried: Tried, driver: Driver, visible: str | None) -> Finding:
         fix = "Install a torch that is built for GPUs: see https://pytorch.org/get-started/locally/."
         if found["cuda"]:
             fix = f"The driver runs up to CUDA {driver.cuda}: update it, or install a torch for that CUDA."
-        said = f" ({found['error']})" if found["error"] else ""
-        return Finding("torch", "problem", f"{seen}; sees none of the {there} GPUs{said}", fix, found)
+        why = f" ({found['error']})" if found["error"] else ""
+        return Finding("torch", "problem", f"{seen}; sees none of the {there} GPUs{why}", fix, found)
     unfit = [gpu["name"] for gpu in seen_by_torch if not gpu["supported"]]
     if unfit:
         fix = "Install another torch, whose build has code for them."

@@ -1,4 +1,4 @@
-"""What a container or a batch system allows, which may be less than the machine has: Linux control groups."""
+"""The limits of a container or a batch system, which may allow less than the machine has: Linux control groups."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NO_LIMIT = 2**60  # version 1 writes a number near 2^63 where there is no limit
 
 
 def memory_limit(root: Path = CGROUPS, own: Path = OWN) -> int | None:
-    """Bytes that this process and those beside it may use; None where nothing limits them."""
+    """Bytes that this process and those in its group may use; None without a limit."""
     limits = [
         limit
         for folder in _groups("memory", root, own)
@@ -33,7 +33,7 @@ def memory_used(root: Path = CGROUPS, own: Path = OWN) -> int | None:
 
 
 def core_limit(root: Path = CGROUPS, own: Path = OWN) -> float | None:
-    """Cores' worth of time that this process and those beside it may use; None where nothing limits them."""
+    """Cores' worth of time that this process and those in its group may use; None without a limit."""
     limits = []
     for folder in _groups("cpu", root, own):
         quota, period = (_text(folder / "cpu.max") or "max 1").split()
@@ -46,7 +46,7 @@ def core_limit(root: Path = CGROUPS, own: Path = OWN) -> float | None:
 
 
 def _groups(controller: str, root: Path, own: Path) -> Iterator[Path]:
-    """The folders of this process's group and of those around it, whose limits hold as well, innermost first."""
+    """The folders of this process's group and of the groups around it, whose limits hold too, innermost first."""
     for line in (_text(own) or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
@@ -55,7 +55,7 @@ def _groups(controller: str, root: Path, own: Path) -> Iterator[Path]:
         top = root if not controllers else root / controller
         group = top / path.strip("/")
         for folder in (group, *group.parents):
-            if folder.is_dir():  # in a container, its own group is the top, whatever it is called outside
+            if folder.is_dir():  # in a container, its own group is at the top, whatever its name outside
                 yield folder
             if folder == top:
                 break

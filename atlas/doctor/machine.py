@@ -1,4 +1,4 @@
-"""The machine and what is installed: system, packages, cores, memory, disks."""
+"""The checks of the machine: system, packages, cores, memory, disks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OPTIONAL = ("wandb", "mujoco", "robosuite", "peft")
 _LEAST_MEMORY, _ENOUGH_MEMORY = 1.5 * 2**30, 4 * 2**30
 _ENOUGH_SHARED_MEMORY = 2**30
 _LEAST_DISK, _ENOUGH_DISK = 2**29, 5 * 2**30
-_CORES_A_GPU = 2  # one that trains and one that reads data
+_CORES_PER_GPU = 2  # one that trains and one that reads data
 
 
 def check_platform() -> Finding:
@@ -43,7 +43,7 @@ def check_platform() -> Finding:
     }
     seen = f"{system}; Python {details['python']}; Atlas {atlas.__version__}"
     if platform.system() != "Linux":
-        fix = "Training was tested on Linux only; on Windows use WSL 2."
+        fix = "Training was only tested on Linux; on Windows use WSL 2."
         return Finding("platform", "warning", seen, fix, details)
     return Finding("platform", "ok", seen, None, details)
 
@@ -52,13 +52,13 @@ def check_platform() -> Finding:
 
 
 def check_packages() -> Finding:
-    """What Atlas needs is installed, in versions that it can use."""
+    """Whether Atlas's requirements are installed in suitable versions."""
     required = declared_requirements()
     return judge_packages(required, {name: _installed(name) for name in (*_names(required), *_OPTIONAL)})
 
 
 def judge_packages(required: Sequence[str], versions: dict[str, str | None]) -> Finding:
-    """required: such as 'torch>=2.6'; versions: those installed, None for what is not."""
+    """required: such as 'torch>=2.6'; versions: the installed ones, None for missing packages."""
     from packaging.requirements import Requirement
 
     details = {"versions": versions, "required": list(required)}
@@ -68,7 +68,7 @@ def judge_packages(required: Sequence[str], versions: dict[str, str | None]) -> 
         if version is None:
             wrong.append(f"{requirement.name} is not installed")
         elif not requirement.specifier.contains(version, prereleases=True):
-            wrong.append(f"{requirement.name} is {version}, and Atlas needs {requirement.specifier}")
+            wrong.append(f"{requirement.name} is {version}, but Atlas needs {requirement.specifier}")
     if wrong:
         fix = "pip install -e . in Atlas's folder, or remove .venv and let ./train.sh make it again."
         return Finding("packages", "problem", "; ".join(wrong), fix, details)
@@ -78,7 +78,7 @@ def judge_packages(required: Sequence[str], versions: dict[str, str | None]) -> 
 
 
 def declared_requirements() -> list[str]:
-    """What the package says it needs, without extras: from its installation, else from the source's pyproject.toml."""
+    """The package's requirements without extras: from its installation, else from the source's pyproject.toml."""
     try:
         declared = importlib.metadata.requires(_DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
@@ -87,7 +87,7 @@ def declared_requirements() -> list[str]:
 
 
 def _requirements_of_source(text: str) -> list[str]:
-    # Python 3.10 has no parser for TOML; this is the file beside this package, one requirement a line.
+    # Python 3.10 has no TOML parser; the file beside this package has one requirement per line.
     listed = text.split("\ndependencies = [", 1)[1].split("\n]", 1)[0]
     return [line.split('"')[1] for line in listed.splitlines() if line.strip().startswith('"')]
 
@@ -109,7 +109,7 @@ def _installed(name: str) -> str | None:
 
 
 def check_cores() -> Finding:
-    """How many cores there are, are allowed to this process, and are busy."""
+    """How many cores there are, how many this process may use, and how busy they are."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     return judge_cores(os.cpu_count() or 1, available_cores(), core_limit(), load, len(read_gpus().gpus))
 
@@ -123,13 +123,13 @@ def judge_cores(there: int, allowed: int, limit: float | None, load: float, gpus
     usable = min(allowed, limit or allowed)
     if limit is not None and limit < allowed - 0.5:
         fix = (
-            f"Threads for {allowed} cores would be held up: set OMP_NUM_THREADS={max(1, int(limit))}, or give the "
-            "container more (docker run --cpus)."
+            f"Threads for {allowed} cores would be throttled: set OMP_NUM_THREADS={max(1, int(limit))}, or give the "
+            "container more cores (docker run --cpus)."
         )
         return Finding("cores", "warning", seen, fix, details)
-    if usable < _CORES_A_GPU * gpus:
+    if usable < _CORES_PER_GPU * gpus:
         fix = (
-            f"{gpus} GPUs wait for data when they have fewer than {_CORES_A_GPU} cores each: ask the batch system for "
+            f"{gpus} GPUs wait for data if they have fewer than {_CORES_PER_GPU} cores each: ask the batch system for "
             "more (SLURM: --cpus-per-task), or see `taskset -p $$`."
         )
         return Finding("cores", "warning", seen, fix, details)
@@ -137,7 +137,7 @@ def judge_cores(there: int, allowed: int, limit: float | None, load: float, gpus
 
 
 def check_memory() -> Finding:
-    """Main memory: all there is, what is free, and what a container may use."""
+    """Main memory: the total, what is free, and a container's limit."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -154,7 +154,7 @@ def judge_memory(total: int, available: int, limit: int | None, used: int | None
         seen += f"; limited to {gib(limit)} here, of which {gib(max(0, free))} are free"
     where = "the container's limit (docker run --memory, SLURM --mem)" if free < available else "other programs"
     if free < _LEAST_MEMORY:
-        fix = f"Training takes more than {gib(_LEAST_MEMORY)} a process: look at {where}."
+        fix = f"Training takes more than {gib(_LEAST_MEMORY)} per process: look at {where}."
         return Finding("memory", "problem", seen, fix, details)
     if free < _ENOUGH_MEMORY:
         fix = f"That is little; if a process is killed, look at {where}, and lower data.num_workers or data.batch_size."
@@ -166,9 +166,9 @@ def judge_memory(total: int, available: int, limit: int | None, used: int | None
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
-    """The memory that processes share: batches travel through it from the workers that read data."""
+    """Shared memory, through which the workers that read data pass batches."""
     if not folder.is_dir():
-        seen = f"There is no {folder}"
+        seen = f"there is no {folder}"
         return Finding("shared_memory", "warning", seen, "Set data.num_workers=0.", {"total": None, "free": None})
     usage = shutil.disk_usage(folder)
     details = {"total": usage.total, "free": usage.free}
@@ -183,23 +183,23 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
 
 
 def check_outputs() -> Finding:
-    """The folder that runs are written to can be written to, and has room."""
+    """Whether the folder for runs can be written to, and has room."""
     return judge_folder("outputs", Path(Config().output_dir), "output_dir=DIR")
 
 
 def check_cache() -> Finding:
-    """The folder for models from elsewhere, which training from random weights does without."""
+    """Whether the folder for downloaded models can be written to; training from random weights does not need it."""
     return judge_folder("cache", cache_root(), "ATLAS_CACHE_DIR=DIR", needed=False)
 
 
 def judge_folder(check: str, folder: Path, another: str, needed: bool = True) -> Finding:
-    """Whether a folder, or the one around it that is there, can be written to; leaves nothing behind.
+    """Whether a folder, or its closest existing parent, can be written to; leaves nothing behind.
 
-    another: how a user names another one. needed: whether training cannot work without it.
+    another: how a user chooses another folder. needed: whether training cannot work without it.
     """
     folder = folder.absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
-    shown = str(folder) if there == folder else f"{folder} (not there yet, {there} is)"
+    shown = str(folder) if there == folder else f"{folder} (not made yet, in {there})"
     severity: Status = "problem" if needed else "warning"
     try:
         with (
@@ -212,7 +212,7 @@ def judge_folder(check: str, folder: Path, another: str, needed: bool = True) ->
         free = shutil.disk_usage(there).free
     except OSError as error:
         seen = f"{shown} cannot be written to: {error.strerror}"
-        fix = f"Mend its owner, its rights or its disk, or choose another folder with {another}."
+        fix = f"Correct its owner, its permissions or its disk, or choose another folder with {another}."
         return Finding(check, severity, seen, fix, {"folder": str(folder), "free": None})
     details = {"folder": str(folder), "free": free}
     seen = f"{shown}: {gib(free)} free"

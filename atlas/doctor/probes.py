@@ -1,6 +1,6 @@
-"""What the doctor tries out in a process of its own: `python -m atlas.doctor.probes FILE NAME`.
+"""The doctor's trials in separate processes: `python -m atlas.doctor.probes FILE NAME`.
 
-Each writes what it has seen into the file.
+Each writes its result to the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def probe_torch() -> dict[str, Any]:
     with warnings.catch_warnings(record=True) as caught:  # torch says in a warning why it sees no GPU
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    said = str(caught[-1].message).splitlines()[0] if caught else None
+    why = str(caught[-1].message).splitlines()[0] if caught else None
     nccl = torch.cuda.nccl.version() if torch.version.cuda and torch.distributed.is_nccl_available() else None
     return {
         "torch": torch.__version__,
@@ -34,7 +34,7 @@ def probe_torch() -> dict[str, Any]:
         "nccl": ".".join(map(str, nccl)) if nccl else None,
         "gpus": [_gpu(i) for i in range(count)],
         "peers": [[i == j or torch.cuda.can_device_access_peer(i, j) for j in range(count)] for i in range(count)],
-        "error": said,
+        "error": why,
     }
 
 
@@ -59,7 +59,7 @@ def _gpu(index: int) -> dict[str, Any]:
 
 
 def probe_rendering() -> dict[str, Any]:
-    """A picture of the cubes world, rendered off screen, and what rendered it."""
+    """Render a picture of the cubes world off screen; returns the renderer and the picture's contrast."""
     import os
 
     from atlas.environments.catalog import make_environment
@@ -82,7 +82,7 @@ def probe_rendering() -> dict[str, Any]:
 
 
 def probe_wandb() -> dict[str, Any]:
-    """wandb's version and server, whether there is a key for it (never the key), and whether the server answers."""
+    """wandb's version and server, whether there is a key (never the key itself), and whether the server answers."""
     from atlas.registry.client import base_url, end_service, find_wandb
 
     wandb = find_wandb()
@@ -112,7 +112,7 @@ def _reach(server: str) -> str | None:
         except (OSError, ValueError) as problem:
             problems[:] = [str(getattr(problem, "reason", problem))]
 
-    # On a thread that may be left behind: looking up a name has no time limit.
+    # In a thread that may be left behind: looking up a name has no time limit.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_SERVER_SECONDS)

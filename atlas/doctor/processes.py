@@ -1,4 +1,4 @@
-"""Several processes: do they find each other, and do their sums come out right."""
+"""Checks whether several processes find each other, and whether their sums are right."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _NO_DIRECT = {"NCCL_P2P_DISABLE": "1"}
 
 
 def check_processes() -> Finding:
-    """Two CPU processes add up their numbers, over gloo."""
+    """Two CPU processes sum their numbers over gloo."""
     tried = _all_reduce("gloo", 2, {"CUDA_VISIBLE_DEVICES": ""})
     if tried.worked:
         seen = f"2 processes summed over gloo, {_speed(tried.answer)}"
         return Finding("processes", "ok", seen, None, tried.answer)
     fix = (
-        "Several processes cannot work together here; --mode single can. Ports of 127.0.0.1 must be free to use: look "
+        "Several processes cannot work together here; --mode single works. Ports of 127.0.0.1 must be usable: look "
         "at firewalls, at GLOO_SOCKET_IFNAME and at proxies for localhost."
     )
     seen = f"2 processes could not sum over gloo: {tried.why}"
@@ -27,7 +27,7 @@ def check_processes() -> Finding:
 
 
 def check_nccl() -> Finding:
-    """All GPUs add up their numbers, over NCCL; where there are two or more."""
+    """All GPUs sum their numbers over NCCL, where there are two or more."""
     gpus = visible_gpus()
     if gpus < 2:
         return Finding("nccl", "ok", f"not needed with {gpus or 'no'} GPU", None, {"gpus": gpus})
@@ -37,7 +37,7 @@ def check_nccl() -> Finding:
 
 
 def judge_nccl(gpus: int, tried: Tried, without: Tried | None) -> Finding:
-    """without: the same with transfers between GPUs' memories switched off, where it did not work with them."""
+    """without: the trial without direct transfers between GPUs, where it failed with them."""
     if tried.worked:
         seen = f"{gpus} GPUs summed over NCCL, {_speed(tried.answer)}"
         return Finding("nccl", "ok", seen, None, {"gpus": gpus, **tried.answer})
@@ -48,7 +48,7 @@ def judge_nccl(gpus: int, tried: Tried, without: Tried | None) -> Finding:
     else:
         fix = (
             "Set NCCL_DEBUG=INFO and run `atlas doctor` again to see more; in a container, look at --shm-size and "
-            "--ipc=host. --gpus 1 works meanwhile."
+            "--ipc=host. Until then, --gpus 1 works."
         )
     return Finding("nccl", "problem", seen, fix, {"gpus": gpus, "error": tried.why})
 

@@ -1,4 +1,4 @@
-"""`atlas doctor RUN`: why a run that trains well fails in rollouts, by the known silent bugs, cheap checks first."""
+"""`atlas doctor RUN`: finds why a run that trains well fails in rollouts, by the known silent bugs."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from atlas.system.file_store import CONFIG
 from atlas.system.files import follow
 
 EPISODES = 12  # enough to see how the robot follows its actions
-_OTHER = 0.02  # of a deviation: statistics of the same data agree better, whatever the order of sums
+_OTHER = 0.02  # standard deviations; statistics of the same data agree better than this, whatever the order of sums
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What was looked at. checkpoint: the best one, else the latest."""
+    """The result of an examination. checkpoint: the best one, else the latest."""
 
     run_dir: Path
     checkpoint: Path
@@ -45,13 +45,13 @@ class Examination:
 def examine_run(
     run_dir: Path, episodes: int = EPISODES, beat: Callable[[str], None] = lambda what: None
 ) -> Examination:
-    """Look at the files of a run's policy, at its data, and at rollouts of it, as far as there are such.
+    """Examine a run's policy files, its data, and rollouts of it, as far as there are any.
 
-    episodes: of the rollouts, 0: none. beat: is told what is looked at next. Raises InputError for a folder that is no
-    run, one without a checkpoint, and one whose config or policy is of another version.
+    episodes: of the rollouts; 0: none. beat: called with the name of each part. Raises InputError for a folder that is
+    not a run, one without a checkpoint, and one whose config or policy is of another version.
     """
     if not is_run(run_dir):
-        read_run(run_dir)  # which says what is wrong
+        read_run(run_dir)  # raises an error that says what is wrong
     checkpoint = _checkpoint(run_dir)
     config = load_config(run_dir / CONFIG)
     findings: list[Finding] = []
@@ -75,7 +75,7 @@ def _checkpoint(run_dir: Path) -> Path:
         found = follow(run_dir / "checkpoints" / link)
         if found.is_dir():
             return found
-    raise InputError(f"The run {run_dir} has no checkpoint yet, whose policy could be looked at.")
+    raise InputError(f"The run {run_dir} has no checkpoint yet, and so no policy to examine.")
 
 
 def _world(config: Config, policy: Policy) -> str | None:
@@ -86,14 +86,14 @@ def _world(config: Config, policy: Policy) -> str | None:
 
 
 def _settings(config: Config, processor: PolicyProcessor) -> Iterator[Finding]:
-    """Whether the policy scales as its training was told to."""
+    """Check that the policy scales as its run's config says."""
     wanted = config.model.processor
     if processor.scaling != wanted:
         yield Finding(
             "stats",
             "error",
             f"processor.json scales actions by {processor.scaling.action_normalization} and proprio by "
-            f"{processor.scaling.proprio_normalization}, and the run's config by {wanted.action_normalization} and "
+            f"{processor.scaling.proprio_normalization}, but the run's config by {wanted.action_normalization} and "
             f"{wanted.proprio_normalization}",
             "Load the processor.json that was saved with the weights.",
             bugs=("unnormalised",),
@@ -104,15 +104,15 @@ def _settings(config: Config, processor: PolicyProcessor) -> Iterator[Finding]:
 
 
 def _data(config: Config, policy: Policy, folder: Path) -> list[Finding]:
-    """The checks of the run's data, in its world where there is one; and whether the policy was trained on it."""
+    """The checks of the run's data, in its world where there is one, and whether the policy was trained on it."""
     try:
         dataset, cameras = open_configured(config.data)
         data = split_data(config, dataset, cameras, begun=folder)
         statistics = data.train.statistics()
     except InputError as error:
-        return [Finding("stats", "info", f"the run's data was not looked at: {error}")]
+        return [Finding("stats", "info", f"the run's data was not checked: {error}")]
     found = list(_same_statistics(policy.processor, [(s.action, s.proprio) for s in statistics]))
-    if len(statistics) == 1:  # the checks look at one source
+    if len(statistics) == 1:  # the checks take one source
         found += check_data(config, replayed=2)
     return found
 
@@ -121,20 +121,20 @@ def _same_statistics(
     processor: PolicyProcessor, of_data: list[tuple[ColumnStatistics, ColumnStatistics]]
 ) -> Iterator[Finding]:
     if len(of_data) != len(processor.statistics):
-        yield _other_data(f"it has statistics of {len(processor.statistics)} datasets, and the run {len(of_data)}")
+        yield _other_data(f"it has statistics of {len(processor.statistics)} datasets, but the run has {len(of_data)}")
         return
     for source, (action, proprio) in zip(processor.statistics, of_data, strict=True):
-        for what, mine, its in (("action", source.action, action), ("proprio", source.proprio, proprio)):
-            off = _apart(mine, its)
+        for what, policys, datas in (("action", source.action, action), ("proprio", source.proprio, proprio)):
+            off = _apart(policys, datas)
             if off > _OTHER:
                 yield _other_data(f"its {what} differs from that of {source.source} by up to {off:.2g} deviations")
                 return
         kept = source.action_scaling
         if kept is not None and kept != scaling_of(action, processor.scaling.action_normalization):
-            yield _other_data(f"it scales the actions of {source.source} otherwise than their statistics say")
+            yield _other_data(f"it does not scale the actions of {source.source} as their statistics require")
             return
-    said = "the policy's statistics are those of the run's training episodes"
-    yield Finding("stats", "info", said, bugs=("statistics",))
+    seen = "the policy's statistics are those of the run's training episodes"
+    yield Finding("stats", "info", seen, bugs=("statistics",))
 
 
 def _apart(one: ColumnStatistics, other: ColumnStatistics) -> float:
@@ -150,7 +150,7 @@ def _other_data(why: str) -> Finding:
         "stats",
         "error",
         f"the policy is not scaled by the statistics of the run's data: {why}",
-        "Load the processor.json that was saved with the weights; or the dataset has changed since.",
+        "Load the processor.json that was saved with the weights; if it is that one, the dataset has changed since.",
         bugs=("statistics",),
     )
 

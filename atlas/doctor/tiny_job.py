@@ -1,6 +1,6 @@
-"""The tiny job that shows whether training works: `python -m atlas.doctor.tiny_job FILE`.
+"""A tiny job that shows whether training works: `python -m atlas.doctor.tiny_job FILE`.
 
-On made-up demonstrations in LIBERO's layout, so that it needs no simulator.
+It uses made-up demonstrations in LIBERO's layout, so that it needs no simulator.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _EPISODES, _FRAMES, _PIXELS = 3, 12, 32
 
 
 def run_tiny_job(folder: Path) -> dict[str, Any]:
-    """Write data into `folder`, train on it there, and load what was saved."""
+    """Write data into `folder`, train on it there, and load the saved policy."""
     from atlas.policies.base import load_policy
     from atlas.train import train
 

@@ -1,4 +1,4 @@
-"""What a check of the machine says."""
+"""The findings of the machine's checks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-# problem: training cannot work; warning: it can, and something of it will not, or not well.
+# problem: training cannot work; warning: training works, but something else does not, or not well.
 Status = Literal["ok", "warning", "problem"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. seen: what is there, in words; fix: what to do where that is not well."""
+    """The result of one check. seen: what was found, in words; fix: what to do, unless all is well."""
 
     check: str
     status: Status
@@ -21,7 +21,7 @@ class Finding:
     details: Mapping[str, Any] = field(default_factory=dict)  # the same as plain values, for scripts
 
     def __post_init__(self) -> None:
-        assert (self.fix is None) == (self.status == "ok"), "what is not well comes with what to do, and nothing else"
+        assert (self.fix is None) == (self.status == "ok"), "a finding has a fix unless its status is ok"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

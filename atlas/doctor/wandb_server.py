@@ -1,4 +1,4 @@
-"""Weights & Biases: installed, with a key, reachable. Training never needs it."""
+"""Checks whether Weights & Biases is installed, has a key and can be reached. Training never needs it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def check_wandb() -> Finding:
     try:
         mode = effective_mode(WandbConfig())
     except InputError as error:
-        return Finding("wandb", "warning", str(error), "Runs with wandb are refused until it is right, or unset.")
-    # Offline, wandb does not say whether there is a key.
+        return Finding("wandb", "warning", str(error), "Runs with wandb are refused until it is corrected or unset.")
+    # wandb does not say in offline mode whether there is a key.
     environment = {"WANDB_SILENT": "true", "WANDB_MODE": None}
     return judge_wandb(try_module("atlas.doctor.probes", ["wandb"], _SECONDS, environment), mode)
 
@@ -33,17 +33,17 @@ def judge_wandb(tried: Tried, mode: str) -> Finding:
         seen = "wandb is not installed; TensorBoard works without it"
         return Finding("wandb", "warning", seen, "To use it: pip install 'atlas-vla[wandb]'", found)
     server, error = found["server"], found["error"]
-    key = "a key is there" if found["key"] else "there is no key"
+    key = "there is a key" if found["key"] else "there is no key"
     reach = f"{server} answers" if error is None else f"{server} does not answer ({error})"
     seen = f"{found['version']}, mode {mode}; {key}; {reach}"
     if mode != "online":
         return Finding("wandb", "ok", seen, None, found)
     if error is not None:
         fix = (
-            "Runs go offline; `wandb sync` sends them later. Is there a network? (A proxy goes into https_proxy, "
-            "another server into WANDB_BASE_URL; WANDB_MODE=offline keeps it from trying.)"
+            "Runs are logged offline; `wandb sync` sends them later. Is there a network? (Name a proxy in https_proxy, "
+            "another server in WANDB_BASE_URL; with WANDB_MODE=offline wandb does not try to connect.)"
         )
         return Finding("wandb", "warning", seen, fix, found)
     if not found["key"]:
-        return Finding("wandb", "warning", seen, "Runs go offline until you run `wandb login` once.", found)
+        return Finding("wandb", "warning", seen, "Runs are logged offline until you run `wandb login` once.", found)
     return Finding("wandb", "ok", seen, None, found)

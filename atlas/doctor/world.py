@@ -1,4 +1,4 @@
-"""Rendering: does a real picture of the simulated world come out."""
+"""Checks whether the simulated world can be rendered."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ _SECONDS = 180.0
 
 
 def check_rendering() -> Finding:
-    """The default job's demonstrations, and evaluation in the simulator, need pictures without a screen."""
+    """Render without a screen, which the default job's demonstrations and evaluation in the simulator need."""
     missing = [name for name in ("mujoco", "robosuite") if importlib.util.find_spec(name) is None]
     if missing:
         seen = f"the simulator is not installed ({', '.join(missing)})"
-        fix = "For the default job and for evaluation: pip install 'atlas-vla[sim]'. Training on files does without."
+        fix = (
+            "For the default job and for evaluation: pip install 'atlas-vla[sim]'. Training on files does not need it."
+        )
         return Finding("rendering", "warning", seen, fix, {"installed": False})
     tried = try_module("atlas.doctor.probes", ["rendering"], _SECONDS)
     if tried.worked:
@@ -28,7 +30,7 @@ def check_rendering() -> Finding:
 
 
 def judge_picture(tried: Tried, gpus: int) -> Finding:
-    """Of a picture that came out. gpus: those of the machine, which could draw it."""
+    """The finding for a picture that was rendered. gpus: the number of the machine's GPUs, which could render it."""
     found = tried.answer
     renderer = found["renderer"] or "unknown"
     software = in_software(renderer)
@@ -36,8 +38,8 @@ def judge_picture(tried: Tried, gpus: int) -> Finding:
     details = {"installed": True, **found}
     if software and gpus:
         fix = (
-            f"The {gpus} GPU{'s' if gpus > 1 else ''} here would draw many times faster: NVIDIA's EGL is missing. In a "
-            "container set NVIDIA_DRIVER_CAPABILITIES=all; elsewhere install the driver's libnvidia-gl, and see that "
+            f"The {gpus} GPU{'s' if gpus > 1 else ''} here would be many times faster: NVIDIA's EGL is missing. In a "
+            "container set NVIDIA_DRIVER_CAPABILITIES=all; elsewhere install the driver's libnvidia-gl, and check that "
             "nothing sets LIBGL_ALWAYS_SOFTWARE or __EGL_VENDOR_LIBRARY_FILENAMES."
         )
         return Finding("rendering", "warning", f"{seen}, beside {gpus} GPU{'s' if gpus > 1 else ''}", fix, details)
@@ -45,7 +47,8 @@ def judge_picture(tried: Tried, gpus: int) -> Finding:
 
 
 def judge_failure(why: str, set_here: dict[str, str], without: bool | None) -> Finding:
-    """set_here: variables that decide how it renders; without: whether it renders when they are unset, if tried."""
+    """set_here: the variables that decide how it renders; without: whether it renders without them, None where not
+    tried."""
     seen, fix = describe_failure(why, set_here, bool(without))
     return Finding("rendering", "problem", seen, fix, {"installed": True, "error": why, "environment": set_here})
 

@@ -1,4 +1,4 @@
-"""One page that tells a run, or several side by side: `write_report`."""
+"""A page about one run, or several side by side: `write_report`."""
 
 from atlas.report.report_page import REPORT, report, write_report
 

@@ -1,4 +1,4 @@
-"""Curves over the steps as SVG, which takes its colours from the page: light, dark and in print."""
+"""Curves over the steps as SVG, which takes its colours from the page: light, dark or in print."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from atlas.drawing.comparison_plot import smooth
 from atlas.report.markup import Html, tag
 from atlas.runs.run_directory import Points
 
-COLOURS = 8  # that the page has for runs; more begin again
+COLOURS = 8  # the page's colours for runs; further runs reuse them
 _WIDTH, _HEIGHT = 420, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 26  # margins of the plot
-_MOST_POINTS = 240  # of a line
+_MOST_POINTS = 240  # per line
 _SMOOTHED_FROM = 80  # points
-_SPREAD = 12  # from the smallest to the largest value: from there on the axis is logarithmic, if all are above 0
-_LEAST_SPREAD = 0.1  # of the largest value: what changes less is drawn almost level, as it is
+_SPREAD = 12  # ratio of the largest to the smallest value above which the axis is logarithmic, if all are above 0
+_LEAST_SPREAD = 0.1  # of the largest value: the axis spans at least this, so that small changes look small
 _TICKS = 4
 _DASHES = {"train": "5 4"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """label: of a run and a metric; colour: the run's number; kind: `train` is drawn dashed, all else is not."""
+    """label: the run and the metric; colour: the run's number; kind: only `train` is drawn dashed."""
 
     label: str
     colour: int
@@ -42,7 +42,7 @@ class Chart:
 
 
 def draw_chart(chart: Chart) -> Html | None:
-    """The chart with its title and legend; None where no value of it is a number."""
+    """The chart with its title and legend; None where it has no finite value."""
     lines = [(line, kept) for line in chart.lines if (kept := _finite(line.points))]
     if not lines:
         return None
@@ -107,7 +107,7 @@ class _Scale:
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
-    """Some 4 of them, 1, 2 or 5 times a power of ten apart."""
+    """About 4 round numbers, 1, 2 or 5 times a power of ten apart."""
     rough = (high - low) / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
@@ -116,7 +116,7 @@ def _round_numbers(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Short, for people."""
+    """A number as short text."""
     if value != value or math.isinf(value):
         return "not a number"
     if value and not 1e-3 <= abs(value) < 1e6:
@@ -157,7 +157,7 @@ def _path(points: Points, scale: _Scale, **attributes: str | None) -> Html:
 
 
 def _values(lines: Sequence[tuple[Line, Points]], scale: _Scale) -> str:
-    """What the page shows beside the cursor: of each line the label, the places along x, the steps and the values."""
+    """The values that the page shows beside the cursor: each line's label, its places along x, its steps and values."""
     shown = []
     for line, points in lines:
         kept = _thinned(points)
@@ -171,6 +171,6 @@ def _finite(points: Points) -> list[tuple[int, float]]:
 
 
 def _thinned(points: Points) -> Points:
-    """At most so many of them, evenly, with the last one."""
+    """At most _MOST_POINTS points, evenly spaced, and the last one."""
     every = -(-len(points) // _MOST_POINTS)
     return points if every <= 1 else [*points[::every], *([] if (len(points) - 1) % every == 0 else points[-1:])]

@@ -1,4 +1,4 @@
-"""What happened in rollouts: films of failures and successes, every episode, and what perturbations cost."""
+"""The sections on rollouts: films of failures and successes, every episode, and success under perturbations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_EPISODES = 400  # in the table
 
 
 def episodes(runs: Sequence[RunFacts]) -> Html | None:
-    """Of each run its failures and their films, and a list of all episodes."""
+    """Each run's failures and their films, and a list of all episodes."""
     room = FilmRoom()
     sides = [_of_run(facts, room, len(runs) > 1) for facts in runs if facts.evaluations]
     if not sides:
@@ -36,7 +36,7 @@ def _of_run(facts: RunFacts, room: FilmRoom, several: bool) -> Html:
     filmed = films_of(facts)
     if filmed is None:
         parts.append(
-            tag("p", "No episode was filmed: evaluation.video and logging.media.episode_logger do.", class_="note")
+            tag("p", "No episode was filmed; set evaluation.video or logging.media.episode_logger.", class_="note")
         )
     else:
         chosen, failures, others = filmed
@@ -61,14 +61,14 @@ def _which(played: PlayedEvaluation) -> str:
 
 def _failures(played: PlayedEvaluation) -> Html:
     if not all(outcome.get("judged", True) for outcome in played.outcomes):
-        return tag("p", "This world does not tell success: its rewards are all there is to compare.")
+        return tag("p", "This world does not report success: only its rewards can be compared.")
     failed = [outcome for outcome in played.outcomes if not outcome["success"]]
     if not failed:
         return tag("p", "No episode failed.")
     kinds = Counter(kind for outcome in failed if (kind := failure_kind(outcome)) is not None)
     chips = [tag("span", f"{kind}: {count}", class_="chip bad") for kind, count in kinds.most_common()]
-    said = f"{len(failed)} of {len(played.outcomes)} episodes failed. "
-    return tag("p", said, chips or None)
+    text = f"{len(failed)} of {len(played.outcomes)} episodes failed. "
+    return tag("p", text, chips or None)
 
 
 def _list_of_all(played: PlayedEvaluation) -> Html:
@@ -101,7 +101,7 @@ def _verdict(outcome: Mapping[str, Any]) -> Html:
 
 
 def perturbations(runs: Sequence[RunFacts]) -> Html | None:
-    """Success under each perturbation and level, of each run that was tried under some."""
+    """Success under each perturbation and level, for each run that was evaluated under any."""
     sides = []
     for facts in runs:
         found = perturbed(facts.results) or perturbed_scalars(facts)
@@ -109,7 +109,9 @@ def perturbations(runs: Sequence[RunFacts]) -> Html | None:
             sides.append(tag("div", tag("h3", facts.name) if len(runs) > 1 else None, _grid(found)))
     if not sides:
         return None
-    note = "Success when what the policy sees, or what its actions do, is changed; level 1 is the least and 5 the most."
+    note = (
+        "Success when the policy's observations, or the effects of its actions, are changed, from level 1 to level 5."
+    )
     return section("perturbations", "Perturbations", tag("div", sides, class_="sides"), note=note)
 
 
@@ -117,7 +119,7 @@ Rates = dict[str, dict[str, Mapping[str, Any]]]  # {perturbation: {level: {succe
 
 
 def perturbed(results: Mapping[str, Any]) -> Rates:
-    """Of results.json: `perturbations` of `robustness`, {name: {"levels": {level: an evaluation's numbers}}}."""
+    """The rates in results.json: `robustness.perturbations`, {name: {"levels": {level: an evaluation's numbers}}}."""
     found: Rates = {}
     robustness = results.get("robustness")
     parts = robustness.get("perturbations") if isinstance(robustness, Mapping) else None
@@ -130,8 +132,8 @@ def perturbed(results: Mapping[str, Any]) -> Rates:
 
 
 def perturbed_scalars(facts: RunFacts) -> Rates:
-    """Of what was logged: the last `eval/<perturbation>/success_rate`, where results.json has none. The probes are on
-    the first screen."""
+    """The last logged `eval/<perturbation>/success_rate`, for a run whose results.json has no rates. The first screen
+    shows the probes."""
     found: Rates = {}
     for name, points in facts.run.scalars.items():
         parts = name.split("/")
@@ -141,7 +143,7 @@ def perturbed_scalars(facts: RunFacts) -> Rates:
 
 
 def _grid(found: Rates) -> Html:
-    """A row a perturbation: a cell a level, the darker the fewer succeed; or a bar where levels are not apart."""
+    """A row per perturbation: a cell per level, darker for less success, or a bar where there are no levels."""
     levels = sorted(
         {level for each in found.values() for level in each if level}, key=lambda level: (len(level), level)
     )

@@ -1,4 +1,4 @@
-"""The films of a page, which holds them itself: failures first, as many as there is room for."""
+"""The films embedded in a page: failures first, as many as there is room for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from atlas.report.markup import Html, tag
 from atlas.report.run_facts import Film, PlayedEvaluation, RunFacts
 
-ROOM = 9_500_000  # bytes of all films of a page, which grow by a third in it
+ROOM = 9_500_000  # bytes of all films of a page; embedding makes them a third larger
 _MOST_FAILURES, _MOST_OTHERS = 8, 4
 
 
@@ -22,7 +22,7 @@ class FilmRoom:
         self.left_out = 0
 
     def take(self, path: Path) -> str | None:
-        """The film as the address of a video that is in the page; None where it is too large, or gone."""
+        """The film as a data address for the page; None where it is too large, or missing."""
         try:
             size = path.stat().st_size
             if size > self._left:
@@ -36,10 +36,10 @@ class FilmRoom:
 
 
 def films_of(facts: RunFacts) -> tuple[PlayedEvaluation, list[Film], list[Film]] | None:
-    """The evaluation whose films are shown, its failures and some of the others; None where nothing was filmed.
+    """The evaluation whose films are shown, its failures and some of its other films; None where nothing was filmed.
 
-    The others are successes, or all where the world tells no success.
-    The one that the headline is of, unless that has no film of a failure, and one before it has.
+    It is the headline's evaluation, unless that has no film of a failure and an earlier one has. The other films are
+    successes, or all films where the world does not report success.
     """
     plain = [each for each in facts.evaluations if each.films and not each.probes]
     if not plain:
@@ -59,7 +59,7 @@ def _others(played: PlayedEvaluation) -> list[Film]:
 
 
 def _each_once(films: Any) -> list[Film]:
-    """One film an episode."""
+    """One film per episode."""
     found: dict[int, Film] = {}
     for film in films:
         found.setdefault(film.number, film)
@@ -67,7 +67,7 @@ def _each_once(films: Any) -> list[Film]:
 
 
 def strip(films: Sequence[Film], played: PlayedEvaluation, room: FilmRoom) -> Html | None:
-    """Films beside each other, each with what its episode was; None where there is none to show."""
+    """Films side by side, each with a caption; None where there are none."""
     shown = [figure for film in films if (figure := _figure(film, played, room)) is not None]
     return tag("div", shown, class_="films") if shown else None
 
@@ -79,24 +79,24 @@ def _figure(film: Film, played: PlayedEvaluation, room: FilmRoom) -> Html | None
     outcomes = played.outcomes
     outcome: Mapping[str, Any] = outcomes[film.number] if film.number < len(outcomes) else {}
     video = _video(address)
-    said = [tag("b", str(outcome.get("instruction", film.path.stem)))]
+    caption = [tag("b", str(outcome.get("instruction", film.path.stem)))]
     if film.rank is not None:
-        said.append(tag("span", f"the {film.rank} episode", class_="chip"))
+        caption.append(tag("span", f"the {film.rank} episode", class_="chip"))
     if kind := failure_kind(outcome):
-        said.append(tag("span", kind, class_="chip bad"))
+        caption.append(tag("span", kind, class_="chip bad"))
     if outcome:
-        said.append(tag("small", f"episode {film.number}, {outcome['length']} steps, seed {outcome['seed']}"))
+        caption.append(tag("small", f"episode {film.number}, {outcome['length']} steps, seed {outcome['seed']}"))
     kind = {"success": "film good", "failure": "film bad"}.get(film.verdict, "film")
-    return tag("figure", video, tag("figcaption", said), class_=kind)
+    return tag("figure", video, tag("figcaption", caption), class_=kind)
 
 
 def overview(played: PlayedEvaluation, room: FilmRoom) -> Html | None:
-    """The worst failures in one film, aligned where they failed; None where there is none."""
+    """The worst failures in one film, aligned at the moment of failure; None where there is no such film."""
     address = None if played.overview is None else room.take(played.overview)
     if address is None:
         return None
-    said = "the worst failures together, each from 3 s before it was to be seen that it fails to 1 s after it"
-    return tag("figure", _video(address), tag("figcaption", [tag("small", said)]), class_="film together bad")
+    text = "the worst failures together, each from 3 s before its failure shows to 1 s after"
+    return tag("figure", _video(address), tag("figcaption", [tag("small", text)]), class_="film together bad")
 
 
 def _video(address: str) -> Html:
@@ -104,6 +104,6 @@ def _video(address: str) -> Html:
 
 
 def failure_kind(outcome: Mapping[str, Any]) -> str | None:
-    """How an episode failed, in words, where the evaluation says it."""
+    """How an episode failed, in words; None where the evaluation does not say."""
     kind = outcome.get("failure")
     return str(kind).replace("_", " ") if kind else None

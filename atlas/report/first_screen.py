@@ -1,4 +1,4 @@
-"""What is seen first of a run: does it work, can that be believed, and what is wrong."""
+"""The first screen of a report: whether a run's policy works, whether that can be believed, and what is wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from atlas.report.markup import Html, Part, fold, tag
 from atlas.report.run_facts import PlayedEvaluation, RunFacts
 from atlas.rollout.proportions import wilson_interval
 
-PROBES = {"instruction_shuffle": "told another task", "blind": "with black images"}
+PROBES = {"instruction_shuffle": "with another instruction", "blind": "with black images"}
 _FLAGS = {"instruction_shuffle": "--instruction-shuffle", "blind": "--blind"}
 _PURPOSES = {
     "final": "the best checkpoint, on episodes never used before",
@@ -24,7 +24,7 @@ MOST_PROBLEMS = 4
 
 
 def card(facts: RunFacts, colour: int, several: bool) -> Html:
-    """The first look at a run; of several runs with its name and colour."""
+    """A run's card; with its name and colour where there are several runs."""
     name = tag("h2", tag("i", class_=f"swatch c{colour}"), facts.name, class_="run") if several else None
     return tag(
         "article", name, tag("p", _chips(facts), class_="chips"), _success(facts), _finding(facts), class_="card"
@@ -32,15 +32,15 @@ def card(facts: RunFacts, colour: int, several: bool) -> Html:
 
 
 def sentence(facts: RunFacts) -> str:
-    """What came of the run, in a line."""
+    """The run's result in one line."""
     played = facts.headline
     if played is not None:
         values = played.values
         return f"Succeeds in {values['successes']} of {values['episodes']} episodes of '{values['env']}'"
     loss = facts.run.scalars.get("val/loss") or facts.run.scalars.get("train/loss")
     if loss:
-        return f"Reached a loss of {number(loss[-1][1])} after {loss[-1][0]:,} steps; nobody has seen it act"
-    return "Has logged nothing yet"
+        return f"Reached a loss of {number(loss[-1][1])} after {loss[-1][0]:,} steps; there were no rollouts"
+    return "Nothing has been logged yet"
 
 
 # ---- success and its twins -----------------------------------------------------------------------------------
@@ -66,8 +66,8 @@ def _chips(facts: RunFacts) -> list[Html]:
 def _success(facts: RunFacts) -> Html:
     played = facts.headline
     if played is None:
-        why = "No rollouts: there is no simulator for this dataset, or evaluation.episodes is 0. Errors on validation "
-        return tag("div", tag("p", f"{why}episodes are all that is known.", class_="note"), _errors(facts))
+        why = "No rollouts: there is no simulator for this dataset, or evaluation.episodes is 0. Only errors on "
+        return tag("div", tag("p", f"{why}validation episodes are known.", class_="note"), _errors(facts))
     values = played.values
     low, high = map(float, values["ci95"])
     rate = float(values["success_rate"])
@@ -83,17 +83,17 @@ def _success(facts: RunFacts) -> Html:
         ),
         class_="headline",
     )
-    rows = [bar("as it is", values, "")]
+    rows = [bar("unchanged", values, "")]
     rows += [_twin(facts, played, probe) for probe in PROBES]
-    said = f"In '{values['env']}', {_PURPOSES.get(played.purpose, played.purpose)}."
+    text = f"In '{values['env']}', {_PURPOSES.get(played.purpose, played.purpose)}."
     step = f" Step {played.step:,}." if played.step is not None else ""
     return tag(
-        "div", big, tag("div", rows, class_="bars"), tag("p", said + step, class_="note"), _by_instruction(played)
+        "div", big, tag("div", rows, class_="bars"), tag("p", text + step, class_="note"), _by_instruction(played)
     )
 
 
 def bar(name: Part, values: Mapping[str, Any], kind: str) -> Html:
-    """A rate with its interval, on a track from 0 to 100%. values: of an evaluation, or a part of one."""
+    """A rate with its interval, on a track from 0 to 100%. values: of an evaluation, or of a part of one."""
     successes, episodes = int(values["successes"]), int(values["episodes"])
     low, high = wilson_interval(successes, episodes)
     track = tag(
@@ -109,7 +109,7 @@ def bar(name: Part, values: Mapping[str, Any], kind: str) -> Html:
 def _twin(facts: RunFacts, played: PlayedEvaluation, probe: str) -> Html:
     found = facts.twin(probe)
     if found is not None and int(found.get("episodes", 0)) > 0:
-        # A twin that succeeds almost as often says that the policy needs no eyes, or no ears.
+        # If a twin succeeds almost as often, the policy does not use its images, or its instruction.
         close = float(found["successes"]) / int(found["episodes"]) > 0.5 * float(played.values["success_rate"])
         return bar(PROBES[probe], found, "bad" if close and played.values["successes"] else "twin")
     how = tag("code", f"atlas eval --checkpoint {facts.run.path} --env {played.values['env']} {_FLAGS[probe]}")
@@ -142,10 +142,10 @@ def _finding(facts: RunFacts) -> Html:
     lines = [line for line in diagnosis.get("lines", ()) if isinstance(line, Mapping)]
     problems = [line for line in lines if line.get("status") == "problem"]
     ok, open_ = (sum(line.get("status") == status for line in lines) for status in ("ok", "undecided"))
-    counted = f"{ok} of the known silent bugs are ruled out, {open_} cannot be decided from what is there."
+    counted = f"{ok} of the known silent bugs are ruled out, {open_} cannot be decided from the files."
     if not problems:
-        told = [tag("p", str(diagnosis.get("advice", ""))), tag("p", counted, class_="note")]
-        return tag("div", tag("h3", "No known silent bug found"), told, class_="finding good")
+        texts = [tag("p", str(diagnosis.get("advice", ""))), tag("p", counted, class_="note")]
+        return tag("div", tag("h3", "No known silent bug found"), texts, class_="finding good")
     listed = tag("ul", (tag("li", problem(line)) for line in problems[:MOST_PROBLEMS]))
     more = f" {len(problems) - MOST_PROBLEMS} more are below." if len(problems) > MOST_PROBLEMS else ""
     title = "What is wrong" if len(problems) == 1 else f"What is wrong: {len(problems)} things"
@@ -154,7 +154,7 @@ def _finding(facts: RunFacts) -> Html:
 
 
 def problem(line: Mapping[str, Any]) -> list[Part]:
-    """A line of a diagnosis: its title, what was seen and what to do."""
+    """A line of a diagnosis: its title, the evidence and the remedy."""
     fix = line.get("fix")
     return [
         tag("b", str(line.get("title", ""))),
@@ -168,14 +168,14 @@ def problem(line: Mapping[str, Any]) -> list[Part]:
 def _only_warnings(facts: RunFacts) -> Html:
     how = tag("p", "Why a run fails in rollouts: ", tag("code", f"atlas doctor {facts.run.path}"), class_="note")
     if not facts.warnings:
-        return tag("div", tag("p", "Training warned of nothing."), how, class_="finding quiet")
+        return tag("div", tag("p", "Training gave no warnings."), how, class_="finding quiet")
     title = "Training warned" if len(facts.warnings) == 1 else f"Training warned of {len(facts.warnings)} things"
     listed = tag("ul", (tag("li", warning) for warning in facts.warnings[:MOST_PROBLEMS]))
     return tag("div", tag("h3", title), listed, how, class_="finding warn")
 
 
 def statuses(lines: Sequence[Mapping[str, Any]]) -> Html:
-    """All lines of a diagnosis, as a list of what is well, wrong and open."""
+    """All lines of a diagnosis as a list: ok, wrong and undecided."""
     rows = [
         tag(
             "li",

@@ -1,4 +1,4 @@
-"""How training went: curves, errors by task, and what differs between runs."""
+"""The sections on training: curves, errors by task, and the differences between runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MORE_CHARTS: tuple[tuple[str, str, tuple[str, ...], str, tuple[float, float] | 
     ("Learning rate", "", ("train/lr",), "", None),
     ("Gradient norm", "before clipping", ("train/grad_norm",), "", None),
     ("Episode length", "steps in rollouts", ("eval/episode_length",), "steps", None),
-    ("Samples a second", "higher is better", ("perf/samples_per_second",), "", None),
+    ("Samples per second", "higher is better", ("perf/samples_per_second",), "", None),
 )
 _ERROR_COLUMNS = {
     "position_error_mm": "position (mm)",
@@ -40,7 +40,7 @@ _ERROR_COLUMNS = {
 
 
 def curves(runs: Sequence[RunFacts]) -> Html | None:
-    """A chart a metric, with a line a run."""
+    """A chart per metric, with a line per run."""
     first = [chart for spec in _CHARTS if (chart := _chart(runs, *spec)) is not None]
     more = [chart for spec in _MORE_CHARTS if (chart := _chart(runs, *spec)) is not None]
     if not first and not more:
@@ -80,7 +80,7 @@ def _label(run: str, metric: str, runs: int, metrics: int) -> str:
 
 
 def errors_by_task(runs: Sequence[RunFacts]) -> Html | None:
-    """The errors of the last validation in physical units, of each task and of each run."""
+    """The last validation's errors in physical units, for each task and run."""
     measured = [name for name in _ERROR_COLUMNS if any(f"val/{name}" in facts.run.scalars for facts in runs)]
     if not measured:
         return None
@@ -95,12 +95,12 @@ def errors_by_task(runs: Sequence[RunFacts]) -> Html | None:
                 which = [tag("i", class_=f"swatch c{i % COLOURS}"), facts.name] if len(runs) > 1 else None
                 rows.append([label, *([which] if which else []), *(_value(points) for points in values)])
     columns = ["task", *(["run"] if len(runs) > 1 else []), *(_ERROR_COLUMNS[name] for name in measured)]
-    note = "How far predicted actions are from recorded ones per step, on episodes that training never saw, at the end."
+    note = "Distances of predicted from recorded actions, per step, on episodes not used in training, at the end."
     return section("errors", "Validation errors by task", table(columns, rows), note=note)
 
 
 def _tasks(runs: Sequence[RunFacts], measured: Sequence[str]) -> list[str]:
-    """The parts of names between `val/` and the error's: tasks, and of two arms the arms; first '', of all."""
+    """The parts of names between `val/` and the error: tasks and, for two arms, arms. First comes '', for all tasks."""
     pattern = re.compile(rf"val/(?:(?P<task>.+)/)?(?:{'|'.join(map(re.escape, measured))})")
     found = {
         match["task"] or "": None for facts in runs for tag_ in facts.run.scalars if (match := pattern.fullmatch(tag_))
@@ -116,15 +116,15 @@ def _value(points: Sequence[tuple[int, float]] | None) -> str:
 
 
 def side_by_side(runs: Sequence[RunFacts]) -> Html | None:
-    """Of several runs: whether their success differs, how far each metric went, and which settings differ."""
+    """Several runs compared: whether their success differs, what each metric reached, and which settings differ."""
     read: list[Run] = [facts.run for facts in runs]
     if len(runs) < 2 or any(not run.scalars and not run.evaluations for run in read):
         return None
     comparison = compare_runs(read)
     parts: list[Part] = []
     if comparison.success is not None:
-        told = [_told(pair) for pair in comparison.success.pairs]
-        parts.append(tag("ul", (tag("li", line) for line in [*told, *comparison.success.notes])))
+        lines = [_in_words(pair) for pair in comparison.success.pairs]
+        parts.append(tag("ul", (tag("li", line) for line in [*lines, *comparison.success.notes])))
     names = comparison.names
     if comparison.metrics:
         rows: list[list[Part]] = [
@@ -142,7 +142,7 @@ def side_by_side(runs: Sequence[RunFacts]) -> Html | None:
     return section("side-by-side", "Side by side", parts)
 
 
-def _told(pair: Pair) -> str:
+def _in_words(pair: Pair) -> str:
     low, high = (f"{100 * bound:+.1f}" for bound in pair.interval)
     difference = f"{100 * pair.difference:+.1f} points, 95% interval {low} to {high}, p = {pair.p:.2g}"
     return f"{pair.first} and {pair.second}: {pair.verdict} ({difference})."
@@ -155,5 +155,5 @@ def _reached(reached: Reached | None) -> str:
 
 
 def setting(value: object) -> str:
-    """A setting's value as YAML has it."""
+    """A setting's value in YAML."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

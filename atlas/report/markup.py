@@ -1,4 +1,4 @@
-"""HTML and SVG that are put together from parts, in which text of others stays text."""
+"""HTML and SVG built from parts, in which foreign text is always escaped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _EMPTY = {"meta", "br", "hr", "source"}  # elements that HTML never closes
 
 
 class Html(str):
-    """Markup. Any other string is text, and is escaped where it is put into an element."""
+    """Markup. Any other string is text, which is escaped when it is put into an element."""
 
     __slots__ = ()
 
@@ -20,7 +20,7 @@ Part = str | Iterable["Part"] | None
 
 
 def tag(name: str, /, *content: Part, **attributes: str | float | bool | None) -> Html:
-    """An element. Attributes end in `_` where Python has the word; `data_x` is data-x; None and False are left out."""
+    """An element. Attributes that are Python keywords end in `_`; `data_x` is data-x; None and False are left out."""
     written = [name]
     for key, value in attributes.items():
         if value is None or value is False:
@@ -33,7 +33,7 @@ def tag(name: str, /, *content: Part, **attributes: str | float | bool | None) -
 
 
 def join(parts: Part) -> Html:
-    """Parts one after the other; strings that are no markup are escaped."""
+    """Join parts; strings that are not markup are escaped."""
     if parts is None:
         return Html("")
     if isinstance(parts, Html):
@@ -44,7 +44,7 @@ def join(parts: Part) -> Html:
 
 
 def table(columns: Sequence[Part], rows: Sequence[Sequence[Part]], numbers: bool = True) -> Html:
-    """A table that scrolls in itself where a screen is narrow. numbers: all columns but the first are to the right."""
+    """A table that scrolls by itself on a narrow screen. numbers: align all columns but the first to the right."""
     head = tag("tr", (tag("th", column, scope="col") for column in columns))
     body = (
         tag("tr", tag("th", row[0], scope="row"), (tag("td", cell, data_column=_plain(name)) for name, cell in cells))
@@ -60,15 +60,15 @@ def _plain(column: Part) -> str | None:
 
 
 def facts(pairs: Iterable[tuple[str, Part]]) -> Html:
-    """Names with what belongs to them."""
+    """A list of names and their values."""
     return tag("dl", (tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs), class_="facts")
 
 
 def section(name: str, title: str, *content: Part, note: Part = None) -> Html:
-    """A part of the page that can be linked to as #name."""
+    """A part of the page, to which #name links."""
     return tag("section", tag("h2", title), tag("p", note, class_="note") if note else None, *content, id=name)
 
 
 def fold(title: Part, *content: Part, opened: bool = False) -> Html:
-    """What is shown once its title is clicked, and always in print."""
+    """Content that is shown when its title is clicked, and always in print."""
     return tag("details", tag("summary", title), tag("div", *content, class_="folded"), open=opened)

@@ -1,4 +1,4 @@
-"""What a run was made of: its data, its settings, the machine and its time, and how to make it again."""
+"""The sections on a run's origin: its data, its settings, the machine and its time, and how to repeat it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from atlas.report.run_facts import RunFacts
 from atlas.runs.comparison import differing_settings
 from atlas.runs.run_directory import Run
 
-_HERE = Path()  # of settings that are of no folder
+_HERE = Path()  # for settings without a folder
 _PARTS = ("data", "forward", "backward", "optimizer")
 _MOST_INSTRUCTIONS = 30
 
 
 def sides(runs: Sequence[RunFacts], name: str, title: str, draw: Any, note: Part = None) -> Html | None:
-    """A section with a column a run; None where no run has anything to say. draw: (RunFacts) -> Html | None."""
+    """A section with a column per run; None where no run has content for it. draw: (RunFacts) -> Html | None."""
     drawn = [(run, found) for run in runs if (found := draw(run)) is not None]
     if not drawn:
         return None
@@ -41,14 +41,14 @@ def sides(runs: Sequence[RunFacts], name: str, title: str, draw: Any, note: Part
 
 
 def checks(run: RunFacts) -> Html | None:
-    """The walk through the known silent bugs, and what training warned of."""
+    """The walk through the known silent bugs, and training's warnings."""
     parts: list[Part] = []
     if run.diagnosis is not None:
         lines = [line for line in run.diagnosis.get("lines", ()) if isinstance(line, Mapping)]
         order = {"problem": 0, "undecided": 1, "ok": 2}
         lines.sort(key=lambda line: order.get(str(line.get("status")), 1))
         parts.append(statuses([line for line in lines if line.get("status") == "problem"]))
-        for status, title in (("undecided", "cannot be decided from what is there"), ("ok", "are ruled out")):
+        for status, title in (("undecided", "cannot be decided from the files"), ("ok", "are ruled out")):
             found = [line for line in lines if line.get("status") == status]
             if found:
                 parts.append(fold(f"{len(found)} {title}", statuses(found)))
@@ -58,7 +58,7 @@ def checks(run: RunFacts) -> Html | None:
         parts = [
             tag(
                 "p",
-                "Training warned of nothing. ",
+                "Training gave no warnings. ",
                 tag("code", f"atlas doctor {run.run.path}"),
                 " walks through the known silent bugs.",
             )
@@ -70,7 +70,7 @@ def checks(run: RunFacts) -> Html | None:
 
 
 def data(run: RunFacts) -> Html | None:
-    """The dataset as the policy keeps it: what it was trained on, and how its numbers are scaled."""
+    """The facts about the training data that the policy keeps, and how its numbers are scaled."""
     processor = run.processor
     if processor is None:
         path = run.run.config.get("data", {}).get("path") if run.run.config else None
@@ -82,16 +82,16 @@ def data(run: RunFacts) -> Html | None:
             ("training episodes", f"{source.episodes:,}" if source.episodes else "-"),
             ("frames", f"{source.frames:,}"),
             ("recorded in", source.environment or "an unknown world"),
-            ("cameras", ", ".join(processor.cameras) or "none: it acts on proprio"),
+            ("cameras", ", ".join(processor.cameras) or "none: the policy uses proprio only"),
             ("images", f"{processor.camera_size} px, seen at {processor.image_size} px" if processor.cameras else "-"),
             ("actions", processor.action_spec.describe()),
             ("chunk", f"{processor.action_horizon} actions"),
         ]
         parts += [facts(pairs), _ranges(processor, source)]
     if processor.inputs is not None:
-        told = processor.inputs.instructions
-        listed = tag("ul", (tag("li", text) for text in told[:_MOST_INSTRUCTIONS]))
-        parts.append(fold(f"{len(told)} instruction{'s' if len(told) != 1 else ''}", listed, opened=len(told) <= 5))
+        texts = processor.inputs.instructions
+        listed = tag("ul", (tag("li", text) for text in texts[:_MOST_INSTRUCTIONS]))
+        parts.append(fold(f"{len(texts)} instruction{'s' if len(texts) != 1 else ''}", listed, opened=len(texts) <= 5))
     return tag("div", parts)
 
 
@@ -113,13 +113,13 @@ def default_differences(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]
     """{key: (the run's value, the default job's)}; None for a key that only one of them has."""
     default = Run("default", _HERE, Config().model_dump(mode="json"))
     found = differing_settings([Run("run", _HERE, dict(config)), default])
-    if found.get("wandb.project", {}).get("run") == DEFAULT_PROJECT:  # what a run that named none has written
+    if found.get("wandb.project", {}).get("run") == DEFAULT_PROJECT:  # a run without a project writes this one
         del found["wandb.project"]
     return {key: (values.get("run"), values.get("default")) for key, values in found.items()}
 
 
 def settings(run: RunFacts) -> Html | None:
-    """What differs from the default job, and all settings."""
+    """The settings that differ from the default job, and all settings."""
     config = run.run.config
     if not config:
         return None
@@ -170,12 +170,12 @@ def _speed(run: RunFacts) -> list[tuple[str, Part]]:
     scalars = run.run.scalars
     pairs: list[tuple[str, Part]] = []
     for name, label, form in (
-        ("perf/samples_per_second", "samples a second", "{:,.0f}"),
-        ("perf/step_seconds", "seconds a step", "{:.3g}"),
-        ("perf/mfu", "of the GPU's peak", "{:.1%}"),
-        ("perf/gpu_memory_gib", "GPU memory at most", "{:.1f} GiB"),
-        ("system/memory_used_gib", "memory used", "{:.1f} GiB"),
-        ("system/cpu_percent", "CPUs busy", "{:.0f}%"),
+        ("perf/samples_per_second", "samples per second", "{:,.0f}"),
+        ("perf/step_seconds", "seconds per step", "{:.3g}"),
+        ("perf/mfu", "share of the GPU's peak", "{:.1%}"),
+        ("perf/gpu_memory_gib", "most GPU memory", "{:.1f} GiB"),
+        ("system/memory_used_gib", "most memory", "{:.1f} GiB"),
+        ("system/cpu_percent", "CPU use", "{:.0f}%"),
     ):
         if name in scalars:
             values = sorted(value for _, value in scalars[name])
@@ -185,7 +185,7 @@ def _speed(run: RunFacts) -> list[tuple[str, Part]]:
 
 
 def time_spent(run: RunFacts) -> dict[str, float]:
-    """{what: seconds}, of optimizer steps by their parts, and of all else while the run went; {} where not known."""
+    """{part: seconds} of the parts of optimizer steps, and of the rest of the run's time; {} where it is not known."""
     scalars, whole = run.run.scalars, run.origin.seconds
     steps = scalars.get("timer/total")
     if not steps or whole <= 0:
@@ -199,7 +199,7 @@ def time_spent(run: RunFacts) -> dict[str, float]:
 
 
 def _summed(points: Sequence[tuple[int, float]]) -> float:
-    """Seconds of all steps, of means over the steps since the value before."""
+    """The seconds of all steps, from values that are means over the steps since the previous value."""
     ordered = [(0, 0.0), *sorted(points)]
     return sum((step - before) * value for (before, _), (step, value) in pairwise(ordered))
 
@@ -232,7 +232,7 @@ def _clock(seconds: float) -> str:
 
 
 def reproduce(run: RunFacts) -> Html | None:
-    """The commands that train and evaluate it again, and the versions that it ran with."""
+    """The commands that train and evaluate it again, and the versions it ran with."""
     config = run.run.config
     if not config:
         return None

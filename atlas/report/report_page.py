@@ -1,4 +1,4 @@
-"""`atlas report`: one HTML file that holds all there is to tell of runs, and needs nothing else."""
+"""`atlas report`: one self-contained HTML file about one run or several."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _HEADING = re.compile(r'<section id="([\w-]+)"><h2>(.*?)</h2>')
 
 
 def report(names: Sequence[str], out: Path | None = None) -> Path:
-    """Write the page of runs, which are folders or names under outputs/; returns where it is.
+    """Write a page about runs, which are folders or names under outputs/; returns its path.
 
-    out: default: report.html in the run's folder, of several in the folder where one calls. Raises InputError for what
-    is no run, is damaged or of a later version, and for a file that cannot be written.
+    out: None: report.html in the run's folder, or in the current folder for several runs. Raises InputError for a name
+    that is not a run, a run that is damaged or of a later version, and a file that cannot be written.
     """
     runs = read_named(names)
     if out is None:
@@ -36,7 +36,7 @@ def report(names: Sequence[str], out: Path | None = None) -> Path:
 
 
 def write_report(run_dir: Path) -> Path:
-    """The page of one run, into its folder, as it is written at the end of training. Raises InputError."""
+    """Write a run's page into its folder, as at the end of training. Raises InputError."""
     return _write([gather(read_run(run_dir))], run_dir / REPORT)
 
 
@@ -93,7 +93,7 @@ def _sections(runs: Sequence[RunFacts]) -> list[Html]:
         sides(runs, "data", "Data", data),
         sides(runs, "settings", "Settings", settings, note="The default is the default job of this version of Atlas."),
         sides(runs, "machine", "Hardware, speed, time", machine),
-        sides(runs, "again", "How to do it again", reproduce),
+        sides(runs, "again", "How to repeat it", reproduce),
     ]
     return [each for each in found if each is not None]
 

@@ -1,4 +1,4 @@
-"""What a run's folder tells: read from its files alone, with as much as there is."""
+"""The facts about a run, read from whatever files its folder has."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from atlas.system.documents import read_json
 from atlas.system.files import follow
 from atlas.tracking.sinks.console import LOG
 
-_VERSIONS = range(1, FORMAT + 1)  # of results.json; those without one are of the first
+_VERSIONS = range(1, FORMAT + 1)  # of results.json; a file without a version has the first
 _FILM = re.compile(
     r"(?:(?P<rank>best|median|worst)_)?episode_(?P<number>\d+)_(?:.*_)?(?P<outcome>success|failure|ended)\.mp4"
 )
@@ -32,13 +32,13 @@ _LARGEST_LOG = 4 * 2**20  # bytes
 class Film:
     path: Path
     number: int  # of the episode in its evaluation
-    verdict: str  # success, failure, or ended where the world tells no success
+    verdict: str  # success, failure, or ended where the world does not report success
     rank: str | None  # best, median or worst
 
 
 @dataclass(frozen=True)
 class PlayedEvaluation:
-    """An evaluation's file, as it is, with its films."""
+    """The contents of an evaluation's file, with its films."""
 
     values: Mapping[str, Any]
     films: Sequence[Film]
@@ -63,17 +63,17 @@ class PlayedEvaluation:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Of one run. What its folder does not have is None or empty."""
+    """The facts about one run. Those that its folder does not have are None or empty."""
 
     run: Run
-    summary: RunSummary | None  # None of an evaluation without a run
+    summary: RunSummary | None  # None for an evaluation without a run
     results: Mapping[str, Any]  # results.json
     evaluations: Sequence[PlayedEvaluation]
     processor: PolicyProcessor | None
     origin: RunOrigin
     warnings: Sequence[str]
     diagnosis: Mapping[str, Any] | None
-    notes: list[str] = field(default_factory=list)  # what could not be read, for the reader
+    notes: list[str] = field(default_factory=list)  # messages about files that could not be read
 
     @property
     def name(self) -> str:
@@ -81,7 +81,8 @@ class RunFacts:
 
     @property
     def headline(self) -> PlayedEvaluation | None:
-        """The evaluation by which a run is judged: the final one, else one on demand, else the last that chose."""
+        """The evaluation by which a run is judged: the final one, else one of `atlas eval`, else the last that selected
+        a checkpoint."""
         plain = [each for each in self.evaluations if not each.probes]
         for purpose in ("final", "report", "selection"):
             found = [each for each in plain if each.purpose == purpose]
@@ -90,7 +91,7 @@ class RunFacts:
         return None
 
     def twin(self, probe: str) -> Mapping[str, Any] | None:
-        """The same with less than the truth (`blind`, `instruction_shuffle`); None where nobody tried it."""
+        """The same evaluation with falsified inputs (`blind`, `instruction_shuffle`); None where there is none."""
         probes = self.results.get("probes")
         if isinstance(probes, Mapping) and isinstance(probes.get(probe), Mapping):
             return dict(probes[probe])
@@ -99,7 +100,7 @@ class RunFacts:
 
 
 def gather(run: Run) -> RunFacts:
-    """All that there is to tell of a run. Raises InputError where what it holds is damaged, or of a later version."""
+    """The facts about a run. Raises InputError for files that are damaged, or of a later version."""
     folder = run.path
     if not folder.is_dir():
         played = [_played(folder, ())]
@@ -124,8 +125,8 @@ def _read_results(file: Path) -> dict[str, Any]:
     version = found.get("format", found.get("version", 1))
     if version not in _VERSIONS:
         raise InputError(
-            f"{file} is of version {version!r}, and this Atlas reads versions {_VERSIONS[0]} to {_VERSIONS[-1]}: read "
-            "the run with the Atlas that wrote it, or a later one."
+            f"{file} has format version {version!r}, but this Atlas reads versions {_VERSIONS[0]} to {_VERSIONS[-1]}: "
+            "read the run with the Atlas that wrote it, or with a later one."
         )
     return found
 
@@ -144,7 +145,7 @@ def _document(file: Path) -> dict[str, Any] | None:
 
 
 def _evaluations(run: Run) -> list[PlayedEvaluation]:
-    """Of the run's folder, ascending in the step."""
+    """The evaluations in the run's folder, by ascending step."""
     films: dict[str, list[Film]] = {}
     overviews: dict[str, Path] = {}
     for folder in _film_folders(run):
@@ -161,7 +162,7 @@ def _evaluations(run: Run) -> list[PlayedEvaluation]:
 
 
 def _played(file: Path, films: Sequence[Film]) -> PlayedEvaluation:
-    values = read_json(file)  # `read_run` has seen that it is one, but for files of other names
+    values = read_json(file)  # `read_run` has checked it, unless its name is another
     try:
         for outcome in values["outcomes"]:
             _ = int(outcome["seed"]), str(outcome["instruction"]), bool(outcome["success"]), int(outcome["length"])
@@ -186,7 +187,7 @@ def _film(path: Path) -> Film | None:
 
 
 def _processor(folder: Path, notes: list[str]) -> PolicyProcessor | None:
-    """Of the best checkpoint, else the latest."""
+    """The best checkpoint's processor, else the latest's."""
     for link in ("best", "latest"):
         file = follow(folder / "checkpoints" / link) / "policy" / "processor.json"
         if file.is_file():
@@ -199,7 +200,7 @@ def _processor(folder: Path, notes: list[str]) -> PolicyProcessor | None:
 
 
 def _warnings(log: Path) -> list[str]:
-    """What training warned of, each once, in the order said."""
+    """Training's warnings, each once, in their order."""
     try:
         with log.open("rb") as file:
             text = file.read(_LARGEST_LOG).decode("utf-8", "replace")

@@ -53,7 +53,7 @@ def test_a_crash_says_its_signal_and_the_last_words(attempt) -> None:  # type: i
 
 
 def test_silence_is_told_from_success(attempt) -> None:  # type: ignore[no-untyped-def]
-    assert attempt("sys.exit(3)").why == "it ended with exit code 3 and said nothing"
+    assert attempt("sys.exit(3)").why == "it ended with exit code 3 and no message"
     assert not attempt("pass").worked
 
 

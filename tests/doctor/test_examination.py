@@ -35,7 +35,7 @@ def test_a_machine_that_can_train_is_told_so_and_nothing_is_left_behind(tmp_path
     assert done.returncode == 0 and found["can_train"] is True, found
     assert status["training"] == status["processes"] == status["rendering"] == status["wandb"] == "ok", found
     assert "2 steps" in seen["training"] and "2 processes" in seen["processes"] and "cubes world" in seen["rendering"]
-    assert "a key is there" in seen["wandb"] and "mode offline" in seen["wandb"]
+    assert "there is a key" in seen["wandb"] and "mode offline" in seen["wandb"]
     assert "kkkk" not in done.stdout + done.stderr
     assert "training: training a tiny job ..." in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -189,7 +189,7 @@ def test_no_limit_is_none(tmp_path: Path) -> None:
     ("found", "mode", "status", "words"),
     [
         ({"version": None}, "online", "warning", ("not installed", "atlas-vla[wandb]")),
-        ({"key": True, "error": None}, "online", "ok", ("a key is there", "answers")),
+        ({"key": True, "error": None}, "online", "ok", ("there is a key", "answers")),
         ({"key": False, "error": None}, "online", "warning", ("there is no key", "wandb login")),
         ({"key": True, "error": "timed out"}, "online", "warning", ("timed out", "wandb sync", "https_proxy")),
         ({"key": False, "error": "timed out"}, "offline", "ok", ("mode offline",)),
