@@ -137,7 +137,7 @@ TRAIN_SH = {"program": "train.sh"}
         (SEED, {"run_cap": 2}, "'run_cap': a grid on this machine does not use it"),
         (SEED, {"metric": {"name": "val/loss", "goal": "least"}}, "'metric.goal': it is 'least'"),
         (SEED, {"metric": {"name": "val/loss", "goal": {}}}, "'metric.goal': it is {}"),
-        ({1: {"values": [1, 2]}}, {}, "'parameters.1': it is no key of the config"),
+        ({1: {"values": [1, 2]}}, {}, "'parameters.1': it is not a key of the config"),
         (SEED, {"metric": "val/loss"}, "'metric': expected for example {name: val/loss, goal: minimize}"),
         (SEED, {"program": "other.py"}, "'command': a grid on this machine starts Atlas"),
         (SEED, TRAIN_SH, "'command': it is missing"),
@@ -232,7 +232,11 @@ def test_every_point_is_trained_a_failing_one_is_reported_and_the_finished_are_r
     first = sweep_local(file, "--parallel", "2")
 
     assert first.returncode == 1, first.stderr
-    assert first.stdout.count("failed with exit code 2") == 2 and str(later) in first.stdout
+    assert (
+        first.stdout.count(" failed with exit code 2 after") == 2
+        and "::" not in first.stdout
+        and str(later) in first.stdout
+    )
     assert "2 finished, 2 failed" in first.stdout
     out = tmp_path / "out"
     finished = sorted(path.name for path in out.iterdir() if (path / "results.json").exists())

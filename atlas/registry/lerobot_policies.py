@@ -22,7 +22,7 @@ def is_lerobot_policy(folder: Path) -> bool:
 def check_lerobot_policy(folder: Path) -> None:
     """Raises InputError if a folder lacks weights, or names no type."""
     if not (folder / WEIGHTS).is_file():
-        raise InputError(f"The policy of LeRobot in {folder} lacks {WEIGHTS}.")
+        raise InputError(f"The LeRobot policy in {folder} lacks {WEIGHTS}.")
     lerobot_kind(folder)
 
 

@@ -18,8 +18,8 @@ from atlas.system.files import follow
 from atlas.system.manifest import verify_policy
 
 POLICY_FILES = ("model.safetensors", CONFIG, "processor.json")
-# All but the first are frozen parts of a policy that is saved in full: of a modular one, and of any other type. A
-# published policy has the rest of LeRobot's folder.
+# Apart from README.md: the frozen parts of a policy that is saved in full, those of modular policies and of other
+# types, and for a published policy the other files of LeRobot's folder.
 _BESIDE = ("README.md", "vision.safetensors", "language/*", "frozen/*", "lerobot/*")
 
 

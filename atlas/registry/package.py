@@ -103,10 +103,10 @@ def send(wandb: ModuleType, run: Any, package: Package, timeout_seconds: float) 
 def send_in_order(
     waiting: Iterable[Waiting], deliver: Callable[[Waiting], None], failed: Callable[[Waiting, Exception], None]
 ) -> None:
-    """Try to deliver all that is waiting, oldest first: where sending is tried again, it is by this order.
+    """Try to deliver everything in `waiting`, in its order, which is oldest first.
 
-    What the server refuses (wandb raises ValueError) does not hold up the others; after one that gets no answer the
-    rest is left for the next time, as it would get none either. `failed` is told of each that `deliver` raised for.
+    An upload that the server refuses (wandb raises ValueError) does not hold up the others. After one that gets no
+    answer, the rest wait for the next attempt, as they would get none either. `failed` is called for each error.
     """
     for each in waiting:
         try:

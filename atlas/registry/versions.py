@@ -1,4 +1,4 @@
-"""What is in wandb: listing models and their versions, promoting one to a registry, removing old ones."""
+"""The models in wandb: lists them and their versions, promotes one to a registry, removes old ones."""
 
 from __future__ import annotations
 

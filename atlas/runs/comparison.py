@@ -1,4 +1,4 @@
-"""Runs side by side: what differs in their configs, how far each metric went, and which did best."""
+"""Runs side by side: where their configs differ, what each metric reached, and which did best."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def compare_runs(
 
     metrics: default: those of DEFAULT_METRICS that all runs have. rank_by: a metric and which values of it are
     better; default: the success of the final evaluations where all runs have one, else the first of the metrics.
-    Raises InputError where a run holds nothing to compare, where no run has a metric that is asked for, or with
-    `paired` where runs have not played the same episodes.
+    Raises InputError if a run holds nothing to compare, if no run has a requested metric, or, with `paired`, if the
+    runs have not played the same episodes.
     """
     assert len({run.name for run in runs}) == len(runs) > 0
     for run in runs:

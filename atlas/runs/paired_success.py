@@ -25,17 +25,17 @@ _PREFERRED = ("final", "report", "selection")  # the last serves to choose check
 
 @dataclass(frozen=True)
 class Pair:
-    """Whether two runs differ. Differences are those of the first's rate and the second's, as shares."""
+    """Whether two runs differ. A difference is the first one's success rate less the second one's, as a share."""
 
     first: str
     second: str
-    episodes: tuple[int, int]  # of each, that were compared
-    telling: tuple[int, int] | None  # of the same episodes, those that just one solves; None for different episodes
+    episodes: tuple[int, int]  # how many of each were compared
+    telling: tuple[int, int] | None  # of the shared episodes, those only one of them solves; None: none shared
     difference: float
     interval: tuple[float, float]  # 95%, of this pair alone
     p: float  # exact; of several pairs, adjusted for their number
     verdict: str
-    needed: int | None = None  # episodes that it takes to see a difference of this size, at 80% power; None: unknown
+    needed: int | None = None  # episodes needed to detect a difference of this size with 80% power; None: unknown
 
     @property
     def differs(self) -> bool:
@@ -123,14 +123,14 @@ def compare_success(runs: Sequence[Run], paired: bool = False) -> SuccessCompari
         )
     if any(pair.telling is None for pair in pairs):
         notes.append(
-            "Where episodes differ, less can be told: `atlas eval --seed 0 --out FILE` tries each policy on the same "
-            "ones, and these files are compared as pairs."
+            "Different episodes show less: evaluate each policy with `atlas eval --seed 0 --out FILE`, which gives all "
+            "of them the same episodes, and compare these files."
         )
     return SuccessComparison(chosen, pairs, notes, *compare_seeds(evaluated, chosen))
 
 
 def _choose(runs: Sequence[Run]) -> tuple[dict[str, Evaluation], list[str]]:
-    """One evaluation a run, of the same purpose where there is one that all have; and what to say of the choice."""
+    """One evaluation per run, all of the same purpose if possible, and notes for the user about the choice."""
     by_purpose = [{each.purpose: each for each in run.evaluations} for run in runs]  # the last one of each purpose
     for purpose in _PREFERRED:
         if all(purpose in found for found in by_purpose):

@@ -23,7 +23,7 @@ State = Literal["finished", "stopped", "running", "unfinished"]
 Points = Sequence[tuple[int, float]]  # (step, value), in the order logged
 
 EVALUATIONS = "evaluations"  # a file with the outcomes of each
-_QUIET_SECONDS = 600  # a run of another machine that has written nothing for so long does not run any more
+_QUIET_SECONDS = 600  # a run on another machine that has written nothing for this long has ended
 _EVENT_FILE = re.compile(r"events\.out\.tfevents\.(?P<time>\d+)\.(?P<host>.+)\.(?P<process>\d+)\.\d+")
 
 
@@ -40,7 +40,7 @@ class Evaluation:
     env: str
     outcomes: Mapping[tuple[str, int], bool]  # (instruction, seed): whether it succeeded
     interval: tuple[float, float]  # of the success rate, 95%
-    probes: tuple[str, ...] = ()  # what was changed of what the policy was told: instruction_shuffle, blind
+    probes: tuple[str, ...] = ()  # what was changed in the policy's input: instruction_shuffle, blind
 
     @property
     def episodes(self) -> int:
@@ -56,7 +56,7 @@ class Evaluation:
 
 
 def read_evaluation(file: Path) -> Evaluation:
-    """Read the file that an evaluation leaves. Raises InputError where it is none, or damaged."""
+    """Read an evaluation's file. Raises InputError for another or a damaged file."""
     try:
         found = read_json(file)
         check_format(found, file)
@@ -91,7 +91,7 @@ class Run:
 
 
 def read_run(run_dir: Path, name: str | None = None) -> Run:
-    """Read a run's folder, also while the run goes on. Raises InputError where it is none, or damaged."""
+    """Read a run's folder, also during training. Raises InputError if it is not one, or is damaged."""
     if not run_dir.is_dir():
         raise InputError(f"There is no run at {run_dir}.")
     if not is_run(run_dir):
@@ -129,7 +129,7 @@ def _read_config(file: Path) -> dict[str, Any]:
 def find_runs(folder: Path) -> dict[str, Path]:
     """{name: folder} of the runs in a folder and in the folders in it (those of sweeps), by name; or of itself.
 
-    Raises InputError where there is no such folder.
+    Raises InputError if there is no such folder.
     """
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}; name one that holds runs (output_dir of the config).")
@@ -146,9 +146,9 @@ def find_runs(folder: Path) -> dict[str, Path]:
 
 
 def read_named(names: Sequence[str], outputs: Path = Path("outputs")) -> list[Run]:
-    """The runs that these mean: folders, names under `outputs`, or files of evaluations.
+    """Read runs given as folders, as names under `outputs`, or as files of evaluations.
 
-    Each gets a name of its own: its folder's, or where two are the same, what was given. Raises InputError.
+    Each gets a name of its own: its folder's or, where two would be the same, the text given. Raises InputError.
     """
     places = [_place(name, outputs) for name in names]
     if len({place.resolve() for place in places}) < len(places):
@@ -231,7 +231,7 @@ class RunSummary:
 
 
 def summarize(run_dir: Path, name: str) -> RunSummary:
-    """How far a run has come, and what it has reached. Raises InputError where it is damaged."""
+    """How far a run has come, and what it has reached. Raises InputError if it is damaged."""
     config, scalars = _read_config(run_dir / CONFIG), read_scalars(run_dir)
     steps = max((points[-1][0] for tag, points in scalars.items() if tag.startswith("train/")), default=0)
     steps = max(steps, _checkpoint_step(run_dir))
@@ -277,10 +277,10 @@ def _state(run_dir: Path, steps: int, total: int | None) -> State:
 
 
 def _is_being_written(run_dir: Path, file: Path) -> bool:
-    """Whether the process that an event file's name tells of still logs to this run.
+    """Whether the process named in an event file's name still logs to this run.
 
-    It keeps train.log open (tensorboard opens its own files again for every flush). What another machine writes is
-    taken to be written as long as it grows.
+    Such a process keeps train.log open (tensorboard opens its own files again for every flush). A file of another
+    machine counts as being written as long as it grows.
     """
     import psutil
 
@@ -289,7 +289,7 @@ def _is_being_written(run_dir: Path, file: Path) -> bool:
         return time.time() - file.stat().st_mtime < _QUIET_SECONDS
     try:
         opened = {each.path for each in psutil.Process(int(parts["process"])).open_files()}
-    except psutil.AccessDenied:  # another user's: then that it lives must do
+    except psutil.AccessDenied:  # another user's: all that can be known is that it lives
         return True
     except psutil.NoSuchProcess:
         return False

@@ -1,4 +1,4 @@
-"""Where a run comes from and how long it took, as its event files say."""
+"""Where a run comes from and how long it took, from its event files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RunOrigin:
 
     @property
     def seconds(self) -> float:
-        """That it ran, over all its starts."""
+        """How long the run has trained, summed over its starts."""
         return sum(last - first for first, last in self.segments)
 
 
@@ -46,7 +46,7 @@ def read_origin(run_dir: Path) -> RunOrigin:
 
 
 def _facts(text: bytes) -> Mapping[str, Any]:
-    """Of the config as it was logged: YAML, as an indented block of Markdown. {} for anything else."""
+    """`run` of a logged config, which is YAML in an indented block of Markdown; {} for any other text."""
     try:
         found = parse_yaml(textwrap.dedent(text.decode("utf-8")))
     except ValueError:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 _LENGTH = struct.Struct("<QI")  # of a record, and the checksum of these eight bytes
 _CHECKSUM = struct.Struct("<I")  # behind the record
-# Scalars come in small records. Pictures and histograms are not what is read here, and their checksums would take
-# 90% of the time.
+# Scalars come in small records. Larger ones hold pictures and histograms, which are not used here; their checksums
+# would take 90% of the time.
 _CHECKED_BYTES = 4096
 _POLYNOMIAL = 0x82F63B78  # CRC-32C's, reflected
 
@@ -24,9 +24,9 @@ _POLYNOMIAL = 0x82F63B78  # CRC-32C's, reflected
 def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     """Every scalar of a run: {tag: [(step, value), ...]} in the order logged; {} where nothing was logged.
 
-    The segments of a resumed run are joined, without the steps a later segment made void: those after the step that it
-    goes on from, and of that step what it has logged again. Values are float32, as
-    the files hold them. What is half written at the end of a file is left out. Raises InputError for a damaged file.
+    The segments of a resumed run are joined. A later segment replaces what an earlier one logged after the step from
+    which it continues and, at that step, what it logs again. Values are float32, as in the files. A half-written
+    record at the end of a file is left out. Raises InputError for a damaged file.
     """
     from tensorboard.compat.proto.event_pb2 import SessionLog
 
@@ -53,12 +53,12 @@ def event_files(run_dir: Path) -> list[Path]:
 
 
 def _begun(file: Path) -> tuple[int, ...]:
-    """The numbers in the name of an event file: the second, the process, and how many that had begun before."""
+    """The numbers in an event file's name: its second, its process, and how many files that process had begun."""
     return tuple(int(part) for part in file.name.split(".") if part.isdecimal())
 
 
 def events(file: Path) -> Iterator[Event]:
-    """The records of an event file, up to what is half written. Raises InputError for a damaged one."""
+    """The complete records of an event file. Raises InputError for a damaged one."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from tensorboard.compat.proto.event_pb2 import Event
 

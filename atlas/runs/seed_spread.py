@@ -68,7 +68,7 @@ class SpreadDifference:
 def compare_seeds(
     runs: Sequence[Run], evaluations: Mapping[str, Evaluation]
 ) -> tuple[list[SeedSpread], list[SpreadDifference]]:
-    """The recipes among these runs, and each two of them. Nothing where no recipe has two runs.
+    """The spread of each recipe, and the difference of each two recipes; both empty if no recipe has two runs.
 
     Recipes are compared only where all their runs have played the same episodes.
     """
@@ -111,7 +111,7 @@ def bootstrap_means(groups: Sequence[np.ndarray], draws: int = _DRAWS, seed: int
 
 
 def _recipes(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs whose configs are alike but for seeds and names; each run without a config is one by itself."""
+    """The runs grouped by recipe: their configs differ only in seeds and names. A run without a config is alone."""
     groups: list[tuple[dict[str, Any], list[Run]]] = []
     for run in runs:
         recipe = {key: value for key, value in run.config.items() if key not in _NOT_OF_THE_RECIPE}
@@ -125,7 +125,7 @@ def _recipes(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _matrix(evaluations: Sequence[Evaluation]) -> np.ndarray | None:
-    """bool [runs, episodes], the episodes in one order; None where runs have played other ones."""
+    """bool [runs, episodes], the episodes in one order; None if the runs have not all played the same ones."""
     episodes = sorted(evaluations[0].outcomes)
     if any(each.outcomes.keys() != set(episodes) for each in evaluations):
         return None
@@ -133,7 +133,7 @@ def _matrix(evaluations: Sequence[Evaluation]) -> np.ndarray | None:
 
 
 def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """What the names of a group's runs begin with; the first run's where that says nothing, or is another group's."""
+    """A name per group: the common beginning of its runs' names, or the first run's name if that is empty or taken."""
     found: list[str] = []
     for group in groups:
         alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*(run.name for run in group), strict=False))

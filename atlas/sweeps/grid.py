@@ -71,7 +71,7 @@ def read_sweep(file: Path) -> Sweep:
         raise _wrong(file, "parameters", "it should hold keys of the config, each with its values: [1, 2] or value: 1")
     for key, choice in parameters.items():
         if not isinstance(key, str):
-            raise _wrong(file, f"parameters.{key}", "it is no key of the config, such as training.learning_rate")
+            raise _wrong(file, f"parameters.{key}", "it is not a key of the config, such as training.learning_rate")
         if not isinstance(choice, dict) or not choice:
             raise _wrong(file, f"parameters.{key}", f"it is {choice!r}, expected for example {{values: [1, 2]}}")
     return Sweep(file, values, method, parameters, _metric(file, values.get("metric")))

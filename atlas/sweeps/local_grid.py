@@ -229,7 +229,7 @@ class _Process:
             self._process = subprocess.Popen(
                 [*module_command("atlas.cli.grid_point"), "train", *arguments],
                 env=environment,
-                stdin=subprocess.PIPE,  # kept open, and closed by whatever ends this process: see point.py
+                stdin=subprocess.PIPE,  # kept open, and closed by whatever ends this process: see grid_point.py
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -252,13 +252,13 @@ class _Process:
         code = self._process.wait()
         self._trial.exit_code = 128 - code if code < 0 else code
         seconds = time.monotonic() - self._began
-        name = f"{self._number} {self._trial.point.name}:"
+        name = f"{self._number} {self._trial.point.name}"
         if code == 0:
             self._trial.state = "finished"
-            return f"{name} finished in {seconds:.0f} s"
+            return f"{name}: finished in {seconds:.0f} s"
         if self._passed:
             self._trial.state = "stopped"
-            return f"{name} stopped"
+            return f"{name}: stopped"
         self._trial.state = "failed"
         last = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
         lines = "".join(f"\n    {line}" for line in last)
