@@ -143,7 +143,7 @@ def fill_backbone(
 ) -> None:
     """Fill the frozen weights of a saved policy from the copy in its folder, or else from a published file.
 
-    published: the folder of that file, for a policy saved in a folder.
+    published: finds that file, given the folder of the saved policy.
     """
     frozen = [name for name, p in network.named_parameters() if not p.requires_grad]
     copy = _copy_of_backbone(folder)
