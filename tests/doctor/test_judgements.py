@@ -97,7 +97,7 @@ def test_packages_are_held_against_what_is_declared() -> None:
     wrong = judge_packages(required, {"torch": "2.4.1", "h5py": None})
 
     assert judge_packages(required, {"torch": "2.7.0+cu126", "h5py": "3.12"}).status == "ok"
-    assert wrong.status == "problem" and "torch is 2.4.1, and Atlas needs >=2.6" in wrong.seen
+    assert wrong.status == "problem" and "torch is 2.4.1, but Atlas needs >=2.6" in wrong.seen
     assert "h5py is not installed" in wrong.seen and "pip install" in str(wrong.fix)
     assert any(text.startswith("torch") for text in declared_requirements())
 
