@@ -18,6 +18,7 @@ from torch import nn
 
 from atlas.config import SacBaseConfig
 from atlas.learning.experience_replay import Drawn
+from atlas.training.optimizer import trained_parameters
 
 Seen = Mapping[str, torch.Tensor]  # a batch of what is seen, [B, ...] each
 
@@ -100,7 +101,7 @@ class SoftActorCritic:
         self.targets.load_state_dict(self.critics.state_dict())
         self.log_temperature = torch.tensor(math.log(settings.temperature), device=device, requires_grad=True)
         self.target_entropy = -actor.random_dim if settings.target_entropy is None else settings.target_entropy
-        own = list(actor.trained().parameters())
+        own = [parameter for _, parameter in trained_parameters(actor.trained())]
         self.optimizers = {
             "actor": torch.optim.Adam(own, settings.learning_rate, fused=True),
             "critics": torch.optim.Adam(self.critics.parameters(), settings.critic_learning_rate, fused=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,11 +20,9 @@ def make_optimizer(policy: Policy, config: TrainingConfig) -> torch.optim.AdamW:
     Loaded state keeps its moments and takes on this config's settings.
     """
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in policy.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.dtype == torch.float32, f"{name} is trained in {parameter.dtype}, which loses small steps"
-            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
-            groups.setdefault((decay, policy.learning_rate_factor(name)), []).append(parameter)
+    for name, parameter in trained_parameters(policy):
+        decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((decay, policy.learning_rate_factor(name)), []).append(parameter)
     optimizer = torch.optim.AdamW(
         [{"params": p, "weight_decay": decay, "factor": factor} for (decay, factor), p in groups.items()],
         lr=config.learning_rate,
@@ -33,6 +32,14 @@ def make_optimizer(policy: Policy, config: TrainingConfig) -> torch.optim.AdamW:
     optimizer.register_load_state_dict_pre_hook(_with_own_settings)
     optimizer.register_load_state_dict_post_hook(_in_the_weights_formats)
     return optimizer
+
+
+def trained_parameters(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """The names and parameters that an optimizer gets, all of them float32: bfloat16 would lose small steps."""
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.dtype == torch.float32, f"{name} is trained in {parameter.dtype}, which loses small steps"
+            yield name, parameter
 
 
 def _with_own_settings(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

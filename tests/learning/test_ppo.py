@@ -58,6 +58,15 @@ def test_nothing_is_gained_beyond_the_clip() -> None:
     assert float(divergence) > 0
 
 
+def test_nothing_is_trained_in_bfloat16(tmp_path: Path) -> None:
+    config = small(tmp_path)
+    view = view_of(config)
+    view.policy.bfloat16()
+
+    with pytest.raises(AssertionError, match="is trained in torch.bfloat16"):
+        PPO(config.learning.ppo, view, seed=0)
+
+
 def test_rewards_are_scaled_by_the_deviation_of_returns() -> None:
     scale, draw = RunningScale(0.0), np.random.default_rng(0)
     scaled = [scale(10 * draw.normal(), over=False) for _ in range(2000)]

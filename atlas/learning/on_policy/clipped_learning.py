@@ -18,6 +18,7 @@ from torch import nn
 from atlas.config import OnPolicyConfig
 from atlas.learning.on_policy.rank_group import RankGroup
 from atlas.learning.policy_view import PolicyView
+from atlas.training.optimizer import trained_parameters
 
 _ROWS = 256  # that a policy is asked about at a time, where no gradients are needed
 
@@ -62,11 +63,11 @@ class ClippedLearner(ABC):
         more_rate: float | None = None,
     ) -> None:
         """name: of its metrics. more: parameters that are trained beside the policy's, with a learning rate of their
-        own where there is more_rate. group: of processes that see the
-        same decisions and learn as one; each takes its share of every minibatch."""
+        own where there is more_rate. group: of processes that see the same decisions and learn as one; each takes its
+        share of every minibatch."""
         self.name, self.view, self._settings = name, view, settings
         self.group = group or RankGroup()
-        own, beside = [p for p in view.trained().parameters() if p.requires_grad], list(more)
+        own, beside = [parameter for _, parameter in trained_parameters(view.trained())], list(more)
         self.parameters = [*own, *beside]
         groups = [own, beside] if more_rate is not None else [self.parameters]
         self._rates = [settings.learning_rate, *([] if more_rate is None else [more_rate])]
