@@ -148,6 +148,20 @@ def test_late_and_dropped_pictures_are_earlier_ones(env: CubesEnvironment) -> No
     assert numbers == sorted(numbers) and 120 < old < 180  # three quarters do not arrive
 
 
+@pytest.mark.parametrize("name", ["dropped_frames", "late_frames", "pixel_noise"])
+def test_what_is_seen_does_not_depend_on_how_many_actions_are_executed_between(
+    env: CubesEnvironment, name: str
+) -> None:
+    actions = np.repeat([[0.5, 0.5, -0.5, 0, 0, 0.2, -1]], 16, axis=0)
+    each_step, _ = begin(env, PerturbationChoice(name, 3))
+    one = [each_step.run(action[None]).observation for action in actions]
+    each_chunk, _ = begin(env, PerturbationChoice(name, 3))
+    eight = [each_chunk.run(actions[start : start + 8]).observation for start in (0, 8)]
+
+    for often, seldom in zip(one[7::8], eight, strict=True):
+        assert often is not None and seldom is not None and same(often, seldom)
+
+
 def test_delayed_actions_are_carried_out_in_their_order() -> None:
     delay = PerturbationChoice("action_delay", 3).of_episode(0, SPEC)
     given = [np.full(7, float(number)) for number in range(6)]

@@ -67,6 +67,8 @@ class Brightness(_OfPictures):
 class PixelNoise(_OfPictures):
     """Adds a normal error to each pixel's numbers, with a standard deviation of 7 of 255 per level."""
 
+    every_step = True  # an error is drawn per step, however many actions are executed between two looks
+
     def changed(self, image: np.ndarray) -> np.ndarray:
         noise = self.rng.normal(0.0, _NOISE * self.level, image.shape)
         return np.clip(image + noise, 0, 255).astype(np.uint8)
@@ -75,7 +77,7 @@ class PixelNoise(_OfPictures):
 class DroppedFrames(Perturbation):
     """15% of the images per level do not arrive, and the last ones are shown again. The first always arrive."""
 
-    category, visual = "sensor_noise", True
+    category, visual, every_step = "sensor_noise", True, True
 
     def __init__(self, level: int, rng: np.random.Generator, spec: EnvironmentSpec) -> None:
         super().__init__(level, rng, spec)
