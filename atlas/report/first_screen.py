@@ -18,6 +18,7 @@ _PURPOSES = {
     "report": "atlas eval, on episodes never used in training",
     "selection": "the last evaluation during training, on episodes that choose the best checkpoint",
 }
+_OF_LEARNING = {"before": "before learning", "control": "with plain imitation instead", "after": "after learning"}
 _STATUS = {"problem": "bad", "ok": "good", "undecided": "quiet"}
 _ERRORS = ("position_error_mm", "rotation_error_deg", "joint_error_deg", "joint_error_percent", "gripper_accuracy")
 MOST_PROBLEMS = 4
@@ -83,9 +84,15 @@ def _success(facts: RunFacts) -> Html:
         ),
         class_="headline",
     )
-    rows = [bar("unchanged", values, "")]
+    rows = [bar(_OF_LEARNING.get(played.of_learning or "", "unchanged"), values, "")]
+    for other in facts.evaluations:
+        if other.of_learning is not None and other is not played:
+            rows.append(bar(_OF_LEARNING[other.of_learning], other.values, "twin"))
     rows += [_twin(facts, played, probe) for probe in PROBES]
-    text = f"In '{values['env']}', {_PURPOSES.get(played.purpose, played.purpose)}."
+    what = _PURPOSES.get(played.purpose, played.purpose)
+    if played.of_learning is not None:
+        what = f"the policy {_OF_LEARNING[played.of_learning]}, on starts held out from it"
+    text = f"In '{values['env']}', {what}."
     step = f" Step {played.step:,}." if played.step is not None else ""
     return tag(
         "div", big, tag("div", rows, class_="bars"), tag("p", text + step, class_="note"), _by_instruction(played)

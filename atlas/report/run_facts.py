@@ -13,7 +13,7 @@ from atlas.errors import InputError
 from atlas.policies.processor import PolicyProcessor
 from atlas.rollout.filming.film_choice import OVERVIEW
 from atlas.rollout.success_report import FORMAT
-from atlas.runs.run_directory import EVALUATIONS, RESULTS, Run, RunSummary, summarize
+from atlas.runs.run_directory import OF_LEARNING, RESULTS, Run, RunSummary, evaluation_files, summarize
 from atlas.runs.run_origin import RunOrigin, read_origin
 from atlas.system.documents import read_json
 from atlas.system.files import follow
@@ -43,6 +43,7 @@ class PlayedEvaluation:
     values: Mapping[str, Any]
     films: Sequence[Film]
     overview: Path | None = None  # the film of its worst failures
+    of_learning: str | None = None  # before, control or after; None for a run of training
 
     @property
     def purpose(self) -> str:
@@ -153,11 +154,12 @@ def _evaluations(run: Run) -> list[PlayedEvaluation]:
             overviews[folder.name] = together
         films[folder.name] = [film for path in sorted(folder.glob("*.mp4")) if (film := _film(path)) is not None]
     found = []
-    for file in sorted((run.path / EVALUATIONS).glob("*.json")):
+    for file in evaluation_files(run.path):
         purpose, _, rest = file.stem.partition("_step_")
-        if rest:
-            name = f"step_{rest}" if purpose == "selection" else f"{purpose}_step_{rest}"
-            found.append(replace(_played(file, films.get(name, ())), overview=overviews.get(name)))
+        name = f"step_{rest}" if purpose == "selection" else file.stem
+        of_learning = file.stem if file.stem in OF_LEARNING else None
+        played = _played(file, films.get(name, ()))
+        found.append(replace(played, overview=overviews.get(name), of_learning=of_learning))
     return sorted(found, key=lambda each: each.step or 0)
 
 

@@ -23,6 +23,7 @@ State = Literal["finished", "stopped", "running", "unfinished"]
 Points = Sequence[tuple[int, float]]  # (step, value), in the order logged
 
 EVALUATIONS = "evaluations"  # a file with the outcomes of each
+OF_LEARNING = ("before", "control", "after")  # the evaluations of a run of `atlas learn`; the last is the result
 _QUIET_SECONDS = 600  # a run on another machine that has written nothing for this long has ended
 _EVENT_FILE = re.compile(r"events\.out\.tfevents\.(?P<time>\d+)\.(?P<host>.+)\.(?P<process>\d+)\.\d+")
 
@@ -96,7 +97,7 @@ def read_run(run_dir: Path, name: str | None = None) -> Run:
         raise InputError(f"There is no run at {run_dir}.")
     if not is_run(run_dir):
         raise InputError(f"{run_dir} is not a run: it holds neither {CONFIG} nor {FOLDER}/.{_runs_inside(run_dir)}")
-    evaluations = [read_evaluation(file) for file in (run_dir / EVALUATIONS).glob("*_step_*.json")]
+    evaluations = [read_evaluation(file) for file in evaluation_files(run_dir)]
     return Run(
         name or run_dir.name or str(run_dir),
         run_dir,
@@ -104,6 +105,13 @@ def read_run(run_dir: Path, name: str | None = None) -> Run:
         read_scalars(run_dir),
         sorted(evaluations, key=lambda evaluation: evaluation.step or 0),
     )
+
+
+def evaluation_files(run_dir: Path) -> list[Path]:
+    """Of training, by their names, or of learning, with that of its result last."""
+    folder = run_dir / EVALUATIONS
+    of_learning = [file for name in OF_LEARNING if (file := folder / f"{name}.json").is_file()]
+    return [*sorted(folder.glob("*_step_*.json")), *of_learning]
 
 
 def is_run(folder: Path) -> bool:

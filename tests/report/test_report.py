@@ -166,6 +166,21 @@ def test_a_file_of_outcomes_is_told_too(run: Path, tmp_path: Path) -> None:
     assert "Succeeds in 3 of 4 episodes" in text_of(page)
 
 
+def test_a_run_of_learning_is_told_by_its_policies_before_and_after(tmp_path: Path) -> None:
+    learned = write_run(tmp_path / "learned", curves={"train/loss": [(1, 0.5)]})
+    before = write_evaluation(learned, [True, False, False, False], "report", step=None)
+    before.rename(before.with_name("before.json"))
+
+    assert "the policy before learning, on starts held out" in text_of(write_report(learned))
+    after = write_evaluation(learned, [True, True, True, False], "report", step=None)
+    after.rename(after.with_name("after.json"))
+    shown = text_of(write_report(learned))
+
+    assert "Succeeds in 3 of 4 episodes" in shown and "the policy after learning, on starts held out" in shown
+    assert re.search(r"after learning\s+3/4\s+before learning\s+1/4", shown)
+    assert [each.success_rate for each in read_run(learned).evaluations] == [0.25, 0.75]
+
+
 def test_films_beyond_the_room_are_left_out_and_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from atlas.report import film_strip
 

@@ -33,7 +33,12 @@ def log_curves(folder: Path, curves: Curves, resume_step: int | None = None) -> 
 
 
 def write_evaluation(
-    folder: Path, outcomes: Sequence[bool], purpose: str = "final", step: int = 10, first_seed: int = 0, **changed: Any
+    folder: Path,
+    outcomes: Sequence[bool],
+    purpose: str = "final",
+    step: int | None = 10,
+    first_seed: int = 0,
+    **changed: Any,
 ) -> Path:
     """The file that an evaluation of these episodes leaves in a run's folder."""
     successes, episodes = sum(outcomes), len(outcomes)
@@ -53,7 +58,7 @@ def write_evaluation(
             for i, success in enumerate(outcomes)
         ],
     }
-    file = folder / "evaluations" / f"{purpose}_step_{step:08d}.json"
+    file = folder / "evaluations" / f"{purpose}_step_{step or 0:08d}.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(values | changed))
     return file
