@@ -110,16 +110,20 @@ def perturbations(runs: Sequence[RunFacts]) -> Html | None:
     if not sides:
         return None
     note = (
-        "Success when the policy's observations, or the effects of its actions, are changed, from level 1 to level 5."
+        "Success, with its 95% interval, when the policy's observations, or the effects of its actions, are changed, "
+        "from level 1 to level 5."
     )
     return section("perturbations", "Perturbations", tag("div", sides, class_="sides"), note=note)
 
 
-Rates = dict[str, dict[str, Mapping[str, Any]]]  # {perturbation: {level: {successes, episodes} or {success_rate}}}
+_ALL = "all"  # beside the levels: their mean
+# {perturbation: {level: {successes, episodes} or {success_rate}}}; the first is of the same episodes as they are
+Rates = dict[str, dict[str, Mapping[str, Any]]]
 
 
 def perturbed(results: Mapping[str, Any]) -> Rates:
-    """The rates in results.json: `robustness.perturbations`, {name: {"levels": {level: an evaluation's numbers}}}."""
+    """The rates in results.json: `robustness.perturbations`, {name: {"levels": {level: an evaluation's numbers}}},
+    and `robustness.unperturbed`."""
     found: Rates = {}
     robustness = results.get("robustness")
     parts = robustness.get("perturbations") if isinstance(robustness, Mapping) else None
@@ -127,7 +131,12 @@ def perturbed(results: Mapping[str, Any]) -> Rates:
         each = levels.get("levels") if isinstance(levels, Mapping) else None
         if isinstance(each, Mapping):
             kept = {str(k): v for k, v in each.items() if isinstance(v, Mapping) and "success_rate" in v}
+            if kept and "success_rate" in levels:
+                kept[_ALL] = levels
             found |= {str(name): kept} if kept else {}
+    plain = robustness.get("unperturbed") if isinstance(robustness, Mapping) else None
+    if found and isinstance(plain, Mapping):
+        return {"as they are": {_ALL: plain}, **found}
     return found
 
 
@@ -152,7 +161,7 @@ def _grid(found: Rates) -> Html:
     rows: list[list[Part]] = [
         [name.replace("_", " "), *(_cell(each.get(level)) for level in levels)] for name, each in found.items()
     ]
-    return table(["perturbation", *(f"level {level}" for level in levels)], rows)
+    return table(["perturbation", *("all levels" if level == _ALL else f"level {level}" for level in levels)], rows)
 
 
 def _rate_bar(name: str, values: Mapping[str, Any]) -> Html:
@@ -169,5 +178,8 @@ def _cell(values: Mapping[str, Any] | None) -> Html | None:
         return None
     rate = float(values["success_rate"])
     interval = values.get("ci95")
-    hint = f"95% interval {100 * float(interval[0]):.0f} to {100 * float(interval[1]):.0f}%" if interval else None
-    return tag("span", f"{100 * rate:.0f}%", class_="heat", style=f"--rate:{rate:.3f}", title=hint)
+    shown = tag("span", f"{100 * rate:.0f}%", class_="heat", style=f"--rate:{rate:.3f}")
+    if not interval:
+        return shown
+    bounds = f"{100 * float(interval[0]):.0f} to {100 * float(interval[1]):.0f}%"
+    return tag("span", shown, tag("br"), tag("small", bounds, class_="note"))

@@ -68,7 +68,7 @@ class RunFacts:
 
     run: Run
     summary: RunSummary | None  # None for an evaluation without a run
-    results: Mapping[str, Any]  # results.json
+    results: Mapping[str, Any]  # results.json, or a file of `atlas eval --out`
     evaluations: Sequence[PlayedEvaluation]
     processor: PolicyProcessor | None
     origin: RunOrigin
@@ -104,8 +104,8 @@ def gather(run: Run) -> RunFacts:
     """The facts about a run. Raises InputError for files that are damaged, or of a later version."""
     folder = run.path
     if not folder.is_dir():
-        played = [_played(folder, ())]
-        return RunFacts(run, None, {}, played, None, RunOrigin(), [], None)
+        played = _played(folder, ())
+        return RunFacts(run, None, played.values, [played], None, RunOrigin(), [], None)
     notes: list[str] = []
     results = _read_results(folder / RESULTS)
     return RunFacts(

@@ -130,7 +130,8 @@ def test_a_diagnosis_is_on_the_first_screen(run: Path) -> None:
 def test_perturbations_and_kinds_of_failure_are_shown_where_they_are_known(run: Path) -> None:
     results = json.loads((run / "results.json").read_text())
     rates = {"1": {"success_rate": 0.9, "ci95": [0.8, 1]}, "5": {"success_rate": 0.1, "ci95": [0, 0.2]}}
-    perturbed = {"perturbations": {"camera_pose": {"success_rate": 0.5, "levels": rates}}}
+    mean, plain = {"success_rate": 0.5, "ci95": [0.4, 0.6]}, {"success_rate": 0.95, "ci95": [0.85, 1]}
+    perturbed = {"unperturbed": plain, "perturbations": {"camera_pose": {**mean, "levels": rates}}}
     (run / "results.json").write_text(json.dumps(results | {"robustness": perturbed}))
     found = json.loads((run / "evaluations" / "final_step_00000010.json").read_text())
     found["outcomes"][2]["failure"] = "missed_the_grasp"
@@ -138,7 +139,11 @@ def test_perturbations_and_kinds_of_failure_are_shown_where_they_are_known(run: 
 
     shown = text_of(write_report(run))
 
-    assert "camera pose 90% 10%" in shown and "missed the grasp: 1" in shown
+    table = "as they are 95% 85 to 100% camera pose 90% 80 to 100% 10% 0 to 20% 50% 40 to 60%"
+    assert table in shown and "missed the grasp: 1" in shown
+
+    file = write_evaluation(run, [True, False], "report", robustness=perturbed)
+    assert table in text_of(report([str(file)], run / "one.html"))
 
 
 def test_runs_are_put_side_by_side(run: Path, tmp_path: Path) -> None:
