@@ -46,6 +46,7 @@ def cubes_spec(image_size: int) -> EnvironmentSpec:
         proprio_dim=8,
         horizon=HORIZON,
         action_spec=ActionSpec(),
+        action_bounds=((-1.0,) * 7, (1.0,) * 7),
         object_numbers=10,
         variable=frozenset(
             {"camera", "light", "table", "background", "distractors", "placement", "start_pose", "goal"}

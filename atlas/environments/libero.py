@@ -42,6 +42,7 @@ def libero_spec(name: str, image_size: int) -> EnvironmentSpec:
         image_size=(image_size, image_size),
         proprio_dim=8,
         horizon=HORIZONS[name],
+        action_bounds=((-1.0,) * 7, (1.0,) * 7),
         variable=frozenset({"camera", "light"}),
     )
 

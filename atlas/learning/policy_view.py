@@ -181,6 +181,11 @@ class PolicyView:
     def penalty(self, seen: Mapping[str, torch.Tensor], actions: torch.Tensor) -> None:
         """See `Acts.penalty`: it may do what it likes."""
 
+    def executed(self, actions: torch.Tensor) -> torch.Tensor:
+        """See `Acts.executed`: what a squashed policy says lies within the scaled range, and the world clips none of
+        it."""
+        return actions
+
     @property
     def random_dim(self) -> int:
         return self.action_dim

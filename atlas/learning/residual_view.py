@@ -52,6 +52,7 @@ class ResidualView:
         if self._objects:
             self.columns["objects"] = Column((self._objects,), "float32")
         self._scaler = processor.action_scaler()
+        self._range = self._scaled_range(spec)
         self._looked: tuple[Observation, dict[str, np.ndarray]] | None = None
 
     # ---- what SAC learns from ----------------------------------------------------------------------------------
@@ -94,6 +95,18 @@ class ResidualView:
         """Of large corrections, and their mean size, where 1 is the largest."""
         correction = (actions - seen["base"]) / self._settings.scale
         return self._settings.penalty * correction.square().mean(), correction.detach().abs().mean()
+
+    def executed(self, actions: torch.Tensor) -> torch.Tensor:
+        """See `Acts.executed`: what the policy says and its correction together may be more than the world takes."""
+        return actions if self._range is None else actions.clamp(*self._range)
+
+    def _scaled_range(self, spec: EnvironmentSpec) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The lowest and the highest scaled actions [H * A] that the world executes; None: it does not say."""
+        if spec.action_bounds is None:
+            return None
+        ends = torch.tensor(spec.action_bounds, dtype=torch.float32)
+        ends = self._scaler.normalize(ends, torch.full((2,), self._source)).repeat(1, self._shape[0])
+        return ends.min(0).values, ends.max(0).values
 
     # ---- acting ------------------------------------------------------------------------------------------------
 

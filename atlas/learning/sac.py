@@ -53,6 +53,11 @@ class Acts(Protocol):
         """What is added to the actor's loss for what it does, and the mean size of that; None: nothing is."""
         ...
 
+    def executed(self, actions: torch.Tensor) -> torch.Tensor:
+        """Scaled actions [B, A] as the world executes them. Critics see no others: where the world clips, more of the
+        same is worth the same."""
+        ...
+
     def state(self, seen: Seen) -> torch.Tensor:
         """float32 [B, state_dim], without gradients."""
         ...
@@ -127,7 +132,7 @@ class SoftActorCritic:
     def wanted(self, drawn: Drawn, random: torch.Generator) -> torch.Tensor:
         """What the values [B] of decisions should be, by what came of them."""
         then, log_prob = self.actor.distribution(drawn.seen_then).sample(random)
-        values = self.targets(self.actor.state(drawn.seen_then), then.flatten(1))  # [N, B]
+        values = self.targets(self.actor.state(drawn.seen_then), self.actor.executed(then.flatten(1)))  # [N, B]
         if self.settings.critic_subset < len(values):
             order = torch.randperm(len(values), generator=random, device=self.device)
             values = values[order[: self.settings.critic_subset]]
@@ -157,7 +162,7 @@ class SoftActorCritic:
     def _update_actor(self, seen: Seen) -> dict[str, torch.Tensor]:
         actions, log_prob = self.actor.distribution(seen).sample(self.random)
         self.critics.requires_grad_(False)
-        values = self.critics(self.actor.state(seen), actions.flatten(1)).mean(0)
+        values = self.critics(self.actor.state(seen), self.actor.executed(actions.flatten(1))).mean(0)
         self.critics.requires_grad_(True)
         loss = (self.temperature * log_prob - values).mean()
         penalty = self.actor.penalty(seen, actions)

@@ -43,11 +43,12 @@ class Tries:
 
 
 def piece_of(first: dict[str, np.ndarray], scaled: np.ndarray, after: Transition, view: View) -> Piece:
-    """One decision. first: {} where it follows on another."""
+    """One decision, with what the world executed of it. first: {} where it follows on another."""
+    executed = view.executed(torch.from_numpy(scaled)[None]).numpy()
     seen_then = {name: values[None] for name, values in view.look(after.next_observation).items()}
     over = after.terminated or after.truncated
     rewards = np.array([after.reward], np.float32)
-    return Piece(first, scaled[None], rewards, seen_then, len(after.actions), after.terminated, over)
+    return Piece(first, executed, rewards, seen_then, len(after.actions), after.terminated, over)
 
 
 def learn_here(config: Config, env: str, checkpoint: str | None = None, name: str = "sac") -> OnlineResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,15 @@ import torch
 
 from atlas.config import Config, ResidualSacConfig
 from atlas.environments.catalog import environment_spec
+from atlas.environments.cubes import CubesEnvironment
 from atlas.errors import InputError
-from atlas.learning.experience_replay import Replay
+from atlas.learning.experience_replay import Drawn, Replay
+from atlas.learning.explorer import Explorer
 from atlas.learning.policy_view import load_start
 from atlas.learning.residual_view import ResidualView, corrected_policy
 from atlas.learning.run_config import config_of_run
 from atlas.learning.sac import SoftActorCritic
-from atlas.learning.sac_run import learn_here
+from atlas.learning.sac_run import learn_here, piece_of
 from atlas.policies.base import load_policy
 from atlas.runs import read_scalars
 from atlas.types import Observation
@@ -108,6 +111,29 @@ def test_it_learns_the_correction_that_is_rewarded(first_run: Path) -> None:
     found = view.distribution({name: torch.from_numpy(values)[None] for name, values in row.items()})
     correction = found.correction.most_likely[0, 0]
     assert correction[0] > 0.5 and correction[1:].abs().max() < 0.4 and 0 < shown["sac/residual_size"] < 1
+
+
+def test_the_replay_keeps_what_the_world_executes_and_critics_see_nothing_else(first_run: Path) -> None:
+    settings = config(first_run).learning.residual
+    view = ResidualView(corrected_policy(config(first_run), CUBES, str(first_run)), CUBES, settings)
+    said = np.full(view.action_dim, 9, np.float32)
+    said[:7] = 0
+    with closing(CubesEnvironment(32)) as world:
+        explorer = Explorer(world, seed=0)
+        row = view.look(explorer.observation)
+        after, _ = explorer.step(view.in_units(said))
+
+    kept = piece_of(row, said, after, view).actions
+
+    np.testing.assert_allclose(view.in_units(kept[0]), after.actions, atol=1e-5)
+    assert view.in_units(said).max() > 1 and after.actions.max() == 1
+    sac = SoftActorCritic(settings, view, seed=0, device=torch.device("cpu"))
+    seen_then = {name: torch.from_numpy(values)[None] for name, values in row.items()}
+    critic_saw: list[torch.Tensor] = []
+    sac.targets.register_forward_pre_hook(lambda _, given: critic_saw.append(given[1]))
+    seen_then["base"] += 9
+    sac.wanted(Drawn({}, torch.zeros(0), torch.zeros(1), torch.ones(1), seen_then), torch.Generator())
+    assert np.abs(view.in_units(critic_saw[0][0].numpy())).max() <= 1 + 1e-5
 
 
 def test_a_run_leaves_a_policy_and_ends_where_the_correction_runs_away(
