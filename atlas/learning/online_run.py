@@ -146,6 +146,7 @@ class OnlineRun:
         # What a run from a checkpoint may fall back to.
         own = self.policy.own_state_dict() if checkpoint is not None else {}
         self._begun_with = {name: tensor.detach().clone() for name, tensor in own.items()}
+        self.between_episodes: Callable[[], None] = lambda: None  # is called before each episode of an evaluation
         self.best: list[float] | None = None  # the success rate and the mean reward of the best policy so far
 
     @property
@@ -191,7 +192,8 @@ class OnlineRun:
         Held-out episodes are many, and played when nothing is lost: a signal ends them. Raises Interrupted.
         """
 
-        def leave() -> None:
+        def look_up() -> None:
+            self.between_episodes()
             if purpose == "report" and self._stop.signal is not None:
                 raise Interrupted(self._stop.signal)
 
@@ -202,7 +204,7 @@ class OnlineRun:
         self.policy.eval()
         with one_thread():
             mine, title = planned[self.group.rank :: self.group.size], f"playing {purpose} episodes"
-            ours = play_here(self._world[0], self.actor(), mine, title if self.group.main else None, each=leave)
+            ours = play_here(self._world[0], self.actor(), mine, title if self.group.main else None, each=look_up)
         numbers = {episode.seed: episode.number for episode in planned}
         played = [each for part in self.group.gathered(ours) for each in part]
         played.sort(key=lambda each: numbers[each[0].seed])

@@ -12,12 +12,16 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import atlas
+from atlas.config import Config
 from atlas.errors import InputError
+from atlas.learning import online_run
+from atlas.learning.actors import actor_processes
 from atlas.learning.actors.actor_role import act
 from atlas.learning.actors.learner_link import ActorEnd, LearnerEnd, LearnerGone
 from atlas.learning.actors.learner_role import learn_from_actors
@@ -27,6 +31,7 @@ from atlas.learning.actors.messages import (
     Experience,
     Hello,
     Taken,
+    Welcome,
     WrongKey,
     from_frames,
     to_frames,
@@ -77,19 +82,33 @@ def test_addresses() -> None:
         Address.read("host:port", "--learner")
 
 
-def test_a_learner_and_actors_learn_together(tmp_path: Path) -> None:
-    config, played = small(tmp_path, *SHORT), list[int]()
+def test_a_learner_and_actors_learn_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One actor is there before the learner has played what it plays at first, the other comes later."""
+    config, played, there = small(tmp_path, *SHORT), list[int](), Address("127.0.0.1", free_port())
     threads: list[threading.Thread] = []
+    welcomed, hello, play_here = threading.Event(), ActorEnd.hello, online_run.play_here
 
-    def play(port: int) -> None:
-        played.append(act(config, PENDULUM, Address("127.0.0.1", port), "a key"))
+    def greeted(self: ActorEnd) -> Welcome:
+        found = hello(self)
+        welcomed.set()
+        return found
 
-    def start(port: int) -> None:
-        for _ in range(2):
-            threads.append(threading.Thread(target=play, args=(port,)))
-            threads[-1].start()
+    def patiently(*given: Any, each: Callable[[], None]) -> Any:
+        wait_for(lambda: each() or welcomed.is_set(), 30)  # type: ignore[func-returns-value]
+        return play_here(*given, each=each)
 
-    result = learn_from_actors(config, PENDULUM, HERE, "a key", on_listening=start)
+    monkeypatch.setattr(ActorEnd, "hello", greeted)
+    monkeypatch.setattr(online_run, "play_here", patiently)
+
+    def play() -> None:
+        played.append(act(config, PENDULUM, there, "a key"))
+
+    def start(port: int = 0) -> None:
+        threads.append(threading.Thread(target=play))
+        threads[-1].start()
+
+    start()
+    result = learn_from_actors(config, PENDULUM, there, "a key", on_listening=start)
     for thread in threads:
         thread.join()
 
@@ -143,6 +162,18 @@ def test_without_a_learner_an_actor_ends(caplog: pytest.LogCaptureFixture) -> No
         end.hello()
     end.close()
     assert gone.value.exit_code == 1 and caplog.text.count("Waiting for the learner") == 1
+
+
+def test_an_actor_whose_input_is_wrong_ends_the_run_as_wrong_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actor_processes, "_EVERY", 0.0)
+    monkeypatch.setattr(actor_processes, "module_command", lambda _: [sys.executable, "-c", "raise SystemExit(2)"])
+    with (
+        actor_processes.ActorProcesses(Config(), PENDULUM, 1, None) as processes,
+        pytest.raises(InputError, match="An actor's input is wrong"),
+    ):
+        processes.start(4000)
+        while True:
+            processes.look()
 
 
 def free_port() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -44,7 +45,9 @@ def learn_from_actors(
         end = LearnerEnd(listen, key, run.about)
         held.callback(end.close)
         learner = SacLearner(run)
-        return _Hub(run, learner, end, stop).serve(on_listening, now_and_then)
+        hub = _Hub(run, learner, end, stop)
+        run.between_episodes = hub.hear_all
+        return hub.serve(on_listening, now_and_then)
 
 
 class _Hub:
@@ -59,6 +62,7 @@ class _Hub:
         self.tokens: dict[str, int] = {}  # of actors that have said hello: {their own word: their number}
         self.heard: dict[int, float] = {}
         self.pushed = learner.sac.updates
+        self.waiting: deque[tuple[bytes, Experience]] = deque()  # arrived while episodes were played
 
     def serve(self, on_listening: Callable[[int], None], now_and_then: Callable[[], None]) -> OnlineResult:
         before, learner = self.run.before(), self.learner
@@ -89,9 +93,26 @@ class _Hub:
             self._acknowledge(client, actor)
         return self.run.conclude(before, learner.steps, learner.episodes, learner.sac.updates, learner.seconds)
 
+    def hear_all(self) -> None:
+        """While episodes of evaluations are played: welcome actors, and tell the others that the learner is there. What
+        they have played waits, and so do they."""
+        while (received := self.end.receive(0)) is not None:
+            client, message = received
+            if isinstance(message, Hello):
+                self._welcome(client, message)
+                self.waiting = deque(each for each in self.waiting if self.end.is_known(each[0]))
+            else:
+                self.heard[message.actor] = time.monotonic()
+                self.waiting.append((client, message))
+        for client, actor in self.end.clients():
+            self._acknowledge(client, actor)
+
     def _hear(self, seconds: float) -> None:
         """Take a message; those of actors that are ahead wait until the updates that are owed are made."""
-        if self.learner.owed > 2 * _AT_ONCE or (received := self.end.receive(seconds)) is None:
+        if self.learner.owed > 2 * _AT_ONCE:
+            return
+        received = self.waiting.popleft() if self.waiting else self.end.receive(seconds)
+        if received is None:
             return
         client, message = received
         if isinstance(message, Hello):
