@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from atlas.config import Config
+from atlas.errors import InputError
 from atlas.learning.actors.learner_role import learn_from_actors
 from atlas.learning.actors.messages import Address
 from atlas.learning.actors.ray_actors import RayActors
@@ -67,7 +68,8 @@ class ActorProcesses:
         self._processes = [self._start() for _ in range(self._count)]
 
     def look(self) -> None:
-        """Start again what has died. That is an event and no error, as long as it does not go on."""
+        """Start again what has died. That is an event and no error, as long as it does not go on. Raises InputError
+        where an actor's input is wrong."""
         if time.monotonic() - self._looked < _EVERY:
             return
         self._looked = time.monotonic()
@@ -76,7 +78,7 @@ class ActorProcesses:
             if code in (None, 0):
                 continue
             if code == 2:
-                raise RuntimeError("An actor's input is wrong; it says above what would be right.")
+                raise InputError("An actor's input is wrong; it says above what would be right.")
             if self._restarts[place] >= _MOST_RESTARTS:
                 raise RuntimeError(f"An actor has ended {_MOST_RESTARTS + 1} times, last with exit code {code}.")
             self._restarts[place] += 1
