@@ -30,18 +30,23 @@ Settings = Annotated[
     typer.Option("--config", metavar="FILE", help="Settings on top of the run's, such as learn_pi_rl_8gpu.yaml."),
 ]
 World = Annotated[str, typer.Option("--env", help="The environment, such as cubes.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Without wandb.")]
 
 
 @learn_app.command("dagger")
-def dagger(checkpoint: Checkpoint, env: World, overrides: Overrides = None, as_json: Json = False) -> None:
+def dagger(
+    checkpoint: Checkpoint, env: World, overrides: Overrides = None, debug: Debug = False, as_json: Json = False
+) -> None:
     """The world's expert takes over from the policy, and is imitated."""
-    _learn("dagger", checkpoint, env, overrides, as_json)
+    _learn("dagger", checkpoint, env, _changed(overrides, debug), as_json)
 
 
 @learn_app.command("rft")
-def rft(checkpoint: Checkpoint, env: World, overrides: Overrides = None, as_json: Json = False) -> None:
+def rft(
+    checkpoint: Checkpoint, env: World, overrides: Overrides = None, debug: Debug = False, as_json: Json = False
+) -> None:
     """The policy acts with noise, and imitates its own successes."""
-    _learn("rft", checkpoint, env, overrides, as_json)
+    _learn("rft", checkpoint, env, _changed(overrides, debug), as_json)
 
 
 @learn_app.command("sac")
@@ -70,7 +75,7 @@ def sac(
         bool,
         typer.Option("--residual", help="Learn a small correction of the policy of --checkpoint, which is frozen."),
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Without wandb.")] = False,
+    debug: Debug = False,
     as_json: Json = False,
 ) -> None:
     """Soft actor-critic: learns by reward, from state, in one process or in several."""
@@ -82,8 +87,7 @@ def sac(
     if residual:
         _check_residual(checkpoint, actors, role)
     with stdout_kept_for_the_report(as_json):
-        changed = [*(overrides or []), *(["wandb.enabled=false"] if debug else [])]
-        config = _online_config(name, env, checkpoint, changed)
+        config = _online_config(name, env, checkpoint, _changed(overrides, debug))
         key = _key(key_file)
         if role == "actor":
             from atlas.learning.actors.actor_role import act
@@ -107,10 +111,11 @@ def ppo(
     overrides: Overrides = None,
     checkpoint: Start = None,
     settings: Settings = None,
+    debug: Debug = False,
     as_json: Json = False,
 ) -> None:
     """Proximal policy optimisation: learns by reward, on what the present policy plays."""
-    _learn_on_policy("ppo", env, overrides or [], checkpoint, settings, as_json)
+    _learn_on_policy("ppo", env, _changed(overrides, debug), checkpoint, settings, as_json)
 
 
 @learn_app.command("grpo")
@@ -119,10 +124,11 @@ def grpo(
     overrides: Overrides = None,
     checkpoint: Start = None,
     settings: Settings = None,
+    debug: Debug = False,
     as_json: Json = False,
 ) -> None:
     """Group-relative policy optimisation: episodes from one start are worth what they reach beyond each other."""
-    _learn_on_policy("grpo", env, overrides or [], checkpoint, settings, as_json)
+    _learn_on_policy("grpo", env, _changed(overrides, debug), checkpoint, settings, as_json)
 
 
 @learn_app.command("rank", hidden=True)
@@ -292,12 +298,16 @@ def _report(result: OnlineResult, as_json: bool) -> None:
     say(f"To act with the best policy: atlas eval --checkpoint {result.folder / 'best'} --env {result.env}")
 
 
-def _learn(name: str, checkpoint: str, env: str, overrides: list[str] | None, as_json: bool) -> None:
+def _changed(overrides: list[str] | None, debug: bool) -> list[str]:
+    return [*(overrides or []), *(["wandb.enabled=false"] if debug else [])]
+
+
+def _learn(name: str, checkpoint: str, env: str, overrides: list[str], as_json: bool) -> None:
     with stdout_kept_for_the_report(as_json):
         from atlas.learning.rounds import learn
         from atlas.learning.run_config import config_of_run
 
-        improvement = learn(config_of_run(checkpoint, name, overrides or []), name, checkpoint, env)
+        improvement = learn(config_of_run(checkpoint, name, overrides), name, checkpoint, env)
     if as_json:
         print_json(improvement.to_dict())
     else:
