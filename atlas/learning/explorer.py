@@ -30,7 +30,7 @@ class Ended:
     length: int
     success: bool
     truncated: bool
-    seconds: float
+    seconds: float | None  # None: not known, since others were played at the same time
 
 
 class Explorer:
@@ -129,12 +129,13 @@ class EpisodeLog:
 def summary_aliases(prefix: str, episodes: Sequence[Ended]) -> dict[str, float]:
     """The names that other boards have for rewards, successes, the time an episode took, and episodes over their
     time."""
+    seconds = [each.seconds for each in episodes if each.seconds is not None]
     return {
         f"{prefix}/Reward_Mean": float(np.mean([each.reward for each in episodes])),
         f"{prefix}/Reward_Std": float(np.std([each.reward for each in episodes])),
         f"{prefix}/Accuracy_Mean": float(np.mean([each.success for each in episodes])),
-        f"{prefix}/Latency_Mean": float(np.mean([each.seconds for each in episodes])),
         f"{prefix}/Budget_Violation_Rate": float(np.mean([each.truncated for each in episodes])),
+        **({f"{prefix}/Latency_Mean": float(np.mean(seconds))} if seconds else {}),
     }
 
 

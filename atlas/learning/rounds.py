@@ -30,6 +30,7 @@ from atlas.environments.rendering import RenderingGPU
 from atlas.launch import acting_device, count_gpus, launch_ranks, plan_processes
 from atlas.learning.boards.evaluation_board import MOST_PICTURES, VIDEOS
 from atlas.learning.dagger import Dagger
+from atlas.learning.explorer import Ended, summary_aliases
 from atlas.learning.improvement import Improvement
 from atlas.learning.online_run import finish_with, settle
 from atlas.learning.rft import SelfImitation
@@ -42,7 +43,7 @@ from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
 from atlas.rollout.evaluation import Evaluator, PlayedEpisode, check_agreement
 from atlas.rollout.experience import Played
 from atlas.rollout.filming.film_choice import film_order
-from atlas.rollout.success_report import EvaluationReport, highlights
+from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport, highlights
 from atlas.runs.run_directory import EVALUATIONS, RESULTS
 from atlas.system.documents import read_json
 from atlas.system.files import partial_folder, write_json
@@ -138,7 +139,9 @@ class _Rounds:
             kept = [p for p in played if self.algorithm.keeps(p)]
             with partial_folder(place) as partial:
                 self._write(kept, partial)
-                write_json(partial / "facts.json", _facts(played, len(kept), time.monotonic() - begun))
+                summary = self._summary("Train", [each.outcome for each in played])
+                about = _facts(played, len(kept), time.monotonic() - begun)
+                write_json(partial / "facts.json", {**about, "summary": summary})
                 os.replace(partial, place)
         found = read_json(facts)
         self.steps += found["steps"]
@@ -146,8 +149,17 @@ class _Rounds:
         self.tracker.step = self.steps
         self.tracker.log({f"actor/{name}": value for name, value in found["metrics"].items()})
         self.tracker.log({"actor/total_steps": self.steps, "actor/episode_count": self.episodes})
+        self.tracker.log(found.get("summary", {}))  # rounds of earlier versions have none
         logger.info("Round %d: kept %d of %d episodes, in %s", number, found["kept"], found["episodes"], place)
         return int(found["kept"])
+
+    def _summary(self, prefix: str, outcomes: Sequence[EpisodeOutcome]) -> dict[str, float]:
+        """The names that other boards have; not how long episodes took, since several are played at a time."""
+        horizon = environment_spec(self.env).horizon
+        return summary_aliases(
+            prefix,
+            [Ended(o.reward, o.length, o.success, not o.success and o.length >= horizon, None) for o in outcomes],
+        )
 
     def _write(self, kept: Sequence[PlayedEpisode], folder: Path) -> None:
         """Write episodes in LIBERO's layout, a file an instruction."""
@@ -211,7 +223,7 @@ class _Rounds:
         shown = self.board.due("selection")
         films = self.folder / VIDEOS / f"round_{number:02d}" if shown else None
         report = self._evaluate(policy, "selection", episodes, f"round_{number:02d}", films)
-        self.tracker.log({**report.metrics(), "learner/update_steps": step})
+        self.tracker.log({**report.metrics(), **self._summary("Val", report.outcomes), "learner/update_steps": step})
         if shown:
             self.board.log(replace(report, step=self.tracker.step))
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from atlas.config import load_config
 from atlas.data.formats import open_dataset
 from atlas.environments.cubes import CubesEnvironment
 from atlas.errors import InputError
@@ -83,17 +84,21 @@ def test_dagger_leaves_experience_a_policy_and_a_verdict(
     settings = [*FEW, *[f"learning.dagger.{each}" for each in LITTLE], "learning.dagger.decisions=2"]
     settings += ["learning.round_episodes=1", "logging.media.vis_dataset.interval=1"]
 
-    code = atlas("learn", "dagger", "--checkpoint", str(run), "--env", "cubes", "--json", *settings)
+    asked = ["--checkpoint", str(run), "--env", "cubes", "--json", "--debug", "wandb.enabled=true"]
+    code = atlas("learn", "dagger", *asked, *settings)
 
     found = json.loads(capsys.readouterr().out)
     folder = run.with_name("first-dagger")
     assert code == 0 and found["run"] == str(folder)
+    assert not load_config(folder / "config.yaml").wandb.enabled
     assert found["success"].keys() == {"before", "after", "control"}
     kept = json.loads((folder / "experience" / "round_01" / "facts.json").read_text())["kept"]
     dataset = open_dataset(folder / "experience")
     assert len(dataset) == kept > 0 and dataset.environment == "cubes"
     scalars = read_scalars(folder)
     assert scalars["actor/total_steps"][-1][1] == found["env_steps"]
+    assert scalars["Train/Reward_Mean"] == scalars["actor/episode_reward"]
+    assert scalars["Val/Accuracy_Mean"] == scalars["eval/success_rate"] and "Val/Budget_Violation_Rate" in scalars
     assert (folder / "best" / "policy" / "model.safetensors").exists()
     assert {"eval/video_best", "eval/return_distribution"} <= shown_on(folder)
     assert "dataset/frames_by_source" in shown_on(folder / "rounds" / "round_01")
