@@ -93,9 +93,9 @@ def test_a_learner_and_actors_learn_together(tmp_path: Path, monkeypatch: pytest
         welcomed.set()
         return found
 
-    def patiently(*given: Any, each: Callable[[], None]) -> Any:
-        wait_for(lambda: each() or welcomed.is_set(), 30)  # type: ignore[func-returns-value]
-        return play_here(*given, each=each)
+    def patiently(*given: Any, **named: Any) -> Any:
+        wait_for(lambda: named["each"]() or welcomed.is_set(), 30)
+        return play_here(*given, **named)
 
     monkeypatch.setattr(ActorEnd, "hello", greeted)
     monkeypatch.setattr(online_run, "play_here", patiently)
