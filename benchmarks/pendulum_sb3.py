@@ -1,4 +1,6 @@
-"""What pendulum.py runs in an environment that has Stable-Baselines3; prints {"return": …}.
+"""What pendulum.py runs in an environment that has Stable-Baselines3; prints {"return": …, "seconds": …}.
+
+The seconds are of learning alone.
 
 python benchmarks/pendulum_sb3.py sac|ppo ENV SEED STEPS START,START,…
 """
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from typing import Any
 
 SAC = {
@@ -39,7 +42,9 @@ def main() -> None:
         model = OtherPPO(
             "MlpPolicy", make_vec_env(world, 4, seed=int(seed)), seed=int(seed), policy_kwargs=kwargs, **PPO
         )
+    begun = time.monotonic()
     model.learn(int(steps))
+    seconds = time.monotonic() - begun
     env, returns = gymnasium.make(world), []
     for start in starts.split(","):
         observation, _ = env.reset(seed=int(start) % 2**32)
@@ -49,7 +54,7 @@ def main() -> None:
             observation, reward, terminated, truncated, _ = env.step(action)
             total, over = total + float(reward), terminated or truncated
         returns.append(total)
-    print(json.dumps({"return": float(np.mean(returns))}))
+    print(json.dumps({"return": float(np.mean(returns)), "seconds": seconds}))
 
 
 if __name__ == "__main__":

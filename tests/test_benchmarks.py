@@ -527,7 +527,7 @@ def test_a_small_world_is_learned_by_reward(run: Run, tmp_path: Path, monkeypatc
 
     def done(command: list[str]) -> tuple[dict[str, Any], float, float]:
         asked.append(list(map(str, command)))
-        return {"mean_reward": {"after": -150.0}, "return": -151.0}, 1.0, 60.0
+        return {"mean_reward": {"after": -150.0}, "return": -151.0, "seconds": 40.0}, 1.0, 60.0
 
     monkeypatch.setattr(pendulum, "timed", done)
     for seed in (0, 1):
@@ -538,5 +538,6 @@ def test_a_small_world_is_learned_by_reward(run: Run, tmp_path: Path, monkeypatc
     found = rows(run("pendulum", "--algorithms", "sac", "--seeds", "0,1", "--sb3", "python", "--out", tmp_path))
 
     assert [row[0] for row in found] == ["Atlas sac", "Stable-Baselines3 sac"] * 2
-    assert [row[3] for row in found] == ["-150.0", "-151.0"] * 2
+    assert [row[3:5] for row in found] == [["-150.0", "40"], ["-151.0", "40"]] * 2
+    assert "learning.sac.layer_norm=false" in asked[0]
     assert asked[0][2:7] == ["atlas.cli", "learn", "sac", "--env", "gym:Pendulum-v1"] and asked[3][-1] == "5,6"
