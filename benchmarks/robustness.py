@@ -33,10 +33,9 @@ from atlas.registry import resolve_policy
 from atlas.rollout.actor import image_size_for
 from atlas.rollout.episode_plan import plan_episodes
 from atlas.rollout.evaluation import Evaluator, load_actor
-from atlas.rollout.proportions import wilson_interval
-from atlas.rollout.success_report import EvaluationReport
+from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.rollout.verdicts.evidence import Protocol, gather_evidence
-from atlas.rollout.verdicts.robustness import RobustnessReport, plan_perturbed
+from atlas.rollout.verdicts.robustness import RobustnessReport, mean_interval, plan_perturbed
 
 MILD = (1, 2, 3)
 VISUAL = "visual"
@@ -125,8 +124,9 @@ def trained(folder: Path, name: str, arguments: argparse.Namespace) -> float:
 
 
 def _share(found: RobustnessReport, choices: list[PerturbationChoice] | None) -> str:
-    successes, episodes = _counted(found, choices)
-    low, high = wilson_interval(successes, episodes)
+    outcomes = _played(found, choices)
+    successes, episodes = _counted(outcomes)
+    low, high = mean_interval(outcomes)
     return f"{successes}/{episodes} ({successes / episodes:.0%}, {low:.0%} to {high:.0%})"
 
 
@@ -174,15 +174,20 @@ def tables(found: RobustnessReport) -> str:
         ("all perturbations, levels 1 to 3", [c for c in found.perturbed if c.level in MILD]),
         ("all perturbations, all levels", list(found.perturbed)),
     ):
-        successes, episodes = _counted(found, choices)
+        outcomes = _played(found, choices)
+        successes, episodes = _counted(outcomes)
         if episodes:
-            low, high = wilson_interval(successes, episodes)
+            low, high = mean_interval(outcomes)
             lines.append(f"| {what} | {successes}/{episodes} ({successes / episodes:.0%}) | {low:.0%} to {high:.0%} |")
     return "\n".join(lines)
 
 
-def _counted(found: RobustnessReport, choices: list[PerturbationChoice] | None) -> tuple[int, int]:
-    outcomes = found.plain if choices is None else [o for choice in choices for o in found.perturbed[choice]]
+def _played(found: RobustnessReport, choices: list[PerturbationChoice] | None) -> list[tuple[EpisodeOutcome, ...]]:
+    return [found.plain] if choices is None else [found.perturbed[choice] for choice in choices]
+
+
+def _counted(played: list[tuple[EpisodeOutcome, ...]]) -> tuple[int, int]:
+    outcomes = [outcome for way in played for outcome in way]
     return sum(outcome.success for outcome in outcomes), len(outcomes)
 
 

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas.errors import InputError
+from atlas.rollout.proportions import wilson_interval
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport, highlights
+from atlas.rollout.verdicts.robustness import mean_interval
 
 
 def outcome(seed: int, success: bool, length: int, reward: float | None = None) -> EpisodeOutcome:
@@ -92,6 +94,23 @@ def test_what_is_printed_for_machines_has_exactly_the_promised_keys() -> None:
     keys = "env checkpoint episodes successes success_rate ci95 mean_episode_length per_instruction"
 
     assert set(report().to_dict()) == set(keys.split())
+
+
+def test_the_same_starts_under_more_levels_are_no_more_evidence() -> None:
+    def played(*successes: bool) -> list[EpisodeOutcome]:
+        return [outcome(seed, success, 10) for seed, success in enumerate(successes)]
+
+    level = played(*[True, True, True, False] * 5)
+    low, high = mean_interval([level])
+    again = mean_interval([level] * 5)
+    assert (low, high) == wilson_interval(15, 20)
+    assert again == mean_interval([level] * 5) and again[0] <= 0.75 <= again[1]
+    assert again[1] - again[0] == pytest.approx(high - low, abs=0.06)  # pooled, it would be half as wide
+    mixed = mean_interval([level, played(*[False, True, True, True] * 5)])
+    assert mixed[0] < 0.75 < mixed[1] and mixed[1] - mixed[0] < again[1] - again[0]  # starts that differ less
+    assert mean_interval([played(True, True)] * 3) == pytest.approx(wilson_interval(2, 2))  # nothing to draw
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        mean_interval([played(True), played(True, False)])
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", "half of a fi", '{"outcomes": [3]}'])

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
+
+import numpy as np
 
 from atlas.environments.perturbations.choices import PerturbationChoice
 from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.proportions import mcnemar_p, paired_interval, wilson_interval
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 
+_DRAWS = 4000
 FEW_EPISODES = 20  # of each perturbation and level, where nobody says how many
 
 
@@ -74,7 +78,7 @@ class RobustnessReport:
             found[name] = {
                 "category": kind.category,
                 "visual": kind.visual,
-                **_counts([o for outcomes in levels.values() for o in outcomes]),
+                **_counts(*levels.values()),
                 "levels": {
                     str(level): {**_counts(outcomes), **self._difference(outcomes)}
                     for level, outcomes in levels.items()
@@ -87,7 +91,7 @@ class RobustnessReport:
         rows = []
         for name in self.names:
             levels = self.levels_of(name)
-            total = _counts([o for outcomes in levels.values() for o in outcomes])
+            total = _counts(*levels.values())
             low, high = total["ci95"]
             each = [f"{_rate(levels[level]):.0%}" if level in levels else "-" for level in range(1, 6)]
             rows.append((name, *each, f"{total['success_rate']:.0%}", f"{low:.0%} to {high:.0%}"))
@@ -107,13 +111,37 @@ class RobustnessReport:
 ROW_TITLES = ("perturbation", "level 1", "2", "3", "4", "5", "all", "95% interval")
 
 
-def _counts(outcomes: Sequence[EpisodeOutcome]) -> dict[str, Any]:
+def mean_interval(played: Sequence[Sequence[EpisodeOutcome]]) -> tuple[float, float]:
+    """The 95% interval of the mean success when the same n starts are played in several ways: a bootstrap over starts.
+
+    played: [ways][n], each in the starts' order. An episode's outcomes under several levels are alike, so that they are
+    less evidence than as many episodes. Where all starts have the same mean, which leaves nothing to draw: the means
+    of the ways' own bounds (Wilson), as for one way. Raises ValueError where the ways have unlike numbers of starts.
+    """
+    each = np.array([[outcome.success for outcome in outcomes] for outcomes in played], float)  # [ways, n]
+    of_start = each.mean(axis=0)
+    if len(each) == 1 or np.ptp(of_start) < 1e-9:
+        bounds = np.mean([wilson_interval(int(way.sum()), len(way)) for way in each], axis=0)
+        return float(bounds[0]), float(bounds[1])
+    low, high = np.quantile(_drawn(len(of_start)) @ of_start, (0.025, 0.975))
+    return min(float(low), float(of_start.mean())), max(float(high), float(of_start.mean()))
+
+
+@cache
+def _drawn(starts: int) -> np.ndarray:
+    """How much each start weighs in each draw: float64 [draws, starts], rows that sum to 1; the same in all runs."""
+    return np.random.default_rng(0).multinomial(starts, np.full(starts, 1 / starts), size=_DRAWS) / starts
+
+
+def _counts(*played: Sequence[EpisodeOutcome]) -> dict[str, Any]:
+    """played: each way in which the same starts were played."""
+    outcomes = [outcome for way in played for outcome in way]
     successes = sum(outcome.success for outcome in outcomes)
     return {
         "episodes": len(outcomes),
         "successes": successes,
         "success_rate": successes / len(outcomes),
-        "ci95": list(wilson_interval(successes, len(outcomes))),
+        "ci95": list(mean_interval(played)),
     }
 
 
