@@ -20,7 +20,7 @@ from atlas.report.learning_sections import setting
 from atlas.report.markup import Html, Part, facts, fold, section, table, tag
 from atlas.report.run_facts import RunFacts
 from atlas.runs.comparison import differing_settings
-from atlas.runs.run_directory import Run
+from atlas.runs.run_directory import RESULTS, Run
 
 _HERE = Path()  # for settings without a folder
 _PARTS = ("data", "forward", "backward", "optimizer")
@@ -232,14 +232,15 @@ def _clock(seconds: float) -> str:
 
 
 def reproduce(run: RunFacts) -> Html | None:
-    """The commands that train and evaluate it again, and the versions it ran with."""
+    """The commands that train and evaluate it again, the versions it ran with, and what its result came from."""
     config = run.run.config
+    repeated, proof = _evidence(run)
     if not config:
-        return None
+        return tag("div", tag("pre", tag("code", "\n".join(repeated))), facts(proof)) if repeated else None
     differing = default_differences(config)
     overrides = [f"{key}={setting(value)}" for key, (value, _) in differing.items() if value is not None]
     name = f"run_name={run.run.path.name}-again"
-    commands = [shlex.join(["./train.sh", *overrides, name])]
+    commands = [shlex.join(["./train.sh", *overrides, name]), *repeated]
     played = run.headline
     if played is not None:
         world = str(played.values["env"])
@@ -258,7 +259,28 @@ def reproduce(run: RunFacts) -> Html | None:
         pairs.append(("packages", ", ".join(f"{package} {version}" for package, version in packages.items())))
     best = run.results.get("best_checkpoint")
     pairs += [("best checkpoint", tag("code", str(best)))] if best else []
-    return tag("div", tag("pre", tag("code", "\n".join(commands))), facts(pairs))
+    return tag("div", tag("pre", tag("code", "\n".join(commands))), facts([*pairs, *proof]))
+
+
+def _evidence(run: RunFacts) -> tuple[list[str], list[tuple[str, Part]]]:
+    """The command that repeats the evaluation exactly, and what the results say of their origin; empty where they say
+    nothing."""
+    evidence = _mapping(run.results.get("evidence"))
+    if not evidence.get("policy_sha256"):
+        return [], []
+    place = run.run.path
+    file = place / RESULTS if place.is_dir() else place
+    pairs: list[tuple[str, Part]] = [("policy (SHA-256)", tag("code", str(evidence["policy_sha256"])))]
+    if evidence.get("dataset_fingerprint"):
+        pairs.append(("data (fingerprint)", tag("code", str(evidence["dataset_fingerprint"]))))
+    protocol = _mapping(evidence.get("protocol"))
+    told = [f"{key}={_listed(value)}" for key, value in protocol.items() if value or key == "seed"]
+    pairs += [("protocol", tag("code", " ".join(told)))] if told else []
+    return [shlex.join(["atlas", "eval", "--reproduce", str(file)])], pairs
+
+
+def _listed(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,20 @@ def test_perturbations_and_kinds_of_failure_are_shown_where_they_are_known(run: 
 
     file = write_evaluation(run, [True, False], "report", robustness=perturbed)
     assert table in text_of(report([str(file)], run / "one.html"))
+
+
+def test_how_a_result_came_about_is_told_with_the_command_that_repeats_it(run: Path) -> None:
+    protocol = {"env": "cubes", "episodes": 4, "seed": 0, "perturb": ["blur:1", "blur:2"], "blind": False}
+    evidence = {"protocol": protocol, "policy_sha256": "a1b2", "dataset_fingerprint": "c3d4", "software": {}}
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | {"evidence": evidence}))
+    file = write_evaluation(run, [True, False], "report", evidence=evidence)
+
+    for page, repeated in ((write_report(run), run / "results.json"), (report([str(file)], run / "one.html"), file)):
+        shown = html.unescape(text_of(page))
+        assert shlex.join(["atlas", "eval", "--reproduce", str(repeated)]) in shown
+        for part in ("a1b2", "c3d4", "env=cubes episodes=4 seed=0 perturb=blur:1,blur:2"):
+            assert part in shown, part
 
 
 def test_runs_are_put_side_by_side(run: Path, tmp_path: Path) -> None:
