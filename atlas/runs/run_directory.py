@@ -243,7 +243,7 @@ def summarize(run_dir: Path, name: str) -> RunSummary:
     config, scalars = _read_config(run_dir / CONFIG), read_scalars(run_dir)
     steps = max((points[-1][0] for tag, points in scalars.items() if tag.startswith("train/")), default=0)
     steps = max(steps, _checkpoint_step(run_dir))
-    total = config.get("training", {}).get("max_steps")
+    total = None if _learned(run_dir).is_file() else config.get("training", {}).get("max_steps")
     state = _state(run_dir, steps, total)
     metric = config.get("model_management", {}).get("best_model_metric", "auto")
     if metric == "auto":
@@ -304,14 +304,22 @@ def _is_being_written(run_dir: Path, file: Path) -> bool:
     return str((run_dir / LOG).resolve()) in opened
 
 
+def _learned(run_dir: Path) -> Path:
+    """The evaluation of what a run of learning has reached; its config's steps of training are another run's."""
+    return run_dir / EVALUATIONS / f"{OF_LEARNING[-1]}.json"
+
+
 def _final_success(run_dir: Path) -> Success | None:
+    if (file := _learned(run_dir)).is_file():
+        found = read_evaluation(file)
+        return Success(found.successes, found.episodes, found.success_rate, found.interval)
     file = run_dir / RESULTS
     try:
-        found = read_json(file)["final_evaluation"]
-        if found is None:
+        final = read_json(file)["final_evaluation"]
+        if final is None:
             return None
-        low, high = found["ci95"]
-        return Success(int(found["successes"]), int(found["episodes"]), float(found["success_rate"]), (low, high))
+        low, high = final["ci95"]
+        return Success(int(final["successes"]), int(final["episodes"]), float(final["success_rate"]), (low, high))
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"The run's {file} is damaged.") from None
 

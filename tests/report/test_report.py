@@ -20,7 +20,7 @@ from atlas.report.curve_drawing import Chart, Line, draw_chart
 from atlas.report.markup import Html, table, tag
 from atlas.report.origin_sections import default_differences, time_spent
 from atlas.report.run_facts import gather
-from atlas.runs.run_directory import read_run
+from atlas.runs.run_directory import read_run, summarize
 from atlas.system.documents import read_yaml
 from atlas.tracking.media_values import write_mp4
 from tests.report.browser import CHROMIUM, Browser
@@ -195,8 +195,11 @@ def test_a_run_of_learning_is_told_by_its_policies_before_and_after(tmp_path: Pa
     assert "the policy before learning, on starts held out" in text_of(write_report(learned))
     after = write_evaluation(learned, [True, True, True, False], "report", step=None)
     after.rename(after.with_name("after.json"))
+    (learned / "results.json").write_text('{"algorithm": "ppo"}')
     shown = text_of(write_report(learned))
 
+    summary = summarize(learned, "learned")
+    assert summary.state == "finished" and summary.final_success is not None and summary.final_success.successes == 3
     assert "Succeeds in 3 of 4 episodes" in shown and "the policy after learning, on starts held out" in shown
     assert re.search(r"after learning\s+3/4\s+before learning\s+1/4", shown)
     assert [each.success_rate for each in read_run(learned).evaluations] == [0.25, 0.75]
