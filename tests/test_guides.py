@@ -363,6 +363,7 @@ _NOT_IN_A_SMALL_RUN = re.compile(
     r"system/gpu.*|perf/gpu_memory_gib|perf/mfu|.*/alignment_loss|.*/<term>"
     r"|.*/(joint_error_(deg|percent)|(left|right)(/.*)?)"  # of other actions than LIBERO's
     r"|dataset/frames"  # the projector's
+    r"|dataset/frames_by_source"  # of a mixture
 )
 
 
