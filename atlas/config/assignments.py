@@ -1,7 +1,8 @@
-"""`key.key=value` as users write it: in overrides of a config, and in the names of environments."""
+"""`key.key=value` as users write it, in overrides of a config and in names of environments; settings by dotted keys."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from atlas.errors import InputError, first_line
@@ -35,3 +36,11 @@ def inside(values: dict[str, Any], sections: list[str], text: str) -> dict[str, 
         if not isinstance(place, dict):
             raise InputError(f"'{text}': '{section}' is a value and has no keys below it.")
     return place
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted keys; an empty section is a value."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found

@@ -127,7 +127,7 @@ def _coarsen_mesh(model: Any, mesh: int, cell: float) -> None:
     first, number = int(model.mesh_faceadr[mesh]), int(model.mesh_facenum[mesh])
     begin, vertices = int(model.mesh_vertadr[mesh]), int(model.mesh_vertnum[mesh])
     points = model.mesh_vert[begin : begin + vertices]  # [V, 3], m
-    corners = model.mesh_face[first : first + number][:]  # [F, 3]
+    corners = model.mesh_face[first : first + number]  # [F, 3]
     normals = model.mesh_facenormal[first : first + number]
 
     _, cells = np.unique(np.floor((points - points.min(0)) / cell), axis=0, return_inverse=True)

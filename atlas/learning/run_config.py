@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from atlas.config import Config, load_config
+from atlas.config.assignments import dotted
 from atlas.environments.catalog import environment_spec
 from atlas.errors import InputError
 from atlas.system.documents import read_yaml
@@ -47,14 +47,7 @@ def settings_of(file: Path) -> list[str]:
     if not isinstance(values, dict):
         raise InputError(f"--config {file} holds no settings; expected sections such as learning:")
 
-    def leaves(key: str, value: Any) -> Iterator[str]:
-        if isinstance(value, dict) and value:
-            for name, inner in value.items():
-                yield from leaves(f"{key}.{name}", inner)
-        else:
-            yield f"{key}={json.dumps(value)}"
-
-    return [leaf for name, value in values.items() for leaf in leaves(str(name), value)]
+    return [f"{key}={json.dumps(value)}" for key, value in dotted(values).items()]
 
 
 def config_from_nothing(name: str, env: str, overrides: Sequence[str]) -> Config:

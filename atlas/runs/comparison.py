@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from atlas.config.assignments import dotted
 from atlas.config.tracking_sections import rises
 from atlas.errors import InputError, did_you_mean
 from atlas.runs.paired_success import SuccessComparison, compare_success
@@ -127,7 +128,7 @@ def compare_runs(
 
 def differing_settings(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """{dotted key: {run: value}} of the keys that differ among the runs that have a config, names of runs left out."""
-    flat = {run.name: _flat(run.config) for run in runs if run.config}
+    flat = {run.name: dotted(run.config) for run in runs if run.config}
     keys = dict.fromkeys(key for settings in flat.values() for key in settings)
     found = {}
     for key in keys:
@@ -135,13 +136,6 @@ def differing_settings(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
         same = len(values) == len(flat) and all(value == next(iter(values.values())) for value in values.values())
         if not same and key not in _DIFFERENT_ANYWAY:
             found[key] = values
-    return found
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return found
 
 
