@@ -21,7 +21,7 @@ import atlas
 from atlas.config import Config
 from atlas.errors import InputError
 from atlas.learning import online_run
-from atlas.learning.actors import actor_processes
+from atlas.learning.actors import actor_group, actor_processes
 from atlas.learning.actors.actor_role import act
 from atlas.learning.actors.learner_link import ActorEnd, LearnerEnd, LearnerGone
 from atlas.learning.actors.learner_role import learn_from_actors
@@ -165,7 +165,7 @@ def test_without_a_learner_an_actor_ends(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_an_actor_whose_input_is_wrong_ends_the_run_as_wrong_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actor_processes, "_EVERY", 0.0)
+    monkeypatch.setattr(actor_group, "EVERY", 0.0)
     monkeypatch.setattr(actor_processes, "module_command", lambda _: [sys.executable, "-c", "raise SystemExit(2)"])
     with (
         actor_processes.ActorProcesses(Config(), PENDULUM, 1, None) as processes,

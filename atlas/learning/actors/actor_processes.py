@@ -5,39 +5,35 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from atlas.config import Config
 from atlas.errors import InputError
+from atlas.learning.actors.actor_group import MOST_RESTARTS, ActorGroup, died_again, patience
 from atlas.learning.actors.learner_role import learn_from_actors
-from atlas.learning.actors.messages import Address
 from atlas.learning.actors.ray_actors import RayActors
 from atlas.learning.returns import OnlineResult
 from atlas.system.process_control.interpreter import module_command, safe_environment
 
 logger = logging.getLogger(__name__)
 
-_MOST_RESTARTS = 5  # of each actor
-_PATIENCE = 20.0  # seconds in which actors end by themselves when the run is over
-_EVERY = 1.0  # seconds between looks at whether all are alive
 
-
-class ActorProcesses:
-    """Starts actors, starts those again that die, and ends them. Use as a context manager."""
+class ActorProcesses(ActorGroup):
+    """Starts those again that die."""
 
     def __init__(self, config: Config, env: str, count: int, checkpoint: str | None) -> None:
-        self.key, self.address = secrets.token_hex(32), Address("127.0.0.1", 0)
+        super().__init__()
         self._count = count
         self._arguments = ["--env", env, *(["--checkpoint", checkpoint] if checkpoint else [])]
         sections = config.model_dump(mode="json")
         self._arguments += [f"{name}={json.dumps(value)}" for name, value in sections.items()]
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._restarts, self._looked = [0] * count, time.monotonic()
+        self._restarts = [0] * count
         self._folder = tempfile.TemporaryDirectory(prefix="atlas-actors-")
         self._key_file = Path(self._folder.name) / "key"
         self._port = 0
@@ -47,8 +43,8 @@ class ActorProcesses:
         self._key_file.write_text(self.key)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        until = time.monotonic() + (_PATIENCE if _[0] is None else 0)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        until = time.monotonic() + patience(kind)
         for process in self._processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, until - time.monotonic()))
@@ -63,24 +59,19 @@ class ActorProcesses:
         self._folder.cleanup()
 
     def start(self, port: int) -> None:
-        """All of them, once the learner listens."""
         self._port = port
         self._processes = [self._start() for _ in range(self._count)]
 
-    def look(self) -> None:
-        """Start again what has died. That is an event and no error, as long as it does not go on. Raises InputError
-        where an actor's input is wrong."""
-        if time.monotonic() - self._looked < _EVERY:
-            return
-        self._looked = time.monotonic()
+    def _look_after(self) -> None:
+        """Start again what has died. That is an event and no error, as long as it does not go on."""
         for place, process in enumerate(self._processes):
             code = process.poll()
             if code in (None, 0):
                 continue
             if code == 2:
                 raise InputError("An actor's input is wrong; it says above what would be right.")
-            if self._restarts[place] >= _MOST_RESTARTS:
-                raise RuntimeError(f"An actor has ended {_MOST_RESTARTS + 1} times, last with exit code {code}.")
+            if self._restarts[place] >= MOST_RESTARTS:
+                raise died_again(f"the last exit code is {code}")
             self._restarts[place] += 1
             logger.warning("An actor's process ended with exit code %d; another one is started", code)
             self._processes[place] = self._start()
@@ -97,6 +88,6 @@ def learn_with_actors(
 ) -> OnlineResult:
     """SAC with a learner in this process and actors in others, which are ended with it. ray: these are tasks of Ray.
     Raises InputError."""
-    kind = RayActors if ray else ActorProcesses
+    kind: Callable[[Config, str, int, str | None], ActorGroup] = RayActors if ray else ActorProcesses
     with kind(config, env, actors, checkpoint) as started:
         return learn_from_actors(config, env, started.address, started.key, checkpoint, started.start, started.look)

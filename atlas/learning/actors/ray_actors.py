@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import socket
-import time
 from typing import Any
 
 from atlas.config import Config
 from atlas.errors import InputError
+from atlas.learning.actors.actor_group import MOST_RESTARTS, ActorGroup, died_again, patience
 from atlas.learning.actors.messages import Address
 
 logger = logging.getLogger(__name__)
 
 _CLUSTER = "RAY_ADDRESS"  # Ray's own variable, which names a cluster
-_MOST_RESTARTS = 5  # of each actor
-_PATIENCE = 20.0  # seconds in which actors end by themselves when the run is over
 _CONNECTING = 5.0  # seconds
-_EVERY = 1.0  # seconds between looks at whether all are alive
 
 
 def import_ray() -> Any:
@@ -38,17 +34,15 @@ def import_ray() -> Any:
     return ray
 
 
-class RayActors:
-    """Starts actors in a cluster and ends them. Use as a context manager, as `ActorProcesses`."""
+class RayActors(ActorGroup):
+    """In a cluster, which starts those again that die."""
 
     def __init__(self, config: Config, env: str, count: int, checkpoint: str | None) -> None:
         """Raises InputError where Ray is missing, or there is no cluster where RAY_ADDRESS says."""
-        self.key = secrets.token_hex(32)
+        super().__init__()
         self._ray, self._count = import_ray(), count
         self._values, self._env, self._checkpoint = config.model_dump(mode="json"), env, checkpoint
         self._tasks: list[Any] = []
-        self._looked = time.monotonic()
-        self.address = Address("127.0.0.1", 0)
 
     def __enter__(self) -> RayActors:
         ray, cluster = self._ray, os.environ.get(_CLUSTER)
@@ -75,22 +69,18 @@ class RayActors:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         ray = self._ray
         if self._tasks:
-            ray.wait(self._tasks, num_returns=len(self._tasks), timeout=_PATIENCE if kind is None else 0)
+            ray.wait(self._tasks, num_returns=len(self._tasks), timeout=patience(kind))
             for task in self._tasks:
                 ray.cancel(task, force=True)
         ray.shutdown()
 
     def start(self, port: int) -> None:
-        """All of them, once the learner listens."""
-        remote = self._ray.remote(num_cpus=1, max_retries=_MOST_RESTARTS)(_play)
+        remote = self._ray.remote(num_cpus=1, max_retries=MOST_RESTARTS)(_play)
         told = (self._values, self._env, f"{self.address.host}:{port}", self.key, self._checkpoint)
         self._tasks = [remote.remote(*told) for _ in range(self._count)]
 
-    def look(self) -> None:
-        """Notice tasks that have ended before the run: Ray starts those again whose process died, so it is an error."""
-        if time.monotonic() - self._looked < _EVERY:
-            return
-        self._looked = time.monotonic()
+    def _look_after(self) -> None:
+        """Ray starts tasks again whose process died, so that it is an error where one has ended for good."""
         ended, self._tasks = self._ray.wait(self._tasks, num_returns=len(self._tasks), timeout=0)
         for task in ended:
             try:
@@ -101,7 +91,7 @@ class RayActors:
                     raise InputError(f"An actor's input is wrong: {cause}") from None
                 raise RuntimeError(f"An actor has failed: {cause}") from None
             except self._ray.exceptions.RayError as error:
-                raise RuntimeError(f"An actor has died {_MOST_RESTARTS + 1} times: {error}") from None
+                raise died_again(error) from None
 
 
 def _reach(cluster: str) -> None:
