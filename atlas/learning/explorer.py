@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,7 +20,19 @@ from atlas.rollout.transitions import Transition
 from atlas.system.progress import progress_bar
 from atlas.types import Observation
 
+logger = logging.getLogger(__name__)
+
 _RECENT = 10  # episodes, as the names of the metrics say
+
+
+@dataclass(frozen=True)
+class Halfway:
+    """Where an explorer stands in its episode, to go on from there."""
+
+    episodes: int  # that it has ended before
+    actions: np.ndarray  # float32 [n, A], since the episode began, as they were given
+    reward: float
+    proprio: np.ndarray  # float32 [P], as it is seen now
 
 
 @dataclass(frozen=True)
@@ -66,10 +79,40 @@ class Explorer:
         assert begun.observation is not None
         self.observation: Observation = begun.observation
         self._reward, self._length, self._begun = 0.0, 0, time.monotonic()
+        self._given = list[np.ndarray]()
+
+    @property
+    def halfway(self) -> Halfway:
+        """Where it stands; see `go_on`."""
+        given = [*self._given, np.zeros((0, self.env.spec.action_spec.dim), np.float32)]
+        return Halfway(self.episodes, np.concatenate(given), self._reward, self.observation.proprio.astype(np.float32))
+
+    def go_on(self, there: Halfway) -> None:
+        """Begin the episode again that was being played, and repeat what was done in it: a world whose episode follows
+        from its start and from what is done in it is then where it was. Of another, a warning says so."""
+        self.episodes = there.episodes
+        self.begin()
+        if not len(there.actions):
+            return
+        segment = self._player.run(there.actions)
+        if not segment.done and segment.observation is not None:
+            self.observation = segment.observation
+            self._given, self._length, self._reward = [there.actions], len(there.actions), there.reward
+            if np.array_equal(self.observation.proprio.astype(np.float32), there.proprio):
+                return
+        logger.warning(
+            "'%s' does not repeat what was done in it: the run does not go on exactly as it would have",
+            self.env.spec.name,
+        )
+        if segment.done:
+            self.episodes += 1
+            self.begin()
 
     def step(self, actions: np.ndarray) -> tuple[Transition, Ended | None]:
         """Execute actions [n, A]. At the end of an episode the next one is begun."""
-        segment = self._player.run(actions[: self._limit - self._length])
+        taken = actions[: self._limit - self._length]
+        self._given.append(np.array(taken, np.float32))
+        segment = self._player.run(taken)
         if not segment.done and self._length + segment.steps >= self._limit:
             segment = replace(segment, truncated=True)
         transition = Transition.between(self.observation, segment)

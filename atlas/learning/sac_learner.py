@@ -57,6 +57,7 @@ class SacLearner:
         self._shown: dict[str, torch.Tensor] = {}
         self.ended: str | None = None  # why, where it ended before its steps were played
         self.begun_with = self._resume()
+        self.looked: int = self.begun_with.get("looked", self.steps)  # steps, when the policy was evaluated last
         self.tracker: RunTracker = run.tracker("learner", self.sac.updates)
 
     # ---- experience ------------------------------------------------------------------------------------------
@@ -131,7 +132,7 @@ class SacLearner:
 
     def look(self) -> None:
         """Evaluate the policy, and show how the values that the critics give are spread."""
-        self.tracker.step = self.sac.updates
+        self.looked, self.tracker.step = self.steps, self.sac.updates
         for name in ("values", "targets"):
             if name in self._shown:
                 self.tracker.log_histogram(f"sac/q_{name}", self._shown[name])
@@ -149,6 +150,7 @@ class SacLearner:
             "seconds": self.seconds,
             "owing_since": self._owing_since,
             "ended": self.ended,
+            "looked": self.looked,
             **more,
         }
         self.tracker.flush()

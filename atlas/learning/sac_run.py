@@ -78,7 +78,7 @@ class _Interleaved:
         before, learner, settings = self.run.before(), self.learner, self.settings
         if self.run.checkpoint is not None and self.run.best is None:
             learner.look()  # the policy of the start may remain the best
-        saved, looked = learner.steps, learner.steps
+        saved = learner.steps
         begun = time.monotonic() - learner.seconds
         self.tries.begin(self.world.episodes)
         first = self.view.look(self.world.observation)
@@ -93,8 +93,8 @@ class _Interleaved:
             learner.take(piece_of(first, scaled, after, self.view))
             self.log.decided(after.actions)
             learner.learn(learner.owed)
-            if learner.steps - looked >= settings.eval_interval:
-                looked, paused = learner.steps, time.monotonic()
+            if learner.steps - learner.looked >= settings.eval_interval:
+                paused = time.monotonic()
                 learner.look()
                 begun += time.monotonic() - paused
             first = {}
@@ -109,7 +109,7 @@ class _Interleaved:
                 first = self.view.look(self.world.observation)
             row = self.view.look(self.world.observation)
         seconds = time.monotonic() - begun
-        if looked < learner.steps:
+        if learner.looked < learner.steps:
             learner.look()
         learner.save({})
         return self.run.conclude(

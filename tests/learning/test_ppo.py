@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 import torch
 
 from atlas.config import Config, PpoConfig
-from atlas.environments.catalog import environment_spec
+from atlas.environments.catalog import environment_spec, make_environment
+from atlas.learning.explorer import Explorer
 from atlas.learning.on_policy.clipped_learning import clipped_loss
 from atlas.learning.on_policy.ppo import PPO, Played, RunningScale, advantages, learn_ppo
 from atlas.learning.online_run import start_policy
@@ -92,21 +95,41 @@ def test_it_finds_the_action_that_is_rewarded(tmp_path: Path) -> None:
     assert 0 < shown["ppo/kl"] < 0.5 and ppo.skipped == 0
 
 
-def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path, break_at: Callable[[int], None]) -> None:
-    settings = ["learning.ppo.steps=400", "learning.ppo.worlds=2", "learning.ppo.decisions=50", "learning.ppo.epochs=2"]
-    settings += ["learning.ppo.save_interval=100", "learning.ppo.eval_interval=200"]
+def test_a_run_goes_on_exactly_in_the_middle_of_episodes(tmp_path: Path, break_at: Callable[[int], None]) -> None:
+    settings = ["learning.ppo.steps=240", "learning.ppo.worlds=2", "learning.ppo.decisions=30", "learning.ppo.epochs=2"]
+    settings += ["learning.ppo.save_interval=60", "learning.ppo.eval_interval=120", "learning.ppo.anneal=false"]
     settings += ["learning.ppo.episode_steps=25", "learning.ppo.start_kl_limit=1e6"]
-    break_at(250)
     config = small(tmp_path, *settings)
+    break_at(150)
     with pytest.raises(RuntimeError, match="lights"):
         learn_ppo(config, PENDULUM)
-    assert (config.run_dir / "checkpoints" / "step_00000200").is_dir()
+    assert (config.run_dir / "checkpoints" / "step_00000120").is_dir()
 
     result = learn_ppo(config, PENDULUM)
+    whole = small(tmp_path, *settings, "run_name=whole")
+    learn_ppo(whole, PENDULUM)
 
-    assert result.steps == 400 and result.updates == 4 * 2 * 2
+    assert result.steps == 240 and result.updates == 4 * 2 and result.episodes == 2 * (240 // 2 // 25)
+    kept = [each.run_dir / "checkpoints" / "step_00000240" for each in (config, whole)]
+    for file in ("learner.safetensors", "worlds.safetensors", "policy/model.safetensors"):
+        assert (kept[0] / file).read_bytes() == (kept[1] / file).read_bytes(), file
     learner = read_scalars(config.run_dir / "learner")
-    assert learner["learner/update_steps"][-1] == (16, 16) and "ppo/explained_variance" in learner
-    assert "ppo/start_kl" in learner
+    assert learner["learner/update_steps"][-1] == (8, 8) and "ppo/explained_variance" in learner
+    assert "ppo/start_kl" in learner and [step for step, _ in learner["eval/mean_reward"]] == [4, 8]
     actor = read_scalars(config.run_dir / "actor")
-    assert actor["actor/total_steps"][-1][1] == 400 and {value for _, value in actor["actor/episode_length"]} == {25}
+    assert {value for _, value in actor["actor/episode_length"]} == {25}
+
+
+def test_a_world_that_does_not_repeat_itself_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    with closing(make_environment(PENDULUM)) as env:
+        explorer = Explorer(env, seed=0)
+        explorer.step(np.full((7, 1), 0.5, np.float32))
+        there, seen = explorer.halfway, explorer.observation.proprio
+
+        explorer.begin()
+        explorer.go_on(there)
+        np.testing.assert_array_equal(explorer.observation.proprio, seen)
+        assert not caplog.records
+        explorer.go_on(replace(there, proprio=there.proprio + 1))
+
+    assert "does not repeat what was done in it" in caplog.text

@@ -68,7 +68,7 @@ class _Hub:
         before, learner = self.run.before(), self.learner
         logger.info("Listening for actors on port %d", self.end.port)
         on_listening(self.end.port)
-        looked, saved = learner.steps, learner.steps
+        saved = learner.steps
         begun = time.monotonic() - learner.seconds
         while not learner.done or learner.owed > 0:
             self._hear(0.0 if learner.owed > 0 else 0.5)
@@ -77,8 +77,7 @@ class _Hub:
                 self.pushed = learner.sac.updates
                 self.end.push(Weights(self.pushed, self._weights()))
             learner.seconds = time.monotonic() - begun
-            if learner.steps - looked >= self.settings.eval_interval:
-                looked = learner.steps
+            if learner.steps - learner.looked >= self.settings.eval_interval:
                 learner.look()
             if self.stop.signal is not None or learner.steps - saved >= self.settings.save_interval:
                 saved = learner.steps

@@ -6,7 +6,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from atlas.training.guards.signals import Interrupted, StopRequest
 
 logger = logging.getLogger(__name__)
 
-_LEARNER = "learner.safetensors"
+_LEARNER, _WORLDS = "learner.safetensors", "worlds.safetensors"
 Part = TypeVar("Part")
 
 
@@ -44,8 +44,11 @@ class OnPolicyRun(ABC):
         self._played_at = time.monotonic()
         self._first: Seen | None = None
         self._last: Seen | None = None
+        self._looked: int | None = None  # steps, when the policy was evaluated last
+        self._resumed: Path | None = None  # the checkpoint from which the run goes on
         if (found := run.latest()) is not None:
             folder, facts = found
+            self._resumed, self._looked = folder, facts.get("looked")
             learner.load_state_dict(load_nested(folder / _LEARNER))
             self.steps, self.rounds, self.seconds = facts["steps"], facts["rounds"], facts["seconds"]
             self.episodes, self.ended = facts["episodes"], facts["ended"]
@@ -64,7 +67,8 @@ class OnPolicyRun(ABC):
     # ---- the loop --------------------------------------------------------------------------------------------
 
     def play(self) -> OnlineResult:
-        before, looked, saved = self.run.before(), self.steps, self.steps
+        before, saved = self.run.before(), self.steps
+        looked = self.steps if self._looked is None else self._looked
         if self.run.checkpoint is not None and self.run.best is None:
             self._look()  # the policy of the start may remain the best
         begun = time.monotonic() - self.seconds
@@ -73,7 +77,7 @@ class OnPolicyRun(ABC):
             self.rounds += 1
             self._show(shown)
             if self.steps - looked >= self.settings.eval_interval:
-                looked = self.steps
+                self._looked = looked = self.steps
                 paused = time.monotonic()
                 self._look()
                 begun += time.monotonic() - paused
@@ -130,12 +134,25 @@ class OnPolicyRun(ABC):
             "episodes": self.log.episodes,
             "seconds": self.seconds,
             "ended": self.ended,
+            "looked": self._looked,
         }
+        worlds = self._worlds_stand()
 
         def write(folder: Path) -> None:
             save_nested(folder / _LEARNER, self.learner.state_dict())
+            if worlds:
+                save_nested(folder / _WORLDS, worlds)
 
         self.run.save(self.steps, facts, write)
+
+    def _worlds_stand(self) -> dict[int, dict[str, Any]]:
+        """What it takes for worlds to go on, of all processes, by their number; {}: they are between episodes."""
+        return {}
+
+    def _worlds_stood(self) -> dict[int, dict[str, Any]]:
+        """What the checkpoint has of `_worlds_stand`, from which the run goes on."""
+        file = None if self._resumed is None else self._resumed / _WORLDS
+        return dict(load_nested(file)) if file is not None and file.exists() else {}
 
     # ---- what both algorithms do ---------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from atlas.config import Config, PpoConfig
 from atlas.errors import InputError
 from atlas.learning.boards.judged_episodes import Judge
 from atlas.learning.experience_replay import Drawn
-from atlas.learning.explorer import Explorer
+from atlas.learning.explorer import Explorer, Halfway
 from atlas.learning.on_policy.clipped_learning import ClippedLearner, Tried
 from atlas.learning.on_policy.on_policy_run import OnPolicyRun, check_shared, stacked
 from atlas.learning.on_policy.rank_group import RankGroup
@@ -180,12 +180,19 @@ class _Run(OnPolicyRun):
         count = settings.worlds
         check_shared("learning.ppo.worlds", count, group)
         super().__init__(run, stop, settings, self.ppo)
-        # Those that were at an episode when the run was stopped begin with the next one.
+        # Of a checkpoint that does not say where the worlds stood, they begin with the next episode.
         first = -(-self.episodes // count) + (1 if self.episodes else 0)
         self.worlds = {
             i: Explorer(run.open_world(), run.config.seed, i, count, first, limit=settings.episode_steps)
             for i in range(group.rank, count, group.size)
         }
+        stood = self._worlds_stood()
+        for i in stood.keys() & self.worlds.keys():
+            self.worlds[i].go_on(Halfway(**{name: _array(value) for name, value in stood[i].items()}))
+
+    def _worlds_stand(self) -> dict[int, dict[str, Any]]:
+        mine = {number: vars(world.halfway) for number, world in self.worlds.items()}
+        return {number: _tensors(stand) for ours in self.group.gathered(mine) for number, stand in ours.items()}
 
     @property
     def _judge(self) -> Judge:
@@ -254,6 +261,15 @@ class _Run(OnPolicyRun):
         return torch.cat(
             [self.ppo.worth({name: values[rows] for name, values in seen.items()}).cpu() for rows in parts]
         )
+
+
+def _tensors(stand: dict[str, Any]) -> dict[str, Any]:
+    """With arrays as a file keeps them; see `_array`."""
+    return {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in stand.items()}
+
+
+def _array(value: Any) -> Any:
+    return value.numpy() if isinstance(value, torch.Tensor) else value
 
 
 @dataclass(frozen=True)
