@@ -14,7 +14,7 @@ from torch import nn
 
 from atlas.checkpoints.contents import load_trained_weights
 from atlas.data.formats import open_dataset
-from atlas.data.image_geometry import fit_images
+from atlas.data.image_fit import fit_images
 from atlas.data.statistics import ColumnStatistics
 from atlas.policies.base import Policy
 from atlas.policies.processor import Scaler

@@ -121,8 +121,12 @@ def test_the_schema_knows_the_sections() -> None:
 
 @pytest.mark.parametrize(
     "what",
-    ["import atlas.config; atlas.config.load_config()", "import atlas.rollout.workers, atlas.environments.cubes"],
-    ids=["the config is read", "a world is played in a process of its own"],
+    [
+        "import atlas.config; atlas.config.load_config()",
+        "import atlas.rollout.workers, atlas.environments.cubes",
+        "import atlas.rollout.recording, atlas.environments.cubes",
+    ],
+    ids=["the config is read", "a world is played in a process of its own", "demonstrations are recorded there"],
 )
 def test_torch_is_not_needed_where(what: str) -> None:
     """It takes more than a second and 200 MB of each process."""

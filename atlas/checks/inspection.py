@@ -18,7 +18,7 @@ from atlas.checks.split_check import check_split
 from atlas.checks.stats import check_stats
 from atlas.config.model_section import ProcessorConfig
 from atlas.data.episode import EpisodeDataset, tasks_of
-from atlas.data.lerobot import LeRobotDataset
+from atlas.data.lerobot.dataset import LeRobotDataset
 from atlas.data.mixture import Source, sources_of
 from atlas.data.proprio import proprio_names
 from atlas.errors import InputError

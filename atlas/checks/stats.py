@@ -10,7 +10,7 @@ import numpy as np
 
 from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
-from atlas.data.lerobot import LeRobotDataset
+from atlas.data.lerobot.dataset import LeRobotDataset
 from atlas.data.statistics import ColumnStatistics, seldom_used
 from atlas.system.documents import read_json
 

@@ -17,7 +17,8 @@ import numpy as np
 from atlas.checks.camera_images import draw_side_by_side
 from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
-from atlas.data.image_geometry import Orientation, fit_images, turn_upright
+from atlas.data.image_fit import fit_images
+from atlas.data.orientation import Orientation, turn_upright
 from atlas.system.paths import file_name
 
 _EPISODES, _FRAMES = 4, 3

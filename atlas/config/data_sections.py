@@ -59,7 +59,7 @@ class HistoryConfig(Section):
     stride: Annotated[int, Field(ge=1, le=1000)] = 1
 
 
-# Which way up a source stores its images; auto: as usual for its format. See atlas/data/image_geometry.py.
+# Which way up a source stores its images; auto: as usual for its format. See atlas/data/orientation.py.
 StoredOrientation = Literal["auto", "upright", "upside_down", "rotated_180", "mirrored"]
 
 

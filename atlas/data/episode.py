@@ -124,6 +124,19 @@ class ChangesTasks(Protocol):
         ...
 
 
+@runtime_checkable
+class NamesProprio(Protocol):
+    """A dataset that says what its proprio's numbers are; of another, 8 numbers are taken for LIBERO's."""
+
+    @property
+    def has_libero_proprio(self) -> bool: ...
+
+    @property
+    def proprio_names(self) -> list[str]:
+        """As many as the dataset names, in order."""
+        ...
+
+
 def frame_tasks(dataset: EpisodeDataset, index: int) -> np.ndarray | None:
     """The index into `tasks` of each frame of an episode, int64 [T]; None if all have the episode's."""
     return dataset.frame_tasks(index) if isinstance(dataset, ChangesTasks) else None

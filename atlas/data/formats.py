@@ -10,10 +10,10 @@ from atlas.config import DataConfig, SourceConfig
 from atlas.config.data_sections import FeaturesConfig
 from atlas.data.episode import EpisodeDataset
 from atlas.data.hdf5.reader import LiberoDataset
-from atlas.data.image_geometry import Orientation
-from atlas.data.lerobot import LeRobotDataset, is_lerobot
+from atlas.data.lerobot.dataset import LeRobotDataset, is_lerobot
 from atlas.data.lerobot.hub_downloads import PREFIX, fetch_dataset, parse_reference
 from atlas.data.mixture import Mixture, common_cameras
+from atlas.data.orientation import Orientation
 from atlas.data.video import chosen_decoder
 from atlas.errors import InputError
 from atlas.system.plugins import PluginTable

@@ -1,8 +1,10 @@
-"""Pictures resized with their proportions kept, in a border: what published policies were shown.
+"""What a network is shown of an upright picture: a centred square, or, where published policies were shown that, the
+whole picture with its proportions kept, in a border.
 
-It belongs to the processor of such a policy: data workers, rollouts and servers hand pictures on by `gather_views`, and
-the policy fits what has not been fitted yet. Pictures stay uint8 and of their own size as long as that is possible,
-which costs workers nothing and keeps the numbers exact: a resized picture is no whole number of levels.
+The border belongs to the processor of such a policy: data workers, rollouts and servers hand pictures on by
+`gather_views`, and the policy fits what has not been fitted yet. Pictures stay uint8 and of their own size as long as
+that is possible, which costs workers nothing and keeps the numbers exact: a resized picture is no whole number of
+levels.
 """
 
 from __future__ import annotations
@@ -14,8 +16,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-from atlas.data.image_geometry import fit_images
 
 Placing = Literal["right_bottom", "centre"]  # of the picture in its border
 LARGEST_SIDE = 4096
@@ -99,3 +99,19 @@ def gather_views(views: Sequence[Sequence[np.ndarray]], image_size: int, fit: Im
     form = ViewForm.of(image_size, fit, sizes)
     dtype = form.room(sizes)
     return torch.stack([torch.cat([form(image[None], dtype) for image in sample]) for sample in views])
+
+
+def fit_images(images: np.ndarray, size: int) -> torch.Tensor:
+    """Upright images uint8 [n, H, W, 3] to uint8 [n, 3, size, size].
+
+    The larger side is cropped to a centred square, which is then resized (bilinear, antialiased). Images that already
+    have the size are returned unchanged, as a view of the same memory.
+    """
+    height, width = images.shape[1:3]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = torch.from_numpy(np.ascontiguousarray(images[:, top : top + side, left : left + side]))
+    square = square.permute(0, 3, 1, 2)  # [n, 3, side, side]
+    if side == size:
+        return square
+    return F.interpolate(square, size=(size, size), mode="bilinear", antialias=True)

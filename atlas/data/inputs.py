@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from atlas.data.episode import EpisodeDataset, tasks_of
-from atlas.data.image_geometry import fit_images
+from atlas.data.image_fit import fit_images
 from atlas.data.motion import MotionFit, fit_motion
 
 THUMBNAIL = 16  # pixels per side

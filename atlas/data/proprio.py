@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from atlas.data.episode import EpisodeDataset
-from atlas.data.lerobot.dataset import LeRobotDataset
+from atlas.data.episode import EpisodeDataset, NamesProprio
 
 # The end effector's position and axis-angle, and two fingers: name and unit.
 LIBERO_PROPRIO = (
@@ -16,10 +15,10 @@ LIBERO_PROPRIO = (
 
 
 def has_libero_proprio(dataset: EpisodeDataset) -> bool:
-    """Whether the proprio is LIBERO's, known from the format; for a LeRobot dataset, if it says so."""
+    """Whether the proprio is LIBERO's, known from its size, unless the dataset says what its proprio is."""
     if dataset.proprio_dim != len(LIBERO_PROPRIO):
         return False
-    return not isinstance(dataset, LeRobotDataset) or dataset.has_libero_proprio
+    return not isinstance(dataset, NamesProprio) or dataset.has_libero_proprio
 
 
 def state_columns(dataset: EpisodeDataset, names: Sequence[str]) -> list[int] | None:
@@ -38,5 +37,5 @@ def proprio_names(dataset: EpisodeDataset) -> list[tuple[str, str]]:
     """Name and unit of each number: LIBERO's if it is LIBERO's, otherwise the dataset's; '' if it names none."""
     if has_libero_proprio(dataset):
         return list(LIBERO_PROPRIO)
-    names = dataset.proprio_names if isinstance(dataset, LeRobotDataset) else []
+    names = dataset.proprio_names if isinstance(dataset, NamesProprio) else []
     return [(names[i] if i < len(names) else f"state {i}", "") for i in range(dataset.proprio_dim)]

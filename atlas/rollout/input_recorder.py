@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from atlas.data.image_geometry import fit_images
+from atlas.data.image_fit import fit_images
 from atlas.policies.base import Policy
 from atlas.policies.processor import PolicyProcessor
 from atlas.rollout.actor import Actor

@@ -13,7 +13,7 @@ from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
 from atlas.checks.recording_agreement import check_gripper, check_lag, check_scale
 from atlas.data.episode import Numbers
-from atlas.data.lerobot import LeRobotDataset
+from atlas.data.lerobot.dataset import LeRobotDataset
 from atlas.data.motion import MotionFit
 from atlas.types import ActionGroup, ActionSpec
 from atlas.viewer.episode_film import write_film

@@ -10,7 +10,8 @@ import torch
 
 from atlas.config import AugmentConfig
 from atlas.data.formats import open_dataset
-from atlas.data.image_geometry import ORIENTATIONS, fit_images, turn_upright
+from atlas.data.image_fit import fit_images
+from atlas.data.orientation import ORIENTATIONS, turn_upright
 from atlas.data.sampling.augment import Augmenter
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.data.sampling.loader import make_loader

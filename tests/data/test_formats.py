@@ -14,7 +14,7 @@ import pytest
 
 from atlas.data.episode import EpisodeDataset
 from atlas.data.formats import open_dataset as open_with
-from atlas.data.image_geometry import ORIENTATIONS, turn_upright
+from atlas.data.orientation import ORIENTATIONS, turn_upright
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.errors import InputError
 from tests.conftest import MakeLibero

@@ -22,7 +22,7 @@ from atlas.config import DataConfig, dump_yaml, load_config
 from atlas.config.action_sections import SourceActionsConfig
 from atlas.config.data_sections import FeaturesConfig
 from atlas.data.formats import open_configured, open_dataset
-from atlas.data.image_geometry import turn_upright
+from atlas.data.orientation import turn_upright
 from atlas.data.sampling.chunks import ChunkDataset
 from atlas.errors import InputError
 from atlas.types import ActionGroup, ActionSpec

@@ -18,7 +18,7 @@ from atlas.checks.video_check import check_video
 from atlas.config import DataConfig, load_config
 from atlas.data.convert import Conversion, convert
 from atlas.data.formats import open_configured, open_dataset
-from atlas.data.lerobot import LeRobotDataset
+from atlas.data.lerobot.dataset import LeRobotDataset
 from atlas.data.lerobot.features import _LIBERO_DIGESTS, is_libero_task, libero_digest
 from atlas.data.lerobot.tables import parquet_table
 from atlas.data.origin import mend

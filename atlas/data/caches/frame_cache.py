@@ -13,7 +13,7 @@ import numpy as np
 
 from atlas.data.caches.arrays import map_array
 from atlas.data.episode import EpisodeDataset
-from atlas.data.image_geometry import fit_images
+from atlas.data.image_fit import fit_images
 from atlas.data.mixture import Source, sources_of
 from atlas.errors import InputError, first_line
 from atlas.system.files import atomic_path, sync, write_json

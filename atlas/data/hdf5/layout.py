@@ -15,7 +15,7 @@ import numpy as np
 
 from atlas.data.hdf5.opening import check_images, find, numbers_in
 from atlas.data.hdf5.texts import attribute_in
-from atlas.data.image_geometry import Orientation
+from atlas.data.orientation import Orientation
 from atlas.errors import InputError
 from atlas.system.documents import parse_json
 from atlas.types import ActionSpec

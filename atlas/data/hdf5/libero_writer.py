@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from atlas.data.episode import RecordedEpisode
-from atlas.data.image_geometry import turn_upright
+from atlas.data.orientation import turn_upright
 from atlas.system.files import atomic_path
 
 

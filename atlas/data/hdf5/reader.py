@@ -23,8 +23,8 @@ from atlas.data.hdf5.layout import ROBOMIMIC, Layout, array_in, control_of, grou
 from atlas.data.hdf5.masks import sides_of
 from atlas.data.hdf5.opening import Unavailable, find, numbers_in, offset_of, open_file, readable
 from atlas.data.hdf5.texts import attribute_in
-from atlas.data.image_geometry import Orientation, turn_upright
 from atlas.data.noops import without_noops
+from atlas.data.orientation import Orientation, turn_upright
 from atlas.errors import InputError
 from atlas.system.paths import files_below
 from atlas.types import ActionSpec

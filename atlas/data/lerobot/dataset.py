@@ -14,7 +14,6 @@ import numpy as np
 
 from atlas.config.data_sections import FeaturesConfig
 from atlas.data.episode import Numbers
-from atlas.data.image_geometry import Orientation, turn_upright
 from atlas.data.lerobot.columns import FORMAT, Columns, open_columns
 from atlas.data.lerobot.damage import leave_out_damaged
 from atlas.data.lerobot.episodes import Episodes, missing_files, read_episodes, task_texts
@@ -26,6 +25,7 @@ from atlas.data.lerobot.info import INFO, Feature, read_info
 from atlas.data.lerobot.subtasks import with_subtasks
 from atlas.data.lerobot.whole import check_whole
 from atlas.data.noops import without_noops
+from atlas.data.orientation import Orientation, turn_upright
 from atlas.data.origin import mend
 from atlas.data.video import FRAME_TOLERANCE, video_reader
 from atlas.errors import InputError

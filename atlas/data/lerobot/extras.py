@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atlas.config.action_sections import SourceActionsConfig, SourceGroupConfig
-from atlas.data.image_geometry import ORIENTATIONS, Orientation
 from atlas.data.lerobot.tables import open_parquet, parquet_table, readable_parquet
+from atlas.data.orientation import ORIENTATIONS, Orientation
 from atlas.data.origin import mend
 from atlas.errors import InputError, first_line
 from atlas.system.documents import read_json

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from atlas.config.action_sections import SourceActionsConfig, StateRotationConfig, grown_by
 from atlas.config.data_sections import FeaturesConfig
-from atlas.data.image_geometry import Orientation
 from atlas.data.lerobot.action_columns import action_spec, describe, state_names
 from atlas.data.lerobot.extras import Extras
 from atlas.data.lerobot.info import Feature, Info
 from atlas.data.lerobot.known_robots import KnownRobot, known_robot, suggested_yaml
+from atlas.data.orientation import Orientation
 from atlas.errors import InputError, did_you_mean
 from atlas.types import ActionSpec
 
