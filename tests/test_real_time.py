@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atlas.system.process_control.real_time import no_real_time
+from atlas.system.process_control.threads import no_real_time
 from tests.data.lerobot_folders import write_video
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="real-time classes as Linux has them")

@@ -9,14 +9,12 @@ from typing import Annotated
 import typer
 
 from atlas import __version__
-from atlas.cli.commands import config_command as config
 from atlas.cli.commands import data_commands as data
 from atlas.cli.commands import doctor_command as doctor
 from atlas.cli.commands import environment_commands as environment
 from atlas.cli.commands import evaluate_command as evaluate
 from atlas.cli.commands import learn_commands as learn
 from atlas.cli.commands import registry_commands as registry
-from atlas.cli.commands import report_command as report
 from atlas.cli.commands import runs_commands as runs
 from atlas.cli.commands import serve_commands as serve
 from atlas.cli.commands import sweep_command as sweep
@@ -38,7 +36,7 @@ app.command("eval")(evaluate.evaluate)
 app.command()(serve.serve)
 app.command("bench-serve")(serve.bench_serve)
 app.command()(doctor.doctor)
-app.command()(report.report)
+app.command()(runs.report)
 app.command("cache-rank", hidden=True)(data.cache_rank)
 app.add_typer(data.data_app, name="data")
 app.add_typer(environment.environment_app, name="environment")
@@ -46,7 +44,7 @@ app.add_typer(registry.model_app, name="model")  # with the verbs of model.py
 app.add_typer(runs.runs_app, name="runs")
 app.add_typer(learn.learn_app, name="learn")
 app.add_typer(sweep.sweep_app, name="sweep")
-app.add_typer(config.config_app, name="config")
+app.add_typer(train.config_app, name="config")
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ from atlas.rollout.verdicts.robustness import FEW_EPISODES, by_choice, plan_pert
 from atlas.rollout.workers import EnvironmentPool, WorkerDied
 from atlas.system.paths import check_folder
 from atlas.system.process_control.cores import available_cores
-from atlas.system.process_control.one_thread import one_thread
+from atlas.system.process_control.threads import one_thread
 from atlas.system.progress import progress_bar
 from atlas.types import Observation
 

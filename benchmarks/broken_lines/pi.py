@@ -39,14 +39,14 @@ ROWS = of_part(
         GOLDEN,
     ),
     (
-        "atlas/policies/pi/pi_masks.py",
+        "atlas/policies/pi/pi_network.py",
         "prefix_valid.long().sum(dim=1, keepdim=True) + ",
         "prefix_valid.shape[1] + ",
         "the suffix stands behind padded words instead of behind the last one",
         GOLDEN,
     ),
     (
-        "atlas/policies/pi/pi_prompt.py",
+        "atlas/policies/pi/pi_policy.py",
         "right=True) - 1",
         "right=False) - 1",
         "a state on an edge is written into the bin before",

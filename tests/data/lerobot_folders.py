@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from atlas.system.process_control.real_time import no_real_time
+from atlas.system.process_control.threads import no_real_time
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 VIDEO, IMAGE = "lerobot_v30_video", "lerobot_v30_image"

@@ -31,7 +31,7 @@ REMEMBERED = {
     "sent policies/modular/language_encoders/language_tokens.py:of": 1,
 }
 PUBLISHED_WORDS = {"sent policies/published/flow_policy.py:words": 1}
-STATE_IN_WORDS = {"waits policies/pi/pi_prompt.py:state_prompts": 1}  # which are the host's to look up
+STATE_IN_WORDS = {"waits policies/pi/pi_policy.py:state_prompts": 1}  # which are the host's to look up
 AGREED = {"waits training/parallel/strategy.py:largest": 2}
 STEPS = {
     "keypoints": BATCH | REMEMBERED | AGREED,
@@ -49,7 +49,7 @@ STEPS = {
     "pi05": BATCH
     | PUBLISHED_WORDS
     | AGREED
-    | {"waits policies/pi/pi_prompt.py:state_prompts": 1},  # the state in words
+    | {"waits policies/pi/pi_policy.py:state_prompts": 1},  # the state in words
     "vlm": BATCH
     | AGREED
     | {

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from atlas.policies.pi import pi_network
-from atlas.policies.pi.pi_masks import suffix_mask, suffix_positions
 from atlas.policies.pi.pi_names import TIED_TABLE, UNUSED, own_name
-from atlas.policies.pi.pi_network import PiNetwork, PiShape
+from atlas.policies.pi.pi_network import PiNetwork, PiShape, suffix_mask, suffix_positions
 from atlas.policies.pi.pi_sizes import BackboneSizes
 from atlas.policies.published.flow_pieces import look_ahead_mask, positions_of
 

@@ -13,7 +13,7 @@ from atlas.policies.modular.action_heads.flow_matching import FlowMatchingHead, 
 from atlas.policies.modular.action_heads.regression import RegressionHead
 from atlas.policies.modular.action_heads.solvers import Solver, integrate
 from atlas.policies.modular.parts import FlowMatchingHeadConfig, RegressionHeadConfig
-from atlas.system.process_control.one_thread import one_thread
+from atlas.system.process_control.threads import one_thread
 from atlas.types import ActionSpec
 from tests.action_spaces import SPACES
 

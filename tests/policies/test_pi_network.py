@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from atlas.policies.pi import gemma_layers, pi_network
 from atlas.policies.pi.action_expert import ActionExpert
-from atlas.policies.pi.pi_masks import Tokens, never_blind, suffix_mask
 from atlas.policies.pi.pi_names import own_name, published_name
+from atlas.policies.pi.pi_network import Tokens, never_blind, suffix_mask
 from atlas.policies.pi.pi_sizes import GemmaSizes
 from atlas.policies.published.flow_pieces import look_ahead_mask
 from tests.policies.golden_pi import FOLDER, KINDS, compute, differences, golden, limit, make_network, mistakes_of

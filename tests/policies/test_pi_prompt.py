@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from atlas.policies.pi.pi_prompt import command_prompts, state_bins, state_prompts
+from atlas.policies.pi.pi_policy import command_prompts, state_bins, state_prompts
 from tests.policies.golden_pi import FOLDER, golden
 
 

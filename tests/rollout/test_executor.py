@@ -22,7 +22,7 @@ from atlas.rollout.evaluation import Evaluator, evaluate_checkpoint
 from atlas.rollout.input_recorder import InputRecorder, RecordedActor
 from atlas.rollout.proportions import wilson_interval
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
-from atlas.system.process_control.one_thread import one_thread
+from atlas.system.process_control.threads import one_thread
 from atlas.types import Batch, Observation
 from tests.policies.test_policy import HORIZON, SIZE, make_policy, make_processor
 

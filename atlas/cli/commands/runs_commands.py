@@ -1,4 +1,4 @@
-"""`atlas runs`: list runs and compare them, using their files."""
+"""`atlas runs` and `atlas report`: list runs, compare them and tell them, using their files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 from atlas.cli.options import PLAIN, Json
 from atlas.cli.output import print_json, print_table, say, stdout_kept_for_the_report
 from atlas.errors import InputError
+from atlas.system.paths import check_file
 
 if TYPE_CHECKING:
     from atlas.runs.comparison import Comparison, Metric, Ranking
@@ -234,3 +235,27 @@ def _print_ranking(ranking: Ranking) -> None:
     ]
     what = "final" if ranking.final else f"best, {ranking.better} is better"
     print_table("ranking", ("place", "run", f"{ranking.metric} ({what})"), rows)
+
+
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN", help="Folders, or names under outputs/; several are put side by side."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Default: report.html in the run's folder; of several runs, here."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one HTML page about a run: success, curves, errors, films, checks, settings. It needs no network."""
+    if out is not None:
+        check_file("--out", out, "report.html")
+    with stdout_kept_for_the_report(as_json):
+        from atlas.report import report as write
+
+        page = write(runs, out)
+    if as_json:
+        print_json({"report": str(page), "bytes": page.stat().st_size})
+    else:
+        say(f"The report is in {page}; open it in a browser.")

@@ -1,4 +1,4 @@
-"""`atlas train`, and what it starts on every rank."""
+"""`atlas train`, what it starts on every rank, and `atlas config`: the settings it takes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlas.cli.options import ConfigFile, Overrides, Resume, SkipDamaged, as_overrides
+from atlas.cli.options import PLAIN, ConfigFile, Json, Overrides, Resume, SkipDamaged, as_overrides
+from atlas.cli.output import print_json
 
 if TYPE_CHECKING:
     from atlas.config import Config
+
+
+config_app = typer.Typer(help="Show the configuration.", **PLAIN)
 
 
 class Mode(str, Enum):
@@ -152,3 +156,23 @@ def _debug_overrides(config: Config) -> list[str]:
     }
     numbers = [f"{key}={min(now, limit)}" for key, (now, limit) in smaller.items()]
     return [*numbers, "training.num_epochs=null", "wandb.enabled=false"]
+
+
+@config_app.command("schema")
+def schema() -> None:
+    """Print the config file's JSON schema, for editors."""
+    from atlas.config import config_schema
+
+    print_json(config_schema())
+
+
+@config_app.command("show")
+def show(overrides: Overrides = None, config: ConfigFile = None, as_json: Json = False) -> None:
+    """Print the whole config, with defaults and overrides."""
+    from atlas.config import dump_yaml, load_config
+
+    resolved = load_config(config, overrides or [])
+    if as_json:
+        print_json(resolved.model_dump(mode="json"))
+    else:
+        print(dump_yaml(resolved), end="")

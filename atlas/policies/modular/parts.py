@@ -109,7 +109,7 @@ class NoLanguageConfig(LanguageSection):
     name: Literal["none"] = "none"
 
     def build(self, source: Path | None = None, read_weights: bool = True) -> LanguageEncoder:
-        from atlas.policies.modular.language_encoders.no_language import NoLanguage
+        from atlas.policies.modular.language_encoders.language_contract import NoLanguage
 
         return NoLanguage()
 

@@ -18,7 +18,6 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 
 from atlas.policies.pi.action_expert import ActionExpert, Memory
 from atlas.policies.pi.gemma_layers import GemmaLayer, Rotation
-from atlas.policies.pi.pi_masks import Tokens, never_blind, suffix_mask, suffix_positions
 from atlas.policies.pi.pi_sizes import BackboneSizes
 from atlas.policies.pi.siglip_tower import SiglipTower
 from atlas.policies.published.flow_pieces import look_ahead_mask, positions_of, time_embedding
@@ -34,6 +33,14 @@ class PiShape:
     max_action_dim: int
     min_period: float = 4e-3
     max_period: float = 4.0
+
+
+class Tokens(NamedTuple):
+    """A transformer's input tokens."""
+
+    embeddings: torch.Tensor  # [B, N, D]
+    valid: torch.Tensor  # bool [B, N], false for padding and for missing cameras
+    begins: torch.Tensor  # bool [B, N], true where a new block begins; earlier blocks do not see it
 
 
 class PrefixRead(NamedTuple):
@@ -181,3 +188,25 @@ class PiNetwork(nn.Module):
         out = self.read_suffix(suffix, memory, prefix_valid, condition)[:, -noisy.shape[1] :]
         answer: torch.Tensor = self.action_out_proj(out.to(self.action_out_proj.weight.dtype))
         return answer.float()
+
+
+def suffix_mask(prefix_valid: torch.Tensor, valid: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
+    """bool [B, N, M + N]: to which of the M prefix tokens and of themselves the N suffix tokens may attend."""
+    of_prefix = prefix_valid[:, None, :] & valid[:, :, None]
+    return torch.cat([of_prefix, look_ahead_mask(valid, begins)], dim=2)
+
+
+def suffix_positions(prefix_valid: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Positions int64 [B, N] that continue those of a prefix, bool [B, M]."""
+    return prefix_valid.long().sum(dim=1, keepdim=True) + positions_of(valid)
+
+
+def never_blind(mask: torch.Tensor) -> torch.Tensor:
+    """The mask bool [B, N, M], M >= N, with each token allowed to attend to itself.
+
+    Nothing reads the output of an invalid token, but with some kernels a token that attends to nothing gives NaN, and
+    makes every gradient NaN.
+    """
+    n, m = mask.shape[-2:]
+    own = torch.ones(n, n, dtype=torch.bool, device=mask.device).tril().triu()
+    return mask | torch.cat([own.new_zeros(n, m - n), own], dim=1)

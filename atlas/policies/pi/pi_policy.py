@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from atlas.errors import InputError
 from atlas.policies.adapters import merged_state
 from atlas.policies.pi.pi_names import BESIDE, NAMING, TABLE, TIED_TABLE, UNUSED, published_name
 from atlas.policies.pi.pi_network import PiNetwork
-from atlas.policies.pi.pi_prompt import command_prompts, state_prompts
 from atlas.policies.pi.pi_section import PiConfig
 from atlas.policies.pi.pi_settings import BACKBONE_FILE, PiSettings, named_sizes
 from atlas.policies.pi.trained_parts import BACKBONE, is_backbone, trains_whole
@@ -27,6 +26,8 @@ from atlas.policies.published.weight_filling import read_beside
 from atlas.types import Batch
 
 logger = logging.getLogger(__name__)
+
+BINS = 256  # of the normalised state, from -1 in steps of 2 / BINS
 
 LEROBOT_STEPS = {  # of the preprocessor, in the order of 0.4.4 and main
     "pi0": (
@@ -166,3 +167,26 @@ class PiPolicy(FlowPolicy):
         patches = self.settings.sizes.vision.patches * len(self.slots.present)
         words = self.words(list(batch.instruction), batch.proprio.device)[0].shape[1]
         return {"prefix": patches + words, "actions": self.processor.action_horizon}
+
+
+def command_prompts(instructions: Sequence[str]) -> list[str]:
+    """pi0's prompts: the instruction, ending in a newline."""
+    return [text if text.endswith("\n") else f"{text}\n" for text in instructions]
+
+
+def state_bins(state: torch.Tensor) -> torch.Tensor:
+    """The bin of each number of normalised states float32 [B, P], int64 [B, P]: -1 below -1, and 255, the last one,
+    from 0.9921875 up. The bins' edges are float64, and nothing is clipped."""
+    edges = torch.linspace(-1, 1, BINS + 1, dtype=torch.float64, device=state.device)[:-1]
+    return torch.bucketize(state.double(), edges, right=True) - 1
+
+
+def state_prompts(instructions: Sequence[str], state: torch.Tensor) -> list[str]:
+    """pi0.5's prompts: the instruction in one line, then the bins of the state [B, P], which is normalised and without
+    padding."""
+    prompts = []
+    # Words are the host's: of a state on a GPU this waits, once.
+    for text, bins in zip(instructions, state_bins(state).cpu().tolist(), strict=True):
+        line = text.strip().replace("_", " ").replace("\n", " ")
+        prompts.append(f"Task: {line}, State: {' '.join(map(str, bins))};\nAction: ")
+    return prompts

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from atlas.errors import InputError
-from atlas.system.process_control.real_time import leave_real_time, no_real_time
+from atlas.system.process_control.threads import leave_real_time, no_real_time
 
 _PIXELS = "yuv420p"
 _EVERY = 2  # frames from one keyframe to the next, so that any frame is decoded quickly

@@ -41,3 +41,15 @@ class VisionEncoder(nn.Module):
     def save_source(self, path: Path) -> None:
         """Write an unchanged copy of what `frozen` names, from which another encoder can read it."""
         raise NotImplementedError(f"{type(self).__name__} has nothing that is frozen")
+
+
+class NoVision(VisionEncoder):
+    """For a policy that acts on proprio and perhaps an instruction: no tokens, [B, 0, dim]."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, images: torch.Tensor, language: LanguageTokens | None = None) -> torch.Tensor:
+        """images float [B, 0, 3, H, W]: of no camera."""
+        return images.new_zeros(images.shape[0], 0, self.dim)

@@ -107,7 +107,7 @@ class NoVisionConfig(VisionSection):
     name: Literal["none"] = "none"
 
     def build(self, needs: EncoderNeeds) -> VisionEncoder:
-        from atlas.policies.modular.vision_encoders.no_vision import NoVision
+        from atlas.policies.modular.vision_encoders.vision_contract import NoVision
 
         return NoVision(needs.dim)
 
