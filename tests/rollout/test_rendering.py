@@ -142,7 +142,7 @@ def shown_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering, "egl_addresses", lambda: [None] * 8)
 
 
-@pytest.mark.parametrize("process", ["a served world", "an actor"])
+@pytest.mark.parametrize("process", ["a served world", "an actor", "a check of data"])
 def test_a_process_of_one_world_renders_on_the_first_gpu_that_it_is_shown(
     process: str, shown_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +155,12 @@ def test_a_process_of_one_world_renders_on_the_first_gpu_that_it_is_shown(
         monkeypatch.setattr(environment_protocol, "_World", made)
         monkeypatch.setattr("signal.signal", lambda *_: None)
         start = lambda: environment_protocol._live(None, "cubes")  # type: ignore[arg-type]  # noqa: E731
+    elif process == "a check of data":
+        from atlas.checks import data_check
+        from atlas.cli.commands.data_commands import check
+
+        monkeypatch.setattr(data_check, "check_data", made)
+        start = lambda: check("data")  # noqa: E731
     else:
         pytest.importorskip("zmq", reason="actors talk through pyzmq")
         from atlas.learning.actors import actor_role

@@ -176,8 +176,10 @@ def check(
     with stdout_kept_for_the_report(as_json):
         from atlas.checks.data_check import check_data
         from atlas.config import load_config
+        from atlas.environments.rendering import RenderingGPU, render_on
 
         config = load_config(None, [*(overrides or []), *as_overrides({"data.path": path})])
+        render_on(RenderingGPU.first_shown())  # the world that replays is in this process, which computes on no GPU
         findings = check_data(config, env, out, replay, title=f"checking {path}")
     if as_json:
         print_json({"findings": [finding.to_dict() for finding in findings]})
