@@ -146,7 +146,7 @@ def shown_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_process_of_one_world_renders_on_the_first_gpu_that_it_is_shown(
     process: str, shown_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def made(*_: object) -> None:
+    def made(*_: object, **__: object) -> None:
         raise Asked(os.environ.get("MUJOCO_EGL_DEVICE_ID"))
 
     if process == "a served world":
