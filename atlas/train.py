@@ -328,7 +328,7 @@ def _make_closed_loop(
 ) -> ClosedLoop | None:
     """The closed-loop evaluation, or None if there is no world for the data or no episodes are asked for."""
     from atlas.environments.catalog import environment_spec
-    from atlas.rollout.evaluation import check_agreement
+    from atlas.rollout.evaluation import check_policy_fits
     from atlas.training.closed_loop import ClosedLoop
     from atlas.training.media.episode_logger import EpisodeLogger
 
@@ -338,7 +338,7 @@ def _make_closed_loop(
         reason = "evaluation.episodes is 0" if config.evaluation.episodes == 0 else "no simulator for this dataset"
         logger.info("No closed-loop evaluation: %s", reason)
         return None
-    check_agreement(policy.processor, environment_spec(env))
+    check_policy_fits(policy.processor, environment_spec(env))
     episode_logger = EpisodeLogger(config.logging.media.episode_logger, tracker)
     return ClosedLoop(config.evaluation, env, accelerator, prepared.run_dir, episode_logger, prepared.heartbeat.beat)
 

@@ -42,7 +42,7 @@ class Meaning:
 AS_RECORDED = Meaning("replay", "as recorded", "", lambda actions, _: actions)
 
 
-def meanings(spec: ActionSpec, ratio: float) -> Iterator[Meaning]:
+def other_meanings(spec: ActionSpec, ratio: float) -> Iterator[Meaning]:
     """Other meanings that actions may have, in a world with this spec.
 
     ratio: how far the hand went in the recording, divided by how far it goes with the actions unchanged.

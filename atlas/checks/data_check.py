@@ -92,8 +92,8 @@ def check_data(
             except InputError as error:
                 if env is not None:
                     raise
-                said = f"nothing was replayed or rendered: {error}"
-                context.found.append(Finding("replay", "info", said, None, {"environment": name}))
+                message = f"nothing was replayed or rendered: {error}"
+                context.found.append(Finding("replay", "info", message, None, {"environment": name}))
         found = run_checks(context, title=title)
         if context.environment is not None:
             tell_of_software(context.environment.spec.name, software_renderer())

@@ -109,16 +109,16 @@ def _alike(tasks: list[str]) -> Iterator[Finding]:
 def _bits(context: CheckContext) -> Finding:
     tasks, among = len(context.dataset.tasks), entropy(context)
     evidence = {"instructions": tasks, "entropy_bits": round(among, 3)}
-    said = f"{tasks} instructions, {among:.2f} bits per episode"
+    message = f"{tasks} instructions, {among:.2f} bits per episode"
     bits = instruction_bits(context)
     if bits is None:
-        said += "; too few episodes to say what they tell about actions"
-        return Finding("language", "info", said, None, evidence, bugs=("one_instruction",))
+        message += "; too few episodes to say what they tell about actions"
+        return Finding("language", "info", message, None, evidence, bugs=("one_instruction",))
     evidence["bits_about_actions"] = round(bits, 3)
     return Finding(
         "language",
         "info",
-        f"{said}; beyond what can be seen at the start they tell {bits:.2f} bits about where the hand goes",
+        f"{message}; beyond what can be seen at the start they tell {bits:.2f} bits about where the hand goes",
         None,
         evidence,
         bugs=("one_instruction",),
@@ -161,8 +161,8 @@ def instruction_bits(context: CheckContext) -> float | None:
     targets = _standardised(np.stack(moves))
     kernel = 1.0 + scene @ scene.T / max(1, scene.shape[1])
     without = _left_out_errors(kernel, targets)
-    told = _left_out_errors(kernel + kernel * same, targets)  # each task may have a different answer
-    bits = max(0.0, float(0.5 * np.log2(without / np.minimum(told, without)).sum()))
+    with_task = _left_out_errors(kernel + kernel * same, targets)  # each task may have a different answer
+    bits = max(0.0, float(0.5 * np.log2(without / np.minimum(with_task, without)).sum()))
     return min(bits, entropy(context))  # numbers that vary together were each counted
 
 

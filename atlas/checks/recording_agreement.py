@@ -28,12 +28,12 @@ _ANY_GAIN = (0.02, 1.5)  # for any controller: the hand moves, but not further t
 def check_gripper(context: CheckContext) -> Iterator[Finding]:
     """The values of each gripper, and whether the fingers do what they say."""
     for dimension, gripper in context.dataset.action_spec.grippers:
-        told = [actions[:, dimension] for actions, _ in context.sampled]
-        values = np.concatenate(told)
+        commanded = [actions[:, dimension] for actions, _ in context.sampled]
+        values = np.concatenate(commanded)
         yield from _values(context, gripper, values)
         if np.ptp(values) >= 1e-6 and not _in_another_range(gripper, values):
             # From -1, open, to 1, closed; unchanged to the bit if they already are.
-            turned = [map_gripper(each, gripper.open, gripper.closed) for each in told]
+            turned = [map_gripper(each, gripper.open, gripper.closed) for each in commanded]
             agreement = fingers_follow(turned, [proprio for _, proprio in context.sampled])
             if agreement is None:
                 agreement = _state_opens(context, dimension, gripper)
@@ -52,11 +52,11 @@ def _state_opens(context: CheckContext, dimension: int, gripper: ActionGroup) ->
         share = gripper.closed_share(np.concatenate([proprio[:, column[0]] for _, proprio in context.sampled]))
         if share.min() > _NEAR_END or share.max() < 1 - _NEAR_END:
             return None
-    told = np.concatenate([gripper.closed_share(actions[:-1, dimension]) for actions, _ in context.sampled])
+    commanded = np.concatenate([gripper.closed_share(actions[:-1, dimension]) for actions, _ in context.sampled])
     opening = np.concatenate([1 - gripper.closed_share(proprio[1:, column[0]]) for _, proprio in context.sampled])
-    if told.std() < _STILL or opening.std() < _STILL:
+    if commanded.std() < _STILL or opening.std() < _STILL:
         return None
-    return float(np.corrcoef(told, opening)[0, 1])
+    return float(np.corrcoef(commanded, opening)[0, 1])
 
 
 def _in_another_range(gripper: ActionGroup, values: np.ndarray) -> bool:
@@ -127,8 +127,8 @@ def _sign(context: CheckContext, gripper: ActionGroup, agreement: float) -> Iter
             bugs=("gripper",),
         )
     elif agreement < -CLEAR:
-        said = f"the fingers close when the action is {closed} (correlation {agreement:.2f})"
-        yield Finding("gripper", "info", said, None, evidence, bugs=("gripper",))
+        message = f"the fingers close when the action is {closed} (correlation {agreement:.2f})"
+        yield Finding("gripper", "info", message, None, evidence, bugs=("gripper",))
 
 
 def check_lag(context: CheckContext) -> Iterator[Finding]:
@@ -143,8 +143,8 @@ def check_lag(context: CheckContext) -> Iterator[Finding]:
         "weights": np.round(motion.weights, 5).tolist(),
     }
     if motion.delay == 0:
-        said = f"the action at t moves the hand from t on (R2 {motion.axes_r2:.2f})"
-        yield Finding("lag", "info", said, None, evidence, bugs=("late_actions", "observation_order"))
+        message = f"the action at t moves the hand from t on (R2 {motion.axes_r2:.2f})"
+        yield Finding("lag", "info", message, None, evidence, bugs=("late_actions", "observation_order"))
         return
     frames = f"{abs(motion.delay)} frame{'s' if abs(motion.delay) > 1 else ''}"
     if motion.delay < 0:
@@ -220,8 +220,8 @@ def _gain(context: CheckContext, motion: MotionFit) -> Finding:
     low, high = _GAIN if context.known_controller else _ANY_GAIN
     evidence = {"gain": round(motion.gain, 4), "expected": [low, high], "unit_m": unit_m}
     if low <= motion.gain <= high or context.has_errors("video"):  # at another rate it moves further per frame
-        said = f"the hand moves {motion.gain:.2f} of the commanded distance (1 = {unit_m:g} m)"
-        return Finding("scale", "info", said, None, evidence, bugs=("control_rate", "state_source"))
+        message = f"the hand moves {motion.gain:.2f} of the commanded distance (1 = {unit_m:g} m)"
+        return Finding("scale", "info", message, None, evidence, bugs=("control_rate", "state_source"))
     unit = unit_m * motion.gain / (_USUAL_GAIN if context.known_controller else 1.0)
     way = "further" if motion.gain > high else "less far"
     return Finding(
@@ -272,8 +272,8 @@ def _lag_of_targets(context: CheckContext) -> Iterator[Finding]:
             )
         else:
             when = "from t on" if lag == 0 else f"{lag} frames later, as robots may"
-            said = f"the action at t moves the {group.label} {when} (R2 {r2:.2f})"
-            yield Finding("lag", "info", said, None, evidence, bugs=("late_actions", "observation_order"))
+            message = f"the action at t moves the {group.label} {when} (R2 {r2:.2f})"
+            yield Finding("lag", "info", message, None, evidence, bugs=("late_actions", "observation_order"))
 
 
 def _explained(episodes: list[tuple[np.ndarray, np.ndarray]], lag: int) -> float:
@@ -306,8 +306,8 @@ def _scale_of_targets(context: CheckContext) -> Iterator[Finding]:
         evidence: dict[str, object] = {"slopes": {name: round(slope, 4) for name, slope in slopes.items()}}
         wrong = [name for name, slope in slopes.items() if not low <= slope <= high]
         if not wrong:
-            said = f"the state of the {group.label} follows the actions, in the same unit ({', '.join(slopes)})"
-            yield Finding("scale", "info", said, None, evidence, bugs=("control_rate", "state_source"))
+            message = f"the state of the {group.label} follows the actions, in the same unit ({', '.join(slopes)})"
+            yield Finding("scale", "info", message, None, evidence, bugs=("control_rate", "state_source"))
             continue
         middle = float(np.median([slopes[name] for name in wrong]))
         against = middle < 0
@@ -327,13 +327,13 @@ def _slope(episodes: list[tuple[np.ndarray, np.ndarray]], place: int) -> float |
     """How far a number of the state moves for a target's 1, after whatever delay; None if it does not follow it."""
     best, slope = _POSE_R, None
     for delay in range(_MOST_DELAY + 1):
-        told = np.concatenate([targets[: len(targets) - delay, place] for targets, _ in episodes])
+        targeted = np.concatenate([targets[: len(targets) - delay, place] for targets, _ in episodes])
         is_at = np.concatenate([states[delay:, place] for _, states in episodes])
-        if len(told) < 2 or told.std() < _STILL or is_at.std() < _STILL:
+        if len(targeted) < 2 or targeted.std() < _STILL or is_at.std() < _STILL:
             return None
-        r = float(np.corrcoef(told, is_at)[0, 1])
+        r = float(np.corrcoef(targeted, is_at)[0, 1])
         if abs(r) > best:
-            best, slope = abs(r), float(np.sign(r) * is_at.std() / told.std())
+            best, slope = abs(r), float(np.sign(r) * is_at.std() / targeted.std())
     return slope
 
 

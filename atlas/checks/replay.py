@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atlas.checks.action_meaning import AS_RECORDED, Meaning, Recorded, meanings
+from atlas.checks.action_meaning import AS_RECORDED, Meaning, Recorded, other_meanings
 from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
 from atlas.data.episode import Episode
@@ -41,8 +41,8 @@ def check_replay(context: CheckContext) -> Iterator[Finding]:
     if context.environment is None:
         return
     if (why := context.no_replay) is not None:
-        said = f"nothing was replayed in '{context.environment.spec.name}': {why}"
-        yield Finding("replay", "info", said, None, {"replayed": 0})
+        message = f"nothing was replayed in '{context.environment.spec.name}': {why}"
+        yield Finding("replay", "info", message, None, {"replayed": 0})
         return
     env = context.simulator
     actions, takes = context.dataset.action_spec.dim, env.spec.action_spec.dim
@@ -218,7 +218,7 @@ def _explain(
     first = [_replay(env, piece, AS_RECORDED, frames=_PIECE) for piece in pieces]
     ratio = sum(r.recorded.sum() for r in first) / max(1e-9, sum(r.moved.sum() for r in first))
     least, best = _BETTER * max(r.hand_m for r in first), None
-    for meaning in _suspected_first(context, meanings(env.spec.action_spec, ratio)):
+    for meaning in _suspected_first(context, other_meanings(env.spec.action_spec, ratio)):
         drift = 0.0
         for piece in pieces:
             if drift < least:
@@ -246,15 +246,15 @@ def _suspected_first(context: CheckContext, tried: Iterator[Meaning]) -> list[Me
 
 
 def _unexplained(context: CheckContext, env: Simulator, plain: list[Replayed], unlike: list[int]) -> Iterator[Finding]:
-    said, share = f"replayed as recorded, {_said(plain)}", sum(r.success for r in plain) / len(plain)
+    message, share = f"replayed as recorded, {_said(plain)}", sum(r.success for r in plain) / len(plain)
     if context.has_errors("actions", "gripper", "lag", "scale", "video", "language"):
-        yield Finding("replay", "info", f"{said}; see the errors above", None, _numbers(plain))
+        yield Finding("replay", "info", f"{message}; see the errors above", None, _numbers(plain))
     elif _drift(plain) < _CLOSE_M:
         shown = [context.sample(context.replayed)[place] for place in unlike]
         yield Finding(
             "replay",
             "error" if share < 1 - _ENOUGH else "warning",
-            f"{said}: episodes {shown[:5]} are demonstrations that fail",
+            f"{message}: episodes {shown[:5]} are demonstrations that fail",
             "Leave failed demonstrations out.",
             _numbers(plain) | {"failed": shown},
         )
@@ -262,7 +262,7 @@ def _unexplained(context: CheckContext, env: Simulator, plain: list[Replayed], u
         yield Finding(
             "replay",
             "warning",
-            f"{said}; the world differs from the one that it was recorded in",
+            f"{message}; the world differs from the one that it was recorded in",
             f"Compare the versions of the simulator of '{env.spec.name}' with those of the recording.",
             _numbers(plain),
         )
@@ -270,7 +270,7 @@ def _unexplained(context: CheckContext, env: Simulator, plain: list[Replayed], u
         yield Finding(
             "replay",
             "error",
-            f"{said}, and none of the usual meanings of actions explains it",
+            f"{message}, and none of the usual meanings of actions explains it",
             "Check how the actions and states were recorded, and the versions of the simulator.",
             _numbers(plain),
         )

@@ -103,13 +103,13 @@ def _of_column(
 def _brought(context: CheckContext, dataset: LeRobotDataset) -> Iterator[Finding]:
     """The statistics stored in the dataset. Atlas never uses them, but others do."""
     path = dataset.path / _SOURCES
-    said = _read(path)
-    if said is None:
+    stated = _read(path)
+    if stated is None:
         return
     everything = ColumnStatistics.of(np.concatenate([dataset.episode(i).proprio for i in range(len(dataset))]))
     wrong: dict[str, float] = {}
     for key in ("mean", "std"):
-        values = _vector(said, "observation.state", key)
+        values = _vector(stated, "observation.state", key)
         if values is not None and len(values) == len(everything.mean):
             off = np.abs(values - np.array(getattr(everything, key))) / np.maximum(everything.std, _SMALLEST_STD)
             if off.max() > _AGREE:
@@ -133,9 +133,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def _vector(said: dict[str, Any], feature: str, key: str) -> np.ndarray | None:
+def _vector(stated: dict[str, Any], feature: str, key: str) -> np.ndarray | None:
     try:
-        values = np.asarray(said[feature][key], np.float64)
+        values = np.asarray(stated[feature][key], np.float64)
     except (KeyError, TypeError, ValueError):
         return None
     return values if values.ndim == 1 else None

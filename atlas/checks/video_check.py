@@ -39,7 +39,7 @@ def check_video(context: CheckContext) -> Iterator[Finding]:
 
 def _rate(context: CheckContext) -> Iterator[Finding]:
     """Compare the dataset's stated rate with the simulator's clock and the world that it will be evaluated in."""
-    said, spec = context.dataset.fps, context.dataset.action_spec
+    stated, spec = context.dataset.fps, context.dataset.action_spec
     step = context.seconds_a_frame
     if step is not None and abs(step * spec.control_hz - 1) > _CLOCK:
         yield Finding(
@@ -48,7 +48,7 @@ def _rate(context: CheckContext) -> Iterator[Finding]:
             f"the dataset states {spec.control_hz:g} actions per second, but by the simulator's clock a frame takes "
             f"{step:.4g} s: {1 / step:.4g} per second",
             "Record and train at one rate: frames may have been left out, or the rate (fps) may be wrong.",
-            {"control_hz": spec.control_hz, "fps": said, "hz_by_clock": round(1 / step, 4)},
+            {"control_hz": spec.control_hz, "fps": stated, "hz_by_clock": round(1 / step, 4)},
             bugs=("control_rate",),
         )
     elif context.environment is not None and spec.control_hz != context.environment.spec.action_spec.control_hz:
@@ -255,5 +255,5 @@ def _stale(context: CheckContext, looked: Sequence[int]) -> Iterator[Finding]:
                 bugs=("stale_frames",),
             )
         else:
-            said = f"camera '{camera}' shows a new picture whenever the robot moves"
-            yield Finding("video", "info", said, None, evidence, bugs=("stale_frames",))
+            message = f"camera '{camera}' shows a new picture whenever the robot moves"
+            yield Finding("video", "info", message, None, evidence, bugs=("stale_frames",))

@@ -181,8 +181,8 @@ def _judge(context: CheckContext, camera: str, recorded: np.ndarray, rendered: d
         _draw(path, camera, recorded, rendered, matches, best)
         evidence["picture"] = str(path)
     if recorded.std(axis=(1, 2, 3)).max() < _ONE_COLOUR:
-        said = f"camera '{camera}' shows only one colour, and cannot be compared"
-        return Finding("view", "info", said, None, evidence)
+        message = f"camera '{camera}' shows only one colour, and cannot be compared"
+        return Finding("view", "info", message, None, evidence)
     if best.correlation < _ALIKE:
         return Finding(
             "view",
@@ -236,8 +236,8 @@ def _judge(context: CheckContext, camera: str, recorded: np.ndarray, rendered: d
             "Encode small pictures without loss (`atlas data convert … --codec png`), or record larger ones.",
             evidence,
         )
-    said = f"camera '{camera}' is what evaluation shows (correlation {best.correlation:.2f})"
-    return Finding("view", "info", said, None, evidence, bugs=("turned", "colours", "cameras"))
+    message = f"camera '{camera}' is what evaluation shows (correlation {best.correlation:.2f})"
+    return Finding("view", "info", message, None, evidence, bugs=("turned", "colours", "cameras"))
 
 
 def _camera_key(context: CheckContext, camera: str) -> str:

@@ -260,10 +260,10 @@ def _conversion(own: ActionSpec, common: ActionSpec) -> tuple[np.ndarray | None,
 def _check_proprio(names: Sequence[str], datasets: Sequence[EpisodeDataset]) -> None:
     dims = {name: dataset.proprio_dim for name, dataset in zip(names, datasets, strict=True)}
     if len(set(dims.values())) > 1:
-        said = ", ".join(f"{dim} in '{name}'" for name, dim in dims.items())
+        widths = ", ".join(f"{dim} in '{name}'" for name, dim in dims.items())
         raise InputError(
-            f"The datasets of the mixture have different numbers of proprio: {said}. Say which of a LeRobot dataset's "
-            "features are its proprio in data.datasets, features.proprio."
+            f"The datasets of the mixture have different numbers of proprio: {widths}. Say which of a LeRobot "
+            "dataset's features are its proprio in data.datasets, features.proprio."
         )
 
 

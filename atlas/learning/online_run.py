@@ -42,7 +42,7 @@ from atlas.policies.base import Policy
 from atlas.rollout.actor import image_size_for
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
-from atlas.rollout.evaluation import check_agreement, one_thread
+from atlas.rollout.evaluation import check_policy_fits, one_thread
 from atlas.rollout.success_report import EvaluationReport
 from atlas.runs.run_directory import EVALUATIONS, RESULTS
 from atlas.system.documents import read_json
@@ -397,7 +397,7 @@ def start_policy(config: Config, env: str, checkpoint: str | None) -> Policy:
     spec = environment_spec(env)
     if checkpoint is not None:
         policy = load_start(checkpoint, config.learning.proprio_margin)
-        check_agreement(policy.processor, spec)
+        check_policy_fits(policy.processor, spec)
         return policy.train()
     processor = processor_of_world(spec, config)
     torch.manual_seed(config.seed)

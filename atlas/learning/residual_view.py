@@ -19,7 +19,7 @@ from atlas.learning.policy_view import check_demonstrations, load_start
 from atlas.policies.action_distribution import CorrectedActions
 from atlas.policies.base import Corrects, Policy
 from atlas.registry import resolve_policy
-from atlas.rollout.evaluation import check_agreement
+from atlas.rollout.evaluation import check_policy_fits
 from atlas.types import Observation
 
 _ROWS = 64  # frames that the policy looks at at a time, of demonstrations
@@ -197,7 +197,7 @@ def corrected_policy(config: Config, spec: EnvironmentSpec, checkpoint: str) -> 
     """A run's policy, frozen, with a correction that is zero. Raises InputError for one that cannot be corrected."""
     settings, folder = config.learning.residual, resolve_policy(checkpoint)
     base = load_start(checkpoint, config.learning.proprio_margin)
-    check_agreement(base.processor, spec)
+    check_policy_fits(base.processor, spec)
     section = MODEL.validate(
         {
             "type": "residual",

@@ -40,7 +40,7 @@ from atlas.registry import resolve_policy
 from atlas.rollout.actor import Actor
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
-from atlas.rollout.evaluation import Evaluator, PlayedEpisode, check_agreement
+from atlas.rollout.evaluation import Evaluator, PlayedEpisode, check_policy_fits
 from atlas.rollout.experience import Played
 from atlas.rollout.filming.film_choice import film_order
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport, highlights
@@ -84,7 +84,7 @@ class _Rounds:
         self.base = resolve_policy(checkpoint)
         self.algorithm: Algorithm = ALGORITHMS[name](self.settings, env)
         policy = load_policy(self.base)
-        check_agreement(policy.processor, environment_spec(env))
+        check_policy_fits(policy.processor, environment_spec(env))
         held.enter_context(hold(self.folder, f"the run {self.folder}"))
         self._settle(checkpoint)
         self.device = acting_device(config.distributed.cpu)

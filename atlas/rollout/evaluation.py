@@ -406,12 +406,12 @@ def load_actor(
     from atlas.policies.base import load_policy
 
     policy = load_policy(checkpoint, cameras=cameras, device=device)
-    check_agreement(policy.processor, environment_spec(env))
+    check_policy_fits(policy.processor, environment_spec(env))
     execute = execute or max(1, policy.processor.action_horizon // 2)
     return ChunkExecutor(policy, execute, ensemble, env, delay_ms=delay_ms, blend=blend), execute
 
 
-def check_agreement(processor: PolicyProcessor, spec: EnvironmentSpec) -> None:
+def check_policy_fits(processor: PolicyProcessor, spec: EnvironmentSpec) -> None:
     """Raise InputError, which names the differences, where cameras, proprio or actions of world and policy differ."""
     if spec.choices is not None:
         raise InputError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from atlas.environments.catalog import environment_spec
 from atlas.rollout.chunk_timeline import Blend
-from atlas.rollout.evaluation import check_agreement, check_request, evaluate_actor
+from atlas.rollout.evaluation import check_policy_fits, check_request, evaluate_actor
 from atlas.rollout.success_report import EvaluationReport
 from atlas.rollout.verdicts.robustness import FEW_EPISODES
 from atlas.rollout.verdicts.until_clear import ClearComparison, Contender, evaluate_until_clear
@@ -48,7 +48,7 @@ def evaluate_server(
     key = None if key_file is None else read_key(key_file)
     how: dict[str, Any] = {"ensemble": ensemble, "delay_ms": delay_ms, "blend": blend}
     with AtlasClient(url, execute, key, read_layout(layout), spec, image_size, **how) as client:
-        check_agreement(client.processor, spec)
+        check_policy_fits(client.processor, spec)
         return evaluate_actor(
             client,
             url,
@@ -93,7 +93,7 @@ def compare_until_clear(
             key = None if key_file is None else read_key(key_file)
             client = AtlasClient(where, execute, key, read_layout(layout), spec, image_size, ensemble=ensemble)
             stack.enter_context(client)
-            check_agreement(client.processor, spec)
+            check_policy_fits(client.processor, spec)
             return Contender(where, client, client.execute, None)
 
         return evaluate_until_clear(

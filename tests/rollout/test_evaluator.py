@@ -15,7 +15,7 @@ from atlas.errors import InputError
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.episode_player import EpisodePlayer, Segment
-from atlas.rollout.evaluation import MOST_WORKERS, Evaluator, check_agreement
+from atlas.rollout.evaluation import MOST_WORKERS, Evaluator, check_policy_fits
 from atlas.types import ActionSpec
 from tests.action_spaces import ABSOLUTE, GRIPPER, POSITION, ROTATION
 from tests.policies.test_policy import make_processor
@@ -131,7 +131,7 @@ def test_actions_after_the_end_are_neither_executed_nor_counted() -> None:
     ],
 )
 def test_a_policy_of_another_world_is_refused(changed: dict[str, Any], named: str) -> None:
-    check_agreement(make_processor(), cubes_spec(32))
+    check_policy_fits(make_processor(), cubes_spec(32))
 
     with pytest.raises(InputError, match=named):
-        check_agreement(replace(make_processor(), **changed), cubes_spec(32))
+        check_policy_fits(replace(make_processor(), **changed), cubes_spec(32))

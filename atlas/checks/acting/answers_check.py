@@ -44,8 +44,8 @@ def check_answers(policy: Policy) -> Iterator[Finding]:
     yield from modes or [_well("no part of the policy is in train mode", "train_mode", "dropout")]
     reference = policy.reference_answers
     if reference is None:
-        said = "the checkpoint keeps no reference answers: it was not validated at its step, or is older"
-        yield Finding("answers", "info", said)
+        message = "the checkpoint keeps no reference answers: it was not validated at its step, or is older"
+        yield Finding("answers", "info", message)
         return
     try:
         batch = _batch(policy, reference)
@@ -91,8 +91,8 @@ def _modes(policy: Policy) -> Iterator[Finding]:
     training = [(name, module) for name, module in training if any(True for _ in module.parameters())]
     if training and not dropping:
         parts = sorted({name.split(".")[0] or "the policy" for name, _ in training})
-        said = f"parts of the policy are in train mode: {', '.join(parts[:_SHOWN])}"
-        yield _wrong(said, "train_mode", {"parts": parts})
+        message = f"parts of the policy are in train mode: {', '.join(parts[:_SHOWN])}"
+        yield _wrong(message, "train_mode", {"parts": parts})
 
 
 def _weights(policy: Policy, reference: ReferenceAnswers) -> Finding | None:
@@ -137,8 +137,8 @@ def _images(reference: ReferenceAnswers, batch: Batch) -> Iterator[Finding]:
         if np.abs(turn(flat) - seen).max() <= _PIXEL:
             yield _wrong(f"the network is shown images {turn.name}, compared with training", "turned", evidence)
             return
-    said = f"images are fitted in another way than in training: pixels differ by {off:.1f} of 255 on average"
-    yield _wrong(said, "resize", evidence)
+    message = f"images are fitted in another way than in training: pixels differ by {off:.1f} of 255 on average"
+    yield _wrong(message, "resize", evidence)
 
 
 def _proprio(policy: Policy, reference: ReferenceAnswers) -> Iterator[Finding]:
@@ -183,14 +183,14 @@ def _answers(policy: Policy, reference: ReferenceAnswers, batch: Batch) -> Itera
     evidence: dict[str, object] = {"largest_difference_in_deviations": round(float(off.max()), 4)}
     low = reference.computed != reference.dtype
     if off.max() <= (_BF16 if low else _SAME):
-        said = f"the policy answers {len(then)} samples of validation as it did at step {reference.step:,}"
-        yield Finding("answers", "info", said, None, evidence, bugs=_RULED_OUT)
+        message = f"the policy answers {len(then)} samples of validation as it did at step {reference.step:,}"
+        yield Finding("answers", "info", message, None, evidence, bugs=_RULED_OUT)
         return
     scaled = _scaled_otherwise(now, then, deviation)
     if scaled:
         names = [policy.processor.action_spec.names[d] for d in scaled]
-        said = f"answers are those of validation, multiplied and shifted, in {', '.join(names[:_SHOWN])}"
-        yield _wrong(f"{said}: they are un-normalised in another way", "unnormalised", evidence)
+        message = f"answers are those of validation, multiplied and shifted, in {', '.join(names[:_SHOWN])}"
+        yield _wrong(f"{message}: they are un-normalised in another way", "unnormalised", evidence)
     elif off.max() <= _BF16:
         yield _wrong(
             f"answers differ from those of validation by up to {off.max():.2%} of an action's deviation, and nothing "

@@ -50,9 +50,9 @@ def diagnose(
     if processor.inputs is not None:
         low, high = np.array(statistics.proprio.min), np.array(statistics.proprio.max)
         known = {bug for f in found if f.severity != "info" for bug in f.bugs}  # what is said once is enough
-        said = {"view": {"turned", "colours", "cameras"}, "starts": {"state_source", "rotation_flip"}}
+        explains = {"view": {"turned", "colours", "cameras"}, "starts": {"state_source", "rotation_flip"}}
         starts = check_starts(shown, processor.inputs, low, high)
-        found += (finding for finding in starts if not said[finding.check] & known)
+        found += (finding for finding in starts if not explains[finding.check] & known)
     found += _language(shown, processor.inputs, outcomes)
     found += _actions(shown, statistics.action, processor)
     found += _chunks(shown, execute)
@@ -70,8 +70,8 @@ def _chunks(shown: InputRecorder, execute: int | None) -> Iterator[Finding]:
     executed = int(np.median(counts))
     evidence = {"executed": executed, "meant": meant}
     if executed == meant:
-        said = f"{executed} actions of each chunk are executed, as where it was validated"
-        yield Finding("timing", "info", said, None, evidence, bugs=("whole_chunk",))
+        message = f"{executed} actions of each chunk are executed, as where it was validated"
+        yield Finding("timing", "info", message, None, evidence, bugs=("whole_chunk",))
     else:
         yield Finding(
             "timing",
@@ -92,13 +92,13 @@ def _pictures(shown: InputRecorder, inputs: TrainingInputs | None) -> Iterator[F
         return
     thumbnails = {camera: summary.thumbnail[None] for camera, summary in inputs.cameras.items()}
     for camera, summary in inputs.cameras.items():
-        seen = thumbnail_of(shown.start_images(camera))[None]
-        yield _turned(camera, seen, thumbnails) or _mirrored(camera, shown, summary) or _light(camera, shown, summary)
+        views = thumbnail_of(shown.start_images(camera))[None]
+        yield _turned(camera, views, thumbnails) or _mirrored(camera, shown, summary) or _light(camera, shown, summary)
 
 
-def _turned(camera: str, seen: np.ndarray, trained: dict[str, np.ndarray]) -> Finding | None:
+def _turned(camera: str, views: np.ndarray, trained: dict[str, np.ndarray]) -> Finding | None:
     """Whether the mean first picture is training's, but turned, from another camera, or with other colours."""
-    matches = compare(seen, trained)
+    matches = compare(views, trained)
     best = matches[0]
     own = next(m for m in matches if m.camera == camera and m.turn is TURNS[0])
     evidence = {
@@ -108,7 +108,7 @@ def _turned(camera: str, seen: np.ndarray, trained: dict[str, np.ndarray]) -> Fi
     }
     if best.correlation > max(_ALIKE, own.correlation + _CLEARLY):
         return _other_view(camera, best, evidence)
-    if colours_reversed(seen, trained[camera]):
+    if colours_reversed(views, trained[camera]):
         return Finding(
             "view",
             "error",
@@ -152,8 +152,8 @@ def _other_view(camera: str, best: Match, evidence: dict[str, object]) -> Findin
     if best.camera != camera:
         fix = "Give both cameras the names that they had in training."
     bug: BugId = "cameras" if best.camera != camera else "turned"
-    said = f"camera '{camera}' shows {', '.join(ways)} in training"
-    return Finding("view", "error", said, fix, evidence, bugs=(bug,))
+    message = f"camera '{camera}' shows {', '.join(ways)} in training"
+    return Finding("view", "error", message, fix, evidence, bugs=(bug,))
 
 
 def _light(camera: str, shown: InputRecorder, summary: CameraSummary) -> Finding:
@@ -175,8 +175,8 @@ def _light(camera: str, shown: InputRecorder, summary: CameraSummary) -> Finding
     worst, share = int(outside[when].argmax()), float(outside[when].max())
     if share <= _SEVERAL:
         count = sum(map(len, parts.values()))
-        said = f"camera '{camera}' looks as in training ({count} pictures)"
-        return Finding("view", "info", said, None, evidence, bugs=("turned", "colours", "cameras"))
+        message = f"camera '{camera}' looks as in training ({count} pictures)"
+        return Finding("view", "info", message, None, evidence, bugs=("turned", "colours", "cameras"))
     return Finding(
         "view",
         "error" if when == "starts" and share > _MOST else "warning",
@@ -258,8 +258,8 @@ def _language(
         return
     unknown = sorted(shown.instructions - set(inputs.instructions))
     if not unknown:
-        said = f"the policy was trained on all {len(shown.instructions)} instructions"
-        yield Finding("language", "info", said, None, {"instructions": sorted(shown.instructions)})
+        message = f"the policy was trained on all {len(shown.instructions)} instructions"
+        yield Finding("language", "info", message, None, {"instructions": sorted(shown.instructions)})
         return
     known = {word for text in inputs.instructions for word in _words(text)}
     strange = sorted({word for text in unknown for word in _words(text)} - known)
@@ -292,8 +292,8 @@ def _told(shown: InputRecorder, outcomes: Sequence[EpisodeOutcome]) -> Iterator[
             bugs=("one_instruction",),
         )
     elif pairs:
-        said = f"the policy was told what was scored, in {len(pairs)} episodes"
-        yield Finding("language", "info", said, None, evidence, bugs=("one_instruction",))
+        message = f"the policy was told what was scored, in {len(pairs)} episodes"
+        yield Finding("language", "info", message, None, evidence, bugs=("one_instruction",))
 
 
 def _words(text: str) -> list[str]:

@@ -97,8 +97,8 @@ def _moves(actions: np.ndarray, trained: MotionFit, shift: int) -> np.ndarray:
             moves += weight * taken
     if trained.tail:
         source = np.clip(place - shift, 0, len(actions) - 1)
-        told = tail_of(actions)[source] * (place >= shift)[:, None, None]  # [T, parts, 3]
-        moves += np.einsum("p,tpa->ta", np.array(trained.tail), told)
+        moved_by = tail_of(actions)[source] * (place >= shift)[:, None, None]  # [T, parts, 3]
+        moves += np.einsum("p,tpa->ta", np.array(trained.tail), moved_by)
     return moves
 
 
@@ -132,9 +132,9 @@ def _judge(answer: Answer, shown: InputRecorder, trained: MotionFit, part: slice
             bugs=("late_actions", "observation_order"),
         )
     else:
-        said = f"the robot moves when the actions say, as in training (R2 {r2:.2f})"
+        message = f"the robot moves when the actions say, as in training (R2 {r2:.2f})"
         yield Finding(
-            "timing", "info", said, None, evidence, bugs=("late_actions", "observation_order", "state_source")
+            "timing", "info", message, None, evidence, bugs=("late_actions", "observation_order", "state_source")
         )
     if not _SLOWER < slope < _FASTER:
         yield Finding(
@@ -147,8 +147,8 @@ def _judge(answer: Answer, shown: InputRecorder, trained: MotionFit, part: slice
             bugs=("control_rate",),
         )
     else:
-        said = f"an action moves the robot {slope:.2f} times as far as in training"
-        yield Finding("timing", "info", said, None, evidence, bugs=("control_rate",))
+        message = f"an action moves the robot {slope:.2f} times as far as in training"
+        yield Finding("timing", "info", message, None, evidence, bugs=("control_rate",))
 
 
 def _rate(slope: float) -> str:
@@ -208,29 +208,29 @@ def _stale(shown: InputRecorder) -> Iterator[Finding]:
             bugs=("stale_frames",),
         )
     else:
-        said = f"pictures change whenever the robot moves ({moved} looks)"
-        yield Finding("timing", "info", said, None, evidence, bugs=("stale_frames",))
+        message = f"pictures change whenever the robot moves ({moved} looks)"
+        yield Finding("timing", "info", message, None, evidence, bugs=("stale_frames",))
 
 
 def _gripper(shown: InputRecorder, processor: PolicyProcessor) -> Iterator[Finding]:
     """Whether the fingers do what the policy tells them."""
     for dimension, gripper in processor.action_spec.grippers:
-        told, proprio = [], []
+        commanded, proprio = [], []
         for episode in shown.episodes:
             looks = [decision for decision in episode.decisions if decision.actions is not None]
             if len(looks) > 1:
                 means = [d.actions[:, dimension].mean() for d in looks if d.actions is not None]
-                told.append(map_gripper(np.array(means), gripper.open, gripper.closed))
+                commanded.append(map_gripper(np.array(means), gripper.open, gripper.closed))
                 proprio.append(np.stack([decision.proprio for decision in looks]))
-        if not told or np.ptp(np.concatenate(told)) < 1.0:
+        if not commanded or np.ptp(np.concatenate(commanded)) < 1.0:
             continue  # it was told one thing only: `diagnosis` says so
-        agreement = fingers_follow(told, proprio)
+        agreement = fingers_follow(commanded, proprio)
         if agreement is None:
             agreement = 0.0 if _fingers_rest(proprio) else None
         if agreement is None:
             continue
         evidence = {"correlation": round(agreement, 3)}
-        never = _never_moved(told, proprio, processor)
+        never = _never_moved(commanded, proprio, processor)
         if agreement <= CLEAR and never is not None:
             yield Finding(
                 "gripper",
@@ -259,19 +259,21 @@ def _gripper(shown: InputRecorder, processor: PolicyProcessor) -> Iterator[Findi
                 bugs=("gripper",),
             )
         else:
-            said = f"the fingers follow the {gripper.label}'s action (correlation {agreement:.2f})"
-            yield Finding("gripper", "info", said, None, evidence, bugs=("gripper",))
+            message = f"the fingers follow the {gripper.label}'s action (correlation {agreement:.2f})"
+            yield Finding("gripper", "info", message, None, evidence, bugs=("gripper",))
 
 
-def _never_moved(told: Sequence[np.ndarray], proprio: Sequence[np.ndarray], processor: PolicyProcessor) -> str | None:
+def _never_moved(
+    commanded: Sequence[np.ndarray], proprio: Sequence[np.ndarray], processor: PolicyProcessor
+) -> str | None:
     """'closes' or 'opens', where the fingers, LIBERO's last two numbers of proprio, never do so when they are told to;
-    told: from -1, open, to 1."""
+    commanded: from -1, open, to 1."""
     statistics = processor.statistics[0].proprio
     reach = sum(high - low for high, low in zip(statistics.max[-2:], statistics.min[-2:], strict=True))
     if reach <= 0:
         return None
     moved = np.concatenate([np.diff(np.abs(each[:, -2] - each[:, -1])) for each in proprio])
-    asked = np.concatenate([each[:-1] for each in told])
+    asked = np.concatenate([each[:-1] for each in commanded])
     for name, closing in (("closes", 1), ("opens", -1)):
         when = asked * closing > 0.5
         if when.sum() >= _FEWEST_TOLD and (-closing * moved[when]).max() < _MOVES_FINGERS * reach:

@@ -34,21 +34,21 @@ def _proprio(shown: InputRecorder, inputs: TrainingInputs, whole: np.ndarray) ->
         return
     first, last = (np.array(row) for row in inputs.starts)
     slack = _BEYOND * (last - first) + _OF_ALL * np.maximum(whole, 1e-6)
-    seen = shown.proprio[shown.starts]  # [episodes, P]
-    outside = ((seen < first - slack) | (seen > last + slack)).mean(0)
+    starts = shown.proprio[shown.starts]  # [episodes, P]
+    outside = ((starts < first - slack) | (starts > last + slack)).mean(0)
     evidence = {"share_outside": np.round(outside, 3).tolist()}
     if outside.max() <= _SEVERAL:
-        said = f"{len(seen)} episodes begin where those of training began"
-        yield Finding("starts", "info", said, None, evidence, bugs=("settling", "state_source"))
+        message = f"{len(starts)} episodes begin where those of training began"
+        yield Finding("starts", "info", message, None, evidence, bugs=("settling", "state_source"))
         return
-    far = np.abs(seen - np.clip(seen, first, last)).mean(0) > 0.2 * np.maximum(whole, 1e-6)
+    far = np.abs(starts - np.clip(starts, first, last)).mean(0) > 0.2 * np.maximum(whole, 1e-6)
     many = int((outside > _SEVERAL).sum())
     worst = int(outside.argmax())
     yield Finding(
         "starts",
         "error" if far.any() or many > 2 else "warning",
         f"{outside.max():.0%} of the episodes begin elsewhere than those of training: number {worst} of proprio is "
-        f"{seen[:, worst].mean():.5g} on average, and was {first[worst]:.5g} to {last[worst]:.5g}",
+        f"{starts[:, worst].mean():.5g} on average, and was {first[worst]:.5g} to {last[worst]:.5g}",
         "Compare what proprio is made of, and its order; or let the world settle as long as in the recordings.",
         evidence,
         bugs=("state_source",) if far.any() or many > 2 else ("settling",),
@@ -59,10 +59,10 @@ def _fitting(camera: str, images: np.ndarray, summary: CameraSummary) -> Iterato
     """Whether the pictures are cut and resized as those of training. images: uint8 [n, S, S, 3]."""
     if summary.start is None or summary.detail is None:
         return
-    seen = thumbnail_of(images, START).astype(np.float32)
+    views = thumbnail_of(images, START).astype(np.float32)
     then = summary.start.astype(np.float32)
-    own = _alike(seen, then)
-    zooms = {zoom: _alike(seen, _zoomed(then, *zoom)) for zoom in _ZOOMS}
+    own = _alike(views, then)
+    zooms = {zoom: _alike(views, _zoomed(then, *zoom)) for zoom in _ZOOMS}
     zoom = max(zooms, key=lambda each: zooms[each])
     ratio, repeated = np.median(detail_of(images), axis=0).tolist()
     (low, _), (high, most) = summary.detail
@@ -86,20 +86,20 @@ def _fitting(camera: str, images: np.ndarray, summary: CameraSummary) -> Iterato
         )
     elif repeated > most + _REPEATED or not low - _SHARPER <= ratio <= high + _SHARPER:
         way = "sharper" if ratio > high else "softer"
-        said = f"is {way} than in training ({ratio:.2f}, and it was {low:.2f} to {high:.2f})"
+        difference = f"is {way} than in training ({ratio:.2f}, and it was {low:.2f} to {high:.2f})"
         if repeated > most + _REPEATED:
-            said = f"repeats {repeated:.0%} of its rows and columns"
+            difference = f"repeats {repeated:.0%} of its rows and columns"
         yield Finding(
             "view",
             "error",
-            f"camera '{camera}' {said}: it is resized in another way",
+            f"camera '{camera}' {difference}: it is resized in another way",
             "Resize as in training (bilinear with antialiasing), once, or let the policy's processor do it.",
             evidence,
             bugs=("resize",),
         )
     else:
-        said = f"camera '{camera}' is cropped and resized as in training"
-        yield Finding("view", "info", said, None, evidence, bugs=("resize",))
+        message = f"camera '{camera}' is cropped and resized as in training"
+        yield Finding("view", "info", message, None, evidence, bugs=("resize",))
 
 
 def _alike(one: np.ndarray, other: np.ndarray) -> float:

@@ -170,9 +170,10 @@ def _learn_on_policy(
         return
     from atlas.config import dump_yaml
     from atlas.launch import launch_ranks
+    from atlas.system.file_store import CONFIG
 
     with tempfile.TemporaryDirectory(prefix="atlas-learn-") as folder:
-        file = Path(folder) / "config.yaml"
+        file = Path(folder) / CONFIG
         file.write_text(dump_yaml(config))
         words = ["learn", "rank", name, "--env", env, "--config", str(file)]
         words += [*(["--checkpoint", checkpoint] if checkpoint else []), *(["--json"] if as_json else [])]

@@ -51,13 +51,13 @@ def fingers_follow(grippers: Sequence[np.ndarray], proprio: Sequence[np.ndarray]
     if both.std(0).min() < 1e-5 or np.corrcoef(both.T)[0, 1] > -0.9:
         return None
     opening_is = np.sign(both[:, 0].mean() - both[:, 1].mean())
-    told = np.concatenate([gripper[:-1] for gripper in grippers]).astype(np.float64)
+    commanded = np.concatenate([gripper[:-1] for gripper in grippers]).astype(np.float64)
     apart = [(pair[:, 0] - pair[:, 1]) * opening_is for pair in fingers]
-    opens = _correlation(told, np.concatenate([np.diff(each) for each in apart]))
+    opens = _correlation(commanded, np.concatenate([np.diff(each) for each in apart]))
     if opens is not None and abs(opens) > CLEAR:
         return opens
     # In a long episode with one closing, the moment itself hardly counts; the fingers' position afterwards does.
-    is_open = _correlation(told, np.concatenate([each[1:] for each in apart]))
+    is_open = _correlation(commanded, np.concatenate([each[1:] for each in apart]))
     return is_open if is_open is not None and abs(is_open) > _CLEARLY_THERE else opens
 
 

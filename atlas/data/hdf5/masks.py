@@ -36,8 +36,8 @@ def sides_of(file: h5py.File, names: Sequence[str], path: Path) -> dict[str, Sid
         )
     sides = {name: Side.VALIDATION if name in valid else Side.TRAINING for name in names if name in train | valid}
     if len(set(sides.values())) < 2:
-        said = ", ".join(f"mask/{name} names {len(demos & set(names))}" for name, demos in lists.items())
-        logger.warning("%s: %s of %d demos, which is not a split; Atlas splits them itself.", path, said, len(names))
+        counts = ", ".join(f"mask/{name} names {len(demos & set(names))}" for name, demos in lists.items())
+        logger.warning("%s: %s of %d demos, which is not a split; Atlas splits them itself.", path, counts, len(names))
         return dict.fromkeys(names, Side.UNSAID)
     validated = sum(side == Side.VALIDATION for side in sides.values())
     logger.info(

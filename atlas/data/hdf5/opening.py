@@ -43,8 +43,8 @@ def readable(where: str) -> Iterator[None]:
         *(OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError),
         *(ArithmeticError, MemoryError, NotImplementedError),
     ) as error:
-        said = first_line(error)
-        raise InputError(f"{where} is damaged ({said}); download or copy it again, or leave it out.") from error
+        message = first_line(error)
+        raise InputError(f"{where} is damaged ({message}); download or copy it again, or leave it out.") from error
 
 
 def open_file(path: Path) -> h5py.File:
@@ -58,9 +58,9 @@ def open_file(path: Path) -> h5py.File:
 
 
 def _why_not(path: Path, error: OSError) -> InputError:
-    said = first_line(error)
-    if "unable to lock" in said:
-        number = error.errno or int((re.findall(r"errno = (\d+)", said) or ["0"])[0])
+    message = first_line(error)
+    if "unable to lock" in message:
+        number = error.errno or int((re.findall(r"errno = (\d+)", message) or ["0"])[0])
         if number in _CANNOT_LOCK:
             return Unavailable(
                 f"{path} cannot be locked by its file system, as HDF5 does before it reads ({os.strerror(number)}). "
@@ -70,14 +70,14 @@ def _why_not(path: Path, error: OSError) -> InputError:
             f"{path} is in use: {_holders(path)}. Wait for it, or stop it. If nothing writes to the file, for example "
             "after a network file system lost a lock, set HDF5_USE_FILE_LOCKING=FALSE."
         )
-    if "already open for write" in said:
+    if "already open for write" in message:
         return Unavailable(
             f"{path} is marked as being written to: a program has it open, or ended without closing it. Wait for it; "
             f"if there is none, `h5clear -s {path}` removes the mark."
         )
     if isinstance(error, PermissionError):
         return Unavailable(f"{path} cannot be read: {os.strerror(error.errno or errno.EACCES)}.")
-    return InputError(f"{path} cannot be read as HDF5; it may be truncated or not HDF5 at all ({said}).")
+    return InputError(f"{path} cannot be read as HDF5; it may be truncated or not HDF5 at all ({message}).")
 
 
 def _holders(path: Path) -> str:

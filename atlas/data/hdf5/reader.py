@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from atlas.data.caches.filtered_demos import Demo, demo_names, keep_demos, keep_many, kept_demos, read_whole_demo
+from atlas.data.caches.demo_cache import Demo, cache_demos, cache_many, cached_demos, demo_names, read_whole_demo
 from atlas.data.caches.lru import LRUCache
 from atlas.data.episode import Numbers, Side, images_by_episode
 from atlas.data.hdf5.gripper_values import map_gripper, open_and_closed
@@ -98,7 +98,7 @@ class LiberoDataset:
         self._demos: list[_Demo] = []
         self._read: list[Numbers] = []
         self._start()
-        keep_many(self.files, self.action_spec.dim)
+        cache_many(self.files, self.action_spec.dim)
         try:
             for number, file in enumerate(self.files):
                 self._read_file(number, file)
@@ -246,7 +246,7 @@ class LiberoDataset:
         except InputError as error:
             self._leave_out(error)
             return
-        kept = kept_demos(path)
+        kept = cached_demos(path)
         read: dict[str, Demo] = {}
         before = len(self._demos)
         for name, side in sides.items():
@@ -260,7 +260,7 @@ class LiberoDataset:
         if len(self._demos) > before and env_args.get("env_name") in _ATLAS_WORLDS:
             self.environment = env_args["env_name"]
         if not kept and len(read) == len(names):
-            keep_demos(path, read)
+            cache_demos(path, read)
 
     def _add(self, number: int, name: str, demo: Demo, side: Side, instruction: str, env_args: dict[str, Any]) -> None:
         """Register an episode. Raises InputError if it does not fit those before it."""

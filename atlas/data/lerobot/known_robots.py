@@ -94,11 +94,11 @@ class KnownRobot:
 def known_robot(info: Info, names: Sequence[str], width: int, keys: Sequence[str]) -> KnownRobot | None:
     """The robot whose action has these names, or whose robot_type says what its `width` unnamed numbers are; None for
     any other. keys: the action's features. Raises InputError if the unit cannot be told."""
-    own, said = tuple(names), "their names"
+    own, known_by = tuple(names), "their names"
     if len(own) != width or all(_SAYS_NOTHING.fullmatch(name.lower()) for name in own):
         typed = _named_by_type(info.robot, width)
         if typed is not None:
-            own, said = typed, f"robot_type '{info.robot}'"
+            own, known_by = typed, f"robot_type '{info.robot}'"
     parts = [_part(name, info.robot) for name in own]
     if len(own) != width or None in parts:
         return None
@@ -109,7 +109,7 @@ def known_robot(info: Info, names: Sequence[str], width: int, keys: Sequence[str
     sides = [limb.side for limb in limbs if limb.kind != "base"]
     if not sides or len(limbs) > len(sides) + 1 or (len(sides) > 1 and sorted(map(str, sides)) != ["left", "right"]):
         return None
-    return _read(info, own, said, limbs, _extremes(info, keys, width))
+    return _read(info, own, known_by, limbs, _extremes(info, keys, width))
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _arms(parts: Sequence[_Part]) -> Iterator[_Limb | None]:
 
 
 def _read(
-    info: Info, names: Sequence[str], said: str, limbs: Sequence[_Limb], extremes: np.ndarray | None
+    info: Info, names: Sequence[str], known_by: str, limbs: Sequence[_Limb], extremes: np.ndarray | None
 ) -> KnownRobot | None:
     """The groups of the limbs. extremes: float64 [2, width], the smallest and largest values; None if unknown."""
     groups: list[SourceGroupConfig] = []
@@ -224,7 +224,7 @@ def _read(
     kinds = list(dict.fromkeys(limb.kind for limb in arms))
     robot = " and ".join(kinds) + (" with a mobile base" if len(limbs) > len(arms) else "")
     robot = f"two arms of {robot}" if len(arms) > 1 and kinds != ["ALOHA"] else robot
-    head = f"actions are those of {robot}, by {said}"
+    head = f"actions are those of {robot}, by {known_by}"
     return KnownRobot(robot, SourceActionsConfig(groups=groups), (head, *notes), doubt)
 
 
@@ -286,12 +286,12 @@ def _statistics(info: Info) -> Iterator[dict[str, Any]]:
 
 def _groups_yaml(groups: Sequence[SourceGroupConfig]) -> str:
     """The groups as a config says them."""
-    said = []
+    sections = []
     for group in groups:
         columns = list(group.columns) if isinstance(group.columns, tuple) else group.columns
         values = group.model_dump(exclude_defaults=True, exclude={"columns", "names"})
-        said.append({"kind": group.kind, "columns": columns} | {k: _short(v) for k, v in values.items()})
-    return _block(said)
+        sections.append({"kind": group.kind, "columns": columns} | {k: _short(v) for k, v in values.items()})
+    return _block(sections)
 
 
 def suggested_yaml(names: Sequence[str], width: int) -> str:
@@ -329,8 +329,8 @@ def _guess(name: str, place: int, width: int) -> tuple[str, str | None]:
 def _block(groups: Sequence[dict[str, Any]]) -> str:
     lines = ["data:", "  features:", "    action_spec:", "      groups:"]
     for group in groups:
-        said = ", ".join(f"{key}: {_said(value)}" for key, value in group.items())
-        lines.append(f"        - {{{said}}}")
+        fields = ", ".join(f"{key}: {_said(value)}" for key, value in group.items())
+        lines.append(f"        - {{{fields}}}")
     return "\n".join(lines)
 
 

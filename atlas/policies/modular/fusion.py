@@ -65,11 +65,13 @@ class QueryFusion(Fusion):
         Tokens may have the lower precision of a frozen encoder.
         """
         precision = self.queries.dtype
-        seen = self.vision(vision.to(precision)) + self.kinds[0]
-        said = self.language(language.tokens.to(precision)) + self.kinds[1]
-        felt = (self.proprio(proprio) + self.kinds[2]).unsqueeze(1)
-        memory = torch.cat([seen, felt, said], dim=1)
-        there = torch.zeros(memory.shape[0], memory.shape[1] - said.shape[1], dtype=torch.bool, device=memory.device)
+        vision_tokens = self.vision(vision.to(precision)) + self.kinds[0]
+        language_tokens = self.language(language.tokens.to(precision)) + self.kinds[1]
+        proprio_token = (self.proprio(proprio) + self.kinds[2]).unsqueeze(1)
+        memory = torch.cat([vision_tokens, proprio_token, language_tokens], dim=1)
+        there = torch.zeros(
+            memory.shape[0], memory.shape[1] - language_tokens.shape[1], dtype=torch.bool, device=memory.device
+        )
         queries = self.queries.expand(memory.shape[0], -1, -1)
         out: torch.Tensor = self.layers(
             queries, memory, memory_key_padding_mask=torch.cat([there, language.is_pad], dim=1)
@@ -127,11 +129,11 @@ class BidirectionalFusion(Fusion):
 
     def _exchanged(self, vision: torch.Tensor, language: LanguageTokens) -> tuple[torch.Tensor, LanguageTokens]:
         precision = self.read.queries.dtype
-        seen = self.vision(vision.to(precision))
-        said = self.language(language.tokens.to(precision))
+        vision_tokens = self.vision(vision.to(precision))
+        language_tokens = self.language(language.tokens.to(precision))
         for layer in self.exchange:
-            seen, said = layer(seen, said, language.is_pad)
-        return seen, LanguageTokens(said, language.is_pad)
+            vision_tokens, language_tokens = layer(vision_tokens, language_tokens, language.is_pad)
+        return vision_tokens, LanguageTokens(language_tokens, language.is_pad)
 
 
 class MLPFusion(Fusion):
@@ -152,8 +154,8 @@ class MLPFusion(Fusion):
         """As `QueryFusion.forward`; no vision tokens count as zeros."""
         precision = self.layers[0].weight.dtype
         assert isinstance(precision, torch.dtype)
-        seen = vision.to(precision).sum(1) / max(1, vision.shape[1])
-        fused: torch.Tensor = self.layers(torch.cat([seen, language.summary().to(precision), proprio], 1))
+        mean_token = vision.to(precision).sum(1) / max(1, vision.shape[1])
+        fused: torch.Tensor = self.layers(torch.cat([mean_token, language.summary().to(precision), proprio], 1))
         return fused.unflatten(1, (self._horizon, self._dim))
 
 
@@ -170,14 +172,16 @@ class _Exchange(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, seen: torch.Tensor, said: torch.Tensor, is_pad: torch.Tensor
+        self, vision: torch.Tensor, language: torch.Tensor, is_pad: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """seen [B, N, dim], said [B, L, dim], is_pad bool [B, L] (padding of said); returns the first two, updated."""
-        sights, words = self.vision_norm(seen), self.language_norm(said)
-        told = self.to_vision(sights, words, words, key_padding_mask=is_pad, need_weights=False)[0]
-        shown = self.to_language(words, sights, sights, need_weights=False)[0]
-        seen, said = seen + self.dropout(told), said + self.dropout(shown)
-        return seen + self.dropout(self.vision_mlp(seen)), said + self.dropout(self.language_mlp(said))
+        """vision [B, N, dim], language [B, L, dim] with its padding, bool [B, L]; returns the first two, updated."""
+        vision_keys, language_keys = self.vision_norm(vision), self.language_norm(language)
+        from_language = self.to_vision(
+            vision_keys, language_keys, language_keys, key_padding_mask=is_pad, need_weights=False
+        )[0]
+        from_vision = self.to_language(language_keys, vision_keys, vision_keys, need_weights=False)[0]
+        vision, language = vision + self.dropout(from_language), language + self.dropout(from_vision)
+        return vision + self.dropout(self.vision_mlp(vision)), language + self.dropout(self.language_mlp(language))
 
 
 def _entrance(width: int, dim: int) -> nn.Sequential:

@@ -57,10 +57,10 @@ class AdapterHead(RegressingHead):
     def fuse(self, states: HiddenStates, proprio: torch.Tensor) -> torch.Tensor:
         dtype = self.latents.dtype
         latents = self.latents.expand(len(proprio), -1, -1)
-        felt = self.proprio(proprio).to(dtype)
+        proprio_token = self.proprio(proprio).to(dtype)
         mask = states.is_prompt[:, None, None]
         for layer, bridge in zip(self._reads, self.bridges, strict=True):
-            own = torch.cat([states.extras(layer).to(dtype), felt], dim=1)
+            own = torch.cat([states.extras(layer).to(dtype), proprio_token], dim=1)
             latents = bridge(latents, states.layers[layer].to(dtype), own, mask)
         fused: torch.Tensor = self.leave(latents)
         return fused

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from atlas.data.caches import filtered_demos as kept_demos
+from atlas.data.caches import demo_cache
 from atlas.data.episode import EpisodeDataset
 from atlas.data.formats import open_dataset
 from atlas.errors import InputError
@@ -37,7 +37,7 @@ def test_many_demos_are_read_once(make_libero: MakeLibero, robomimic: bool) -> N
     first = open_dataset(root, instruction=instruction)
     moving = open_dataset(root, instruction=instruction, drop_noops=True)
 
-    with mock.patch.object(kept_demos, "read_demo", side_effect=AssertionError("read again")):
+    with mock.patch.object(demo_cache, "read_demo", side_effect=AssertionError("read again")):
         assert_same(open_dataset(root, instruction=instruction), first)
         assert_same(open_dataset(root, instruction=instruction, drop_noops=True), moving)
 
@@ -90,8 +90,8 @@ def test_many_files_are_read_in_parallel(
     alone = open_dataset(root)
     for file in own_cache.glob("hdf5/*"):
         file.unlink()
-    monkeypatch.setattr(kept_demos, "_MANY", 1)
+    monkeypatch.setattr(demo_cache, "_MANY", 1)
     monkeypatch.setattr(pool, "available_cores", lambda: 2)
 
-    with mock.patch.object(kept_demos, "read_demo", side_effect=AssertionError("read in this process")):
+    with mock.patch.object(demo_cache, "read_demo", side_effect=AssertionError("read in this process")):
         assert_same(open_dataset(root), alone)

@@ -84,7 +84,7 @@ def read_whole_demo(data: h5py.Group, name: str, path: Path, layout: Layout | No
     return Demo(layout, *read_demo(demo, where, layout, action_dim), late=layout is LIBERO and stored_late(demo, where))
 
 
-def kept_demos(path: Path) -> dict[str, Demo]:
+def cached_demos(path: Path) -> dict[str, Demo]:
     """The demos of a file by name if they are kept; otherwise none."""
     try:
         with np.load(_place(path)) as kept:
@@ -107,7 +107,7 @@ def kept_demos(path: Path) -> dict[str, Demo]:
         return {}
 
 
-def keep_demos(path: Path, demos: dict[str, Demo]) -> None:
+def cache_demos(path: Path, demos: dict[str, Demo]) -> None:
     """Keep all demos of a file if there are many and all are of one kind."""
     if len(demos) < _FEW:
         return
@@ -137,7 +137,7 @@ def keep_demos(path: Path, demos: dict[str, Demo]) -> None:
         logger.info("The numbers of %s are not kept: %s cannot be written (%s).", path, place, error.strerror)
 
 
-def keep_many(files: Sequence[Path], action_dim: int) -> None:
+def cache_many(files: Sequence[Path], action_dim: int) -> None:
     """Read files that are not kept yet in separate processes if they have many demos. Errors are left to whoever reads
     the file next."""
     if multiprocessing.current_process().daemon:  # daemons may not start processes
@@ -145,15 +145,15 @@ def keep_many(files: Sequence[Path], action_dim: int) -> None:
     missing = [file for file in files if not _place(file).is_file()]
     if len(missing) > 1 and sum(map(_count, missing)) >= _MANY:
         jobs = [(file, action_dim) for file in missing]
-        run_jobs(f"Reading {files[0].parent.name}", len(jobs), jobs, _read_and_keep, _nothing, ())
+        run_jobs(f"Reading {files[0].parent.name}", len(jobs), jobs, _read_and_cache, _nothing, ())
 
 
-def _read_and_keep(job: tuple[Path, int]) -> None:
+def _read_and_cache(job: tuple[Path, int]) -> None:
     path, action_dim = job
     try:
         with readable(str(path)), open_file(path) as file:
             data = group_in(file, "data", str(path))
-            keep_demos(
+            cache_demos(
                 path, {name: read_whole_demo(data, name, path, None, action_dim) for name in demo_names(data, path)}
             )
     except InputError:
