@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from atlas.checks.silent_bugs import BugId
 
@@ -26,7 +26,6 @@ CheckId = Literal[
 ]
 # error: a policy trained on this cannot work as it is evaluated; warning: it may not; info: what was seen.
 Severity = Literal["error", "warning", "info"]
-SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
 from atlas.data.lerobot.dataset import LeRobotDataset
 from atlas.data.statistics import ColumnStatistics, seldom_used
-from atlas.system.documents import read_json
+from atlas.system.documents import read_json_object
 
 _SMALLEST_STD = 1e-6
 _TAIL = 8.0  # standard deviations from the mean beyond which the largest value alone sets the scale
@@ -103,7 +102,7 @@ def _of_column(
 def _brought(context: CheckContext, dataset: LeRobotDataset) -> Iterator[Finding]:
     """The statistics stored in the dataset. Atlas never uses them, but others do."""
     path = dataset.path / _SOURCES
-    stated = _read(path)
+    stated = read_json_object(path)
     if stated is None:
         return
     everything = ColumnStatistics.of(np.concatenate([dataset.episode(i).proprio for i in range(len(dataset))]))
@@ -123,14 +122,6 @@ def _brought(context: CheckContext, dataset: LeRobotDataset) -> Iterator[Finding
             "Atlas computes its own; compute them again for other programs.",
             {"file": str(path), "deviations": wrong},
         )
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        values = read_json(path)
-    except (OSError, ValueError):
-        return None
-    return values if isinstance(values, dict) else None
 
 
 def _vector(stated: dict[str, Any], feature: str, key: str) -> np.ndarray | None:

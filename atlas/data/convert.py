@@ -15,7 +15,7 @@ from atlas.data.episode import EpisodeDataset, RecordedEpisode, tasks_of
 from atlas.data.hdf5.libero_writer import write_libero_file
 from atlas.data.lerobot.writing.writer import Part, Plan, assemble, check_codec, plan, write_part
 from atlas.errors import InputError
-from atlas.system.documents import read_json
+from atlas.system.documents import read_json_object
 from atlas.system.files import sync_tree, write_json
 from atlas.system.locks import hold
 from atlas.system.paths import file_name
@@ -70,7 +70,7 @@ def _convert(
     workers: int | None,
 ) -> None:
     parts, result = work / "parts", work / "result"
-    if _read_note(work) != note:
+    if read_json_object(work / _NOTE) != note:
         for folder in (parts, result):
             shutil.rmtree(folder, ignore_errors=True)
     write_json(work / _NOTE, note)
@@ -99,7 +99,7 @@ def check_form(asked: Conversion, cameras: Mapping[str, tuple[int, int]]) -> Non
 
 def check_target(out: Path) -> None:
     """Raises InputError if `out` holds anything that no conversion has left."""
-    if out.exists() and _read_note(out) is None and any(out.iterdir()):
+    if out.exists() and read_json_object(out / _NOTE) is None and any(out.iterdir()):
         raise InputError(f"{out} is not empty; name another folder for the copy.")
 
 
@@ -130,7 +130,7 @@ def _settle(dataset: EpisodeDataset, asked: Conversion) -> Plan | list[tuple[int
 
 def _is_done(out: Path, note: dict[str, Any]) -> bool:
     check_target(out)
-    found = _read_note(out) if out.exists() else None
+    found = read_json_object(out / _NOTE) if out.exists() else None
     if found is None:
         return False
     if found != note:
@@ -139,14 +139,6 @@ def _is_done(out: Path, note: dict[str, Any]) -> bool:
         )
         raise InputError(f"{out} holds another copy ({differing}). Remove it, or name another folder.")
     return True
-
-
-def _read_note(folder: Path) -> dict[str, Any] | None:
-    try:
-        found = read_json(folder / _NOTE)
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 # ---- LeRobot ---------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from atlas.doctor.limits import core_limit, memory_limit, memory_used
 from atlas.doctor.verdict import Finding, Status, gib
 from atlas.system.paths import cache_root
 from atlas.system.process_control.cores import available_cores
+from atlas.tracking.provenance import installed_version
 
 _DISTRIBUTION = "atlas-vla"
 _PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -54,7 +55,7 @@ def check_platform() -> Finding:
 def check_packages() -> Finding:
     """Whether Atlas's requirements are installed in suitable versions."""
     required = declared_requirements()
-    return judge_packages(required, {name: _installed(name) for name in (*_names(required), *_OPTIONAL)})
+    return judge_packages(required, {name: installed_version(name) for name in (*_names(required), *_OPTIONAL)})
 
 
 def judge_packages(required: Sequence[str], versions: dict[str, str | None]) -> Finding:
@@ -96,13 +97,6 @@ def _names(requirements: Iterable[str]) -> list[str]:
     from packaging.requirements import Requirement
 
     return [Requirement(text).name for text in requirements]
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 # ---- cores and memory --------------------------------------------------------------------------------------

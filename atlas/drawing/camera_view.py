@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from atlas.data.episode import Episode
+from atlas.environments.model_variation import rotation_matrix
 from atlas.types import ActionSpec
 
 _DEFAULT_FOVY_DEG = 45.0  # MuJoCo's
@@ -50,19 +51,7 @@ def find_camera(model_xml: str | None, name: str) -> FixedCamera | None:
         return None
     position = np.array(camera.get("pos", "0 0 0").split(), np.float64)
     quaternion = np.array(camera.get("quat", "1 0 0 0").split(), np.float64)
-    return FixedCamera(position, _rotation(quaternion), float(camera.get("fovy", _DEFAULT_FOVY_DEG)))
-
-
-def _rotation(quaternion: np.ndarray) -> np.ndarray:
-    """The rotation matrix [3, 3] of a quaternion [4], scalar first."""
-    w, x, y, z = quaternion / np.linalg.norm(quaternion)
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+    return FixedCamera(position, rotation_matrix(quaternion), float(camera.get("fovy", _DEFAULT_FOVY_DEG)))
 
 
 def following(episodes: Sequence[Episode], spec: ActionSpec, horizon: int) -> float | None:

@@ -57,7 +57,7 @@ class ModelVariation:
         model = self._model
         turn = _rotation(np.asarray(shift.turn))
         for camera in range(model.ncam):
-            pose = _matrix(model.cam_quat[camera])
+            pose = rotation_matrix(model.cam_quat[camera])
             if model.cam_bodyid[camera] == 0:  # it stands in the scene
                 arm = model.cam_pos[camera] - self._look_at
                 vertical = np.array([0.0, 0.0, 1.0])
@@ -166,7 +166,7 @@ def _rotation(turn: np.ndarray) -> np.ndarray:
     return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
 
 
-def _matrix(quaternion: np.ndarray) -> np.ndarray:
+def rotation_matrix(quaternion: np.ndarray) -> np.ndarray:
     """The rotation matrix [3, 3] of a quaternion (w, x, y, z)."""
     w, x, y, z = quaternion / np.linalg.norm(quaternion)
     return np.array(

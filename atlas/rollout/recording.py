@@ -23,7 +23,7 @@ from atlas.environments.rendering import RenderingGPU, render_on, software_rende
 from atlas.environments.scene_variation import VariableScene
 from atlas.errors import InputError
 from atlas.rollout.episode_plan import episode_seed
-from atlas.system.documents import read_json
+from atlas.system.documents import read_json_object
 from atlas.system.files import sync, write_json
 from atlas.system.locks import LOCK, hold
 from atlas.system.process_control.pool import run_jobs
@@ -99,7 +99,7 @@ def _is_liberos(spec: EnvironmentSpec) -> bool:
 
 def _record(settings: RecordSettings, out: Path, workers: int | None, form: Conversion) -> None:
     parts = out / _PARTS
-    if _read_marker(out) is None:  # parts and files without a marker may be of any settings
+    if read_json_object(out / _MARKER) is None:  # parts and files without a marker may be of any settings
         shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True, exist_ok=True)
     write_json(out / _MARKER, _fingerprint(settings, form))
@@ -149,7 +149,7 @@ def is_recorded(settings: RecordSettings, out: Path, form: Conversion = _AS_LIBE
 
     Raises InputError where the folder holds something else.
     """
-    found, asked = _read_marker(out), _fingerprint(settings, form)
+    found, asked = read_json_object(out / _MARKER), _fingerprint(settings, form)
     if found is None:
         others = {path.name for path in out.iterdir()} - {LOCK, _PARTS} if out.exists() else set()
         if others and _MARKER not in others:
@@ -164,15 +164,6 @@ def is_recorded(settings: RecordSettings, out: Path, form: Conversion = _AS_LIBE
         raise InputError(f"{out} holds another recording ({differing}). Remove it, or give another folder.")
     whole = (out / "meta").is_dir() if form.to == "lerobot" else any(out.glob("*_demo.hdf5"))
     return whole and not (out / _PARTS).exists()
-
-
-def _read_marker(out: Path) -> dict[str, Any] | None:
-    """The marker in a folder; None where there is none, or where a power cut has left an empty file."""
-    try:
-        found = read_json(out / _MARKER)
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _fingerprint(settings: RecordSettings, form: Conversion) -> dict[str, Any]:

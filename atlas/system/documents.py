@@ -27,6 +27,15 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
     return parse_json(_read_text(path, largest))
 
 
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is no file, or where it holds anything else, also half of one."""
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text. Raises ValueError."""
     content = text.encode("utf-8") if isinstance(text, str) else text

@@ -22,7 +22,7 @@ def provenance() -> dict[str, Any]:
     """{"git": …, "packages": {name: version}, "python": …, "platform": …, "machine": …}, for the run's config."""
     return {
         "git": git_state(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name)) is not None},
+        "packages": {name: version for name in _PACKAGES if (version := installed_version(name)) is not None},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": machine(),
@@ -85,7 +85,8 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """The version of a package; None if it is not there."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

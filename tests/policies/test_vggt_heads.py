@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from atlas.errors import InputError
 from atlas.policies.vggt import VGGTAggregator, VGGTConfig
-from atlas.policies.vggt.camera_head import CameraHeadConfig, VGGTCameraHead, cameras_to_pose, pose_to_cameras
+from atlas.policies.vggt.camera_head import CameraHeadConfig, VGGTCameraHead, pose_to_cameras
 from atlas.policies.vggt.depth_head import DepthHeadConfig, VGGTDepthHead
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "vggt_parity"
@@ -119,24 +119,10 @@ def test_full_size_names_and_shapes_are_the_published_checkpoints() -> None:
 # ---- pose encodings --------------------------------------------------------------------------------------------
 
 
-def test_pose_encodings_and_cameras_match_the_published_ones_both_ways(golden: dict[str, Tensor]) -> None:
+def test_cameras_of_pose_encodings_match_the_published_ones(golden: dict[str, Tensor]) -> None:
     extrinsics, intrinsics = pose_to_cameras(golden["pose.enc"], (56, 70))
     torch.testing.assert_close(extrinsics, golden["pose.extrinsic"], atol=1e-6, rtol=0)
     torch.testing.assert_close(intrinsics, golden["pose.intrinsic"], atol=1e-4, rtol=0)
-    encoded = cameras_to_pose(golden["pose.extrinsic"], golden["pose.intrinsic"], (56, 70))
-    torch.testing.assert_close(encoded, golden["pose.enc_roundtrip"], atol=1e-6, rtol=0)
-
-
-def test_every_rotation_makes_the_round_trip() -> None:
-    # Half turns have w = 0, and each of these has another largest number.
-    quaternions = torch.cat((torch.eye(4), torch.tensor([[0.6, -0.8, 0, 0], [0, 0.6, -0.8, 0]]), torch.randn(200, 4)))
-    pose = torch.cat((torch.randn(206, 3), quaternions, torch.rand(206, 2) * 2 + 0.1), dim=1).double()
-    cameras = pose_to_cameras(pose, (100, 200))
-    encoded = cameras_to_pose(*cameras, (100, 200))
-    for ours, back in zip(cameras, pose_to_cameras(encoded, (100, 200)), strict=True):
-        torch.testing.assert_close(back, ours, atol=1e-9, rtol=1e-9)
-    torch.testing.assert_close(encoded[:, 3:7].norm(dim=1), torch.ones(206).double())
-    assert (encoded[:, 6] >= 0).all()
 
 
 def test_a_quarter_turn_about_the_vertical_axis_looks_to_the_right() -> None:

@@ -24,7 +24,6 @@ _LARGEST_CHUNK = 2**30  # bytes: HDF5 holds a whole chunk in memory to read any 
 _MOST_CHUNKS = 200_000  # of one dataset: each takes a look-up
 _MOST_COMPRESSION = 1100  # a factor: deflate reaches at most 1032
 _FREE = 2**20  # bytes that are allowed without justification
-_LOCKED = (errno.EAGAIN, errno.EACCES)
 _CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from atlas.data.statistics import ColumnStatistics
-from atlas.errors import InputError
 
 if TYPE_CHECKING:
     from atlas.policies.published.processor_files import ProcessorFiles
@@ -113,10 +112,3 @@ def identity_columns(dim: int) -> ColumnStatistics:
     """Statistics with which numbers pass unscaled in every mode: mean 0, standard deviation 1, from -1 to 1."""
     zeros, ones, less = (0.0,) * dim, (1.0,) * dim, (-1.0,) * dim
     return ColumnStatistics(zeros, ones, less, ones, less, ones)
-
-
-def check_mode(mode: str, key: str) -> str:
-    """Return the mode. Raises InputError for an unknown one."""
-    if mode not in _NEEDED:
-        raise InputError(f"{key} is '{mode}'; known: {', '.join(_NEEDED)}.")
-    return mode

@@ -39,19 +39,6 @@ def pose_to_cameras(pose: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, 
     return extrinsics, intrinsics
 
 
-def cameras_to_pose(extrinsics: Tensor, intrinsics: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """The inverse of `pose_to_cameras`: [..., 9], with a quaternion of norm 1 whose scalar w is not negative.
-
-    The principal point is not encoded: it is assumed to be the centre of the image.
-    """
-    height, width = image_size
-    quaternion = _quaternion_of(extrinsics[..., :3])
-    vertical = 2 * torch.atan(height / 2 / intrinsics[..., 1, 1])
-    horizontal = 2 * torch.atan(width / 2 / intrinsics[..., 0, 0])
-    fields = torch.stack((vertical, horizontal), dim=-1)
-    return torch.cat((extrinsics[..., 3], quaternion, fields), dim=-1)
-
-
 def _rotation_of(quaternion: Tensor) -> Tensor:
     """Quaternions (x, y, z, w) [..., 4] of any norm to rotation matrices [..., 3, 3]."""
     x, y, z, w = quaternion.unbind(-1)
@@ -62,29 +49,6 @@ def _rotation_of(quaternion: Tensor) -> Tensor:
         *(s * (x * z - y * w), s * (y * z + x * w), 1 - s * (x * x + y * y)),
     )
     return torch.stack(entries, dim=-1).unflatten(-1, (3, 3))
-
-
-def _quaternion_of(rotation: Tensor) -> Tensor:
-    """Rotation matrices [..., 3, 3] to quaternions (x, y, z, w) [..., 4] of norm 1 with w >= 0.
-
-    The matrix's entries give all sixteen products of two of the quaternion's numbers: 4 q q^T. Its row with the
-    largest diagonal is q times a number that is not near 0, so normalising it loses no precision.
-    """
-    m = rotation
-    (xx, yy, zz) = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
-    (xy, xz, yz) = m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1]
-    (xw, yw, zw) = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
-    rows = (
-        *(1 + xx - yy - zz, xy, xz, xw),
-        *(xy, 1 - xx + yy - zz, yz, yw),
-        *(xz, yz, 1 - xx - yy + zz, zw),
-        *(xw, yw, zw, 1 + xx + yy + zz),
-    )
-    products = torch.stack(rows, dim=-1).unflatten(-1, (4, 4))
-    largest = products.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None]
-    quaternion = products.take_along_dim(largest, dim=-2).squeeze(-2)
-    quaternion = F.normalize(quaternion, dim=-1)
-    return torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
 
 
 # ---- the network -----------------------------------------------------------------------------------------------
