@@ -28,10 +28,11 @@ from atlas.environments.perturbations.choices import PerturbationChoice
 from atlas.rollout.episode_plan import Purpose
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.rollout.verdicts.failures import FailureKind
+from atlas.rollout.verdicts.twins import TWINS
 from atlas.runs.scalars import event_files
 from atlas.tracking import RunTracker
 from atlas.tracking.media_values import write_mp4
-from atlas.training.final_evaluation import PROBES, FinalEvaluation, show_finally
+from atlas.training.final_evaluation import FinalEvaluation, show_finally
 from atlas.training.media.episode_logger import EpisodeLogger
 from tests import warm
 
@@ -402,7 +403,7 @@ def log_evaluation(tracker: RunTracker, purpose: Purpose, folder: Path) -> None:
         tracker.log(report.metrics())
     else:
         perturbed = replace(report, perturbed={PerturbationChoice("blur", 2): tuple(outcomes)})
-        show_finally(FinalEvaluation(perturbed, dict.fromkeys(PROBES, report)), tracker)
+        show_finally(FinalEvaluation(perturbed, dict.fromkeys(TWINS, report)), tracker)
     EpisodeLogger(EpisodeLoggerConfig(), tracker).log(report)
 
 

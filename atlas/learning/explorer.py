@@ -206,5 +206,15 @@ def _play(env: Environment, actor: Actor, episode: PlannedEpisode) -> tuple[Epis
         reward += segment.reward
         steps += segment.steps
     seconds = time.monotonic() - begun
-    outcome = EpisodeOutcome(episode.instruction, episode.seed, segment.success, reward, steps)
+    failure = segment.failure
+    outcome = EpisodeOutcome(
+        episode.instruction,
+        episode.seed,
+        segment.success,
+        reward,
+        steps,
+        failure=None if failure is None else failure.kind,
+        failed_at=None if failure is None else failure.step,
+        judged=env.spec.judged,
+    )
     return outcome, Ended(reward, steps, segment.success, segment.truncated, seconds)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from atlas.rollout.proportions import mcnemar_p, paired_interval
 from atlas.rollout.success_report import EvaluationReport
+from atlas.rollout.verdicts.twins import TWIN_WORDS
 
 _LEVEL = 0.05
 
@@ -42,6 +43,7 @@ class Improvement:
     reports: Mapping[str, EvaluationReport]  # before, after, control
     steps: int  # in the environment
     episodes: int
+    twins: Mapping[str, EvaluationReport] = field(default_factory=dict)  # of the policy that is kept
 
     @property
     def over_before(self) -> Change:
@@ -65,7 +67,8 @@ class Improvement:
             verdict = "No change can be claimed"
         sentence = f"{verdict}: {change.gained} starts gained, {change.lost} lost (p = {change.p:.3f})"
         sentence += f"; against plain imitation {control.gained} gained, {control.lost} lost (p = {control.p:.3f})."
-        return f"{sentence} The policy of before is kept as best." if self.worse else sentence
+        kept = " The policy of before is kept as best." if self.worse else ""
+        return f"{sentence}{kept}{twins_in_words(self.twins)}"
 
     def to_dict(self) -> dict[str, Any]:
         """The machine-readable form of `atlas learn --json`."""
@@ -86,10 +89,19 @@ class Improvement:
             **{f"over_{what}": _numbers(change) for what, change in self._changes().items()},
             "best": str(self.folder / "best"),
             "kept": "before" if self.worse else "after",
+            "probes": {name: twin.to_dict() for name, twin in self.twins.items()},
         }
 
     def _changes(self) -> dict[str, Change]:
         return {"before": self.over_before, "control": self.over_control}
+
+
+def twins_in_words(twins: Mapping[str, EvaluationReport]) -> str:
+    """A sentence, or nothing."""
+    told = []
+    for name, twin in twins.items():
+        told.append(f"{sum(o.success for o in twin.outcomes)} of {len(twin.outcomes)} {TWIN_WORDS[name]}")
+    return f" Successes of the kept policy: {', '.join(told)}." if told else ""
 
 
 def _numbers(change: Change) -> dict[str, Any]:

@@ -4,8 +4,11 @@
       actor/, learner/        a board each: `actor/*` over steps, `sac/*` and others over updates
       checkpoints/step_…/     the policy, and what it takes to go on
       best/policy/            the policy with the best evaluation
+      start/policy/           that of before, where it is saved nowhere else
+      learned/policy/         that of after, where it is worse and `best` is that of before
       evaluations/            the outcomes of the policies before and after, on the same held-out starts
-      results.json            what `--json` prints
+      results.json            what `--json` prints, and what it is believed by
+      report.html             a page about it
 """
 
 from __future__ import annotations
@@ -15,11 +18,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -31,67 +33,51 @@ from atlas.environments.state_world import StateWorld
 from atlas.errors import InputError
 from atlas.learning.boards.evaluation_board import EvaluationBoard
 from atlas.learning.boards.experience_map import DEMONSTRATIONS, ExperienceMap, Seen, demonstrated
+from atlas.learning.boards.held_out_results import HowPlayed, leave_page, twins_of, write_results
 from atlas.learning.boards.judged_episodes import Judge
-from atlas.learning.explorer import play_here, summary_aliases
+from atlas.learning.boards.part_trackers import finish_with, part_tracker
+from atlas.learning.explorer import Ended, play_here, summary_aliases
 from atlas.learning.on_policy.rank_group import RankGroup
 from atlas.learning.policy_view import PolicyView, load_start, processor_of_world
 from atlas.learning.residual_view import ResidualView, corrected_policy
 from atlas.learning.returns import OnlineResult
 from atlas.policies.action_distribution import Noise
 from atlas.policies.base import Policy
-from atlas.rollout.actor import image_size_for
+from atlas.policies.processor import PolicyProcessor
+from atlas.registry import resolve_policy
+from atlas.rollout.actor import Actor, image_size_for
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
 from atlas.rollout.evaluation import check_policy_fits, one_thread
-from atlas.rollout.success_report import EvaluationReport
-from atlas.runs.run_directory import EVALUATIONS, RESULTS
+from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
+from atlas.rollout.verdicts.evidence import trained_on
+from atlas.runs.run_directory import EVALUATIONS, LEARNING
 from atlas.system.documents import read_json
 from atlas.system.file_store import CONFIG
 from atlas.system.files import partial_folder, write_json, write_text
 from atlas.system.locks import hold
 from atlas.tracking import RunTracker
-from atlas.tracking.tracker import Resumed
 from atlas.training.guards.signals import Interrupted, StopRequest
 
 logger = logging.getLogger(__name__)
 
-STATE = "learning.json"
 RESIDUAL = "residual"  # the name of the settings of a correction
 View = PolicyView | ResidualView
+_START = "start"  # in the run's folder: the policy of before, where it is saved nowhere else
+_LEARNED = "learned"  # that of after, where it has become worse
 _FACTS = "facts.json"  # of a checkpoint; it is written last
 
 
 def settle(folder: Path, asked: dict[str, Any], config: Config) -> None:
     """Note down in the run's folder what is learned from what; refuse to go on with something else. Raises
     InputError."""
-    file = folder / STATE
+    file = folder / LEARNING
     if file.exists() and (found := read_json(file)) != asked:
         changed = [key for key in asked if found.get(key) != asked[key]]
         differing = "; ".join(f"{key} was {found.get(key)} and is {asked[key]}" for key in changed)
         raise InputError(f"{folder} learns something else: {differing}. Choose another run_name.")
     write_json(file, asked)
     write_text(folder / CONFIG, dump_yaml(config))
-
-
-def finish_with(held: ExitStack, tracker: RunTracker) -> None:
-    """Finish a tracker when the stack is left, with the exit code of what ended it."""
-
-    def finish(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        tracker.finish(exit_code_of(error))
-
-    held.push(finish)
-
-
-def exit_code_of(error: BaseException | None) -> int:
-    """What the command will end with."""
-    if error is None:
-        return 0
-    if isinstance(error, InputError):
-        return 2
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    code = getattr(error, "exit_code", None)
-    return code if isinstance(code, int) else 1
 
 
 class OnlineRun:
@@ -125,6 +111,7 @@ class OnlineRun:
         self.policy.to(self.group.device)
         if self.group.main:
             held.enter_context(hold(self.folder, f"the run {self.folder}"))
+            leave_page(held, self.folder)
         asked = {
             "algorithm": name,
             "checkpoint": checkpoint,
@@ -192,23 +179,9 @@ class OnlineRun:
         Held-out episodes are many, and played when nothing is lost: a signal ends them. Raises Interrupted.
         """
 
-        def look_up() -> None:
-            self.between_episodes()
-            if purpose == "report" and self._stop.signal is not None:
-                raise Interrupted(self._stop.signal)
-
-        if not self._world:
-            self._world.append(self.open_world())
-        planned = self._planned(purpose, episodes)
-        was_training = self.policy.training
-        self.policy.eval()
-        with one_thread():
-            mine, title = planned[self.group.rank :: self.group.size], f"playing {purpose} episodes"
-            ours = play_here(self._world[0], self.actor(), mine, title if self.group.main else None, each=look_up)
-        numbers = {episode.seed: episode.number for episode in planned}
-        played = [each for part in self.group.gathered(ours) for each in part]
-        played.sort(key=lambda each: numbers[each[0].seed])
-        self.policy.train(was_training)
+        played = self._play(
+            self.actor(), self._planned(purpose, episodes), f"playing {purpose} episodes", purpose == "report"
+        )
         report = EvaluationReport(
             self.env,
             str(self.folder),
@@ -217,6 +190,28 @@ class OnlineRun:
             seed=self.config.evaluation.seed,
         )
         return report, {**report.metrics(), **summary_aliases("Val", [ended for _, ended in played])}
+
+    def _play(
+        self, actor: Actor, planned: Sequence[PlannedEpisode], title: str, held_out: bool = True
+    ) -> list[tuple[EpisodeOutcome, Ended]]:
+        """Each process plays its share; all get all, in the order of `planned`. Raises Interrupted."""
+
+        def look_up() -> None:
+            self.between_episodes()
+            if held_out and self._stop.signal is not None:
+                raise Interrupted(self._stop.signal)
+
+        if not self._world:
+            self._world.append(self.open_world())
+        was_training = self.policy.training
+        self.policy.eval()
+        with one_thread():
+            mine = planned[self.group.rank :: self.group.size]
+            ours = play_here(self._world[0], actor, mine, title if self.group.main else None, each=look_up)
+        numbers = {episode.seed: episode.number for episode in planned}
+        played = [each for part in self.group.gathered(ours) for each in part]
+        self.policy.train(was_training)
+        return sorted(played, key=lambda each: numbers[each[0].seed])
 
     def _planned(self, purpose: Purpose, episodes: int) -> list[PlannedEpisode]:
         return plan_episodes(self.env, episodes, purpose, self.config.evaluation.seed)
@@ -298,9 +293,27 @@ class OnlineRun:
         if self.group.from_first(file.exists()):
             return EvaluationReport.load(file)
         report, _ = self.evaluate("report", self.config.learning.held_out_episodes)
+        if self._saved_nowhere:
+            self.keep(_START)
         if self.group.main:
+            place = self.folder / _START if self._saved_nowhere else self.checkpoint
+            assert place is not None
+            report = self._how_played.proven(report, place)
             report.save(file)
         return report
+
+    @property
+    def _saved_nowhere(self) -> bool:
+        """Whether the policy that the run begins with is new, or acts otherwise than the checkpoint's."""
+        if self.checkpoint is None or self.name == RESIDUAL:
+            return True
+        own = PolicyProcessor.load(resolve_policy(self.checkpoint) / "processor.json")
+        return own.scaling.proprio_margin != self.policy.processor.scaling.proprio_margin
+
+    @property
+    def _how_played(self) -> HowPlayed:
+        imitated = trained_on(resolve_policy(self.checkpoint)) if self.checkpoint is not None else None
+        return HowPlayed(self.view.execute, dataset=imitated)
 
     def conclude(
         self,
@@ -313,22 +326,35 @@ class OnlineRun:
     ) -> OnlineResult:
         """Evaluate the best policy on the held-out starts, and say what has been reached. A policy that a run has made
         worse gives way to that of before. ended: why, where it was before its steps were played."""
-        file = self.folder / EVALUATIONS / "after.json"
+        file, best, learned = (self.folder / name for name in (f"{EVALUATIONS}/after.json", "best", _LEARNED))
         if self.group.from_first(file.exists()):  # and the first has written the best policy
             after = EvaluationReport.load(file)
         else:
-            self.policy.load_weights(self.folder / "best" / "policy" / "model.safetensors")
+            place = learned if self.group.from_first(learned.exists()) else best
+            self.policy.load_weights(place / "policy" / "model.safetensors")
             after, _ = self.evaluate("report", self.config.learning.held_out_episodes)
-            if self.group.main:
-                after.save(file)
-        result = OnlineResult(
-            self.folder, self.name, self.env, before, after, steps, episodes, updates, seconds, self.checkpoint, ended
-        )
+        told = self.folder, self.name, self.env, before, after
+        result = OnlineResult(*told, steps, episodes, updates, seconds, self.checkpoint, ended)
         if result.kept_before:
+            if self.group.main and not learned.exists():
+                os.replace(best, learned)
             self.policy.load_own_state_dict(self._begun_with)
             self.keep("best")
-        if self.group.main:
-            write_json(self.folder / RESULTS, result.to_dict())
+        how, main = self._how_played, self.group.main
+        if main:
+            how.proven(after, learned if result.kept_before else best).save(file)
+        self.group.gathered(None)  # the best policy is there
+        self.policy.load_weights(best / "policy" / "model.safetensors")
+        kept = before if result.kept_before else after
+        kept = how.proven(kept, best) if main else kept
+
+        def play(actor: Actor, planned: Sequence[PlannedEpisode], title: str) -> list[EpisodeOutcome]:
+            return [outcome for outcome, _ in self._play(actor, planned, title)]
+
+        few, first = self.config.evaluation.probe_episodes, self.group.from_first
+        result = replace(result, twins=twins_of(self.folder, kept, self.actor(), few, play, how, first, main))
+        if main:
+            write_results(self.folder, result.to_dict(), kept, result.twins)
         return result
 
     # ---- checkpoints -----------------------------------------------------------------------------------------
@@ -371,14 +397,6 @@ def about(policy: Policy, env: str) -> str:
     }
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     return f"{env}, policy {digest}"
-
-
-def part_tracker(config: Config, part: str, step: int, is_main: bool = True) -> RunTracker:
-    """The board of one part of a run, such as `learner` or `actor`."""
-    name = f"{part.capitalize()}-{config.run_name}"
-    wandb = config.wandb.model_copy(update={"group": config.wandb.group or config.run_name, "name": name})
-    resumed = Resumed(step) if step else None
-    return RunTracker(config.run_dir / part, name, wandb, config.logging, is_main, resumed, from_experience=True)
 
 
 def view_of(policy: Policy, config: Config, name: str, env: str) -> PolicyView:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from atlas.learning.improvement import Change
+from atlas.learning.improvement import Change, twins_in_words
 from atlas.rollout.success_report import EvaluationReport
 
 _RESAMPLED = 2000
@@ -29,6 +30,7 @@ class OnlineResult:
     seconds: float  # of learning, without the evaluations at the end
     checkpoint: str | None = None  # of the policy that it began with; None: new weights
     ended: str | None = None  # why, where it ended before its steps were played
+    twins: Mapping[str, EvaluationReport] = field(default_factory=dict)  # of the policy that is kept
 
     @property
     def difference(self) -> tuple[float, float, float]:
@@ -65,7 +67,8 @@ class OnlineResult:
         if change is not None:
             sentence += f"; {change.gained} starts gained, {change.lost} lost (p = {change.p:.3f})"
         kept = " The policy of before is kept as best." if self.kept_before else ""
-        return f"{sentence}.{kept}{f' It ended early: {self.ended}.' if self.ended else ''}"
+        early = f" It ended early: {self.ended}." if self.ended else ""
+        return f"{sentence}.{kept}{early}{twins_in_words(self.twins)}"
 
     def to_dict(self) -> dict[str, Any]:
         """The machine-readable form of `atlas learn --json`."""
@@ -86,6 +89,7 @@ class OnlineResult:
             "best": str(self.folder / "best"),
             "kept": "before" if self.kept_before else "after",
             "ended_early": self.ended,
+            "probes": {name: twin.to_dict() for name, twin in self.twins.items()},
         }
 
 

@@ -7,6 +7,8 @@
       videos/round_01/             films of the best, median and worst episode of the evaluation after it
       evaluations/                 the outcomes of the policies before and after, and of the control
       best/policy/                 the better one of before and after
+      results.json                 what `--json` prints, and what it is believed by
+      report.html                  a page about it
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ from atlas.environments.catalog import environment_spec
 from atlas.environments.rendering import RenderingGPU
 from atlas.launch import acting_device, count_gpus, launch_ranks, plan_processes
 from atlas.learning.boards.evaluation_board import MOST_PICTURES, VIDEOS
+from atlas.learning.boards.held_out_results import HowPlayed, leave_page, twins_of, write_results
+from atlas.learning.boards.part_trackers import finish_with
 from atlas.learning.dagger import Dagger
 from atlas.learning.explorer import Ended, summary_aliases
 from atlas.learning.improvement import Improvement
-from atlas.learning.online_run import finish_with, settle
+from atlas.learning.online_run import settle
 from atlas.learning.rft import SelfImitation
 from atlas.policies.base import load_policy
 from atlas.prepare import prepare
@@ -44,6 +48,7 @@ from atlas.rollout.evaluation import Evaluator, PlayedEpisode, check_policy_fits
 from atlas.rollout.experience import Played
 from atlas.rollout.filming.film_choice import film_order
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport, highlights
+from atlas.rollout.verdicts.evidence import trained_on
 from atlas.runs.run_directory import EVALUATIONS, RESULTS
 from atlas.system.documents import read_json
 from atlas.system.files import partial_folder, write_json
@@ -86,6 +91,7 @@ class _Rounds:
         policy = load_policy(self.base)
         check_policy_fits(policy.processor, environment_spec(env))
         held.enter_context(hold(self.folder, f"the run {self.folder}"))
+        leave_page(held, self.folder)
         self._settle(checkpoint)
         self.device = acting_device(config.distributed.cpu)
         gpu = RenderingGPU.of(self.device)
@@ -122,7 +128,12 @@ class _Rounds:
         }
         improvement = Improvement(self.folder, self.env, reports, self.steps, self.episodes)
         self._keep_best(self.base if improvement.worse else policy)
-        write_json(self.folder / RESULTS, improvement.to_dict())
+        best = self.folder / "best"
+        how = replace(self._how_played, dataset=trained_on(resolve_policy(self.base if improvement.worse else policy)))
+        final = how.proven(reports["before" if improvement.worse else "after"], best)
+        few, actor = self.config.evaluation.probe_episodes, self._actor(best)
+        improvement = replace(improvement, twins=twins_of(self.folder, final, actor, few, self._outcomes, how))
+        write_results(self.folder, improvement.to_dict(), final, improvement.twins)
         return improvement
 
     # ---- one round -------------------------------------------------------------------------------------------
@@ -242,8 +253,16 @@ class _Rounds:
         played = self.evaluator.play(self._actor(policy), planned, record=films is not None, title=title)
         outcomes = [each.outcome for each in played]
         report = EvaluationReport(self.env, str(policy), tuple(outcomes), purpose, seed=self.config.evaluation.seed)
+        report = self._how_played.proven(report, policy)
         report.save(file)
         return report if films is None else self._filmed(report, played, films)
+
+    def _outcomes(self, actor: Actor, planned: Sequence[PlannedEpisode], title: str) -> list[EpisodeOutcome]:
+        return [each.outcome for each in self.evaluator.play(actor, planned, title=title)]
+
+    @property
+    def _how_played(self) -> HowPlayed:
+        return HowPlayed.configured(self.config.evaluation)
 
     def _filmed(self, report: EvaluationReport, played: Sequence[PlayedEpisode], folder: Path) -> EvaluationReport:
         """The report, which knows where the films are."""

@@ -37,6 +37,10 @@ def sentence(facts: RunFacts) -> str:
     played = facts.headline
     if played is not None:
         values = played.values
+        if not played.judged:
+            return (
+                f"A mean reward of {number(played.mean_reward)} in {values['episodes']} episodes of '{values['env']}'"
+            )
         return f"Succeeds in {values['successes']} of {values['episodes']} episodes of '{values['env']}'"
     loss = facts.run.scalars.get("val/loss") or facts.run.scalars.get("train/loss")
     if loss:
@@ -53,7 +57,7 @@ def _chips(facts: RunFacts) -> list[Html]:
         return [tag("span", "an evaluation alone", class_="chip")]
     kind = {"finished": "good", "running": "", "stopped": "warn", "unfinished": "warn"}[summary.state]
     steps = (
-        f"{summary.steps:,} steps"
+        f"{summary.steps:,} steps{' in the world' if facts.learned else ''}"
         if summary.total_steps is None
         else f"{summary.steps:,} of {summary.total_steps:,} steps"
     )
@@ -70,6 +74,8 @@ def _success(facts: RunFacts) -> Html:
         why = "No rollouts: there is no simulator for this dataset, or evaluation.episodes is 0. Only errors on "
         return tag("div", tag("p", f"{why}validation episodes are known.", class_="note"), _errors(facts))
     values = played.values
+    if not played.judged:
+        return _rewards(facts, played)
     low, high = map(float, values["ci95"])
     rate = float(values["success_rate"])
     big = tag(
@@ -89,14 +95,25 @@ def _success(facts: RunFacts) -> Html:
         if other.of_learning is not None and other is not played:
             rows.append(bar(_OF_LEARNING[other.of_learning], other.values, "twin"))
     rows += [_twin(facts, played, probe) for probe in PROBES]
+    return tag("div", big, tag("div", rows, class_="bars"), _which(played), _by_instruction(played))
+
+
+def _which(played: PlayedEvaluation) -> Html:
+    """Which policy was evaluated, and on what."""
     what = _PURPOSES.get(played.purpose, played.purpose)
     if played.of_learning is not None:
         what = f"the policy {_OF_LEARNING[played.of_learning]}, on starts held out from it"
-    text = f"In '{values['env']}', {what}."
     step = f" Step {played.step:,}." if played.step is not None else ""
-    return tag(
-        "div", big, tag("div", rows, class_="bars"), tag("p", text + step, class_="note"), _by_instruction(played)
-    )
+    return tag("p", f"In '{played.values['env']}', {what}.{step}", class_="note")
+
+
+def _rewards(facts: RunFacts, played: PlayedEvaluation) -> Html:
+    """In a world that does not report success."""
+    big = tag("p", tag("span", number(played.mean_reward), class_="big"), tag("b", "mean reward"), class_="headline")
+    others = [each for each in facts.evaluations if each.of_learning is not None and each is not played]
+    told = [f"{_OF_LEARNING[str(each.of_learning)]} {number(each.mean_reward)}" for each in others]
+    more = tag("p", f"Mean reward {', '.join(told)}.") if told else None
+    return tag("div", big, more, _which(played))
 
 
 def bar(name: Part, values: Mapping[str, Any], kind: str) -> Html:
@@ -175,7 +192,8 @@ def problem(line: Mapping[str, Any]) -> list[Part]:
 def _only_warnings(facts: RunFacts) -> Html:
     how = tag("p", "Why a run fails in rollouts: ", tag("code", f"atlas doctor {facts.run.path}"), class_="note")
     if not facts.warnings:
-        return tag("div", tag("p", "Training gave no warnings."), how, class_="finding quiet")
+        quiet = None if facts.learned else tag("p", "Training gave no warnings.")  # learning leaves no log
+        return tag("div", quiet, how, class_="finding quiet")
     title = "Training warned" if len(facts.warnings) == 1 else f"Training warned of {len(facts.warnings)} things"
     listed = tag("ul", (tag("li", warning) for warning in facts.warnings[:MOST_PROBLEMS]))
     return tag("div", tag("h3", title), listed, how, class_="finding warn")

@@ -29,6 +29,18 @@ _MORE_CHARTS: tuple[tuple[str, str, tuple[str, ...], str, tuple[float, float] | 
     ("Episode length", "steps in rollouts", ("eval/episode_length",), "steps", None),
     ("Samples per second", "higher is better", ("perf/samples_per_second",), "", None),
 )
+_BY_REWARD: tuple[tuple[str, str, tuple[str, ...], str, tuple[float, float] | None], ...] = (
+    ("Reward", "in rollouts that choose the best policy", ("eval/mean_reward",), "", None),
+    ("Reward while learning", "of the last ten episodes, by steps played", ("actor/avg_episode_reward_10",), "", None),
+)
+_MORE_BY_REWARD: tuple[tuple[str, str, tuple[str, ...], str, tuple[float, float] | None], ...] = (
+    ("Loss of the critics", "over updates", ("sac/critic_loss",), "", None),
+    ("Temperature", "over updates", ("sac/temperature",), "", None),
+    ("Entropy", "over updates", ("sac/entropy", "ppo/entropy", "grpo/entropy"), "", None),
+    ("Divergence", "of a round's policy from the one before", ("ppo/kl", "grpo/kl"), "", None),
+    ("Divergence from the start", "over updates", ("ppo/start_kl", "grpo/start_kl"), "", None),
+    ("Length while learning", "of the last ten episodes", ("actor/avg_episode_length_10",), "steps", None),
+)
 _ERROR_COLUMNS = {
     "position_error_mm": "position (mm)",
     "rotation_error_deg": "rotation (°)",
@@ -41,8 +53,10 @@ _ERROR_COLUMNS = {
 
 def curves(runs: Sequence[RunFacts]) -> Html | None:
     """A chart per metric, with a line per run."""
-    first = [chart for spec in _CHARTS if (chart := _chart(runs, *spec)) is not None]
-    more = [chart for spec in _MORE_CHARTS if (chart := _chart(runs, *spec)) is not None]
+    acted = any("actor/total_steps" in facts.run.scalars for facts in runs)
+    charts, further = (_BY_REWARD, _MORE_BY_REWARD) if acted else ((), ())
+    first = [chart for spec in (*_CHARTS, *charts) if (chart := _chart(runs, *spec)) is not None]
+    more = [chart for spec in (*further, *_MORE_CHARTS) if (chart := _chart(runs, *spec)) is not None]
     if not first and not more:
         return None
     rest = fold(f"{len(more)} more curves", tag("div", more, class_="charts")) if more else None

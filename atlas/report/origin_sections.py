@@ -21,6 +21,9 @@ from atlas.report.markup import Html, Part, facts, fold, section, table, tag
 from atlas.report.run_facts import RunFacts
 from atlas.runs.comparison import differing_settings
 from atlas.runs.run_directory import RESULTS, Run
+from atlas.system.documents import read_yaml
+from atlas.system.file_store import CONFIG
+from atlas.system.files import follow
 
 _HERE = Path()  # for settings without a folder
 _PARTS = ("data", "forward", "backward", "optimizer")
@@ -58,7 +61,7 @@ def checks(run: RunFacts) -> Html | None:
         parts = [
             tag(
                 "p",
-                "Training gave no warnings. ",
+                None if run.learned else "Training gave no warnings. ",
                 tag("code", f"atlas doctor {run.run.path}"),
                 " walks through the known silent bugs.",
             )
@@ -237,10 +240,7 @@ def reproduce(run: RunFacts) -> Html | None:
     repeated, proof = _evidence(run)
     if not config:
         return tag("div", tag("pre", tag("code", "\n".join(repeated))), facts(proof)) if repeated else None
-    differing = default_differences(config)
-    overrides = [f"{key}={setting(value)}" for key, (value, _) in differing.items() if value is not None]
-    name = f"run_name={run.run.path.name}-again"
-    commands = [shlex.join(["./train.sh", *overrides, name]), *repeated]
+    commands = [_command(run, config), *repeated]
     played = run.headline
     if played is not None:
         world = str(played.values["env"])
@@ -260,6 +260,34 @@ def reproduce(run: RunFacts) -> Html | None:
     best = run.results.get("best_checkpoint")
     pairs += [("best checkpoint", tag("code", str(best)))] if best else []
     return tag("div", tag("pre", tag("code", "\n".join(commands))), facts([*pairs, *proof]))
+
+
+def _command(run: RunFacts, config: Mapping[str, Any]) -> str:
+    """The one that begins such a run again, with what differs from the default job, or from the run learned from."""
+    name = f"run_name={run.run.path.name}-again"
+    learned = run.learned
+    if "algorithm" not in learned:
+        return shlex.join(["./train.sh", *_overrides(default_differences(config)), name])
+    algorithm, start = str(learned["algorithm"]), learned.get("checkpoint")
+    command = ["atlas", "learn", *(["sac", "--residual"] if algorithm == "residual" else [algorithm])]
+    command += ["--env", str(learned.get("env")), *(["--checkpoint", str(start)] if start else [])]
+    return shlex.join([*command, *_overrides(_changed_since(config, start)), name])
+
+
+def _overrides(differing: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    return [f"{key}={setting(value)}" for key, (value, _) in differing.items() if value is not None]
+
+
+def _changed_since(config: Mapping[str, Any], start: Any) -> dict[str, tuple[Any, Any]]:
+    """{key: (the run's value, that of the run whose checkpoint it began with)}; the default job's where there is
+    none on this machine."""
+    place = follow(Path(str(start))).resolve()
+    folders = [folder for folder in (place, *place.parents) if (folder / CONFIG).is_file()] if start else []
+    if not folders:
+        return default_differences(config)
+    was = Run("was", folders[0], read_yaml(folders[0] / CONFIG))
+    found = differing_settings([Run("run", _HERE, dict(config)), was])
+    return {key: (values.get("run"), values.get("was")) for key, values in found.items()}
 
 
 def _evidence(run: RunFacts) -> tuple[list[str], list[tuple[str, Part]]]:

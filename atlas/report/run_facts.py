@@ -13,7 +13,7 @@ from atlas.errors import InputError
 from atlas.policies.processor import PolicyProcessor
 from atlas.rollout.filming.film_choice import OVERVIEW
 from atlas.rollout.success_report import FORMAT
-from atlas.runs.run_directory import OF_LEARNING, RESULTS, Run, RunSummary, evaluation_files, summarize
+from atlas.runs.run_directory import LEARNING, OF_LEARNING, RESULTS, Run, RunSummary, evaluation_files, summarize
 from atlas.runs.run_origin import RunOrigin, read_origin
 from atlas.system.documents import read_json
 from atlas.system.files import follow
@@ -58,6 +58,15 @@ class PlayedEvaluation:
         return None if self.values.get("step") is None else int(self.values["step"])
 
     @property
+    def judged(self) -> bool:
+        """Whether the world reports success; where it does not, only rewards mean something."""
+        return any(outcome.get("judged", True) for outcome in self.outcomes)
+
+    @property
+    def mean_reward(self) -> float:
+        return sum(float(outcome.get("reward", 0.0)) for outcome in self.outcomes) / len(self.outcomes)
+
+    @property
     def outcomes(self) -> Sequence[Mapping[str, Any]]:
         return list(self.values["outcomes"])
 
@@ -74,6 +83,7 @@ class RunFacts:
     origin: RunOrigin
     warnings: Sequence[str]
     diagnosis: Mapping[str, Any] | None
+    learned: Mapping[str, Any] = field(default_factory=dict)  # learning.json: what `atlas learn` learned from what
     notes: list[str] = field(default_factory=list)  # messages about files that could not be read
 
     @property
@@ -85,6 +95,8 @@ class RunFacts:
         """The evaluation by which a run is judged: the final one, else one of `atlas eval`, else the last that selected
         a checkpoint."""
         plain = [each for each in self.evaluations if not each.probes]
+        if self.results.get("kept") == "before":  # learning has made the policy worse
+            plain = [each for each in plain if each.of_learning in (None, "before")]
         for purpose in ("final", "report", "selection"):
             found = [each for each in plain if each.purpose == purpose]
             if found:
@@ -117,6 +129,7 @@ def gather(run: Run) -> RunFacts:
         read_origin(folder),
         _warnings(folder / LOG),
         _document(folder / DIAGNOSIS),
+        _document(folder / LEARNING) or {},
         notes,
     )
 
@@ -190,8 +203,8 @@ def _film(path: Path) -> Film | None:
 
 def _processor(folder: Path, notes: list[str]) -> PolicyProcessor | None:
     """The best checkpoint's processor, else the latest's."""
-    for link in ("best", "latest"):
-        file = follow(folder / "checkpoints" / link) / "policy" / "processor.json"
+    for place in (folder / "checkpoints" / "best", folder / "checkpoints" / "latest", folder / "best"):
+        file = follow(place) / "policy" / "processor.json"
         if file.is_file():
             try:
                 return PolicyProcessor.load(file)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from atlas.errors import InputError, did_you_mean
 from atlas.rollout.success_report import check_format
-from atlas.runs.scalars import event_files, read_scalars
+from atlas.runs.scalars import boards, event_files, read_all_scalars
 from atlas.system.documents import read_json, read_yaml
 from atlas.system.file_store import CONFIG, RESULTS
 from atlas.system.files import link_target
@@ -23,6 +23,7 @@ State = Literal["finished", "stopped", "running", "unfinished"]
 Points = Sequence[tuple[int, float]]  # (step, value), in the order logged
 
 EVALUATIONS = "evaluations"  # a file with the outcomes of each
+LEARNING = "learning.json"  # what a run of `atlas learn` learns from what
 OF_LEARNING = ("before", "control", "after")  # the evaluations of a run of `atlas learn`; the last is the result
 _QUIET_SECONDS = 600  # a run on another machine that has written nothing for this long has ended
 _EVENT_FILE = re.compile(r"events\.out\.tfevents\.(?P<time>\d+)\.(?P<host>.+)\.(?P<process>\d+)\.\d+")
@@ -102,7 +103,7 @@ def read_run(run_dir: Path, name: str | None = None) -> Run:
         name or run_dir.name or str(run_dir),
         run_dir,
         _read_config(run_dir / CONFIG),
-        read_scalars(run_dir),
+        read_all_scalars(run_dir),
         sorted(evaluations, key=lambda evaluation: evaluation.step or 0),
     )
 
@@ -203,7 +204,7 @@ class RunSummary:
     name: str
     path: Path
     state: State
-    steps: int  # optimizer steps done
+    steps: int  # optimizer steps done; of a run of learning, steps in the environment
     total_steps: int | None  # None where the config counts in epochs
     best_metric: str  # by which the best checkpoint is chosen
     best_value: float | None
@@ -240,10 +241,13 @@ class RunSummary:
 
 def summarize(run_dir: Path, name: str) -> RunSummary:
     """How far a run has come, and what it has reached. Raises InputError if it is damaged."""
-    config, scalars = _read_config(run_dir / CONFIG), read_scalars(run_dir)
+    config, scalars = _read_config(run_dir / CONFIG), read_all_scalars(run_dir)
     steps = max((points[-1][0] for tag, points in scalars.items() if tag.startswith("train/")), default=0)
     steps = max(steps, _checkpoint_step(run_dir))
-    total = None if _learned(run_dir).is_file() else config.get("training", {}).get("max_steps")
+    learned = (run_dir / LEARNING).is_file() or _learned(run_dir).is_file()
+    if learned:
+        steps = _steps_in_world(run_dir, scalars) or steps
+    total = None if learned else config.get("training", {}).get("max_steps")
     state = _state(run_dir, steps, total)
     metric = config.get("model_management", {}).get("best_model_metric", "auto")
     if metric == "auto":
@@ -279,9 +283,13 @@ def _state(run_dir: Path, steps: int, total: int | None) -> State:
     """
     if (run_dir / RESULTS).exists() and (total is None or steps >= total):
         return "finished"
-    if any(_is_being_written(run_dir, file) for file in event_files(run_dir)):
+    if any(_is_being_written(run_dir, file) for file in _event_files(run_dir)):
         return "running"
     return "stopped" if 0 < steps <= _checkpoint_step(run_dir) else "unfinished"
+
+
+def _event_files(run_dir: Path) -> list[Path]:
+    return [file for folder in boards(run_dir) for file in event_files(folder)]
 
 
 def _is_being_written(run_dir: Path, file: Path) -> bool:
@@ -309,6 +317,14 @@ def _learned(run_dir: Path) -> Path:
     return run_dir / EVALUATIONS / f"{OF_LEARNING[-1]}.json"
 
 
+def _steps_in_world(run_dir: Path, scalars: Mapping[str, Points]) -> int:
+    """Of a run of learning; 0 where it does not say."""
+    try:
+        return int(read_json(run_dir / RESULTS)["env_steps"])
+    except (OSError, ValueError, KeyError, TypeError):  # it is not finished
+        return int(_last(scalars, "actor/total_steps") or 0)
+
+
 def _final_success(run_dir: Path) -> Success | None:
     if (file := _learned(run_dir)).is_file():
         found = read_evaluation(file)
@@ -325,5 +341,5 @@ def _final_success(run_dir: Path) -> Success | None:
 
 
 def _started(run_dir: Path) -> float | None:
-    times = [float(parts["time"]) for file in event_files(run_dir) if (parts := _EVENT_FILE.fullmatch(file.name))]
+    times = [float(parts["time"]) for file in _event_files(run_dir) if (parts := _EVENT_FILE.fullmatch(file.name))]
     return min(times, default=None)

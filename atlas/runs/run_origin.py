@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from atlas.runs.scalars import event_files, events
+from atlas.runs.scalars import boards, event_files, events
 from atlas.system.documents import parse_yaml
 
 _CONFIG_TAG = "config/text_summary"  # what TensorBoard makes of the name under which a run's config is logged
@@ -30,10 +30,10 @@ class RunOrigin:
 
 
 def read_origin(run_dir: Path) -> RunOrigin:
-    """Read a run's event files. Raises InputError for a damaged one."""
+    """Read a run's event files, of a run of learning its learner's. Raises InputError for a damaged one."""
     facts: Mapping[str, Any] = {}
     segments = []
-    for file in event_files(run_dir):
+    for file in event_files(boards(run_dir)[-1]):
         times = []
         for event in events(file):
             times.append(event.wall_time)

@@ -21,6 +21,22 @@ _CHECKED_BYTES = 4096
 _POLYNOMIAL = 0x82F63B78  # CRC-32C's, reflected
 
 
+PARTS = ("actor", "learner")  # folders of a run of learning, which have a board each
+
+
+def boards(run_dir: Path) -> list[Path]:
+    """The folders that a run logs to: its own and those of its parts, as far as they are there; its own at least."""
+    return [run_dir, *(folder for part in PARTS if ((folder := run_dir / part) / FOLDER).is_dir())]
+
+
+def read_all_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """`read_scalars` of all boards of a run; of a name that several have, the last one's. Raises InputError."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for folder in boards(Path(run_dir)):
+        found |= read_scalars(folder)
+    return found
+
+
 def read_scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     """Every scalar of a run: {tag: [(step, value), ...]} in the order logged; {} where nothing was logged.
 

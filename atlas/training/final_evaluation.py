@@ -3,7 +3,6 @@ under perturbations where they are asked for."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,19 +12,15 @@ from atlas.config import EvaluationConfig
 from atlas.environments.catalog import environment_spec
 from atlas.environments.perturbations.choices import choose_perturbations
 from atlas.policies.base import load_policy
-from atlas.rollout.actor import AblatedActor
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.episode_plan import plan_episodes
 from atlas.rollout.input_recorder import InputRecorder, RecordedActor
 from atlas.rollout.success_report import EvaluationReport
 from atlas.rollout.verdicts.evidence import Protocol, gather_evidence
 from atlas.rollout.verdicts.robustness import ROW_TITLES, RobustnessReport, by_choice, plan_perturbed
+from atlas.rollout.verdicts.twins import TWINS, play_twin
 from atlas.tracking import RunTracker
 from atlas.training.closed_loop import ClosedLoop
-
-logger = logging.getLogger(__name__)
-
-PROBES = ("instruction_shuffle", "blind")
 
 
 @dataclass(frozen=True)
@@ -103,19 +98,8 @@ def evaluate_finally(
         config.video,
         evidence=evidence,
     )
-    probes = {}
-    for probe in PROBES if config.probe_episodes else ():
-        if probe == "instruction_shuffle" and len(spec.instructions) < 2:
-            logger.info("No probe with another instruction: '%s' has only one.", env)
-            continue
-        planned = plan_episodes(env, min(config.probe_episodes, -(-config.final_episodes // 4)), "final", config.seed)
-        deceived = AblatedActor(
-            actor, spec.instructions, shuffle_instructions=probe == "instruction_shuffle", blind=probe == "blind"
-        )
-        outcomes = closed_loop.outcomes(deceived, planned, f"probing: {probe.replace('_', ' ')}")
-        probes[probe] = EvaluationReport(
-            env, str(checkpoint), tuple(outcomes), "final", step, config.seed, probes=(probe,)
-        )
+    found = {probe: play_twin(probe, report, actor, config.probe_episodes, closed_loop.outcomes) for probe in TWINS}
+    probes = {probe: twin for probe, twin in found.items() if twin is not None}
     if choices:
         perturbed = closed_loop.outcomes(actor, plan_perturbed(few, choices), "perturbed")
         report = replace(report, perturbed=by_choice(choices, perturbed))

@@ -11,6 +11,7 @@ from atlas.rollout.proportions import wilson_interval
 from atlas.rollout.success_report import EvaluationReport
 from atlas.rollout.verdicts.failures import FAILURE_WORDS
 from atlas.rollout.verdicts.robustness import ROW_TITLES
+from atlas.rollout.verdicts.twins import TWIN_WORDS
 from atlas.training.final_evaluation import FinalEvaluation
 
 _ERRORS = {
@@ -22,9 +23,6 @@ _ERRORS = {
     "val/pose_l2_error": "pose L2 error (action units)",
     "val/gripper_accuracy": "gripper accuracy",
 }
-
-
-_PROBES = {"instruction_shuffle": "told another task", "blind": "with black images"}
 
 
 def final_summary(run_dir: Path, best_checkpoint: Path, metrics: dict[str, float], final: FinalEvaluation) -> str:
@@ -41,7 +39,7 @@ def final_summary(run_dir: Path, best_checkpoint: Path, metrics: dict[str, float
         rows.append(("all instructions", f"{found['successes']}/{found['episodes']}", _percent(found)))
         for name, probe in final.probes.items():
             told = probe.to_dict()
-            rows.append((_PROBES[name], f"{told['successes']}/{told['episodes']}", _percent(told)))
+            rows.append((TWIN_WORDS[name], f"{told['successes']}/{told['episodes']}", _percent(told)))
         lines += ["", f"Success in '{report.env}' (best checkpoint, episodes never used before)", *_table(rows)]
         lines += _failed(report)
     if final.robustness is not None:

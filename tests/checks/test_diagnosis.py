@@ -12,6 +12,7 @@ import pytest
 
 from atlas.checks.acting.diagnosis import diagnose
 from atlas.checks.finding import Finding
+from atlas.checks.numbers import LIBERO_ROTATION
 from atlas.config import Config, load_config
 from atlas.data.episode import EpisodeDataset
 from atlas.data.formats import open_dataset
@@ -22,6 +23,7 @@ from atlas.policies.modular.policy import ModularPolicy
 from atlas.policies.processor import PolicyProcessor
 from atlas.rollout.input_recorder import InputRecorder
 from atlas.rollout.recorded_actions import evaluate_recorded
+from atlas.rollout.success_report import EpisodeOutcome
 from atlas.types import Observation
 from tests.conftest import MakeLibero
 from tests.test_vertical_slice import run_atlas
@@ -70,7 +72,7 @@ def watched(
         for frame in range(0, len(episode), 4):
             images = {camera: episode.images(camera, [frame])[0] for camera in dataset.cameras}
             observation = change(Observation(images, episode.proprio[frame], episode.instruction))
-            recorder.add_observation(observation, frame == 0, dataset.cameras, SIZE)
+            recorder.add_observation(observation, frame == 0, dataset.cameras, SIZE, seed=number)
             recorder.add_actions(act(episode.actions[frame : frame + 4].copy()))
     return recorder
 
@@ -138,6 +140,50 @@ def test_answers_that_are_unlike_training_are_named(
 
     assert unlike(found).keys() == {check}, found
     assert words in unlike(found)[check]
+
+
+def test_an_instruction_that_is_not_the_episodes_own_is_named(good: EpisodeDataset) -> None:
+    meant = [good.episode(number).instruction for number in (3, 7)]
+    assert meant[0] != meant[1]
+    outcomes = [EpisodeOutcome(said, seed, True, 1.0, 9) for seed, said in zip((3, 7), meant, strict=True)]
+
+    own = diagnose(watched(good), processor_for(good), "cubes", outcomes)
+    all_alike = diagnose(
+        watched(good, lambda o: replace(o, instruction=meant[0])), processor_for(good), "cubes", outcomes
+    )
+
+    assert unlike(own) == {} and "one_instruction" in {bug for f in own for bug in f.bugs}
+    told = f"in 1 of 2 episodes the policy was told another task than was scored, such as '{meant[0]}' for '{meant[1]}'"
+    (named,) = [f for f in all_alike if "one_instruction" in f.bugs]
+    assert named.severity == "error" and named.message == f"{told}; all were told the same"
+
+
+def test_chunks_that_are_executed_otherwise_than_validated_are_named(good: EpisodeDataset) -> None:
+    as_meant = diagnose(watched(good), processor_for(good), "cubes", execute=4)
+    whole = diagnose(watched(good), processor_for(good), "cubes", execute=2)
+
+    assert unlike(as_meant) == {} and "whole_chunk" in {bug for f in as_meant for bug in f.bugs}
+    assert unlike(whole) == {"timing": "4 actions of each chunk are executed, and 2 were where it was validated"}
+    (named,) = [f for f in whole if "whole_chunk" in f.bugs]
+    assert named.fix == "Evaluate with --execute 2, or validate with evaluation.execute=4."
+
+
+def test_rotations_that_flip_in_rollouts_are_named(good: EpisodeDataset) -> None:
+    """The hand points down, half a turn from upright, where an axis-angle has two forms."""
+    looks = iter(range(10**6))
+
+    def flipped(o: Observation) -> Observation:
+        proprio = o.proprio.copy()
+        proprio[LIBERO_ROTATION] = np.array([3.1, 0.0, 0.0]) * (-1) ** next(looks)
+        return replace(o, proprio=proprio)
+
+    def of_flips(found: list[Finding]) -> list[str]:
+        return [f.severity for f in found if "rotation_flip" in f.bugs and "jump" in f.message]
+
+    assert of_flips(diagnose(watched(good), processor_for(good), "cubes")) == ["info"]
+    found = diagnose(watched(good, flipped), processor_for(good), "cubes")
+    assert of_flips(found) == ["error"]
+    assert any("in 2 of 2 episodes: axis-angle flips" in f.message for f in found)
 
 
 def test_what_was_shown_in_training_is_saved_with_the_policy(good: EpisodeDataset, tmp_path: Path) -> None:

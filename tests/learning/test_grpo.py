@@ -19,7 +19,9 @@ from atlas.learning.on_policy.ppo import learn_ppo
 from atlas.learning.run_config import config_from_nothing, config_of_run
 from atlas.policies.action_distribution import Noise, NoisyActions
 from atlas.policies.base import load_policy
+from atlas.rollout.verdicts.evidence import policy_hash, trained_on
 from atlas.runs import read_scalars
+from atlas.system.documents import read_json
 from tests.learning.bandit import NAME
 from tests.learning.conftest import SILENT
 
@@ -131,3 +133,12 @@ def test_a_policy_that_looks_learns_too(first_run: Path, tmp_path: Path, monkeyp
     shown = read_scalars(config.run_dir / "learner")
     assert shown["ppo/kl"][0][1] == pytest.approx(0, abs=1e-6)  # the actions are as likely as they were
     assert load_policy(config.run_dir / "checkpoints" / "step_00000016").processor.cameras
+    found = read_json(config.run_dir / "results.json")
+    assert found["probes"].keys() == {"blind", "instruction_shuffle"} == result.twins.keys()
+    assert "0 of 1 told another task, 0 of 1 with black images" in result.sentence()
+    evidence, base = found["evidence"], first_run / "checkpoints" / "best" / "policy"
+    assert evidence["policy_sha256"] == policy_hash(config.run_dir / "best" / "policy")
+    assert evidence["dataset_fingerprint"] == trained_on(base.resolve()) is not None
+    page = (config.run_dir / "report.html").read_text()
+    assert f"atlas learn ppo --env cubes --checkpoint {first_run}" in page and "with black images" in page
+    assert "learning.ppo.worlds=1" in page and "learning.sac" not in page.split("atlas learn ppo")[1].split("</pre>")[0]

@@ -21,10 +21,13 @@ from atlas.learning.exploration import NoisyActor
 from atlas.learning.improvement import Improvement
 from atlas.learning.rounds import learn
 from atlas.learning.run_config import config_of_run
+from atlas.registry import resolve_policy
 from atlas.rollout.episode_plan import plan_episodes
 from atlas.rollout.evaluation import Evaluator
 from atlas.rollout.experience import Played, as_recorded
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
+from atlas.rollout.verdicts.evidence import policy_hash
+from atlas.rollout.verdicts.reproduction import read_claim
 from atlas.runs import read_scalars
 from atlas.tracking import RunTracker
 from atlas.training.guards.signals import Interrupted
@@ -82,7 +85,7 @@ def test_dagger_leaves_experience_a_policy_and_a_verdict(
     run: Path, atlas: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [*FEW, *[f"learning.dagger.{each}" for each in LITTLE], "learning.dagger.decisions=2"]
-    settings += ["learning.round_episodes=1", "logging.media.vis_dataset.interval=1"]
+    settings += ["learning.round_episodes=1", "logging.media.vis_dataset.interval=1", "evaluation.probe_episodes=0"]
 
     asked = ["--checkpoint", str(run), "--env", "cubes", "--json", "--debug", "wandb.enabled=true"]
     code = atlas("learn", "dagger", *asked, *settings)
@@ -103,6 +106,16 @@ def test_dagger_leaves_experience_a_policy_and_a_verdict(
     assert {"eval/video_best", "eval/return_distribution"} <= shown_on(folder)
     assert "dataset/frames_by_source" in shown_on(folder / "rounds" / "round_01")
     assert len(list((folder / "videos" / "round_01").glob("best_*.mp4"))) == 1
+
+    results = json.loads((folder / "results.json").read_text())
+    assert results["evidence"]["policy_sha256"] == policy_hash(folder / "best" / "policy")
+    assert results["evidence"]["dataset_fingerprint"] and results["evidence"]["protocol"]["execute"] == 4
+    assert results["probes"] == {} and len(results["outcomes"]) == 1
+    for name in ("before", "after", "control"):
+        claim = read_claim(folder / "evaluations" / f"{name}.json")
+        assert claim.policy_sha256 == policy_hash(resolve_policy(claim.checkpoint)) and claim.protocol.episodes == 1
+    page = (folder / "report.html").read_text()
+    assert f"atlas learn dagger --env cubes --checkpoint {run}" in page and "actor/avg_episode_reward_10" in page
 
     again = learn(config_of_run(str(run), "dagger", settings), "dagger", str(run), "cubes")
 

@@ -22,6 +22,7 @@ from atlas.learning.run_config import config_from_nothing
 from atlas.learning.sac import Critics, SoftActorCritic
 from atlas.learning.sac_run import learn_here
 from atlas.policies.base import load_policy
+from atlas.rollout.verdicts.reproduction import reproduce
 from atlas.runs import read_scalars
 from atlas.training.guards.signals import Interrupted
 from tests.learning.conftest import SILENT
@@ -114,6 +115,12 @@ def test_a_run_that_was_stopped_goes_on_exactly(
     assert learner["learner/update_steps"][-1] == (100, 100) and "Val/Reward_Mean" in learner
     assert {"sac/critic_loss", "sac/temperature", "sac/entropy", "timer/train"} <= learner.keys()
     assert load_policy(tmp_path / "whole" / "best").processor.action_spec.dim == 1
+    page = (tmp_path / "whole" / "report.html").read_text()
+    assert "atlas learn sac --env &#x27;gym:Pendulum" in page and "sac/critic_loss" in page
+    assert "150 steps in the world" in page and "A mean reward of" in page
+    for file in ("results.json", "evaluations/before.json"):
+        again = reproduce(tmp_path / "whole" / file, workers=1)
+        assert again.holds == "exactly" and len(again.claim.outcomes) == 2
 
 
 def test_a_signal_ends_the_playing_of_held_out_episodes(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from atlas.runs.run_directory import read_run, summarize
 from atlas.system.documents import read_yaml
 from atlas.tracking.media_values import write_mp4
 from tests.report.browser import CHROMIUM, Browser
-from tests.tracking.written_runs import write_evaluation, write_run
+from tests.tracking.written_runs import log_curves, write_evaluation, write_run
 
 EVIL = "lift </style><script>document.title='owned'</script> \"it\" & <img src=x onerror=alert(1)>"
 CURVES = {
@@ -203,6 +203,29 @@ def test_a_run_of_learning_is_told_by_its_policies_before_and_after(tmp_path: Pa
     assert "Succeeds in 3 of 4 episodes" in shown and "the policy after learning, on starts held out" in shown
     assert re.search(r"after learning\s+3/4\s+before learning\s+1/4", shown)
     assert [each.success_rate for each in read_run(learned).evaluations] == [0.25, 0.75]
+    (learned / "results.json").write_text('{"algorithm": "ppo", "kept": "before", "env_steps": 640}')
+    (learned / "learning.json").write_text('{"algorithm": "residual", "env": "cubes", "checkpoint": "first"}')
+    log_curves(learned / "actor", {"actor/total_steps": [(600, 600.0)], "actor/avg_episode_reward_10": [(600, 0.5)]})
+    log_curves(learned / "learner", {"sac/entropy": [(9, 0.5)], "eval/mean_reward": [(9, 0.25)]})
+
+    shown = text_of(write_report(learned))
+
+    assert "Succeeds in 1 of 4 episodes" in shown and "the policy before learning" in shown
+    assert "640 steps in the world" in shown and "Reward while learning" in shown and "Entropy" in shown
+    assert "atlas learn sac --residual --env cubes --checkpoint first" in shown and "run_name=learned-again" in shown
+
+
+def test_where_success_is_not_told_a_page_speaks_of_rewards(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    file = write_evaluation(run, [False, False])
+    values = json.loads(file.read_text())
+    for reward, outcome in enumerate(values["outcomes"], 1):
+        outcome |= {"reward": reward, "judged": False}
+    file.write_text(json.dumps(values))
+
+    shown = text_of(write_report(run))
+
+    assert "A mean reward of 1.5 in 2 episodes" in shown and "Succeeds" not in shown and "0%" not in shown
 
 
 def test_films_beyond_the_room_are_left_out_and_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

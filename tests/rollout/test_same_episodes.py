@@ -18,7 +18,7 @@ from tests.policies.test_policy import SIZE, make_policy
 from tests.rollout.drift_world import DIES
 from tests.rollout.sites import install
 
-EPISODES = 12
+EPISODES = 40
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def play(
-    planned: Sequence[PlannedEpisode], workers: int, env: str = "drift", execute: int = 2
+    planned: Sequence[PlannedEpisode], workers: int, env: str = "drift", execute: int = 4
 ) -> dict[int, EpisodeOutcome]:
     """{seed: outcome} of an untrained policy."""
     evaluator = Evaluator(env, SIZE, workers)

@@ -14,8 +14,9 @@ from atlas.environments.catalog import make_environment
 from atlas.environments.rendering import RenderingGPU, render_on
 from atlas.learning.actors.learner_link import ActorEnd
 from atlas.learning.actors.messages import Address, Experience, Taken, Weights, Welcome, WhoAreYou
+from atlas.learning.boards.part_trackers import finish_with, part_tracker
 from atlas.learning.explorer import EpisodeLog, Explorer
-from atlas.learning.online_run import about, finish_with, part_tracker, start_policy, view_of
+from atlas.learning.online_run import about, start_policy, view_of
 from atlas.learning.policy_view import PolicyView
 from atlas.learning.sac_learner import Piece
 from atlas.learning.sac_run import Tries, piece_of

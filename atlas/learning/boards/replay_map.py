@@ -17,11 +17,12 @@ from atlas.environments.catalog import environment_spec
 from atlas.errors import InputError
 from atlas.learning.boards.experience_map import THIRDS, project
 from atlas.learning.experience_replay import Replay
-from atlas.learning.online_run import RESIDUAL, STATE, View, about, view_of
+from atlas.learning.online_run import RESIDUAL, View, about, view_of
 from atlas.learning.residual_view import ResidualView
 from atlas.learning.sac import SoftActorCritic
 from atlas.learning.sac_learner import LEARNER, REPLAY
 from atlas.policies.base import load_policy
+from atlas.runs.run_directory import LEARNING
 from atlas.system.documents import read_json
 from atlas.system.file_store import CONFIG
 from atlas.system.files import follow
@@ -59,7 +60,7 @@ def map_replay(run: Path, method: Literal["pca", "tsne"], frames: int, out: Path
     folder = follow(run.expanduser())
     checkpoint = _newest(folder)
     config = load_config(folder / CONFIG)
-    asked = read_json(folder / STATE)
+    asked = read_json(folder / LEARNING)
     view, settings = _view(config, asked, checkpoint)
     columns = view.columns, view.action_dim
     replay = Replay(settings.replay_capacity, *columns, about(view.policy, asked["env"]), settings.priority)
@@ -94,11 +95,11 @@ def map_replay(run: Path, method: Literal["pca", "tsne"], frames: int, out: Path
 
 def _newest(folder: Path) -> Path:
     """The newest checkpoint that has a replay. Raises InputError."""
-    if not (folder / STATE).exists():
+    if not (folder / LEARNING).exists():
         raise InputError(f"{folder} is no run of atlas learn; give one of SAC, such as outputs/Pendulum-v1-sac.")
     found = [place for place in (folder / "checkpoints").glob("step_*") if (place / REPLAY).exists()]
     if not found:
-        name = read_json(folder / STATE)["algorithm"]
+        name = read_json(folder / LEARNING)["algorithm"]
         why = "it has no checkpoint yet" if name in ("sac", RESIDUAL) else f"{name} keeps none"
         raise InputError(f"{folder} has no replay: {why}. SAC keeps one, in its checkpoints.")
     return max(found)

@@ -42,15 +42,17 @@ class Reproduction:
 
     @property
     def differing(self) -> list[Key]:
-        """The episodes that ended otherwise than they did."""
+        """The episodes that ended otherwise than they did: in success or, where the world does not tell it, in their
+        reward."""
         now = _by_key(self.again)
-        return [key for key, was in self.claim.outcomes.items() if was.success != now[key].success]
+        return [key for key, was in self.claim.outcomes.items() if _score(was) != _score(now[key])]
 
     @property
     def holds(self) -> Holds:
-        """exactly: each episode succeeds or fails as it did; within chance: others do, as many either way as chance
-        may have it (McNemar, 5%)."""
-        gone = sum(self.claim.outcomes[key].success for key in self.differing)
+        """exactly: each episode succeeds or fails as it did (or has the reward that it had); within chance: others do,
+        as many either way as chance may have it (McNemar, 5%)."""
+        now = _by_key(self.again)
+        gone = sum(_score(self.claim.outcomes[key]) > _score(now[key]) for key in self.differing)
         if not self.differing:
             return "exactly"
         return "within chance" if mcnemar_p(gone, len(self.differing) - gone) >= _LEVEL else "no"
@@ -151,6 +153,11 @@ def read_claim(file: Path) -> Claim:
 
 def _key(row: Mapping[str, Any]) -> Key:
     return str(row.get("perturbation", "")), int(row.get("level", 0)), str(row["instruction"]), int(row["seed"])
+
+
+def _score(outcome: EpisodeOutcome) -> float:
+    """What an episode is judged by. Rewards to four digits: sums of floats differ in the last ones."""
+    return float(outcome.success) if outcome.judged else float(f"{outcome.reward:.4g}")
 
 
 def _by_key(report: EvaluationReport) -> dict[Key, EpisodeOutcome]:

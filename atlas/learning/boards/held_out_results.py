@@ -1,0 +1,108 @@
+"""What the results of a run of learning are believed by: evidence, the policy's twins, and the page at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from atlas.config import EvaluationConfig
+from atlas.registry import resolve_policy
+from atlas.report import write_report
+from atlas.rollout.actor import Actor
+from atlas.rollout.chunk_timeline import Blend
+from atlas.rollout.success_report import EvaluationReport
+from atlas.rollout.verdicts.evidence import Protocol, gather_evidence
+from atlas.rollout.verdicts.twins import TWINS, Play, play_twin
+from atlas.runs.run_directory import EVALUATIONS, RESULTS
+from atlas.system.files import write_json
+from atlas.system.safe_text import cause
+from atlas.training.final_evaluation import FinalEvaluation
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class HowPlayed:
+    """How actors act in the evaluations of a run."""
+
+    execute: int
+    ensemble: float | None = None
+    delay_ms: float = 0.0
+    blend: Blend = None
+    dataset: str | None = None  # the fingerprint of what the policy has imitated
+
+    @classmethod
+    def configured(cls, config: EvaluationConfig) -> HowPlayed:
+        """By actors that are made by a config's settings."""
+        return cls(config.execute, config.ensemble, config.delay_ms, config.blend)
+
+    def proven(self, report: EvaluationReport, policy: Path | str) -> EvaluationReport:
+        """A report with what it takes to believe and to repeat it. policy: where it is saved. Raises InputError."""
+        protocol = Protocol(
+            report.env,
+            len(report.outcomes),
+            report.seed,
+            report.purpose,
+            self.execute,
+            self.ensemble,
+            instruction_shuffle="instruction_shuffle" in report.probes,
+            blind="blind" in report.probes,
+            delay_ms=self.delay_ms,
+            blend=self.blend,
+        )
+        evidence = gather_evidence(resolve_policy(policy), protocol, self.dataset)
+        return replace(report, checkpoint=str(policy), evidence=evidence)
+
+
+def twins_of(
+    folder: Path,
+    kept: EvaluationReport,
+    actor: Actor,
+    few: int,
+    play: Play,
+    how: HowPlayed,
+    first: Callable[[bool], bool] = bool,
+    writes: bool = True,
+) -> dict[str, EvaluationReport]:
+    """The kept policy, told another task and with black images, each played once; the outcomes stay in the run's
+    folder.
+
+    first: gives all processes that play together what the first of them says. writes: whether this is the first.
+    """
+    found: dict[str, EvaluationReport] = {}
+    for probe in TWINS:
+        file = folder / EVALUATIONS / f"{probe}.json"
+        if first(file.exists()):
+            found[probe] = EvaluationReport.load(file)
+        elif (twin := play_twin(probe, kept, actor, few, play)) is not None:
+            found[probe] = how.proven(twin, kept.checkpoint) if writes else twin
+            if writes:
+                found[probe].save(file)
+    return found
+
+
+def write_results(
+    folder: Path, told: Mapping[str, Any], kept: EvaluationReport, twins: Mapping[str, EvaluationReport]
+) -> None:
+    """results.json: what `--json` prints, and what a training's has of the policy that is kept."""
+    write_json(folder / RESULTS, {**told, "best_checkpoint": kept.checkpoint, **FinalEvaluation(kept, twins).to_dict()})
+
+
+def leave_page(held: ExitStack, folder: Path) -> None:
+    """Write the run's report.html when the stack is left without an error and results are there. To be called before
+    trackers are opened, so that all that they log is on disk by then. A failure is said, and fails no run."""
+
+    def leave(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None or not (folder / RESULTS).exists():
+            return
+        try:
+            write_report(folder)
+        except Exception as failure:  # of any kind: it reads everything that the run has left
+            logger.warning("The report could not be written: %s", cause(failure).rstrip("."))
+
+    held.push(leave)
