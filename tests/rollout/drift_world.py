@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,4 +66,25 @@ def _die_if_told(seed: int | None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Scene(Drift):
+    """The same, with a picture that has an above and a below, a left and a right."""
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__(image_size)
+        self.spec = scene_spec(image_size)
+
+    def _observed(self) -> Observation:
+        seen = super()._observed()
+        height, width = self.spec.image_size
+        rows, columns = np.mgrid[:height, :width]
+        light = 0.2 + 0.5 * (rows < height // 3) + 0.3 * (columns < width // 4)
+        picture = (255 * light[..., None] * np.array([1.0, 0.8, 0.6])).astype(np.uint8)
+        return replace(seen, images=dict.fromkeys(self.spec.cameras, picture))
+
+
+def scene_spec(image_size: int) -> EnvironmentSpec:
+    return replace(drift_spec(image_size), name="scene")
+
+
 WORLD = World(drift_spec, Drift)
+SCENE = World(scene_spec, Scene)
