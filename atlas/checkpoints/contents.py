@@ -1,4 +1,4 @@
-"""What a checkpoint holds (weights, optimizer, the state of training), captured at one moment, written, read back."""
+"""The contents of a checkpoint (weights, optimizer, the state of training): captured at one moment, written, read."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def load_state(checkpoint: Path) -> TrainingState:
 
 
 class Contents(Protocol):
-    """What a checkpoint is made of, such as a `Snapshot`."""
+    """The parts that a checkpoint is made of, such as a `Snapshot`."""
 
     @property
     def state(self) -> TrainingState: ...
@@ -142,7 +142,7 @@ class Snapshot:
 
 
 def answers_at(policy: Policy, step: int) -> ReferenceAnswers | None:
-    """What a policy was last asked, where that was at this step."""
+    """Return what a policy was last asked, if that was at this step."""
     answers = policy.reference_answers
     return answers if answers is not None and answers.step == step else None
 

@@ -26,8 +26,8 @@ _NUMBER = "number"  # a key of a file's metadata: its number, and how many files
 def name_training(
     weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, averaged: bool
 ) -> dict[str, torch.Tensor]:
-    """What training continues with, as "<kind>/<name of a weight>": AdamW's state, and the trained weights if `policy/`
-    has averaged ones."""
+    """Name all that training continues with as "<kind>/<name of a weight>": AdamW's state, and the trained weights if
+    `policy/` has averaged ones."""
     tensors = {f"{_WEIGHTS}/{name}": weight.detach() for name, weight in weights.items()} if averaged else {}
     for name, weight in weights.items():
         tensors |= {f"{kind}/{name}": value for kind, value in optimizer.state.get(weight, {}).items()}
@@ -156,7 +156,8 @@ class Whole:
 def open_training(
     checkpoint: Path, weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer
 ) -> Shards | Whole:
-    """What training continues with, in whichever form a checkpoint stores it. Raises InputError if it is damaged."""
+    """Open all that training continues with, in whichever form a checkpoint stores it. Raises InputError if it is
+    damaged."""
     if (checkpoint / SHARDS).exists():
         return Shards(checkpoint)
     return Whole(checkpoint, [name for name, _ in _in_order(weights, optimizer)])
@@ -248,7 +249,7 @@ class _Announced:
 
 
 def _tell(folder: Path | None, group: dist.ProcessGroup) -> Path | None:
-    """What the main rank announces: the folder to write into, or None if it has none."""
+    """Announce the main rank's folder to write into to all ranks; None if it has none."""
     said = [folder]
     dist.broadcast_object_list(said, src=0, group=group)
     return said[0]

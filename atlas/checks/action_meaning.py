@@ -1,4 +1,4 @@
-"""What else the numbers of recorded actions may mean: each meaning is a change that turns them into the world's own."""
+"""Other meanings that the numbers of recorded actions may have: each turns them into the world's own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What the numbers of the actions may mean. change: turns them into the world's own."""
+    """A meaning that the numbers of the actions may have. change: turns them into the world's own."""
 
     check: CheckId
     name: str

@@ -1,4 +1,4 @@
-"""What the checks look at: an opened dataset, its split, and the world in which it will be evaluated."""
+"""The subject of the checks: an opened dataset, its split, and the world in which it will be evaluated."""
 
 from __future__ import annotations
 

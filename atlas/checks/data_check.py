@@ -143,7 +143,7 @@ def _opened(config: DataConfig) -> EpisodeDataset:
 
 
 def _faults(config: DataConfig, error: InputError) -> list[str]:
-    """What is wrong with each file in a folder whose files are independent datasets; otherwise the one error."""
+    """Return the error of each file in a folder whose files are independent datasets; otherwise the one error."""
     folder = Path(config.sources[0].path).expanduser()
     files = files_below(folder, HDF5_SUFFIXES) if folder.is_dir() else []
     found = []

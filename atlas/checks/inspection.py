@@ -36,7 +36,7 @@ _BEFORE_TRAINING: tuple[tuple[CheckId, Check], ...] = (*_NUMBERS, ("split", chec
 
 
 def inspect_dataset(dataset: EpisodeDataset) -> dict[str, Any]:
-    """What `atlas data inspect --json` prints. Raises InputError for images that do not have the stated size."""
+    """Return what `atlas data inspect --json` prints. Raises InputError for images that do not have the stated size."""
     actions = dataset.numbers().actions
     if isinstance(dataset, LeRobotDataset):
         dataset.check_sizes()
@@ -65,13 +65,13 @@ def _episodes_of_tasks(dataset: EpisodeDataset) -> dict[str, int]:
 
 
 def reading_notes(dataset: EpisodeDataset) -> list[str]:
-    """What was taken for what: each group of the actions, and how it was told if the dataset did not say it."""
+    """Say what was taken for what: each group of the actions, and how it was told if the dataset did not say it."""
     told = dataset.notes if isinstance(dataset, LeRobotDataset) else []
     return [*(group.describe() for group in dataset.action_spec.groups), *told]
 
 
 def dataset_warnings(dataset: EpisodeDataset) -> list[str]:
-    """What looks wrong in a dataset's numbers and instructions, in sentences; empty when nothing does."""
+    """Describe what looks wrong in a dataset's numbers and instructions, in sentences; none when nothing does."""
     everything = np.arange(len(dataset))
     context = CheckContext(dataset, list(dataset.cameras), everything, everything[:0])
     return [_sentence(finding) for finding in run_checks(context, _NUMBERS) if finding.severity != "info"]
@@ -89,7 +89,7 @@ def check_before_training(
 
 
 def sentences(found: Sequence[tuple[Path, Finding]]) -> list[str]:
-    """What looks wrong in datasets, for people."""
+    """Describe what looks wrong in datasets, for people."""
     return [f"{path}: {_sentence(finding)}" for path, finding in found if finding.severity != "info"]
 
 

@@ -33,7 +33,7 @@ def check_language(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_instructions(context: CheckContext) -> Iterator[Finding]:
-    """What the words alone show."""
+    """Check what the words alone show."""
     tasks = context.dataset.tasks
     placeholders = [task for task in tasks if is_placeholder(task)]
     if placeholders:

@@ -124,7 +124,7 @@ def _spans_of(dataset: LeRobotDataset, camera: str) -> dict[Path, list[tuple[flo
 
 
 def _frames_fault(path: Path, spans: list[tuple[float, int]], fps: float) -> str | None:
-    """What is wrong with a video whose episodes begin at these times, in seconds, with these numbers of frames."""
+    """Name the fault of a video whose episodes begin at these times, in seconds, with these numbers of frames."""
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]

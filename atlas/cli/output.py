@@ -1,4 +1,4 @@
-"""What verbs print: one JSON object, or tables."""
+"""The output of verbs: one JSON object, or tables."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def numbers_of_form(form: str) -> int:
 
 
 class SourceActionsConfig(Section):
-    """What the numbers of a source's actions mean. Dimensions that no range or group names are left out.
+    """The meaning of the numbers of a source's actions. Dimensions that no range or group names are left out.
 
     Either ranges for one arm, each given as its first dimension and the one after its last, which Atlas turns into
     LIBERO's units and order; or `groups`, in order, for anything else.

@@ -145,7 +145,7 @@ class DataConfig(Section):
 
     @property
     def sources(self) -> list[SourceConfig]:
-        """What is read: the datasets of the mixture, or the single one at `path`."""
+        """The datasets to read: those of the mixture, or the single one at `path`."""
         if self.datasets is not None:
             return self.datasets
         same = ("path", "orientation", "features", "instruction", "drop_noops")

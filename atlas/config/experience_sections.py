@@ -52,7 +52,7 @@ Discount = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OnlineConfig(Section):
-    """What learning by reward has in common: so many steps in the environment, and when it is looked at and saved."""
+    """Settings of all learning by reward: how many steps in the environment, and when it is looked at and saved."""
 
     steps: Positive  # in the environment
     learning_rate: Rate = 3e-4
@@ -63,7 +63,7 @@ class OnlineConfig(Section):
 
 
 class SacBaseConfig(OnlineConfig):
-    """What soft actor-critic needs, with an ensemble of critics, in one process."""
+    """Settings of soft actor-critic with an ensemble of critics, in one process."""
 
     steps: Positive = 10_000
     gamma: Discount = 0.99
@@ -140,7 +140,7 @@ class ResidualSacConfig(SacBaseConfig):
 
 
 class OnPolicyConfig(OnlineConfig):
-    """What methods have in common that learn from what the present policy has just played."""
+    """Settings of all methods that learn from what the present policy has just played."""
 
     epochs: Positive  # over what was played
     batch_size: Positive = 64  # decisions

@@ -13,7 +13,8 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class GymConfig(Section):
-    """What is left out follows from the environment's spaces. Parts of nested observations are named with dots."""
+    """Settings that are left out follow from the environment's spaces. Parts of nested observations are named with
+    dots."""
 
     # Our camera: the part of the observation with its image; `render` is the picture that the environment draws.
     cameras: dict[str, str] | None = None  # null: every image, under its own name

@@ -76,7 +76,7 @@ class ModelConfig(Section):
         return self.type
 
     def describe(self) -> str:
-        """What the policy consists of, as a phrase of Markdown for its card."""
+        """Describe what the policy consists of, as a phrase of Markdown for its card."""
         return f"type `{self.type}`"
 
     def loss_terms(self, spec: ActionSpec) -> tuple[str, ...]:
@@ -129,7 +129,7 @@ class ModelConfig(Section):
         return None
 
     def memory_advice(self) -> Sequence[str]:
-        """What to set, and why, if a GPU's memory is too small; the cheapest measure first."""
+        """Say what to set, and why, if a GPU's memory is too small; the cheapest measure first."""
         return ()
 
 

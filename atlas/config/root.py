@@ -35,7 +35,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, values: Any) -> Any:
-        """What a policy's type means by the keys of `training` that the config does not have."""
+        """Return the values that a policy's type gives to keys of `training` that the config does not have."""
         if not isinstance(values, Mapping):
             return values
         model, training = values.get("model", {}), values.get("training", {})

@@ -34,7 +34,7 @@ def check_heads(section: SomeSection) -> SomeSection:
 
 
 def differences(key: str, was: object, now: object) -> list[str]:
-    """What differs between two values of the setting `key`, as sentences; of sections, each setting in them."""
+    """Say how two values of the setting `key` differ, in sentences; of sections, each setting in them."""
     if isinstance(was, dict) and isinstance(now, dict):
         return [d for k in sorted({*was, *now}) for d in differences(f"{key}.{k}", was.get(k), now.get(k))]
     return [] if was == now else [f"{key} was {was} and is {now}"]

@@ -33,7 +33,7 @@ _LIBERO_PROPRIO = 8
 
 @dataclass(frozen=True)
 class Conversion:
-    """What the copy should be."""
+    """The settings of a copy."""
 
     to: Format
     codec: str | None = None  # for a LeRobot dataset's images; None: av1

@@ -1,5 +1,5 @@
-"""What a network is shown of an upright picture: a centred square, or, where published policies were shown that, the
-whole picture with its proportions kept, in a border.
+"""The view of an upright picture that a network is shown: a centred square, or, where published policies were shown
+that, the whole picture with its proportions kept, in a border.
 
 The border belongs to the processor of such a policy: data workers, rollouts and servers hand pictures on by
 `gather_views`, and the policy fits what has not been fitted yet. Pictures stay uint8 and of their own size as long as

@@ -52,7 +52,7 @@ class CameraSummary:
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """What the training episodes look like."""
+    """A summary of what the training episodes look like."""
 
     cameras: Mapping[str, CameraSummary]
     instructions: tuple[str, ...]
@@ -160,7 +160,7 @@ def thumbnail_of(images: np.ndarray, size: int = THUMBNAIL) -> np.ndarray:
 
 
 def detail_of(images: np.ndarray) -> np.ndarray:
-    """What resizing leaves its marks in, for uint8 [n, H, W, 3]: float64 [n, 2].
+    """Measure the marks that resizing leaves in uint8 [n, H, W, 3]: float64 [n, 2].
 
     How much neighbouring pixels differ compared with those two apart (near a half: sharp; less: enlarged or blurred),
     and the share of rows and columns that repeat the one before, as in pictures enlarged without interpolation.

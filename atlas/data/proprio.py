@@ -1,4 +1,4 @@
-"""What the numbers of a dataset's proprio are called."""
+"""The names of the numbers of a dataset's proprio."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class ColumnStatistics:
 
 @dataclass(frozen=True)
 class DatasetStatistics:
-    """What a policy must know about one source of data to scale its actions and proprio."""
+    """The statistics of one source of data that a policy needs to scale its actions and proprio."""
 
     source: str  # a name for people: where the data comes from
     frames: int

@@ -1,4 +1,4 @@
-"""What a config trains on: the episodes for training and for validation, and what an epoch draws from them."""
+"""The data that a config trains on: the episodes for training and for validation, and what an epoch draws from them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TrainingData:
     draws: Draws  # of the training samples
 
     def kept_split(self) -> KeptSplit:
-        """What a checkpoint keeps of the split."""
+        """The part of the split that a checkpoint keeps."""
         return KeptSplit.of(self.dataset, self.train.episodes, self.val.episodes)
 
 

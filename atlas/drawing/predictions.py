@@ -50,7 +50,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Validated:
-    """What a logger gets after a validation: the policy, in eval mode, and what it predicted on this rank."""
+    """The input of a logger after a validation: the policy, in eval mode, and what it predicted on this rank."""
 
     policy: Policy
     predictions: Predictions

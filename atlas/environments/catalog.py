@@ -58,7 +58,7 @@ WORLDS: PluginTable[World] = PluginTable(
 
 
 def environment_spec(name: str, image_size: int = 128) -> EnvironmentSpec:
-    """What an environment offers, without starting it.
+    """Describe what an environment offers, without starting it.
 
     Raises InputError for an unknown name, and where missing packages are needed to know it.
     """

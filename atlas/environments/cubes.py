@@ -37,7 +37,7 @@ _TABLE, _BACKGROUND = ("table_ceramic",), ("floorplane", "walls_mat")  # materia
 
 
 def cubes_spec(image_size: int) -> EnvironmentSpec:
-    """What this world offers, without starting it."""
+    """Describe what this world offers, without starting it."""
     return EnvironmentSpec(
         name="cubes",
         instructions=INSTRUCTIONS,

@@ -13,7 +13,7 @@ from atlas.types import ActionSpec, Observation
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
-    """What an environment offers; the same for all its episodes."""
+    """A description of what an environment offers; the same for all its episodes."""
 
     name: str
     instructions: tuple[str, ...]  # empty: the policy's instruction is the empty text

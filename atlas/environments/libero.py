@@ -34,7 +34,8 @@ _COLLISION_GROUP = 0  # shapes that collide and are not drawn
 
 
 def libero_spec(name: str, image_size: int) -> EnvironmentSpec:
-    """What a suite offers, without importing the simulator. Raises InputError where the package is not installed."""
+    """Describe what a suite offers, without importing the simulator. Raises InputError where the package is not
+    installed."""
     return EnvironmentSpec(
         name=name,
         instructions=tuple(tasks_of(name)),
@@ -287,7 +288,7 @@ class LiberoScene:
         return {name: self._render(camera, self._size) for name, camera in CAMERAS.items()}
 
     def picture(self, size: int) -> np.ndarray:
-        """What `agentview` shows: uint8 [size, size, 3]."""
+        """The picture that `agentview` shows: uint8 [size, size, 3]."""
         return self._render(CAMERAS["agentview"], size)
 
     def proprio(self) -> np.ndarray:

@@ -39,8 +39,8 @@ _KEPT = 5  # scenes: each takes 50 MB or more, and a third of a second to make
 
 
 def metaworld_spec(name: str, image_size: int) -> EnvironmentSpec:
-    """What a task or a set of tasks offers, without importing the package. Raises InputError where the package is not
-    installed or has no such task."""
+    """Describe what a task or a set of tasks offers, without importing the package. Raises InputError where the package
+    is not installed or has no such task."""
     tasks = tasks_in(name)
     check_installed(name, "metaworld", "metaworld")
     return EnvironmentSpec(

@@ -27,8 +27,8 @@ PREFIX = "state:"
 
 
 def state_spec(inner: EnvironmentSpec, cameras: bool = False) -> EnvironmentSpec:
-    """What such a world offers. cameras: keep those of the simulator. Raises InputError for a simulator that does not
-    give the poses of its objects."""
+    """Describe what such a world offers. cameras: keep those of the simulator. Raises InputError for a simulator that
+    does not give the poses of its objects."""
     if not inner.object_numbers:
         raise InputError(
             f"'{inner.name}' does not give the poses of its objects, so there is no '{PREFIX}{inner.name}'; there are "

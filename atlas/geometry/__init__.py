@@ -1,4 +1,4 @@
-"""What VGGT sees in some images: `atlas model geometry`."""
+"""The geometry that VGGT sees in some images: `atlas model geometry`."""
 
 from atlas.geometry.scene_page import geometry
 

@@ -1,4 +1,4 @@
-"""What VGGT sees in some images: cameras, depth and points, as pictures, files and numbers."""
+"""The scene that VGGT sees in some images: cameras, depth and points, as pictures, files and numbers."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def _numbers(values: np.ndarray) -> Any:
 
 
 def _raw_unit(scene: Scene, view: int) -> float | None:
-    """What 1 in the 16-bit depth image stands for, in the scene's unit."""
+    """The length that 1 in the 16-bit depth image stands for, in the scene's unit."""
     seen = scene.depth[view][scene.visible[view]]
     return float(seen.max()) / _RAW_MAX if seen.size else None
 

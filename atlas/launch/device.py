@@ -1,4 +1,4 @@
-"""What this process trains or acts on: the GPUs there are, or the CPU if asked for; never one for the other."""
+"""The device that this process trains or acts on: a GPU, or the CPU if asked for; never one for the other."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def settle_device(distributed: DistributedConfig) -> Literal["cpu", "cuda"]:
 
 
 def acting_device(cpu: bool = False) -> torch.device:
-    """What a policy runs on outside of training: the first visible GPU; the CPU if it is asked for or there is no GPU.
+    """The device that a policy runs on outside of training: the first visible GPU; the CPU if it is asked for or there
+    is no GPU.
 
     Raises InputError, with torch's reason, if there are GPUs that CUDA cannot use.
     """

@@ -1,4 +1,4 @@
-"""What is said about failed ranks: the first cause once, a line about the others, and their exit code."""
+"""The report about failed ranks: the first cause once, a line about the others, and their exit code."""
 
 from __future__ import annotations
 

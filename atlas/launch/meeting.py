@@ -43,7 +43,7 @@ class NodeLost(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """What a node reports about the failure of its ranks."""
+    """A node's report about the failure of its ranks."""
 
     node: int
     text: str  # the first cause, in one line

@@ -1,4 +1,4 @@
-"""What ranks leave in their launcher's folder: how and why each ended, for the launcher to report once.
+"""The reports that ranks leave in their launcher's folder: how and why each ended, for the launcher to report once.
 
 `code_3` holds the exit code of rank 3, `report_3.json` its error, `stack_3` its stack when it was asked or crashed;
 `hang` exists once some rank has found that nothing moves.

@@ -40,7 +40,7 @@ class WalkLine:
 
     @property
     def label(self) -> str:
-        """What is wrong, or what was looked at."""
+        """A line for people: what is wrong, or what was looked at."""
         return self.bug.title if self.status == "problem" else self.bug.topic
 
     def to_dict(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Answer:
 
 
 def check_motion(shown: InputRecorder, processor: PolicyProcessor) -> Iterator[Finding]:
-    """What the robot does after the actions, and whether pictures follow."""
+    """Compare the robot's motion with its actions, and find out whether pictures follow."""
     yield from _stale(shown)
     yield from _gripper(shown, processor)
     trained = processor.inputs.motion if processor.inputs is not None else None
@@ -86,8 +86,8 @@ def explain(
 
 
 def _moves(actions: np.ndarray, trained: MotionFit, shift: int) -> np.ndarray:
-    """What actions [T, 3] that come `shift` steps late should move in each step: [T, 3]. Before the first there are
-    none; for those that come early the last one goes on."""
+    """The motion [T, 3] of each step that actions [T, 3] should cause where they come `shift` steps late. Before the
+    first there are none; for those that come early the last one goes on."""
     place = np.arange(len(actions))
     moves = np.zeros_like(actions)
     for lag, weight in zip(LAGS, trained.weights, strict=True):

@@ -1,4 +1,4 @@
-"""What `atlas eval` prints for people."""
+"""The tables that `atlas eval` prints for people."""
 
 from __future__ import annotations
 

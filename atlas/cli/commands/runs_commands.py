@@ -204,7 +204,7 @@ def _print_success(success: SuccessComparison, ranking: Ranking | None) -> None:
 
 
 def _print_seeds(success: SuccessComparison) -> None:
-    """What recipes reach over several seeds of training."""
+    """Print what recipes reach over several seeds of training."""
     if not success.seeds:
         return
     rows = []

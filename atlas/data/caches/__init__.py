@@ -1,1 +1,1 @@
-"""What has been read or computed once and is kept, on disk or in memory."""
+"""Caches, on disk or in memory, of data that has been read or computed once."""

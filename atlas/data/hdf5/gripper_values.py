@@ -1,4 +1,4 @@
-"""What a gripper's numbers mean if a source does not say: the same answer for all formats and for the checks."""
+"""The meaning of a gripper's numbers if a source does not say it: one answer for all formats and for the checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What HDF5 layouts promise, LIBERO's and robomimic's, checked when a file is opened: a reader that guesses would
+"""The promises of HDF5 layouts, LIBERO's and robomimic's, checked when a file is opened: a reader that guesses would
 train on garbage."""
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def instruction_of(data: h5py.Group, path: Path, given: str | None) -> str:
 
 
 def read_env_args(data: h5py.Group, path: Path) -> dict[str, Any]:
-    """What the file says about the world it was recorded in; empty if it says nothing. Raises InputError."""
+    """Read what the file says about the world it was recorded in; empty if it says nothing. Raises InputError."""
     if "env_args" not in data.attrs:
         return {}
     try:

@@ -99,7 +99,7 @@ def _name(process: int) -> str:
 
 
 def find(parent: h5py.Group, key: str, where: str) -> h5py.Group | h5py.Dataset | None:
-    """What a group has under a key such as `obs/ee_pos`; None if there is nothing.
+    """Find a group's member under a key such as `obs/ee_pos`; None if there is nothing.
 
     Links within the file, and links to files in its folder, are followed. Raises InputError for all others, and for a
     dataset whose values are stored elsewhere or cannot be what it claims.

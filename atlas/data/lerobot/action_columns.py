@@ -83,7 +83,7 @@ def convert_state(
 
 
 def state_names(names: Sequence[str], rotations: Sequence[StateRotationConfig]) -> list[str]:
-    """What the numbers of `convert_state` are called. names: of all of the source's dimensions."""
+    """The names of the numbers of `convert_state`. names: of all of the source's dimensions."""
     found, place = [], 0
     for number, rotation in enumerate(rotations):
         label = "rotation" if len(rotations) == 1 else f"rotation_{number}"

@@ -63,8 +63,8 @@ def _noted(known: Path) -> tuple[dict[int, str], dict[str, int]] | None:
 def _damaged(
     root: Path, info: Info, features: Features, episodes: Episodes, look: Look
 ) -> tuple[dict[int, str], dict[str, int]]:
-    """What is wrong with which episodes, and how many rows of which files belong to no episode although all others are
-    sound."""
+    """Say what is wrong with which episodes, and how many rows of which files belong to no episode although all others
+    are sound."""
     strays: dict[str, int] = {}
     faults = {name: why for name in dict.fromkeys(episodes.all_files()) if (why := fault(root / name)) is not None}
     found = {

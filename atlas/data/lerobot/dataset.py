@@ -136,7 +136,7 @@ class LeRobotDataset:
 
     @property
     def notes(self) -> list[str]:
-        """What was taken for what, in sentences, where names or a robot_type told it."""
+        """Say what was taken for what, in sentences, where names or a robot_type told it."""
         robot = self._features.robot
         return [] if robot is None else [*robot.notes, *([robot.doubt] if robot.doubt else [])]
 
@@ -318,7 +318,7 @@ class LeRobotDataset:
         return leave_out_damaged(self.path, self._info, self._features, self._source, self._look, known)
 
     def extras(self, index: int) -> EpisodeExtras:
-        """What Atlas stored about an episode when it wrote the dataset; empty if somebody else wrote it."""
+        """Return what Atlas stored about an episode when it wrote the dataset; empty if somebody else wrote it."""
         if self._extras is None:
             return EpisodeExtras()
         return self._extras.episode(int(self._source.number[index]))

@@ -256,7 +256,7 @@ _Read = Callable[[Path, Sequence[str]], pa.Table]
 
 
 class _Rows:
-    """What the metadata says about the episodes, by number. Raises InputError that names file and column."""
+    """The metadata about the episodes, by number. Raises InputError that names file and column."""
 
     def __init__(
         self,

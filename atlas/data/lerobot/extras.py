@@ -1,4 +1,4 @@
-"""What Atlas knows about a dataset that LeRobot's format has no place for: the folder meta/atlas of a dataset.
+"""Facts about a dataset that Atlas knows and LeRobot's format has no place for: the folder meta/atlas of a dataset.
 
 LeRobot's reader ignores the folder, and the hub keeps it with the rest. The states of a simulator are an ordinary
 feature of the dataset, `sim_state`; the folder says how many of its numbers each episode uses.
@@ -95,7 +95,7 @@ class Extras:
 
 
 def read_extras(root: Path) -> Extras | None:
-    """What Atlas noted about a dataset; None if Atlas did not write it. Raises InputError that names the key."""
+    """Read what Atlas noted about a dataset; None if Atlas did not write it. Raises InputError that names the key."""
     path = root / _FOLDER / _DATASET
     try:
         values = read_json(path)

@@ -64,7 +64,7 @@ LIBERO_SETS = (
 
 @dataclass(frozen=True)
 class Features:
-    """What is read from a dataset, and how."""
+    """The features that are read from a dataset, and how."""
 
     cameras: Mapping[str, Feature]  # by Atlas's names, in order
     proprio: tuple[Feature, ...]
@@ -188,7 +188,7 @@ def _named_as(info: Info) -> Libero | None:
 
 
 def _unlike_libero(info: Info, tasks: Sequence[str]) -> str | None:
-    """What shows that a dataset is not LIBERO although its features have LIBERO's names; None if nothing does.
+    """Name what shows that a dataset is not LIBERO although its features have LIBERO's names; None if nothing does.
 
     The names alone prove little: people record their own robots with the script that converted LIBERO.
     """

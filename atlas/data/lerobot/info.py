@@ -1,4 +1,4 @@
-"""What a LeRobot dataset says about itself: meta/info.json of versions 3.0, 2.1 and 2.0."""
+"""A LeRobot dataset's description of itself: meta/info.json of versions 3.0, 2.1 and 2.0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the numbers of an action are, told by LeRobot's names for the motors of robots that many people own.
+"""The meaning of an action's numbers, told by LeRobot's names for the motors of robots that many people own.
 
 The names and units are those of LeRobot's robot classes and of its published datasets. Joints of the small arms are in
 degrees, or in -100..100 over each joint's calibrated range, and nothing in a dataset says which: values beyond 100 show
@@ -237,7 +237,7 @@ def _base_groups(first: int, names: Sequence[str]) -> list[SourceGroupConfig]:
 
 
 def _joint_unit(limb: _Limb, reach: float | None) -> tuple[float, str, str]:
-    """What 1 stands for, what the numbers are, and why."""
+    """Return what 1 stands for, what the numbers are, and why."""
     small = limb.kind.startswith("SO") or limb.suffix == ".pos"
     if small and limb.suffix != ".pos":
         return _DEGREE, "degrees", "as LeRobot's older robots have them"

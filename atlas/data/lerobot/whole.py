@@ -25,7 +25,7 @@ def check_whole(root: Path, files: Sequence[str]) -> None:
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with the structure of a file; None if nothing is."""
+    """Name the fault in the structure of a file; None if there is none."""
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""What was seen before: the earlier frames that a policy looks at, in training, in rollouts and on a robot alike."""
+"""Earlier observations: the frames that a policy looks at, in training, in rollouts and on a robot alike."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class SeenFrames:
         return self._history.steps > 1
 
     def add(self, observation: Observation) -> None:
-        """What is seen in the next control step."""
+        """Add what is seen in the next control step."""
         self._seen.append(observation)
 
     def latest(self) -> Observation:
@@ -84,7 +84,7 @@ def recorded_observations(
     history: History,
     instructions: Sequence[str] | None = None,
 ) -> list[Observation]:
-    """What would have been seen at some frames of a recording. instructions: one a frame of the episode; None: the
+    """Return the observations at some frames of a recording. instructions: one a frame of the episode; None: the
     episode's own."""
     wanted = list(frames)
     needed = sorted({f for frame in wanted for f in history.frames(frame)})

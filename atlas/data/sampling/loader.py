@@ -39,7 +39,8 @@ class _Loader(DataLoader[Batch]):
 
 
 def worker_count(asked: int | None, device: torch.device) -> int:
-    """What `data.num_workers` means. If null: 4 with a GPU, otherwise none, which leaves the CPUs to the model."""
+    """The number of workers that `data.num_workers` asks for. If null: 4 with a GPU, otherwise none, which leaves the
+    CPUs to the model."""
     return asked if asked is not None else 4 * (device.type == "cuda")
 
 

@@ -119,8 +119,8 @@ class RelativeActions:
 
 
 def relative_actions(dataset: EpisodeDataset, config: ProcessorConfig) -> RelativeActions | None:
-    """What is relative to what in a dataset; None if actions stay as they are. Raises InputError that says what to set
-    where the state of an action cannot be told, or is none."""
+    """Find out what is relative to what in a dataset; None if actions stay as they are. Raises InputError that says
+    what to set where the state of an action cannot be told, or is none."""
     if not config.relative_actions:
         return None
     spec, key = dataset.action_spec, "model.processor.relative_actions"

@@ -44,7 +44,8 @@ _SEEDS = 2**32  # numpy's older generators, which many worlds use, take no large
 
 @dataclass(frozen=True)
 class GymDescription:
-    """What is known about an environment once it has been started. success: see GymConfig; None: success is unknown."""
+    """The facts about an environment that are known once it has been started. success: see GymConfig; None: success is
+    unknown."""
 
     parts: ObservationParts
     action: ActionMeaning
@@ -55,7 +56,7 @@ class GymDescription:
 
 
 def gym_spec(name: str, image_size: int) -> EnvironmentSpec:
-    """What an environment offers. Starts the environment to find out, once per process.
+    """Describe what an environment offers. This starts the environment to find out, once per process.
 
     Raises InputError for an unknown environment, and for one that cannot be read with these settings.
     """
@@ -210,7 +211,7 @@ def describe(name: str) -> GymDescription:
 
 
 def _success(config: GymConfig, info: Mapping[str, Any], env: Any, name: str) -> str | float | None:
-    """What reports success. Raises InputError for a key that info lacks."""
+    """Find what reports success. Raises InputError for a key that info lacks."""
     wanted = config.success
     if isinstance(wanted, str):
         if wanted != TERMINATED and wanted not in info:

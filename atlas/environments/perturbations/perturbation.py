@@ -58,7 +58,7 @@ class Perturbation:
         """Called when the episode has begun, before the first observation."""
 
     def see(self, observation: Observation) -> Observation:
-        """What the policy sees instead of this observation. Called in the order of an episode's observations."""
+        """Return what the policy sees instead of this observation. Called in the order of an episode's observations."""
         return observation
 
     def act(self, action: np.ndarray) -> np.ndarray:

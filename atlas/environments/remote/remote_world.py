@@ -41,7 +41,8 @@ class WorldLost(RuntimeError):
 
 @lru_cache(maxsize=8)
 def remote_spec(url: str, image_size: int) -> EnvironmentSpec:
-    """What the world at an address offers; asked once per process. Raises InputError where no world answers."""
+    """Describe what the world at an address offers; it is asked once per process. Raises InputError where no world
+    answers."""
     return _spec_and_kind(url, image_size)[0]
 
 

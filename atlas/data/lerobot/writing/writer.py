@@ -44,7 +44,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is written, settled before any image is read."""
+    """The plan of what is written, settled before any image is read."""
 
     cameras: Mapping[str, tuple[int, int]]  # {name: height and width}
     codec: str  # one of CODECS, or png: images within the Parquet files

@@ -57,7 +57,7 @@ def check_size(codec: str, camera: str, height: int, width: int) -> None:
 
 
 def video_info(codec: str, height: int, width: int, fps: float) -> dict[str, Any]:
-    """What info.json says about a camera's videos."""
+    """Return info.json's entry about a camera's videos."""
     chosen = CODECS[codec]
     return {
         "video.height": height,
