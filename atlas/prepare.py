@@ -1,4 +1,5 @@
-"""What is settled once, before the ranks start: whether the input is right, which run it is, where it resumes from."""
+"""Everything that is settled once, before the ranks start: whether the input is right, which run it is, where it
+resumes from."""
 
 from __future__ import annotations
 
@@ -189,7 +190,8 @@ def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path
 
 
 def _newest_unfinished_run(config: Config) -> Path | None:
-    """What `--resume auto` means without a run_name: the last run of this data and model that did not finish."""
+    """Return the run that `--resume auto` means without a run_name: the last run of this data and model that did not
+    finish."""
     from atlas.checkpoints import saved_steps
 
     roots = [root for root in Path(config.output_dir).glob("*/checkpoints") if saved_steps(root)]

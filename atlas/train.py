@@ -41,7 +41,7 @@ INSTRUCTIONS = "instructions.safetensors"  # in the run's folder: a frozen langu
 
 @dataclass(frozen=True)
 class Result:
-    """What training leaves behind."""
+    """The results that training leaves behind."""
 
     run_dir: Path
     best_checkpoint: Path

@@ -154,7 +154,7 @@ LIBERO_GROUPS = (
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """What the numbers of one action mean; carried by datasets, environments and saved policies.
+    """The meaning of one action's numbers; carried by datasets, environments and saved policies.
 
     The default is LIBERO's: seven numbers at 20 Hz, a position delta (1 = 0.05 m), an axis-angle rotation delta
     (1 = 0.5 rad), both in the robot's base frame, and a gripper (-1 open, +1 close). Raises InputError for groups that
@@ -298,7 +298,7 @@ class ActionSpec:
         return f"{'; '.join(group.describe() for group in self.groups)}; {self.control_hz:g} Hz"
 
     def differences(self, other: ActionSpec, ends: bool = True) -> Iterator[tuple[str, object, object]]:
-        """What differs, with its value in each. Without `ends`, units and the grippers' end values may differ."""
+        """Name the differences and both values. Without `ends`, units and the grippers' end values may differ."""
         if self.control_hz != other.control_hz:
             yield "control_hz", self.control_hz, other.control_hz
         if [(g.kind, len(g.names)) for g in self.groups] != [(g.kind, len(g.names)) for g in other.groups]:
@@ -358,7 +358,7 @@ def _groups_of_ranges(
 
 @dataclass
 class Observation:
-    """What a policy sees at one step.
+    """The view that a policy has at one step.
 
     images: {camera: uint8 [H, W, 3]}, upright, RGB; proprio: float32 [P]; instruction: the task in words. past: what
     was seen before, the earliest first, for a policy that looks at it (atlas/data/sampling/history.py).
@@ -418,7 +418,7 @@ class Batch:
 
 @dataclass
 class LossTerms:
-    """What a policy's forward returns.
+    """The result of a policy's forward.
 
     The terms are the policy's own: `pose_loss` for everything except grippers, `gripper_loss` where there is a gripper,
     and others. Each, and the loss, is a mean over `n_valid` action steps (0-d tensors).

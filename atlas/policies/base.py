@@ -295,7 +295,7 @@ class ShowsFeatures(Protocol):
     """Can show how it sees a sample, for a map of the dataset."""
 
     def image_features(self, batch: Batch) -> torch.Tensor:
-        """What its vision computes from the images, or features, of each sample: float [B, D]."""
+        """Return what its vision computes from the images, or features, of each sample: float [B, D]."""
 
 
 @runtime_checkable

@@ -71,5 +71,5 @@ def _to_lerobot(reference: str | Path, out: Path, merge_lora: bool) -> Path:
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says about the training of the policy in it; nothing if the policy is in none."""
+    """Read what a checkpoint says about the training of the policy in it; nothing if the policy is in none."""
     return describe_files(folder.parent) if (folder.parent / "trainer").is_dir() else {}

@@ -38,7 +38,7 @@ class HasOrigin(Protocol):
     """A policy that began with published weights."""
 
     def published_origin(self) -> Mapping[str, Any]:
-        """What the header of a card on the Hugging Face hub says of them: license, base_model."""
+        """The header's facts about them, for a card on the Hugging Face hub: license, base_model."""
         ...
 
 
@@ -126,8 +126,8 @@ def training_table(facts: Mapping[str, Any]) -> str:
 
 
 def hub_facts(facts: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What the header of a card on the Hugging Face hub says of a training: a dataset of the hub, and success. facts:
-    see `describe_files`. name: the model's, where its run has none."""
+    """The header's facts about a training, for a card on the Hugging Face hub: a dataset of the hub, and success.
+    facts: see `describe_files`. name: the model's, where its run has none."""
     found: dict[str, Any] = {}
     if str(facts.get("data")).startswith(HUB):
         found["datasets"] = [str(facts["data"]).removeprefix(HUB)]

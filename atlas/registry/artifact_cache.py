@@ -31,7 +31,7 @@ _ABANDONED_SECONDS = 24 * 3600
 
 @dataclass(frozen=True)
 class Receipt:
-    """What was downloaded. digest: the whole artifact's, from its server; sha256: {name in it: hex digest}."""
+    """A note of a download. digest: the whole artifact's, from its server; sha256: {name in it: hex digest}."""
 
     reference: str
     digest: str

@@ -61,7 +61,8 @@ def push(
 
 
 def model_in(path: str | Path) -> Path:
-    """What is pushed for a path: for a run its best checkpoint, or otherwise its latest; else the path itself."""
+    """Return the folder that is pushed for a path: for a run its best checkpoint, or otherwise its latest; else the
+    path itself."""
     root = follow(Path(path).expanduser()).resolve()
     links = (follow(root / "checkpoints" / name) for name in ("best", "latest"))
     return next((link.resolve() for link in links if link.exists()), root)

@@ -1,4 +1,4 @@
-"""What a reference to a model may be: a folder, `wandb:entity/project/name:alias`, or `hf:owner/name`."""
+"""References to models: a folder, `wandb:entity/project/name:alias`, or `hf:owner/name`."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def promote(reference: str, registry: str, aliases: Sequence[str] = ()) -> Artif
 
 @dataclass(frozen=True)
 class Pruned:
-    """What was removed of a model, or would be."""
+    """The versions of a model that were removed, or would be."""
 
     removed: list[str]
     kept: list[str]

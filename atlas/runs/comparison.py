@@ -41,7 +41,7 @@ def better_direction(metric: str) -> Better | None:
 
 @dataclass(frozen=True)
 class Reached:
-    """What a run has reached in one metric."""
+    """The value that a run has reached in one metric."""
 
     latest: float
     latest_step: int

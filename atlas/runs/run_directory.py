@@ -83,7 +83,7 @@ def read_evaluation(file: Path) -> Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run has left so far, or, without config and scalars, one evaluation."""
+    """The files of one run so far, or, without config and scalars, one evaluation."""
 
     name: str
     path: Path

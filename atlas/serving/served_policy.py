@@ -28,7 +28,7 @@ _LARGEST = 65536  # pixels, actions or numbers that a server may announce
 
 @dataclass(frozen=True)
 class ServedPolicy:
-    """What a client needs to know about a served policy."""
+    """The facts that a client needs to know about a served policy."""
 
     processor: PolicyProcessor  # without statistics: the server does the scaling
     sends: int  # actions per answer
@@ -80,7 +80,7 @@ class ServedPolicy:
 
 @dataclass(frozen=True)
 class ClientEntry:
-    """What an Atlas client adds to an observation."""
+    """The entry that an Atlas client adds to an observation."""
 
     seed: int | None = None  # of the episode that begins with this observation
     running: RunningChunk | None = None  # the chunk that the answer is to continue

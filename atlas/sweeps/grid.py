@@ -175,7 +175,7 @@ def _digest(point: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Start:
-    """What every run of a sweep is started with, according to the file's `command`."""
+    """The options that every run of a sweep is started with, according to the file's `command`."""
 
     options: list[str]  # of `atlas train`
     config: str | None  # the file that --config names
@@ -183,7 +183,7 @@ class Start:
 
 
 def read_start(sweep: Sweep) -> Start | None:
-    """What follows the program in `command`; None if it does not start Atlas. Raises InputError."""
+    """Read what follows the program in `command`; None if it does not start Atlas. Raises InputError."""
     arguments = _after_program(sweep)
     if arguments is None:
         return None
@@ -246,7 +246,7 @@ def _some_values(choice: Mapping[str, Any]) -> list[Any]:
 
 
 def local_start(sweep: Sweep) -> Start:
-    """What the runs of a grid on this machine are started with; a file may do without `command`.
+    """Return what the runs of a grid on this machine are started with; a file may do without `command`.
 
     --wandb is left out. Raises InputError for options that such a run cannot have.
     """
@@ -265,7 +265,7 @@ def local_start(sweep: Sweep) -> Start:
 
 
 def arguments_of(point: Point, start: Start, out: Path) -> list[str]:
-    """What follows `atlas train` for a point: wandb stays off unless the file says otherwise."""
+    """Return what follows `atlas train` for a point: wandb stays off unless the file says otherwise."""
     config = [] if start.config is None else ["--config", start.config]
     return [*start.options, "--resume", "auto", *config, *_overrides(point, start, out)]
 

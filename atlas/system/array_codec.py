@@ -69,7 +69,7 @@ def pack(value: Any, form: Form = "openpi") -> bytes:
 
 
 def _from_map(found: Mapping[Any, Any]) -> Any:
-    """What a mapping stands for: an array, a number, an image, or itself."""
+    """Return what a mapping stands for: an array, a number, an image, or itself."""
     named = {key.decode("ascii", "replace") if isinstance(key, bytes) else key: value for key, value in found.items()}
     if "__ndarray__" in named:
         return array_from(named.get("data"), named.get("dtype"), named.get("shape"))

@@ -72,8 +72,8 @@ def run_config(checkpoint: Path) -> Path | None:
 
 
 def describe_files(path: Path) -> dict[str, Any]:
-    """What a saved model says about itself: parameters, file_size_mb, and for a checkpoint step, run_name and data; for
-    the best one of a finished run also success, its last evaluation: env, episodes and success_rate."""
+    """Read what a saved model says about itself: parameters, file_size_mb, and for a checkpoint step, run_name and
+    data; for the best one of a finished run also success, its last evaluation: env, episodes and success_rate."""
     files = artifact_files(path)
     found: dict[str, Any] = {}
     weights = next((files[name] for name in _WEIGHTS if name in files), None)

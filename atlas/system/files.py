@@ -90,7 +90,7 @@ def make_link(link: Path, target: str) -> None:
 
 
 def link_target(link: Path) -> str | None:
-    """What a link made by `make_link` names, whether or not that exists; None for anything else."""
+    """Return the name that a link made by `make_link` holds, whether or not that exists; None for anything else."""
     if link.is_symlink():
         return os.readlink(link)
     try:

@@ -32,7 +32,7 @@ def seal(folder: Path) -> None:
 
 
 def read_manifest(checkpoint: Path, needed: Iterable[str]) -> Listed:
-    """What the manifest says of each file. Raises InputError if it is damaged or lacks a needed file."""
+    """Read what the manifest says of each file. Raises InputError if it is damaged or lacks a needed file."""
     path = checkpoint / MANIFEST
     require(path)
     try:

@@ -1,4 +1,4 @@
-"""What other packages add to Atlas by name, with entry points or with `register`.
+"""Plug-ins: objects that other packages add to Atlas by name, with entry points or with `register`.
 
 A package names an object under a group of entry points, in its pyproject.toml:
 
@@ -81,7 +81,8 @@ class PluginTable(Generic[Thing]):
         return f"{did_you_mean(str(name), names)} Known: {', '.join(names)}."
 
     def _added(self) -> dict[str, Thing | EntryPoint]:
-        """What other packages offer. Looked up each time, as packages get installed and Python's path changes."""
+        """Return what other packages offer. It is looked up each time, as packages get installed and Python's path
+        changes."""
         added: dict[str, Thing | EntryPoint] = {
             n: thing for (group, n), thing in _registered.items() if group == self.group
         }

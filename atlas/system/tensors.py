@@ -66,7 +66,7 @@ def save_nested(path: Path, value: Any) -> None:
 
 
 def load_nested(path: Path) -> Any:
-    """What `save_nested` wrote, its tensors on the CPU. Raises InputError for a file that is damaged or missing."""
+    """Read what `save_nested` wrote, onto the CPU. Raises InputError for a file that is damaged or missing."""
     try:
         with safe_open(path, framework="pt") as file:
             described = parse_json((file.metadata() or {})[_NESTED])

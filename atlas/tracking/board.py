@@ -1,4 +1,4 @@
-"""What TensorBoard shows first: a layout of charts, and the run's settings as hyperparameters."""
+"""The first page of TensorBoard: a layout of charts, and the run's settings as hyperparameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run can log, and the small interface of its listeners.
+"""The records that a run can log, and the small interface of its listeners.
 
 The tracker checks every value once and makes a record of it; a sink takes records and leaves out kinds that it cannot
 show. Records own their data: changes that the caller makes afterwards do not affect them.

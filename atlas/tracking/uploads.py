@@ -243,7 +243,7 @@ class ModelUploads:
         )
 
     def _unsent(self) -> list[_Waiting]:
-        """What the thread has not got to."""
+        """Return what the thread has not got to."""
         unsent: list[_Waiting] = []
         while True:
             try:

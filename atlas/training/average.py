@@ -42,7 +42,7 @@ def follow(averages: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], de
 
 
 def _shared(policy: Policy) -> dict[int, object]:
-    """What a copy shares with the policy, as deepcopy's memo: parts that training does not change."""
+    """The parts that a copy shares with the policy, as deepcopy's memo: parts that training does not change."""
     frozen_parts = [m for m in policy.modules() if all(not p.requires_grad for p in m.parameters())]
     frozen_weights = [p for p in policy.parameters() if not p.requires_grad]
     return {id(shared): shared for shared in (*frozen_parts, *frozen_weights)}

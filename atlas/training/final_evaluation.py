@@ -25,7 +25,7 @@ from atlas.training.closed_loop import ClosedLoop
 
 @dataclass(frozen=True)
 class FinalEvaluation:
-    """What the best checkpoint achieves. report: None without rollouts at the end."""
+    """The results of the best checkpoint. report: None without rollouts at the end."""
 
     report: EvaluationReport | None = None
     probes: Mapping[str, EvaluationReport] = field(default_factory=dict)

@@ -51,11 +51,11 @@ class PreparedRun:
 
     @cached_property
     def findings(self) -> list[tuple[Path, Finding]]:
-        """What the checks that read no pictures say of the data. Raises InputError for what cannot be trained on."""
+        """The findings of the checks that read no pictures. Raises InputError for what cannot be trained on."""
         data = self.data
         return check_before_training(data.dataset, data.train.episodes, data.val.episodes, self.config.model.processor)
 
     @property
     def warnings(self) -> list[str]:
-        """What looks wrong in the data, in sentences. Raises InputError for what cannot be trained on."""
+        """The sentences that say what looks wrong in the data. Raises InputError for what cannot be trained on."""
         return sentences(self.findings)

@@ -94,7 +94,7 @@ class Publisher:
 
 
 def run_facts(config: Config, policy: Policy, dataset: EpisodeDataset) -> dict[str, Any]:
-    """What is the same for all models of a run: parameter counts, hashes of config and data, the code's commit."""
+    """The facts that all models of a run share: parameter counts, hashes of config and data, the code's commit."""
     parameters = list(policy.parameters())
     return {
         "run_name": config.run_name,

@@ -199,7 +199,8 @@ class Trainer:
         return terms
 
     def _agree(self, stop: StopRequest, terms: Sequence[LossTerms], grad_norm: torch.Tensor) -> tuple[int, bool]:
-        """What all ranks must agree on: (the signal that asks to stop, or 0; whether the step is to be left out).
+        """Return what all ranks must agree on: (the signal that asks to stop, or 0; whether the step is to be left
+        out).
 
         This waits for the device, at the only point in a step.
         """

@@ -1,4 +1,4 @@
-"""What a trained policy would do at each frame of a recorded episode."""
+"""The actions that a trained policy would choose at each frame of a recorded episode."""
 
 from __future__ import annotations
 

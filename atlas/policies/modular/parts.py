@@ -30,7 +30,7 @@ LANGUAGE_KEY = "model.language.pretrained"  # the setting that names weights
 
 
 class LanguageSection(Section):
-    """What every language encoder's section has."""
+    """The members that every language encoder's section has."""
 
     name: str
 
@@ -124,7 +124,7 @@ LANGUAGE_ENCODERS: PluginTable[type[LanguageSection]] = PluginTable(
 
 
 class FusionSection(Section):
-    """What every fusion's section has."""
+    """The members that every fusion's section has."""
 
     name: str
     dim: Size = 128  # of its tokens, one per action
@@ -192,7 +192,7 @@ FUSIONS: PluginTable[type[FusionSection]] = PluginTable(
 
 
 class HeadSection(Section):
-    """What every action head's section has."""
+    """The members that every action head's section has."""
 
     name: str
 

@@ -56,7 +56,7 @@ def fusion_inputs(
     proprio: torch.Tensor,
     source: torch.Tensor,
 ) -> tuple[torch.Tensor, LanguageTokens, torch.Tensor]:
-    """What fusion reads: the finished vision tokens [B, N, D], the instruction, and proprio [B, P] scaled.
+    """Return the inputs of fusion: the finished vision tokens [B, N, D], the instruction, and proprio [B, P] scaled.
 
     seen: vision tokens [B, N, D] as the encoder gives them. proprio: float32 [B, P] as the data has it. source: int64
     [B], whose statistics scale it.

@@ -48,7 +48,7 @@ BACKBONE = "backbone"  # the frozen part's name
 
 @dataclass
 class Prefix:
-    """What an expert reads at every step: each layer's keys and values of B samples with P tokens."""
+    """The memory that an expert reads at every step: each layer's keys and values of B samples with P tokens."""
 
     keys: list[torch.Tensor]  # per layer [B, P, key-value heads, head size], rotated
     values: list[torch.Tensor]

@@ -1,1 +1,2 @@
-"""What episodes prove, and what it takes to believe it: how they failed, under which perturbations, against whom."""
+"""Conclusions from episodes, and what it takes to believe them: how they failed, under which perturbations, against
+whom."""

@@ -1,4 +1,5 @@
-"""What a result carries so that others can believe it: which policy, which data, which software, which protocol."""
+"""The facts that a result carries so that others can believe it: which policy, which data, which software, which
+protocol."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ Key = tuple[str, int, str, int]  # perturbation, level, instruction, seed; "" an
 
 @dataclass(frozen=True)
 class Claim:
-    """What a file of results says, and what it takes to repeat it."""
+    """The claim of a file of results, and what it takes to repeat it."""
 
     file: Path
     checkpoint: str

@@ -37,7 +37,7 @@ def plan_perturbed(episodes: Sequence[PlannedEpisode], choices: Sequence[Perturb
 
 @dataclass(frozen=True)
 class RobustnessReport:
-    """What became of the same n episodes as they are and under each perturbation and level."""
+    """The outcomes of the same n episodes as they are and under each perturbation and level."""
 
     env: str
     plain: tuple[EpisodeOutcome, ...]  # n

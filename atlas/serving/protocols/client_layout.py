@@ -168,7 +168,7 @@ class ObservationReader:
         return [{key: value[frame] for key, value in split_up.items()} for frame in range(steps)]
 
     def wanted(self, layout: ClientLayout | None = None) -> str:
-        """What a message should hold, in words."""
+        """Say in words what a message should hold."""
         layout = layout or self._layout
         if layout is None:
             options = [name for name, each in LAYOUTS.items() if None not in map(each.camera_key, self._cameras)]

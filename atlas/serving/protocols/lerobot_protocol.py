@@ -47,7 +47,7 @@ def import_grpc() -> None:
 
 @dataclass
 class _Robot:
-    """What is known of one client."""
+    """The state of one client."""
 
     session: int
     wish: Wish | None = None

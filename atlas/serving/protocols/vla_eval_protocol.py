@@ -94,7 +94,7 @@ class VlaEvalProtocol:
         return _frame("action", {"actions": episode.rest.pop(0)}, message)
 
     def _hello(self) -> dict[str, Any]:
-        """What a benchmark needs to configure itself, and to compare with what it takes."""
+        """The greeting from which a benchmark configures itself, and which it compares with what it takes."""
         processor = self._service.processor
         return {
             "harness_version": f"atlas {__version__}",

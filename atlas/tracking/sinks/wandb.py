@@ -195,7 +195,7 @@ class WandbSink(Sink):
         return "(Is the key correct, see `wandb login`? Is there a network?)"
 
     def _resumption(self) -> dict[str, Any]:
-        """What tells wandb which run this is, and how it continues."""
+        """Return the settings that tell wandb which run this is, and how it continues."""
         if self._rewind_to is not None:
             return {"resume_from": f"{self._identity.run_id}?_step={self._rewind_to}"}
         return {"id": self._identity.run_id, "resume": None if self._config.shared else self._config.resume}

@@ -1,1 +1,1 @@
-"""What ends, skips or refuses training."""
+"""Guards that end, skip or refuse training."""

@@ -51,7 +51,7 @@ def check_resumed(checkpoint: Path, config: Config, data: TrainingData, kept: Ke
 
 
 def _differing(processor: PolicyProcessor, data: TrainingData) -> Iterator[str]:
-    """What differs between the policy's processor and the data."""
+    """Name the differences between the policy's processor and the data."""
     dataset, cameras = data.dataset, data.cameras
     sizes = [min(dataset.image_size(camera)) for camera in cameras]
     pairs: list[tuple[str, object, object]] = [

@@ -1,4 +1,4 @@
-"""What an evaluation's episodes look like on the boards: how they ended, and films of three of them."""
+"""The episodes of an evaluation on the boards: how they ended, and films of three of them."""
 
 from __future__ import annotations
 

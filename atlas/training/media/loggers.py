@@ -80,7 +80,7 @@ class MediaLoggers:
         self._attempt("gradient_logger", lambda: self._gradients.log(policy, step))
 
     def watch(self, step: int) -> ValidationWatch | None:
-        """What needs to see the validation after `step`; None if nothing is due. The same on every rank."""
+        """Return what needs to see the validation after `step`; None if nothing is due. The same on every rank."""
         due = [n for n in self._at_validation if due_at_validation(self._intervals[n], step, self._val_interval)]
         return ValidationWatch(self._nothing, lambda seen: self._log(due, seen)) if due else None
 

@@ -125,7 +125,7 @@ def check_blocks(config: Config, gpu: bool) -> None:
 
 
 def _missing(gpu: bool) -> str | None:
-    """What torch.compile lacks here: on GPUs it needs Triton, and C for what calls it; on CPUs it needs C++."""
+    """Name what torch.compile lacks here: on GPUs it needs Triton, and C for what calls it; on CPUs it needs C++."""
     if gpu and importlib.util.find_spec("triton") is None:
         return "the package triton"
     language, variable = ("C", "CC") if gpu else ("C++", "CXX")

@@ -146,7 +146,7 @@ class Sharded:
 
     @torch.no_grad()
     def _whole_on_host(self) -> dict[str, torch.Tensor]:
-        """What is saved as `policy/`, gathered on the main rank one weight at a time; empty elsewhere."""
+        """The weights that are saved as `policy/`, gathered on the main rank one weight at a time; empty elsewhere."""
         for name, value in self.policy.own_state_dict().items():
             tensor = self._judged.get(name, value)
             whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -247,7 +247,7 @@ def _precision(mesh: DeviceMesh, low: bool) -> MixedPrecisionPolicy:
 
 
 def _gradient_hooks(module: nn.Module) -> dict[str, list[Hook]]:
-    """What the policy does to gradients of weights, by the weights' names in the module."""
+    """The policy's hooks on gradients of weights, by the weights' names in the module."""
     return {name: list(p._backward_hooks.values()) for name, p in module.named_parameters() if p._backward_hooks}
 
 

@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 
 
 class Strategy(Protocol):
-    """What the Trainer needs to know about ranks. Every rank has one and calls the same methods in the same order.
+    """Everything that the Trainer needs to know about ranks. Every rank has one and calls the same methods in the same
+    order.
 
     A step: `model(batch)` and a backward for each part of it, all but the last within `accumulating`; then `clip`, the
     optimizer's step and `stepped`. Gradients are means over the ranks.

@@ -1,1 +1,1 @@
-"""What a step costs, and what makes it cheaper."""
+"""The cost of a step, and means to make it cheaper."""

@@ -1,4 +1,4 @@
-"""What a training sample costs in arithmetic, and which share of the GPUs' peak the training reaches."""
+"""The cost of a training sample in arithmetic, and which share of the GPUs' peak the training reaches."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def explain(
     error: BaseException, config: Config, views: int, memory: GPUMemory | None, cost: SampleCost | None = None
 ) -> str:
-    """What was too large, where the memory is, and what to reduce."""
+    """Say what was too large, where the memory is, and what to reduce."""
     size = config.data.image_size
     batch = f"data.batch_size is {config.data.batch_size}: samples of {views} views of {size} x {size} pixels"
     if cost is not None:
@@ -110,7 +110,7 @@ def explain(
 
 
 def _allocator_advice(version: str, environment: Mapping[str, str]) -> str | None:
-    """What may help against fragmented memory; None if a user has set it already, by either name.
+    """Say what may help against fragmented memory; None if a user has set it already, by either name.
 
     Before 2.9, torch only knows the old name; up to 2.11 it warns about that one but may ignore the new one.
     """

@@ -250,7 +250,7 @@ class HuggingFaceLanguageEncoder(LanguageEncoder):
         return self._tokenizer
 
     def _read_tensors(self) -> list[tuple[str, torch.Tensor]]:
-        """What the embeddings depend on: everything except unread parts, with tied tensors once."""
+        """The weights that the embeddings depend on: everything except unread parts, with tied tensors once."""
         tied = _tied(self.model)
         return [(k, v) for k, v in self.model.state_dict().items() if k not in tied and not is_unread(k)]
 

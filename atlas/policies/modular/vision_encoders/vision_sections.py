@@ -27,8 +27,8 @@ LORA_KEY = "model.vision.lora"
 
 @dataclass(frozen=True)
 class EncoderNeeds:
-    """What an encoder is built for: images float [B, views, 3, image_size, image_size] in [0, 1] and LanguageTokens of
-    language_dim numbers become tokens [B, N, dim].
+    """The task that an encoder is built for: images float [B, views, 3, image_size, image_size] in [0, 1] and
+    LanguageTokens of language_dim numbers become tokens [B, N, dim].
 
     `dim` is the width that fusion would like; an encoder's own `dim` says what it returns. source: where to read
     pretrained weights instead of where the section says; without read_weights they are not read.
@@ -43,7 +43,7 @@ class EncoderNeeds:
 
 
 class VisionSection(Section):
-    """What every vision encoder's section has."""
+    """The members that every vision encoder's section has."""
 
     name: str
 
