@@ -65,20 +65,25 @@ def row(name: str, overrides: list[str], out: Path) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _starts(change: dict[str, Any] | None) -> str:
+    """None: nobody has succeeded."""
+    change = change or {"gained": 0, "lost": 0, "p": 1.0}
+    return f"{change['gained']} / {change['lost']} ({change['p']:.3f})"
+
+
 def row_by_reward(name: str, found: dict[str, Any], minutes: float, cpu: float) -> str:
-    """There is no control: nothing is imitated."""
+    """Without a control where the run had none."""
     success = {when: f"{share:.0%}" for when, share in found["success_rate"].items()}
-    starts = found["starts"] or {"gained": 0, "lost": 0, "p": 1.0}
-    changed = f"{starts['gained']} / {starts['lost']} ({starts['p']:.3f})"
+    control = found["control"]
     played = f"{found['episodes']} ({found['env_steps']:,})"
     cells = [
         name,
         played,
         success["before"],
-        "",
+        "" if control is None else f"{control['success_rate']:.0%}",
         success["after"],
-        changed,
-        "",
+        _starts(found["starts"]),
+        "" if control is None else _starts(control["starts"]),
         f"{minutes:.1f} ({cpu / 60:.1f} of CPU)",
     ]
     if found["ended_early"]:

@@ -59,11 +59,12 @@ class OnlineConfig(Section):
     eval_interval: Positive = 5000  # environment steps
     eval_episodes: Positive = 10  # of each evaluation; the best policy by them is kept
     save_interval: Positive = 5000  # environment steps, at the end of an episode
+    keep_successes: bool = False  # writes the episodes of learning that succeed, as demonstrations are
     episode_steps: Positive | None = None  # after which an episode of learning is cut off; null: the world's own limit
 
 
 class SacBaseConfig(OnlineConfig):
-    """Settings of soft actor-critic with an ensemble of critics, in one process."""
+    """Settings of soft actor-critic with an ensemble of critics, in one process or in several."""
 
     steps: Positive = 10_000
     gamma: Discount = 0.99
@@ -88,6 +89,9 @@ class SacBaseConfig(OnlineConfig):
     target_entropy: float | None = None  # null: minus the number of an action's dimensions
     demonstrations: UserPath | None = None  # a dataset of the same world, each episode of which ends with success
     demonstration_share: Share = 0.5  # of each batch
+    push_interval: Positive = 50  # updates after which actors in other processes get the weights
+    steps_per_message: Positive = 50  # decisions that an actor sends at once
+    connect_timeout: Annotated[float, Field(gt=0)] = 60.0  # seconds that an actor waits for its learner
 
     @model_validator(mode="after")
     def _agree(self) -> SacBaseConfig:
@@ -112,10 +116,6 @@ class SacBaseConfig(OnlineConfig):
 
 class SacConfig(SacBaseConfig):
     """Soft actor-critic, in one process or in several."""
-
-    push_interval: Positive = 50  # updates after which actors in other processes get the weights
-    steps_per_message: Positive = 50  # decisions that an actor sends at once
-    connect_timeout: Annotated[float, Field(gt=0)] = 60.0  # seconds that an actor waits for its learner
 
 
 class ResidualSacConfig(SacBaseConfig):
@@ -216,6 +216,8 @@ class GrpoConfig(OnPolicyConfig):
 
 class LearningConfig(Section):
     held_out_episodes: Positive = 100  # on which the policies before and after are compared, and the control
+    # Whether learning by reward, too, is compared with as many steps of plain imitation, where there are demonstrations
+    control: bool = True
     round_episodes: NotNegative = 20  # to follow the success round by round; 0: none
     # model.processor.proprio_margin of policies that learning by reward begins with: what they try leads beyond what
     # was demonstrated, and an input far outside of it has no sensible answer; null: as the policy has it

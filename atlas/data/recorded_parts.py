@@ -17,6 +17,7 @@ from atlas.errors import InputError
 from atlas.system.files import atomic_path
 from atlas.types import ActionSpec
 
+PARTS = ".parts"  # the folder of parts, in that of the dataset which they will be
 _IMAGE = "image/"
 _TEXTS = ("instruction", "model_xml")
 
@@ -32,6 +33,11 @@ def write_part(parts: Path, number: int, episode: RecordedEpisode) -> None:
 def part(parts: Path, number: int) -> Path:
     """The file of an episode."""
     return parts / f"episode_{number:05d}.npz"
+
+
+def numbers_of_parts(parts: Path) -> list[int]:
+    """Of the episodes that are there, in order."""
+    return sorted(int(file.stem.partition("_")[2]) for file in parts.glob("episode_*.npz"))
 
 
 def is_whole(file: Path) -> bool:
@@ -105,23 +111,24 @@ class PartEpisode:
 
 
 class RecordedParts(EpisodeDataset):
-    """The episodes 0, 1, … of a recorder, all of them there. Orders and numbers are read when they are asked for."""
+    """The episodes of a recorder, all of them there. Orders and numbers are read when they are asked for."""
 
     format = "parts"
     sides = None
 
-    def __init__(self, parts: Path, episodes: int, action_spec: ActionSpec, environment: str) -> None:
-        """Raises InputError where there are no episodes."""
-        if not episodes:
+    def __init__(self, parts: Path, numbers: Sequence[int], action_spec: ActionSpec, environment: str) -> None:
+        """numbers: of the episodes, in their order. Raises InputError where there are none."""
+        if not numbers:
             raise InputError(f"{parts} holds no episodes.")
+        self._parts = [part(parts, number) for number in numbers]
         self.path, self.environment = parts, environment
         self.action_spec, self.fps = action_spec, action_spec.control_hz
-        first = read_part(part(parts, 0))
+        first = read_part(self._parts[0])
         self.cameras, self.proprio_dim = list(first.images), first.proprio.shape[1]
         self._sizes = {camera: (images.shape[1], images.shape[2]) for camera, images in first.images.items()}
         self.tasks, task_of, lengths = [], [], []
-        for number in range(episodes):
-            with np.load(part(parts, number)) as archive:
+        for file in self._parts:
+            with np.load(file) as archive:
                 instruction, length = str(archive["instruction"]), len(archive["actions"])
             if instruction not in self.tasks:
                 self.tasks.append(instruction)
@@ -133,7 +140,7 @@ class RecordedParts(EpisodeDataset):
         return len(self.lengths)
 
     def episode(self, index: int) -> PartEpisode:
-        return PartEpisode(_cached(part(self.path, index)))
+        return PartEpisode(_cached(self._parts[index]))
 
     def images(self, camera: str, episodes: np.ndarray, frames: np.ndarray) -> np.ndarray:
         return images_by_episode(self, camera, episodes, frames)

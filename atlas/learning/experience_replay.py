@@ -43,6 +43,15 @@ class Drawn:
     weights: torch.Tensor | None = None  # float32 [B], at most 1: how much each counts, where some are drawn more often
     rows: np.ndarray | None = None  # int64, where the first of them lie in the replay, whose priorities will change
 
+    def to(self, device: torch.device) -> Drawn:
+        """The same, on a device."""
+        if device.type == "cpu":
+            return self
+        seen, then = ({n: v.to(device) for n, v in each.items()} for each in (self.seen, self.seen_then))
+        weights = None if self.weights is None else self.weights.to(device)
+        actions, returns, discounts = (each.to(device) for each in (self.actions, self.returns, self.discounts))
+        return Drawn(seen, actions, returns, discounts, then, weights, self.rows)
+
 
 class Replay:
     """A ring of rows. `begin` an episode with what is seen first, then `extend` it, a decision or several at once.

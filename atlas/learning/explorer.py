@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from atlas.environments.environment import Environment
+from atlas.data.episode import RecordedEpisode
+from atlas.environments.environment import Environment, Simulator
 from atlas.environments.rendering import software_renderer, tell_of_software
+from atlas.environments.state_world import StateWorld
 from atlas.rollout.actor import Actor
 from atlas.rollout.episode_plan import PlannedEpisode, episode_seed
-from atlas.rollout.episode_player import EpisodePlayer
+from atlas.rollout.episode_player import EpisodePlayer, Executed, Segment
+from atlas.rollout.experience import Played, as_recorded, watched
 from atlas.rollout.success_report import EpisodeOutcome
 from atlas.rollout.transitions import Transition
 from atlas.system.progress import progress_bar
@@ -46,6 +49,9 @@ class Ended:
     seconds: float | None  # None: not known, since others were played at the same time
 
 
+Keep = Callable[[int, RecordedEpisode], None]
+
+
 class Explorer:
     """Episodes one after another, on starts that nothing else uses; `observation` is what is seen now."""
 
@@ -58,10 +64,16 @@ class Explorer:
         first: int = 0,
         repeat: int = 1,
         limit: int | None = None,
+        keep: Keep | None = None,
     ) -> None:
         """actor: which of the actors plays here. first: how many episodes it has played before. repeat: so many
         episodes, one after another, have the same start. limit: steps after which an episode is truncated, where that
-        is before the world's own limit."""
+        is before the world's own limit. keep: takes the episodes that succeed, as they are recorded, with a number that
+        no other has."""
+        self._keep = keep
+        # What is seen in a simulator is rendered afterwards; elsewhere every step is observed.
+        self._rendered = keep is not None and isinstance(env, Simulator)
+        self._watched = keep is not None and not self._rendered
         self.env, self._seed, self._actor, self._actors, self._repeat = env, seed, actor, actors, repeat
         self._limit = env.spec.horizon if limit is None else limit
         self.episodes = first
@@ -74,12 +86,15 @@ class Explorer:
         instructions = self.env.spec.instructions or ("",)
         told = instructions[number % len(instructions)]
         planned = PlannedEpisode(number, episode_seed("explore", self._seed, number), told)
-        self._player = EpisodePlayer(self.env, planned, transitions=True)
+        self._player = EpisodePlayer(
+            self.env, planned, record=self._rendered, transitions=True, intermediate=self._watched
+        )
         begun = self._player.begin()
         assert begun.observation is not None
         self.observation: Observation = begun.observation
         self._reward, self._length, self._begun = 0.0, 0, time.monotonic()
         self._given = list[np.ndarray]()
+        self._seen, self._executed = [self.observation], list[Executed]()
 
     @property
     def halfway(self) -> Halfway:
@@ -94,7 +109,7 @@ class Explorer:
         self.begin()
         if not len(there.actions):
             return
-        segment = self._player.run(there.actions)
+        segment = self._run(there.actions)
         if not segment.done and segment.observation is not None:
             self.observation = segment.observation
             self._given, self._length, self._reward = [there.actions], len(there.actions), there.reward
@@ -112,7 +127,7 @@ class Explorer:
         """Execute actions [n, A]. At the end of an episode the next one is begun."""
         taken = actions[: self._limit - self._length]
         self._given.append(np.array(taken, np.float32))
-        segment = self._player.run(taken)
+        segment = self._run(taken)
         if not segment.done and self._length + segment.steps >= self._limit:
             segment = replace(segment, truncated=True)
         transition = Transition.between(self.observation, segment)
@@ -123,9 +138,29 @@ class Explorer:
             return transition, None
         seconds = time.monotonic() - self._begun
         ended = Ended(self._reward, self._length, segment.success, segment.truncated, seconds)
+        if self._keep is not None and segment.success:
+            self._keep_played(segment)
         self.episodes += 1
         self.begin()
         return transition, ended
+
+    def _run(self, actions: np.ndarray) -> Segment:
+        segment = self._player.run(actions)
+        if self._watched and segment.observation is not None and segment.executed is not None:
+            self._seen += [*segment.intermediate, segment.observation]
+            self._executed.append(segment.executed)
+        return segment
+
+    def _keep_played(self, segment: Segment) -> None:
+        """Hand on the episode that has just ended, unless it was cut off where the world itself goes on."""
+        assert self._keep is not None
+        number, told = self.episodes * self._actors + self._actor, self.observation.instruction
+        if self._watched:
+            self._keep(number, watched(self._seen, self._executed))
+        elif segment.trace is not None:
+            # Critics may be told more than the policy sees, which is all that is recorded.
+            env = self.env.inner if isinstance(self.env, StateWorld) and self.env.spec.cameras else self.env
+            self._keep(number, as_recorded(env, Played(segment.trace, told)))
 
 
 class EpisodeLog:

@@ -86,7 +86,7 @@ class Improvement:
                 }
                 for what, report in self.reports.items()
             },
-            **{f"over_{what}": _numbers(change) for what, change in self._changes().items()},
+            **{f"over_{what}": numbers_of(change) for what, change in self._changes().items()},
             "best": str(self.folder / "best"),
             "kept": "before" if self.worse else "after",
             "probes": {name: twin.to_dict() for name, twin in self.twins.items()},
@@ -104,7 +104,8 @@ def twins_in_words(twins: Mapping[str, EvaluationReport]) -> str:
     return f" Successes of the kept policy: {', '.join(told)}." if told else ""
 
 
-def _numbers(change: Change) -> dict[str, Any]:
+def numbers_of(change: Change) -> dict[str, Any]:
+    """The machine-readable form."""
     return {
         "gained": change.gained,
         "lost": change.lost,

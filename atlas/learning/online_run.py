@@ -6,15 +6,15 @@
       best/policy/            the policy with the best evaluation
       start/policy/           that of before, where it is saved nowhere else
       learned/policy/         that of after, where it is worse and `best` is that of before
-      evaluations/            the outcomes of the policies before and after, on the same held-out starts
+      experience/             episodes of learning that succeeded, if they are asked for
+      control/                as many steps of plain imitation, where there are demonstrations
+      evaluations/            the outcomes of the policies before and after, and of the control, on the same starts
       results.json            what `--json` prints, and what it is believed by
       report.html             a page about it
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -26,29 +26,28 @@ from typing import Any
 
 import torch
 
-from atlas.config import Config, OnlineConfig, OnPolicyConfig, dump_yaml
-from atlas.environments.catalog import environment_spec, make_environment
-from atlas.environments.environment import Environment, StateSimulator
-from atlas.environments.state_world import StateWorld
+from atlas.config import Config, OnlineConfig, dump_yaml
+from atlas.environments.catalog import environment_spec
+from atlas.environments.environment import Environment
 from atlas.errors import InputError
 from atlas.learning.boards.evaluation_board import EvaluationBoard
 from atlas.learning.boards.experience_map import DEMONSTRATIONS, ExperienceMap, Seen, demonstrated
 from atlas.learning.boards.held_out_results import HowPlayed, leave_page, twins_of, write_results
 from atlas.learning.boards.judged_episodes import Judge
 from atlas.learning.boards.part_trackers import finish_with, part_tracker
-from atlas.learning.explorer import Ended, play_here, summary_aliases
+from atlas.learning.control import control_policy
+from atlas.learning.explorer import Ended, Keep, play_here, summary_aliases
+from atlas.learning.imitation.kept_episodes import KeptEpisodes
 from atlas.learning.on_policy.rank_group import RankGroup
-from atlas.learning.policy_view import PolicyView, load_start, processor_of_world
-from atlas.learning.residual_view import ResidualView, corrected_policy
+from atlas.learning.policy_view import PolicyView, load_start
 from atlas.learning.returns import OnlineResult
-from atlas.policies.action_distribution import Noise
-from atlas.policies.base import Policy
+from atlas.learning.run_parts import RESIDUAL, about, actor_of, begun_view, open_world
 from atlas.policies.processor import PolicyProcessor
 from atlas.registry import resolve_policy
-from atlas.rollout.actor import Actor, image_size_for
+from atlas.rollout.actor import Actor
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
-from atlas.rollout.evaluation import check_policy_fits, one_thread
+from atlas.rollout.evaluation import one_thread
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.rollout.verdicts.evidence import trained_on
 from atlas.runs.run_directory import EVALUATIONS, LEARNING
@@ -61,8 +60,6 @@ from atlas.training.guards.signals import Interrupted, StopRequest
 
 logger = logging.getLogger(__name__)
 
-RESIDUAL = "residual"  # the name of the settings of a correction
-View = PolicyView | ResidualView
 _START = "start"  # in the run's folder: the policy of before, where it is saved nowhere else
 _LEARNED = "learned"  # that of after, where it has become worse
 _FACTS = "facts.json"  # of a checkpoint; it is written last
@@ -100,15 +97,8 @@ class OnlineRun:
         self.settings: OnlineConfig = getattr(config.learning, name)
         self.spec = environment_spec(env)
         self.checkpoint = checkpoint
-        self.view: View
-        if name == RESIDUAL:
-            assert checkpoint is not None
-            self.policy = corrected_policy(config, self.spec, checkpoint)
-            self.view = ResidualView(self.policy, self.spec, config.learning.residual)
-        else:
-            self.policy = start_policy(config, env, checkpoint)
-            self.view = view_of(self.policy, config, name, env)
-        self.policy.to(self.group.device)
+        self.view = begun_view(config, name, env, checkpoint)
+        self.policy = self.view.policy.to(self.group.device)
         if self.group.main:
             held.enter_context(hold(self.folder, f"the run {self.folder}"))
             leave_page(held, self.folder)
@@ -128,6 +118,7 @@ class OnlineRun:
             settle(self.folder, asked, config)
         self.group.gathered(None)  # what the first has found and refused, the others do not begin with
         self._held, self._world = held, list[Environment]()
+        self._kept = KeptEpisodes(self.folder / "experience", env, name)
         self._boards: tuple[EvaluationBoard, ExperienceMap] | None = None
         self._demonstrated: Seen | None = None
         # What a run from a checkpoint may fall back to.
@@ -155,10 +146,7 @@ class OnlineRun:
 
     def open_world(self, exploring: bool = False) -> Environment:
         """An environment in this process, closed when the run is left. exploring: with what the critics are told."""
-        env = make_environment(self.env, image_size_for(self.actor()))
-        if exploring and self._told_of_objects:
-            assert isinstance(env, StateSimulator)  # its spec says so
-            env = StateWorld(env, cameras=True)
+        env = open_world(self.env, self.view, self.config, exploring and self.name == RESIDUAL)
         self._held.callback(env.close)
         return env
 
@@ -169,19 +157,30 @@ class OnlineRun:
 
     def actor(self) -> ChunkExecutor:
         """Who acts by the present weights, doing what is most likely."""
-        return ChunkExecutor(self.policy, self.view.execute, environment=self.env)
+        return actor_of(self.view, self.env)
+
+    def keeper(self) -> Keep | None:
+        """Takes what succeeds while learning, where it is to be kept. Raises InputError for a world that does not tell
+        success."""
+        if not self.settings.keep_successes:
+            return None
+        if not self.spec.judged:
+            key = f"learning.{self.name}.keep_successes"
+            raise InputError(f"{key} is true, but '{self.env}' does not tell success: there would be nothing to keep.")
+        return self._kept.take
 
     # ---- evaluating ------------------------------------------------------------------------------------------
 
-    def evaluate(self, purpose: Purpose, episodes: int) -> tuple[EvaluationReport, dict[str, float]]:
-        """The present policy, on starts of their purpose, and its metrics.
+    def evaluate(
+        self, purpose: Purpose, episodes: int, other: ChunkExecutor | None = None
+    ) -> tuple[EvaluationReport, dict[str, float]]:
+        """The present policy, or another, on starts of their purpose, and its metrics.
 
         Held-out episodes are many, and played when nothing is lost: a signal ends them. Raises Interrupted.
         """
 
-        played = self._play(
-            self.actor(), self._planned(purpose, episodes), f"playing {purpose} episodes", purpose == "report"
-        )
+        acting, planned = self.actor() if other is None else other, self._planned(purpose, episodes)
+        played = self._play(acting, planned, f"playing {purpose} episodes", purpose == "report")
         report = EvaluationReport(
             self.env,
             str(self.folder),
@@ -323,9 +322,11 @@ class OnlineRun:
         updates: int,
         seconds: float,
         ended: str | None = None,
+        policy_updates: int | None = None,
     ) -> OnlineResult:
         """Evaluate the best policy on the held-out starts, and say what has been reached. A policy that a run has made
-        worse gives way to that of before. ended: why, where it was before its steps were played."""
+        worse gives way to that of before. ended: why, where it was before its steps were played. policy_updates: those
+        of the policy itself, as many as the control has; None: all."""
         file, best, learned = (self.folder / name for name in (f"{EVALUATIONS}/after.json", "best", _LEARNED))
         if self.group.from_first(file.exists()):  # and the first has written the best policy
             after = EvaluationReport.load(file)
@@ -333,6 +334,9 @@ class OnlineRun:
             place = learned if self.group.from_first(learned.exists()) else best
             self.policy.load_weights(place / "policy" / "model.safetensors")
             after, _ = self.evaluate("report", self.config.learning.held_out_episodes)
+        self.group.gathered(None)  # all have written what they keep
+        if self.group.main:
+            self._kept.finish()
         told = self.folder, self.name, self.env, before, after
         result = OnlineResult(*told, steps, episodes, updates, seconds, self.checkpoint, ended)
         if result.kept_before:
@@ -344,6 +348,8 @@ class OnlineRun:
         if main:
             how.proven(after, learned if result.kept_before else best).save(file)
         self.group.gathered(None)  # the best policy is there
+        control, without = self._control(updates if policy_updates is None else policy_updates)
+        result = replace(result, control=control, without_control=without)
         self.policy.load_weights(best / "policy" / "model.safetensors")
         kept = before if result.kept_before else after
         kept = how.proven(kept, best) if main else kept
@@ -356,6 +362,21 @@ class OnlineRun:
         if main:
             write_results(self.folder, result.to_dict(), kept, result.twins)
         return result
+
+    def _control(self, updates: int) -> tuple[EvaluationReport | None, str | None]:
+        """How the policy of the start does after as many steps of plain imitation, or why that is not known."""
+        file, config = self.folder / EVALUATIONS / "control.json", self.config
+        if self.group.from_first(file.exists()):
+            return EvaluationReport.load(file), None
+        found = control_policy(config, self.checkpoint, self.policy.processor, updates, self.group.size)
+        if isinstance(found, str):
+            return None, found
+        policy = load_start(str(found), config.learning.proprio_margin).to(self.group.device).eval()
+        actor = ChunkExecutor(policy, self.view.execute, environment=self.env)
+        report, _ = self.evaluate("report", config.learning.held_out_episodes, actor)
+        report = self._how_played.proven(report, found)
+        report.save(file)
+        return report, None
 
     # ---- checkpoints -----------------------------------------------------------------------------------------
 
@@ -383,45 +404,11 @@ class OnlineRun:
         return max(whole), facts
 
 
-_MAY_CHANGE = {"push_interval", "steps_per_message", "connect_timeout", "eval_interval", "save_interval"}
-
-
-def about(policy: Policy, env: str) -> str:
-    """The world, and a hash of what the policy is made of and how its numbers are scaled."""
-    processor = policy.processor
-    made_of = {
-        "model": policy.config.model_dump(mode="json"),
-        "actions": processor.action_spec.to_dict(),
-        "horizon": processor.action_horizon,
-        "statistics": [each.to_dict() for each in processor.statistics],
-    }
-    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
-    return f"{env}, policy {digest}"
-
-
-def view_of(policy: Policy, config: Config, name: str, env: str) -> PolicyView:
-    """The policy as the algorithm of this name learns it. Raises InputError for one that it cannot learn."""
-    settings = getattr(config.learning, name)
-    noise = (
-        Noise(settings.noise, settings.shared_noise, settings.flow_noise)
-        if isinstance(settings, OnPolicyConfig)
-        else None
-    )
-    return PolicyView(policy, environment_spec(env).instructions, env, config.evaluation.execute, noise)
-
-
-def start_policy(config: Config, env: str, checkpoint: str | None) -> Policy:
-    """The policy that a run begins with, which depends on its seed and on nothing else. Raises InputError."""
-    spec = environment_spec(env)
-    if checkpoint is not None:
-        policy = load_start(checkpoint, config.learning.proprio_margin)
-        check_policy_fits(policy.processor, spec)
-        return policy.train()
-    processor = processor_of_world(spec, config)
-    torch.manual_seed(config.seed)
-    try:
-        policy = config.model.build(processor)
-    except InputError as error:
-        raise InputError(f"{error} Learning from nothing needs model.vision.name=none.") from None
-    assert isinstance(policy, Policy)
-    return policy.train()
+_MAY_CHANGE = {
+    "push_interval",
+    "steps_per_message",
+    "connect_timeout",
+    "eval_interval",
+    "save_interval",
+    "keep_successes",
+}

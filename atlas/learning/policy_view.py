@@ -60,8 +60,8 @@ class PolicyView:
         if not self._by_itself and not noisy and not self._flows:
             raise InputError(
                 "PPO and GRPO need a policy that says how likely its actions are: model.head.name=gaussian, "
-                "flow_matching, or regression, to whose actions noise is added; of the published types smolvla, pi0 "
-                "and pi05."
+                "flow_matching, or regression, to whose actions noise is added; vlm with any of its heads; of the "
+                "published types smolvla, pi0 and pi05."
             )
         if processor.history.steps > 1 or processor.relative is not None:
             raise InputError(
@@ -131,6 +131,13 @@ class PolicyView:
     def trained(self) -> nn.Module:
         return self.policy
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """All that actors need of a learner."""
+        return self.policy.own_state_dict()
+
+    def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        self.policy.load_own_state_dict(weights)
+
     def look(self, observation: Observation) -> dict[str, np.ndarray]:
         """A row."""
         task = self._instructions.index(observation.instruction)
@@ -172,7 +179,7 @@ class PolicyView:
     def act(self, row: Mapping[str, np.ndarray], random: torch.Generator) -> np.ndarray:
         """Scaled actions [H * A] at random."""
         seen = {name: torch.from_numpy(values)[None] for name, values in row.items()}
-        return self.distribution(seen).sample(random)[0].flatten().numpy()
+        return self.distribution(seen).sample(random)[0].flatten().cpu().numpy()
 
     def at_random(self, row: Mapping[str, np.ndarray], draw: np.random.Generator) -> np.ndarray:
         """Scaled actions [H * A] from their whole range."""

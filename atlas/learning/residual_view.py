@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -75,17 +76,36 @@ class ResidualView:
         tasks = len(self._instructions)
         return sum(int(np.prod(column.shape)) for column in columns) + (tasks if tasks > 1 else 0)
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.policy.parameters()).device
+
     def trained(self) -> nn.Module:
         return self._corrects.corrected_part()
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """All that actors need of a learner: they have the frozen policy themselves."""
+        return self.trained().state_dict()
+
+    def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        self.trained().load_state_dict(weights)
+
+    def frozen_digest(self) -> str:
+        """Of the weights that are corrected."""
+        part, digest = {id(each) for each in self.trained().parameters()}, hashlib.sha256()
+        for name, values in sorted(self.policy.named_parameters()):
+            if id(values) not in part:
+                digest.update(name.encode() + values.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     def distribution(self, seen: Mapping[str, torch.Tensor]) -> CorrectedActions:
-        return self._corrects.corrected(seen)
+        return self._corrects.corrected({name: values.to(self.device) for name, values in seen.items()})
 
     def state(self, seen: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See `Acts.state`: also where the objects are, which the correction does not see."""
-        parts = [seen[name].float().flatten(1) for name in self.columns if name != "task"]
+        parts = [seen[name].to(self.device).float().flatten(1) for name in self.columns if name != "task"]
         if len(self._instructions) > 1:
-            told = torch.nn.functional.one_hot(seen["task"][:, 0].long(), len(self._instructions))
+            told = torch.nn.functional.one_hot(seen["task"].to(self.device)[:, 0].long(), len(self._instructions))
             parts.append(told.float())
         return torch.cat(parts, 1)
 
@@ -93,12 +113,12 @@ class ResidualView:
         self, seen: Mapping[str, torch.Tensor], actions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Of large corrections, and their mean size, where 1 is the largest."""
-        correction = (actions - seen["base"]) / self._settings.scale
+        correction = (actions - seen["base"].to(actions.device)) / self._settings.scale
         return self._settings.penalty * correction.square().mean(), correction.detach().abs().mean()
 
     def executed(self, actions: torch.Tensor) -> torch.Tensor:
         """See `Acts.executed`: what the policy says and its correction together may be more than the world takes."""
-        return actions if self._range is None else actions.clamp(*self._range)
+        return actions if self._range is None else actions.clamp(*(end.to(actions.device) for end in self._range))
 
     def _scaled_range(self, spec: EnvironmentSpec) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The lowest and the highest scaled actions [H * A] that the world executes; None: it does not say."""
@@ -128,7 +148,7 @@ class ResidualView:
     def act(self, row: Mapping[str, np.ndarray], random: torch.Generator) -> np.ndarray:
         """Scaled actions [H * A] with a correction at random."""
         seen = {name: torch.from_numpy(values)[None] for name, values in row.items()}
-        return self.distribution(seen).sample(random)[0].flatten().numpy()
+        return self.distribution(seen).sample(random)[0].flatten().cpu().numpy()
 
     def at_random(self, row: Mapping[str, np.ndarray], draw: np.random.Generator) -> np.ndarray:
         """Scaled actions [H * A] with any correction that there may be, each as likely."""
@@ -143,9 +163,9 @@ class ResidualView:
         return units.numpy()
 
     def _seen_of(self, observations: list[Observation]) -> dict[str, np.ndarray]:
-        batch = self.policy.processor.batch(observations, self._source)
+        batch = self.policy.processor.batch(observations, self._source).to(self.device)
         return {
-            name: values.numpy().astype(self.columns[name].dtype)
+            name: values.cpu().numpy().astype(self.columns[name].dtype)
             for name, values in self._corrects.seen_by_base(batch).items()
         }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from atlas.learning.improvement import Change, twins_in_words
+from atlas.learning.improvement import Change, numbers_of, twins_in_words
 from atlas.rollout.success_report import EvaluationReport
 
 _RESAMPLED = 2000
@@ -31,20 +31,18 @@ class OnlineResult:
     checkpoint: str | None = None  # of the policy that it began with; None: new weights
     ended: str | None = None  # why, where it ended before its steps were played
     twins: Mapping[str, EvaluationReport] = field(default_factory=dict)  # of the policy that is kept
+    control: EvaluationReport | None = None  # after as many steps of plain imitation
+    without_control: str | None = None  # why there is none
 
     @property
     def difference(self) -> tuple[float, float, float]:
-        """Of the mean rewards, with a 95% interval: a bootstrap over the starts."""
-        gained = np.subtract([o.reward for o in self.after.outcomes], [o.reward for o in self.before.outcomes])
-        again = np.random.default_rng(0).choice(gained, (_RESAMPLED, len(gained))).mean(1)
-        low, high = np.quantile(again, [0.025, 0.975]).tolist()
-        return float(gained.mean()), low, high
+        """See `_difference`."""
+        return _difference(self.before, self.after)
 
     @property
     def changed_success(self) -> Change | None:
         """None where neither policy ever succeeds, as in a world that does not tell."""
-        told = any(o.success for o in (*self.before.outcomes, *self.after.outcomes))
-        return Change.between(self.before, self.after) if told else None
+        return _change(self.before, self.after)
 
     @property
     def kept_before(self) -> bool:
@@ -66,9 +64,20 @@ class OnlineResult:
         sentence += f" ({gained:+.4g}, 95% {low:+.4g} to {high:+.4g})"
         if change is not None:
             sentence += f"; {change.gained} starts gained, {change.lost} lost (p = {change.p:.3f})"
+        sentence += self._against_control()
         kept = " The policy of before is kept as best." if self.kept_before else ""
         early = f" It ended early: {self.ended}." if self.ended else ""
         return f"{sentence}.{kept}{early}{twins_in_words(self.twins)}"
+
+    def _against_control(self) -> str:
+        if self.control is None:
+            why = self.without_control if self.checkpoint is not None else None
+            return "" if why is None else f"; there is no control: {why}"
+        change = _change(self.control, self.after)
+        if change is not None:
+            return f"; against plain imitation {change.gained} gained, {change.lost} lost (p = {change.p:.3f})"
+        gained, low, high = _difference(self.control, self.after)
+        return f"; against plain imitation {gained:+.4g} (95% {low:+.4g} to {high:+.4g})"
 
     def to_dict(self) -> dict[str, Any]:
         """The machine-readable form of `atlas learn --json`."""
@@ -85,12 +94,41 @@ class OnlineResult:
             "mean_reward": {"before": _mean(self.before), "after": _mean(self.after)},
             "reward_difference": {"mean": gained, "ci95": [low, high]},
             "success_rate": {"before": self.before.success_rate, "after": self.after.success_rate},
-            "starts": None if change is None else {"gained": change.gained, "lost": change.lost, "p": change.p},
+            "starts": None if change is None else numbers_of(change),
+            **self._control_numbers(),
             "best": str(self.folder / "best"),
             "kept": "before" if self.kept_before else "after",
             "ended_early": self.ended,
             "probes": {name: twin.to_dict() for name, twin in self.twins.items()},
         }
+
+    def _control_numbers(self) -> dict[str, Any]:
+        if self.control is None:
+            return {"control": None, "without_control": self.without_control}
+        gained, low, high = _difference(self.control, self.after)
+        change = _change(self.control, self.after)
+        found = {
+            "mean_reward": _mean(self.control),
+            "success_rate": self.control.success_rate,
+            "reward_difference": {"mean": gained, "ci95": [low, high]},
+            "starts": None if change is None else numbers_of(change),
+        }
+        return {"control": found, "without_control": None}
+
+
+def _difference(first: EvaluationReport, second: EvaluationReport) -> tuple[float, float, float]:
+    """From the mean reward of one policy to that of another, on the same starts, with a 95% interval: a bootstrap over
+    these."""
+    gained = np.subtract([o.reward for o in second.outcomes], [o.reward for o in first.outcomes])
+    again = np.random.default_rng(0).choice(gained, (_RESAMPLED, len(gained))).mean(1)
+    low, high = np.quantile(again, [0.025, 0.975]).tolist()
+    return float(gained.mean()), low, high
+
+
+def _change(first: EvaluationReport, second: EvaluationReport) -> Change | None:
+    """None where neither ever succeeds, as in a world that does not tell."""
+    told = any(o.success for o in (*first.outcomes, *second.outcomes))
+    return Change.between(first, second) if told else None
 
 
 def _mean(report: EvaluationReport) -> float:

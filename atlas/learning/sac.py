@@ -142,8 +142,9 @@ class SoftActorCritic:
     def opinion(self, decisions: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
         """The mean of what the critics think of T decisions, and what they should: float32 [T] each."""
         random = torch.Generator(self.device).manual_seed(0)
-        values = self.critics(self.actor.state(decisions.seen), decisions.actions)
-        return values.mean(0), self.wanted(decisions, random)
+        there = decisions.to(self.device)
+        values = self.critics(self.actor.state(there.seen), there.actions)
+        return values.mean(0).cpu(), self.wanted(there, random).cpu()
 
     def _update_critics(self, drawn: Drawn) -> dict[str, torch.Tensor]:
         wanted = self.wanted(drawn, self.random)

@@ -44,7 +44,7 @@ class SacLearner:
     def __init__(self, run: OnlineRun) -> None:
         assert isinstance(run.settings, SacBaseConfig)
         self.run, self.settings = run, run.settings
-        self.sac = SoftActorCritic(run.settings, run.view, run.config.seed, torch.device("cpu"))
+        self.sac = SoftActorCritic(run.settings, run.view, run.config.seed, run.group.device)
         self.replay = Replay(
             run.settings.replay_capacity, run.view.columns, run.view.action_dim, run.about, run.settings.priority
         )
@@ -79,6 +79,12 @@ class SacLearner:
         return int((self.decisions - self._owing_since) * self.settings.utd_ratio) - self.sac.updates
 
     @property
+    def policy_updates(self) -> int:
+        """Those of the actor, so far."""
+        ratio = self.settings.critic_actor_ratio
+        return max(0, self.sac.updates // ratio - self.settings.critic_warmup // ratio)
+
+    @property
     def done(self) -> bool:
         return self.steps >= self.settings.steps or self.ended is not None
 
@@ -93,10 +99,10 @@ class SacLearner:
             shown, share = self.demonstrations, settings.demonstration_share
             drawn = draw_mixed(self.replay, shown, settings.batch_size, share, draw, settings.n_step, settings.gamma)
             drawn_at = time.perf_counter()
-            found = self.sac.update(drawn)
+            found = self.sac.update(drawn.to(self.sac.device))
             self._shown |= found
             if drawn.rows is not None and "errors" in found:
-                self.replay.found_off(drawn.rows, found["errors"][: len(drawn.rows)].numpy())
+                self.replay.found_off(drawn.rows, found["errors"][: len(drawn.rows)].cpu().numpy())
             self._timers["sample_replay_buffer"] += drawn_at - begun
             self._timers["train"] += time.perf_counter() - drawn_at
             if self.sac.updates % self.run.config.training.log_interval == 0:

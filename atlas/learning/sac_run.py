@@ -10,8 +10,10 @@ import torch
 
 from atlas.config import Config, SacBaseConfig
 from atlas.learning.explorer import EpisodeLog, Explorer
-from atlas.learning.online_run import OnlineRun, View
+from atlas.learning.on_policy.rank_group import RankGroup, one_device
+from atlas.learning.online_run import OnlineRun
 from atlas.learning.returns import OnlineResult
+from atlas.learning.run_parts import View
 from atlas.learning.sac_learner import Piece, SacLearner
 from atlas.rollout.evaluation import one_thread
 from atlas.rollout.transitions import Transition
@@ -26,7 +28,7 @@ class Tries:
 
     def __init__(self, view: View, settings: SacBaseConfig, seed: int, actor: int = 0) -> None:
         self._view, self._settings, self._seed = view, settings, [seed, 6, actor]
-        self._random, self._uniform = torch.Generator(), np.random.default_rng()
+        self._random, self._uniform = torch.Generator(view.device), np.random.default_rng()
 
     def begin(self, episode: int) -> None:
         self._uniform = np.random.default_rng([*self._seed, episode])
@@ -57,7 +59,8 @@ def learn_here(config: Config, env: str, checkpoint: str | None = None, name: st
     name: of its settings: `sac`, or `residual` for a correction of the checkpoint's policy.
     """
     with ExitStack() as held, one_thread(), listening() as stop:
-        run = OnlineRun(config, name, env, held, stop, checkpoint)
+        group = RankGroup(device=one_device(config.distributed))
+        run = OnlineRun(config, name, env, held, stop, checkpoint, group)
         learner = SacLearner(run)
         return _Interleaved(run, learner, stop).play()
 
@@ -71,7 +74,7 @@ class _Interleaved:
         self.log.steps, self.log.episodes = learner.steps, learner.episodes
         self.board = run.tracker("actor", learner.steps)
         world, limit = run.open_world(exploring=True), run.settings.episode_steps
-        self.world = Explorer(world, run.config.seed, first=learner.episodes, limit=limit)
+        self.world = Explorer(world, run.config.seed, first=learner.episodes, limit=limit, keep=run.keeper())
         self.tries = Tries(run.view, run.settings, run.config.seed)
 
     def play(self) -> OnlineResult:
@@ -112,6 +115,5 @@ class _Interleaved:
         if learner.looked < learner.steps:
             learner.look()
         learner.save({})
-        return self.run.conclude(
-            before, learner.steps, self.world.episodes, learner.sac.updates, seconds, learner.ended
-        )
+        done = learner.steps, self.world.episodes, learner.sac.updates, seconds, learner.ended
+        return self.run.conclude(before, *done, policy_updates=learner.policy_updates)

@@ -36,6 +36,7 @@ class Segment:
     success: bool = False  # at the last step
     trace: Trace | None = None  # of the whole episode, at its end, if it was recorded
     executed: Executed | None = None  # where transitions are wanted
+    intermediate: tuple[Observation, ...] = ()  # after each of these steps but the last, where they are wanted
     failure: Failure | None = None  # how the episode failed, at its end, where a simulator shows it
 
     @property
@@ -53,10 +54,11 @@ class EpisodePlayer:
         record: bool = False,
         transitions: bool = False,
         history: History = ONE_FRAME,
+        intermediate: bool = False,
     ) -> None:
         """record: keep a trace for films. transitions: report each step's executed action and reward, and observe the
-        end too. history: the frames in observations; earlier frames mean that every step is observed. All of these cost
-        time. Raises InputError for an unknown perturbation."""
+        end too. history: the frames in observations; earlier frames mean that every step is observed. intermediate:
+        observe every step, and report it. All of these cost time. Raises InputError for an unknown perturbation."""
         self._env, self._episode, self._record, self._transitions = env, episode, record, transitions
         choice = episode.perturbation
         self._perturbation = None if choice is None else choice.of_episode(episode.seed, env.spec)
@@ -66,7 +68,8 @@ class EpisodePlayer:
         if self._perturbation is not None and self._perturbation.every_step:
             self._always_observed = True
         self._seen = SeenFrames(history)
-        self._always_observed = self._always_observed or self._seen.every_step
+        self._always_observed = self._always_observed or self._seen.every_step or intermediate
+        self._intermediate = intermediate
         self._recorder: TraceRecorder | None = None
         self._watch: MotionWatch | None = None
         self._success = False
@@ -139,6 +142,9 @@ class EpisodePlayer:
             truncated=not results or results[-1].truncated,
             success=self._success,
             trace=self._recorder.trace() if done and self._recorder is not None else None,
+            intermediate=tuple(r.observation for r in results[:-1] if r.observation is not None)
+            if self._intermediate
+            else (),
             executed=_executed(actions, results) if self._transitions and results else None,
             failure=self._watch.failure() if failed and self._watch is not None else None,
         )

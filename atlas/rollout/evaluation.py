@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,13 +24,13 @@ from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.chunk_timeline import Blend
 from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
 from atlas.rollout.episode_player import Segment
-from atlas.rollout.experience import Played
+from atlas.rollout.experience import Keeper, Played, PlayedEpisode, ended
 from atlas.rollout.filming.attention_column import Look
 from atlas.rollout.filming.film_choice import films_of_episodes
 from atlas.rollout.filming.watched_actor import WatchedActor
 from atlas.rollout.input_recorder import InputRecorder, RecordedActor
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
-from atlas.rollout.traces import Film, Trace
+from atlas.rollout.traces import Film
 from atlas.rollout.transitions import Transition
 from atlas.rollout.verdicts.evidence import Protocol, gather_evidence
 from atlas.rollout.verdicts.robustness import FEW_EPISODES, by_choice, plan_perturbed
@@ -45,13 +45,6 @@ logger = logging.getLogger(__name__)
 
 MOST_WORKERS = 16  # of one process, unless a number was given
 _TRIES = 3  # for an episode whose worker dies
-
-
-@dataclass(frozen=True)
-class PlayedEpisode:
-    outcome: EpisodeOutcome
-    trace: Trace | None  # None where it was not recorded
-    handed_over: int | None = None  # the step at which the world's expert took over; None: it did not
 
 
 class Evaluator:
@@ -112,12 +105,16 @@ class Evaluator:
         title: str | None = "evaluating",
         on_transition: Callable[[PlannedEpisode, Transition], None] | None = None,
         hand_over: Mapping[int, int] | None = None,
+        keeper: Keeper | None = None,
+        intermediate: bool = False,
     ) -> list[PlayedEpisode]:
         """Run the episodes, as many at once as there are workers; the actor plans for all that wait together.
 
         record: keep traces for films. on_transition: called with each decision's transition as soon as its actions are
-        over, in the order of the episode's decisions. hand_over: {the episode's number: the number of decisions after
-        which the world's expert takes over from the actor}. Returns the episodes in the order of `episodes`.
+        over, in the order of the episode's decisions. intermediate: transitions with what was seen after every action,
+        which takes longer. hand_over: {the episode's number: the number of decisions after
+        which the world's expert takes over from the actor}. keeper: is given each episode when it has ended, with what
+        was seen in it, where it asks for that of a recorded one. Returns the episodes in the order of `episodes`.
         An episode whose worker dies begins again in another one, with a warning, and its transitions come again. Raises
         WorkerDied where this happens to one episode three times.
         """
@@ -131,9 +128,9 @@ class Evaluator:
         judged = environment_spec(self.env).judged
         deaths: dict[int, int] = {}
 
-        def answers() -> dict[int, Segment]:
+        def answers() -> dict[int, Segment | RecordedEpisode]:
             try:
-                return self._pool.ready()
+                return self._pool.answers()
             except WorkerDied as death:
                 episode = playing.pop(death.worker, None)
                 if episode is not None:
@@ -155,7 +152,14 @@ class Evaluator:
                 episode = waiting.pop()
                 playing[worker], segments[worker] = episode, []
                 actor.reset(worker, episode.seed)
-                self._pool.begin(worker, episode, record, on_transition is not None, history_of(actor))
+                self._pool.begin(worker, episode, record, on_transition is not None, history_of(actor), intermediate)
+
+        def end(worker: int, recorded: RecordedEpisode | None = None) -> None:
+            episode = playing.pop(worker)
+            if keeper is not None:
+                keeper.take(episode, played[episode.number], recorded)
+            advance(1)
+            begin(worker)
 
         with one_thread(), progress_bar(title, len(episodes)) as advance:
             for worker in range(len(self._pool)):
@@ -163,16 +167,22 @@ class Evaluator:
             while playing:
                 seen: dict[int, Observation] = {}
                 for worker, segment in answers().items():
+                    if isinstance(segment, RecordedEpisode):
+                        end(worker, segment)
+                        continue
                     segments[worker].append(segment)
                     self._beat("a piece of an episode")
                     if on_transition is not None and segment.executed is not None:
                         on_transition(playing[worker], Transition.between(shown[worker], segment))
                     if segment.done:
-                        episode = playing.pop(worker)
+                        episode = playing[worker]
                         over = episode.number in handed_over
-                        played[episode.number] = _played(episode, segments[worker], judged, over)
-                        advance(1)
-                        begin(worker)
+                        played[episode.number] = done = ended(episode, segments[worker], judged, over)
+                        if keeper is not None and keeper.keeps(done) and done.trace is not None:
+                            first = done.handed_over or 0
+                            self._pool.record(worker, Played(done.trace, episode.instruction, first))
+                        else:
+                            end(worker)
                     else:
                         assert segment.observation is not None
                         seen[worker] = segment.observation
@@ -430,19 +440,3 @@ def check_policy_fits(processor: PolicyProcessor, spec: EnvironmentSpec) -> None
         differing.append(f"{what} is {own} in the policy's actions, and {wanted} in the environment's")
     if differing:
         raise InputError(f"The policy does not fit the environment '{spec.name}': {'; '.join(differing)}.")
-
-
-def _played(episode: PlannedEpisode, segments: Sequence[Segment], judged: bool, handed_over: bool) -> PlayedEpisode:
-    failure = segments[-1].failure
-    outcome = EpisodeOutcome(
-        instruction=episode.instruction,
-        seed=episode.seed,
-        success=segments[-1].success,
-        reward=sum(s.reward for s in segments),
-        length=sum(s.steps for s in segments),
-        failure=None if failure is None else failure.kind,
-        failed_at=None if failure is None else failure.step,
-        judged=judged,
-    )
-    before = sum(s.steps for s in segments[:-1])
-    return PlayedEpisode(outcome, segments[-1].trace, before if handed_over else None)

@@ -14,7 +14,7 @@ from atlas.data.convert import DEFAULT_CODEC, Conversion, Format, check_form, co
 from atlas.data.episode import EpisodeDataset, RecordedEpisode
 from atlas.data.hdf5.libero_writer import write_libero_file
 from atlas.data.hdf5.reader import LiberoDataset
-from atlas.data.recorded_parts import RecordedParts, is_whole, part, read_parts, write_part
+from atlas.data.recorded_parts import PARTS, RecordedParts, is_whole, part, read_parts, write_part
 from atlas.environments.catalog import environment_spec, find_demonstrator, make_environment
 from atlas.environments.environment import DescribesRobot, Environment, EnvironmentSpec, Simulator
 from atlas.environments.perturbations.choices import PerturbationChoice
@@ -34,7 +34,7 @@ _FORMAT = 1  # raised when the world, the expert or the files change, so that ol
 
 
 _LIBERO_PROPRIO = 8
-_MARKER, _PARTS = "recording.json", ".parts"
+_MARKER = "recording.json"
 _AS_LIBERO = Conversion("libero-hdf5")
 
 
@@ -79,12 +79,12 @@ def record(
         raise InputError(
             f"--episodes must be from {least} to 99999 (at least one per instruction), got {settings.episodes}."
         )
-    if to == "libero-hdf5" and not _is_liberos(spec):
+    if to == "libero-hdf5" and not is_liberos(spec):
         raise InputError(
             f"LIBERO's files hold LIBERO's seven action numbers and eight proprio numbers, but '{settings.env}' has "
             f"{spec.action_spec.dim} and {spec.proprio_dim}. Use --to lerobot."
         )
-    form = Conversion(to or ("libero-hdf5" if _is_liberos(spec) else "lerobot"), codec)
+    form = Conversion(to or ("libero-hdf5" if is_liberos(spec) else "lerobot"), codec)
     check_form(form, dict.fromkeys(spec.cameras, spec.image_size))
     if is_recorded(settings, out, form):
         return
@@ -93,12 +93,13 @@ def record(
             _record(settings, out, workers, form)
 
 
-def _is_liberos(spec: EnvironmentSpec) -> bool:
+def is_liberos(spec: EnvironmentSpec) -> bool:
+    """Whether a world has LIBERO's actions and proprio, as LIBERO's files hold them."""
     return spec.action_spec == ActionSpec() and spec.proprio_dim == _LIBERO_PROPRIO
 
 
 def _record(settings: RecordSettings, out: Path, workers: int | None, form: Conversion) -> None:
-    parts = out / _PARTS
+    parts = out / PARTS
     if read_json_object(out / _MARKER) is None:  # parts and files without a marker may be of any settings
         shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True, exist_ok=True)
@@ -113,11 +114,11 @@ def _record(settings: RecordSettings, out: Path, workers: int | None, form: Conv
     run_jobs(title, len(wanted), missing, _record_part, _start_worker, (settings, parts), workers, on_done=drawn_by.add)
     for renderer in drawn_by:
         tell_of_software(settings.env, renderer)
-    if form.to == "lerobot" and _is_liberos(spec):
+    if form.to == "lerobot" and is_liberos(spec):
         _write_files(settings, wanted, parts, parts / "demonstrations")
-        _move_as_lerobot(LiberoDataset(parts / "demonstrations"), out, form, workers)
+        move_as_lerobot(LiberoDataset(parts / "demonstrations"), out, form, workers)
     elif form.to == "lerobot":
-        _move_as_lerobot(RecordedParts(parts, len(wanted), spec.action_spec, settings.env), out, form, workers)
+        move_as_lerobot(RecordedParts(parts, range(len(wanted)), spec.action_spec, settings.env), out, form, workers)
     else:
         _write_files(settings, wanted, parts, out)
         for place in (*out.glob("*_demo.hdf5"), out):  # before the parts are removed
@@ -134,9 +135,9 @@ def _write_files(settings: RecordSettings, wanted: list[tuple[str, int]], parts:
         write_libero_file(file, instruction, read_parts(parts, numbers), env_args)
 
 
-def _move_as_lerobot(recorded: EpisodeDataset, out: Path, form: Conversion, workers: int | None) -> None:
+def move_as_lerobot(recorded: EpisodeDataset, out: Path, form: Conversion, workers: int | None) -> None:
     """Convert the recording in the folder of its parts, and move the result's folders into `out`."""
-    copy = out / _PARTS / "lerobot"
+    copy = out / PARTS / "lerobot"
     convert(recorded, copy, form, workers)
     for folder in sorted(copy.iterdir(), key=lambda path: path.name == "meta"):  # meta, which marks completeness, last
         if folder.is_dir():
@@ -151,7 +152,7 @@ def is_recorded(settings: RecordSettings, out: Path, form: Conversion = _AS_LIBE
     """
     found, asked = read_json_object(out / _MARKER), _fingerprint(settings, form)
     if found is None:
-        others = {path.name for path in out.iterdir()} - {LOCK, _PARTS} if out.exists() else set()
+        others = {path.name for path in out.iterdir()} - {LOCK, PARTS} if out.exists() else set()
         if others and _MARKER not in others:
             raise InputError(f"{out} is not empty and does not hold an Atlas recording; give another folder.")
         return False
@@ -163,7 +164,7 @@ def is_recorded(settings: RecordSettings, out: Path, form: Conversion = _AS_LIBE
         )
         raise InputError(f"{out} holds another recording ({differing}). Remove it, or give another folder.")
     whole = (out / "meta").is_dir() if form.to == "lerobot" else any(out.glob("*_demo.hdf5"))
-    return whole and not (out / _PARTS).exists()
+    return whole and not (out / PARTS).exists()
 
 
 def _fingerprint(settings: RecordSettings, form: Conversion) -> dict[str, Any]:

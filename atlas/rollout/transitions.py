@@ -22,6 +22,7 @@ class Transition:
     next_observation: Observation
     terminated: bool  # the task is over: later states have no value
     truncated: bool  # the time was up
+    intermediate: tuple[Observation, ...] = ()  # after each of the n actions but the last, where that was asked for
 
     @classmethod
     def between(cls, before: Observation, after: Segment) -> Transition:
@@ -35,4 +36,5 @@ class Transition:
             after.observation,
             after.terminated,
             after.truncated,
+            after.intermediate,
         )

@@ -88,9 +88,10 @@ class EnvironmentPool:
         record: bool = False,
         transitions: bool = False,
         history: History = ONE_FRAME,
+        intermediate: bool = False,
     ) -> None:
         """Begin an episode on a worker, see EpisodePlayer; the answer comes through `ready`."""
-        self._send(worker, ("begin", episode, record, transitions, history))
+        self._send(worker, ("begin", episode, record, transitions, history, intermediate))
 
     def run(self, worker: int, actions: np.ndarray) -> None:
         """Execute actions [n, A] on a worker until the episode ends; the answer comes through `ready`."""
@@ -106,6 +107,10 @@ class EnvironmentPool:
 
     def ready(self) -> dict[int, Segment]:
         """Wait for at least one worker's answer to `begin`, `run` or `hand_over`; returns all that have arrived."""
+        return self._answers()
+
+    def answers(self) -> dict[int, Segment | RecordedEpisode]:
+        """Wait for at least one worker's answer to anything but `film`."""
         return self._answers()
 
     def record(self, worker: int, played: Played) -> None:

@@ -15,7 +15,8 @@ from atlas.environments.catalog import environment_spec
 from atlas.environments.rendering import RenderingGPU
 from atlas.rollout.actor import Actor, image_size_for
 from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
-from atlas.rollout.evaluation import MOST_WORKERS, Evaluator, PlayedEpisode
+from atlas.rollout.evaluation import MOST_WORKERS, Evaluator
+from atlas.rollout.experience import PlayedEpisode
 from atlas.rollout.filming.film_choice import OVERVIEW, film_order, overview, worst_failures
 from atlas.rollout.filming.film_compositions import OverviewOrder
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport, highlights

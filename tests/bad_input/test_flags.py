@@ -145,7 +145,7 @@ OTHERS = [
     line("learn ppo --env state:gym:Pendulum-v1", "does not give the poses of its objects", "state:cubes"),
     line("learn sac --env cubes --checkpoint HERE", "HERE is in no run's folder"),
     line("learn sac --env cubes --residual", "--residual corrects a policy", "--checkpoint outputs/first"),
-    line("learn sac --env cubes --residual --checkpoint HERE --actors 2", "--residual", "leave out --actors"),
+    line("learn sac --env cubes --residual --actors 2", "--residual corrects a policy", "--checkpoint outputs/first"),
     line("sweep local HERE/none.yaml", "HERE/none.yaml"),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -180,6 +181,33 @@ def free_port() -> int:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         return int(held.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_an_actor_that_is_killed_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The actors of `--actors 1` are processes of their own."""
+    config, killed = small(tmp_path, *SHORT, "learning.sac.steps=2000"), list[int]()
+    look_after = actor_processes.ActorProcesses._look_after
+
+    def kill_once(self: actor_processes.ActorProcesses) -> None:
+        if not killed and read_scalars(config.run_dir / "actor"):
+            killed.append(self._processes[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+            self._processes[0].wait()
+        look_after(self)
+
+    monkeypatch.setattr(actor_processes.ActorProcesses, "_look_after", kill_once)
+    monkeypatch.setattr(actor_group, "EVERY", 0.1)
+    with caplog.at_level(logging.WARNING):
+        result = actor_processes.learn_with_actors(config, PENDULUM, 1)
+
+    assert killed and result.steps >= 2000 and result.updates > 0
+    assert "An actor's process ended with exit code -9; another one is started" in caplog.text
+    assert "actor/episode_reward" in read_scalars(config.run_dir / "actor-1")
+    with pytest.raises(ProcessLookupError):
+        os.kill(killed[0], 0)
 
 
 @pytest.mark.slow

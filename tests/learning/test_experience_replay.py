@@ -12,9 +12,9 @@ import pytest
 from atlas.data.formats import open_dataset
 from atlas.errors import InputError
 from atlas.learning.experience_replay import Column, Replay, draw_mixed
-from atlas.learning.online_run import start_policy
 from atlas.learning.policy_view import PolicyView
 from atlas.learning.run_config import config_from_nothing
+from atlas.learning.run_parts import start_policy
 
 ONE = {"proprio": Column((1,), "float32")}
 

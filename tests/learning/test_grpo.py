@@ -124,7 +124,11 @@ def test_a_policy_that_looks_learns_too(first_run: Path, tmp_path: Path, monkeyp
         "worlds=1",
         "decisions=4",
     ]
-    settings = [*[f"learning.ppo.{each}" for each in settings], "learning.held_out_episodes=1"]
+    settings = [
+        *[f"learning.ppo.{each}" for each in settings],
+        "learning.held_out_episodes=1",
+        "learning.control=false",
+    ]
     config = config_of_run(str(first_run), "ppo", [*settings, f"output_dir={tmp_path}"])
 
     result = learn_ppo(config, "cubes", str(first_run))

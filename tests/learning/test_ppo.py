@@ -16,9 +16,9 @@ from atlas.environments.catalog import environment_spec, make_environment
 from atlas.learning.explorer import Explorer
 from atlas.learning.on_policy.clipped_learning import clipped_loss
 from atlas.learning.on_policy.ppo import PPO, Played, RunningScale, advantages, learn_ppo
-from atlas.learning.online_run import start_policy
 from atlas.learning.policy_view import PolicyView
 from atlas.learning.run_config import config_from_nothing
+from atlas.learning.run_parts import start_policy
 from atlas.runs import read_scalars
 from tests.learning.conftest import SILENT
 

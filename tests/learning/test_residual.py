@@ -37,7 +37,7 @@ TINY = [
     "eval_episodes=1",
 ]
 TINY = [f"learning.residual.{each}" for each in (*TINY, "save_interval=4", "eval_interval=1000")]
-TINY += ["learning.held_out_episodes=1", "training.log_interval=1"]
+TINY += ["learning.held_out_episodes=1", "learning.control=false", "training.log_interval=1"]
 
 
 def config(run: Path, *overrides: str) -> Config:

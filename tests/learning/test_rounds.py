@@ -6,21 +6,25 @@ import json
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from atlas.config import load_config
 from atlas.data.formats import open_dataset
 from atlas.environments.cubes import CubesEnvironment
 from atlas.errors import InputError
-from atlas.learning.dagger import Dagger
-from atlas.learning.exploration import NoisyActor
+from atlas.learning.imitation.dagger import Dagger
+from atlas.learning.imitation.exploration import NoisyActor
+from atlas.learning.imitation.round_experience import RoundExperience
+from atlas.learning.imitation.rounds import learn
 from atlas.learning.improvement import Improvement
-from atlas.learning.rounds import learn
 from atlas.learning.run_config import config_of_run
+from atlas.policies.base import load_policy
 from atlas.registry import resolve_policy
 from atlas.rollout.episode_plan import plan_episodes
 from atlas.rollout.evaluation import Evaluator
@@ -29,9 +33,14 @@ from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.rollout.verdicts.evidence import policy_hash
 from atlas.rollout.verdicts.reproduction import read_claim
 from atlas.runs import read_scalars
+from atlas.system.documents import read_json
 from atlas.tracking import RunTracker
+from atlas.train import train
 from atlas.training.guards.signals import Interrupted
 from atlas.types import ActionSpec, Observation
+from tests.learning.conftest import SILENT
+from tests.rollout.sites import install
+from tests.test_vertical_slice import SMALL
 
 FEW = ["learning.held_out_episodes=1", "learning.round_episodes=0", "evaluation.workers=1"]
 LITTLE = ["rounds=1", "episodes=1", "steps=1", "warmup_steps=0"]
@@ -59,6 +68,15 @@ def shown_on(folder: Path) -> set[str]:
 @pytest.fixture
 def run(first_run: Path) -> Path:
     return first_run
+
+
+@pytest.fixture
+def shelves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for runs, in which the made-up worlds are known."""
+    for name, world in (("shelf", "SHELF"), ("bare_shelf", "BARE"), ("tall_shelf", "TALL")):
+        line = f"{name} = tests.learning.shelf_world:{world}"
+        install(tmp_path, monkeypatch, name.replace("_", ""), "atlas.environments", line)
+    return tmp_path
 
 
 def test_the_expert_ends_what_an_actor_has_begun() -> None:
@@ -125,13 +143,68 @@ def test_dagger_leaves_experience_a_policy_and_a_verdict(
         learn(other, "dagger", str(run), "cubes")
 
 
-def test_without_a_success_there_is_nothing_to_imitate(run: Path) -> None:
-    settings = [*FEW, *[f"learning.rft.{each}" for each in LITTLE]]
+def test_own_successes_are_imitated_checked_and_trained_on_and_a_worse_policy_is_not_the_best(
+    run: Path, shelves: Path, atlas: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*FEW, *[f"learning.rft.{each}" for each in ("rounds=1", "episodes=4", "steps=2", "warmup_steps=0")]]
+    settings += [f"output_dir={shelves}", "learning.held_out_episodes=2", *SILENT]
+    asked = ("learn", "rft", "--checkpoint", str(run), "--env", "shelf", "--json", *settings)
 
-    found = learn(config_of_run(str(run), "rft", settings), "rft", str(run), "cubes")
+    code = atlas(*asked)
+
+    found, folder = json.loads(capsys.readouterr().out), shelves / "first-rft"
+    assert code == 0 and found["episodes"] == 4 and found["success"]["after"]["successes"] == 2
+    experience = folder / "experience"
+    assert len(open_dataset(experience)) == 4 and found["kept"] == "after"
+    trained = read_json(folder / "rounds" / "round_01" / "results.json")
+    assert (
+        trained["metrics"]["train/step"] == 2
+        and str(experience) in (folder / "rounds" / "round_01" / "config.yaml").read_text()
+    )
+    assert atlas("data", "check", str(experience), "--env", "shelf", "--json") == 0, capsys.readouterr().out
+    plain = [*SMALL, f"data.path={experience}", f"output_dir={shelves}", "run_name=plain", "training.max_steps=1"]
+    train(None, [*plain, "evaluation.episodes=0", "evaluation.final_episodes=0"])
+
+    # As if the policy of before had succeeded where that of after does not.
+    after = EvaluationReport.load(folder / "evaluations" / "after.json")
+    replace(after, outcomes=tuple(replace(o, success=False) for o in after.outcomes)).save(
+        folder / "evaluations" / "after.json"
+    )
+    capsys.readouterr()
+    assert atlas(*asked) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kept"] == "before" and found["over_before"]["lost"] == 2
+    kept, was = (load_policy(place).own_state_dict() for place in (folder / "best", run))
+    assert all(torch.equal(kept[name], values) for name, values in was.items())
+
+
+def test_a_round_that_is_stopped_keeps_its_episodes_and_goes_on(run: Path, shelves: Path) -> None:
+    """In a world without LIBERO's proprio, whose episodes become a dataset in LeRobot's format."""
+    episodes = plan_episodes("tall_shelf", 4, "explore", seed=0)
+    where, begun = shelves / "round_01", list[int]()
+    with closing(Evaluator("tall_shelf", 16, workers=1)) as evaluator:
+        for stop in (2, None):
+            experience = RoundExperience(where, "tall_shelf", "rft", lambda played: played.outcome.success)
+            for episode in experience.missing(episodes)[:stop]:
+                begun.append(episode.number)
+                evaluator.play(Still(), [episode], record=True, title=None, keeper=experience)
+            with (where / "played.jsonl").open("a") as file:
+                file.write('{"number": ')  # as if it had been killed there
+    experience.finish()
+
+    assert begun == [0, 1, 2, 3] and experience.facts is not None
+    assert experience.facts["kept"] == experience.facts["episodes"] == 4 and experience.facts["steps"] == 40
+    dataset = open_dataset(where)
+    assert len(dataset) == 4 and dataset.proprio_dim == 9 and not (where / ".parts").exists()
+
+
+def test_without_a_success_there_is_nothing_to_imitate(run: Path, shelves: Path) -> None:
+    settings = [*FEW, *[f"learning.rft.{each}" for each in LITTLE], f"output_dir={shelves}"]
+
+    found = learn(config_of_run(str(run), "rft", settings), "rft", str(run), "bare_shelf")
 
     assert found.over_before.gained == found.over_before.lost == 0
-    assert not (run.with_name("first-rft") / "rounds").exists()
+    assert not (shelves / "first-rft" / "rounds").exists()
 
 
 def test_a_run_that_fails_says_so_to_its_boards(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +222,7 @@ def test_a_run_that_fails_says_so_to_its_boards(run: Path, monkeypatch: pytest.M
         def fail(*_: object, why: BaseException = error) -> None:
             raise why
 
-        monkeypatch.setattr("atlas.learning.rounds.plan_episodes", fail)
+        monkeypatch.setattr("atlas.learning.imitation.rounds.plan_episodes", fail)
         with pytest.raises(type(error)):
             learn(config_of_run(str(run), "rft", [*FEW, f"run_name=fails-{number}"]), "rft", str(run), "cubes")
         assert codes == [code]
@@ -199,6 +272,6 @@ def test_what_cannot_learn_is_said(run: Path, tmp_path: Path, monkeypatch: pytes
         config_of_run(str(run), "dagger", ["run_name=first"])
     with pytest.raises(InputError, match=r"Unknown environment 'cubs'.*cubes"):
         learn(config_of_run(str(run), "dagger", []), "dagger", str(run), "cubs")
-    monkeypatch.setattr("atlas.learning.dagger.find_expert", lambda env: None)
+    monkeypatch.setattr("atlas.learning.imitation.dagger.find_expert", lambda env: None)
     with pytest.raises(InputError, match=r"'somewhere' has no expert .* `atlas learn rft`"):
         Dagger(config_of_run(str(run), "dagger", []).learning.dagger, "somewhere")

@@ -16,9 +16,9 @@ import torch
 from atlas.config import Config, SacConfig
 from atlas.environments.catalog import environment_spec
 from atlas.learning.experience_replay import Drawn, Replay
-from atlas.learning.online_run import start_policy
 from atlas.learning.policy_view import PolicyView
 from atlas.learning.run_config import config_from_nothing
+from atlas.learning.run_parts import start_policy
 from atlas.learning.sac import Critics, SoftActorCritic
 from atlas.learning.sac_run import learn_here
 from atlas.policies.base import load_policy

@@ -17,7 +17,16 @@ from torch.distributed.device_mesh import init_device_mesh
 import atlas
 from atlas.config import load_config
 from atlas.errors import InputError
-from atlas.policies.base import CountsTokens, LearnsFromTeacher, ReadsFeatures, ShowsFeatures, load_policy
+from atlas.policies.action_distribution import ActionDistribution, Noise
+from atlas.policies.base import (
+    ActsByFlow,
+    CountsTokens,
+    LearnsFromTeacher,
+    ReadsFeatures,
+    ShowsFeatures,
+    TakesNoise,
+    load_policy,
+)
 from atlas.policies.summary import summarize
 from atlas.policies.vlm.vlm_policy import VLMPolicy
 from atlas.training.average import WeightAverage
@@ -130,6 +139,34 @@ def test_a_policy_is_all_that_a_training_asks_of_one(saved: Saved) -> None:
     assert rates == {0.1} and policy.learning_rate_factor("head.queries") == 1.0
     inside = [id(m) for block in policy.blocks() for m in block.modules()]
     assert len(inside) == len(set(inside))
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+def test_each_head_says_how_likely_a_chunk_is(head: str, saved: Saved) -> None:
+    """As learning by reward needs it, with gradients into all that is trained."""
+    policy = make_policy(saved(VLM_KINDS[0]), "freeze: false", head=head).eval()
+    batch = make_batch(2)
+
+    def found() -> ActionDistribution:
+        if policy.acts_by_flow:
+            return policy.flow_distribution(batch, 0.5)
+        return policy.noisy_distribution(batch, Noise(0.05, 0.8))
+
+    assert isinstance(policy, TakesNoise) and isinstance(policy, ActsByFlow)
+    assert policy.takes_noise != policy.acts_by_flow
+    with torch.no_grad():
+        chunk, log_prob = found().sample(torch.Generator().manual_seed(0))
+    again = found().log_prob(chunk)
+    again.sum().backward()
+
+    torch.testing.assert_close(again, log_prob, atol=1e-3, rtol=1e-3)
+    assert all(any(p.grad is not None for p in part.parameters()) for part in policy.parts().values())
+    if policy.acts_by_flow:
+        acted = policy.flow_distribution(batch, 1e-6).sample(torch.Generator().manual_seed(0))[0]
+        start = torch.Generator().manual_seed(0)
+        torch.randint(3, (2,), generator=start)  # the step that is random
+        wanted = policy.action_scaler.normalize(policy.sample(batch, start), batch.source)
+        torch.testing.assert_close(acted[..., -1 - wanted.shape[-1] : -1], wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_padding_does_not_count(saved: Saved) -> None:

@@ -114,6 +114,20 @@ class Counter:
         return Observation({"front": np.full((4, 4, 3), self.steps, np.uint8)}, np.zeros(1, np.float32), "wait")
 
 
+def test_what_is_seen_between_two_decisions_comes_with_the_transition_if_it_is_asked_for() -> None:
+    world, found = Counter(), list[Transition]()
+    player = EpisodePlayer(world, PlannedEpisode(0, 1, "wait"), transitions=True, intermediate=True)
+    before = player.begin().observation
+    for count in (3, 9):  # the second chunk is cut short by the end of the episode
+        assert before is not None
+        found.append(Transition.between(before, player.run(np.ones((count, 2)))))
+        before = found[-1].next_observation
+
+    shown = [[int(seen.images["front"][0, 0, 0]) for seen in each.intermediate] for each in found]
+    assert shown == [[1, 2], [4]] and found[-1].truncated
+    assert [len(each.actions) for each in found] == [3, 2]
+
+
 def test_a_world_that_is_no_simulator_is_observed_at_its_end_too() -> None:
     world = Counter()
     player = EpisodePlayer(world, PlannedEpisode(0, 1, "wait"), transitions=True)

@@ -85,19 +85,19 @@ def sac(
     env = _named_world(env, role)
     name = "residual" if residual else "sac"
     if residual:
-        _check_residual(checkpoint, actors, role)
+        _check_residual(checkpoint)
     with stdout_kept_for_the_report(as_json):
         config = _online_config(name, env, checkpoint, _changed(overrides, debug))
         key = _key(key_file)
         if role == "actor":
             from atlas.learning.actors.actor_role import act
 
-            steps = act(config, env, Address.read(learner or "", "--learner"), key, checkpoint)
+            steps = act(config, env, Address.read(learner or "", "--learner"), key, checkpoint, name)
             say(f"The learner has had enough; {steps:,} steps were played here.")
             return
         if role == "learner" or actors is not None:
             address = Address.read(listen or "", "--listen")
-            result = _learn_from_actors(config, env, checkpoint, actors, ray, address, key)
+            result = _learn_from_actors(config, env, checkpoint, actors, ray, address, key, name)
         else:
             from atlas.learning.sac_run import learn_here
 
@@ -220,13 +220,14 @@ def _learn_from_actors(
     ray: bool,
     address: Address,
     key: str | None,
+    name: str,
 ) -> OnlineResult:
     from atlas.learning.actors.actor_processes import learn_with_actors
     from atlas.learning.actors.learner_role import learn_from_actors
 
     if actors is None:
-        return learn_from_actors(config, env, address, key, checkpoint)
-    return learn_with_actors(config, env, actors, checkpoint, ray)
+        return learn_from_actors(config, env, address, key, checkpoint, name=name)
+    return learn_with_actors(config, env, actors, checkpoint, ray, name)
 
 
 def _check_roles(
@@ -266,14 +267,12 @@ def _named_world(env: str | None, role: str | None) -> str:
     )
 
 
-def _check_residual(checkpoint: str | None, actors: int | None, role: str | None) -> None:
-    """Raises InputError where there is no policy to correct, or it is to be corrected in several processes."""
+def _check_residual(checkpoint: str | None) -> None:
+    """Raises InputError where there is no policy to correct."""
     from atlas.errors import InputError
 
     if checkpoint is None:
         raise InputError("--residual corrects a policy: give the run that has it, --checkpoint outputs/first.")
-    if actors is not None or role is not None:
-        raise InputError("--residual acts and learns in one process; leave out --actors and --role.")
 
 
 def _key(file: Path | None) -> str | None:
@@ -305,7 +304,7 @@ def _changed(overrides: list[str] | None, debug: bool) -> list[str]:
 
 def _learn(name: str, checkpoint: str, env: str, overrides: list[str], as_json: bool) -> None:
     with stdout_kept_for_the_report(as_json):
-        from atlas.learning.rounds import learn
+        from atlas.learning.imitation.rounds import learn
         from atlas.learning.run_config import config_of_run
 
         improvement = learn(config_of_run(checkpoint, name, overrides), name, checkpoint, env)

@@ -18,6 +18,7 @@ from atlas.learning.actors.actor_group import MOST_RESTARTS, ActorGroup, died_ag
 from atlas.learning.actors.learner_role import learn_from_actors
 from atlas.learning.actors.ray_actors import RayActors
 from atlas.learning.returns import OnlineResult
+from atlas.learning.run_parts import RESIDUAL
 from atlas.system.process_control.interpreter import module_command, safe_environment
 
 logger = logging.getLogger(__name__)
@@ -26,10 +27,11 @@ logger = logging.getLogger(__name__)
 class ActorProcesses(ActorGroup):
     """Starts those again that die."""
 
-    def __init__(self, config: Config, env: str, count: int, checkpoint: str | None) -> None:
+    def __init__(self, config: Config, env: str, count: int, checkpoint: str | None, name: str = "sac") -> None:
         super().__init__()
         self._count = count
         self._arguments = ["--env", env, *(["--checkpoint", checkpoint] if checkpoint else [])]
+        self._arguments += ["--residual"] if name == RESIDUAL else []
         sections = config.model_dump(mode="json")
         self._arguments += [f"{name}={json.dumps(value)}" for name, value in sections.items()]
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -84,10 +86,11 @@ class ActorProcesses(ActorGroup):
 
 
 def learn_with_actors(
-    config: Config, env: str, actors: int, checkpoint: str | None = None, ray: bool = False
+    config: Config, env: str, actors: int, checkpoint: str | None = None, ray: bool = False, name: str = "sac"
 ) -> OnlineResult:
     """SAC with a learner in this process and actors in others, which are ended with it. ray: these are tasks of Ray.
-    Raises InputError."""
-    kind: Callable[[Config, str, int, str | None], ActorGroup] = RayActors if ray else ActorProcesses
-    with kind(config, env, actors, checkpoint) as started:
-        return learn_from_actors(config, env, started.address, started.key, checkpoint, started.start, started.look)
+    name: of its settings, see `learn_here`. Raises InputError."""
+    kind: Callable[[Config, str, int, str | None, str], ActorGroup] = RayActors if ray else ActorProcesses
+    with kind(config, env, actors, checkpoint, name) as started:
+        there = started.address, started.key, checkpoint
+        return learn_from_actors(config, env, *there, started.start, started.look, name)

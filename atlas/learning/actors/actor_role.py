@@ -9,15 +9,13 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 
-from atlas.config import Config, SacConfig
-from atlas.environments.catalog import make_environment
+from atlas.config import Config, SacBaseConfig
 from atlas.environments.rendering import RenderingGPU, render_on
 from atlas.learning.actors.learner_link import ActorEnd
 from atlas.learning.actors.messages import Address, Experience, Taken, Weights, Welcome, WhoAreYou
 from atlas.learning.boards.part_trackers import finish_with, part_tracker
 from atlas.learning.explorer import EpisodeLog, Explorer
-from atlas.learning.online_run import about, start_policy, view_of
-from atlas.learning.policy_view import PolicyView
+from atlas.learning.run_parts import RESIDUAL, View, begun_view, open_world, told_to_actors
 from atlas.learning.sac_learner import Piece
 from atlas.learning.sac_run import Tries, piece_of
 from atlas.rollout.evaluation import one_thread
@@ -29,23 +27,24 @@ _MOST_ACTORS = 10_000  # their episodes take turns, so that no two ever play the
 _UNANSWERED = 4  # pieces, beyond which an actor waits for the learner
 
 
-def act(config: Config, env: str, learner: Address, key: str | None, checkpoint: str | None = None) -> int:
-    """Play until the learner has had enough; how many steps that were.
+def act(
+    config: Config, env: str, learner: Address, key: str | None, checkpoint: str | None = None, name: str = "sac"
+) -> int:
+    """Play until the learner has had enough; how many steps that were. name: of its settings, see `learn_here`.
 
     Raises InputError where the learner refuses this actor, LearnerGone (exit 1) where none answers.
     """
-    settings = config.learning.sac
+    settings: SacBaseConfig = getattr(config.learning, name)
     with ExitStack() as held, one_thread():
-        policy = start_policy(config, env, checkpoint)
-        end = ActorEnd(learner, key, about(policy, env), settings.connect_timeout)
+        view = begun_view(config, name, env, checkpoint)
+        end = ActorEnd(learner, key, told_to_actors(view, env), settings.connect_timeout)
         held.callback(end.close)
         welcome = end.hello()
         render_on(RenderingGPU.first_shown())
-        world = make_environment(env, 16)
+        world = open_world(env, view, config, name == RESIDUAL)
         held.callback(world.close)
         tracker = part_tracker(config, "actor" if end.actor == 0 else f"actor-{end.actor}", 0)
         finish_with(held, tracker)
-        view = view_of(policy, config, "sac", env)
         explorer = Explorer(world, config.seed, end.actor, _MOST_ACTORS, limit=settings.episode_steps)
         return _Player(view, settings, config.seed, end, welcome, explorer, tracker).play()
 
@@ -53,8 +52,8 @@ def act(config: Config, env: str, learner: Address, key: str | None, checkpoint:
 class _Player:
     def __init__(
         self,
-        view: PolicyView,
-        settings: SacConfig,
+        view: View,
+        settings: SacBaseConfig,
         seed: int,
         end: ActorEnd,
         welcome: Welcome,
@@ -137,7 +136,7 @@ class _Player:
                 self.end.send(message)
 
     def _use(self, weights: dict[str, np.ndarray]) -> None:
-        self.view.policy.load_own_state_dict({name: torch.tensor(values) for name, values in weights.items()})
+        self.view.load_weights({name: torch.tensor(values) for name, values in weights.items()})
 
 
 def _joined(pieces: list[Piece]) -> Piece:

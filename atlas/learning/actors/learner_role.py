@@ -10,11 +10,14 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from atlas.config import Config
+from atlas.config import Config, SacBaseConfig
+from atlas.errors import InputError
 from atlas.learning.actors.learner_link import LearnerEnd
 from atlas.learning.actors.messages import Address, Experience, Hello, Taken, Weights, Welcome, WhoAreYou
+from atlas.learning.on_policy.rank_group import RankGroup, one_device
 from atlas.learning.online_run import OnlineRun
 from atlas.learning.returns import OnlineResult
+from atlas.learning.run_parts import told_to_actors
 from atlas.learning.sac_learner import SacLearner
 from atlas.rollout.evaluation import one_thread
 from atlas.training.guards.signals import Interrupted, StopRequest, listening
@@ -33,16 +36,18 @@ def learn_from_actors(
     checkpoint: str | None = None,
     on_listening: Callable[[int], None] = lambda port: None,
     now_and_then: Callable[[], None] = lambda: None,
+    name: str = "sac",
 ) -> OnlineResult:
-    """SAC from what actors send; goes on where the same run was stopped.
+    """SAC from what actors send; goes on where the same run was stopped. name: of its settings, see `learn_here`.
 
     on_listening: is told the port. now_and_then: is called while actors are waited for, and between updates.
 
     Raises InputError, also for a port that is in use; Interrupted after a signal, with a checkpoint.
     """
     with ExitStack() as held, one_thread(), listening() as stop:
-        run = OnlineRun(config, "sac", env, held, stop, checkpoint)
-        end = LearnerEnd(listen, key, run.about)
+        group = RankGroup(device=one_device(config.distributed))
+        run = OnlineRun(config, name, env, held, stop, checkpoint, group)
+        end = LearnerEnd(listen, key, told_to_actors(run.view, env))
         held.callback(end.close)
         learner = SacLearner(run)
         hub = _Hub(run, learner, end, stop)
@@ -53,7 +58,11 @@ def learn_from_actors(
 class _Hub:
     def __init__(self, run: OnlineRun, learner: SacLearner, end: LearnerEnd, stop: StopRequest) -> None:
         self.stop = stop
-        self.run, self.learner, self.end, self.settings = run, learner, end, run.config.learning.sac
+        assert isinstance(run.settings, SacBaseConfig)
+        if run.settings.keep_successes:
+            key = f"learning.{run.name}.keep_successes"
+            raise InputError(f"{key} is true, but actors elsewhere send no images; leave out --actors and --role.")
+        self.run, self.learner, self.end, self.settings = run, learner, end, run.settings
         facts = learner.begun_with
         # {an actor's number: the last of its pieces}, of those that have arrived, and those that are in a checkpoint.
         self.arrived: dict[int, int] = {int(actor): last for actor, last in facts.get("arrived", {}).items()}
@@ -90,7 +99,8 @@ class _Hub:
         self._save()
         for client, actor in list(self.end.clients()):
             self._acknowledge(client, actor)
-        return self.run.conclude(before, learner.steps, learner.episodes, learner.sac.updates, learner.seconds)
+        done = learner.steps, learner.episodes, learner.sac.updates, learner.seconds, learner.ended
+        return self.run.conclude(before, *done, policy_updates=learner.policy_updates)
 
     def hear_all(self) -> None:
         """While episodes of evaluations are played: welcome actors, and tell the others that the learner is there. What
@@ -158,7 +168,7 @@ class _Hub:
             del self.heard[actor]
 
     def _weights(self) -> dict[str, np.ndarray]:
-        return {name: tensor.detach().numpy() for name, tensor in self.run.policy.own_state_dict().items()}
+        return {name: tensor.detach().cpu().numpy() for name, tensor in self.run.view.weights().items()}
 
 
 _LARGEST_NUMBER = 10_000

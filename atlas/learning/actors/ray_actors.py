@@ -37,11 +37,12 @@ def import_ray() -> Any:
 class RayActors(ActorGroup):
     """In a cluster, which starts those again that die."""
 
-    def __init__(self, config: Config, env: str, count: int, checkpoint: str | None) -> None:
+    def __init__(self, config: Config, env: str, count: int, checkpoint: str | None, name: str = "sac") -> None:
         """Raises InputError where Ray is missing, or there is no cluster where RAY_ADDRESS says."""
         super().__init__()
         self._ray, self._count = import_ray(), count
         self._values, self._env, self._checkpoint = config.model_dump(mode="json"), env, checkpoint
+        self._name = name
         self._tasks: list[Any] = []
 
     def __enter__(self) -> RayActors:
@@ -76,7 +77,7 @@ class RayActors(ActorGroup):
 
     def start(self, port: int) -> None:
         remote = self._ray.remote(num_cpus=1, max_retries=MOST_RESTARTS)(_play)
-        told = (self._values, self._env, f"{self.address.host}:{port}", self.key, self._checkpoint)
+        told = (self._values, self._env, f"{self.address.host}:{port}", self.key, self._checkpoint, self._name)
         self._tasks = [remote.remote(*told) for _ in range(self._count)]
 
     def _look_after(self) -> None:
@@ -101,9 +102,9 @@ def _reach(cluster: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECTING).close()
 
 
-def _play(values: dict[str, Any], env: str, learner: str, key: str, checkpoint: str | None) -> int:
+def _play(values: dict[str, Any], env: str, learner: str, key: str, checkpoint: str | None, name: str) -> int:
     """A task: what `--role actor` does."""
     from atlas.config import load_config
     from atlas.learning.actors.actor_role import act
 
-    return act(load_config(values), env, Address.read(learner, "--learner"), key, checkpoint)
+    return act(load_config(values), env, Address.read(learner, "--learner"), key, checkpoint, name)

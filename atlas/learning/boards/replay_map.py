@@ -17,8 +17,8 @@ from atlas.environments.catalog import environment_spec
 from atlas.errors import InputError
 from atlas.learning.boards.experience_map import THIRDS, project
 from atlas.learning.experience_replay import Replay
-from atlas.learning.online_run import RESIDUAL, View, about, view_of
 from atlas.learning.residual_view import ResidualView
+from atlas.learning.run_parts import RESIDUAL, View, about, view_of
 from atlas.learning.sac import SoftActorCritic
 from atlas.learning.sac_learner import LEARNER, REPLAY
 from atlas.policies.base import load_policy

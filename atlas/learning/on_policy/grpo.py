@@ -99,7 +99,7 @@ class _Run(OnPolicyRun):
         groups, limit = self._of.group_size, self._of.episode_steps
         world = run.open_world()
         rank, size = run.group.rank, run.group.size
-        self.world = Explorer(world, run.config.seed, rank, size, self.episodes // size, groups, limit)
+        self.world = Explorer(world, run.config.seed, rank, size, self.episodes // size, groups, limit, run.keeper())
 
     @property
     def _measures_start(self) -> bool:

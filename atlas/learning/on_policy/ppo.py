@@ -183,7 +183,9 @@ class _Run(OnPolicyRun):
         # Of a checkpoint that does not say where the worlds stood, they begin with the next episode.
         first = -(-self.episodes // count) + (1 if self.episodes else 0)
         self.worlds = {
-            i: Explorer(run.open_world(), run.config.seed, i, count, first, limit=settings.episode_steps)
+            i: Explorer(
+                run.open_world(), run.config.seed, i, count, first, limit=settings.episode_steps, keep=run.keeper()
+            )
             for i in range(group.rank, count, group.size)
         }
         stood = self._worlds_stood()

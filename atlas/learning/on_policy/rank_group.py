@@ -21,16 +21,28 @@ def asked_processes(distributed: DistributedConfig) -> Plan:
     """How many processes learn, and on what: one on the CPU, unless the section asks for others. Raises InputError."""
     if (distributed.num_nodes or 1) > 1:
         raise InputError(
-            f"distributed.num_nodes is {distributed.num_nodes}: PPO and GRPO learn on one machine; add "
+            f"distributed.num_nodes is {distributed.num_nodes}: learning by reward happens on one machine; add "
             "distributed.num_nodes=1."
         )
     if distributed.strategy == "fsdp":
         raise InputError(
-            "distributed.strategy is fsdp: in PPO and GRPO each process has the whole policy; add "
+            "distributed.strategy is fsdp: in learning by reward each process has the whole policy; add "
             "distributed.strategy=ddp."
         )
     some = distributed.mode == "multi" or distributed.gpus is not None or distributed.gpu_ids is not None
     return plan_processes(distributed, count_gpus(distributed)) if some else Plan(1, cpu=True)
+
+
+def one_device(distributed: DistributedConfig) -> torch.device:
+    """Of SAC, which learns in one process: the CPU, unless the section asks for a GPU. Raises InputError."""
+    plan = asked_processes(distributed)
+    if plan.processes > 1:
+        raise InputError(
+            f"distributed asks for {plan.processes} processes, and SAC learns in one: such as distributed.gpus=1. More "
+            "processes can play (--actors)."
+        )
+    os.environ.update(plan.environment(os.environ))
+    return torch.device("cpu") if plan.cpu else torch.device("cuda", 0)
 
 
 class RankGroup:

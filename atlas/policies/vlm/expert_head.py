@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from atlas.errors import InputError
+from atlas.policies.action_distribution import FlowActions
 from atlas.policies.modular.action_heads.action_parts import ActionParts
 from atlas.policies.modular.parts import FlowMatchingHeadConfig
 from atlas.policies.pi.action_expert import ActionExpert
@@ -99,7 +100,21 @@ class ExpertHead(VLMHead):
         def velocity(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
             return self._velocity(states, proprio, x, time)
 
-        grown = integrate_euler(velocity, start, self._config.steps)
+        return self._unpacked(integrate_euler(velocity, start, self._config.steps))
+
+    def distribution(self, states: HiddenStates, proprio: torch.Tensor, noise: float) -> FlowActions:
+        """Of normalised actions."""
+
+        def velocity(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            return self._velocity(states, proprio, x, time)
+
+        shape, steps = (len(proprio), self._horizon, self._numbers), self._config.steps
+        return FlowActions(
+            velocity, self._unpacked, shape, proprio.device, self._numbers, steps, noise, counted=self._horizon
+        )
+
+    def _unpacked(self, grown: torch.Tensor) -> torch.Tensor:
+        """The pose and then the grippers, [B, H, A], as actions."""
         grippers = grown[..., self._pose_dim :].clamp(-1, 1) if self._has_grippers else None
         return self.parts.join(grown[..., : self._pose_dim], grippers)
 

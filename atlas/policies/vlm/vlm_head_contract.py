@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from atlas.policies.action_distribution import Noise, NoisyActions
 from atlas.policies.modular.action_heads.regression import RegressionHead
 from atlas.types import LossTerms
 
@@ -110,3 +111,7 @@ class RegressingHead(VLMHead):
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
         return self.actions.sample(self.fuse(states, proprio))
+
+    def noisy(self, states: HiddenStates, proprio: torch.Tensor, noise: Noise) -> NoisyActions:
+        """Of normalised actions. Raises InputError for a gripper that is not either open or closed."""
+        return self.actions.noisy(self.fuse(states, proprio), noise)

@@ -8,13 +8,15 @@ import torch
 from torch import nn
 
 from atlas.errors import InputError
+from atlas.policies.action_distribution import FlowActions, Noise, NoisyActions
 from atlas.policies.base import Policy
 from atlas.policies.modular.unused_biases import hold_key_biases
 from atlas.policies.modular.vision_encoders.spatial_alignment import Alignment
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.policies.processor import PolicyProcessor
 from atlas.policies.vlm.backbone import Backbone
-from atlas.policies.vlm.vlm_head_contract import HiddenStates
+from atlas.policies.vlm.expert_head import ExpertHead
+from atlas.policies.vlm.vlm_head_contract import HiddenStates, RegressingHead
 from atlas.policies.vlm.vlm_section import TEACHER_KEY, VLMConfig
 from atlas.types import Batch, LossTerms
 
@@ -73,6 +75,24 @@ class VLMPolicy(Policy):
         """The results of `forward` and `sample`, from one pass over the images."""
         states, proprio = self._read(batch)
         return self._losses(batch, states, proprio), self._actions(batch, states, proprio, None)
+
+    @property
+    def takes_noise(self) -> bool:
+        return isinstance(self.head, RegressingHead)
+
+    def noisy_distribution(self, batch: Batch, noise: Noise) -> NoisyActions:
+        """See `TakesNoise`; for the heads `vlm-oft` and `vlm-adapter`."""
+        assert isinstance(self.head, RegressingHead)
+        return self.head.noisy(*self._read(batch), noise)
+
+    @property
+    def acts_by_flow(self) -> bool:
+        return isinstance(self.head, ExpertHead)
+
+    def flow_distribution(self, batch: Batch, noise: float) -> FlowActions:
+        """See `ActsByFlow`; for the head `vlm-expert`."""
+        assert isinstance(self.head, ExpertHead)
+        return self.head.distribution(*self._read(batch), noise)
 
     def _read(self, batch: Batch) -> tuple[HiddenStates, torch.Tensor]:
         """The language part's hidden states, and scaled proprio [B, P]."""

@@ -14,7 +14,8 @@ from atlas.launch import acting_device
 from atlas.registry import resolve_policy
 from atlas.rollout.actor import Actor, image_size_for
 from atlas.rollout.episode_plan import PlannedEpisode, plan_episodes
-from atlas.rollout.evaluation import Evaluator, PlayedEpisode, load_actor
+from atlas.rollout.evaluation import Evaluator, load_actor
+from atlas.rollout.experience import PlayedEpisode
 from atlas.rollout.filming.film_choice import film_order, side_by_side
 from atlas.rollout.filming.film_compositions import SideBySideOrder
 from atlas.rollout.proportions import paired_interval

@@ -17,7 +17,8 @@ from atlas.environments.catalog import find_expert
 from atlas.errors import InputError
 from atlas.rollout.actor import Actor
 from atlas.rollout.episode_plan import PlannedEpisode
-from atlas.rollout.evaluation import Evaluator, PlayedEpisode
+from atlas.rollout.evaluation import Evaluator
+from atlas.rollout.experience import Keeper, PlayedEpisode
 
 
 class Dagger:
@@ -32,9 +33,11 @@ class Dagger:
             )
         self._settings = settings
 
-    def play(self, evaluator: Evaluator, actor: Actor, episodes: Sequence[PlannedEpisode]) -> list[PlayedEpisode]:
+    def play(self, evaluator: Evaluator, actor: Actor, episodes: Sequence[PlannedEpisode], keeper: Keeper) -> None:
         decisions = {e.number: _draw(e, self._settings.decisions) for e in episodes}
-        return evaluator.play(actor, episodes, record=True, title="playing, the expert takes over", hand_over=decisions)
+        evaluator.play(
+            actor, episodes, record=True, title="playing, the expert takes over", hand_over=decisions, keeper=keeper
+        )
 
     def keeps(self, played: PlayedEpisode) -> bool:
         return played.handed_over is not None and played.outcome.success
