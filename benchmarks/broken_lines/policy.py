@@ -205,8 +205,8 @@ ROWS = of_part(
     ),
     (
         "atlas/policies/modular/fusion.py",
-        "memory = torch.cat([seen, felt, said], dim=1)",
-        "memory = torch.cat([seen, 0 * felt, said], dim=1)",
+        "memory = torch.cat([vision_tokens, proprio_token, language_tokens], dim=1)",
+        "memory = torch.cat([vision_tokens, 0 * proprio_token, language_tokens], dim=1)",
         "proprio is not looked at",
         "tests/policies/test_fusion.py::test_each_token_of_an_image_each_word_and_proprio_matter",
     ),
