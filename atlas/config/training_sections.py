@@ -30,7 +30,7 @@ class ProfileConfig(Section):
 class TrainingConfig(Section):
     # A run, a checkpoint or a reference (wandb:…): begin with its weights and its scaling; null: with new weights.
     start_from: str | None = None
-    max_steps: Positive | None = 2000  # optimizer steps; or num_epochs
+    max_steps: Positive | None = 1500  # optimizer steps; or num_epochs
     num_epochs: Positive | None = None
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     # cosine: a linear warm-up, then a cosine down over the steps that are left. cosine_from_start: LeRobot's, whose
@@ -75,7 +75,7 @@ class TrainingConfig(Section):
 
 
 class CheckpointConfig(Section):
-    save_interval: Positive = 1000
+    save_interval: Positive = 750
     keep_last_n: Positive = 3  # in addition to those that the next two keep
     keep_best: Positive = 1  # the best ones by model_management.best_model_metric
     keep_every_n_steps: Positive | None = None  # those whose step is a multiple of this are kept too
@@ -88,7 +88,7 @@ class EvaluationConfig(Section):
     gym: GymConfig = GymConfig()  # how an env of gymnasium (gym:ID) is read, where its spaces do not tell it
     seed: Annotated[int, Field(ge=0, lt=10**6)] = 0  # of the episodes: runs that share it can be compared in pairs
     episodes: NotNegative = 20  # at each evaluation during training; 0: no rollouts
-    interval: Positive = 1000  # optimizer steps
+    interval: Positive = 750  # optimizer steps
     final_episodes: NotNegative = 40  # with the best checkpoint, after training
     video: NotNegative = 4  # episodes filmed in the final evaluation
     record_path: UserPath | None = None  # a folder for films of evaluations; null: videos/ in the run's folder

@@ -13,6 +13,7 @@ from atlas.environments import metaworld_tasks
 from atlas.environments.cubes import CubesEnvironment, cubes_spec
 from atlas.environments.cubes_expert import CubesDemonstrator, CubesExpert
 from atlas.environments.environment import Environment, EnvironmentSpec, Expert
+from atlas.environments.gym.aloha_demonstrator import TRANSFER, AlohaDemonstrator
 from atlas.environments.gym.gym_name import PREFIX
 from atlas.environments.gym.gym_presets import PRESETS
 from atlas.environments.gym.gym_world import GymEnvironment, gym_spec
@@ -52,6 +53,7 @@ WORLDS: PluginTable[World] = PluginTable(
     {
         "cubes": World(cubes_spec, CubesEnvironment, CubesExpert, CubesDemonstrator),
         **{name: World(partial(gym_spec, name), partial(GymEnvironment, name)) for name in PRESETS},
+        TRANSFER: World(partial(gym_spec, TRANSFER), partial(GymEnvironment, TRANSFER), demonstrator=AlohaDemonstrator),
         **{name: _libero(name) for name in HORIZONS if name not in PRO_SUITES},
     },
 )

@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'atlas-vla[gym]'")
 
 from atlas.environments import installed_worlds
-from atlas.environments.catalog import environment_spec, make_environment
+from atlas.environments.catalog import environment_spec, find_demonstrator, make_environment
+from atlas.environments.gym.aloha_demonstrator import _between, _Pose, _turned
 from atlas.environments.gym.gym_presets import PRESETS
 from atlas.environments.installed_worlds import conflicting_pins, pins_explained
 from atlas.errors import InputError
@@ -58,6 +59,29 @@ def test_aloha_holds_still_beyond_the_bounds_that_it_states() -> None:
     assert result.observation is not None and np.abs(result.observation.proprio - seen.proprio).max() < 0.02
     assert np.array_equal(again.images["top"], seen.images["top"])
     env.close()
+
+
+@needs("gym_aloha")
+def test_the_cube_is_transferred_from_arm_to_arm() -> None:
+    """With rewards for touching it, lifting it, and its being touched by the left arm in the air."""
+    env = make_environment("aloha-transfer-cube", 48)
+    env.reset(seed=0)
+    expert = find_demonstrator("aloha-transfer-cube")(env, np.random.default_rng(0))
+    results = []
+    while len(results) < 200 and not (results and results[-1].terminated):
+        results.append(env.step(expert.act(), observe=False))
+
+    assert results[-1].success and {0, 1, 2, 4} <= {result.reward for result in results}
+    env.close()
+
+
+def test_poses_between_two_are_on_the_way() -> None:
+    plan = [_Pose(0, np.zeros(3), np.eye(3), 1.0), _Pose(10, np.ones(3), _turned(np.array([0, 0, 3.0])), 0.0)]
+
+    place, turned, opening = _between(plan, 5)
+
+    assert place.tolist() == [0.5, 0.5, 0.5] and opening == 0.5
+    np.testing.assert_allclose(turned, _turned(np.array([0, 0, 1.5])), atol=1e-9)
 
 
 @needs("gym_pusht")

@@ -123,6 +123,11 @@ class GymEnvironment:
             executed=executed,
         )
 
+    @property
+    def simulation(self) -> Any:
+        """What gym-aloha's environments run on, dm_control's Environment, for experts."""
+        return self._env.unwrapped._env
+
     def picture(self, size: int) -> np.ndarray | None:
         """See `Pictured.picture`."""
         if self._known.undrawn is not None:
