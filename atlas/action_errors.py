@@ -1,4 +1,4 @@
-"""How far a group of an action's numbers is from the recorded one, in physical units.
+"""Distances between a group of an action's numbers and the recorded one, in physical units.
 
 Each function takes the group's numbers [..., n] and the recorded ones, both float64, and returns [...].
 """
@@ -33,7 +33,7 @@ def _joint_error_deg(group: ActionGroup, predicted: torch.Tensor, recorded: torc
 
 
 def _joint_error_percent(group: ActionGroup, predicted: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
-    """Of a joint's whole range, from -100 to 100."""
+    """The error in percent of a joint's whole range, from -100 to 100."""
     return (predicted - recorded).abs().mean(-1) / 2
 
 

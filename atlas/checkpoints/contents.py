@@ -30,7 +30,7 @@ _OLDER = {_WEIGHTS: "weights.pt", _OPTIMIZER: "optimizer.pt", _RANKS: "random.pt
 
 @dataclass
 class TrainingState:
-    """Where training stands; everything else about it is in tensors."""
+    """The state of training in plain numbers; everything else about it is in tensors."""
 
     step: int  # optimizer steps done
     samples_seen: int  # position in the endless stream of samples

@@ -182,7 +182,7 @@ def _in_order(weights: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimi
 
 
 def _formed_as(weight: torch.Tensor, moments: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """In the weight's memory format: AdamW's fused kernel walks through both in memory order."""
+    """Lay the moments out in the weight's memory format: AdamW's fused kernel walks through both in memory order."""
     return {kind: torch.empty_like(weight).copy_(m) if m.ndim else m for kind, m in moments.items()}
 
 

@@ -110,7 +110,7 @@ def other_meanings(spec: ActionSpec, ratio: float) -> Iterator[Meaning]:
 
 
 def _gripper_meanings(spec: ActionSpec, where: str) -> Iterator[Meaning]:
-    """In a world whose grippers go from -1 to 1."""
+    """Other meanings of grippers, in a world whose grippers go from -1 to 1."""
     grippers = [dimension for dimension, _ in spec.grippers]
     if not grippers:
         return

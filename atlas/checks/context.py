@@ -40,7 +40,7 @@ class CheckContext:
         return len(self.dataset)
 
     def sample(self, most: int) -> list[int]:
-        """At most `most` episode numbers, evenly over the dataset."""
+        """Return at most `most` episode numbers, evenly spread over the dataset."""
         return np.unique(np.linspace(0, self.episodes - 1, min(most, self.episodes)).round().astype(int)).tolist()
 
     @cached_property
@@ -56,7 +56,7 @@ class CheckContext:
 
     @cached_property
     def motion(self) -> MotionFit | None:
-        """How the hand follows the actions; None if proprio does not begin with its position, or too little moves.
+        """Fit how the hand follows the actions; None if proprio does not begin with its position, or too little moves.
 
         Actions and proprio must be finite.
         """
@@ -64,7 +64,7 @@ class CheckContext:
 
     @cached_property
     def poses_r2(self) -> float:
-        """How much of the actions' position the hand's next position explains; 0 if there is nothing to compare."""
+        """The share of the actions' position that the hand's next position explains; 0 if nothing can be compared."""
         positions = self.dataset.action_spec.spans("position")
         if len(positions) != 1 or not positions[0][0].delta or self.dataset.proprio_dim < len(positions[0][0].names):
             return 0.0
@@ -77,7 +77,7 @@ class CheckContext:
 
     @cached_property
     def seconds_a_frame(self) -> float | None:
-        """By the simulator's clock, which is the first number of its recorded states; None if there are none."""
+        """Return them by the simulator's clock, the first of its recorded numbers; None if there are none."""
         steps = []
         for index in self.sample(10):
             states = self.dataset.episode(index).sim_states
@@ -118,7 +118,7 @@ class CheckContext:
         return states is not None and states.shape[1] == len(self.simulator.get_state())
 
     def where_to_change(self, keys: str) -> str:
-        """Where to correct the meaning of actions; `keys` of data.features.action_spec, for formats that have it."""
+        """Say where to correct the meaning of actions; `keys` of data.features.action_spec, if the format has it."""
         converted = "where the data is converted"
         return f"{converted}, or by {keys} of data.features.action_spec" if self._has_features else converted
 

@@ -132,7 +132,7 @@ def entropy(context: CheckContext) -> float:
 
 
 def instruction_bits(context: CheckContext) -> float | None:
-    """How many bits the instruction carries about an episode's actions, beyond the scene at its start.
+    """The number of bits that the instruction carries about an episode's actions, beyond the scene at its start.
 
     The mean action of each third of an episode is predicted from the scene by kernel ridge regression, once with and
     once without the instruction. The bits are those of Gaussian errors: the sum over numbers of log2(error without /

@@ -210,7 +210,7 @@ def _summary(actions: np.ndarray) -> np.ndarray:
 
 
 def count_flips(rotations: np.ndarray) -> int:
-    """How often axis-angle rotations [T, 3] (rad) jump from one frame to the next, though they turn by little."""
+    """Count how often axis-angle rotations [T, 3] (rad) jump from one frame to the next, though they turn by little."""
     before, after = rotations[:-1], rotations[1:]
     lengths = np.minimum(np.linalg.norm(before, axis=1), np.linalg.norm(after, axis=1))
     jumps = np.linalg.norm(after - before, axis=1)
@@ -218,7 +218,7 @@ def count_flips(rotations: np.ndarray) -> int:
 
 
 def check_rotations(context: CheckContext) -> Iterator[Finding]:
-    """Of proprio that is LIBERO's, and of actions that are poses to go to."""
+    """Check the rotations of proprio that is LIBERO's, and of actions that are poses to go to."""
     columns: dict[str, list[np.ndarray]] = {}
     if has_libero_proprio(context.dataset):
         columns["proprio's rotation"] = [proprio[:, LIBERO_ROTATION] for _, proprio in context.sampled]

@@ -324,7 +324,8 @@ def _scale_of_targets(context: CheckContext) -> Iterator[Finding]:
 
 
 def _slope(episodes: list[tuple[np.ndarray, np.ndarray]], place: int) -> float | None:
-    """How far a number of the state moves for a target's 1, after whatever delay; None if it does not follow it."""
+    """The distance that a number of the state moves for a target's 1, after whatever delay; None if it does not follow
+    it."""
     best, slope = _POSE_R, None
     for delay in range(_MOST_DELAY + 1):
         targeted = np.concatenate([targets[: len(targets) - delay, place] for targets, _ in episodes])

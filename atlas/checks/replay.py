@@ -166,8 +166,8 @@ def _well(context: CheckContext, plain: list[Replayed]) -> Finding:
 
 
 def _other_tasks(env: Simulator, recorded: list[Recorded], plain: list[Replayed]) -> tuple[dict[int, str], list[int]]:
-    """For the episodes that do not succeed at their instruction: {place: the instruction that they do succeed at}, and
-    the places of those for which there is none."""
+    """Return, of the episodes that do not succeed at their instruction, {place: the instruction that they do succeed
+    at}, and the places of those for which there is none."""
     other, unlike = {}, []
     for place, (episode, result) in enumerate(zip(recorded, plain, strict=True)):
         if result.success:

@@ -114,7 +114,7 @@ def _files_of(dataset: LeRobotDataset) -> list[str]:
 
 
 def _spans_of(dataset: LeRobotDataset, camera: str) -> dict[Path, list[tuple[float, int]]]:
-    """For each video of a camera, where its episodes begin, in seconds, and how many frames they have."""
+    """Return for each video of a camera where its episodes begin, in seconds, and how many frames they have."""
     places = dataset._source.videos.get(dataset._features.cameras[camera].key)
     spans: dict[Path, list[tuple[float, int]]] = {}
     if places is not None:

@@ -70,7 +70,7 @@ TURNS = (
 
 @dataclass(frozen=True)
 class Match:
-    """How alike a camera's recorded pictures and a world camera's rendered ones are, turned in one way."""
+    """The likeness of a camera's recorded pictures and a world camera's rendered ones, turned in one way."""
 
     camera: str  # the world's
     turn: Turn

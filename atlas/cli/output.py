@@ -18,7 +18,7 @@ from atlas.system.safe_text import printable
 
 @contextmanager
 def stdout_kept_for_the_report(as_json: bool) -> Iterator[None]:
-    """With --json, everything printed meanwhile goes to stderr, also from C libraries and worker processes."""
+    """Send everything printed meanwhile to stderr with --json, also from C libraries and worker processes."""
     if not as_json:
         yield
         return

@@ -99,7 +99,7 @@ class SourceGroupConfig(Section):
 
     @property
     def width(self) -> int:
-        """How many numbers it has once it is read."""
+        """Its width once it is read."""
         return ROTATION_NUMBERS[self.target] if self.converts and self.target is not None else len(self.span)
 
     @property
@@ -138,7 +138,7 @@ class StateRotationConfig(Section):
 
     @property
     def group(self) -> SourceGroupConfig:
-        """As a group of actions to go to has it."""
+        """Return this as a group of actions to go to."""
         return SourceGroupConfig(kind="rotation", **self.model_dump())
 
 
@@ -152,7 +152,7 @@ def check_apart(rotations: Sequence[StateRotationConfig]) -> list[StateRotationC
 
 
 def grown_by(rotations: Sequence[StateRotationConfig]) -> int:
-    """How many numbers a state has more once these rotations are read."""
+    """The width that a state gains when these rotations are read."""
     return sum(rotation.group.width - len(rotation.group.span) for rotation in rotations)
 
 
@@ -160,7 +160,7 @@ StateRotations = Annotated[list[StateRotationConfig], AfterValidator(check_apart
 
 
 def numbers_of_form(form: str) -> int:
-    """How many numbers a rotation in a source's form has."""
+    """The width of a rotation in a source's form."""
     return ROTATION_NUMBERS.get(form) or _OTHER_NUMBERS.get(form, 3)
 
 

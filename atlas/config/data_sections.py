@@ -35,7 +35,7 @@ class AugmentConfig(Section):
     drop_view: Annotated[float, Field(ge=0, lt=1)] = 0.0  # the share of samples with one of several cameras black
 
     def described(self) -> dict[str, float]:
-        """As plain values, of which those that came later are left out where they are off: what is kept with caches."""
+        """Return plain values, to keep with caches; those that came later are left out where they are off."""
         later = ("zoom", "turn_deg", "drop_view")
         return {name: value for name, value in self.model_dump().items() if value or name not in later}
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ProcessorConfig(Section):
-    """How actions and proprio are scaled for the network, from the training episodes' statistics."""
+    """The scaling of actions and proprio for the network, from the training episodes' statistics."""
 
     action_normalization: Literal["quantiles", "mean_std", "min_max"] = "quantiles"
     proprio_normalization: Literal["quantiles", "mean_std", "min_max"] = "mean_std"

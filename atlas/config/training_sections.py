@@ -121,8 +121,8 @@ class DistributedConfig(Section):
 
     @property
     def group_timeout(self) -> timedelta:
-        """How long processes wait for one that does not arrive. It is longer than the hang watchdog's time, so that
-        the watchdog first shows where each process is."""
+        """The time that processes wait for one that does not arrive. It is longer than the hang watchdog's time, so
+        that the watchdog first shows where each process is."""
         return timedelta(minutes=self.timeout_minutes + 1)
 
     @model_validator(mode="after")

@@ -104,7 +104,7 @@ def check_target(out: Path) -> None:
 
 
 def _settle(dataset: EpisodeDataset, asked: Conversion) -> Plan | list[tuple[int, str]]:
-    """How it will be written, settled beforehand: a LeRobot dataset's plan, or LIBERO's tasks and file names."""
+    """Settle how it will be written: a LeRobot dataset's plan, or LIBERO's tasks and file names."""
     check_form(asked, {camera: dataset.image_size(camera) for camera in dataset.cameras})
     if asked.to == "lerobot":
         return plan(dataset, asked.codec or DEFAULT_CODEC, asked.fps)

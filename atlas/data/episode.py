@@ -133,7 +133,7 @@ class NamesProprio(Protocol):
 
     @property
     def proprio_names(self) -> list[str]:
-        """As many as the dataset names, in order."""
+        """The names of proprio's numbers, as many as the dataset has, in order."""
         ...
 
 

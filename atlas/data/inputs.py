@@ -179,8 +179,8 @@ def _power(differences: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def follow_map(images: np.ndarray, proprio: np.ndarray) -> np.ndarray | None:
-    """How the brightness of each place in uint8 [n, H, W, 3] goes with the first three numbers of proprio [n, P], which
-    are the hand's position where there is a hand: correlations times 127, int8 [3, THUMBNAIL, THUMBNAIL].
+    """Correlate the brightness of each place in uint8 [n, H, W, 3] with the first three numbers of proprio [n, P],
+    which are the hand's position where there is a hand: correlations times 127, int8 [3, THUMBNAIL, THUMBNAIL].
 
     In a mirrored picture another place goes with the hand, however symmetrical the scene is. None for too few frames.
     """

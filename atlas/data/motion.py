@@ -1,4 +1,4 @@
-"""How the hand follows the actions, learned from recordings: with what delay, by how much, and along which axes.
+"""The hand's motion after the actions, learned from recordings: with what delay, by how much, along which axes.
 
 The hand's motion from t to t + 1 is regressed on the actions around t (a finite impulse response, the same for all
 axes). If actions and observations belong together, the response begins with the action at t: later actions have no
@@ -53,7 +53,7 @@ class MotionFit:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MotionFit:
-        """Of `to_dict`'s form. Raises KeyError, TypeError or ValueError for another."""
+        """Read `to_dict`'s form. Raises KeyError, TypeError or ValueError for another."""
         weights = np.array(values["weights"], np.float64)
         tail = tuple(float(weight) for weight in values.get("tail", ()))
         if weights.shape != LAGS.shape or len(values["axes"]) != 3 or len(tail) not in (0, len(_TAIL)):
@@ -109,8 +109,8 @@ def fit_motion(recorded: Recorded, spec: ActionSpec) -> MotionFit | None:
 
 
 def explained_by_pose(recorded: Recorded, position: slice) -> float:
-    """How much of the actions' position the hand's next position explains (R^2): near 1 if actions say where to go
-    rather than how far. position: its dimensions."""
+    """The share of the actions' position that the hand's next position explains (R^2): near 1 if actions say where to
+    go rather than how far. position: its dimensions."""
     a = np.concatenate([a[:-1, position] for a, _ in recorded])
     p = np.concatenate([p[1:, : a.shape[1]] for _, p in recorded])
     a, p = a - a.mean(0), p - p.mean(0)

@@ -1,4 +1,4 @@
-"""Where a dataset comes from, judged by its folder, and thus how to repair a damaged file."""
+"""The origin of a dataset, judged by its folder, and thus how to repair a damaged file."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class ColumnStatistics:
         return cls(*(tuple(float(v) for v in row) for row in rows))
 
     def repeated(self, times: int) -> ColumnStatistics:
-        """Of the same dimensions several times, one after the other."""
+        """Return the statistics of the same dimensions several times, one after the other."""
         return ColumnStatistics(**{name: row * times for name, row in vars(self).items()})
 
     def is_of(self, width: int) -> bool:
@@ -119,7 +119,7 @@ def seldom_used(columns: ColumnStatistics) -> list[int]:
 
 
 def scaling_of(columns: ColumnStatistics, method: str) -> tuple[str, ...]:
-    """How each dimension is scaled: as `method` says, but by its deviation if quantiles do not show its use."""
+    """Choose how each dimension is scaled: as `method` says, but by its deviation if quantiles do not show its use."""
     seldom = seldom_used(columns) if method == "quantiles" else []
     return tuple("mean_std" if dimension in seldom else method for dimension in range(len(columns.mean)))
 

@@ -275,7 +275,7 @@ def _not_there(path: Path, wanted: float, found: float, tolerance: float, missin
 
 
 def _rounding(times: np.ndarray) -> np.ndarray:
-    """How far times may be off because datasets store them as float32, whose steps grow with the time."""
+    """The error that times may have because datasets store them as float32, whose steps grow with the time."""
     return np.spacing(np.abs(times).astype(np.float32)).astype(np.float64)
 
 

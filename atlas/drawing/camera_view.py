@@ -1,4 +1,4 @@
-"""Where the hand's path lies in a fixed camera's picture, for episodes that include their simulator's model."""
+"""The hand's path in a fixed camera's picture, for episodes that include their simulator's model."""
 
 from __future__ import annotations
 

@@ -84,8 +84,8 @@ def draw_distributions(
 
 
 def draw_closing(predicted: np.ndarray, recorded: np.ndarray, unit: str, fps: float, title: str) -> np.ndarray:
-    """How far a gripper is closed, from 0 to 1, by the first action of the chunk predicted at each step of an episode
-    and as recorded: float [T]. unit: what the predicted number is, such as P(close)."""
+    """Draw how far a gripper is closed, from 0 to 1, by the first action of the chunk predicted at each step of an
+    episode and as recorded: float [T]. unit: what the predicted number is, such as P(close)."""
     figure = plain_figure(8.0, 2.8, title, _FILLED)
     axes = figure.add_axes((0.075, 0.18, 0.905, 0.62))
     edges = np.arange(len(recorded) + 1) / fps

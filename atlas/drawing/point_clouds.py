@@ -67,7 +67,7 @@ class Scale:
         return Scale(low, high, colours, high_above)
 
     def place(self, values: np.ndarray | float) -> np.ndarray:
-        """Where values lie between the ends: 0 to 1."""
+        """The place of values between the ends: 0 to 1."""
         return np.clip(np.log(np.asarray(values, np.float64) / self.low) / math.log(self.high / self.low), 0, 1)
 
     def paint(self, values: np.ndarray, shown: np.ndarray) -> np.ndarray:

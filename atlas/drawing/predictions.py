@@ -70,6 +70,6 @@ def frame_places(dataset: EpisodeDataset, episodes: np.ndarray) -> np.ndarray:
 
 
 def spread(total: int, most: int) -> np.ndarray:
-    """At most `most` of the numbers 0 ... total - 1, evenly spread, int64."""
+    """Return at most `most` of the numbers 0 ... total - 1, evenly spread, int64."""
     wanted = min(total, most)
     return (2 * np.arange(wanted) + 1) * total // (2 * wanted)

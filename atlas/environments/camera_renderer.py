@@ -58,7 +58,7 @@ class CameraRenderer:
         return np.asarray(self._renderer.render())
 
     def show(self, things: Sequence[Distractor], centre: np.ndarray, shadows: bool, textures: Sequence[int]) -> None:
-        """From now on also draw these things, on the ground at `centre` [3], m, with shadows or without. textures: the
+        """Draw these things too from now on, on the ground at `centre` [3], m, with shadows or without. textures: the
         model's textures whose pixels have changed."""
         import mujoco
 

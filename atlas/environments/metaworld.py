@@ -285,7 +285,7 @@ class MetaworldScene:
 
     @property
     def _drawn(self) -> int:
-        """How many numbers give the places of the task's objects."""
+        """The width of the numbers that give the places of the task's objects."""
         return int(self._env._random_reset_space.low.size)
 
     @property

@@ -1,4 +1,4 @@
-"""How a simulated scene can differ from that of training, as plain data: a world applies it at its next reset."""
+"""Differences of a simulated scene from that of training, as plain data: a world applies it at its next reset."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Distractor:
 
 @dataclass(frozen=True)
 class SceneVariation:
-    """How an episode's scene differs from the world's own; by default it does not.
+    """The differences of an episode's scene from the world's own; by default there are none.
 
     placement: the objects lie in the square ring between these two half sides around the table's centre, m. start_pose:
     added to the arm's joint angles at the start, radians.

@@ -41,7 +41,7 @@ _COLOURS: list[Colour] = [
 
 
 def depth_pictures(scene: Scene, names: Sequence[str], threshold: float) -> list[Image.Image]:
-    """For each view a picture of what it shows, of its depth and of its confidence.
+    """Draw for each view a picture of what it shows, of its depth and of its confidence.
 
     All share the same two scales, so that their colours can be compared. threshold: the confidence above which pixels
     became points, which is marked.
@@ -140,7 +140,8 @@ def _extent(cameras: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, float]
 
 
 def _frusta(scene: Scene, length: float) -> np.ndarray:
-    """For each camera its position and the four corners of its picture at distance `length`: [S, 5, 3] in the world."""
+    """Return for each camera its position and the four corners of its picture at distance `length`: [S, 5, 3] in the
+    world."""
     height, width = scene.depth.shape[1:]
     found = []
     for view, k in enumerate(scene.intrinsics):

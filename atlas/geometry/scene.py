@@ -23,7 +23,7 @@ class Scene:
 
     @property
     def positions(self) -> np.ndarray:
-        """Where the cameras are in the world: float64 [S, 3]."""
+        """The positions of the cameras in the world: float64 [S, 3]."""
         rotation, translation = self.extrinsics[:, :, :3], self.extrinsics[:, :, 3]
         return 0.0 - np.einsum("sji,sj->si", rotation, translation)  # 0.0 - x, so that the first is not at -0
 

@@ -14,7 +14,7 @@ _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal
 
 @dataclass
 class Ending:
-    """How the ranks of one launcher ended."""
+    """The way in which the ranks of one launcher ended."""
 
     codes: dict[int, int]  # by rank; negative where a signal killed one
     told: dict[int, int]  # the codes that ranks reported themselves

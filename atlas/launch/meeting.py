@@ -1,4 +1,4 @@
-"""Where the launchers of a run meet, and what they tell each other while its ranks run: who is there, who has failed.
+"""The meeting of a run's launchers, and what they tell each other while its ranks run: who is there, who has failed.
 
 The first launcher holds torch's store, which torchrun's static rendezvous and the ranks use as well: a run has one
 meeting point and one port. A run on one machine has it on the loopback interface only. torchrun's other rendezvous,
@@ -109,7 +109,7 @@ class Meeting:
             )
 
     def torchrun_options(self) -> list[str]:
-        """Where torchrun finds this meeting."""
+        """The options by which torchrun finds this meeting."""
         assert self._store is not None
         where = ["--master-addr", self.nodes.master_addr, "--master-port", str(self._store.port)]
         return ["--nnodes", str(self.nodes.number), "--node-rank", str(self.nodes.rank), *where]

@@ -16,7 +16,7 @@ SYS = Path("/sys")
 
 
 def stay_near_gpu(root: Path = SYS) -> None:
-    """In one of several ranks that train on a machine's GPUs, use the cores that the system lists for the rank's GPU.
+    """Use the cores that the system lists for this rank's GPU, if it is one of several ranks on a machine's GPUs.
 
     Does nothing if the system does not tell (not Linux, one NUMA node, a virtual machine), or if a user or a batch
     system has chosen the cores, since they know better.

@@ -73,7 +73,7 @@ class Overseer:
         self.stacks |= self._read_stacks()
 
     def ending(self, codes: dict[int, int], stopped_by: int | None) -> Ending:
-        """How the ranks ended, given the exit codes that torchrun knows and the signal that stopped it."""
+        """Tell how the ranks ended, given the exit codes that torchrun knows and the signal that stopped it."""
         told, reports = read_codes(self._folder), read_reports(self._folder)
         # A rank that failed after reporting success has failed, and one that was killed while ending had failed before.
         failed = {rank: 2 if report.kind == "input" else 1 for rank, report in reports.items()}

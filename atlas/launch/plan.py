@@ -1,4 +1,4 @@
-"""How many processes train on this machine, and on which GPUs."""
+"""The number of processes that train on this machine, and their GPUs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def without_choice(current: Mapping[str, str]) -> dict[str, str]:
 
 
 def plan_processes(distributed: DistributedConfig, gpus_found: int) -> Plan:
-    """How many processes to start, and on what. Raises InputError if there are fewer GPUs than asked for."""
+    """Decide how many processes to start, and on what. Raises InputError if there are fewer GPUs than asked for."""
     if distributed.cpu:
         if distributed.mode == "multi" and distributed.gpus is None:
             raise InputError("--mode multi with --cpu needs the number of CPU processes: add --gpus N.")

@@ -192,7 +192,7 @@ def _light(camera: str, shown: InputRecorder, summary: CameraSummary) -> Finding
 
 
 def _proprio(shown: InputRecorder, trained: ColumnStatistics) -> Iterator[Finding]:
-    """For the starts, which the policy cannot change, and for everything after them, which it can."""
+    """Check proprio at the starts, which the policy cannot change, and after them, which it can."""
     yield from _flips(shown)
     low, high = np.array(trained.min), np.array(trained.max)
     slack = _PROPRIO * np.maximum(high - low, _SMALLEST_RANGE)
@@ -231,7 +231,7 @@ def _proprio(shown: InputRecorder, trained: ColumnStatistics) -> Iterator[Findin
 
 
 def _flips(shown: InputRecorder) -> Iterator[Finding]:
-    """Of proprio that is as long as LIBERO's, and has a rotation where LIBERO's has one."""
+    """Check rotations in proprio that is as long as LIBERO's, and has a rotation where LIBERO's has one."""
     if shown.proprio.shape[1] != len(LIBERO_PROPRIO):
         return
     looks = [np.stack([d.proprio[LIBERO_ROTATION] for d in episode.decisions]) for episode in shown.episodes]

@@ -33,7 +33,7 @@ _STALE = 0.1  # of the looks at which the hand has moved
 
 @dataclass(frozen=True)
 class Answer:
-    """How well shifted actions explain the motion. by_shift: {steps: (R^2, metres per expected metre)}."""
+    """The explanation of the motion by shifted actions. by_shift: {steps: (R^2, metres per expected metre)}."""
 
     by_shift: dict[int, tuple[float, float]]
 

@@ -173,7 +173,7 @@ def _count(path: Path) -> int:
 
 
 def _place(path: Path) -> Path:
-    """Where a file's numbers are kept; the name is derived from the file, its size and its modification time."""
+    """Return where a file's numbers are kept; the name is derived from the file, its size and its modification time."""
     stat = path.stat()
     key = repr((_FORMAT, str(path.resolve()), stat.st_size, stat.st_mtime_ns))
     return cache_root() / "hdf5" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"

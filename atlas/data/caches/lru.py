@@ -11,7 +11,7 @@ Thing = TypeVar("Thing")
 
 
 class LRUCache(Generic[Key, Thing]):
-    """At most `bound` things, of which the least recently used goes first. Not thread-safe."""
+    """A cache of at most `bound` things, of which the least recently used goes first. Not thread-safe."""
 
     def __init__(self, bound: int, discard: Callable[[Thing], object] = lambda thing: None) -> None:
         """discard: called with each thing that goes, for example to close it."""

@@ -30,7 +30,7 @@ _MUCH_CLOSER = 0.2  # observations may be one physics step, 1/25 of a row, older
 
 @dataclass(frozen=True)
 class Layout:
-    """How a project's HDF5 files name the parts of an episode."""
+    """The names of an episode's parts in a project's HDF5 files."""
 
     project: str
     format: str

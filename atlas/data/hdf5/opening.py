@@ -158,7 +158,7 @@ def _check_written(stored: h5py.Dataset, where: str) -> None:
 
 
 def offset_of(stored: h5py.Dataset, file: h5py.File) -> int | None:
-    """Where a uint8 dataset's bytes lie in its file, if they are stored raw and in one piece; otherwise None."""
+    """Return where a uint8 dataset's bytes lie in its file, if they are stored raw and in one piece; otherwise None."""
     if h5py.h5o.get_info(stored.id).fileno != h5py.h5o.get_info(file.id).fileno:
         return None  # behind a link: an offset in another file
     if not any(stored.id.get_type().equal(kind) for kind in (h5py.h5t.STD_U8LE, h5py.h5t.STD_U8BE)):

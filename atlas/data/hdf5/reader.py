@@ -38,7 +38,7 @@ _OPEN_IMAGES = 64  # datasets of compressed images: HDF5 keeps up to a megabyte 
 
 
 class _Piece(NamedTuple):
-    """Where images [T, H, W, 3] lie in a file, in bytes."""
+    """The place of images [T, H, W, 3] in a file, in bytes."""
 
     offset: int
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ class _Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class _Demo:
-    """Where one episode is: its file, its group's name, and which of its frames are kept."""
+    """The place of one episode: its file, its group's name, and which of its frames are kept."""
 
     file: int
     name: str
@@ -215,7 +215,7 @@ class LiberoDataset:
         return array_in(observations, key, f"{self.where(index)}/obs", self._layout)
 
     def _piece(self, index: int, camera: str) -> _Piece | None:
-        """Where a camera's images of an episode lie in the file, if they are stored in one piece."""
+        """Return where a camera's images of an episode lie in the file, if they are stored in one piece."""
         images = self._array(index, camera)
         offset = offset_of(images, self._file(self._demos[index].file))
         return None if offset is None else _Piece(offset, images.shape)

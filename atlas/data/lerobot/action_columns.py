@@ -147,7 +147,7 @@ def gripper_fits(told: np.ndarray, gripper: ActionGroup, slack: float = _SLACK) 
 
 
 def describe(source: SourceActionsConfig, spec: ActionSpec) -> str:
-    """How the numbers are turned into those of `spec`, for the log."""
+    """Describe how the numbers are turned into those of `spec`, for the log."""
     if source.groups is not None:
         turned = [f"{group.form} read as {group.target}" for group in source.groups if group.converts]
         return f"{spec.describe()}; {', '.join(turned) or 'used unchanged'}"

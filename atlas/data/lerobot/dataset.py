@@ -357,7 +357,7 @@ class LeRobotDataset:
 
     @property
     def _reading(self) -> str:
-        """How the numbers are read, as text: the rest of what the columns depend on."""
+        """Describe how the numbers are read, as text: the rest of what the columns depend on."""
         features = self._features
         keys = [feature.key for feature in features.proprio]
         more = (self._source.number.tolist(),) if self._source.partial else ()

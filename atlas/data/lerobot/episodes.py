@@ -1,4 +1,4 @@
-"""Where a LeRobot dataset's episodes are: which rows of which data file, and where in which video."""
+"""The places of a LeRobot dataset's episodes: which rows of which data file, and where in which video."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_FRAMES = 10**8  # per episode; a larger number is damaged
 
 @dataclass(frozen=True)
 class VideoPlaces:
-    """Where each episode is in a camera's videos."""
+    """The place of each episode in a camera's videos."""
 
     files: list[str]  # relative to the dataset's folder
     file: np.ndarray  # int64 [episodes], index into files; -1 if the metadata does not say
@@ -132,7 +132,7 @@ def read_episodes(root: Path, info: Info, video_keys: Sequence[str], instruction
 
 
 def _with_instruction(episodes: Episodes, root: Path, instruction: str | None) -> Episodes:
-    """With an instruction for the episodes that have none. Raises InputError where that is missing, or not needed."""
+    """Give an instruction to the episodes that have none. Raises InputError where that is missing, or not needed."""
     lacking = [i for i, tasks in enumerate(episodes.task_sets) if any(not episodes.tasks[t].strip() for t in tasks)]
     if instruction is None:
         if lacking and "" not in [episodes.tasks[task] for task in episodes.source_task.values()]:
@@ -213,7 +213,7 @@ def _read_version_3(root: Path, info: Info, video_keys: Sequence[str]) -> Episod
 
 
 def _places(chunk: np.ndarray, index: np.ndarray, start: np.ndarray, name: Callable[..., str]) -> VideoPlaces:
-    """Where the episodes are in a camera's videos, which for some may be unknown."""
+    """Return where the episodes are in a camera's videos, which for some may be unknown."""
     said = (chunk >= 0) & (index >= 0) & np.isfinite(start)
     file = np.full(len(chunk), -1, np.int64)
     files: list[str] = []
@@ -294,7 +294,7 @@ def task_texts(root: Path, info: Info) -> list[str]:
 
 
 def _known_tasks(root: Path, info: Info) -> tuple[Path, dict[int, str]]:
-    """Where a dataset numbers its tasks, and {number: text}."""
+    """Return where a dataset numbers its tasks, and {number: text}."""
     return numbered_texts(root, info, "tasks", TASK_KEY)
 
 

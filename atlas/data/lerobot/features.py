@@ -83,12 +83,12 @@ class Features:
 
     @property
     def stored_proprio_dim(self) -> int:
-        """How many numbers the dataset has."""
+        """The number of proprio's numbers in the dataset."""
         return sum(feature.shape[0] for feature in self.proprio)
 
     @property
     def proprio_dim(self) -> int:
-        """How many of them there are once they are read."""
+        """The number of proprio's numbers once they are read."""
         return self.stored_proprio_dim + grown_by(self.rotations)
 
     @property
@@ -278,7 +278,7 @@ def _check_rotations(info: Info, proprio: Sequence[Feature], rotations: Sequence
 
 
 def _check_assumed(info: Info, action: Feature) -> None:
-    """If nothing says what the actions are, they may be LIBERO's; refuse those that cannot be."""
+    """Refuse actions that cannot be LIBERO's where nothing says what they are."""
     width, libero = action.shape[0], ActionSpec().dim
     if width != libero:
         why = f"'{action.key}' has {width} numbers{_named(action)}, but LIBERO's actions have {libero}"

@@ -123,7 +123,7 @@ def _folder() -> Path:
 
 
 def _place(path: Path, key: str) -> Path:
-    """Where the copy of a file's column is; the name is derived from the file and its state."""
+    """Return where the copy of a file's column is; the name is derived from the file and its state."""
     try:
         stat = path.stat()
     except OSError as error:

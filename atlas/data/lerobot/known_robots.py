@@ -62,7 +62,7 @@ class KnownRobot:
 
     @property
     def slack(self) -> float:
-        """How far beyond open and closed a gripper's values may lie."""
+        """The distance that a gripper's values may lie beyond open and closed."""
         return _SLACK
 
     def check(self, values: np.ndarray, names: Sequence[str], where: str) -> None:
@@ -271,7 +271,7 @@ def _both(stats: dict[str, Any]) -> np.ndarray:
 
 
 def _statistics(info: Info) -> Iterator[dict[str, Any]]:
-    """Of the whole dataset, or of each episode in version 2.1."""
+    """Return the statistics of the whole dataset, or of each episode in version 2.1."""
     whole, episodes = info.root / "meta" / "stats.json", info.root / "meta" / "episodes_stats.jsonl"
     if whole.is_file():
         yield read_json(whole)

@@ -25,7 +25,7 @@ _ROWS = 1024  # that are read at a time
 
 
 def with_subtasks(episodes: Episodes, root: Path, info: Info) -> Episodes:
-    """With the frames' sub-tasks as their instructions; a frame that has none has its episode's task. Raises InputError
+    """Take the frames' sub-tasks as their instructions; a frame that has none has its episode's task. Raises InputError
     where the dataset has none."""
     if _NUMBER in info.features:
         return _numbered(episodes, root, info)

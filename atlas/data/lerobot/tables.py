@@ -47,7 +47,7 @@ def open_parquet(path: Path, **options: Any) -> pq.ParquetFile:
 
 
 def most_rows(path: Path) -> int:
-    """How many rows a file may hold at most. Raises OSError."""
+    """The number of rows that a file may hold at most. Raises OSError."""
     return max(_FEW_ROWS, _ROWS_A_BYTE * path.stat().st_size)
 
 

@@ -110,6 +110,6 @@ class Augmenter:
 
 @lru_cache(maxsize=32)
 def _luma(device: torch.device) -> torch.Tensor:
-    """How much each colour adds to the grey value (ITU-R BT.601): float32 [3]."""
+    """The weight of each colour in the grey value (ITU-R BT.601): float32 [3]."""
     with torch.inference_mode(False):  # a tensor first made in inference mode could not be used in training
         return torch.tensor([0.299, 0.587, 0.114], device=device)

@@ -1,4 +1,4 @@
-"""How often an epoch draws each sample, as `data.balance` says."""
+"""The number of times that an epoch draws each sample, as `data.balance` says."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def balanced_draws(data: ChunkDataset, config: DataConfig) -> Draws:
 
 
 def describe_draws(data: ChunkDataset, draws: Draws) -> str:
-    """How much of each source an epoch draws, for the log."""
+    """Describe how much of each source an epoch draws, for the log."""
     drawn = np.zeros(len(data.sources))
     for samples, count in zip(draws.groups, draws.counts, strict=True):
         in_group = np.bincount(data.source_of[samples], minlength=len(drawn))

@@ -129,8 +129,8 @@ class ChunkDataset:
 
     @property
     def pixels_to_cache(self) -> Pixels:
-        """Of the frames that `use_frames` reads. Raises InputError for pictures that are resized in float32, which a
-        cache of bytes does not hold."""
+        """The pixels of the frames that `use_frames` reads. Raises InputError for pictures that are resized in float32,
+        which a cache of bytes does not hold."""
         if self._pixels != torch.uint8:
             raise InputError(
                 "data.frame_cache holds pictures as they are, and these cameras have several sizes, which the policy "
@@ -217,7 +217,7 @@ class ChunkDataset:
         return np.asarray(index[:, None] - ago, np.int64)
 
     def _relative_of(self, number: int, relative: RelativeActions) -> ColumnStatistics:
-        """Of a source's chunks, relative to the state at their start."""
+        """Make a source's chunks relative to the state at their start."""
         own = np.flatnonzero(self.source_of == number)
         own = own[:: max(1, len(own) * self.horizon // _MOST_RELATIVE)]
         source, steps = self.sources[number], np.arange(self.horizon)

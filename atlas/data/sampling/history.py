@@ -23,7 +23,7 @@ class History:
 
     @property
     def reach(self) -> int:
-        """How many control steps ago the earliest frame is."""
+        """The number of control steps since the earliest frame."""
         return (self.steps - 1) * self.stride
 
     @property

@@ -36,7 +36,7 @@ class KeptSplit:
         return sides
 
     def change(self, identities: np.ndarray) -> str | None:
-        """How a dataset with these episodes differs from the one that was split, in words; None if it does not."""
+        """Say how a dataset with these episodes differs from the one that was split; None if it does not."""
         known = np.concatenate([self.training, self.validation])
         new, gone = int((~np.isin(identities, known)).sum()), int((~np.isin(known, identities)).sum())
         if gone == len(known):

@@ -19,7 +19,7 @@ def epoch_order(samples: int, seed: int, epoch: int, group: int = 0) -> np.ndarr
 
 
 class Draws:
-    """How many samples an epoch draws from each group of samples, and in which order.
+    """The number of samples that an epoch draws from each group of samples, and their order.
 
     Each group is repeated in a new order each time, continuing where the last epoch left it: none of its samples comes
     again before all others have come. The order of groups is shuffled over the epoch.

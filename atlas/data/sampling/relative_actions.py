@@ -95,7 +95,7 @@ class RelativeActions:
         return changed
 
     def describe(self, dataset: EpisodeDataset) -> str:
-        """For people, with the dataset's names for its proprio."""
+        """Describe it for people, with the dataset's names for its proprio."""
         names = [name for name, _ in proprio_names(sources_of(dataset)[0].dataset)]
         said = [f"{part.group.label} to {', '.join(names[d] for d in part.state)}" for part in self.parts]
         return "; ".join(said)
@@ -181,7 +181,7 @@ def _columns(
 
 
 def _on_its_side(part: RelativePart, dataset: EpisodeDataset) -> RelativePart:
-    """Of a rotation, with the quaternion on whose side the dataset's targets are."""
+    """Return a rotation's state with the quaternion on whose side the dataset's targets are."""
     if part.group.kind != "rotation":
         return part
     actions = np.asarray(_some(dataset.numbers().actions)[:, part.dimensions])

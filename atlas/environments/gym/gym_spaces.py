@@ -119,7 +119,7 @@ def _is_image(space: Any) -> bool:
 
 
 def _width(space: Any) -> int | None:
-    """How many numbers a flattened part has; None where it does not consist of numbers."""
+    """The number of a flattened part's numbers; None where it does not consist of numbers."""
     from gymnasium import spaces
 
     kinds = (spaces.Box, spaces.Discrete, spaces.MultiBinary, spaces.MultiDiscrete)

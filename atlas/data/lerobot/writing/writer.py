@@ -35,7 +35,7 @@ _MB = 2**20
 
 @dataclass(frozen=True)
 class Sizes:
-    """When a new file or folder is begun; LeRobot's own numbers."""
+    """The sizes at which a new file or folder is begun; LeRobot's own numbers."""
 
     files_a_chunk: int = 1000
     data_mb: float = 100

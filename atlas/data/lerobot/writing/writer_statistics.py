@@ -22,7 +22,7 @@ def of_numbers(values: np.ndarray) -> dict[str, Any]:
 
 
 def count_levels(images: np.ndarray) -> np.ndarray:
-    """How often each value occurs in each channel of uint8 [n, H, W, 3]: int64 [3, 256]."""
+    """Count how often each value occurs in each channel of uint8 [n, H, W, 3]: int64 [3, 256]."""
     return np.stack([np.bincount(images[..., channel].reshape(-1), minlength=_LEVELS) for channel in range(3)])
 
 
