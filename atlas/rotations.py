@@ -79,7 +79,7 @@ def inverse(quaternion: torch.Tensor) -> torch.Tensor:
 
 
 def nearest_half(quaternion: torch.Tensor) -> torch.Tensor:
-    """Of each quaternion and its opposite, which are the same rotation, the one that turns by at most pi."""
+    """Return, of each quaternion and its opposite, which are the same rotation, that which turns by at most pi."""
     return torch.where(quaternion[..., :1] < 0, -quaternion, quaternion)
 
 

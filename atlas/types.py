@@ -94,7 +94,7 @@ class ActionGroup:
 
     @property
     def readable(self) -> tuple[float, str]:
-        """How people read it: the factor to multiply the numbers by, and the unit. For grippers see `closed_share`."""
+        """Return the factor and the unit by which people read it. For grippers see `closed_share`."""
         step = " per step" if self.delta else ""
         if self.kind == "gripper":
             return 1.0, "share closed" if self.continuous else "P(close)"
@@ -242,8 +242,8 @@ class ActionSpec:
         return values
 
     def paths(self, actions: np.ndarray) -> dict[Arm | None, np.ndarray]:
-        """Where the positions in actions [T, A] lead, in m, for each arm that has one. Deltas are summed from the
-        origin: float64 [T + 1, D]; targets are returned as they are: float64 [T, D]."""
+        """Return where the positions in actions [T, A] lead, in m, for each arm that has one. Deltas are summed from
+        the origin: float64 [T + 1, D]; targets are returned as they are: float64 [T, D]."""
         found = {}
         for group, part in self.spans("position"):
             values = actions[:, part].astype(np.float64) * group.unit
@@ -256,7 +256,7 @@ class ActionSpec:
         return ("pose_l2_error", "pose_l1_error", *self._measured())
 
     def errors(self, predicted: torch.Tensor, recorded: torch.Tensor) -> dict[str, torch.Tensor]:
-        """How far actions [..., A] are from recorded ones, each float64 [...].
+        """Return how far actions [..., A] are from recorded ones, each float64 [...].
 
         `pose_l2_error` and `pose_l1_error` cover everything except grippers, in the actions' own units;
         `position_error_mm` is a distance, `rotation_error_deg` the angle between two rotations, `joint_error_deg` (or

@@ -273,7 +273,8 @@ class FlowActions:
         return 1 - step.float() / self.steps
 
     def _deviation(self, step: torch.Tensor) -> torch.Tensor:
-        """Of the noise [B] of a step; at the first, where it would be infinite, it is as far from 1 as at the next."""
+        """The deviation [B] of a step's noise; at the first, where it would be infinite, it is as far from 1 as at the
+        next."""
         time = self._time(step)
         capped = time.clamp(max=1 - 1 / self.steps)
         return self.noise * (time / (1 - capped) / self.steps).sqrt()
@@ -281,7 +282,7 @@ class FlowActions:
     def _moments(
         self, x: torch.Tensor, step: torch.Tensor, v: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where a random step leads to in the middle [B, H, W], and its deviation [B]."""
+        """Return the mean [B, H, W] of a random step, and its deviation [B]."""
         time, size = self._time(step), self._deviation(step)
         v = self.velocity(x, time) if v is None else v
         at, share = time[:, None, None], (size.square() / (2 * time))[:, None, None]

@@ -1,4 +1,4 @@
-"""Where a policy looks: an optional ability of some types, drawn into films of rollouts."""
+"""The places that a policy looks at: an optional ability of some types, drawn into films of rollouts."""
 
 from __future__ import annotations
 

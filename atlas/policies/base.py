@@ -339,7 +339,7 @@ class ActsByFlow(Protocol):
         ...
 
     def flow_distribution(self, batch: Batch, noise: float) -> FlowActions:
-        """Of the scaled actions, with gradients; noise: its size, see `FlowActions`."""
+        """Return the distribution of the scaled actions, with gradients; noise: its size, see `FlowActions`."""
         ...
 
 
@@ -366,7 +366,7 @@ class Corrects(Protocol):
 
     @property
     def execute(self) -> int:
-        """How many actions of a chunk share the correction; no more are executed."""
+        """The number of a chunk's actions that share the correction; no more are executed."""
         ...
 
     def corrected_part(self) -> nn.Module:

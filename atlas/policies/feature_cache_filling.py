@@ -139,7 +139,7 @@ def describe(cache: FeatureCache) -> str:
 
 
 def work_on_cache(folder: Path, accelerator: Accelerator) -> None:
-    """As one of the processes, compute a share of a cache that was begun."""
+    """Compute, as one of the processes, a share of a cache that was begun."""
     config = load_config(folder / CONFIG)
     cache = FeatureCache.read(folder)
     dataset, cameras = open_configured(config.data)

@@ -13,7 +13,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class FrozenWeights:
-    """Where a part's frozen weights come from, and their hash; a policy refuses others when it is loaded."""
+    """The source of a part's frozen weights, and their hash; a policy refuses others when it is loaded."""
 
     reference: str  # as in the config: a path, or a name on a hub
     sha256: str  # of `WeightsHash`

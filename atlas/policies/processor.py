@@ -47,12 +47,12 @@ class PolicyProcessor:
 
     @property
     def views(self) -> int:
-        """How many images the network sees."""
+        """The number of images that the network sees."""
         return self.history.steps * len(self.cameras)
 
     @property
     def proprio_width(self) -> int:
-        """How many numbers of proprio the network gets."""
+        """The number of proprio's numbers that the network gets."""
         return self.history.steps * self.proprio_dim
 
     def to_learn(self, actions: torch.Tensor, proprio: torch.Tensor) -> torch.Tensor:

@@ -100,7 +100,7 @@ class ReferenceAnswers:
 
 
 def samples_that_fit(bytes_of_one: int, there: int) -> int:
-    """How many samples to keep, if the camera images of each take this many bytes."""
+    """The number of samples to keep, if the camera images of each take this many bytes."""
     fitting = _ROOM // max(1, bytes_of_one)
     return min(there, max(_FEWEST_SAMPLES, min(_MOST_SAMPLES, fitting)))
 

@@ -63,7 +63,7 @@ def _count(name: str, part: nn.Module) -> dict[str, Any]:
 
 
 def _flops_and_tokens(policy: Policy, batch: Batch) -> list[dict[str, Any]]:
-    """For each part, while actions are sampled once: its FLOPs, and the tokens that it passes on."""
+    """Return each part's FLOPs while actions are sampled once, and the tokens that it passes on."""
     tokens: dict[str, int] = {}
     parts = policy.parts()
     for name, part in parts.items():

@@ -56,7 +56,7 @@ def is_version(alias: str) -> bool:
 
 
 def kind_of(reference: str | Path) -> Literal["wandb", "hf", "folder"]:
-    """Where a reference points, judged by its prefix; without one it is a folder."""
+    """Tell where a reference points, judged by its prefix; without one it is a folder."""
     text = str(reference)
     if text.startswith(WANDB):
         return "wandb"

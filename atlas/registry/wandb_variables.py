@@ -37,7 +37,7 @@ def with_variables(config: WandbConfig, environment: Mapping[str, str]) -> Wandb
 
 
 def project_and_entity() -> tuple[str, str | None]:
-    """Where models and sweeps are if nothing more is said; None: the key's own user or team."""
+    """Return where models and sweeps are if nothing more is said; None: the key's own user or team."""
     own = with_variables(WandbConfig(), os.environ)
     return str(own.project), own.entity
 

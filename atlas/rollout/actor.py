@@ -29,8 +29,8 @@ class Actor(Protocol):
         ...
 
     def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
-        """For each episode the actions [n, A] to execute before the next observation, in the ActionSpec's units. No
-        actions, [0, A], end the episode."""
+        """Return for each episode the actions [n, A] to execute before the next observation, in the ActionSpec's units.
+        No actions, [0, A], end the episode."""
         ...
 
 

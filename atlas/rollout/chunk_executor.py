@@ -92,7 +92,7 @@ class ChunkExecutor:
         return isinstance(self._policy, FollowsChunks) and self._policy.follows
 
     def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
-        """For each episode the actions [n, A] to execute before the next observation, in the ActionSpec's units."""
+        """Return each episode's actions [n, A] to execute before the next observation, in the ActionSpec's units."""
         found = {number: self._episodes[number].execution.running() for number in observations}
         return self.plan_following(observations, {number: rest for number, rest in found.items() if rest is not None})
 

@@ -92,7 +92,8 @@ class RunningChunk:
 
 @dataclass(frozen=True)
 class Execution:
-    """How chunks of `horizon` actions are executed, for a policy in this process and for one on a server alike.
+    """The way in which chunks of `horizon` actions are executed, for a policy in this process and for one on a server
+    alike.
 
     Raises InputError, see `check_execution`.
     """

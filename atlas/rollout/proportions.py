@@ -60,7 +60,8 @@ def paired_interval(both: int, first_only: int, second_only: int, neither: int) 
 
 
 def episodes_to_see(first_only: float, second_only: float, level: float = 0.05) -> int | None:
-    """How many episodes the exact McNemar test needs to find a difference in 80 of 100 cases; None where there is none.
+    """The number of episodes that the exact McNemar test needs to find a difference in 80 of 100 cases; None where
+    there is none.
 
     first_only, second_only: the shares of episodes in which only the first or only the second succeeds. level: of the
     test. The power is over all outcomes, with a random number of telling episodes; beyond 20,000 episodes it is
@@ -87,7 +88,7 @@ def episodes_to_see(first_only: float, second_only: float, level: float = 0.05) 
 
 
 def _mcnemar_power(n: int, first_only: float, second_only: float, level: float) -> float:
-    """How often n episodes give a p below the level, with these shares of telling episodes."""
+    """The probability that n episodes give a p below the level, with these shares of telling episodes."""
     telling = first_only + second_only
     numbers = _binomial(n, min(1.0, telling))
     power = 0.0

@@ -35,13 +35,14 @@ class EpisodeOutcome:
 
     @property
     def verdict(self) -> Verdict:
-        """How it ended, in a word."""
+        """The way in which it ended, in a word."""
         if not self.judged:
             return "ended"
         return "success" if self.success else "failure"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON. The failure's kind and step where they are known; `judged` where the world reports no success."""
+        """Return it for JSON, with the failure's kind and step where they are known; `judged` where the world reports
+        no success."""
         values = {name: getattr(self, name) for name in _OUTCOME_FIELDS}
         more = {"failure": self.failure, "failed_at": self.failed_at, "judged": None if self.judged else False}
         return values | {name: value for name, value in more.items() if value is not None}

@@ -100,7 +100,7 @@ class Film(Protocol):
         ...
 
     def __len__(self) -> int:
-        """How many steps it shows."""
+        """The number of steps that it shows."""
         ...
 
     def frames(self, env: Environment) -> tuple[np.ndarray, float]:

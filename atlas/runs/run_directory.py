@@ -109,7 +109,7 @@ def read_run(run_dir: Path, name: str | None = None) -> Run:
 
 
 def evaluation_files(run_dir: Path) -> list[Path]:
-    """Of training, by their names, or of learning, with that of its result last."""
+    """The evaluation files of training by their names, or of learning with that of its result last."""
     folder = run_dir / EVALUATIONS
     of_learning = [file for name in OF_LEARNING if (file := folder / f"{name}.json").is_file()]
     return [*sorted(folder.glob("*_step_*.json")), *of_learning]
@@ -240,7 +240,7 @@ class RunSummary:
 
 
 def summarize(run_dir: Path, name: str) -> RunSummary:
-    """How far a run has come, and what it has reached. Raises InputError if it is damaged."""
+    """Summarize how far a run has come, and what it has reached. Raises InputError if it is damaged."""
     config, scalars = _read_config(run_dir / CONFIG), read_all_scalars(run_dir)
     steps = max((points[-1][0] for tag, points in scalars.items() if tag.startswith("train/")), default=0)
     steps = max(steps, _checkpoint_step(run_dir))
@@ -318,7 +318,7 @@ def _learned(run_dir: Path) -> Path:
 
 
 def _steps_in_world(run_dir: Path, scalars: Mapping[str, Points]) -> int:
-    """Of a run of learning; 0 where it does not say."""
+    """The steps in the world of a run of learning; 0 where it does not say."""
     try:
         return int(read_json(run_dir / RESULTS)["env_steps"])
     except (OSError, ValueError, KeyError, TypeError):  # it is not finished

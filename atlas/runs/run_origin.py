@@ -1,4 +1,4 @@
-"""Where a run comes from and how long it took, from its event files."""
+"""The origin of a run and how long it took, from its event files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RunOrigin:
 
     @property
     def seconds(self) -> float:
-        """How long the run has trained, summed over its starts."""
+        """The time that the run has trained, summed over its starts."""
         return sum(last - first for first, last in self.segments)
 
 

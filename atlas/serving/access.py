@@ -1,4 +1,4 @@
-"""Who may use a server: its address, the key, and how much one client may take."""
+"""Access to a server: its address, the key, and how much one client may take."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEBIBYTE = 2**20
 
 @dataclass(frozen=True)
 class Access:
-    """Where a server listens (port 0: any free port), and the key that clients must send (None: no key)."""
+    """The address where a server listens (port 0: any free port), and the key that clients must send (None: no key)."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -57,7 +57,7 @@ class Access:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much clients may ask of a server."""
+    """Limits on what clients may ask of a server."""
 
     sessions: int = 100
     message_bytes: int = 16 * MEBIBYTE

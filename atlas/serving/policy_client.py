@@ -105,7 +105,7 @@ class AtlasClient:
 
     @property
     def execute(self) -> int:
-        """How many actions of each answer are executed."""
+        """The number of each answer's actions that are executed."""
         return self._how.execute
 
     @property
@@ -119,8 +119,8 @@ class AtlasClient:
         self._executions[episode] = ChunkExecution(self._how)
 
     def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
-        """For each episode the actions [n, A] to execute. All requests are sent before the first answer is read, so
-        that the server can plan them together. Raises InputError where the server refuses."""
+        """Return for each episode the actions [n, A] to execute. All requests are sent before the first answer is read,
+        so that the server can plan them together. Raises InputError where the server refuses."""
         found = {number: self._execution(number).running() for number in observations}
         return self.plan_following(observations, {number: rest for number, rest in found.items() if rest is not None})
 

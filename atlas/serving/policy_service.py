@@ -213,7 +213,7 @@ class PolicyService:
         observations: Mapping[int, Observation],
         running: Mapping[int, RunningChunk],
     ) -> tuple[float, dict[int, np.ndarray], float]:
-        """When the policy began, its plans, and the seconds it took. Runs in the policy's thread."""
+        """Return when the policy began, its plans, and the seconds it took. Runs in the policy's thread."""
         for session in gone:
             self._actor.forget(session)
         for session, seed in begun.items():

@@ -109,7 +109,7 @@ def _plain(value: Any) -> Any:
 
 
 def _from_npy(data: Any) -> np.ndarray:
-    """Of the bytes of a .npy file as `np.save` writes it (numpy.lib.format has its layout). Its header is a text of
+    """Read the bytes of a .npy file as `np.save` writes it (numpy.lib.format has its layout). Its header is a text of
     Python, which is matched here and not evaluated."""
     if not isinstance(data, bytes):
         raise InputError(f"as_npy is a {type(data).__name__}; it should be the bytes of a .npy file.")

@@ -93,7 +93,7 @@ def describe_files(path: Path) -> dict[str, Any]:
 
 
 def _success(checkpoint: Path, results: Path) -> dict[str, Any]:
-    """Of the last evaluation of a run, where it was this checkpoint's."""
+    """The success of a run's last evaluation, if it was this checkpoint's."""
     values = _keys_of(results, read_json) if results.is_file() else {}
     told, best = values.get("final_evaluation"), Path(str(values.get("best_checkpoint"))).name
     if best != checkpoint.name or not isinstance(told, dict):

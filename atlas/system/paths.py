@@ -122,8 +122,8 @@ def _shown(name: str) -> str:
 
 
 def cache_root() -> Path:
-    """Where Atlas keeps what it could download or compute again: $ATLAS_CACHE_DIR, otherwise `atlas` in $XDG_CACHE_HOME
-    or ~/.cache."""
+    """The folder in which Atlas keeps what it could download or compute again: $ATLAS_CACHE_DIR, otherwise `atlas` in
+    $XDG_CACHE_HOME or ~/.cache."""
     if own := os.environ.get("ATLAS_CACHE_DIR"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "atlas"

@@ -76,7 +76,7 @@ class PluginTable(Generic[Thing]):
         return found
 
     def unknown(self, name: object) -> str:
-        """For a message about an unknown name: ' Did you mean …? Known: …'."""
+        """Return the end of a message about an unknown name: ' Did you mean …? Known: …'."""
         names = self.names()
         return f"{did_you_mean(str(name), names)} Known: {', '.join(names)}."
 

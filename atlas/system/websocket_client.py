@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Peer:
-    """Who is expected at an address, in the words of messages."""
+    """The party expected at an address, in the words of messages."""
 
     name: str  # "policy server"
     key_setting: str  # where its key is given

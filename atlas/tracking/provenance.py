@@ -1,4 +1,4 @@
-"""Where a run comes from: the code's version, the packages, the machine."""
+"""The provenance of a run: the code's version, the packages, the machine."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ _LOCAL_SHARE = 0.8  # of the exit timeout: the console and TensorBoard may take 
 
 @dataclass(frozen=True)
 class Resumed:
-    """Where a run resumes from: what a checkpoint keeps for the tracker."""
+    """The point where a run resumes: what a checkpoint keeps for the tracker."""
 
     step: int  # of the checkpoint; everything logged beyond it is void
     wandb_id: str | None = None

@@ -148,7 +148,7 @@ class ClosedLoop:
 def _overview(
     path: Path, outcomes: Sequence[EpisodeOutcome], played: Mapping[int, PlayedEpisode]
 ) -> list[OverviewOrder]:
-    """Of the worst failures, whose traces are all there."""
+    """Draw the overview of the worst failures, whose traces are all there."""
     worst = worst_failures(outcomes)
     orders = [film_order(played[outcomes[i].seed].trace, outcomes[i], path.parent, f"episode_{i:03d}") for i in worst]
     return overview(path, worst, [outcomes[i] for i in worst], orders)

@@ -35,7 +35,7 @@ class FinalEvaluation:
         return None if self.report is None else RobustnessReport.of(self.report)
 
     def to_dict(self) -> dict[str, Any]:
-        """For the run's results.json: what it says of success, and what it takes to believe it."""
+        """Return the entries of results.json: what they say of success, and what it takes to believe it."""
         if self.report is None:
             return {"final_evaluation": None}
         whole = self.report.to_file()

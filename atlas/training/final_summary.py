@@ -58,7 +58,7 @@ def final_summary(run_dir: Path, best_checkpoint: Path, metrics: dict[str, float
 
 
 def _failed(report: EvaluationReport) -> list[str]:
-    """How the episodes failed that did, in one line."""
+    """Say in one line how the episodes failed that did."""
     counts = {kind: count for kind, count in (report.failures() or {}).items() if count}
     words = "; ".join(f"{count} {FAILURE_WORDS[kind]}" for kind, count in counts.items())
     return [f"  how it failed: {words}"] if words else []

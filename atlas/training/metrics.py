@@ -42,7 +42,7 @@ class LossMeter:
 
 
 class ActionErrors:
-    """How far sampled actions are from the recorded ones: the means of `ActionSpec.errors`.
+    """The errors of sampled actions against the recorded ones: the means of `ActionSpec.errors`.
 
     Sums are kept per task, so that the means per task and over all come from the same numbers.
     """

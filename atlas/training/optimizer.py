@@ -84,7 +84,7 @@ def learning_rate(step: int, steps: int, warmup_steps: int, config: TrainingConf
 
 
 def _from_start(step: int, decay_steps: int, warmup_steps: int, config: TrainingConfig) -> float:
-    """As in LeRobot: the warm-up starts at 1 / (its steps + 1), and the cosine already runs during it."""
+    """Scale as in LeRobot: the warm-up starts at 1 / (its steps + 1), and the cosine already runs during it."""
     peak, low = config.learning_rate, _lowest(config)
     if step < warmup_steps:
         first = 1 / (warmup_steps + 1)
@@ -94,5 +94,5 @@ def _from_start(step: int, decay_steps: int, warmup_steps: int, config: Training
 
 
 def _lowest(config: TrainingConfig) -> float:
-    """As a share of the peak."""
+    """The lowest rate as a share of the peak."""
     return 0.01 if config.final_learning_rate is None else config.final_learning_rate / config.learning_rate

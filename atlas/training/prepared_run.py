@@ -41,7 +41,7 @@ class PreparedRun:
 
     @cached_property
     def kept_split(self) -> KeptSplit | None:
-        """How the data was split, for a run resumed from a checkpoint that says so."""
+        """The split of the data, for a run resumed from a checkpoint that says it."""
         return load_split(self.checkpoint) if self.checkpoint is not None else None
 
     @cached_property

@@ -1,4 +1,4 @@
-"""How long training lasts and what happens when, in optimizer steps."""
+"""The length of training and what happens when, in optimizer steps."""
 
 from __future__ import annotations
 

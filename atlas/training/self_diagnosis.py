@@ -1,4 +1,4 @@
-"""At the end of a run: does what its data, its final rollouts and its checkpoint show look like a known silent bug."""
+"""The diagnosis at the end of a run: whether its data, final rollouts and checkpoint look like a known silent bug."""
 
 from __future__ import annotations
 

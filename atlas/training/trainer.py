@@ -112,7 +112,7 @@ class Trainer:
 
     @property
     def state(self) -> TrainingState:
-        """Where training stands."""
+        """The state of training."""
         return self.checkpoint_manager.state
 
     # ---- the loop ----------------------------------------------------------------------------------------

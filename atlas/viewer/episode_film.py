@@ -131,7 +131,7 @@ class _Drawing:
 
 
 def _points(values: np.ndarray, curve: Curve, box: _Box, first: int, last: int) -> list[tuple[float, float]]:
-    """Where values [n] from frame `first` on are drawn."""
+    """The points at which values [n] from frame `first` on are drawn."""
     low, high = curve.limits
     x = box[0] + (box[2] - box[0]) * (first + np.arange(len(values))) / last
     y = box[3] - (box[3] - box[1]) * (np.clip(values, low, high) - low) / (high - low)

@@ -46,7 +46,7 @@ class Prediction:
 
     @property
     def farthest(self) -> tuple[np.ndarray, str]:
-        """How far the first action is off at each frame, float64 [T], and its unit."""
+        """The error of the first action at each frame, float64 [T], and its unit."""
         name, unit = next(iter(self._said.items()))
         return self.errors[name], unit.strip()
 

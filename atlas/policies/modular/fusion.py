@@ -22,8 +22,8 @@ class Fusion(nn.Module):
         return ()
 
     def attention(self, vision: torch.Tensor, language: LanguageTokens, proprio: torch.Tensor) -> torch.Tensor | None:
-        """How much the actions read from each vision token: float32 [B, N], summing to at most 1; None where it cannot
-        be said. Arguments as of `forward`."""
+        """The share that the actions read from each vision token: float32 [B, N], summing to at most 1; None where it
+        cannot be said. Arguments as of `forward`."""
         return None
 
 
@@ -124,7 +124,7 @@ class BidirectionalFusion(Fusion):
         return out
 
     def attention(self, vision: torch.Tensor, language: LanguageTokens, proprio: torch.Tensor) -> torch.Tensor:
-        """Of the queries, which read the tokens after these have attended to each other."""
+        """The attention of the queries, which read the tokens after these have attended to each other."""
         return self.read.attention(*self._exchanged(vision, language), proprio)
 
     def _exchanged(self, vision: torch.Tensor, language: LanguageTokens) -> tuple[torch.Tensor, LanguageTokens]:

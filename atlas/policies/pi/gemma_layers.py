@@ -26,7 +26,8 @@ class Rotation(NamedTuple):
 
     @classmethod
     def of(cls, positions: torch.Tensor, head_dim: int, base: float) -> Rotation:
-        """Of positions int64 [B, N] (Su et al., 2021: the angle of pair i is position / base^(2i / head_dim))."""
+        """The rotation of positions int64 [B, N] (Su et al., 2021: the angle of pair i is position / base^(2i /
+        head_dim))."""
         powers = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
         angles = positions[..., None].float() * (1.0 / base**powers)  # [B, N, head_dim / 2]
         angles = torch.cat([angles, angles], dim=-1)

@@ -99,7 +99,7 @@ def positions_of(valid: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def integrate_euler(velocity: Velocity, start: torch.Tensor, steps: int, guide: Guidance | None = None) -> torch.Tensor:
-    """From noise at time 1 to actions at time 0 in equal steps. Each time 1 - i/steps is rounded only once."""
+    """Go from noise at time 1 to actions at time 0 in equal steps. Each time 1 - i/steps is rounded only once."""
     x = start
     for step in range(steps):
         time = torch.full((len(x),), 1.0 - step / steps, dtype=torch.float32, device=x.device)

@@ -253,7 +253,7 @@ class FlowPolicy(Policy):
 
     @property
     def fit(self) -> ImageFit:
-        """How images are fitted."""
+        """The way in which images are fitted."""
         assert self.processor.fit is not None
         return self.processor.fit
 
@@ -316,7 +316,7 @@ class FlowPolicy(Policy):
 
     @property
     def frozen_names(self) -> list[str]:
-        """Of the parameters that are not trained."""
+        """The names of the parameters that are not trained."""
         return [name for name, _ in self.named_parameters() if name not in self._trained]
 
     def is_own(self, name: str) -> bool:
@@ -377,7 +377,7 @@ class FlowPolicy(Policy):
 
     @property
     def tokenizer_step(self) -> TokenizerStep:
-        """How instructions become token ids."""
+        """The step in which instructions become token ids."""
         assert self._tokenizer is not None, "a policy that has only shapes has no tokenizer"
         return self._tokenizer.step
 

@@ -24,7 +24,7 @@ _UNKNOWN = ("other", "The licence is that of the weights that training started f
 
 
 def origin_of(policy: FlowPolicy) -> dict[str, Any]:
-    """Where its weights come from, as the header of a card on the Hugging Face hub says it: license, base_model."""
+    """Say where its weights come from, as the header of a card on the Hugging Face hub says it: license, base_model."""
     start = policy.config.pretrained
     found = {"license": LICENCES.get(policy.description.folder.kind, _UNKNOWN)[0]}
     if start.startswith(HUB) and policy.config.weights != "random":

@@ -115,7 +115,7 @@ class LeRobotFolder:
 
     @property
     def state_dim(self) -> int:
-        """How many numbers the state has; 0 where there is no state."""
+        """The number of the state's numbers; 0 where there is no state."""
         found = self._shapes("input_features", "STATE")
         return found[STATE][0] if STATE in found else 0
 

@@ -37,7 +37,7 @@ _LARGEST_STATISTICS = 65536  # numbers of a feature
 
 @dataclass(frozen=True)
 class TokenizerStep:
-    """How instructions become token ids."""
+    """The step in which instructions become token ids."""
 
     name: str  # a folder beside the files, or a model of the hub
     max_length: int

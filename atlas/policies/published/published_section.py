@@ -79,7 +79,7 @@ class PublishedConfig(ModelConfig):
 
     @property
     def how_vision_stays(self) -> str:
-        """How to freeze its vision tower, for messages."""
+        """Say how to freeze its vision tower, for messages."""
         return "set model.freeze_vision_encoder or model.train_expert_only to true, or leave data.feature_cache out"
 
     def find(self, folder: Path | None = None, weights: bool = True) -> Path:

@@ -90,7 +90,7 @@ class SmolVLASizes:
 
     @property
     def expert_every(self) -> int:
-        """How many layers the language model has for each of the expert's."""
+        """The number of the language model's layers for each of the expert's."""
         return self.text.layers // self.expert.layers
 
     def reads_prefix_alone(self, layer: int) -> bool:

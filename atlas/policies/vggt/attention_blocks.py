@@ -12,7 +12,7 @@ Rotation = tuple[Tensor, Tensor]  # the factors for `rotate`: cos and signed sin
 
 
 def token_positions(positions: Tensor, specials: int) -> Tensor:
-    """Where the rotary embedding sees each token of a view.
+    """The position at which the rotary embedding sees each token of a view.
 
     positions: [..., N, 2], (row, column) of the patches from 0. Returns float32 [..., specials + N, 2].
     Special tokens stand at (0, 0), where nothing turns; patches are shifted by one to keep clear of them.

@@ -46,7 +46,7 @@ _VIT_BLOCK = {
 
 
 def published_names(model: VGGTAggregator) -> dict[str, tuple[str, ...]]:
-    """For each published name, this model's tensors that make it up, one below the other. Dinov2 stem only."""
+    """Return for each published name this model's tensors that make it up, one below the other. Dinov2 stem only."""
     if model.config.stem != "dinov2":
         raise InputError(
             f"This VGGT has the {model.config.stem} stem; only one with the dinov2 stem has the published weights."

@@ -1,4 +1,4 @@
-"""From images to patch tokens: the published DINOv2, and two stems small enough to train from scratch."""
+"""Stems, which turn images into patch tokens: the published DINOv2, and two small enough to train from scratch."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Backbone(NamedTuple):
     # ---- without weights ---------------------------------------------------------------------------------
 
     def rule(self, image_size: int) -> ImageRule:
-        """How images with sides of this many pixels are prepared. Raises InputError."""
+        """The rule by which images with sides of this many pixels are prepared. Raises InputError."""
         return ImageRule.of(self.images, self.config, self.family, image_size, self.settings.image_size, self.name)
 
     def shape(self, image_size: int) -> tuple[int, int]:

@@ -49,15 +49,15 @@ def known_kinds() -> list[str]:
 
 
 def _features(model: Any, pixels: torch.Tensor, grid: int) -> torch.Tensor:
-    """For models that take images of one size."""
+    """Compute the features of models that take images of one size."""
     found = model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
     tokens: torch.Tensor = found if isinstance(found, torch.Tensor) else torch.stack(list(found))
     return tokens.reshape(len(pixels), -1, tokens.shape[-1])
 
 
 def _idefics(model: Any, pixels: torch.Tensor, grid: int) -> torch.Tensor:
-    """For SmolVLM and Idefics3, whose own method skips images that are all zeros, and builds a padding mask, which is
-    not needed here."""
+    """Compute the features of SmolVLM and Idefics3, whose own method skips images that are all zeros, and builds a
+    padding mask, which is not needed here."""
     vision = model.vision_model
     patch = model.config.vision_config.patch_size
     there = torch.ones(
@@ -70,8 +70,8 @@ def _idefics(model: Any, pixels: torch.Tensor, grid: int) -> torch.Tensor:
 
 
 def _qwen(model: Any, pixels: torch.Tensor, grid: int) -> torch.Tensor:
-    """For Qwen's models, which take patches of images of any size. The deeper features of Qwen3-VL's image part are
-    appended to the tokens: [n, N, width * (1 + depths)]."""
+    """Compute the features of Qwen's models, which take patches of images of any size. The deeper features of
+    Qwen3-VL's image part are appended to the tokens: [n, N, width * (1 + depths)]."""
     visual = model.visual
     config = visual.config
     window = (config.window_size, config.patch_size) if hasattr(config, "fullatt_block_indexes") else None

@@ -25,7 +25,7 @@ _QWEN_PIXELS = (56 * 56, 28 * 28 * 1280)  # least and most pixels of an image, w
 
 @dataclass(frozen=True)
 class ImageRule:
-    """How square images of some size are prepared for the model.
+    """The rule by which square images of some size are prepared for the model.
 
     The model sees each view whole. Of models that cut large images into tiles, only the tile with the whole image is
     used.

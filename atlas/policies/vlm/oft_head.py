@@ -14,7 +14,7 @@ from atlas.types import ActionSpec
 
 
 class OFTHead(RegressingHead):
-    """With the prompt, the model reads a proprio token and one learned query per action; an MLP with residual blocks
+    """The model reads, with the prompt, a proprio token and one learned query per action; an MLP with residual blocks
     turns each query's last hidden state into its action (as in OpenVLA-OFT; Kim et al., 2025).
 
     One pass gives all actions of the chunk, and each query attends to all queries.

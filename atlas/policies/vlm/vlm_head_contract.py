@@ -43,8 +43,8 @@ class LanguageSizes:
 
 
 class VLMHead(nn.Module):
-    """From hidden states to actions; defines the loss. It takes and gives normalised actions, whose grippers go from -1
-    (open) to 1 (closed).
+    """A head leads from hidden states to actions, and defines the loss. It takes and gives normalised actions, whose
+    grippers go from -1 (open) to 1 (closed).
 
     Random numbers follow from `key`, int64 [B], one per sample; in `sample` a generator takes precedence over the key.
     """

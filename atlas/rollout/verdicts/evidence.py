@@ -40,7 +40,7 @@ class Protocol:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
-        """Of JSON. Raises KeyError, TypeError or ValueError."""
+        """Read JSON. Raises KeyError, TypeError or ValueError."""
         known = {field.name for field in fields(cls)}
         if unknown := sorted(values.keys() - known):
             raise ValueError(f"the protocol's {unknown[0]} is not known")
@@ -48,8 +48,8 @@ class Protocol:
 
 
 def gather_evidence(policy: Path, protocol: Protocol, dataset: str | None = None) -> dict[str, Any]:
-    """For JSON. policy: the folder of the saved policy. dataset: the fingerprint of the data that it was trained on;
-    None: as its checkpoint says, where it lies in one."""
+    """Gather the evidence for JSON. policy: the folder of the saved policy. dataset: the fingerprint of the data that
+    it was trained on; None: as its checkpoint says, where it lies in one."""
     return {
         "protocol": asdict(protocol) | {"perturb": list(protocol.perturb)},
         "policy_sha256": policy_hash(policy),

@@ -1,4 +1,4 @@
-"""How an episode failed, from where things were at each step and what the gripper was told.
+"""The way in which an episode failed, from where things were at each step and the gripper's commands.
 
 A failure is of one kind, the first that holds: another object was lifted; the right one was grasped, and dropped or not
 lifted enough; the robot hit what its task is not about; the gripper closed at the right one and held nothing; the hand
@@ -46,7 +46,7 @@ _HAND, _TABLE = "hand", "table"
 
 
 class Failure(NamedTuple):
-    """How an episode has failed, and after how many of its steps that was to be seen."""
+    """The way in which an episode has failed, and the number of steps after which that was to be seen."""
 
     kind: FailureKind
     step: int
@@ -83,7 +83,7 @@ class MotionWatch:
             self._hit.append({name for name, force in self._env.contact_forces().items() if force > HIT_N})
 
     def failure(self) -> Failure:
-        """How it has failed; for an episode that has not succeeded."""
+        """Say how an episode that has not succeeded has failed."""
         names = [name for name in self._places[0] if name != _HAND and not name.endswith(" finger")]
         motion = Motion(
             np.array([places[_HAND] for places in self._places]),
@@ -123,7 +123,7 @@ def classify(motion: Motion, target: str | None, things: Set[str] | None = None)
 
 
 def _after_grasp(rise: np.ndarray, held: np.ndarray) -> Failure:
-    """Of an object [T + 1] that was held in some of the steps [T + 1]."""
+    """The fate of an object [T + 1] that was held in some of the steps [T + 1]."""
     top = int(np.argmax(np.where(held, rise, -np.inf)))
     low = rise < _KEPT * rise[top]
     if low[-1]:

@@ -53,7 +53,7 @@ class RobustnessReport:
 
     @property
     def names(self) -> list[str]:
-        """Of the perturbations, in their order."""
+        """The names of the perturbations, in their order."""
         return list(dict.fromkeys(choice.name for choice in self.perturbed))
 
     def levels_of(self, name: str) -> dict[int, tuple[EpisodeOutcome, ...]]:
@@ -70,7 +70,7 @@ class RobustnessReport:
         return values
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON. The difference of a level is to the same episodes as they are: its rate less theirs."""
+        """Return it for JSON. The difference of a level is to the same episodes as they are: its rate less theirs."""
         found = {}
         for name in self.names:
             levels = self.levels_of(name)
@@ -87,7 +87,7 @@ class RobustnessReport:
         return {"episodes": len(self.plain), "unperturbed": _counts(self.plain), "perturbations": found}
 
     def rows(self) -> list[tuple[str, ...]]:
-        """For tables: the perturbation, the success rate at each level of it, their mean and its interval."""
+        """The rows of a table: the perturbation, the success rate at each level of it, their mean and its interval."""
         rows = []
         for name in self.names:
             levels = self.levels_of(name)
@@ -129,7 +129,7 @@ def mean_interval(played: Sequence[Sequence[EpisodeOutcome]]) -> tuple[float, fl
 
 @cache
 def _drawn(starts: int) -> np.ndarray:
-    """How much each start weighs in each draw: float64 [draws, starts], rows that sum to 1; the same in all runs."""
+    """The weight of each start in each draw: float64 [draws, starts], rows that sum to 1; the same in all runs."""
     return np.random.default_rng(0).multinomial(starts, np.full(starts, 1 / starts), size=_DRAWS) / starts
 
 

@@ -36,7 +36,7 @@ class SequentialComparison:
 
     @property
     def evidence(self) -> float:
-        """How many times as probable as under equal policies; 1 at the start."""
+        """The factor by which the outcomes are more probable than under equal policies; 1 at the start."""
         return _evidence(self.first_only, self.second_only)
 
     @property

@@ -236,7 +236,7 @@ class ObservationReader:
         return turned
 
     def _state_dim(self, layout: ClientLayout) -> int:
-        """How many numbers a client's state has, before its rotations are converted to the policy's form."""
+        """The number of a client's state's numbers, before its rotations are converted to the policy's form."""
         return self._proprio_dim - grown_by(layout.rotations)
 
     def _instruction(self, layout: ClientLayout, found: Mapping[str, Any]) -> str:

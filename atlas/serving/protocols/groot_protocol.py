@@ -170,7 +170,8 @@ class GrootProtocol:
             del self._forms[client]
 
     def _modalities(self) -> dict[str, Any]:
-        """In GR00T's terms: the frames of each camera, the states, one text, and the actions of an answer."""
+        """Describe the policy in GR00T's terms: the frames of each camera, the states, one text, and the actions of an
+        answer."""
         processor = self._service.processor
         seen = (-processor.history.ago).tolist()
         steps = {"video": seen, "state": seen, "language": [0], "action": list(range(self._sends))}

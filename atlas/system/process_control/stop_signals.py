@@ -16,7 +16,7 @@ class StopSignals:
             loop.add_signal_handler(number, self.stop, number)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """As if this signal had come; the first one counts."""
+        """Stop as if this signal had come; the first one counts."""
         if not self._stopped.done():
             self._stopped.set_result(number)
 

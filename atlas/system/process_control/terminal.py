@@ -8,7 +8,7 @@ import termios
 
 
 def leave_lost_terminal() -> None:
-    """If the terminal is gone, discard further output, which would otherwise raise errors. Safe to call in a signal
+    """Discard further output if the terminal is gone, since it would otherwise raise errors. Safe to call in a signal
     handler.
     """
     for stream in (0, 1, 2):

@@ -1,1 +1,1 @@
-"""Where what is logged goes."""
+"""The sinks to which what is logged goes."""

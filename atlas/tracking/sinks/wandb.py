@@ -247,7 +247,7 @@ class WandbSink(Sink):
         return run
 
     def _keep_files_in_run_dir(self) -> None:
-        """By default, tables wait for their upload in the home folder, which may be full, read-only or elsewhere."""
+        """Keep tables in the run's folder until their upload: the home folder may be full or read-only."""
         if _DATA_DIR not in os.environ:
             os.environ[_DATA_DIR] = str(self._run_dir / "wandb")
             self._data_dir_set = True

@@ -22,7 +22,7 @@ class NotFinite(Exception):
 
 
 class SkippedSteps:
-    """How many steps were left out, in all and in a row."""
+    """The number of steps that were left out, in all and in a row."""
 
     def __init__(self, limit: int, total: int, step: int) -> None:
         """limit: the number in a row that is too many. total, step: steps left out, and done, when training begins."""

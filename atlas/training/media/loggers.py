@@ -1,4 +1,4 @@
-"""When each kind of media is logged, how the ranks take part, and what happens if one fails."""
+"""The times at which each kind of media is logged, the ranks' part in it, and what happens if one fails."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class MediaLoggers:
         return interval > 0 and step % interval == 0
 
     def log_gradients(self, policy: Policy, step: int) -> None:
-        """For the main rank, when a step's gradients are complete and not yet clipped."""
+        """Log gradients on the main rank, when a step's are complete and not yet clipped."""
         self._attempt("gradient_logger", lambda: self._gradients.log(policy, step))
 
     def watch(self, step: int) -> ValidationWatch | None:

@@ -128,7 +128,7 @@ class DatasetMap:
         )
 
     def _outcomes(self, episodes: np.ndarray) -> np.ndarray:
-        """For each of the episodes int64 [n], an index into _OUTCOMES."""
+        """Return for each of the episodes int64 [n] an index into _OUTCOMES."""
         found = {episode: self._dataset.episode(episode).success for episode in set(episodes.tolist())}
         return np.array([2 if found[e] is None else int(bool(found[e])) for e in episodes.tolist()])
 

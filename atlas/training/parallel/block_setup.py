@@ -1,4 +1,4 @@
-"""How the policy's blocks run during training: recomputed in the backward pass, compiled, or unchanged."""
+"""The setup of the policy's blocks for training: recomputed in the backward pass, compiled, or unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a policy and its training are laid out over the ranks: whole on each of them, or sharded."""
+"""The layout of a policy and its training over the ranks: whole on each of them, or sharded."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Strategy(Protocol):
         weights if there are any. Ranks may use it as much or as little as they like. Training continues afterwards."""
 
     def checkpoints(self, run_dir: Path, retention: Retention | int) -> Checkpoints:
-        """Where `snapshot`'s contents are written, by each rank that has some."""
+        """The checkpoints that `snapshot`'s contents are written to, by each rank that has some."""
 
     def snapshot(self, state: TrainingState, rank_states: Sequence[RankState]) -> Contents | None:
         """The contents of a checkpoint now, copied to the CPU; None if this rank takes no part in writing it.
@@ -151,7 +151,7 @@ def make_strategy(policy: Policy, config: Config, accelerator: Accelerator) -> S
 
 
 def ddp_settings(training: TrainingConfig) -> DistributedDataParallelKwargs:
-    """How accelerate wraps a policy in DDP. Frozen weights need no setting: DDP leaves them out."""
+    """The settings with which accelerate wraps a policy in DDP. Frozen weights need no setting: DDP leaves them out."""
     return DistributedDataParallelKwargs(
         gradient_as_bucket_view=True,
         # Statistics and frozen backbones have buffers, which are the same everywhere and stay so.

@@ -68,7 +68,7 @@ class Utilisation:
 
     @classmethod
     def on(cls, device: torch.device, processes: int, cost: SampleCost, bf16: bool, tf32: bool) -> Utilisation | None:
-        """For training on `processes` GPUs like this one; None if its peak is unknown, and on CPUs.
+        """Return the utilisation on `processes` GPUs like this one; None if its peak is unknown, and on CPUs.
 
         bf16, tf32: whether the matrix products are computed in these.
         """

@@ -62,7 +62,7 @@ class GPUMemory:
         return max(0, self.total - self.free - self.reserved)
 
     def describe(self) -> str:
-        """Where the memory is, in a sentence."""
+        """Say where the memory is, in a sentence."""
         unused = self.reserved - self.allocated
         return (
             f"Of the {self.total / _GIB:.1f} GiB of {self.name}, {self.allocated / _GIB:.1f} GiB are allocated, "

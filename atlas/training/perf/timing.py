@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""The parts that the time of a step goes to."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def settle_workers(config: Config, data: TrainingData, device: torch.device, ran
 
 
 def _most_workers(sample: Batch, batch_samples: int, ranks: int) -> list[tuple[int, str]]:
-    """How many workers a rank can have at most, for each resource they need, and what to do about it."""
+    """The number of workers that a rank can have at most, for each resource they need, and what to do about it."""
     tensors = [t for f in fields(sample) if isinstance(t := getattr(sample, f.name), torch.Tensor)]
     in_flight = _LOADERS * (PREFETCHED + 1)  # batches per worker
     found = []
@@ -79,7 +79,7 @@ def _most_workers(sample: Batch, batch_samples: int, ranks: int) -> list[tuple[i
 
 
 def _open_files_limit() -> int:
-    """How many files this process may have open, after raising the limit as far as the system allows."""
+    """The number of files that this process may have open, after raising the limit as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, most = (_ENOUGH if n == resource.RLIM_INFINITY else min(n, _ENOUGH) for n in (soft, hard))
     if soft < most:

@@ -105,7 +105,7 @@ class FlowMatchingHead(ActionHead):
         return self._unpack(integrate(velocity, noise, self._config.solver, self._config.steps))
 
     def distribution(self, fused: torch.Tensor, noise: float) -> FlowActions:
-        """Of normalised actions, by Euler's steps whatever the solver; fused [B, H, dim]."""
+        """The distribution of normalised actions, by Euler's steps whatever the solver; fused [B, H, dim]."""
 
         def velocity(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
             return -self._velocity(x, 1 - time, fused)  # its time goes the other way

@@ -30,7 +30,7 @@ class GaussianHead(ActionHead):
         self.free_log_std = nn.Parameter(torch.full((spec.dim,), config.log_std)) if self.log_std is None else None
 
     def distribution(self, fused: torch.Tensor) -> GaussianActions:
-        """Of fused [B, H, dim]."""
+        """The distribution for fused [B, H, dim]."""
         mean = self.mean(fused).float()
         low, high = self._config.lowest, self._config.highest
         if self.log_std is not None:

@@ -13,8 +13,8 @@ from atlas.types import LossTerms
 
 
 class ActionHead(nn.Module):
-    """From fused tokens [B, H, dim] to actions; owns the loss. Actions are normalised on both sides of it, and a
-    gripper goes from -1 (open) to 1 (closed).
+    """A head leads from fused tokens [B, H, dim] to actions, and owns the loss. Actions are normalised on both sides of
+    it, and a gripper goes from -1 (open) to 1 (closed).
 
     If a head needs random numbers, they follow from `key`, int64 [B], one per sample; in `sample` a generator takes
     precedence over the key.

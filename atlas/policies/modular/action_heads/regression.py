@@ -56,7 +56,7 @@ class RegressionHead(ActionHead):
         return self.parts.join(pose, torch.stack(grippers, -1))
 
     def noisy(self, fused: torch.Tensor, noise: Noise) -> NoisyActions:
-        """Of fused [B, H, dim]. Raises InputError for a gripper that is not either open or closed."""
+        """Noisy actions for fused [B, H, dim]. Raises InputError for a gripper that is not just open or closed."""
         if any(self._continuous):
             raise InputError(
                 "The head regression says how far its gripper is closed, not how likely that is; learning by reward "

@@ -12,7 +12,7 @@ Velocity = Callable[[torch.Tensor, float], torch.Tensor]  # at x and a time, in 
 
 
 def integrate(velocity: Velocity, x: torch.Tensor, solver: Solver, steps: int) -> torch.Tensor:
-    """Where x, at time 0, is carried by time 1; a step evaluates the velocity 1, 2 (midpoint) or 4 times (rk4)."""
+    """Carry x from time 0 to time 1; a step evaluates the velocity 1, 2 (midpoint) or 4 times (rk4)."""
     step, dt = _STEPS[solver], 1 / steps
     for number in range(steps):
         x = x + dt * step(velocity, x, number * dt, dt)

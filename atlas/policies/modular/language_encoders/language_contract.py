@@ -30,7 +30,7 @@ class LanguageEncoder(nn.Module):
 
 
 class NoLanguage(LanguageEncoder):
-    """For a world with a single task: one token of a single zero, whatever the instruction."""
+    """An encoder for a world with a single task: one token of a single zero, whatever the instruction."""
 
     dim = 1
 

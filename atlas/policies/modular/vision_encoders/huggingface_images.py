@@ -29,13 +29,13 @@ def _plain(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _interpolated(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """For models that take images of a size other than their own only when told to."""
+    """Call models that take images of a size other than their own only when told to."""
     hidden: torch.Tensor = model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
     return hidden
 
 
 def _patches(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """For SigLIP 2 at any resolution, which takes patches [n, N, p * p * 3], each of them row by row."""
+    """Call SigLIP 2 at any resolution, which takes patches [n, N, p * p * 3], each of them row by row."""
     patch = model.config.patch_size
     rows, columns = pixels.shape[-2] // patch, pixels.shape[-1] // patch
     cut = pixels.unflatten(-2, (rows, patch)).unflatten(-1, (columns, patch))  # [n, 3, rows, p, columns, p]
@@ -113,7 +113,8 @@ class ImageTower(NamedTuple):
         return int(size if isinstance(size, int) else size[0])
 
     def patches_a_side(self, image_size: int) -> int:
-        """For images with this many pixels per side. Raises InputError for a size that patches do not fill."""
+        """Return the patches per side of images with this many pixels per side. Raises InputError for a size that
+        patches do not fill."""
         if image_size % self.patch:
             near = max(1, round(image_size / self.patch)) * self.patch
             raise InputError(
@@ -170,7 +171,7 @@ class ImageTower(NamedTuple):
 
 
 class PixelScale(NamedTuple):
-    """How a model expects its pixels: (p * 255 * rescale - mean) / std, for pixels p in [0, 1]."""
+    """The scale of the pixels that a model expects: (p * 255 * rescale - mean) / std, for pixels p in [0, 1]."""
 
     rescale: float
     mean: tuple[float, float, float]
@@ -178,7 +179,7 @@ class PixelScale(NamedTuple):
 
     @classmethod
     def of(cls, settings: dict[str, Any], name: str, key: str) -> PixelScale:
-        """From the contents of preprocessor_config.json. Raises InputError if they do not say it."""
+        """Read the contents of preprocessor_config.json. Raises InputError if they do not say it."""
         rescale = float(settings.get("rescale_factor", 1 / 255)) if settings.get("do_rescale", True) else 1.0
         if not settings.get("do_normalize", True):
             return cls(rescale, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

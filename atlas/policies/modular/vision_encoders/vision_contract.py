@@ -35,7 +35,7 @@ class VisionEncoder(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no patches")
 
     def keypoints(self, images: torch.Tensor, language: LanguageTokens) -> torch.Tensor | None:
-        """Where its keypoints lie, as `Attention.points` has them: float32 [B, V, K, 3]; None where it has none."""
+        """The places of its keypoints, as `Attention.points` has them: float32 [B, V, K, 3]; None where it has none."""
         return None
 
     def save_source(self, path: Path) -> None:
@@ -44,7 +44,7 @@ class VisionEncoder(nn.Module):
 
 
 class NoVision(VisionEncoder):
-    """For a policy that acts on proprio and perhaps an instruction: no tokens, [B, 0, dim]."""
+    """An encoder for a policy that acts on proprio and perhaps an instruction: no tokens, [B, 0, dim]."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
