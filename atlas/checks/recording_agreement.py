@@ -248,7 +248,7 @@ def _targets(context: CheckContext) -> Iterator[tuple[ActionGroup, list[tuple[np
 
 
 def _lag_of_targets(context: CheckContext) -> Iterator[Finding]:
-    """Which target explains the motion from t to t + 1: that the state goes a part of the way towards it."""
+    """Find the target that explains the motion from t to t + 1: that the state goes a part of the way towards it."""
     for group, episodes in _targets(context):
         explained = {lag: _explained(episodes, lag) for lag in _LAGS}
         best = max(explained, key=lambda lag: explained[lag])

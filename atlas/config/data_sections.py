@@ -41,7 +41,7 @@ class AugmentConfig(Section):
 
 
 class FeaturesConfig(Section):
-    """Which features of a LeRobot dataset mean what; null: decided by their names."""
+    """The meaning of a LeRobot dataset's features; null: decided by their names."""
 
     cameras: Annotated[dict[str, str], Field(min_length=1)] | None = None  # {name: key of a video or image feature}
     proprio: str | Names | None = None  # a key, or several whose numbers are concatenated

@@ -91,7 +91,7 @@ def _apply_override(values: dict[str, Any], override: str, before: Sequence[str]
         undone = [each for each in before if each.startswith("model.")]
         of_another = any(each.startswith(("model=", "model.type=")) for each in before)  # what follows is that one's
         if last == "type" and undone and not of_another:
-            raise InputError(f"'{override}' begins the model anew and would undo '{undone[-1]}': put it before that.")
+            raise InputError(f"'{override}' begins the model again and would undo '{undone[-1]}': put it before that.")
         place.clear()  # a different kind of part: the old one's settings do not apply to it
     place[last] = value
 

@@ -65,7 +65,7 @@ class Numbers(NamedTuple):
 
 
 class Side(IntEnum):
-    """Which side of the split a dataset itself assigns an episode to."""
+    """The side of the split that a dataset itself assigns an episode to."""
 
     UNSAID = -1
     TRAINING = 0

@@ -59,7 +59,7 @@ def open_configured(config: DataConfig) -> tuple[EpisodeDataset, list[str]]:
 
 
 def _used(source: SourceConfig, cameras: Sequence[str] | None) -> list[str] | None:
-    """Which of a source's cameras are used, by its own names; None for all. Missing ones are reported later."""
+    """The source's cameras that are used, by its own names; None for all. Missing ones are reported later."""
     wanted = source.cameras if source.cameras is not None else cameras
     if isinstance(wanted, dict):
         return [own for name, own in wanted.items() if cameras is None or name in cameras] or None

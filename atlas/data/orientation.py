@@ -1,4 +1,4 @@
-"""Which way up a source stores its images, and upright images from those."""
+"""The way up in which a source stores its images, and upright images from those."""
 
 from __future__ import annotations
 

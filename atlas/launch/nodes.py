@@ -1,4 +1,5 @@
-"""Which of several machines this is, and where the first one is: from flags or config, otherwise SLURM's variables."""
+"""The number of this machine among several, and the first one's address: from flags or config, otherwise SLURM's
+variables."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def watched(seen: Sequence[Observation], done: Sequence[Executed]) -> RecordedEp
 
 
 def ended(episode: PlannedEpisode, segments: Sequence[Segment], judged: bool, handed_over: bool) -> PlayedEpisode:
-    """What an episode was, of its pieces. judged: whether its world tells success."""
+    """Return what an episode was, of its pieces. judged: whether its world tells success."""
     failure = segments[-1].failure
     outcome = EpisodeOutcome(
         instruction=episode.instruction,

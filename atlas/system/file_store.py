@@ -1,4 +1,4 @@
-"""Which files of a saved model go into an artifact, and what can be told about them without loading the model."""
+"""The files of a saved model that go into an artifact, and what can be told about them without loading the model."""
 
 from __future__ import annotations
 

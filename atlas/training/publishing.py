@@ -1,4 +1,4 @@
-"""Which checkpoints go to wandb as versions of a model, and what is said about each.
+"""Publishing of checkpoints to wandb as versions of a model, and what is said about each.
 
 publisher = Publisher(config, tracker, run_facts(config, policy, dataset))
 publisher.after_save(checkpoint, number, step, metrics, best)

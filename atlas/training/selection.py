@@ -1,4 +1,4 @@
-"""Which metric chooses the best checkpoint, and which one ends a run early."""
+"""The metric that chooses the best checkpoint, and the one that ends a run early."""
 
 from __future__ import annotations
 

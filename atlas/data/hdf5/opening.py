@@ -80,7 +80,7 @@ def _why_not(path: Path, error: OSError) -> InputError:
 
 
 def _holders(path: Path) -> str:
-    """Which processes hold a lock on the file, as far as Linux tells."""
+    """Name the processes that hold a lock on the file, as far as Linux tells."""
     try:
         inode = path.stat().st_ino
         locks = [line.split() for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines()]

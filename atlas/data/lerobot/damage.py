@@ -1,4 +1,4 @@
-"""Which episodes of a LeRobot dataset cannot be used, so that the others can be."""
+"""Finds the episodes of a LeRobot dataset that cannot be used, so that the others can be."""
 
 from __future__ import annotations
 

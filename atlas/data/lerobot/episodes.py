@@ -157,7 +157,7 @@ def _with_instruction(episodes: Episodes, root: Path, instruction: str | None) -
 
 
 def missing_files(root: Path, files: Sequence[str]) -> list[str]:
-    """Which of `files` are not in the folder, found by listing it: datasets may have 100,000s of files."""
+    """Return those of `files` that are not in the folder, found by listing it: datasets may have 100,000s of files."""
     there: dict[str, set[str]] = {}
     missing = []
     for file in files:

@@ -1,4 +1,4 @@
-"""Which of a LeRobot dataset's features are Atlas's cameras, proprio and actions, and what their numbers mean."""
+"""The features of a LeRobot dataset that are Atlas's cameras, proprio and actions, and what their numbers mean."""
 
 from __future__ import annotations
 

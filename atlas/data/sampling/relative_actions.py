@@ -75,7 +75,7 @@ class RelativePart:
 
 @dataclass(frozen=True)
 class RelativeActions:
-    """Which numbers of an action are relative to which numbers of the proprio."""
+    """The numbers of an action that are relative to numbers of the proprio, and to which."""
 
     parts: tuple[RelativePart, ...]
 

@@ -1,4 +1,4 @@
-"""Which of pi's weights are trained, and the precision in which the others are held."""
+"""The weights of pi that are trained, and the precision in which the others are held."""
 
 from __future__ import annotations
 

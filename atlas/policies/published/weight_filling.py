@@ -48,7 +48,7 @@ def match_names(
     unused: Iterable[str] = (),
     naming: Naming = AS_HERE,
 ) -> Names:
-    """Which tensor of a file belongs to each tensor of a network, by names and shapes alone.
+    """Find the tensor of a file that belongs to each tensor of a network, by names and shapes alone.
 
     expected: {the usual name in files, without `model.`: shape}. aliases: {name: another name for the same numbers},
     for a table that some files store once. unused: names that a file may have and the network lacks. Raises InputError,

@@ -103,7 +103,7 @@ class ExpertHead(VLMHead):
         return self._unpacked(integrate_euler(velocity, start, self._config.steps))
 
     def distribution(self, states: HiddenStates, proprio: torch.Tensor, noise: float) -> FlowActions:
-        """Of normalised actions."""
+        """The distribution of normalised actions."""
 
         def velocity(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
             return self._velocity(states, proprio, x, time)

@@ -113,5 +113,5 @@ class RegressingHead(VLMHead):
         return self.actions.sample(self.fuse(states, proprio))
 
     def noisy(self, states: HiddenStates, proprio: torch.Tensor, noise: Noise) -> NoisyActions:
-        """Of normalised actions. Raises InputError for a gripper that is not either open or closed."""
+        """The noisy normalised actions. Raises InputError for a gripper that is not either open or closed."""
         return self.actions.noisy(self.fuse(states, proprio), noise)

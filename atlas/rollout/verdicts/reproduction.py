@@ -156,7 +156,7 @@ def _key(row: Mapping[str, Any]) -> Key:
 
 
 def _score(outcome: EpisodeOutcome) -> float:
-    """What an episode is judged by. Rewards to four digits: sums of floats differ in the last ones."""
+    """The score that an episode is judged by. Rewards to four digits: sums of floats differ in the last ones."""
     return float(outcome.success) if outcome.judged else float(f"{outcome.reward:.4g}")
 
 

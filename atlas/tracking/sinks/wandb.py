@@ -71,7 +71,7 @@ class WandbUnavailable(Exception):
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """Which wandb run this is. `given`: set by a sweep's agent or by the active run; never overridden."""
+    """The identity of this run at wandb. `given`: set by a sweep's agent or by the active run; never overridden."""
 
     run_id: str
     given: bool

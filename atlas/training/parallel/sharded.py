@@ -266,7 +266,7 @@ def _put_back(module: nn.Module, hooks: Mapping[str, list[Hook]]) -> None:
 
 
 def _rows(shard: DTensor) -> slice:
-    """Which rows of the whole tensor this rank has, distributed as by torch.chunk."""
+    """The rows of the whole tensor that this rank has, distributed as by torch.chunk."""
     mesh = shard.device_mesh
     count = -(-shard.shape[0] // mesh.size())
     start = min(mesh.get_local_rank() * count, shard.shape[0])

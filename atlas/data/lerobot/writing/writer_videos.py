@@ -109,7 +109,7 @@ def encode(path: Path, frames: Iterable[np.ndarray], codec: str, fps: float) -> 
 
 
 def dealt(parts: Sequence[Path], most_bytes: float) -> Iterator[list[int]]:
-    """Which parts go into one file: consecutive ones up to `most_bytes`, and at least one."""
+    """Deal out parts to files: consecutive ones up to `most_bytes`, and at least one."""
     here: list[int] = []
     size = 0
     for number, part in enumerate(parts):

@@ -1,4 +1,5 @@
-"""Which dimensions of an action are pose and which grippers, and the losses of both: the same for every head."""
+"""The dimensions of an action that are pose and those that are grippers, and the losses of both: the same for every
+head."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def training_time(u: torch.Tensor) -> torch.Tensor:
 
 
 class _Modulation(nn.Module):
-    """From the condition to `count` vectors for each step, all zero at first (adaLN-zero; Peebles and Xie, 2023)."""
+    """Turns the condition into `count` vectors for each step, all zero at first (adaLN-zero; Peebles and Xie, 2023)."""
 
     def __init__(self, dim: int, count: int) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ def _modulate(h: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torc
 
 
 def _attendable(is_pad: torch.Tensor) -> torch.Tensor:
-    """Which steps each step may attend to, bool [B, 1, H, H]: the valid ones, and itself.
+    """Return the steps that each step may attend to, bool [B, 1, H, H]: the valid ones, and itself.
 
     A padded step holds a copy of the episode's last action under its own noise. Together, such copies would reveal the
     answer to the other steps, which nothing does when actions are sampled.
