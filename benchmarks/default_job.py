@@ -2,9 +2,9 @@
 
     python benchmarks/default_job.py [--vision vggt] [--episodes 100] [--seeds 1] [--out DIR] [key=value ...]
 
-Runs `atlas train` (with the demonstrations recorded again), then `atlas eval` three times: normally, with the
-instructions exchanged, and blind. With more seeds it trains again with each, on the same demonstrations, and evaluates
-each result normally. Prints a table for docs/benchmarks.md.
+Runs `atlas train` (with the demonstrations recorded again), `atlas report`, which is timed, then `atlas eval` three
+times: normally, with the instructions exchanged, and blind. With more seeds it trains again with each, on the same
+demonstrations, and evaluates each result normally. Prints a table for docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ def main() -> None:
     start = time.monotonic()
     run([*ATLAS, "train", "run_name=seed_0", *overrides], cwd=out)
     minutes = (time.monotonic() - start) / 60
+    start = time.monotonic()
+    run([*ATLAS, "report", "outputs/seed_0", "--out", "page.html"], cwd=out, capture=True)
+    seconds, page = time.monotonic() - start, (out / "page.html").stat().st_size / 1e6
     rows = []
     for name, flags in (
         ("as it is", []),
@@ -52,6 +55,7 @@ def main() -> None:
 
     print(f"\n{describe()}\n")
     print(f"Recording, training and evaluating: {minutes:.1f} minutes\n")
+    print(f"`atlas report` of the finished run: {seconds:.1f} s, start-up included; the page has {page:.1f} MB\n")
     print("| episodes | success | 95% interval | by instruction | mean length |\n|---|---|---|---|---|")
     print("\n".join(rows))
 

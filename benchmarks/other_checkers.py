@@ -15,9 +15,8 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from atlas.checks.data_check import check_data
 from atlas.config import load_config
 from atlas.data.convert import Conversion, convert
 from atlas.data.formats import open_dataset
+from atlas.errors import InputError
 
 CLEAN = "nothing"
 _BAD = {"warn", "warning", "error", "fail", "failed", "high", "medium", "critical", "major", "minor"}
@@ -62,24 +62,37 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=12)
     parser.add_argument("--only", nargs="*", help="faults of these names alone, and the clean data")
     parser.add_argument("--folder", type=Path, help="keep the datasets there")
-    parser.add_argument("--out", type=Path, help="a JSON file with all that was found")
+    parser.add_argument("--out", type=Path, help="a JSON file with all that was found; what is in it is not done again")
     arguments = parser.parse_args()
     print(f"\n{describe()}\n")
     checkers = [checker for checker in CHECKERS if (arguments.checkers / checker.command[0]).exists()]
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         found: dict[str, dict[str, list[str]]] = {}
+        if arguments.out is not None and arguments.out.exists():
+            found = json.loads(arguments.out.read_text())
         for name, dataset in faults(arguments.data, arguments.episodes):
-            if arguments.only is None or name in (CLEAN, *arguments.only):
+            if name not in found and (arguments.only is None or name in (CLEAN, *arguments.only)):
                 copy = folder / re.sub(r"\W+", "_", name)
-                if not copy.exists():
-                    convert(dataset, copy, Conversion("lerobot", "h264"), workers=1)
-                found[name] = {"atlas data check": sorted(of_atlas(copy))}
-                found[name] |= {each.package: sorted(of_other(each, arguments.checkers, copy)) for each in checkers}
+                found[name] = looked_at(dataset, copy, checkers, arguments.checkers)
                 print(name, found[name], flush=True)
                 if arguments.out is not None:
                     arguments.out.write_text(json.dumps(found, indent=1))
-    print(table(found))
+    print(table(found, arguments.checkers))
+
+
+def looked_at(dataset: Any, copy: Path, checkers: Sequence[Checker], commands: Path) -> dict[str, list[str]]:
+    """{tool: what it reports} of a dataset, which is written as `copy` unless it is there. A fault that no LeRobot
+    dataset can hold is said by the writer, and seen by nobody."""
+    try:
+        if not copy.exists():
+            convert(dataset, copy, Conversion("lerobot", "h264"), workers=1)
+    except InputError as error:
+        return {"atlas data check": [f"is not written: {error}"], **{each.package: [] for each in checkers}}
+    return {
+        "atlas data check": sorted(of_atlas(copy)),
+        **{each.package: sorted(of_other(each, commands, copy)) for each in checkers},
+    }
 
 
 # ---- the datasets ---------------------------------------------------------------------------------------------
@@ -138,7 +151,10 @@ FURTHER: dict[str, dict[str, Any]] = {
 
 def of_atlas(copy: Path) -> set[str]:
     config = load_config(None, [f"data.path={copy}"])
-    findings = check_data(config, env=None, replayed=4)
+    try:
+        findings = check_data(config, env=None, replayed=4)
+    except InputError as error:
+        return {f"refused: {error}"}
     return {f"{f.check}: {f.message}" for f in findings if f.severity in ("warning", "error")}
 
 
@@ -183,7 +199,7 @@ def named(report: Any) -> Iterator[str]:
 # ---- the table ------------------------------------------------------------------------------------------------
 
 
-def table(found: dict[str, dict[str, list[str]]]) -> str:
+def table(found: dict[str, dict[str, list[str]]], commands: Path) -> str:
     tools = list(found[CLEAN])
     lines = [f"| planted | {' | '.join(tools)} |", f"|---|{'---|' * len(tools)}"]
     for name, by_tool in found.items():
@@ -193,7 +209,7 @@ def table(found: dict[str, dict[str, list[str]]]) -> str:
             new = said if name == CLEAN else said - {short(each) for each in found[CLEAN][tool]}
             cells.append(", ".join(sorted(new)) or "-")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    versions = [f"{tool} {_version(tool)}" for tool in tools if tool != "atlas data check"]
+    versions = [f"{tool} {_version(tool, commands)}" for tool in tools if tool != "atlas data check"]
     return "\n".join([*lines, "", *versions])
 
 
@@ -204,11 +220,14 @@ def short(said: str) -> str:
     return f"`{said.partition(': ')[0]}`" if re.match(r"[\w.-]+(: |$)", said) else said[:60]
 
 
-def _version(package: str) -> str:
+def _version(package: str, commands: Path) -> str:
+    """As the Python says beside whose commands it is."""
+    script = f"from importlib.metadata import version; print(version({package!r}))"
     try:
-        return version(package)
-    except PackageNotFoundError:
+        done = subprocess.run([str(commands / "python"), "-c", script], capture_output=True, text=True)
+    except OSError:
         return "(its version is not known here)"
+    return done.stdout.strip() or "(its version is not known here)"
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@
 
 RUN is a finished run of the default job. Bugs are planted in the policy that is loaded, between policy and environment,
 and in the data. `atlas eval --diagnose` looks at the rollouts with each of the first two kinds, `atlas data check` at
-the data with each of the third; what training itself would have warned of is a part of what that check finds. First
-comes the policy as it is, with several seeds, and data sets as they are, where nothing must be named. Prints tables for
-docs/benchmarks.md.
+the data with each of the third; training is prepared with files of such data, by the run's settings, and what it says
+before its first step is noted beside it. First comes the policy as it is, with several seeds, and data sets as they
+are, where nothing must be named. Prints tables for docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,17 @@ from atlas.checks.context import CheckContext
 from atlas.checks.data_check import CHECKS, run_checks
 from atlas.checks.finding import Finding
 from atlas.config import load_config
+from atlas.data.convert import Conversion, convert
 from atlas.data.formats import open_dataset
 from atlas.data.inputs import summarise_inputs
+from atlas.data.proprio import LIBERO_PROPRIO
 from atlas.data.sampling.loader import make_loader
 from atlas.data.sampling.split import split_episodes
 from atlas.data.training_data import split_data
 from atlas.environments.catalog import make_environment
+from atlas.errors import InputError
 from atlas.policies.base import Policy, load_policy
+from atlas.prepare import prepare
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.episode_plan import plan_episodes
 from atlas.rollout.evaluation import Evaluator
@@ -45,8 +49,8 @@ from atlas.rollout.input_recorder import InputRecorder, RecordedActor
 from atlas.rollout.proportions import wilson_interval
 from atlas.system.files import follow
 from atlas.training.reference_samples import keep_answers
+from atlas.types import ActionSpec
 
-_BEFORE_TRAINING = ("language", "actions", "gripper", "lag", "scale", "split", "stats")
 _SEEDS = (0, 1, 2)
 ROOT = Path(__file__).parents[1]
 
@@ -168,22 +172,49 @@ def data_checks(arguments: argparse.Namespace, wanted: Any) -> list[Result]:
         if wanted("clean"):
             for name, dataset in clean_datasets(whole, few):
                 world = env if dataset.environment == "cubes" else None
-                found.append(check(DataPlant(name, ()), dataset, world))
+                found.append(check(DataPlant(name, ()), dataset, world, arguments.run))
         for plant in DATA_PLANTS:
             if wanted(plant.name):
-                found.append(check(plant, plant.planted(whole, few), env))
+                found.append(check(plant, plant.planted(whole, few), env, arguments.run))
     return found
 
 
-def check(plant: DataPlant, dataset: Any, env: Any) -> Result:
+def check(plant: DataPlant, dataset: Any, env: Any, run: Path) -> Result:
     train, val = split_episodes(dataset.task_of, 0.05, 0)
     context = CheckContext(dataset, list(dataset.cameras), train, val, env, None, 2)
     checks = [(name, each) for name, each in CHECKS if name != "replay"]
     findings = run_checks(context, checks)
-    of_training = [f for f in findings if f.check in _BEFORE_TRAINING]
-    result = judged(f"data: {plant.name}", plant.bugs, {"atlas data check": findings, "training": of_training})
+    of_training, refusal = said_by_training(dataset, run)
+    named = {"atlas data check": findings, "training": of_training}
+    result = judged(f"data: {plant.name}", plant.bugs, named)
+    if refusal is not None and plant.bugs:
+        result.named["training"] = f"refuses: {refusal}"
+    elif refusal is not None:
+        result.others.append(f"refused: {refusal}")
     say(result)
     return result
+
+
+def said_by_training(dataset: Any, run: Path) -> tuple[list[Finding], str | None]:
+    """What training says of such data before its first step, or with which words it refuses to begin: the data is
+    written as files, and prepared by the run's settings as `./train.sh` prepares any."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as locks:
+        data = Path(folder) / "data"
+        convert(dataset, data, _fitting_form(dataset), workers=1)
+        places = [f"data.path={data}", "data.datasets=null", f"output_dir={folder}", "run_name=prepared"]
+        settings = ["data.cameras=null", "data.features=null", "data.feature_cache=null", "data.frame_cache=null"]
+        config = load_config(run / "config.yaml", [*places, *settings, "evaluation.env=none"])
+        try:
+            prepared = prepare(config, locks=locks)
+        except InputError as refusal:
+            return [], str(refusal)
+        return [finding for _, finding in prepared.findings], None
+
+
+def _fitting_form(dataset: Any) -> Conversion:
+    """LIBERO's files where they can hold it, otherwise a LeRobot dataset."""
+    fits = dataset.action_spec == ActionSpec() and dataset.proprio_dim == len(LIBERO_PROPRIO)
+    return Conversion("libero-hdf5") if fits else Conversion("lerobot", "png")
 
 
 # ---- what came out -------------------------------------------------------------------------------------------

@@ -303,6 +303,7 @@ def test_default_job(run: Run, tmp_path: Path) -> None:
     ]
     printed = run("default_job", "--episodes", 2, "--out", tmp_path, *settings)
     assert [row[0] for row in rows(printed)] == ["as it is", "instructions exchanged", "blind"]
+    assert re.search(r"`atlas report` of the finished run: [\d.]+ s", printed)
 
 
 @pytest.mark.slow
@@ -484,7 +485,7 @@ def test_other_checkers_are_asked_and_what_they_say_of_clean_data_does_not_count
     assert list(checkers.named({"findings": [{"severity": "WARN", "message": "12 of 7.5% stuck"}]})) == ["# of # stuck"]
     clean = {"atlas data check": [], "rdq": ["short"]}
     found = {"nothing": clean, "a": {"atlas data check": ["view: it is turned"], "rdq": ["frozen", "short"]}}
-    assert rows(checkers.table(found)) == [["nothing", "-", "`short`"], ["a", "`view`", "`frozen`"]]
+    assert rows(checkers.table(found, tmp_path)) == [["nothing", "-", "`short`"], ["a", "`view`", "`frozen`"]]
 
 
 def test_each_further_fault_that_checkers_are_shown_is_there() -> None:
