@@ -44,7 +44,7 @@ def libero_spec(name: str, image_size: int) -> EnvironmentSpec:
         proprio_dim=8,
         horizon=HORIZONS[name],
         action_bounds=((-1.0,) * 7, (1.0,) * 7),
-        variable=frozenset({"camera", "light"}),
+        variable=frozenset({"camera", "light", "table", "background", "start_pose"}),
     )
 
 
@@ -226,7 +226,8 @@ class LiberoScene:
         self._model: Any = self._env.sim.model._model
         self._data: Any = self._env.sim.data._data
         self._renderers: dict[int, Any] = {}
-        self._variations = ModelVariation(self._model, np.array(self._env.workspace_offset), (), ())
+        table, background = surfaces(self._model)
+        self._variations = ModelVariation(self._model, np.array(self._env.workspace_offset), table, background)
         self._variation = AS_IT_IS
         things = {**self._env.objects_dict, **self._env.fixtures_dict}
         names = {self._env.obj_body_id[name]: name for name in things if name in self._env.obj_body_id}
@@ -241,14 +242,20 @@ class LiberoScene:
         """Begin as LIBERO's evaluations do: reset the scene, put it into a start [D], and let it settle."""
         self._reset()
         self._put(start)
+        if self._variation.start_pose is not None:
+            self._bend(np.array(self._variation.start_pose))
         for _ in range(SETTLE_STEPS):
             self._env.step(SETTLE_ACTION)
 
     def vary(self, variation: SceneVariation) -> None:
-        """Change cameras and lights, from the next episode on."""
-        if variation != self._variation:
-            self._variations.apply(variation)
-            self._variation = variation
+        """Change cameras, lights and surfaces, and the arm's pose at starts, from the next episode on."""
+        if variation == self._variation:
+            return
+        self._variation = variation
+        if self._variations.apply(variation):  # renderers keep textures as they were
+            for renderer in self._renderers.values():
+                renderer.close()
+            self._renderers.clear()
 
     def begin_at(self, state: np.ndarray) -> None:
         """Begin in exactly this state [D], as a recording does."""
@@ -268,9 +275,7 @@ class LiberoScene:
     def restore(self, state: np.ndarray) -> None:
         """Put the scene into a state [D]; the controllers then hold arm and gripper where they are."""
         self._put(state)
-        controller = self._robot.controller
-        controller.update(force=True)
-        controller.reset_goal()
+        self._hold_still()
         # The gripper's command is ramped, and states do not hold the ramp's position: the fingers give it.
         low, high = self._model.actuator_ctrlrange[self._finger_motors].T
         at = (self._data.qpos[self._fingers] - low) / (high - low)
@@ -330,6 +335,20 @@ class LiberoScene:
         _with_objects_placed(self._env.reset)
         self._robot.gripper.current_action = np.zeros(self._robot.gripper.dof)  # robosuite keeps the last episode's
 
+    def _bend(self, turn: np.ndarray) -> None:
+        """Turn the arm's joints by these angles [7], rad, as far as they go, and hold it there."""
+        joints = [self._env.sim.model.joint_name2id(name) for name in self._robot.robot_joints]
+        low, high = self._model.jnt_range[joints].T
+        places = self._robot._ref_joint_pos_indexes
+        self._data.qpos[places] = np.clip(self._data.qpos[places] + turn, low, high)
+        self._env.sim.forward()
+        self._hold_still()
+
+    def _hold_still(self) -> None:
+        controller = self._robot.controller
+        controller.update(force=True)
+        controller.reset_goal()
+
     def _put(self, state: np.ndarray) -> None:
         self._env.sim.set_state_from_flattened(np.asarray(state, np.float64))
         self._env.sim.forward()
@@ -348,6 +367,29 @@ class LiberoScene:
         renderer = self._renderers[size]
         renderer.update_scene(self._data, camera=camera, scene_option=options)
         return np.asarray(renderer.render())
+
+
+def surfaces(model: Any) -> tuple[list[str], list[str]]:
+    """The materials of a scene's table and of its background, floor and walls. Where things stand on the floor, it is
+    the table, and the background is the walls."""
+    floor, walls, table = set[int](), set[int](), set[int]()
+    for geom in range(model.ngeom):
+        material, body = int(model.geom_matid[geom]), int(model.geom_bodyid[geom])
+        if material < 0:
+            continue
+        if model.body(int(model.body_rootid[body])).name.endswith("table"):
+            table.add(material)
+        elif body == 0:
+            (floor if model.geom(geom).name.startswith("floor") else walls).add(material)
+    groups = (table, floor | walls) if any(_tables(model)) else (floor, walls)
+    names = [[str(model.material(each).name) for each in sorted(group)] for group in groups]
+    return names[0], names[1]
+
+
+def _tables(model: Any) -> list[str]:
+    """The names of the tables among a scene's outermost bodies."""
+    outermost = [i for i in range(1, model.nbody) if model.body_parentid[i] == 0]
+    return [name for i in outermost if (name := str(model.body(i).name)).endswith("table")]
 
 
 def _with_objects_placed(do: Callable[[], _T]) -> _T:

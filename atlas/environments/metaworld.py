@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,8 +17,10 @@ from atlas.environments.camera_renderer import CameraRenderer
 from atlas.environments.environment import EnvironmentSpec, StepResult
 from atlas.environments.installed_worlds import check_installed, pins_explained
 from atlas.environments.metaworld_tasks import TASKS, tasks_in, tiers_of
+from atlas.environments.model_variation import ModelVariation
 from atlas.environments.rendering import failure_explained, prepare_rendering
 from atlas.environments.robot_contacts import RobotContacts
+from atlas.environments.scene_variation import AS_IT_IS, SceneVariation
 from atlas.errors import InputError, did_you_mean
 from atlas.types import ActionGroup, ActionSpec, Observation
 
@@ -35,6 +38,8 @@ ACTIONS = ActionSpec(
 _PROPRIO = 4
 _NOISE, _NOISE_KEPT = 0.12, 0.8  # of demonstrations: a step's standard deviation, and the share that the next keeps
 _ROBOT, _SCENE, _WALL = "base", ("mocap", "tablelink", "RetainingWall"), "wall"  # the scenes' outermost bodies
+_TABLE, _BACKGROUND = ("table_wood", "table_col"), ("basic_floor", "wall_metal")  # materials
+_TABLE_AT = np.array([0.0, 0.6, 0.0])  # the middle of the table's top, m
 _KEPT = 5  # scenes: each takes 50 MB or more, and a third of a second to make
 
 
@@ -53,6 +58,7 @@ def metaworld_spec(name: str, image_size: int) -> EnvironmentSpec:
         action_spec=ACTIONS,
         action_bounds=((-1.0,) * 4, (1.0,) * 4),
         object_numbers=9,
+        variable=frozenset({"camera", "light", "table", "background"}),
         tiers=tiers_of(tasks),
     )
 
@@ -71,6 +77,7 @@ class MetaworldEnvironment:
         prepare_rendering()
         self._scenes: OrderedDict[str, MetaworldScene] = OrderedDict()
         self._instruction = self.spec.instructions[0]
+        self._variation = AS_IT_IS
         self._steps = 0
 
     # ---- the contract ------------------------------------------------------------------------------------
@@ -151,6 +158,10 @@ class MetaworldEnvironment:
         """See `NamesTaskThings.task_things`: all that stands on the table but a wall; nothing in the reach tasks."""
         return self.scene.task_things()
 
+    def vary(self, variation: SceneVariation) -> None:
+        """See `VariableScene.vary`."""
+        self._variation = variation
+
     def picture(self, size: int) -> np.ndarray:
         """The image of the camera `corner`."""
         return self.scene.render(_PICTURE, size)
@@ -171,6 +182,7 @@ class MetaworldEnvironment:
                 self._scenes.popitem(last=False)[1].close()
             self._scenes[task] = MetaworldScene(task, self.spec.image_size[0])
         self._scenes.move_to_end(task)
+        self._scenes[task].vary(self._variation)
         return self._scenes[task]
 
 
@@ -194,6 +206,9 @@ class MetaworldScene:
         self._things = frozenset(names.values())
         self._contacts = RobotContacts(model, self._env.data, _ROBOT, names, "table")
         self._renderers: dict[int, CameraRenderer] = {}
+        there = {str(model.material(i).name) for i in range(model.nmat)}
+        parts = ([name for name in names if name in there] for names in (_TABLE, _BACKGROUND))
+        self._variations, self._variation = ModelVariation(model, _TABLE_AT, *parts), AS_IT_IS
         self.observed = np.zeros(0)  # Meta-World's own observation [39], for its scripted policies
 
     # ---- episodes ----------------------------------------------------------------------------------------
@@ -215,6 +230,15 @@ class MetaworldScene:
             )
         self._place(state[: self._drawn])
         self.restore(state)
+
+    def vary(self, variation: SceneVariation) -> None:
+        """Change cameras, lights and surfaces, from the next episode on."""
+        if variation == self._variation:
+            return
+        textures = self._variations.apply(variation)
+        self._variation = variation
+        for renderer in self._renderers.values():
+            self._show_variation(renderer, textures)
 
     def act(self, action: np.ndarray) -> tuple[float, bool]:
         """Apply one action [4] within [-1, 1]; returns the reward, and whether the task is done."""
@@ -252,6 +276,7 @@ class MetaworldScene:
         """uint8 [size, size, 3], upright."""
         if size not in self._renderers:
             self._renderers[size] = CameraRenderer(self._env.model, self._env.data, size, hidden_groups=())
+            self._show_variation(self._renderers[size], ())
         image = self._renderers[size].render(camera)
         return np.ascontiguousarray(image[::-1, ::-1]) if camera in _TURNED else image
 
@@ -282,6 +307,10 @@ class MetaworldScene:
         return frozenset() if self.task.startswith("reach") else self._things - {_WALL}
 
     # ---- inside ------------------------------------------------------------------------------------------
+
+    def _show_variation(self, renderer: CameraRenderer, textures: Sequence[int]) -> None:
+        light = self._variation.light
+        renderer.show((), _TABLE_AT, light is not None and light.shadows, textures)
 
     @property
     def _drawn(self) -> int:

@@ -345,18 +345,24 @@ def test_every_task_begins_from_its_starts_and_knows_its_states(suite: str, stan
 
 
 @installed
-def test_cameras_and_lights_are_perturbed_and_put_back(objects: LiberoEnvironment) -> None:
-    plain = objects.reset(seed=3, instruction=SOUP).images
-    for name in ("camera_pose", "light_intensity"):
+def test_a_scene_is_perturbed_and_put_back(objects: LiberoEnvironment) -> None:
+    """In this suite things stand on the floor: it is the table, and the walls are the background."""
+    first = objects.reset(seed=3, instruction=SOUP)
+    plain = first.images
+    for name in ("camera_pose", "light_intensity", "table_texture", "table_colour", "background", "start_pose"):
         objects.vary(PerturbationChoice(name, 4).of_episode(3, objects.spec).variation())
-        seen = objects.reset(seed=3, instruction=SOUP).images
-        assert np.abs(seen["agentview"].astype(int) - plain["agentview"]).mean() > 3
+        seen = objects.reset(seed=3, instruction=SOUP)
+        changed = np.abs(seen.images["agentview"].astype(int) - plain["agentview"]).mean()
+        assert changed > (0.3 if name in ("background", "start_pose") else 3), (name, changed)
+        moved = np.abs(seen.proprio[:6] - first.proprio[:6]).max()
+        assert (moved > 0.05) if name == "start_pose" else (moved == 0), (name, moved)
     objects.vary(AS_IT_IS)
 
-    again = objects.reset(seed=3, instruction=SOUP).images
+    again = objects.reset(seed=3, instruction=SOUP)
 
     for camera in CAMERAS:
-        np.testing.assert_array_equal(again[camera], plain[camera])
+        np.testing.assert_array_equal(again.images[camera], plain[camera])
+    np.testing.assert_array_equal(again.proprio, first.proprio)
     names = {choice.name for choice in choose_perturbations(["all:1"], objects.spec)}
     assert {"camera_field", "light_colour", "blur", "typos", "paraphrase", "action_delay"} <= names
     with pytest.raises(InputError, match="'libero_object' does not support the perturbation 'distractors'"):

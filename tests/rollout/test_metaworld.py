@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from atlas.environments.metaworld_tasks import MT10, TASKS, TIERS, tiers_of
+from atlas.environments.perturbations.choices import PerturbationChoice, choose_perturbations
+from atlas.environments.scene_variation import AS_IT_IS
+from atlas.errors import InputError
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from tests.bad_input.table import refused
 
@@ -82,6 +85,29 @@ def test_a_start_follows_from_its_seed_and_a_state_says_all() -> None:
         acting = expert(env)
         replayed = [env.step(acting.act(), observe=False) for _ in range(5)]
         assert [r.reward for r in replayed] == pytest.approx([r.reward for r in onward], abs=1e-9)
+    finally:
+        env.close()
+
+
+@needs_package
+def test_a_scene_is_perturbed_and_put_back() -> None:
+    from atlas.environments.metaworld import MetaworldEnvironment
+
+    env = MetaworldEnvironment("metaworld-drawer-open", 48)
+    try:
+        plain = env.reset(seed=3).images["corner"]
+        for name in ("camera_pose", "light_intensity", "table_texture", "table_colour", "background"):
+            variation = PerturbationChoice(name, 4).of_episode(3, env.spec).variation()
+            env.vary(variation)
+            seen = env.reset(seed=3).images["corner"]
+            assert np.abs(seen.astype(int) - plain).mean() > 2, name
+            assert np.array_equal(env.reset(seed=3).images["corner"], seen), name
+        env.vary(AS_IT_IS)
+        assert np.array_equal(env.reset(seed=3).images["corner"], plain)
+        names = {choice.name for choice in choose_perturbations(["all:1"], env.spec)}
+        assert {"light_shadows", "camera_field", "table_texture", "jpeg"} <= names and "start_pose" not in names
+        with pytest.raises(InputError, match="no other words are known for its instruction"):
+            choose_perturbations(["other_language"], env.spec)
     finally:
         env.close()
 
