@@ -271,8 +271,8 @@ def _check_data(prepared: PreparedRun) -> None:
     from atlas.environments.gym.gym_name import gym_name
     from atlas.rollout.chunk_timeline import check_execution
     from atlas.training.guards.resumed_data import check_resumed
+    from atlas.training.judging.selection import check_metrics
     from atlas.training.perf.worker_room import settle_workers
-    from atlas.training.selection import check_metrics
     from atlas.training.warm_start import check_start
 
     config, data, checkpoint = prepared.config, prepared.data, prepared.checkpoint

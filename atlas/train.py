@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from atlas.rollout.success_report import EvaluationReport
     from atlas.tracking import RunTracker
     from atlas.training import Trainer
-    from atlas.training.closed_loop import ClosedLoop
+    from atlas.training.judging.closed_loop import ClosedLoop
     from atlas.training.prepared_run import PreparedRun
 
 logger = logging.getLogger(__name__)
@@ -329,7 +329,7 @@ def _make_closed_loop(
     """The closed-loop evaluation, or None if there is no world for the data or no episodes are asked for."""
     from atlas.environments.catalog import environment_spec
     from atlas.rollout.evaluation import check_policy_fits
-    from atlas.training.closed_loop import ClosedLoop
+    from atlas.training.judging.closed_loop import ClosedLoop
     from atlas.training.media.episode_logger import EpisodeLogger
 
     config = prepared.config
@@ -395,9 +395,9 @@ def _announce(prepared: PreparedRun, trainer: Trainer) -> None:
 def _finish(trainer: Trainer, metrics: dict[str, float], prepared: PreparedRun) -> Result:
     """Evaluate the best checkpoint on episodes that did not choose it, and report."""
     from atlas.rollout.input_recorder import InputRecorder
-    from atlas.training.final_evaluation import evaluate_finally, show_finally
-    from atlas.training.final_summary import final_summary
-    from atlas.training.self_diagnosis import leave_diagnosis
+    from atlas.training.judging.final_evaluation import evaluate_finally, show_finally
+    from atlas.training.judging.final_summary import final_summary
+    from atlas.training.judging.self_diagnosis import leave_diagnosis
 
     config, root = trainer.config, trainer.checkpoint_manager.checkpoints.root
     link = root / "best" if (root / "best").exists() else root / "latest"

@@ -32,7 +32,7 @@ from atlas.rollout.verdicts.twins import TWINS
 from atlas.runs.scalars import event_files
 from atlas.tracking import RunTracker
 from atlas.tracking.media_values import write_mp4
-from atlas.training.final_evaluation import FinalEvaluation, show_finally
+from atlas.training.judging.final_evaluation import FinalEvaluation, show_finally
 from atlas.training.media.episode_logger import EpisodeLogger
 from tests import warm
 

@@ -25,9 +25,9 @@ from atlas.config import CheckpointConfig
 from atlas.data.sampling.kept_split import KeptSplit
 from atlas.errors import InputError, first_line
 from atlas.tracking import RunTracker
+from atlas.training.judging.selection import BestMetric
 from atlas.training.parallel.strategy import Strategy
 from atlas.training.publishing import Publisher
-from atlas.training.selection import BestMetric
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,10 @@ from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.system.progress import training_bar
 from atlas.tracking import RunTracker
 from atlas.training.checkpoint_manager import CheckpointManager
-from atlas.training.closed_loop import ClosedLoop
 from atlas.training.guards.signals import Interrupted, StopRequest, listening
 from atlas.training.guards.skipping import SkippedSteps, not_finite, places
+from atlas.training.judging.closed_loop import ClosedLoop
+from atlas.training.judging.selection import EarlyStopping, choose_best_metric
 from atlas.training.media.loggers import MediaLoggers
 from atlas.training.metrics import ActionErrors, LossMeter
 from atlas.training.optimizer import learning_rate, set_learning_rate
@@ -40,7 +41,6 @@ from atlas.training.prepared_run import PreparedRun
 from atlas.training.publishing import Publisher, run_facts
 from atlas.training.reference_samples import keep_answers
 from atlas.training.schedule import Schedule
-from atlas.training.selection import EarlyStopping, choose_best_metric
 from atlas.types import Batch, LossTerms
 
 logger = logging.getLogger(__name__)

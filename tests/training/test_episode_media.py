@@ -20,7 +20,7 @@ from atlas.policies.modular.policy import ModularPolicy
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.tracking import RunTracker
-from atlas.training.closed_loop import ClosedLoop
+from atlas.training.judging.closed_loop import ClosedLoop
 from atlas.training.media.episode_logger import EpisodeLogger
 from tests import warm
 from tests.policies.test_policy import make_policy

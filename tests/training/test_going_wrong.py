@@ -22,7 +22,7 @@ from atlas.train import build_trainer, make_accelerator, run
 from atlas.training import Trainer
 from atlas.training.checkpoint_manager import NotSaved
 from atlas.training.guards.skipping import NotFinite
-from atlas.training.selection import EarlyStopping, check_metrics
+from atlas.training.judging.selection import EarlyStopping, check_metrics
 from atlas.types import ActionSpec, Batch, LossTerms
 from tests import warm
 from tests.conftest import MakeLibero

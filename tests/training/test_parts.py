@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from atlas.config import TrainingConfig, load_config
 from atlas.data.sampling.order import Draws
 from atlas.training.average import WeightAverage
+from atlas.training.judging.selection import choose_best_metric
 from atlas.training.metrics import ActionErrors, LossMeter
 from atlas.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from atlas.training.perf.timing import StepTimer
 from atlas.training.schedule import make_schedule
-from atlas.training.selection import choose_best_metric
 from atlas.types import ActionSpec, LossTerms
 from tests.policies.test_policy import make_policy
 

@@ -21,7 +21,7 @@ from atlas.rollout.verdicts.twins import TWINS, Play, play_twin
 from atlas.runs.run_directory import EVALUATIONS, RESULTS
 from atlas.system.files import write_json
 from atlas.system.safe_text import cause
-from atlas.training.final_evaluation import FinalEvaluation
+from atlas.training.judging.final_evaluation import FinalEvaluation
 
 logger = logging.getLogger(__name__)
 

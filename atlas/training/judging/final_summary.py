@@ -12,7 +12,7 @@ from atlas.rollout.success_report import EvaluationReport
 from atlas.rollout.verdicts.failures import FAILURE_WORDS
 from atlas.rollout.verdicts.robustness import ROW_TITLES
 from atlas.rollout.verdicts.twins import TWIN_WORDS
-from atlas.training.final_evaluation import FinalEvaluation
+from atlas.training.judging.final_evaluation import FinalEvaluation
 
 _ERRORS = {
     "val/position_error_mm": "position error (mm)",

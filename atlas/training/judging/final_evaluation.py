@@ -20,7 +20,7 @@ from atlas.rollout.verdicts.evidence import Protocol, gather_evidence
 from atlas.rollout.verdicts.robustness import ROW_TITLES, RobustnessReport, by_choice, plan_perturbed
 from atlas.rollout.verdicts.twins import TWINS, play_twin
 from atlas.tracking import RunTracker
-from atlas.training.closed_loop import ClosedLoop
+from atlas.training.judging.closed_loop import ClosedLoop
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""How a training is judged: in closed loop, by which metric, and at its end."""
