@@ -25,7 +25,7 @@ _NOISE = ("warn", "deprecat")
 
 @dataclass(frozen=True)
 class Tried:
-    """How a process ended. code: None where it took too long; negative where a signal ended it."""
+    """The way in which a process ended. code: None where it took too long; negative where a signal ended it."""
 
     code: int | None
     seconds: float  # its time limit
@@ -39,7 +39,7 @@ class Tried:
 
     @property
     def why(self) -> str:
-        """What went wrong, as the end of a sentence."""
+        """Say what went wrong, as the end of a sentence."""
         if self.code is None:
             return f"it did not end within {self.seconds:.0f} s"
         words = self.error or last_words(self.stderr)

@@ -96,7 +96,7 @@ def read_torch() -> Tried:
 
 
 def visible_gpus() -> int:
-    """How many GPUs torch can use here."""
+    """The number of GPUs that torch can use here."""
     tried = read_torch()
     return len(tried.answer["gpus"]) if tried.worked else 0
 
@@ -134,7 +134,7 @@ def judge_torch(tried: Tried, driver: Driver, visible: str | None) -> Finding:
 
 
 def _peers(peers: Sequence[Sequence[bool]]) -> str:
-    """Which GPUs reach each other's memory directly; '' for one GPU."""
+    """Say which GPUs reach each other's memory directly; '' for one GPU."""
     pairs = [(i, j) for i in range(len(peers)) for j in range(i + 1, len(peers))]
     apart = [f"{i} and {j}" for i, j in pairs if not peers[i][j]]
     if not pairs:

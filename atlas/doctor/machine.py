@@ -103,7 +103,7 @@ def _names(requirements: Iterable[str]) -> list[str]:
 
 
 def check_cores() -> Finding:
-    """How many cores there are, how many this process may use, and how busy they are."""
+    """Check how many cores there are, how many this process may use, and how busy they are."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     return judge_cores(os.cpu_count() or 1, available_cores(), core_limit(), load, len(read_gpus().gpus))
 
@@ -139,7 +139,7 @@ def check_memory() -> Finding:
 
 
 def judge_memory(total: int, available: int, limit: int | None, used: int | None) -> Finding:
-    """In bytes; limit and used: of the container, where it has a limit."""
+    """Judge the memory, in bytes; limit and used: of the container, where it has a limit."""
     details = {"total": total, "available": available, "limit": limit, "used_of_limit": used}
     seen = f"{gib(total)}, {gib(available)} of them free"
     free = available

@@ -1,5 +1,5 @@
-"""What learning by reward is compared with: as many gradient steps of plain imitation, of the demonstrations that the
-policy of the start has been trained on."""
+"""The control that learning by reward is compared with: as many gradient steps of plain imitation, of the
+demonstrations that the policy of the start has been trained on."""
 
 from __future__ import annotations
 

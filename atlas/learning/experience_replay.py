@@ -1,4 +1,4 @@
-"""What was experienced, in memory of a fixed size, and drawn from at random.
+"""A memory of fixed size for what was experienced, from which rows are drawn at random.
 
 A row is what was seen at one decision and, once it is known, what was done then and what came of it. What was seen next
 is the row after it, so nothing is stored twice: images are there once, as uint8.
@@ -25,7 +25,7 @@ _MADE_UP = 0.4  # the exponent of the weights, as in the paper: 1 would make up 
 
 @dataclass(frozen=True)
 class Column:
-    """What one part of an observation is, a row of it."""
+    """The shape and type of one part of an observation, a row of it."""
 
     shape: tuple[int, ...]
     dtype: str  # numpy's name: float32 for numbers, uint8 for images
@@ -126,7 +126,7 @@ class Replay:
 
     @property
     def nbytes(self) -> int:
-        """What it takes once it is full."""
+        """The bytes that it takes once it is full."""
         parts = [*self._seen.values(), self._actions, self._rewards, self._terminated, self._kind, self._errors]
         return sum(part.nbytes for part in parts)
 
@@ -171,7 +171,7 @@ class Replay:
         return rows, torch.from_numpy((weights / weights.max()).astype(np.float32))
 
     def found_off(self, rows: np.ndarray, errors: np.ndarray) -> None:
-        """How far the values of drawn rows were off, float [B]: their priority from now on."""
+        """Take note of how far the values of drawn rows were off, float [B]: their priority from now on."""
         self._errors[rows] = np.maximum(errors, _SMALLEST_ERROR)
 
     def evenly(self, count: int) -> np.ndarray:
@@ -197,7 +197,7 @@ class Replay:
         return torch.from_numpy(self._actions[rows])
 
     def seen_at(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """What was seen at these rows, int64 [n]."""
+        """Return what was seen at these rows, int64 [n]."""
         return {name: torch.from_numpy(values[rows]) for name, values in self._seen.items()}
 
     # ---- on disk ---------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ _RECENT = 10  # episodes, as the names of the metrics say
 
 @dataclass(frozen=True)
 class Halfway:
-    """Where an explorer stands in its episode, to go on from there."""
+    """The point where an explorer stands in its episode, to go on from there."""
 
     episodes: int  # that it has ended before
     actions: np.ndarray  # float32 [n, A], since the episode began, as they were given
@@ -98,7 +98,7 @@ class Explorer:
 
     @property
     def halfway(self) -> Halfway:
-        """Where it stands; see `go_on`."""
+        """The point where it stands; see `go_on`."""
         given = [*self._given, np.zeros((0, self.env.spec.action_spec.dim), np.float32)]
         return Halfway(self.episodes, np.concatenate(given), self._reward, self.observation.proprio.astype(np.float32))
 
@@ -164,7 +164,7 @@ class Explorer:
 
 
 class EpisodeLog:
-    """What `actor/*` shows, by the names of DESIGN.md, and `Train/*` for boards that expect those."""
+    """The curves of `actor/*`, by the names of DESIGN.md, and `Train/*` for boards that expect those."""
 
     def __init__(self) -> None:
         self.steps, self.episodes = 0, 0

@@ -16,7 +16,7 @@ _LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Change:
-    """From one policy to another, on the same n episodes."""
+    """The change from one policy to another, on the same n episodes."""
 
     gained: int  # episodes that only the second solves
     lost: int  # that only the first solves
@@ -36,7 +36,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Improvement:
-    """What a run of learning has reached."""
+    """The improvement that a run of learning has reached."""
 
     folder: Path
     env: str
@@ -59,7 +59,7 @@ class Improvement:
         return self.over_before.difference < 0
 
     def sentence(self) -> str:
-        """For people."""
+        """Say it for people."""
         change, control = self.over_before, self.over_control
         if change.p < _LEVEL:
             verdict = "The policy has become worse" if self.worse else "The policy has become better"

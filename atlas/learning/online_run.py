@@ -1,4 +1,4 @@
-"""What every run of learning by reward shares: its folder, its boards, its evaluations and its result.
+"""The common part of all runs of learning by reward: the folder, its boards, its evaluations and its result.
 
 <run>/learning.json           what is learned from what; a run that was stopped goes on by it
       actor/, learner/        a board each: `actor/*` over steps, `sac/*` and others over updates
@@ -129,13 +129,13 @@ class OnlineRun:
 
     @property
     def policy_view(self) -> PolicyView:
-        """Of a run that trains the policy itself."""
+        """The view of a run that trains the policy itself."""
         assert isinstance(self.view, PolicyView)
         return self.view
 
     @property
     def about(self) -> str:
-        """What a replay or an actor must agree with."""
+        """Facts that a replay or an actor must agree with."""
         return about(self.policy, self.env)
 
     def tracker(self, part: str, step: int) -> RunTracker:
@@ -156,7 +156,7 @@ class OnlineRun:
         return self.name == RESIDUAL and self.config.learning.residual.object_positions
 
     def actor(self) -> ChunkExecutor:
-        """Who acts by the present weights, doing what is most likely."""
+        """An actor that acts by the present weights, doing what is most likely."""
         return actor_of(self.view, self.env)
 
     def keeper(self) -> Keep | None:
@@ -266,7 +266,7 @@ class OnlineRun:
         return self._world[1]
 
     def _shown_first(self, count: int) -> dict[str, Seen]:
-        """What demonstrations look like to the view, where learning began with them."""
+        """Return what demonstrations look like to the view, where learning began with them."""
         if self.checkpoint is None or self._told_of_objects:
             return {}
         if self._demonstrated is None:
@@ -364,7 +364,7 @@ class OnlineRun:
         return result
 
     def _control(self, updates: int) -> tuple[EvaluationReport | None, str | None]:
-        """How the policy of the start does after as many steps of plain imitation, or why that is not known."""
+        """Measure how the policy of the start does after as many steps of plain imitation, or why that is not known."""
         file, config = self.folder / EVALUATIONS / "control.json", self.config
         if self.group.from_first(file.exists()):
             return EvaluationReport.load(file), None

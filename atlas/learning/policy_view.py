@@ -84,7 +84,7 @@ class PolicyView:
             self._actions = copy.deepcopy(policy.action_scaler).cpu()
 
     def copy(self) -> PolicyView:
-        """With a policy of its own, which stays as it is now."""
+        """Return a view with a policy of its own, which stays as it is now."""
         policy = copy.deepcopy(self.policy).eval().requires_grad_(False)
         return PolicyView(policy, self._instructions, self._environment, self._chunk[0], self._noise)
 
@@ -94,7 +94,7 @@ class PolicyView:
 
     @property
     def execute(self) -> int:
-        """How many actions of a chunk are executed."""
+        """The number of a chunk's actions that are executed."""
         return self._chunk[0]
 
     @property
@@ -122,7 +122,7 @@ class PolicyView:
         )
 
     def _features(self, batch: Batch) -> torch.Tensor:
-        """What is seen, float32 [B, D]."""
+        """The features of what is seen, float32 [B, D]."""
         if isinstance(self.policy, GivesFeatures):
             return self.policy.features_and_sample(batch)[0][:, : self.execute].mean(1)
         assert isinstance(self.policy, ShowsFeatures)
@@ -150,8 +150,8 @@ class PolicyView:
         return row
 
     def distribution(self, seen: Mapping[str, torch.Tensor]) -> ActionDistribution:
-        """Of scaled actions [B, execute, A]; of a policy that acts at random by itself, gradients flow through what is
-        drawn."""
+        """The distribution of scaled actions [B, execute, A]; of a policy that acts at random by itself, gradients flow
+        through what is drawn."""
         policy, batch = self.policy, self._batch(seen)
         if self._by_itself:
             assert isinstance(policy, ActsAtRandom)
@@ -164,7 +164,7 @@ class PolicyView:
         return policy.noisy_distribution(batch, self._noise).first(self.execute)
 
     def state(self, seen: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What values are foreseen from, float32 [B, state_dim], without gradients."""
+        """The state that values are foreseen from, float32 [B, state_dim], without gradients."""
         with torch.no_grad():
             seen = {name: values.to(self.device) for name, values in seen.items()}
             parts = [self._proprio.to(self.device).normalize(seen["proprio"], self._sources(seen["proprio"]))]
@@ -284,7 +284,8 @@ def check_demonstrations(
 
 
 def processor_of_world(spec: EnvironmentSpec, config: Config) -> PolicyProcessor:
-    """Of a policy that begins from nothing: actions scaled from the world's bounds to [-1, 1], proprio as it is.
+    """The processor of a policy that begins from nothing: actions scaled from the world's bounds to [-1, 1], proprio as
+    it is.
 
     Raises InputError for a world whose actions are choices, or have no bounds.
     """

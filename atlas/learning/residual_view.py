@@ -91,7 +91,7 @@ class ResidualView:
         self.trained().load_state_dict(weights)
 
     def frozen_digest(self) -> str:
-        """Of the weights that are corrected."""
+        """The digest of the weights that are corrected."""
         part, digest = {id(each) for each in self.trained().parameters()}, hashlib.sha256()
         for name, values in sorted(self.policy.named_parameters()):
             if id(values) not in part:
@@ -112,7 +112,7 @@ class ResidualView:
     def penalty(
         self, seen: Mapping[str, torch.Tensor], actions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Of large corrections, and their mean size, where 1 is the largest."""
+        """The penalty of large corrections, and their mean size, where 1 is the largest."""
         correction = (actions - seen["base"].to(actions.device)) / self._settings.scale
         return self._settings.penalty * correction.square().mean(), correction.detach().abs().mean()
 

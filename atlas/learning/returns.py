@@ -1,4 +1,4 @@
-"""What a run of learning by reward has reached: the returns of the policies before and after, on the same starts."""
+"""The results of a run of learning by reward: the returns of the policies before and after, on the same starts."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class OnlineResult:
         return worse and self.checkpoint is not None
 
     def sentence(self) -> str:
-        """For people."""
+        """Say it for people."""
         gained, low, high = self.difference
         change = self.changed_success
         # Where success is told it counts: a policy that succeeds sooner may be rewarded for fewer steps.
@@ -117,8 +117,8 @@ class OnlineResult:
 
 
 def _difference(first: EvaluationReport, second: EvaluationReport) -> tuple[float, float, float]:
-    """From the mean reward of one policy to that of another, on the same starts, with a 95% interval: a bootstrap over
-    these."""
+    """The difference from the mean reward of one policy to that of another, on the same starts, with a 95% interval: a
+    bootstrap over these."""
     gained = np.subtract([o.reward for o in second.outcomes], [o.reward for o in first.outcomes])
     again = np.random.default_rng(0).choice(gained, (_RESAMPLED, len(gained))).mean(1)
     low, high = np.quantile(again, [0.025, 0.975]).tolist()

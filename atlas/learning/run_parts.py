@@ -1,4 +1,5 @@
-"""What a learner and its actors begin with alike: the policy as it is learned, its world, and a board of their own."""
+"""The parts that a learner and its actors begin with alike: the policy as it is learned, its world, and a board of
+their own."""
 
 from __future__ import annotations
 
@@ -38,13 +39,13 @@ def about(policy: Policy, env: str) -> str:
 
 
 def told_to_actors(view: View, env: str) -> str:
-    """What a learner and its actors must agree on: also a policy that is corrected, which each of them has."""
+    """Facts that a learner and its actors must agree on: also a policy that is corrected, which each of them has."""
     told = about(view.policy, env)
     return f"{told} that corrects {view.frozen_digest()}" if isinstance(view, ResidualView) else told
 
 
 def actor_of(view: View, env: str) -> ChunkExecutor:
-    """Who acts by the view's policy, doing what is most likely."""
+    """An actor that acts by the view's policy, doing what is most likely."""
     return ChunkExecutor(view.policy, view.execute, environment=env)
 
 

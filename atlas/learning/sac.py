@@ -28,19 +28,19 @@ class Drawable(Protocol):
 
 
 class Acts(Protocol):
-    """What is trained: from what is seen to scaled actions, in [-1, 1], drawn at random."""
+    """The part that is trained: it leads from what is seen to scaled actions, in [-1, 1], drawn at random."""
 
     @property
     def action_dim(self) -> int: ...
 
     @property
     def state_dim(self) -> int:
-        """Of what the critics see."""
+        """The width of what the critics see."""
         ...
 
     @property
     def random_dim(self) -> int:
-        """How many numbers of an action are drawn at random."""
+        """The number of an action's numbers that are drawn at random."""
         ...
 
     def trained(self) -> nn.Module: ...
@@ -50,7 +50,7 @@ class Acts(Protocol):
         ...
 
     def penalty(self, seen: Seen, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """What is added to the actor's loss for what it does, and the mean size of that; None: nothing is."""
+        """The penalty on the actor's loss for what it does, and the mean size of that; None: there is none."""
         ...
 
     def executed(self, actions: torch.Tensor) -> torch.Tensor:
@@ -130,7 +130,7 @@ class SoftActorCritic:
 
     @torch.no_grad()
     def wanted(self, drawn: Drawn, random: torch.Generator) -> torch.Tensor:
-        """What the values [B] of decisions should be, by what came of them."""
+        """Return what the values [B] of decisions should be, by what came of them."""
         then, log_prob = self.actor.distribution(drawn.seen_then).sample(random)
         values = self.targets(self.actor.state(drawn.seen_then), self.actor.executed(then.flatten(1)))  # [N, B]
         if self.settings.critic_subset < len(values):

@@ -21,7 +21,7 @@ from atlas.training.guards.signals import Interrupted, StopRequest, listening
 
 
 class Tries:
-    """Who acts while learning: at random at first, then as the policy says, which is random too.
+    """The actor that acts while learning: at random at first, then as the policy says, which is random too.
 
     What it draws follows from the episode and the decision alone, so that a run that goes on draws the same.
     """

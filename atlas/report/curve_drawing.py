@@ -171,6 +171,6 @@ def _finite(points: Points) -> list[tuple[int, float]]:
 
 
 def _thinned(points: Points) -> Points:
-    """At most _MOST_POINTS points, evenly spaced, and the last one."""
+    """Return at most _MOST_POINTS points, evenly spaced, and the last one."""
     every = -(-len(points) // _MOST_POINTS)
     return points if every <= 1 else [*points[::every], *([] if (len(points) - 1) % every == 0 else points[-1:])]

@@ -15,7 +15,7 @@ _MOST_FAILURES, _MOST_OTHERS = 8, 4
 
 
 class FilmRoom:
-    """How many bytes of films a page may still take."""
+    """The number of bytes of films that a page may still take."""
 
     def __init__(self, room: int = ROOM) -> None:
         self._left = room
@@ -104,6 +104,6 @@ def _video(address: str) -> Html:
 
 
 def failure_kind(outcome: Mapping[str, Any]) -> str | None:
-    """How an episode failed, in words; None where the evaluation does not say."""
+    """Say how an episode failed, in words; None where the evaluation does not say."""
     kind = outcome.get("failure")
     return str(kind).replace("_", " ") if kind else None

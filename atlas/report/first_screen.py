@@ -99,7 +99,7 @@ def _success(facts: RunFacts) -> Html:
 
 
 def _which(played: PlayedEvaluation) -> Html:
-    """Which policy was evaluated, and on what."""
+    """Say which policy was evaluated, and on what."""
     what = _PURPOSES.get(played.purpose, played.purpose)
     if played.of_learning is not None:
         what = f"the policy {_OF_LEARNING[played.of_learning]}, on starts held out from it"
@@ -108,7 +108,7 @@ def _which(played: PlayedEvaluation) -> Html:
 
 
 def _rewards(facts: RunFacts, played: PlayedEvaluation) -> Html:
-    """In a world that does not report success."""
+    """Show rewards, in a world that does not report success."""
     big = tag("p", tag("span", number(played.mean_reward), class_="big"), tag("b", "mean reward"), class_="headline")
     others = [each for each in facts.evaluations if each.of_learning is not None and each is not played]
     told = [f"{_OF_LEARNING[str(each.of_learning)]} {number(each.mean_reward)}" for each in others]

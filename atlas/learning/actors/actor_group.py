@@ -1,4 +1,4 @@
-"""What starts the actors of a learner: processes on this machine, or tasks of Ray. Both have the same limits."""
+"""The starting of a learner's actors: processes on this machine, or tasks of Ray. Both have the same limits."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ActorGroup(ABC):
 
 
 def died_again(why: object) -> RuntimeError:
-    """Of an actor that was started again as often as is allowed."""
+    """The error of an actor that was started again as often as is allowed."""
     return RuntimeError(f"An actor has ended {MOST_RESTARTS + 1} times: {why}")
 
 

@@ -99,7 +99,7 @@ class _Player:
 
     @property
     def steps(self) -> int:
-        """Of all actors, as far as is known here."""
+        """The steps of all actors, as far as is known here."""
         return self.elsewhere + self.log.steps - self.own_then
 
     def _send(self, pieces: list[Piece], ended: bool) -> None:

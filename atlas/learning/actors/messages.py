@@ -1,4 +1,4 @@
-"""What an actor and its learner say to each other: typed messages as msgpack, signed with a shared key. No pickle.
+"""The messages of an actor and its learner: typed messages as msgpack, signed with a shared key. No pickle.
 
 actor                                learner
 Hello          ->                    is it the same policy, world and version?
@@ -148,7 +148,7 @@ class Address:
 
     @classmethod
     def read(cls, text: str, flag: str) -> Address:
-        """Of HOST:PORT, HOST or :PORT; the port is 5488 where it is left out. Raises InputError."""
+        """Read HOST:PORT, HOST or :PORT; the port is 5488 where it is left out. Raises InputError."""
         host, colon, port = text.rpartition(":")
         if not colon or text.endswith("]"):
             host, port = text, ""
@@ -162,7 +162,7 @@ class Address:
 
     @property
     def endpoint(self) -> str:
-        """As ZMQ takes it."""
+        """The address as ZMQ takes it."""
         return f"tcp://{'*' if self.host == '0.0.0.0' else self._host}:{self.port or '*'}"
 
     @property

@@ -35,7 +35,7 @@ def import_ray() -> Any:
 
 
 class RayActors(ActorGroup):
-    """In a cluster, which starts those again that die."""
+    """Actors in a cluster, which starts those again that die."""
 
     def __init__(self, config: Config, env: str, count: int, checkpoint: str | None, name: str = "sac") -> None:
         """Raises InputError where Ray is missing, or there is no cluster where RAY_ADDRESS says."""

@@ -1,1 +1,1 @@
-"""What learning by reward shows besides scalars: what it thinks along an episode, and where it has been."""
+"""Boards of learning by reward besides scalars: what it thinks along an episode, and where it has been."""

@@ -1,4 +1,4 @@
-"""What an evaluation of learning shows: how its episodes ended, and films of three of them with what was thought."""
+"""The board of an evaluation of learning: how its episodes ended, and films of three of them with what was thought."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ MOST_PICTURES = 60  # of a film: a picture takes almost as long as a step
 
 
 class EvaluationBoard:
-    """As in training: `eval/return_distribution`, `eval/length_distribution` and films of the best, median and worst
-    episode, which are played once more for that. Values and densities are drawn into the films, and in the figures
-    `eval/decisions_best`, ….
+    """Shows, as in training, `eval/return_distribution`, `eval/length_distribution` and films of the best, median and
+    worst episode, which are played once more for that. Values and densities are drawn into the films, and in the
+    figures `eval/decisions_best`, ….
 
     What fails is switched off with one warning: learning goes on.
     """

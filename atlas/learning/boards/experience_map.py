@@ -1,4 +1,4 @@
-"""Where in the space of states learning has been, early and late, beside the demonstrations."""
+"""A map of the states where learning has been, early and late, beside the demonstrations."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def project(features: np.ndarray, method: str) -> Projected:
 
 
 def thirds(replay: Replay, count: int) -> dict[str, Seen]:
-    """At most `count` of the states in a replay, by when they were seen."""
+    """Return at most `count` of the states in a replay, by when they were seen."""
     rows = replay.evenly(count)
     return {name: replay.seen_at(part) for name, part in zip(THIRDS, np.array_split(rows, 3), strict=True) if len(part)}
 
@@ -63,7 +63,7 @@ class ExperienceMap:
 
     @property
     def wanted(self) -> int:
-        """How many states are shown at most; 0: none."""
+        """The number of states that are shown at most; 0: none."""
         return 0 if self._off else self._config.frames
 
     def show(self, parts: Mapping[str, Seen], state: Callable[[Seen], torch.Tensor]) -> None:

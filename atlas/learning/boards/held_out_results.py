@@ -1,4 +1,4 @@
-"""What the results of a run of learning are believed by: evidence, the policy's twins, and the page at the end."""
+"""The grounds to believe the results of a run of learning: evidence, the policy's twins, and the page at the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HowPlayed:
-    """How actors act in the evaluations of a run."""
+    """The way in which actors act in the evaluations of a run."""
 
     execute: int
     ensemble: float | None = None

@@ -29,11 +29,11 @@ class Rated(Protocol):
 
 
 class Decides(Protocol):
-    """What is asked of the policy: a view of it."""
+    """The demands on the policy: a view of it."""
 
     @property
     def random_dim(self) -> int:
-        """How many numbers of an action are drawn."""
+        """The number of an action's numbers that are drawn."""
         ...
 
     def look(self, observation: Observation) -> dict[str, np.ndarray]: ...
@@ -45,14 +45,14 @@ class Decides(Protocol):
 
 class Opinions(Protocol):
     def opinion(self, decisions: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of T decisions what they are worth, and what that should be by what came of each: float [T] each, in the
+        """Return what T decisions are worth, and what that should be by what came of each: float [T] each, in the
         world's rewards. Of no consequence for the run's random numbers."""
         ...
 
 
 @dataclass(frozen=True)
 class Judge:
-    """What foresees rewards: critics, or a network for the values of states."""
+    """A judge foresees rewards: critics, or a network for the values of states."""
 
     of: Opinions
     gamma: float  # the discount of a decision

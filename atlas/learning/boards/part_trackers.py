@@ -29,7 +29,7 @@ def finish_with(held: ExitStack, tracker: RunTracker) -> None:
 
 
 def exit_code_of(error: BaseException | None) -> int:
-    """What the command will end with."""
+    """The code that the command will end with."""
     if error is None:
         return 0
     if isinstance(error, InputError):

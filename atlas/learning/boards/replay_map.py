@@ -1,4 +1,4 @@
-"""What a run of SAC has kept in its replay, on a plane: offline, from its newest checkpoint."""
+"""A map of what a run of SAC has kept in its replay: offline, from its newest checkpoint."""
 
 from __future__ import annotations
 

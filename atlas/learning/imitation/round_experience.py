@@ -1,4 +1,4 @@
-"""What a round of playing leaves, episode by episode: a round that is stopped keeps what it has, and goes on."""
+"""The experience of a round of playing, episode by episode: a round that is stopped keeps what it has, and goes on."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RoundExperience:
 
     @property
     def facts(self) -> dict[str, Any] | None:
-        """What the round was like; None where it is not complete."""
+        """The facts of the round; None where it is not complete."""
         return read_json(self.folder / _FACTS) if (self.folder / _FACTS).exists() else None
 
     def missing(self, planned: Sequence[PlannedEpisode]) -> list[PlannedEpisode]:

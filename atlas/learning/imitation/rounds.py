@@ -58,7 +58,7 @@ ALGORITHMS = {"dagger": Dagger, "rft": SelfImitation}
 
 
 class Algorithm(Protocol):
-    """How experience is made, and which of it is worth imitating."""
+    """An algorithm says how experience is made, and which of it is worth imitating."""
 
     def play(self, evaluator: Evaluator, actor: Actor, episodes: Sequence[PlannedEpisode], keeper: Keeper) -> None: ...
 
@@ -186,7 +186,7 @@ class _Rounds:
         return [*demonstrations, *sources]
 
     def _follow(self, number: int, policy: Path) -> None:
-        """How good the policy is after a round, with films of three episodes."""
+        """Measure how good the policy is after a round, with films of three episodes."""
         episodes, step = self.config.learning.round_episodes, number * self.settings.steps
         if not episodes:
             return

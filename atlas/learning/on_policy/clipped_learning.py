@@ -1,5 +1,5 @@
-"""What methods share that take many small steps on what the present policy has just played, each held near it by a
-clipped ratio of probabilities (Schulman et al., 2017).
+"""The common part of methods that take many small steps on what the present policy has just played, each held near it
+by a clipped ratio of probabilities (Schulman et al., 2017).
 
 A decision is a whole chunk: its probability is that of all its executed numbers together.
 """
@@ -78,7 +78,8 @@ class ClippedLearner(ABC):
 
     @abstractmethod
     def _loss(self, rows: torch.Tensor, mine: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Of `mine` among the rows of a minibatch of what was played, with what to show of it: `kl` among others."""
+        """The loss of `mine` among the rows of a minibatch of what was played, with what to show of it: `kl` among
+        others."""
 
     def _epochs(self, count: int, progress: float, draw: np.random.Generator) -> dict[str, float]:
         """Some epochs over `count` decisions; the means of what there is to show. progress: of the run, 0 to 1.
@@ -147,7 +148,7 @@ class ClippedLearner(ABC):
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {
             "policy": self.view.trained().state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -169,7 +170,7 @@ class StartPolicy:
 
     @torch.no_grad()
     def log_probs(self, tried: Tried) -> torch.Tensor:
-        """Of what was tried, float32 [T]."""
+        """The log probabilities of what was tried, float32 [T]."""
         parts = torch.arange(len(tried.actions)).split(_ROWS)
         found = []
         for rows in parts:

@@ -39,7 +39,8 @@ class Grouped(Tried):
 
 
 def group_advantages(reached: np.ndarray, judged: bool, low: float, high: float) -> np.ndarray | None:
-    """What each of a group's episodes reached, float [G], against the others: float32 [G], of mean 0 and deviation 1.
+    """Compare what each of a group's episodes reached, float [G], with the others: float32 [G], of mean 0 and deviation
+    1.
 
     judged: these are successes, 0 or 1, of which a share from `low` to `high` is asked for. None: the group says
     nothing, for its episodes are alike, or the share is another.

@@ -30,7 +30,7 @@ Part = TypeVar("Part")
 
 
 class OnPolicyRun(ABC):
-    """In one process or in several that learn as one; goes on where the same run was stopped."""
+    """A run in one process or in several that learn as one; it goes on where the same run was stopped."""
 
     def __init__(self, run: OnlineRun, stop: StopRequest, settings: OnPolicyConfig, learner: ClippedLearner) -> None:
         self.run, self.stop, self.settings, self.view, self.learner = run, stop, settings, learner.view, learner
@@ -100,11 +100,11 @@ class OnPolicyRun(ABC):
 
     @property
     def _judge(self) -> Judge | None:
-        """What foresees rewards, where something does."""
+        """The judge that foresees rewards, where there is one."""
         return None
 
     def _been(self, count: int) -> dict[str, Seen]:
-        """What was seen in the first iteration since the run was started or resumed, and in the last."""
+        """Return what was seen in the first iteration since the run was started or resumed, and in the last."""
         parts = {} if self._first is None else {"the first iteration": self._first}
         if self._last is not None:
             parts["the last iteration"] = self._last
@@ -146,11 +146,12 @@ class OnPolicyRun(ABC):
         self.run.save(self.steps, facts, write)
 
     def _worlds_stand(self) -> dict[int, dict[str, Any]]:
-        """What it takes for worlds to go on, of all processes, by their number; {}: they are between episodes."""
+        """Return what it takes for the worlds of all processes to go on, by their number; {}: they are between
+        episodes."""
         return {}
 
     def _worlds_stood(self) -> dict[int, dict[str, Any]]:
-        """What the checkpoint has of `_worlds_stand`, from which the run goes on."""
+        """Return `_worlds_stand` of the checkpoint from which the run goes on."""
         file = None if self._resumed is None else self._resumed / _WORLDS
         return dict(load_nested(file)) if file is not None and file.exists() else {}
 
@@ -172,8 +173,8 @@ class OnPolicyRun(ABC):
         return found, {f"{self.learner.name}/start_kl": reached}
 
     def _random(self, number: int) -> torch.Generator:
-        """What is drawn in the world, or the group of episodes, of this number in the present iteration: on one process
-        and on several the same."""
+        """Return what is drawn in the world, or the group of episodes, of this number in the present iteration: on one
+        process and on several the same."""
         generator = torch.Generator(self.view.device)
         return generator.manual_seed(hash_of(self.run.config.seed, self.rounds, number))
 
@@ -188,7 +189,7 @@ class OnPolicyRun(ABC):
             self.board.log(self.log.ended(ended, False, 0), self.log.steps)
 
     def _gathered(self, part: Part) -> list[Part]:
-        """What all processes have played, by rank; what happened is counted on all of them."""
+        """Return what all processes have played, by rank; what happened is counted on all of them."""
         begun, self._played_at = self._played_at, time.monotonic()
         found = self.group.gathered((part, self._events))
         steps = sum(len(actions) for _, events in found for actions, _ in events)
@@ -213,7 +214,7 @@ class OnPolicyRun(ABC):
 
 
 def _some(seen: Seen, count: int) -> Seen:
-    """At most `count` of the rows, at even distances."""
+    """Return at most `count` of the rows, at even distances."""
     there = len(next(iter(seen.values())))
     rows = torch.linspace(0, there - 1, min(count, there)).long()
     return {name: values[rows].clone() for name, values in seen.items()}

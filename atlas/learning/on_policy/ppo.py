@@ -91,7 +91,7 @@ class PPO(ClippedLearner):
         return loss + self.settings.value_weight * value_loss, {**shown, "value_loss": value_loss}
 
     def show_values(self, tracker: RunTracker) -> None:
-        """How the values that were foreseen are spread, and those that came."""
+        """Show how the values that were foreseen are spread, and those that came."""
         if self._played is None:
             return
         played, _, wanted = self._played
@@ -100,7 +100,7 @@ class PPO(ClippedLearner):
 
     @property
     def _size(self) -> float:
-        """Of 1 in what is learned, in rewards."""
+        """The size of 1 in what is learned, in rewards."""
         return self.reward_scale.deviation if self.settings.scale_rewards else 1.0
 
     @torch.no_grad()
@@ -258,7 +258,7 @@ class _Run(OnPolicyRun):
         )
 
     def _worth(self, seen: dict[str, torch.Tensor]) -> torch.Tensor:
-        """As `PPO.worth`, some rows at a time: images take much memory on their way."""
+        """Return `PPO.worth`, some rows at a time: images take much memory on their way."""
         parts = torch.arange(len(next(iter(seen.values())))).split(256)
         return torch.cat(
             [self.ppo.worth({name: values[rows] for name, values in seen.items()}).cpu() for rows in parts]
@@ -266,7 +266,7 @@ class _Run(OnPolicyRun):
 
 
 def _tensors(stand: dict[str, Any]) -> dict[str, Any]:
-    """With arrays as a file keeps them; see `_array`."""
+    """Return it with arrays as a file keeps them; see `_array`."""
     return {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in stand.items()}
 
 
@@ -276,6 +276,6 @@ def _array(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Part(Played):
-    """What one world gave, with rewards that are not scaled yet."""
+    """The part that one world gave, with rewards that are not scaled yet."""
 
     ends: torch.Tensor  # bool [T], where an episode ended

@@ -18,7 +18,8 @@ Value = TypeVar("Value")
 
 
 def asked_processes(distributed: DistributedConfig) -> Plan:
-    """How many processes learn, and on what: one on the CPU, unless the section asks for others. Raises InputError."""
+    """Return how many processes learn, and on what: one on the CPU, unless the section asks for others. Raises
+    InputError."""
     if (distributed.num_nodes or 1) > 1:
         raise InputError(
             f"distributed.num_nodes is {distributed.num_nodes}: learning by reward happens on one machine; add "
@@ -34,7 +35,8 @@ def asked_processes(distributed: DistributedConfig) -> Plan:
 
 
 def one_device(distributed: DistributedConfig) -> torch.device:
-    """Of SAC, which learns in one process: the CPU, unless the section asks for a GPU. Raises InputError."""
+    """Return the device of SAC, which learns in one process: the CPU, unless the section asks for a GPU. Raises
+    InputError."""
     plan = asked_processes(distributed)
     if plan.processes > 1:
         raise InputError(
