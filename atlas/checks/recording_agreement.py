@@ -254,7 +254,7 @@ def _lag_of_targets(context: CheckContext) -> Iterator[Finding]:
         best = max(explained, key=lambda lag: explained[lag])
         answer = max((lag for lag in _LAGS if lag >= 0), key=lambda lag: explained[lag])
         clearly = explained[best] > explained[answer] + _CLEARER  # smooth motion hardly tells them apart
-        lag = best if clearly else answer
+        lag = best if clearly and _moves_first(episodes) else answer
         r2 = explained[lag]
         evidence: dict[str, object] = {"delay_frames": lag, "r2": round(r2, 3), "group": group.label}
         if r2 < _FOLLOWS:
@@ -276,23 +276,44 @@ def _lag_of_targets(context: CheckContext) -> Iterator[Finding]:
             yield Finding("lag", "info", message, None, evidence, bugs=("late_actions", "observation_order"))
 
 
+def _moves_first(episodes: list[tuple[np.ndarray, np.ndarray]]) -> bool:
+    """Whether states change before their targets do, or at the same time, which no robot can.
+
+    The way to a target alone does not say it: an arm that hangs below its targets and follows them quickly goes towards
+    later ones, too.
+    """
+    followed = {
+        delay: _explained_share(
+            [np.diff(targets, axis=0)[max(0, -delay) : max(0, len(targets) - 1 - max(0, delay))] for targets, _ in episodes],
+            [np.diff(states, axis=0)[max(0, delay) : max(0, len(states) - 1 - max(0, -delay))] for _, states in episodes],
+            np.ptp(np.concatenate([states for _, states in episodes]), axis=0),
+        )
+        for delay in range(-_MOST_DELAY, 2 * _MOST_DELAY + 1)
+    }
+    before, after = (max(share for delay, share in followed.items() if (delay > 0) is late) for late in (False, True))
+    return before > after + _CLEARER
+
+
 def _explained(episodes: list[tuple[np.ndarray, np.ndarray]], lag: int) -> float:
     """The share of the motion's variance (R2) that a single gain of the way to the target `lag` frames ago explains."""
     moves, ways = [], []
     for targets, states in episodes:
         first, end = max(0, lag), min(len(states) - 1, len(states) + lag)
-        if end - first < 2:
-            continue
-        scale = np.maximum(np.ptp(np.concatenate([s for _, s in episodes]), axis=0), _STILL)
-        moves.append((states[first + 1 : end + 1] - states[first:end])[: end - first] / scale)
-        ways.append((targets[first - lag : end - lag] - states[first:end]) / scale)
+        if end - first >= 2:
+            moves.append(np.diff(states, axis=0)[first:end])
+            ways.append(targets[first - lag : end - lag] - states[first:end])
+    return _explained_share(ways, moves, np.ptp(np.concatenate([states for _, states in episodes]), axis=0))
+
+
+def _explained_share(causes: list[np.ndarray], moves: list[np.ndarray], ranges: np.ndarray) -> float:
+    """R2 of moves [n, d] of each episode as one gain times their causes, in shares of each number's range."""
     if not moves:
         return 0.0
-    move, way = np.concatenate(moves).ravel(), np.concatenate(ways).ravel()
-    if (move**2).mean() < _STILL**2 or (way**2).mean() < _STILL**2:
+    cause, move = ((np.concatenate(each) / np.maximum(ranges, _STILL)).ravel() for each in (causes, moves))
+    if (move**2).mean() < _STILL**2 or (cause**2).mean() < _STILL**2:
         return 0.0
-    gain = max(0.0, float(move @ way / (way @ way)))
-    return 1 - float(((move - gain * way) ** 2).sum() / (move**2).sum())
+    gain = max(0.0, float(move @ cause / (cause @ cause)))
+    return 1 - float(((move - gain * cause) ** 2).sum() / (move**2).sum())
 
 
 def _scale_of_targets(context: CheckContext) -> Iterator[Finding]:
