@@ -282,15 +282,15 @@ def _moves_first(episodes: list[tuple[np.ndarray, np.ndarray]]) -> bool:
     The way to a target alone does not say it: an arm that hangs below its targets and follows them quickly goes towards
     later ones, too.
     """
-    followed = {
-        delay: _explained_share(
-            [np.diff(targets, axis=0)[max(0, -delay) : max(0, len(targets) - 1 - max(0, delay))] for targets, _ in episodes],
-            [np.diff(states, axis=0)[max(0, delay) : max(0, len(states) - 1 - max(0, -delay))] for _, states in episodes],
-            np.ptp(np.concatenate([states for _, states in episodes]), axis=0),
-        )
-        for delay in range(-_MOST_DELAY, 2 * _MOST_DELAY + 1)
-    }
-    before, after = (max(share for delay, share in followed.items() if (delay > 0) is late) for late in (False, True))
+    ranges = np.ptp(np.concatenate([states for _, states in episodes]), axis=0)
+    changes = [(np.diff(targets, axis=0), np.diff(states, axis=0)) for targets, states in episodes]
+    followed = {}
+    for delay in range(-_MOST_DELAY, 2 * _MOST_DELAY + 1):
+        late, early = max(0, delay), max(0, -delay)
+        commanded = [targets[early : max(0, len(targets) - late)] for targets, _ in changes]
+        answered = [states[late : max(0, len(states) - early)] for _, states in changes]
+        followed[delay] = _explained_share(commanded, answered, ranges)
+    before, after = (max(r2 for delay, r2 in followed.items() if (delay > 0) is later) for later in (False, True))
     return before > after + _CLEARER
 
 

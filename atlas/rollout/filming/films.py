@@ -17,7 +17,7 @@ from atlas.types import ActionSpec
 _MARGIN = 8  # pixels
 _TITLE_LINE = 18
 _ROW = 12  # of an action's bar
-_LABEL = 24  # width of the names beside the bars, which are cut to it
+_LABEL = (24, 60)  # the least and the most width of the names beside the bars; longer ones lose their beginning
 
 _GROUND, _TRACK, _LINE = (22, 23, 28), (44, 46, 56), (92, 95, 110)
 _TEXT, _QUIET = (240, 240, 244), (160, 163, 176)
@@ -61,7 +61,7 @@ class FilmDrawing:
         self.shape = (height + height % 2, size, 3)  # H.264 needs even sides
         readable = spec.readable(actions)
         self._charts = [
-            _Chart(box, gripper.readable[1], readable[:, dimension])
+            _Chart(box, " ".join(filter(None, (gripper.arm, gripper.readable[1]))), readable[:, dimension])
             for box, (dimension, gripper) in zip(self._boxes(), spec.grippers, strict=True)
         ]
         self._background = self._draw_background(lines)
@@ -125,11 +125,8 @@ class FilmDrawing:
             middle = _MARGIN // 2 + _TITLE_LINE * i + _TITLE_LINE // 2
             draw.text((_MARGIN, middle), line, fill=_TEXT, font=self._large, anchor="lm")
         left, right = self._tracks
-        for dimension, name in enumerate(self._spec.names):
+        for dimension, name in enumerate(self._labels):
             top = self._bars_top + _ROW * dimension
-            name = "grip" if name == "gripper" else name
-            while _width(self._small, name) > _LABEL and len(name) > 1:
-                name = name[:-1]
             draw.text((_MARGIN, top + _ROW // 2 - 1), name, fill=_QUIET, font=self._small, anchor="lm")
             draw.rectangle((left, top + 2, right, top + _ROW - 3), fill=_TRACK)
             draw.line(((left + right) // 2, top, (left + right) // 2, top + _ROW - 1), fill=_LINE)
@@ -143,10 +140,23 @@ class FilmDrawing:
             curve.draw_ground(draw)
         return image
 
+    @cached_property
+    def _labels(self) -> list[str]:
+        """The names of the numbers, as far as there is room: their ends, since what tells joints apart stands there."""
+        room = min(_LABEL[1], max(_LABEL[0], self._size // 2 - _LABEL[1]))
+        labels = []
+        for name in self._spec.names:
+            label = "grip" if name == "gripper" else name
+            while _width(self._small, label) > room and len(label) > 2:
+                label = f"…{label[2:]}"
+            labels.append(label)
+        return labels
+
     @property
     def _tracks(self) -> tuple[int, int]:
         """The left and right ends of full bars."""
-        return _MARGIN + _LABEL, self._size // 2 - _MARGIN // 2
+        widest = max(_width(self._small, label) for label in self._labels)
+        return _MARGIN + max(widest + 2, _LABEL[0]), self._size // 2 - _MARGIN // 2
 
     def _boxes(self) -> list[_Box]:
         """Left, top, right and bottom of each gripper's chart, one below the other."""
