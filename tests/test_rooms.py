@@ -97,3 +97,10 @@ def test_a_basename_occurs_once() -> None:
     counts = Counter(name.split(".")[-1] for name, _ in modules())
 
     assert [name for name, count in counts.items() if count > 1] == []
+
+
+def test_modules_and_folders_stay_small() -> None:
+    long = [name for name, file in modules() if len(file.read_text().splitlines()) > 450]
+    folders = Counter(file.parent.relative_to(ROOT) for _, file in modules() if file.name != "__init__.py")
+
+    assert long == [] and [str(folder) for folder, count in folders.items() if count > 15] == []
