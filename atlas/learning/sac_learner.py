@@ -141,7 +141,7 @@ class SacLearner:
         self.looked, self.tracker.step = self.steps, self.sac.updates
         for name in ("values", "targets"):
             if name in self._shown:
-                self.tracker.log_histogram(f"sac/q_{name}", self._shown[name])
+                self.tracker.log_histogram(f"sac/q_{name}", self._shown[name].cpu())
         judge = Judge(self.sac, self.settings.gamma)
         self.run.look(self.tracker, self.steps, judge, lambda count: thirds(self.replay, count))
 

@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("gymnasium", reason="a small world is gymnasium's: pip install 'atlas-vla[gym]'")
 
-from atlas.config import Config, SacConfig
+from atlas.config import Config, DistributedConfig, SacConfig
 from atlas.data.episode import RecordedEpisode
 from atlas.data.formats import open_dataset
 from atlas.environments.catalog import make_environment
@@ -27,6 +28,7 @@ from atlas.learning.actors.messages import Address
 from atlas.learning.control import control_policy
 from atlas.learning.explorer import Explorer
 from atlas.learning.on_policy.ppo import learn_ppo
+from atlas.learning.on_policy.rank_group import one_device
 from atlas.learning.run_config import config_of_run
 from atlas.learning.sac_run import learn_here
 from atlas.policies.base import load_policy
@@ -78,6 +80,12 @@ def test_why_there_is_no_control(first_run: Path, tmp_path: Path) -> None:
     assert "several processes" in found(ranks=2)
     assert "learning.control is false" in found(config_for(first_run, "ppo", tmp_path, "learning.control=false"))
     assert "cannot be read" in found(config_for(first_run, "ppo", tmp_path, f"data.path={tmp_path / 'none'}"))
+
+
+def test_sac_learns_in_one_process() -> None:
+    with pytest.raises(InputError, match=r"distributed asks for 2 processes, and SAC learns in one: .*--actors"):
+        one_device(DistributedConfig(cpu=True, gpus=2))
+    assert one_device(DistributedConfig()) == torch.device("cpu")
 
 
 def test_what_succeeds_is_handed_on_as_it_ends() -> None:
