@@ -68,6 +68,17 @@ def prepare(config: Config, resume: str | Path | None = None, locks: ExitStack |
         return _prepare(config, resume, own if locks is None else locks)
 
 
+def record_default(data: DataConfig) -> None:
+    """Record the demonstrations of the default dataset, where that is what is read and it is not there.
+
+    Raises InputError where its folder holds another recording.
+    """
+    from atlas.rollout.recording import RecordSettings, record
+
+    if data.reads_default:
+        record(RecordSettings(**data.record.model_dump()), Path(DataConfig().path), wait=True)
+
+
 def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> PreparedRun:
     from atlas.checkpoints import Checkpoints
     from atlas.config.secrets import without_keys
@@ -77,7 +88,6 @@ def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> Pre
     from atlas.launch import settle_device
     from atlas.policies.feature_cache_filling import check_cache
     from atlas.registry.wandb_variables import check_variables, with_variables
-    from atlas.rollout.recording import RecordSettings, record
     from atlas.training.media.projection import check_method
     from atlas.training.prepared_run import PreparedRun
 
@@ -89,9 +99,7 @@ def _prepare(config: Config, resume: str | Path | None, locks: ExitStack) -> Pre
     check_folder("The run's folder (output_dir and run_name)", config.run_dir)
     if checkpoint is not None:
         _check_fits(checkpoint, config)
-    if config.data.reads_default:
-        settings = RecordSettings(**config.data.record.model_dump())
-        record(settings, Path(DataConfig().path), wait=True)  # does nothing if they exist
+    record_default(config.data)
     prepared = PreparedRun(config, checkpoint)
     prepared.data = data = _open_data(prepared)
     _check_data(prepared)

@@ -55,7 +55,7 @@ def row(name: str, overrides: list[str], out: Path) -> str:
     """Learn, and say in a row of the table what came of it."""
     algorithm = ["sac", "--residual"] if name == "residual" else [name]
     command = [*ATLAS, "learn", *algorithm, "--checkpoint", str(out / "outputs" / "base"), "--env", "cubes", "--json"]
-    found, minutes, cpu = timed([*command, f"output_dir={out / 'outputs'}", *overrides])
+    found, minutes, cpu = timed([*command, f"output_dir={out / 'outputs'}", *overrides], cwd=out)
     if name in BY_REWARD:
         return row_by_reward(name, found, minutes, cpu)
     reached = {what: f"{part['successes']}/{part['episodes']}" for what, part in found["success"].items()}

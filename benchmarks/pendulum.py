@@ -80,10 +80,10 @@ def with_sb3(name: str, seed: int, arguments: argparse.Namespace, out: Path) -> 
     return {"return": found["return"], "seconds": found["seconds"], "minutes": minutes, "cpu": cpu}
 
 
-def timed(command: Sequence[str | Path]) -> tuple[dict[str, Any], float, float]:
+def timed(command: Sequence[str | Path], cwd: Path | None = None) -> tuple[dict[str, Any], float, float]:
     """The JSON that a command prints, its minutes, and the CPU seconds of it and all that it started."""
     before, begun = os.times(), time.monotonic()
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=cwd)
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return json.loads(done.stdout), (time.monotonic() - begun) / 60, cpu

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from atlas.config import Config, RoundsConfig, SourceConfig
+from atlas.data import open_configured
 from atlas.environments.catalog import environment_spec
 from atlas.environments.rendering import RenderingGPU
 from atlas.launch import acting_device
@@ -36,6 +37,7 @@ from atlas.learning.imitation.round_experience import RoundExperience, aliases, 
 from atlas.learning.improvement import Improvement
 from atlas.learning.online_run import settle
 from atlas.policies.base import load_policy
+from atlas.prepare import record_default
 from atlas.registry import resolve_policy
 from atlas.rollout.actor import Actor
 from atlas.rollout.chunk_executor import ChunkExecutor
@@ -88,6 +90,8 @@ class _Rounds:
         held.enter_context(hold(self.folder, f"the run {self.folder}"))
         leave_page(held, self.folder)
         self._settle(checkpoint)
+        record_default(config.data)
+        open_configured(config.data)  # what cannot be read is said before anything is played
         self.device = acting_device(config.distributed.cpu)
         gpu = RenderingGPU.of(self.device)
         self.evaluator = Evaluator(env, policy.processor.camera_size, config.evaluation.workers, gpu=gpu)
