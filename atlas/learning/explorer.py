@@ -164,7 +164,7 @@ class Explorer:
 
 
 class EpisodeLog:
-    """The curves of `actor/*`, by the names of DESIGN.md, and `Train/*` for boards that expect those."""
+    """The curves of `actor/*`, and the same as `Train/*` for boards that expect those names."""
 
     def __init__(self) -> None:
         self.steps, self.episodes = 0, 0
