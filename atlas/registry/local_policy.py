@@ -60,6 +60,11 @@ def find_policy(root: Path, called: str) -> Path:
             return folder
     if not root.exists():
         raise InputError(f"There is no policy at {called}: no such folder.")
+    if (follow(root / "checkpoints" / "latest") / "policy").is_dir():
+        raise InputError(
+            f"The run {called} has no best checkpoint, since it was neither validated nor evaluated. Its last one is "
+            f"{called}/checkpoints/latest."
+        )
     raise InputError(f"There is no policy at {called}: it holds none of {', '.join(POLICY_FILES)}.")
 
 

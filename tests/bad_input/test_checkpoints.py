@@ -324,3 +324,12 @@ def test_a_run_that_another_process_trains_is_left_alone(place: Path, run_dir: P
     with hold(run_dir, "the run"):
         for arguments in (resume(run_dir), ["train", "--cpu", "run_name=run"], ["train", "--resume", "auto"]):
             refused(place, [*arguments, "output_dir=outputs", "run_name=run"], who)
+
+
+def test_a_run_without_a_best_checkpoint_names_its_last(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / "step_00000003" / "policy").mkdir(parents=True)
+    (checkpoints / "latest").symlink_to("step_00000003")
+
+    command = ["eval", "--checkpoint", "run", "--env", "cubes"]
+    refused(tmp_path, command, "run has no best checkpoint", "run/checkpoints/latest")
