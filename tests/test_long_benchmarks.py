@@ -110,7 +110,7 @@ def test_what_learning_has_reached_is_a_row(
     }
     started: list[list[str]] = []
 
-    def learned(command: list[str]) -> tuple[dict[str, Any], float, float]:
+    def learned(command: list[str], **_: object) -> tuple[dict[str, Any], float, float]:
         started.append(command)
         algorithm = command[command.index("learn") + 1]
         return json.loads(json.dumps(told[algorithm].to_dict())), 2.0, 60.0

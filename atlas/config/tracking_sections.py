@@ -15,13 +15,13 @@ from atlas.config.section import NotNegative, Positive, Section
 class GradientLoggerConfig(Section):
     """Histograms of gradients and weights, and gradient norms, of each module."""
 
-    interval: NotNegative = 600  # optimizer steps; 0: off
+    interval: NotNegative = 500  # optimizer steps; 0: off
 
 
 class PlotLoggerConfig(Section):
     """Predicted and recorded action chunks in figures and camera views, and a table of the worst samples."""
 
-    interval: NotNegative = 600  # optimizer steps, at the next validation; 0: off
+    interval: NotNegative = 500  # optimizer steps, at the next validation; 0: off
     samples: Positive = 4  # the number drawn, the same ones each time
     worst: Positive = 8  # rows of the table
 
@@ -32,7 +32,7 @@ class ActionLoggerConfig(Section):
     `action_logger: q_value` is short for {along_episodes: [q_value]}.
     """
 
-    interval: NotNegative = 600  # optimizer steps, at the next validation; 0: off
+    interval: NotNegative = 500  # optimizer steps, at the next validation; 0: off
     # What `atlas learn` draws into the films of its evaluations, where it has such: what a decision is worth and what
     # that should be; how likely the action is
     along_episodes: list[Literal["q_value", "action_probability"]] = ["q_value", "action_probability"]
@@ -54,7 +54,7 @@ class EpisodeLoggerConfig(Section):
 class VisDatasetConfig(Section):
     """A two-dimensional map of the dataset: the features that the policy's vision computes for its frames."""
 
-    interval: NotNegative = 600  # optimizer steps, at the next validation; 0: off
+    interval: NotNegative = 500  # optimizer steps, at the next validation; 0: off
     frames: Annotated[int, Field(ge=10)] = 400
     method: Literal["pca", "tsne"] = "pca"  # tsne: through scikit-learn, pip install 'atlas-vla[vis]'
 

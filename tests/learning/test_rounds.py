@@ -273,7 +273,7 @@ def test_what_cannot_learn_is_said(run: Path, tmp_path: Path, monkeypatch: pytes
     with pytest.raises(InputError, match=r"Unknown environment 'cubs'.*cubes"):
         learn(config_of_run(str(run), "dagger", []), "dagger", str(run), "cubs")
     with pytest.raises(InputError, match="nowhere"):  # before anything is played
-        learn(config_of_run(str(run), "dagger", ["data.path=nowhere"]), "dagger", str(run), "cubes")
+        learn(config_of_run(str(run), "dagger", ["data.path=nowhere", "run_name=unread"]), "dagger", str(run), "cubes")
     monkeypatch.setattr("atlas.learning.imitation.dagger.find_expert", lambda env: None)
     with pytest.raises(InputError, match=r"'somewhere' has no expert .* `atlas learn rft`"):
         Dagger(config_of_run(str(run), "dagger", []).learning.dagger, "somewhere")

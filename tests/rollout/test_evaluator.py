@@ -35,7 +35,7 @@ class Pool:
     def grow(self, size: int) -> None:
         self._size = max(self._size, size)
 
-    def begin(self, worker: int, episode: PlannedEpisode, record: bool, transitions: bool, history: object) -> None:
+    def begin(self, worker: int, episode: PlannedEpisode, *_: object) -> None:
         self._left[worker] = episode.seed, episode.seed
         self._answers = {**getattr(self, "_answers", {}), worker: Segment(STILL)}
 
@@ -47,7 +47,7 @@ class Pool:
             None if over else STILL, float(solved), len(actions), solved, over and not solved, solved
         )
 
-    def ready(self) -> dict[int, Segment]:
+    def answers(self) -> dict[int, Segment]:
         answers, self._answers = self._answers, {}
         return answers
 

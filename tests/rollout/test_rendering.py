@@ -167,9 +167,9 @@ def test_a_process_of_one_world_renders_on_the_first_gpu_that_it_is_shown(
         from atlas.learning.actors.messages import Address
 
         end = SimpleNamespace(hello=lambda: None, close=lambda: None)
-        for name, instead in {"start_policy": None, "about": None, "ActorEnd": end}.items():
+        for name, instead in {"begun_view": None, "told_to_actors": None, "ActorEnd": end}.items():
             monkeypatch.setattr(actor_role, name, lambda *_, instead=instead: instead)
-        monkeypatch.setattr(actor_role, "make_environment", made)
+        monkeypatch.setattr(actor_role, "open_world", made)
         start = lambda: actor_role.act(Config(), "cubes", Address("127.0.0.1", 1), None)  # noqa: E731
 
     with pytest.raises(Asked, match="4"):
