@@ -352,6 +352,11 @@ def go_down(training: Training, outcome: Outcome) -> None:
     while (left or not training.ended) and time.monotonic() - begin < bound:
         time.sleep(0.02)
         left = training.living()
+        if kind.stops_all and not training.done_steps() and time.monotonic() - begin > STOPPED_SECONDS:
+            # Ranks that were stopped before they had asked the kernel to end with their launcher end once they go on.
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
     outcome.down = max(outcome.down, time.monotonic() - begin)
     if left or not training.ended:
         outcome.wrong.append(f"{bound:g} s after the strike there were left: {sorted(left.values())}")
