@@ -131,7 +131,7 @@ def test_an_interval_longer_than_the_run_is_shortened_and_one_of_zero_stays_off(
     with caplog.at_level("INFO"):
         fitted = fit_intervals(media, 20)
     assert fitted == {"gradient_logger": 20, "plot_logger": 0, "action_logger": 20, "vis_dataset": 20}
-    assert "action_logger.interval 600 -> 20" in caplog.text and "plot_logger" not in caplog.text
+    assert "action_logger.interval 500 -> 20" in caplog.text and "plot_logger" not in caplog.text
 
 
 def test_after_a_resume_the_pattern_goes_on(cubes_dataset: Path, tmp_path: Path) -> None:
