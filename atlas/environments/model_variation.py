@@ -55,7 +55,7 @@ class ModelVariation:
 
     def _shift_cameras(self, shift: CameraShift) -> None:
         model = self._model
-        turn = _rotation(np.asarray(shift.turn))
+        turn = rotation_by(np.asarray(shift.turn))
         for camera in range(model.ncam):
             pose = rotation_matrix(model.cam_quat[camera])
             if model.cam_bodyid[camera] == 0:  # it stands in the scene
@@ -63,7 +63,7 @@ class ModelVariation:
                 vertical = np.array([0.0, 0.0, 1.0])
                 aside = np.cross(vertical, arm)
                 aside = aside / np.linalg.norm(aside) if np.linalg.norm(aside) > 1e-6 else np.array([0.0, 1.0, 0.0])
-                move = _rotation(vertical * shift.around) @ _rotation(-aside * shift.up)
+                move = rotation_by(vertical * shift.around) @ rotation_by(-aside * shift.up)
                 model.cam_pos[camera] = self._look_at + shift.distance * (move @ arm)
                 pose = move @ pose
             model.cam_quat[camera] = _quaternion(pose @ turn)
@@ -156,8 +156,8 @@ def draw_pattern(rng: np.random.Generator, side: int) -> np.ndarray:
 # ---- rotations ----------------------------------------------------------------------------------------------------
 
 
-def _rotation(turn: np.ndarray) -> np.ndarray:
-    """Rodrigues' formula: the matrix [3, 3] of an axis-angle [3]."""
+def rotation_by(turn: np.ndarray) -> np.ndarray:
+    """The rotation matrix [3, 3] of an axis times an angle [3] (Rodrigues' formula)."""
     angle = float(np.linalg.norm(turn))
     if angle < 1e-12:
         return np.eye(3)

@@ -17,7 +17,7 @@ from atlas.environments.state_world import StateWorld
 from atlas.rollout.actor import Actor
 from atlas.rollout.episode_plan import PlannedEpisode, episode_seed
 from atlas.rollout.episode_player import EpisodePlayer, Executed, Segment
-from atlas.rollout.experience import Played, as_recorded, watched
+from atlas.rollout.experience import Played, as_recorded, ended, watched
 from atlas.rollout.success_report import EpisodeOutcome
 from atlas.rollout.transitions import Transition
 from atlas.system.progress import progress_bar
@@ -137,12 +137,12 @@ class Explorer:
         if not segment.done:
             return transition, None
         seconds = time.monotonic() - self._begun
-        ended = Ended(self._reward, self._length, segment.success, segment.truncated, seconds)
+        done = Ended(self._reward, self._length, segment.success, segment.truncated, seconds)
         if self._keep is not None and segment.success:
             self._keep_played(segment)
         self.episodes += 1
         self.begin()
-        return transition, ended
+        return transition, done
 
     def _run(self, actions: np.ndarray) -> Segment:
         segment = self._player.run(actions)
@@ -233,23 +233,11 @@ def play_here(
 
 def _play(env: Environment, actor: Actor, episode: PlannedEpisode) -> tuple[EpisodeOutcome, Ended]:
     player, begun = EpisodePlayer(env, episode), time.monotonic()
-    segment, reward, steps = player.begin(), 0.0, 0
+    segments = [player.begin()]
     actor.reset(0, episode.seed)
-    while not segment.done:
-        assert segment.observation is not None
-        segment = player.run(actor.plan({0: segment.observation})[0])
-        reward += segment.reward
-        steps += segment.steps
+    while not (last := segments[-1]).done:
+        assert last.observation is not None
+        segments.append(player.run(actor.plan({0: last.observation})[0]))
     seconds = time.monotonic() - begun
-    failure = segment.failure
-    outcome = EpisodeOutcome(
-        episode.instruction,
-        episode.seed,
-        segment.success,
-        reward,
-        steps,
-        failure=None if failure is None else failure.kind,
-        failed_at=None if failure is None else failure.step,
-        judged=env.spec.judged,
-    )
-    return outcome, Ended(reward, steps, segment.success, segment.truncated, seconds)
+    outcome = ended(episode, segments, env.spec.judged, handed_over=False).outcome
+    return outcome, Ended(outcome.reward, outcome.length, outcome.success, last.truncated, seconds)

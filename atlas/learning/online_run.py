@@ -47,7 +47,6 @@ from atlas.registry import resolve_policy
 from atlas.rollout.actor import Actor
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
-from atlas.rollout.evaluation import one_thread
 from atlas.rollout.success_report import EpisodeOutcome, EvaluationReport
 from atlas.rollout.verdicts.evidence import trained_on
 from atlas.runs.run_directory import EVALUATIONS, LEARNING
@@ -55,6 +54,7 @@ from atlas.system.documents import read_json
 from atlas.system.file_store import CONFIG
 from atlas.system.files import partial_folder, write_json, write_text
 from atlas.system.locks import hold
+from atlas.system.process_control.threads import one_thread
 from atlas.tracking import RunTracker
 from atlas.training.guards.signals import Interrupted, StopRequest
 

@@ -15,8 +15,8 @@ from atlas.learning.online_run import OnlineRun
 from atlas.learning.returns import OnlineResult
 from atlas.learning.run_parts import View
 from atlas.learning.sac_learner import Piece, SacLearner
-from atlas.rollout.evaluation import one_thread
 from atlas.rollout.transitions import Transition
+from atlas.system.process_control.threads import one_thread
 from atlas.training.guards.signals import Interrupted, StopRequest, listening
 
 

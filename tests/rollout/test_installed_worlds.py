@@ -12,9 +12,10 @@ pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install
 
 from atlas.environments import installed_worlds
 from atlas.environments.catalog import environment_spec, find_demonstrator, make_environment
-from atlas.environments.gym.aloha_demonstrator import _between, _Pose, _turned
+from atlas.environments.gym.aloha_demonstrator import _between, _Pose
 from atlas.environments.gym.gym_presets import PRESETS
 from atlas.environments.installed_worlds import conflicting_pins, pins_explained
+from atlas.environments.model_variation import rotation_by
 from atlas.errors import InputError
 from atlas.types import ActionGroup, ActionSpec
 from tests.bad_input.table import refused
@@ -76,12 +77,12 @@ def test_the_cube_is_transferred_from_arm_to_arm() -> None:
 
 
 def test_poses_between_two_are_on_the_way() -> None:
-    plan = [_Pose(0, np.zeros(3), np.eye(3), 1.0), _Pose(10, np.ones(3), _turned(np.array([0, 0, 3.0])), 0.0)]
+    plan = [_Pose(0, np.zeros(3), np.eye(3), 1.0), _Pose(10, np.ones(3), rotation_by(np.array([0, 0, 3.0])), 0.0)]
 
     place, turned, opening = _between(plan, 5)
 
     assert place.tolist() == [0.5, 0.5, 0.5] and opening == 0.5
-    np.testing.assert_allclose(turned, _turned(np.array([0, 0, 1.5])), atol=1e-9)
+    np.testing.assert_allclose(turned, rotation_by(np.array([0, 0, 1.5])), atol=1e-9)
 
 
 @needs("gym_pusht")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from atlas.environments.gym.gym_world import GymEnvironment
+from atlas.environments.model_variation import rotation_by
 
 TRANSFER = "aloha-transfer-cube"
 
@@ -96,7 +97,7 @@ def _between(plan: Sequence[_Pose], step: int) -> tuple[np.ndarray, np.ndarray, 
     later = next((i for i, pose in enumerate(plan) if pose.step > step), len(plan) - 1)
     start, end = plan[max(0, later - 1)], plan[later]
     share = float(np.clip((step - start.step) / max(end.step - start.step, 1e-6), 0.0, 1.0))
-    turned = _turned(share * _rotation_vector(end.turned @ start.turned.T)) @ start.turned
+    turned = rotation_by(share * _rotation_vector(end.turned @ start.turned.T)) @ start.turned
     return (
         start.place + share * (end.place - start.place),
         turned,
@@ -148,13 +149,3 @@ def _rotation_vector(matrix: np.ndarray) -> np.ndarray:
     angle = np.arccos(np.clip((np.trace(matrix) - 1) / 2, -1.0, 1.0))
     skew = np.array([matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]])
     return skew / 2 if angle < 1e-6 else skew * angle / (2 * np.sin(angle))
-
-
-def _turned(vector: np.ndarray) -> np.ndarray:
-    """The rotation matrix [3, 3] of an axis times an angle (Rodrigues' formula)."""
-    angle = float(np.linalg.norm(vector))
-    if angle < 1e-9:
-        return np.eye(3)
-    x, y, z = vector / angle
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross

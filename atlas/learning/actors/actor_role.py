@@ -18,7 +18,7 @@ from atlas.learning.explorer import EpisodeLog, Explorer
 from atlas.learning.run_parts import RESIDUAL, View, begun_view, open_world, told_to_actors
 from atlas.learning.sac_learner import Piece
 from atlas.learning.sac_run import Tries, piece_of
-from atlas.rollout.evaluation import one_thread
+from atlas.system.process_control.threads import one_thread
 from atlas.tracking import RunTracker
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from atlas.learning.online_run import OnlineRun
 from atlas.learning.returns import OnlineResult
 from atlas.learning.run_parts import told_to_actors
 from atlas.learning.sac_learner import SacLearner
-from atlas.rollout.evaluation import one_thread
+from atlas.system.process_control.threads import one_thread
 from atlas.training.guards.signals import Interrupted, StopRequest, listening
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from atlas.learning.on_policy.rank_group import RankGroup
 from atlas.learning.online_run import OnlineRun
 from atlas.learning.policy_view import PolicyView
 from atlas.learning.returns import OnlineResult
-from atlas.rollout.evaluation import one_thread
+from atlas.system.process_control.threads import one_thread
 from atlas.training.guards.signals import StopRequest, listening
 
 logger = logging.getLogger(__name__)
