@@ -16,7 +16,7 @@ from atlas.config import Config, DataConfig, dump_yaml, load_config
 from atlas.config.model_section import MODEL
 from atlas.config.section import differences
 from atlas.errors import InputError
-from atlas.runs.run_directory import RESULTS
+from atlas.runs.run_directory import LEARNING, RESULTS
 from atlas.system.documents import read_yaml
 from atlas.system.file_store import CONFIG
 from atlas.system.files import write_text
@@ -156,6 +156,16 @@ def _what(run_dir: Path) -> str:
     return f"the run '{run_dir.name}'"
 
 
+def _check_usable(run_dir: Path) -> None:
+    """Refuse the folder of a run that another process trains, or that learns from experience. Raises InputError."""
+    check_free(run_dir, _what(run_dir))
+    if (run_dir / LEARNING).exists():
+        raise InputError(
+            f"{run_dir} is a run of atlas learn: the command that began it also continues it. Choose another run_name "
+            "for training."
+        )
+
+
 def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path | None]:
     """Name the run; refuse to overwrite an existing one; find the checkpoint to resume from, undamaged."""
     from atlas.checkpoints import find_checkpoint, find_undamaged, saved_steps, verify
@@ -164,20 +174,20 @@ def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path
         checkpoint = _fetched(str(resume))
         name = config.run_name or load_config(checkpoint / CONFIG).run_name
         config = config.model_copy(update={"run_name": name})
-        check_free(config.run_dir, _what(config.run_dir))
+        _check_usable(config.run_dir)
         _check_same_run(checkpoint, config.run_dir, str(resume))
         return config, checkpoint
     if resume is not None and str(resume) != "auto":
         checkpoint = find_checkpoint(Path(resume))
         run_dir = checkpoint.parent.parent
-        check_free(run_dir, _what(run_dir))
+        _check_usable(run_dir)
         verify(checkpoint)
         settled = {"run_name": run_dir.name, "output_dir": str(run_dir.parent)}
         return config.model_copy(update=settled), checkpoint
     if config.run_name is None and resume is not None:
         unfinished = _newest_unfinished_run(config)
         if unfinished is not None:
-            check_free(unfinished, _what(unfinished))
+            _check_usable(unfinished)
             return config.model_copy(update={"run_name": unfinished.name}), find_undamaged(unfinished)
     if config.run_name is None:
         name = f"atlas-{config.data.label}-{config.model.label}-lr{config.training.learning_rate:g}"
@@ -186,7 +196,7 @@ def _settle_run(config: Config, resume: str | Path | None) -> tuple[Config, Path
             when += f"-{trial}"
         return config.model_copy(update={"run_name": f"{name}-{when}"}), None
     run_dir = config.run_dir
-    check_free(run_dir, _what(run_dir))
+    _check_usable(run_dir)
     if not saved_steps(run_dir / "checkpoints"):
         return config, None
     if resume is None:
@@ -205,7 +215,7 @@ def _newest_unfinished_run(config: Config) -> Path | None:
     roots = [root for root in Path(config.output_dir).glob("*/checkpoints") if saved_steps(root)]
     roots.sort(key=lambda root: root.stat().st_mtime, reverse=True)  # by when the last checkpoint was put there
     for run_dir in (root.parent for root in roots):
-        if not (run_dir / RESULTS).exists():
+        if not any((run_dir / name).exists() for name in (RESULTS, LEARNING)):
             try:
                 was = load_config(run_dir / CONFIG)
             except InputError:

@@ -86,6 +86,11 @@ class ChangedEpisode:
         return np.asarray(change(self._episode.proprio.copy()), np.float32)[self._of._keep]
 
     @property
+    def rewards(self) -> np.ndarray | None:
+        rewards = self._episode.rewards
+        return None if rewards is None else rewards[self._of._keep]
+
+    @property
     def sim_states(self) -> np.ndarray | None:
         states = self._episode.sim_states
         return None if states is None else states[self._of._keep]

@@ -1,6 +1,7 @@
 """The known silent bugs, each planted alone: which tool names it, and what it costs in success.
 
-    python benchmarks/planted.py RUN [--data data/cubes] [--episodes 40] [--out planted.json] [--only NAME ...]
+    python benchmarks/planted.py RUN [--data data/cubes] [--clean DIR ...] [--episodes 40] [--out planted.json]
+                                 [--only NAME ...]
 
 RUN is a finished run of the default job. Bugs are planted in the policy that is loaded, between policy and environment,
 and in the data. `atlas eval --diagnose` looks at the rollouts with each of the first two kinds, `atlas data check` at
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--data-episodes", type=int, default=24, help="of the data, that are looked at")
     parser.add_argument("--out", type=Path, help="a JSON file with all that was found")
     parser.add_argument("--only", nargs="*", help="plants of these names alone")
+    parser.add_argument("--clean", nargs="*", type=Path, default=[], help="more datasets in which nothing is wrong")
     parser.add_argument("--without-data", action="store_true")
     arguments = parser.parse_args()
     print(f"\n{describe()}\n")
@@ -170,7 +172,7 @@ def data_checks(arguments: argparse.Namespace, wanted: Any) -> list[Result]:
     size = min(whole.image_size(camera)[0] for camera in whole.cameras)
     with closing(make_environment("cubes", size)) as env:
         if wanted("clean"):
-            for name, dataset in clean_datasets(whole, few):
+            for name, dataset in clean_datasets(whole, few, arguments.clean):
                 world = env if dataset.environment == "cubes" else None
                 found.append(check(DataPlant(name, ()), dataset, world, arguments.run))
         for plant in DATA_PLANTS:
@@ -204,6 +206,8 @@ def said_by_training(dataset: Any, run: Path) -> tuple[list[Finding], str | None
         places = [f"data.path={data}", "data.datasets=null", f"output_dir={folder}", "run_name=prepared"]
         settings = ["data.cameras=null", "data.features=null", "data.feature_cache=null", "data.frame_cache=null"]
         config = load_config(run / "config.yaml", [*places, *settings, "evaluation.env=none"])
+        horizon = min(config.data.action_horizon, int(dataset.lengths.max()))
+        config = config.model_copy(update={"data": config.data.model_copy(update={"action_horizon": horizon})})
         try:
             prepared = prepare(config, locks=locks)
         except InputError as refusal:

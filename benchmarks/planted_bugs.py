@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -325,12 +325,11 @@ DATA_PLANTS = (
 )
 
 
-def clean_datasets(whole: Any, few: np.ndarray) -> Iterator[tuple[str, Any]]:
-    """Five sets in which nothing is planted, of the default data three parts."""
-    thirds = np.array_split(np.arange(len(whole)), 3)
-    for number, part in enumerate(thirds):
-        chosen = part[np.unique(np.linspace(0, len(part) - 1, len(few)).round().astype(int))]
-        yield f"nothing (cubes, part {number + 1})", Changed(whole, order=chosen.tolist())
+def clean_datasets(whole: Any, few: np.ndarray, others: Sequence[Path]) -> Iterator[tuple[str, Any]]:
+    """Sets in which nothing is planted: some of the default data, two that LeRobot has written, and others."""
+    yield "nothing (cubes)", Changed(whole, order=few.tolist())
     fixtures = Path(__file__).parents[1] / "tests" / "fixtures"
-    for name in ("lerobot_v30_image", "lerobot_v30_video"):
-        yield f"nothing ({name})", open_dataset(fixtures / name)
+    for folder in (fixtures / "lerobot_v30_image", fixtures / "lerobot_v30_video", *others):
+        dataset = open_dataset(folder)
+        some = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), len(few))).round().astype(int))
+        yield f"nothing ({folder.name})", Changed(dataset, order=some.tolist())

@@ -1,6 +1,6 @@
 """Checkpoints: what they hold, how they are written in the background, kept, checked and found."""
 
-from atlas.checkpoints.contents import Contents, TrainingState, load_state
+from atlas.checkpoints.contents import Captured, Contents, TrainingState, load_state
 from atlas.checkpoints.run_folder import (
     Checkpoints,
     Retention,
@@ -11,6 +11,7 @@ from atlas.checkpoints.run_folder import (
 )
 
 __all__ = [
+    "Captured",
     "Checkpoints",
     "Contents",
     "Retention",

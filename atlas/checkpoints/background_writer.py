@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from atlas.checkpoints.contents import Contents
+from atlas.checkpoints.contents import Captured
 from atlas.checkpoints.run_folder import Checkpoints
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class BackgroundWriter:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def begin(self, contents: Contents, then: Callable[[Path], object] | None = None) -> None:
+    def begin(self, contents: Captured, then: Callable[[Path], object] | None = None) -> None:
         """Begin to write a checkpoint, after the one before it; see `Checkpoints.write` and `prune`.
 
         contents: must not change until `wait` returns, see `Snapshot.copied`. then: called on the writing thread with
@@ -59,7 +59,7 @@ class BackgroundWriter:
             raise error
         return True
 
-    def _run(self, contents: Contents, then: Callable[[Path], object] | None) -> None:
+    def _run(self, contents: Captured, then: Callable[[Path], object] | None) -> None:
         _writing.add(threading.current_thread())
         try:
             if self._before is not None:
@@ -72,7 +72,7 @@ class BackgroundWriter:
         finally:
             _writing.discard(threading.current_thread())
 
-    def _write(self, contents: Contents) -> Path | None:
+    def _write(self, contents: Captured) -> Path | None:
         step = contents.state.step
         try:
             path = self._checkpoints.write(contents)
@@ -85,7 +85,7 @@ class BackgroundWriter:
             self._fail(f"Old checkpoints could not be removed after step {step}: {error}.")
         return path
 
-    def _room(self, contents: Contents) -> str:
+    def _room(self, contents: Captured) -> str:
         root = self._checkpoints.root
         try:
             free = f"{_size(shutil.disk_usage(root).free)} are free in {root}"

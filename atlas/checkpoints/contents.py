@@ -67,16 +67,21 @@ def load_state(checkpoint: Path) -> TrainingState:
 
 
 class Contents(Protocol):
-    """The parts that a checkpoint is made of, such as a `Snapshot`."""
+    """The parts that a checkpoint is made of."""
 
     @property
     def state(self) -> TrainingState: ...
 
-    @property
-    def nbytes(self) -> int: ...
-
     def write(self, folder: Path) -> None:
         """Write `policy/` and `trainer/` into a folder, without waiting for the disk. Raises OSError."""
+
+
+class Captured(Contents, Protocol):
+    """Contents captured at one moment, to be written while training goes on, such as a `Snapshot`."""
+
+    @property
+    def nbytes(self) -> int:
+        """About the size on disk."""
 
 
 @dataclass(frozen=True)

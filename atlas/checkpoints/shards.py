@@ -233,10 +233,6 @@ class _Announced:
     def state(self) -> TrainingState:
         return self._contents.state
 
-    @property
-    def nbytes(self) -> int:
-        return self._contents.nbytes
-
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.told = True

@@ -2,7 +2,7 @@
 
 <run>/learning.json           what is learned from what; a run that was stopped goes on by it
       actor/, learner/        a board each: `actor/*` over steps, `sac/*` and others over updates
-      checkpoints/step_…/     the policy, and what it takes to go on
+      checkpoints/            see learner_checkpoints.py
       best/policy/            the policy with the best evaluation
       start/policy/           that of before, where it is saved nowhere else
       learned/policy/         that of after, where it is worse and `best` is that of before
@@ -38,8 +38,9 @@ from atlas.learning.boards.part_trackers import finish_with, part_tracker
 from atlas.learning.control import control_policy
 from atlas.learning.explorer import Ended, Keep, play_here, summary_aliases
 from atlas.learning.imitation.kept_episodes import KeptEpisodes
-from atlas.learning.on_policy.rank_group import RankGroup
+from atlas.learning.learner_checkpoints import LearnerCheckpoints
 from atlas.learning.policy_view import PolicyView, load_start
+from atlas.learning.rank_group import RankGroup
 from atlas.learning.returns import OnlineResult
 from atlas.learning.run_parts import RESIDUAL, about, actor_of, begun_view, open_world
 from atlas.policies.processor import PolicyProcessor
@@ -62,7 +63,6 @@ logger = logging.getLogger(__name__)
 
 _START = "start"  # in the run's folder: the policy of before, where it is saved nowhere else
 _LEARNED = "learned"  # that of after, where it has become worse
-_FACTS = "facts.json"  # of a checkpoint; it is written last
 
 
 def settle(folder: Path, asked: dict[str, Any], config: Config) -> None:
@@ -118,6 +118,7 @@ class OnlineRun:
             settle(self.folder, asked, config)
         self.group.gathered(None)  # what the first has found and refused, the others do not begin with
         self._held, self._world = held, list[Environment]()
+        self._checkpoints = LearnerCheckpoints(self.folder, self.policy, self.group.size)
         self._kept = KeptEpisodes(self.folder / "experience", env, name)
         self._boards: tuple[EvaluationBoard, ExperienceMap] | None = None
         self._demonstrated: Seen | None = None
@@ -380,28 +381,17 @@ class OnlineRun:
 
     # ---- checkpoints -----------------------------------------------------------------------------------------
 
-    def save(self, steps: int, facts: dict[str, Any], write: Callable[[Path], None]) -> None:
-        """Keep a checkpoint, whole or not at all, and remove the one before. write: what it takes to go on."""
-        root = self.folder / "checkpoints"
-        place = root / f"step_{steps:08d}"
-        if not self.group.main or place.exists():
-            return
-        with partial_folder(place) as partial:
-            self.policy.save_pretrained(partial / "policy")
-            write(partial)
-            write_json(partial / _FACTS, {**facts, "best": self.best})
-            os.replace(partial, place)
-        for old in sorted(root.glob("step_*"))[:-1]:
-            shutil.rmtree(old, ignore_errors=True)
+    def save(self, facts: dict[str, Any], write_learner: Callable[[Path], None]) -> None:
+        """Keep a checkpoint; see `LearnerCheckpoints.save`. facts: "steps" among them."""
+        if self.group.main:
+            self._checkpoints.save(facts["steps"], {**facts, "best": self.best}, write_learner)
 
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint, and its facts."""
-        whole = [place for place in (self.folder / "checkpoints").glob("step_*") if (place / _FACTS).exists()]
-        if not whole:
-            return None
-        facts = read_json(max(whole) / _FACTS)
-        self.best = facts["best"]
-        return max(whole), facts
+        """The algorithm's part of the newest checkpoint, and its facts; see `LearnerCheckpoints.latest`."""
+        found = self._checkpoints.latest()
+        if found is not None:
+            self.best = found[1]["best"]
+        return found
 
 
 _MAY_CHANGE = {

@@ -165,7 +165,7 @@ class SacLearner:
             self.replay.save(folder / REPLAY)
             save_nested(folder / LEARNER, self.sac.state_dict())
 
-        self.run.save(self.steps, facts, write)
+        self.run.save(facts, write)
 
     def _resume(self) -> dict[str, Any]:
         """Go on from the newest checkpoint; its facts, {} where there is none."""

@@ -10,8 +10,8 @@ import torch
 
 from atlas.config import Config, SacBaseConfig
 from atlas.learning.explorer import EpisodeLog, Explorer
-from atlas.learning.on_policy.rank_group import RankGroup, one_device
 from atlas.learning.online_run import OnlineRun
+from atlas.learning.rank_group import RankGroup, one_device
 from atlas.learning.returns import OnlineResult
 from atlas.learning.run_parts import View
 from atlas.learning.sac_learner import Piece, SacLearner

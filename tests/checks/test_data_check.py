@@ -306,6 +306,17 @@ def test_colours_that_an_encoder_has_lost_are_warned_of(good: EpisodeDataset, en
     assert said(found, "view").count("has kept 40% of the colours") == 2
 
 
+def test_pictures_that_repeat_while_the_robot_moves_are_named(good: EpisodeDataset) -> None:
+    def every_second(_: str, images: np.ndarray) -> np.ndarray:
+        return images[np.arange(len(images)) // 2 * 2]
+
+    only = [(name, check) for name, check in CHECKS if name == "video"]
+    stale, fresh = (findings_in(each, checks=only) for each in (Changed(good, images=every_second), good))
+
+    assert [f.bugs for f in stale if f.severity == "warning"] == [("stale_frames",)] * 2
+    assert [f for f in fresh if f.severity == "warning"] == []
+
+
 def test_a_camera_that_shows_nothing_is_named_once(good: EpisodeDataset, env: CubesEnvironment) -> None:
     black = Changed(good, images=lambda camera, images: images * (camera == "agentview"))
 

@@ -250,7 +250,7 @@ def test_either_may_be_killed_and_started_again(tmp_path: Path) -> None:
     found = json.loads(out)
     assert found["env_steps"] >= 600
     # Nothing is lost: what the learner has is what the first actor sent until it died, and what the second did.
-    facts = json.loads(max((tmp_path / "run" / "checkpoints").glob("*/facts.json")).read_text())
+    facts = json.loads(max((tmp_path / "run" / "checkpoints").glob("step_*/trainer/facts.json")).read_text())
     assert facts["steps"] == found["env_steps"] and set(facts["arrived"]) == {"0", "1"}
     assert facts["decisions"] == facts["steps"]
 

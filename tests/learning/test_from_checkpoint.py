@@ -16,6 +16,7 @@ import torch
 
 pytest.importorskip("gymnasium", reason="a small world is gymnasium's: pip install 'atlas-vla[gym]'")
 
+from atlas.checkpoints import saved_steps
 from atlas.config import Config, DistributedConfig, SacConfig
 from atlas.data.episode import RecordedEpisode
 from atlas.data.formats import open_dataset
@@ -28,7 +29,7 @@ from atlas.learning.actors.messages import Address
 from atlas.learning.control import control_policy
 from atlas.learning.explorer import Explorer
 from atlas.learning.on_policy.ppo import learn_ppo
-from atlas.learning.on_policy.rank_group import one_device
+from atlas.learning.rank_group import one_device
 from atlas.learning.run_config import config_of_run
 from atlas.learning.sac_run import learn_here
 from atlas.policies.base import load_policy
@@ -120,13 +121,13 @@ def test_a_correction_that_was_stopped_goes_on_exactly(
     break_at(13)
     with pytest.raises(RuntimeError, match="lights"):
         learn_here(config_for(first_run, "residual", tmp_path, *out), "shelf", str(first_run), "residual")
-    assert [p.name for p in (tmp_path / "first-residual" / "checkpoints").iterdir()] == ["step_00000040"]
+    assert saved_steps(tmp_path / "first-residual" / "checkpoints") == [40]
     learn_here(config_for(first_run, "residual", tmp_path, *out), "shelf", str(first_run), "residual")
     whole = config_for(first_run, "residual", tmp_path, *out, "run_name=whole")
     result = learn_here(whole, "shelf", str(first_run), "residual")
 
     kept = [tmp_path / name / "checkpoints" / "step_00000060" for name in ("first-residual", "whole")]
-    for file in ("learner.safetensors", "replay.safetensors", "policy/model.safetensors"):
+    for file in ("trainer/learner.safetensors", "trainer/replay.safetensors", "policy/model.safetensors"):
         assert (kept[0] / file).read_bytes() == (kept[1] / file).read_bytes(), file
     assert result.updates > 2 and result.control is None and "learning.control is false" in result.sentence()
 

@@ -93,7 +93,7 @@ def test_it_learns_and_goes_on_exactly(
     assert found["env_steps"] == 512 and found["success_rate"]["after"] > found["success_rate"]["before"] + 0.2
     assert result.after.success_rate == found["success_rate"]["after"] and found["ended_early"] is None
     kept = [tmp_path / name / "checkpoints" / "step_00000512" for name in ("broken", "w")]
-    for file in ("learner.safetensors", "policy/model.safetensors"):
+    for file in ("trainer/learner.safetensors", "policy/model.safetensors"):
         assert (kept[0] / file).read_bytes() == (kept[1] / file).read_bytes(), file
     learner = read_scalars(tmp_path / "w" / "learner")
     assert {"grpo/policy_loss", "grpo/kl", "grpo/groups_kept", "grpo/mean_reached"} <= learner.keys()

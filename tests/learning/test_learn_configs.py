@@ -12,8 +12,8 @@ from atlas.config import load_config
 from atlas.config.reading import DEFAULT_CONFIG
 from atlas.learning.on_policy.on_policy_run import check_shared
 from atlas.learning.on_policy.ppo import PPO
-from atlas.learning.on_policy.rank_group import RankGroup
 from atlas.learning.policy_view import PolicyView
+from atlas.learning.rank_group import RankGroup
 from atlas.learning.run_config import settings_of
 from atlas.policies.action_distribution import Noise
 from tests.policies.pi_policies import build

@@ -14,7 +14,7 @@ pytest.importorskip("gymnasium", reason="Pendulum is gymnasium's: pip install 'a
 from atlas.config import DistributedConfig
 from atlas.errors import InputError
 from atlas.learning.on_policy.on_policy_run import check_shared
-from atlas.learning.on_policy.rank_group import RankGroup, asked_processes
+from atlas.learning.rank_group import RankGroup, asked_processes
 from atlas.learning.run_config import config_from_nothing, settings_of
 from atlas.runs import read_scalars
 from atlas.system.tensors import load_nested
@@ -39,7 +39,7 @@ SETTINGS = {
 
 
 def learner_of(run: Path) -> dict[str, torch.Tensor]:
-    state = load_nested(max((run / "checkpoints").glob("step_*")) / "learner.safetensors")
+    state = load_nested(run / "checkpoints" / "latest" / "trainer" / "learner.safetensors")
     values = state.get("value", {})
     return {**state["policy"], **{f"value.{name}": each for name, each in values.items()}}
 

@@ -111,7 +111,7 @@ def test_a_run_goes_on_exactly_in_the_middle_of_episodes(tmp_path: Path, break_a
 
     assert result.steps == 240 and result.updates == 4 * 2 and result.episodes == 2 * (240 // 2 // 25)
     kept = [each.run_dir / "checkpoints" / "step_00000240" for each in (config, whole)]
-    for file in ("learner.safetensors", "worlds.safetensors", "policy/model.safetensors"):
+    for file in ("trainer/learner.safetensors", "trainer/worlds.safetensors", "policy/model.safetensors"):
         assert (kept[0] / file).read_bytes() == (kept[1] / file).read_bytes(), file
     learner = read_scalars(config.run_dir / "learner")
     assert learner["learner/update_steps"][-1] == (8, 8) and "ppo/explained_variance" in learner

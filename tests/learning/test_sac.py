@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
 
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+from atlas.checkpoints import saved_steps
 from atlas.config import Config, SacConfig
 from atlas.environments.catalog import environment_spec
+from atlas.errors import InputError
 from atlas.learning.experience_replay import Drawn, Replay
 from atlas.learning.policy_view import PolicyView
 from atlas.learning.run_config import config_from_nothing
@@ -91,6 +94,15 @@ def test_what_is_not_finite_is_skipped_and_counted(tmp_path: Path) -> None:
     assert sac.skipped == 1 and sac.updates == 2
 
 
+@contextmanager
+def damaged(file: Path) -> Iterator[None]:
+    """The file with its last byte changed, for a while."""
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    yield
+    file.write_bytes(whole)
+
+
 def test_a_run_that_was_stopped_goes_on_exactly(
     tmp_path: Path, break_at: Callable[[int], None], atlas: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,15 +111,19 @@ def test_a_run_that_was_stopped_goes_on_exactly(
     break_at(130)
     with pytest.raises(RuntimeError, match="lights"):
         learn_here(small(tmp_path, *steps, "run_name=broken"), PENDULUM)
-    assert [place.name for place in (tmp_path / "broken" / "checkpoints").iterdir()] == ["step_00000100"]
+    assert saved_steps(tmp_path / "broken" / "checkpoints") == [100]
+    replay = tmp_path / "broken" / "checkpoints" / "latest" / "trainer" / "replay.safetensors"
+    with damaged(replay), pytest.raises(InputError, match=r"replay.safetensors is damaged"):
+        learn_here(small(tmp_path, *steps, "run_name=broken"), PENDULUM)
     learn_here(small(tmp_path, *steps, "run_name=broken"), PENDULUM)
-    capsys.readouterr()  # of the runs before
+    assert atlas("train", "--resume", str(tmp_path / "broken")) == 2
+    assert "broken is a run of atlas learn" in capsys.readouterr().err
     code = atlas("learn", "sac", "--env", PENDULUM, "--json", *TINY, *steps, f"output_dir={tmp_path}", "run_name=whole")
 
     found = json.loads(capsys.readouterr().out)
     assert code == 0 and found["env_steps"] == 150 and found["updates"] == 100 and found["episodes"] == 3
     kept = [tmp_path / name / "checkpoints" / "step_00000150" for name in ("broken", "whole")]
-    for file in ("learner.safetensors", "replay.safetensors", "policy/model.safetensors"):
+    for file in ("trainer/learner.safetensors", "trainer/replay.safetensors", "policy/model.safetensors"):
         assert (kept[0] / file).read_bytes() == (kept[1] / file).read_bytes(), file
     actor, learner = (read_scalars(tmp_path / "whole" / part) for part in ("actor", "learner"))
     assert [step for step, _ in actor["actor/episode_reward"]] == [50, 100, 150]

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from torch.distributed.tensor import DTensor
 
-from atlas.checkpoints import Contents
+from atlas.checkpoints import Captured
 from atlas.checkpoints.contents import TrainingState, random_state
 from atlas.config import Config, load_config
 from atlas.policies.base import Policy
@@ -89,7 +89,7 @@ class Training:
         self.accelerator.backward(share * self.accelerator.num_processes)
         return share.detach()
 
-    def snapshot(self, step: int) -> Contents | None:
+    def snapshot(self, step: int) -> Captured | None:
         state = TrainingState(step, SAMPLES * step, self.accelerator.num_processes)
         return self.strategy.snapshot(state, gather_object([random_state()]))
 

@@ -156,7 +156,7 @@ def _learn_on_policy(
 ) -> None:
     """In this process, or in as many as `distributed` says."""
     with stdout_kept_for_the_report(as_json):
-        from atlas.learning.on_policy.rank_group import asked_processes
+        from atlas.learning.rank_group import asked_processes
         from atlas.learning.run_config import settings_of
 
         own = [] if settings is None else settings_of(settings)

@@ -14,8 +14,8 @@ from atlas.config import Config, SacBaseConfig
 from atlas.errors import InputError
 from atlas.learning.actors.learner_link import LearnerEnd
 from atlas.learning.actors.messages import Address, Experience, Hello, Taken, Weights, Welcome, WhoAreYou
-from atlas.learning.on_policy.rank_group import RankGroup, one_device
 from atlas.learning.online_run import OnlineRun
+from atlas.learning.rank_group import RankGroup, one_device
 from atlas.learning.returns import OnlineResult
 from atlas.learning.run_parts import told_to_actors
 from atlas.learning.sac_learner import SacLearner

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from atlas.checkpoints import find_undamaged, saved_steps
 from atlas.config import Config, SacBaseConfig, load_config
 from atlas.drawing.experience_plots import draw_valued_map
 from atlas.drawing.figures import draw_map
@@ -64,9 +65,9 @@ def map_replay(run: Path, method: Literal["pca", "tsne"], frames: int, out: Path
     view, settings = _view(config, asked, checkpoint)
     columns = view.columns, view.action_dim
     replay = Replay(settings.replay_capacity, *columns, about(view.policy, asked["env"]), settings.priority)
-    replay.load(checkpoint / REPLAY)
+    replay.load(checkpoint / "trainer" / REPLAY)
     sac = SoftActorCritic(settings, view, config.seed, torch.device("cpu"))
-    sac.load_state_dict(load_nested(checkpoint / LEARNER))
+    sac.load_state_dict(load_nested(checkpoint / "trainer" / LEARNER))
     rows = replay.evenly(frames)
     if len(rows) < 4:
         raise InputError(f"The replay of {checkpoint} has {len(rows)} decisions; there must be 4 at least.")
@@ -97,12 +98,13 @@ def _newest(folder: Path) -> Path:
     """The newest checkpoint that has a replay. Raises InputError."""
     if not (folder / LEARNING).exists():
         raise InputError(f"{folder} is no run of atlas learn; give one of SAC, such as outputs/Pendulum-v1-sac.")
-    found = [place for place in (folder / "checkpoints").glob("step_*") if (place / REPLAY).exists()]
-    if not found:
+    checkpoints = folder / "checkpoints"
+    newest = find_undamaged(folder) if saved_steps(checkpoints) else None
+    if newest is None or not (newest / "trainer" / REPLAY).exists():
         name = read_json(folder / LEARNING)["algorithm"]
         why = "it has no checkpoint yet" if name in ("sac", RESIDUAL) else f"{name} keeps none"
         raise InputError(f"{folder} has no replay: {why}. SAC keeps one, in its checkpoints.")
-    return max(found)
+    return newest
 
 
 def _view(config: Config, asked: dict[str, Any], checkpoint: Path) -> tuple[View, SacBaseConfig]:

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from atlas.config import OnPolicyConfig
-from atlas.learning.on_policy.rank_group import RankGroup
 from atlas.learning.policy_view import PolicyView
+from atlas.learning.rank_group import RankGroup
 from atlas.training.optimizer import trained_parameters
 
 _ROWS = 256  # that a policy is asked about at a time, where no gradients are needed

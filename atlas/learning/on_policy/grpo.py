@@ -18,9 +18,9 @@ from atlas.config import Config, GrpoConfig
 from atlas.learning.explorer import Explorer
 from atlas.learning.on_policy.clipped_learning import ClippedLearner, Tried, divergence_from
 from atlas.learning.on_policy.on_policy_run import OnPolicyRun, check_shared, stacked
-from atlas.learning.on_policy.rank_group import RankGroup
 from atlas.learning.online_run import OnlineRun
 from atlas.learning.policy_view import PolicyView
+from atlas.learning.rank_group import RankGroup
 from atlas.learning.returns import OnlineResult
 from atlas.system.process_control.threads import one_thread
 from atlas.training.guards.signals import StopRequest, listening

@@ -17,8 +17,8 @@ from atlas.learning.boards.experience_map import Seen
 from atlas.learning.boards.judged_episodes import Judge
 from atlas.learning.explorer import Ended, EpisodeLog
 from atlas.learning.on_policy.clipped_learning import ClippedLearner, StartPolicy, Tried, divergence_from
-from atlas.learning.on_policy.rank_group import RankGroup
 from atlas.learning.online_run import OnlineRun
+from atlas.learning.rank_group import RankGroup
 from atlas.learning.returns import OnlineResult
 from atlas.system.tensors import load_nested, save_nested
 from atlas.training.guards.signals import Interrupted, StopRequest
@@ -143,7 +143,7 @@ class OnPolicyRun(ABC):
             if worlds:
                 save_nested(folder / _WORLDS, worlds)
 
-        self.run.save(self.steps, facts, write)
+        self.run.save(facts, write)
 
     def _worlds_stand(self) -> dict[int, dict[str, Any]]:
         """Return what it takes for the worlds of all processes to go on, by their number; {}: they are between

@@ -15,7 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from torch.utils import _pytree
 
-from atlas.checkpoints import Checkpoints, Contents
+from atlas.checkpoints import Captured, Checkpoints
 from atlas.checkpoints.contents import RankState, Snapshot, TrainingState, load_rank_states
 from atlas.checkpoints.host_memory import HostMemory
 from atlas.checkpoints.run_folder import Retention
@@ -61,7 +61,7 @@ class Strategy(Protocol):
     def checkpoints(self, run_dir: Path, retention: Retention | int) -> Checkpoints:
         """The checkpoints that `snapshot`'s contents are written to, by each rank that has some."""
 
-    def snapshot(self, state: TrainingState, rank_states: Sequence[RankState]) -> Contents | None:
+    def snapshot(self, state: TrainingState, rank_states: Sequence[RankState]) -> Captured | None:
         """The contents of a checkpoint now, copied to the CPU; None if this rank takes no part in writing it.
 
         They are valid until the next call: write them before that. rank_states: one per rank.
@@ -117,7 +117,7 @@ class Replicated:
     def checkpoints(self, run_dir: Path, retention: Retention | int) -> Checkpoints:
         return Checkpoints(run_dir, retention)
 
-    def snapshot(self, state: TrainingState, rank_states: Sequence[RankState]) -> Contents | None:
+    def snapshot(self, state: TrainingState, rank_states: Sequence[RankState]) -> Captured | None:
         if not self._accelerator.is_main_process:
             return None
         return Snapshot.of(self._judged, self.policy, self.optimizer, state, rank_states).copied(self._memory)

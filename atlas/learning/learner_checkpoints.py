@@ -1,0 +1,68 @@
+"""The checkpoints of a run of learning by reward, kept as those of supervised training are.
+
+checkpoints/step_…/policy/         the present policy
+                   trainer/        facts.json, state.json, and what the algorithm needs to go on
+            latest                 a link to the newest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from atlas.checkpoints import Checkpoints, TrainingState, find_undamaged, saved_steps
+from atlas.checkpoints.contents import STATE
+from atlas.policies.base import Policy
+from atlas.system.documents import read_json
+from atlas.system.files import finite, write_json
+
+_FACTS = "facts.json"
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """The contents of a checkpoint; `write_learner` writes the algorithm's part of them into a folder."""
+
+    policy: Policy
+    state: TrainingState
+    facts: dict[str, Any]
+    write_learner: Callable[[Path], None]
+
+    def write(self, folder: Path) -> None:
+        self.policy.save_pretrained(folder / "policy")
+        trainer = folder / "trainer"
+        trainer.mkdir()
+        self.write_learner(trainer)
+        write_json(trainer / _FACTS, self.facts)
+        write_json(folder / STATE, finite(asdict(self.state)))
+
+
+class LearnerCheckpoints:
+    """The newest checkpoint of a run; the one before it is removed."""
+
+    def __init__(self, folder: Path, policy: Policy, world_size: int) -> None:
+        """folder: the run's."""
+        self._folder, self._policy, self._world_size = folder, policy, world_size
+        self._checkpoints = Checkpoints(folder, retention=1)
+        self._saved: int | None = None
+
+    def save(self, steps: int, facts: dict[str, Any], write_learner: Callable[[Path], None]) -> None:
+        """Keep a checkpoint, unless these steps in the world have one. Raises OSError."""
+        if steps == self._saved:
+            return
+        state = TrainingState(steps, samples_seen=0, world_size=self._world_size)
+        self._checkpoints.write(_Learned(self._policy, state, facts, write_learner))
+        self._checkpoints.prune()
+        self._saved = steps
+
+    def latest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The algorithm's part of the newest checkpoint, and its facts; None before there is one. Raises InputError for
+        one that is damaged."""
+        if not saved_steps(self._folder / "checkpoints"):
+            return None
+        checkpoint = find_undamaged(self._folder)
+        facts: dict[str, Any] = read_json(checkpoint / "trainer" / _FACTS)
+        self._saved = facts["steps"]
+        return checkpoint / "trainer", facts
