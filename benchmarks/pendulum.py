@@ -25,6 +25,8 @@ from typing import Any
 
 from machine import describe
 
+from atlas.config import Config, load_config
+
 ATLAS = [sys.executable, "-m", "atlas.cli"]
 STARTS = 20
 # What Stable-Baselines3 does not do, and is switched off beside it.
@@ -74,10 +76,41 @@ def with_sb3(name: str, seed: int, arguments: argparse.Namespace, out: Path) -> 
     """In the other Python, on the starts that Atlas's policy was evaluated on."""
     outcomes = json.loads((out / f"{name}-{seed}" / "evaluations" / "after.json").read_text())["outcomes"]
     starts = ",".join(str(outcome["seed"]) for outcome in outcomes)
+    settings = json.dumps(theirs(name, load_config(out / f"{name}-{seed}" / "config.yaml")))
     script = Path(__file__).with_name("pendulum_sb3.py")
     world = arguments.env.removeprefix("gym:")
-    found, minutes, cpu = timed([arguments.sb3, script, name, world, str(seed), str(arguments.steps), starts])
+    found, minutes, cpu = timed([arguments.sb3, script, name, world, str(seed), str(arguments.steps), starts, settings])
     return {"return": found["return"], "seconds": found["seconds"], "minutes": minutes, "cpu": cpu}
+
+
+def theirs(name: str, config: Config) -> dict[str, Any]:
+    """The settings of an Atlas run as Stable-Baselines3 calls them; "worlds": how many are played side by side."""
+    network = config.model.model_dump()["fusion"]
+    actor = [network["dim"]] * network["layers"]
+    if name == "sac":
+        sac = config.learning.sac
+        return {
+            "worlds": 1,
+            "learning_rate": sac.learning_rate,
+            "buffer_size": sac.replay_capacity,
+            "learning_starts": sac.training_starts,
+            "batch_size": sac.batch_size,
+            "tau": sac.tau,
+            "gamma": sac.gamma,
+            "ent_coef": f"auto_{sac.temperature}",
+            "policy_kwargs": {"net_arch": {"pi": actor, "qf": [sac.width] * sac.layers}},
+        }
+    ppo = config.learning.ppo
+    return {
+        "worlds": ppo.worlds,
+        "learning_rate": ppo.learning_rate,
+        "n_steps": ppo.decisions,
+        "batch_size": ppo.batch_size,
+        "n_epochs": ppo.epochs,
+        "gamma": ppo.gamma,
+        "gae_lambda": ppo.trace,
+        "policy_kwargs": {"net_arch": {"pi": actor, "vf": [ppo.width] * ppo.layers}},
+    }
 
 
 def timed(command: Sequence[str | Path], cwd: Path | None = None) -> tuple[dict[str, Any], float, float]:

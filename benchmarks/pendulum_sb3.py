@@ -2,7 +2,9 @@
 
 The seconds are of learning alone.
 
-python benchmarks/pendulum_sb3.py sac|ppo ENV SEED STEPS START,START,…
+python benchmarks/pendulum_sb3.py sac|ppo ENV SEED STEPS START,START,… SETTINGS
+
+SETTINGS is JSON, as pendulum.py's `theirs` makes it.
 """
 
 from __future__ import annotations
@@ -12,36 +14,19 @@ import sys
 import time
 from typing import Any
 
-SAC = {
-    "learning_rate": 3e-4,
-    "buffer_size": 100_000,
-    "learning_starts": 1000,
-    "batch_size": 256,
-    "tau": 0.005,
-    "gamma": 0.99,
-    "ent_coef": "auto_1.0",
-}
-PPO = {"learning_rate": 3e-4, "n_steps": 512, "batch_size": 64, "n_epochs": 10, "gamma": 0.99, "gae_lambda": 0.95}
-
 
 def main() -> None:
     import gymnasium
     import numpy as np
     import torch
-    from stable_baselines3 import PPO as OtherPPO
-    from stable_baselines3 import SAC as OtherSAC
+    from stable_baselines3 import PPO, SAC
     from stable_baselines3.common.env_util import make_vec_env
 
-    name, world, seed, steps, starts = sys.argv[1:]
+    name, world, seed, steps, starts, given = sys.argv[1:]
+    settings = json.loads(given)
     torch.set_num_threads(1)
-    if name == "sac":
-        model: Any = OtherSAC("MlpPolicy", gymnasium.make(world), seed=int(seed), **SAC)
-    else:
-        net = {"pi": [256, 256], "vf": [64, 64]}
-        kwargs = {"net_arch": net}
-        model = OtherPPO(
-            "MlpPolicy", make_vec_env(world, 4, seed=int(seed)), seed=int(seed), policy_kwargs=kwargs, **PPO
-        )
+    worlds = make_vec_env(world, settings.pop("worlds"), seed=int(seed))
+    model: Any = {"sac": SAC, "ppo": PPO}[name]("MlpPolicy", worlds, seed=int(seed), **settings)
     begun = time.monotonic()
     model.learn(int(steps))
     seconds = time.monotonic() - begun

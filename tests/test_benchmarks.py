@@ -21,6 +21,9 @@ import numpy as np
 import pytest
 import torch
 
+from atlas.config import dump_yaml
+from atlas.learning.run_config import config_from_nothing
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
@@ -535,10 +538,12 @@ def test_a_small_world_is_learned_by_reward(run: Run, tmp_path: Path, monkeypatc
         folder = tmp_path / f"sac-{seed}" / "evaluations"
         folder.mkdir(parents=True)
         (folder / "after.json").write_text('{"outcomes": [{"seed": 5}, {"seed": 6}]}')
+        (folder.parent / "config.yaml").write_text(dump_yaml(config_from_nothing("sac", "gym:Pendulum-v1", [])))
 
     found = rows(run("pendulum", "--algorithms", "sac", "--seeds", "0,1", "--sb3", "python", "--out", tmp_path))
 
     assert [row[0] for row in found] == ["Atlas sac", "Stable-Baselines3 sac"] * 2
     assert [row[3:5] for row in found] == [["-150.0", "40"], ["-151.0", "40"]] * 2
     assert "learning.sac.layer_norm=false" in asked[0]
-    assert asked[0][2:7] == ["atlas.cli", "learn", "sac", "--env", "gym:Pendulum-v1"] and asked[3][-1] == "5,6"
+    assert asked[0][2:7] == ["atlas.cli", "learn", "sac", "--env", "gym:Pendulum-v1"] and asked[3][-2] == "5,6"
+    assert json.loads(asked[3][-1])["policy_kwargs"]["net_arch"] == {"pi": [256, 256], "qf": [256, 256]}
