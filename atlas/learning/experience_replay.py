@@ -20,7 +20,7 @@ from atlas.system.tensors import load_nested, save_nested
 
 _OPEN, _DECIDED, _LAST = 0, 1, 2  # of a row: its decision is not known yet; is known; it is what an episode ended in
 _SMALLEST_ERROR = 1e-3  # so that every decision is drawn again some time
-_MADE_UP = 0.4  # the exponent of the weights, as in the paper: 1 would make up for all of it
+_IMPORTANCE_EXPONENT = 0.4  # the exponent of the weights, as in the paper: 1 would make up for all of it
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,27 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DecisionBatch:
     """B decisions that were drawn."""
 
-    seen: dict[str, torch.Tensor]  # [B, ...] each
+    observations: dict[str, torch.Tensor]  # [B, ...] each
     actions: torch.Tensor  # float32 [B, A]
     returns: torch.Tensor  # float32 [B], the discounted rewards of up to n decisions
     discounts: torch.Tensor  # float32 [B], of the value of what was seen then; 0 where the task was over
-    seen_then: dict[str, torch.Tensor]
+    next_observations: dict[str, torch.Tensor]
     weights: torch.Tensor | None = None  # float32 [B], at most 1: how much each counts, where some are drawn more often
     rows: np.ndarray | None = None  # int64, where the first of them lie in the replay, whose priorities will change
 
-    def to(self, device: torch.device) -> Drawn:
+    def to(self, device: torch.device) -> DecisionBatch:
         """The same, on a device."""
         if device.type == "cpu":
             return self
-        seen, then = ({n: v.to(device) for n, v in each.items()} for each in (self.seen, self.seen_then))
+        observations, next_observations = (
+            {n: v.to(device) for n, v in each.items()} for each in (self.observations, self.next_observations)
+        )
         weights = None if self.weights is None else self.weights.to(device)
         actions, returns, discounts = (each.to(device) for each in (self.actions, self.returns, self.discounts))
-        return Drawn(seen, actions, returns, discounts, then, weights, self.rows)
+        return DecisionBatch(observations, actions, returns, discounts, next_observations, weights, self.rows)
 
 
 class Replay:
@@ -69,7 +71,7 @@ class Replay:
         assert capacity >= 2
         self.capacity, self.about = capacity, about
         # Memory is taken as it is written to.
-        self._seen = {name: np.zeros((capacity, *c.shape), c.dtype) for name, c in columns.items()}
+        self._observations = {name: np.zeros((capacity, *c.shape), c.dtype) for name, c in columns.items()}
         self._actions = np.zeros((capacity, action_dim), np.float32)
         self._rewards = np.zeros(capacity, np.float32)
         self._terminated = np.zeros(capacity, np.bool_)
@@ -80,17 +82,17 @@ class Replay:
         self.written = 0  # rows, since the beginning
         self.decisions = 0  # that can be drawn now
 
-    def begin(self, seen: Mapping[str, np.ndarray]) -> None:
+    def begin(self, observation: Mapping[str, np.ndarray]) -> None:
         """An episode, or a piece of one, begins with this."""
         if self.written and self._kind[self._head] == _OPEN:
             self._kind[self._head] = _LAST
-        self._write({name: values[None] for name, values in seen.items()})
+        self._write({name: values[None] for name, values in observation.items()})
 
     def extend(
         self,
         actions: np.ndarray,
         rewards: np.ndarray,
-        seen_then: Mapping[str, np.ndarray],
+        next_observations: Mapping[str, np.ndarray],
         terminated: bool = False,
         over: bool = False,
     ) -> None:
@@ -101,19 +103,19 @@ class Replay:
         count, first = len(actions), self._head
         assert self.written and self._kind[first] == _OPEN and count < self.capacity
         rows = (first + np.arange(count)) % self.capacity
-        self._write(seen_then)
+        self._write(next_observations)
         self._actions[rows], self._rewards[rows], self._kind[rows] = actions, rewards, _DECIDED
         self._terminated[rows[-1]] = terminated
         self.decisions += count
         if terminated or over:
             self._kind[self._head] = _LAST
 
-    def _write(self, seen: Mapping[str, np.ndarray]) -> None:
-        count = len(next(iter(seen.values())))
+    def _write(self, observations: Mapping[str, np.ndarray]) -> None:
+        count = len(next(iter(observations.values())))
         rows = (self._head + 1 + np.arange(count)) % self.capacity
         self.decisions -= int((self._kind[rows] == _DECIDED).sum())
-        for name, values in seen.items():
-            self._seen[name][rows] = values
+        for name, values in observations.items():
+            self._observations[name][rows] = values
         self._kind[rows], self._terminated[rows] = _OPEN, False
         if self._priority:
             self._errors[rows] = max(float(self._errors.max()), _SMALLEST_ERROR)
@@ -127,50 +129,50 @@ class Replay:
     @property
     def nbytes(self) -> int:
         """The bytes that it takes once it is full."""
-        parts = [*self._seen.values(), self._actions, self._rewards, self._terminated, self._kind, self._errors]
+        parts = [*self._observations.values(), self._actions, self._rewards, self._terminated, self._kind, self._errors]
         return sum(part.nbytes for part in parts)
 
     # ---- drawing ---------------------------------------------------------------------------------------------
 
-    def draw(self, count: int, draw: np.random.Generator, steps: int = 1, gamma: float = 0.99) -> Drawn:
+    def draw(self, count: int, rng: np.random.Generator, steps: int = 1, gamma: float = 0.99) -> DecisionBatch:
         """`count` decisions, with the returns of up to `steps` of them: fewer where the episode ends before."""
         assert self.decisions
-        rows, weights = self._by_priority(count, draw) if self._priority else (self._alike(count, draw), None)
+        rows, weights = self._by_priority(count, rng) if self._priority else (self._uniformly(count, rng), None)
         returns, discounts = np.zeros(count, np.float32), np.ones(count, np.float32)
-        then, going = rows.copy(), np.ones(count, np.bool_)
+        next_rows, ongoing = rows.copy(), np.ones(count, np.bool_)
         for _ in range(steps):
-            returns += np.where(going, discounts * self._rewards[then], 0)
-            discounts *= np.where(going, gamma * ~self._terminated[then], 1)
-            then = np.where(going, (then + 1) % self.capacity, then)
-            going &= self._kind[then] == _DECIDED
-        return Drawn(
-            self.seen_at(rows),
+            returns += np.where(ongoing, discounts * self._rewards[next_rows], 0)
+            discounts *= np.where(ongoing, gamma * ~self._terminated[next_rows], 1)
+            next_rows = np.where(ongoing, (next_rows + 1) % self.capacity, next_rows)
+            ongoing &= self._kind[next_rows] == _DECIDED
+        return DecisionBatch(
+            self.observations_at(rows),
             torch.from_numpy(self._actions[rows]),
             torch.from_numpy(returns),
             torch.from_numpy(discounts),
-            self.seen_at(then),
+            self.observations_at(next_rows),
             weights,
             rows if self._priority else None,
         )
 
-    def _alike(self, count: int, draw: np.random.Generator) -> np.ndarray:
+    def _uniformly(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Rows int64 [count], each as likely as any other."""
         rows = np.empty(0, np.int64)
         while len(rows) < count:  # few rows are no decisions
-            tried = draw.integers(len(self), size=count - len(rows))
-            rows = np.concatenate([rows, tried[self._kind[tried] == _DECIDED]])
+            candidates = rng.integers(len(self), size=count - len(rows))
+            rows = np.concatenate([rows, candidates[self._kind[candidates] == _DECIDED]])
         return rows
 
-    def _by_priority(self, count: int, draw: np.random.Generator) -> tuple[np.ndarray, torch.Tensor]:
+    def _by_priority(self, count: int, rng: np.random.Generator) -> tuple[np.ndarray, torch.Tensor]:
         """Rows int64 [count], and weights float32 [count] that make up for some of their being drawn more often."""
         size = len(self)
         chances = np.where(self._kind[:size] == _DECIDED, self._errors[:size].astype(np.float64) ** self._priority, 0)
         sums = np.cumsum(chances)
-        rows = np.minimum(np.searchsorted(sums, draw.uniform(0, sums[-1], count), side="right"), size - 1)
-        weights = (self.decisions * chances[rows] / sums[-1]) ** -_MADE_UP
+        rows = np.minimum(np.searchsorted(sums, rng.uniform(0, sums[-1], count), side="right"), size - 1)
+        weights = (self.decisions * chances[rows] / sums[-1]) ** -_IMPORTANCE_EXPONENT
         return rows, torch.from_numpy((weights / weights.max()).astype(np.float32))
 
-    def found_off(self, rows: np.ndarray, errors: np.ndarray) -> None:
+    def update_priorities(self, rows: np.ndarray, errors: np.ndarray) -> None:
         """Take note of how far the values of drawn rows were off, float [B]: their priority from now on."""
         self._errors[rows] = np.maximum(errors, _SMALLEST_ERROR)
 
@@ -184,21 +186,21 @@ class Replay:
     def returns_from(self, rows: np.ndarray) -> np.ndarray:
         """The sums float32 [n] of what was rewarded from each of these decisions to the end of what is known of its
         episode."""
-        found, then = np.zeros(len(rows), np.float32), rows.copy()
-        going = self._kind[then] == _DECIDED
-        while going.any():
-            found += np.where(going, self._rewards[then], 0)
-            then = np.where(going, (then + 1) % self.capacity, then)
-            going &= self._kind[then] == _DECIDED
-        return found
+        sums, next_rows = np.zeros(len(rows), np.float32), rows.copy()
+        ongoing = self._kind[next_rows] == _DECIDED
+        while ongoing.any():
+            sums += np.where(ongoing, self._rewards[next_rows], 0)
+            next_rows = np.where(ongoing, (next_rows + 1) % self.capacity, next_rows)
+            ongoing &= self._kind[next_rows] == _DECIDED
+        return sums
 
     def actions_at(self, rows: np.ndarray) -> torch.Tensor:
         """float32 [n, A], scaled."""
         return torch.from_numpy(self._actions[rows])
 
-    def seen_at(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+    def observations_at(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Return what was seen at these rows, int64 [n]."""
-        return {name: torch.from_numpy(values[rows]) for name, values in self._seen.items()}
+        return {name: torch.from_numpy(values[rows]) for name, values in self._observations.items()}
 
     # ---- on disk ---------------------------------------------------------------------------------------------
 
@@ -212,23 +214,23 @@ class Replay:
 
     def load(self, path: Path) -> None:
         """Take what `save` wrote. Raises InputError for another policy's or world's, another capacity or form."""
-        found: dict[str, Any] = load_nested(path)
-        facts, rows, mine = found["facts"], found["rows"], self._columns()
-        wanted = {"about": self.about, "capacity": self.capacity}
-        differing = [f"{key} is {facts[key]}, not {value}" for key, value in wanted.items() if facts[key] != value]
-        if not differing and rows.keys() != mine.keys():
-            differing = [f"it holds {', '.join(rows)}, not {', '.join(mine)}"]
+        saved: dict[str, Any] = load_nested(path)
+        facts, rows, own_columns = saved["facts"], saved["rows"], self._columns()
+        expected = {"about": self.about, "capacity": self.capacity}
+        differing = [f"{key} is {facts[key]}, not {value}" for key, value in expected.items() if facts[key] != value]
+        if not differing and rows.keys() != own_columns.keys():
+            differing = [f"it holds {', '.join(rows)}, not {', '.join(own_columns)}"]
         if not differing:
             differing = [
                 f"{name} is {list(rows[name].shape[1:])}, not {list(values.shape[1:])}"
-                for name, values in mine.items()
+                for name, values in own_columns.items()
                 if rows[name].shape[1:] != values.shape[1:]
             ]
         if differing:
             raise InputError(
                 f"The replay {path} is of something else: {'; '.join(differing)}. Choose another run_name."
             )
-        for name, values in mine.items():
+        for name, values in own_columns.items():
             values[: len(rows[name])] = rows[name].numpy()
         self._head, self.written = facts["head"], facts["written"]
         self.decisions = int((self._kind == _DECIDED).sum())
@@ -242,7 +244,7 @@ class Replay:
         }
         if self._priority:
             own["errors"] = self._errors
-        return own | {f"seen/{name}": values for name, values in self._seen.items()}
+        return own | {f"seen/{name}": values for name, values in self._observations.items()}
 
 
 def draw_mixed(
@@ -250,21 +252,30 @@ def draw_mixed(
     demonstrations: Replay | None,
     count: int,
     share: float,
-    draw: np.random.Generator,
+    rng: np.random.Generator,
     steps: int = 1,
     gamma: float = 0.99,
-) -> Drawn:
+) -> DecisionBatch:
     """`count` decisions, of which a share is from demonstrations: half and half in RLPD (Ball et al., 2023)."""
     if demonstrations is None:
-        return own.draw(count, draw, steps, gamma)
-    shown = round(count * share)
-    parts = [own.draw(count - shown, draw, steps, gamma), demonstrations.draw(shown, draw, steps, gamma)]
+        return own.draw(count, rng, steps, gamma)
+    n_demonstrations = round(count * share)
+    parts = [
+        own.draw(count - n_demonstrations, rng, steps, gamma),
+        demonstrations.draw(n_demonstrations, rng, steps, gamma),
+    ]
 
-    def both(name: str) -> dict[str, torch.Tensor]:
+    def joined(name: str) -> dict[str, torch.Tensor]:
         first, second = (getattr(part, name) for part in parts)
         return {key: torch.cat([first[key], second[key]]) for key in first}
 
     numbers = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("actions", "returns", "discounts")}
     own_weights = parts[0].weights
-    weights = None if own_weights is None else torch.cat([own_weights, torch.ones(shown)])
-    return Drawn(seen=both("seen"), seen_then=both("seen_then"), weights=weights, rows=parts[0].rows, **numbers)
+    weights = None if own_weights is None else torch.cat([own_weights, torch.ones(n_demonstrations)])
+    return DecisionBatch(
+        observations=joined("observations"),
+        next_observations=joined("next_observations"),
+        weights=weights,
+        rows=parts[0].rows,
+        **numbers,
+    )

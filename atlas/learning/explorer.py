@@ -29,7 +29,7 @@ _RECENT = 10  # episodes, as the names of the metrics say
 
 
 @dataclass(frozen=True)
-class Halfway:
+class EpisodeProgress:
     """The point where an explorer stands in its episode, to go on from there."""
 
     episodes: int  # that it has ended before
@@ -84,8 +84,8 @@ class Explorer:
         """The next episode."""
         number = self.episodes // self._repeat * self._actors + self._actor
         instructions = self.env.spec.instructions or ("",)
-        told = instructions[number % len(instructions)]
-        planned = PlannedEpisode(number, episode_seed("explore", self._seed, number), told)
+        instruction = instructions[number % len(instructions)]
+        planned = PlannedEpisode(number, episode_seed("explore", self._seed, number), instruction)
         self._player = EpisodePlayer(
             self.env, planned, record=self._rendered, transitions=True, intermediate=self._watched
         )
@@ -93,27 +93,29 @@ class Explorer:
         assert begun.observation is not None
         self.observation: Observation = begun.observation
         self._reward, self._length, self._begun = 0.0, 0, time.monotonic()
-        self._given = list[np.ndarray]()
-        self._seen, self._executed = [self.observation], list[Executed]()
+        self._actions = list[np.ndarray]()
+        self._observations, self._executed = [self.observation], list[Executed]()
 
     @property
-    def halfway(self) -> Halfway:
-        """The point where it stands; see `go_on`."""
-        given = [*self._given, np.zeros((0, self.env.spec.action_spec.dim), np.float32)]
-        return Halfway(self.episodes, np.concatenate(given), self._reward, self.observation.proprio.astype(np.float32))
+    def progress(self) -> EpisodeProgress:
+        """The point where it stands; see `resume`."""
+        actions = [*self._actions, np.zeros((0, self.env.spec.action_spec.dim), np.float32)]
+        return EpisodeProgress(
+            self.episodes, np.concatenate(actions), self._reward, self.observation.proprio.astype(np.float32)
+        )
 
-    def go_on(self, there: Halfway) -> None:
+    def resume(self, progress: EpisodeProgress) -> None:
         """Begin the episode again that was being played, and repeat what was done in it: a world whose episode follows
         from its start and from what is done in it is then where it was. Of another, a warning says so."""
-        self.episodes = there.episodes
+        self.episodes = progress.episodes
         self.begin()
-        if not len(there.actions):
+        if not len(progress.actions):
             return
-        segment = self._run(there.actions)
+        segment = self._run(progress.actions)
         if not segment.done and segment.observation is not None:
             self.observation = segment.observation
-            self._given, self._length, self._reward = [there.actions], len(there.actions), there.reward
-            if np.array_equal(self.observation.proprio.astype(np.float32), there.proprio):
+            self._actions, self._length, self._reward = [progress.actions], len(progress.actions), progress.reward
+            if np.array_equal(self.observation.proprio.astype(np.float32), progress.proprio):
                 return
         logger.warning(
             "'%s' does not repeat what was done in it: the run does not go on exactly as it would have",
@@ -126,7 +128,7 @@ class Explorer:
     def step(self, actions: np.ndarray) -> tuple[Transition, Ended | None]:
         """Execute actions [n, A]. At the end of an episode the next one is begun."""
         taken = actions[: self._limit - self._length]
-        self._given.append(np.array(taken, np.float32))
+        self._actions.append(np.array(taken, np.float32))
         segment = self._run(taken)
         if not segment.done and self._length + segment.steps >= self._limit:
             segment = replace(segment, truncated=True)
@@ -147,20 +149,20 @@ class Explorer:
     def _run(self, actions: np.ndarray) -> Segment:
         segment = self._player.run(actions)
         if self._watched and segment.observation is not None and segment.executed is not None:
-            self._seen += [*segment.intermediate, segment.observation]
+            self._observations += [*segment.intermediate, segment.observation]
             self._executed.append(segment.executed)
         return segment
 
     def _keep_played(self, segment: Segment) -> None:
         """Hand on the episode that has just ended, unless it was cut off where the world itself goes on."""
         assert self._keep is not None
-        number, told = self.episodes * self._actors + self._actor, self.observation.instruction
+        number, instruction = self.episodes * self._actors + self._actor, self.observation.instruction
         if self._watched:
-            self._keep(number, watched(self._seen, self._executed))
+            self._keep(number, watched(self._observations, self._executed))
         elif segment.trace is not None:
             # Critics may be told more than the policy sees, which is all that is recorded.
             env = self.env.inner if isinstance(self.env, StateWorld) and self.env.spec.cameras else self.env
-            self._keep(number, as_recorded(env, Played(segment.trace, told)))
+            self._keep(number, as_recorded(env, Played(segment.trace, instruction)))
 
 
 class EpisodeLog:
@@ -222,13 +224,13 @@ def play_here(
 ) -> list[tuple[EpisodeOutcome, Ended]]:
     """Play episodes in this process, one after another, and show how many are over under `title`. each: is called
     before every one of them."""
-    found = []
+    played = []
     with progress_bar(title, len(planned)) as advance:
         for episode in planned:
             each()
-            found.append(_play(env, actor, episode))
+            played.append(_play(env, actor, episode))
             advance(1)
-    return found
+    return played
 
 
 def _play(env: Environment, actor: Actor, episode: PlannedEpisode) -> tuple[EpisodeOutcome, Ended]:

@@ -98,10 +98,10 @@ class Improvement:
 
 def twins_in_words(twins: Mapping[str, EvaluationReport]) -> str:
     """A sentence, or nothing."""
-    told = []
+    counts = []
     for name, twin in twins.items():
-        told.append(f"{sum(o.success for o in twin.outcomes)} of {len(twin.outcomes)} {TWIN_WORDS[name]}")
-    return f" Successes of the kept policy: {', '.join(told)}." if told else ""
+        counts.append(f"{sum(o.success for o in twin.outcomes)} of {len(twin.outcomes)} {TWIN_WORDS[name]}")
+    return f" Successes of the kept policy: {', '.join(counts)}." if counts else ""
 
 
 def numbers_of(change: Change) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from atlas.environments.catalog import environment_spec
 from atlas.environments.environment import Environment
 from atlas.errors import InputError
 from atlas.learning.boards.evaluation_board import EvaluationBoard
-from atlas.learning.boards.experience_map import DEMONSTRATIONS, ExperienceMap, Seen, demonstrated
+from atlas.learning.boards.experience_map import DEMONSTRATIONS, ExperienceMap, Observations, demonstrated
 from atlas.learning.boards.held_out_results import HowPlayed, leave_page, twins_of, write_results
 from atlas.learning.boards.judged_episodes import Judge
 from atlas.learning.boards.part_trackers import finish_with, part_tracker
@@ -65,15 +65,15 @@ _START = "start"  # in the run's folder: the policy of before, where it is saved
 _LEARNED = "learned"  # that of after, where it has become worse
 
 
-def settle(folder: Path, asked: dict[str, Any], config: Config) -> None:
+def settle(folder: Path, setup: dict[str, Any], config: Config) -> None:
     """Note down in the run's folder what is learned from what; refuse to go on with something else. Raises
     InputError."""
     file = folder / LEARNING
-    if file.exists() and (found := read_json(file)) != asked:
-        changed = [key for key in asked if found.get(key) != asked[key]]
-        differing = "; ".join(f"{key} was {found.get(key)} and is {asked[key]}" for key in changed)
+    if file.exists() and (saved := read_json(file)) != setup:
+        changed = [key for key in setup if saved.get(key) != setup[key]]
+        differing = "; ".join(f"{key} was {saved.get(key)} and is {setup[key]}" for key in changed)
         raise InputError(f"{folder} learns something else: {differing}. Choose another run_name.")
-    write_json(file, asked)
+    write_json(file, setup)
     write_text(folder / CONFIG, dump_yaml(config))
 
 
@@ -102,7 +102,7 @@ class OnlineRun:
         if self.group.main:
             held.enter_context(hold(self.folder, f"the run {self.folder}"))
             leave_page(held, self.folder)
-        asked = {
+        setup = {
             "algorithm": name,
             "checkpoint": checkpoint,
             "env": env,
@@ -111,17 +111,17 @@ class OnlineRun:
             "model": config.model.model_dump(mode="json"),
         }
         if checkpoint is not None:
-            asked["execute"] = self.view.execute
+            setup["execute"] = self.view.execute
             if (margin := self.policy.processor.scaling.proprio_margin) is not None:
-                asked["proprio_margin"] = margin
+                setup["proprio_margin"] = margin
         if self.group.main:
-            settle(self.folder, asked, config)
+            settle(self.folder, setup, config)
         self.group.gathered(None)  # what the first has found and refused, the others do not begin with
         self._held, self._world = held, list[Environment]()
         self._checkpoints = LearnerCheckpoints(self.folder, self.policy, self.group.size)
         self._kept = KeptEpisodes(self.folder / "experience", env, name)
         self._boards: tuple[EvaluationBoard, ExperienceMap] | None = None
-        self._demonstrated: Seen | None = None
+        self._demonstrated: Observations | None = None
         # What a run from a checkpoint may fall back to.
         own = self.policy.own_state_dict() if checkpoint is not None else {}
         self._begun_with = {name: tensor.detach().clone() for name, tensor in own.items()}
@@ -152,7 +152,7 @@ class OnlineRun:
         return env
 
     @property
-    def _told_of_objects(self) -> bool:
+    def _critics_see_objects(self) -> bool:
         """Whether critics are told more than the policy sees."""
         return self.name == RESIDUAL and self.config.learning.residual.object_positions
 
@@ -196,7 +196,7 @@ class OnlineRun:
     ) -> list[tuple[EpisodeOutcome, Ended]]:
         """Each process plays its share; all get all, in the order of `planned`. Raises Interrupted."""
 
-        def look_up() -> None:
+        def check_stop() -> None:
             self.between_episodes()
             if held_out and self._stop.signal is not None:
                 raise Interrupted(self._stop.signal)
@@ -207,7 +207,7 @@ class OnlineRun:
         self.policy.eval()
         with one_thread():
             mine = planned[self.group.rank :: self.group.size]
-            ours = play_here(self._world[0], actor, mine, title if self.group.main else None, each=look_up)
+            ours = play_here(self._world[0], actor, mine, title if self.group.main else None, each=check_stop)
         numbers = {episode.seed: episode.number for episode in planned}
         played = [each for part in self.group.gathered(ours) for each in part]
         self.policy.train(was_training)
@@ -221,7 +221,7 @@ class OnlineRun:
         tracker: RunTracker,
         steps: int,
         judge: Judge | None = None,
-        been: Callable[[int], Mapping[str, Seen]] = lambda count: {},
+        visited: Callable[[int], Mapping[str, Observations]] = lambda count: {},
     ) -> None:
         """Evaluate the present policy on episodes for selection, show it, and keep it if it is the best so far.
 
@@ -230,11 +230,11 @@ class OnlineRun:
         report, metrics = self.evaluate("selection", self.settings.eval_episodes)
         tracker.log({**metrics, "train/step": tracker.step})  # their axis in wandb
         if self.group.main:
-            self._show(replace(report, step=tracker.step), tracker, judge, been)
-        reached = [report.success_rate, metrics["eval/mean_reward"]]
-        logger.info("After %d steps: mean reward %.4g, success %.0f%%", steps, reached[1], 100 * reached[0])
-        if self.best is None or reached > self.best:
-            self.best = reached
+            self._show(replace(report, step=tracker.step), tracker, judge, visited)
+        score = [report.success_rate, metrics["eval/mean_reward"]]
+        logger.info("After %d steps: mean reward %.4g, success %.0f%%", steps, score[1], 100 * score[0])
+        if self.best is None or score > self.best:
+            self.best = score
             self.keep("best")
 
     def _show(
@@ -242,7 +242,7 @@ class OnlineRun:
         report: EvaluationReport,
         tracker: RunTracker,
         judge: Judge | None,
-        been: Callable[[int], Mapping[str, Seen]],
+        visited: Callable[[int], Mapping[str, Observations]],
     ) -> None:
         """Films of episodes, and the map of what was seen."""
         media = self.config.logging.media
@@ -255,27 +255,29 @@ class OnlineRun:
             planned = self._planned(report.purpose, len(report.outcomes))
             films.show(report, planned, self._open_shown, self.view, judge)
             if experience.wanted:
-                experience.show({**self._shown_first(experience.wanted // 3), **been(experience.wanted)}, self._state)
+                experience.show(
+                    {**self._demonstration_states(experience.wanted // 3), **visited(experience.wanted)}, self._state
+                )
         self.policy.train(was_training)
 
     def _open_shown(self) -> Environment:
         """The world in which episodes are played again: critics may have to be told more there."""
-        if not self._told_of_objects:
+        if not self._critics_see_objects:
             return self._world[0]
         if len(self._world) == 1:
             self._world.append(self.open_world(exploring=True))
         return self._world[1]
 
-    def _shown_first(self, count: int) -> dict[str, Seen]:
+    def _demonstration_states(self, count: int) -> dict[str, Observations]:
         """Return what demonstrations look like to the view, where learning began with them."""
-        if self.checkpoint is None or self._told_of_objects:
+        if self.checkpoint is None or self._critics_see_objects:
             return {}
         if self._demonstrated is None:
             self._demonstrated = demonstrated(self.config, self.view, count) or {}
         return {DEMONSTRATIONS: self._demonstrated} if self._demonstrated else {}
 
-    def _state(self, seen: Seen) -> torch.Tensor:
-        return self.view.state(seen)
+    def _state(self, observations: Observations) -> torch.Tensor:
+        return self.view.state(observations)
 
     def keep(self, name: str) -> None:
         """Save the present policy as <run>/<name>/policy."""
@@ -338,8 +340,8 @@ class OnlineRun:
         self.group.gathered(None)  # all have written what they keep
         if self.group.main:
             self._kept.finish()
-        told = self.folder, self.name, self.env, before, after
-        result = OnlineResult(*told, steps, episodes, updates, seconds, self.checkpoint, ended)
+        described = self.folder, self.name, self.env, before, after
+        result = OnlineResult(*described, steps, episodes, updates, seconds, self.checkpoint, ended)
         if result.kept_before:
             if self.group.main and not learned.exists():
                 os.replace(best, learned)
@@ -352,16 +354,16 @@ class OnlineRun:
         control, without = self._control(updates if policy_updates is None else policy_updates)
         result = replace(result, control=control, without_control=without)
         self.policy.load_weights(best / "policy" / "model.safetensors")
-        kept = before if result.kept_before else after
-        kept = how.proven(kept, best) if main else kept
+        kept_report = before if result.kept_before else after
+        kept_report = how.proven(kept_report, best) if main else kept_report
 
         def play(actor: Actor, planned: Sequence[PlannedEpisode], title: str) -> list[EpisodeOutcome]:
             return [outcome for outcome, _ in self._play(actor, planned, title)]
 
         few, first = self.config.evaluation.probe_episodes, self.group.from_first
-        result = replace(result, twins=twins_of(self.folder, kept, self.actor(), few, play, how, first, main))
+        result = replace(result, twins=twins_of(self.folder, kept_report, self.actor(), few, play, how, first, main))
         if main:
-            write_results(self.folder, result.to_dict(), kept, result.twins)
+            write_results(self.folder, result.to_dict(), kept_report, result.twins)
         return result
 
     def _control(self, updates: int) -> tuple[EvaluationReport | None, str | None]:
@@ -369,13 +371,13 @@ class OnlineRun:
         file, config = self.folder / EVALUATIONS / "control.json", self.config
         if self.group.from_first(file.exists()):
             return EvaluationReport.load(file), None
-        found = control_policy(config, self.checkpoint, self.policy.processor, updates, self.group.size)
-        if isinstance(found, str):
-            return None, found
-        policy = load_start(str(found), config.learning.proprio_margin).to(self.group.device).eval()
+        control = control_policy(config, self.checkpoint, self.policy.processor, updates, self.group.size)
+        if isinstance(control, str):
+            return None, control
+        policy = load_start(str(control), config.learning.proprio_margin).to(self.group.device).eval()
         actor = ChunkExecutor(policy, self.view.execute, environment=self.env)
         report, _ = self.evaluate("report", config.learning.held_out_episodes, actor)
-        report = self._how_played.proven(report, found)
+        report = self._how_played.proven(report, control)
         report.save(file)
         return report, None
 

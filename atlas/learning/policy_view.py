@@ -49,15 +49,15 @@ class PolicyView:
         all. noise: for a policy that says one action alone; None: for SAC, which needs a policy from state that acts
         at random by itself. Raises InputError for another."""
         processor = policy.processor
-        self._by_itself = isinstance(policy, ActsAtRandom) and policy.acts_at_random
+        self._stochastic = isinstance(policy, ActsAtRandom) and policy.acts_at_random
         noisy = noise is not None and isinstance(policy, TakesNoise) and policy.takes_noise
-        if noise is None and (processor.cameras or not self._by_itself):
+        if noise is None and (processor.cameras or not self._stochastic):
             raise InputError(
                 "SAC trains a policy from state alone that acts at random by itself: it needs model.vision.name=none "
                 "and model.head.name=gaussian. Any other can be corrected (atlas learn sac --residual)."
             )
-        self._flows = not self._by_itself and not noisy and isinstance(policy, ActsByFlow) and policy.acts_by_flow
-        if not self._by_itself and not noisy and not self._flows:
+        self._flows = not self._stochastic and not noisy and isinstance(policy, ActsByFlow) and policy.acts_by_flow
+        if not self._stochastic and not noisy and not self._flows:
             raise InputError(
                 "PPO and GRPO need a policy that says how likely its actions are: model.head.name=gaussian, "
                 "flow_matching, or regression, to whose actions noise is added; vlm with any of its heads; of the "
@@ -104,11 +104,11 @@ class PolicyView:
     @property
     def state_dim(self) -> int:
         tasks = len(self._instructions)
-        seen = self._seen_dim if self.policy.processor.cameras else 0
-        return self.policy.processor.proprio_dim + (tasks if tasks > 1 else 0) + seen
+        features = self._feature_dim if self.policy.processor.cameras else 0
+        return self.policy.processor.proprio_dim + (tasks if tasks > 1 else 0) + features
 
     @property
-    def _seen_dim(self) -> int:
+    def _feature_dim(self) -> int:
         """Raises InputError for a policy that gives no features."""
         if isinstance(self.policy, GivesFeatures):
             return self.policy.feature_dim
@@ -149,11 +149,11 @@ class PolicyView:
             row["images"] = images[0].numpy()
         return row
 
-    def distribution(self, seen: Mapping[str, torch.Tensor]) -> ActionDistribution:
+    def distribution(self, observations: Mapping[str, torch.Tensor]) -> ActionDistribution:
         """The distribution of scaled actions [B, execute, A]; of a policy that acts at random by itself, gradients flow
         through what is drawn."""
-        policy, batch = self.policy, self._batch(seen)
-        if self._by_itself:
+        policy, batch = self.policy, self._batch(observations)
+        if self._stochastic:
             assert isinstance(policy, ActsAtRandom)
             return policy.action_distribution(batch).first(self.execute)
         assert self._noise is not None
@@ -163,29 +163,31 @@ class PolicyView:
         assert isinstance(policy, TakesNoise)
         return policy.noisy_distribution(batch, self._noise).first(self.execute)
 
-    def state(self, seen: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def state(self, observations: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The state that values are foreseen from, float32 [B, state_dim], without gradients."""
         with torch.no_grad():
-            seen = {name: values.to(self.device) for name, values in seen.items()}
-            parts = [self._proprio.to(self.device).normalize(seen["proprio"], self._sources(seen["proprio"]))]
+            observations = {name: values.to(self.device) for name, values in observations.items()}
+            parts = [
+                self._proprio.to(self.device).normalize(observations["proprio"], self._sources(observations["proprio"]))
+            ]
             if len(self._instructions) > 1:
-                told = torch.nn.functional.one_hot(seen["task"][:, 0].long(), len(self._instructions))
-                parts.append(told.float())
+                one_hot = torch.nn.functional.one_hot(observations["task"][:, 0].long(), len(self._instructions))
+                parts.append(one_hot.float())
             if self.policy.processor.cameras:
-                parts.append(self._features(self._batch(seen)))
+                parts.append(self._features(self._batch(observations)))
             return torch.cat(parts, 1)
 
     @torch.no_grad()
     def act(self, row: Mapping[str, np.ndarray], random: torch.Generator) -> np.ndarray:
         """Scaled actions [H * A] at random."""
-        seen = {name: torch.from_numpy(values)[None] for name, values in row.items()}
-        return self.distribution(seen).sample(random)[0].flatten().cpu().numpy()
+        observations = {name: torch.from_numpy(values)[None] for name, values in row.items()}
+        return self.distribution(observations).sample(random)[0].flatten().cpu().numpy()
 
-    def at_random(self, row: Mapping[str, np.ndarray], draw: np.random.Generator) -> np.ndarray:
+    def at_random(self, row: Mapping[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
         """Scaled actions [H * A] from their whole range."""
-        return draw.uniform(-1, 1, self.action_dim).astype(np.float32)
+        return rng.uniform(-1, 1, self.action_dim).astype(np.float32)
 
-    def penalty(self, seen: Mapping[str, torch.Tensor], actions: torch.Tensor) -> None:
+    def penalty(self, observations: Mapping[str, torch.Tensor], actions: torch.Tensor) -> None:
         """See `Acts.penalty`: it may do what it likes."""
 
     def executed(self, actions: torch.Tensor) -> torch.Tensor:
@@ -212,13 +214,13 @@ class PolicyView:
         for episode, task in enumerate(dataset.task_of.tolist()):
             rows = dataset.rows(episode)
             proprio, actions = np.asarray(numbers.proprio[rows]), self.scaled(np.asarray(numbers.actions[rows]))
-            told = np.full((len(actions), 1), self._instructions.index(dataset.tasks[task]), np.uint8)
+            task_rows = np.full((len(actions), 1), self._instructions.index(dataset.tasks[task]), np.uint8)
             # What is seen after the last action is not recorded; it has no value, since the task is over.
-            then = {"proprio": np.concatenate([proprio[1:], proprio[-1:]]), "task": told}
+            next_observations = {"proprio": np.concatenate([proprio[1:], proprio[-1:]]), "task": task_rows}
             rewards = np.zeros(len(actions), np.float32)
             rewards[-1] = 1
-            replay.begin({"proprio": proprio[0], "task": told[0]})
-            replay.extend(actions, rewards, then, terminated=True)
+            replay.begin({"proprio": proprio[0], "task": task_rows[0]})
+            replay.extend(actions, rewards, next_observations, terminated=True)
         return replay
 
     def in_units(self, scaled: np.ndarray) -> np.ndarray:
@@ -233,17 +235,17 @@ class PolicyView:
 
     def scaled(self, actions: np.ndarray) -> np.ndarray:
         """The inverse of `in_units` for T single actions float32 [T, A], within [-1, 1]."""
-        found: torch.Tensor = self._actions.normalize(torch.tensor(actions), self._sources(actions))
-        return found.clamp(-1, 1).numpy()
+        scaled: torch.Tensor = self._actions.normalize(torch.tensor(actions), self._sources(actions))
+        return scaled.clamp(-1, 1).numpy()
 
-    def _batch(self, seen: Mapping[str, torch.Tensor]) -> Batch:
-        seen = {name: values.to(self.device) for name, values in seen.items()}
-        proprio, only = seen["proprio"], self._instructions[0]
+    def _batch(self, observations: Mapping[str, torch.Tensor]) -> Batch:
+        observations = {name: values.to(self.device) for name, values in observations.items()}
+        proprio, only = observations["proprio"], self._instructions[0]
         if len(self._instructions) == 1:
-            told = [only] * len(proprio)
+            instructions = [only] * len(proprio)
         else:
-            told = [self._instructions[task] for task in seen["task"][:, 0].tolist()]
-        return Batch(seen.get("images"), proprio, told, self._sources(proprio))
+            instructions = [self._instructions[task] for task in observations["task"][:, 0].tolist()]
+        return Batch(observations.get("images"), proprio, instructions, self._sources(proprio))
 
     def _sources(self, rows: torch.Tensor | np.ndarray) -> torch.Tensor:
         device = rows.device if isinstance(rows, torch.Tensor) else None

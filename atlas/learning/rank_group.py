@@ -75,9 +75,9 @@ class RankGroup:
         """Everybody's, by rank; the processes are of one program, so that any object may be sent."""
         if self.size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def from_first(self, value: Value) -> Value:
         """The first process's."""

@@ -54,7 +54,7 @@ class ResidualView:
             self.columns["objects"] = Column((self._objects,), "float32")
         self._scaler = processor.action_scaler()
         self._range = self._scaled_range(spec)
-        self._looked: tuple[Observation, dict[str, np.ndarray]] | None = None
+        self._last_look: tuple[Observation, dict[str, np.ndarray]] | None = None
 
     # ---- what SAC learns from ----------------------------------------------------------------------------------
 
@@ -98,22 +98,24 @@ class ResidualView:
                 digest.update(name.encode() + values.detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def distribution(self, seen: Mapping[str, torch.Tensor]) -> CorrectedActions:
-        return self._corrects.corrected({name: values.to(self.device) for name, values in seen.items()})
+    def distribution(self, observations: Mapping[str, torch.Tensor]) -> CorrectedActions:
+        return self._corrects.corrected({name: values.to(self.device) for name, values in observations.items()})
 
-    def state(self, seen: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def state(self, observations: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See `Acts.state`: also where the objects are, which the correction does not see."""
-        parts = [seen[name].to(self.device).float().flatten(1) for name in self.columns if name != "task"]
+        parts = [observations[name].to(self.device).float().flatten(1) for name in self.columns if name != "task"]
         if len(self._instructions) > 1:
-            told = torch.nn.functional.one_hot(seen["task"].to(self.device)[:, 0].long(), len(self._instructions))
-            parts.append(told.float())
+            one_hot = torch.nn.functional.one_hot(
+                observations["task"].to(self.device)[:, 0].long(), len(self._instructions)
+            )
+            parts.append(one_hot.float())
         return torch.cat(parts, 1)
 
     def penalty(
-        self, seen: Mapping[str, torch.Tensor], actions: torch.Tensor
+        self, observations: Mapping[str, torch.Tensor], actions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The penalty of large corrections, and their mean size, where 1 is the largest."""
-        correction = (actions - seen["base"].to(actions.device)) / self._settings.scale
+        correction = (actions - observations["base"].to(actions.device)) / self._settings.scale
         return self._settings.penalty * correction.square().mean(), correction.detach().abs().mean()
 
     def executed(self, actions: torch.Tensor) -> torch.Tensor:
@@ -132,27 +134,27 @@ class ResidualView:
 
     def look(self, observation: Observation) -> dict[str, np.ndarray]:
         """A row. The same observation is looked at once, though it ends one decision and begins the next."""
-        if self._looked is not None and self._looked[0] is observation:
-            return self._looked[1]
-        felt = self.policy.processor.proprio_dim
+        if self._last_look is not None and self._last_look[0] is observation:
+            return self._last_look[1]
+        proprio_dim = self.policy.processor.proprio_dim
         task = self._instructions.index(observation.instruction)
-        own = replace(observation, proprio=observation.proprio[:felt])
-        row = {name: values[0] for name, values in self._seen_of([own]).items()}
+        own = replace(observation, proprio=observation.proprio[:proprio_dim])
+        row = {name: values[0] for name, values in self._base_rows([own]).items()}
         row["task"] = np.array([task], np.uint8)
         if self._objects:
-            row["objects"] = observation.proprio[felt:].astype(np.float32)
-        self._looked = observation, row
+            row["objects"] = observation.proprio[proprio_dim:].astype(np.float32)
+        self._last_look = observation, row
         return row
 
     @torch.no_grad()
     def act(self, row: Mapping[str, np.ndarray], random: torch.Generator) -> np.ndarray:
         """Scaled actions [H * A] with a correction at random."""
-        seen = {name: torch.from_numpy(values)[None] for name, values in row.items()}
-        return self.distribution(seen).sample(random)[0].flatten().cpu().numpy()
+        observations = {name: torch.from_numpy(values)[None] for name, values in row.items()}
+        return self.distribution(observations).sample(random)[0].flatten().cpu().numpy()
 
-    def at_random(self, row: Mapping[str, np.ndarray], draw: np.random.Generator) -> np.ndarray:
+    def at_random(self, row: Mapping[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
         """Scaled actions [H * A] with any correction that there may be, each as likely."""
-        drawn = draw.uniform(-1, 1, (1, self._shape[1])).astype(np.float32)
+        drawn = rng.uniform(-1, 1, (1, self._shape[1])).astype(np.float32)
         corrected: np.ndarray = row["base"] + np.float32(self._settings.scale) * drawn
         return corrected.flatten()
 
@@ -162,7 +164,7 @@ class ResidualView:
         units: torch.Tensor = self._scaler.denormalize(chunk, torch.tensor([self._source]))[0]
         return units.numpy()
 
-    def _seen_of(self, observations: list[Observation]) -> dict[str, np.ndarray]:
+    def _base_rows(self, observations: list[Observation]) -> dict[str, np.ndarray]:
         batch = self.policy.processor.batch(observations, self._source).to(self.device)
         return {
             name: values.cpu().numpy().astype(self.columns[name].dtype)
@@ -202,14 +204,14 @@ class ResidualView:
                 Observation({camera: images[camera][i] for camera in images}, proprio[frame], dataset.tasks[task])
                 for i, frame in enumerate(frames)
             ]
-            parts = [self._seen_of(observations[i : i + _ROWS]) for i in range(0, len(observations), _ROWS)]
-            seen = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            seen["task"] = np.full((len(frames), 1), self._instructions.index(dataset.tasks[task]), np.uint8)
-            then = {name: np.concatenate([values[1:], values[-1:]]) for name, values in seen.items()}
+            parts = [self._base_rows(observations[i : i + _ROWS]) for i in range(0, len(observations), _ROWS)]
+            columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            columns["task"] = np.full((len(frames), 1), self._instructions.index(dataset.tasks[task]), np.uint8)
+            next_columns = {name: np.concatenate([values[1:], values[-1:]]) for name, values in columns.items()}
             rewards = np.zeros(len(frames), np.float32)
             rewards[-1] = 1
-            replay.begin({name: values[0] for name, values in seen.items()})
-            replay.extend(whole.reshape(len(frames), -1), rewards, then, terminated=True)
+            replay.begin({name: values[0] for name, values in columns.items()})
+            replay.extend(whole.reshape(len(frames), -1), rewards, next_columns, terminated=True)
         return replay
 
 

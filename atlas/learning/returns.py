@@ -54,14 +54,14 @@ class OnlineResult:
 
     def sentence(self) -> str:
         """Say it for people."""
-        gained, low, high = self.difference
+        difference, low, high = self.difference
         change = self.changed_success
         # Where success is told it counts: a policy that succeeds sooner may be rewarded for fewer steps.
-        least, most = (low, high) if change is None else change.interval
-        verdict = "better" if least > 0 else "worse" if most < 0 else None
+        lower, upper = (low, high) if change is None else change.interval
+        verdict = "better" if lower > 0 else "worse" if upper < 0 else None
         claim = f"The policy has become {verdict}" if verdict else "No change can be claimed"
         sentence = f"{claim}: mean reward {_mean(self.before):.4g} before, {_mean(self.after):.4g} after"
-        sentence += f" ({gained:+.4g}, 95% {low:+.4g} to {high:+.4g})"
+        sentence += f" ({difference:+.4g}, 95% {low:+.4g} to {high:+.4g})"
         if change is not None:
             sentence += f"; {change.gained} starts gained, {change.lost} lost (p = {change.p:.3f})"
         sentence += self._against_control()
@@ -76,12 +76,12 @@ class OnlineResult:
         change = _change(self.control, self.after)
         if change is not None:
             return f"; against plain imitation {change.gained} gained, {change.lost} lost (p = {change.p:.3f})"
-        gained, low, high = _difference(self.control, self.after)
-        return f"; against plain imitation {gained:+.4g} (95% {low:+.4g} to {high:+.4g})"
+        difference, low, high = _difference(self.control, self.after)
+        return f"; against plain imitation {difference:+.4g} (95% {low:+.4g} to {high:+.4g})"
 
     def to_dict(self) -> dict[str, Any]:
         """The machine-readable form of `atlas learn --json`."""
-        gained, low, high = self.difference
+        difference, low, high = self.difference
         change = self.changed_success
         return {
             "run": str(self.folder),
@@ -92,7 +92,7 @@ class OnlineResult:
             "updates": self.updates,
             "seconds": self.seconds,
             "mean_reward": {"before": _mean(self.before), "after": _mean(self.after)},
-            "reward_difference": {"mean": gained, "ci95": [low, high]},
+            "reward_difference": {"mean": difference, "ci95": [low, high]},
             "success_rate": {"before": self.before.success_rate, "after": self.after.success_rate},
             "starts": None if change is None else numbers_of(change),
             **self._control_numbers(),
@@ -105,30 +105,30 @@ class OnlineResult:
     def _control_numbers(self) -> dict[str, Any]:
         if self.control is None:
             return {"control": None, "without_control": self.without_control}
-        gained, low, high = _difference(self.control, self.after)
+        difference, low, high = _difference(self.control, self.after)
         change = _change(self.control, self.after)
-        found = {
+        control = {
             "mean_reward": _mean(self.control),
             "success_rate": self.control.success_rate,
-            "reward_difference": {"mean": gained, "ci95": [low, high]},
+            "reward_difference": {"mean": difference, "ci95": [low, high]},
             "starts": None if change is None else numbers_of(change),
         }
-        return {"control": found, "without_control": None}
+        return {"control": control, "without_control": None}
 
 
 def _difference(first: EvaluationReport, second: EvaluationReport) -> tuple[float, float, float]:
     """The difference from the mean reward of one policy to that of another, on the same starts, with a 95% interval: a
     bootstrap over these."""
-    gained = np.subtract([o.reward for o in second.outcomes], [o.reward for o in first.outcomes])
-    again = np.random.default_rng(0).choice(gained, (_RESAMPLED, len(gained))).mean(1)
-    low, high = np.quantile(again, [0.025, 0.975]).tolist()
-    return float(gained.mean()), low, high
+    differences = np.subtract([o.reward for o in second.outcomes], [o.reward for o in first.outcomes])
+    resampled = np.random.default_rng(0).choice(differences, (_RESAMPLED, len(differences))).mean(1)
+    low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
+    return float(differences.mean()), low, high
 
 
 def _change(first: EvaluationReport, second: EvaluationReport) -> Change | None:
     """None where neither ever succeeds, as in a world that does not tell."""
-    told = any(o.success for o in (*first.outcomes, *second.outcomes))
-    return Change.between(first, second) if told else None
+    any_success = any(o.success for o in (*first.outcomes, *second.outcomes))
+    return Change.between(first, second) if any_success else None
 
 
 def _mean(report: EvaluationReport) -> float:

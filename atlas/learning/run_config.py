@@ -31,8 +31,8 @@ def config_of_run(checkpoint: str, name: str, overrides: Sequence[str]) -> Confi
             f"{checkpoint} is in no run's folder. Give a run, such as outputs/first, or a checkpoint of it: the config "
             "says which demonstrations are trained on beside the experience."
         )
-    was = load_config(folder / CONFIG)
-    config = load_config(was.model_copy(update={"run_name": f"{folder.resolve().name}-{name}"}), overrides)
+    saved = load_config(folder / CONFIG)
+    config = load_config(saved.model_copy(update={"run_name": f"{folder.resolve().name}-{name}"}), overrides)
     if config.run_dir.resolve() == folder.resolve():
         raise InputError(f"run_name is {config.run_name}, which is the run that is learned from. Choose another.")
     return config
@@ -53,12 +53,12 @@ def settings_of(file: Path) -> list[str]:
 def config_from_nothing(name: str, env: str, overrides: Sequence[str]) -> Config:
     """Atlas's own, with a small policy from state alone that takes one action at a time; `run_name` is the world's with
     the name of what is learned. Raises InputError."""
-    told = len(environment_spec(env).instructions) > 1
+    several_tasks = len(environment_spec(env).instructions) > 1
     smaller = [
         "model.vision={name: none}",
         "model.fusion={name: mlp}",
         f"model.head={{name: gaussian{_HEADS.get(name, '')}}}",
-        f"model.language={{name: {'bytes' if told else 'none'}}}",
+        f"model.language={{name: {'bytes' if several_tasks else 'none'}}}",
         "model.processor={action_normalization: min_max, proprio_normalization: mean_std}",
         "data.action_horizon=1",
         "evaluation.execute=1",

@@ -28,20 +28,20 @@ View = PolicyView | ResidualView
 def about(policy: Policy, env: str) -> str:
     """The world, and a hash of what the policy is made of and how its numbers are scaled."""
     processor = policy.processor
-    made_of = {
+    contents = {
         "model": policy.config.model_dump(mode="json"),
         "actions": processor.action_spec.to_dict(),
         "horizon": processor.action_horizon,
         "statistics": [each.to_dict() for each in processor.statistics],
     }
-    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:16]
     return f"{env}, policy {digest}"
 
 
 def told_to_actors(view: View, env: str) -> str:
     """Facts that a learner and its actors must agree on: also a policy that is corrected, which each of them has."""
-    told = about(view.policy, env)
-    return f"{told} that corrects {view.frozen_digest()}" if isinstance(view, ResidualView) else told
+    facts = about(view.policy, env)
+    return f"{facts} that corrects {view.frozen_digest()}" if isinstance(view, ResidualView) else facts
 
 
 def actor_of(view: View, env: str) -> ChunkExecutor:

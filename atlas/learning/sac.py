@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from atlas.config import SacBaseConfig
-from atlas.learning.experience_replay import Drawn
+from atlas.learning.experience_replay import DecisionBatch
 from atlas.training.optimizer import trained_parameters
 
-Seen = Mapping[str, torch.Tensor]  # a batch of what is seen, [B, ...] each
+Observations = Mapping[str, torch.Tensor]  # a batch of what is seen, [B, ...] each
 
 
 class Drawable(Protocol):
@@ -45,11 +45,11 @@ class Acts(Protocol):
 
     def trained(self) -> nn.Module: ...
 
-    def distribution(self, seen: Seen) -> Drawable:
+    def distribution(self, observations: Observations) -> Drawable:
         """Gradients flow through what is drawn of it."""
         ...
 
-    def penalty(self, seen: Seen, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def penalty(self, observations: Observations, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The penalty on the actor's loss for what it does, and the mean size of that; None: there is none."""
         ...
 
@@ -58,7 +58,7 @@ class Acts(Protocol):
         same is worth the same."""
         ...
 
-    def state(self, seen: Seen) -> torch.Tensor:
+    def state(self, observations: Observations) -> torch.Tensor:
         """float32 [B, state_dim], without gradients."""
         ...
 
@@ -106,9 +106,9 @@ class SoftActorCritic:
         self.targets.load_state_dict(self.critics.state_dict())
         self.log_temperature = torch.tensor(math.log(settings.temperature), device=device, requires_grad=True)
         self.target_entropy = -actor.random_dim if settings.target_entropy is None else settings.target_entropy
-        own = [parameter for _, parameter in trained_parameters(actor.trained())]
+        trained = [parameter for _, parameter in trained_parameters(actor.trained())]
         self.optimizers = {
-            "actor": torch.optim.Adam(own, settings.learning_rate, fused=True),
+            "actor": torch.optim.Adam(trained, settings.learning_rate, fused=True),
             "critics": torch.optim.Adam(self.critics.parameters(), settings.critic_learning_rate, fused=True),
             "temperature": torch.optim.Adam([self.log_temperature], settings.learning_rate),
         }
@@ -118,55 +118,57 @@ class SoftActorCritic:
     def temperature(self) -> torch.Tensor:
         return self.log_temperature.detach().exp()
 
-    def update(self, drawn: Drawn) -> dict[str, torch.Tensor]:
+    def update(self, batch: DecisionBatch) -> dict[str, torch.Tensor]:
         """One step of the critics, and of the actor every `critic_actor_ratio` times; what to show of it, {} where it
         was skipped, because something in it was not finite."""
         self.updates += 1
-        found = self._update_critics(drawn)
+        metrics = self._update_critics(batch)
         warm = self.updates > self.settings.critic_warmup
-        if found and warm and self.updates % self.settings.critic_actor_ratio == 0:
-            found |= self._update_actor(drawn.seen)
-        return found
+        if metrics and warm and self.updates % self.settings.critic_actor_ratio == 0:
+            metrics |= self._update_actor(batch.observations)
+        return metrics
 
     @torch.no_grad()
-    def wanted(self, drawn: Drawn, random: torch.Generator) -> torch.Tensor:
+    def target_values(self, batch: DecisionBatch, random: torch.Generator) -> torch.Tensor:
         """Return what the values [B] of decisions should be, by what came of them."""
-        then, log_prob = self.actor.distribution(drawn.seen_then).sample(random)
-        values = self.targets(self.actor.state(drawn.seen_then), self.actor.executed(then.flatten(1)))  # [N, B]
+        next_actions, log_prob = self.actor.distribution(batch.next_observations).sample(random)
+        values = self.targets(
+            self.actor.state(batch.next_observations), self.actor.executed(next_actions.flatten(1))
+        )  # [N, B]
         if self.settings.critic_subset < len(values):
             order = torch.randperm(len(values), generator=random, device=self.device)
             values = values[order[: self.settings.critic_subset]]
-        return drawn.returns + drawn.discounts * (values.min(0).values - self.temperature * log_prob)
+        return batch.returns + batch.discounts * (values.min(0).values - self.temperature * log_prob)
 
     @torch.no_grad()
-    def opinion(self, decisions: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
+    def values_and_targets(self, decisions: DecisionBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """The mean of what the critics think of T decisions, and what they should: float32 [T] each."""
         random = torch.Generator(self.device).manual_seed(0)
-        there = decisions.to(self.device)
-        values = self.critics(self.actor.state(there.seen), there.actions)
-        return values.mean(0).cpu(), self.wanted(there, random).cpu()
+        batch = decisions.to(self.device)
+        values = self.critics(self.actor.state(batch.observations), batch.actions)
+        return values.mean(0).cpu(), self.target_values(batch, random).cpu()
 
-    def _update_critics(self, drawn: Drawn) -> dict[str, torch.Tensor]:
-        wanted = self.wanted(drawn, self.random)
-        values = self.critics(self.actor.state(drawn.seen), drawn.actions)
-        squares = F.mse_loss(values, wanted.expand_as(values), reduction="none")
-        loss = (squares if drawn.weights is None else squares * drawn.weights).mean(1).sum()
+    def _update_critics(self, batch: DecisionBatch) -> dict[str, torch.Tensor]:
+        targets = self.target_values(batch, self.random)
+        values = self.critics(self.actor.state(batch.observations), batch.actions)
+        squares = F.mse_loss(values, targets.expand_as(values), reduction="none")
+        loss = (squares if batch.weights is None else squares * batch.weights).mean(1).sum()
         if not self._step("critics", loss, self.critics):
             return {}
         with torch.no_grad():
-            mine: list[torch.Tensor] = list(self.targets.parameters())
-            its: list[torch.Tensor] = list(self.critics.parameters())
-            torch._foreach_lerp_(mine, its, self.settings.tau)
-        found = {"sac/critic_loss": loss.detach(), "values": values.detach(), "targets": wanted}
-        return found if drawn.rows is None else {**found, "errors": squares.detach().mean(0).sqrt()}
+            target_weights: list[torch.Tensor] = list(self.targets.parameters())
+            weights: list[torch.Tensor] = list(self.critics.parameters())
+            torch._foreach_lerp_(target_weights, weights, self.settings.tau)
+        metrics = {"sac/critic_loss": loss.detach(), "values": values.detach(), "targets": targets}
+        return metrics if batch.rows is None else {**metrics, "errors": squares.detach().mean(0).sqrt()}
 
-    def _update_actor(self, seen: Seen) -> dict[str, torch.Tensor]:
-        actions, log_prob = self.actor.distribution(seen).sample(self.random)
+    def _update_actor(self, observations: Observations) -> dict[str, torch.Tensor]:
+        actions, log_prob = self.actor.distribution(observations).sample(self.random)
         self.critics.requires_grad_(False)
-        values = self.critics(self.actor.state(seen), self.actor.executed(actions.flatten(1))).mean(0)
+        values = self.critics(self.actor.state(observations), self.actor.executed(actions.flatten(1))).mean(0)
         self.critics.requires_grad_(True)
         loss = (self.temperature * log_prob - values).mean()
-        penalty = self.actor.penalty(seen, actions)
+        penalty = self.actor.penalty(observations, actions)
         if penalty is not None:
             loss = loss + penalty[0]
         if not self._step("actor", loss, self.actor.trained()):

@@ -48,8 +48,8 @@ class SacLearner:
         self.replay = Replay(
             run.settings.replay_capacity, run.view.columns, run.view.action_dim, run.about, run.settings.priority
         )
-        told = run.settings.demonstrations
-        self.demonstrations = None if told is None else run.view.demonstrations(told)
+        demonstrations = run.settings.demonstrations
+        self.demonstrations = None if demonstrations is None else run.view.demonstrations(demonstrations)
         self.steps, self.decisions, self.episodes, self.seconds = 0, 0, 0, 0.0
         self._owing_since: int | None = None  # the decision from which on updates are owed
         self._timers: dict[str, float] = {"sample_replay_buffer": 0.0, "train": 0.0}
@@ -93,18 +93,20 @@ class SacLearner:
     def learn(self, updates: int) -> None:
         """Make so many updates, and show what they were like."""
         for _ in range(updates):
-            begun = time.perf_counter()
-            draw = np.random.default_rng([self.run.config.seed, 5, self.sac.updates])
+            started = time.perf_counter()
+            rng = np.random.default_rng([self.run.config.seed, 5, self.sac.updates])
             settings = self.settings
-            shown, share = self.demonstrations, settings.demonstration_share
-            drawn = draw_mixed(self.replay, shown, settings.batch_size, share, draw, settings.n_step, settings.gamma)
-            drawn_at = time.perf_counter()
-            found = self.sac.update(drawn.to(self.sac.device))
-            self._shown |= found
-            if drawn.rows is not None and "errors" in found:
-                self.replay.found_off(drawn.rows, found["errors"][: len(drawn.rows)].cpu().numpy())
-            self._timers["sample_replay_buffer"] += drawn_at - begun
-            self._timers["train"] += time.perf_counter() - drawn_at
+            demonstrations, share = self.demonstrations, settings.demonstration_share
+            batch = draw_mixed(
+                self.replay, demonstrations, settings.batch_size, share, rng, settings.n_step, settings.gamma
+            )
+            sampled_at = time.perf_counter()
+            metrics = self.sac.update(batch.to(self.sac.device))
+            self._shown |= metrics
+            if batch.rows is not None and "errors" in metrics:
+                self.replay.update_priorities(batch.rows, metrics["errors"][: len(batch.rows)].cpu().numpy())
+            self._timers["sample_replay_buffer"] += sampled_at - started
+            self._timers["train"] += time.perf_counter() - sampled_at
             if self.sac.updates % self.run.config.training.log_interval == 0:
                 self._show()
 

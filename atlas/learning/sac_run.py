@@ -20,7 +20,7 @@ from atlas.system.process_control.threads import one_thread
 from atlas.training.guards.signals import Interrupted, StopRequest, listening
 
 
-class Tries:
+class BehaviourPolicy:
     """The actor that acts while learning: at random at first, then as the policy says, which is random too.
 
     What it draws follows from the episode and the decision alone, so that a run that goes on draws the same.
@@ -75,7 +75,7 @@ class _Interleaved:
         self.board = run.tracker("actor", learner.steps)
         world, limit = run.open_world(exploring=True), run.settings.episode_steps
         self.world = Explorer(world, run.config.seed, first=learner.episodes, limit=limit, keep=run.keeper())
-        self.tries = Tries(run.view, run.settings, run.config.seed)
+        self.behaviour = BehaviourPolicy(run.view, run.settings, run.config.seed)
 
     def play(self) -> OnlineResult:
         before, learner, settings = self.run.before(), self.learner, self.settings
@@ -83,7 +83,7 @@ class _Interleaved:
             learner.look()  # the policy of the start may remain the best
         saved = learner.steps
         begun = time.monotonic() - learner.seconds
-        self.tries.begin(self.world.episodes)
+        self.behaviour.begin(self.world.episodes)
         first = self.view.look(self.world.observation)
         row = first
         while not learner.done:
@@ -91,7 +91,7 @@ class _Interleaved:
                 learner.episodes, learner.seconds = self.world.episodes, time.monotonic() - begun
                 learner.save({})
                 raise Interrupted(self.stop.signal)
-            scaled = self.tries.act(row, learner.steps)
+            scaled = self.behaviour.act(row, learner.steps)
             after, ended = self.world.step(self.view.in_units(scaled))
             learner.take(piece_of(first, scaled, after, self.view))
             self.log.decided(after.actions)
@@ -103,12 +103,12 @@ class _Interleaved:
             first = {}
             if ended is not None:
                 self.board.step = learner.steps
-                self.board.log(self.log.ended(ended, self.tries.exploring(learner.steps), learner.replay.decisions))
+                self.board.log(self.log.ended(ended, self.behaviour.exploring(learner.steps), learner.replay.decisions))
                 learner.episodes, learner.seconds = self.world.episodes, time.monotonic() - begun
                 if learner.steps - saved >= settings.save_interval:
                     saved = learner.steps
                     learner.save({})
-                self.tries.begin(self.world.episodes)
+                self.behaviour.begin(self.world.episodes)
                 first = self.view.look(self.world.observation)
             row = self.view.look(self.world.observation)
         seconds = time.monotonic() - begun

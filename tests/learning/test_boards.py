@@ -148,9 +148,9 @@ def test_a_replay_gives_its_decisions_in_order_and_what_came_after_each() -> Non
 
     rows = replay.evenly(99)
 
-    assert replay.seen_at(rows)["x"][:, 0].tolist() == [10, 11, 12, 20, 21, 22]
+    assert replay.observations_at(rows)["x"][:, 0].tolist() == [10, 11, 12, 20, 21, 22]
     assert replay.returns_from(rows).tolist() == [6, 5, 3, 6, 5, 3]
-    assert replay.seen_at(replay.evenly(3))["x"][:, 0].tolist() == [10, 12, 22]
+    assert replay.observations_at(replay.evenly(3))["x"][:, 0].tolist() == [10, 12, 22]
 
 
 def test_states_on_a_plane_count_every_number_alike() -> None:

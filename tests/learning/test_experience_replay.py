@@ -33,7 +33,7 @@ def test_what_is_drawn_belongs_together_however_often_the_ring_went_round() -> N
 
     drawn = replay.draw(2000, np.random.default_rng(0))
 
-    state, then = drawn.seen["proprio"][:, 0], drawn.seen_then["proprio"][:, 0]
+    state, then = drawn.observations["proprio"][:, 0], drawn.next_observations["proprio"][:, 0]
     assert (then == state + 1).all() and (drawn.actions[:, 0] == state).all() and (drawn.returns == state).all()
     assert ((drawn.discounts == 0) == (state % 100 == 6)).all()
     # Rows of the last six episodes that are whole, and of one that is not: each as likely.
@@ -52,7 +52,11 @@ def test_returns_of_several_steps_stop_where_the_episode_does() -> None:
     by_state = {
         int(state): (float(returns), float(discount), int(then))
         for state, returns, discount, then in zip(
-            drawn.seen["proprio"][:, 0], drawn.returns, drawn.discounts, drawn.seen_then["proprio"][:, 0], strict=True
+            drawn.observations["proprio"][:, 0],
+            drawn.returns,
+            drawn.discounts,
+            drawn.next_observations["proprio"][:, 0],
+            strict=True,
         )
     }
     assert by_state[0] == (0 + 0.5 * 1 + 0.25 * 2, 0.125, 3)
@@ -69,8 +73,8 @@ def test_an_episode_that_goes_on_can_be_drawn_from() -> None:
 
     drawn = replay.draw(50, np.random.default_rng(0), steps=5, gamma=1.0)
 
-    assert replay.decisions == 3 and set(drawn.seen["proprio"][:, 0].tolist()) == {0, 1, 2}
-    assert (drawn.seen_then["proprio"] == 3).all() and (drawn.discounts == 1).all()
+    assert replay.decisions == 3 and set(drawn.observations["proprio"][:, 0].tolist()) == {0, 1, 2}
+    assert (drawn.next_observations["proprio"] == 3).all() and (drawn.discounts == 1).all()
 
 
 def test_images_are_there_once_and_memory_is_bounded() -> None:
@@ -101,7 +105,7 @@ def test_it_is_saved_and_goes_on(tmp_path: Path) -> None:
     for replay in replays:
         numbered(replay, 5000, 5)
     one, other = (replay.draw(100, np.random.default_rng(1), steps=2) for replay in replays)
-    assert (one.seen["proprio"] == other.seen["proprio"]).all() and (one.returns == other.returns).all()
+    assert (one.observations["proprio"] == other.observations["proprio"]).all() and (one.returns == other.returns).all()
     for stranger, words in (
         (Replay(30, ONE, 1, about="elsewhere"), "about is cubes, not elsewhere"),
         (Replay(31, ONE, 1, about="cubes"), "capacity is 30, not 31"),
@@ -119,7 +123,7 @@ def test_half_of_a_batch_is_from_demonstrations() -> None:
 
     drawn = draw_mixed(own, shown, 64, 0.5, np.random.default_rng(0))
 
-    assert (drawn.seen["proprio"] >= 1000).sum() == 32 and (drawn.returns >= 1000).sum() == 32
+    assert (drawn.observations["proprio"] >= 1000).sum() == 32 and (drawn.returns >= 1000).sum() == 32
     assert (draw_mixed(own, None, 64, 0.5, np.random.default_rng(0)).returns < 1000).all()
 
 
@@ -135,7 +139,7 @@ def test_recorded_episodes_are_demonstrations(make_libero: Callable[..., Path]) 
     assert replay.decisions == 10 and ((drawn.returns == 1) == (drawn.discounts == 0)).all()
     numbers = open_dataset(folder).numbers()
     recorded = {tuple(row) for row in np.round(numbers.proprio, 4).tolist()}
-    assert {tuple(row) for row in np.round(drawn.seen["proprio"].numpy(), 4).tolist()} == recorded
+    assert {tuple(row) for row in np.round(drawn.observations["proprio"].numpy(), 4).tolist()} == recorded
     np.testing.assert_allclose(view.in_units(view.scaled(numbers.actions[:1])[0]), numbers.actions[:1], atol=1e-6)
     with pytest.raises(InputError, match="its instruction 'open the drawer' is none of the world's"):
         PolicyView(view.policy, ("lift it",)).demonstrations(str(folder))
@@ -148,8 +152,8 @@ def test_recorded_episodes_are_demonstrations(make_libero: Callable[..., Path]) 
 def test_decisions_whose_values_are_off_are_drawn_more_often(tmp_path: Path) -> None:
     replays = [Replay(100, ONE, 1, priority=0.5) for _ in range(2)]
     numbered(replays[0], 0, 20)
-    replays[0].found_off(np.arange(20), np.full(20, 0.01))
-    replays[0].found_off(np.array([3]), np.array([1.0]))
+    replays[0].update_priorities(np.arange(20), np.full(20, 0.01))
+    replays[0].update_priorities(np.array([3]), np.array([1.0]))
     replays[0].save(tmp_path / "replay")
     replays[1].load(tmp_path / "replay")
 
@@ -161,7 +165,7 @@ def test_decisions_whose_values_are_off_are_drawn_more_often(tmp_path: Path) -> 
     assert share == pytest.approx(10 / 29, abs=0.03) and (one.rows < 20).all()
     assert float(one.weights[one.rows == 3].max()) == pytest.approx(10**-0.4) and float(one.weights.max()) == 1
     numbered(replays[0], 100, 5)
-    new = replays[0].draw(4000, np.random.default_rng(0)).seen["proprio"][:, 0] >= 100
+    new = replays[0].draw(4000, np.random.default_rng(0)).observations["proprio"][:, 0] >= 100
     assert float(new.float().mean()) == pytest.approx(50 / 79, abs=0.03)  # as likely as the farthest
     mixed = draw_mixed(replays[0], replays[1], 8, 0.5, np.random.default_rng(0))
     assert mixed.weights is not None and len(mixed.weights) == 8 and mixed.rows is not None and len(mixed.rows) == 4

@@ -67,4 +67,4 @@ def test_an_expert_beside_a_frozen_backbone_of_half_precision_learns_with_two_ra
     view.distribution(seen).log_prob(path.detach()).sum().backward()
     assert all(p.grad is None for p in policy.parameters() if not p.requires_grad)
     assert sum(float(p.grad.abs().sum()) for p in own["params"] if p.grad is not None) > 0
-    assert ppo.worth(seen).shape == (3,)
+    assert ppo.state_values(seen).shape == (3,)

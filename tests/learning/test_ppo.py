@@ -85,7 +85,7 @@ def test_it_finds_the_action_that_is_rewarded(tmp_path: Path) -> None:
         seen = {"proprio": states, "task": torch.zeros(256, 1, dtype=torch.uint8)}
         with torch.no_grad():
             actions, log_probs = view.distribution(seen).sample(random)
-            values = ppo.worth(seen)
+            values = ppo.state_values(seen)
         rewards, over = -(actions[:, 0, 0] - states[:, 0]).abs(), torch.ones(256, dtype=torch.bool)
         shown = ppo.learn(Played(seen, actions, log_probs, rewards, values, torch.zeros(256), over), 0.0, draw)
 
@@ -124,12 +124,12 @@ def test_a_world_that_does_not_repeat_itself_is_named(caplog: pytest.LogCaptureF
     with closing(make_environment(PENDULUM)) as env:
         explorer = Explorer(env, seed=0)
         explorer.step(np.full((7, 1), 0.5, np.float32))
-        there, seen = explorer.halfway, explorer.observation.proprio
+        there, seen = explorer.progress, explorer.observation.proprio
 
         explorer.begin()
-        explorer.go_on(there)
+        explorer.resume(there)
         np.testing.assert_array_equal(explorer.observation.proprio, seen)
         assert not caplog.records
-        explorer.go_on(replace(there, proprio=there.proprio + 1))
+        explorer.resume(replace(there, proprio=there.proprio + 1))
 
     assert "does not repeat what was done in it" in caplog.text

@@ -14,7 +14,7 @@ from atlas.config import Config, ResidualSacConfig
 from atlas.environments.catalog import environment_spec
 from atlas.environments.cubes import CubesEnvironment
 from atlas.errors import InputError
-from atlas.learning.experience_replay import Drawn, Replay
+from atlas.learning.experience_replay import DecisionBatch, Replay
 from atlas.learning.explorer import Explorer
 from atlas.learning.policy_view import load_start
 from atlas.learning.residual_view import ResidualView, corrected_policy
@@ -132,7 +132,7 @@ def test_the_replay_keeps_what_the_world_executes_and_critics_see_nothing_else(f
     critic_saw: list[torch.Tensor] = []
     sac.targets.register_forward_pre_hook(lambda _, given: critic_saw.append(given[1]))
     seen_then["base"] += 9
-    sac.wanted(Drawn({}, torch.zeros(0), torch.zeros(1), torch.ones(1), seen_then), torch.Generator())
+    sac.target_values(DecisionBatch({}, torch.zeros(0), torch.zeros(1), torch.ones(1), seen_then), torch.Generator())
     assert np.abs(view.in_units(critic_saw[0][0].numpy())).max() <= 1 + 1e-5
 
 

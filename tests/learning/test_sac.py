@@ -18,7 +18,7 @@ from atlas.checkpoints import saved_steps
 from atlas.config import Config, SacConfig
 from atlas.environments.catalog import environment_spec
 from atlas.errors import InputError
-from atlas.learning.experience_replay import Drawn, Replay
+from atlas.learning.experience_replay import DecisionBatch, Replay
 from atlas.learning.policy_view import PolicyView
 from atlas.learning.run_config import config_from_nothing
 from atlas.learning.run_parts import start_policy
@@ -83,14 +83,14 @@ def test_what_is_not_finite_is_skipped_and_counted(tmp_path: Path) -> None:
     sac = SoftActorCritic(SacConfig(width=8), view, seed=0, device=torch.device("cpu"))
     seen = {"proprio": torch.zeros(4, 3), "task": torch.zeros(4, 1)}
     rewards = torch.tensor([0.0, float("inf"), 0.0, 0.0])
-    drawn = Drawn(seen, torch.zeros(4, 1), rewards, torch.ones(4), seen)
+    drawn = DecisionBatch(seen, torch.zeros(4, 1), rewards, torch.ones(4), seen)
     before = {name: values.clone() for name, values in sac.critics.state_dict().items()}
 
     assert sac.update(drawn) == {} and sac.skipped == 1
 
     for name, values in sac.critics.state_dict().items():
         torch.testing.assert_close(values, before[name], rtol=0, atol=0)
-    sac.update(Drawn(seen, drawn.actions, torch.zeros(4), torch.ones(4), seen))
+    sac.update(DecisionBatch(seen, drawn.actions, torch.zeros(4), torch.ones(4), seen))
     assert sac.skipped == 1 and sac.updates == 2
 
 

@@ -17,7 +17,7 @@ from atlas.learning.boards.part_trackers import finish_with, part_tracker
 from atlas.learning.explorer import EpisodeLog, Explorer
 from atlas.learning.run_parts import RESIDUAL, View, begun_view, open_world, told_to_actors
 from atlas.learning.sac_learner import Piece
-from atlas.learning.sac_run import Tries, piece_of
+from atlas.learning.sac_run import BehaviourPolicy, piece_of
 from atlas.system.process_control.threads import one_thread
 from atlas.tracking import RunTracker
 
@@ -62,22 +62,22 @@ class _Player:
     ) -> None:
         self.board = board
         self.view, self.settings, self.end, self.world = view, settings, end, world
-        self.tries = Tries(view, settings, seed, end.actor)
+        self.behaviour = BehaviourPolicy(view, settings, seed, end.actor)
         self.log = EpisodeLog()
         self.unsafe: deque[Experience] = deque()  # sent, and not in a checkpoint of the learner yet
         self.sent, self.arrived = -1, -1
         self.elsewhere = welcome.steps  # steps of all actors when the learner last said so
         self.own_then = 0  # of this one, at that time
         self.replay_size, self.done = 0, False
-        self._use(welcome.weights)
+        self._load_weights(welcome.weights)
 
     def play(self) -> int:
         pieces: list[Piece] = []
-        self.tries.begin(self.world.episodes)
+        self.behaviour.begin(self.world.episodes)
         row = self.view.look(self.world.observation)
         first = row
         while not self.done:
-            scaled = self.tries.act(row, self.steps)
+            scaled = self.behaviour.act(row, self.steps)
             after, ended = self.world.step(self.view.in_units(scaled))
             pieces.append(piece_of(first, scaled, after, self.view))
             self.log.decided(after.actions)
@@ -86,9 +86,9 @@ class _Player:
                 self._send(pieces, ended is not None)
                 pieces = []
             if ended is not None:
-                exploring = self.tries.exploring(self.steps)
+                exploring = self.behaviour.exploring(self.steps)
                 self.board.log(self.log.ended(ended, exploring, self.replay_size), self.log.steps)
-                self.tries.begin(self.world.episodes)
+                self.behaviour.begin(self.world.episodes)
             row = self.view.look(self.world.observation)
             if not pieces:
                 first = row
@@ -113,9 +113,9 @@ class _Player:
         """Take what the learner says; where it says nothing though it should, find it again."""
         while (message := self.end.receive(seconds)) is not None:
             if isinstance(message, Weights):
-                self._use(message.weights)
+                self._load_weights(message.weights)
             elif isinstance(message, WhoAreYou):
-                self._again(self.end.hello())
+                self._resend_after(self.end.hello())
             elif isinstance(message, Taken):
                 self.arrived, self.done = message.arrived, message.done
                 self.elsewhere, self.own_then = message.steps, self.log.steps
@@ -124,18 +124,18 @@ class _Player:
                     self.unsafe.popleft()
             seconds = 0
         if not self.done and self.end.silent and self.sent > self.arrived:
-            self._again(self.end.hello())
+            self._resend_after(self.end.hello())
 
-    def _again(self, welcome: Welcome) -> None:
+    def _resend_after(self, welcome: Welcome) -> None:
         """The learner was started again, from its checkpoint: send what is not in that."""
         logger.warning("The learner is there again; it lacks pieces from %d on", welcome.arrived + 1)
         self.arrived = welcome.arrived
-        self._use(welcome.weights)
+        self._load_weights(welcome.weights)
         for message in self.unsafe:
             if message.number > welcome.arrived:
                 self.end.send(message)
 
-    def _use(self, weights: dict[str, np.ndarray]) -> None:
+    def _load_weights(self, weights: dict[str, np.ndarray]) -> None:
         self.view.load_weights({name: torch.tensor(values) for name, values in weights.items()})
 
 

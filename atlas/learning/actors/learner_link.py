@@ -146,23 +146,23 @@ class ActorEnd:
         self._timeout, self._token = timeout, secrets.token_hex(8)
         self._context = self._zmq.Context()
         self._socket: Any = None
-        self._heard = time.monotonic()
+        self._last_heard = time.monotonic()
         self.actor = -1
 
     def hello(self) -> Welcome:
         """Connect, and wait for the learner's welcome, saying so once. Raises InputError where it refuses, LearnerGone
         where it is not there in time."""
-        since, said = time.monotonic(), False
+        since, warned = time.monotonic(), False
         while True:
             self._connect()
             self.send(Hello(atlas.__version__, PROTOCOL, self._about, self.actor, self._token))
-            answered = self.receive(min(2.0, self._timeout))
-            if isinstance(answered, Welcome):
-                self.actor = answered.actor
-                return answered
-            if not said:
+            reply = self.receive(min(2.0, self._timeout))
+            if isinstance(reply, Welcome):
+                self.actor = reply.actor
+                return reply
+            if not warned:
                 logger.warning("Waiting for the learner at %s", self._address)
-                said = True
+                warned = True
             if time.monotonic() - since > self._timeout:
                 raise LearnerGone(
                     f"No learner answers at {self._address} after {self._timeout:g} s. Start it first: the same "
@@ -178,7 +178,7 @@ class ActorEnd:
         self._socket.setsockopt(self._zmq.LINGER, _LINGER_MS)
         self._socket.setsockopt(self._zmq.IPV6, int(":" in self._address.host))
         self._socket.connect(self._address.endpoint)
-        self._heard = time.monotonic()
+        self._last_heard = time.monotonic()
 
     def send(self, message: Message) -> None:
         with suppress(self._zmq.Again):
@@ -194,7 +194,7 @@ class ActorEnd:
             raise InputError(
                 f"The learner at {self._address} has another key: give both the same --api-key-file."
             ) from None
-        self._heard = time.monotonic()
+        self._last_heard = time.monotonic()
         if isinstance(message, Refused):
             raise InputError(f"The learner at {self._address} refuses this actor: {message.why}.")
         return message
@@ -202,7 +202,7 @@ class ActorEnd:
     @property
     def silent(self) -> bool:
         """Whether the learner should have answered by now."""
-        return time.monotonic() - self._heard > _PATIENCE
+        return time.monotonic() - self._last_heard > _PATIENCE
 
     def close(self) -> None:
         if self._socket is not None:

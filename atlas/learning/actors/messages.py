@@ -119,10 +119,10 @@ class WrongKey(Exception):
 
 def _checked(kind: type[Any], values: Any) -> Any:
     """A message of these values. Raises InputError where a field is missing or of another type."""
-    wanted = {field.name: str(field.type) for field in fields(kind)}
-    if not isinstance(values, Mapping) or values.keys() != wanted.keys():
-        raise InputError(f"A message {kind.__name__} should have {', '.join(wanted)}.")
-    for name, type_name in wanted.items():
+    expected = {field.name: str(field.type) for field in fields(kind)}
+    if not isinstance(values, Mapping) or values.keys() != expected.keys():
+        raise InputError(f"A message {kind.__name__} should have {', '.join(expected)}.")
+    for name, type_name in expected.items():
         value = values[name]
         if type_name in _SIMPLE:
             fits = type(value) is _SIMPLE[type_name]

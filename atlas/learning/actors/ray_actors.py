@@ -62,9 +62,9 @@ class RayActors(ActorGroup):
                 " or unset it for one on this machine alone."
             ) from None
         self.address = Address(ray.util.get_node_ip_address(), 0)
-        there = int(ray.cluster_resources().get("CPU", 0))
-        if there < self._count:
-            logger.warning("The cluster has %d cores for %d actors: some wait until it has more", there, self._count)
+        cores = int(ray.cluster_resources().get("CPU", 0))
+        if cores < self._count:
+            logger.warning("The cluster has %d cores for %d actors: some wait until it has more", cores, self._count)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -77,8 +77,8 @@ class RayActors(ActorGroup):
 
     def start(self, port: int) -> None:
         remote = self._ray.remote(num_cpus=1, max_retries=MOST_RESTARTS)(_play)
-        told = (self._values, self._env, f"{self.address.host}:{port}", self.key, self._checkpoint, self._name)
-        self._tasks = [remote.remote(*told) for _ in range(self._count)]
+        arguments = (self._values, self._env, f"{self.address.host}:{port}", self.key, self._checkpoint, self._name)
+        self._tasks = [remote.remote(*arguments) for _ in range(self._count)]
 
     def _look_after(self) -> None:
         """Ray starts tasks again whose process died, so that it is an error where one has ended for good."""

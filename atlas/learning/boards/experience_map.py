@@ -22,7 +22,7 @@ from atlas.types import Observation
 
 logger = logging.getLogger(__name__)
 
-Seen = dict[str, torch.Tensor]  # [n, ...] each
+Observations = dict[str, torch.Tensor]  # [n, ...] each
 _SMALLEST = 1e-6  # deviation of a feature
 THIRDS = ("the first third", "the second third", "the last third")
 DEMONSTRATIONS = "demonstrations"
@@ -39,18 +39,22 @@ class Projected:
 
 def project(features: np.ndarray, method: str) -> Projected:
     """States float [n, D], each of whose numbers counts alike, by `pca` or `tsne`."""
-    even = (features - features.mean(0)) / np.maximum(features.std(0), _SMALLEST)
-    components, explained = principal_components(even.astype(np.float32))
+    standardised = (features - features.mean(0)) / np.maximum(features.std(0), _SMALLEST)
+    components, explained = principal_components(standardised.astype(np.float32))
     if method == "tsne":
         return Projected(tsne(components), components, ("t-SNE 1", "t-SNE 2"))
     axes = (f"component 1 ({explained[0]:.0%} of the variance)", f"component 2 ({explained[1]:.0%})")
     return Projected(components[:, :2], components, axes)
 
 
-def thirds(replay: Replay, count: int) -> dict[str, Seen]:
+def thirds(replay: Replay, count: int) -> dict[str, Observations]:
     """Return at most `count` of the states in a replay, by when they were seen."""
     rows = replay.evenly(count)
-    return {name: replay.seen_at(part) for name, part in zip(THIRDS, np.array_split(rows, 3), strict=True) if len(part)}
+    return {
+        name: replay.observations_at(part)
+        for name, part in zip(THIRDS, np.array_split(rows, 3), strict=True)
+        if len(part)
+    }
 
 
 class ExperienceMap:
@@ -66,7 +70,7 @@ class ExperienceMap:
         """The number of states that are shown at most; 0: none."""
         return 0 if self._off else self._config.frames
 
-    def show(self, parts: Mapping[str, Seen], state: Callable[[Seen], torch.Tensor]) -> None:
+    def show(self, parts: Mapping[str, Observations], state: Callable[[Observations], torch.Tensor]) -> None:
         """parts: what was seen, by the name of its group. state: float [n, D] of it."""
         if self._off or not parts:
             return
@@ -76,13 +80,13 @@ class ExperienceMap:
             self._off = True
             logger.warning("logging.media.vis_dataset is switched off: %s. Learning goes on.", cause(error).rstrip("."))
 
-    def _show(self, parts: Mapping[str, Seen], state: Callable[[Seen], torch.Tensor]) -> None:
+    def _show(self, parts: Mapping[str, Observations], state: Callable[[Observations], torch.Tensor]) -> None:
         with torch.no_grad():
-            found = [state(seen).float().cpu().numpy() for seen in parts.values()]
-        names, group = list(parts), np.repeat(np.arange(len(found)), [len(each) for each in found])
+            features = [state(observations).float().cpu().numpy() for observations in parts.values()]
+        names, group = list(parts), np.repeat(np.arange(len(features)), [len(each) for each in features])
         if len(group) < 4:
             return
-        projected = project(np.concatenate(found), self._config.method)
+        projected = project(np.concatenate(features), self._config.method)
         title = f"{len(group)} states, as the policy's scaled inputs or features"
         drawn = draw_map(projected.points, group, names, projected.axes, title)
         self._tracker.log_image("experience/states", drawn)
@@ -90,7 +94,7 @@ class ExperienceMap:
         self._tracker.log_projection("experience/states", projected.components, columns=("when",), rows=rows)
 
 
-def demonstrated(config: Config, view: Decides, count: int) -> Seen | None:
+def demonstrated(config: Config, view: Decides, count: int) -> Observations | None:
     """Rows of at most `count` frames of the demonstrations of the run that learning began with; None, and a line in
     the log, where they cannot be read."""
     try:
@@ -105,11 +109,11 @@ def demonstrated(config: Config, view: Decides, count: int) -> Seen | None:
     images = {camera: dataset.images(camera, episodes, frames) for camera in cameras}
     rows = []
     for place, (episode, frame) in enumerate(zip(episodes.tolist(), frames.tolist(), strict=True)):
-        seen = {camera: images[camera][place] for camera in images}
-        told = dataset.tasks[dataset.task_of[episode]]
-        rows.append(view.look(Observation(seen, dataset.episode(episode).proprio[frame], told)))
+        frame_images = {camera: images[camera][place] for camera in images}
+        instruction = dataset.tasks[dataset.task_of[episode]]
+        rows.append(view.look(Observation(frame_images, dataset.episode(episode).proprio[frame], instruction)))
     return columns_of(rows)
 
 
-def columns_of(rows: Sequence[Mapping[str, np.ndarray]]) -> Seen:
+def columns_of(rows: Sequence[Mapping[str, np.ndarray]]) -> Observations:
     return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}

@@ -74,23 +74,25 @@ def twins_of(
 
     first: gives all processes that play together what the first of them says. writes: whether this is the first.
     """
-    found: dict[str, EvaluationReport] = {}
+    twins: dict[str, EvaluationReport] = {}
     for probe in TWINS:
         file = folder / EVALUATIONS / f"{probe}.json"
         if first(file.exists()):
-            found[probe] = EvaluationReport.load(file)
+            twins[probe] = EvaluationReport.load(file)
         elif (twin := play_twin(probe, kept, actor, few, play)) is not None:
-            found[probe] = how.proven(twin, kept.checkpoint) if writes else twin
+            twins[probe] = how.proven(twin, kept.checkpoint) if writes else twin
             if writes:
-                found[probe].save(file)
-    return found
+                twins[probe].save(file)
+    return twins
 
 
 def write_results(
-    folder: Path, told: Mapping[str, Any], kept: EvaluationReport, twins: Mapping[str, EvaluationReport]
+    folder: Path, summary: Mapping[str, Any], kept: EvaluationReport, twins: Mapping[str, EvaluationReport]
 ) -> None:
     """results.json: what `--json` prints, and what a training's has of the policy that is kept."""
-    write_json(folder / RESULTS, {**told, "best_checkpoint": kept.checkpoint, **FinalEvaluation(kept, twins).to_dict()})
+    write_json(
+        folder / RESULTS, {**summary, "best_checkpoint": kept.checkpoint, **FinalEvaluation(kept, twins).to_dict()}
+    )
 
 
 def leave_page(held: ExitStack, folder: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from atlas.environments.environment import Environment
-from atlas.learning.experience_replay import Drawn
+from atlas.learning.experience_replay import DecisionBatch
 from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.episode_player import EpisodePlayer
 from atlas.rollout.filming.decision_curves import DecisionCurve
@@ -38,13 +38,13 @@ class Decides(Protocol):
 
     def look(self, observation: Observation) -> dict[str, np.ndarray]: ...
 
-    def distribution(self, seen: dict[str, torch.Tensor]) -> Rated: ...
+    def distribution(self, observations: dict[str, torch.Tensor]) -> Rated: ...
 
     def in_units(self, scaled: np.ndarray) -> np.ndarray: ...
 
 
-class Opinions(Protocol):
-    def opinion(self, decisions: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
+class ValueEstimator(Protocol):
+    def values_and_targets(self, decisions: DecisionBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what T decisions are worth, and what that should be by what came of each: float [T] each, in the
         world's rewards. Of no consequence for the run's random numbers."""
         ...
@@ -54,7 +54,7 @@ class Opinions(Protocol):
 class Judge:
     """A judge foresees rewards: critics, or a network for the values of states."""
 
-    of: Opinions
+    estimator: ValueEstimator
     gamma: float  # the discount of a decision
     of_success: bool = False  # it foresees 1 for success instead of the world's rewards
 
@@ -72,19 +72,19 @@ class JudgedEpisode:
 
     def curves(self, q_value: bool, action_probability: bool) -> tuple[DecisionCurve, ...]:
         """Those that are asked for, as far as there are such."""
-        found = list[DecisionCurve]()
+        curves = list[DecisionCurve]()
         if q_value and self.values is not None:
-            found.append(DecisionCurve("value", self.steps, self.values, self.targets, "target"))
+            curves.append(DecisionCurve("value", self.steps, self.values, self.targets, "target"))
         if action_probability:
-            found.append(DecisionCurve("log density of the action", self.steps, self.log_densities))
-        return tuple(found)
+            curves.append(DecisionCurve("log density of the action", self.steps, self.log_densities))
+        return tuple(curves)
 
 
 @torch.no_grad()
 def play_judged(env: Environment, planned: PlannedEpisode, view: Decides, judge: Judge | None) -> JudgedEpisode:
     """Play an episode doing what is most likely, and ask about every decision; without a judge, how likely it is."""
     player = EpisodePlayer(env, planned, record=True, transitions=True)
-    segment, done, steps = player.begin(), list[Transition](), [0]
+    segment, transitions, steps = player.begin(), list[Transition](), [0]
     assert segment.observation is not None
     rows, chunks, densities = [view.look(segment.observation)], list[torch.Tensor](), list[float]()
     observation = segment.observation
@@ -94,12 +94,12 @@ def play_judged(env: Environment, planned: PlannedEpisode, view: Decides, judge:
         densities.append(float(distribution.log_prob(likely)) / view.random_dim)
         chunks.append(likely.cpu())
         segment = player.run(view.in_units(chunks[-1].flatten().numpy()))
-        done.append(Transition.between(observation, segment))
-        observation = done[-1].next_observation
+        transitions.append(Transition.between(observation, segment))
+        observation = transitions[-1].next_observation
         rows.append(view.look(observation))
         steps.append(steps[-1] + segment.steps)
     assert segment.trace is not None
-    rewards = torch.tensor([each.reward for each in done], dtype=torch.float32)
+    rewards = torch.tensor([each.reward for each in transitions], dtype=torch.float32)
     outcome = EpisodeOutcome(
         planned.instruction,
         planned.seed,
@@ -112,18 +112,18 @@ def play_judged(env: Environment, planned: PlannedEpisode, view: Decides, judge:
     if judge is None:
         return judged
     if judge.of_success:
-        rewards = torch.zeros(len(done))
+        rewards = torch.zeros(len(transitions))
         rewards[-1] = float(segment.success)
-    seen = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
-    discounts = torch.full((len(done),), judge.gamma)
+    observations = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+    discounts = torch.full((len(transitions),), judge.gamma)
     discounts[-1] *= float(not segment.terminated)
-    values, targets = judge.of.opinion(
-        Drawn(
-            {name: column[:-1] for name, column in seen.items()},
+    values, targets = judge.estimator.values_and_targets(
+        DecisionBatch(
+            {name: column[:-1] for name, column in observations.items()},
             torch.cat(chunks).flatten(1),
             rewards,
             discounts,
-            {name: column[1:] for name, column in seen.items()},
+            {name: column[1:] for name, column in observations.items()},
         )
     )
     return JudgedEpisode(outcome, segment.trace, judged.steps, judged.log_densities, values.numpy(), targets.numpy())

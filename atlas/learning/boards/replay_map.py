@@ -61,20 +61,20 @@ def map_replay(run: Path, method: Literal["pca", "tsne"], frames: int, out: Path
     folder = follow(run.expanduser())
     checkpoint = _newest(folder)
     config = load_config(folder / CONFIG)
-    asked = read_json(folder / LEARNING)
-    view, settings = _view(config, asked, checkpoint)
+    setup = read_json(folder / LEARNING)
+    view, settings = _view(config, setup, checkpoint)
     columns = view.columns, view.action_dim
-    replay = Replay(settings.replay_capacity, *columns, about(view.policy, asked["env"]), settings.priority)
+    replay = Replay(settings.replay_capacity, *columns, about(view.policy, setup["env"]), settings.priority)
     replay.load(checkpoint / "trainer" / REPLAY)
     sac = SoftActorCritic(settings, view, config.seed, torch.device("cpu"))
     sac.load_state_dict(load_nested(checkpoint / "trainer" / LEARNER))
     rows = replay.evenly(frames)
     if len(rows) < 4:
         raise InputError(f"The replay of {checkpoint} has {len(rows)} decisions; there must be 4 at least.")
-    seen = replay.seen_at(rows)
+    observations = replay.observations_at(rows)
     with torch.no_grad():
-        state = view.state(seen)
-        worth = sac.critics(state, replay.actions_at(rows)).mean(0).numpy()
+        state = view.state(observations)
+        values = sac.critics(state, replay.actions_at(rows)).mean(0).numpy()
     projected = project(state.numpy(), method)
     points, axes = projected.points, projected.axes
     title = f"{len(rows)} of {replay.decisions} decisions in the replay of {folder.name}"
@@ -84,7 +84,7 @@ def map_replay(run: Path, method: Literal["pca", "tsne"], frames: int, out: Path
         "by_return": draw_valued_map(
             points, replay.returns_from(rows), "rewards from there to the end of the episode", axes, title
         ),
-        "by_value": draw_valued_map(points, worth, "what the critics think of what was done", axes, title),
+        "by_value": draw_valued_map(points, values, "what the critics think of what was done", axes, title),
     }
     place = folder / "map" if out is None else out
     place.mkdir(parents=True, exist_ok=True)
@@ -107,10 +107,10 @@ def _newest(folder: Path) -> Path:
     return newest
 
 
-def _view(config: Config, asked: dict[str, Any], checkpoint: Path) -> tuple[View, SacBaseConfig]:
+def _view(config: Config, setup: dict[str, Any], checkpoint: Path) -> tuple[View, SacBaseConfig]:
     """The policy of a checkpoint as its run has learned it, and the run's settings."""
-    policy, env = load_policy(checkpoint / "policy"), str(asked["env"])
-    if asked["algorithm"] == RESIDUAL:
+    policy, env = load_policy(checkpoint / "policy"), str(setup["env"])
+    if setup["algorithm"] == RESIDUAL:
         settings = config.learning.residual
         return ResidualView(policy, environment_spec(env), settings), settings
     return view_of(policy, config, "sac", env), config.learning.sac

@@ -46,8 +46,8 @@ class RoundExperience:
 
     def missing(self, planned: Sequence[PlannedEpisode]) -> list[PlannedEpisode]:
         """Those that are still to be played."""
-        there = {line["number"] for line in self._played}
-        return [episode for episode in planned if episode.number not in there]
+        played = {line["number"] for line in self._played}
+        return [episode for episode in planned if episode.number not in played]
 
     def take(self, planned: PlannedEpisode, played: PlayedEpisode, recorded: RecordedEpisode | None) -> None:
         """Note down an episode that is over, and write it if it was recorded."""
@@ -75,7 +75,7 @@ class RoundExperience:
         self._kept.finish()
         lines = sorted(self._played, key=lambda line: int(line["number"]))
         rewards, lengths = ([line[name] for line in lines] for name in ("reward", "length"))
-        now = sum(line["length"] for line in self._played[self._before :])
+        new_steps = sum(line["length"] for line in self._played[self._before :])
         sizes = np.average([line["action_size"] for line in lines], weights=lengths)
         metrics = {
             "episode_reward": float(np.mean(rewards)),
@@ -86,8 +86,8 @@ class RoundExperience:
             "avg_episode_length_10": float(np.mean(lengths[-10:])),
             "avg_action_magnitude": float(sizes),
         }
-        if now:
-            metrics["steps_per_second"] = now / (time.monotonic() - self._begun)
+        if new_steps:
+            metrics["steps_per_second"] = new_steps / (time.monotonic() - self._begun)
         write_json(
             self.folder / _FACTS,
             {

@@ -104,14 +104,14 @@ class _Rounds:
 
     def _settle(self, checkpoint: str) -> None:
         """Note down what is learned from what; refuse to go on with something else. Raises InputError."""
-        asked: dict[str, Any] = {
+        setup: dict[str, Any] = {
             "algorithm": self.name,
             "checkpoint": checkpoint,
             "env": self.env,
             "seed": self.config.seed,
             "settings": self.settings.model_dump(mode="json"),
         }
-        settle(self.folder, asked, self.config)
+        settle(self.folder, setup, self.config)
 
     def run(self) -> Improvement:
         """All rounds that are missing, the control, and the comparison."""
@@ -147,16 +147,16 @@ class _Rounds:
             planned = plan_episodes(self.env, first + self.settings.episodes, "explore", self.config.seed)[first:]
             self.algorithm.play(self.evaluator, self._actor(policy), experience.missing(planned), experience)
             experience.finish()
-        found = experience.facts
-        assert found is not None
-        self.steps += found["steps"]
-        self.episodes += found["episodes"]
+        facts = experience.facts
+        assert facts is not None
+        self.steps += facts["steps"]
+        self.episodes += facts["episodes"]
         self.tracker.step = self.steps
-        self.tracker.log({f"actor/{name}": value for name, value in found["metrics"].items()})
+        self.tracker.log({f"actor/{name}": value for name, value in facts["metrics"].items()})
         self.tracker.log({"actor/total_steps": self.steps, "actor/episode_count": self.episodes})
-        self.tracker.log(found.get("summary", {}))  # rounds of earlier versions have none
-        logger.info("Round %d: kept %d of %d episodes, in %s", number, found["kept"], found["episodes"], place)
-        return int(found["kept"])
+        self.tracker.log(facts.get("summary", {}))  # rounds of earlier versions have none
+        logger.info("Round %d: kept %d of %d episodes, in %s", number, facts["kept"], facts["episodes"], place)
+        return int(facts["kept"])
 
     def _round(self, number: int) -> Path:
         return self.folder / "experience" / f"round_{number:02d}"

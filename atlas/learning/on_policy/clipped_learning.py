@@ -24,10 +24,10 @@ _ROWS = 256  # that a policy is asked about at a time, where no gradients are ne
 
 
 @dataclass(frozen=True)
-class Tried:
+class PlayedDecisions:
     """T decisions of one policy."""
 
-    seen: dict[str, torch.Tensor]  # [T, ...] each
+    observations: dict[str, torch.Tensor]  # [T, ...] each
     actions: torch.Tensor  # float32 [T, H, A], scaled
     log_probs: torch.Tensor  # float32 [T]
 
@@ -39,11 +39,13 @@ def divergence_from(other: torch.Tensor, drawn_by: torch.Tensor) -> torch.Tensor
     return difference.exp() - 1 - difference
 
 
-def clipped_loss(log_probs: torch.Tensor, before: torch.Tensor, worth: torch.Tensor, low: float, high: float) -> Any:
+def clipped_loss(
+    log_probs: torch.Tensor, before: torch.Tensor, advantages: torch.Tensor, low: float, high: float
+) -> Any:
     """The loss of a policy whose actions had the log-probabilities `before`, [B]: nothing is gained by a ratio beyond
     1 - low or 1 + high. Also the approximate KL divergence and the share of ratios that were clipped."""
     ratio = (log_probs - before).exp()
-    loss = -torch.min(ratio * worth, ratio.clamp(1 - low, 1 + high) * worth).mean()
+    loss = -torch.min(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages).mean()
     with torch.no_grad():
         divergence = divergence_from(log_probs, before).mean()
         clipped = ((ratio < 1 - low) | (ratio > 1 + high)).float().mean()
@@ -81,7 +83,7 @@ class ClippedLearner(ABC):
         """The loss of `mine` among the rows of a minibatch of what was played, with what to show of it: `kl` among
         others."""
 
-    def _epochs(self, count: int, progress: float, draw: np.random.Generator) -> dict[str, float]:
+    def _epochs(self, count: int, progress: float, rng: np.random.Generator) -> dict[str, float]:
         """Some epochs over `count` decisions; the means of what there is to show. progress: of the run, 0 to 1.
 
         They end where the policy is farther from the one that played than `kl_limit`.
@@ -91,19 +93,19 @@ class ClippedLearner(ABC):
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * left
         shown: dict[str, list[float]] = {}
-        for rows in self._minibatches(count, draw):
+        for rows in self._minibatches(count, rng):
             mine, share = self._share(rows)
             loss, parts = self._loss(rows, mine)
             loss = loss * share
             means = torch.stack([loss.detach(), *[share * value.detach() for value in parts.values()]])
             self.group.add([means])
             total, *values = means.tolist()
-            found = dict(zip(parts, values, strict=True))
-            far = settings.kl_limit is not None and found["kl"] > settings.kl_limit
-            found["grad_norm"] = 0.0 if far else float(self._descend(loss, total))
-            for name, value in found.items():
+            metrics = dict(zip(parts, values, strict=True))
+            past_limit = settings.kl_limit is not None and metrics["kl"] > settings.kl_limit
+            metrics["grad_norm"] = 0.0 if past_limit else float(self._descend(loss, total))
+            for name, value in metrics.items():
                 shown.setdefault(name, []).append(value)
-            if far:
+            if past_limit:
                 break
         overall = {f"{self.name}/{name}": float(np.mean(values)) for name, values in shown.items()}
         return {**overall, f"{self.name}/learning_rate": settings.learning_rate * left}
@@ -114,21 +116,21 @@ class ClippedLearner(ABC):
         mine = rows[self.group.rank :: self.group.size]
         return (mine, len(mine) / len(rows)) if len(mine) else (rows[:1], 0.0)
 
-    def _minibatches(self, count: int, draw: np.random.Generator) -> Iterable[torch.Tensor]:
+    def _minibatches(self, count: int, rng: np.random.Generator) -> Iterable[torch.Tensor]:
         for _ in range(self._settings.epochs):
-            yield from torch.from_numpy(draw.permutation(count)).split(self._settings.batch_size)
+            yield from torch.from_numpy(rng.permutation(count)).split(self._settings.batch_size)
 
     def _policy_loss(
-        self, tried: Tried, worth: torch.Tensor, rows: torch.Tensor
+        self, decisions: PlayedDecisions, advantages: torch.Tensor, rows: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
         """The clipped loss and that of the entropy, for advantages float32 [B] of these rows; what to show, and the
         log-probabilities [B] now."""
         settings = self._settings
         device = self.view.device
-        distribution = self.view.distribution({name: values[rows] for name, values in tried.seen.items()})
-        log_probs = distribution.log_prob(tried.actions[rows].to(device))
-        before, worth = tried.log_probs[rows].to(device), worth.to(device)
-        loss, divergence, clipped = clipped_loss(log_probs, before, worth, settings.clip_low, settings.clip_high)
+        distribution = self.view.distribution({name: values[rows] for name, values in decisions.observations.items()})
+        log_probs = distribution.log_prob(decisions.actions[rows].to(device))
+        before, advantages = decisions.log_probs[rows].to(device), advantages.to(device)
+        loss, divergence, clipped = clipped_loss(log_probs, before, advantages, settings.clip_low, settings.clip_high)
         entropy = distribution.entropy.mean()
         shown = {"policy_loss": loss, "entropy": entropy, "kl": divergence, "clip_fraction": clipped}
         return loss - settings.entropy_weight * entropy, shown, log_probs
@@ -169,11 +171,13 @@ class StartPolicy:
         self._view = view.copy()
 
     @torch.no_grad()
-    def log_probs(self, tried: Tried) -> torch.Tensor:
+    def log_probs(self, decisions: PlayedDecisions) -> torch.Tensor:
         """The log probabilities of what was tried, float32 [T]."""
-        parts = torch.arange(len(tried.actions)).split(_ROWS)
+        parts = torch.arange(len(decisions.actions)).split(_ROWS)
         found = []
         for rows in parts:
-            seen = {name: values[rows] for name, values in tried.seen.items()}
-            found.append(self._view.distribution(seen).log_prob(tried.actions[rows].to(self._view.device)).cpu())
+            observations = {name: values[rows] for name, values in decisions.observations.items()}
+            found.append(
+                self._view.distribution(observations).log_prob(decisions.actions[rows].to(self._view.device)).cpu()
+            )
         return torch.cat(found)

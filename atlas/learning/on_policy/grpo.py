@@ -16,7 +16,7 @@ import torch
 
 from atlas.config import Config, GrpoConfig
 from atlas.learning.explorer import Explorer
-from atlas.learning.on_policy.clipped_learning import ClippedLearner, Tried, divergence_from
+from atlas.learning.on_policy.clipped_learning import ClippedLearner, PlayedDecisions, divergence_from
 from atlas.learning.on_policy.on_policy_run import OnPolicyRun, check_shared, stacked
 from atlas.learning.online_run import OnlineRun
 from atlas.learning.policy_view import PolicyView
@@ -31,24 +31,24 @@ _PATIENCE = 5  # iterations without a mixed group, after which it is said
 
 
 @dataclass(frozen=True)
-class Grouped(Tried):
+class Grouped(PlayedDecisions):
     """T decisions of one policy, in episodes of groups."""
 
     advantages: torch.Tensor  # float32 [T], of the episode that each is of
     start: torch.Tensor | None = None  # float32 [T], the log-probabilities by the policy of the start
 
 
-def group_advantages(reached: np.ndarray, judged: bool, low: float, high: float) -> np.ndarray | None:
+def group_advantages(scores: np.ndarray, judged: bool, low: float, high: float) -> np.ndarray | None:
     """Compare what each of a group's episodes reached, float [G], with the others: float32 [G], of mean 0 and deviation
     1.
 
     judged: these are successes, 0 or 1, of which a share from `low` to `high` is asked for. None: the group says
     nothing, for its episodes are alike, or the share is another.
     """
-    deviation = float(reached.std())
-    if deviation < 1e-6 or (judged and not low <= float(reached.mean()) <= high):
+    deviation = float(scores.std())
+    if deviation < 1e-6 or (judged and not low <= float(scores.mean()) <= high):
         return None
-    return ((reached - reached.mean()) / deviation).astype(np.float32)
+    return ((scores - scores.mean()) / deviation).astype(np.float32)
 
 
 class GRPO(ClippedLearner):
@@ -59,18 +59,18 @@ class GRPO(ClippedLearner):
         self.settings = settings
         self._played: Grouped | None = None
 
-    def learn(self, played: Grouped, progress: float, draw: np.random.Generator) -> dict[str, float]:
+    def learn(self, played: Grouped, progress: float, rng: np.random.Generator) -> dict[str, float]:
         """Some epochs over what was played; what to show of them. progress: of the run, 0 to 1."""
         self._played = played
-        return self._epochs(len(played.actions), progress, draw)
+        return self._epochs(len(played.actions), progress, rng)
 
     def _loss(self, rows: torch.Tensor, mine: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         played = self._played
         assert played is not None
         loss, shown, log_probs = self._policy_loss(played, played.advantages[mine], mine)
         if self.settings.kl_weight and played.start is not None:
-            held = divergence_from(played.start[mine].to(log_probs.device), log_probs).mean()
-            loss, shown["kl_loss"] = loss + self.settings.kl_weight * held, held
+            divergence = divergence_from(played.start[mine].to(log_probs.device), log_probs).mean()
+            loss, shown["kl_loss"] = loss + self.settings.kl_weight * divergence, divergence
         return loss, shown
 
 
@@ -87,61 +87,66 @@ class _Episode:
     rows: list[dict[str, np.ndarray]]
     actions: list[torch.Tensor]
     log_probs: list[torch.Tensor]
-    reached: float  # 1 for success and 0 otherwise; where the world does not tell, the return
+    score: float  # 1 for success and 0 otherwise; where the world does not tell, the return
 
 
 class _Run(OnPolicyRun):
     def __init__(self, run: OnlineRun, stop: StopRequest) -> None:
-        self._of = run.config.learning.grpo
-        check_shared("learning.grpo.groups", self._of.groups, run.group)
-        self.grpo = GRPO(self._of, run.policy_view, run.group)
-        super().__init__(run, stop, self._of, self.grpo)
-        self._judged, self._without = run.spec.judged, 0
-        groups, limit = self._of.group_size, self._of.episode_steps
+        self._grpo_settings = run.config.learning.grpo
+        check_shared("learning.grpo.groups", self._grpo_settings.groups, run.group)
+        self.grpo = GRPO(self._grpo_settings, run.policy_view, run.group)
+        super().__init__(run, stop, self._grpo_settings, self.grpo)
+        self._judged, self._iterations_without_group = run.spec.judged, 0
+        groups, limit = self._grpo_settings.group_size, self._grpo_settings.episode_steps
         world = run.open_world()
         rank, size = run.group.rank, run.group.size
         self.world = Explorer(world, run.config.seed, rank, size, self.episodes // size, groups, limit, run.keeper())
 
     @property
     def _measures_start(self) -> bool:
-        return super()._measures_start or self._of.kl_weight > 0
+        return super()._measures_start or self._grpo_settings.kl_weight > 0
 
-    def _iterate(self, draw: np.random.Generator) -> dict[str, float]:
+    def _iterate(self, rng: np.random.Generator) -> dict[str, float]:
         """Groups of episodes, by the present policy."""
-        kept, worths, reached = list[_Episode](), list[float](), list[np.ndarray]()
-        mine = {number: self._play_group(number) for number in range(self.group.rank, self._of.groups, self.group.size)}
+        kept, of_episodes, scores = list[_Episode](), list[float](), list[np.ndarray]()
+        mine = {
+            number: self._play_group(number)
+            for number in range(self.group.rank, self._grpo_settings.groups, self.group.size)
+        }
         for _, episodes in sorted(each for ours in self._gathered(mine) for each in ours.items()):
-            reached.append(np.array([episode.reached for episode in episodes]))
-            found = group_advantages(reached[-1], self._judged, self._of.keep_low, self._of.keep_high)
-            if found is not None:
+            scores.append(np.array([episode.score for episode in episodes]))
+            relative = group_advantages(
+                scores[-1], self._judged, self._grpo_settings.keep_low, self._grpo_settings.keep_high
+            )
+            if relative is not None:
                 kept += episodes
-                worths += found.tolist()
-        share = len(kept) / (self._of.groups * self._of.group_size)
-        shown = {"grpo/groups_kept": share, "grpo/mean_reached": float(np.mean(reached))}
+                of_episodes += relative.tolist()
+        share = len(kept) / (self._grpo_settings.groups * self._grpo_settings.group_size)
+        shown = {"grpo/groups_kept": share, "grpo/mean_reached": float(np.mean(scores))}
         self._say_if_alike(bool(kept))
         if not kept:
             return shown
-        tried = Tried(
+        decisions = PlayedDecisions(
             stacked([row for episode in kept for row in episode.rows]),
             torch.cat([chunk for episode in kept for chunk in episode.actions]),
             torch.cat([log_prob for episode in kept for log_prob in episode.log_probs]),
         )
-        self._noticed(tried.seen)
-        start, far = self._from_start(tried)
+        self._remember_states(decisions.observations)
+        start, far = self._divergence_from_start(decisions)
         shown |= far
         if self.ended is not None:
             return shown
         lengths = torch.tensor([len(episode.rows) for episode in kept])
         # All decisions of an episode count together as much as those of another: failures last longest, and would be
         # most of what is learned from.
-        each = torch.tensor(worths) * lengths.float().mean() / lengths
-        advantages = each.repeat_interleave(lengths)
-        played = Grouped(tried.seen, tried.actions, tried.log_probs, advantages, start)
-        return {**shown, **self.grpo.learn(played, self.progress, draw)}
+        weighted = torch.tensor(of_episodes) * lengths.float().mean() / lengths
+        advantages = weighted.repeat_interleave(lengths)
+        played = Grouped(decisions.observations, decisions.actions, decisions.log_probs, advantages, start)
+        return {**shown, **self.grpo.learn(played, self.progress, rng)}
 
     def _play_group(self, number: int) -> list[_Episode]:
         random = self._random(number)
-        return [self._play_one(random) for _ in range(self._of.group_size)]
+        return [self._play_one(random) for _ in range(self._grpo_settings.group_size)]
 
     def _play_one(self, random: torch.Generator) -> _Episode:
         """An episode by the present policy, to its end."""
@@ -153,15 +158,15 @@ class _Run(OnPolicyRun):
             episode.rows.append(row)
             episode.actions.append(chunk)
             episode.log_probs.append(log_prob)
-            self._happened(after.actions, ended)
+            self._count_step(after.actions, ended)
             total += after.reward
             if ended is not None:
-                episode.reached = float(ended.success) if self._judged else total
+                episode.score = float(ended.success) if self._judged else total
                 return episode
 
     def _say_if_alike(self, any_kept: bool) -> None:
-        self._without = 0 if any_kept else self._without + 1
-        if self._without == _PATIENCE:
+        self._iterations_without_group = 0 if any_kept else self._iterations_without_group + 1
+        if self._iterations_without_group == _PATIENCE:
             what = "all succeed or all fail" if self._judged else "all have the same return"
             logger.warning(
                 "In the last %d iterations there was no group to learn from: its episodes %s. More noise "

@@ -13,10 +13,10 @@ import torch
 
 from atlas.config import OnPolicyConfig
 from atlas.errors import InputError
-from atlas.learning.boards.experience_map import Seen
+from atlas.learning.boards.experience_map import Observations
 from atlas.learning.boards.judged_episodes import Judge
 from atlas.learning.explorer import Ended, EpisodeLog
-from atlas.learning.on_policy.clipped_learning import ClippedLearner, StartPolicy, Tried, divergence_from
+from atlas.learning.on_policy.clipped_learning import ClippedLearner, PlayedDecisions, StartPolicy, divergence_from
 from atlas.learning.online_run import OnlineRun
 from atlas.learning.rank_group import RankGroup
 from atlas.learning.returns import OnlineResult
@@ -42,8 +42,8 @@ class OnPolicyRun(ABC):
         self.steps, self.rounds, self.episodes, self.seconds = 0, 0, 0, 0.0
         self.ended: str | None = None  # why, where it ended before its steps were played
         self._played_at = time.monotonic()
-        self._first: Seen | None = None
-        self._last: Seen | None = None
+        self._first: Observations | None = None
+        self._last: Observations | None = None
         self._looked: int | None = None  # steps, when the policy was evaluated last
         self._resumed: Path | None = None  # the checkpoint from which the run goes on
         if (found := run.latest()) is not None:
@@ -61,7 +61,7 @@ class OnPolicyRun(ABC):
         return self.settings.start_kl_limit is not None
 
     @abstractmethod
-    def _iterate(self, draw: np.random.Generator) -> dict[str, float]:
+    def _iterate(self, rng: np.random.Generator) -> dict[str, float]:
         """Play by the present policy, and learn from it, with these random numbers; what to show of that."""
 
     # ---- the loop --------------------------------------------------------------------------------------------
@@ -82,12 +82,12 @@ class OnPolicyRun(ABC):
                 self._look()
                 begun += time.monotonic() - paused
             self.seconds = time.monotonic() - begun
-            asked = next((each for each in self.group.gathered(self.stop.signal) if each is not None), None)
-            if asked is not None or self.steps - saved >= self.settings.save_interval:
+            signal = next((each for each in self.group.gathered(self.stop.signal) if each is not None), None)
+            if signal is not None or self.steps - saved >= self.settings.save_interval:
                 saved = self.steps
                 self._save()
-            if asked is not None:
-                raise Interrupted(asked)
+            if signal is not None:
+                raise Interrupted(signal)
         if looked < self.steps and self.ended is None:
             self._look()
         self._save()
@@ -96,27 +96,27 @@ class OnPolicyRun(ABC):
     def _look(self) -> None:
         """Evaluate the policy, and show what there is to see."""
         self.learner_board.step = self.learner.updates
-        self.run.look(self.learner_board, self.steps, self._judge, self._been)
+        self.run.look(self.learner_board, self.steps, self._judge, self._visited_states)
 
     @property
     def _judge(self) -> Judge | None:
         """The judge that foresees rewards, where there is one."""
         return None
 
-    def _been(self, count: int) -> dict[str, Seen]:
+    def _visited_states(self, count: int) -> dict[str, Observations]:
         """Return what was seen in the first iteration since the run was started or resumed, and in the last."""
         parts = {} if self._first is None else {"the first iteration": self._first}
         if self._last is not None:
             parts["the last iteration"] = self._last
-        return {name: _some(seen, count // 2) for name, seen in parts.items()}
+        return {name: _subset(observations, count // 2) for name, observations in parts.items()}
 
-    def _noticed(self, seen: Seen) -> None:
+    def _remember_states(self, observations: Observations) -> None:
         """Keep what was seen in an iteration, to be shown."""
         most = self.run.config.logging.media.vis_dataset.frames
         if self._first is None:
-            self._first = _some(seen, most)
+            self._first = _subset(observations, most)
         else:
-            self._last = _some(seen, most)
+            self._last = _subset(observations, most)
 
     @property
     def progress(self) -> float:
@@ -157,20 +157,20 @@ class OnPolicyRun(ABC):
 
     # ---- what both algorithms do ---------------------------------------------------------------------------------
 
-    def _from_start(self, tried: Tried) -> tuple[torch.Tensor | None, dict[str, float]]:
+    def _divergence_from_start(self, decisions: PlayedDecisions) -> tuple[torch.Tensor | None, dict[str, float]]:
         """The log-probabilities [T] that the policy of the start gives what was tried, where they are asked for, and
         how far it is. The run ends where the present policy is farther from it than is allowed."""
         if self._start is None:
             return None, {}
-        found = self._start.log_probs(tried)
-        limit, reached = self.settings.start_kl_limit, float(divergence_from(found, tried.log_probs).mean())
-        if limit is not None and reached > limit:
+        log_probs = self._start.log_probs(decisions)
+        limit, divergence = self.settings.start_kl_limit, float(divergence_from(log_probs, decisions.log_probs).mean())
+        if limit is not None and divergence > limit:
             self.ended = (
-                f"the policy ran away: its KL divergence from the policy of the start is {reached:.3g}, more than "
+                f"the policy ran away: its KL divergence from the policy of the start is {divergence:.3g}, more than "
                 f"learning.{self.learner.name}.start_kl_limit ({limit:g})"
             )
             logger.warning("After %d steps %s; the best policy so far is kept.", self.steps, self.ended)
-        return found, {f"{self.learner.name}/start_kl": reached}
+        return log_probs, {f"{self.learner.name}/start_kl": divergence}
 
     def _random(self, number: int) -> torch.Generator:
         """Return what is drawn in the world, or the group of episodes, of this number in the present iteration: on one
@@ -178,7 +178,7 @@ class OnPolicyRun(ABC):
         generator = torch.Generator(self.view.device)
         return generator.manual_seed(hash_of(self.run.config.seed, self.rounds, number))
 
-    def _happened(self, actions: np.ndarray, ended: Ended | None) -> None:
+    def _count_step(self, actions: np.ndarray, ended: Ended | None) -> None:
         """Actions [n, A] were executed, and perhaps an episode ended. Alone, it is counted and shown at once."""
         if self.group.size > 1:
             self._events.append((actions, ended))
@@ -205,19 +205,19 @@ class OnPolicyRun(ABC):
     def _decide(self, row: dict[str, np.ndarray], random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """A chunk [1, H, A] at random, and its log-probability [1]."""
         with torch.no_grad():
-            seen = {name: torch.from_numpy(values)[None] for name, values in row.items()}
-            distribution = self.view.distribution(seen)
+            observations = {name: torch.from_numpy(values)[None] for name, values in row.items()}
+            distribution = self.view.distribution(observations)
             chunk, _ = distribution.sample(random)
             return chunk.cpu(), distribution.log_prob(
                 chunk
             ).cpu()  # as it will be looked up, also where squashing lost digits
 
 
-def _some(seen: Seen, count: int) -> Seen:
+def _subset(observations: Observations, count: int) -> Observations:
     """Return at most `count` of the rows, at even distances."""
-    there = len(next(iter(seen.values())))
-    rows = torch.linspace(0, there - 1, min(count, there)).long()
-    return {name: values[rows].clone() for name, values in seen.items()}
+    total = len(next(iter(observations.values())))
+    rows = torch.linspace(0, total - 1, min(count, total)).long()
+    return {name: values[rows].clone() for name, values in observations.items()}
 
 
 def check_shared(key: str, count: int, group: RankGroup) -> None:

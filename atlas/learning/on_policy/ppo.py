@@ -19,9 +19,9 @@ from torch import nn
 from atlas.config import Config, PpoConfig
 from atlas.errors import InputError
 from atlas.learning.boards.judged_episodes import Judge
-from atlas.learning.experience_replay import Drawn
-from atlas.learning.explorer import Explorer, Halfway
-from atlas.learning.on_policy.clipped_learning import ClippedLearner, Tried
+from atlas.learning.experience_replay import DecisionBatch
+from atlas.learning.explorer import EpisodeProgress, Explorer
+from atlas.learning.on_policy.clipped_learning import ClippedLearner, PlayedDecisions
 from atlas.learning.on_policy.on_policy_run import OnPolicyRun, check_shared, stacked
 from atlas.learning.online_run import OnlineRun
 from atlas.learning.policy_view import PolicyView
@@ -33,7 +33,7 @@ from atlas.training.guards.signals import StopRequest, listening
 
 
 @dataclass(frozen=True)
-class Played(Tried):
+class Played(PlayedDecisions):
     """T decisions of one policy, in order."""
 
     rewards: torch.Tensor  # float32 [T]
@@ -46,11 +46,11 @@ def advantages(played: Played, gamma: float, trace: float) -> torch.Tensor:
     """Generalised advantage estimates, float32 [T]: sums of the errors of the values to come, each step of which counts
     gamma * trace times as much as the one before, up to the end of the episode."""
     errors = played.rewards + gamma * played.values_then - played.values
-    found, following = torch.empty_like(errors), 0.0
+    estimates, following = torch.empty_like(errors), 0.0
     for step in range(len(errors) - 1, -1, -1):
         following = float(errors[step]) + gamma * trace * following * float(~played.over[step])
-        found[step] = following
-    return found
+        estimates[step] = following
+    return estimates
 
 
 class PPO(ClippedLearner):
@@ -66,36 +66,36 @@ class PPO(ClippedLearner):
         self.reward_scale = RunningScale(settings.gamma)
         self._played: tuple[Played, torch.Tensor, torch.Tensor] | None = None
 
-    def worth(self, seen: dict[str, torch.Tensor]) -> torch.Tensor:
+    def state_values(self, observations: dict[str, torch.Tensor]) -> torch.Tensor:
         """The values of states, [B]."""
-        values: torch.Tensor = self.value(self.view.state(seen)).squeeze(-1)
+        values: torch.Tensor = self.value(self.view.state(observations)).squeeze(-1)
         return values
 
-    def learn(self, played: Played, progress: float, draw: np.random.Generator) -> dict[str, float]:
+    def learn(self, played: Played, progress: float, rng: np.random.Generator) -> dict[str, float]:
         """Some epochs over what was played; what to show of them. progress: of the run, 0 to 1."""
-        gained = advantages(played, self.settings.gamma, self.settings.trace)
-        wanted = gained + played.values
-        self._played = played, gained, wanted
-        shown = self._epochs(len(played.actions), progress, draw)
-        explained = 1 - float((wanted - played.values).var() / wanted.var().clamp(min=1e-8))
+        estimates = advantages(played, self.settings.gamma, self.settings.trace)
+        value_targets = estimates + played.values
+        self._played = played, estimates, value_targets
+        shown = self._epochs(len(played.actions), progress, rng)
+        explained = 1 - float((value_targets - played.values).var() / value_targets.var().clamp(min=1e-8))
         return {**shown, "ppo/explained_variance": explained}
 
     def _loss(self, rows: torch.Tensor, mine: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         assert self._played is not None
-        played, gained, wanted = self._played
-        whole = gained[rows]
-        worth = (gained[mine] - whole.mean()) / (whole.std(correction=0) + 1e-8)
-        loss, shown, _ = self._policy_loss(played, worth, mine)
-        seen = {name: values[mine] for name, values in played.seen.items()}
-        value_loss = F.mse_loss(self.worth(seen), wanted[mine].to(self.view.device))
+        played, estimates, value_targets = self._played
+        all_estimates = estimates[rows]
+        advantages = (estimates[mine] - all_estimates.mean()) / (all_estimates.std(correction=0) + 1e-8)
+        loss, shown, _ = self._policy_loss(played, advantages, mine)
+        observations = {name: values[mine] for name, values in played.observations.items()}
+        value_loss = F.mse_loss(self.state_values(observations), value_targets[mine].to(self.view.device))
         return loss + self.settings.value_weight * value_loss, {**shown, "value_loss": value_loss}
 
     def show_values(self, tracker: RunTracker) -> None:
         """Show how the values that were foreseen are spread, and those that came."""
         if self._played is None:
             return
-        played, _, wanted = self._played
-        for name, values in (("values", played.values), ("value_targets", wanted)):
+        played, _, value_targets = self._played
+        for name, values in (("values", played.values), ("value_targets", value_targets)):
             tracker.log_histogram(f"ppo/{name}", values * self._size)
 
     @property
@@ -104,11 +104,14 @@ class PPO(ClippedLearner):
         return self.reward_scale.deviation if self.settings.scale_rewards else 1.0
 
     @torch.no_grad()
-    def opinion(self, decisions: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
+    def values_and_targets(self, decisions: DecisionBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """The values of T states, and what came of each with the value of the next: float32 [T] each, in the rewards
         that are learned from, before they are scaled."""
-        values, then = self.worth(decisions.seen) * self._size, self.worth(decisions.seen_then) * self._size
-        return values.cpu(), decisions.returns + decisions.discounts * then.cpu()
+        values, next_values = (
+            self.state_values(decisions.observations) * self._size,
+            self.state_values(decisions.next_observations) * self._size,
+        )
+        return values.cpu(), decisions.returns + decisions.discounts * next_values.cpu()
 
     def state_dict(self) -> dict[str, Any]:
         own = {"value": self.value.state_dict(), "reward_scale": self.reward_scale.state()}
@@ -190,10 +193,10 @@ class _Run(OnPolicyRun):
         }
         stood = self._worlds_stood()
         for i in stood.keys() & self.worlds.keys():
-            self.worlds[i].go_on(Halfway(**{name: _array(value) for name, value in stood[i].items()}))
+            self.worlds[i].resume(EpisodeProgress(**{name: _array(value) for name, value in stood[i].items()}))
 
     def _worlds_stand(self) -> dict[int, dict[str, Any]]:
-        mine = {number: vars(world.halfway) for number, world in self.worlds.items()}
+        mine = {number: vars(world.progress) for number, world in self.worlds.items()}
         return {number: _tensors(stand) for ours in self.group.gathered(mine) for number, stand in ours.items()}
 
     @property
@@ -204,11 +207,11 @@ class _Run(OnPolicyRun):
         self.ppo.show_values(self.learner_board)
         super()._look()
 
-    def _iterate(self, draw: np.random.Generator) -> dict[str, float]:
+    def _iterate(self, rng: np.random.Generator) -> dict[str, float]:
         """`decisions` of each world, by the present policy."""
         mine = {number: self._play_in(world, self._random(number)) for number, world in self.worlds.items()}
         parts = [part for _, part in sorted(each for ours in self._gathered(mine) for each in ours.items())]
-        columns = {name: torch.cat([part.seen[name] for part in parts]) for name in parts[0].seen}
+        columns = {name: torch.cat([part.observations[name] for part in parts]) for name in parts[0].observations}
         rest = ("actions", "log_probs", "rewards", "values", "values_then", "over")
         joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in rest}
         if self._scaled:  # by all worlds' returns, one after another
@@ -216,9 +219,9 @@ class _Run(OnPolicyRun):
             scaled = [self.ppo.reward_scale(*each) for each in zip(joined["rewards"].tolist(), ends, strict=True)]
             joined["rewards"] = torch.tensor(scaled, dtype=torch.float32)
         played = Played(columns, **joined)
-        self._noticed(played.seen)
-        _, far = self._from_start(played)
-        return far if self.ended is not None else {**self.ppo.learn(played, self.progress, draw), **far}
+        self._remember_states(played.observations)
+        _, far = self._divergence_from_start(played)
+        return far if self.ended is not None else {**self.ppo.learn(played, self.progress, rng), **far}
 
     def _play_in(self, world: Explorer, random: torch.Generator) -> _Part:
         rows: list[dict[str, np.ndarray]] = []
@@ -234,34 +237,37 @@ class _Run(OnPolicyRun):
             terminated.append(after.terminated)
             if after.terminated or after.truncated:
                 ends[number] = self.view.look(after.next_observation)
-            self._happened(after.actions, ended)
+            self._count_step(after.actions, ended)
         rows.append(self.view.look(world.observation))
-        seen = stacked(rows)
+        observations = stacked(rows)
         with torch.no_grad():
-            values = self._worth(seen)
-            then = values[1:].clone()
+            values = self._state_values(observations)
+            next_values = values[1:].clone()
             if ends:
-                then[list(ends)] = self._worth(stacked(list(ends.values())))
-        then[torch.tensor(terminated)] = 0.0
+                next_values[list(ends)] = self._state_values(stacked(list(ends.values())))
+        next_values[torch.tensor(terminated)] = 0.0
         ended_at = torch.tensor([number in ends for number in range(len(actions))])
         over_at = ended_at.clone()
         over_at[-1] = True  # the next decisions are another world's
         return _Part(
-            {name: column[:-1] for name, column in seen.items()},
+            {name: column[:-1] for name, column in observations.items()},
             torch.cat(actions),
             torch.cat(log_probs),
             torch.tensor(rewards, dtype=torch.float64),
             values[:-1],
-            then,
+            next_values,
             over_at,
             ended_at,
         )
 
-    def _worth(self, seen: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _state_values(self, observations: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return `PPO.worth`, some rows at a time: images take much memory on their way."""
-        parts = torch.arange(len(next(iter(seen.values())))).split(256)
+        parts = torch.arange(len(next(iter(observations.values())))).split(256)
         return torch.cat(
-            [self.ppo.worth({name: values[rows] for name, values in seen.items()}).cpu() for rows in parts]
+            [
+                self.ppo.state_values({name: values[rows] for name, values in observations.items()}).cpu()
+                for rows in parts
+            ]
         )
 
 
