@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 
 from atlas.types import Batch
 
@@ -29,3 +31,20 @@ class ShowsAttention(Protocol):
     def attention(self, batch: Batch) -> Attention | None:
         """Its attention for each sample, without gradients; None where its parts cannot show it."""
         ...
+
+
+_GRID = 16  # patches a side
+
+
+def by_gradient(actions: Callable[[Batch], torch.Tensor], batch: Batch) -> Attention:
+    """For policies without weights that can be read off: how much the actions change with each patch of the images.
+
+    A patch weighs what the gradient of the actions' sum of squares comes to in it, its absolute values added up over
+    pixels and channels (Simonyan et al., 2014, "Deep Inside Convolutional Networks"). actions: scaled, [B, ...],
+    differentiable in the images.
+    """
+    with torch.enable_grad():
+        images = batch.unit_images().detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(actions(replace(batch, images=images)).float().square().sum(), images)
+    pixels = gradient.abs().sum(2)  # [B, V, H, W]
+    return Attention(maps=F.adaptive_avg_pool2d(pixels, min(_GRID, *pixels.shape[-2:])))

@@ -102,6 +102,18 @@ def test_all_that_is_trained_learns(kind: str, head: str, saved: Saved) -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
+def test_it_says_where_it_looks_though_it_is_frozen(head: str, saved: Saved) -> None:
+    policy, batch = make_policy(saved("smolvlm"), WAYS[0], head=head).eval(), keyed_batch()
+    learn(policy, steps=2)  # gates start at zero
+
+    with torch.no_grad():
+        maps = policy.attention(batch).maps
+
+    assert maps is not None and maps.shape[:2] == (len(batch), policy.processor.views)
+    assert torch.isfinite(maps).all() and (maps >= 0).all() and (maps.amax((2, 3)) > 0).all()
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_a_chunk_is_learned_by_heart(head: str, saved: Saved) -> None:
     losses = learn(make_policy(saved("smolvlm"), head=head), steps=60)
 

@@ -42,14 +42,15 @@ def check_beta(alpha: float, beta: float, where: str) -> float:
 
 
 def draw_training(
-    shape: tuple[int, int, int], key: torch.Tensor | None, device: torch.device, time: FlowTime
+    shape: tuple[int, int, int], key: torch.Tensor | None, device: torch.device, time: FlowTime, draws: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise float32 [B, H, W] and times float32 [B], from the samples' keys int64 [B], or from torch's generator where
-    there are none."""
+    """Noise float32 [B * draws, H, W] and times float32 [B * draws], those of one sample of shape [B, H, W] after each
+    other; from the samples' keys int64 [B], or from torch's generator where there are none."""
+    samples, *size = shape
     if key is None:
-        return torch.randn(shape, device=device), time(torch.rand(shape[0], device=device))
-    noise = normal(key, Stream.FLOW_NOISE, shape[1] * shape[2]).view(shape).float()
-    return noise, time(uniform(key, Stream.FLOW_TIME, 1)[:, 0])
+        return torch.randn(samples * draws, *size, device=device), time(torch.rand(samples * draws, device=device))
+    noise = normal(key, Stream.FLOW_NOISE, draws * size[0] * size[1]).view(samples * draws, *size).float()
+    return noise, time(uniform(key, Stream.FLOW_TIME, draws).flatten())
 
 
 def draw_start(

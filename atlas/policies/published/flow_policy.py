@@ -16,6 +16,7 @@ from atlas.data.image_fit import ImageFit
 from atlas.errors import InputError
 from atlas.policies.action_distribution import FlowActions
 from atlas.policies.adapters import plain_name
+from atlas.policies.attention import Attention, by_gradient
 from atlas.policies.base import Policy
 from atlas.policies.chunk_guidance import Guidance
 from atlas.policies.pretrained_weights import FrozenWeights, weights_hash
@@ -55,6 +56,14 @@ class Prefix:
     valid: torch.Tensor  # bool [B, P]
     state: torch.Tensor | None = None  # float32 [B, width], normalised and padded, where the suffix takes it
 
+    def repeated(self, times: int) -> Prefix:
+        """Each sample's memory as many times, for B * times samples; those of one sample follow each other."""
+        if times == 1:
+            return self
+        keys, values = ([each.repeat_interleave(times, 0) for each in part] for part in (self.keys, self.values))
+        state = None if self.state is None else self.state.repeat_interleave(times, 0)
+        return replace(self, keys=keys, values=values, valid=self.valid.repeat_interleave(times, 0), state=state)
+
 
 class FlowPolicy(Policy):
     """A type defines `look` and `velocity`; time, noise, loss, sampling, scaling and saving are common.
@@ -85,7 +94,7 @@ class FlowPolicy(Policy):
         super().__init__(config, replace(processor, fit=fit))
         self.description, self.slots = description, slots
         self._tokenizer, self._width, self._time = tokenizer, width, time
-        self._steps = config.sampling_steps or steps
+        self._steps, self._draws = config.sampling_steps or steps, config.noise_draws
         self.state_scaler, self.action_scaler = description.scalers(processor)
         grippers = [dimension for dimension, _ in processor.action_spec.grippers]
         # On the device: an index of the host's would be sent there in every step.
@@ -144,6 +153,18 @@ class FlowPolicy(Policy):
             guide = self.guidance(rest, delay, previous.shape[1] if reach is None else reach, schedule, most)
         return self._actions(batch, self._look(batch), None, start, guide)
 
+    def attention(self, batch: Batch) -> Attention:
+        """See `ShowsAttention`: where the chunk at the end of a single step from the noise comes from."""
+
+        def chunk(batch: Batch) -> torch.Tensor:
+            prefix = self.look(batch)
+            shape = (len(batch), self.processor.action_horizon, self._width)
+            start = draw_start(shape, batch.key, None, prefix.valid.device)
+            moved = start - self.velocity(prefix, start, torch.ones(len(batch), device=start.device))
+            return moved[..., : self.processor.action_spec.dim]
+
+        return by_gradient(chunk, batch)
+
     acts_by_flow = True
 
     def flow_distribution(self, batch: Batch, noise: float) -> FlowActions:
@@ -187,11 +208,12 @@ class FlowPolicy(Policy):
 
     def _losses(self, batch: Batch, prefix: Prefix) -> LossTerms:
         assert batch.actions is not None and batch.action_is_pad is not None
-        actions = pad_last(self.action_scaler.normalize(batch.actions, batch.source), self._width)
-        noise, time = draw_training(tuple(actions.shape), batch.key, actions.device, self._time)  # type: ignore[arg-type]
-        reached, target = mix(actions, noise, time)
-        errors = (self.velocity(prefix, reached, time) - target).square()
-        return self.reduce(errors[..., : batch.actions.shape[-1]], batch.action_is_pad)
+        actions, draws = pad_last(self.action_scaler.normalize(batch.actions, batch.source), self._width), self._draws
+        noise, time = draw_training(tuple(actions.shape), batch.key, actions.device, self._time, draws)  # type: ignore[arg-type]
+        reached, target = mix(actions.repeat_interleave(draws, 0), noise, time)
+        errors = (self.velocity(prefix.repeated(draws), reached, time) - target).square()
+        each = errors[..., : batch.actions.shape[-1]].unflatten(0, (len(actions), draws))
+        return self.reduce(each.mean(1), batch.action_is_pad)
 
     def reduce(self, errors: torch.Tensor, is_pad: torch.Tensor) -> LossTerms:
         """The loss from squared errors float32 [B, H, A] of the real dimensions; is_pad: bool [B, H]."""

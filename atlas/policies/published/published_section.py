@@ -37,6 +37,9 @@ class PublishedConfig(ModelConfig):
     # The statistics that scale state and action. checkpoint: the folder's; dataset: the training episodes'; auto: the
     # folder's where they can be used, otherwise the episodes', with a warning
     statistics: Literal["auto", "checkpoint", "dataset"] = "auto"
+    # Noises and times for each sample of a training batch: the prefix is computed once for all of them, and the
+    # gradient varies less
+    noise_draws: Annotated[int, Field(ge=1, le=64)] = 1
     sampling_steps: Size | None = None  # of Euler's method; null: as in config.json
     compile_sampling: bool = False  # compile the expert's step with torch.compile, once per batch size
     cuda_graphs: bool = False  # and record it as CUDA graphs, on GPUs

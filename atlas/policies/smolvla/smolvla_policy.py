@@ -62,7 +62,8 @@ class SmolVLAPolicy(FlowPolicy):
 
     def look(self, batch: Batch) -> Prefix:
         state = self.state_scaler.normalize(batch.proprio.float(), batch.source)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._context_trained):
+        followed = batch.images is not None and batch.images.requires_grad  # see `attention.by_gradient`
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (self._context_trained or followed)):
             context = self.network.read_context(*self.embed_context(batch))
         return self.network.read_state(context, self.network.embed_state(pad_last(state, self.network.sizes.state)))
 

@@ -37,7 +37,8 @@ class ImagePart(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if not self._stays:
             return self._look(images)
-        with torch.no_grad(), without_autocast(images.device):
+        followed = torch.is_grad_enabled() and images.requires_grad  # see `attention.by_gradient`
+        with torch.set_grad_enabled(followed), without_autocast(images.device):
             return self._look(images).bfloat16()
 
     @property

@@ -126,7 +126,7 @@ class LanguagePart(nn.Module):
         length = tokens.shape[1] - count
         there = is_prompt[:, :length]
         memory = _Memory()
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and seen.requires_grad):  # see `attention.by_gradient`
             mask = self._mask(there, torch.zeros_like(there))
             places = prompts.positions[..., :length]
             prompt = self._run(tokens[:, :length], mask, places, memory, prompts.image_slots, seen)

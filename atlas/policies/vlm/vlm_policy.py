@@ -9,11 +9,13 @@ from torch import nn
 
 from atlas.errors import InputError
 from atlas.policies.action_distribution import FlowActions, Noise, NoisyActions
+from atlas.policies.attention import Attention, by_gradient
 from atlas.policies.base import Policy
 from atlas.policies.modular.unused_biases import hold_key_biases
 from atlas.policies.modular.vision_encoders.spatial_alignment import Alignment
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.policies.processor import PolicyProcessor
+from atlas.policies.published.flow_pieces import draw_start
 from atlas.policies.vlm.backbone import Backbone
 from atlas.policies.vlm.expert_head import ExpertHead
 from atlas.policies.vlm.vlm_head_contract import HiddenStates, RegressingHead
@@ -75,6 +77,20 @@ class VLMPolicy(Policy):
         """The results of `forward` and `sample`, from one pass over the images."""
         states, proprio = self._read(batch)
         return self._losses(batch, states, proprio), self._actions(batch, states, proprio, None)
+
+    def attention(self, batch: Batch) -> Attention:
+        """See `ShowsAttention`: which patches the chunk depends on; of a generative head, the chunk at the end of a
+        single step from the noise."""
+
+        def chunk(batch: Batch) -> torch.Tensor:
+            read = self._read(batch)
+            if not isinstance(self.head, ExpertHead):
+                return self.head.sample(*read, batch.key)
+            flow = self.head.distribution(*read, noise=0.0)
+            start = draw_start(flow.shape, batch.key, None, flow.device)
+            return flow.finish(start - flow.velocity(start, torch.ones(len(batch), device=start.device)))
+
+        return by_gradient(chunk, batch)
 
     @property
     def takes_noise(self) -> bool:
