@@ -216,6 +216,19 @@ def render_on(gpu: RenderingGPU | None) -> None:
         os.environ.pop(_VISIBLE, None)
 
 
+@contextmanager
+def rendering_beside(device: torch.device) -> Iterator[None]:
+    """While a world is opened in a process that computes on this device: render on its GPU, or else on the first one
+    that the process is shown. CUDA_VISIBLE_DEVICES is put back, for the processes that this one starts."""
+    shown = os.environ.get(_VISIBLE)
+    render_on(RenderingGPU.of(device) or RenderingGPU.first_shown())
+    try:
+        yield
+    finally:
+        if shown is not None:
+            os.environ[_VISIBLE] = shown
+
+
 def egl_device(gpu: RenderingGPU, addresses: list[str | None]) -> int | None:
     """The index of a GPU among EGL's devices; None where it cannot be determined. addresses: of EGL's devices, where
     known."""

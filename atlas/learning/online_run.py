@@ -29,6 +29,7 @@ import torch
 from atlas.config import Config, OnlineConfig, dump_yaml
 from atlas.environments.catalog import environment_spec
 from atlas.environments.environment import Environment
+from atlas.environments.rendering import rendering_beside
 from atlas.errors import InputError
 from atlas.learning.boards.evaluation_board import EvaluationBoard
 from atlas.learning.boards.experience_map import DEMONSTRATIONS, ExperienceMap, Observations, demonstrated
@@ -147,7 +148,8 @@ class OnlineRun:
 
     def open_world(self, exploring: bool = False) -> Environment:
         """An environment in this process, closed when the run is left. exploring: with what the critics are told."""
-        env = open_world(self.env, self.view, self.config, exploring and self.name == RESIDUAL)
+        with rendering_beside(self.group.device):
+            env = open_world(self.env, self.view, self.config, exploring and self.name == RESIDUAL)
         self._held.callback(env.close)
         return env
 

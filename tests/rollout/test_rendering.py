@@ -6,6 +6,7 @@ import os
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
@@ -22,6 +23,7 @@ from atlas.environments.rendering import (
     render_on,
 )
 from atlas.errors import InputError
+from atlas.learning.rank_group import RankGroup
 from atlas.rollout.episode_plan import PlannedEpisode
 from atlas.rollout.workers import EnvironmentPool
 
@@ -142,7 +144,7 @@ def shown_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendering, "egl_addresses", lambda: [None] * 8)
 
 
-@pytest.mark.parametrize("process", ["a served world", "an actor", "a check of data"])
+@pytest.mark.parametrize("process", ["a served world", "an actor", "a check of data", "a run of learning"])
 def test_a_process_of_one_world_renders_on_the_first_gpu_that_it_is_shown(
     process: str, shown_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +163,12 @@ def test_a_process_of_one_world_renders_on_the_first_gpu_that_it_is_shown(
 
         monkeypatch.setattr(data_check, "check_data", made)
         start = lambda: check("data")  # noqa: E731
+    elif process == "a run of learning":
+        from atlas.learning import online_run
+
+        run: Any = SimpleNamespace(group=RankGroup(), env="cubes", view=None, config=None, name="ppo")
+        monkeypatch.setattr(online_run, "open_world", made)
+        start = lambda: online_run.OnlineRun.open_world(run)  # noqa: E731
     else:
         pytest.importorskip("zmq", reason="actors talk through pyzmq")
         from atlas.learning.actors import actor_role
@@ -174,6 +182,8 @@ def test_a_process_of_one_world_renders_on_the_first_gpu_that_it_is_shown(
 
     with pytest.raises(Asked, match="4"):
         start()
+    if process == "a run of learning":  # which may start others
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,6"
 
 
 def test_recorded_actions_are_played_on_the_first_gpu_that_is_shown(
