@@ -1,4 +1,4 @@
-"""Examines a machine: what it has, whether training works on it, and what to do where it does not."""
+"""Examines a machine: what it has, whether training works on it, and how to fix it if it does not."""
 
 from atlas.doctor.examination import CHECKS, Check, can_train, examine
 from atlas.doctor.verdict import Finding

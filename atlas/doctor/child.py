@@ -24,8 +24,8 @@ _NOISE = ("warn", "deprecat")
 
 
 @dataclass(frozen=True)
-class Tried:
-    """The way in which a process ended. code: None where it took too long; negative where a signal ended it."""
+class Trial:
+    """The end of a trial process. code: None if it took too long; negative if a signal ended it."""
 
     code: int | None
     seconds: float  # its time limit
@@ -64,7 +64,7 @@ def try_module(
     arguments: Sequence[str],
     seconds: float,
     environment: Mapping[str, str | None] | None = None,
-) -> Tried:
+) -> Trial:
     """Run `python -m module FILE arguments…`, whose main part calls `answer(FILE, …)`.
 
     environment: variables to set, or to remove (None). After `seconds` the process and all that it started are killed.
@@ -89,7 +89,7 @@ def try_module(
             finally:
                 _end(process)
         text = stderr.read_text(encoding="utf-8", errors="replace")
-        return Tried(code, seconds, text, **(json.loads(answered.read_text()) if answered.exists() else {}))
+        return Trial(code, seconds, text, **(json.loads(answered.read_text()) if answered.exists() else {}))
 
 
 def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:
@@ -114,19 +114,19 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def answer(path: str | Path, work: Callable[[], Any]) -> None:
-    """Called in such a process: do the work and write its result, or its error, as JSON; then exit with 0, or 1.
+    """Do the work in a trial process and write its result, or its error, as JSON; exit with 0, or with 1.
 
     Where several processes do the same work, the first failure is kept, because the others follow from it.
     """
     try:
-        found = {"answer": work()}
+        result = {"answer": work()}
     except Exception as error:
         traceback.print_exc()
         if not Path(path).exists():
             write_json(Path(path), {"error": str(error) if isinstance(error, InputError) else _cause(error)})
         raise SystemExit(1) from None
     if os.environ.get("RANK", "0") == "0":
-        write_json(Path(path), found)
+        write_json(Path(path), result)
 
 
 def _cause(error: Exception) -> str:

@@ -36,13 +36,13 @@ class Check:
 
 def check_training() -> Finding:
     """Train, validate, write a checkpoint and load it, in a temporary folder; on a GPU where there is one."""
-    tried = try_module("atlas.doctor.tiny_job", [], _TRAINING_SECONDS, {"WANDB_MODE": "disabled"})
-    if tried.worked:
-        found = tried.answer
-        seen = f"{found['steps']} steps on {found['device']}, loss {found['loss']:.3f}, and a checkpoint that loads"
-        return Finding("training", "ok", seen, None, found)
+    trial = try_module("atlas.doctor.tiny_job", [], _TRAINING_SECONDS, {"WANDB_MODE": "disabled"})
+    if trial.worked:
+        found = trial.answer
+        summary = f"{found['steps']} steps on {found['device']}, loss {found['loss']:.3f}, and a checkpoint that loads"
+        return Finding("training", "ok", summary, None, found)
     fix = "Solve the problems above first. If there are none, this is a bug: report it with `atlas doctor --json`."
-    return Finding("training", "problem", f"a tiny job failed: {tried.why}", fix, {"error": tried.why})
+    return Finding("training", "problem", f"a tiny job failed: {trial.why}", fix, {"error": trial.why})
 
 
 CHECKS = (
@@ -76,8 +76,8 @@ def _look(check: Check) -> Finding:
         return check.look()
     except Exception as error:  # the check itself may need what is broken
         why = str(error) if isinstance(error, ImportError) else type(error).__name__
-        seen = f"could not be checked ({why})"
-        return Finding(check.name, "warning", seen, "Solve the problems with the packages first.")
+        summary = f"could not be checked ({why})"
+        return Finding(check.name, "warning", summary, "Solve the problems with the packages first.")
 
 
 def can_train(findings: Sequence[Finding]) -> bool:

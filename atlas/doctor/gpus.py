@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from atlas.doctor.child import Tried, try_module
+from atlas.doctor.child import Trial, try_module
 from atlas.doctor.verdict import Finding, gib
 
 _TORCH_SECONDS = 120.0
@@ -29,7 +29,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Driver:
-    """The facts from NVIDIA's management library, without CUDA. error: where GPUs are there but the driver fails."""
+    """What NVIDIA's management library reports, without CUDA. error: set if there are GPUs but the driver fails."""
 
     gpus: Sequence[Gpu] = ()
     driver: str | None = None
@@ -46,7 +46,7 @@ def read_gpus() -> Driver:
         import pynvml  # type: ignore[import-untyped]
 
         pynvml.nvmlInit()
-    except Exception as error:  # a type of pynvml's, made at run time; or the package is missing
+    except Exception as error:  # pynvml makes its error types at run time; or it is missing
         return Driver(error=str(error) if files else None, files=files)
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
@@ -73,32 +73,34 @@ def check_gpus() -> Finding:
 def judge_gpus(driver: Driver) -> Finding:
     details = asdict(driver)
     if driver.error is not None:
-        seen = f"there are {len(driver.files)} GPUs ({', '.join(driver.files)}), but their driver fails: {driver.error}"
+        summary = (
+            f"there are {len(driver.files)} GPUs ({', '.join(driver.files)}), but their driver fails: {driver.error}"
+        )
         fix = "Run nvidia-smi; an updated driver needs a restart, and a container needs the NVIDIA container toolkit."
-        return Finding("gpus", "problem", seen, fix, details)
+        return Finding("gpus", "problem", summary, fix, details)
     if not driver.gpus:
         return Finding("gpus", "ok", "no NVIDIA GPU; training runs on CPUs", None, details)
     kinds = [f"{gpu.name}, {gib(gpu.memory)}" for gpu in driver.gpus]
     counted = "; ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
-    seen = f"{counted}; driver {driver.driver}, up to CUDA {driver.cuda}"
+    summary = f"{counted}; driver {driver.driver}, up to CUDA {driver.cuda}"
     busy = [i for i, gpu in enumerate(driver.gpus) if gpu.used > _BUSY * gpu.memory]
     if busy:
         used = ", ".join(f"GPU {i}: {gib(driver.gpus[i].used)}" for i in busy)
         fix = "Others may be using them (see nvidia-smi): choose free ones with --gpu-ids."
-        return Finding("gpus", "warning", f"{seen}; memory in use on {used}", fix, details)
-    return Finding("gpus", "ok", seen, None, details)
+        return Finding("gpus", "warning", f"{summary}; memory in use on {used}", fix, details)
+    return Finding("gpus", "ok", summary, None, details)
 
 
 @functools.cache
-def read_torch() -> Tried:
-    """torch's versions and the GPUs that it sees, found in a separate process."""
+def read_torch() -> Trial:
+    """Ask torch in a separate process for its versions and the GPUs that it sees."""
     return try_module("atlas.doctor.probes", ["torch"], _TORCH_SECONDS)
 
 
 def visible_gpus() -> int:
     """The number of GPUs that torch can use here."""
-    tried = read_torch()
-    return len(tried.answer["gpus"]) if tried.worked else 0
+    trial = read_torch()
+    return len(trial.answer["gpus"]) if trial.worked else 0
 
 
 def check_torch() -> Finding:
@@ -106,31 +108,31 @@ def check_torch() -> Finding:
     return judge_torch(read_torch(), read_gpus(), os.environ.get(_VISIBLE))
 
 
-def judge_torch(tried: Tried, driver: Driver, visible: str | None) -> Finding:
+def judge_torch(trial: Trial, driver: Driver, visible: str | None) -> Finding:
     """visible: the value of CUDA_VISIBLE_DEVICES."""
-    if not tried.worked:
+    if not trial.worked:
         fix = "Install torch again: see https://pytorch.org/get-started/locally/ for this system."
-        return Finding("torch", "problem", f"torch does not work: {tried.why}", fix, {"error": tried.why})
-    found: dict[str, Any] = tried.answer
-    there, seen_by_torch = len(driver.gpus), found["gpus"]
+        return Finding("torch", "problem", f"torch does not work: {trial.why}", fix, {"error": trial.why})
+    found: dict[str, Any] = trial.answer
+    total, seen_by_torch = len(driver.gpus), found["gpus"]
     build = f"CUDA {found['cuda']}, cuDNN {found['cudnn']}, NCCL {found['nccl']}" if found["cuda"] else "without CUDA"
-    seen = f"{found['torch']}, {build}"
-    if there and not seen_by_torch:
+    summary = f"{found['torch']}, {build}"
+    if total and not seen_by_torch:
         if visible is not None:
             fix = f"{_VISIBLE}='{visible}' hides them; unset it to train on them."
-            return Finding("torch", "warning", f"{seen}; sees none of the {there} GPUs", fix, found)
+            return Finding("torch", "warning", f"{summary}; sees none of the {total} GPUs", fix, found)
         fix = "Install a torch that is built for GPUs: see https://pytorch.org/get-started/locally/."
         if found["cuda"]:
             fix = f"The driver runs up to CUDA {driver.cuda}: update it, or install a torch for that CUDA."
         why = f" ({found['error']})" if found["error"] else ""
-        return Finding("torch", "problem", f"{seen}; sees none of the {there} GPUs{why}", fix, found)
+        return Finding("torch", "problem", f"{summary}; sees none of the {total} GPUs{why}", fix, found)
     unfit = [gpu["name"] for gpu in seen_by_torch if not gpu["supported"]]
     if unfit:
         fix = "Install another torch, whose build has code for them."
-        return Finding("torch", "problem", f"{seen}; has no code for {', '.join(unfit)}", fix, found)
+        return Finding("torch", "problem", f"{summary}; has no code for {', '.join(unfit)}", fix, found)
     if seen_by_torch:
-        seen += f"; sees {len(seen_by_torch)} of {there} GPUs" + _peers(found["peers"])
-    return Finding("torch", "ok", seen, None, found)
+        summary += f"; sees {len(seen_by_torch)} of {total} GPUs" + _peers(found["peers"])
+    return Finding("torch", "ok", summary, None, found)
 
 
 def _peers(peers: Sequence[Sequence[bool]]) -> str:

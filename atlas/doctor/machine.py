@@ -42,11 +42,11 @@ def check_platform() -> Finding:
         "executable": sys.executable,
         "atlas": atlas.__version__,
     }
-    seen = f"{system}; Python {details['python']}; Atlas {atlas.__version__}"
+    summary = f"{system}; Python {details['python']}; Atlas {atlas.__version__}"
     if platform.system() != "Linux":
         fix = "Training was only tested on Linux; on Windows use WSL 2."
-        return Finding("platform", "warning", seen, fix, details)
-    return Finding("platform", "ok", seen, None, details)
+        return Finding("platform", "warning", summary, fix, details)
+    return Finding("platform", "ok", summary, None, details)
 
 
 # ---- packages ----------------------------------------------------------------------------------------------
@@ -74,8 +74,8 @@ def judge_packages(required: Sequence[str], versions: dict[str, str | None]) -> 
         fix = "pip install -e . in Atlas's folder, or remove .venv and let ./train.sh make it again."
         return Finding("packages", "problem", "; ".join(wrong), fix, details)
     shown = ("torch", "accelerate", "transformers", "numpy", *_OPTIONAL)
-    seen = ", ".join(f"{name} {versions[name] or '(not installed)'}" for name in shown if name in versions)
-    return Finding("packages", "ok", seen, None, details)
+    summary = ", ".join(f"{name} {versions[name] or '(not installed)'}" for name in shown if name in versions)
+    return Finding("packages", "ok", summary, None, details)
 
 
 def declared_requirements() -> list[str]:
@@ -108,26 +108,26 @@ def check_cores() -> Finding:
     return judge_cores(os.cpu_count() or 1, available_cores(), core_limit(), load, len(read_gpus().gpus))
 
 
-def judge_cores(there: int, allowed: int, limit: float | None, load: float, gpus: int) -> Finding:
+def judge_cores(cores: int, allowed: int, limit: float | None, load: float, gpus: int) -> Finding:
     """limit: cores' worth of time that a container may use; load: processes that wanted a core in the last minute."""
-    details = {"cores": there, "allowed": allowed, "limit": limit, "load": load}
-    seen = f"{there}, of which this process may use {allowed}; load {load:.1f}"
+    details = {"cores": cores, "allowed": allowed, "limit": limit, "load": load}
+    summary = f"{cores}, of which this process may use {allowed}; load {load:.1f}"
     if limit is not None and limit < allowed:
-        seen += f"; the container is limited to {limit:g} cores' worth of time"
+        summary += f"; the container is limited to {limit:g} cores' worth of time"
     usable = min(allowed, limit or allowed)
     if limit is not None and limit < allowed - 0.5:
         fix = (
             f"Threads for {allowed} cores would be throttled: set OMP_NUM_THREADS={max(1, int(limit))}, or give the "
             "container more cores (docker run --cpus)."
         )
-        return Finding("cores", "warning", seen, fix, details)
+        return Finding("cores", "warning", summary, fix, details)
     if usable < _CORES_PER_GPU * gpus:
         fix = (
             f"{gpus} GPUs wait for data if they have fewer than {_CORES_PER_GPU} cores each: ask the batch system for "
             "more (SLURM: --cpus-per-task), or see `taskset -p $$`."
         )
-        return Finding("cores", "warning", seen, fix, details)
-    return Finding("cores", "ok", seen, None, details)
+        return Finding("cores", "warning", summary, fix, details)
+    return Finding("cores", "ok", summary, None, details)
 
 
 def check_memory() -> Finding:
@@ -139,21 +139,21 @@ def check_memory() -> Finding:
 
 
 def judge_memory(total: int, available: int, limit: int | None, used: int | None) -> Finding:
-    """Judge the memory, in bytes; limit and used: of the container, where it has a limit."""
+    """Judge the memory, in bytes; limit and used: the container's, if it has a limit."""
     details = {"total": total, "available": available, "limit": limit, "used_of_limit": used}
-    seen = f"{gib(total)}, {gib(available)} of them free"
+    summary = f"{gib(total)}, {gib(available)} of them free"
     free = available
     if limit is not None and limit < total:
         free = min(available, limit - (used or 0))
-        seen += f"; limited to {gib(limit)} here, of which {gib(max(0, free))} are free"
+        summary += f"; limited to {gib(limit)} here, of which {gib(max(0, free))} are free"
     where = "the container's limit (docker run --memory, SLURM --mem)" if free < available else "other programs"
     if free < _LEAST_MEMORY:
         fix = f"Training takes more than {gib(_LEAST_MEMORY)} per process: look at {where}."
-        return Finding("memory", "problem", seen, fix, details)
+        return Finding("memory", "problem", summary, fix, details)
     if free < _ENOUGH_MEMORY:
         fix = f"That is little; if a process is killed, look at {where}, and lower data.num_workers or data.batch_size."
-        return Finding("memory", "warning", seen, fix, details)
-    return Finding("memory", "ok", seen, None, details)
+        return Finding("memory", "warning", summary, fix, details)
+    return Finding("memory", "ok", summary, None, details)
 
 
 # ---- disks -------------------------------------------------------------------------------------------------
@@ -162,18 +162,18 @@ def judge_memory(total: int, available: int, limit: int | None, used: int | None
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
     """Shared memory, through which the workers that read data pass batches."""
     if not folder.is_dir():
-        seen = f"there is no {folder}"
-        return Finding("shared_memory", "warning", seen, "Set data.num_workers=0.", {"total": None, "free": None})
+        summary = f"there is no {folder}"
+        return Finding("shared_memory", "warning", summary, "Set data.num_workers=0.", {"total": None, "free": None})
     usage = shutil.disk_usage(folder)
     details = {"total": usage.total, "free": usage.free}
-    seen = f"{folder}: {gib(usage.total)}, {gib(usage.free)} of them free"
+    summary = f"{folder}: {gib(usage.total)}, {gib(usage.free)} of them free"
     if usage.free < _ENOUGH_SHARED_MEMORY:
         fix = (
             "Workers that read data may be killed by SIGBUS: start the container with docker run --shm-size=8g (or "
             "--ipc=host), or set data.num_workers=0."
         )
-        return Finding("shared_memory", "warning", seen, fix, details)
-    return Finding("shared_memory", "ok", seen, None, details)
+        return Finding("shared_memory", "warning", summary, fix, details)
+    return Finding("shared_memory", "ok", summary, None, details)
 
 
 def check_outputs() -> Finding:
@@ -192,25 +192,25 @@ def judge_folder(check: str, folder: Path, another: str, needed: bool = True) ->
     another: how a user chooses another folder. needed: whether training cannot work without it.
     """
     folder = folder.absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
-    shown = str(folder) if there == folder else f"{folder} (not made yet, in {there})"
+    existing = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+    shown = str(folder) if existing == folder else f"{folder} (not made yet, in {existing})"
     severity: Status = "problem" if needed else "warning"
     try:
         with (
-            tempfile.TemporaryDirectory(prefix=".atlas-doctor-", dir=there) as trial,
+            tempfile.TemporaryDirectory(prefix=".atlas-doctor-", dir=existing) as trial,
             open(Path(trial) / "file", "wb") as file,
         ):
             file.write(bytes(4096))
             file.flush()
             os.fsync(file.fileno())
-        free = shutil.disk_usage(there).free
+        free = shutil.disk_usage(existing).free
     except OSError as error:
-        seen = f"{shown} cannot be written to: {error.strerror}"
+        summary = f"{shown} cannot be written to: {error.strerror}"
         fix = f"Correct its owner, its permissions or its disk, or choose another folder with {another}."
-        return Finding(check, severity, seen, fix, {"folder": str(folder), "free": None})
+        return Finding(check, severity, summary, fix, {"folder": str(folder), "free": None})
     details = {"folder": str(folder), "free": free}
-    seen = f"{shown}: {gib(free)} free"
+    summary = f"{shown}: {gib(free)} free"
     if free < _ENOUGH_DISK:
         fix = f"That is little for checkpoints and models: make room, or choose another disk with {another}."
-        return Finding(check, severity if free < _LEAST_DISK else "warning", seen, fix, details)
-    return Finding(check, "ok", seen, None, details)
+        return Finding(check, severity if free < _LEAST_DISK else "warning", summary, fix, details)
+    return Finding(check, "ok", summary, None, details)

@@ -97,7 +97,7 @@ def probe_wandb() -> dict[str, Any]:
 
 
 def _reach(server: str) -> str | None:
-    """Why a server does not answer; None where it does."""
+    """The reason that a server does not answer; None if it answers."""
     import urllib.error
     import urllib.request
 

@@ -87,14 +87,14 @@ def _world(config: Config, policy: Policy) -> str | None:
 
 def _settings(config: Config, processor: PolicyProcessor) -> Iterator[Finding]:
     """Check that the policy scales as its run's config says."""
-    wanted = config.model.processor
-    if processor.scaling != wanted:
+    configured = config.model.processor
+    if processor.scaling != configured:
         yield Finding(
             "stats",
             "error",
             f"processor.json scales actions by {processor.scaling.action_normalization} and proprio by "
-            f"{processor.scaling.proprio_normalization}, but the run's config by {wanted.action_normalization} and "
-            f"{wanted.proprio_normalization}",
+            f"{processor.scaling.proprio_normalization}, but the run's config by {configured.action_normalization} and "
+            f"{configured.proprio_normalization}",
             "Load the processor.json that was saved with the weights.",
             bugs=("unnormalised",),
         )
@@ -133,8 +133,8 @@ def _same_statistics(
         if kept is not None and kept != scaling_of(action, processor.scaling.action_normalization):
             yield _other_data(f"it does not scale the actions of {source.source} as their statistics require")
             return
-    seen = "the policy's statistics are those of the run's training episodes"
-    yield Finding("stats", "info", seen, bugs=("statistics",))
+    summary = "the policy's statistics are those of the run's training episodes"
+    yield Finding("stats", "info", summary, bugs=("statistics",))
 
 
 def _apart(one: ColumnStatistics, other: ColumnStatistics) -> float:

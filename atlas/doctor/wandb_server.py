@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from atlas.config import WandbConfig
-from atlas.doctor.child import Tried, try_module
+from atlas.doctor.child import Trial, try_module
 from atlas.doctor.verdict import Finding
 from atlas.errors import InputError
 
@@ -23,27 +23,27 @@ def check_wandb() -> Finding:
     return judge_wandb(try_module("atlas.doctor.probes", ["wandb"], _SECONDS, environment), mode)
 
 
-def judge_wandb(tried: Tried, mode: str) -> Finding:
-    """Nothing here is a problem: TensorBoard's files are always written, and wandb can be offline."""
-    if not tried.worked:
+def judge_wandb(trial: Trial, mode: str) -> Finding:
+    """Judge the trial. Nothing here is a problem: TensorBoard's files are always written, and wandb can be offline."""
+    if not trial.worked:
         fix = "TensorBoard works without it. Install it again: pip install --force-reinstall 'atlas-vla[wandb]'"
-        return Finding("wandb", "warning", f"wandb does not work: {tried.why}", fix, {"error": tried.why})
-    found = {**tried.answer, "mode": mode}
+        return Finding("wandb", "warning", f"wandb does not work: {trial.why}", fix, {"error": trial.why})
+    found = {**trial.answer, "mode": mode}
     if found["version"] is None:
-        seen = "wandb is not installed; TensorBoard works without it"
-        return Finding("wandb", "warning", seen, "To use it: pip install 'atlas-vla[wandb]'", found)
+        summary = "wandb is not installed; TensorBoard works without it"
+        return Finding("wandb", "warning", summary, "To use it: pip install 'atlas-vla[wandb]'", found)
     server, error = found["server"], found["error"]
     key = "there is a key" if found["key"] else "there is no key"
     reach = f"{server} answers" if error is None else f"{server} does not answer ({error})"
-    seen = f"{found['version']}, mode {mode}; {key}; {reach}"
+    summary = f"{found['version']}, mode {mode}; {key}; {reach}"
     if mode != "online":
-        return Finding("wandb", "ok", seen, None, found)
+        return Finding("wandb", "ok", summary, None, found)
     if error is not None:
         fix = (
             "Runs are logged offline; `wandb sync` sends them later. Is there a network? (Name a proxy in https_proxy, "
             "another server in WANDB_BASE_URL; with WANDB_MODE=offline wandb does not try to connect.)"
         )
-        return Finding("wandb", "warning", seen, fix, found)
+        return Finding("wandb", "warning", summary, fix, found)
     if not found["key"]:
-        return Finding("wandb", "warning", seen, "Runs are logged offline until you run `wandb login` once.", found)
-    return Finding("wandb", "ok", seen, None, found)
+        return Finding("wandb", "warning", summary, "Runs are logged offline until you run `wandb login` once.", found)
+    return Finding("wandb", "ok", summary, None, found)

@@ -38,10 +38,10 @@ def action_curves(actions: np.ndarray, predicted: np.ndarray | None, spec: Actio
     curves = []
     for group, part in spec.spans():
         for name, dimension in zip(group.names, range(part.start, part.stop), strict=True):
-            seen = actions[:, dimension]
+            shown = actions[:, dimension]
             if predicted is not None:
-                seen = np.concatenate([seen, predicted[:, 0, dimension]])
-            ends = (0.0, 1.0) if group.kind == "gripper" else _ends(seen)
+                shown = np.concatenate([shown, predicted[:, 0, dimension]])
+            ends = (0.0, 1.0) if group.kind == "gripper" else _ends(shown)
             kind = _SHOWN_AS.get(group.kind, group.kind)
             curves.append(Curve(name, group.readable[1], kind, actions[:, dimension], ends))
     return curves
@@ -66,7 +66,7 @@ def proprio_curves(proprio: np.ndarray, dataset: EpisodeDataset) -> list[Curve]:
     for (name, unit), values in zip(proprio_names(dataset), proprio.T.astype(np.float64), strict=True):
         kind = "gripper" if name.startswith("finger") else kinds.get(unit, "state")
         group = None if unit else groups.get(name)
-        if group is not None:  # it is called as the number that says where it shall go, and has its unit
+        if group is not None:  # it has the name of an absolute action, and that action's unit
             unit, kind = group.readable[1], _SHOWN_AS.get(group.kind, group.kind)
             unit = "share closed" if group.kind == "gripper" else unit
             values = group.closed_share(values) if group.kind == "gripper" else values * group.readable[0]

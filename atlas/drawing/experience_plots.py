@@ -1,4 +1,4 @@
-"""Pictures of experience: the decisions of an episode, and where in the space of states one has been."""
+"""Figures of experience: the decisions of an episode, and maps of the visited states."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ _ROW = 1.5  # inches
 
 
 def draw_decisions(curves: Sequence[DecisionCurve], rewards: np.ndarray, title: str) -> np.ndarray:
-    """Numbers of an episode's decisions over its steps, a row each, and below them the rewards float [T] of its
-    steps."""
+    """An episode's decision curves over its steps, one per row, and below them the rewards float [T] of its steps."""
     height = 0.6 + _ROW * (len(curves) + 1)
     figure = plain_figure(8.4, height, title)
     for row, curve in enumerate([*curves, None]):
@@ -41,14 +40,14 @@ def draw_decisions(curves: Sequence[DecisionCurve], rewards: np.ndarray, title: 
 def draw_valued_map(
     points: np.ndarray, values: np.ndarray, label: str, axis_names: tuple[str, str], title: str
 ) -> np.ndarray:
-    """Points [n, 2] coloured by a number of each, float [n]: dark is small. What is not finite is grey."""
+    """Points [n, 2] coloured by their values, float [n]: dark is small. Values that are not finite are grey."""
     figure = plain_figure(8.4, 5.0, title)
     axes = figure.add_axes((0.08, 0.10, 0.72, 0.80))
-    told = np.isfinite(values)
-    axes.scatter(points[~told, 0], points[~told, 1], s=8, color="#bbbbbb", linewidths=0)
-    low, high = np.quantile(values[told], [0.02, 0.98]) if told.any() else (0.0, 1.0)
+    finite = np.isfinite(values)
+    axes.scatter(points[~finite, 0], points[~finite, 1], s=8, color="#bbbbbb", linewidths=0)
+    low, high = np.quantile(values[finite], [0.02, 0.98]) if finite.any() else (0.0, 1.0)
     drawn = axes.scatter(
-        points[told, 0], points[told, 1], s=12, c=values[told], cmap="viridis", vmin=low, vmax=high, linewidths=0
+        points[finite, 0], points[finite, 1], s=12, c=values[finite], cmap="viridis", vmin=low, vmax=high, linewidths=0
     )
     bar = figure.colorbar(drawn, cax=figure.add_axes((0.83, 0.10, 0.02, 0.80)))
     bar.set_label(label, fontsize=9)

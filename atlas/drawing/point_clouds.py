@@ -40,8 +40,8 @@ def shortened(text: str, size: int, width: float) -> str:
     letters = font(size)
     if letters.getlength(text) <= width:
         return text
-    for kept in range(len(text) - 1, 1, -1):
-        short = f"{text[: kept // 2]}...{text[len(text) - (kept - kept // 2) :]}"
+    for length in range(len(text) - 1, 1, -1):
+        short = f"{text[: length // 2]}...{text[len(text) - (length - length // 2) :]}"
         if letters.getlength(short) <= width:
             return short
     return "..."
@@ -84,8 +84,8 @@ class Scale:
             return even_ticks(self.low, self.high, 5)
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
         steps = (1, 1.5, 2, 3, 4, 5, 7) if self.high / self.low < 100 else (1, 2, 5)
-        found = [step * 10.0**power for power in range(first, last + 1) for step in steps]
-        return [value for value in found if self.low <= value <= self.high]
+        candidates = [step * 10.0**power for power in range(first, last + 1) for step in steps]
+        return [value for value in candidates if self.low <= value <= self.high]
 
     def draw(self, image: Image.Image, box: tuple[int, int, int, int], marks: Sequence[float] = ()) -> None:
         """The scale as an upright bar in the box (left, top, right, bottom), with its ticks to the right.

@@ -56,34 +56,34 @@ class PlotLogger:
         self._worst = config.worst
         self._following: tuple[float | None] | None = None  # in a tuple once it is known
 
-    def share(self, seen: Validated) -> PlotShare:
+    def share(self, validated: Validated) -> PlotShare:
         """This rank's part, for the main one to draw."""
-        mine = seen.predictions
+        mine = validated.predictions
         errors = sample_errors(mine, self._dataset.action_spec)
         rows = np.concatenate([mine.index[:, None], errors], axis=1)
         return PlotShare(mine.of(self._samples), rows[np.argsort(-errors[:, 0])[: self._worst]])
 
-    def show(self, parts: Sequence[PlotShare], seen: Validated) -> None:
+    def show(self, parts: Sequence[PlotShare], validated: Validated) -> None:
         """Draw and log, on the main rank."""
         chosen = Predictions.merge([part.chosen for part in parts])
-        self._show_chunks(chosen, seen)
+        self._show_chunks(chosen, validated)
         for number in range(len(chosen.index)):
             self._show_views(chosen, number)
         worst = np.concatenate([part.worst for part in parts])
         self._show_worst(worst[np.argsort(-worst[:, 1])[: self._worst]])
 
-    def _show_chunks(self, chosen: Predictions, seen: Validated) -> None:
+    def _show_chunks(self, chosen: Predictions, validated: Validated) -> None:
         spec = self._dataset.action_spec
-        there = ~chosen.is_pad[..., None]
+        valid = ~chosen.is_pad[..., None]
         recorded, predicted = (
-            np.where(there, spec.readable(chunks), np.nan) for chunks in (chosen.recorded, chosen.predicted)
+            np.where(valid, spec.readable(chunks), np.nan) for chunks in (chosen.recorded, chosen.predicted)
         )
         numbers = [str(number) for number in range(1, len(chosen.index) + 1)]
         title = (
             f"The chunks of validation samples {numbers[0]} to {numbers[-1]}, side by side: "
             f"{self._horizon} actions ({self._horizon / spec.control_hz:.2g} s) each"
         )
-        drawn = draw_chunks(recorded, predicted, panels(spec, *seen.action_range), numbers, title)
+        drawn = draw_chunks(recorded, predicted, panels(spec, *validated.action_range), numbers, title)
         self._tracker.log_image("plots/chunks", drawn)
 
     def _show_views(self, chosen: Predictions, number: int) -> None:
@@ -143,10 +143,10 @@ def _worst_errors(spec: ActionSpec) -> dict[str, str]:
     return {name: column for name, column in _WORST_ERRORS.items() if name in spec.error_names}
 
 
-def sample_errors(found: Predictions, spec: ActionSpec) -> np.ndarray:
+def sample_errors(predictions: Predictions, spec: ActionSpec) -> np.ndarray:
     """The errors of each sample that the table shows, as means over its steps like those of validation: float64
     [n, errors]."""
-    errors = spec.errors(torch.from_numpy(found.predicted), torch.from_numpy(found.recorded))
+    errors = spec.errors(torch.from_numpy(predictions.predicted), torch.from_numpy(predictions.recorded))
     steps = np.stack([errors[name].numpy() for name in _worst_errors(spec)], axis=-1)  # [n, H, errors]
-    valid = ~found.is_pad[..., None]
+    valid = ~predictions.is_pad[..., None]
     return np.asarray((steps * valid).sum(1) / valid.sum(1))

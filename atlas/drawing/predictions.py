@@ -50,7 +50,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Validated:
-    """The input of a logger after a validation: the policy, in eval mode, and what it predicted on this rank."""
+    """The input of a logger after a validation: the policy, in eval mode, and its predictions on this rank."""
 
     policy: Policy
     predictions: Predictions
@@ -71,5 +71,5 @@ def frame_places(dataset: EpisodeDataset, episodes: np.ndarray) -> np.ndarray:
 
 def spread(total: int, most: int) -> np.ndarray:
     """Return at most `most` of the numbers 0 ... total - 1, evenly spread, int64."""
-    wanted = min(total, most)
-    return (2 * np.arange(wanted) + 1) * total // (2 * wanted)
+    count = min(total, most)
+    return (2 * np.arange(count) + 1) * total // (2 * count)

@@ -45,7 +45,7 @@ class Access:
         return hmac.compare_digest(sent, self.key.encode())
 
     def warn(self) -> None:
-        """Log a warning where anybody who can reach the machine may use the server."""
+        """Log a warning if anybody who can reach the machine may use the server."""
         if not self.loopback and self.key is None:
             logger.warning(
                 "%s can be reached from other machines, and there is no key: anybody who reaches port %d can use the "

@@ -48,38 +48,38 @@ class ActionStream:
             )
         self._actor, self._ask_at, self._blend, self._guided = actor, ask_at, weight, blend == "guided"
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="asking")
-        self._asked: Future[np.ndarray] | None = None
+        self._pending: Future[np.ndarray] | None = None
         self.reset(seed)
 
     def reset(self, seed: int = 0) -> None:
         """Begin an episode, with nothing planned. Waits for an answer that is still on its way, and drops it."""
-        if self._asked is not None:
-            self._asked.exception()
-        self._asked = None
+        if self._pending is not None:
+            self._pending.exception()
+        self._pending = None
         self._timeline = ChunkTimeline(self._blend)
-        self._now = self._asked_at = 0
+        self._now = self._requested_at = 0
         self.delays: list[int] = []  # steps from requesting a chunk to having it; the first chunk does not count
         self.waits = 0  # steps for which nothing was planned, except the first
-        self._seen = SeenFrames(history_of(self._actor))
+        self._frames = SeenFrames(history_of(self._actor))
         self._actor.reset(_EPISODE, seed)
 
     def step(self, observation: Observation) -> np.ndarray:
         """The action [A] of this step, in the ActionSpec's units. An actor that looks at earlier frames sees those of
         earlier steps. Raises what the actor raises."""
-        self._seen.add(observation)
-        observation = self._seen.latest()
-        if self._asked is not None and self._asked.done():
+        self._frames.add(observation)
+        observation = self._frames.latest()
+        if self._pending is not None and self._pending.done():
             self._take()
         if self._left <= 0:
             self.waits += self._now > 0
-            if self._asked is None:
-                self._ask(observation)
+            if self._pending is None:
+                self._request(observation)
             while self._left <= 0:
                 self._take()
                 if self._left <= 0:  # all of it was for steps that have passed
-                    self._ask(observation)
-        if self._asked is None and self._left <= self._threshold:
-            self._ask(observation)
+                    self._request(observation)
+        if self._pending is None and self._left <= self._threshold:
+            self._request(observation)
         actions = self._timeline.take(self._now, 1)
         assert actions is not None
         self._now += 1
@@ -100,27 +100,27 @@ class ActionStream:
     def _left(self) -> int:
         return self._timeline.end - self._now
 
-    def _ask(self, observation: Observation) -> None:
-        self._asked_at = self._now
+    def _request(self, observation: Observation) -> None:
+        self._requested_at = self._now
         rest = self._timeline.take(self._now, self._left) if self._guided and self._left > 0 else None
         if rest is None:
-            self._asked = self._thread.submit(lambda: self._actor.plan({_EPISODE: observation})[_EPISODE])
+            self._pending = self._thread.submit(lambda: self._actor.plan({_EPISODE: observation})[_EPISODE])
             return
         actor, running = self._actor, RunningChunk(rest, max(self.delays[-_RECENT_DELAYS:], default=0))
         assert isinstance(actor, FollowingActor)
-        self._asked = self._thread.submit(
+        self._pending = self._thread.submit(
             lambda: actor.plan_following({_EPISODE: observation}, {_EPISODE: running})[_EPISODE]
         )
 
     def _take(self) -> None:
         """Wait for the requested chunk, and put it on the timeline."""
-        assert self._asked is not None
-        asked, self._asked = self._asked, None
-        chunk = asked.result()
+        assert self._pending is not None
+        pending, self._pending = self._pending, None
+        chunk = pending.result()
         if not len(chunk):
             raise InputError("The policy has no more actions: the episode is over.")
-        if self._now > self._asked_at:
-            self.delays.append(self._now - self._asked_at)
+        if self._now > self._requested_at:
+            self.delays.append(self._now - self._requested_at)
         self._threshold = self._ask_at if self._ask_at is not None else max(1, len(chunk) // 2)
-        if self._now - self._asked_at < len(chunk):
-            self._timeline.add(chunk, self._asked_at, self._now)
+        if self._now - self._requested_at < len(chunk):
+            self._timeline.add(chunk, self._requested_at, self._now)

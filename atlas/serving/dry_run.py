@@ -1,6 +1,6 @@
-"""Before the first motion: show a dataset's frames to the server, and compare its actions with the recorded ones.
+"""A test before the first motion: the server gets a dataset's frames, and its actions are compared with the recorded.
 
-The frames go the whole way of a robot's messages: packed, sent, mapped, fitted, normalised, and back.
+The frames take the whole path of a robot's messages: packed, sent, mapped, fitted, normalised, and back.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from atlas.serving.server import ServerSettings, serving_in_a_thread
 from atlas.system.progress import progress_bar
 from atlas.types import ActionSpec
 
-_MOST_FRAMES = 40  # of an episode
+_MOST_FRAMES = 40  # per episode
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """The result of a replay. errors: {name: (the policy's error, that of always giving the mean recorded action)}."""
+    """The result of a replay. errors: {name: (the policy's error, the error of the mean recorded action)}."""
 
     dataset: str
     episodes: int
     frames: int
     errors: dict[str, tuple[float, float]]
-    worst: tuple[int, int, float]  # episode, frame and `pose_l1_error` of the actions that are furthest off
+    worst: tuple[int, int, float]  # episode, frame and `pose_l1_error` of the worst actions
     latency_ms: tuple[float, float]  # median and 99th percentile, from request to answer
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class DryRun:
 
     @property
     def looks(self) -> bool:
-        """Whether the actions are nearer to the recorded ones than their mean is: a policy that ignores what it sees
+        """Whether the actions are nearer to the recorded ones than the mean action is: a policy that ignores its images
         cannot do better than the mean."""
         policy, mean = self.errors["pose_l1_error"]
         return policy < mean
@@ -102,15 +102,15 @@ def replay(client: AtlasClient, dataset: EpisodeDataset, episodes: int) -> DryRu
                 begun = time.perf_counter()
                 actions = client.plan({number: observation})[number]
                 seconds.append(time.perf_counter() - begun)
-                wanted = episode.actions[frame : frame + len(actions)]
-                predicted.append(actions[: len(wanted)])
-                recorded.append(wanted)
+                demonstrated = episode.actions[frame : frame + len(actions)]
+                predicted.append(actions[: len(demonstrated)])
+                recorded.append(demonstrated)
                 places.append((number, frame))
             advance(1)
     each = [_errors(dataset.action_spec, p, r) for p, r in zip(predicted, recorded, strict=True)]
-    together = np.concatenate(recorded)
-    of_all = _errors(dataset.action_spec, np.concatenate(predicted), together)
-    of_mean = _errors(dataset.action_spec, np.broadcast_to(mean, together.shape), together)
+    all_recorded = np.concatenate(recorded)
+    of_all = _errors(dataset.action_spec, np.concatenate(predicted), all_recorded)
+    of_mean = _errors(dataset.action_spec, np.broadcast_to(mean, all_recorded.shape), all_recorded)
     far = int(np.argmax([errors["pose_l1_error"] for errors in each]))
     p50, p99 = np.percentile(1000 * np.array(seconds), [50, 99]).tolist()
     return DryRun(
@@ -127,5 +127,5 @@ def _errors(spec: ActionSpec, predicted: np.ndarray, recorded: np.ndarray) -> di
     """Mean errors over actions [n, A]."""
     import torch
 
-    found = spec.errors(torch.from_numpy(np.array(predicted)), torch.from_numpy(np.array(recorded)))
-    return {name: float(value.mean()) for name, value in found.items()}
+    errors = spec.errors(torch.from_numpy(np.array(predicted)), torch.from_numpy(np.array(recorded)))
+    return {name: float(value.mean()) for name, value in errors.items()}

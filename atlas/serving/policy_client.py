@@ -38,7 +38,7 @@ _SERVER = Peer(
 )
 _OWN_LAYOUT = "lerobot"
 SCHEMES = ("ws://", "wss://")
-OTHERS_IMAGE_SIZE = 224  # pixels, for servers that do not announce a size; openpi's policies take this one
+OTHERS_IMAGE_SIZE = 224  # pixels, for servers that announce no size; openpi's policies take this size
 
 
 class AtlasClient:
@@ -81,12 +81,12 @@ class AtlasClient:
         try:
             self._free, greeting = self._connect()  # the first episode's
             served = ServedPolicy.from_message(greeting)
-            self._own, self._follows = served is not None, served is not None and served.follows
+            self._is_atlas, self._follows = served is not None, served is not None and served.follows
             if blend == "guided" and not self._follows:
                 raise InputError(self._not_guided())
             self._layout = layout or self._known_layout()
             self._processor, sends = (
-                (served.processor, served.sends) if served is not None else self._found_out(spec, image_size)
+                (served.processor, served.sends) if served is not None else self._probe_other_server(spec, image_size)
             )
             most = min(sends, self._processor.action_horizon)
             if execute is not None and execute > most:
@@ -114,22 +114,24 @@ class AtlasClient:
         return self._follows
 
     def reset(self, episode: int, seed: int) -> None:
-        """An Atlas server learns of it with the next observation; openpi's protocol has no message for a reset."""
+        """Begin an episode. An Atlas server learns of it with the next observation: openpi's protocol has no reset."""
         self._seeds[episode] = seed
         self._executions[episode] = ChunkExecution(self._how)
 
     def plan(self, observations: Mapping[int, Observation]) -> dict[int, np.ndarray]:
         """Return for each episode the actions [n, A] to execute. All requests are sent before the first answer is read,
         so that the server can plan them together. Raises InputError where the server refuses."""
-        found = {number: self._execution(number).running() for number in observations}
-        return self.plan_following(observations, {number: rest for number, rest in found.items() if rest is not None})
+        running = {number: self._execution(number).running() for number in observations}
+        return self.plan_following(observations, {number: rest for number, rest in running.items() if rest is not None})
 
     def plan_following(
         self, observations: Mapping[int, Observation], running: Mapping[int, RunningChunk]
     ) -> dict[int, np.ndarray]:
         """See `FollowingActor`."""
-        asked = {number: self._ask(number, seen, running.get(number)) for number, seen in observations.items()}
-        return {number: self._execution(number).taken(self._answer(each)) for number, each in asked.items()}
+        connections = {
+            number: self._ask(number, observation, running.get(number)) for number, observation in observations.items()
+        }
+        return {number: self._execution(number).taken(self._answer(each)) for number, each in connections.items()}
 
     def close(self) -> None:
         """End all connections."""
@@ -173,8 +175,8 @@ class AtlasClient:
             connection, self._free = self._free or self._connect()[0], None
             self._connections[number] = connection
         connection = self._connections[number]
-        message = to_message(self._seen(observation), self._layout)
-        if self._own:
+        message = to_message(self._with_used_cameras(observation), self._layout)
+        if self._is_atlas:
             message |= ClientEntry(self._seeds.pop(number, None), running).to_message()
         self._send(connection, message)
         return connection
@@ -186,7 +188,7 @@ class AtlasClient:
         with suppress(ConnectionClosed):  # reading the answer says why
             connection.send(pack(message))
 
-    def _seen(self, observation: Observation) -> Observation:
+    def _with_used_cameras(self, observation: Observation) -> Observation:
         """The observation without the cameras that the policy does not use."""
         missing = [camera for camera in self._processor.cameras if camera not in observation.images]
         if missing:
@@ -195,11 +197,11 @@ class AtlasClient:
                 f"{missing} and has {list(observation.images)}."
             )
         images = {camera: observation.images[camera] for camera in self._processor.cameras}
-        past = tuple(self._seen(each) for each in observation.past)
+        past = tuple(self._with_used_cameras(each) for each in observation.past)
         return Observation(images, observation.proprio, observation.instruction, past)
 
     def _answer(self, connection: ClientConnection) -> np.ndarray:
-        """float32 [n, A]"""
+        """The actions of an answer, float32 [n, A]."""
         answer = self._received(connection)
         actions = answer.get("actions") if isinstance(answer, Mapping) else None
         if not isinstance(actions, np.ndarray) or actions.ndim != 2 or actions.dtype.kind not in "fiu":
@@ -212,7 +214,7 @@ class AtlasClient:
         return actions.astype(np.float32)
 
     def _not_guided(self) -> str:
-        why = "serves a policy that does not make actions from noise" if self._own else "is not an Atlas server"
+        why = "serves a policy that does not make actions from noise" if self._is_atlas else "is not an Atlas server"
         return (
             "blend is guided, for which the server makes a chunk continue the rest of the previous one; the server at "
             f"{self._url} {why}, and cannot. Give a weight instead, such as 0.3."
@@ -221,14 +223,14 @@ class AtlasClient:
     # ---- servers of others -------------------------------------------------------------------------------
 
     def _known_layout(self) -> ClientLayout:
-        if not self._own:
+        if not self._is_atlas:
             raise InputError(
                 f"The server at {self._url} is not an Atlas server and does not announce what it takes: give --layout "
                 f"{' or '.join(name for name in LAYOUTS)}, or a YAML file."
             )
         return LAYOUTS[_OWN_LAYOUT]
 
-    def _found_out(self, spec: EnvironmentSpec | None, image_size: int | None) -> tuple[PolicyProcessor, int]:
+    def _probe_other_server(self, spec: EnvironmentSpec | None, image_size: int | None) -> tuple[PolicyProcessor, int]:
         """The processor for a server that announces nothing, and the length of its chunks, found by asking it once
         about black images."""
         if spec is None:
@@ -245,9 +247,9 @@ class AtlasClient:
             cameras, size, size, 1, spec.proprio_dim, spec.action_spec, statistics=(), scaling=ProcessorConfig()
         )
         black = {camera: np.zeros((size, size, 3), np.uint8) for camera in cameras}
-        seen = Observation(black, np.zeros(spec.proprio_dim, np.float32), spec.instructions[0])
+        observation = Observation(black, np.zeros(spec.proprio_dim, np.float32), spec.instructions[0])
         assert self._free is not None
-        self._send(self._free, to_message(seen, self._layout))
+        self._send(self._free, to_message(observation, self._layout))
         sends = len(self._answer(self._free))
         return PolicyProcessor(
             cameras, size, size, sends, spec.proprio_dim, spec.action_spec, statistics=(), scaling=ProcessorConfig()

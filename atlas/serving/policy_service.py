@@ -21,7 +21,7 @@ from atlas.types import Observation
 
 logger = logging.getLogger(__name__)
 
-_LIVELY_SECONDS = 1.0  # a session that has asked within this time may ask again at any moment
+_LIVELY_SECONDS = 1.0  # a session that sent a request within this time may send another at any moment
 
 
 class PolicyFailure(Exception):
@@ -57,12 +57,12 @@ class _Request:
     observation: Observation
     running: RunningChunk | None
     answer: asyncio.Future[Answer]
-    asked: float
+    requested_at: float
 
 
 @dataclass
 class _Session:
-    asked: float = field(default=-_LIVELY_SECONDS)  # the time of its last request
+    requested_at: float = field(default=-_LIVELY_SECONDS)  # the time of its last request
     seed: int | None = 0  # of the episode to begin before the next plan; None while an episode runs
     waiting: bool = False
 
@@ -70,9 +70,9 @@ class _Session:
 class PolicyService:
     """Plans for all waiting sessions together, in a thread of its own.
 
-    A request is planned at once where the policy is free and no other session is expected to ask. Otherwise it is
+    A request is planned at once if the policy is free and no other session is expected to send one. Otherwise it is
     planned with all requests that arrived while the policy was busy, and waits at most `wait_ms` for the sessions that
-    have asked lately.
+    sent requests recently.
 
         async with PolicyService(actor) as service:
             session = service.open()
@@ -142,8 +142,10 @@ class PolicyService:
         state = self._sessions[session]
         if state.waiting:
             raise InputError("This session's last request is not answered yet; wait for the answer, then ask again.")
-        state.asked, state.waiting = time.monotonic(), True
-        request = _Request(session, observation, running, asyncio.get_running_loop().create_future(), state.asked)
+        state.requested_at, state.waiting = time.monotonic(), True
+        request = _Request(
+            session, observation, running, asyncio.get_running_loop().create_future(), state.requested_at
+        )
         self._requests.append(request)
         self._work.set()
         try:
@@ -166,7 +168,7 @@ class PolicyService:
     async def _gather(self) -> None:
         """Wait for the expected requests, until the oldest request has waited long enough."""
         while self._requests and len(self._requests) < min(self._most, self._expected()):
-            left = self._requests[0].asked + self._wait - time.monotonic()
+            left = self._requests[0].requested_at + self._wait - time.monotonic()
             self._work.clear()
             try:
                 await asyncio.wait_for(self._work.wait(), max(0.0, left))
@@ -175,21 +177,21 @@ class PolicyService:
 
     def _expected(self) -> int:
         since = time.monotonic() - _LIVELY_SECONDS
-        return sum(session.asked >= since for session in self._sessions.values())
+        return sum(session.requested_at >= since for session in self._sessions.values())
 
     async def _plan(self, requests: list[_Request]) -> None:
         gone, self._gone = self._gone, []
-        begun = {}
+        new_episodes = {}
         for request in requests:
             session = self._sessions.get(request.session)
             if session is not None and session.seed is not None:
-                begun[request.session], session.seed = session.seed, None
+                new_episodes[request.session], session.seed = session.seed, None
         observations = {request.session: request.observation for request in requests}
         running = {request.session: request.running for request in requests if request.running is not None}
         loop = asyncio.get_running_loop()
         try:
             start, planned, took = await loop.run_in_executor(
-                self._thread, self._ask, gone, begun, observations, running
+                self._thread, self._ask, gone, new_episodes, observations, running
             )
         except Exception as error:  # the sessions get an error, and the service goes on
             logger.exception("The policy failed")
@@ -203,20 +205,20 @@ class PolicyService:
             if not np.isfinite(actions).all():
                 _fail(request, PolicyFailure("the policy's actions are not finite numbers, and are not sent"))
                 continue
-            waited = 1000 * (start - request.asked)
+            waited = 1000 * (start - request.requested_at)
             request.answer.set_result(Answer(actions, 1000 * took, waited, len(requests)))
 
     def _ask(
         self,
         gone: list[int],
-        begun: Mapping[int, int],
+        new_episodes: Mapping[int, int],
         observations: Mapping[int, Observation],
         running: Mapping[int, RunningChunk],
     ) -> tuple[float, dict[int, np.ndarray], float]:
         """Return when the policy began, its plans, and the seconds it took. Runs in the policy's thread."""
         for session in gone:
             self._actor.forget(session)
-        for session, seed in begun.items():
+        for session, seed in new_episodes.items():
             self._actor.reset(session, seed)
         start = time.monotonic()
         planned: dict[int, np.ndarray] = {}
@@ -234,7 +236,7 @@ def _fail(request: _Request, error: Exception) -> None:
 
 
 def failed(error: Exception) -> str:
-    """The message to a client for a fault of the server's. Logs an unexpected error."""
+    """The message to a client about a fault of the server. Logs an unexpected error."""
     if isinstance(error, asyncio.TimeoutError):
         return "The server failed: the policy took too long."
     if not isinstance(error, PolicyFailure):

@@ -31,7 +31,7 @@ DEFAULT_PORTS = {"openpi": 8000, "groot": 5555, "vla-eval": 8000, "lerobot": 808
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Settings of what is served, and how."""
+    """The settings of a server."""
 
     protocol: str = "openpi"
     access: Access = field(default_factory=Access)

@@ -226,8 +226,8 @@ ROWS = of_part(
     ),
     (
         "atlas/training/media/episode_logger.py",
-        "return (self._seen - 1) % self._interval == 0",
-        "return self._seen % self._interval == 0",
+        "return (self._evaluations - 1) % self._interval == 0",
+        "return self._evaluations % self._interval == 0",
         "the first evaluation is not shown",
         "tests/training/test_episode_media.py::test_the_interval_counts_evaluations_and_begins_with_the_first",
     ),

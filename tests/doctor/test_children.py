@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from atlas.doctor.child import Tried, try_module
+from atlas.doctor.child import Trial, try_module
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no
     """Runs some lines as the main part of a module."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
 
-    def run(lines: str, seconds: float = 60) -> Tried:
+    def run(lines: str, seconds: float = 60) -> Trial:
         (tmp_path / "attempted.py").write_text("import sys\nfrom atlas.doctor.child import answer\n" + lines)
         return try_module("attempted", ["word"], seconds)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from atlas.doctor.child import Tried
+from atlas.doctor.child import Trial
 from atlas.doctor.gpus import Driver, Gpu, judge_gpus, judge_torch
 from atlas.doctor.limits import core_limit, memory_limit, memory_used
 from atlas.doctor.machine import declared_requirements, judge_cores, judge_memory, judge_packages
@@ -25,11 +25,11 @@ def said(finding: Finding) -> str:
     return f"{finding.status}: {finding.seen} -> {finding.fix}"
 
 
-def torch_says(gpus: int, cuda: str | None = "12.6", supported: bool = True, apart: bool = False, **more: Any) -> Tried:
+def torch_says(gpus: int, cuda: str | None = "12.6", supported: bool = True, apart: bool = False, **more: Any) -> Trial:
     gpu = {"name": "H100", "memory": 80 * GIB, "capability": "9.0", "bf16": True, "supported": supported}
     peers = [[i == j or not apart for j in range(gpus)] for i in range(gpus)]
     found = {"torch": "2.6.0", "cuda": cuda, "cudnn": 90100, "nccl": "2.21.5", "gpus": [gpu] * gpus, "peers": peers}
-    return Tried(0, 60, "", {**found, "error": None, **more})
+    return Trial(0, 60, "", {**found, "error": None, **more})
 
 
 # ---- GPUs --------------------------------------------------------------------------------------------------
@@ -65,22 +65,22 @@ def test_torch_that_uses_all_gpus_says_how_they_reach_each_other() -> None:
         (torch_says(0), "", "warning", ("CUDA_VISIBLE_DEVICES=''", "unset it")),
         (torch_says(1, supported=False), None, "problem", ("no code for H100", "another torch")),
         (
-            Tried(1, 60, "", error="ImportError: libcudnn.so.9"),
+            Trial(1, 60, "", error="ImportError: libcudnn.so.9"),
             None,
             "problem",
             ("libcudnn.so.9", "Install torch again"),
         ),
     ],
 )
-def test_torch_that_cannot_use_the_gpus(tried: Tried, visible: str | None, status: str, words: tuple[str, ...]) -> None:
+def test_torch_that_cannot_use_the_gpus(tried: Trial, visible: str | None, status: str, words: tuple[str, ...]) -> None:
     finding = judge_torch(tried, EIGHT, visible)
 
     assert finding.status == status and all(word in said(finding) for word in words), said(finding)
 
 
 def test_gpus_that_cannot_sum_are_tried_without_direct_transfers() -> None:
-    sums = Tried(0, 60, "", {"bytes": 2**28, "seconds": 0.001, "bus_bandwidth": 4e11})
-    hangs = Tried(None, 60, "")
+    sums = Trial(0, 60, "", {"bytes": 2**28, "seconds": 0.001, "bus_bandwidth": 4e11})
+    hangs = Trial(None, 60, "")
 
     assert "400.00 GB/s" in judge_nccl(8, sums, None).seen
     with_a_way = judge_nccl(8, hangs, sums)
@@ -196,7 +196,7 @@ def test_no_limit_is_none(tmp_path: Path) -> None:
     ],
 )
 def test_wandb_is_never_a_problem(found: dict[str, Any], mode: str, status: str, words: tuple[str, ...]) -> None:
-    finding = judge_wandb(Tried(0, 45, "", {"version": "0.31.0", "server": "https://api.wandb.ai", **found}), mode)
+    finding = judge_wandb(Trial(0, 45, "", {"version": "0.31.0", "server": "https://api.wandb.ai", **found}), mode)
 
     assert finding.status == status and all(word in said(finding) for word in words), said(finding)
 
@@ -220,6 +220,6 @@ def test_rendering_that_fails_names_what_is_set_or_what_to_install() -> None:
 def test_software_that_draws_beside_gpus_is_pointed_out(
     renderer: str, gpus: int, status: str, words: tuple[str, ...]
 ) -> None:
-    finding = judge_picture(Tried(0, 60, "", {"backend": "egl", "renderer": renderer, "contrast": 60.0}), gpus)
+    finding = judge_picture(Trial(0, 60, "", {"backend": "egl", "renderer": renderer, "contrast": 60.0}), gpus)
 
     assert finding.status == status and all(word in said(finding) for word in words), said(finding)

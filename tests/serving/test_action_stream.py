@@ -44,8 +44,8 @@ class HeldActor:
     def answer(self, stream: ActionStream) -> None:
         """Let it, and wait until the stream has it."""
         self.let.release()
-        assert stream._asked is not None
-        stream._asked.exception(timeout=20)
+        assert stream._pending is not None
+        stream._pending.exception(timeout=20)
 
 
 def steps(stream: ActionStream, first: int, count: int) -> list[list[float]]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from atlas.errors import InputError
-from atlas.serving.protocols.lerobot_pickles import Timed, read_observation, read_wish, write_actions
+from atlas.serving.protocols.lerobot_pickles import TimedObservation, read_observation, read_setup, write_actions
 from tests.serving.lerobot_messages import HELPERS, NAMES, dumps, loads, observation, setup
 
 
@@ -26,13 +26,15 @@ def test_an_observation_is_read_whatever_protocol_it_is_pickled_in(protocol: int
     found = read_observation(dumps(sent, protocol=protocol))
 
     assert (found.timestep, found.timestamp, found.must_go) == (3, sent.timestamp, True)
-    np.testing.assert_array_equal(found.seen["agentview"], sent.observation["agentview"])
-    np.testing.assert_array_equal(found.seen["wide"], sent.observation["wide"])
-    assert found.seen["task"] == "go" and found.seen["extra"] == 0.5 and found.seen[NAMES[0]] == 0.5
+    np.testing.assert_array_equal(found.observation["agentview"], sent.observation["agentview"])
+    np.testing.assert_array_equal(found.observation["wide"], sent.observation["wide"])
+    assert (
+        found.observation["task"] == "go" and found.observation["extra"] == 0.5 and found.observation[NAMES[0]] == 0.5
+    )
 
 
 def test_the_wish_is_read() -> None:
-    wish = read_wish(dumps(setup("hub/policy")))
+    wish = read_setup(dumps(setup("hub/policy")))
 
     assert (wish.checkpoint, wish.actions, wish.state_names) == ("hub/policy", 3, tuple(NAMES))
     assert wish.cameras == {"agentview": "observation.images.agentview", "wrist": "observation.images.eye_in_hand"}
@@ -42,7 +44,7 @@ def test_the_wish_is_read() -> None:
 def test_what_is_written_is_what_lerobot_unpickles(module: str) -> None:
     actions = np.arange(6, dtype=np.float32).reshape(3, 2)
 
-    found = loads(write_actions(actions, Timed(5.0, 7, False, {}), 0.1, module), module)
+    found = loads(write_actions(actions, TimedObservation(5.0, 7, False, {}), 0.1, module), module)
 
     assert [(each.timestep, each.timestamp) for each in found] == [(7, 5.0), (8, 5.1), (9, 5.2)]
     assert [each.action.tolist() for each in found] == actions.tolist()
@@ -140,4 +142,4 @@ def test_what_no_robot_sends_is_refused(sent: Any, words: str) -> None:
 )
 def test_a_wish_that_lacks_something_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="setup"):
-        read_wish(dumps(setup(**change)))
+        read_setup(dumps(setup(**change)))

@@ -221,7 +221,7 @@ def another(answer: Callable[[Any], bytes | str], greeting: bytes | str = pack({
 
 
 def test_a_server_that_ends_after_its_greeting_is_an_error_for_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended, looked = threading.Event(), AtlasClient._found_out
+    ended, looked = threading.Event(), AtlasClient._probe_other_server
 
     def talk(connection: ServerConnection) -> None:
         connection.send(pack({}))
@@ -232,7 +232,7 @@ def test_a_server_that_ends_after_its_greeting_is_an_error_for_users(monkeypatch
         assert ended.wait(30)
         return looked(client, *asked)
 
-    monkeypatch.setattr(AtlasClient, "_found_out", once_ended)
+    monkeypatch.setattr(AtlasClient, "_probe_other_server", once_ended)
     with serve(talk, "127.0.0.1", 0, compression=None) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

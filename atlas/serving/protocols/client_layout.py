@@ -131,13 +131,13 @@ class ObservationReader:
         """The observation in a message. Raises InputError, which says what a message should hold, for a message that
         lacks something or has it in another form."""
         if not isinstance(message, Mapping):
-            raise InputError(f"The message is a {type(message).__name__}; it should be a mapping. {self.wanted()}")
+            raise InputError(f"The message is a {type(message).__name__}; it should be a mapping. {self.expected()}")
         found = _flat(message)
         layout = self._layout or self._recognised(found)
         keys = self._camera_keys(layout)
         missing = [key for key in keys.values() if key not in found]
         if missing:
-            raise InputError(f"The message lacks {_listed(missing)}, and has {_listed(found)}. {self.wanted(layout)}")
+            raise InputError(f"The message lacks {_listed(missing)}, and has {_listed(found)}. {self.expected(layout)}")
         words = self._instruction(layout, found)
         if self._history.steps == 1:
             images = {camera: _image(key, found[key]) for camera, key in keys.items()}
@@ -163,16 +163,16 @@ class ObservationReader:
                 form = list(value.shape) if isinstance(value, np.ndarray) else type(value).__name__
                 raise InputError(
                     f"'{key}' should hold {steps} frames along its first axis, the earliest first, and is {form}. "
-                    f"{self.wanted(layout)}"
+                    f"{self.expected(layout)}"
                 )
         return [{key: value[frame] for key, value in split_up.items()} for frame in range(steps)]
 
-    def wanted(self, layout: ClientLayout | None = None) -> str:
+    def expected(self, layout: ClientLayout | None = None) -> str:
         """Say in words what a message should hold."""
         layout = layout or self._layout
         if layout is None:
             options = [name for name, each in LAYOUTS.items() if None not in map(each.camera_key, self._cameras)]
-            return " Or ".join(f"as {name}: {self.wanted(LAYOUTS[name])}" for name in options)
+            return " Or ".join(f"as {name}: {self.expected(LAYOUTS[name])}" for name in options)
         images = ", ".join(f"'{key}'" for key in self._camera_keys(layout).values())
         state = ", ".join(f"'{key}'" for key in layout.state)
         steps, each = self._history.steps, "uint8 [H, W, 3], upright"
@@ -202,7 +202,7 @@ class ObservationReader:
         if best is None or not scores[best]:
             raise InputError(
                 f"The message has {_listed(found)}, which fits none of the layouts {', '.join(LAYOUTS)} for the "
-                f"cameras {', '.join(self._cameras)}. {self.wanted()} For other keys, start the server with --layout "
+                f"cameras {', '.join(self._cameras)}. {self.expected()} For other keys, start the server with --layout "
                 "FILE.yaml."
             )
         return LAYOUTS[best]
@@ -222,13 +222,13 @@ class ObservationReader:
         keys = _matching(layout.state, found)
         missing = [key for key in layout.state if not _matching([key], found)]
         if missing:
-            raise InputError(f"The message lacks {_listed(missing)}. {self.wanted(layout)}")
+            raise InputError(f"The message lacks {_listed(missing)}. {self.expected(layout)}")
         parts = [_numbers(key, found[key]) for key in keys]
         state = np.concatenate(parts)
         if len(state) != self._state_dim(layout):
             sizes = ", ".join(f"'{key}' has {len(part)}" for key, part in zip(keys, parts, strict=True))
             raise InputError(
-                f"The policy takes a state of {self._state_dim(layout)} numbers, and {sizes}. {self.wanted(layout)}"
+                f"The policy takes a state of {self._state_dim(layout)} numbers, and {sizes}. {self.expected(layout)}"
             )
         if not np.isfinite(state).all():
             raise InputError(f"The state {_listed(keys)} holds numbers that are not finite: {state.tolist()}.")
@@ -242,7 +242,7 @@ class ObservationReader:
     def _instruction(self, layout: ClientLayout, found: Mapping[str, Any]) -> str:
         key = next((key for key in layout.instruction if key in found), None)
         if key is None:
-            raise InputError(f"The message lacks '{layout.instruction[0]}'. {self.wanted(layout)}")
+            raise InputError(f"The message lacks '{layout.instruction[0]}'. {self.expected(layout)}")
         text = found[key]
         while isinstance(text, list | tuple) and len(text) == 1:  # GR00T sends [[text]]
             text = text[0]

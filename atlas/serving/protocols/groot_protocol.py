@@ -53,7 +53,7 @@ class GrootProtocol:
         self._service, self._reader, self._sends, self._limits = service, reader, sends, limits
         self._on_kill = on_kill
         self._sessions: dict[bytes, int] = {}
-        self._seen: dict[bytes, float] = {}
+        self._last_request: dict[bytes, float] = {}
         self._forms: dict[bytes, Form] = {}  # of arrays, as the client last sent them
         self._answering: set[asyncio.Task[None]] = set()
 
@@ -90,7 +90,7 @@ class GrootProtocol:
         while True:
             parts = await socket.recv_multipart()
             self._forget(self._limits.idle_seconds)
-            if len(parts) != 3 or parts[1]:  # not from a REQ socket, which alone would understand an answer
+            if len(parts) != 3 or parts[1]:  # not from a REQ socket: only those understand an answer
                 continue
             if len(self._answering) >= self._limits.sessions:
                 await self._reply(socket, parts[0], {"error": "The server is busy; try again later."})
@@ -143,11 +143,11 @@ class GrootProtocol:
 
     async def _actions(self, session: int, sent: Any) -> list[Any]:
         observation = self._reader.read(sent)
-        found = await asyncio.wait_for(self._service.act(session, observation), self._limits.answer_seconds)
+        answer = await asyncio.wait_for(self._service.act(session, observation), self._limits.answer_seconds)
         spec = self._service.processor.action_spec
         groups = zip(group_names(spec), spec.spans(), strict=True)
-        info = {"infer_ms": found.infer_ms, "wait_ms": found.waited_ms}
-        return [{name: found.actions[None, :, part] for name, (_, part) in groups}, info]
+        info = {"infer_ms": answer.infer_ms, "wait_ms": answer.waited_ms}
+        return [{name: answer.actions[None, :, part] for name, (_, part) in groups}, info]
 
     # ---- sessions ----------------------------------------------------------------------------------------
 
@@ -157,24 +157,24 @@ class GrootProtocol:
             if self._service.full:
                 self._forget(_MAY_BE_GONE_SECONDS)
             self._sessions[client] = self._service.open()
-        self._seen[client] = time.monotonic()
+        self._last_request[client] = time.monotonic()
         return self._sessions[client]
 
     def _forget(self, seconds: float) -> None:
         """End the sessions of clients silent for this long: ZMQ does not report that a client has left."""
         now = time.monotonic()
-        for client in [c for c, last in self._seen.items() if now - last > seconds]:
+        for client in [c for c, last in self._last_request.items() if now - last > seconds]:
             self._service.close(self._sessions.pop(client))
-            del self._seen[client]
-        for client in list(self._forms.keys() - self._seen.keys()):
+            del self._last_request[client]
+        for client in list(self._forms.keys() - self._last_request.keys()):
             del self._forms[client]
 
     def _modalities(self) -> dict[str, Any]:
         """Describe the policy in GR00T's terms: the frames of each camera, the states, one text, and the actions of an
         answer."""
         processor = self._service.processor
-        seen = (-processor.history.ago).tolist()
-        steps = {"video": seen, "state": seen, "language": [0], "action": list(range(self._sends))}
+        frames = (-processor.history.ago).tolist()
+        steps = {"video": frames, "state": frames, "language": [0], "action": list(range(self._sends))}
         keys = {
             "video": list(processor.cameras),
             "state": ["state"],

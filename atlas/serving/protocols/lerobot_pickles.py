@@ -140,8 +140,8 @@ _Unpickler.dispatch = {
 
 
 @dataclass(frozen=True)
-class Wish:
-    """A client's first message: the policy that it wants, and its robot's names of states and images."""
+class PolicySetup:
+    """A client's first message: the policy it asks for, and its robot's names of states and images."""
 
     module: str  # in which the client has its classes; answers name the same one
     checkpoint: str
@@ -151,16 +151,16 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedObservation:
     """A robot's observation with its time."""
 
     timestamp: float
     timestep: int
     must_go: bool
-    seen: Mapping[str, Any]  # numbers by name, images uint8 [H, W, 3] and the task
+    observation: Mapping[str, Any]  # numbers by name, images uint8 [H, W, 3] and the task
 
 
-def read_wish(data: bytes) -> Wish:
+def read_setup(data: bytes) -> PolicySetup:
     """Read a pickled RemotePolicyConfig. Raises InputError."""
     message, module = _load(data, "RemotePolicyConfig")
     fields = message.fields
@@ -177,18 +177,18 @@ def read_wish(data: bytes) -> Wish:
     prefix = "observation.images."
     images = [key for key in features if isinstance(key, str) and key.startswith(prefix)]
     cameras = {key.removeprefix(prefix): str(renamed.get(key, key)) for key in images}
-    return Wish(module, checkpoint, tuple(names), cameras, actions)
+    return PolicySetup(module, checkpoint, tuple(names), cameras, actions)
 
 
-def read_observation(data: bytes) -> Timed:
+def read_observation(data: bytes) -> TimedObservation:
     """Read a pickled TimedObservation. Raises InputError."""
     message, _ = _load(data, "TimedObservation")
     fields = message.fields
-    seen, timestamp, timestep = fields.get("observation"), fields.get("timestamp"), fields.get("timestep")
-    if not isinstance(seen, dict) or not isinstance(timestep, int) or not isinstance(timestamp, int | float):
+    observation, timestamp, timestep = fields.get("observation"), fields.get("timestamp"), fields.get("timestep")
+    if not isinstance(observation, dict) or not isinstance(timestep, int) or not isinstance(timestamp, int | float):
         raise InputError("The observation lacks timestamp, timestep or observation.")
-    found = {str(key): _value(value) for key, value in seen.items()}
-    return Timed(float(timestamp), timestep, fields.get("must_go") is True, found)
+    values = {str(key): _value(value) for key, value in observation.items()}
+    return TimedObservation(float(timestamp), timestep, fields.get("must_go") is True, values)
 
 
 # ---- answers -------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class TimedAction:
     action: Any  # a tensor [A]
 
 
-def write_actions(actions: np.ndarray, start: Timed, period: float, module: str) -> bytes:
+def write_actions(actions: np.ndarray, start: TimedObservation, period: float, module: str) -> bytes:
     """A chunk [n, A] as a pickled list of TimedAction, the first at the observation's time. period: seconds between two
     actions. module: in which the client has the class."""
     import torch
@@ -228,14 +228,14 @@ def _load(data: bytes, name: str) -> tuple[_Message, str]:
     if module is None:
         raise InputError(f"The message is not a pickled LeRobot {name}.")
     try:
-        found = _Unpickler(io.BytesIO(data)).load()
+        message = _Unpickler(io.BytesIO(data)).load()
     except InputError:
         raise
     except Exception as error:  # a pickle may be wrong in any way
         raise InputError(f"The message of {len(data)} bytes is not a readable pickle ({first_line(error)}).") from None
-    if not isinstance(found, _Message):
+    if not isinstance(message, _Message):
         raise InputError(f"The message is not a pickled LeRobot {name}.")
-    return found, module
+    return message, module
 
 
 def _value(value: Any) -> Any:
@@ -264,8 +264,8 @@ def _array(value: _Array) -> np.ndarray:
 
 def _shaped(data: Any, dtype: str, shape: Any, column_major: bool) -> np.ndarray:
     sizes = list(shape) if isinstance(shape, tuple) else shape
-    found = array_from(data, dtype, sizes[::-1] if column_major and isinstance(sizes, list) else sizes)
-    return found.T if column_major else found
+    array = array_from(data, dtype, sizes[::-1] if column_major and isinstance(sizes, list) else sizes)
+    return array.T if column_major else array
 
 
 def _dtype(value: Any) -> str:

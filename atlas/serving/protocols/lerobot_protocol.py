@@ -22,7 +22,13 @@ from atlas.errors import InputError
 from atlas.serving.access import Access, Limits, Listening, refused_address
 from atlas.serving.policy_service import PolicyService, failed
 from atlas.serving.protocols.client_layout import ObservationReader
-from atlas.serving.protocols.lerobot_pickles import Timed, Wish, read_observation, read_wish, write_actions
+from atlas.serving.protocols.lerobot_pickles import (
+    PolicySetup,
+    TimedObservation,
+    read_observation,
+    read_setup,
+    write_actions,
+)
 
 if TYPE_CHECKING:
     import grpc
@@ -50,8 +56,8 @@ class _Robot:
     """The state of one client."""
 
     session: int
-    wish: Wish | None = None
-    waiting: Timed | None = None
+    setup: PolicySetup | None = None
+    waiting: TimedObservation | None = None
     state: np.ndarray | None = None  # of the last planned observation
     planned: dict[int, None] = field(default_factory=dict)  # steps, in the order of planning
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
@@ -66,7 +72,7 @@ class LeRobotProtocol:
         self._names = {checkpoint, PurePosixPath(checkpoint.rstrip("/")).name}
         self._checkpoint = checkpoint
         self._robots: dict[str, _Robot] = {}
-        self._seen: dict[str, float] = {}
+        self._last_request: dict[str, float] = {}
         self._key: Access | None = None
 
     async def listen(self, access: Access) -> Listening:
@@ -85,7 +91,7 @@ class LeRobotProtocol:
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_unary_rpc_method_handler
         methods = {
             "Ready": unary(self._ready),
-            "SendPolicyInstructions": unary(self._take_wish),
+            "SendPolicyInstructions": unary(self._take_setup),
             "SendObservations": stream(self._take_observation),
             "GetActions": unary(self._get_actions),
         }
@@ -110,8 +116,8 @@ class LeRobotProtocol:
         await self._answered(context, self._begin, context.peer())
         return b""
 
-    async def _take_wish(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        await self._answered(context, self._wish, context.peer(), request)
+    async def _take_setup(self, request: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        await self._answered(context, self._set_up, context.peer(), request)
         return b""
 
     async def _take_observation(self, pieces: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
@@ -142,13 +148,13 @@ class LeRobotProtocol:
             await asyncio.wait_for(robot.arrived.wait(), _WAIT_SECONDS)
         except asyncio.TimeoutError:
             return b""
-        seen, robot.waiting = robot.waiting, None
+        timed, robot.waiting = robot.waiting, None
         robot.arrived.clear()
-        if seen is None or robot.wish is None:
+        if timed is None or robot.setup is None:
             return b""
         answer = b""
         try:
-            answer = await self._planned(robot, robot.wish, seen)
+            answer = await self._planned(robot, robot.setup, timed)
         except InputError as error:
             await self._refused(context, str(error))
         except Exception as error:  # every request gets an answer
@@ -157,15 +163,15 @@ class LeRobotProtocol:
             await context.abort(grpc.StatusCode.INTERNAL, failed(error))
         return answer
 
-    async def _planned(self, robot: _Robot, wish: Wish, seen: Timed) -> bytes:
-        found = self._reader.read(_message(seen, wish))
-        answer = await asyncio.wait_for(self._service.act(robot.session, found), self._limits.answer_seconds)
-        robot.state = found.proprio
-        robot.planned[seen.timestep] = None
+    async def _planned(self, robot: _Robot, setup: PolicySetup, timed: TimedObservation) -> bytes:
+        observation = self._reader.read(_message(timed, setup))
+        answer = await asyncio.wait_for(self._service.act(robot.session, observation), self._limits.answer_seconds)
+        robot.state = observation.proprio
+        robot.planned[timed.timestep] = None
         while len(robot.planned) > _KEPT_STEPS:
             del robot.planned[next(iter(robot.planned))]
         period = 1 / self._service.processor.action_spec.control_hz
-        return _field(1, write_actions(answer.actions[: wish.actions], seen, period, wish.module))
+        return _field(1, write_actions(answer.actions[: setup.actions], timed, period, setup.module))
 
     # ---- robots ------------------------------------------------------------------------------------------
 
@@ -177,41 +183,41 @@ class LeRobotProtocol:
         if self._service.full:
             self._forget(_MAY_BE_GONE_SECONDS)
         self._robots[peer] = _Robot(self._service.open())
-        self._seen[peer] = time.monotonic()
+        self._last_request[peer] = time.monotonic()
 
-    def _wish(self, peer: str, request: bytes) -> None:
-        wish = read_wish(_bytes_of(request, 1))
-        if wish.checkpoint not in self._names:
+    def _set_up(self, peer: str, request: bytes) -> None:
+        setup = read_setup(_bytes_of(request, 1))
+        if setup.checkpoint not in self._names:
             raise InputError(
                 f"This server serves {self._checkpoint} and loads nothing else: start the client with "
-                f"--pretrained_name_or_path={self._checkpoint} instead of {wish.checkpoint!r:.200}."
+                f"--pretrained_name_or_path={self._checkpoint} instead of {setup.checkpoint!r:.200}."
             )
-        self._robot(peer).wish = wish
+        self._robot(peer).setup = setup
 
     def _robot(self, peer: str) -> _Robot:
         if peer not in self._robots:
             raise InputError("This client has not said that it is ready; call Ready first.")
-        self._seen[peer] = time.monotonic()
+        self._last_request[peer] = time.monotonic()
         return self._robots[peer]
 
     def _forget(self, seconds: float) -> None:
         """End the sessions of clients silent for this long: gRPC does not report that a client has left."""
         now = time.monotonic()
-        for peer in [peer for peer in self._robots if now - self._seen[peer] > seconds]:
+        for peer in [peer for peer in self._robots if now - self._last_request[peer] > seconds]:
             self._service.close(self._robots.pop(peer).session)
-            del self._seen[peer]
+            del self._last_request[peer]
 
     def _arrive(self, peer: str, data: bytes) -> None:
         robot = self._robot(peer)
-        if robot.wish is None:
+        if robot.setup is None:
             raise InputError("An observation came before the policy's setup; call SendPolicyInstructions first.")
-        seen = read_observation(data)
-        if not seen.must_go and robot.state is not None:
-            state = _message(seen, robot.wish)["observation.state"]
+        timed = read_observation(data)
+        if not timed.must_go and robot.state is not None:
+            state = _message(timed, robot.setup)["observation.state"]
             near = len(state) == len(robot.state) and float(np.linalg.norm(state - robot.state)) < _NEAR
-            if seen.timestep in robot.planned or near:
+            if timed.timestep in robot.planned or near:
                 return
-        robot.waiting = seen
+        robot.waiting = timed
         robot.arrived.set()
 
     async def _answered(self, context: grpc.aio.ServicerContext, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -234,19 +240,19 @@ class LeRobotProtocol:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, why)
 
 
-def _message(seen: Timed, wish: Wish) -> dict[str, Any]:
+def _message(timed: TimedObservation, setup: PolicySetup) -> dict[str, Any]:
     """An observation with the keys of LeRobot datasets. Raises InputError for a missing entry, and for a state that is
     not numbers."""
-    missing = [name for name in (*wish.state_names, *wish.cameras) if name not in seen.seen]
+    missing = [name for name in (*setup.state_names, *setup.cameras) if name not in timed.observation]
     if missing:
         raise InputError(f"The observation lacks {', '.join(missing)}, which the client's setup names.")
-    numbers = [seen.seen[name] for name in wish.state_names]
+    numbers = [timed.observation[name] for name in setup.state_names]
     try:
         state = np.array([float(number) for number in numbers], np.float32)
     except (TypeError, ValueError, OverflowError):
-        raise InputError(f"The state should have one number for each of {', '.join(wish.state_names)}.") from None
-    images = {key: seen.seen[name] for name, key in wish.cameras.items()}
-    return {**images, "observation.state": state, "task": seen.seen.get("task", "")}
+        raise InputError(f"The state should have one number for each of {', '.join(setup.state_names)}.") from None
+    images = {key: timed.observation[name] for name, key in setup.cameras.items()}
+    return {**images, "observation.state": state, "task": timed.observation.get("task", "")}
 
 
 # ---- protobuf's wire format, for messages of numbers and bytes -------------------------------------------------

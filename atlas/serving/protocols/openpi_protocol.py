@@ -37,7 +37,7 @@ class OpenpiProtocol:
         """sends: actions per answer."""
         self._service, self._reader, self._limits = service, reader, limits
         served = ServedPolicy(service.processor, sends, service.follows)
-        self._greeting = pack(served.to_message(reader.wanted()))
+        self._greeting = pack(served.to_message(reader.expected()))
 
     async def listen(self, access: Access) -> Listening:
         """Raises InputError where it cannot listen on the address."""
@@ -74,8 +74,8 @@ class OpenpiProtocol:
         if entry.seed is not None:
             self._service.reset(session, entry.seed)
         acting = self._service.act(session, observation, entry.running)
-        found = await asyncio.wait_for(acting, self._limits.answer_seconds)
-        return pack({"actions": found.actions, **_timings(found, begun, took_ms)})
+        answer = await asyncio.wait_for(acting, self._limits.answer_seconds)
+        return pack({"actions": answer.actions, **_timings(answer, begun, took_ms)})
 
 
 def _message(frame: str | bytes) -> Any:

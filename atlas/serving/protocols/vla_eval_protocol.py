@@ -41,7 +41,7 @@ class _Episode:
 
     def begin(self) -> None:
         self.rest: list[np.ndarray] = []  # of the chunk: one action per step
-        self.seen = SeenFrames(self._history)
+        self.frames = SeenFrames(self._history)
 
 
 class VlaEvalProtocol:
@@ -81,12 +81,12 @@ class VlaEvalProtocol:
         if kind != "observation":
             return None
         try:
-            if not episode.rest or episode.seen.every_step:
-                episode.seen.add(self._reader.read(message["payload"]))
+            if not episode.rest or episode.frames.every_step:
+                episode.frames.add(self._reader.read(message["payload"]))
             if not episode.rest:
-                acting = self._service.act(session, episode.seen.latest())
-                found = await asyncio.wait_for(acting, self._limits.answer_seconds)
-                episode.rest = list(found.actions)
+                acting = self._service.act(session, episode.frames.latest())
+                answer = await asyncio.wait_for(acting, self._limits.answer_seconds)
+                episode.rest = list(answer.actions)
         except InputError as error:
             return _frame("error", {"error": str(error)}, message)
         except Exception as error:  # every request gets an answer
@@ -128,17 +128,19 @@ def _format(group: ActionGroup) -> str:
 
 def _checked(frame: str | bytes) -> Mapping[str, Any]:
     """The message in a frame. Raises InputError for a frame that is not of this protocol."""
-    wanted = f"vla-eval's protocol takes binary frames of type, payload, seq and timestamp; types: {', '.join(_KINDS)}."
+    expected = (
+        f"vla-eval's protocol takes binary frames of type, payload, seq and timestamp; types: {', '.join(_KINDS)}."
+    )
     if isinstance(frame, str):
-        raise InputError(f"The message is text. {wanted}")
+        raise InputError(f"The message is text. {expected}")
     message = unpack(frame)
     if not isinstance(message, Mapping) or message.get("type") not in _KINDS:
-        raise InputError(f"The message has none of these types. {wanted}")
+        raise InputError(f"The message has none of these types. {expected}")
     if not isinstance(message.get("payload"), Mapping) or not isinstance(message.get("seq"), int):
-        raise InputError(f"The message's payload is not a mapping, or its seq is not a number. {wanted}")
+        raise InputError(f"The message's payload is not a mapping, or its seq is not a number. {expected}")
     return message
 
 
-def _frame(kind: str, payload: Mapping[str, Any], asked: Mapping[str, Any]) -> bytes:
+def _frame(kind: str, payload: Mapping[str, Any], request: Mapping[str, Any]) -> bytes:
     """An answer, with the number of the message that it answers."""
-    return pack({"type": kind, "payload": payload, "seq": asked["seq"], "timestamp": time.time()}, "vla-eval")
+    return pack({"type": kind, "payload": payload, "seq": request["seq"], "timestamp": time.time()}, "vla-eval")

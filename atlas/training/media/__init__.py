@@ -1,1 +1,1 @@
-"""Media that training shows besides scalars: figures, distributions and films, each with a switch and an interval."""
+"""Media that training logs besides scalars: figures, distributions and films, each with a switch and an interval."""

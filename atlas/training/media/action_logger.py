@@ -38,16 +38,16 @@ class ActionLogger:
         self._episode = _episode_that_grips(dataset, episodes)
         self._frames = np.flatnonzero(places[:, 0] == self._episode)
 
-    def share(self, seen: Validated) -> ActionShare:
+    def share(self, validated: Validated) -> ActionShare:
         """This rank's part, for the main one to draw."""
-        return ActionShare(seen.predictions.of(self._samples), seen.predictions.of(self._frames))
+        return ActionShare(validated.predictions.of(self._samples), validated.predictions.of(self._frames))
 
-    def show(self, parts: Sequence[ActionShare], seen: Validated) -> None:
+    def show(self, parts: Sequence[ActionShare], validated: Validated) -> None:
         """Draw and log, on the main rank."""
-        self._show_distributions(Predictions.merge([part.sampled for part in parts]), seen)
+        self._show_distributions(Predictions.merge([part.sampled for part in parts]), validated)
         self._show_grippers(Predictions.merge([part.episode for part in parts]))
 
-    def _show_distributions(self, sampled: Predictions, seen: Validated) -> None:
+    def _show_distributions(self, sampled: Predictions, validated: Validated) -> None:
         spec = self._dataset.action_spec
         recorded, predicted = (
             spec.readable(chunks[~sampled.is_pad]) for chunks in (sampled.recorded, sampled.predicted)
@@ -56,7 +56,7 @@ class ActionLogger:
             self._tracker.log_histogram(f"actions/{name}/recorded", recorded[:, number])
             self._tracker.log_histogram(f"actions/{name}/predicted", predicted[:, number])
         title = f"All actions of the chunks of {len(sampled.index)} validation samples, in percent"
-        drawn = draw_distributions(recorded, predicted, panels(spec, *seen.action_range), title)
+        drawn = draw_distributions(recorded, predicted, panels(spec, *validated.action_range), title)
         self._tracker.log_image("actions/distributions", drawn)
 
     def _show_grippers(self, episode: Predictions) -> None:
@@ -65,8 +65,8 @@ class ActionLogger:
         instruction = self._dataset.tasks[self._dataset.task_of[self._episode]]
         title = f"Episode {self._episode}: {shorten(instruction, _LONGEST_TITLE)}"
         for dimension, group in spec.grippers:
-            told = recorded[:, dimension]
-            label = told if group.continuous else (told > 0.5).astype(np.float64)
+            commands = recorded[:, dimension]
+            label = commands if group.continuous else (commands > 0.5).astype(np.float64)
             drawn = draw_closing(predicted[:, dimension], label, group.readable[1], self._dataset.fps, title)
             arm = f"{group.arm}/" if len(spec.arms) > 1 else ""
             self._tracker.log_image(f"actions/{arm}gripper", drawn)

@@ -18,14 +18,14 @@ class EpisodeLogger:
     def __init__(self, config: EpisodeLoggerConfig, tracker: RunTracker) -> None:
         """config.interval counts evaluations; 0 shows none."""
         self._interval, self._tracker = config.interval, tracker
-        self._seen = 0
+        self._evaluations = 0
 
     def due(self, purpose: Purpose) -> bool:
         """Whether the evaluation that begins now is to be shown; asked once for each, on every rank."""
         if purpose == "final" or not self._interval:
             return self._interval > 0
-        self._seen += 1
-        return (self._seen - 1) % self._interval == 0
+        self._evaluations += 1
+        return (self._evaluations - 1) % self._interval == 0
 
     def log(self, report: EvaluationReport) -> None:
         """Log an evaluation and those of its `highlights` that were filmed, at the step of its policy."""

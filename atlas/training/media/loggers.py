@@ -1,4 +1,4 @@
-"""The times at which each kind of media is logged, the ranks' part in it, and what happens if one fails."""
+"""Decides when each kind of media is logged, collects the ranks' shares, and switches off a kind that fails."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from atlas.types import Batch
 
 logger = logging.getLogger(__name__)
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class ValidationLogger(Protocol):
-    """Logs what a validation shows. Every rank gives a share, small enough to be sent; the main one shows them all."""
+    """Logs the results of a validation. Every rank computes a share, small enough to send; the main rank shows them."""
 
-    def share(self, seen: Validated) -> Any: ...
+    def share(self, validated: Validated) -> Any: ...
 
-    def show(self, parts: Sequence[Any], seen: Validated) -> None: ...
+    def show(self, parts: Sequence[Any], validated: Validated) -> None: ...
 
 
 class MediaLoggers:
@@ -80,29 +80,29 @@ class MediaLoggers:
         self._attempt("gradient_logger", lambda: self._gradients.log(policy, step))
 
     def watch(self, step: int) -> ValidationWatch | None:
-        """Return what needs to see the validation after `step`; None if nothing is due. The same on every rank."""
+        """Return the watch for the validation after `step`; None if nothing is due. The same on every rank."""
         due = [n for n in self._at_validation if due_at_validation(self._intervals[n], step, self._val_interval)]
-        return ValidationWatch(self._nothing, lambda seen: self._log(due, seen)) if due else None
+        return ValidationWatch(self._nothing, lambda validated: self._log(due, validated)) if due else None
 
-    def _log(self, due: Sequence[str], seen: Validated) -> None:
+    def _log(self, due: Sequence[str], validated: Validated) -> None:
         """Send the shares to the main rank and show them there. Every rank gets here with the same `due`, whatever has
         failed on it, so that none waits for another."""
         for name in due:
-            part = self._attempt(name, partial(self._share, name, seen))
+            part = self._attempt(name, partial(self._share, name, validated))
             parts = gather_object([part])
             if not self._accelerator.is_main_process:
                 continue
             if any(part is None for part in parts):  # the rank that failed has logged it
                 self._off.add(name)
             else:
-                self._attempt(name, partial(self._made[name].show, parts, seen))
+                self._attempt(name, partial(self._made[name].show, parts, validated))
 
-    def _share(self, name: str, seen: Validated) -> Any:
+    def _share(self, name: str, validated: Validated) -> Any:
         if name not in self._made:
             self._made[name] = self._at_validation[name]()
-        return self._made[name].share(seen)
+        return self._made[name].share(validated)
 
-    def _attempt(self, name: str, work: Callable[[], Found]) -> Found | None:
+    def _attempt(self, name: str, work: Callable[[], Result]) -> Result | None:
         """The result of `work`; None if it fails, or this kind has failed before."""
         if name in self._off:
             return None
@@ -124,15 +124,15 @@ class ValidationWatch:
     def __init__(self, nothing: Predictions, hand_over: Callable[[Validated], None]) -> None:
         """nothing: predictions of the right shapes, for a rank without samples."""
         self._nothing, self._hand_over = nothing, hand_over
-        self._seen: list[tuple[Sequence[tuple[int, int]], torch.Tensor, Batch]] = []
+        self._batches: list[tuple[Sequence[tuple[int, int]], torch.Tensor, Batch]] = []
 
     def add(self, samples: Sequence[tuple[int, int]], predicted: torch.Tensor, batch: Batch) -> None:
         """samples: (epoch, index) of the batch's rows; predicted: float [B, H, A], in the ActionSpec's units."""
-        self._seen.append((samples, predicted, replace(batch, images=None, features=None)))  # still on the device
+        self._batches.append((samples, predicted, replace(batch, images=None, features=None)))  # still on the device
 
     def finish(self, policy: Policy) -> None:
         """Log. Every rank calls it; policy: the one that was validated, in eval mode."""
-        parts = [self._nothing, *(Predictions.of_batch(*seen) for seen in self._seen)]
+        parts = [self._nothing, *(Predictions.of_batch(*batch) for batch in self._batches)]
         self._hand_over(Validated(policy, Predictions.merge(parts)))
 
 
@@ -145,9 +145,13 @@ def due_at_validation(interval: int, step: int, val_interval: int) -> bool:
 def fit_intervals(media: MediaConfig, max_steps: int) -> dict[str, int]:
     """The interval of each kind in steps, for a run of `max_steps`; longer ones are shortened to the run, with a log
     line."""
-    asked = {name: getattr(media, name).interval for name in _KINDS}
-    fitted = {name: min(interval, max_steps) for name, interval in asked.items()}
-    shortened = [f"{name}.interval {asked[name]} -> {fitted[name]}" for name in asked if fitted[name] < asked[name]]
+    configured = {name: getattr(media, name).interval for name in _KINDS}
+    fitted = {name: min(interval, max_steps) for name, interval in configured.items()}
+    shortened = [
+        f"{name}.interval {configured[name]} -> {fitted[name]}"
+        for name in configured
+        if fitted[name] < configured[name]
+    ]
     if shortened:
         logger.info("Shortened to the run's %d steps, in logging.media: %s", max_steps, ", ".join(shortened))
     return fitted

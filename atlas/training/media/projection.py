@@ -21,7 +21,7 @@ from atlas.errors import InputError
 from atlas.policies.base import ShowsFeatures
 from atlas.tracking import RunTracker
 
-_KEPT_COMPONENTS = 50  # for TensorBoard's projector, and before t-SNE
+_KEPT_COMPONENTS = 50  # for TensorBoard's projector, and as input of t-SNE
 _THUMBNAIL = 32  # pixels
 _OUTCOMES = ("failure", "success", "not said")
 
@@ -69,11 +69,11 @@ class DatasetMap:
         self._places = frame_places(dataset, train_data.episodes)
         self._frames = spread(len(train_data), config.frames)
 
-    def share(self, seen: Validated) -> FeatureShare:
+    def share(self, validated: Validated) -> FeatureShare:
         """Look at this rank's part of the frames. Raises InputError if the policy does not show its features."""
-        if not isinstance(seen.policy, ShowsFeatures):
-            raise InputError(f"a policy of the type {seen.policy.config.type} has no features of images to show")
-        policy: ShowsFeatures = seen.policy
+        if not isinstance(validated.policy, ShowsFeatures):
+            raise InputError(f"a policy of the type {validated.policy.config.type} has no features of images to show")
+        policy: ShowsFeatures = validated.policy
         accelerator = self._accelerator
         mine = self._frames[accelerator.process_index :: accelerator.num_processes]
         parts = [self._look(policy, mine[i : i + self._batch_size]) for i in range(0, len(mine), self._batch_size)]
@@ -90,7 +90,7 @@ class DatasetMap:
             features = policy.image_features(batch.to(self._accelerator.device))
         return features.float().cpu().numpy(), small
 
-    def show(self, parts: Sequence[FeatureShare], seen: Validated) -> None:
+    def show(self, parts: Sequence[FeatureShare], validated: Validated) -> None:
         """Project, draw and log, on the main rank."""
         index = np.concatenate([part.index for part in parts])
         order = np.argsort(index)
@@ -129,8 +129,8 @@ class DatasetMap:
 
     def _outcomes(self, episodes: np.ndarray) -> np.ndarray:
         """Return for each of the episodes int64 [n] an index into _OUTCOMES."""
-        found = {episode: self._dataset.episode(episode).success for episode in set(episodes.tolist())}
-        return np.array([2 if found[e] is None else int(bool(found[e])) for e in episodes.tolist()])
+        success = {episode: self._dataset.episode(episode).success for episode in set(episodes.tolist())}
+        return np.array([2 if success[e] is None else int(bool(success[e])) for e in episodes.tolist()])
 
 
 def principal_components(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
