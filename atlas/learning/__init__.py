@@ -1,1 +1,1 @@
-"""Learning from experience: a policy acts, and is trained on what came of it."""
+"""Learning from experience: a policy acts, and is trained on the results."""

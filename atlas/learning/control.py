@@ -1,5 +1,5 @@
-"""The control that learning by reward is compared with: as many gradient steps of plain imitation, of the
-demonstrations that the policy of the start has been trained on."""
+"""The control for learning by reward: the initial policy after as many gradient steps of plain imitation of the
+demonstrations that it was trained on."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from atlas.registry import resolve_policy
 def control_policy(
     config: Config, checkpoint: str | None, processor: PolicyProcessor, steps: int, processes: int
 ) -> Path | str:
-    """The policy of a checkpoint after so many steps of imitation, trained as its run was, in <run>/control; or why
-    there is none. processor: the policy's. processes: that learn as one."""
+    """Train the policy of a checkpoint by this many steps of imitation, with its run's settings, in <run>/control;
+    return the result's place, or the reason that there is none. processes: the number that learn as one."""
     if checkpoint is None:
         return "it began with new weights, and has no demonstrations"
     if not config.learning.control:

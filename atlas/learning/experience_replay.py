@@ -1,7 +1,7 @@
-"""A memory of fixed size for what was experienced, from which rows are drawn at random.
+"""A replay buffer of fixed size, from which decisions are sampled at random.
 
-A row is what was seen at one decision and, once it is known, what was done then and what came of it. What was seen next
-is the row after it, so nothing is stored twice: images are there once, as uint8.
+A row holds the observation at one decision and, once they are known, the action and its reward. The next observation is
+in the row after it, so nothing is stored twice: each image is there once, as uint8.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from atlas.errors import InputError
 from atlas.system.files import atomic_path
 from atlas.system.tensors import load_nested, save_nested
 
-_OPEN, _DECIDED, _LAST = 0, 1, 2  # of a row: its decision is not known yet; is known; it is what an episode ended in
-_SMALLEST_ERROR = 1e-3  # so that every decision is drawn again some time
-_IMPORTANCE_EXPONENT = 0.4  # the exponent of the weights, as in the paper: 1 would make up for all of it
+_OPEN, _DECIDED, _LAST = (
+    0,
+    1,
+    2,
+)  # kinds of rows: decision not known yet; decision known; last observation of an episode
+_SMALLEST_ERROR = 1e-3  # so that every decision keeps a chance to be drawn
+_IMPORTANCE_EXPONENT = 0.4  # of the importance weights, as in the paper; 1 would be the full correction
 
 
 @dataclass(frozen=True)
 class Column:
-    """The shape and type of one part of an observation, a row of it."""
+    """The shape and type of one part of an observation, per row."""
 
     shape: tuple[int, ...]
     dtype: str  # numpy's name: float32 for numbers, uint8 for images
@@ -33,15 +37,15 @@ class Column:
 
 @dataclass(frozen=True)
 class DecisionBatch:
-    """B decisions that were drawn."""
+    """B decisions."""
 
     observations: dict[str, torch.Tensor]  # [B, ...] each
     actions: torch.Tensor  # float32 [B, A]
-    returns: torch.Tensor  # float32 [B], the discounted rewards of up to n decisions
-    discounts: torch.Tensor  # float32 [B], of the value of what was seen then; 0 where the task was over
+    returns: torch.Tensor  # float32 [B], the sums of the discounted rewards of up to n decisions
+    discounts: torch.Tensor  # float32 [B], of the next observation's value; 0 if the task was over
     next_observations: dict[str, torch.Tensor]
-    weights: torch.Tensor | None = None  # float32 [B], at most 1: how much each counts, where some are drawn more often
-    rows: np.ndarray | None = None  # int64, where the first of them lie in the replay, whose priorities will change
+    weights: torch.Tensor | None = None  # float32 [B], at most 1: importance weights, with prioritised sampling
+    rows: np.ndarray | None = None  # int64, the replay's rows of the first of them, whose priorities will change
 
     def to(self, device: torch.device) -> DecisionBatch:
         """The same, on a device."""
@@ -56,21 +60,20 @@ class DecisionBatch:
 
 
 class Replay:
-    """A ring of rows. `begin` an episode with what is seen first, then `extend` it, a decision or several at once.
+    """A ring of rows. `begin` an episode with its first observation, then `extend` it by one or several decisions.
 
-    With `priority` a decision is drawn the more often, the farther its value was off when it was drawn last (Schaul et
-    al., 2016); what is new is as likely as the farthest.
+    With `priority`, decisions with larger value errors when they were last drawn are drawn more often (Schaul et al.,
+    2016); new decisions get the largest priority.
     """
 
     def __init__(
         self, capacity: int, columns: Mapping[str, Column], action_dim: int, about: str = "", priority: float = 0.0
     ) -> None:
-        """capacity: rows, one a decision and one an episode. about: the policy and the world that it is of; a replay is
-        not loaded into one that is about something else. priority: the exponent of errors, 0 to 1; 0: all are as
-        likely."""
+        """capacity: in rows, one per decision and one per episode. about: the policy and the world; a saved replay is
+        loaded only if it has the same. priority: the exponent of the errors, 0 to 1; 0 samples uniformly."""
         assert capacity >= 2
         self.capacity, self.about = capacity, about
-        # Memory is taken as it is written to.
+        # The system allocates the memory as rows are written.
         self._observations = {name: np.zeros((capacity, *c.shape), c.dtype) for name, c in columns.items()}
         self._actions = np.zeros((capacity, action_dim), np.float32)
         self._rewards = np.zeros(capacity, np.float32)
@@ -78,12 +81,12 @@ class Replay:
         self._kind = np.full(capacity, _LAST, np.uint8)
         self._priority = priority
         self._errors = np.zeros(capacity if priority else 0, np.float32)
-        self._head = -1  # the row that was written last
+        self._head = -1  # the row written last
         self.written = 0  # rows, since the beginning
-        self.decisions = 0  # that can be drawn now
+        self.decisions = 0  # the number that can be drawn now
 
     def begin(self, observation: Mapping[str, np.ndarray]) -> None:
-        """An episode, or a piece of one, begins with this."""
+        """Begin an episode, or a piece of one, with its first observation."""
         if self.written and self._kind[self._head] == _OPEN:
             self._kind[self._head] = _LAST
         self._write({name: values[None] for name, values in observation.items()})
@@ -96,9 +99,10 @@ class Replay:
         terminated: bool = False,
         over: bool = False,
     ) -> None:
-        """Add T decisions: actions [T, A], rewards [T], and what was seen after each, [T, ...], fewer than fit.
+        """Add T decisions, fewer than the capacity: actions [T, A], rewards [T], and the observation after each, [T,
+        ...].
 
-        terminated: the last of them ended the task. over: nothing follows in this episode, for whatever reason.
+        terminated: the last of them ended the task. over: the episode ends here, for whatever reason.
         """
         count, first = len(actions), self._head
         assert self.written and self._kind[first] == _OPEN and count < self.capacity
@@ -123,19 +127,19 @@ class Replay:
         self.written += count
 
     def __len__(self) -> int:
-        """Rows that are there."""
+        """The number of rows stored."""
         return min(self.written, self.capacity)
 
     @property
     def nbytes(self) -> int:
-        """The bytes that it takes once it is full."""
+        """The size in bytes of a full replay."""
         parts = [*self._observations.values(), self._actions, self._rewards, self._terminated, self._kind, self._errors]
         return sum(part.nbytes for part in parts)
 
     # ---- drawing ---------------------------------------------------------------------------------------------
 
     def draw(self, count: int, rng: np.random.Generator, steps: int = 1, gamma: float = 0.99) -> DecisionBatch:
-        """`count` decisions, with the returns of up to `steps` of them: fewer where the episode ends before."""
+        """Sample `count` decisions, with returns over `steps` decisions, or fewer if the episode ends before."""
         assert self.decisions
         rows, weights = self._by_priority(count, rng) if self._priority else (self._uniformly(count, rng), None)
         returns, discounts = np.zeros(count, np.float32), np.ones(count, np.float32)
@@ -156,15 +160,16 @@ class Replay:
         )
 
     def _uniformly(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Rows int64 [count], each as likely as any other."""
+        """Rows int64 [count], sampled uniformly."""
         rows = np.empty(0, np.int64)
-        while len(rows) < count:  # few rows are no decisions
+        while len(rows) < count:  # almost all rows are decisions
             candidates = rng.integers(len(self), size=count - len(rows))
             rows = np.concatenate([rows, candidates[self._kind[candidates] == _DECIDED]])
         return rows
 
     def _by_priority(self, count: int, rng: np.random.Generator) -> tuple[np.ndarray, torch.Tensor]:
-        """Rows int64 [count], and weights float32 [count] that make up for some of their being drawn more often."""
+        """Rows int64 [count] sampled by priority, and importance weights float32 [count], which correct part of the
+        bias."""
         size = len(self)
         chances = np.where(self._kind[:size] == _DECIDED, self._errors[:size].astype(np.float64) ** self._priority, 0)
         sums = np.cumsum(chances)
@@ -173,18 +178,18 @@ class Replay:
         return rows, torch.from_numpy((weights / weights.max()).astype(np.float32))
 
     def update_priorities(self, rows: np.ndarray, errors: np.ndarray) -> None:
-        """Take note of how far the values of drawn rows were off, float [B]: their priority from now on."""
+        """Set the priorities of drawn rows to their value errors, float [B]."""
         self._errors[rows] = np.maximum(errors, _SMALLEST_ERROR)
 
     def evenly(self, count: int) -> np.ndarray:
-        """The rows int64 of at most `count` decisions, at even distances, the oldest first."""
+        """The rows int64 of at most `count` decisions, evenly spaced, the oldest first."""
         begin = self._head + 1 if self.written > self.capacity else 0
         ordered = (begin + np.arange(len(self))) % self.capacity
         decided = ordered[self._kind[ordered] == _DECIDED]
         return decided[np.linspace(0, len(decided) - 1, min(count, len(decided))).astype(np.int64)]
 
     def returns_from(self, rows: np.ndarray) -> np.ndarray:
-        """The sums float32 [n] of what was rewarded from each of these decisions to the end of what is known of its
+        """The sums float32 [n] of the rewards from each of these decisions to the end of what is stored of its
         episode."""
         sums, next_rows = np.zeros(len(rows), np.float32), rows.copy()
         ongoing = self._kind[next_rows] == _DECIDED
@@ -195,17 +200,17 @@ class Replay:
         return sums
 
     def actions_at(self, rows: np.ndarray) -> torch.Tensor:
-        """float32 [n, A], scaled."""
+        """The scaled actions at these rows, float32 [n, A]."""
         return torch.from_numpy(self._actions[rows])
 
     def observations_at(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """Return what was seen at these rows, int64 [n]."""
+        """The observations at these rows, int64 [n]."""
         return {name: torch.from_numpy(values[rows]) for name, values in self._observations.items()}
 
     # ---- on disk ---------------------------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
-        """Write the rows that are there, atomically."""
+        """Write the stored rows to a file, atomically."""
         count = len(self)
         state = {name: torch.from_numpy(values[:count]) for name, values in self._columns().items()}
         facts = {"about": self.about, "capacity": self.capacity, "head": self._head, "written": self.written}
@@ -213,7 +218,7 @@ class Replay:
             save_nested(partial, {"facts": facts, "rows": state})
 
     def load(self, path: Path) -> None:
-        """Take what `save` wrote. Raises InputError for another policy's or world's, another capacity or form."""
+        """Load a file written by `save`. Raises InputError if its policy, world, capacity or columns differ."""
         saved: dict[str, Any] = load_nested(path)
         facts, rows, own_columns = saved["facts"], saved["rows"], self._columns()
         expected = {"about": self.about, "capacity": self.capacity}
@@ -256,7 +261,7 @@ def draw_mixed(
     steps: int = 1,
     gamma: float = 0.99,
 ) -> DecisionBatch:
-    """`count` decisions, of which a share is from demonstrations: half and half in RLPD (Ball et al., 2023)."""
+    """Sample `count` decisions, of which a share is from demonstrations: one half in RLPD (Ball et al., 2023)."""
     if demonstrations is None:
         return own.draw(count, rng, steps, gamma)
     n_demonstrations = round(count * share)

@@ -1,4 +1,4 @@
-"""One world in this process, played decision by decision, and what its episodes were like."""
+"""Plays episodes in one world of this process, decision by decision, and logs them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from atlas.types import Observation
 
 logger = logging.getLogger(__name__)
 
-_RECENT = 10  # episodes, as the names of the metrics say
+_RECENT = 10  # episodes in the averages, as the metrics' names say
 
 
 @dataclass(frozen=True)
 class EpisodeProgress:
-    """The point where an explorer stands in its episode, to go on from there."""
+    """The point that an explorer has reached in its episode, from which it can resume."""
 
-    episodes: int  # that it has ended before
-    actions: np.ndarray  # float32 [n, A], since the episode began, as they were given
+    episodes: int  # ended before this one
+    actions: np.ndarray  # float32 [n, A], given since the episode began
     reward: float
-    proprio: np.ndarray  # float32 [P], as it is seen now
+    proprio: np.ndarray  # float32 [P], of the current observation
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Ended:
     length: int
     success: bool
     truncated: bool
-    seconds: float | None  # None: not known, since others were played at the same time
+    seconds: float | None  # None: unknown, because others were played at the same time
 
 
 Keep = Callable[[int, RecordedEpisode], None]
 
 
 class Explorer:
-    """Episodes one after another, on starts that nothing else uses; `observation` is what is seen now."""
+    """Plays episodes one after another, on starts that nothing else uses; `observation` is the current one."""
 
     def __init__(
         self,
@@ -66,12 +66,11 @@ class Explorer:
         limit: int | None = None,
         keep: Keep | None = None,
     ) -> None:
-        """actor: which of the actors plays here. first: how many episodes it has played before. repeat: so many
-        episodes, one after another, have the same start. limit: steps after which an episode is truncated, where that
-        is before the world's own limit. keep: takes the episodes that succeed, as they are recorded, with a number that
-        no other has."""
+        """actor: the number of this actor among `actors`. first: the number of episodes it has played before. repeat:
+        how many consecutive episodes have the same start. limit: the steps after which an episode is truncated, if that
+        is before the world's own limit. keep: receives each successful episode as a recording, with a unique number."""
         self._keep = keep
-        # What is seen in a simulator is rendered afterwards; elsewhere every step is observed.
+        # A simulator renders the images of a kept episode afterwards; other worlds are observed at every step.
         self._rendered = keep is not None and isinstance(env, Simulator)
         self._watched = keep is not None and not self._rendered
         self.env, self._seed, self._actor, self._actors, self._repeat = env, seed, actor, actors, repeat
@@ -81,7 +80,7 @@ class Explorer:
         tell_of_software(env.spec.name, software_renderer())
 
     def begin(self) -> None:
-        """The next episode."""
+        """Begin the next episode."""
         number = self.episodes // self._repeat * self._actors + self._actor
         instructions = self.env.spec.instructions or ("",)
         instruction = instructions[number % len(instructions)]
@@ -98,15 +97,15 @@ class Explorer:
 
     @property
     def progress(self) -> EpisodeProgress:
-        """The point where it stands; see `resume`."""
+        """The point reached in the episode; see `resume`."""
         actions = [*self._actions, np.zeros((0, self.env.spec.action_spec.dim), np.float32)]
         return EpisodeProgress(
             self.episodes, np.concatenate(actions), self._reward, self.observation.proprio.astype(np.float32)
         )
 
     def resume(self, progress: EpisodeProgress) -> None:
-        """Begin the episode again that was being played, and repeat what was done in it: a world whose episode follows
-        from its start and from what is done in it is then where it was. Of another, a warning says so."""
+        """Restart the episode that was being played and repeat its actions. A deterministic world is then where it was;
+        for any other, a warning is logged."""
         self.episodes = progress.episodes
         self.begin()
         if not len(progress.actions):
@@ -126,7 +125,7 @@ class Explorer:
             self.begin()
 
     def step(self, actions: np.ndarray) -> tuple[Transition, Ended | None]:
-        """Execute actions [n, A]. At the end of an episode the next one is begun."""
+        """Execute actions [n, A]. At the end of an episode, begin the next."""
         taken = actions[: self._limit - self._length]
         self._actions.append(np.array(taken, np.float32))
         segment = self._run(taken)
@@ -160,13 +159,13 @@ class Explorer:
         if self._watched:
             self._keep(number, watched(self._observations, self._executed))
         elif segment.trace is not None:
-            # Critics may be told more than the policy sees, which is all that is recorded.
+            # Critics may get more than the policy sees; only what the policy sees is recorded.
             env = self.env.inner if isinstance(self.env, StateWorld) and self.env.spec.cameras else self.env
             self._keep(number, as_recorded(env, Played(segment.trace, instruction)))
 
 
 class EpisodeLog:
-    """The curves of `actor/*`, and the same as `Train/*` for boards that expect those names."""
+    """The curves `actor/*`, also as `Train/*` for dashboards that expect those names."""
 
     def __init__(self) -> None:
         self.steps, self.episodes = 0, 0
@@ -175,13 +174,13 @@ class EpisodeLog:
         self._since, self._steps_then = time.monotonic(), 0
 
     def decided(self, actions: np.ndarray) -> None:
-        """Actions [n, A] were executed."""
+        """Count executed actions [n, A]."""
         self.steps += len(actions)
         self._size += float(np.linalg.norm(actions, axis=1).sum())
         self._decisions += len(actions)
 
     def ended(self, episode: Ended, exploring: bool, replay_size: int) -> dict[str, float]:
-        """The metrics after an episode."""
+        """Count an episode, and return the metrics after it."""
         self.episodes += 1
         self._recent.append(episode)
         rewards = [each.reward for each in self._recent]
@@ -207,8 +206,7 @@ class EpisodeLog:
 
 
 def summary_aliases(prefix: str, episodes: Sequence[Ended]) -> dict[str, float]:
-    """The names that other boards have for rewards, successes, the time an episode took, and episodes over their
-    time."""
+    """Rewards, successes, durations and timeouts of episodes, under the names that other dashboards use."""
     seconds = [each.seconds for each in episodes if each.seconds is not None]
     return {
         f"{prefix}/Reward_Mean": float(np.mean([each.reward for each in episodes])),
@@ -222,8 +220,8 @@ def summary_aliases(prefix: str, episodes: Sequence[Ended]) -> dict[str, float]:
 def play_here(
     env: Environment, actor: Actor, planned: Sequence[PlannedEpisode], title: str | None, each: Callable[[], None]
 ) -> list[tuple[EpisodeOutcome, Ended]]:
-    """Play episodes in this process, one after another, and show how many are over under `title`. each: is called
-    before every one of them."""
+    """Play episodes in this process, one after another, with a progress bar named `title`. each: called before every
+    episode."""
     played = []
     with progress_bar(title, len(planned)) as advance:
         for episode in planned:

@@ -1,4 +1,5 @@
-"""Whether learning has helped: the policies before and after it, and the control, on the same held-out episodes."""
+"""Tells whether learning has helped: compares the policies before and after it, and the control, on held-out
+episodes."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ class Change:
 
     @classmethod
     def between(cls, first: EvaluationReport, second: EvaluationReport) -> Change:
-        """Both of the same episodes."""
+        """Compare two reports of the same episodes."""
         pairs = [(a.success, b.success) for a, b in zip(first.outcomes, second.outcomes, strict=True)]
         assert [o.seed for o in first.outcomes] == [o.seed for o in second.outcomes]
         gained, lost = pairs.count((False, True)), pairs.count((True, False))
@@ -36,14 +37,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Improvement:
-    """The improvement that a run of learning has reached."""
+    """The result of a run of rounds."""
 
     folder: Path
     env: str
     reports: Mapping[str, EvaluationReport]  # before, after, control
     steps: int  # in the environment
     episodes: int
-    twins: Mapping[str, EvaluationReport] = field(default_factory=dict)  # of the policy that is kept
+    twins: Mapping[str, EvaluationReport] = field(default_factory=dict)  # probes of the kept policy
 
     @property
     def over_before(self) -> Change:
@@ -55,11 +56,11 @@ class Improvement:
 
     @property
     def worse(self) -> bool:
-        """Whether the policy succeeds less often than before, be it by chance: then that of before is kept."""
+        """Whether the policy succeeds less often than before, even if only by chance; then the initial one is kept."""
         return self.over_before.difference < 0
 
     def sentence(self) -> str:
-        """Say it for people."""
+        """The result in words."""
         change, control = self.over_before, self.over_control
         if change.p < _LEVEL:
             verdict = "The policy has become worse" if self.worse else "The policy has become better"
@@ -97,7 +98,7 @@ class Improvement:
 
 
 def twins_in_words(twins: Mapping[str, EvaluationReport]) -> str:
-    """A sentence, or nothing."""
+    """A sentence about the probes of the kept policy; empty if there are none."""
     counts = []
     for name, twin in twins.items():
         counts.append(f"{sum(o.success for o in twin.outcomes)} of {len(twin.outcomes)} {TWIN_WORDS[name]}")

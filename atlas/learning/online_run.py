@@ -67,8 +67,7 @@ _LEARNED = "learned"  # that of after, where it has become worse
 
 
 def settle(folder: Path, setup: dict[str, Any], config: Config) -> None:
-    """Note down in the run's folder what is learned from what; refuse to go on with something else. Raises
-    InputError."""
+    """Record the run's setup in its folder; refuse to resume with another setup. Raises InputError."""
     file = folder / LEARNING
     if file.exists() and (saved := read_json(file)) != setup:
         changed = [key for key in setup if saved.get(key) != setup[key]]
@@ -91,7 +90,7 @@ class OnlineRun:
         checkpoint: str | None = None,
         group: RankGroup | None = None,
     ) -> None:
-        """checkpoint: of a policy to begin with; None: new weights. group: of processes that learn as one; the first of
+        """checkpoint: of the initial policy; None: new weights. group: the processes that learn as one; the first of
         them writes. Raises InputError."""
         self._stop, self.group = stop, group or RankGroup()
         self.config, self.name, self.env, self.folder = config, name, env, config.run_dir
@@ -117,16 +116,16 @@ class OnlineRun:
                 setup["proprio_margin"] = margin
         if self.group.main:
             settle(self.folder, setup, config)
-        self.group.gathered(None)  # what the first has found and refused, the others do not begin with
+        self.group.gathered(None)  # what the first process refuses, the others do not begin
         self._held, self._world = held, list[Environment]()
         self._checkpoints = LearnerCheckpoints(self.folder, self.policy, self.group.size)
         self._kept = KeptEpisodes(self.folder / "experience", env, name)
         self._boards: tuple[EvaluationBoard, ExperienceMap] | None = None
         self._demonstrated: Observations | None = None
-        # What a run from a checkpoint may fall back to.
+        # A run from a checkpoint may fall back to these weights.
         own = self.policy.own_state_dict() if checkpoint is not None else {}
         self._begun_with = {name: tensor.detach().clone() for name, tensor in own.items()}
-        self.between_episodes: Callable[[], None] = lambda: None  # is called before each episode of an evaluation
+        self.between_episodes: Callable[[], None] = lambda: None  # called before each episode of an evaluation
         self.best: list[float] | None = None  # the success rate and the mean reward of the best policy so far
 
     @property
@@ -147,7 +146,7 @@ class OnlineRun:
         return tracker
 
     def open_world(self, exploring: bool = False) -> Environment:
-        """An environment in this process, closed when the run is left. exploring: with what the critics are told."""
+        """An environment in this process, closed at the end of the run. exploring: with what the critics get."""
         with rendering_beside(self.group.device):
             env = open_world(self.env, self.view, self.config, exploring and self.name == RESIDUAL)
         self._held.callback(env.close)
@@ -155,16 +154,16 @@ class OnlineRun:
 
     @property
     def _critics_see_objects(self) -> bool:
-        """Whether critics are told more than the policy sees."""
+        """Whether the critics see more than the policy."""
         return self.name == RESIDUAL and self.config.learning.residual.object_positions
 
     def actor(self) -> ChunkExecutor:
-        """An actor that acts by the present weights, doing what is most likely."""
+        """An actor that takes the most likely actions of the current weights."""
         return actor_of(self.view, self.env)
 
     def keeper(self) -> Keep | None:
-        """Takes what succeeds while learning, where it is to be kept. Raises InputError for a world that does not tell
-        success."""
+        """The receiver of successful episodes, if they are to be kept. Raises InputError for a world that does not
+        report success."""
         if not self.settings.keep_successes:
             return None
         if not self.spec.judged:
@@ -177,9 +176,9 @@ class OnlineRun:
     def evaluate(
         self, purpose: Purpose, episodes: int, other: ChunkExecutor | None = None
     ) -> tuple[EvaluationReport, dict[str, float]]:
-        """The present policy, or another, on starts of their purpose, and its metrics.
+        """Evaluate the current policy, or another actor, on the starts of a purpose; return the report and its metrics.
 
-        Held-out episodes are many, and played when nothing is lost: a signal ends them. Raises Interrupted.
+        A signal ends held-out episodes at once, because nothing is lost by that. Raises Interrupted.
         """
 
         acting, planned = self.actor() if other is None else other, self._planned(purpose, episodes)
@@ -196,7 +195,7 @@ class OnlineRun:
     def _play(
         self, actor: Actor, planned: Sequence[PlannedEpisode], title: str, held_out: bool = True
     ) -> list[tuple[EpisodeOutcome, Ended]]:
-        """Each process plays its share; all get all, in the order of `planned`. Raises Interrupted."""
+        """Play each process's share, and gather all outcomes in the order of `planned`. Raises Interrupted."""
 
         def check_stop() -> None:
             self.between_episodes()
@@ -225,9 +224,10 @@ class OnlineRun:
         judge: Judge | None = None,
         visited: Callable[[int], Mapping[str, Observations]] = lambda count: {},
     ) -> None:
-        """Evaluate the present policy on episodes for selection, show it, and keep it if it is the best so far.
+        """Evaluate the current policy on the episodes for selection, log the results, and keep it if it is the best so
+        far.
 
-        judge: what foresees rewards. been: what was seen while learning, at most so much of it, by groups.
+        judge: predicts returns. visited: gives at most this many states seen while learning, by group.
         """
         report, metrics = self.evaluate("selection", self.settings.eval_episodes)
         tracker.log({**metrics, "train/step": tracker.step})  # their axis in wandb
@@ -246,7 +246,7 @@ class OnlineRun:
         judge: Judge | None,
         visited: Callable[[int], Mapping[str, Observations]],
     ) -> None:
-        """Films of episodes, and the map of what was seen."""
+        """Log the films of episodes, and the map of visited states."""
         media = self.config.logging.media
         if self._boards is None:
             self._boards = EvaluationBoard(media, self.folder, tracker), ExperienceMap(media.vis_dataset, tracker)
@@ -263,7 +263,7 @@ class OnlineRun:
         self.policy.train(was_training)
 
     def _open_shown(self) -> Environment:
-        """The world in which episodes are played again: critics may have to be told more there."""
+        """The world in which episodes are replayed; it reports object positions if the critics need them."""
         if not self._critics_see_objects:
             return self._world[0]
         if len(self._world) == 1:
@@ -271,7 +271,7 @@ class OnlineRun:
         return self._world[1]
 
     def _demonstration_states(self, count: int) -> dict[str, Observations]:
-        """Return what demonstrations look like to the view, where learning began with them."""
+        """The states of the demonstrations that the initial policy was trained on; {} if there are none."""
         if self.checkpoint is None or self._critics_see_objects:
             return {}
         if self._demonstrated is None:
@@ -282,7 +282,7 @@ class OnlineRun:
         return self.view.state(observations)
 
     def keep(self, name: str) -> None:
-        """Save the present policy as <run>/<name>/policy."""
+        """Save the current policy as <run>/<name>/policy."""
         if not self.group.main:
             return
         folder = self.folder / name
@@ -292,7 +292,7 @@ class OnlineRun:
             os.replace(partial, folder)
 
     def before(self) -> EvaluationReport:
-        """The policy that the run begins with, on the held-out starts; played once."""
+        """Evaluate the initial policy on the held-out starts, once per run."""
         file = self.folder / EVALUATIONS / "before.json"
         if self.group.from_first(file.exists()):
             return EvaluationReport.load(file)
@@ -308,7 +308,7 @@ class OnlineRun:
 
     @property
     def _saved_nowhere(self) -> bool:
-        """Whether the policy that the run begins with is new, or acts otherwise than the checkpoint's."""
+        """Whether the initial policy is new, or acts differently from the checkpoint's."""
         if self.checkpoint is None or self.name == RESIDUAL:
             return True
         own = PolicyProcessor.load(resolve_policy(self.checkpoint) / "processor.json")
@@ -329,17 +329,17 @@ class OnlineRun:
         ended: str | None = None,
         policy_updates: int | None = None,
     ) -> OnlineResult:
-        """Evaluate the best policy on the held-out starts, and say what has been reached. A policy that a run has made
-        worse gives way to that of before. ended: why, where it was before its steps were played. policy_updates: those
-        of the policy itself, as many as the control has; None: all."""
+        """Evaluate the best policy on the held-out starts, and return the result. If the run has made the policy worse,
+        the initial one replaces it. ended: the reason, if it ended before all its steps. policy_updates: the updates of
+        the policy itself, as many as the control gets; None: all."""
         file, best, learned = (self.folder / name for name in (f"{EVALUATIONS}/after.json", "best", _LEARNED))
-        if self.group.from_first(file.exists()):  # and the first has written the best policy
+        if self.group.from_first(file.exists()):  # then the first process has written the best policy too
             after = EvaluationReport.load(file)
         else:
             place = learned if self.group.from_first(learned.exists()) else best
             self.policy.load_weights(place / "policy" / "model.safetensors")
             after, _ = self.evaluate("report", self.config.learning.held_out_episodes)
-        self.group.gathered(None)  # all have written what they keep
+        self.group.gathered(None)  # all processes have written the episodes they keep
         if self.group.main:
             self._kept.finish()
         described = self.folder, self.name, self.env, before, after
@@ -369,7 +369,7 @@ class OnlineRun:
         return result
 
     def _control(self, updates: int) -> tuple[EvaluationReport | None, str | None]:
-        """Measure how the policy of the start does after as many steps of plain imitation, or why that is not known."""
+        """Evaluate the control: its report, or the reason that there is none."""
         file, config = self.folder / EVALUATIONS / "control.json", self.config
         if self.group.from_first(file.exists()):
             return EvaluationReport.load(file), None

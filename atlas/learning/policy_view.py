@@ -1,4 +1,4 @@
-"""A policy as learning by reward sees it: rows of numbers (and images) in, scaled actions with a probability out."""
+"""A policy as learning by reward sees it: rows of numbers (and images) in, a distribution of scaled actions out."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from atlas.types import Batch, Observation
 
 
 class PolicyView:
-    """Rows are {"proprio": float32 [P], "task": uint8 [1]}, the place of the instruction among the world's; of a policy
-    that looks also {"images": uint8 [V, 3, H, W]}."""
+    """Rows are {"proprio": float32 [P], "task": uint8 [1]}, where the task is the index of the world's instruction; for
+    a policy with cameras also {"images": uint8 [V, 3, H, W]}."""
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class PolicyView:
         execute: int | None = None,
         noise: Noise | None = None,
     ) -> None:
-        """instructions: the world's. environment: its name. execute: so many actions of a chunk are executed; None:
-        all. noise: for a policy that says one action alone; None: for SAC, which needs a policy from state that acts
-        at random by itself. Raises InputError for another."""
+        """instructions, environment: the world's, and its name. execute: the number of actions executed per chunk;
+        None: all. noise: for a policy that outputs a single action; None: for SAC, which needs a stochastic policy
+        without images. Raises InputError for any other policy."""
         processor = policy.processor
         self._stochastic = isinstance(policy, ActsAtRandom) and policy.acts_at_random
         noisy = noise is not None and isinstance(policy, TakesNoise) and policy.takes_noise
@@ -84,7 +84,7 @@ class PolicyView:
             self._actions = copy.deepcopy(policy.action_scaler).cpu()
 
     def copy(self) -> PolicyView:
-        """Return a view with a policy of its own, which stays as it is now."""
+        """Return a view with a frozen copy of the policy."""
         policy = copy.deepcopy(self.policy).eval().requires_grad_(False)
         return PolicyView(policy, self._instructions, self._environment, self._chunk[0], self._noise)
 
@@ -109,7 +109,7 @@ class PolicyView:
 
     @property
     def _feature_dim(self) -> int:
-        """Raises InputError for a policy that gives no features."""
+        """The width of the image features. Raises InputError for a policy that gives none."""
         if isinstance(self.policy, GivesFeatures):
             return self.policy.feature_dim
         if isinstance(self.policy, ShowsFeatures):
@@ -122,7 +122,7 @@ class PolicyView:
         )
 
     def _features(self, batch: Batch) -> torch.Tensor:
-        """The features of what is seen, float32 [B, D]."""
+        """The features of the observations, float32 [B, D]."""
         if isinstance(self.policy, GivesFeatures):
             return self.policy.features_and_sample(batch)[0][:, : self.execute].mean(1)
         assert isinstance(self.policy, ShowsFeatures)
@@ -132,14 +132,14 @@ class PolicyView:
         return self.policy
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """All that actors need of a learner."""
+        """The weights that actors need from a learner."""
         return self.policy.own_state_dict()
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
         self.policy.load_own_state_dict(weights)
 
     def look(self, observation: Observation) -> dict[str, np.ndarray]:
-        """A row."""
+        """The row of an observation."""
         task = self._instructions.index(observation.instruction)
         row: dict[str, np.ndarray] = {"proprio": observation.proprio.astype(np.float32)}
         row["task"] = np.array([task], np.uint8)
@@ -150,8 +150,7 @@ class PolicyView:
         return row
 
     def distribution(self, observations: Mapping[str, torch.Tensor]) -> ActionDistribution:
-        """The distribution of scaled actions [B, execute, A]; of a policy that acts at random by itself, gradients flow
-        through what is drawn."""
+        """The distribution of scaled actions [B, execute, A]; gradients flow through samples of a stochastic policy."""
         policy, batch = self.policy, self._batch(observations)
         if self._stochastic:
             assert isinstance(policy, ActsAtRandom)
@@ -164,7 +163,7 @@ class PolicyView:
         return policy.noisy_distribution(batch, self._noise).first(self.execute)
 
     def state(self, observations: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The state that values are foreseen from, float32 [B, state_dim], without gradients."""
+        """The input of the value networks, float32 [B, state_dim], without gradients."""
         with torch.no_grad():
             observations = {name: values.to(self.device) for name, values in observations.items()}
             parts = [
@@ -179,20 +178,19 @@ class PolicyView:
 
     @torch.no_grad()
     def act(self, row: Mapping[str, np.ndarray], random: torch.Generator) -> np.ndarray:
-        """Scaled actions [H * A] at random."""
+        """Sample scaled actions [H * A]."""
         observations = {name: torch.from_numpy(values)[None] for name, values in row.items()}
         return self.distribution(observations).sample(random)[0].flatten().cpu().numpy()
 
     def at_random(self, row: Mapping[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
-        """Scaled actions [H * A] from their whole range."""
+        """Scaled actions [H * A], uniform over their range."""
         return rng.uniform(-1, 1, self.action_dim).astype(np.float32)
 
     def penalty(self, observations: Mapping[str, torch.Tensor], actions: torch.Tensor) -> None:
-        """See `Acts.penalty`: it may do what it likes."""
+        """See `Acts.penalty`: there is none."""
 
     def executed(self, actions: torch.Tensor) -> torch.Tensor:
-        """See `Acts.executed`: what a squashed policy says lies within the scaled range, and the world clips none of
-        it."""
+        """See `Acts.executed`: a squashed policy's actions lie within the scaled range, so the world clips none."""
         return actions
 
     @property
@@ -200,9 +198,9 @@ class PolicyView:
         return self.action_dim
 
     def demonstrations(self, path: str) -> Replay:
-        """Recorded episodes as decisions: the last of each ends the task with the reward 1, all others have none.
+        """Recorded episodes as decisions: the last one of each ends the task with reward 1, all others have reward 0.
 
-        Raises InputError for a dataset that is not of the policy's world, or a policy of chunks.
+        Raises InputError for a dataset that is not from the policy's world, or a policy of chunks.
         """
         dataset, processor = open_dataset(path), self.policy.processor
         key, horizon = "learning.sac.demonstrations", processor.action_horizon
@@ -215,7 +213,7 @@ class PolicyView:
             rows = dataset.rows(episode)
             proprio, actions = np.asarray(numbers.proprio[rows]), self.scaled(np.asarray(numbers.actions[rows]))
             task_rows = np.full((len(actions), 1), self._instructions.index(dataset.tasks[task]), np.uint8)
-            # What is seen after the last action is not recorded; it has no value, since the task is over.
+            # The observation after the last action is not recorded; it has no value, because the task is over.
             next_observations = {"proprio": np.concatenate([proprio[1:], proprio[-1:]]), "task": task_rows}
             rewards = np.zeros(len(actions), np.float32)
             rewards[-1] = 1
@@ -224,10 +222,11 @@ class PolicyView:
         return replay
 
     def in_units(self, scaled: np.ndarray) -> np.ndarray:
-        """Scaled actions [H * A], or the path of such a chunk, as the environment takes them: float32 [H, A]."""
+        """Convert scaled actions [H * A], or a denoising path of a chunk, to the environment's units: float32 [H,
+        A]."""
         horizon, dim = self.policy.processor.action_horizon, self._chunk[1]
         chunk = torch.from_numpy(scaled)
-        if self._flows:  # a path: the actions are before its last number
+        if self._flows:  # in a path, the actions stand before its last number
             chunk = chunk.view(1, horizon, -1)[:, : self.execute, -1 - dim : -1]
         chunk = chunk.reshape(1, *self._chunk)
         units: torch.Tensor = self._actions.denormalize(chunk, self._sources(chunk))[0]
@@ -253,11 +252,11 @@ class PolicyView:
 
 
 def load_start(checkpoint: str, margin: float | None) -> Policy:
-    """A run's policy to begin with. margin: how far outside the range of the demonstrations its proprio may lie, see
-    ProcessorConfig.proprio_margin; None, or where the policy has one of its own or scales in its own way: as it is.
+    """Load the initial policy of a run. margin: how far its proprio may lie outside the range of the demonstrations,
+    see ProcessorConfig.proprio_margin; ignored if it is None, or the policy has its own margin or its own scaling.
 
-    What is tried leads beyond what was demonstrated, where a scaled input of hundreds has no sensible answer. Within
-    the range the policy acts as before. Raises InputError.
+    Exploration leaves the range of the demonstrations, and a policy gives no sensible answer to a scaled input in the
+    hundreds. Within the range the policy acts as before. Raises InputError.
     """
     folder = resolve_policy(checkpoint)
     if margin is None or not (folder / CONFIG).exists() or not load_model_config(folder / CONFIG).clips_proprio:
@@ -272,7 +271,7 @@ def check_demonstrations(
 ) -> None:
     """Raises InputError for a dataset whose proprio, actions or instructions are not the policy's and its world's.
 
-    key: the setting that names it.
+    key: the setting that names the dataset.
     """
     differing = [
         f"{what} {its}, not {own}" for what, own, its in processor.action_spec.differences(dataset.action_spec)
@@ -286,10 +285,10 @@ def check_demonstrations(
 
 
 def processor_of_world(spec: EnvironmentSpec, config: Config) -> PolicyProcessor:
-    """The processor of a policy that begins from nothing: actions scaled from the world's bounds to [-1, 1], proprio as
-    it is.
+    """The processor of a policy trained from scratch: actions scaled from the world's bounds to [-1, 1], proprio
+    unchanged.
 
-    Raises InputError for a world whose actions are choices, or have no bounds.
+    Raises InputError for a world whose actions are discrete or unbounded.
     """
     if spec.choices is not None:
         raise InputError(

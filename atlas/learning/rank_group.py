@@ -1,4 +1,4 @@
-"""Processes that learn as one: each plays its own worlds, all of them see what was played, and gradients are added."""
+"""Processes that learn as one: each plays its own worlds, all see all decisions, and gradients are summed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Value = TypeVar("Value")
 
 
 def asked_processes(distributed: DistributedConfig) -> Plan:
-    """Return how many processes learn, and on what: one on the CPU, unless the section asks for others. Raises
+    """The number of processes that learn, and their devices: one on the CPU, unless the section says otherwise. Raises
     InputError."""
     if (distributed.num_nodes or 1) > 1:
         raise InputError(
@@ -35,8 +35,7 @@ def asked_processes(distributed: DistributedConfig) -> Plan:
 
 
 def one_device(distributed: DistributedConfig) -> torch.device:
-    """Return the device of SAC, which learns in one process: the CPU, unless the section asks for a GPU. Raises
-    InputError."""
+    """The device of SAC, which learns in one process: the CPU, unless the section asks for a GPU. Raises InputError."""
     plan = asked_processes(distributed)
     if plan.processes > 1:
         raise InputError(
@@ -48,7 +47,7 @@ def one_device(distributed: DistributedConfig) -> torch.device:
 
 
 class RankGroup:
-    """This process among them; alone, nothing is sent."""
+    """The group, as one of its processes sees it; a process alone sends nothing."""
 
     def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
         self.rank, self.size = rank, size
@@ -56,7 +55,7 @@ class RankGroup:
 
     @classmethod
     def join(cls, distributed: DistributedConfig, held: ExitStack) -> RankGroup:
-        """The group of the processes that were started together, which is left with the stack."""
+        """Join the processes that were started together; the group is left with the stack."""
         size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
         cpu = asked_processes(distributed).cpu
         device = torch.device("cpu") if cpu else torch.device("cuda", local)
@@ -72,7 +71,7 @@ class RankGroup:
         return self.rank == 0
 
     def gathered(self, value: Value) -> list[Value]:
-        """Everybody's, by rank; the processes are of one program, so that any object may be sent."""
+        """The values of all processes, by rank; any object may be sent, because all run the same program."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -80,11 +79,11 @@ class RankGroup:
         return values
 
     def from_first(self, value: Value) -> Value:
-        """The first process's."""
+        """The first process's value."""
         return self.gathered(value)[0]
 
     def add(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Put everybody's sum into tensors that all have, in one message."""
+        """Replace the tensors by their sums over all processes, in one message."""
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])

@@ -1,4 +1,4 @@
-"""A frozen policy with a small correction, as SAC sees it: what the policy makes of its images takes their place."""
+"""A frozen policy with a small correction, as SAC sees it: the policy's features take the place of its images."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from atlas.registry import resolve_policy
 from atlas.rollout.evaluation import check_policy_fits
 from atlas.types import Observation
 
-_ROWS = 64  # frames that the policy looks at at a time, of demonstrations
+_ROWS = 64  # frames of demonstrations per forward pass of the policy
 
 
 class ResidualView:
-    """Rows are what the policy's correction follows from, the place of the instruction among the world's, and, for the
-    critics alone, where the objects are, if that is asked for: then observations have that behind their proprio."""
+    """Rows are the inputs of the correction, the index of the world's instruction and, if configured, the positions of
+    the objects, for the critics only; observations then carry these after their proprio."""
 
     def __init__(self, policy: Policy, spec: EnvironmentSpec, settings: ResidualSacConfig) -> None:
-        """Raises InputError for a world that does not tell where its objects are, where that is asked for."""
+        """Raises InputError if object positions are configured and the world does not report them."""
         assert isinstance(policy, Corrects)
         self.policy, self._corrects, self._settings = policy, policy, settings
         self._instructions = spec.instructions or ("",)
@@ -84,14 +84,14 @@ class ResidualView:
         return self._corrects.corrected_part()
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """All that actors need of a learner: they have the frozen policy themselves."""
+        """The weights that actors need from a learner: they have the frozen policy themselves."""
         return self.trained().state_dict()
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
         self.trained().load_state_dict(weights)
 
     def frozen_digest(self) -> str:
-        """The digest of the weights that are corrected."""
+        """The digest of the frozen weights."""
         part, digest = {id(each) for each in self.trained().parameters()}, hashlib.sha256()
         for name, values in sorted(self.policy.named_parameters()):
             if id(values) not in part:
@@ -102,7 +102,7 @@ class ResidualView:
         return self._corrects.corrected({name: values.to(self.device) for name, values in observations.items()})
 
     def state(self, observations: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See `Acts.state`: also where the objects are, which the correction does not see."""
+        """See `Acts.state`: includes the positions of the objects, which the correction does not see."""
         parts = [observations[name].to(self.device).float().flatten(1) for name in self.columns if name != "task"]
         if len(self._instructions) > 1:
             one_hot = torch.nn.functional.one_hot(
@@ -114,16 +114,16 @@ class ResidualView:
     def penalty(
         self, observations: Mapping[str, torch.Tensor], actions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The penalty of large corrections, and their mean size, where 1 is the largest."""
+        """The penalty of large corrections, and their mean size relative to the largest one."""
         correction = (actions - observations["base"].to(actions.device)) / self._settings.scale
         return self._settings.penalty * correction.square().mean(), correction.detach().abs().mean()
 
     def executed(self, actions: torch.Tensor) -> torch.Tensor:
-        """See `Acts.executed`: what the policy says and its correction together may be more than the world takes."""
+        """See `Acts.executed`: the policy's action plus its correction may exceed the world's bounds."""
         return actions if self._range is None else actions.clamp(*(end.to(actions.device) for end in self._range))
 
     def _scaled_range(self, spec: EnvironmentSpec) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The lowest and the highest scaled actions [H * A] that the world executes; None: it does not say."""
+        """The lowest and the highest scaled actions [H * A] that the world executes; None if it has no bounds."""
         if spec.action_bounds is None:
             return None
         ends = torch.tensor(spec.action_bounds, dtype=torch.float32)
@@ -133,7 +133,8 @@ class ResidualView:
     # ---- acting ------------------------------------------------------------------------------------------------
 
     def look(self, observation: Observation) -> dict[str, np.ndarray]:
-        """A row. The same observation is looked at once, though it ends one decision and begins the next."""
+        """The row of an observation. The last row is kept, because an observation ends one decision and begins the
+        next."""
         if self._last_look is not None and self._last_look[0] is observation:
             return self._last_look[1]
         proprio_dim = self.policy.processor.proprio_dim
@@ -148,18 +149,18 @@ class ResidualView:
 
     @torch.no_grad()
     def act(self, row: Mapping[str, np.ndarray], random: torch.Generator) -> np.ndarray:
-        """Scaled actions [H * A] with a correction at random."""
+        """Scaled actions [H * A] with a sampled correction."""
         observations = {name: torch.from_numpy(values)[None] for name, values in row.items()}
         return self.distribution(observations).sample(random)[0].flatten().cpu().numpy()
 
     def at_random(self, row: Mapping[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
-        """Scaled actions [H * A] with any correction that there may be, each as likely."""
+        """Scaled actions [H * A] with a correction that is uniform over its range."""
         drawn = rng.uniform(-1, 1, (1, self._shape[1])).astype(np.float32)
         corrected: np.ndarray = row["base"] + np.float32(self._settings.scale) * drawn
         return corrected.flatten()
 
     def in_units(self, scaled: np.ndarray) -> np.ndarray:
-        """Scaled actions [H * A] as the environment takes them, float32 [H, A]."""
+        """Convert scaled actions [H * A] to the environment's units, float32 [H, A]."""
         chunk = torch.from_numpy(scaled).view(1, *self._shape)
         units: torch.Tensor = self._scaler.denormalize(chunk, torch.tensor([self._source]))[0]
         return units.numpy()
@@ -174,9 +175,9 @@ class ResidualView:
     # ---- demonstrations ----------------------------------------------------------------------------------------
 
     def demonstrations(self, path: str) -> Replay:
-        """Recorded episodes as decisions: the last of each ends the task with the reward 1, all others have none.
+        """Recorded episodes as decisions: the last one of each ends the task with reward 1, all others have reward 0.
 
-        Raises InputError for a dataset that is not of the policy's world, or where critics are told of the objects.
+        Raises InputError for a dataset that is not from the policy's world, or if critics get object positions.
         """
         key = "learning.residual.demonstrations"
         if self._objects:
@@ -216,7 +217,7 @@ class ResidualView:
 
 
 def corrected_policy(config: Config, spec: EnvironmentSpec, checkpoint: str) -> Policy:
-    """A run's policy, frozen, with a correction that is zero. Raises InputError for one that cannot be corrected."""
+    """A run's policy, frozen, with a correction of zero. Raises InputError for a policy that cannot be corrected."""
     settings, folder = config.learning.residual, resolve_policy(checkpoint)
     base = load_start(checkpoint, config.learning.proprio_margin)
     check_policy_fits(base.processor, spec)

@@ -27,12 +27,12 @@ class OnlineResult:
     steps: int  # in the environment
     episodes: int
     updates: int
-    seconds: float  # of learning, without the evaluations at the end
-    checkpoint: str | None = None  # of the policy that it began with; None: new weights
-    ended: str | None = None  # why, where it ended before its steps were played
-    twins: Mapping[str, EvaluationReport] = field(default_factory=dict)  # of the policy that is kept
-    control: EvaluationReport | None = None  # after as many steps of plain imitation
-    without_control: str | None = None  # why there is none
+    seconds: float  # spent learning, without the evaluations at the end
+    checkpoint: str | None = None  # of the initial policy; None: new weights
+    ended: str | None = None  # the reason, if the run ended before all its steps
+    twins: Mapping[str, EvaluationReport] = field(default_factory=dict)  # probes of the kept policy
+    control: EvaluationReport | None = None  # the initial policy after as many steps of plain imitation
+    without_control: str | None = None  # the reason that there is none
 
     @property
     def difference(self) -> tuple[float, float, float]:
@@ -41,22 +41,22 @@ class OnlineResult:
 
     @property
     def changed_success(self) -> Change | None:
-        """None where neither policy ever succeeds, as in a world that does not tell."""
+        """None if neither policy ever succeeds, as in a world that does not report success."""
         return _change(self.before, self.after)
 
     @property
     def kept_before(self) -> bool:
-        """Whether the policy of before is kept as the best: it was one of some run, and has become worse, be it by
-        chance."""
+        """Whether the initial policy is kept as the best: it came from a checkpoint, and the final one is worse, even
+        if only by chance."""
         change = self.changed_success
         worse = self.difference[0] < 0 if change is None else change.difference < 0
         return worse and self.checkpoint is not None
 
     def sentence(self) -> str:
-        """Say it for people."""
+        """The result in words."""
         difference, low, high = self.difference
         change = self.changed_success
-        # Where success is told it counts: a policy that succeeds sooner may be rewarded for fewer steps.
+        # Success decides if it is reported: a policy that succeeds sooner may collect fewer rewards.
         lower, upper = (low, high) if change is None else change.interval
         verdict = "better" if lower > 0 else "worse" if upper < 0 else None
         claim = f"The policy has become {verdict}" if verdict else "No change can be claimed"
@@ -117,8 +117,7 @@ class OnlineResult:
 
 
 def _difference(first: EvaluationReport, second: EvaluationReport) -> tuple[float, float, float]:
-    """The difference from the mean reward of one policy to that of another, on the same starts, with a 95% interval: a
-    bootstrap over these."""
+    """The difference in mean reward between two policies on the same starts, with a 95% bootstrap interval."""
     differences = np.subtract([o.reward for o in second.outcomes], [o.reward for o in first.outcomes])
     resampled = np.random.default_rng(0).choice(differences, (_RESAMPLED, len(differences))).mean(1)
     low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
@@ -126,7 +125,7 @@ def _difference(first: EvaluationReport, second: EvaluationReport) -> tuple[floa
 
 
 def _change(first: EvaluationReport, second: EvaluationReport) -> Change | None:
-    """None where neither ever succeeds, as in a world that does not tell."""
+    """None if neither ever succeeds, as in a world that does not report success."""
     any_success = any(o.success for o in (*first.outcomes, *second.outcomes))
     return Change.between(first, second) if any_success else None
 

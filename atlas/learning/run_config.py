@@ -1,4 +1,4 @@
-"""The config of a run of `atlas learn`: that of the run whose policy is improved, or one that begins from nothing."""
+"""The config of an `atlas learn` run: from the run whose policy is improved, or for training from scratch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from atlas.system.paths import file_name
 
 
 def config_of_run(checkpoint: str, name: str, overrides: Sequence[str]) -> Config:
-    """That of the checkpoint's run, with overrides on top; `run_name` is the run's with the name of what is learned.
+    """The config of the checkpoint's run, with overrides on top; `run_name` is that run's, followed by the algorithm's
+    name.
 
-    checkpoint: a run's folder, or a folder in it. Raises InputError where it is in no run: a policy alone does not say
+    checkpoint: a run's folder, or a folder in it. Raises InputError if it is in no run: a policy alone does not say
     what it was trained on.
     """
     place = follow(Path(checkpoint).expanduser())
@@ -51,8 +52,8 @@ def settings_of(file: Path) -> list[str]:
 
 
 def config_from_nothing(name: str, env: str, overrides: Sequence[str]) -> Config:
-    """Atlas's own, with a small policy from state alone that takes one action at a time; `run_name` is the world's with
-    the name of what is learned. Raises InputError."""
+    """The default config, with a small policy that uses only the state and outputs single actions; `run_name` is the
+    world's name followed by the algorithm's. Raises InputError."""
     several_tasks = len(environment_spec(env).instructions) > 1
     smaller = [
         "model.vision={name: none}",
@@ -67,5 +68,5 @@ def config_from_nothing(name: str, env: str, overrides: Sequence[str]) -> Config
     return load_config(None, [*smaller, *overrides])
 
 
-# Beside SAC's: one deviation for all states, not squashed, as is usual for methods that learn from ratios of densities.
+# Unlike SAC's: one deviation for all states, not squashed, as is usual for methods based on density ratios.
 _HEADS = {name: ", squashed: false, deviation: free, log_std: 0.0" for name in ("ppo", "grpo")}

@@ -1,5 +1,4 @@
-"""The parts that a learner and its actors begin with alike: the policy as it is learned, its world, and a board of
-their own."""
+"""The parts that a learner and its actors build in the same way: the view of the policy, and its world."""
 
 from __future__ import annotations
 
@@ -21,12 +20,12 @@ from atlas.rollout.actor import image_size_for
 from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.evaluation import check_policy_fits
 
-RESIDUAL = "residual"  # the name of the settings of a correction
+RESIDUAL = "residual"  # the name of a correction's settings
 View = PolicyView | ResidualView
 
 
 def about(policy: Policy, env: str) -> str:
-    """The world, and a hash of what the policy is made of and how its numbers are scaled."""
+    """The world's name, and a hash of the policy's config and scaling."""
     processor = policy.processor
     contents = {
         "model": policy.config.model_dump(mode="json"),
@@ -39,18 +38,19 @@ def about(policy: Policy, env: str) -> str:
 
 
 def told_to_actors(view: View, env: str) -> str:
-    """Facts that a learner and its actors must agree on: also a policy that is corrected, which each of them has."""
+    """The facts that a learner and its actors must agree on; they include the frozen policy that a correction needs."""
     facts = about(view.policy, env)
     return f"{facts} that corrects {view.frozen_digest()}" if isinstance(view, ResidualView) else facts
 
 
 def actor_of(view: View, env: str) -> ChunkExecutor:
-    """An actor that acts by the view's policy, doing what is most likely."""
+    """An actor that takes the most likely actions of the view's policy."""
     return ChunkExecutor(view.policy, view.execute, environment=env)
 
 
 def open_world(env: str, view: View, config: Config, corrected: bool) -> Environment:
-    """The world of a view's policy. corrected: with what the critics of a correction are told, where that is more."""
+    """Open the world of a view's policy. corrected: with the object positions for a correction's critics, if
+    configured."""
     world = make_environment(env, image_size_for(actor_of(view, env)))
     if not corrected or not config.learning.residual.object_positions:
         return world
@@ -59,7 +59,7 @@ def open_world(env: str, view: View, config: Config, corrected: bool) -> Environ
 
 
 def begun_view(config: Config, name: str, env: str, checkpoint: str | None) -> View:
-    """The policy that a run begins with, as the algorithm of this name learns it. Raises InputError."""
+    """The view of a run's initial policy for the algorithm of this name. Raises InputError."""
     if name != RESIDUAL:
         return view_of(start_policy(config, env, checkpoint), config, name, env)
     assert checkpoint is not None
@@ -68,7 +68,7 @@ def begun_view(config: Config, name: str, env: str, checkpoint: str | None) -> V
 
 
 def view_of(policy: Policy, config: Config, name: str, env: str) -> PolicyView:
-    """The policy as the algorithm of this name learns it. Raises InputError for one that it cannot learn."""
+    """The view of a policy for the algorithm of this name. Raises InputError if that cannot train it."""
     settings = getattr(config.learning, name)
     noise = (
         Noise(settings.noise, settings.shared_noise, settings.flow_noise)
@@ -79,7 +79,7 @@ def view_of(policy: Policy, config: Config, name: str, env: str) -> PolicyView:
 
 
 def start_policy(config: Config, env: str, checkpoint: str | None) -> Policy:
-    """The policy that a run begins with, which depends on its seed and on nothing else. Raises InputError."""
+    """The initial policy of a run; new weights depend on the seed only. Raises InputError."""
     spec = environment_spec(env)
     if checkpoint is not None:
         policy = load_start(checkpoint, config.learning.proprio_margin)

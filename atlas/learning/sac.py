@@ -1,8 +1,8 @@
-"""Soft actor-critic (Haarnoja et al., 2018): the policy maximises what it will be rewarded with, and its entropy.
+"""Soft actor-critic (Haarnoja et al., 2018): the policy maximises its return and its entropy.
 
-With the parts that made it sample-efficient: an ensemble of critics with LayerNorm of which the minimum over a few
-counts, several updates a step, and half of each batch from demonstrations (REDQ, Chen et al., 2021; RLPD, Ball et al.,
-2023). `update` is the whole algorithm; who acts, and in how many processes, is written elsewhere.
+It includes the parts that made SAC sample-efficient: an ensemble of critics with LayerNorm and the minimum over a
+random subset, several updates per step, and half of each batch from demonstrations (REDQ, Chen et al., 2021; RLPD, Ball
+et al., 2023). `update` is the whole algorithm; acting, in one process or in several, is implemented elsewhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from atlas.config import SacBaseConfig
 from atlas.learning.experience_replay import DecisionBatch
 from atlas.training.optimizer import trained_parameters
 
-Observations = Mapping[str, torch.Tensor]  # a batch of what is seen, [B, ...] each
+Observations = Mapping[str, torch.Tensor]  # a batch of observations, [B, ...] each
 
 
 class Drawable(Protocol):
@@ -28,43 +28,43 @@ class Drawable(Protocol):
 
 
 class Acts(Protocol):
-    """The part that is trained: it leads from what is seen to scaled actions, in [-1, 1], drawn at random."""
+    """The trained part: it maps observations to a distribution of scaled actions, in [-1, 1]."""
 
     @property
     def action_dim(self) -> int: ...
 
     @property
     def state_dim(self) -> int:
-        """The width of what the critics see."""
+        """The width of the critics' state."""
         ...
 
     @property
     def random_dim(self) -> int:
-        """The number of an action's numbers that are drawn at random."""
+        """How many of an action's numbers are random."""
         ...
 
     def trained(self) -> nn.Module: ...
 
     def distribution(self, observations: Observations) -> Drawable:
-        """Gradients flow through what is drawn of it."""
+        """The distribution; gradients flow through its samples."""
         ...
 
     def penalty(self, observations: Observations, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The penalty on the actor's loss for what it does, and the mean size of that; None: there is none."""
+        """A penalty on the actions, added to the actor's loss, and their mean size; None: there is none."""
         ...
 
     def executed(self, actions: torch.Tensor) -> torch.Tensor:
-        """Scaled actions [B, A] as the world executes them. Critics see no others: where the world clips, more of the
-        same is worth the same."""
+        """Scaled actions [B, A] as the world executes them. Critics see no others: beyond the world's bounds, larger
+        actions have the same value."""
         ...
 
     def state(self, observations: Observations) -> torch.Tensor:
-        """float32 [B, state_dim], without gradients."""
+        """The critics' state, float32 [B, state_dim], without gradients."""
         ...
 
 
 class Critics(nn.Module):
-    """N networks in one: what an action is worth, in the opinion of each."""
+    """An ensemble of N networks, each of which estimates the value of an action."""
 
     def __init__(self, count: int, state_dim: int, action_dim: int, width: int, layers: int, layer_norm: bool) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Critics(nn.Module):
         self.scales, self.shifts = nn.ParameterList(), nn.ParameterList()
         sizes = [state_dim + action_dim, *[width] * layers, 1]
         for before, after in pairwise(sizes):
-            bound = 1 / math.sqrt(before)  # as torch begins a linear layer
+            bound = 1 / math.sqrt(before)  # as torch initialises a linear layer
             self.weights.append(nn.Parameter(torch.empty(count, before, after).uniform_(-bound, bound)))
             self.biases.append(nn.Parameter(torch.empty(count, 1, after).uniform_(-bound, bound)))
         for _ in range(layers if layer_norm else 0):
@@ -94,12 +94,12 @@ class Critics(nn.Module):
 
 
 class SoftActorCritic:
-    """The learner: the actor, its critics, the temperature, and an optimizer of each."""
+    """The learner: the actor, its critics, the temperature, and an optimizer for each."""
 
     def __init__(self, settings: SacBaseConfig, actor: Acts, seed: int, device: torch.device) -> None:
         self.settings, self.actor, self.device = settings, actor, device
         self.random = torch.Generator(device).manual_seed(seed)
-        torch.manual_seed(seed)  # of the critics' first weights
+        torch.manual_seed(seed)  # for the critics' initial weights
         sizes = (settings.critics, actor.state_dim, actor.action_dim, settings.width, settings.layers)
         self.critics = Critics(*sizes, settings.layer_norm).to(device)
         self.targets = Critics(*sizes, settings.layer_norm).to(device).requires_grad_(False)
@@ -119,8 +119,8 @@ class SoftActorCritic:
         return self.log_temperature.detach().exp()
 
     def update(self, batch: DecisionBatch) -> dict[str, torch.Tensor]:
-        """One step of the critics, and of the actor every `critic_actor_ratio` times; what to show of it, {} where it
-        was skipped, because something in it was not finite."""
+        """Make a step of the critics, and every `critic_actor_ratio` times one of the actor; return the metrics, {} if
+        the step was skipped because something was not finite."""
         self.updates += 1
         metrics = self._update_critics(batch)
         warm = self.updates > self.settings.critic_warmup
@@ -130,7 +130,7 @@ class SoftActorCritic:
 
     @torch.no_grad()
     def target_values(self, batch: DecisionBatch, random: torch.Generator) -> torch.Tensor:
-        """Return what the values [B] of decisions should be, by what came of them."""
+        """The targets [B] for the values of decisions: their returns plus the soft values of the next states."""
         next_actions, log_prob = self.actor.distribution(batch.next_observations).sample(random)
         values = self.targets(
             self.actor.state(batch.next_observations), self.actor.executed(next_actions.flatten(1))
@@ -142,7 +142,7 @@ class SoftActorCritic:
 
     @torch.no_grad()
     def values_and_targets(self, decisions: DecisionBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean of what the critics think of T decisions, and what they should: float32 [T] each."""
+        """The critics' mean values of T decisions, and their targets: float32 [T] each."""
         random = torch.Generator(self.device).manual_seed(0)
         batch = decisions.to(self.device)
         values = self.critics(self.actor.state(batch.observations), batch.actions)
@@ -187,7 +187,8 @@ class SoftActorCritic:
         }
 
     def _step(self, what: str, loss: torch.Tensor, module: nn.Module | None) -> bool:
-        """Whether a step was made: not where the loss or a gradient is not finite, which is counted."""
+        """Make a step, and return whether it was made: if the loss or a gradient is not finite, it is skipped and
+        counted."""
         optimizer = self.optimizers[what]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

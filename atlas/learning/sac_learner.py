@@ -1,4 +1,4 @@
-"""The learning half of SAC: what actors send goes into the replay, and so many updates are made as are owed for it."""
+"""The learning half of SAC: experience goes into the replay, and the updates that are due for it are made."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ LEARNER, REPLAY = "learner.safetensors", "replay.safetensors"
 class Piece:
     """T decisions of one episode, one after another."""
 
-    first: dict[str, np.ndarray]  # what was seen before them; {}: they follow on the piece before
+    first: dict[str, np.ndarray]  # the observation before them; {}: they continue the piece before
     actions: np.ndarray  # float32 [T, A], scaled
     rewards: np.ndarray  # float32 [T]
     seen_then: dict[str, np.ndarray]  # [T, ...] each, after each
     steps: int  # in the environment
     terminated: bool
-    over: bool  # the episode, or what is sent of it: the next piece says what is seen first
+    over: bool  # the episode, or what is sent of it, ends here: the next piece has a `first`
 
 
 class SacLearner:
@@ -51,13 +51,13 @@ class SacLearner:
         demonstrations = run.settings.demonstrations
         self.demonstrations = None if demonstrations is None else run.view.demonstrations(demonstrations)
         self.steps, self.decisions, self.episodes, self.seconds = 0, 0, 0, 0.0
-        self._owing_since: int | None = None  # the decision from which on updates are owed
+        self._owing_since: int | None = None  # the decision from which on updates are due
         self._timers: dict[str, float] = {"sample_replay_buffer": 0.0, "train": 0.0}
         self._logged = 0
         self._shown: dict[str, torch.Tensor] = {}
-        self.ended: str | None = None  # why, where it ended before its steps were played
+        self.ended: str | None = None  # the reason, if it ended before all its steps
         self.begun_with = self._resume()
-        self.looked: int = self.begun_with.get("looked", self.steps)  # steps, when the policy was evaluated last
+        self.looked: int = self.begun_with.get("looked", self.steps)  # the steps at the last evaluation
         self.tracker: RunTracker = run.tracker("learner", self.sac.updates)
 
     # ---- experience ------------------------------------------------------------------------------------------
@@ -73,14 +73,14 @@ class SacLearner:
 
     @property
     def owed(self) -> int:
-        """Updates that are to be made by now."""
+        """The number of updates that are due."""
         if self._owing_since is None:
             return 0
         return int((self.decisions - self._owing_since) * self.settings.utd_ratio) - self.sac.updates
 
     @property
     def policy_updates(self) -> int:
-        """Those of the actor, so far."""
+        """The number of the actor's updates so far."""
         ratio = self.settings.critic_actor_ratio
         return max(0, self.sac.updates // ratio - self.settings.critic_warmup // ratio)
 
@@ -91,7 +91,7 @@ class SacLearner:
     # ---- learning --------------------------------------------------------------------------------------------
 
     def learn(self, updates: int) -> None:
-        """Make so many updates, and show what they were like."""
+        """Make this many updates, and log their metrics."""
         for _ in range(updates):
             started = time.perf_counter()
             rng = np.random.default_rng([self.run.config.seed, 5, self.sac.updates])
@@ -128,7 +128,7 @@ class SacLearner:
         )
 
     def _check_size(self) -> None:
-        """End the run where the corrections of a frozen policy have become as large as is allowed."""
+        """End the run if the corrections of a frozen policy exceed their limit."""
         size, settings = self._shown.get("sac/residual_size"), self.settings
         if size is None or not isinstance(settings, ResidualSacConfig) or float(size) <= settings.size_limit:
             return
@@ -139,7 +139,7 @@ class SacLearner:
         logger.warning("After %d steps %s. The best policy so far is kept.", self.steps, self.ended)
 
     def look(self) -> None:
-        """Evaluate the policy, and show how the values that the critics give are spread."""
+        """Evaluate the policy, and log the distributions of the critics' values and targets."""
         self.looked, self.tracker.step = self.steps, self.sac.updates
         for name in ("values", "targets"):
             if name in self._shown:

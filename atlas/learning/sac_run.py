@@ -1,4 +1,4 @@
-"""`atlas learn sac` in one process: a decision in the world, then the updates that are owed for it."""
+"""`atlas learn sac` in one process: each decision in the world is followed by the updates that are due."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from atlas.training.guards.signals import Interrupted, StopRequest, listening
 
 
 class BehaviourPolicy:
-    """The actor that acts while learning: at random at first, then as the policy says, which is random too.
+    """Chooses the actions while learning: uniformly random ones at first, then samples of the policy.
 
-    What it draws follows from the episode and the decision alone, so that a run that goes on draws the same.
+    Its random numbers depend on the episode and the decision only, so that a resumed run draws the same ones.
     """
 
     def __init__(self, view: View, settings: SacBaseConfig, seed: int, actor: int = 0) -> None:
@@ -38,14 +38,14 @@ class BehaviourPolicy:
         return steps < self._settings.random_steps
 
     def act(self, row: dict[str, np.ndarray], steps: int) -> np.ndarray:
-        """Scaled actions [A] after so many steps."""
+        """Scaled actions [A] after this many steps."""
         if self.exploring(steps):
             return self._view.at_random(row, self._uniform)
         return self._view.act(row, self._random)
 
 
 def piece_of(first: dict[str, np.ndarray], scaled: np.ndarray, after: Transition, view: View) -> Piece:
-    """One decision, with what the world executed of it. first: {} where it follows on another."""
+    """A piece of one decision, with the actions as the world executed them. first: {} if it continues another."""
     executed = view.executed(torch.from_numpy(scaled)[None]).numpy()
     seen_then = {name: values[None] for name, values in view.look(after.next_observation).items()}
     over = after.terminated or after.truncated
@@ -54,9 +54,9 @@ def piece_of(first: dict[str, np.ndarray], scaled: np.ndarray, after: Transition
 
 
 def learn_here(config: Config, env: str, checkpoint: str | None = None, name: str = "sac") -> OnlineResult:
-    """SAC, acting and learning in turn; goes on where the same run was stopped. Raises InputError.
+    """Run SAC, acting and learning in turn; resumes the same run if it was stopped. Raises InputError.
 
-    name: of its settings: `sac`, or `residual` for a correction of the checkpoint's policy.
+    name: of the settings: `sac`, or `residual` for a correction of the checkpoint's policy.
     """
     with ExitStack() as held, one_thread(), listening() as stop:
         group = RankGroup(device=one_device(config.distributed))
@@ -80,7 +80,7 @@ class _Interleaved:
     def play(self) -> OnlineResult:
         before, learner, settings = self.run.before(), self.learner, self.settings
         if self.run.checkpoint is not None and self.run.best is None:
-            learner.look()  # the policy of the start may remain the best
+            learner.look()  # the initial policy may remain the best
         saved = learner.steps
         begun = time.monotonic() - learner.seconds
         self.behaviour.begin(self.world.episodes)

@@ -1,1 +1,1 @@
-"""Actors and their learner apart: in processes of one machine, or on several."""
+"""Actors and a learner in separate processes, on one machine or on several."""

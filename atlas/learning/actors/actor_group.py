@@ -1,4 +1,4 @@
-"""The starting of a learner's actors: processes on this machine, or tasks of Ray. Both have the same limits."""
+"""Starts a learner's actors: processes on this machine, or Ray tasks, with the same limits for both."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from abc import ABC, abstractmethod
 
 from atlas.learning.actors.messages import Address
 
-MOST_RESTARTS = 5  # of each actor
-PATIENCE = 20.0  # seconds in which actors end by themselves when the run is over
-EVERY = 1.0  # seconds between looks at whether all are alive
+MOST_RESTARTS = 5  # per actor
+PATIENCE = 20.0  # seconds that actors have to end by themselves when the run is over
+EVERY = 1.0  # seconds between checks that all are alive
 
 
 class ActorGroup(ABC):
     """Starts actors and ends them. Use as a context manager."""
 
     def __init__(self) -> None:
-        self.key, self.address = secrets.token_hex(32), Address("127.0.0.1", 0)  # of their learner
+        self.key, self.address = secrets.token_hex(32), Address("127.0.0.1", 0)  # the learner's
         self._looked = time.monotonic()
 
     @abstractmethod
@@ -28,11 +28,11 @@ class ActorGroup(ABC):
 
     @abstractmethod
     def start(self, port: int) -> None:
-        """All of them, once the learner listens."""
+        """Start all actors, once the learner listens on the port."""
 
     def look(self) -> None:
-        """Notice, at most every second, what has ended before the run. Raises InputError where an actor's input is
-        wrong, RuntimeError where one goes on dying."""
+        """Check, at most every second, for actors that ended before the run. Raises InputError if an actor's input is
+        wrong, RuntimeError if one keeps dying."""
         if time.monotonic() - self._looked < EVERY:
             return
         self._looked = time.monotonic()
@@ -44,10 +44,10 @@ class ActorGroup(ABC):
 
 
 def died_again(why: object) -> RuntimeError:
-    """The error of an actor that was started again as often as is allowed."""
+    """The error for an actor that died after its last allowed restart."""
     return RuntimeError(f"An actor has ended {MOST_RESTARTS + 1} times: {why}")
 
 
 def patience(kind: type[BaseException] | None) -> float:
-    """Seconds in which actors end by themselves; none where an error of this kind ended the run."""
+    """Seconds that actors have to end by themselves; 0 if an error (`kind`) ended the run."""
     return PATIENCE if kind is None else 0.0

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class ActorProcesses(ActorGroup):
-    """Starts those again that die."""
+    """Actors in processes of this machine; those that die are restarted."""
 
     def __init__(self, config: Config, env: str, count: int, checkpoint: str | None, name: str = "sac") -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class ActorProcesses(ActorGroup):
         self._processes = [self._start() for _ in range(self._count)]
 
     def _look_after(self) -> None:
-        """Start again what has died. That is an event and no error, as long as it does not go on."""
+        """Restart actors that have died; that is an error only if it keeps happening."""
         for place, process in enumerate(self._processes):
             code = process.poll()
             if code in (None, 0):
@@ -88,8 +88,8 @@ class ActorProcesses(ActorGroup):
 def learn_with_actors(
     config: Config, env: str, actors: int, checkpoint: str | None = None, ray: bool = False, name: str = "sac"
 ) -> OnlineResult:
-    """SAC with a learner in this process and actors in others, which are ended with it. ray: these are tasks of Ray.
-    name: of its settings, see `learn_here`. Raises InputError."""
+    """Run SAC with a learner in this process and actors in others, which end with it. ray: as Ray tasks. name: of the
+    settings, see `learn_here`. Raises InputError."""
     kind: Callable[[Config, str, int, str | None, str], ActorGroup] = RayActors if ray else ActorProcesses
     with kind(config, env, actors, checkpoint, name) as started:
         there = started.address, started.key, checkpoint

@@ -1,4 +1,4 @@
-"""`--role actor`: plays with the learner's weights, and sends what came of it until the learner says it is enough."""
+"""`--role actor`: plays with the learner's weights, and sends the experience until the learner has enough."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from atlas.tracking import RunTracker
 
 logger = logging.getLogger(__name__)
 
-_MOST_ACTORS = 10_000  # their episodes take turns, so that no two ever play the same one
-_UNANSWERED = 4  # pieces, beyond which an actor waits for the learner
+_MOST_ACTORS = 10_000  # episode numbers are interleaved, so that no two actors play the same episode
+_UNANSWERED = 4  # unanswered pieces at which an actor waits for the learner
 
 
 def act(
     config: Config, env: str, learner: Address, key: str | None, checkpoint: str | None = None, name: str = "sac"
 ) -> int:
-    """Play until the learner has had enough; how many steps that were. name: of its settings, see `learn_here`.
+    """Play until the learner has enough; return the number of steps played. name: of the settings, see `learn_here`.
 
-    Raises InputError where the learner refuses this actor, LearnerGone (exit 1) where none answers.
+    Raises InputError if the learner refuses this actor, LearnerGone (exit 1) if none answers.
     """
     settings: SacBaseConfig = getattr(config.learning, name)
     with ExitStack() as held, one_thread():
@@ -64,10 +64,10 @@ class _Player:
         self.view, self.settings, self.end, self.world = view, settings, end, world
         self.behaviour = BehaviourPolicy(view, settings, seed, end.actor)
         self.log = EpisodeLog()
-        self.unsafe: deque[Experience] = deque()  # sent, and not in a checkpoint of the learner yet
+        self.unsafe: deque[Experience] = deque()  # sent, but not in a checkpoint of the learner yet
         self.sent, self.arrived = -1, -1
-        self.elsewhere = welcome.steps  # steps of all actors when the learner last said so
-        self.own_then = 0  # of this one, at that time
+        self.elsewhere = welcome.steps  # the steps of all actors, as last reported by the learner
+        self.own_then = 0  # this actor's own steps at that time
         self.replay_size, self.done = 0, False
         self._load_weights(welcome.weights)
 
@@ -99,7 +99,7 @@ class _Player:
 
     @property
     def steps(self) -> int:
-        """The steps of all actors, as far as is known here."""
+        """The steps of all actors, as far as this one knows."""
         return self.elsewhere + self.log.steps - self.own_then
 
     def _send(self, pieces: list[Piece], ended: bool) -> None:
@@ -110,7 +110,7 @@ class _Player:
         self.end.send(message)
 
     def _listen(self, seconds: float) -> None:
-        """Take what the learner says; where it says nothing though it should, find it again."""
+        """Handle the learner's messages; reconnect if it is silent for too long."""
         while (message := self.end.receive(seconds)) is not None:
             if isinstance(message, Weights):
                 self._load_weights(message.weights)
@@ -127,7 +127,7 @@ class _Player:
             self._resend_after(self.end.hello())
 
     def _resend_after(self, welcome: Welcome) -> None:
-        """The learner was started again, from its checkpoint: send what is not in that."""
+        """Resend the pieces that a restarted learner lacks in its checkpoint."""
         logger.warning("The learner is there again; it lacks pieces from %d on", welcome.arrived + 1)
         self.arrived = welcome.arrived
         self._load_weights(welcome.weights)
@@ -140,7 +140,7 @@ class _Player:
 
 
 def _joined(pieces: list[Piece]) -> Piece:
-    """Decisions one after another as one piece, complete in itself."""
+    """Consecutive pieces joined into one that is complete in itself."""
     last = pieces[-1]
     return Piece(
         first=pieces[0].first,

@@ -34,7 +34,7 @@ _PATIENCE = 10.0  # seconds without an answer, after which an actor says hello a
 
 
 def import_zmq() -> Any:
-    """Raises InputError that says how to install what is missing."""
+    """Import zmq. Raises InputError, which says how to install what is missing."""
     try:
         import msgpack  # noqa: F401
         import zmq
@@ -49,7 +49,7 @@ class LearnerEnd:
     """Listens for actors. Use `close`."""
 
     def __init__(self, address: Address, key: str | None, about: str) -> None:
-        """Raises InputError where the address cannot be had, or is open to others and there is no key."""
+        """Raises InputError if the address is not available, or is open to other machines without a key."""
         if key is None and not Access(address.host).loopback:
             raise InputError(
                 f"--listen {address} can be reached from other machines, and there is no key: whoever reaches it could "
@@ -75,7 +75,7 @@ class LearnerEnd:
         self._clients: dict[bytes, int] = {}  # {connection: the number of the actor at its end}
 
     def receive(self, seconds: float) -> tuple[bytes, Hello | Experience] | None:
-        """The next message of an actor, if one comes in that time; what is none of ours is answered and left out."""
+        """The next message of an actor within this time, or None; a message that does not fit is refused."""
         if not self._socket.poll(seconds * 1000):
             return None
         client, *frames = self._socket.recv_multipart()
@@ -92,7 +92,7 @@ class LearnerEnd:
         return None
 
     def _misfit(self, message: Message) -> str | None:
-        """Why a message is not taken; None where it is: a piece of experience, or the hello of an actor that fits."""
+        """The reason to refuse a message; None for a piece of experience, or the hello of an actor that fits."""
         if isinstance(message, Experience):
             return None
         if not isinstance(message, Hello):
@@ -107,11 +107,11 @@ class LearnerEnd:
         return None
 
     def known(self, client: bytes, actor: int) -> None:
-        """Remember who is at the end of a connection; the connection of a restarted actor replaces its old one."""
+        """Register an actor's connection; that of a restarted actor replaces its old one."""
         self._clients = {each: number for each, number in self._clients.items() if number != actor} | {client: actor}
 
     def clients(self) -> list[tuple[bytes, int]]:
-        """(connection, the actor's number) of all."""
+        """All actors: (connection, number)."""
         return list(self._clients.items())
 
     def is_known(self, client: bytes) -> bool:
@@ -139,7 +139,7 @@ class LearnerGone(RuntimeError):
 
 
 class ActorEnd:
-    """An actor's connection, which is made again when the learner was started again. Use `close`."""
+    """An actor's connection, which is renewed when the learner restarts. Use `close`."""
 
     def __init__(self, address: Address, key: str | None, about: str, timeout: float) -> None:
         self._zmq, self._address, self._key, self._about = import_zmq(), address, key, about
@@ -150,8 +150,8 @@ class ActorEnd:
         self.actor = -1
 
     def hello(self) -> Welcome:
-        """Connect, and wait for the learner's welcome, saying so once. Raises InputError where it refuses, LearnerGone
-        where it is not there in time."""
+        """Connect, and wait for the learner's welcome; log once that it waits. Raises InputError if the learner
+        refuses, LearnerGone if it does not answer in time."""
         since, warned = time.monotonic(), False
         while True:
             self._connect()
@@ -170,7 +170,7 @@ class ActorEnd:
                 )
 
     def _connect(self) -> None:
-        """A new socket: what waited in the old one would arrive twice."""
+        """Open a new socket: messages queued in the old one would arrive twice."""
         if self._socket is not None:
             self._socket.close(0)
         self._socket = self._context.socket(self._zmq.DEALER)
@@ -185,7 +185,7 @@ class ActorEnd:
             self._socket.send_multipart(to_frames(message, self._key), flags=self._zmq.NOBLOCK)
 
     def receive(self, seconds: float) -> Message | None:
-        """The learner's next message, if one comes in that time. Raises InputError where it refuses this actor."""
+        """The learner's next message within this time, or None. Raises InputError if it refuses this actor."""
         if not self._socket.poll(seconds * 1000):
             return None
         try:

@@ -1,4 +1,4 @@
-"""`--role learner`: takes what actors send, learns, and gives them its weights."""
+"""`--role learner`: receives experience from actors, learns, and sends them its weights."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from atlas.training.guards.signals import Interrupted, StopRequest, listening
 
 logger = logging.getLogger(__name__)
 
-_QUIET = 30.0  # seconds, after which the log says that an actor has not been heard of
-_AT_ONCE = 20  # updates, between which messages are looked for
+_QUIET = 30.0  # seconds of silence after which an actor is named in the log
+_AT_ONCE = 20  # updates between two looks for messages
 
 
 def learn_from_actors(
@@ -38,11 +38,12 @@ def learn_from_actors(
     now_and_then: Callable[[], None] = lambda: None,
     name: str = "sac",
 ) -> OnlineResult:
-    """SAC from what actors send; goes on where the same run was stopped. name: of its settings, see `learn_here`.
+    """Run SAC on the experience of actors; resumes the same run if it was stopped. name: of the settings, see
+    `learn_here`.
 
-    on_listening: is told the port. now_and_then: is called while actors are waited for, and between updates.
+    on_listening: called with the port. now_and_then: called while waiting for actors, and between updates.
 
-    Raises InputError, also for a port that is in use; Interrupted after a signal, with a checkpoint.
+    Raises InputError, also for a port that is in use; Interrupted after a signal, with a checkpoint written.
     """
     with ExitStack() as held, one_thread(), listening() as stop:
         group = RankGroup(device=one_device(config.distributed))
@@ -64,14 +65,14 @@ class _Hub:
             raise InputError(f"{key} is true, but actors elsewhere send no images; leave out --actors and --role.")
         self.run, self.learner, self.end, self.settings = run, learner, end, run.settings
         facts = learner.begun_with
-        # {an actor's number: the last of its pieces}, of those that have arrived, and those that are in a checkpoint.
+        # {an actor's number: its last piece}: the last that has arrived, and the last that is in a checkpoint.
         self.arrived: dict[int, int] = {int(actor): last for actor, last in facts.get("arrived", {}).items()}
         self.safe = dict(self.arrived)
-        self.actors = int(facts.get("actors", 0))  # numbers that have been given
-        self.tokens: dict[str, int] = {}  # of actors that have said hello: {their own word: their number}
+        self.actors = int(facts.get("actors", 0))  # numbers given out so far
+        self.tokens: dict[str, int] = {}  # {an actor's token: its number}, for actors that have said hello
         self.heard: dict[int, float] = {}
         self.pushed = learner.sac.updates
-        self.waiting: deque[tuple[bytes, Experience]] = deque()  # arrived while episodes were played
+        self.waiting: deque[tuple[bytes, Experience]] = deque()  # messages that arrived while episodes were played
 
     def serve(self, on_listening: Callable[[int], None], now_and_then: Callable[[], None]) -> OnlineResult:
         before, learner = self.run.before(), self.learner
@@ -103,8 +104,8 @@ class _Hub:
         return self.run.conclude(before, *done, policy_updates=learner.policy_updates)
 
     def hear_all(self) -> None:
-        """While episodes of evaluations are played: welcome actors, and tell the others that the learner is there. What
-        they have played waits, and so do they."""
+        """Handle messages between the episodes of an evaluation: welcome actors, and tell the others that the learner
+        is alive. Their experience is queued until the evaluation is over."""
         while (received := self.end.receive(0)) is not None:
             client, message = received
             if isinstance(message, Hello):
@@ -117,7 +118,7 @@ class _Hub:
             self._acknowledge(client, actor)
 
     def _hear(self, seconds: float) -> None:
-        """Take a message; those of actors that are ahead wait until the updates that are owed are made."""
+        """Handle a message; actors that are ahead wait until the updates that are due are made."""
         if self.learner.owed > 2 * _AT_ONCE:
             return
         received = self.waiting.popleft() if self.waiting else self.end.receive(seconds)
@@ -141,7 +142,7 @@ class _Hub:
 
     def _take(self, client: bytes, message: Experience) -> None:
         if not self.end.is_known(client):
-            self.end.answer(client, WhoAreYou())  # it was met before a restart, and will send this again
+            self.end.answer(client, WhoAreYou())  # it knows the learner from before a restart, and will send this again
             return
         last = self.arrived.get(message.actor, -1)
         if message.number == last + 1 and not self.learner.done:

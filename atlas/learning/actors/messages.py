@@ -1,4 +1,4 @@
-"""The messages of an actor and its learner: typed messages as msgpack, signed with a shared key. No pickle.
+"""The messages between actors and their learner: typed, in msgpack, signed with a shared key; no pickle.
 
 actor                                learner
 Hello          ->                    is it the same policy, world and version?
@@ -30,15 +30,15 @@ DEFAULT_PORT = 5488
 class Hello:
     version: str  # Atlas's
     protocol: int
-    about: str  # the policy and the world, see `online_run.about`
-    actor: int  # the number that the learner gave it before; -1: none yet
-    token: str  # the same in every hello of a process, which may have to say it often
+    about: str  # the policy and the world, see `run_parts.told_to_actors`
+    actor: int  # the number that the learner gave it; -1: none yet
+    token: str  # the same in every hello of a process
 
 
 @dataclass(frozen=True)
 class Welcome:
     actor: int
-    arrived: int  # the number of its last piece that has arrived; -1: none
+    arrived: int  # the number of its last piece that arrived; -1: none
     steps: int  # of all actors
     weights: dict[str, np.ndarray]
 
@@ -67,7 +67,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class WhoAreYou:
-    """The learner was started again: say hello."""
+    """The answer of a restarted learner: the actor should say hello."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def to_frames(message: Message, key: str | None) -> list[bytes]:
 
 
 def from_frames(frames: list[bytes], key: str | None) -> Message:
-    """Raises WrongKey for another key's signature, InputError for what is no such message. A refusal is believed
-    without a signature: whoever has another key could not read a signed one."""
+    """Read a message. Raises WrongKey for another key's signature, InputError for an invalid message. A refusal is
+    accepted without a valid signature, because an actor with another key could not verify one."""
     if len(frames) != 2:
         raise InputError(f"A message has {len(frames)} frames; it has a content and a signature.")
     frame, signature = frames
@@ -118,7 +118,7 @@ class WrongKey(Exception):
 
 
 def _checked(kind: type[Any], values: Any) -> Any:
-    """A message of these values. Raises InputError where a field is missing or of another type."""
+    """A message with these values. Raises InputError if a field is missing or has another type."""
     expected = {field.name: str(field.type) for field in fields(kind)}
     if not isinstance(values, Mapping) or values.keys() != expected.keys():
         raise InputError(f"A message {kind.__name__} should have {', '.join(expected)}.")

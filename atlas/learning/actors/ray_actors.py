@@ -1,7 +1,7 @@
-"""`--actors N --ray`: the actors of a learner as tasks of Ray, on one machine or on the many of a cluster.
+"""`--actors N --ray`: a learner's actors as Ray tasks, on one machine or in a cluster.
 
-Only where actors run is Ray's: what they play and how it comes to the learner is as everywhere. A task whose process
-dies is started again by Ray, and its actor says hello again.
+Ray only decides where actors run; playing and the protocol are the same as without it. Ray restarts a task whose
+process dies, and its actor says hello again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CONNECTING = 5.0  # seconds
 
 
 def import_ray() -> Any:
-    """Raises InputError that says how to install it."""
+    """Import ray. Raises InputError, which says how to install it."""
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -35,10 +35,10 @@ def import_ray() -> Any:
 
 
 class RayActors(ActorGroup):
-    """Actors in a cluster, which starts those again that die."""
+    """Actors in a Ray cluster, which restarts those that die."""
 
     def __init__(self, config: Config, env: str, count: int, checkpoint: str | None, name: str = "sac") -> None:
-        """Raises InputError where Ray is missing, or there is no cluster where RAY_ADDRESS says."""
+        """Raises InputError if Ray is missing; entering raises it if no cluster answers at RAY_ADDRESS."""
         super().__init__()
         self._ray, self._count = import_ray(), count
         self._values, self._env, self._checkpoint = config.model_dump(mode="json"), env, checkpoint
@@ -48,7 +48,7 @@ class RayActors(ActorGroup):
     def __enter__(self) -> RayActors:
         ray, cluster = self._ray, os.environ.get(_CLUSTER)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # The actors' words stay in Ray's own files: stdout is the report's.
+        # The actors' output stays in Ray's log files: stdout belongs to the report.
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
         if cluster is None:
             ray.init(num_cpus=self._count, **quiet)
@@ -81,7 +81,7 @@ class RayActors(ActorGroup):
         self._tasks = [remote.remote(*arguments) for _ in range(self._count)]
 
     def _look_after(self) -> None:
-        """Ray starts tasks again whose process died, so that it is an error where one has ended for good."""
+        """Raise an error for a task that has ended for good: Ray has restarted it as often as is allowed."""
         ended, self._tasks = self._ray.wait(self._tasks, num_returns=len(self._tasks), timeout=0)
         for task in ended:
             try:
@@ -96,14 +96,14 @@ class RayActors(ActorGroup):
 
 
 def _reach(cluster: str) -> None:
-    """Raises OSError where nobody listens at HOST:PORT; other forms are Ray's to judge."""
+    """Raises OSError if nobody listens at HOST:PORT; other forms of addresses are left to Ray."""
     host, _, port = cluster.rpartition(":")
     if host and port.isdecimal() and "/" not in host:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECTING).close()
 
 
 def _play(values: dict[str, Any], env: str, learner: str, key: str, checkpoint: str | None, name: str) -> int:
-    """A task: what `--role actor` does."""
+    """The task: the same as `--role actor`."""
     from atlas.config import load_config
     from atlas.learning.actors.actor_role import act
 

@@ -1,1 +1,1 @@
-"""Boards of learning by reward besides scalars: what it thinks along an episode, and where it has been."""
+"""Dashboards of learning by reward besides scalars: values along an episode, and maps of the visited states."""

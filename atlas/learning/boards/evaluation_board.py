@@ -1,4 +1,4 @@
-"""The board of an evaluation of learning: how its episodes ended, and films of three of them with what was thought."""
+"""Logs an evaluation of learning: how its episodes ended, and films of three of them with values and densities."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from atlas.training.media.episode_logger import EpisodeLogger
 logger = logging.getLogger(__name__)
 
 VIDEOS = "videos"  # in the run's folder
-MOST_PICTURES = 60  # of a film: a picture takes almost as long as a step
+MOST_PICTURES = 60  # per film: rendering a picture takes almost as long as a step
 
 
 class EvaluationBoard:
@@ -30,7 +30,7 @@ class EvaluationBoard:
     worst episode, which are played once more for that. Values and densities are drawn into the films, and in the
     figures `eval/decisions_best`, ….
 
-    What fails is switched off with one warning: learning goes on.
+    If this fails, it is switched off with one warning, and learning goes on.
     """
 
     def __init__(self, media: MediaConfig, folder: Path, tracker: RunTracker) -> None:
@@ -47,7 +47,7 @@ class EvaluationBoard:
         view: Decides,
         judge: Judge | None,
     ) -> None:
-        """report: of an evaluation whose episodes were `planned`, at its step of the board."""
+        """Log an evaluation. report: its report, with the dashboard's step. planned: its episodes."""
         if not self._episodes.due(report.purpose) or self._off:
             return
         try:

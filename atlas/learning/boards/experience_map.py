@@ -1,4 +1,4 @@
-"""A map of the states where learning has been, early and late, beside the demonstrations."""
+"""A map of the states that learning has visited, early and late, and of the demonstrations."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from atlas.types import Observation
 logger = logging.getLogger(__name__)
 
 Observations = dict[str, torch.Tensor]  # [n, ...] each
-_SMALLEST = 1e-6  # deviation of a feature
+_SMALLEST = 1e-6  # standard deviation of a feature
 THIRDS = ("the first third", "the second third", "the last third")
 DEMONSTRATIONS = "demonstrations"
 
 
 @dataclass(frozen=True)
 class Projected:
-    """States on a plane."""
+    """States projected to two dimensions."""
 
     points: np.ndarray  # float32 [n, 2]
     components: np.ndarray  # float32 [n, C], the principal ones
@@ -38,7 +38,7 @@ class Projected:
 
 
 def project(features: np.ndarray, method: str) -> Projected:
-    """States float [n, D], each of whose numbers counts alike, by `pca` or `tsne`."""
+    """Standardise states, float [n, D], and project them by `pca` or `tsne`."""
     standardised = (features - features.mean(0)) / np.maximum(features.std(0), _SMALLEST)
     components, explained = principal_components(standardised.astype(np.float32))
     if method == "tsne":
@@ -48,7 +48,7 @@ def project(features: np.ndarray, method: str) -> Projected:
 
 
 def thirds(replay: Replay, count: int) -> dict[str, Observations]:
-    """Return at most `count` of the states in a replay, by when they were seen."""
+    """At most `count` states of a replay, in thirds by their time."""
     rows = replay.evenly(count)
     return {
         name: replay.observations_at(part)
@@ -58,8 +58,8 @@ def thirds(replay: Replay, count: int) -> dict[str, Observations]:
 
 
 class ExperienceMap:
-    """Logs `experience/states`: a figure and, for TensorBoard's projector, points. What fails is switched off with one
-    warning."""
+    """Logs `experience/states`: a figure and, for TensorBoard's projector, points. If this fails, it is switched off
+    with one warning."""
 
     def __init__(self, config: VisDatasetConfig, tracker: RunTracker) -> None:
         self._config, self._tracker = config, tracker
@@ -67,11 +67,11 @@ class ExperienceMap:
 
     @property
     def wanted(self) -> int:
-        """The number of states that are shown at most; 0: none."""
+        """The largest number of states shown; 0: none."""
         return 0 if self._off else self._config.frames
 
     def show(self, parts: Mapping[str, Observations], state: Callable[[Observations], torch.Tensor]) -> None:
-        """parts: what was seen, by the name of its group. state: float [n, D] of it."""
+        """Log a map. parts: observations by the name of their group. state: gives their states, float [n, D]."""
         if self._off or not parts:
             return
         try:
@@ -95,8 +95,8 @@ class ExperienceMap:
 
 
 def demonstrated(config: Config, view: Decides, count: int) -> Observations | None:
-    """Rows of at most `count` frames of the demonstrations of the run that learning began with; None, and a line in
-    the log, where they cannot be read."""
+    """Rows of at most `count` frames of the demonstrations that the initial policy was trained on; None, with a line in
+    the log, if they cannot be read."""
     try:
         dataset, cameras = open_configured(config.data)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""The grounds to believe the results of a run of learning: evidence, the policy's twins, and the page at the end."""
+"""The evidence for the results of a run of learning, the probes of the kept policy, and the report at the end."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HowPlayed:
-    """The way in which actors act in the evaluations of a run."""
+    """How actors execute chunks in the evaluations of a run."""
 
     execute: int
     ensemble: float | None = None
     delay_ms: float = 0.0
     blend: Blend = None
-    dataset: str | None = None  # the fingerprint of what the policy has imitated
+    dataset: str | None = None  # the fingerprint of the data that the policy has imitated
 
     @classmethod
     def configured(cls, config: EvaluationConfig) -> HowPlayed:
-        """By actors that are made by a config's settings."""
+        """The way of actors made by a config's settings."""
         return cls(config.execute, config.ensemble, config.delay_ms, config.blend)
 
     def proven(self, report: EvaluationReport, policy: Path | str) -> EvaluationReport:
-        """A report with what it takes to believe and to repeat it. policy: where it is saved. Raises InputError."""
+        """A report with the evidence to verify and to repeat it. policy: where it is saved. Raises InputError."""
         protocol = Protocol(
             report.env,
             len(report.outcomes),
@@ -69,10 +69,10 @@ def twins_of(
     first: Callable[[bool], bool] = bool,
     writes: bool = True,
 ) -> dict[str, EvaluationReport]:
-    """The kept policy, told another task and with black images, each played once; the outcomes stay in the run's
-    folder.
+    """Evaluate the kept policy with another task's instruction and with black images, once each; the outcomes are saved
+    in the run's folder.
 
-    first: gives all processes that play together what the first of them says. writes: whether this is the first.
+    first: gives all processes the first one's value. writes: whether this process is the first.
     """
     twins: dict[str, EvaluationReport] = {}
     for probe in TWINS:
@@ -89,22 +89,22 @@ def twins_of(
 def write_results(
     folder: Path, summary: Mapping[str, Any], kept: EvaluationReport, twins: Mapping[str, EvaluationReport]
 ) -> None:
-    """results.json: what `--json` prints, and what a training's has of the policy that is kept."""
+    """Write results.json: the output of `--json`, and a training run's results for the kept policy."""
     write_json(
         folder / RESULTS, {**summary, "best_checkpoint": kept.checkpoint, **FinalEvaluation(kept, twins).to_dict()}
     )
 
 
 def leave_page(held: ExitStack, folder: Path) -> None:
-    """Write the run's report.html when the stack is left without an error and results are there. To be called before
-    trackers are opened, so that all that they log is on disk by then. A failure is said, and fails no run."""
+    """Write report.html when the stack is left without an error and there are results. Call this before trackers are
+    opened, so that everything they log is on disk by then. A failure is logged and does not fail the run."""
 
     def leave(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None or not (folder / RESULTS).exists():
             return
         try:
             write_report(folder)
-        except Exception as failure:  # of any kind: it reads everything that the run has left
+        except Exception as failure:  # of any kind: the report reads everything in the run's folder
             logger.warning("The report could not be written: %s", cause(failure).rstrip("."))
 
     held.push(leave)

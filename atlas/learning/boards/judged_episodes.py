@@ -1,4 +1,4 @@
-"""An episode of an evaluation played once more, with what learning thinks of each of its decisions."""
+"""Replays an episode of an evaluation, with the value and density of each of its decisions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from atlas.types import Observation
 
 
 class Rated(Protocol):
-    """Random actions of which it can be said how likely each is."""
+    """A distribution of actions that gives their log-probabilities."""
 
     @property
     def most_likely(self) -> torch.Tensor: ...
@@ -29,7 +29,7 @@ class Rated(Protocol):
 
 
 class Decides(Protocol):
-    """The demands on the policy: a view of it."""
+    """The part of a policy's view that is needed here."""
 
     @property
     def random_dim(self) -> int:
@@ -45,18 +45,18 @@ class Decides(Protocol):
 
 class ValueEstimator(Protocol):
     def values_and_targets(self, decisions: DecisionBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what T decisions are worth, and what that should be by what came of each: float [T] each, in the
-        world's rewards. Of no consequence for the run's random numbers."""
+        """Return the values of T decisions and their targets, float [T] each, in the world's rewards. Does not change
+        the run's random numbers."""
         ...
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge foresees rewards: critics, or a network for the values of states."""
+    """A value estimator (critics or a value network), and what it predicts."""
 
     estimator: ValueEstimator
     gamma: float  # the discount of a decision
-    of_success: bool = False  # it foresees 1 for success instead of the world's rewards
+    of_success: bool = False  # it predicts 1 for success instead of the world's rewards
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ class JudgedEpisode:
 
     outcome: EpisodeOutcome
     trace: Trace
-    steps: tuple[int, ...]  # before which they were made
-    log_densities: np.ndarray  # float [T], of what was done, a number of it
+    steps: tuple[int, ...]  # the environment steps at which the decisions were made
+    log_densities: np.ndarray  # float [T], of the actions, averaged over their numbers
     values: np.ndarray | None = None  # float [T]
     targets: np.ndarray | None = None
 
     def curves(self, q_value: bool, action_probability: bool) -> tuple[DecisionCurve, ...]:
-        """Those that are asked for, as far as there are such."""
+        """The requested curves, if they are available."""
         curves = list[DecisionCurve]()
         if q_value and self.values is not None:
             curves.append(DecisionCurve("value", self.steps, self.values, self.targets, "target"))
@@ -82,7 +82,7 @@ class JudgedEpisode:
 
 @torch.no_grad()
 def play_judged(env: Environment, planned: PlannedEpisode, view: Decides, judge: Judge | None) -> JudgedEpisode:
-    """Play an episode doing what is most likely, and ask about every decision; without a judge, how likely it is."""
+    """Play an episode with the most likely actions; record each decision's density and, with a judge, its value."""
     player = EpisodePlayer(env, planned, record=True, transitions=True)
     segment, transitions, steps = player.begin(), list[Transition](), [0]
     assert segment.observation is not None

@@ -1,4 +1,4 @@
-"""The boards of a run of learning: one of each part, finished with what ended the run."""
+"""The trackers of a run of learning: one for each part, finished with the run's exit code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from atlas.tracking.tracker import Resumed
 
 
 def part_tracker(config: Config, part: str, step: int, is_main: bool = True) -> RunTracker:
-    """The board of one part of a run, such as `learner` or `actor`."""
+    """The tracker of one part of a run, such as `learner` or `actor`."""
     name = f"{part.capitalize()}-{config.run_name}"
     wandb = config.wandb.model_copy(update={"group": config.wandb.group or config.run_name, "name": name})
     resumed = Resumed(step) if step else None
@@ -20,7 +20,7 @@ def part_tracker(config: Config, part: str, step: int, is_main: bool = True) -> 
 
 
 def finish_with(held: ExitStack, tracker: RunTracker) -> None:
-    """Finish a tracker when the stack is left, with the exit code of what ended it."""
+    """Finish a tracker when the stack is left, with the run's exit code."""
 
     def finish(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         tracker.finish(exit_code_of(error))
@@ -29,7 +29,7 @@ def finish_with(held: ExitStack, tracker: RunTracker) -> None:
 
 
 def exit_code_of(error: BaseException | None) -> int:
-    """The code that the command will end with."""
+    """The exit code with which the command will end."""
     if error is None:
         return 0
     if isinstance(error, InputError):

@@ -1,4 +1,4 @@
-"""A map of what a run of SAC has kept in its replay: offline, from its newest checkpoint."""
+"""Maps of a SAC run's replay, drawn offline from its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from atlas.training.media.projection import check_tsne
 
 @dataclass(frozen=True)
 class ReplayMap:
-    """The pictures of a replay, and what there is in it."""
+    """The maps of a replay, and its size."""
 
     run: Path
     checkpoint: Path
@@ -108,7 +108,7 @@ def _newest(folder: Path) -> Path:
 
 
 def _view(config: Config, setup: dict[str, Any], checkpoint: Path) -> tuple[View, SacBaseConfig]:
-    """The policy of a checkpoint as its run has learned it, and the run's settings."""
+    """The view of a checkpoint's policy that its run used, and the run's settings."""
     policy, env = load_policy(checkpoint / "policy"), str(setup["env"])
     if setup["algorithm"] == RESIDUAL:
         settings = config.learning.residual

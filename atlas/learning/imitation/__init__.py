@@ -1,1 +1,1 @@
-"""Learning in rounds: what was played and is worth it is imitated, by the trainer that made the policy."""
+"""Learning in rounds: selected episodes are imitated, by the trainer that trained the policy."""

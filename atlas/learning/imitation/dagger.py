@@ -1,9 +1,9 @@
-"""DAgger: the world's expert shows how to go on from states that the policy itself has come to.
+"""DAgger: the world's expert shows how to continue from states that the policy itself has reached.
 
-A policy that imitates meets states that no demonstration has, because it got there by its own errors (Ross, Gordon and
-Bagnell, 2011). Here the policy acts first; after a few decisions, drawn for each episode, the expert takes over until
-the episode ends (interventions as in HG-DAgger, Kelly et al., 2019). What the expert did is trained on, where it
-succeeded.
+A policy that imitates reaches states that no demonstration contains, through its own errors (Ross, Gordon and Bagnell,
+2011). Here the policy acts first; after a few decisions, a number drawn for each episode, the expert takes over until
+the episode ends (interventions as in HG-DAgger, Kelly et al., 2019). The policy trains on the expert's part of the
+episodes that succeed.
 """
 
 from __future__ import annotations
@@ -44,5 +44,5 @@ class Dagger:
 
 
 def _draw(episode: PlannedEpisode, most: int) -> int:
-    """After how many decisions the expert takes over, by the episode's seed: 0 to `most`, each as likely."""
+    """The number of decisions before the expert takes over: uniform from 0 to `most`, drawn by the episode's seed."""
     return int(np.random.default_rng([episode.seed, 2]).integers(most + 1))

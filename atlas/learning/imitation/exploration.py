@@ -1,4 +1,4 @@
-"""Acting otherwise than the policy would, to see what else succeeds."""
+"""Noise on a policy's actions, to find other ways to succeed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from atlas.types import ActionSpec, Observation
 
 
 class NoisyActor:
-    """An actor with Gaussian noise on its pose; grippers do what it says.
+    """An actor with Gaussian noise on its pose, but not on its grippers.
 
-    The noise follows from the episode's seed and the number of the decision alone. A share of its variance is one draw
-    for all actions of a decision: noise that is drawn for each step moves a hand less than its length says.
+    The noise depends on the episode's seed and the number of the decision only. All actions of a decision share a part
+    of its variance, because noise that is independent per step cancels and moves the hand less.
     """
 
     def __init__(self, actor: Actor, spec: ActionSpec, deviation: float, shared: float) -> None:
-        """deviation: in units of the actions, of which most lie within [-1, 1]. shared: of the variance, 0 to 1."""
+        """deviation: in units of the actions, of which most lie within [-1, 1]. shared: the shared part of the
+        variance, 0 to 1."""
         self._actor, self._pose = actor, list(spec.pose)
         self._shared, self._own = deviation * shared**0.5, deviation * (1 - shared) ** 0.5
         self._draws: dict[int, np.random.Generator] = defaultdict(np.random.default_rng)

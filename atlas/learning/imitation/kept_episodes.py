@@ -1,4 +1,4 @@
-"""A dataset that grows while it is played: each episode is written when it ends, whole or not at all."""
+"""A dataset that grows while episodes are played: each is written when it ends, completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from atlas.data.recorded_parts import PARTS, RecordedParts, numbers_of_parts, wr
 from atlas.environments.catalog import environment_spec
 from atlas.rollout.recording import is_liberos, move_as_lerobot
 
-_SMALLEST_FILMED = 64  # pixels of a side; the usual codec takes no smaller images
+_SMALLEST_FILMED = 64  # pixels per side; the usual codec takes no smaller images
 
 
 class KeptEpisodes:
@@ -27,7 +27,7 @@ class KeptEpisodes:
         self._about = {"env_name": env, "type": 1, "env_kwargs": {"learned_by": learned_by}}
 
     def take(self, number: int, episode: RecordedEpisode) -> None:
-        """Write an episode; one of the same number makes way for it."""
+        """Write an episode; it replaces one with the same number."""
         if self.as_libero:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = self.folder / f"episode_{number:06d}.hdf5"
@@ -38,7 +38,7 @@ class KeptEpisodes:
         write_part(parts, number, episode)
 
     def finish(self) -> None:
-        """Make a dataset of what is not one yet."""
+        """Turn episodes that are not in LIBERO's layout into a dataset."""
         parts = self.folder / PARTS
         if numbers := numbers_of_parts(parts):
             recorded = RecordedParts(parts, numbers, self._spec.action_spec, self._env)

@@ -1,4 +1,4 @@
-"""A training by imitation inside a run of learning: a round's, or the control's, which has demonstrations alone."""
+"""Training by imitation inside a run of learning: for a round, or for the control, on demonstrations only."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def imitate(
     seed: int | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> Path:
-    """The best checkpoint of a training of so many steps from the policy `start` on, a run of its own in `folder`; one
-    that is there already is not trained again, and one that was stopped goes on.
+    """Train the policy `start` for this many steps, as a run of its own in `folder`; return the best checkpoint. A
+    finished run is not trained again, and one that was stopped is resumed.
 
-    data, seed, training: other than the config's; of `training` some keys. Raises InputError.
+    data, seed, training: replace the config's; `training` gives single keys. Raises InputError.
     """
     if (folder / RESULTS).exists():
         return Path(read_json(folder / RESULTS)["best_checkpoint"])
@@ -47,14 +47,14 @@ def imitate(
 
 
 def train_here_or_in_ranks(config: Config) -> Path:
-    """Train a run as `atlas train` does, on what its `distributed` section says; its best checkpoint."""
+    """Train a run as `atlas train` does, on the devices of its `distributed` section; return its best checkpoint."""
     plan = plan_processes(config.distributed, count_gpus(config.distributed))
     with ExitStack() as locks:
         prepared = prepare(config, "auto", locks)  # it may have been stopped
         if plan.processes == 1:
             os.environ.update(plan.environment(os.environ))
             return run(prepared).best_checkpoint
-        del prepared  # each rank opens the data for itself
+        del prepared  # each rank opens the data itself
         code = launch_ranks(["rank", str(config.run_dir)], plan)
     if code:
         raise RuntimeError(f"The training {config.run_dir} ended with exit code {code}; its log says why.")

@@ -1,7 +1,7 @@
 """Filtered self-imitation (RFT, also called expert iteration): the policy imitates its own successes.
 
-It acts with some noise, so that it does not see the same again and again, and only episodes that succeed are trained
-on, beside the demonstrations. No expert is needed, only to know whether the task was done.
+It acts with some noise, so that episodes differ, and trains on those that succeed, together with the demonstrations.
+This needs no expert, only a world that reports success.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The experience of a round of playing, episode by episode: a round that is stopped keeps what it has, and goes on."""
+"""The experience of one round, stored episode by episode: a round that was stopped keeps its episodes and resumes."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ class RoundExperience:
 
     @property
     def facts(self) -> dict[str, Any] | None:
-        """The facts of the round; None where it is not complete."""
+        """The facts of the round; None if it is not complete."""
         return read_json(self.folder / _FACTS) if (self.folder / _FACTS).exists() else None
 
     def missing(self, planned: Sequence[PlannedEpisode]) -> list[PlannedEpisode]:
-        """Those that are still to be played."""
+        """The episodes that are still to be played."""
         played = {line["number"] for line in self._played}
         return [episode for episode in planned if episode.number not in played]
 
     def take(self, planned: PlannedEpisode, played: PlayedEpisode, recorded: RecordedEpisode | None) -> None:
-        """Note down an episode that is over, and write it if it was recorded."""
+        """Record an episode that is over in played.jsonl, and write it if it is kept."""
         if recorded is not None:
             self._kept.take(planned.number, recorded)
         assert played.trace is not None
@@ -71,7 +71,7 @@ class RoundExperience:
             os.fsync(file.fileno())
 
     def finish(self) -> None:
-        """All are played: what the round was like."""
+        """Write the round's facts and metrics, once all episodes are played."""
         self._kept.finish()
         lines = sorted(self._played, key=lambda line: int(line["number"]))
         rewards, lengths = ([line[name] for line in lines] for name in ("reward", "length"))
@@ -103,8 +103,8 @@ class RoundExperience:
 
 
 def aliases(prefix: str, episodes: Sequence[tuple[float, int, bool]], horizon: int) -> dict[str, float]:
-    """The names that other boards have, of episodes of (reward, length, success); not how long they took, since several
-    are played at a time."""
+    """See `summary_aliases`, for episodes of (reward, length, success); without durations, because several episodes are
+    played at a time."""
     return summary_aliases(
         prefix,
         [
@@ -119,7 +119,7 @@ def numbers_in(outcomes: Sequence[EpisodeOutcome]) -> list[tuple[float, int, boo
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    """Without the last, where a round was stopped in the middle of writing it."""
+    """The lines of a file, without an incomplete last one."""
     if not file.exists():
         return []
     whole, _, torn = file.read_text().rpartition("\n")

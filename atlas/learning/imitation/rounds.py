@@ -1,4 +1,4 @@
-"""Rounds of acting and imitating, from a trained policy to a better one, and whether it is better.
+"""Rounds of acting and imitating, which improve a trained policy, and the comparison at the end.
 
 <run>/learning.json                what is learned from what; a run that was stopped goes on by it
       experience/round_01/         what was kept of the first round, written as its episodes end, see RoundExperience
@@ -60,7 +60,7 @@ ALGORITHMS = {"dagger": Dagger, "rft": SelfImitation}
 
 
 class Algorithm(Protocol):
-    """An algorithm says how experience is made, and which of it is worth imitating."""
+    """An algorithm decides how episodes are played, and which of them are imitated."""
 
     def play(self, evaluator: Evaluator, actor: Actor, episodes: Sequence[PlannedEpisode], keeper: Keeper) -> None: ...
 
@@ -68,17 +68,17 @@ class Algorithm(Protocol):
 
 
 def learn(config: Config, name: str, checkpoint: str, env: str) -> Improvement:
-    """Improve the policy of a checkpoint in a simulator; goes on where the same run was stopped.
+    """Improve the policy of a checkpoint in a simulator; resumes the same run if it was stopped.
 
-    config: that of the checkpoint's run, whose demonstrations are trained on beside the experience; `run_name` is the
-    new run's. name: of `ALGORITHMS`. Raises InputError.
+    config: that of the checkpoint's run, whose demonstrations are trained on together with the experience; `run_name`
+    is the new run's. name: a key of `ALGORITHMS`. Raises InputError.
     """
     with ExitStack() as held:
         return _Rounds(config, name, checkpoint, env, held).run()
 
 
 class _Rounds:
-    """A run of rounds: its folder, its world, and where it stands."""
+    """A run of rounds: its folder, its world and its progress."""
 
     def __init__(self, config: Config, name: str, checkpoint: str, env: str, held: ExitStack) -> None:
         self.config, self.name, self.env, self.folder = config, name, env, config.run_dir
@@ -91,7 +91,7 @@ class _Rounds:
         leave_page(held, self.folder)
         self._settle(checkpoint)
         record_default(config.data)
-        open_configured(config.data)  # what cannot be read is said before anything is played
+        open_configured(config.data)  # so that unreadable data is an error before anything is played
         self.device = acting_device(config.distributed.cpu)
         gpu = RenderingGPU.of(self.device)
         self.evaluator = Evaluator(env, policy.processor.camera_size, config.evaluation.workers, gpu=gpu)
@@ -103,7 +103,7 @@ class _Rounds:
         self._kept = dict[int, int]()  # {round: episodes}
 
     def _settle(self, checkpoint: str) -> None:
-        """Note down what is learned from what; refuse to go on with something else. Raises InputError."""
+        """Record the run's setup; refuse to resume with another one. Raises InputError."""
         setup: dict[str, Any] = {
             "algorithm": self.name,
             "checkpoint": checkpoint,
@@ -114,7 +114,7 @@ class _Rounds:
         settle(self.folder, setup, self.config)
 
     def run(self) -> Improvement:
-        """All rounds that are missing, the control, and the comparison."""
+        """Run the missing rounds, the control and the comparison."""
         policy = self.base
         for number in range(1, self.settings.rounds + 1):
             self._kept[number] = self._gather(number, policy)
@@ -139,7 +139,7 @@ class _Rounds:
     # ---- one round -------------------------------------------------------------------------------------------
 
     def _gather(self, number: int, policy: Path) -> int:
-        """Play what a round lacks of its episodes, and keep what is worth it; how many those are."""
+        """Play a round's missing episodes and keep the selected ones; return the number kept in the round."""
         place = self._round(number)
         experience = RoundExperience(place, self.env, self.name, self.algorithm.keeps)
         if experience.facts is None:
@@ -162,8 +162,8 @@ class _Rounds:
         return self.folder / "experience" / f"round_{number:02d}"
 
     def _train(self, where: str, start: Path, steps: int, rounds: int | None) -> Path:
-        """The policy that imitates from `start` on, in a run of its own. rounds: whose experience it sees beside the
-        demonstrations; None: that of none."""
+        """Train the policy `start` in a run of its own. rounds: how many rounds' experience it sees besides the
+        demonstrations; None: none."""
         data = self.config.data
         if rounds is not None:
             data = data.model_copy(update={"datasets": self._sources(rounds), "balance": "weights"})
@@ -177,7 +177,7 @@ class _Rounds:
         return imitate(self.config, self.folder / where, start, steps, data, seed, training)
 
     def _sources(self, rounds: int) -> list[SourceConfig]:
-        """The demonstrations and the experience of so many rounds, each with its share."""
+        """The demonstrations and the experience of this many rounds, each with its share."""
         demonstrations = self.config.data.sources
         share = self.settings.experience_share
         weight = sum(source.weight for source in demonstrations) * share / (1 - share)
@@ -190,7 +190,7 @@ class _Rounds:
         return [*demonstrations, *sources]
 
     def _follow(self, number: int, policy: Path) -> None:
-        """Measure how good the policy is after a round, with films of three episodes."""
+        """Evaluate the policy after a round, with films of three episodes."""
         episodes, step = self.config.learning.round_episodes, number * self.settings.steps
         if not episodes:
             return
@@ -207,8 +207,8 @@ class _Rounds:
     def _evaluate(
         self, policy: Path, purpose: Purpose, episodes: int, name: str, films: Path | None = None
     ) -> EvaluationReport:
-        """The outcomes of a policy, which stay in a file. films: where those of the best, median and worst go, of
-        episodes that are played now."""
+        """Evaluate a policy, or load the saved report of that. films: the folder for films of the best, median and
+        worst episode, which are made only when the episodes are played."""
         file = self.folder / EVALUATIONS / f"{name}.json"
         if file.exists():
             return EvaluationReport.load(file)
@@ -229,7 +229,7 @@ class _Rounds:
         return HowPlayed.configured(self.config.evaluation)
 
     def _filmed(self, report: EvaluationReport, played: Sequence[PlayedEpisode], folder: Path) -> EvaluationReport:
-        """The report, which knows where the films are."""
+        """Make the films, and return the report with their paths."""
         traces = {each.outcome.seed: each.trace for each in played}
         orders = {
             outcome.seed: film_order(traces[outcome.seed], outcome, folder, rank, MOST_PICTURES)

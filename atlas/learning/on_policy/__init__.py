@@ -1,1 +1,1 @@
-"""Learning from what the present policy has just played: PPO and GRPO, and what they share."""
+"""On-policy learning: PPO, GRPO and their common parts."""

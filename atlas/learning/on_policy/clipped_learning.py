@@ -1,7 +1,7 @@
-"""The common part of methods that take many small steps on what the present policy has just played, each held near it
-by a clipped ratio of probabilities (Schulman et al., 2017).
+"""The common part of methods that take many small steps on the current policy's own decisions, and stay near that
+policy by a clipped ratio of probabilities (Schulman et al., 2017).
 
-A decision is a whole chunk: its probability is that of all its executed numbers together.
+A decision is a whole chunk; its probability is the joint one of all its executed numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from atlas.learning.policy_view import PolicyView
 from atlas.learning.rank_group import RankGroup
 from atlas.training.optimizer import trained_parameters
 
-_ROWS = 256  # that a policy is asked about at a time, where no gradients are needed
+_ROWS = 256  # per forward pass without gradients
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class PlayedDecisions:
 
 
 def divergence_from(other: torch.Tensor, drawn_by: torch.Tensor) -> torch.Tensor:
-    """Estimates float32 [T] of the KL divergence of the policy that has drawn some actions from another one, of the
-    log-probabilities [T] that both give them: never negative, right on average, and of little variance."""
+    """Estimates float32 [T] of the KL divergence from the policy that drew some actions to another one, by the
+    log-probabilities [T] of both: never negative, unbiased, and of low variance."""
     difference = other - drawn_by
     return difference.exp() - 1 - difference
 
@@ -42,8 +42,8 @@ def divergence_from(other: torch.Tensor, drawn_by: torch.Tensor) -> torch.Tensor
 def clipped_loss(
     log_probs: torch.Tensor, before: torch.Tensor, advantages: torch.Tensor, low: float, high: float
 ) -> Any:
-    """The loss of a policy whose actions had the log-probabilities `before`, [B]: nothing is gained by a ratio beyond
-    1 - low or 1 + high. Also the approximate KL divergence and the share of ratios that were clipped."""
+    """The loss for actions that had the log-probabilities `before`, [B]; ratios beyond 1 - low or 1 + high gain
+    nothing. Also returns the approximate KL divergence and the share of clipped ratios."""
     ratio = (log_probs - before).exp()
     loss = -torch.min(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages).mean()
     with torch.no_grad():
@@ -64,9 +64,9 @@ class ClippedLearner(ABC):
         group: RankGroup | None = None,
         more_rate: float | None = None,
     ) -> None:
-        """name: of its metrics. more: parameters that are trained beside the policy's, with a learning rate of their
-        own where there is more_rate. group: of processes that see the same decisions and learn as one; each takes its
-        share of every minibatch."""
+        """name: of the metrics. more: parameters trained besides the policy's, with the learning rate more_rate if that
+        is given. group: the processes that see the same decisions and learn as one; each takes its share of every
+        minibatch."""
         self.name, self.view, self._settings = name, view, settings
         self.group = group or RankGroup()
         own, beside = [parameter for _, parameter in trained_parameters(view.trained())], list(more)
@@ -80,13 +80,12 @@ class ClippedLearner(ABC):
 
     @abstractmethod
     def _loss(self, rows: torch.Tensor, mine: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss of `mine` among the rows of a minibatch of what was played, with what to show of it: `kl` among
-        others."""
+        """The loss of the rows `mine` of a minibatch, and its metrics, which include `kl`."""
 
     def _epochs(self, count: int, progress: float, rng: np.random.Generator) -> dict[str, float]:
-        """Some epochs over `count` decisions; the means of what there is to show. progress: of the run, 0 to 1.
+        """Run epochs over `count` decisions, and return the means of the metrics. progress: of the run, 0 to 1.
 
-        They end where the policy is farther from the one that played than `kl_limit`.
+        The epochs end once the policy is farther than `kl_limit` from the one that played.
         """
         settings = self._settings
         left = 1 - progress if settings.anneal else 1
@@ -111,8 +110,8 @@ class ClippedLearner(ABC):
         return {**overall, f"{self.name}/learning_rate": settings.learning_rate * left}
 
     def _share(self, rows: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """The rows of a minibatch that this process takes, and what part of the whole they are: one row that does not
-        count, where there are fewer rows than processes."""
+        """This process's rows of a minibatch, and their share of the whole; one row with share 0 if there are fewer
+        rows than processes."""
         mine = rows[self.group.rank :: self.group.size]
         return (mine, len(mine) / len(rows)) if len(mine) else (rows[:1], 0.0)
 
@@ -123,8 +122,8 @@ class ClippedLearner(ABC):
     def _policy_loss(
         self, decisions: PlayedDecisions, advantages: torch.Tensor, rows: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
-        """The clipped loss and that of the entropy, for advantages float32 [B] of these rows; what to show, and the
-        log-probabilities [B] now."""
+        """The clipped loss minus the entropy bonus, for advantages float32 [B] of these rows; its metrics; and the
+        current log-probabilities [B]."""
         settings = self._settings
         device = self.view.device
         distribution = self.view.distribution({name: values[rows] for name, values in decisions.observations.items()})
@@ -136,8 +135,8 @@ class ClippedLearner(ABC):
         return loss - settings.entropy_weight * entropy, shown, log_probs
 
     def _descend(self, loss: torch.Tensor, total: float) -> torch.Tensor:
-        """A step, unless the loss or a gradient is not finite, which is counted; the gradients' norm. loss: this
-        process's part of `total`."""
+        """Make a step, or count it as skipped if the loss or a gradient is not finite; return the gradients' norm.
+        loss: this process's part of `total`."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.group.add([p.grad for p in self.parameters if p.grad is not None])
@@ -150,7 +149,7 @@ class ClippedLearner(ABC):
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """The state for a checkpoint."""
         return {
             "policy": self.view.trained().state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -165,14 +164,14 @@ class ClippedLearner(ABC):
 
 
 class StartPolicy:
-    """The policy that a run has begun with, which tells how far the present one has gone from it."""
+    """A frozen copy of the initial policy, to measure how far the current one is from it."""
 
     def __init__(self, view: PolicyView) -> None:
         self._view = view.copy()
 
     @torch.no_grad()
     def log_probs(self, decisions: PlayedDecisions) -> torch.Tensor:
-        """The log probabilities of what was tried, float32 [T]."""
+        """The log-probabilities of decisions under the initial policy, float32 [T]."""
         parts = torch.arange(len(decisions.actions)).split(_ROWS)
         found = []
         for rows in parts:

@@ -1,8 +1,8 @@
-"""Group-relative policy optimisation (Shao et al., 2024): several episodes from one start, each worth what it reached
-beyond the others of its group. Nothing foresees values.
+"""Group-relative policy optimisation (Shao et al., 2024): several episodes share a start, and the advantage of each is
+its result relative to the others of its group. There is no value network.
 
-As SimpleVLA-RL does it (Li et al., 2025): groups of which all succeed or all fail teach nothing and are left out, the
-clip is wider above than below (Yu et al., 2025), and nothing holds the policy near the one of the start unless asked.
+This follows SimpleVLA-RL (Li et al., 2025): groups in which all episodes succeed or all fail teach nothing and are left
+out, the clip range is wider above than below (Yu et al., 2025), and there is no KL penalty by default.
 """
 
 from __future__ import annotations
@@ -27,23 +27,22 @@ from atlas.training.guards.signals import StopRequest, listening
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE = 5  # iterations without a mixed group, after which it is said
+_PATIENCE = 5  # iterations without a mixed group until a warning
 
 
 @dataclass(frozen=True)
 class Grouped(PlayedDecisions):
     """T decisions of one policy, in episodes of groups."""
 
-    advantages: torch.Tensor  # float32 [T], of the episode that each is of
-    start: torch.Tensor | None = None  # float32 [T], the log-probabilities by the policy of the start
+    advantages: torch.Tensor  # float32 [T], of each decision's episode
+    start: torch.Tensor | None = None  # float32 [T], the log-probabilities under the initial policy
 
 
 def group_advantages(scores: np.ndarray, judged: bool, low: float, high: float) -> np.ndarray | None:
-    """Compare what each of a group's episodes reached, float [G], with the others: float32 [G], of mean 0 and deviation
-    1.
+    """The advantages of a group's episodes, float32 [G], with mean 0 and deviation 1, from their scores, float [G].
 
-    judged: these are successes, 0 or 1, of which a share from `low` to `high` is asked for. None: the group says
-    nothing, for its episodes are alike, or the share is another.
+    judged: the scores are successes, 0 or 1, whose mean must lie from `low` to `high`. Returns None if it does not, or
+    if all scores are equal.
     """
     deviation = float(scores.std())
     if deviation < 1e-6 or (judged and not low <= float(scores.mean()) <= high):
@@ -60,7 +59,7 @@ class GRPO(ClippedLearner):
         self._played: Grouped | None = None
 
     def learn(self, played: Grouped, progress: float, rng: np.random.Generator) -> dict[str, float]:
-        """Some epochs over what was played; what to show of them. progress: of the run, 0 to 1."""
+        """Run epochs over an iteration's decisions, and return their metrics. progress: of the run, 0 to 1."""
         self._played = played
         return self._epochs(len(played.actions), progress, rng)
 
@@ -75,8 +74,8 @@ class GRPO(ClippedLearner):
 
 
 def learn_grpo(config: Config, env: str, checkpoint: str | None = None) -> OnlineResult:
-    """GRPO in this process, or in all of its group if it was started in one; goes on where the same run was stopped,
-    exactly. Raises InputError."""
+    """Run GRPO in this process, or in all processes of its group if it was started in one; resumes the same run exactly
+    if it was stopped. Raises InputError."""
     with ExitStack() as held, one_thread(), listening() as stop:
         group = RankGroup.join(config.distributed, held)
         return _Run(OnlineRun(config, "grpo", env, held, stop, checkpoint, group), stop).play()
@@ -87,7 +86,7 @@ class _Episode:
     rows: list[dict[str, np.ndarray]]
     actions: list[torch.Tensor]
     log_probs: list[torch.Tensor]
-    score: float  # 1 for success and 0 otherwise; where the world does not tell, the return
+    score: float  # 1 for success, 0 otherwise; the return if the world does not report success
 
 
 class _Run(OnPolicyRun):
@@ -107,7 +106,7 @@ class _Run(OnPolicyRun):
         return super()._measures_start or self._grpo_settings.kl_weight > 0
 
     def _iterate(self, rng: np.random.Generator) -> dict[str, float]:
-        """Groups of episodes, by the present policy."""
+        """Play groups of episodes with the current policy, and learn from them."""
         kept, of_episodes, scores = list[_Episode](), list[float](), list[np.ndarray]()
         mine = {
             number: self._play_group(number)
@@ -137,8 +136,8 @@ class _Run(OnPolicyRun):
         if self.ended is not None:
             return shown
         lengths = torch.tensor([len(episode.rows) for episode in kept])
-        # All decisions of an episode count together as much as those of another: failures last longest, and would be
-        # most of what is learned from.
+        # Episodes have equal weight, whatever their number of decisions: failures are the longest, and would dominate
+        # the loss.
         weighted = torch.tensor(of_episodes) * lengths.float().mean() / lengths
         advantages = weighted.repeat_interleave(lengths)
         played = Grouped(decisions.observations, decisions.actions, decisions.log_probs, advantages, start)
@@ -149,7 +148,7 @@ class _Run(OnPolicyRun):
         return [self._play_one(random) for _ in range(self._grpo_settings.group_size)]
 
     def _play_one(self, random: torch.Generator) -> _Episode:
-        """An episode by the present policy, to its end."""
+        """Play one episode with the current policy."""
         episode, total = _Episode([], [], [], 0.0), 0.0
         while True:
             row = self.view.look(self.world.observation)

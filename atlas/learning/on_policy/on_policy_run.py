@@ -1,4 +1,4 @@
-"""A run of learning from what the present policy has just played: play, learn from it, look, save, and again."""
+"""A run of on-policy learning: play, learn, evaluate, save, and repeat."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ Part = TypeVar("Part")
 
 
 class OnPolicyRun(ABC):
-    """A run in one process or in several that learn as one; it goes on where the same run was stopped."""
+    """A run in one process, or in several that learn as one; it resumes the same run if that was stopped."""
 
     def __init__(self, run: OnlineRun, stop: StopRequest, settings: OnPolicyConfig, learner: ClippedLearner) -> None:
         self.run, self.stop, self.settings, self.view, self.learner = run, stop, settings, learner.view, learner
         self.group = learner.group
-        self._events = list[tuple[np.ndarray, Ended | None]]()  # of this process's worlds, in the present iteration
-        run.policy.eval()  # what is learned from must be as likely as it was when it was played
-        # The policy is still the one of the start here, also where the run goes on.
+        self._events = list[tuple[np.ndarray, Ended | None]]()  # of this process's worlds, in the current iteration
+        run.policy.eval()  # so that log-probabilities are the same while playing and while learning
+        # The policy is still the initial one here, even if the run is resumed.
         self._start = StartPolicy(learner.view) if self._measures_start else None
         self.steps, self.rounds, self.episodes, self.seconds = 0, 0, 0, 0.0
-        self.ended: str | None = None  # why, where it ended before its steps were played
+        self.ended: str | None = None  # the reason, if it ended before all its steps
         self._played_at = time.monotonic()
         self._first: Observations | None = None
         self._last: Observations | None = None
-        self._looked: int | None = None  # steps, when the policy was evaluated last
-        self._resumed: Path | None = None  # the checkpoint from which the run goes on
+        self._looked: int | None = None  # the steps at the last evaluation
+        self._resumed: Path | None = None  # the checkpoint from which the run resumes
         if (found := run.latest()) is not None:
             folder, facts = found
             self._resumed, self._looked = folder, facts.get("looked")
@@ -62,7 +62,7 @@ class OnPolicyRun(ABC):
 
     @abstractmethod
     def _iterate(self, rng: np.random.Generator) -> dict[str, float]:
-        """Play by the present policy, and learn from it, with these random numbers; what to show of that."""
+        """Play with the current policy and learn from that, with these random numbers; return the metrics."""
 
     # ---- the loop --------------------------------------------------------------------------------------------
 
@@ -70,7 +70,7 @@ class OnPolicyRun(ABC):
         before, saved = self.run.before(), self.steps
         looked = self.steps if self._looked is None else self._looked
         if self.run.checkpoint is not None and self.run.best is None:
-            self._look()  # the policy of the start may remain the best
+            self._look()  # the initial policy may remain the best
         begun = time.monotonic() - self.seconds
         while self.steps < self.settings.steps and self.ended is None:
             shown = self._iterate(np.random.default_rng([self.run.config.seed, 7, self.rounds]))
@@ -94,24 +94,24 @@ class OnPolicyRun(ABC):
         return self.run.conclude(before, self.steps, self.log.episodes, self.learner.updates, self.seconds, self.ended)
 
     def _look(self) -> None:
-        """Evaluate the policy, and show what there is to see."""
+        """Evaluate the policy, and log the results."""
         self.learner_board.step = self.learner.updates
         self.run.look(self.learner_board, self.steps, self._judge, self._visited_states)
 
     @property
     def _judge(self) -> Judge | None:
-        """The judge that foresees rewards, where there is one."""
+        """The judge that predicts returns, if there is one."""
         return None
 
     def _visited_states(self, count: int) -> dict[str, Observations]:
-        """Return what was seen in the first iteration since the run was started or resumed, and in the last."""
+        """The states seen in the first iteration since the run was started or resumed, and in the last."""
         parts = {} if self._first is None else {"the first iteration": self._first}
         if self._last is not None:
             parts["the last iteration"] = self._last
         return {name: _subset(observations, count // 2) for name, observations in parts.items()}
 
     def _remember_states(self, observations: Observations) -> None:
-        """Keep what was seen in an iteration, to be shown."""
+        """Keep states of an iteration for the map."""
         most = self.run.config.logging.media.vis_dataset.frames
         if self._first is None:
             self._first = _subset(observations, most)
@@ -146,20 +146,19 @@ class OnPolicyRun(ABC):
         self.run.save(facts, write)
 
     def _worlds_stand(self) -> dict[int, dict[str, Any]]:
-        """Return what it takes for the worlds of all processes to go on, by their number; {}: they are between
-        episodes."""
+        """The states from which the worlds of all processes can resume, by number; {} if they are between episodes."""
         return {}
 
     def _worlds_stood(self) -> dict[int, dict[str, Any]]:
-        """Return `_worlds_stand` of the checkpoint from which the run goes on."""
+        """The result of `_worlds_stand` in the checkpoint from which the run resumes."""
         file = None if self._resumed is None else self._resumed / _WORLDS
         return dict(load_nested(file)) if file is not None and file.exists() else {}
 
     # ---- what both algorithms do ---------------------------------------------------------------------------------
 
     def _divergence_from_start(self, decisions: PlayedDecisions) -> tuple[torch.Tensor | None, dict[str, float]]:
-        """The log-probabilities [T] that the policy of the start gives what was tried, where they are asked for, and
-        how far it is. The run ends where the present policy is farther from it than is allowed."""
+        """The log-probabilities [T] of decisions under the initial policy, if they are needed, and the divergence from
+        it as a metric. Ends the run if the current policy is farther from it than `start_kl_limit`."""
         if self._start is None:
             return None, {}
         log_probs = self._start.log_probs(decisions)
@@ -173,13 +172,13 @@ class OnPolicyRun(ABC):
         return log_probs, {f"{self.learner.name}/start_kl": divergence}
 
     def _random(self, number: int) -> torch.Generator:
-        """Return what is drawn in the world, or the group of episodes, of this number in the present iteration: on one
-        process and on several the same."""
+        """The generator for the world, or the group of episodes, of this number in the current iteration; the same for
+        any number of processes."""
         generator = torch.Generator(self.view.device)
         return generator.manual_seed(hash_of(self.run.config.seed, self.rounds, number))
 
     def _count_step(self, actions: np.ndarray, ended: Ended | None) -> None:
-        """Actions [n, A] were executed, and perhaps an episode ended. Alone, it is counted and shown at once."""
+        """Count executed actions [n, A], and an episode that ended. A single process logs at once, several later."""
         if self.group.size > 1:
             self._events.append((actions, ended))
             return
@@ -189,7 +188,7 @@ class OnPolicyRun(ABC):
             self.board.log(self.log.ended(ended, False, 0), self.log.steps)
 
     def _gathered(self, part: Part) -> list[Part]:
-        """Return what all processes have played, by rank; what happened is counted on all of them."""
+        """Gather the parts of all processes, by rank, and count all their steps and episodes."""
         begun, self._played_at = self._played_at, time.monotonic()
         found = self.group.gathered((part, self._events))
         steps = sum(len(actions) for _, events in found for actions, _ in events)
@@ -203,7 +202,7 @@ class OnPolicyRun(ABC):
         return [each for each, _ in found]
 
     def _decide(self, row: dict[str, np.ndarray], random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """A chunk [1, H, A] at random, and its log-probability [1]."""
+        """Sample a chunk [1, H, A], and give its log-probability [1]."""
         with torch.no_grad():
             observations = {name: torch.from_numpy(values)[None] for name, values in row.items()}
             distribution = self.view.distribution(observations)
@@ -214,24 +213,24 @@ class OnPolicyRun(ABC):
 
 
 def _subset(observations: Observations, count: int) -> Observations:
-    """Return at most `count` of the rows, at even distances."""
+    """At most `count` of the rows, evenly spaced."""
     total = len(next(iter(observations.values())))
     rows = torch.linspace(0, total - 1, min(count, total)).long()
     return {name: values[rows].clone() for name, values in observations.items()}
 
 
 def check_shared(key: str, count: int, group: RankGroup) -> None:
-    """Raises InputError where so many of something cannot be shared evenly among the processes."""
+    """Raises InputError if this many cannot be shared evenly among the processes."""
     if count % group.size:
         more = -(-count // group.size) * group.size
         raise InputError(f"{key} is {count}, and {group.size} processes share them: such as {key}={more}.")
 
 
 def stacked(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Rows as columns."""
+    """Rows stacked into columns."""
     return {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
 
 
 def hash_of(seed: int, *numbers: int) -> int:
-    """A seed of a generator for the so many-th of something."""
+    """A generator's seed, from the run's seed and some numbers."""
     return int(np.random.default_rng([seed, 8, *numbers]).integers(2**62))

@@ -1,7 +1,7 @@
-"""Proximal policy optimisation (Schulman et al., 2017), whose advantages are generalised estimates (Schulman et al.,
-2016): a network foresees the values of states, and a decision is worth what it brought beyond that.
+"""Proximal policy optimisation (Schulman et al., 2017) with generalised advantage estimates (Schulman et al., 2016): a
+value network predicts returns, and a decision's advantage is its result relative to that.
 
-A decision is a whole chunk: its reward is the sum over its actions.
+A decision is a whole chunk; its reward is the sum over its actions.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Played(PlayedDecisions):
     """T decisions of one policy, in order."""
 
     rewards: torch.Tensor  # float32 [T]
-    values: torch.Tensor  # float32 [T], of what was seen
-    values_then: torch.Tensor  # float32 [T], of what was seen after; 0 where the task was over
+    values: torch.Tensor  # float32 [T], of the observations
+    values_then: torch.Tensor  # float32 [T], of the next observations; 0 if the task was over
     over: torch.Tensor  # bool [T], the last of an episode
 
 
 def advantages(played: Played, gamma: float, trace: float) -> torch.Tensor:
-    """Generalised advantage estimates, float32 [T]: sums of the errors of the values to come, each step of which counts
-    gamma * trace times as much as the one before, up to the end of the episode."""
+    """Generalised advantage estimates, float32 [T]: sums of the following temporal-difference errors up to the end of
+    the episode, discounted by gamma * trace per step."""
     errors = played.rewards + gamma * played.values_then - played.values
     estimates, following = torch.empty_like(errors), 0.0
     for step in range(len(errors) - 1, -1, -1):
@@ -54,7 +54,7 @@ def advantages(played: Played, gamma: float, trace: float) -> torch.Tensor:
 
 
 class PPO(ClippedLearner):
-    """The policy, a network for the values of states, and their optimizer."""
+    """The policy, a value network, and their optimizer."""
 
     def __init__(self, settings: PpoConfig, view: PolicyView, seed: int, group: RankGroup | None = None) -> None:
         torch.manual_seed(seed)
@@ -72,7 +72,7 @@ class PPO(ClippedLearner):
         return values
 
     def learn(self, played: Played, progress: float, rng: np.random.Generator) -> dict[str, float]:
-        """Some epochs over what was played; what to show of them. progress: of the run, 0 to 1."""
+        """Run epochs over an iteration's decisions, and return their metrics. progress: of the run, 0 to 1."""
         estimates = advantages(played, self.settings.gamma, self.settings.trace)
         value_targets = estimates + played.values
         self._played = played, estimates, value_targets
@@ -91,7 +91,7 @@ class PPO(ClippedLearner):
         return loss + self.settings.value_weight * value_loss, {**shown, "value_loss": value_loss}
 
     def show_values(self, tracker: RunTracker) -> None:
-        """Show how the values that were foreseen are spread, and those that came."""
+        """Log the distributions of the predicted values and of their targets."""
         if self._played is None:
             return
         played, _, value_targets = self._played
@@ -100,13 +100,13 @@ class PPO(ClippedLearner):
 
     @property
     def _size(self) -> float:
-        """The size of 1 in what is learned, in rewards."""
+        """The reward that a learned value of 1 stands for."""
         return self.reward_scale.deviation if self.settings.scale_rewards else 1.0
 
     @torch.no_grad()
     def values_and_targets(self, decisions: DecisionBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The values of T states, and what came of each with the value of the next: float32 [T] each, in the rewards
-        that are learned from, before they are scaled."""
+        """The values of T states, and their one-step targets: float32 [T] each, in the rewards that are learned from,
+        before scaling."""
         values, next_values = (
             self.state_values(decisions.observations) * self._size,
             self.state_values(decisions.next_observations) * self._size,
@@ -124,7 +124,7 @@ class PPO(ClippedLearner):
 
 
 class RunningScale:
-    """Divides rewards by the deviation of the discounted returns so far, so that values are of the size of 1."""
+    """Divides rewards by the standard deviation of the discounted returns so far, so that values are of order 1."""
 
     def __init__(self, gamma: float) -> None:
         self._gamma, self._return = gamma, 0.0
@@ -142,7 +142,7 @@ class RunningScale:
 
     @property
     def deviation(self) -> float:
-        """1 where all returns so far were the same."""
+        """The standard deviation of the returns so far; 1 if all were the same."""
         deviation = (self._squares / max(1, self._count)) ** 0.5
         return deviation if deviation > 1e-8 else 1.0
 
@@ -165,8 +165,8 @@ def _linear(before: int, after: int, gain: float) -> nn.Linear:
 
 
 def learn_ppo(config: Config, env: str, checkpoint: str | None = None) -> OnlineResult:
-    """PPO with several worlds in turn, in this process, or in all of its group if it was started in one; goes on where
-    the same run was stopped. Raises InputError."""
+    """Run PPO with several worlds in turn, in this process, or in all processes of its group if it was started in one;
+    resumes the same run if it was stopped. Raises InputError."""
     with ExitStack() as held, one_thread(), listening() as stop:
         group = RankGroup.join(config.distributed, held)
         return _Run(OnlineRun(config, "ppo", env, held, stop, checkpoint, group), stop).play()
@@ -183,7 +183,7 @@ class _Run(OnPolicyRun):
         count = settings.worlds
         check_shared("learning.ppo.worlds", count, group)
         super().__init__(run, stop, settings, self.ppo)
-        # Of a checkpoint that does not say where the worlds stood, they begin with the next episode.
+        # Without the worlds' states in the checkpoint, they begin with the next episode.
         first = -(-self.episodes // count) + (1 if self.episodes else 0)
         self.worlds = {
             i: Explorer(
@@ -208,13 +208,13 @@ class _Run(OnPolicyRun):
         super()._look()
 
     def _iterate(self, rng: np.random.Generator) -> dict[str, float]:
-        """`decisions` of each world, by the present policy."""
+        """Play `decisions` in each world with the current policy, and learn from them."""
         mine = {number: self._play_in(world, self._random(number)) for number, world in self.worlds.items()}
         parts = [part for _, part in sorted(each for ours in self._gathered(mine) for each in ours.items())]
         columns = {name: torch.cat([part.observations[name] for part in parts]) for name in parts[0].observations}
         rest = ("actions", "log_probs", "rewards", "values", "values_then", "over")
         joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in rest}
-        if self._scaled:  # by all worlds' returns, one after another
+        if self._scaled:  # by the returns of all worlds, one after another
             ends = torch.cat([part.ends for part in parts]).tolist()
             scaled = [self.ppo.reward_scale(*each) for each in zip(joined["rewards"].tolist(), ends, strict=True)]
             joined["rewards"] = torch.tensor(scaled, dtype=torch.float32)
@@ -225,7 +225,7 @@ class _Run(OnPolicyRun):
 
     def _play_in(self, world: Explorer, random: torch.Generator) -> _Part:
         rows: list[dict[str, np.ndarray]] = []
-        ends: dict[int, dict[str, np.ndarray]] = {}  # what an episode ended with, by the decision
+        ends: dict[int, dict[str, np.ndarray]] = {}  # {decision: the last observation of the episode that it ended}
         actions, log_probs, rewards, terminated = [], [], list[float](), list[bool]()
         for number in range(self._decisions):
             rows.append(self.view.look(world.observation))
@@ -248,7 +248,7 @@ class _Run(OnPolicyRun):
         next_values[torch.tensor(terminated)] = 0.0
         ended_at = torch.tensor([number in ends for number in range(len(actions))])
         over_at = ended_at.clone()
-        over_at[-1] = True  # the next decisions are another world's
+        over_at[-1] = True  # the next decisions come from another world
         return _Part(
             {name: column[:-1] for name, column in observations.items()},
             torch.cat(actions),
@@ -261,7 +261,7 @@ class _Run(OnPolicyRun):
         )
 
     def _state_values(self, observations: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return `PPO.worth`, some rows at a time: images take much memory on their way."""
+        """`PPO.state_values` in batches: images need much memory."""
         parts = torch.arange(len(next(iter(observations.values())))).split(256)
         return torch.cat(
             [
@@ -272,7 +272,7 @@ class _Run(OnPolicyRun):
 
 
 def _tensors(stand: dict[str, Any]) -> dict[str, Any]:
-    """Return it with arrays as a file keeps them; see `_array`."""
+    """A world's state with its arrays as tensors, for a file; the inverse of `_array`."""
     return {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in stand.items()}
 
 
@@ -282,6 +282,6 @@ def _array(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Part(Played):
-    """The part that one world gave, with rewards that are not scaled yet."""
+    """The decisions of one world, with unscaled rewards."""
 
     ends: torch.Tensor  # bool [T], where an episode ended
