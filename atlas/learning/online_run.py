@@ -256,9 +256,10 @@ class OnlineRun:
         with one_thread():
             planned = self._planned(report.purpose, len(report.outcomes))
             films.show(report, planned, self._open_shown, self.view, judge)
-            if experience.wanted:
+            if experience.most_states:
                 experience.show(
-                    {**self._demonstration_states(experience.wanted // 3), **visited(experience.wanted)}, self._state
+                    {**self._demonstration_states(experience.most_states // 3), **visited(experience.most_states)},
+                    self._state,
                 )
         self.policy.train(was_training)
 

@@ -165,7 +165,7 @@ def test_an_actor_that_is_not_heard_of_is_named_once(
     hub = learner_role._Hub(run, learner, None, None)  # type: ignore[arg-type]
     now = 100.0
     monkeypatch.setattr(learner_role.time, "monotonic", lambda: now)
-    hub.heard = {0: 99.0, 1: 60.0}
+    hub.last_heard = {0: 99.0, 1: 60.0}
 
     with caplog.at_level(logging.WARNING):
         hub._notice_silence()
@@ -174,4 +174,4 @@ def test_an_actor_that_is_not_heard_of_is_named_once(
     assert [record.getMessage() for record in caplog.records] == [
         "Actor 1 has not been heard of for 30 s; learning goes on"
     ]
-    assert hub.heard == {0: 99.0}
+    assert hub.last_heard == {0: 99.0}

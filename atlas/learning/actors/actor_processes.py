@@ -92,5 +92,5 @@ def learn_with_actors(
     settings, see `learn_here`. Raises InputError."""
     kind: Callable[[Config, str, int, str | None, str], ActorGroup] = RayActors if ray else ActorProcesses
     with kind(config, env, actors, checkpoint, name) as started:
-        there = started.address, started.key, checkpoint
-        return learn_from_actors(config, env, *there, started.start, started.look, name)
+        learner = started.address, started.key, checkpoint
+        return learn_from_actors(config, env, *learner, started.start, started.look, name)

@@ -70,7 +70,7 @@ class _Hub:
         self.safe = dict(self.arrived)
         self.actors = int(facts.get("actors", 0))  # numbers given out so far
         self.tokens: dict[str, int] = {}  # {an actor's token: its number}, for actors that have said hello
-        self.heard: dict[int, float] = {}
+        self.last_heard: dict[int, float] = {}
         self.pushed = learner.sac.updates
         self.waiting: deque[tuple[bytes, Experience]] = deque()  # messages that arrived while episodes were played
 
@@ -112,7 +112,7 @@ class _Hub:
                 self._welcome(client, message)
                 self.waiting = deque(each for each in self.waiting if self.end.is_known(each[0]))
             else:
-                self.heard[message.actor] = time.monotonic()
+                self.last_heard[message.actor] = time.monotonic()
                 self.waiting.append((client, message))
         for client, actor in self.end.clients():
             self._acknowledge(client, actor)
@@ -135,7 +135,7 @@ class _Hub:
         actor = hello.actor if again else self.tokens.setdefault(hello.token, self.actors)
         self.actors = max(self.actors, actor + 1)
         self.end.known(client, actor)
-        self.heard[actor] = time.monotonic()
+        self.last_heard[actor] = time.monotonic()
         logger.info("Actor %d is there%s", actor, " again" if again else "")
         arrived = self.arrived.get(actor, -1)
         self.end.answer(client, Welcome(actor, arrived, self.learner.steps, self._weights()))
@@ -149,7 +149,7 @@ class _Hub:
             self.learner.take(message.piece)
             self.learner.episodes += message.episodes
             self.arrived[message.actor] = message.number
-        self.heard[message.actor] = time.monotonic()
+        self.last_heard[message.actor] = time.monotonic()
         self._acknowledge(client, message.actor)
 
     def _acknowledge(self, client: bytes, actor: int) -> None:
@@ -164,9 +164,9 @@ class _Hub:
 
     def _notice_silence(self) -> None:
         now = time.monotonic()
-        for actor in [actor for actor, then in self.heard.items() if now - then > _QUIET]:
+        for actor in [actor for actor, then in self.last_heard.items() if now - then > _QUIET]:
             logger.warning("Actor %d has not been heard of for %.0f s; learning goes on", actor, _QUIET)
-            del self.heard[actor]
+            del self.last_heard[actor]
 
     def _weights(self) -> dict[str, np.ndarray]:
         return {name: tensor.detach().cpu().numpy() for name, tensor in self.run.view.weights().items()}

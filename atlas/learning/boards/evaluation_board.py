@@ -76,16 +76,16 @@ class EvaluationBoard:
     def _film(self, judged: JudgedEpisode, env: Environment, rank: str, step: int) -> Path:
         path = self._folder / VIDEOS / f"update_{step:08d}" / film_name(rank, judged.outcome)
         path.parent.mkdir(parents=True, exist_ok=True)
-        outcome, asked = judged.outcome, self._media.action_logger.along_episodes
-        curves = judged.curves("q_value" in asked, "action_probability" in asked)
+        outcome, configured = judged.outcome, self._media.action_logger.along_episodes
+        curves = judged.curves("q_value" in configured, "action_probability" in configured)
         make_film(
             env, FilmOrder(path, judged.trace, outcome.instruction, outcome.verdict, MOST_PICTURES, curves=curves)
         )
         return path
 
     def _show_decisions(self, judged: JudgedEpisode, rank: str, step: int | None) -> None:
-        asked = self._media.action_logger.along_episodes
-        curves = judged.curves("q_value" in asked, "action_probability" in asked)
+        configured = self._media.action_logger.along_episodes
+        curves = judged.curves("q_value" in configured, "action_probability" in configured)
         if curves:
             outcome = judged.outcome
             title = f"The {rank} episode of the evaluation ({outcome.verdict}, reward {outcome.reward:.4g})"

@@ -66,7 +66,7 @@ class ExperienceMap:
         self._off = config.interval == 0
 
     @property
-    def wanted(self) -> int:
+    def most_states(self) -> int:
         """The largest number of states shown; 0: none."""
         return 0 if self._off else self._config.frames
 

@@ -35,7 +35,7 @@ class RoundExperience:
     def __init__(self, folder: Path, env: str, learned_by: str, keeps: Callable[[PlayedEpisode], bool]) -> None:
         self.folder, self._horizon = folder, environment_spec(env).horizon
         self.keeps = keeps
-        self._kept = KeptEpisodes(folder, env, learned_by)
+        self._episodes = KeptEpisodes(folder, env, learned_by)
         self._played = _lines(folder / _PLAYED)
         self._begun, self._before = time.monotonic(), len(self._played)
 
@@ -52,7 +52,7 @@ class RoundExperience:
     def take(self, planned: PlannedEpisode, played: PlayedEpisode, recorded: RecordedEpisode | None) -> None:
         """Record an episode that is over in played.jsonl, and write it if it is kept."""
         if recorded is not None:
-            self._kept.take(planned.number, recorded)
+            self._episodes.take(planned.number, recorded)
         assert played.trace is not None
         outcome = played.outcome
         line = {
@@ -72,7 +72,7 @@ class RoundExperience:
 
     def finish(self) -> None:
         """Write the round's facts and metrics, once all episodes are played."""
-        self._kept.finish()
+        self._episodes.finish()
         lines = sorted(self._played, key=lambda line: int(line["number"]))
         rewards, lengths = ([line[name] for line in lines] for name in ("reward", "length"))
         new_steps = sum(line["length"] for line in self._played[self._before :])

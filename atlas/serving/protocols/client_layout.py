@@ -283,10 +283,10 @@ def _flat(message: Mapping[Any, Any]) -> dict[str, Any]:
     return found
 
 
-def _matching(wanted: Sequence[str], found: Mapping[str, Any]) -> list[str]:
+def _matching(expected: Sequence[str], found: Mapping[str, Any]) -> list[str]:
     """The wanted keys that a message has; `state.*` stands for all that begin with `state.`, in the message's order."""
     keys: list[str] = []
-    for key in wanted:
+    for key in expected:
         if key.endswith("*"):
             keys += [each for each in found if each.startswith(key[:-1])]
         elif key in found:
