@@ -102,7 +102,7 @@ ROWS = of_part(
     ),
     (
         "atlas/prepare.py",
-        "if not (run_dir / RESULTS).exists():",
+        "if not any((run_dir / name).exists() for name in (RESULTS, LEARNING)):",
         "if True:",
         "--resume auto goes on with a run that is finished",
         "tests/test_processes.py::test_resume_auto_without_a_name_goes_on_with_the_unfinished_run",
