@@ -33,7 +33,7 @@ _HEAD_INCHES = 0.45  # above the panels, for the title
 _TILE, _GAP, _HEAD, _FOOT = 240, 8, 44, 20
 _FINER = 2  # drawn at twice the size and reduced: smooth lines at little cost
 _SHORTEST_SPAN_M = 0.01  # of the motion, so that a motion of a millimetre does not fill the picture
-_LONGEST_NAME = 28  # characters above a panel; longer names are written smaller
+_PANEL_NAME = 28  # characters above a panel; longer names are written smaller
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ def _figure_with(panels: Sequence[Panel], title: str, recorded_as: str) -> tuple
         left, bottom = column * across + 0.5, height - _HEAD_INCHES - (row + 1) * down + 0.28
         axes = figure.add_axes((left / width, bottom / height, (across - 0.62) / width, (down - 0.55) / height))
         named = f"{panel.name} ({panel.unit})" if panel.unit else panel.name
-        size = min(9.0, 9.0 * _LONGEST_NAME / len(named))
+        size = min(9.0, 9.0 * _PANEL_NAME / len(named))
         axes.text(0, 1.05, named, transform=axes.transAxes, fontsize=size)  # a title would be laid out, at some cost
         style_axes(axes)
         areas.append(axes)

@@ -46,16 +46,12 @@ class LearnerCheckpoints:
         """folder: the run's."""
         self._folder, self._policy, self._world_size = folder, policy, world_size
         self._checkpoints = Checkpoints(folder, retention=1)
-        self._saved: int | None = None
 
     def save(self, steps: int, facts: dict[str, Any], write_learner: Callable[[Path], None]) -> None:
-        """Keep a checkpoint, unless these steps in the world have one. Raises OSError."""
-        if steps == self._saved:
-            return
+        """Keep a checkpoint after so many steps in the world, instead of one after as many. Raises OSError."""
         state = TrainingState(steps, samples_seen=0, world_size=self._world_size)
         self._checkpoints.write(_Learned(self._policy, state, facts, write_learner))
         self._checkpoints.prune()
-        self._saved = steps
 
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
         """The algorithm's part of the newest checkpoint, and its facts; None before there is one. Raises InputError for
@@ -64,5 +60,4 @@ class LearnerCheckpoints:
             return None
         checkpoint = find_undamaged(self._folder)
         facts: dict[str, Any] = read_json(checkpoint / "trainer" / _FACTS)
-        self._saved = facts["steps"]
         return checkpoint / "trainer", facts

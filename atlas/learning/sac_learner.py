@@ -58,6 +58,7 @@ class SacLearner:
         self.ended: str | None = None  # the reason, if it ended before all its steps
         self.begun_with = self._resume()
         self.looked: int = self.begun_with.get("looked", self.steps)  # the steps at the last evaluation
+        self._looked_updates = self.sac.updates if self.looked == self.steps else -1  # the updates then
         self.tracker: RunTracker = run.tracker("learner", self.sac.updates)
 
     # ---- experience ------------------------------------------------------------------------------------------
@@ -87,6 +88,11 @@ class SacLearner:
     @property
     def done(self) -> bool:
         return self.steps >= self.settings.steps or self.ended is not None
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the policy is the one of the last evaluation."""
+        return (self.looked, self._looked_updates) == (self.steps, self.sac.updates)
 
     # ---- learning --------------------------------------------------------------------------------------------
 
@@ -140,7 +146,7 @@ class SacLearner:
 
     def look(self) -> None:
         """Evaluate the policy, and log the distributions of the critics' values and targets."""
-        self.looked, self.tracker.step = self.steps, self.sac.updates
+        self.looked, self._looked_updates, self.tracker.step = self.steps, self.sac.updates, self.sac.updates
         for name in ("values", "targets"):
             if name in self._shown:
                 self.tracker.log_histogram(f"sac/q_{name}", self._shown[name].cpu())

@@ -112,7 +112,7 @@ class _Interleaved:
                 first = self.view.look(self.world.observation)
             row = self.view.look(self.world.observation)
         seconds = time.monotonic() - begun
-        if learner.looked < learner.steps:
+        if not learner.evaluated:
             learner.look()
         learner.save({})
         done = learner.steps, self.world.episodes, learner.sac.updates, seconds, learner.ended

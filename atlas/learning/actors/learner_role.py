@@ -78,9 +78,11 @@ class _Hub:
         before, learner = self.run.before(), self.learner
         logger.info("Listening for actors on port %d", self.end.port)
         on_listening(self.end.port)
+        if self.run.checkpoint is not None and self.run.best is None:
+            learner.look()  # the policy of the start may remain the best
         saved = learner.steps
         begun = time.monotonic() - learner.seconds
-        while not learner.done or learner.owed > 0:
+        while not learner.done or (learner.owed > 0 and learner.ended is None):
             self._hear(0.0 if learner.owed > 0 else 0.5)
             learner.learn(min(_AT_ONCE, max(0, learner.owed)))
             if learner.sac.updates - self.pushed >= self.settings.push_interval:
@@ -88,7 +90,9 @@ class _Hub:
                 self.end.push(Weights(self.pushed, self._weights()))
             learner.seconds = time.monotonic() - begun
             if learner.steps - learner.looked >= self.settings.eval_interval:
+                paused = time.monotonic()
                 learner.look()
+                begun += time.monotonic() - paused
             if self.stop.signal is not None or learner.steps - saved >= self.settings.save_interval:
                 saved = learner.steps
                 self._save()
@@ -96,7 +100,8 @@ class _Hub:
                 raise Interrupted(self.stop.signal)
             self._notice_silence()
             now_and_then()
-        learner.look()
+        if not learner.evaluated:
+            learner.look()
         self._save()
         for client, actor in list(self.end.clients()):
             self._acknowledge(client, actor)
