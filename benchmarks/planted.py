@@ -206,7 +206,7 @@ def said_by_training(dataset: Any, run: Path) -> tuple[list[Finding], str | None
         places = [f"data.path={data}", "data.datasets=null", f"output_dir={folder}", "run_name=prepared"]
         settings = ["data.cameras=null", "data.features=null", "data.feature_cache=null", "data.frame_cache=null"]
         config = load_config(run / "config.yaml", [*places, *settings, "evaluation.env=none"])
-        horizon = min(config.data.action_horizon, int(dataset.lengths.max()))
+        horizon = min(config.data.action_horizon, int(dataset.lengths.min()))
         config = config.model_copy(update={"data": config.data.model_copy(update={"action_horizon": horizon})})
         try:
             prepared = prepare(config, locks=locks)

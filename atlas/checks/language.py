@@ -11,6 +11,8 @@ import numpy as np
 
 from atlas.checks.context import CheckContext
 from atlas.checks.finding import Finding
+from atlas.environments.catalog import environment_spec
+from atlas.errors import InputError
 
 # What loaders and converters write when they have no instruction; compared without case, digits and punctuation.
 _PLACEHOLDERS = frozenset(
@@ -73,14 +75,28 @@ def _only_one(context: CheckContext) -> Finding:
             {"instructions": 1, "files": len(files)},
             bugs=("one_instruction",),
         )
+    words, evidence = f"there is only one instruction ('{task}')", {"instructions": 1}
+    others = _tasks_of_world(context)
+    if others <= 1:
+        message = f"{words}: a policy for this task, which will not listen to another"
+        return Finding("language", "info", message, None, evidence, bugs=("one_instruction",))
     return Finding(
         "language",
         "warning",
-        f"there is only one instruction ('{task}'): a policy cannot learn to listen to it",
+        f"{words}, but the world '{context.dataset.environment}' has {others} tasks: a policy cannot learn to listen",
         "For a policy with a single task nothing needs to be done; otherwise check how instructions were loaded.",
-        {"instructions": 1},
+        evidence,
         bugs=("one_instruction",),
     )
+
+
+def _tasks_of_world(context: CheckContext) -> int:
+    """The number of instructions in the world that the data was recorded in; 0 where it is not known."""
+    name = context.dataset.environment
+    try:
+        return 0 if name is None else len(environment_spec(name).instructions)
+    except InputError:  # it is not installed here
+        return 0
 
 
 def _alike(tasks: list[str]) -> Iterator[Finding]:

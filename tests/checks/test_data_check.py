@@ -341,6 +341,18 @@ def test_one_instruction_for_all_tasks_is_named(good: EpisodeDataset, env: Cubes
     assert "1 of 2 episodes do another task than their instruction says" in said(by_replay_alone, "language")
 
 
+def test_a_single_instruction_is_a_fault_only_where_there_are_more_tasks(good: EpisodeDataset) -> None:
+    only = [(name, check) for name, check in CHECKS if name == "language"]
+    one = {"instruction": INSTRUCTIONS[0], "files": []}
+
+    of_many, of_one = (
+        findings_in(Changed(good, **one, environment=world), checks=only)[0] for world in ("cubes", None)
+    )
+
+    assert of_many.severity == "warning" and "the world 'cubes' has 2 tasks" in of_many.message
+    assert of_one.severity == "info" and "there is only one instruction" in of_one.message
+
+
 def test_placeholders_are_named(good: EpisodeDataset) -> None:
     found = findings_in(Changed(good, instruction="No instruction"))
 
