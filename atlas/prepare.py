@@ -315,7 +315,8 @@ def _check_data(prepared: PreparedRun) -> None:
             config.evaluation.delay_ms,
             config.evaluation.blend,
         )
-    check_metrics(config, data.dataset.action_spec, data.dataset.tasks, env is not None, validation=len(data.val) > 0)
+    world = None if env is None else environment_spec(env)
+    check_metrics(config, data.dataset.action_spec, data.dataset.tasks, world, validation=len(data.val) > 0)
 
 
 def _check_perturbations(config: Config, env: str | None) -> None:

@@ -128,7 +128,9 @@ class ModelManagementConfig(Section):
 
     upload_frequency: NotNegative = 1  # every Nth checkpoint; 0: none but the best
     save_best_models: bool = True  # upload each new best one, whatever upload_frequency says
-    best_model_metric: str = "auto"  # auto: eval/success_rate if there are rollouts, otherwise val/loss
+    # auto: eval/success_rate if there are rollouts, eval/mean_reward if their world does not report success, otherwise
+    # val/loss
+    best_model_metric: str = "auto"
     best_model_mode: Literal["auto", "max", "min"] = "auto"
     # {metric: {min: …, max: …}}; only checkpoints that meet all of them are uploaded. min_success_rate: 0.8 and
     # min_reward_threshold: 0.5 are short for a min of eval/success_rate and eval/mean_reward.

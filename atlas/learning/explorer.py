@@ -44,7 +44,7 @@ class Ended:
 
     reward: float
     length: int
-    success: bool
+    success: bool | None  # None: the world does not report it
     truncated: bool
     seconds: float | None  # None: unknown, because others were played at the same time
 
@@ -138,7 +138,8 @@ class Explorer:
         if not segment.done:
             return transition, None
         seconds = time.monotonic() - self._begun
-        done = Ended(self._reward, self._length, segment.success, segment.truncated, seconds)
+        success = segment.success if self.env.spec.judged else None
+        done = Ended(self._reward, self._length, success, segment.truncated, seconds)
         if self._keep is not None and segment.success:
             self._keep_played(segment)
         self.episodes += 1
@@ -208,11 +209,12 @@ class EpisodeLog:
 def summary_aliases(prefix: str, episodes: Sequence[Ended]) -> dict[str, float]:
     """Rewards, successes, durations and timeouts of episodes, under the names that other dashboards use."""
     seconds = [each.seconds for each in episodes if each.seconds is not None]
+    successes = [each.success for each in episodes if each.success is not None]
     return {
         f"{prefix}/Reward_Mean": float(np.mean([each.reward for each in episodes])),
         f"{prefix}/Reward_Std": float(np.std([each.reward for each in episodes])),
-        f"{prefix}/Accuracy_Mean": float(np.mean([each.success for each in episodes])),
         f"{prefix}/Budget_Violation_Rate": float(np.mean([each.truncated for each in episodes])),
+        **({f"{prefix}/Accuracy_Mean": float(np.mean(successes))} if successes else {}),
         **({f"{prefix}/Latency_Mean": float(np.mean(seconds))} if seconds else {}),
     }
 
@@ -240,4 +242,5 @@ def _play(env: Environment, actor: Actor, episode: PlannedEpisode) -> tuple[Epis
         segments.append(player.run(actor.plan({0: last.observation})[0]))
     seconds = time.monotonic() - begun
     outcome = ended(episode, segments, env.spec.judged, handed_over=False).outcome
-    return outcome, Ended(outcome.reward, outcome.length, outcome.success, last.truncated, seconds)
+    success = outcome.success if outcome.judged else None
+    return outcome, Ended(outcome.reward, outcome.length, success, last.truncated, seconds)

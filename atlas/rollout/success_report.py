@@ -106,13 +106,15 @@ class EvaluationReport:
         return {kind: kinds.count(kind) for kind in FAILURE_KINDS}
 
     def metrics(self) -> dict[str, float]:
-        """The metrics `eval/*`."""
+        """The metrics `eval/*`, without success where the world does not report it."""
         n = len(self.outcomes)
         values = {
-            "eval/success_rate": self.success_rate,
             "eval/mean_reward": sum(o.reward for o in self.outcomes) / n,
             "eval/episode_length": sum(o.length for o in self.outcomes) / n,
         }
+        if not all(outcome.judged for outcome in self.outcomes):
+            return values
+        values["eval/success_rate"] = self.success_rate
         for instruction, outcomes in self.by_instruction().items():
             values[f"eval/success_rate/{instruction.replace(' ', '_')}"] = _rate(outcomes)
         for kind, count in (self.failures() or {}).items():

@@ -251,7 +251,8 @@ def summarize(run_dir: Path, name: str) -> RunSummary:
     state = _state(run_dir, steps, total)
     metric = config.get("model_management", {}).get("best_model_metric", "auto")
     if metric == "auto":
-        metric = "eval/success_rate" if "eval/success_rate" in scalars else "val/loss"
+        measured = [name for name in ("eval/success_rate", "eval/mean_reward") if name in scalars]
+        metric = next(iter(measured), "val/loss")
     best_value, best_step = _last(scalars, "best_model/value"), _last(scalars, "best_model/step")
     return RunSummary(
         name,

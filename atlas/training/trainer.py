@@ -89,7 +89,7 @@ class Trainer:
         self.losses = LossMeter(self.policy.loss_names, device)
         self.checkpoint_manager = CheckpointManager(
             config.checkpoint,
-            choose_best_metric(config, closed_loop is not None),
+            choose_best_metric(config, None if closed_loop is None else closed_loop.spec),
             self.strategy,
             accelerator,
             tracker,
@@ -241,7 +241,7 @@ class Trainer:
         judged = self._validate_and_evaluate(done % steps.val_interval == 0, done % steps.eval_interval == 0)
         last = self._stops_early(judged) or done == steps.max_steps
         if last:
-            judged |= self._validate_and_evaluate("val/loss" not in judged, "eval/success_rate" not in judged)
+            judged |= self._validate_and_evaluate("val/loss" not in judged, "eval/mean_reward" not in judged)
         self._save_if_due(judged, last or again)
         if judged:
             self.timer.restart()

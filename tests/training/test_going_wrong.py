@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import torch
 
 from atlas.checkpoints import Contents
 from atlas.config import Config, EarlyStoppingConfig, load_config
+from atlas.environments.catalog import environment_spec
+from atlas.environments.environment import EnvironmentSpec
 from atlas.errors import InputError
 from atlas.prepare import prepare
 from atlas.runs import read_scalars
@@ -27,6 +30,8 @@ from atlas.types import ActionSpec, Batch, LossTerms
 from tests import warm
 from tests.conftest import MakeLibero
 from tests.test_processes import QUICK
+
+CUBES = environment_spec("cubes")
 
 
 @pytest.fixture
@@ -177,18 +182,21 @@ def run_of(settings: list[str], *more: str, resume: str | None = None) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "rollouts", "message"),
+    ("overrides", "env", "message"),
     [
-        (["training.early_stopping={metric: val/los}"], True, "val/los.*Did you mean 'val/loss'"),
-        (["model_management.best_model_metric=custom/x"], True, "custom/x"),
-        (["training.early_stopping={metric: eval/success_rate}"], False, "no rollouts"),
-        (["training.early_stopping={metric: val/joint_error_deg}"], True, "joint_error_deg', which .* not measure"),
+        (["training.early_stopping={metric: val/los}"], CUBES, "val/los.*Did you mean 'val/loss'"),
+        (["model_management.best_model_metric=custom/x"], CUBES, "custom/x"),
+        (["training.early_stopping={metric: eval/success_rate}"], None, "no rollouts"),
+        (["training.early_stopping={metric: eval/success_rate}"], replace(CUBES, judged=False), "use eval/mean_reward"),
+        (["training.early_stopping={metric: val/joint_error_deg}"], CUBES, "joint_error_deg', which .* not measure"),
     ],
 )
-def test_a_metric_that_is_never_measured_is_refused(overrides: list[str], rollouts: bool, message: str) -> None:
+def test_a_metric_that_is_never_measured_is_refused(
+    overrides: list[str], env: EnvironmentSpec | None, message: str
+) -> None:
     config: Config = load_config({}, overrides)
     with pytest.raises(InputError, match=message):
-        check_metrics(config, ActionSpec(), ["open the drawer"], rollouts)
+        check_metrics(config, ActionSpec(), ["open the drawer"], env)
 
 
 def test_a_full_disk_costs_checkpoints_and_not_the_training(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from accelerate import Accelerator
 
 from atlas.config import TrainingConfig, load_config
 from atlas.data.sampling.order import Draws
+from atlas.environments.catalog import environment_spec
+from atlas.environments.environment import EnvironmentSpec
 from atlas.training.average import WeightAverage
 from atlas.training.judging.selection import choose_best_metric
 from atlas.training.metrics import ActionErrors, LossMeter
@@ -17,6 +21,8 @@ from atlas.training.perf.timing import StepTimer
 from atlas.training.schedule import make_schedule
 from atlas.types import ActionSpec, LossTerms
 from tests.policies.test_policy import make_policy
+
+CUBES = environment_spec("cubes")
 
 SPEC = ActionSpec()
 CPU = torch.device("cpu")
@@ -162,16 +168,17 @@ def test_the_average_follows_the_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "rollouts", "name", "larger"),
+    ("overrides", "env", "name", "larger"),
     [
-        ([], True, "eval/success_rate", True),
-        ([], False, "val/loss", False),
-        (["model_management.best_model_metric=val/gripper_accuracy"], True, "val/gripper_accuracy", True),
-        (["model_management={best_model_metric: custom/x, best_model_mode: max}"], False, "custom/x", True),
+        ([], CUBES, "eval/success_rate", True),
+        ([], replace(CUBES, judged=False), "eval/mean_reward", True),
+        ([], None, "val/loss", False),
+        (["model_management.best_model_metric=val/gripper_accuracy"], CUBES, "val/gripper_accuracy", True),
+        (["model_management={best_model_metric: custom/x, best_model_mode: max}"], None, "custom/x", True),
     ],
 )
-def test_which_checkpoint_is_best(overrides: list[str], rollouts: bool, name: str, larger: bool) -> None:
-    metric = choose_best_metric(load_config({}, overrides), rollouts)
+def test_which_checkpoint_is_best(overrides: list[str], env: EnvironmentSpec | None, name: str, larger: bool) -> None:
+    metric = choose_best_metric(load_config({}, overrides), env)
 
     assert (metric.name, metric.larger_is_better) == (name, larger)
     assert metric.improves(1.0, None) and metric.improves(1.0, 1.0)

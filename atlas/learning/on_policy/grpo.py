@@ -160,7 +160,7 @@ class _Run(OnPolicyRun):
             self._count_step(after.actions, ended)
             total += after.reward
             if ended is not None:
-                episode.score = float(ended.success) if self._judged else total
+                episode.score = float(bool(ended.success)) if self._judged else total
                 return episode
 
     def _say_if_alike(self, any_kept: bool) -> None:

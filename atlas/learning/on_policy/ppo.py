@@ -233,7 +233,7 @@ class _Run(OnPolicyRun):
             after, ended = world.step(self.view.in_units(chunk.flatten().numpy()))
             actions.append(chunk)
             log_probs.append(log_prob)
-            rewards.append(after.reward if not self._of_success else float(ended is not None and ended.success))
+            rewards.append(after.reward if not self._of_success else float(ended is not None and bool(ended.success)))
             terminated.append(after.terminated)
             if after.terminated or after.truncated:
                 ends[number] = self.view.look(after.next_observation)

@@ -44,7 +44,7 @@ class ClosedLoop:
         beat: Callable[[str], None],
     ) -> None:
         """beat: called with what was done, again and again."""
-        self.env = env
+        self.env, self.spec = env, environment_spec(env)
         self._config, self._accelerator = config, accelerator
         self._outcomes, self._logger = run_dir / EVALUATIONS, logger
         self._films = Path(config.record_path) / run_dir.name if config.record_path else run_dir / VIDEOS

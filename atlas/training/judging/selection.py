@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from atlas.config import Config, EarlyStoppingConfig
 from atlas.config.tracking_sections import rises
+from atlas.environments.environment import EnvironmentSpec
 from atlas.errors import InputError, did_you_mean
 from atlas.types import ActionSpec
 
@@ -24,11 +25,12 @@ class BestMetric:
         return best is None or (value >= best if self.larger_is_better else value <= best)
 
 
-def choose_best_metric(config: Config, rollouts: bool) -> BestMetric:
-    """The metric that the config names; 'auto' is success if there are rollouts, otherwise the validation loss."""
+def choose_best_metric(config: Config, env: EnvironmentSpec | None) -> BestMetric:
+    """The metric that the config names; 'auto' is success if there are rollouts, their rewards in a world that does not
+    report success, and otherwise the validation loss. env: of the rollouts; None: there are none."""
     name, mode = config.model_management.best_model_metric, config.model_management.best_model_mode
     if name == "auto":
-        name = "eval/success_rate" if rollouts else "val/loss"
+        name = "val/loss" if env is None else "eval/success_rate" if env.judged else "eval/mean_reward"
     return BestMetric(name, rises(name) if mode == "auto" else mode == "max")
 
 
@@ -60,11 +62,11 @@ class EarlyStopping:
 
 
 def check_metrics(
-    config: Config, spec: ActionSpec, tasks: Sequence[str], rollouts: bool, validation: bool = True
+    config: Config, spec: ActionSpec, tasks: Sequence[str], env: EnvironmentSpec | None, validation: bool = True
 ) -> None:
     """Raises InputError if the config names a metric that training with these actions and tasks can never have.
 
-    rollouts: whether there is closed-loop evaluation during training; validation: whether there are episodes for it.
+    env: of the closed-loop evaluation during training, if there is one; validation: whether there are episodes for it.
     """
     measured = [f"val/{name}" for name in ("loss", *config.model.loss_terms(spec), *spec.error_names)]
     measured += [f"val/{task.replace(' ', '_')}/{name}" for task in tasks for name in spec.error_names]
@@ -74,7 +76,9 @@ def check_metrics(
     if config.training.early_stopping is not None:
         named["training.early_stopping.metric"] = config.training.early_stopping.metric
     for key, metric in named.items():
-        if metric in in_closed_loop and not rollouts:
+        if metric.startswith("eval/success_rate") and env is not None and not env.judged:
+            raise InputError(f"{key} is {metric}, but '{env.name}' does not report success; use eval/mean_reward.")
+        if metric in in_closed_loop and env is None:
             raise InputError(
                 f"{key} is {metric}, but there are no rollouts during training: evaluation.episodes is 0, or the data "
                 f"has no simulator. Choose a metric such as val/loss."
