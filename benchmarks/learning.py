@@ -54,8 +54,10 @@ def main() -> None:
 def row(name: str, overrides: list[str], out: Path) -> str:
     """Learn, and say in a row of the table what came of it."""
     algorithm = ["sac", "--residual"] if name == "residual" else [name]
-    command = [*ATLAS, "learn", *algorithm, "--checkpoint", str(out / "outputs" / "base"), "--env", "cubes", "--json"]
-    found, minutes, cpu = timed([*command, f"output_dir={out / 'outputs'}", *overrides], cwd=out)
+    base = out / "outputs" / "base" / "checkpoints" / "latest"  # after all its steps, without a choice
+    command = [*ATLAS, "learn", *algorithm, "--checkpoint", str(base), "--env", "cubes", "--json"]
+    places = [f"output_dir={out / 'outputs'}", f"run_name=base-{name}"]
+    found, minutes, cpu = timed([*command, *places, *overrides], cwd=out)
     if name in BY_REWARD:
         return row_by_reward(name, found, minutes, cpu)
     reached = {what: f"{part['successes']}/{part['episodes']}" for what, part in found["success"].items()}
