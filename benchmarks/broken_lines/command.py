@@ -102,6 +102,13 @@ ROWS = of_part(
     ),
     (
         "atlas/prepare.py",
+        "if (run_dir / LEARNING).exists():",
+        "if False:",
+        "training goes on in the folder of a run that learns from experience",
+        "tests/learning/test_sac.py::test_a_run_that_was_stopped_goes_on_exactly",
+    ),
+    (
+        "atlas/prepare.py",
         "if not any((run_dir / name).exists() for name in (RESULTS, LEARNING)):",
         "if True:",
         "--resume auto goes on with a run that is finished",

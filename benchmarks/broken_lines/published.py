@@ -24,6 +24,13 @@ ROWS = of_part(
         GOLDEN,
     ),
     (
+        "atlas/policies/published/flow_policy.py",
+        "mix(actions.repeat_interleave(draws, 0), noise, time)",
+        "mix(actions.repeat(draws, 1, 1), noise, time)",
+        "of several noises, some are for another sample's actions",
+        "tests/policies/test_flow_policies.py::test_more_noises_for_a_sample_are_the_mean_of_one_after_the_other",
+    ),
+    (
         "atlas/policies/chunk_guidance.py",
         "return velocity - strength * self.weights[:, None] * error",
         "return velocity + strength * self.weights[:, None] * error",

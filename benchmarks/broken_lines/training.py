@@ -215,9 +215,16 @@ ROWS = of_part(
     ),
     (
         "atlas/training/judging/selection.py",
-        'name = "eval/success_rate" if rollouts else "val/loss"',
+        'name = "val/loss" if env is None else "eval/success_rate" if env.judged else "eval/mean_reward"',
         'name = "val/loss"',
         "the best checkpoint is not chosen by success",
+        f"{PARTS}::test_which_checkpoint_is_best",
+    ),
+    (
+        "atlas/training/judging/selection.py",
+        'else "eval/success_rate" if env.judged else "eval/mean_reward"',
+        'else "eval/success_rate"',
+        "the best checkpoint is chosen by a success that the world does not report",
         f"{PARTS}::test_which_checkpoint_is_best",
     ),
     (
