@@ -13,6 +13,7 @@ import torch
 
 import atlas
 from atlas.config import load_config
+from atlas.environments.catalog import environment_spec
 from atlas.policies.base import load_policy
 from atlas.policies.modular.policy import ModularPolicy
 from atlas.prepare import prepare
@@ -87,7 +88,7 @@ def test_a_step_is_the_mean_over_its_valid_actions_clipped_and_averaged(settings
 class Recorder:
     """Instead of the simulator: solves all episodes the first time, and none after that."""
 
-    env = "cubes"
+    env, spec = "cubes", environment_spec("cubes")
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str, int]] = []
