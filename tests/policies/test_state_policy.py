@@ -28,8 +28,8 @@ STATE = [
 
 
 def test_a_policy_from_state_alone_is_a_policy_like_others(cubes_dataset: Path, tmp_path: Path) -> None:
-    few = ["training.max_steps=3", "training.warmup_steps=1", "evaluation.episodes=1", "evaluation.interval=3"]
-    few += ["evaluation.final_episodes=0", "evaluation.video=0", f"data.path={cubes_dataset}", f"output_dir={tmp_path}"]
+    few = ["training.max_steps=3", "training.warmup_steps=1", "evaluation.episodes=0", "evaluation.final_episodes=0"]
+    few += [f"data.path={cubes_dataset}", f"output_dir={tmp_path}"]
 
     run = atlas.train(None, [*STATE, *few, "run_name=state"]).run_dir
 

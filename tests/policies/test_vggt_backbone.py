@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -216,8 +217,10 @@ def test_compiled_blocks_match_the_published_network(case: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
-def test_only_the_first_shape_is_compiled_for() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_only_the_first_shape_is_compiled_for(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     encoder, eager = make_policy("compile: true").vision, make_policy().vision
     first, other = make_images(batch=3), make_images(batch=2)
 
