@@ -145,8 +145,8 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(make_libero: Make
 
 def test_resume_auto_without_a_name_goes_on_with_the_unfinished_run(make_libero: MakeLibero, tmp_path: Path) -> None:
     data = make_libero()
-    run_atlas(["train", "--cpu", *overrides(data, tmp_path, "finished", "training.max_steps=2")])
     run_atlas(["train", "--cpu", *overrides(data, tmp_path, "unfinished", "training.max_steps=2")])
+    run_atlas(["train", "--cpu", *overrides(data, tmp_path, "finished", "training.max_steps=2")])  # the newer
     (tmp_path / "unfinished" / "results.json").unlink()  # what a run writes last
 
     nameless = [o for o in overrides(data, tmp_path, "", "training.max_steps=4") if not o.startswith("run_name")]

@@ -126,7 +126,7 @@ def test_augmentation_depends_on_the_sample_and_the_epoch_only(make_libero: Make
     alone = augmented(config, make_libero, [(0, 9)])
 
     torch.testing.assert_close(together[1:2], alone)
-    assert not torch.equal(together[0], together[2])
+    assert (together[0] - together[2]).abs().max() > 0.01
     assert together.min() >= 0 and together.max() <= 1
 
 

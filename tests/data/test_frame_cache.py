@@ -52,6 +52,7 @@ def fill(config: Config, root: Path) -> None:
     fill_caches(root, data.dataset, data.cameras, data.train.pixels_to_cache)
 
 
+@pytest.mark.usefixtures("ten_frames_a_file")  # which begin in the middle of episodes
 def test_samples_are_those_of_the_source_to_the_bit(data: dict[str, Any], tmp_path: Path) -> None:
     config = config_of(data)
     fill(config, tmp_path / "frames")

@@ -184,6 +184,10 @@ def test_parts_that_are_missing_damaged_or_of_another_policy_are_named(tmp_path:
         Shards(tmp_path).weight("matrix", (4, 2))
     with pytest.raises(InputError, match=r"'weights/vector' is missing"):
         Shards(tmp_path).weight("vector", (4,))
+    (parts / "00002.safetensors").unlink()
+    with pytest.raises(InputError, match=r"shards is incomplete: it has 2 files of 3"):
+        Shards(tmp_path)
+    write_parts(tmp_path, 3)
     (parts / "00001.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"00001\.safetensors is damaged"):
         Shards(tmp_path)
