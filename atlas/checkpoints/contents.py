@@ -66,6 +66,11 @@ def load_state(checkpoint: Path) -> TrainingState:
         raise InputError(f"{path} is damaged or missing ({error}).") from None
 
 
+def save_state(state: TrainingState, checkpoint: Path) -> None:
+    """Write it into a checkpoint whose folder `trainer` is there. Raises OSError."""
+    write_json(checkpoint / STATE, finite(asdict(state)))
+
+
 class Contents(Protocol):
     """The parts that a checkpoint is made of."""
 
@@ -143,7 +148,7 @@ class Snapshot:
         save_nested(trainer / f"{_RANKS}.safetensors", self.rank_states)
         if self.trained is not None:
             save_nested(trainer / f"{_WEIGHTS}.safetensors", self.trained)
-        write_json(folder / STATE, finite(asdict(self.state)))
+        save_state(self.state, folder)
 
 
 def answers_at(policy: Policy, step: int) -> ReferenceAnswers | None:

@@ -8,15 +8,15 @@ checkpoints/step_…/policy/         the present policy
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from atlas.checkpoints import Checkpoints, TrainingState, find_undamaged, saved_steps
-from atlas.checkpoints.contents import STATE
+from atlas.checkpoints.contents import save_state
 from atlas.policies.base import Policy
 from atlas.system.documents import read_json
-from atlas.system.files import finite, write_json
+from atlas.system.files import write_json
 
 _FACTS = "facts.json"
 
@@ -36,7 +36,12 @@ class _Learned:
         trainer.mkdir()
         self.write_learner(trainer)
         write_json(trainer / _FACTS, self.facts)
-        write_json(folder / STATE, finite(asdict(self.state)))
+        save_state(self.state, folder)
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest checkpoint of a run; None before there is one. Raises InputError for one that is damaged."""
+    return find_undamaged(run_dir) if saved_steps(run_dir / "checkpoints") else None
 
 
 class LearnerCheckpoints:
@@ -56,8 +61,8 @@ class LearnerCheckpoints:
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
         """The algorithm's part of the newest checkpoint, and its facts; None before there is one. Raises InputError for
         one that is damaged."""
-        if not saved_steps(self._folder / "checkpoints"):
+        checkpoint = newest_checkpoint(self._folder)
+        if checkpoint is None:
             return None
-        checkpoint = find_undamaged(self._folder)
         facts: dict[str, Any] = read_json(checkpoint / "trainer" / _FACTS)
         return checkpoint / "trainer", facts

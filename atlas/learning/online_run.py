@@ -308,6 +308,11 @@ class OnlineRun:
         return report
 
     @property
+    def start_is_unjudged(self) -> bool:
+        """Whether the run begins with a checkpoint's policy, which may remain the best, and has evaluated none yet."""
+        return self.checkpoint is not None and self.best is None
+
+    @property
     def _saved_nowhere(self) -> bool:
         """Whether the initial policy is new, or acts differently from the checkpoint's."""
         if self.checkpoint is None or self.name == RESIDUAL:

@@ -79,7 +79,7 @@ class _Interleaved:
 
     def play(self) -> OnlineResult:
         before, learner, settings = self.run.before(), self.learner, self.settings
-        if self.run.checkpoint is not None and self.run.best is None:
+        if self.run.start_is_unjudged:
             learner.look()  # the initial policy may remain the best
         saved = learner.steps
         begun = time.monotonic() - learner.seconds

@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 
+from atlas.policies.action_distribution import FlowActions
+from atlas.policies.published.flow_pieces import draw_start
 from atlas.types import Batch
 
 
@@ -48,3 +50,9 @@ def by_gradient(actions: Callable[[Batch], torch.Tensor], batch: Batch) -> Atten
         (gradient,) = torch.autograd.grad(actions(replace(batch, images=images)).float().square().sum(), images)
     pixels = gradient.abs().sum(2)  # [B, V, H, W]
     return Attention(maps=F.adaptive_avg_pool2d(pixels, min(_GRID, *pixels.shape[-2:])))
+
+
+def after_one_step(flow: FlowActions, key: torch.Tensor | None) -> torch.Tensor:
+    """The scaled actions [B, H, A] at the end of a single step from the noise of the samples' keys."""
+    start = draw_start(flow.shape, key, None, flow.device)
+    return flow.finish(start - flow.velocity(start, torch.ones(len(start), device=start.device)))

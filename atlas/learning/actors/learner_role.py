@@ -78,7 +78,7 @@ class _Hub:
         before, learner = self.run.before(), self.learner
         logger.info("Listening for actors on port %d", self.end.port)
         on_listening(self.end.port)
-        if self.run.checkpoint is not None and self.run.best is None:
+        if self.run.start_is_unjudged:
             learner.look()  # the policy of the start may remain the best
         saved = learner.steps
         begun = time.monotonic() - learner.seconds

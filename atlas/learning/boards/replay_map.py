@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from atlas.checkpoints import find_undamaged, saved_steps
 from atlas.config import Config, SacBaseConfig, load_config
 from atlas.drawing.experience_plots import draw_valued_map
 from atlas.drawing.figures import draw_map
@@ -18,6 +17,7 @@ from atlas.environments.catalog import environment_spec
 from atlas.errors import InputError
 from atlas.learning.boards.experience_map import THIRDS, project
 from atlas.learning.experience_replay import Replay
+from atlas.learning.learner_checkpoints import newest_checkpoint
 from atlas.learning.residual_view import ResidualView
 from atlas.learning.run_parts import RESIDUAL, View, about, view_of
 from atlas.learning.sac import SoftActorCritic
@@ -98,8 +98,7 @@ def _newest(folder: Path) -> Path:
     """The newest checkpoint that has a replay. Raises InputError."""
     if not (folder / LEARNING).exists():
         raise InputError(f"{folder} is no run of atlas learn; give one of SAC, such as outputs/Pendulum-v1-sac.")
-    checkpoints = folder / "checkpoints"
-    newest = find_undamaged(folder) if saved_steps(checkpoints) else None
+    newest = newest_checkpoint(folder)
     if newest is None or not (newest / "trainer" / REPLAY).exists():
         name = read_json(folder / LEARNING)["algorithm"]
         why = "it has no checkpoint yet" if name in ("sac", RESIDUAL) else f"{name} keeps none"

@@ -69,7 +69,7 @@ class OnPolicyRun(ABC):
     def play(self) -> OnlineResult:
         before, saved = self.run.before(), self.steps
         looked = self.steps if self._looked is None else self._looked
-        if self.run.checkpoint is not None and self.run.best is None:
+        if self.run.start_is_unjudged:
             self._look()  # the initial policy may remain the best
         begun = time.monotonic() - self.seconds
         while self.steps < self.settings.steps and self.ended is None:

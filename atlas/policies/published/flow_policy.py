@@ -16,7 +16,7 @@ from atlas.data.image_fit import ImageFit
 from atlas.errors import InputError
 from atlas.policies.action_distribution import FlowActions
 from atlas.policies.adapters import plain_name
-from atlas.policies.attention import Attention, by_gradient
+from atlas.policies.attention import Attention, after_one_step, by_gradient
 from atlas.policies.base import Policy
 from atlas.policies.chunk_guidance import Guidance
 from atlas.policies.pretrained_weights import FrozenWeights, weights_hash
@@ -155,21 +155,16 @@ class FlowPolicy(Policy):
 
     def attention(self, batch: Batch) -> Attention:
         """See `ShowsAttention`: where the chunk at the end of a single step from the noise comes from."""
-
-        def chunk(batch: Batch) -> torch.Tensor:
-            prefix = self.look(batch)
-            shape = (len(batch), self.processor.action_horizon, self._width)
-            start = draw_start(shape, batch.key, None, prefix.valid.device)
-            moved = start - self.velocity(prefix, start, torch.ones(len(batch), device=start.device))
-            return moved[..., : self.processor.action_spec.dim]
-
-        return by_gradient(chunk, batch)
+        return by_gradient(lambda batch: after_one_step(self._flow(batch, self.look(batch)), batch.key), batch)
 
     acts_by_flow = True
 
     def flow_distribution(self, batch: Batch, noise: float) -> FlowActions:
         """See `ActsByFlow`. Gradients go into the prefix where something of it is trained."""
-        prefix, real = self._look(batch), self.processor.action_spec.dim
+        return self._flow(batch, self._look(batch), noise)
+
+    def _flow(self, batch: Batch, prefix: Prefix, noise: float = 0.0) -> FlowActions:
+        real = self.processor.action_spec.dim
         return FlowActions(
             velocity=partial(self.velocity, prefix),
             finish=lambda x: x[..., :real].float(),

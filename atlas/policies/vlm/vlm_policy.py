@@ -9,13 +9,12 @@ from torch import nn
 
 from atlas.errors import InputError
 from atlas.policies.action_distribution import FlowActions, Noise, NoisyActions
-from atlas.policies.attention import Attention, by_gradient
+from atlas.policies.attention import Attention, after_one_step, by_gradient
 from atlas.policies.base import Policy
 from atlas.policies.modular.unused_biases import hold_key_biases
 from atlas.policies.modular.vision_encoders.spatial_alignment import Alignment
 from atlas.policies.pretrained_weights import FrozenWeights
 from atlas.policies.processor import PolicyProcessor
-from atlas.policies.published.flow_pieces import draw_start
 from atlas.policies.vlm.backbone import Backbone
 from atlas.policies.vlm.expert_head import ExpertHead
 from atlas.policies.vlm.vlm_head_contract import HiddenStates, RegressingHead
@@ -86,9 +85,7 @@ class VLMPolicy(Policy):
             read = self._read(batch)
             if not isinstance(self.head, ExpertHead):
                 return self.head.sample(*read, batch.key)
-            flow = self.head.distribution(*read, noise=0.0)
-            start = draw_start(flow.shape, batch.key, None, flow.device)
-            return flow.finish(start - flow.velocity(start, torch.ones(len(batch), device=start.device)))
+            return after_one_step(self.head.distribution(*read, noise=0.0), batch.key)
 
         return by_gradient(chunk, batch)
 

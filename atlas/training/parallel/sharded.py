@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,14 +15,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from atlas.checkpoints.contents import STATE, RankState, TrainingState, answers_at, load_rank_states
+from atlas.checkpoints.contents import RankState, TrainingState, answers_at, load_rank_states, save_state
 from atlas.checkpoints.host_memory import HostMemory
 from atlas.checkpoints.run_folder import Retention
 from atlas.checkpoints.shards import JointCheckpoints, name_training, open_training, restore_moments, write_shard
 from atlas.config import Config
 from atlas.policies.base import Policy
 from atlas.policies.reference_answers import ReferenceAnswers
-from atlas.system.files import finite, write_json
 from atlas.system.tensors import save_nested
 from atlas.training.average import follow, twin_of
 from atlas.training.optimizer import make_optimizer
@@ -213,7 +212,7 @@ class ShardedSnapshot:
             if self.answers is not None:
                 self.answers.save(folder / "policy")
             save_nested(folder / "trainer" / "ranks.safetensors", self.rank_states)
-            write_json(folder / STATE, finite(asdict(self.state)))
+            save_state(self.state, folder)
 
 
 # ---- laying out ------------------------------------------------------------------------------------------
