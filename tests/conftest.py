@@ -12,6 +12,7 @@ new interpreter many seconds.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import signal
 import sys
@@ -32,6 +33,10 @@ from atlas.data.hdf5.libero_writer import write_libero_file
 # A shell that starts the tests in the background, or nohup, would make them and all their processes ignore these.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# wandb fetches some things in threads of its own, which go on asking after their test has ended and its server with it.
+# What they say would be taken for the words of whichever test runs by then.
+logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 _VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
 
