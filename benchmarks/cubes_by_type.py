@@ -22,7 +22,7 @@ from default_job import ATLAS, row, run
 from machine import describe
 
 CAMERAS = ("agentview", "eye_in_hand")
-SIDE, PATCH, WIDTH, LAYERS, HEADS = 64, 8, 64, 3, 4
+SIDE, PATCH, WIDTH, LAYERS, HEADS, HEAD_DIM = 64, 8, 64, 3, 4, 32
 STATE, ACTION, CHUNK = 8, 7, 8
 WORDS = "pick up the red green cube task state action : , ; user assistant".split() + [str(n) for n in range(-1, 256)]
 MARKS = ["<pad>", "<eos>", "<bos>", "<unk>", "<image>"]
@@ -107,7 +107,7 @@ def write_folder(kind: str, folder: Path) -> Path:
         _write_vlm(folder)
         return folder
     scaled = "QUANTILES" if kind == "pi05" else "MEAN_STD"
-    heads = {"num_heads": HEADS, "num_kv_heads": 1, "head_dim": WIDTH // HEADS}
+    heads = {"num_heads": HEADS, "num_kv_heads": 2, "head_dim": HEAD_DIM}
     config: dict[str, Any] = {
         "type": kind,
         "input_features": {
@@ -154,8 +154,8 @@ def _smolvlm() -> dict[str, Any]:
         "intermediate_size": 2 * WIDTH,
         "num_hidden_layers": LAYERS + 1,
         "num_attention_heads": HEADS,
-        "num_key_value_heads": HEADS // 2,
-        "head_dim": WIDTH // HEADS,
+        "num_key_value_heads": HEADS,  # all that the expert learns of images and words passes through these
+        "head_dim": HEAD_DIM,
         "rms_norm_eps": 1e-5,
         "rope_theta": 1e5,
     }
@@ -203,7 +203,11 @@ def _write_vlm(folder: Path) -> None:
     torch.manual_seed(0)
     image = MARKS.index("<image>")
     config = hf.Florence2Config(text_config=text, vision_config=vision, image_token_id=image)  # type: ignore[attr-defined]
-    hf.Florence2ForConditionalGeneration(config).save_pretrained(folder)  # type: ignore[attr-defined]
+    model = hf.Florence2ForConditionalGeneration(config)  # type: ignore[attr-defined]
+    for parameter in model.parameters():
+        if parameter.ndim > 1:  # transformers' deviation of 0.02 is for layers that are hundreds of times as wide
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     pixels = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "rescale_factor": 1 / 255, "resample": 3}
     _write(folder / "preprocessor_config.json", {**pixels, "size": {"height": SIDE, "width": SIDE}})

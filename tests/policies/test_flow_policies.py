@@ -51,3 +51,18 @@ def test_it_says_where_it_looks_and_stays_as_it_is(kind: str, settings: dict[str
     assert found.maps.shape == (3, policy.processor.views, 16, 16)
     assert torch.isfinite(found.maps).all() and (found.maps >= 0).all() and (found.maps.amax((2, 3)) > 0).all()
     assert all(p.grad is None for p in policy.parameters()) and torch.equal(policy.sample(batch), before)
+
+
+@pytest.mark.parametrize("kind", ["smolvla", "pi0", "pi05"])
+def test_random_weights_let_words_count_as_much_as_images(kind: str) -> None:
+    network = begin(kind, weights="random", statistics="dataset").network
+    image, words = torch.rand(1, 3, 64, 64) * 2 - 1, torch.arange(4)[None]
+    valid = torch.ones_like(words, dtype=torch.bool)
+
+    if kind == "smolvla":
+        seen = [network.embed_pictures(image)]
+        tokens, _ = network.embed_context(seen, [True], words, valid)
+    else:
+        tokens = network.embed_prefix([image], [valid[:, 0]], words, valid).embeddings
+
+    assert 0.5 < tokens[0, -4:].std() / tokens[0, :-4].std() < 2.5

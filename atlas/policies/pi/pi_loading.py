@@ -35,7 +35,6 @@ from atlas.registry.lerobot_policies import WEIGHTS
 from atlas.types import ActionSpec
 
 OWN_STEPS = {"pi0": ("pi0_new_line_processor",), "pi05": ("pi05_prepare_state_tokenizer_processor_step",)}
-_WORDS_STD = 0.02  # of random word vectors
 
 
 def read_description(config: PiConfig, folder: Path | None = None, read_weights: bool = True) -> Description:
@@ -73,7 +72,7 @@ def build(
     processor = description.with_statistics(processor, config.statistics)
     if config.weights == "random" and folder is None:
         network = _network(config, description, settings)
-        nn.init.normal_(network.words.weight, std=_WORDS_STD)
+        nn.init.normal_(network.words.weight, std=network.words.embedding_dim**-0.5)  # 1 when they are scaled
         return _assemble(config, processor, description, settings, network)
     with torch.device("meta"):
         network = _network(config, description, settings)

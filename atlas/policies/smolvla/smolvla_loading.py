@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from atlas.data.image_fit import ImageFit
 from atlas.policies.processor import PolicyProcessor
@@ -33,7 +32,6 @@ from atlas.registry.lerobot_policies import WEIGHTS
 from atlas.types import ActionSpec
 
 OWN_STEPS = ("smolvla_new_line_processor",)
-_VOCABULARY_STD = 0.02  # of random word vectors, as transformers draws them
 
 
 def read_description(config: SmolVLAConfig, folder: Path | None = None, read_weights: bool = True) -> Description:
@@ -69,7 +67,7 @@ def build(
         return _assemble(config, processor, description, _network(config, description), with_words=False)
     if config.weights == "random" and folder is None:
         network = _network(config, description)
-        nn.init.normal_(network.text.get_parameter("embed_tokens.weight"), std=_VOCABULARY_STD)
+        network.draw_embeddings()
         return _assemble(config, processor, description, network)
     with torch.device("meta"):
         network = _network(config, description)
