@@ -51,6 +51,25 @@ def test_yaml_beyond_its_bounds_is_refused(text: str, reason: str) -> None:
     assert len(str(refused.value)) < 500
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["a: [1", "a: b: c", "\tx: 1", "a: 1\nb: 2\n b: 3", "a: {b: 1", "k: &x 1\nk: *x", "- *none"],
+)
+def test_what_libyaml_refuses_is_refused_with_its_line_shown(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"line \d+, column \d+:\n.*\n +\^") as refused:
+        parse_yaml(text)
+    monkeypatch.setattr("atlas.system.documents.CParser", None)  # as where PyYAML has no libyaml
+    with pytest.raises(ValueError, match="line") as alone:
+        parse_yaml(text)
+    assert str(refused.value) == str(alone.value)
+
+
+def test_yaml_is_parsed_by_libyaml_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("yaml.cyaml")
+    monkeypatch.setattr("atlas.system.documents._Loader", None)
+    assert parse_yaml("a: [1, {b: 2.5}]") == {"a": [1, {"b": 2.5}]}
+
+
 def test_yaml_of_very_many_values_is_refused_before_all_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("atlas.system.documents._MOST_VALUES", 10)
     assert parse_yaml("[" + "1," * 9 + "]") == [1] * 9

@@ -7,6 +7,7 @@ entry points in its dist-info.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,28 @@ def test_a_name_is_taken_once(others: Any) -> None:
     others("second", "atlas.policies", "theirs = json:dumps")
     with pytest.raises(InputError, match=r"takes the name 'theirs' in atlas.policies, which another package has"):
         MODEL.table.names()
+
+
+def test_what_is_installed_and_removed_meanwhile_is_noticed(
+    others: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others("first", "atlas.policies", "theirs = json:loads")
+    assert "theirs" in MODEL.table.names()
+    monkeypatch.setattr(pytest.MonkeyPatch, "syspath_prepend", lambda self, path: None)  # it is on the path already
+
+    others("second", "atlas.policies", "another = json:dumps")
+    assert {"theirs", "another"} <= set(MODEL.table.names())
+
+    shutil.rmtree(tmp_path / "first-1.dist-info")
+    assert "theirs" not in MODEL.table.names() and "another" in MODEL.table.names()
+
+
+def test_packages_are_looked_through_once(others: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    others("first", "atlas.policies", "theirs = json:loads")
+    assert "theirs" in MODEL.table.names()
+    monkeypatch.setattr("atlas.system.plugins.entry_points", None)
+
+    assert "theirs" in MODEL.table.names()
 
 
 def test_atlas_own_names_are_its_own(others: Any) -> None:

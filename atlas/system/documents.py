@@ -11,6 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import Composer
+from yaml.constructor import SafeConstructor
+from yaml.resolver import Resolver
+
+try:
+    from yaml import cyaml
+except ImportError:  # a PyYAML that was built without libyaml
+    cyaml = None  # type: ignore[assignment]
+
+CParser: Any = getattr(cyaml, "CParser", None)
 
 LARGEST_JSON = 16 * 2**20  # bytes
 _LARGEST_YAML = 2**20  # bytes; people write YAML by hand
@@ -59,24 +69,38 @@ def parse_yaml(text: str) -> Any:
 
     Raises ValueError.
     """
-    loader = None
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _check_extent(node)
-        value = loader.construct_document(node)
+        value = _value_of(text)
     except RecursionError:
         raise ValueError(_too_deep()) from None
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:  # for values that do not fit their tag
         raise ValueError(f"a value does not fit its tag ({error})") from None
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
-    finally:
-        if loader is not None:
-            loader.dispose()
     return _own(value)
+
+
+def _value_of(text: str) -> Any:
+    """The value as it was built. libyaml parses a text ten times as fast as PyYAML; one that it refuses PyYAML reads
+    (halves of characters that belong together) or refuses, showing the line."""
+    if CParser is not None:
+        try:
+            return _read(_FastLoader(text))
+        except yaml.YAMLError:
+            pass
+    loader = _Loader(text)
+    try:
+        return _read(loader)
+    finally:
+        loader.dispose()
+
+
+def _read(loader: _Limits) -> Any:
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    _check_extent(node)
+    return loader.construct_document(node)
 
 
 # ---- small parts -----------------------------------------------------------------------------------------
@@ -123,7 +147,7 @@ def _too_many() -> str:
     return f"it holds more than {_MOST_VALUES:,} values, counting each reference"
 
 
-class _Loader(yaml.SafeLoader):
+class _Limits(Composer, SafeConstructor, Resolver):
     """YAML in which a repeated key is an error; plain PyYAML silently takes the last of the values."""
 
     _depth = _values = 0
@@ -164,7 +188,23 @@ class _Loader(yaml.SafeLoader):
 
 
 for _kind in ("int", "float"):
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
+    _Limits.add_constructor(f"tag:yaml.org,2002:{_kind}", _Limits.construct_number)  # type: ignore[type-var]
+
+
+class _Loader(_Limits, yaml.SafeLoader):
+    """From the text, as PyYAML parses it."""
+
+
+if CParser is not None:
+
+    class _FastLoader(_Limits, CParser):
+        """From the text, as libyaml parses it."""
+
+        def __init__(self, text: str) -> None:
+            CParser.__init__(self, text)
+            Composer.__init__(self)
+            SafeConstructor.__init__(self)
+            Resolver.__init__(self)
 
 
 def _check_extent(root: yaml.Node) -> None:

@@ -11,7 +11,10 @@ same for the process that calls it. What the object has to be is documented wher
 
 from __future__ import annotations
 
+import functools
 import importlib
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -81,12 +84,11 @@ class PluginTable(Generic[Thing]):
         return f"{did_you_mean(str(name), names)} Known: {', '.join(names)}."
 
     def _added(self) -> dict[str, Thing | EntryPoint]:
-        """Return what other packages offer. It is looked up each time, as packages get installed and Python's path
-        changes."""
+        """Return what other packages offer now: packages get installed, and Python's path changes."""
         added: dict[str, Thing | EntryPoint] = {
             n: thing for (group, n), thing in _registered.items() if group == self.group
         }
-        for entry in entry_points(group=self.group):
+        for entry in _offered(self.group, _state_of_path()):
             there = added.setdefault(entry.name, entry)
             if entry.name not in self.built_in and (there is entry or _same(there, entry)):
                 continue
@@ -106,6 +108,26 @@ class PluginTable(Generic[Thing]):
                 f"({type(error).__name__}: {first_line(error)}). Install what it needs, or remove the package."
             ) from error
         return loaded
+
+
+@functools.lru_cache(maxsize=len(GROUPS))
+def _offered(group: str, state: tuple[object, ...]) -> tuple[EntryPoint, ...]:
+    """The entry points of all packages in a group. They are in a file of each package, so they are read again only if
+    the state of Python's path is another."""
+    return tuple(entry_points(group=group))
+
+
+def _state_of_path() -> tuple[object, ...]:
+    """What installing or removing a package changes: the folders of Python's path, and when each was changed."""
+    state: list[object] = []
+    for entry in sys.path:
+        try:
+            stat = os.stat(entry or ".")
+        except (OSError, ValueError):
+            state.append((entry, None))
+        else:
+            state.append((entry, stat.st_dev, stat.st_ino, stat.st_mtime_ns))
+    return tuple(state)
 
 
 def _same(there: object, entry: EntryPoint) -> bool:

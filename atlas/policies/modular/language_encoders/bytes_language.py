@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,7 +14,18 @@ from atlas.policies.modular.language_encoders.language_contract import LanguageE
 from atlas.policies.modular.language_encoders.language_tokens import LanguageTokens, distinct, pad_and_send
 from atlas.policies.modular.parts import BytesLanguageConfig
 
+if TYPE_CHECKING:
+    from transformers import ByT5Tokenizer
+
 logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def _tokenizer() -> ByT5Tokenizer:
+    """The same for all; making one takes as long as the rest of a small policy."""
+    from transformers import ByT5Tokenizer
+
+    return ByT5Tokenizer()
 
 
 class BytesLanguageEncoder(LanguageEncoder):
@@ -24,11 +37,9 @@ class BytesLanguageEncoder(LanguageEncoder):
 
     def __init__(self, config: BytesLanguageConfig) -> None:
         super().__init__()
-        from transformers import ByT5Tokenizer
-
         self.dim = config.dim
         self._max_length = config.max_length
-        self._tokenizer = ByT5Tokenizer()
+        self._tokenizer = _tokenizer()
         self._cache: dict[str, torch.Tensor] = {}
         self.embedding = nn.Embedding(len(self._tokenizer), config.dim, padding_idx=self._tokenizer.pad_token_id)
         self.position = nn.Parameter(torch.randn(config.max_length, config.dim) * 0.02)
