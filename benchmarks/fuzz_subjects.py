@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
+import os
 import random
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,10 +15,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+import yaml
+from safetensors.torch import load_file, save_file
 
 sys.path += [str(Path(__file__).parents[1])]
 
@@ -57,12 +64,13 @@ SMALL = [
 
 @dataclass(frozen=True)
 class Subject:
-    """make: writes the example into a folder. read: reads all of it, with the product's code, after one of its files
-    was changed; `chance` may choose among ways to read. seal: corrects the hashes that would reveal the change."""
+    """make: writes the example into a folder. read: reads it, with the product's code, after one of its files was
+    changed ("": none), whose name in the folder says what needs to be read; a generator may choose among ways to read.
+    seal: corrects the hashes that would reveal the change."""
 
     name: str
     make: Callable[[Path], Any]
-    read: Callable[[Path, random.Random], Any]
+    read: Callable[[Path, str, random.Random], Any]
     seal: Callable[[Path], None] | None = None
 
 
@@ -70,16 +78,25 @@ class Subject:
 
 
 def _make_configs(folder: Path) -> None:
+    """The whole config, each of its sections alone, since the other values are the same then, and a sweep."""
     shutil.copyfile(DEFAULT_CONFIG, folder / "config.yaml")
+    values = yaml.safe_load(DEFAULT_CONFIG.read_text())
+    plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    sections = {"plain": plain} | {key: {key: value} for key, value in values.items() if key not in plain}
+    for name, section in sections.items():
+        (folder / f"section_{name}.yaml").write_text(yaml.safe_dump(section, sort_keys=False))
     (folder / "sweep.yaml").write_text(
         "method: grid\nmetric: {name: val/loss, goal: minimize}\nparameters:\n"
         "  training.learning_rate: {values: [0.001, 0.0003]}\n  seed: {value: 1}\n"
     )
 
 
-def _read_configs(folder: Path, chance: random.Random) -> None:
-    load_config(folder / "config.yaml", ["training.max_steps=5"])
-    grid_points(read_sweep(folder / "sweep.yaml"))
+def _read_configs(folder: Path, changed: str, chance: random.Random) -> None:
+    for name in [changed] if changed else sorted(os.listdir(folder)):
+        if name == "sweep.yaml":
+            grid_points(read_sweep(folder / name))
+        elif name.endswith(".yaml"):
+            load_config(folder / name, ["training.max_steps=5"])
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------------------
@@ -136,7 +153,7 @@ def _seal(folder: Path) -> None:
     manifest.seal(checkpoint)
 
 
-def _read_checkpoint(folder: Path, chance: random.Random) -> None:
+def _read_checkpoint(folder: Path, changed: str, chance: random.Random) -> None:
     """As `--resume`, `load_policy` and `atlas model push` do."""
     checkpoint = find_checkpoint(folder)
     way = chance.randrange(3)
@@ -156,28 +173,53 @@ def _read_checkpoint(folder: Path, chance: random.Random) -> None:
 # ---- policies of others --------------------------------------------------------------------------------------
 
 LEROBOTS = ("config.json", "model.safetensors", "policy_*", "tokenizer/*", "vlm/*", "backbone.json")
+# By kind: how many layers its vision tower and its other towers keep, which is as few as there are kinds of layers; and
+# where the files count them.
+LAYERS = {"smolvla": (1, 2), "pi05": (1, 1)}
+COUNTS = {
+    "smolvla": {"config.json": ("num_vlm_layers",), "vlm/config.json": ("vision_config/num_hidden_layers",)},
+    "pi05": {"backbone.json": ("text/depth", "expert/depth", "vision/num_hidden_layers")},
+}
+_LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 def _make_lerobots(kind: str) -> Callable[[Path], Any]:
-    """The small policy of the tests, without their answers."""
+    """The small policy of the tests, with fewer layers, and without their answers."""
+
+    def layers(name: str) -> int:
+        return LAYERS[kind]["vision" not in name]
 
     def make(folder: Path) -> None:
         source = ROOT / "tests" / "fixtures" / kind
         for file in (file for pattern in LEROBOTS for file in source.glob(pattern)):
             (folder / file.relative_to(source)).parent.mkdir(exist_ok=True)
             shutil.copyfile(file, folder / file.relative_to(source))
+        for name, keys in COUNTS[kind].items():
+            values = json.loads((folder / name).read_text())
+            for key in keys:
+                *parents, last = key.split("/")
+                functools.reduce(operator.getitem, parents, values)[last] = layers(key)
+            (folder / name).write_text(json.dumps(values, indent=1))
+        weights = load_file(folder / "model.safetensors")
+        kept = {n: w for n, w in weights.items() if all(int(at) < layers(n) for at in _LAYER.findall(n))}
+        save_file(kept, folder / "model.safetensors", {"format": "pt"})
 
     return make
 
 
-def _read_lerobots(folder: Path, chance: random.Random) -> None:
+def _read_lerobots(folder: Path, changed: str, chance: random.Random) -> None:
     load_policy(folder)
 
 
 # ---- datasets ------------------------------------------------------------------------------------------------
 
 
-def _read_dataset(folder: Path, chance: random.Random, instruction: str | None = None) -> None:
+@cache
+def _dataset() -> MadeUp:
+    return MadeUp(2, 6, 16)
+
+
+def _read_dataset(folder: Path, changed: str, chance: random.Random, instruction: str | None = None) -> None:
     dataset = open_dataset(folder / "data", instruction=instruction, skip_damaged=chance.random() < 0.3)
     if hasattr(dataset, "check_files"):
         dataset.check_files()
@@ -190,16 +232,16 @@ def _read_dataset(folder: Path, chance: random.Random, instruction: str | None =
             assert images.dtype == np.uint8 and images.ndim == 4
 
 
-def _read_untold(folder: Path, chance: random.Random) -> None:
-    _read_dataset(folder, chance, instruction="lift the cube")
+def _read_untold(folder: Path, changed: str, chance: random.Random) -> None:
+    _read_dataset(folder, changed, chance, instruction="lift the cube")
 
 
 def _make_hdf5(folder: Path) -> None:
-    convert(MadeUp(2, 12, 32), folder / "data", Conversion("libero-hdf5"), workers=1)
+    convert(_dataset(), folder / "data", Conversion("libero-hdf5"), workers=1)
 
 
 def _make_lerobot(codec: str) -> Callable[[Path], Any]:
-    return lambda folder: convert(MadeUp(2, 12, 32), folder / "data", Conversion("lerobot", codec), workers=1)
+    return lambda folder: convert(_dataset(), folder / "data", Conversion("lerobot", codec), workers=1)
 
 
 def _make_lerobot_2(folder: Path) -> None:
@@ -227,27 +269,22 @@ def _make_small_arm(folder: Path) -> None:
 # ---- caches --------------------------------------------------------------------------------------------------
 
 
-@cache
-def _dataset() -> MadeUp:
-    return MadeUp(2, 12, 32)
-
-
 def _make_frame_cache(folder: Path) -> None:
     fill_caches(folder / "cache", _dataset(), ["agentview"], 16)
 
 
-def _read_frame_cache(folder: Path, chance: random.Random) -> None:
+def _read_frame_cache(folder: Path, changed: str, chance: random.Random) -> None:
     for cached in frame_caches(folder / "cache", _dataset(), ["agentview"], 16):
         cached.check()
         assert cached.frame(3).shape == (1, 3, 16, 16)
 
 
 def _make_feature_cache(folder: Path) -> None:
-    cached = FeatureCache.create(folder / "cache", CacheLayout(24, 1, 4, 8), {"weights": "abc"})
-    cached.write(0, torch.zeros(24, 1, 4, 8, dtype=torch.bfloat16))
+    cached = FeatureCache.create(folder / "cache", CacheLayout(12, 1, 4, 8), {"weights": "abc"})
+    cached.write(0, torch.zeros(12, 1, 4, 8, dtype=torch.bfloat16))
 
 
-def _read_feature_cache(folder: Path, chance: random.Random) -> None:
+def _read_feature_cache(folder: Path, changed: str, chance: random.Random) -> None:
     cached = FeatureCache.read(folder / "cache")
     cached.check({"weights": "abc"})
     cached.check_complete()
@@ -262,7 +299,7 @@ def _make_statistics(folder: Path) -> None:
     kept_statistics(_numbers(), "")  # in the cache, which is in the folder
 
 
-def _read_statistics(folder: Path, chance: random.Random) -> None:
+def _read_statistics(folder: Path, changed: str, chance: random.Random) -> None:
     found = kept_statistics(_numbers(), "")
     assert np.isfinite(np.array([found.mean, found.std, found.q01])).all() and len(found.mean) == 7
 
@@ -274,8 +311,9 @@ def _make_run(folder: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     (folder / "run").mkdir()
-    shutil.copyfile(DEFAULT_CONFIG, folder / "run" / "config.yaml")
-    with SummaryWriter(str(folder / "run" / "tensorboard")) as writer:
+    values = yaml.safe_load(DEFAULT_CONFIG.read_text())
+    (folder / "run" / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    with mock.patch("time.time", return_value=1.7e9), SummaryWriter(str(folder / "run" / "tensorboard")) as writer:
         for step in range(5):
             writer.add_scalar("train/loss", 1 / (step + 1), step)
     from atlas.rollout.success_report import EpisodeOutcome
@@ -284,15 +322,19 @@ def _make_run(folder: Path) -> None:
     EvaluationReport("cubes", "step_40", outcomes, "selection", 40, 0, ()).save(folder / "run" / "evaluation.json")
 
 
-def _read_run(folder: Path, chance: random.Random) -> None:
-    if chance.random() < 0.5:
+def _read_run(folder: Path, changed: str, chance: random.Random) -> None:
+    if not changed or changed.endswith("evaluation.json"):
         EvaluationReport.load(folder / "run" / "evaluation.json")
-    else:
+    if not changed.endswith("evaluation.json") or chance.random() < 0.1:
         read_run(folder / "run")
 
 
-SUBJECTS = (
+SUBJECTS = (  # the fast ones first
     Subject("config and sweep (YAML)", _make_configs, _read_configs),
+    Subject("frame cache", _make_frame_cache, _read_frame_cache),
+    Subject("feature cache", _make_feature_cache, _read_feature_cache),
+    Subject("kept statistics", _make_statistics, _read_statistics),
+    Subject("run and evaluation", _make_run, _read_run),
     Subject("checkpoint", _make_checkpoint, _read_checkpoint),
     Subject("checkpoint, sealed again", _make_checkpoint, _read_checkpoint, _seal),
     Subject("LeRobot's SmolVLA", _make_lerobots("smolvla"), _read_lerobots),
@@ -304,8 +346,4 @@ SUBJECTS = (
     Subject("LeRobot 2.1, a small arm", _make_small_arm, _read_dataset),
     Subject("HDF5, LIBERO", _make_hdf5, _read_dataset),
     Subject("HDF5, robomimic", lambda folder: (_make_hdf5(folder), as_robomimic(folder / "data")), _read_untold),
-    Subject("frame cache", _make_frame_cache, _read_frame_cache),
-    Subject("feature cache", _make_feature_cache, _read_feature_cache),
-    Subject("kept statistics", _make_statistics, _read_statistics),
-    Subject("run and evaluation", _make_run, _read_run),
 )

@@ -156,7 +156,7 @@ def test_vggt_parity(run: Run) -> None:
 
 
 def test_fuzz_finds_no_more_than_refusals(run: Run) -> None:
-    printed = run("fuzz", "--mutations", 60, "--workers", 1, "--subjects", "cache", "config", "kept", expected=0)
+    printed = run("fuzz", "--each", 15, "--workers", 1, "--subjects", "cache", "config", "kept", expected=0)
     assert rows(printed)[-1][:2] == ["all", "60"]
 
 
@@ -167,7 +167,7 @@ def test_fuzz_tells_endings_apart(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
 
     fuzz = importlib.import_module("fuzz")
 
-    def read(folder: Path, chance: Any) -> None:
+    def read(folder: Path, changed: str, chance: Any) -> None:
         mode = folder / "mode"
         if mode.exists() and len(mode.read_bytes()) == 4:
             return  # as it was made
@@ -186,8 +186,8 @@ def test_fuzz_tells_endings_apart(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(fuzz, "SUBJECTS", [subject])
     monkeypatch.setattr(fuzz, "SECONDS", 0)
     monkeypatch.setattr(fuzz, "mutate", lambda content, others, rng: content + b"!")
-    printed = run("fuzz", "--mutations", 16, "--workers", 2, expected=1)
-    counts = dict(zip(("ok", "InputError", "traceback", "hang", "memory", "crash"), rows(printed)[-1][2:], strict=True))
+    printed = run("fuzz", "--each", 16, "--workers", 2, expected=1)
+    counts = dict(zip(("ok", "InputError", "traceback", "hang", "memory", "crash"), rows(printed)[-1][3:], strict=True))
     assert counts["ok"] == counts["InputError"] == "0"
     assert all(int(counts[kind]) > 0 for kind in ("traceback", "hang", "memory", "crash")), printed
     assert "KeyError" in printed and "SIGSEGV" in printed and "--only" in printed
