@@ -48,7 +48,7 @@ from atlas.system import manifest
 SECONDS = 5  # of processor time, per mutation
 PATIENCE = 120.0  # of wall-clock time, if something else keeps the processors busy
 MEMORY = 2 * 2**30
-LIFE = 1000  # mutations after which a worker is replaced, so that leaks do not grow
+LIFE = 250  # mutations after which a worker is replaced, so that leaks do not grow
 ROOM = 2**30  # bytes that must be free in memory to work there
 MADE = 1_700_000_000  # when all files of the examples were made, in seconds
 KINDS = ("ok", "InputError", "traceback", "hang", "memory", "crash")
@@ -330,10 +330,10 @@ def run_all(examples: Examples, numbers: Sequence[int]) -> list[Ending]:
 
 
 def run_for(seconds: float, examples: Examples, numbers: Sequence[int]) -> tuple[list[Ending], float]:
-    """The endings of those mutations of one format that are begun in this time, and the processor time of all, in
-    seconds."""
+    """The endings of the mutations of one format that are begun in this time, of a few at least, and the processor
+    time of all, in seconds."""
     begin, spent, endings = time.monotonic(), _of_workers(), list[Ending]()
-    while len(endings) < len(numbers) and time.monotonic() - begin < seconds:
+    while len(endings) < len(numbers) and (not endings or time.monotonic() - begin < seconds):
         some = run_all(examples, numbers[len(endings) :][: LIFE * examples.workers])
         endings += some
         for line in offenders(some):
@@ -362,7 +362,7 @@ def print_table(endings: Sequence[Ending], seconds: dict[str, float]) -> None:
     print(f"| format | mutations | a second of a core | {' | '.join(KINDS)} |\n|{'---|' * (3 + len(KINDS))}")
     for name in [*seconds, "all"]:
         counts = Counter(ending.kind for ending in endings if name in (ending.subject, "all"))
-        speed = counts.total() / (sum(seconds.values()) if name == "all" else seconds[name])
+        speed = counts.total() / max(0.01, sum(seconds.values()) if name == "all" else seconds[name])
         found = " | ".join(f"{counts[kind]:,}" for kind in KINDS)
         print(f"| {name} | {counts.total():,} | {speed:.0f} | {found} |")
 

@@ -243,13 +243,13 @@ Spoil = Callable[[Path], object]
 LAYER = "model.vlm_with_expert.lm_expert.layers.0.mlp.up_proj.weight"
 
 
-def _step(folder: Path, name: str, **config: Any) -> None:
+def _step(folder: Path, name: Any, **config: Any) -> None:
     file = folder / "policy_preprocessor.json"
     steps = json.loads(file.read_text())["steps"]
     change(file, steps=[*steps, {"registry_name": name, "config": config}])
 
 
-def _modes(folder: Path, mode: str) -> None:
+def _modes(folder: Path, mode: Any) -> None:
     """Scale by something that the statistics do not have."""
     for file in folder.glob("policy_*.json"):
         content = json.loads(file.read_text())
@@ -298,12 +298,14 @@ BAD: dict[str, tuple[Spoil, str]] = {
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "there is no tokenizer"),
     "a tokenizer of more words": (_fewer_words, "belongs to another model"),
     "an unknown step": (lambda f: _step(f, "rotate_images_processor"), "'rotate_images_processor' is unknown"),
+    "a step whose name is none": (lambda f: _step(f, ["rotate"]), "the step '\\['rotate'\\]' is unknown"),
     "a step that Atlas lacks": (
         lambda f: _step(f, "relative_actions_processor", enabled=True),
         "'relative_actions_processor' is enabled",
     ),
     "quantiles that are not there": (lambda f: _modes(f, "QUANTILES"), "lack q01 and q99"),
     "an unknown mode": (lambda f: _modes(f, "LOG"), "normalised by 'LOG'"),
+    "a mode that is none": (lambda f: _modes(f, []), r"normalised by \[\]"),
     "statistics of another width": (
         lambda f: [rewrite(f, lambda t: t.update({"action.mean": torch.ones(3)}), n.name) for n in f.glob("policy_*s")],
         "has 3 numbers, and 7 are needed",

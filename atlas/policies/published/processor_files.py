@@ -116,7 +116,8 @@ def _steps(file: Path, own_steps: Sequence[str]) -> list[tuple[str, dict[str, An
         raise InputError(f"{file} is not a processor of LeRobot: it has no list of steps.")
     found = []
     for step in steps:
-        name, config = step.get("registry_name", step.get("class")), step.get("config", {})
+        said, config = step.get("registry_name", step.get("class")), step.get("config", {})
+        name = said if isinstance(said, str) else f"{said!r:.80}"
         if not isinstance(config, dict):
             raise InputError(
                 f"{file}: the settings of the step '{name}' are {config!r:.80}, expected settings by name."
@@ -126,7 +127,7 @@ def _steps(file: Path, own_steps: Sequence[str]) -> list[tuple[str, dict[str, An
         if name not in _PLAIN | _OFF | {*own_steps}:
             known = ", ".join(sorted({*_PLAIN, *_OFF, *own_steps}))
             raise InputError(f"{file}: the step '{name}' is unknown, and Atlas skips no step. Known: {known}.")
-        found.append((str(name), {"config": config, "state_file": step.get("state_file")}))
+        found.append((name, {"config": config, "state_file": step.get("state_file")}))
     return found
 
 
@@ -137,11 +138,12 @@ def _modes(file: Path, mapping: Any) -> dict[str, str]:
     modes = {}
     for kind in ("STATE", "ACTION"):
         mode = mapping.get(kind, "IDENTITY")
-        if mode not in MODES:
-            raise InputError(f"{file}: {kind} is normalised by {mode!r}; Atlas knows {', '.join(MODES)}.")
+        if not isinstance(mode, str) or mode not in MODES:
+            raise InputError(f"{file}: {kind} is normalised by {mode!r:.80}; Atlas knows {', '.join(MODES)}.")
         modes[kind] = MODES[mode]
     if mapping.get("VISUAL", "IDENTITY") != "IDENTITY":
-        raise InputError(f"{file}: VISUAL is normalised by {mapping['VISUAL']!r}; Atlas only knows IDENTITY for it.")
+        found = f"{mapping['VISUAL']!r:.80}"
+        raise InputError(f"{file}: VISUAL is normalised by {found}; Atlas only knows IDENTITY for it.")
     return modes
 
 
