@@ -225,3 +225,9 @@ def test_a_tilde_is_the_users_home_wherever_a_path_is_given(tmp_path: Path, monk
     assert config.output_dir == f"{tmp_path}/out" and config.data.frame_cache == f"{tmp_path}/c"
     assert [source.path for source in config.data.sources] == [f"{tmp_path}/a", f"{tmp_path}/b"]
     assert config.evaluation.record_path == f"{tmp_path}/d" and config.model.language.pretrained == f"{tmp_path}/w"
+
+
+def test_three_quarters_of_a_chunk_are_executed_unless_told_otherwise() -> None:
+    found = [load_config(None, o).evaluation.execute for o in ([], ["data.action_horizon=4"], ["evaluation.execute=2"])]
+
+    assert found == [6, 3, 2]

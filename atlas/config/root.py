@@ -44,6 +44,23 @@ class Config(Section):
             return {**values, "training": {**kind.training_preset(), **training}}
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_execute(cls, values: Any) -> Any:
+        """Return the values with `evaluation.execute`, where it is null or missing: three quarters of the chunk."""
+        if not isinstance(values, Mapping):
+            return values
+        data, evaluation = values.get("data", {}), values.get("evaluation", {})
+        if (
+            not isinstance(data, Mapping)
+            or not isinstance(evaluation, Mapping)
+            or evaluation.get("execute") is not None
+        ):
+            return values
+        horizon = data.get("action_horizon", DataConfig.model_fields["action_horizon"].default)
+        execute = max(1, horizon * 3 // 4) if isinstance(horizon, int) else 1  # a wrong horizon is refused by itself
+        return {**values, "evaluation": {**evaluation, "execute": execute}}
+
     @property
     def run_dir(self) -> Path:
         """The folder of a run whose name has been settled."""

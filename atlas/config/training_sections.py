@@ -92,7 +92,7 @@ class EvaluationConfig(Section):
     final_episodes: NotNegative = 40  # with the best checkpoint, after training
     video: NotNegative = 4  # episodes filmed in the final evaluation
     record_path: UserPath | None = None  # a folder for films of evaluations; null: videos/ in the run's folder
-    execute: Positive = 4  # how many actions of each predicted chunk are executed
+    execute: Positive = 6  # how many actions of each predicted chunk are executed; null: three quarters
     ensemble: Annotated[float, Field(ge=0)] | None = None  # the weight of temporal ensembling; null: off
     delay_ms: Annotated[float, Field(ge=0)] = 0.0  # until a chunk is there, as on the robot; the last one goes on
     # Where two chunks overlap. null: the new one counts; a number: the last one's weight; guided: the new one is made

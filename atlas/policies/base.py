@@ -49,6 +49,11 @@ class Policy(nn.Module, ABC):
         super().__init__()
         self.config, self.processor = config, processor
 
+    @property
+    def validated_execute(self) -> int | None:
+        """How many actions of each chunk were executed where it was validated; None: unknown."""
+        return None if self.reference_answers is None else self.reference_answers.execute
+
     # ---- acting and learning -----------------------------------------------------------------------------
 
     @abstractmethod

@@ -70,6 +70,10 @@ class ChunkExecutor:
         return _Episode(ChunkExecution(self._how), seed)
 
     @property
+    def validated_execute(self) -> int | None:
+        return self._policy.validated_execute
+
+    @property
     def policy(self) -> Policy:
         return self._policy
 

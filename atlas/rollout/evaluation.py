@@ -21,7 +21,7 @@ from atlas.policies.processor import PolicyProcessor
 from atlas.registry import resolve_policy
 from atlas.rollout.actor import AblatedActor, Actor, history_of, image_size_for
 from atlas.rollout.chunk_executor import ChunkExecutor
-from atlas.rollout.chunk_timeline import Blend
+from atlas.rollout.chunk_timeline import Blend, usual_execute
 from atlas.rollout.episode_plan import PlannedEpisode, Purpose, plan_episodes
 from atlas.rollout.episode_player import Segment
 from atlas.rollout.experience import Keeper, Played, PlayedEpisode, ended
@@ -409,7 +409,7 @@ def load_actor(
     delay_ms: float = 0.0,
     blend: Blend = None,
 ) -> tuple[ChunkExecutor, int]:
-    """An actor for a saved policy in a world, and how many actions of each chunk it executes, by default half of them.
+    """An actor for a saved policy in a world, and how many actions of each chunk it executes; see `usual_execute`.
 
     Raises InputError for a damaged checkpoint, and for a policy that does not fit the environment.
     """
@@ -417,7 +417,8 @@ def load_actor(
 
     policy = load_policy(checkpoint, cameras=cameras, device=device)
     check_policy_fits(policy.processor, environment_spec(env))
-    execute = execute or max(1, policy.processor.action_horizon // 2)
+    horizon, hz = policy.processor.action_horizon, policy.processor.action_spec.control_hz
+    execute = execute or usual_execute(horizon, hz, delay_ms, policy.validated_execute)
     return ChunkExecutor(policy, execute, ensemble, env, delay_ms=delay_ms, blend=blend), execute
 
 

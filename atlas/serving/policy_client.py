@@ -18,7 +18,7 @@ from atlas.config import ProcessorConfig
 from atlas.environments.environment import EnvironmentSpec
 from atlas.errors import InputError, first_line
 from atlas.policies.processor import PolicyProcessor
-from atlas.rollout.chunk_timeline import Blend, ChunkExecution, Execution, RunningChunk
+from atlas.rollout.chunk_timeline import Blend, ChunkExecution, Execution, RunningChunk, usual_execute
 from atlas.serving.protocols.client_layout import LAYOUTS, ClientLayout, to_message
 from atlas.serving.served_policy import ClientEntry, ServedPolicy
 from atlas.system.array_codec import pack, unpack
@@ -91,8 +91,9 @@ class AtlasClient:
             most = min(sends, self._processor.action_horizon)
             if execute is not None and execute > most:
                 raise InputError(f"The server at {url} sends {most} actions at a time; {execute} cannot be executed.")
-            execute = execute or min(most, max(1, self._processor.action_horizon // 2))
             hz = self._processor.action_spec.control_hz
+            validated = served.validated_execute if served is not None else None
+            execute = execute or min(most, usual_execute(self._processor.action_horizon, hz, delay_ms, validated))
             self._how = Execution(most, hz, execute, ensemble, delay_ms, blend)
         except InputError:
             self.close()

@@ -16,6 +16,7 @@ import numpy as np
 from atlas.errors import InputError
 from atlas.policies.processor import PolicyProcessor
 from atlas.rollout.actor import FollowingActor
+from atlas.rollout.chunk_executor import ChunkExecutor
 from atlas.rollout.chunk_timeline import RunningChunk
 from atlas.types import Observation
 
@@ -135,6 +136,11 @@ class PolicyService:
     def follows(self) -> bool:
         """Whether a chunk can continue the rest of the previous one."""
         return isinstance(self._actor, FollowingActor) and self._actor.follows
+
+    @property
+    def validated_execute(self) -> int | None:
+        """See `Policy`."""
+        return self._actor.validated_execute if isinstance(self._actor, ChunkExecutor) else None
 
     async def act(self, session: int, observation: Observation, running: RunningChunk | None = None) -> Answer:
         """The session's next actions. running: the chunk to continue, where the policy `follows`. Raises InputError

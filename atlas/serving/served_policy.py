@@ -33,6 +33,7 @@ class ServedPolicy:
     processor: PolicyProcessor  # without statistics: the server does the scaling
     sends: int  # actions per answer
     follows: bool = False  # whether a chunk can continue the rest of the previous one
+    validated_execute: int | None = None  # actions of each chunk that were executed where it was validated
 
     def to_message(self, wanted: str) -> dict[str, Any]:
         """The first message to a client. wanted: what an observation should hold, in words."""
@@ -48,6 +49,7 @@ class ServedPolicy:
                 "action_spec": processor.action_spec.to_dict(),
                 "sends": self.sends,
                 "follows": self.follows,
+                "validated_execute": self.validated_execute,
                 "wanted": wanted,
                 "history": processor.history.to_dict(),
             }
@@ -64,8 +66,10 @@ class ServedPolicy:
         try:
             numbers = {key: values[key] for key in ("camera_size", "image_size", "action_horizon", "proprio_dim")}
             sends, cameras = values["sends"], values["cameras"]
-            if not all(isinstance(n, int) and 1 <= n <= _LARGEST for n in (*numbers.values(), sends)):
-                raise ValueError(f"{numbers | {'sends': sends}}")
+            validated = values.get("validated_execute")  # servers of earlier versions do not say it
+            known = [] if validated is None else [validated]
+            if not all(isinstance(n, int) and 1 <= n <= _LARGEST for n in (*numbers.values(), sends, *known)):
+                raise ValueError(f"{numbers | {'sends': sends, 'validated_execute': validated}}")
             if not isinstance(cameras, list) or not cameras or not all(isinstance(name, str) for name in cameras):
                 raise ValueError(f"cameras {cameras!r}")
             spec = ActionSpec.from_dict(values["action_spec"])
@@ -75,7 +79,7 @@ class ServedPolicy:
         processor = PolicyProcessor(
             tuple(cameras), **numbers, action_spec=spec, statistics=(), scaling=ProcessorConfig(), history=history
         )
-        return cls(processor, sends, follows=values.get("follows") is True)
+        return cls(processor, sends, values.get("follows") is True, validated)
 
 
 @dataclass(frozen=True)

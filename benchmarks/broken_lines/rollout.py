@@ -9,7 +9,9 @@ CUBES = "tests/rollout/test_cubes.py"
 PERTURBATIONS = "tests/rollout/test_perturbations.py"
 SAME = "tests/rollout/test_same_episodes.py::test_any_number_of_workers_in_any_order_and_with_one_killed"
 TRANSITIONS = "tests/rollout/test_transitions.py"
-EVALUATED = f"{EXECUTOR}::test_a_saved_policy_is_evaluated_on_episodes_of_nobody_else_half_a_chunk_at_a_time"
+EVALUATED = (
+    f"{EXECUTOR}::test_a_saved_policy_is_evaluated_on_episodes_of_nobody_else_three_quarters_of_a_chunk_at_a_time"
+)
 
 ROWS = of_part(
     "rollout",
@@ -22,8 +24,8 @@ ROWS = of_part(
     ),
     (
         "atlas/rollout/evaluation.py",
-        "execute or max(1, policy.processor.action_horizon // 2)",
-        "execute or policy.processor.action_horizon",
+        "execute or usual_execute(horizon, hz, delay_ms, policy.validated_execute)",
+        "execute or horizon",
         "by default the whole chunk is executed before the policy looks again",
         EVALUATED,
     ),

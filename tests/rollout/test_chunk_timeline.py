@@ -8,7 +8,7 @@ import torch
 
 from atlas.errors import InputError
 from atlas.rollout.chunk_executor import ChunkExecutor
-from atlas.rollout.chunk_timeline import ChunkTimeline, check_execution, delay_steps
+from atlas.rollout.chunk_timeline import ChunkTimeline, check_execution, delay_steps, usual_execute
 from atlas.types import Batch
 from tests.policies.test_policy import HORIZON, make_policy
 from tests.rollout.test_executor import STILL, CountingPolicy
@@ -105,3 +105,9 @@ def test_what_cannot_be_executed_is_refused(arguments: dict[str, float], words: 
     values = {"horizon": HORIZON, "control_hz": 20.0, "execute": 2, "ensemble": None, "delay_ms": 0.0, "blend": None}
     with pytest.raises(InputError, match=words):
         check_execution(**{**values, **arguments})  # type: ignore[arg-type]
+
+
+def test_as_many_are_executed_as_where_it_was_validated_but_for_late_chunks() -> None:
+    found = [usual_execute(8, 20.0, delay_ms, validated) for validated in (None, 3) for delay_ms in (0.0, 100.0, 200.0)]
+
+    assert found == [6, 6, 4, 3, 3, 3] and usual_execute(1, 20.0, 0.0) == 1

@@ -207,7 +207,7 @@ class Asked:
         pass
 
 
-def test_a_saved_policy_is_evaluated_on_episodes_of_nobody_else_half_a_chunk_at_a_time(
+def test_a_saved_policy_is_evaluated_on_episodes_of_nobody_else_three_quarters_of_a_chunk_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acting("regression").save_pretrained(tmp_path)
@@ -219,7 +219,7 @@ def test_a_saved_policy_is_evaluated_on_episodes_of_nobody_else_half_a_chunk_at_
     seeds = [outcome.seed for outcome in report.outcomes]
     assert seeds == [episode.seed for episode in Asked.episodes] == [episode_seed("report", 3, i) for i in range(4)]
     assert report.purpose == "report" and not used & set(seeds)
-    assert Asked.actions == HORIZON // 2
+    assert Asked.actions == HORIZON * 3 // 4
     evaluate_checkpoint(tmp_path, "cubes", episodes=1, execute=HORIZON)
     assert Asked.actions == HORIZON
 

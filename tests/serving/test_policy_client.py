@@ -22,7 +22,7 @@ from atlas.serving.access import Access
 from atlas.serving.policy_client import AtlasClient
 from atlas.serving.protocols.client_layout import LAYOUTS
 from atlas.serving.remote_evaluation import evaluate_server
-from atlas.serving.served_policy import ClientEntry
+from atlas.serving.served_policy import ENTRY, ClientEntry, ServedPolicy
 from atlas.serving.server import ServerSettings, load_actor
 from atlas.system.array_codec import pack, unpack
 from tests.policies.test_policy import HORIZON, SIZE, make_processor
@@ -81,7 +81,7 @@ def test_its_actions_are_those_of_the_policy(head: str, how: dict[str, Any], tmp
     """However chunks are joined: what a guided one goes on from travels to the server."""
     acting(head).save_pretrained(tmp_path)
     seeds = {0: 11, 1: 12}
-    expected = play(ChunkExecutor(load_policy(tmp_path), **({"execute": 2} | how)), seeds, rounds=3)
+    expected = play(ChunkExecutor(load_policy(tmp_path), **({"execute": 3} | how)), seeds, rounds=3)
 
     with (
         running(load_actor(tmp_path, ServerSettings())) as port,
@@ -143,13 +143,28 @@ def test_what_waits_together_is_seen_together() -> None:
     assert actor.batches[-1] == 5
 
 
-def test_half_of_the_chunk_is_executed_unless_told_otherwise() -> None:
+def test_three_quarters_of_the_chunk_are_executed_unless_told_otherwise() -> None:
     with running(TellingActor()) as port:
         url = f"ws://127.0.0.1:{port}"
-        with AtlasClient(url) as half, AtlasClient(url, execute=HORIZON) as whole:
-            assert [len(client.plan({0: seen()})[0]) for client in (half, whole)] == [HORIZON // 2, HORIZON]
+        with (
+            AtlasClient(url) as usual,
+            AtlasClient(url, delay_ms=100) as late,
+            AtlasClient(url, execute=HORIZON) as whole,
+        ):
+            asked = [len(client.plan({0: seen()})[0]) for client in (usual, late, whole)]
+        assert asked == [HORIZON * 3 // 4, HORIZON - 2, HORIZON]
         with pytest.raises(InputError, match=f"sends {HORIZON} actions at a time"):
             AtlasClient(url, execute=HORIZON + 1)
+
+
+def test_a_server_says_how_many_were_executed_where_its_policy_was_validated() -> None:
+    message = ServedPolicy(make_processor(), HORIZON, validated_execute=2).to_message("")
+
+    found = ServedPolicy.from_message(message)
+    assert found is not None and found.validated_execute == 2
+    message[ENTRY]["validated_execute"] = 0
+    with pytest.raises(InputError, match="'validated_execute': 0"):
+        ServedPolicy.from_message(message)
 
 
 def test_what_does_not_fit_the_world_is_refused_before_it_starts() -> None:
@@ -254,7 +269,7 @@ def test_a_server_of_openpis_is_asked_in_its_words() -> None:
         actions = client.plan({0: seen(pixel=6)})[0]
         processor = client.processor
 
-    assert actions.shape == (5, 7) and set(actions.reshape(-1).tolist()) == {6.0}
+    assert actions.shape == (7, 7) and set(actions.reshape(-1).tolist()) == {6.0}
     assert (processor.cameras, processor.camera_size, processor.action_horizon) == (CUBES.cameras, 32, 10)
 
 

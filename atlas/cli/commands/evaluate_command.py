@@ -33,7 +33,13 @@ def evaluate(
     episodes: Annotated[int, typer.Option(min=1, metavar="N", help="Episodes in all.")] = 100,
     seed: Annotated[int, typer.Option(min=0, metavar="S", help="The seed of the episodes' starts.")] = 0,
     execute: Annotated[
-        int | None, typer.Option(min=1, metavar="E", help="Actions of each predicted chunk that are executed.")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="E",
+            help="Actions of each predicted chunk that are executed; by default as where the policy was validated, or "
+            "three quarters.",
+        ),
     ] = None,
     ensemble: Annotated[
         float | None, typer.Option(min=0, metavar="W", help="Average overlapping chunks with this weight (off).")

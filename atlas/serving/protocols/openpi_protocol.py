@@ -36,7 +36,7 @@ class OpenpiProtocol:
     def __init__(self, service: PolicyService, reader: ObservationReader, sends: int, limits: Limits) -> None:
         """sends: actions per answer."""
         self._service, self._reader, self._limits = service, reader, limits
-        served = ServedPolicy(service.processor, sends, service.follows)
+        served = ServedPolicy(service.processor, sends, service.follows, service.validated_execute)
         self._greeting = pack(served.to_message(reader.expected()))
 
     async def listen(self, access: Access) -> Listening:
