@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from atlas.policies.modular.language_encoders.language_tokens import LanguageTokens
@@ -152,10 +153,17 @@ class MLPFusion(Fusion):
 
     def forward(self, vision: torch.Tensor, language: LanguageTokens, proprio: torch.Tensor) -> torch.Tensor:
         """As `QueryFusion.forward`; no vision tokens count as zeros."""
-        precision = self.layers[0].weight.dtype
-        assert isinstance(precision, torch.dtype)
-        mean_token = vision.to(precision).sum(1) / max(1, vision.shape[1])
-        fused: torch.Tensor = self.layers(torch.cat([mean_token, language.summary().to(precision), proprio], 1))
+        first, *others = self.layers
+        assert isinstance(first, nn.Linear)
+        precision, seen = first.weight.dtype, vision.shape[1]
+        given, weight = [language.summary().to(precision), proprio], first.weight
+        if seen:
+            given.insert(0, vision.to(precision).sum(1) / seen)
+        else:
+            weight = weight[:, vision.shape[2] :]  # nothing is multiplied by zeros
+        fused = F.linear(torch.cat(given, 1), weight, first.bias)
+        for layer in others:
+            fused = layer(fused)
         return fused.unflatten(1, (self._horizon, self._dim))
 
 
