@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -49,15 +50,13 @@ class PolicyView:
         None: all. noise: for a policy that outputs a single action; None: for SAC, which needs a stochastic policy
         without images. Raises InputError for any other policy."""
         processor = policy.processor
-        self._stochastic = isinstance(policy, ActsAtRandom) and policy.acts_at_random
-        noisy = noise is not None and isinstance(policy, TakesNoise) and policy.takes_noise
-        if noise is None and (processor.cameras or not self._stochastic):
+        distribution = _distribution_of(policy, noise)
+        if noise is None and (processor.cameras or distribution is None):
             raise InputError(
                 "SAC trains a policy from state alone that acts at random by itself: it needs model.vision.name=none "
                 "and model.head.name=gaussian. Any other can be corrected (atlas learn sac --residual)."
             )
-        self._flows = not self._stochastic and not noisy and isinstance(policy, ActsByFlow) and policy.acts_by_flow
-        if not self._stochastic and not noisy and not self._flows:
+        if distribution is None:
             raise InputError(
                 "PPO and GRPO need a policy that says how likely its actions are: model.head.name=gaussian, "
                 "flow_matching, or regression, to whose actions noise is added; vlm with any of its heads; of the "
@@ -68,7 +67,8 @@ class PolicyView:
                 "Learning by reward takes policies that see the present alone and act as the world takes it: without "
                 "data.history and relative actions."
             )
-        self.policy, self._environment, self._noise = policy, environment, noise
+        self.policy, self._environment, self._noise, self._distribution = policy, environment, noise, distribution
+        self._parameter = next(policy.parameters())  # one of them: it is asked for its device at every decision
         self._instructions = instructions or ("",)
         self._source = processor.source_for(environment)
         self.columns = {"proprio": Column((processor.proprio_dim,), "float32"), "task": Column((1,), "uint8")}
@@ -79,6 +79,7 @@ class PolicyView:
         self._chunk = (horizon if execute is None else min(execute, horizon), processor.action_spec.dim)
         self._proprio = processor.proprio_scaler()
         self._actions = processor.action_scaler()
+        self._flows = isinstance(policy, ActsByFlow) and policy.acts_by_flow
         if self._flows:
             assert isinstance(policy, ActsByFlow)
             self._actions = copy.deepcopy(policy.action_scaler).cpu()
@@ -90,7 +91,7 @@ class PolicyView:
 
     @property
     def device(self) -> torch.device:
-        return next(self.policy.parameters()).device
+        return self._parameter.device
 
     @property
     def execute(self) -> int:
@@ -151,24 +152,17 @@ class PolicyView:
 
     def distribution(self, observations: Mapping[str, torch.Tensor]) -> ActionDistribution:
         """The distribution of scaled actions [B, execute, A]; gradients flow through samples of a stochastic policy."""
-        policy, batch = self.policy, self._batch(observations)
-        if self._stochastic:
-            assert isinstance(policy, ActsAtRandom)
-            return policy.action_distribution(batch).first(self.execute)
-        assert self._noise is not None
-        if self._flows:
-            assert isinstance(policy, ActsByFlow)
-            return policy.flow_distribution(batch, self._noise.flow).first(self.execute)
-        assert isinstance(policy, TakesNoise)
-        return policy.noisy_distribution(batch, self._noise).first(self.execute)
+        return self._distribution(self._batch(observations)).first(self.execute)
 
     def state(self, observations: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The input of the value networks, float32 [B, state_dim], without gradients."""
         with torch.no_grad():
-            observations = {name: values.to(self.device) for name, values in observations.items()}
-            parts = [
-                self._proprio.to(self.device).normalize(observations["proprio"], self._sources(observations["proprio"]))
-            ]
+            device = self.device
+            observations = {name: values.to(device) for name, values in observations.items()}
+            if self._proprio.offset.device != device:
+                self._proprio.to(device)
+            proprio = observations["proprio"]
+            parts = [self._proprio.normalize(proprio, self._sources(proprio))]
             if len(self._instructions) > 1:
                 one_hot = torch.nn.functional.one_hot(observations["task"][:, 0].long(), len(self._instructions))
                 parts.append(one_hot.float())
@@ -222,15 +216,15 @@ class PolicyView:
         return replay
 
     def in_units(self, scaled: np.ndarray) -> np.ndarray:
-        """Convert scaled actions [H * A], or a denoising path of a chunk, to the environment's units: float32 [H,
-        A]."""
+        """Convert scaled actions [..., H * A], or denoising paths of chunks, to the environment's units: float32 [...,
+        H, A]."""
         horizon, dim = self.policy.processor.action_horizon, self._chunk[1]
-        chunk = torch.from_numpy(scaled)
+        chunks = torch.from_numpy(scaled)
         if self._flows:  # in a path, the actions stand before its last number
-            chunk = chunk.view(1, horizon, -1)[:, : self.execute, -1 - dim : -1]
-        chunk = chunk.reshape(1, *self._chunk)
-        units: torch.Tensor = self._actions.denormalize(chunk, self._sources(chunk))[0]
-        return units.numpy()
+            chunks = chunks.view(*scaled.shape[:-1], horizon, -1)[..., : self.execute, -1 - dim : -1]
+        chunks = chunks.reshape(-1, *self._chunk)
+        units: torch.Tensor = self._actions.denormalize(chunks, self._sources(chunks))
+        return units.numpy().reshape(*scaled.shape[:-1], *self._chunk)
 
     def scaled(self, actions: np.ndarray) -> np.ndarray:
         """The inverse of `in_units` for T single actions float32 [T, A], within [-1, 1]."""
@@ -238,7 +232,8 @@ class PolicyView:
         return scaled.clamp(-1, 1).numpy()
 
     def _batch(self, observations: Mapping[str, torch.Tensor]) -> Batch:
-        observations = {name: values.to(self.device) for name, values in observations.items()}
+        device = self.device
+        observations = {name: values.to(device) for name, values in observations.items()}
         proprio, only = observations["proprio"], self._instructions[0]
         if len(self._instructions) == 1:
             instructions = [only] * len(proprio)
@@ -249,6 +244,18 @@ class PolicyView:
     def _sources(self, rows: torch.Tensor | np.ndarray) -> torch.Tensor:
         device = rows.device if isinstance(rows, torch.Tensor) else None
         return torch.full((len(rows),), self._source, dtype=torch.int64, device=device)
+
+
+def _distribution_of(policy: Policy, noise: Noise | None) -> Callable[[Batch], ActionDistribution] | None:
+    """The function that gives the distribution of a policy's scaled actions; None: it has none. noise: see
+    `PolicyView`."""
+    if isinstance(policy, ActsAtRandom) and policy.acts_at_random:
+        return policy.action_distribution
+    if noise is not None and isinstance(policy, TakesNoise) and policy.takes_noise:
+        return partial(policy.noisy_distribution, noise=noise)
+    if noise is not None and isinstance(policy, ActsByFlow) and policy.acts_by_flow:
+        return partial(policy.flow_distribution, noise=noise.flow)
+    return None
 
 
 def load_start(checkpoint: str, margin: float | None) -> Policy:

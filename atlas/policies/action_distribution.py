@@ -6,7 +6,7 @@ Actions here are scaled, as the network outputs them, with grippers from -1 (ope
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,6 +14,16 @@ import torch
 import torch.nn.functional as F
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+# Where random numbers come from: one generator for a batch (None: torch's own), or one for each of its rows, which then
+# gets the numbers that it would get alone.
+Random = torch.Generator | Sequence[torch.Generator] | None
+
+
+def _by_row(random: Random, rows: int, draw: Callable[[int, torch.Generator | None], torch.Tensor]) -> torch.Tensor:
+    """Numbers for a batch, from a function that draws them for n rows."""
+    if random is None or isinstance(random, torch.Generator):
+        return draw(rows, random)
+    return torch.cat([draw(1, each) for each in random])
 
 
 class ActionDistribution(Protocol):
@@ -24,7 +34,7 @@ class ActionDistribution(Protocol):
         """[B, H, A]."""
         ...
 
-    def sample(self, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(self, random: Random = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Actions [B, H, A], and the logarithm of their density [B]."""
         ...
 
@@ -55,9 +65,9 @@ class GaussianActions:
         """[B, H, A]; the median, if squashed."""
         return torch.tanh(self.mean) if self.squashed else self.mean
 
-    def sample(self, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(self, random: Random = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Actions [B, H, A] that gradients flow through (reparametrised), and the logarithm of their density [B]."""
-        noise = torch.empty_like(self.mean).normal_(generator=generator)
+        noise = _by_row(random, len(self.mean), lambda n, g: torch.empty_like(self.mean[:n]).normal_(generator=g))
         raw = self.mean + self.log_std.exp() * noise
         log_prob = -0.5 * noise.square() - self.log_std - _HALF_LOG_2PI
         return self._bounded(raw, log_prob)
@@ -114,15 +124,18 @@ class NoisyActions:
     def most_likely(self) -> torch.Tensor:
         return self._joined(self.pose, (self.gripper > 0).float())
 
-    def sample(self, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(self, random: Random = None) -> tuple[torch.Tensor, torch.Tensor]:
         """See `ActionDistribution.sample`; no gradients flow through the grippers."""
 
-        def normal(shape: torch.Size) -> torch.Tensor:
-            return torch.empty(shape, device=self.pose.device).normal_(generator=generator)
+        def normal(like: torch.Tensor) -> torch.Tensor:
+            shape, device = like.shape[1:], like.device
+            return _by_row(random, len(like), lambda n, g: torch.empty(n, *shape, device=device).normal_(generator=g))
 
         own, common = (1 - self.noise.shared) ** 0.5, self.noise.shared**0.5
-        drawn = own * normal(self.pose.shape) + common * normal(self.pose[:, :1].shape)
-        chance = torch.empty_like(self.gripper).uniform_(generator=generator)
+        drawn = own * normal(self.pose) + common * normal(self.pose[:, :1])
+        chance = _by_row(
+            random, len(self.gripper), lambda n, g: torch.empty_like(self.gripper[:n]).uniform_(generator=g)
+        )
         closed = (chance < torch.sigmoid(self.gripper)).float()
         actions = self._joined(self.pose + self.noise.deviation * drawn, closed)
         return actions, self.log_prob(actions)
@@ -177,9 +190,9 @@ class CorrectedActions:
     correction: GaussianActions  # of [B, 1, A], squashed: from -1 to 1
     scale: float  # the size of a correction of 1
 
-    def sample(self, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(self, random: Random = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Actions [B, H, A] that gradients flow through, and the logarithm of the density [B] of their correction."""
-        drawn, log_prob = self.correction.sample(generator)
+        drawn, log_prob = self.correction.sample(random)
         return self.base + self.scale * drawn, log_prob
 
     @property
@@ -213,16 +226,19 @@ class FlowActions:
     noise: float
     counted: int  # actions, from the first on
 
-    def sample(self, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(self, random: Random = None) -> tuple[torch.Tensor, torch.Tensor]:
         """A path, and the logarithm of its density [B]."""
 
-        def normal() -> torch.Tensor:
-            where = self.device if generator is None else generator.device
-            return torch.randn(self.shape, generator=generator, device=where).to(self.device)
+        def drawn(draw: Callable[[int, torch.Generator | None, torch.device], torch.Tensor]) -> torch.Tensor:
+            def draw_rows(n: int, g: torch.Generator | None) -> torch.Tensor:
+                return draw(n, g, self.device if g is None else g.device)
 
-        where = self.device if generator is None else generator.device
-        step = torch.randint(self.steps, self.shape[:1], generator=generator, device=where).to(self.device)
-        return self._grow(normal(), step, normal())
+            return _by_row(random, self.shape[0], draw_rows).to(self.device)
+
+        shape = self.shape[1:]
+        step = drawn(lambda n, g, where: torch.randint(self.steps, (n,), generator=g, device=where))
+        start, noise = (drawn(lambda n, g, where: torch.randn(n, *shape, generator=g, device=where)) for _ in range(2))
+        return self._grow(start, step, noise)
 
     @property
     def most_likely(self) -> torch.Tensor:

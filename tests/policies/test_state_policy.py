@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ import torch
 import atlas
 from atlas.config import load_config
 from atlas.errors import InputError
-from atlas.policies.action_distribution import GaussianActions
+from atlas.policies.action_distribution import ActionDistribution, FlowActions, GaussianActions, Noise, NoisyActions
 from atlas.policies.base import ActsAtRandom, load_policy
+from atlas.policies.modular.fusion import MLPFusion
+from atlas.policies.modular.language_encoders.language_tokens import LanguageTokens
+from atlas.policies.modular.parts import MLPFusionConfig
 from atlas.policies.summary import summarize
 from atlas.rollout.evaluation import evaluate_checkpoint
 from atlas.types import Observation
@@ -62,3 +66,47 @@ def test_the_density_is_that_of_what_is_drawn(squashed: bool) -> None:
     near = (actions[:, 0, 0] - 0.5).abs() < 0.02
     assert near.float().mean() / 0.04 == pytest.approx(float(log_prob[near].exp().mean()), rel=0.05)
     assert not squashed or actions.abs().max() < 1
+
+
+def gaussian(rows: torch.Tensor) -> ActionDistribution:
+    return GaussianActions(rows, rows - 1, squashed=True)
+
+
+def noisy(rows: torch.Tensor) -> ActionDistribution:
+    at = torch.tensor([0, 1]), torch.tensor([2])
+    return NoisyActions(rows[..., :2], rows[..., 2:], *at, Noise(0.1, 0.5))
+
+
+def flowing(rows: torch.Tensor) -> ActionDistribution:
+    shape = len(rows), rows.shape[1], rows.shape[2]
+    return FlowActions(lambda x, _: x - rows, lambda x: x, shape, rows.device, 3, steps=4, noise=0.5, counted=2)
+
+
+@pytest.mark.parametrize("distribution", [gaussian, noisy, flowing])
+def test_a_row_with_its_own_generator_draws_what_it_draws_alone(
+    distribution: Callable[[torch.Tensor], ActionDistribution],
+) -> None:
+    """So a world plays the same beside any others."""
+    rows, seeds = torch.randn(3, 6, 3, generator=torch.Generator().manual_seed(7)), (4, 5, 6)
+
+    together = distribution(rows).sample([torch.Generator().manual_seed(seed) for seed in seeds])
+    alone = [
+        distribution(row[None]).sample(torch.Generator().manual_seed(seed))
+        for row, seed in zip(rows, seeds, strict=True)
+    ]
+
+    for drawn, each in zip(together, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(drawn, torch.cat(each), rtol=1e-6, atol=1e-6)
+    assert not torch.equal(together[0][0], together[0][1])
+
+
+def test_no_vision_tokens_are_zeros_and_leave_their_weights_alone() -> None:
+    fusion = MLPFusion(MLPFusionConfig(dim=8), 2, 5, 3, 4)
+    words, proprio = LanguageTokens(torch.randn(6, 1, 3), torch.zeros(6, 1, dtype=torch.bool)), torch.randn(6, 4)
+
+    fused = fusion(torch.zeros(6, 0, 5), words, proprio)
+    fused.sum().backward()
+
+    torch.testing.assert_close(fused, fusion(torch.zeros(6, 1, 5), words, proprio))
+    gradient = next(fusion.parameters()).grad
+    assert gradient is not None and (gradient[:, :5] == 0).all() and (gradient[:, 5:] != 0).any()

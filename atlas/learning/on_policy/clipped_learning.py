@@ -6,10 +6,11 @@ A decision is a whole chunk; its probability is the joint one of all its execute
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from atlas.learning.rank_group import RankGroup
 from atlas.training.optimizer import trained_parameters
 
 _ROWS = 256  # per forward pass without gradients
+Played = TypeVar("Played", bound="PlayedDecisions")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,15 @@ class PlayedDecisions:
     observations: dict[str, torch.Tensor]  # [T, ...] each
     actions: torch.Tensor  # float32 [T, H, A], scaled
     log_probs: torch.Tensor  # float32 [T]
+
+    def at(self: Played, rows: torch.Tensor, device: torch.device) -> Played:
+        """Some of the decisions, int64 [B], on a device."""
+
+        def chosen(values: torch.Tensor) -> torch.Tensor:
+            return values.index_select(0, rows).to(device)
+
+        columns = {name: chosen(values) for name, values in vars(self).items() if isinstance(values, torch.Tensor)}
+        return replace(self, observations={n: chosen(values) for n, values in self.observations.items()}, **columns)
 
 
 def divergence_from(other: torch.Tensor, drawn_by: torch.Tensor) -> torch.Tensor:
@@ -95,13 +106,12 @@ class ClippedLearner(ABC):
         for rows in self._minibatches(count, rng):
             mine, share = self._share(rows)
             loss, parts = self._loss(rows, mine)
-            loss = loss * share
-            means = torch.stack([loss.detach(), *[share * value.detach() for value in parts.values()]])
+            means = torch.stack([loss, *parts.values()]).detach() * share
             self.group.add([means])
             total, *values = means.tolist()
             metrics = dict(zip(parts, values, strict=True))
             past_limit = settings.kl_limit is not None and metrics["kl"] > settings.kl_limit
-            metrics["grad_norm"] = 0.0 if past_limit else float(self._descend(loss, total))
+            metrics["grad_norm"] = 0.0 if past_limit else self._descend(loss * share, total)
             for name, value in metrics.items():
                 shown.setdefault(name, []).append(value)
             if past_limit:
@@ -120,33 +130,38 @@ class ClippedLearner(ABC):
             yield from torch.from_numpy(rng.permutation(count)).split(self._settings.batch_size)
 
     def _policy_loss(
-        self, decisions: PlayedDecisions, advantages: torch.Tensor, rows: torch.Tensor
+        self, decisions: PlayedDecisions, advantages: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
-        """The clipped loss minus the entropy bonus, for advantages float32 [B] of these rows; its metrics; and the
-        current log-probabilities [B]."""
+        """The clipped loss minus the entropy bonus, for B decisions and their advantages float32 [B] on the policy's
+        device; its metrics; and the current log-probabilities [B]."""
         settings = self._settings
-        device = self.view.device
-        distribution = self.view.distribution({name: values[rows] for name, values in decisions.observations.items()})
-        log_probs = distribution.log_prob(decisions.actions[rows].to(device))
-        before, advantages = decisions.log_probs[rows].to(device), advantages.to(device)
-        loss, divergence, clipped = clipped_loss(log_probs, before, advantages, settings.clip_low, settings.clip_high)
+        distribution = self.view.distribution(decisions.observations)
+        log_probs = distribution.log_prob(decisions.actions)
+        loss, divergence, clipped = clipped_loss(
+            log_probs, decisions.log_probs, advantages, settings.clip_low, settings.clip_high
+        )
         entropy = distribution.entropy.mean()
         shown = {"policy_loss": loss, "entropy": entropy, "kl": divergence, "clip_fraction": clipped}
         return loss - settings.entropy_weight * entropy, shown, log_probs
 
-    def _descend(self, loss: torch.Tensor, total: float) -> torch.Tensor:
+    def _descend(self, loss: torch.Tensor, total: float) -> float:
         """Make a step, or count it as skipped if the loss or a gradient is not finite; return the gradients' norm.
         loss: this process's part of `total`."""
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
-        self.group.add([p.grad for p in self.parameters if p.grad is not None])
-        norm = nn.utils.clip_grad_norm_(self.parameters, self._settings.max_grad_norm)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        self.group.add(gradients)
+        norm, most = nn.utils.get_total_norm(gradients), self._settings.max_grad_norm
+        size = float(norm)
+        if size + 1e-6 > most:  # as torch's clip_grad_norm_, which multiplies by 1, too
+            torch._foreach_mul_(gradients, most / (norm + 1e-6))
         self.updates += 1
-        if torch.isfinite(norm + total):
+        if math.isfinite(size + total):
             self.optimizer.step()
         else:
             self.skipped += 1
-        return norm
+        return size
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint."""
@@ -175,8 +190,6 @@ class StartPolicy:
         parts = torch.arange(len(decisions.actions)).split(_ROWS)
         found = []
         for rows in parts:
-            observations = {name: values[rows] for name, values in decisions.observations.items()}
-            found.append(
-                self._view.distribution(observations).log_prob(decisions.actions[rows].to(self._view.device)).cpu()
-            )
+            some = decisions.at(rows, self._view.device)
+            found.append(self._view.distribution(some.observations).log_prob(some.actions).cpu())
         return torch.cat(found)

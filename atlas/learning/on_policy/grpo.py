@@ -66,9 +66,10 @@ class GRPO(ClippedLearner):
     def _loss(self, rows: torch.Tensor, mine: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         played = self._played
         assert played is not None
-        loss, shown, log_probs = self._policy_loss(played, played.advantages[mine], mine)
-        if self.settings.kl_weight and played.start is not None:
-            divergence = divergence_from(played.start[mine].to(log_probs.device), log_probs).mean()
+        some = played.at(mine, self.view.device)
+        loss, shown, log_probs = self._policy_loss(some, some.advantages)
+        if self.settings.kl_weight and some.start is not None:
+            divergence = divergence_from(some.start, log_probs).mean()
             loss, shown["kl_loss"] = loss + self.settings.kl_weight * divergence, divergence
         return loss, shown
 
@@ -152,8 +153,8 @@ class _Run(OnPolicyRun):
         episode, total = _Episode([], [], [], 0.0), 0.0
         while True:
             row = self.view.look(self.world.observation)
-            chunk, log_prob = self._decide(row, random)
-            after, ended = self.world.step(self.view.in_units(chunk.flatten().numpy()))
+            chunk, log_prob, actions = self._decide(stacked([row]), [random])
+            after, ended = self.world.step(actions[0])
             episode.rows.append(row)
             episode.actions.append(chunk)
             episode.log_probs.append(log_prob)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -201,15 +202,17 @@ class OnPolicyRun(ABC):
         self._events = []
         return [each for each, _ in found]
 
-    def _decide(self, row: dict[str, np.ndarray], random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sample a chunk [1, H, A], and give its log-probability [1]."""
-        with torch.no_grad():
-            observations = {name: torch.from_numpy(values)[None] for name, values in row.items()}
-            distribution = self.view.distribution(observations)
-            chunk, _ = distribution.sample(random)
-            return chunk.cpu(), distribution.log_prob(
-                chunk
-            ).cpu()  # as it will be looked up, also where squashing lost digits
+    @torch.no_grad()
+    def _decide(
+        self, observations: Observations, random: Sequence[torch.Generator]
+    ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+        """Sample chunks [B, H, A], each with a world's own random numbers; also give their log-probabilities [B], and
+        the actions float32 [B, H, A] in the worlds' units."""
+        distribution = self.view.distribution(observations)
+        chunks, _ = distribution.sample(random)
+        # As it will be looked up, also where squashing lost digits
+        log_probs, chunks = distribution.log_prob(chunks).cpu(), chunks.cpu()
+        return chunks, log_probs, self.view.in_units(chunks.flatten(1).numpy())
 
 
 def _subset(observations: Observations, count: int) -> Observations:

@@ -7,7 +7,7 @@ A decision is a whole chunk; its reward is the sum over its actions.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -42,15 +42,24 @@ class Played(PlayedDecisions):
     over: torch.Tensor  # bool [T], the last of an episode
 
 
+@dataclass(frozen=True)
+class Learned(PlayedDecisions):
+    """T decisions as they are learned from."""
+
+    values: torch.Tensor  # float32 [T], of the observations, when they were played
+    advantages: torch.Tensor  # float32 [T]
+    value_targets: torch.Tensor  # float32 [T]
+
+
 def advantages(played: Played, gamma: float, trace: float) -> torch.Tensor:
     """Generalised advantage estimates, float32 [T]: sums of the following temporal-difference errors up to the end of
     the episode, discounted by gamma * trace per step."""
     errors = played.rewards + gamma * played.values_then - played.values
-    estimates, following = torch.empty_like(errors), 0.0
-    for step in range(len(errors) - 1, -1, -1):
-        following = float(errors[step]) + gamma * trace * following * float(~played.over[step])
-        estimates[step] = following
-    return estimates
+    estimates, following = list[float](), 0.0
+    for error, over in zip(reversed(errors.tolist()), reversed(played.over.tolist()), strict=True):
+        following = error + gamma * trace * following * (not over)
+        estimates.append(following)
+    return torch.tensor(estimates[::-1], dtype=errors.dtype)
 
 
 class PPO(ClippedLearner):
@@ -64,7 +73,7 @@ class PPO(ClippedLearner):
         self.value.to(view.device)
         super().__init__("ppo", settings, view, self.value.parameters(), group, settings.value_learning_rate)
         self.reward_scale = RunningScale(settings.gamma)
-        self._played: tuple[Played, torch.Tensor, torch.Tensor] | None = None
+        self._learned: Learned | None = None
 
     def state_values(self, observations: dict[str, torch.Tensor]) -> torch.Tensor:
         """The values of states, [B]."""
@@ -75,27 +84,26 @@ class PPO(ClippedLearner):
         """Run epochs over an iteration's decisions, and return their metrics. progress: of the run, 0 to 1."""
         estimates = advantages(played, self.settings.gamma, self.settings.trace)
         value_targets = estimates + played.values
-        self._played = played, estimates, value_targets
+        decisions = played.observations, played.actions, played.log_probs
+        self._learned = Learned(*decisions, played.values, estimates, value_targets)
         shown = self._epochs(len(played.actions), progress, rng)
         explained = 1 - float((value_targets - played.values).var() / value_targets.var().clamp(min=1e-8))
         return {**shown, "ppo/explained_variance": explained}
 
     def _loss(self, rows: torch.Tensor, mine: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        assert self._played is not None
-        played, estimates, value_targets = self._played
-        all_estimates = estimates[rows]
-        advantages = (estimates[mine] - all_estimates.mean()) / (all_estimates.std(correction=0) + 1e-8)
-        loss, shown, _ = self._policy_loss(played, advantages, mine)
-        observations = {name: values[mine] for name, values in played.observations.items()}
-        value_loss = F.mse_loss(self.state_values(observations), value_targets[mine].to(self.view.device))
+        learned = self._learned
+        assert learned is not None
+        some, estimates = learned.at(mine, self.view.device), learned.advantages[rows].to(self.view.device)
+        advantages = (some.advantages - estimates.mean()) / (estimates.std(correction=0) + 1e-8)
+        loss, shown, _ = self._policy_loss(some, advantages)
+        value_loss = F.mse_loss(self.state_values(some.observations), some.value_targets)
         return loss + self.settings.value_weight * value_loss, {**shown, "value_loss": value_loss}
 
     def show_values(self, tracker: RunTracker) -> None:
         """Log the distributions of the predicted values and of their targets."""
-        if self._played is None:
+        if self._learned is None:
             return
-        played, _, value_targets = self._played
-        for name, values in (("values", played.values), ("value_targets", value_targets)):
+        for name, values in (("values", self._learned.values), ("value_targets", self._learned.value_targets)):
             tracker.log_histogram(f"ppo/{name}", values * self._size)
 
     @property
@@ -165,8 +173,8 @@ def _linear(before: int, after: int, gain: float) -> nn.Linear:
 
 
 def learn_ppo(config: Config, env: str, checkpoint: str | None = None) -> OnlineResult:
-    """Run PPO with several worlds in turn, in this process, or in all processes of its group if it was started in one;
-    resumes the same run if it was stopped. Raises InputError."""
+    """Run PPO with several worlds side by side, in this process, or in all processes of its group if it was started in
+    one; resumes the same run if it was stopped. Raises InputError."""
     with ExitStack() as held, one_thread(), listening() as stop:
         group = RankGroup.join(config.distributed, held)
         return _Run(OnlineRun(config, "ppo", env, held, stop, checkpoint, group), stop).play()
@@ -209,53 +217,60 @@ class _Run(OnPolicyRun):
 
     def _iterate(self, rng: np.random.Generator) -> dict[str, float]:
         """Play `decisions` in each world with the current policy, and learn from them."""
-        mine = {number: self._play_in(world, self._random(number)) for number, world in self.worlds.items()}
-        parts = [part for _, part in sorted(each for ours in self._gathered(mine) for each in ours.items())]
+        parts = [part for _, part in sorted(each for ours in self._gathered(self._play()) for each in ours.items())]
         columns = {name: torch.cat([part.observations[name] for part in parts]) for name in parts[0].observations}
         rest = ("actions", "log_probs", "rewards", "values", "values_then", "over")
         joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in rest}
         if self._scaled:  # by the returns of all worlds, one after another
             ends = torch.cat([part.ends for part in parts]).tolist()
             scaled = [self.ppo.reward_scale(*each) for each in zip(joined["rewards"].tolist(), ends, strict=True)]
-            joined["rewards"] = torch.tensor(scaled, dtype=torch.float32)
+            joined["rewards"] = torch.tensor(scaled)
+        joined["rewards"] = joined["rewards"].float()
         played = Played(columns, **joined)
         self._remember_states(played.observations)
         _, far = self._divergence_from_start(played)
         return far if self.ended is not None else {**self.ppo.learn(played, self.progress, rng), **far}
 
-    def _play_in(self, world: Explorer, random: torch.Generator) -> _Part:
-        rows: list[dict[str, np.ndarray]] = []
-        ends: dict[int, dict[str, np.ndarray]] = {}  # {decision: the last observation of the episode that it ended}
-        actions, log_probs, rewards, terminated = [], [], list[float](), list[bool]()
+    def _play(self) -> dict[int, _Part]:
+        """Play `decisions` in each of this process's worlds, side by side: the policy is asked for all of them at once,
+        and each world's random numbers are its own."""
+        worlds = list(self.worlds.values())
+        records, random = [_Record() for _ in worlds], [self._random(number) for number in self.worlds]
         for number in range(self._decisions):
-            rows.append(self.view.look(world.observation))
-            chunk, log_prob = self._decide(rows[-1], random)
-            after, ended = world.step(self.view.in_units(chunk.flatten().numpy()))
-            actions.append(chunk)
-            log_probs.append(log_prob)
-            rewards.append(after.reward if not self._of_success else float(ended is not None and bool(ended.success)))
-            terminated.append(after.terminated)
-            if after.terminated or after.truncated:
-                ends[number] = self.view.look(after.next_observation)
-            self._count_step(after.actions, ended)
-        rows.append(self.view.look(world.observation))
-        observations = stacked(rows)
-        with torch.no_grad():
-            values = self._state_values(observations)
-            next_values = values[1:].clone()
-            if ends:
-                next_values[list(ends)] = self._state_values(stacked(list(ends.values())))
-        next_values[torch.tensor(terminated)] = 0.0
-        ended_at = torch.tensor([number in ends for number in range(len(actions))])
+            rows = [self.view.look(world.observation) for world in worlds]
+            decided = self._decide(stacked(rows), random)
+            for world, record, row, chunk, log_prob, actions in zip(worlds, records, rows, *decided, strict=True):
+                after, ended = world.step(actions)
+                reward = after.reward if not self._of_success else float(ended is not None and bool(ended.success))
+                record.decisions.append((row, chunk, log_prob, reward, after.terminated))
+                if ended is not None:
+                    record.ends[number] = self.view.look(after.next_observation)
+                self._count_step(after.actions, ended)
+        return {
+            number: self._part_of(record, self.view.look(world.observation))
+            for (number, world), record in zip(self.worlds.items(), records, strict=True)
+        }
+
+    @torch.no_grad()
+    def _part_of(self, record: _Record, row_after: dict[str, np.ndarray]) -> _Part:
+        """row_after: of what is seen after the last decision."""
+        rows, chunks, log_probs, rewards, terminated = zip(*record.decisions, strict=True)
+        observations = stacked([*rows, row_after])
+        values = self._state_values(observations)
+        values_then = values[1:].clone()
+        if record.ends:
+            values_then[list(record.ends)] = self._state_values(stacked(list(record.ends.values())))
+        values_then[torch.tensor(terminated)] = 0.0
+        ended_at = torch.tensor([number in record.ends for number in range(len(rows))])
         over_at = ended_at.clone()
         over_at[-1] = True  # the next decisions come from another world
         return _Part(
             {name: column[:-1] for name, column in observations.items()},
-            torch.cat(actions),
-            torch.cat(log_probs),
+            torch.stack(chunks),
+            torch.stack(log_probs),
             torch.tensor(rewards, dtype=torch.float64),
             values[:-1],
-            next_values,
+            values_then,
             over_at,
             ended_at,
         )
@@ -278,6 +293,15 @@ def _tensors(stand: dict[str, Any]) -> dict[str, Any]:
 
 def _array(value: Any) -> Any:
     return value.numpy() if isinstance(value, torch.Tensor) else value
+
+
+@dataclass
+class _Record:
+    """What one world has seen and done in an iteration."""
+
+    # The row of what was seen, the chunk [H, A], its log-probability [], the reward, and whether the task ended
+    decisions: list[tuple[dict[str, np.ndarray], torch.Tensor, torch.Tensor, float, bool]] = field(default_factory=list)
+    ends: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)  # {decision that ended an episode: last row}
 
 
 @dataclass(frozen=True)
