@@ -18,13 +18,14 @@ from torch import nn
 
 from atlas.config import SacBaseConfig
 from atlas.learning.experience_replay import DecisionBatch
+from atlas.policies.action_distribution import Random
 from atlas.training.optimizer import trained_parameters
 
 Observations = Mapping[str, torch.Tensor]  # a batch of observations, [B, ...] each
 
 
 class Drawable(Protocol):
-    def sample(self, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def sample(self, random: Random = None) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 class Acts(Protocol):
@@ -89,7 +90,7 @@ class Critics(nn.Module):
             if place < last:
                 if self._layer_norm:
                     x = F.layer_norm(x, x.shape[-1:]) * self.scales[place] + self.shifts[place]
-                x = F.relu(x)
+                x = F.relu_(x)
         return x.squeeze(-1)
 
 
@@ -106,10 +107,15 @@ class SoftActorCritic:
         self.targets.load_state_dict(self.critics.state_dict())
         self.log_temperature = torch.tensor(math.log(settings.temperature), device=device, requires_grad=True)
         self.target_entropy = -actor.random_dim if settings.target_entropy is None else settings.target_entropy
-        trained = [parameter for _, parameter in trained_parameters(actor.trained())]
+        self._weights: dict[str, list[torch.Tensor]] = {
+            "actor": [weight for _, weight in trained_parameters(actor.trained())],
+            "critics": list(self.critics.parameters()),
+            "temperature": [self.log_temperature],
+        }
+        self._target_weights = list[torch.Tensor](self.targets.parameters())
         self.optimizers = {
-            "actor": torch.optim.Adam(trained, settings.learning_rate, fused=True),
-            "critics": torch.optim.Adam(self.critics.parameters(), settings.critic_learning_rate, fused=True),
+            "actor": torch.optim.Adam(self._weights["actor"], settings.learning_rate, fused=True),
+            "critics": torch.optim.Adam(self._weights["critics"], settings.critic_learning_rate, fused=True),
             "temperature": torch.optim.Adam([self.log_temperature], settings.learning_rate),
         }
         self.updates, self.skipped = 0, 0
@@ -153,30 +159,28 @@ class SoftActorCritic:
         values = self.critics(self.actor.state(batch.observations), batch.actions)
         squares = F.mse_loss(values, targets.expand_as(values), reduction="none")
         loss = (squares if batch.weights is None else squares * batch.weights).mean(1).sum()
-        if not self._step("critics", loss, self.critics):
+        if not self._step("critics", loss):
             return {}
         with torch.no_grad():
-            target_weights: list[torch.Tensor] = list(self.targets.parameters())
-            weights: list[torch.Tensor] = list(self.critics.parameters())
-            torch._foreach_lerp_(target_weights, weights, self.settings.tau)
+            torch._foreach_lerp_(self._target_weights, self._weights["critics"], self.settings.tau)
         metrics = {"sac/critic_loss": loss.detach(), "values": values.detach(), "targets": targets}
         return metrics if batch.rows is None else {**metrics, "errors": squares.detach().mean(0).sqrt()}
 
     def _update_actor(self, observations: Observations) -> dict[str, torch.Tensor]:
         actions, log_prob = self.actor.distribution(observations).sample(self.random)
-        self.critics.requires_grad_(False)
+        self._learn_critics(False)
         values = self.critics(self.actor.state(observations), self.actor.executed(actions.flatten(1))).mean(0)
-        self.critics.requires_grad_(True)
+        self._learn_critics(True)
         loss = (self.temperature * log_prob - values).mean()
         penalty = self.actor.penalty(observations, actions)
         if penalty is not None:
             loss = loss + penalty[0]
-        if not self._step("actor", loss, self.actor.trained()):
+        if not self._step("actor", loss):
             return {}
         entropy = -log_prob.detach().mean()
         temperature_loss = self.log_temperature.exp() * (entropy - self.target_entropy)
         if self.settings.learn_temperature:
-            self._step("temperature", temperature_loss, None)
+            self._step("temperature", temperature_loss)
         return {
             "sac/actor_loss": loss.detach(),
             "sac/temperature_loss": temperature_loss.detach(),
@@ -186,18 +190,22 @@ class SoftActorCritic:
             **({} if penalty is None else {"sac/residual_size": penalty[1]}),
         }
 
-    def _step(self, what: str, loss: torch.Tensor, module: nn.Module | None) -> bool:
+    def _learn_critics(self, learn: bool) -> None:
+        for weight in self._weights["critics"]:
+            weight.requires_grad_(learn)
+
+    def _step(self, what: str, loss: torch.Tensor) -> bool:
         """Make a step, and return whether it was made: if the loss or a gradient is not finite, it is skipped and
         counted."""
-        optimizer = self.optimizers[what]
-        optimizer.zero_grad(set_to_none=True)
+        weights = self._weights[what]
+        for weight in weights:
+            weight.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
-        parameters = [self.log_temperature] if module is None else list(module.parameters())
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
         if not torch.isfinite(loss + norm):
             self.skipped += 1
             return False
-        optimizer.step()
+        self.optimizers[what].step()
         return True
 
     # ---- what a checkpoint keeps -----------------------------------------------------------------------------

@@ -92,7 +92,8 @@ class GymEnvironment:
         self._known = describe(name)
         identifier, self._config = read_name(name)
         self._env = _make(identifier, self._config, name)
-        self._space = self._env.observation_space
+        space = self._env.observation_space
+        self._numbers = [(part, leaf_of(space, part)) for part in self._known.parts.proprio]  # with their spaces
         self._image_size = image_size
         self._instruction = self._config.instruction or ""
         self._last: Any = None
@@ -172,8 +173,8 @@ class GymEnvironment:
             image = self._drawn(self._image_size) if part == RENDER else np.asarray(part_of(self._last, part))
             images[camera] = _scaled(image, self._image_size)
         numbers = [
-            np.asarray(flatten(leaf_of(self._space, part), part_of(self._last, part)), np.float32).reshape(-1)
-            for part in self._known.parts.proprio
+            np.asarray(flatten(space, part_of(self._last, part)), np.float32).reshape(-1)
+            for part, space in self._numbers
         ]
         proprio = np.concatenate([np.zeros(0, np.float32), *numbers])
         if self._config.proprio_rotations:
