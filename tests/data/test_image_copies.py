@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +89,39 @@ class Copy(NamedTuple):
 
 def copies(cache: Path) -> list[Copy]:
     return [Copy(path, path.stat().st_mtime_ns) for path in sorted(cache.rglob("*.arrow"))]
+
+
+def _elsewhere(copy: Path, images: list[bytes]) -> None:
+    """The first image reaches far beyond the file."""
+    first, both = len(images[0]), len(images[0]) + len(images[1])
+    content = copy.read_bytes()
+    wrong = content.replace(struct.pack("<3q", 0, first, both), struct.pack("<3q", 0, 2**62, both))
+    assert wrong != content
+    copy.write_bytes(wrong)
+
+
+def _sizeless(copy: Path, images: list[bytes]) -> None:
+    schema = pa.schema({"image": pa.large_binary(), "height": pa.int32(), "width": pa.int32()})
+    with pa.ipc.new_file(str(copy), schema) as writer:
+        writer.write_batch(pa.record_batch([images, [None, 4], [4, 4]], schema=schema))
+
+
+def _other_columns(copy: Path, images: list[bytes]) -> None:
+    with pa.ipc.new_file(str(copy), schema := pa.schema({"image": pa.string(), "height": pa.int32()})) as writer:
+        writer.write_batch(pa.record_batch([["a", "b"], [4, 4]], schema=schema))
+
+
+@pytest.mark.parametrize("spoil", [_elsewhere, _sizeless, _other_columns])
+def test_a_damaged_copy_is_made_again(
+    spoil: Callable[[Path, list[bytes]], None], tmp_path: Path, own_cache: Path
+) -> None:
+    images = [png(4, 4, 1), png(4, 4, 200)]
+    path = write(tmp_path / "x.parquet", list(images))
+    open_copy(path, "image")
+    spoil(copies(own_cache)[0].path, images)
+
+    assert open_copy(path, "image").sizes.tolist() == [[4, 4], [4, 4]]
+    assert [image.max() for image in ParquetImages().read(path, "image", [0, 1])] == [1, 200]
 
 
 def test_a_copy_is_made_once_and_again_where_the_file_has_changed(tmp_path: Path, own_cache: Path) -> None:

@@ -33,6 +33,7 @@ from atlas.system.progress import progress_bar
 logger = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # allowed formats; Pillow knows many more, some of which start programs
+_SCHEMA = pa.schema({"image": pa.large_binary(), "height": pa.int32(), "width": pa.int32()})
 _FORMAT = 1  # of the copies; part of their names
 _AT_ONCE = 64  # images copied together
 _LOCKS = 16  # lock files that keep two processes from making the same copy
@@ -135,6 +136,11 @@ def _place(path: Path, key: str) -> Path:
 
 def _mapped(place: Path) -> ImageCopy:
     table = pa.ipc.open_file(pa.memory_map(str(place))).read_all()
+    if not table.schema.equals(_SCHEMA):
+        raise ValueError("its columns are others")
+    table.validate(full=True)  # reads only where each image begins; a place outside the file would end the process
+    if table.column("height").null_count or table.column("width").null_count:
+        raise ValueError("sizes are missing")
     sizes = np.stack([table.column(name).to_numpy() for name in ("height", "width")], axis=1)
     return ImageCopy(table.column("image"), sizes.astype(np.int64))
 
@@ -161,11 +167,10 @@ def _make(path: Path, key: str, place: Path) -> None:
 
 
 def _write(path: Path, key: str, sink: Any) -> None:
-    schema = pa.schema({"image": pa.large_binary(), "height": pa.int32(), "width": pa.int32()})
-    with readable_parquet(path), pa.ipc.new_file(sink, schema) as writer:
+    with readable_parquet(path), pa.ipc.new_file(sink, _SCHEMA) as writer:
         for images in _batches(path, key):
             sizes = np.array([image_size(image) for image in images.to_pylist()], np.int32).reshape(-1, 2)
-            writer.write_batch(pa.record_batch([images, *map(pa.array, sizes.T.copy())], schema=schema))
+            writer.write_batch(pa.record_batch([images, *map(pa.array, sizes.T.copy())], schema=_SCHEMA))
 
 
 def _batches(path: Path, key: str) -> Iterator[pa.LargeBinaryArray]:
