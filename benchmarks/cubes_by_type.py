@@ -30,7 +30,7 @@ VOCABULARY = len(MARKS) + len(WORDS)
 TYPES = ("smolvla", "pi0", "pi05", "vlm")
 # The default job's, in place of the slow learning rates that published weights are trained further with.
 RECIPE: dict[str, object] = {
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-3,
     "schedule": "cosine",
     "final_learning_rate": "null",
     "decay_steps": "null",
@@ -161,7 +161,7 @@ def _smolvlm() -> dict[str, Any]:
     }
     return {
         "model_type": "smolvlm",
-        "scale_factor": 2,
+        "scale_factor": 4,
         "image_token_id": MARKS.index("<image>"),
         "text_config": text,
         "vision_config": {"model_type": "smolvlm_vision", **_vit()},
