@@ -34,6 +34,7 @@ class CheckContext:
     replayed: int = 10  # episodes that are replayed at most
     found: list[Finding] = field(default_factory=list)  # by the earlier checks
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)  # how training scales numbers
+    _recorded: dict[int, Episode] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def episodes(self) -> int:
@@ -42,6 +43,12 @@ class CheckContext:
     def sample(self, most: int) -> list[int]:
         """Return at most `most` episode numbers, evenly spread over the dataset."""
         return np.unique(np.linspace(0, self.episodes - 1, min(most, self.episodes)).round().astype(int)).tolist()
+
+    def recorded(self, index: int) -> Episode:
+        """One of a few episodes whose simulator states several checks look at: kept, so that these are read once."""
+        if index not in self._recorded:
+            self._recorded[index] = self.dataset.episode(index)
+        return self._recorded[index]
 
     @cached_property
     def sampled(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -80,7 +87,7 @@ class CheckContext:
         """Return them by the simulator's clock, the first of its recorded numbers; None if there are none."""
         steps = []
         for index in self.sample(10):
-            states = self.dataset.episode(index).sim_states
+            states = self.recorded(index).sim_states
             if states is not None and len(states) > 1:
                 steps.append(np.diff(states[:, 0]))
         if not steps:
@@ -105,14 +112,14 @@ class CheckContext:
         """Why recorded states cannot be shown in the environment; None if they can."""
         if not isinstance(self.environment, Simulator):
             return "its state cannot be set"
-        if any(self.dataset.episode(i).sim_states is None for i in self.sample(self.replayed)):
+        if any(self.recorded(i).sim_states is None for i in self.sample(self.replayed)):
             return "the dataset has no recorded states of a simulator"
         return None
 
     @cached_property
     def states_fit(self) -> bool:
         """Whether recorded states are as long as the environment's, in the task that they belong to."""
-        episode = self.dataset.episode(0)
+        episode = self.recorded(0)
         self.simulator.reset(seed=0, instruction=self.simulator.spec.known(episode.instruction))
         states = episode.sim_states
         return states is not None and states.shape[1] == len(self.simulator.get_state())

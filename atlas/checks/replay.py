@@ -72,7 +72,7 @@ def check_replay(context: CheckContext) -> Iterator[Finding]:
 
 
 def _recorded(env: Simulator, context: CheckContext, number: int) -> Recorded:
-    episode = context.dataset.episode(number)
+    episode = context.recorded(number)
     assert episode.sim_states is not None
     env.reset(init_state=_start(episode, 0), instruction=env.spec.known(episode.instruction))
     positions = []

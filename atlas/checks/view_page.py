@@ -98,7 +98,7 @@ def _pictures(context: CheckContext, size: int) -> tuple[dict[str, np.ndarray], 
     recorded: dict[str, list[np.ndarray]] = {camera: [] for camera in context.cameras}
     rendered: dict[str, list[np.ndarray]] = {camera: [] for camera in env.spec.cameras}
     for index in context.sample(_EPISODES):
-        episode = context.dataset.episode(index)
+        episode = context.recorded(index)
         assert episode.sim_states is not None
         env.reset(init_state=episode.sim_states[0], instruction=env.spec.known(episode.instruction))
         frames = np.unique(np.linspace(0, len(episode) - 1, _FRAMES).round().astype(int)).tolist()

@@ -26,6 +26,7 @@ from atlas.config import Config, DataConfig
 from atlas.config.model_section import ProcessorConfig
 from atlas.data.episode import Episode, EpisodeDataset
 from atlas.data.formats import open_dataset
+from atlas.data.hdf5.reader import LiberoEpisode
 from atlas.data.sampling.split import split_episodes
 from atlas.environments.cubes import INSTRUCTIONS, CubesEnvironment
 from atlas.errors import InputError
@@ -95,8 +96,17 @@ def moved(frames: int) -> Callable[[np.ndarray], np.ndarray]:
 # ---- good data -------------------------------------------------------------------------------------------------
 
 
-def test_a_good_recording_has_no_error_and_replays_as_it_was(good: EpisodeDataset, env: CubesEnvironment) -> None:
+def test_a_good_recording_has_no_error_and_replays_as_it_was(
+    good: EpisodeDataset, env: CubesEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[LiberoEpisode] = []
+    episode = type(good).episode
+    monkeypatch.setattr(type(good), "episode", lambda self, index: opened.append(episode(self, index)) or opened[-1])
+
     found = findings_in(good, env)
+
+    read = [each._index for each in opened if "sim_states" in vars(each)]
+    assert len(read) == len(set(read)) >= 2  # each episode's states were read once
 
     assert {f.severity for f in found} == {"info"}, said(found, "language")
     assert {f.check for f in found} == {

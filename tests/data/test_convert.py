@@ -252,6 +252,7 @@ def test_a_recording_becomes_a_lerobot_dataset_once_its_episodes_are_there(tmp_p
         copy = found.episode(int(np.flatnonzero(found.task_of == found.tasks.index(episode.instruction))[0]))
         np.testing.assert_array_equal(copy.actions, episode.actions.astype(np.float32))
         np.testing.assert_array_equal(copy.sim_states, episode.sim_states)
+        assert copy.sim_states is copy.sim_states  # read once
         np.testing.assert_array_equal(copy.images("agentview", [4, 1]), episode.images["agentview"][[4, 1]])
     assert is_recorded(settings, out, Conversion("lerobot", "png"))
     with pytest.raises(InputError, match="codec: png there, h264 asked"):

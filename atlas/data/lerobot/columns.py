@@ -6,6 +6,7 @@ episodes follow one another in the dataset's order.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -133,11 +134,10 @@ def _write(folder: Path, root: Path, info: Info, features: Features, episodes: E
         for number, name in enumerate(episodes.files):
             here = by_file[bounds[number] : bounds[number + 1]]
             keys_read = [episodes.task_key, *features.action_keys, *(key for keys in parts.values() for key in keys)]
-            file = DataFile(root / name, info, keys_read, episodes.rows_in_file(here))
-            file.check(episodes, here)
-            rows = _runs(first[here], episodes.length[here])
+            file = DataFile(root / name, info, keys_read).only(episodes.rows_in_file(here))
+            rows, found = _runs(first[here], episodes.length[here]), file.check(episodes, here)
             if tasks is not None:
-                tasks[rows] = file.tasks(episodes, here)
+                tasks[rows] = found
             source_actions[rows] = file.numbers(features.action_keys)
             for column, keys in parts.items():
                 values = file.numbers(keys)
@@ -247,8 +247,7 @@ def _span(values: np.ndarray, column: int, features: Features) -> str:
 class DataFile:
     """The numbers of one data file; its images are not read."""
 
-    def __init__(self, path: Path, info: Info, keys: Sequence[str], rows: np.ndarray | None = None) -> None:
-        """rows: the rows to read, int64 [n]; None for all."""
+    def __init__(self, path: Path, info: Info, keys: Sequence[str]) -> None:
         self._path, self._info = path, info
         columns = list(dict.fromkeys([*_OWN, *keys]))
         with readable_parquet(path):
@@ -258,16 +257,24 @@ class DataFile:
                 raise InputError(f"{path} lacks the column '{lacking[0]}', which {info.path} has.")
             self._table = file.read(columns=columns)
             self.all_rows = self._table.num_rows
-            self._all_episodes = self._own("episode_index")
-            if rows is not None:
-                if len(rows) and rows.max() >= self.all_rows:
-                    raise InputError(
-                        f"{path} has {self.all_rows} rows, but the metadata refers to row {rows.max()}. {mend(path)}"
-                    )
-                self._table = self._table.take(rows)
+            self._episodes = self._all_episodes = self._own("episode_index")
 
-    def check(self, episodes: Episodes, here: np.ndarray) -> None:
-        """Check that the file has the rows of the episodes `here`, in the right order, and no other rows of theirs.
+    def only(self, rows: np.ndarray | None) -> DataFile:
+        """The file with some of its rows, int64 [n], in place of all; None for all. Raises InputError."""
+        if rows is None:
+            return self
+        if len(rows) and rows.max() >= self.all_rows:
+            raise InputError(
+                f"{self._path} has {self.all_rows} rows, but the metadata refers to row {rows.max()}. {self._mend}"
+            )
+        part = copy.copy(self)
+        with readable_parquet(self._path):
+            part._table, part._episodes = self._table.take(rows), self._all_episodes[rows]
+        return part
+
+    def check(self, episodes: Episodes, here: np.ndarray) -> np.ndarray:
+        """Check that the file has the rows of the episodes `here`, in the right order, and no other rows of theirs;
+        return each row's instruction, int64 [rows], an index into the episodes' tasks.
 
         Unless some episodes are left out, also check that it has no other rows at all: an episode may have been
         recorded twice, and nothing says which take was meant to be kept.
@@ -288,7 +295,7 @@ class DataFile:
                 f"{self._path} has {counts[wrong]} rows of episode {numbers[wrong]}, but according to the metadata the "
                 f"episode has {lengths[wrong]} frames. {self._mend}"
             )
-        task = self.tasks(episodes, here)
+        task = self._tasks(episodes, here)
         expected_task = np.repeat(episodes.task[here], lengths)
         ends = np.cumsum(lengths)
         for place, end, length in zip(here, ends, lengths, strict=True):
@@ -299,7 +306,7 @@ class DataFile:
             elif episodes.untold[place]:
                 expected_task[rows] = task[rows]
         for key, found, expected in (
-            ("episode_index", self._own("episode_index"), np.repeat(numbers, lengths)),
+            ("episode_index", self._episodes, np.repeat(numbers, lengths)),
             ("frame_index", self._own("frame_index"), np.concatenate([np.arange(n) for n in lengths])),
             (episodes.task_key, task, expected_task),
         ):
@@ -310,8 +317,9 @@ class DataFile:
                     f"{self._path}: '{key}' of row {wrong_rows[0]} is {self._own(key)[wrong_rows[0]]:g}, which "
                     f"disagrees with what the metadata says about episode {episode}. {self._mend}"
                 )
+        return task
 
-    def tasks(self, episodes: Episodes, here: np.ndarray) -> np.ndarray:
+    def _tasks(self, episodes: Episodes, here: np.ndarray) -> np.ndarray:
         """int64 [rows]: each row's instruction, an index into the episodes' tasks; -1 for one that they do not know."""
         if episodes.task_spans is not None:
             return self._tasks_by_time(episodes, here)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -106,21 +106,31 @@ def _read_numbers(
     if not len(here):
         return {}, {}, 0
     keys = [episodes.task_key, *features.action_keys, *(feature.key for feature in features.proprio), "timestamp"]
+    try:
+        file = DataFile(root / episodes.files[episodes.file[here[0]]], info, keys)
+    except InputError as error:
+        return {}, dict.fromkeys(here.tolist(), str(error)), 0
+    return _search(file, keys, episodes, here)
+
+
+def _search(
+    file: DataFile, keys: Sequence[str], episodes: Episodes, here: np.ndarray
+) -> tuple[dict[int, np.ndarray], dict[int, str], int]:
+    """The same for a file that is read: episodes of which something is wrong are looked through by halves."""
     mine = episodes.only(here)
     each = np.argsort(mine.row)
     try:
-        file = DataFile(root / mine.files[0], info, keys, mine.rows_in_file(each))
-        file.check(mine, each)
-        columns = {key: file.numbers([key]) for key in keys}
+        part = file.only(mine.rows_in_file(each))
+        part.check(mine, each)
+        columns = {key: part.numbers([key]) for key in keys}
     except InputError as error:
         if len(here) == 1:
             return {}, {int(here[0]): str(error)}, 0
-        halves = (here[: len(here) // 2], here[len(here) // 2 :])
-        (times, bad, more), (other_times, other_bad, _) = (
-            _read_numbers(root, info, features, episodes, half) for half in halves
-        )
-        return times | other_times, bad | other_bad, more
-    ends = np.cumsum(mine.length[each])[:-1]
-    stamps = np.split(columns["timestamp"][:, 0].astype(np.float64), ends)
-    more = file.all_rows - int(mine.file_rows[0])
-    return dict(zip(here[each].tolist(), stamps, strict=True)), {}, more
+    else:
+        stamps = np.split(columns["timestamp"][:, 0].astype(np.float64), np.cumsum(mine.length[each])[:-1])
+        return dict(zip(here[each].tolist(), stamps, strict=True)), {}, file.all_rows - int(mine.file_rows[0])
+    half = len(here) // 2
+    (times, bad, more), (other_times, other_bad, _) = (
+        _search(file, keys, episodes, each) for each in (here[:half], here[half:])
+    )
+    return times | other_times, bad | other_bad, more

@@ -16,7 +16,7 @@ from atlas.config.data_sections import FeaturesConfig
 from atlas.data.episode import Numbers
 from atlas.data.lerobot.columns import FORMAT, Columns, open_columns
 from atlas.data.lerobot.damage import leave_out_damaged
-from atlas.data.lerobot.episodes import Episodes, missing_files, read_episodes, task_texts
+from atlas.data.lerobot.episodes import Episodes, missing_files, read_episodes, read_tasks
 from atlas.data.lerobot.extras import EpisodeExtras, read_extras, read_sim_states
 from atlas.data.lerobot.features import find_features, report
 from atlas.data.lerobot.image_copies import copy_images, sizes_in
@@ -74,13 +74,14 @@ class LeRobotDataset:
         self.path = path
         self._info = read_info(path)
         self._extras = read_extras(path)
-        tasks = task_texts(path, self._info)
+        known = read_tasks(path, self._info)
+        tasks = list(known[1].values())
         self._features = find_features(self._info, features, orientation, cameras, self._extras, tasks)
         report(self._info, self._features, orientation or (self._extras.orientation if self._extras else None))
         self.environment = self._extras.environment if self._extras else None
         self._images = ParquetImages()
         self._copied = False
-        self._source = read_episodes(path, self._info, self._features.video_keys, instruction)
+        self._source = read_episodes(path, self._info, known, self._features.video_keys, instruction)
         if features is not None and features.instruction == "subtask":
             self._source = with_subtasks(self._source, path, self._info)
         if skip_damaged:
@@ -188,20 +189,25 @@ class LeRobotDataset:
                 for camera in self.cameras:
                     self.images(camera, np.array([index]), self.lengths[[index]] - 1)
 
-        self._once(_CHECKED, look)
-        self.check_sizes()
+        state = self._state()
+        self._once(_CHECKED, state, look)
+        self._once(_SIZED, state, self._look_at_sizes)
 
     def check_sizes(self) -> None:
         """Check that all images have the size that the dataset states, from the headers of videos and images.
 
         Done once for each state of the dataset. Raises InputError that names the first file that differs.
         """
-        self._once(_SIZED, self._look_at_sizes)
+        self._once(_SIZED, self._state(), self._look_at_sizes)
 
-    def _once(self, what: str, look: Callable[[], None]) -> None:
-        """Run a check, unless a note in the cache says that it has passed before."""
+    def _state(self) -> str:
+        """Changes with all files and with which cameras are used."""
         keys = [feature.key for feature in self._features.cameras.values()]
-        marker = cache_root() / "lerobot" / what / _digest(self._digest_of(self._source.all_files()), keys)
+        return _digest(self._digest_of(self._source.all_files()), keys)
+
+    def _once(self, what: str, state: str, look: Callable[[], None]) -> None:
+        """Run a check, unless a note in the cache says that it has passed before. state: of the dataset."""
+        marker = cache_root() / "lerobot" / what / state
         if marker.is_file():
             return
         look()
@@ -413,7 +419,7 @@ class LeRobotEpisode:
         success = self._dataset.columns.success
         return None if success is None else bool(success[self._dataset.rows(self._index)].any())
 
-    @property
+    @cached_property
     def sim_states(self) -> np.ndarray | None:
         return self._dataset.sim_states(self._index)
 

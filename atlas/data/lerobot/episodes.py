@@ -34,6 +34,7 @@ class VideoPlaces:
 
 # The seconds from which on an episode's frames have another instruction, float64 [n] in order, and which, int64 [n].
 TaskSpans = tuple[np.ndarray, np.ndarray]
+KnownTasks = tuple[Path, dict[int, str]]  # the file that numbers a dataset's instructions, and those by their numbers
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,13 @@ def _used_places(places: VideoPlaces, kept: np.ndarray) -> VideoPlaces:
     return VideoPlaces([places.files[i] for i in used[unknown:]], which.reshape(-1) - unknown, places.start[kept])
 
 
-def read_episodes(root: Path, info: Info, video_keys: Sequence[str], instruction: str | None = None) -> Episodes:
-    """Read the metadata of all episodes, and their places in the videos. instruction: of episodes that have none.
-    Raises InputError that names file and key."""
+def read_episodes(
+    root: Path, info: Info, known: KnownTasks, video_keys: Sequence[str], instruction: str | None = None
+) -> Episodes:
+    """Read the metadata of all episodes, and their places in the videos. known: from `read_tasks`. instruction: of
+    episodes that have none. Raises InputError that names file and key."""
     read = _read_version_2 if info.one_file_an_episode else _read_version_3
-    episodes = _with_instruction(read(root, info, video_keys), root, instruction)
+    episodes = _with_instruction(read(root, info, known, video_keys), root, instruction)
     for what, said, found in (
         ("total_episodes", info.episodes, len(episodes.length)),
         ("total_frames", info.frames, int(episodes.length.sum())),
@@ -169,7 +172,7 @@ def missing_files(root: Path, files: Sequence[str]) -> list[str]:
     return missing
 
 
-def _read_version_3(root: Path, info: Info, video_keys: Sequence[str]) -> Episodes:
+def _read_version_3(root: Path, info: Info, known: KnownTasks, video_keys: Sequence[str]) -> Episodes:
     """Several episodes per file; the metadata is in Parquet files."""
     meta = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
     if not meta:
@@ -193,7 +196,7 @@ def _read_version_3(root: Path, info: Info, video_keys: Sequence[str]) -> Episod
     first_of_file = np.full(len(files), np.iinfo(np.int64).max)
     np.minimum.at(first_of_file, file, first)
     return Episodes(
-        **_tasks(root, info, rows.tasks),
+        **_tasks(known, rows.tasks),
         number=rows.numbers["episode_index"],
         length=length,
         files=files,
@@ -228,7 +231,7 @@ def _numbered(chunk: np.ndarray, index: np.ndarray, name: Callable[..., str]) ->
     return [name(chunk_index=int(c), file_index=int(f)) for c, f in pairs.T], which.reshape(-1)
 
 
-def _read_version_2(root: Path, info: Info, video_keys: Sequence[str]) -> Episodes:
+def _read_version_2(root: Path, info: Info, known: KnownTasks, video_keys: Sequence[str]) -> Episodes:
     """One file per episode, with times from 0; the metadata is in JSON lines."""
     rows = _Rows([root / "meta" / "episodes.jsonl"], json_lines, ["episode_index", "length"], [], {})
     numbers = rows.numbers["episode_index"].tolist()
@@ -238,7 +241,7 @@ def _read_version_2(root: Path, info: Info, video_keys: Sequence[str]) -> Episod
         return [name(episode_chunk=number // info.chunk, episode_index=number) for number in numbers]
 
     return Episodes(
-        **_tasks(root, info, rows.tasks),
+        **_tasks(known, rows.tasks),
         number=rows.numbers["episode_index"],
         length=rows.numbers["length"],
         files=files(info.data_file),
@@ -288,17 +291,12 @@ class _Rows:
             raise InputError(f"{paths[0].parent}: '{negative[0]}' holds negative numbers.")
 
 
-def task_texts(root: Path, info: Info) -> list[str]:
-    """The instructions that a dataset numbers, by number; some may belong to no episode. Raises InputError."""
-    return list(_known_tasks(root, info)[1].values())
-
-
-def _known_tasks(root: Path, info: Info) -> tuple[Path, dict[int, str]]:
-    """Return where a dataset numbers its tasks, and {number: text}."""
+def read_tasks(root: Path, info: Info) -> KnownTasks:
+    """The instructions that a dataset numbers; some may belong to no episode. Raises InputError."""
     return numbered_texts(root, info, "tasks", TASK_KEY)
 
 
-def numbered_texts(root: Path, info: Info, name: str, key: str) -> tuple[Path, dict[int, str]]:
+def numbered_texts(root: Path, info: Info, name: str, key: str) -> KnownTasks:
     """A table of texts in meta, and {number: text}."""
     if info.one_file_an_episode:
         path = root / "meta" / f"{name}.jsonl"
@@ -317,9 +315,9 @@ def numbered_texts(root: Path, info: Info, name: str, key: str) -> tuple[Path, d
     return path, dict(sorted(known.items()))
 
 
-def _tasks(root: Path, info: Info, texts: Sequence[Sequence[str]]) -> dict[str, Any]:
+def _tasks(numbered: KnownTasks, texts: Sequence[Sequence[str]]) -> dict[str, Any]:
     """The fields of `Episodes` about tasks. texts: the instructions of each episode; none of an episode is ""."""
-    path, known = _known_tasks(root, info)
+    path, known = numbered
     used = {text for each in texts for text in each}
     tasks = list(dict.fromkeys(text for text in known.values() if text in used))
     if unknown := sorted(used - set(tasks) - {""}):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atlas.config.data_sections import FeaturesConfig
-from atlas.data.lerobot.episodes import missing_files, read_episodes, task_texts
+from atlas.data.lerobot.episodes import missing_files, read_episodes, read_tasks
 from atlas.data.lerobot.extras import read_extras
 from atlas.data.lerobot.features import find_features
 from atlas.data.lerobot.info import INFO, read_info
@@ -60,9 +60,10 @@ def fetch_dataset(
     if _metadata_is_partial(root):
         _fetch(reference, root.name, _META)
     info = read_info(root)
-    found = find_features(info, features, cameras=cameras, extras=read_extras(root), tasks=task_texts(root, info))
+    known = read_tasks(root, info)
+    found = find_features(info, features, cameras=cameras, extras=read_extras(root), tasks=list(known[1].values()))
     keys = found.video_keys
-    missing = missing_files(root, read_episodes(root, info, keys).all_files())
+    missing = missing_files(root, read_episodes(root, info, known, keys).all_files())
     if missing:
         # Folders rather than names, which are many; each key has its own folder in every version.
         fetched = _fetch(reference, root.name, ["data/*", *(f"videos/*{key}/*" for key in keys)])

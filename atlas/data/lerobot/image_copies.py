@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import io
+import itertools
 import logging
 import shutil
 import sys
@@ -71,7 +72,9 @@ def copy_images(root: Path, files: Sequence[str], keys: Sequence[str]) -> None:
     Raises InputError if there is not enough space, or a file is damaged.
     """
     missing = [(root / name, key) for name in files for key in keys if not _place(root / name, key).is_file()]
-    needed = sum(_bytes(path, key) for path, key in missing)
+    needed = sum(
+        _bytes(path, [key for _, key in its]) for path, its in itertools.groupby(missing, lambda each: each[0])
+    )
     if not needed:
         return
     folder = _folder()
@@ -182,13 +185,13 @@ def _batches(path: Path, key: str) -> Iterator[pa.LargeBinaryArray]:
         yield values.cast(pa.large_binary())
 
 
-def _bytes(path: Path, key: str) -> int:
-    """The uncompressed size of a column, according to the file."""
+def _bytes(path: Path, keys: Sequence[str]) -> int:
+    """The uncompressed size of some columns, according to the file."""
     with readable_parquet(path):
         file = open_parquet(path)
-        name, metadata = _column(file, path, key), file.metadata
-        place = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == name)
-        groups = (metadata.row_group(i).column(place) for i in range(metadata.num_row_groups))
+        names, metadata = {_column(file, path, key) for key in keys}, file.metadata
+        places = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path in names]
+        groups = (metadata.row_group(i).column(place) for i in range(metadata.num_row_groups) for place in places)
         return sum(max(0, group.total_uncompressed_size) for group in groups)
 
 
