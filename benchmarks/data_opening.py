@@ -1,7 +1,8 @@
 """How long it takes to open a dataset of many episodes, and how much memory: python benchmarks/data_opening.py
 
 The dataset is synthetic and in LeRobot's layouts: metadata as LeRobot writes it, with its statistics per episode; of
-data files and videos only the names exist, since opening reads none of them.
+data files and videos only the names exist, since opening reads none of them. With --damaged it has data files in place
+of cameras, with one number in each that is not finite, and is opened with `skip_damaged`, which finds those episodes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,22 +31,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--episodes", type=int, default=100_000)
     parser.add_argument("--out", type=Path, help="a folder for the datasets; default: a temporary one")
+    parser.add_argument("--damaged", action="store_true", help="with data files, each with a damaged episode")
     arguments = parser.parse_args()
+    sets: dict[str, Callable[[Path], None]] = {
+        "v3.0, metadata in row groups of 1000 episodes": lambda root: write_v3(root, arguments.episodes, 1000),
+        "v3.0, of 10, as LeRobot's recorder leaves it": lambda root: write_v3(root, arguments.episodes, 10),
+        "v2.1": lambda root: write_v2(root, arguments.episodes),
+    }
+    if arguments.damaged:
+        sets = {"v3.0, damaged": lambda root: write_damaged(root, arguments.episodes)}
     with tempfile.TemporaryDirectory() as temporary:
         out = arguments.out or Path(temporary)
-        for name, write in (
-            ("v3.0, metadata in row groups of 1000 episodes", lambda root: write_v3(root, arguments.episodes, 1000)),
-            ("v3.0, of 10, as LeRobot's recorder leaves it", lambda root: write_v3(root, arguments.episodes, 10)),
-            ("v2.1", lambda root: write_v2(root, arguments.episodes)),
-        ):
+        for name, write in sets.items():
             root = out / name.replace(" ", "_").replace(",", "")
             if not (root / "meta" / "info.json").exists():
                 write(root)
             for run in ("first time", "again"):
-                print(f"{name}, {run}: {measure(root, out / 'cache')}", flush=True)
+                print(f"{name}, {run}: {measure(root, out / 'cache', arguments.damaged)}", flush=True)
 
 
-def measure(root: Path, cache: Path) -> str:
+def measure(root: Path, cache: Path, skip_damaged: bool = False) -> str:
     """Open the dataset in a separate process."""
     code = (
         "import sys, time\n"
@@ -54,7 +60,7 @@ def measure(root: Path, cache: Path) -> str:
         "peak = lambda: int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) / 1024\n"
         "before = peak()\n"
         "start, cpu = time.perf_counter(), time.process_time()\n"
-        "dataset = open_dataset(sys.argv[1])\n"
+        f"dataset = open_dataset(sys.argv[1], skip_damaged={skip_damaged})\n"
         "seconds, cpu = time.perf_counter() - start, time.process_time() - cpu\n"
         "print(len(dataset), f'episodes in {seconds:.2f} s ({cpu:.2f} s of processor time); '\n"
         "      f'{peak():.0f} MiB of memory at most, {before:.0f} of them by importing')\n"
@@ -136,6 +142,25 @@ def write_v3(root: Path, episodes: int, row_group: int) -> None:
     data = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
     video = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
     write_info(root, "v3.0", episodes, {"data_path": data, "video_path": video})
+
+
+def write_damaged(root: Path, episodes: int) -> None:
+    """Version 3.0 without cameras, with the numbers of all frames; in each file one episode has one that is none."""
+    write_v3(root, episodes, 1000)
+    info = json.loads((root / "meta" / "info.json").read_text())
+    features = {key: feature for key, feature in info["features"].items() if key not in CAMERAS}
+    (root / "meta" / "info.json").write_text(json.dumps(info | {"features": features}))
+    rng = np.random.default_rng(0)
+    for first in range(0, episodes, EPISODES_A_FILE):
+        episode = np.repeat(np.arange(first, min(episodes, first + EPISODES_A_FILE)), FRAMES)
+        frame = np.tile(np.arange(FRAMES), len(episode) // FRAMES)
+        values = {key: rng.uniform(-1, 1, (len(frame), width)).astype(np.float32) for key, width in VECTORS.items()}
+        values["action"][:, 6] = np.sign(values["action"][:, 6])
+        values["observation.state"][len(frame) // 3, 2] = np.nan
+        columns = {key: pa.FixedSizeListArray.from_arrays(pa.array(v.ravel()), v.shape[1]) for key, v in values.items()}
+        columns |= {"timestamp": pa.array((frame / 10).astype(np.float32)), "frame_index": pa.array(frame)}
+        columns |= {"episode_index": pa.array(episode), "task_index": pa.array(episode % 40)}
+        pq.write_table(pa.table(columns), root / f"data/chunk-000/file-{first // EPISODES_A_FILE:03d}.parquet")
 
 
 def write_v2(root: Path, episodes: int) -> None:
