@@ -169,20 +169,20 @@ def _smolvlm() -> dict[str, Any]:
 
 
 def _write_vlm(folder: Path) -> None:
-    """Florence-2, whose image part begins with convolutions: two of its stages, and two layers that read."""
+    """Florence-2, whose image part begins with convolutions: three of its stages, and four layers that read."""
     import torch
     import transformers as hf
 
     vision: dict[str, Any] = {
-        "depths": [1, 1],
-        "embed_dim": [WIDTH // 2, WIDTH],
-        "num_heads": [2, HEADS],
-        "num_groups": [2, HEADS],
-        "patch_size": [7, 3],
-        "patch_stride": [4, 2],
-        "patch_padding": [3, 1],
-        "patch_prenorm": [False, True],
-        "window_size": 8,
+        "depths": [1, 1, 1],
+        "embed_dim": [WIDTH // 2, WIDTH, WIDTH],
+        "num_heads": [2, HEADS, HEADS],
+        "num_groups": [2, HEADS, HEADS],
+        "patch_size": [7, 3, 3],
+        "patch_stride": [4, 2, 2],  # 4 x 4 tokens an image, so that a word is one of few that the layers read
+        "patch_padding": [3, 1, 1],
+        "patch_prenorm": [False, True, True],
+        "window_size": 4,
         "mlp_ratio": 2.0,
         "drop_path_rate": 0.0,
         "projection_dim": WIDTH,
@@ -191,7 +191,7 @@ def _write_vlm(folder: Path) -> None:
         "model_type": "bart",
         "vocab_size": VOCABULARY,
         "d_model": WIDTH,
-        "encoder_layers": 2,
+        "encoder_layers": 4,
         "decoder_layers": 1,
         "encoder_ffn_dim": 2 * WIDTH,
         "decoder_ffn_dim": 2 * WIDTH,
