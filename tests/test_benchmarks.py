@@ -414,7 +414,7 @@ def test_a_small_network_learns_in_the_cubes_world(run: Run, tmp_path: Path) -> 
 
     (row,) = rows(run("cubes_by_type", "--types", "pi05", "--steps", 2, "--episodes", 1, "--out", tmp_path, *few))
 
-    assert (row[0], row[2], row[4]) == ("pi05", "2", "0/1")
+    assert (row[0], row[2], row[5]) == ("pi05", "2", "0/1")
 
 
 @pytest.mark.parametrize("kind", ["smolvla", "pi0", "pi05", "vlm"])
