@@ -49,7 +49,7 @@ _LONG_FILES = """
     test_failing_ranks.py test_nodes.py test_wandb_sweeps.py test_sweep.py test_wandb_sink.py
 """.split()
 
-_SLOW_SECONDS = 1200  # of a test that is marked slow, beside other work
+_SLOW_SECONDS = 2400  # of a test that is marked slow, beside other work
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
