@@ -403,7 +403,7 @@ def test_two_first_starts_make_one_environment(
         gone.wait()
         (tree / ".venv").mkdir()
         (tree / ".venv" / ".atlas-lock.pid").write_text(f"{os.uname().nodename} {gone.pid}\n")
-    environment = {"PATH": path, "FAKE_NOTES": str(tmp_path / "notes"), "FAKE_PIP_SECONDS": "0.5"}
+    environment = {"PATH": path, "FAKE_NOTES": str(tmp_path / "notes"), "FAKE_PIP_SECONDS": "1.5"}
 
     both = [start(**environment) for _ in range(2)]
     ends = [finish(process) for process in both]

@@ -21,6 +21,7 @@ SILENT = ["logging.media.episode_logger.interval=0", "logging.media.vis_dataset.
 def first_run(cubes_dataset: Path, make_once: MakeOnce) -> Path:
     """A run of two steps, on demonstrations of the cubes world."""
     few = ["training.max_steps=2", "training.warmup_steps=1", "evaluation.episodes=0", "evaluation.final_episodes=0"]
+    few += ["evaluation.execute=4"]
 
     def train(folder: Path) -> None:
         atlas.train(None, [*SMALL, *few, f"data.path={cubes_dataset}", f"output_dir={folder}", "run_name=first"])

@@ -127,7 +127,7 @@ def test_dagger_leaves_experience_a_policy_and_a_verdict(
 
     results = json.loads((folder / "results.json").read_text())
     assert results["evidence"]["policy_sha256"] == policy_hash(folder / "best" / "policy")
-    assert results["evidence"]["dataset_fingerprint"] and results["evidence"]["protocol"]["execute"] == 6
+    assert results["evidence"]["dataset_fingerprint"] and results["evidence"]["protocol"]["execute"] == 4
     assert results["probes"] == {} and len(results["outcomes"]) == 1
     for name in ("before", "after", "control"):
         claim = read_claim(folder / "evaluations" / f"{name}.json")
