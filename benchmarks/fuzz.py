@@ -4,11 +4,11 @@
         [--minutes 20]
 
 `--each` mutations of every format are read, format by format; with `--minutes`, fewer where a format has used its share
-of the time that is left. Each changes one file of a small example (bits, cuts,
-insertions, deletions, pieces of other files, extreme numbers, words of a text), and the product's own code opens and
-reads it, in a separate process that may take 5 s of processor time and 2 GiB beyond what it began with. It should
-succeed or end with an InputError. Prints a table by format and the other endings, each with the number that repeats it
-(`--only`, with the same seed; `--subjects` changes no number); the exit code is 1 if there is one. Linux only.
+of the time that is left. Each changes one file of a small example (bits, cuts, insertions, deletions, pieces of other
+files, extreme numbers, words of a text), and the product's own code opens and reads it, in a separate process that may
+take 5 s of processor time and 2 GiB beyond what it began with. It should succeed or end with an InputError. Prints a
+table by format and the other endings, each with the number that repeats it (`--only`, with the same seed; `--subjects`
+changes no number); the exit code is 1 if there is one. Linux only.
 """
 
 from __future__ import annotations

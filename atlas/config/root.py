@@ -13,7 +13,13 @@ from atlas.config.experience_sections import LearningConfig
 from atlas.config.model_section import MODEL, ModelConfig
 from atlas.config.section import Section, UserPath
 from atlas.config.tracking_sections import LoggingConfig, ModelManagementConfig, WandbConfig
-from atlas.config.training_sections import CheckpointConfig, DistributedConfig, EvaluationConfig, TrainingConfig
+from atlas.config.training_sections import (
+    CheckpointConfig,
+    DistributedConfig,
+    EvaluationConfig,
+    TrainingConfig,
+    three_quarters,
+)
 from atlas.system.paths import unfit
 
 
@@ -58,7 +64,7 @@ class Config(Section):
         ):
             return values
         horizon = data.get("action_horizon", DataConfig.model_fields["action_horizon"].default)
-        execute = max(1, horizon * 3 // 4) if isinstance(horizon, int) else 1  # a wrong horizon is refused by itself
+        execute = three_quarters(horizon) if isinstance(horizon, int) else 1  # a wrong horizon is refused by itself
         return {**values, "evaluation": {**evaluation, "execute": execute}}
 
     @property

@@ -81,6 +81,12 @@ class CheckpointConfig(Section):
     keep_every_n_steps: Positive | None = None  # those whose step is a multiple of this are kept too
 
 
+def three_quarters(horizon: int) -> int:
+    """How many actions of a chunk of H are executed unless more is known: policies that look again after half of it
+    change their mind more often, and succeed less often in the cubes world (docs/benchmarks.md)."""
+    return max(1, horizon * 3 // 4)
+
+
 class EvaluationConfig(Section):
     """Closed-loop episodes in a simulator: during training (to choose the best checkpoint) and at the end."""
 

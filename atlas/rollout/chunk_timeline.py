@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from atlas.config.training_sections import three_quarters
 from atlas.errors import InputError
 
 Blend = float | Literal["guided"] | None  # see EvaluationConfig
@@ -25,11 +26,10 @@ def delay_steps(delay_ms: float, control_hz: float) -> int:
 def usual_execute(horizon: int, control_hz: float, delay_ms: float, validated: int | None = None) -> int:
     """How many actions of a chunk are executed unless something else is asked for.
 
-    validated: how many were where the policy was validated; None: unknown, three quarters of the chunk. Policies that
-    look again after half of it change their mind more often, and succeed less often in the cubes world. Never so many
+    validated: how many were where the policy was validated; None: unknown, three quarters of the chunk. Never so many
     that a chunk that comes late finds nothing left of the previous one.
     """
-    return max(1, min(validated or horizon * 3 // 4, horizon - delay_steps(delay_ms, control_hz)))
+    return max(1, min(validated or three_quarters(horizon), horizon - delay_steps(delay_ms, control_hz)))
 
 
 def check_execution(

@@ -62,8 +62,8 @@ def diagnose(
 
 def _chunks(shown: InputRecorder, execute: int | None) -> Iterator[Finding]:
     """Whether as many actions of a chunk are executed as where the policy was validated. execute: so many were."""
-    reference = shown.policy.reference_answers if shown.policy is not None else None
-    meant = execute if reference is None or reference.execute is None else reference.execute
+    validated = shown.policy.validated_execute if shown.policy is not None else None
+    meant = execute if validated is None else validated
     if meant is None:
         return
     counts = [len(d.actions) for episode in shown.episodes for d in episode.decisions if d.actions is not None]

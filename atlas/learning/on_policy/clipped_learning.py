@@ -152,10 +152,9 @@ class ClippedLearner(ABC):
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         self.group.add(gradients)
-        norm, most = nn.utils.get_total_norm(gradients), self._settings.max_grad_norm
+        norm = nn.utils.get_total_norm(gradients)
+        nn.utils.clip_grads_with_norm_(self.parameters, self._settings.max_grad_norm, norm)
         size = float(norm)
-        if size + 1e-6 > most:  # as torch's clip_grad_norm_, which multiplies by 1, too
-            torch._foreach_mul_(gradients, most / (norm + 1e-6))
         self.updates += 1
         if math.isfinite(size + total):
             self.optimizer.step()

@@ -84,7 +84,7 @@ class SmolVLANetwork(nn.Module):
     def draw_embeddings(self) -> None:
         """Draw what enters the layers, of a network without published weights, so that no part drowns another: places
         of patches beside what is seen there, words beside images. PyTorch's own deviation of 1 for places, and the
-        factor of `embed_prefix`, would leave words too weak to be learned from a few hundred episodes."""
+        factor of `embed_context`, would leave words too weak to be learned from a few hundred episodes."""
         text, positions = self.sizes.text.width, self.vision.embeddings.position_embedding
         nn.init.normal_(positions.weight, std=positions.embedding_dim**-0.5)
         nn.init.normal_(self.text.get_parameter("embed_tokens.weight"), std=text**-0.5)
