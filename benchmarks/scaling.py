@@ -146,6 +146,7 @@ def measure(arguments: argparse.Namespace) -> None:
             "link": link,
         }
         Path(os.environ["ATLAS_SCALING"]).write_text(json.dumps(found))
+    accelerator.wait_for_everyone()  # none leaves the group while another still uses it, as in `atlas train`
     accelerator.end_training()
 
 
