@@ -40,7 +40,6 @@ STATE, ACTION, CHUNK = 8, 7, 8
 WORDS = "pick up the red green cube task state action : , ; user assistant".split() + [str(n) for n in range(-1, 256)]
 MARKS = ["<pad>", "<eos>", "<bos>", "<unk>", "<image>"]
 VOCABULARY = len(MARKS) + len(WORDS)
-AUGMENT = ("brightness", "contrast", "saturation")
 TYPES = ("smolvla", "pi0", "pi05", "vlm")
 # The default job's, in place of the slow learning rates that published weights are trained further with.
 RECIPE: dict[str, object] = {
@@ -126,7 +125,8 @@ def settings_of(kind: str, folder: Path) -> list[str]:
     if kind == "smolvla":
         section |= {"train_expert_only": False, "freeze_vision_encoder": False}
     training = [f"training.{key}={value}" for key, value in RECIPE.items()]
-    data: dict[str, Any] = {"action_horizon": CHUNK, "cameras": list(CAMERAS), "augment": dict.fromkeys(AUGMENT, 0.0)}
+    plain = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
+    data: dict[str, Any] = {"action_horizon": CHUNK, "cameras": list(CAMERAS), "augment": plain}
     settings = [f"data.{key}={json.dumps(value)}" for key, value in data.items()]
     return [f"model={json.dumps(section)}", *settings, "evaluation.episodes=0", *training]
 
@@ -154,7 +154,7 @@ def write_folder(kind: str, folder: Path) -> Path:
         "chunk_size": CHUNK,
         "max_state_dim": STATE,
         "max_action_dim": ACTION,
-        "tokenizer_max_length": 24,
+        "tokenizer_max_length": SAID + (24 if kind == "pi05" else 8),  # pi0.5 is told its state in words
     }
     if kind == "smolvla":
         config |= {
@@ -167,7 +167,7 @@ def write_folder(kind: str, folder: Path) -> Path:
         }
         _write(folder / "vlm" / "config.json", _smolvlm())
     else:
-        config |= {"image_resolution": [SIDE, SIDE], "tokenizer_max_length": 24 if kind == "pi0" else 40}
+        config["image_resolution"] = [SIDE, SIDE]
         layers = {"width": WIDTH, "depth": LAYERS, "mlp_dim": 2 * WIDTH, **heads}
         sizes = {"text": layers, "expert": layers, "vision": _vit(), "vocab_size": VOCABULARY}
         _write(folder / "backbone.json", sizes)
@@ -196,7 +196,7 @@ def _smolvlm() -> dict[str, Any]:
     }
     return {
         "model_type": "smolvlm",
-        "scale_factor": 1,
+        "scale_factor": 1,  # patches are not joined: two cubes in one token are hard to tell apart
         "image_token_id": MARKS.index("<image>"),
         "text_config": text,
         "vision_config": {"model_type": "smolvlm_vision", **_vit()},
