@@ -61,12 +61,25 @@ def write(folder: Path, reference: str) -> None:
 
 def compare(folder: Path, right_positions: bool) -> int:
     """Load it with LeRobot, and compare."""
+    answers, tasks = load_file(folder / "answers.safetensors"), json.loads((folder / "tasks.json").read_text())
+    policy, before, after = load_exported(folder / "lerobot", right_positions)
+    observation: dict[str, Any] = {"observation.state": answers["state"], "task": tasks}
+    observation |= {name: v.float() / 255 for name, v in answers.items() if name.startswith("observation.images.")}
+    with torch.no_grad():
+        chunk = policy.predict_action_chunk(before(observation), noise=answers["noise"])
+    found = after(chunk)
+    difference = float((found - answers["actions"]).abs().max())
+    print(f"{versions()}, type {policy.config.type}")
+    print(f"largest difference of actions: {difference:.1e} (allowed {TOLERANCE:.0e})")
+    return int(not difference <= TOLERANCE)
+
+
+def load_exported(path: Path, right_positions: bool) -> tuple[Any, Any, Any]:
+    """LeRobot's policy from an exported folder, on the CPU, and the processors before and after it."""
     _stand_in_for_operators()
     from lerobot.configs.policies import PreTrainedConfig
     from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
-    path = folder / "lerobot"
-    answers, tasks = load_file(folder / "answers.safetensors"), json.loads((folder / "tasks.json").read_text())
     config = PreTrainedConfig.from_pretrained(path)
     _name_backbone(config, path)
     _name_sizes(config, path)
@@ -76,18 +89,14 @@ def compare(folder: Path, right_positions: bool) -> int:
     overrides = {"device_processor": {"device": "cpu"}}
     overrides["tokenizer_processor"] = {"tokenizer_name": str(path / "tokenizer")}
     before, after = make_pre_post_processors(config, path, preprocessor_overrides=overrides)
-    observation: dict[str, Any] = {"observation.state": answers["state"], "task": tasks}
-    observation |= {name: v.float() / 255 for name, v in answers.items() if name.startswith("observation.images.")}
-    with torch.no_grad():
-        chunk = policy.predict_action_chunk(before(observation), noise=answers["noise"])
-    found = after(chunk)
-    difference = float((found - answers["actions"]).abs().max())
+    return policy, before, after
+
+
+def versions() -> str:
     import lerobot
     import transformers
 
-    print(f"LeRobot {lerobot.__version__}, transformers {transformers.__version__}, type {config.type}")
-    print(f"largest difference of actions: {difference:.1e} (allowed {TOLERANCE:.0e})")
-    return int(not difference <= TOLERANCE)
+    return f"LeRobot {lerobot.__version__}, transformers {transformers.__version__}"
 
 
 def _name_backbone(config: Any, path: Path) -> None:

@@ -148,6 +148,9 @@ def measure(arguments: argparse.Namespace) -> None:
         Path(os.environ["ATLAS_SCALING"]).write_text(json.dumps(found))
     accelerator.wait_for_everyone()  # none leaves the group while another still uses it, as in `atlas train`
     accelerator.end_training()
+    # A thread of gloo may still hold a tensor of the last exchange, and aborts the process if it lets go of it while
+    # Python shuts down (github.com/pytorch/pytorch/pull/179291).
+    os._exit(0)
 
 
 @contextmanager

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from atlas.config import TrainingConfig
 from atlas.policies.attention import ShowsAttention
 from atlas.policies.published import flow_policy
 from atlas.policies.published.flow_pieces import draw_training
+from atlas.training.optimizer import make_optimizer, set_learning_rate
 from tests.policies.test_picture_features import begin, some_batch
 
 KINDS: list[tuple[str, dict[str, Any]]] = [("smolvla", {}), ("pi0", {}), ("pi05", {"train_expert_only": True})]
@@ -66,3 +68,19 @@ def test_random_weights_let_words_count_as_much_as_images(kind: str) -> None:
         tokens = network.embed_prefix([image], [valid[:, 0]], words, valid).embeddings
 
     assert 0.5 < tokens[0, -4:].std() / tokens[0, :-4].std() < 2.5
+
+
+def test_training_does_not_let_images_outgrow_the_words() -> None:
+    policy = begin("smolvla", weights="random", statistics="dataset", train_expert_only=False)
+    batch, config = some_batch(policy), TrainingConfig(learning_rate=1e-3)
+    optimizer = make_optimizer(policy, config)
+    set_learning_rate(optimizer, config.learning_rate)
+
+    for _ in range(10):
+        optimizer.zero_grad()
+        policy(batch).loss.backward()
+        optimizer.step()
+
+    tokens, _ = policy.embed_context(batch)
+    of_images = policy.picture_tokens(batch)[0].shape[1]
+    assert 0.5 < tokens[:, :of_images].std() / tokens[:, -4:].std() < 2.5

@@ -382,6 +382,20 @@ def test_settings_that_name_nothing_are_refused(settings: dict[str, Any], messag
         SmolVLAConfig(pretrained=str(SMOLVLA), **settings).build(smolvla(SMOLVLA).processor)
 
 
+def test_a_tokenizer_of_transformers_5_goes_there_in_the_words_of_transformers_4(folder: Path, tmp_path: Path) -> None:
+    file = "tokenizer/tokenizer_config.json"
+    change(folder / file, tokenizer_class="TokenizersBackend", extra_special_tokens=["<image>"])
+    words = smolvla(folder).prompt_tokenizer
+
+    out = export_policy(folder, "lerobot", tmp_path / "out").folder
+
+    written = json.loads((out / file).read_text())
+    assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert written["additional_special_tokens"] == ["<image>"] and "extra_special_tokens" not in written
+    again = smolvla(out).prompt_tokenizer
+    assert words is not None and again is not None and again(["pick <image>"])[0].equal(words(["pick <image>"])[0])
+
+
 def test_only_what_lerobot_has_goes_there(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()

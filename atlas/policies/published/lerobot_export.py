@@ -74,6 +74,20 @@ def write_description(policy: FlowPolicy, folder: Path) -> None:
             save_tensors(partial, statistics)
     if policy.prompt_tokenizer is not None:
         policy.prompt_tokenizer.save(folder / TOKENIZER)
+        _let_transformers_4_read(folder / TOKENIZER / "tokenizer_config.json")
+
+
+def _let_transformers_4_read(file: Path) -> None:
+    """Put a tokenizer's config in words of transformers 4, which LeRobot 0.4 asks for. transformers 5 reads them too,
+    but names the class and the list of additional tokens otherwise in what it writes."""
+    config = json.loads(file.read_text()) if file.is_file() else {}
+    was = dict(config)
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    if config != was:
+        _write(file, config)
 
 
 def _features(policy: FlowPolicy) -> dict[str, dict[str, Any]]:

@@ -92,6 +92,12 @@ class SmolVLANetwork(nn.Module):
             for parameter in self.get_submodule(_CONNECTOR).parameters():
                 parameter.mul_(text**-0.5)
 
+    def drawn_rate_factor(self, name: str) -> float:
+        """The factor of the learning rate for a weight that `draw_embeddings` has drawn. AdamW's steps do not depend on
+        a weight's size, and `embed_context` multiplies what the connector says by sqrt(width): at the full rate images
+        would soon be many times as large as words, which then change nothing of what an image's token says."""
+        return self.sizes.text.width**-0.5 if name.startswith(_CONNECTOR) else 1.0
+
     # ---- what is trained -------------------------------------------------------------------------------------
 
     def set_trained(self, expert_only: bool, freeze_vision: bool, state_proj: bool) -> None:

@@ -97,6 +97,11 @@ class SmolVLAPolicy(FlowPolicy):
         layers = [*self.network.vision.layers, *self.network.text_layers, *self.network.expert_layers]
         return [layer for layer in layers if any(p.requires_grad for p in layer.parameters())]
 
+    def learning_rate_factor(self, name: str) -> float:
+        if self.config.weights == "pretrained":
+            return 1.0
+        return self.network.drawn_rate_factor(name.removeprefix("network."))
+
     def parts(self) -> dict[str, nn.Module]:
         both = self.network.get_submodule("vlm_with_expert")
         heads = {name: part for name, part in self.network.named_children() if name != "vlm_with_expert"}
