@@ -164,7 +164,7 @@ def play(out: Path, right_positions: bool) -> None:
     success = [bool(each["success"]) for each in found["per_episode"]]
     says = {"type": policy.config.type, "versions": versions(), "success": success}
     (out / PLAYED).write_text(json.dumps({**says, "instructions": [each.instruction for each in decisions]}))
-    _save(decisions, out / DECISIONS)
+    save(decisions, out / DECISIONS)
 
 
 def _make_world(plan: dict[str, Any], decisions: list[Decision]) -> Any:
@@ -218,7 +218,7 @@ def _make_world(plan: dict[str, Any], decisions: list[Decision]) -> Any:
     return World()
 
 
-def _save(decisions: list[Decision], file: Path) -> None:
+def save(decisions: list[Decision], file: Path) -> None:
     longest = max(len(each.actions) for each in decisions)
     actions = np.zeros((len(decisions), longest, len(decisions[0].actions[0])), np.float32)
     for number, each in enumerate(decisions):

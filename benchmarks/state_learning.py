@@ -48,21 +48,22 @@ def main() -> None:
     rows = [row(name, arguments, out) for name in filter(None, arguments.algorithms.split(","))]
 
     print(describe())
-    print("| | episodes (steps) | success before | after | gained / lost (p) | minutes | CPU minutes |")
-    print("|---|---|---|---|---|---|---|")
+    print("| | episodes (steps) | success before | control | after | gained / lost (p) | minutes | CPU minutes |")
+    print("|---|---|---|---|---|---|---|---|")
     print("\n".join(rows))
 
 
 def row(name: str, arguments: argparse.Namespace, out: Path) -> str:
     """Learn, and say in a row of the table what came of it."""
     command = [*ATLAS, "learn", name, "--checkpoint", str(out / "outputs" / "base"), "--env", arguments.env, "--json"]
-    found, minutes, cpu = timed([*command, f"output_dir={out / 'outputs'}", *arguments.overrides])
+    found, minutes, cpu = timed([*command, f"output_dir={out / 'outputs'}", *arguments.overrides], cwd=out)
     told: dict[str, Any] = found
     success = {when: f"{share:.0%}" for when, share in told["success_rate"].items()}
     starts = told["starts"] or {"gained": 0, "lost": 0, "p": 1.0}
     changed = f"{starts['gained']} / {starts['lost']} ({starts['p']:.3f})"
     played = f"{told['episodes']:,} ({told['env_steps']:,})"
-    cells = [name, played, success["before"], success["after"], changed, f"{minutes:.1f}", f"{cpu / 60:.1f}"]
+    control = "" if told["control"] is None else f"{told['control']['success_rate']:.0%}"
+    cells = [name, played, success["before"], control, success["after"], changed, f"{minutes:.1f}", f"{cpu / 60:.1f}"]
     if told["ended_early"]:
         cells[0] += f", which ended early: {told['ended_early']}"
     return f"| {' | '.join(cells)} |"

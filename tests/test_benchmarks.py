@@ -23,6 +23,9 @@ import torch
 
 from atlas.config import dump_yaml
 from atlas.learning.run_config import config_from_nothing
+from atlas.policies.base import load_policy
+from atlas.policies.published.flow_policy import FlowPolicy
+from atlas.types import Observation
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -406,6 +409,29 @@ def test_lerobot_agreement_writes_what_lerobot_compares(run: Run, kind: str, tmp
     written = {path.name for path in (tmp_path / "agreement" / "lerobot").iterdir()}
     assert {"config.json", "model.safetensors", "policy_preprocessor.json", "tokenizer"} <= written
     assert (tmp_path / "agreement" / "answers.safetensors").exists() and "its answers beside it" in printed
+
+
+def test_lerobot_rollouts_asks_atlas_for_the_same_decisions(tmp_path: Path) -> None:
+    """Playing itself needs LeRobot, in an environment of its own."""
+    rollouts = importlib.import_module("lerobot_rollouts")
+    checkpoint = str(Path(__file__).parent / "fixtures" / "smolvla")
+    policy = load_policy(checkpoint).eval()
+    assert isinstance(policy, FlowPolicy)
+    rollouts.prepare(checkpoint, 2, tmp_path)
+    plan, side = json.loads((tmp_path / rollouts.PLAN).read_text()), policy.processor.camera_size
+    images = {slot: np.full((side, side, 3), number, np.uint8) for number, slot in enumerate(plan["cameras"])}
+    state = np.ones(policy.processor.proprio_dim, np.float32)
+    noise = torch.randn(2, policy.processor.action_horizon, 32)
+    seen = Observation({plan["cameras"][slot]: image for slot, image in images.items()}, state, "pick")
+    chunks = policy.sample_chunk(policy.processor.batch([seen, seen]), noise).numpy()
+    chunks[1, 0] += 0.5
+
+    decisions = [rollouts.Decision(images, state, "pick", noise[n], list(chunks[n, : 3 - n])) for n in (0, 1)]
+    rollouts.save(decisions, tmp_path / rollouts.DECISIONS)
+    (tmp_path / rollouts.PLAYED).write_text(json.dumps({"instructions": ["pick", "pick"]}))
+
+    count, difference = rollouts.largest_difference(checkpoint, tmp_path)
+    assert len(plan["starts"]) == count == 2 and difference == pytest.approx(0.5, abs=1e-4)
 
 
 @pytest.mark.slow

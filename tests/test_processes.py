@@ -66,8 +66,15 @@ def weights(run: Path) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in policy.state_dict().items()}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("processes", "number", "code"),
+    [
+        (2, signal.SIGTERM, 143),
+        (1, signal.SIGINT, 130),
+        pytest.param(1, signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(2, signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_ends_the_run_with_a_checkpoint(
     make_libero: MakeLibero, tmp_path: Path, number: int, code: int, processes: int
 ) -> None:

@@ -171,7 +171,7 @@ def before() -> dict[str, Any]:
     return read
 
 
-QUICK = ("resumed", "FSDP")  # the others are as good at telling, and take a minute together
+QUICK = ("resumed",)  # the others are as good at telling, and take a minute together
 
 
 @pytest.mark.parametrize("job", [pytest.param(job, marks=() if job in QUICK else pytest.mark.slow) for job in JOBS])

@@ -52,7 +52,8 @@ def test_transitions_are_the_episode_whoever_plays_it(cubes_dataset: Path) -> No
         with closing(Evaluator("cubes", SIZE, workers)) as evaluator:
             keep = lambda episode, transition, of=found[workers]: of[episode.number].append(transition)  # noqa: E731
             asked[workers] = evaluator.play(Demonstrator(dataset), episodes, title=None, on_transition=keep)
-            plain = evaluator.play(Demonstrator(dataset), episodes, title=None)
+            if workers == 1:
+                plain = evaluator.play(Demonstrator(dataset), episodes, title=None)
 
     outcomes = [p.outcome for p in plain]
     assert all([p.outcome for p in played] == outcomes for played in asked.values())

@@ -27,6 +27,8 @@ def test_scalars_are_those_that_tensorboard_reads(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
     log_curves(tmp_path, {"train/loss": [(step, 1 / step) for step in range(1, 30)], "val/loss": [(20, 0.5)]})
+    (first,) = event_files(tmp_path)  # TensorBoard sorts two files of one second by the text of a counter
+    first.rename(first.with_name(f"events.out.tfevents.1700000000.{socket.gethostname()}.1.0"))
     writer = SummaryWriter(str(tmp_path / "tensorboard"), purge_step=16)  # resumed from step 15
     writer.add_scalar("train/loss", 9.0, 16)
     writer.add_histogram("weights", np.arange(2000.0), 16)
