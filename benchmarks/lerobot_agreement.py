@@ -107,6 +107,10 @@ def _name_backbone(config: Any, path: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path / "tokenizer")
+    for mark in ("fake_image_token_id", "global_image_token_id"):  # put around images, where that is asked for
+        if not hasattr(tokenizer, mark):
+            assert not config.add_image_special_tokens
+            setattr(tokenizer, mark, tokenizer.unk_token_id)
     config.vlm_model_name = str(path / "vlm")
     smolvlm_with_expert.AutoProcessor = SimpleNamespace(
         from_pretrained=lambda *_, **__: SimpleNamespace(tokenizer=tokenizer)

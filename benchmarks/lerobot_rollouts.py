@@ -161,6 +161,7 @@ def play(out: Path, right_positions: bool) -> None:
     torch.manual_seed(0)
     nothing = PolicyProcessorPipeline(steps=[])
     found = eval_policy(env, policy, nothing, nothing, before, after, n_episodes=len(plan["starts"]), start_seed=0)
+    env.close()
     success = [bool(each["success"]) for each in found["per_episode"]]
     says = {"type": policy.config.type, "versions": versions(), "success": success}
     (out / PLAYED).write_text(json.dumps({**says, "instructions": [each.instruction for each in decisions]}))
@@ -205,6 +206,9 @@ def _make_world(plan: dict[str, Any], decisions: list[Decision]) -> Any:
                 result.truncated,
                 {"is_success": result.success},
             )
+
+        def close(self) -> None:
+            self._cubes.close()
 
         def seen(self) -> tuple[dict[str, np.ndarray], np.ndarray, str]:
             """The slots' images, the state and the instruction."""
