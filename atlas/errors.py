@@ -12,6 +12,11 @@ class InputError(Exception):
     The command line prints the message alone, without a traceback, and exits with 2.
     """
 
+    def __str__(self) -> str:
+        """The message, in which half of a character, as a damaged file or a file's name may have it, is escaped:
+        neither logs nor pages could be written with it."""
+        return super().__str__().encode("utf-8", "backslashreplace").decode("utf-8")
+
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' Did you mean ...?' with the nearest of `known`, or '' if none is close."""

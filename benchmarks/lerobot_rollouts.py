@@ -94,11 +94,8 @@ def report(checkpoint: str, out: Path, atlas: dict[str, Any]) -> None:
     print("| type | by `atlas eval` | by LeRobot's `eval_policy` | decisions | largest difference of actions |")
     print("|---|---|---|---|---|")
     count, difference = largest_difference(checkpoint, out)
-    of_atlas, of_lerobot = (
-        f"{atlas['successes']}/{atlas['episodes']}",
-        f"{sum(played['success'])}/{len(played['success'])}",
-    )
-    print(f"| {played['type']} | {of_atlas} | {of_lerobot} | {count:,} | {difference:.1e} |")
+    success = [f"{atlas['successes']}/{atlas['episodes']}", f"{sum(played['success'])}/{len(played['success'])}"]
+    print(f"| {' | '.join([played['type'], *success, f'{count:,}', f'{difference:.1e}'])} |")
 
 
 def largest_difference(checkpoint: str, out: Path) -> tuple[int, float]:
@@ -198,14 +195,8 @@ def _make_world(plan: dict[str, Any], decisions: list[Decision]) -> Any:
         def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
             decisions[-1].actions.append(np.array(action, np.float32))
             result = self._cubes.step(action)
-            self._seen = result.observation
-            return (
-                self._as_lerobot(),
-                result.reward,
-                result.terminated,
-                result.truncated,
-                {"is_success": result.success},
-            )
+            self._seen, told = result.observation, {"is_success": result.success}
+            return self._as_lerobot(), result.reward, result.terminated, result.truncated, told
 
         def close(self) -> None:
             self._cubes.close()

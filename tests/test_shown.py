@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from atlas.cli.output import log_lines_shown_as_text, print_json, print_table, say
+from atlas.errors import InputError
 from atlas.policies.model_card import model_card
 from atlas.system.safe_text import markdown, markdown_code, printable
 from atlas.tracking.sinks.console import setup_logging
@@ -81,3 +82,7 @@ def test_a_model_card_shows_names_of_others_as_text() -> None:
 
     assert "cameras `` front`<b>` ``, `wrist` (upright" in card
     assert "- data/&lt;img src=x&gt;\\|a\\_b: " in card
+
+
+def test_a_message_can_be_written_whatever_it_quotes() -> None:
+    assert str(InputError("caf\xe9, caf\udce9")) == "caf\xe9, caf\\udce9"

@@ -296,6 +296,10 @@ BAD: dict[str, tuple[Spoil, str]] = {
     ),
     "not finite": (lambda f: rewrite(f, lambda t: t[LAYER].fill_(float("nan"))), "not finite"),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "there is no tokenizer"),
+    "half a character": (
+        lambda f: change(f / "tokenizer" / "tokenizer_config.json", padding_side="\ud800"),
+        r"cannot be read: Padding side .* value: \\ud800",
+    ),
     "a tokenizer of more words": (_fewer_words, "belongs to another model"),
     "an unknown step": (lambda f: _step(f, "rotate_images_processor"), "'rotate_images_processor' is unknown"),
     "a step whose name is none": (lambda f: _step(f, ["rotate"]), "the step '\\['rotate'\\]' is unknown"),
