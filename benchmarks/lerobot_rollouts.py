@@ -15,9 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from default_job import ATLAS, run
+from machine import describe
 from safetensors.torch import load_file, save_file
 
 WORLD = "cubes"
@@ -49,14 +48,10 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = str(Path(arguments.checkpoint).resolve())
     prepare(checkpoint, arguments.episodes, out)
-    atlas = evaluate(checkpoint, arguments.episodes, out)
-    command = [arguments.lerobot, __file__, str(out), "--play"]
-    root = Path(__file__).resolve().parents[1]
-    subprocess.run(
-        [*command, *(["--right-positions"] if arguments.right_positions else [])],
-        env={**os.environ, "PYTHONPATH": str(root)},
-        check=True,
-    )
+    command = [*ATLAS, "eval", "--checkpoint", checkpoint, "--env", WORLD, "--json"]
+    atlas = json.loads(run([*command, "--episodes", str(arguments.episodes)], cwd=out, capture=True))
+    flags = ["--right-positions"] if arguments.right_positions else []
+    run([arguments.lerobot, str(Path(__file__).resolve()), str(out), "--play", *flags], cwd=out)
     report(checkpoint, out, atlas)
 
 
@@ -78,17 +73,7 @@ def prepare(checkpoint: str, episodes: int, out: Path) -> None:
     (out / PLAN).write_text(json.dumps(plan))
 
 
-def evaluate(checkpoint: str, episodes: int, out: Path) -> dict[str, Any]:
-    """What `atlas eval` prints as JSON."""
-    command = [sys.executable, "-m", "atlas.cli", "eval", "--checkpoint", checkpoint, "--env", WORLD, "--json"]
-    finished = subprocess.run([*command, "--episodes", str(episodes)], cwd=out, check=True, stdout=subprocess.PIPE)
-    found: dict[str, Any] = json.loads(finished.stdout)
-    return found
-
-
 def report(checkpoint: str, out: Path, atlas: dict[str, Any]) -> None:
-    from machine import describe
-
     played: dict[str, Any] = json.loads((out / PLAYED).read_text())
     print(f"\n{describe()}; {played['versions']}\n")
     print("| type | by `atlas eval` | by LeRobot's `eval_policy` | decisions | largest difference of actions |")
